@@ -1,0 +1,50 @@
+# `make` prints the targets. Each sets up what it needs on a fresh machine: git, Python >= 3.10 with venv, a C compiler.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q
+STORIES := build/stories.so
+
+help:            ## print this
+	@sed -n 's/^\([a-z]*\): *\(.*\)## /\1\t/p' $(MAKEFILE_LIST)
+
+dev: $(VENV)/.ready  ## make .venv with all a developer needs, llmc on its path
+
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
+	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
+	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[compiler,zig,dev]'
+	@touch $@
+
+$(STORIES): $(VENV)/.ready examples/stories/model/model.safetensors
+	@mkdir -p build
+	@$(BIN)/llmc compile examples/stories/model -o $@
+
+run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
+	@mkdir -p build
+	@$(BIN)/llmc compile examples/stories/model -o $(STORIES)
+	@$(BIN)/llmc run $(STORIES) -p "Once upon a time" -n 200
+
+test: $(VENV)/.ready  ## lint, type-check and run all tests
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+quick: $(VENV)/.ready  ## the one-minute test: a two-layer model end to end
+	@$(BIN)/python -m pytest -q tests/test_tiny.py
+
+lint: $(VENV)/.ready  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+golden: $(VENV)/.ready  ## rewrite the golden files after a change you meant
+	@$(BIN)/python -m pytest -q -n 2 --update-golden tests/passes tests/cli
+
+bench: $(VENV)/.ready  ## measure decode and prefill of a 7B against this machine's limits
+	@$(BIN)/python bench/decode.py
+
+clean:           ## remove what was built, but not .venv
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+.PHONY: help dev run test quick lint golden bench clean

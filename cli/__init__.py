@@ -1,0 +1,1 @@
+"""The `llmc` command: one subcommand a file."""

@@ -1,0 +1,127 @@
+"""`llmc compile`: a model becomes one file."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from llmc.cli.output import certificate_in_words, compiler_installed, in_bytes, in_seconds, json_option, print_json
+from llmc.cli.progress import stage_progress
+from llmc.runtime.errors import LlmcError
+
+
+def parse_batch(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    """1,2,4,8 as numbers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4,8") from None
+
+
+@click.command(short_help="Compile a model into one file.")
+@click.argument("model")
+@click.option("-o", "--out", metavar="FILE.so", type=click.Path(path_type=Path), help="[default: the model's name]")
+@click.option(
+    "--target",
+    metavar="TARGET",
+    default="cpu",
+    show_default=True,
+    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …",
+)
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
+@click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8"]), default="none", show_default=True)
+@click.option(
+    "--batch",
+    metavar="1,2,…",
+    default="1,2,4,8",
+    show_default=True,
+    callback=parse_batch,
+    help="Batch sizes to compile decoding for.",
+)
+@click.option(
+    "--max-seq", metavar="N", type=click.IntRange(1), help="Most tokens of a sequence.  [default: the model's own]"
+)
+@click.option(
+    "--weights", type=click.Choice(["real", "random"]), default="real", show_default=True, help="random: shapes only."
+)
+@click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
+@click.option(
+    "--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the source model."
+)
+@click.option("--dump", metavar="DIR", type=click.Path(path_type=Path), help="Write the graph after every stage here.")
+@json_option
+def command(
+    model: str,
+    out: Path | None,
+    target: str,
+    dtype: str | None,
+    quant: str,
+    batch: tuple[int, ...],
+    max_seq: int | None,
+    weights: str,
+    seed: int,
+    verify: str,
+    dump: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into one file: machine code, weights, tokenizer and runtime.
+
+    MODEL is a folder in Hugging Face's layout, a hub id, a known name (llama2-7b, opt-6.7b) or an .onnx file.
+    """
+    if quant != "none":
+        raise LlmcError(f"quantization to {quant} is not built yet", place=f"--quant {quant}", hint="use --quant none")
+    if out is not None and out.is_dir():
+        raise LlmcError("the output is a directory", place=f"-o {out}", hint=f"name a file: -o {out / 'model.so'}")
+    with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr), stage_progress() as progress:
+        from llmc.compiler.driver import compile_model
+
+        report = compile_model(
+            model,
+            out=out,
+            target=target,
+            dtype=dtype,
+            batch=batch,
+            max_sequence=max_seq,
+            weights=weights,
+            verify=verify == "on",
+            dump=dump,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(summary(report))
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the compile as Ctrl-C does, so that no partial file stays behind."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The report of a compile, for people."""
+    seconds = report.get("seconds", {})
+    stages = ", ".join(f"{stage} {in_seconds(value)}" for stage, value in seconds.items())
+    lines = [
+        f"{report['path']}  {in_bytes(report['bytes'])}  {report['model']}, {report['dtype']}, {report['target']}",
+        f"time         {in_seconds(sum(seconds.values()))}: {stages}",
+        f"certificate  {certificate_in_words(report['certificate'])}",
+    ]
+    return "\n".join(lines)

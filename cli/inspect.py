@@ -1,0 +1,205 @@
+"""`llmc inspect`: what an artifact holds, read without executing anything of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from llmc.cli.output import artifact_argument, certificate_in_words, in_bytes, json_option, print_json, table
+from llmc.runtime import ArtifactFile, LlmcError
+from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
+from llmc.runtime.plan import PlanTables
+
+Said = dict[str, Any]
+
+
+@click.command(short_help="Show what an artifact holds.")
+@artifact_argument
+@click.option("--graph", "views", flag_value="graph", multiple=True, help="What each pass did, and the final graph.")
+@click.option("--plan", "views", flag_value="plan", multiple=True, help="The kernel calls of each step size.")
+@click.option(
+    "--schedules", "views", flag_value="schedules", multiple=True, help="The schedule chosen for each operator."
+)
+@click.option("--manifest", "views", flag_value="manifest", multiple=True, help="The manifest, as JSON.")
+@json_option
+def command(artifact: str, views: tuple[str, ...], as_json: bool) -> None:
+    """Show what an artifact holds: model, target, sizes, plans, parity certificate.
+
+    Nothing of the artifact is executed, so this is safe on a file from anywhere and for any machine's artifact.
+    """
+    if len(set(views)) > 1:
+        raise click.UsageError("show one of --graph, --plan, --schedules, --manifest at a time")
+    collect, write = VIEWS[views[0] if views else "summary"]
+    with ArtifactFile.open(artifact) as file:
+        said = collect(file)
+    if as_json:
+        print_json(said)
+    else:
+        click.echo(printable(write(said)))
+
+
+def printable(text: str) -> str:
+    """A file from anywhere may hold what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+# -- summary --------------------------------------------------------------------
+
+
+def collect_summary(file: ArtifactFile) -> Said:
+    manifest, plan = file.manifest(), file.plan()
+    return {
+        "path": str(file.path),
+        "bytes": file.n_bytes,
+        "format_version": FORMAT_VERSION,
+        "llmc": manifest.get("llmc"),
+        "created": manifest.get("created"),
+        "model": without(manifest.get("model", {}), "config"),
+        "target": manifest.get("target", {}),
+        "kv_cache": manifest.get("kv_cache", {}),
+        "memory": manifest.get("memory", {}),
+        "sections": [
+            {"name": s.name, "offset": s.offset, "bytes": s.n_bytes, "sha256": s.sha256.hex()}
+            for s in file.sections.values()
+        ],
+        "n_kernels": len(plan.kernels),
+        "plans": [{"kind": PLAN_KINDS[p.kind], "rows": p.n_rows, "calls": p.n_calls} for p in plan.plans],
+        "certificate": without(manifest.get("certificate", {"status": "missing"}), "prompts"),
+    }
+
+
+def write_summary(said: Said) -> str:
+    model, target, memory, cache = said["model"], said["target"], said["memory"], said["kv_cache"]
+    plans = {kind: [p for p in said["plans"] if p["kind"] == kind] for kind in PLAN_KINDS}
+    facts = {
+        "file": f"{said['path']}, {in_bytes(said['bytes'])}, by llmc {said['llmc']} on {said['created']}",
+        "model": f"{model.get('name')} ({model.get('type')}), {model.get('n_layers')} layers, {model.get('dtype')}, "
+        f"{model.get('weights')} weights",
+        "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
+        "target": f"{target.get('name')} ({' '.join(target.get('cpu_features', ()))})",
+        "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
+        f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
+        f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}",
+        "kernels": f"{said['n_kernels']}",
+        **{kind: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[kind]) for kind in PLAN_KINDS},
+        "certificate": certificate_in_words(said["certificate"]),
+    }
+    sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
+    lines = [f"{name:<12} {fact}" for name, fact in facts.items()]
+    return "\n".join([*lines, "", table(("section", "offset", "bytes", "sha256"), sections)])
+
+
+# -- plan -----------------------------------------------------------------------
+
+
+def collect_plan(file: ArtifactFile) -> Said:
+    tables, schedules = file.plan(), file.manifest().get("schedules", [])
+    header = tables.header
+    return {
+        "arena_bytes": header.arena_bytes,
+        "scratch_bytes_per_thread": header.scratch_bytes,
+        "kv_page_bytes": header.kv_page_bytes,
+        "page_tokens": header.page_tokens,
+        "pages_per_sequence": header.pages_per_sequence,
+        "cpu_features": list(tables.cpu_features),
+        "kernels": [{"name": kernel.name, "n_pointers": kernel.n_pointers} for kernel in tables.kernels],
+        "plans": [
+            {
+                "kind": PLAN_KINDS[plan.kind],
+                "rows": plan.n_rows,
+                "bytes": step_bytes(schedules, PLAN_KINDS[plan.kind], plan.n_rows),
+                "calls": [
+                    call_record(tables, index) for index in range(plan.first_call, plan.first_call + plan.n_calls)
+                ],
+            }
+            for plan in tables.plans
+        ],
+    }
+
+
+def call_record(tables: PlanTables, index: int) -> Said:
+    call = tables.calls[index]
+    return {
+        "kernel": tables.kernels[call.kernel].name,
+        "grid": call.grid,
+        "arguments": [
+            {"space": SPACES[a.space], "offset": a.offset, "bytes": a.n_bytes} for a in tables.arguments_of(call)
+        ],
+    }
+
+
+def step_bytes(schedules: list[Said], kind: str, n_rows: int) -> int:
+    """Bytes that the kernels of one step read and write, by the schedules' own count."""
+    return sum(s["bytes"] * s["nodes"] for s in schedules if (s["plan"], s["m"]) == (kind, n_rows))
+
+
+def write_plan(said: Said) -> str:
+    lines = [
+        f"arena {in_bytes(said['arena_bytes'])}, scratch {in_bytes(said['scratch_bytes_per_thread'])} a thread, "
+        f"KV pages of {said['page_tokens']} tokens and {in_bytes(said['kv_page_bytes'])}",
+        "arguments are space[offset:end], in bytes",
+    ]
+    for plan in said["plans"]:
+        moved = f", {in_bytes(plan['bytes'])} a step" if plan["bytes"] else ""
+        rows = [
+            (index, call["kernel"], call["grid"], " ".join(map(argument_in_words, call["arguments"])))
+            for index, call in enumerate(plan["calls"])
+        ]
+        lines += ["", f"{plan['kind']} of {plan['rows']} rows: {len(rows)} calls{moved}"]
+        lines.append(table(("call", "kernel", "grid", "arguments"), rows))
+    return "\n".join(lines)
+
+
+def argument_in_words(argument: Mapping[str, Any]) -> str:
+    start, size = argument["offset"], argument["bytes"]
+    return f"{argument['space']}[{start}:{start + size}]"
+
+
+# -- graph, schedules, manifest ---------------------------------------------------
+
+
+def collect_graph(file: ArtifactFile) -> Said:
+    graph = file.graph()
+    if graph is None:
+        raise LlmcError("the artifact does not keep its graph", place=str(file.path))
+    return graph
+
+
+def write_graph(said: Said) -> str:
+    rows = [(p["name"], p["rewrites"], p["nodes"]) for p in said["passes"]]
+    return "\n".join([table(("pass", "rewrites", "nodes left"), rows), "", said["final"].rstrip()])
+
+
+def collect_schedules(file: ArtifactFile) -> Said:
+    return {"schedules": file.manifest().get("schedules", [])}
+
+
+def write_schedules(said: Said) -> str:
+    titles = ("plan", "m", "op", "nodes", "rule", "params", "layout", "bytes")
+    rows = [tuple(record.get(title, "") for title in titles) for record in said["schedules"]]
+    return table(titles, rows)
+
+
+def collect_manifest(file: ArtifactFile) -> Said:
+    return file.manifest()
+
+
+def write_manifest(said: Said) -> str:
+    import json
+
+    return json.dumps(said, indent=2, ensure_ascii=False)
+
+
+def without(values: Mapping[str, Any], key: str) -> Said:
+    return {name: value for name, value in values.items() if name != key}
+
+
+VIEWS: dict[str, tuple[Callable[[ArtifactFile], Said], Callable[[Said], str]]] = {
+    "summary": (collect_summary, write_summary),
+    "graph": (collect_graph, write_graph),
+    "plan": (collect_plan, write_plan),
+    "schedules": (collect_schedules, write_schedules),
+    "manifest": (collect_manifest, write_manifest),
+}

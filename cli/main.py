@@ -1,0 +1,62 @@
+"""`llmc`: the group of commands, and what happens when one fails."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import traceback
+from typing import Any
+
+import click
+
+from llmc import __version__
+from llmc.runtime.errors import LlmcError
+
+COMMANDS = ("compile", "run", "verify", "inspect")
+REQUEST_FAILED, INTERRUPTED = 1, 130
+REPORT_HINT = "this is a bug in llmc; please report it with what LLMC_TRACEBACK=1 shows"
+
+
+class LazyGroup(click.Group):
+    """Commands are imported when they are asked for; failures become lines on standard error and an exit code."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"llmc.cli.{name}").command
+        return command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own business
+        except KeyboardInterrupt:
+            context.exit(INTERRUPTED)
+        except Exception as error:
+            report(error)
+            context.exit(REQUEST_FAILED)
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(__version__, message="llmc %(version)s")
+def main() -> None:
+    """Compile a language model into one file that runs by itself.
+
+    \b
+    llmc compile path/to/model -o model.so
+    llmc run model.so -p "Once upon a time"
+    """
+
+
+def report(error: Exception) -> None:
+    """Fact, place and hint on standard error; with LLMC_TRACEBACK=1 the traceback before them."""
+    if os.environ.get("LLMC_TRACEBACK"):
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if not isinstance(error, LlmcError):
+        said = str(error).strip().splitlines()
+        error = LlmcError(f"unexpected {type(error).__name__}: {said[0] if said else ''}", hint=REPORT_HINT)
+    click.echo(f"error: {error}", err=True)

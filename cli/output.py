@@ -1,0 +1,85 @@
+"""How the commands say things: JSON, sizes, tables, a certificate in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from llmc.runtime.errors import LlmcError
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+artifact_argument = click.argument("artifact", metavar="FILE.so", type=click.Path())
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one JSON object of a command."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """A line beside the result: dim, on standard error."""
+    click.secho(text, dim=True, err=True)
+
+
+def in_bytes(n: float) -> str:
+    """A size for people: 512 B, 13.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            break
+        n /= 1000
+    return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+
+
+def in_seconds(seconds: float) -> str:
+    """A duration for people: 3 ms, 12.5 s, 2 min 5 s."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as they need; numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (titles, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(titles))]
+    right = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(titles))]
+    lines = [
+        "  ".join(
+            f"{cell:>{width}}" if r else f"{cell:{width}}" for cell, width, r in zip(row, widths, right, strict=True)
+        )
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def certificate_in_words(certificate: Mapping[str, Any]) -> str:
+    """What a parity certificate says, in one line."""
+    status = certificate.get("status", "missing")
+    if status != "passed":
+        return f"{status}: {certificate['reason']}" if "reason" in certificate else str(status)
+    said = []
+    if "relative_error" in certificate:
+        said.append(f"logits within {certificate['relative_error']:.1e} of their range")
+    if "top1_agreement" in certificate:
+        said.append(f"{certificate['top1_agreement']:.1%} of most likely tokens agree")
+    if "kl_mean" in certificate:
+        said.append(f"KL {certificate['kl_mean']:.1e} nats")
+    return f"passed: {', '.join(said)}" if said else "passed"
+
+
+@contextmanager
+def compiler_installed() -> Iterator[None]:
+    """For commands that need the compiler: say how to get what is missing of it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "llmc"):
+            raise
+        hint = "pip install 'llmc[compiler]'"
+        raise LlmcError(f"compiling needs the Python package {missing}, which is not installed", hint=hint) from None

@@ -1,0 +1,204 @@
+"""`llmc run`: generate from an artifact."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmc.cli.output import artifact_argument, in_seconds, json_option, print_json, say
+from llmc.runtime import LlmcError, load
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model, Sequence
+    from llmc.runtime.generation import Generation, How
+
+
+def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    """1,2,3 as numbers."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
+
+
+@click.command(short_help="Generate from an artifact.")
+@artifact_argument
+@click.option("-p", "--prompt", metavar="TEXT", help="Continue this text.")
+@click.option("--tokens", metavar="1,2,3", callback=parse_tokens, help="Continue these token ids, and print ids.")
+@click.option("-i", "--interactive", is_flag=True, help="Read texts from standard input, one a line.")
+@click.option(
+    "-n",
+    "max_tokens",
+    metavar="N",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    help="Most tokens to generate.",
+)
+@click.option(
+    "--temperature",
+    metavar="T",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0: always the most likely token.",
+)
+@click.option(
+    "--top-k", metavar="K", type=click.IntRange(0), default=0, show_default=True, help="Sample from the k best; 0: all."
+)
+@click.option(
+    "--top-p",
+    metavar="P",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="… of this probability.",
+)
+@click.option(
+    "--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text.  [default: drawn]"
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
+)
+@json_option
+def command(
+    artifact: str,
+    prompt: str | None,
+    tokens: list[int] | None,
+    interactive: bool,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    ignore_eos: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Generate from an artifact, printing tokens as they come.
+
+    The prompt is a text (-p), token ids (--tokens), or lines of standard input (-i): there each line is added to the
+    text so far and continued, and an empty line begins a new text.
+    """
+    if (prompt is not None) + (tokens is not None) + interactive != 1:
+        raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
+    if interactive and as_json:
+        raise click.UsageError("--json is for one prompt, not for -i")
+    start = perf_counter()
+    with load(artifact, threads=threads) as model:
+        load_s = perf_counter() - start
+        from llmc.runtime.generation import How
+
+        how = How.choose(temperature, top_k, top_p, seed)
+        if interactive:
+            converse(model, max_tokens, how, ignore_eos)
+            return
+        given = tokens if tokens is not None else str(prompt)
+        generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos)
+        if as_json:
+            print_json(result(model, generation, load_s))
+        else:
+            show(text(model, generation) if tokens is None else ids(generation))
+            say(timing(model, generation, load_s))
+
+
+def text(model: Model, generation: Generation) -> Iterator[str]:
+    """The generated text, in pieces."""
+    from llmc.runtime.binding import text_pieces
+    from llmc.runtime.text import TextStream
+
+    return text_pieces(generation, TextStream(model.tokenizer, generation.prompt))
+
+
+def ids(generation: Generation) -> Iterator[str]:
+    """The generated ids, written as --tokens takes them."""
+    for token in generation:
+        yield f"{',' if len(generation.tokens) > 1 else ''}{token}"
+
+
+def show(pieces: Iterator[str]) -> None:
+    """Print pieces as they come, and end the line whatever happens."""
+    try:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+    finally:
+        click.echo()
+
+
+def converse(model: Model, max_tokens: int, how: How, ignore_eos: bool) -> None:
+    """Continue the text so far with each line of standard input; an empty line begins a new one."""
+    sequence = model.sequence()
+    pending: list[int] = []
+    for line in lines():
+        if not line:
+            sequence.truncate(0)
+            pending = []
+            continue
+        prompt = pending + model.encode(line, special=sequence.length == 0)
+        try:
+            pending = take_turn(model, sequence, prompt, max_tokens, how, ignore_eos)
+        except LlmcError as error:
+            click.echo(f"error: {error}\nbeginning a new text", err=True)
+            sequence.truncate(0)
+            pending = []
+
+
+def take_turn(
+    model: Model, sequence: Sequence, prompt: list[int], max_tokens: int, how: How, ignore_eos: bool
+) -> list[int]:
+    """Continue a sequence, printing.  -> the last token, which belongs to the text but is not fed yet."""
+    generation = model.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, sequence=sequence)
+    show(text(model, generation))
+    return [] if generation.stop == "eos" else generation.tokens[-1:]
+
+
+def lines() -> Iterator[str]:
+    """Lines of standard input without their ends; on a terminal with a prompt."""
+    if not sys.stdin.isatty():
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+        return
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt) as end:
+            click.echo()
+            if isinstance(end, KeyboardInterrupt):
+                raise
+            return
+
+
+def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any]:
+    """Run a generation to its end.  -> what --json prints."""
+    tokens = list(generation)
+    said: dict[str, Any] = {"tokens": tokens}
+    if model.has_tokenizer:
+        said["text"] = model.decode(tokens, after=generation.prompt)
+    if generation.how.temperature > 0:
+        said["seed"] = generation.how.seed
+    return said | {
+        "n_prompt_tokens": len(generation.prompt),
+        "prefill_s": generation.prefill_s,
+        "prefill_tokens_per_s": generation.prefill_tokens_per_s,
+        "decode_s": generation.decode_s,
+        "decode_tokens_per_s": generation.decode_tokens_per_s,
+        "load_s": load_s,
+        "threads": model.info.n_threads,
+        "stop": generation.stop,
+    }
+
+
+def timing(model: Model, generation: Generation, load_s: float) -> str:
+    """One line about a generation's speed."""
+    n, threads = len(generation.tokens), model.info.n_threads
+    return (
+        f"prompt {len(generation.prompt)} tokens in {in_seconds(generation.prefill_s)}, "
+        f"{generation.prefill_tokens_per_s:.1f} tok/s | "
+        f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | "
+        f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | end: {generation.stop}"
+    )

@@ -1,0 +1,135 @@
+"""`llmc verify`: is the file what was written, and does it compute what it computed when it was compiled?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from llmc.cli.output import artifact_argument, compiler_installed, in_bytes, json_option, print_json
+from llmc.runtime import ArtifactFile, LlmcError, load
+
+if TYPE_CHECKING:
+    from llmc.runtime.artifact import HashProgress
+    from llmc.runtime.binding import Model
+
+ROUNDING = 1e-6
+"""Share of the logits' range by which another machine's math library may differ."""
+
+
+class Check(NamedTuple):
+    """One thing that was verified."""
+
+    name: str
+    status: str
+    """"passed", "failed" or "skipped"."""
+    detail: str
+
+
+@click.command(short_help="Check an artifact and replay its certificate.")
+@artifact_argument
+@click.option("--against", metavar="MODEL", help="Compare with the source model again (needs the compiler).")
+@json_option
+def command(artifact: str, against: str | None, as_json: bool) -> None:
+    """Check an artifact's hashes, then replay the parity certificate that it carries."""
+    checks = []
+    for check in verify(artifact, against):
+        checks.append(check)
+        if not as_json:
+            click.echo(f"{check.status:<8} {check.name}: {check.detail}")
+    failed = [check for check in checks if check.status == "failed"]
+    if as_json:
+        status = "failed" if failed else "passed"
+        print_json({"path": artifact, "status": status, "checks": [check._asdict() for check in checks]})
+    if failed:
+        fact = f"verification failed: {failed[0].name}: {failed[0].detail}"
+        raise LlmcError(fact, place=artifact, hint="compile the model again")
+
+
+def verify(artifact: str, against: str | None) -> Iterator[Check]:
+    """The checks, each as it is made; after damage is found the artifact is not run."""
+    with ArtifactFile.open(artifact) as file:
+        others = ", ".join(name for name in file.sections if name != "weights")
+        yield Check("sections", "passed", f"{others} are as written")
+        weights = in_bytes(file.sections["weights"].n_bytes)
+        try:
+            with hashing_bar() as progress:
+                file.check_weights(progress)
+        except LlmcError as error:
+            yield Check("weights", "failed", error.fact)
+            return
+        yield Check("weights", "passed", f"{weights} as written")
+        manifest = file.manifest()
+    yield from replay(artifact, manifest.get("certificate", {}))
+    if against is not None:
+        yield compare(artifact, against, manifest)
+
+
+@contextmanager
+def hashing_bar() -> Iterator[HashProgress | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("weights", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
+    """Generate what was generated at compile time."""
+    if certificate.get("status") != "passed":
+        yield Check("certificate", "skipped", certificate.get("reason", "the artifact carries none"))
+        return
+    tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
+    with load(artifact) as model:
+        for index, prompt in enumerate(certificate["prompts"], 1):
+            yield replay_greedy(model, f"prompt {index}", prompt)
+            yield replay_logits(model, f"prompt {index}", prompt, tolerance)
+
+
+def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any]) -> Check:
+    """The artifact's own greedy tokens, which do not depend on the machine."""
+    wanted = prompt["greedy"]
+    tokens = model.tokens(prompt["tokens"], max_tokens=len(wanted), ignore_eos=True)
+    for index, (token, want) in enumerate(zip(tokens, wanted, strict=False)):
+        if token != want:
+            return Check(name, "failed", f"greedy token {index + 1} is {token}, was {want} when compiled")
+    if len(tokens) != len(wanted):
+        return Check(name, "failed", f"{len(tokens)} greedy tokens, were {len(wanted)} when compiled")
+    return Check(name, "passed", f"{len(tokens)} greedy tokens as when compiled")
+
+
+def replay_logits(model: Model, name: str, prompt: Mapping[str, Any], tolerance: float) -> Check:
+    """The logits after the prompt, against the reference's largest."""
+    top = prompt["top_logits"]
+    with model.sequence() as sequence:
+        sequence.feed(prompt["tokens"])
+        logits = sequence.logits()
+    error = max(abs(float(logits[i]) - value) for i, value in zip(top["ids"], top["values"], strict=True))
+    close = error <= tolerance  # false for NaN as well
+    detail = f"{len(top['ids'])} largest logits of the reference: error {error:.1e}, at most {tolerance:.1e} wanted"
+    return Check(name, "passed" if close else "failed", detail)
+
+
+def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
+    """The comparison that the compiler makes, again, with the model `source`."""
+    with compiler_installed():
+        from pathlib import Path
+
+        from llmc.compiler.certify import certify_source
+        from llmc.compiler.frontend import load_source
+
+        model = manifest["model"]
+        loaded = load_source(source, weights="real", dtype=model["dtype"], max_sequence=model["n_context"], seed=0)
+        try:
+            certificate = certify_source(Path(artifact), loaded)
+        except LlmcError as error:
+            return Check(f"against {source}", "failed", error.fact)
+    return Check(f"against {source}", "passed", f"logits within {certificate['relative_error']:.1e} of their range")

@@ -1,0 +1,1 @@
+"""From a Hugging Face model to an artifact: frontend, graph, plan, link."""

@@ -1,0 +1,109 @@
+"""Bind the step graph's symbols to numbers, and put each node to the schedules as a `Call`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+
+from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType
+from llmc.runtime.errors import LlmcError
+
+STEP_INPUTS = {"tokens": "tokens", "positions": "positions", "page_table": "page_table", "rows": "rows"}
+"""Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
+
+ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
+"""Operators that only rename memory."""
+
+SMALL = 64
+"""Integer constants of at most this many elements are axes, shapes and the like: a schedule may want their values."""
+
+DTYPES: Mapping[ir.DataType, DType] = {
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.INT64: "i64",
+    ir.DataType.INT32: "i32",
+    ir.DataType.INT8: "i8",
+    ir.DataType.UINT8: "u8",
+    ir.DataType.BOOL: "bool",
+}
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Numbers for the symbols M, R, P and n_pages; the dtype of stored weights and KV cache; the count of layers."""
+
+    sizes: Mapping[str, int]
+    dtype: str
+    n_layers: int
+
+    def type_of(self, value: ir.Value) -> TensorType:
+        """The bound type of an activation or step input."""
+        if value.name in STEP_INPUTS:
+            return TensorType(shape_of(value, self), "i32")
+        if value.dtype is None or value.dtype not in DTYPES:
+            raise LlmcError(f"a value of type {value.dtype} cannot be planned", place=f"value {value.name}")
+        return TensorType(shape_of(value, self), DTYPES[value.dtype])
+
+
+def shape_of(value: ir.Value, binding: Binding) -> tuple[int, ...]:
+    """The value's shape in numbers."""
+    if value.shape is None:
+        raise LlmcError("a value without a shape cannot be planned", place=f"value {value.name}")
+    return tuple(d if isinstance(d, int) else size_of(d, value, binding) for d in value.shape)
+
+
+def size_of(dim: ir.SymbolicDim, value: ir.Value, binding: Binding) -> int:
+    if dim.value not in binding.sizes:
+        raise LlmcError(f"dimension {dim.value!r} is not one of {sorted(binding.sizes)}", place=f"value {value.name}")
+    return binding.sizes[str(dim.value)]
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Known at compile time: an initializer."""
+    return value.is_initializer()
+
+
+def constant_type(value: ir.Value, binding: Binding) -> TensorType:
+    """The type a constant is handed to the schedules in: weights in the dtype they are stored in."""
+    tensor = value.const_value
+    if tensor is None:
+        raise LlmcError("a weight has no source", place=f"weight {value.name}")
+    shape = tuple(d for d in tensor.shape if isinstance(d, int))
+    if tensor.dtype != ir.DataType.FLOAT:
+        return TensorType(shape, DTYPES[tensor.dtype], constant=True)
+    stored = getattr(tensor, "stored_dtype", "f32")
+    return TensorType(shape, cast(DType, stored), constant=True)
+
+
+def call_of(node: ir.Node, binding: Binding) -> Call:
+    """The question a node puts to the schedules. Layers that ask the same question give equal calls."""
+    inputs = tuple(None if value is None else input_type(value, binding) for value in node.inputs)
+    outputs = tuple(binding.type_of(value) for value in node.outputs)
+    attributes: dict[str, Any] = {name: plain(attribute.value) for name, attribute in node.attributes.items()}
+    for index, value in enumerate(node.inputs):
+        if value is not None and is_constant(value) and holds_settings(value):
+            attributes[f"input.{index}"] = plain(cast(Any, value.const_value).numpy().tolist())
+    if node.op_type.endswith("PagedAttention"):
+        del attributes["layer"]
+        attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.dtype, "page_tokens": PAGE_TOKENS}
+    op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    return Call(op, inputs, outputs, tuple(sorted(attributes.items())))
+
+
+def input_type(value: ir.Value, binding: Binding) -> TensorType:
+    return constant_type(value, binding) if is_constant(value) else binding.type_of(value)
+
+
+def holds_settings(value: ir.Value) -> bool:
+    """A small integer constant: axes, a shape, split sizes."""
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= SMALL
+
+
+def plain(value: Any) -> Any:
+    """Lists as tuples, so that calls can be compared and hashed."""
+    return tuple(plain(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,164 @@
+"""The parity certificate: the artifact against the model it was made from.
+
+A few prompts are continued greedily by the artifact. The reference, Hugging Face transformers in float32, then reads
+each whole text once: its logits at every position judge the artifact's, and its most likely token at each position,
+where it equals the artifact's choice, is what the reference itself would have generated (by induction, one pass stands
+for the whole greedy run).
+
+The bar. float32: the largest logit error is at most 2e-4 of the logits' range. bf16: at most 1.5 times the error that
+Hugging Face makes in bf16. Both: a token may differ from the reference's only where the reference's own two best logits
+lie closer together than twice the largest error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.runtime.binding import Model, load
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontend import SourceModel
+
+F32_BAR = 2e-4
+LOW_PRECISION_BAR = 1.5
+N_GREEDY = 32
+TOP = 16
+TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
+Logits = NDArray[np.float32]
+ReferenceLogits = Callable[[list[list[int]], str], list[Logits]]
+"""(token sequences, dtype) -> logits [n_tokens, n_vocab] of each."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt, what the artifact made of it, and the artifact's logits at every position, [n_tokens, n_vocab]."""
+
+    prompt: list[int]
+    greedy: list[int]
+    logits: Logits
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.greedy
+
+
+def certify(artifact: Path, reference: ReferenceLogits, dtype: str, describe: dict[str, Any]) -> dict[str, Any]:
+    """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar."""
+    with load(artifact) as model:
+        texts = [continue_greedily(model, prompt) for prompt in prompts(model)]
+    exact = reference([text.tokens for text in texts], "f32")
+    own = None if dtype == "f32" else reference([text.tokens for text in texts], dtype)
+    certificate = compare(texts, exact, own, dtype) | {"reference": describe}
+    judge(certificate, artifact)
+    return certificate
+
+
+def certify_source(artifact: Path, source: SourceModel) -> dict[str, Any]:
+    """Compare an artifact with the model it was compiled from."""
+    import torch
+    import transformers
+
+    from llmc.compiler.reference import reference_logits
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
+    return certify(artifact, lambda tokens, dtype: reference_logits(source, tokens, dtype), source.dtype, describe)
+
+
+def prompts(model: Model) -> list[list[int]]:
+    """Texts where there is a tokenizer, and token sequences drawn from a fixed seed, short and longer than a page."""
+    made = [model.encode(text) for text in TEXTS] if model.has_tokenizer else []
+    info = model.info
+    rng = np.random.default_rng(2026)
+    lengths = [n for n in (1, 7, 67, 150) if n + N_GREEDY <= info.n_context]
+    return made + [rng.integers(0, info.n_vocab, n).tolist() for n in lengths]
+
+
+def continue_greedily(model: Model, prompt: list[int]) -> Text:
+    greedy = model.tokens(prompt, max_tokens=min(N_GREEDY, model.info.n_context - len(prompt)), ignore_eos=True)
+    return Text(prompt, greedy, model.logits(prompt + greedy))
+
+
+def compare(texts: Sequence[Text], exact: Sequence[Logits], own: Sequence[Logits] | None, dtype: str) -> dict[str, Any]:
+    """The numbers of the certificate.  exact: the float32 reference; own: the reference in the artifact's dtype."""
+    errors = [float(np.abs(text.logits - e).max()) for text, e in zip(texts, exact, strict=True)]
+    extent = max(float(np.ptp(e)) for e in exact)
+    divergence = np.concatenate([kl(e, text.logits) for text, e in zip(texts, exact, strict=True)])
+    agree = np.concatenate([text.logits.argmax(-1) == e.argmax(-1) for text, e in zip(texts, exact, strict=True)])
+    largest = max(errors)
+    certificate: dict[str, Any] = {
+        "status": "passed",
+        "dtype": dtype,
+        "max_logit_error": largest,
+        "logit_range": extent,
+        "relative_error": largest / extent,
+        "kl_mean": float(divergence.mean()),
+        "kl_max": float(divergence.max()),
+        "top1_agreement": float(agree.mean()),
+        "n_positions": int(agree.size),
+        "prompts": [record(text, e, largest) for text, e in zip(texts, exact, strict=True)],
+    }
+    if own is None:
+        certificate["bar"] = {"relative_error": F32_BAR}
+    else:
+        reference_error = max(float(np.abs(o - e).max()) for o, e in zip(own, exact, strict=True))
+        certificate |= {"reference_error": reference_error, "bar": {"times_reference_error": LOW_PRECISION_BAR}}
+    return certificate
+
+
+def record(text: Text, exact: Logits, largest_error: float) -> dict[str, Any]:
+    """One prompt's part: what `llmc verify` replays without the reference."""
+    first = len(text.prompt) - 1
+    judged = exact[first : first + len(text.greedy)]
+    wanted = judged.argmax(-1)
+    best = np.sort(judged, -1)[:, -2:]
+    differs = wanted != np.array(text.greedy)
+    ties = differs & (best[:, 1] - best[:, 0] < 2 * largest_error)
+    top = np.argsort(-exact[first])[:TOP]
+    return {
+        "tokens": text.prompt,
+        "greedy": text.greedy,
+        "reference_greedy": wanted.tolist(),
+        "n_ties": int(ties.sum()),
+        "n_wrong": int((differs & ~ties).sum()),
+        "top_logits": {"ids": top.tolist(), "values": [float(v) for v in exact[first][top]]},
+    }
+
+
+def kl(reference: Logits, other: Logits) -> NDArray[np.float64]:
+    """KL(reference || other) of the softmax distributions at each position, in nats."""
+    p, q = log_softmax(reference), log_softmax(other)
+    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def judge(certificate: dict[str, Any], artifact: Path) -> None:
+    """Refuse an artifact below the bar."""
+    wrong = sum(prompt["n_wrong"] for prompt in certificate["prompts"])
+    if certificate["dtype"] == "f32":
+        failed = certificate["relative_error"] > F32_BAR
+        said = f"logit error is {certificate['relative_error']:.1e} of the range, the bar is {F32_BAR:.0e}"
+    else:
+        ratio = certificate["max_logit_error"] / max(certificate["reference_error"], 1e-30)
+        failed = ratio > LOW_PRECISION_BAR
+        own = f"the reference's own in {certificate['dtype']}"
+        said = f"logit error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
+    if not failed and not wrong:
+        return
+    fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
+    raise LlmcError(
+        f"the compiled model does not match its source: {fact}",
+        place=str(artifact),
+        hint="this is a bug in llmc: please report the model; --verify off compiles without the check",
+    )

@@ -1,0 +1,162 @@
+"""Safetensors checkpoints: which tensors there are, read one at a time.
+
+A file is an 8-byte length, a JSON header {name: {dtype, shape, data_offsets}} and the data
+(https://huggingface.co/docs/safetensors).  Several files have an index, `model.safetensors.index.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
+from llmc.compiler.weights import Array, StoredDType, Weight
+from llmc.runtime.errors import LlmcError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES: Mapping[str, StoredDType] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+LONGEST_HEADER = 100_000_000
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `n_bytes` at `offset` of `file`.  dtype is the file's own name for it (F32, BF16, …)."""
+
+    name: str
+    file: Path
+    dtype: str
+    dims: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+    @property
+    def stored_dtype(self) -> StoredDType:
+        """The dtype in our words; refuses what is not a plain float."""
+        if self.dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise LlmcError(
+                f"tensor {self.name!r} has the unsupported dtype {self.dtype}",
+                place=str(self.file),
+                hint=f"save the checkpoint in one of {known}; quantized checkpoints are not supported",
+            )
+        return DTYPES[self.dtype]
+
+    def read(self) -> Array:
+        """The tensor's values, read from the file now."""
+        count = prod(self.dims)
+        with self.file.open("rb") as stream:
+            array = np.fromfile(stream, numpy_dtype(self.stored_dtype), count, offset=self.offset)
+        if array.size != count:
+            raise LlmcError(f"the file was shortened while it was read: {self.name}", place=str(self.file))
+        return array.reshape(self.dims)
+
+    def weight(self, name: str) -> Weight:
+        return Weight(name, self.dims, self.read, self.stored_dtype)
+
+
+def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder's checkpoint, by name.  Reads headers only."""
+    index = folder / INDEX
+    if index.is_file():
+        return _open_shards(folder, index)
+    files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            raise LlmcError(
+                "the checkpoint is in PyTorch's pickle format, which can run code when it is read",
+                place=str(folder),
+                hint="convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)",
+            )
+        raise LlmcError(
+            "the folder has no weights",
+            place=str(folder),
+            hint=f"it needs {SINGLE} or {INDEX}; --weights random makes some up",
+        )
+    return _merge(read_header(file) for file in files)
+
+
+def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(map(str, weight_map.values())))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LlmcError("the checkpoint's index is not a table of tensors and files", place=str(index)) from error
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise LlmcError(
+            f"the checkpoint's file {missing[0]} is missing{more}",
+            place=str(index),
+            hint="download the model again; the index names all of its files",
+        )
+    return _merge(read_header(folder / shard) for shard in shards)
+
+
+def _merge(tables: Iterable[dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for table in tables:
+        tensors.update(table)
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file.  Checks that every one lies within the file and has its shape's size."""
+    n_file = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (n_header,) = struct.unpack("<Q", stream.read(8))
+            if n_header > min(n_file - 8, LONGEST_HEADER):
+                raise LlmcError("the file is truncated, or is not safetensors", place=str(file))
+            header: dict[str, Any] = json.loads(stream.read(n_header))
+        header.pop("__metadata__", None)
+        tensors = {name: _stored_tensor(name, file, 8 + n_header, entry) for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LlmcError("the file is truncated, or is not safetensors", place=str(file)) from error
+    for tensor in tensors.values():
+        if tensor.offset + tensor.n_bytes > n_file:
+            raise LlmcError(
+                f"the file is truncated: {n_file} bytes, but tensor {tensor.name!r} ends at "
+                f"{tensor.offset + tensor.n_bytes}",
+                place=str(file),
+                hint="download the model again",
+            )
+        dtype = DTYPES.get(tensor.dtype)
+        if tensor.offset < 8 or (dtype and tensor.n_bytes != prod(tensor.dims) * DTYPE_BYTES[dtype]):
+            raise LlmcError(f"tensor {tensor.name!r} has the wrong number of bytes for its shape", place=str(file))
+    return tensors
+
+
+def _stored_tensor(name: str, file: Path, data: int, entry: dict[str, Any]) -> StoredTensor:
+    start, stop = (int(offset) for offset in entry["data_offsets"])
+    return StoredTensor(name, file, str(entry["dtype"]), tuple(map(int, entry["shape"])), data + start, stop - start)
+
+
+def most_common_dtype(checkpoint: Mapping[str, StoredTensor]) -> StoredDType:
+    """The dtype that most bytes of a checkpoint are in."""
+    n_bytes: Counter[StoredDType] = Counter()
+    for tensor in checkpoint.values():
+        n_bytes[tensor.stored_dtype] += tensor.n_bytes
+    return n_bytes.most_common(1)[0][0] if n_bytes else "f32"
+
+
+def sample(checkpoint: Mapping[str, StoredTensor]) -> bytes:
+    """A digest that tells checkpoints apart: of every tensor's name, type and shape, and a few KiB from its middle."""
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint):
+        tensor = checkpoint[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.dims}".encode())
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.offset + max(0, tensor.n_bytes - SAMPLE_BYTES) // 2)
+            digest.update(stream.read(min(SAMPLE_BYTES, tensor.n_bytes)))
+    return digest.digest()

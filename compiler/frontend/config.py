@@ -1,0 +1,66 @@
+"""The configuration of a model: config.json, checked for what can be compiled before anything is built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The fields of a model folder's config.json."""
+    if not folder.is_dir():
+        raise LlmcError(f"no such folder: {folder}")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise LlmcError("the folder has no config.json", place=str(folder), hint="it is not a Hugging Face model")
+    try:
+        fields = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise LlmcError(f"config.json is not JSON: {error}", place=str(file)) from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise LlmcError("config.json names no model_type", place=str(file), hint="it is not a Hugging Face model")
+    return fields
+
+
+def config_dtype(fields: dict[str, Any]) -> str | None:
+    """The dtype that the configuration names ("float16"), whichever way it was written."""
+    dtype = fields.get("dtype") or fields.get("torch_dtype")
+    return str(dtype).removeprefix("torch.") if dtype else None
+
+
+def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
+    """The configuration as transformers understands it; refuses what is not a causal decoder it knows.
+
+    place: where the fields came from, for the message.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    model_type = fields["model_type"]
+    architecture = (fields.get("architectures") or [model_type])[0]
+
+    def refuse(reason: str, hint: str | None = None) -> LlmcError:
+        return LlmcError(f"the architecture {architecture} is not supported: {reason}", place=place, hint=hint)
+
+    if model_type not in CONFIG_MAPPING:
+        if fields.get("auto_map"):
+            raise refuse("it needs code of its own from the hub (auto_map), and llmc runs none")
+        raise refuse(f"transformers does not know the model type {model_type!r}", "a newer transformers may")
+    if fields.get("is_encoder_decoder"):
+        raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
+    if any((fields.get(name) or 0) > 1 for name in EXPERT_FIELDS):
+        raise refuse("mixtures of experts are not compiled yet")
+    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise refuse("it is not a causal language model")
+    rest = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(rest)
+    except Exception as error:  # a configuration's own checks raise anything at all
+        raise LlmcError(f"the configuration is not valid: {str(error).splitlines()[0]}", place=place) from error

@@ -1,0 +1,239 @@
+"""From a transformers configuration to the graph of the whole sequence, without weights.
+
+The model is built without memory for its parameters, traced by `torch.export` and turned into ONNX, opset 23, float32:
+inputs `input_ids` and `position_ids`, int64 [batch, sequence]; output `logits`, float32 [batch, sequence, vocabulary].
+Initializers keep the checkpoint's names; those the checkpoint holds have no value yet (`const_value` is None).
+
+The model's metadata says `llmc.architecture`, `llmc.n_context` (0: no limit of its own) and `llmc.prefix` (the name of
+the decoder within the whole model, which some checkpoints leave out); a value's `llmc.tied` says the other names of a
+weight that several modules share.
+
+Every attention is one `Attention` node: transformers calls the function registered here for it, whatever the
+architecture.  Opset 23 has no attribute for a sliding window, so the node carries in `metadata_props`
+
+    llmc.layer     index of the layer
+    llmc.window    keys a token sees, itself included; 0: all before it
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+import torch
+from accelerate import init_empty_weights
+from onnxscript.optimizer import optimize_ir
+from onnxscript.rewriter import onnx_fusions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from llmc.compiler.frontend.quiet import quiet
+from llmc.runtime.errors import LlmcError
+
+OPSET = 23
+EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
+
+
+def export_graph(config: PretrainedConfig) -> ir.Model:
+    """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
+    with quiet():
+        try:
+            model = _build_without_memory(config)
+            graph_model = _trace(model)
+        except LlmcError:
+            raise
+        except Exception as error:  # torch and transformers raise anything at all
+            raise _unsupported(config, f"exporting it failed: {_first_line(error)}") from error
+        n_attention = sum(node.op_type == "Attention" for node in graph_model.graph)
+        if n_attention != config.num_hidden_layers:
+            raise _unsupported(config, f"{n_attention} of its {config.num_hidden_layers} layers are causal attention")
+        _forget_weights(graph_model, model)
+        simplify(graph_model)
+    _rename_dims(graph_model)
+    _drop_remarks(graph_model)
+    graph_model.metadata_props.update(
+        {
+            "llmc.architecture": type(model).__name__,
+            "llmc.n_context": str(getattr(config, "max_position_embeddings", None) or 0),
+            "llmc.prefix": model.base_model_prefix,
+        }
+    )
+    return graph_model
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold constants and form RMSNormalization and RotaryEmbedding; every value gets its shape.  In place."""
+    optimize_ir(model)
+    onnx_fusions.fuse(model)
+    ir_passes.CommonSubexpressionEliminationPass()(model)
+    ir_passes.RemoveUnusedNodesPass()(model)
+    ir_passes.ShapeInferencePass()(model)
+
+
+def _attention_node(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [B, H, S, D], key and value [B, KH, S, D] -> [B, S, H, D], as one graph node."""
+    if s_aux is not None:
+        raise _unsupported(module.config, "its attention has sinks")
+    if not getattr(module, "is_causal", True):
+        raise _unsupported(module.config, "its attention is not causal")
+    result = torch.onnx.ops.symbolic(
+        "Attention",
+        (query, key, value),
+        {
+            "is_causal": 1,
+            "scale": float(scaling if scaling is not None else query.shape[-1] ** -0.5),
+            "softcap": float(softcap or 0.0),
+        },
+        dtype=query.dtype,
+        shape=(*query.shape[:3], value.shape[3]),
+        version=OPSET,
+        metadata_props={"llmc.layer": str(module.layer_idx), "llmc.window": str(_window(module, sliding_window))},
+    )
+    return result.transpose(1, 2), None
+
+
+def _window(module: torch.nn.Module, passed: int | None) -> int:
+    """The layer's sliding window, 0 for none.  What a model passes on is not always what its own mask says."""
+    kinds = getattr(module.config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else None
+    if kind == "full_attention":
+        return 0
+    if kind not in (None, "sliding_attention") or (kind and not passed):
+        raise _unsupported(module.config, f"its layers of kind {kind} are not compiled yet")
+    return passed or 0
+
+
+AttentionInterface.register("llmc", _attention_node)
+AttentionMaskInterface.register("llmc", lambda *_, **__: None)
+
+
+def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
+    """The model with parameters that have a shape and no storage; its buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="llmc", dtype=torch.float32
+        ).eval()
+    model.tie_weights()
+    # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
+    fakes: dict[int, torch.nn.Parameter] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    fake = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
+                    module._parameters[name] = fakes.setdefault(id(parameter), fake)
+    return model
+
+
+def _trace(model: PreTrainedModel) -> ir.Model:
+    mode = next(model.parameters()).fake_mode
+    with mode:
+        input_ids, position_ids = (torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for _ in range(2))
+    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1)}
+    with torch.no_grad():
+        program = torch.export.export(
+            model,
+            (),
+            {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False},
+            dynamic_shapes={"input_ids": dims, "position_ids": dims, "use_cache": None},
+            strict=False,
+        )
+    exported = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        output_names=["logits"],
+    )
+    assert exported is not None
+    return exported.model
+
+
+def _forget_weights(graph_model: ir.Model, model: PreTrainedModel) -> None:
+    """Leave the checkpoint's tensors without a value, so that nothing folds, merges or reads them."""
+    names_of: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names_of.setdefault(id(tensor), []).append(name)
+    shared = {name: names for names in names_of.values() for name in names}
+    initializers = graph_model.graph.initializers
+    for name, value in list(initializers.items()):
+        if name in shared:
+            del initializers[name]
+            value.const_value = None
+            value.name, *tied = shared[name]
+            initializers[value.name] = value
+            if tied:
+                value.metadata_props["llmc.tied"] = " ".join(tied)
+        elif value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy(), name=name)
+
+
+def _rename_dims(model: ir.Model) -> None:
+    """Call the symbolic dimensions batch and sequence, as the inputs mean them."""
+    input_shape = model.graph.inputs[0].shape
+    assert input_shape is not None
+    names = {str(dim): name for dim, name in zip(input_shape, ("batch", "sequence"), strict=True)}
+    words = re.compile(r"\b(" + "|".join(names) + r")\b")
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            dims = [dim if isinstance(dim, int) else words.sub(lambda m: names[m[0]], str(dim)) for dim in value.shape]
+            value.shape = ir.Shape(dims)
+
+
+def _drop_remarks(model: ir.Model) -> None:
+    """Keep only our own metadata: the exporter leaves stack traces, with the paths of this machine."""
+    graph = model.graph
+    things: list[Any] = [
+        model,
+        graph,
+        *graph,
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(v for n in graph for v in n.outputs),
+    ]
+    for thing in things:
+        for key in [key for key in thing.metadata_props if not key.startswith("llmc.")]:
+            del thing.metadata_props[key]
+    for node in graph:
+        node.doc_string = None
+
+
+def _unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not model_class._supports_attention_backend:
+        reason = "its attention does not go through transformers' attention interface"
+    return LlmcError(
+        f"the architecture {model_class.__name__} is not supported: {reason}",
+        hint="Llama, OPT, Qwen 2 and 3, Mistral, Gemma, Phi 3, GPT-2 and their kin are",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The line that says what was wrong: the first one of the first cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:300]

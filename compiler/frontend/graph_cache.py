@@ -1,0 +1,98 @@
+"""Exported graphs on disk, so that compiling a model a second time needs no torch.
+
+An entry is one .onnx file without the weights' values.  It carries everything that the graph depends on (the
+configuration, the versions of the exporter's packages, the exporter's own text) and is used only if that is equal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc import __version__
+
+KEY = "llmc.key"
+NOWHERE = "weights"
+PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
+NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
+"""Fields of a configuration that the graph, always float32, does not depend on."""
+
+EXPORTERS = ("config.py", "export.py", "graph_cache.py")
+
+
+def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:
+    """`export_graph` of a configuration's fields, from the cache where it has them."""
+    key = _key(fields)
+    file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
+    model = _load(file, key)
+    if model is None:
+        # By name, since importing the exporter imports torch, which takes seconds.
+        export = import_module("llmc.compiler.frontend.export")
+        config = import_module("llmc.compiler.frontend.config")
+        model = export.export_graph(config.parse_config(fields, place))
+        _save(model, file, key)
+    return model
+
+
+def cache_folder() -> Path:
+    """$LLMC_CACHE/graphs, or else graphs in the user's cache folder for llmc."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LLMC_CACHE") or Path(cache) / "llmc") / "graphs"
+
+
+def _key(fields: dict[str, Any]) -> str:
+    here = Path(__file__).parent
+    return json.dumps(
+        {
+            "config": {name: value for name, value in fields.items() if name not in NO_MATTER},
+            "versions": {"llmc": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+            "exporter": [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in EXPORTERS],
+        },
+        sort_keys=True,
+    )
+
+
+def _save(model: ir.Model, file: Path, key: str) -> None:
+    """Write the entry whole or not at all; a cache that cannot be written is no error."""
+    unread = [value for value in model.graph.initializers.values() if value.const_value is None]
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        for value in unread:
+            value.const_value = _promise(value)
+        model.metadata_props[KEY] = key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        ir.save(model, temporary, format="protobuf")
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    finally:
+        del model.metadata_props[KEY]
+        for value in unread:
+            value.const_value = None
+
+
+def _promise(value: ir.Value) -> ir.ExternalTensor:
+    """A tensor that lies in a file which nobody reads: how ONNX writes down a weight without its values."""
+    assert value.shape is not None
+    return ir.ExternalTensor(NOWHERE, 0, 0, ir.DataType.FLOAT, shape=ir.Shape(value.shape), name=value.name or "")
+
+
+def _load(file: Path, key: str) -> ir.Model | None:
+    try:
+        model = ir.load(file, format="protobuf")
+    except Exception:  # not there, or half written by a disk that was full: export again
+        return None
+    if model.metadata_props.pop(KEY, None) != key:
+        return None
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = None
+    return model

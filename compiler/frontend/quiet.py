@@ -1,0 +1,26 @@
+"""Keep what torch and transformers say to themselves off the terminal."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "transformers", "accelerate")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Errors alone are logged inside, and nothing is warned of."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

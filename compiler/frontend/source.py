@@ -1,0 +1,151 @@
+"""A model as the compiler takes it in: its graph, its weights (unread), its text side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler.frontend import hub
+from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
+from llmc.compiler.frontend.checkpoint import most_common_dtype, open_checkpoint, sample
+from llmc.compiler.frontend.config import config_dtype, read_config
+from llmc.compiler.frontend.graph_cache import exported_graph
+from llmc.compiler.frontend.known import KNOWN_MODELS
+from llmc.compiler.frontend.tokens import Text, read_ends, read_text
+from llmc.compiler.weights import StoredDType, Weight, choose_dtype
+from llmc.runtime.errors import LlmcError
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A causal language model, ready for the passes.
+
+    name: as a person would call it.  config: the fields of its config.json.
+    graph: float32, opset 23; `input_ids`, `position_ids` int64 [batch, sequence] -> `logits` [batch, sequence, V].
+        Its initializers are `Weight`s stored in `dtype`, under the checkpoint's names.  Passes may change it.
+    weights: the same tensors by name, in the checkpoint's own dtype: what a reference computes with.
+    n_context: most tokens of a sequence.  eos: tokens that end a text; bos: the one that begins it, if any.
+    tokenizer_json, vocabulary: see frontend.tokens; None for a model without a tokenizer.
+    folder: where its files lie; None where there are none.  random: whether the weights are made up.
+    digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
+    """
+
+    name: str
+    config: dict[str, Any]
+    graph: ir.Model
+    weights: Mapping[str, Weight]
+    dtype: StoredDType
+    n_layers: int
+    n_context: int
+    n_vocab: int
+    eos: tuple[int, ...]
+    bos: int | None
+    tokenizer_json: bytes | None
+    vocabulary: tuple[bytes, ...] | None
+    folder: Path | None
+    random: bool
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """The name of transformers' class for it."""
+        return str(self.graph.metadata_props["llmc.architecture"])
+
+
+def load_source(
+    model: str,
+    *,
+    weights: str = "real",
+    dtype: str | None = None,
+    max_sequence: int | None = None,
+    seed: int = 0,
+) -> SourceModel:
+    """Load MODEL: a folder, a hub id, or a short name such as llama2-7b.  Reads no weight.
+
+    dtype: f32 or bf16; the checkpoint's own by default.  max_sequence: most tokens of a sequence; at most, and by
+    default, what the model was made for.  seed: of random weights.
+    """
+    if weights not in ("real", "random"):
+        raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
+    name, folder, fields = _find(model, weights)
+    checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
+    stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype)
+    graph = exported_graph(fields, place=str(folder or model))
+    if checkpoint is None:
+        std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
+        tensors = random_weights(graph, stored, std=std, seed=seed)
+        contents = f"random {stored} {std} {seed}".encode()
+    else:
+        tensors = checkpoint_weights(graph, checkpoint, place=str(folder))
+        contents = sample(checkpoint)
+    for initializer in unread(graph):
+        initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
+
+    n_vocab = _n_vocab(graph)
+    text = read_text(folder, n_vocab) if folder else Text()
+    eos, bos = read_ends(folder, fields)
+    return SourceModel(
+        name=name,
+        config=fields,
+        graph=graph,
+        weights=tensors,
+        dtype=stored,
+        n_layers=sum(node.op_type == "Attention" for node in graph.graph),
+        n_context=_choose_context(graph, max_sequence),
+        n_vocab=n_vocab,
+        eos=eos,
+        bos=bos,
+        tokenizer_json=text.tokenizer_json,
+        vocabulary=text.vocabulary,
+        folder=folder,
+        random=weights == "random",
+        digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
+        notes=(note,) if note else (),
+    )
+
+
+def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:
+    """The model's name, its folder (None: random weights of a known name) and the fields of its configuration."""
+    path = Path(model).expanduser()
+    if path.suffix == ".onnx":
+        raise LlmcError("ONNX files are not compiled yet", place=model, hint="give the folder of a Hugging Face model")
+    if path.is_dir():
+        return path.resolve().name, path, read_config(path)
+    if path.exists():
+        raise LlmcError("a model is a folder, and this is a file", place=model)
+    known = KNOWN_MODELS.get(model.lower())
+    if known and weights == "random":
+        return model.lower(), None, known.config
+    hub_id = known.hub_id if known else model
+    if not hub.is_hub_id(hub_id):
+        names = ", ".join(KNOWN_MODELS)
+        raise LlmcError(f"no such folder: {model}", hint=f"or a hub id (owner/name), or one of {names}")
+    folder = hub.fetch(hub_id, weights=weights == "real")
+    return hub_id.rpartition("/")[2], folder, read_config(folder)
+
+
+def _random_dtype(fields: dict[str, Any]) -> StoredDType:
+    """Random weights are of the configuration's size: two bytes each (bf16) or four."""
+    return "bf16" if config_dtype(fields) in ("float16", "bfloat16") else "f32"
+
+
+def _choose_context(graph: ir.Model, asked: int | None) -> int:
+    limit = int(graph.metadata_props["llmc.n_context"])
+    if not (asked or limit):
+        raise LlmcError("the model has no longest sequence of its own", hint="choose one with --max-seq")
+    if asked is not None and not 0 < asked <= (limit or asked):
+        raise LlmcError(f"the model takes sequences of 1 to {limit} tokens, not {asked}", place="--max-seq")
+    return asked or limit
+
+
+def _n_vocab(graph: ir.Model) -> int:
+    shape = graph.graph.outputs[0].shape
+    assert shape is not None
+    return int(str(shape[-1]))

@@ -1,0 +1,113 @@
+"""What an artifact needs to know of a tokenizer: its JSON, the bytes of each token, and where texts begin and end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmc.runtime.errors import LlmcError
+
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+OLD_FILES = ("tokenizer.model", "vocab.json", "spiece.model")
+
+
+class Text(NamedTuple):
+    """tokenizer_json: as the `tokenizers` library reads it; None: token ids only.
+    vocabulary: the bytes of each token's text, by id; special tokens have none."""
+
+    tokenizer_json: bytes | None = None
+    vocabulary: tuple[bytes, ...] | None = None
+
+
+def read_text(folder: Path, n_vocab: int) -> Text:
+    """The tokenizer of a model folder; without one, the model takes token ids alone."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        data = file.read_bytes()
+    elif any((folder / name).is_file() for name in OLD_FILES):
+        data = _convert(folder)
+    else:
+        return Text()
+    try:
+        return Text(data, read_vocabulary(json.loads(data), n_vocab))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LlmcError("the tokenizer cannot be read", place=str(file), hint="remove it to use token ids") from error
+
+
+def _convert(folder: Path) -> bytes:
+    """The tokenizer's JSON, for a model that has only the files from before it."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return str(tokenizer.backend_tokenizer.to_str()).encode()
+    except Exception as error:  # transformers raises anything at all
+        raise LlmcError(
+            "the tokenizer cannot be converted to tokenizer.json", place=str(folder), hint="remove it to use token ids"
+        ) from error
+
+
+def read_vocabulary(tokenizer: dict[str, Any], n_vocab: int) -> tuple[bytes, ...] | None:
+    """The bytes of each token's text, `n_vocab` of them, or None for a kind of tokenizer we cannot take apart.
+
+    Byte-level BPE writes each byte as a printable character (GPT-2's table); sentencepiece writes a space as ▁ and a
+    byte that no token covers as <0xNN>.
+    """
+    model = tokenizer["model"]
+    pieces = model.get("vocab") or {}
+    if isinstance(pieces, list):  # Unigram: [piece, score]
+        pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
+    kinds = _decoder_kinds(tokenizer.get("decoder"))
+    if "ByteLevel" in kinds:
+        table = byte_level_table()
+        texts = {token: _from_byte_level(piece, table) for piece, token in pieces.items()}
+    elif kinds & {"Metaspace", "ByteFallback", "Replace"}:
+        texts = {token: _from_sentencepiece(piece) for piece, token in pieces.items()}
+    else:
+        return None
+    for added in tokenizer.get("added_tokens") or ():
+        texts[added["id"]] = b"" if added["special"] else added["content"].encode()
+    return tuple(texts.get(token, b"") for token in range(n_vocab))
+
+
+def _decoder_kinds(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_decoder_kinds(part) for part in decoder.get("decoders", ())))
+
+
+def _from_byte_level(piece: str, table: dict[str, int]) -> bytes:
+    if all(character in table for character in piece):
+        return bytes(table[character] for character in piece)
+    return piece.encode()
+
+
+def _from_sentencepiece(piece: str) -> bytes:
+    byte = BYTE_FALLBACK.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
+
+
+def byte_level_table() -> dict[str, int]:
+    """GPT-2's character for each byte: itself where it prints, otherwise the next free one from U+0100."""
+    prints = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in prints}
+    others = (byte for byte in range(256) if byte not in prints)
+    table.update((chr(256 + index), byte) for index, byte in enumerate(others))
+    return table
+
+
+def read_ends(folder: Path | None, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+    """(tokens that end a text, the token that begins one): generation_config.json's, or else the configuration's."""
+    ends, begins = config.get("eos_token_id"), config.get("bos_token_id")
+    file = folder / "generation_config.json" if folder else None
+    if file and file.is_file():
+        try:
+            generation = json.loads(file.read_bytes())
+            ends, begins = generation.get("eos_token_id", ends), generation.get("bos_token_id", begins)
+        except (ValueError, AttributeError) as error:
+            raise LlmcError("generation_config.json is not a JSON object", place=str(file)) from error
+    if ends is None:
+        return (), begins
+    return (tuple(ends) if isinstance(ends, list) else (int(ends),)), begins

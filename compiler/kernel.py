@@ -1,0 +1,148 @@
+"""What the planner and the schedules say to each other.
+
+The planner asks with a `Call` (one graph node, every shape bound) and a `Target`; a schedule answers with an
+`Implementation`: which kernels to launch on which operands, and how the constants must lie in the artifact.
+A kernel is a C function `int32_t name(void *operand…, int32_t task, int32_t n_tasks)`. The runtime calls it once
+for each task 0 <= task < n_tasks <= grid, on any thread and in any order, and puts a barrier between launches; a task
+does its share of the kernel's `grid` units of work: `grid * task // n_tasks` up to `grid * (task + 1) // n_tasks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "bool"]
+DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "i8": 1, "u8": 1, "bool": 1}
+
+PAGE_TOKENS = 64
+"""Tokens in one page of the KV cache."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape, element type, and whether the value is known at compile time (a weight or a table)."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    constant: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]{'!' if self.constant else ''}"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node of the step graph for one M.  `op` is "domain.Name" for our operators, "Name" for standard ones.
+
+    Activations are f32 and row-major; token ids, positions and page tables are i32; a constant carries the dtype it
+    is stored in.  An input left out is None.  `attributes` are sorted by name.
+    """
+
+    op: str
+    inputs: tuple[TensorType | None, ...]
+    outputs: tuple[TensorType, ...]
+    attributes: tuple[tuple[str, Any], ...] = ()
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        return dict(self.attributes).get(name, default)
+
+    def __str__(self) -> str:
+        attributes = "".join(f", {name}={value}" for name, value in self.attributes)
+        results = ", ".join(map(str, self.outputs))
+        return f"{self.op}({', '.join(map(str, self.inputs))}{attributes}) -> {results}"
+
+
+class Layout(Protocol):
+    """How a constant lies in the artifact.  Equal layouts compare equal; `str()` is what `llmc inspect` prints."""
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes that a constant of this shape takes."""
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The constant (in its stored dtype: float32, float16, ml_dtypes.bfloat16), contiguous in this layout."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One pointer of a launch: an input or output of the call, a temporary of the implementation, the layer's part
+    of the KV cache (its first page's), or the thread's own scratch memory."""
+
+    kind: Literal["input", "output", "temp", "kv", "scratch"]
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function to compile.  `build` gives the TIR PrimFunc whose parameters are one flat-strided buffer an operand,
+    then `task: int32, n_tasks: int32`.  `key` says everything that `build` depends on: equal keys, equal code."""
+
+    name: str
+    key: str
+    build: Callable[[], Any] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel over operands.  `grid` is the number of independent units of work: 1 runs on one thread.
+    `n_bytes` and `n_operations` are what it must read and write, and compute: the roofline's view of it."""
+
+    kernel: Kernel
+    operands: tuple[Operand, ...]
+    grid: int = 1
+    n_bytes: int = 0
+    n_operations: int = 0
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """How a call is executed: launches in order, with a barrier after each.
+
+    temps: bytes of each temporary, alive during this call only, 64-byte aligned.
+    scratch_bytes: memory each thread needs for itself.
+    layouts: for each constant input (by index) the layout it must be packed in; RowMajor when absent.
+    kv_layer_bytes: bytes one page takes for this layer, when the call keeps a KV cache.
+    rule: the name of the schedule that answered; params: its tuning parameters, as text.
+    """
+
+    launches: tuple[Launch, ...]
+    temps: tuple[int, ...] = ()
+    scratch_bytes: int = 0
+    layouts: Mapping[int, Layout] = field(default_factory=dict)
+    kv_layer_bytes: int = 0
+    rule: str = ""
+    params: str = ""
+
+
+@dataclass(frozen=True)
+class RowMajor:
+    """A constant as NumPy lays it out, in its stored dtype or cast to `dtype`."""
+
+    dtype: DType
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return prod(shape) * DTYPE_BYTES[self.dtype]
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(array, dtype=numpy_dtype(self.dtype))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} row-major"
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The NumPy dtype of an element type; bf16 is ml_dtypes.bfloat16."""
+    if dtype == "bf16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    names = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "i8": "int8", "u8": "uint8"}
+    return np.dtype(names.get(dtype, dtype))

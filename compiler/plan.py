@@ -1,0 +1,79 @@
+"""Step plans, as data: for each number of tokens M, a table of kernel calls over one arena.
+
+The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
+*head* takes R of those rows to logits. planner.py makes the plans, artifact.py writes them, the runtime walks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout
+from llmc.runtime.format import PLAN_KINDS, Argument
+
+BODY, HEAD = (PLAN_KINDS.index(kind) for kind in ("body", "head"))
+
+
+@dataclass(frozen=True)
+class PlacedWeight:
+    """A constant, how it lies, and where in the weights section."""
+
+    value: ir.Value
+    layout: Layout
+    offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class PlannedCall:
+    """One launch with its operands resolved; `node` is the graph node it belongs to."""
+
+    kernel: int
+    grid: int
+    arguments: tuple[Argument, ...]
+    node: str
+    n_bytes: int
+    n_operations: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The calls of one body (n_rows = M) or head (n_rows = R)."""
+
+    kind: int
+    n_rows: int
+    calls: tuple[PlannedCall, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which schedule a call took in one plan, and the nodes that make that call."""
+
+    kind: int
+    n_rows: int
+    call: Call
+    implementation: Implementation
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the artifact's plan section says, and what must be compiled and packed for it."""
+
+    plans: tuple[StepPlan, ...]
+    kernels: tuple[Kernel, ...]
+    weights: tuple[PlacedWeight, ...]
+    choices: tuple[Choice, ...]
+    weight_bytes: int
+    arena_bytes: int
+    scratch_bytes: int
+    kv_page_bytes: int
+    n_context: int
+    n_vocab: int
+    page_tokens: int = PAGE_TOKENS
+
+    @property
+    def pages_per_sequence(self) -> int:
+        return -(-self.n_context // self.page_tokens)

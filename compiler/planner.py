@@ -1,0 +1,222 @@
+"""From the step graph to step plans: bind, choose, place, resolve.
+
+Each plan is bound to one size, so that everything in it is static: which kernel, which operands, where. Buffers that
+never live together share memory (memory.py); what a body hands to a head lies at the same place in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler.bind import ALIASES, STEP_INPUTS, Binding, call_of, constant_type, is_constant, shape_of
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout, Operand, RowMajor, TensorType
+from llmc.compiler.memory import Buffer, aligned, lay_out
+from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.format import SPACES, Argument
+
+WEIGHT_ALIGNMENT = 256
+Implement = Callable[[Call], Implementation]
+
+
+@dataclass
+class Weights:
+    """Places of the constants in the weights section, in the order they are first used."""
+
+    placed: dict[tuple[str, str], PlacedWeight] = field(default_factory=dict)
+    n_bytes: int = 0
+
+    def place(self, value: ir.Value, kind: TensorType, layout: Layout) -> PlacedWeight:
+        """One place for each (constant, layout); most constants have one layout whatever M is."""
+        key = (str(value.name), str(layout))
+        if key not in self.placed:
+            self.placed[key] = PlacedWeight(value, layout, self.n_bytes, layout.n_bytes(kind.shape))
+            self.n_bytes += aligned(self.placed[key].n_bytes, WEIGHT_ALIGNMENT)
+        return self.placed[key]
+
+
+@dataclass
+class Placement:
+    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary."""
+
+    binding: Binding
+    roots: Mapping[ir.Value, ir.Value]
+    arena: Mapping[ir.Value | tuple[int, int], int]
+    logits: ir.Value
+    weights: Weights
+
+    def argument(self, operand: Operand, index: int, node: ir.Node, implementation: Implementation) -> Argument:
+        """An operand of the plan's `index`-th node: its space and offset, and how many bytes the kernel may touch."""
+        if operand.kind == "temp":
+            return argument("arena", self.arena[index, operand.index], implementation.temps[operand.index])
+        if operand.kind == "scratch":
+            return argument("scratch", 0, implementation.scratch_bytes)
+        if operand.kind == "kv":
+            layer = node.attributes["layer"].as_int()
+            return argument("kv", layer * implementation.kv_layer_bytes, implementation.kv_layer_bytes)
+        value = (node.inputs if operand.kind == "input" else node.outputs)[operand.index]
+        if value is None:
+            raise AssertionError(
+                f"{implementation.rule} uses {operand.kind} {operand.index} of {node.name}: it is absent"
+            )
+        if is_constant(value):
+            kind = constant_type(value, self.binding)
+            placed = self.weights.place(value, kind, implementation.layouts.get(operand.index) or RowMajor(kind.dtype))
+            return argument("weights", placed.offset, placed.n_bytes)
+        root, n_bytes = self.roots[value], self.binding.type_of(value).n_bytes
+        if root.name in STEP_INPUTS:
+            return argument(STEP_INPUTS[root.name], 0, n_bytes)
+        if root is self.logits:
+            return argument("logits", 0, n_bytes)
+        return argument("arena", self.arena[root], n_bytes)
+
+
+@dataclass
+class Planner:
+    """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory."""
+
+    graph: ir.Graph
+    implement: Implement
+    dtype: str
+    n_context: int
+    kernels: dict[str, Kernel] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
+    choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
+    arena_bytes: int = 0
+    scratch_bytes: int = 0
+    kv_layer_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.n_layers = sum(node.op_type.endswith("PagedAttention") for node in self.graph)
+        after_rows = values_after(self.graph, "rows")
+        self.head_nodes = [node for node in self.graph if node.outputs[0] in after_rows]
+        self.body_nodes = [node for node in self.graph if node.outputs[0] not in after_rows]
+        self.logits = next(value for value in self.graph.outputs if value.name == "logits")
+
+    def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
+        """Bodies for M in `bodies`, heads for R in `heads`."""
+        largest = self.binding(max(bodies), max(heads))
+        handed_over, end = self.hand_over(largest)
+        sizes = [(BODY, m, self.binding(m, max(heads))) for m in sorted(bodies)]
+        sizes += [(HEAD, r, self.binding(max(bodies), r)) for r in sorted(heads)]
+        plans = tuple(self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes)
+        return Program(
+            plans,
+            tuple(self.kernels.values()),
+            tuple(self.weights.placed.values()),
+            tuple(self.choices.values()),
+            self.weights.n_bytes,
+            self.arena_bytes,
+            self.scratch_bytes,
+            self.kv_layer_bytes * self.n_layers,
+            self.n_context,
+            shape_of(self.logits, largest)[-1],
+        )
+
+    def binding(self, m: int, r: int) -> Binding:
+        pages = -(-self.n_context // PAGE_TOKENS)
+        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.dtype, self.n_layers)
+
+    def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
+        """The body's results that the head reads: at the start of the arena, with room for the largest body."""
+        roots = alias_roots(self.body_nodes)
+        made = {value for node in self.body_nodes for value in node.outputs}
+        offsets: dict[ir.Value, int] = {}
+        end = 0
+        for value in (value for node in self.head_nodes for value in node.inputs):
+            if value in made and roots[value] not in offsets:
+                offsets[roots[value]] = end
+                end += aligned(largest.type_of(roots[value]).n_bytes)
+        return offsets, end
+
+    def step(self, kind: int, n_rows: int, binding: Binding, handed_over: Mapping[Any, int], start: int) -> StepPlan:
+        """One plan: choose an implementation for each node, place its buffers, resolve its operands."""
+        nodes = self.body_nodes if kind == BODY else self.head_nodes
+        roots = alias_roots(nodes)
+        work = [node for node in nodes if node.op_type not in ALIASES]
+        chosen = [self.choose(kind, n_rows, node, binding) for node in work]
+        keep = {roots.get(value, value) for value in [*handed_over, *self.graph.outputs]}
+        offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
+        self.arena_bytes = max(self.arena_bytes, end)
+        logits = roots.get(self.logits, self.logits)
+        placement = Placement(binding, roots, {**offsets, **handed_over}, logits, self.weights)
+        calls = []
+        for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
+            for launch in implementation.launches:
+                arguments = tuple(placement.argument(op, index, node, implementation) for op in launch.operands)
+                kernel = self.kernel_index(launch.kernel)
+                moved = (launch.n_bytes, launch.n_operations)
+                calls.append(PlannedCall(kernel, launch.grid, arguments, str(node.name), *moved))
+        return StepPlan(kind, n_rows, tuple(calls))
+
+    def choose(self, kind: int, n_rows: int, node: ir.Node, binding: Binding) -> Implementation:
+        """Ask the schedules; equal calls share one answer."""
+        call = call_of(node, binding)
+        known = self.choices.get((kind, n_rows, call))
+        implementation = known.implementation if known else self.implement(call)
+        nodes = (*known.nodes, str(node.name)) if known else (str(node.name),)
+        self.choices[kind, n_rows, call] = Choice(kind, n_rows, call, implementation, nodes)
+        self.scratch_bytes = max(self.scratch_bytes, aligned(implementation.scratch_bytes))
+        if implementation.kv_layer_bytes:
+            if self.kv_layer_bytes not in (0, implementation.kv_layer_bytes):
+                fact = "layers whose KV caches differ in size are not supported"
+                raise LlmcError(fact, place=f"node {node.name}: {implementation.kv_layer_bytes} bytes a page")
+            self.kv_layer_bytes = implementation.kv_layer_bytes
+        return implementation
+
+    def kernel_index(self, kernel: Kernel) -> int:
+        known = self.kernels.setdefault(kernel.name, kernel)
+        if known.key != kernel.key:
+            raise AssertionError(f"two kernels are named {kernel.name}:\n{known.key}\n{kernel.key}")
+        return list(self.kernels).index(kernel.name)
+
+
+def argument(space: str, offset: int, n_bytes: int) -> Argument:
+    return Argument(SPACES.index(space), offset, n_bytes)
+
+
+def values_after(graph: ir.Graph, name: str) -> set[ir.Value]:
+    """Every value that depends on the graph input `name`."""
+    after = {value for value in graph.inputs if value.name == name}
+    for node in graph:
+        if any(value in after for value in node.inputs):
+            after.update(node.outputs)
+    return after
+
+
+def alias_roots(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.Value]:
+    """For each value that `nodes` touch, the value whose memory it is: itself, unless a reshape made it."""
+    roots: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value is not None:
+                roots.setdefault(value, value)
+        for value in node.outputs:
+            source = node.inputs[0] if node.op_type in ALIASES else None
+            roots[value] = value if source is None else roots[source]
+    return roots
+
+
+def live_buffers(
+    work: Sequence[ir.Node],
+    chosen: Sequence[Implementation],
+    roots: Mapping[ir.Value, ir.Value],
+    binding: Binding,
+    keep: set[ir.Value],
+) -> list[Buffer]:
+    """What a plan needs in the arena: results from their node to their last use, and temporaries.
+
+    `keep` are results that live elsewhere (logits, the KV cache) or at a fixed place (what a body hands to a head).
+    """
+    last = {roots[value]: index for index, node in enumerate(work) for value in node.inputs if value is not None}
+    buffers = []
+    for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
+        for value in node.outputs:
+            if value not in keep:
+                buffers.append(Buffer(value, binding.type_of(value).n_bytes, index, last.get(value, index)))
+        buffers += [Buffer((index, i), n_bytes, index, index) for i, n_bytes in enumerate(implementation.temps)]
+    return buffers

@@ -1,0 +1,123 @@
+"""What the source model says, by Hugging Face transformers: the judge of an artifact.
+
+A model that is small is loaded whole, by transformers itself where there is a checkpoint.  Of a larger one, each
+module's parameters are read when it is about to run and dropped when it has, so that a 7B takes about 2 GiB: reading is
+most of the time, so ask for everything in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from llmc.compiler.frontend.config import parse_config
+from llmc.compiler.frontend.quiet import quiet
+from llmc.compiler.kernel import DTYPE_BYTES
+from llmc.compiler.weights import Weight
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontend import SourceModel
+
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+RESIDENT_BYTES = 2 << 30
+"""A model of at most this size is held in memory."""
+
+
+def reference_logits(
+    source: SourceModel,
+    prompts: Sequence[Sequence[int]],
+    dtype: str = "f32",
+    *,
+    resident_bytes: int = RESIDENT_BYTES,
+) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16".
+
+    One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
+    """
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+    positions = torch.arange(longest).expand_as(tokens)
+    with quiet(), torch.inference_mode():
+        model = _load(source, dtype, resident_bytes)
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+    return [row[: len(prompt)].float().numpy() for row, prompt in zip(logits, prompts, strict=True)]
+
+
+def reference_greedy(
+    source: SourceModel,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    dtype: str = "f32",
+    *,
+    resident_bytes: int = RESIDENT_BYTES,
+) -> list[list[int]]:
+    """The `n_tokens` most likely tokens after each prompt, one after the other; an end token does not end them.
+
+    Of a model that is not held in memory every token reads all weights: there, ask `reference_logits` about a text
+    that is generated already.
+    """
+    settings = GenerationConfig(max_new_tokens=n_tokens, do_sample=False, pad_token_id=0)
+    with quiet(), torch.inference_mode():
+        model = _load(source, dtype, resident_bytes)
+        model.generation_config = settings  # the model's own would end texts and may sample
+        texts = [model.generate(torch.tensor([list(prompt)]), generation_config=settings) for prompt in prompts]
+    return [text[0, len(prompt) :].tolist() for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedModel:
+    distinct = {id(weight): weight for weight in source.weights.values()}
+    n_bytes = sum(int(np.prod(weight.dims)) for weight in distinct.values()) * DTYPE_BYTES[dtype]
+    resident = n_bytes <= resident_bytes
+    transformers_logging.disable_progress_bar()
+    if resident and source.folder and not source.random:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=TORCH_DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
+        )
+        return model.eval()
+    config = parse_config(dict(source.config), source.name)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[dtype], attn_implementation="sdpa").eval()
+    model.tie_weights()
+    for prefix, module in model.named_modules():
+        names = {own: f"{prefix}.{own}".lstrip(".") for own in (*module._parameters, *module._buffers)}
+        own = {key: source.weights[name] for key, name in names.items() if name in source.weights}
+        if own:
+            _lend(module, own, dtype, keep=resident)
+    return model
+
+
+def _lend(module: torch.nn.Module, weights: dict[str, Weight], dtype: str, *, keep: bool) -> None:
+    """Give a module its tensors: now and for good, or each time it runs."""
+
+    def give(*_: Any) -> None:
+        for key, weight in weights.items():
+            tensor = _tensor(weight, dtype)
+            if key in module._parameters:
+                module._parameters[key] = torch.nn.Parameter(tensor, requires_grad=False)
+            else:
+                module._buffers[key] = tensor
+
+    def take(*_: Any) -> None:
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
+
+    if keep:
+        give()
+        return
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    module.register_forward_pre_hook(give)
+    module.register_forward_hook(take)
+
+
+def _tensor(weight: Weight, dtype: str) -> torch.Tensor:
+    """The weight's values as torch has them; torch knows no bfloat16 of NumPy's, so its bits are passed."""
+    array = weight.stored_as("bf16" if dtype == "bf16" else "f32").stored()
+    if dtype == "bf16":
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,114 @@
+"""What an artifact says of itself: its manifest, its graph section, and the report of a compile."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler import graph
+from llmc.compiler.frontend import SourceModel
+from llmc.compiler.plan import Choice, Program
+from llmc.compiler.target import Target
+from llmc.runtime import format as fmt
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """A pass that ran: its name, the rewrites it made, the nodes it left."""
+
+    name: str
+    rewrites: int
+    nodes: int
+
+
+def manifest(
+    source: SourceModel, machine: Target, program: Program, batch: Sequence[int], *, version: str
+) -> dict[str, Any]:
+    """The manifest, its certificate still to come."""
+    return {
+        "format_version": fmt.FORMAT_VERSION,
+        "llmc": version,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "model": {
+            "name": source.name,
+            "type": source.config.get("model_type"),
+            "weights": "random" if source.random else "real",
+            "source_sha256": source.digest,
+            "notes": list(source.notes),
+            "dtype": source.dtype,
+            "n_layers": source.n_layers,
+            "n_context": program.n_context,
+            "n_vocab": program.n_vocab,
+            "bos": source.bos,
+            "eos": list(source.eos),
+            "config": dict(source.config),
+        },
+        "target": {"name": str(machine), "cpu_features": list(machine.features)},
+        "batch": list(batch),
+        "kv_cache": {
+            "dtype": source.dtype,
+            "page_tokens": program.page_tokens,
+            "bytes_per_token": program.kv_page_bytes // program.page_tokens,
+        },
+        "plans": [
+            {"kind": fmt.PLAN_KINDS[plan.kind], "rows": plan.n_rows, "calls": len(plan.calls)} for plan in program.plans
+        ],
+        "memory": {
+            "weight_bytes": program.weight_bytes,
+            "arena_bytes": program.arena_bytes,
+            "scratch_bytes_per_thread": program.scratch_bytes,
+        },
+        "weights": [
+            {"name": str(w.value.name), "layout": str(w.layout), "offset": w.offset, "bytes": w.n_bytes}
+            for w in program.weights
+        ],
+        "schedules": [schedule_record(choice) for choice in program.choices],
+        "certificate": {"status": "pending"},
+    }
+
+
+def schedule_record(choice: Choice) -> dict[str, Any]:
+    """A line of `llmc inspect --schedules`: the call, the schedule it took, and what that moves and computes."""
+    launches = choice.implementation.launches
+    return {
+        "plan": fmt.PLAN_KINDS[choice.kind],
+        "m": choice.n_rows,
+        "op": choice.call.op,
+        "call": str(choice.call),
+        "nodes": len(choice.nodes),
+        "node": choice.nodes[0],
+        "rule": choice.implementation.rule,
+        "params": choice.implementation.params,
+        "layout": ", ".join(str(layout) for layout in choice.implementation.layouts.values()),
+        "kernels": [launch.kernel.name for launch in launches],
+        "bytes": sum(launch.n_bytes for launch in launches),
+        "operations": sum(launch.n_operations for launch in launches),
+    }
+
+
+def graph_section(model: ir.Model, history: Sequence[PassRecord]) -> bytes:
+    """What each pass left, and the step graph as text: the source of `llmc inspect --graph`."""
+    said = {"passes": [asdict(record) for record in history], "final": graph.to_text(model)}
+    return json.dumps(said, indent=1).encode()
+
+
+def compile_report(path: Path, said: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What `llmc compile --json` prints."""
+    certificate = {k: v for k, v in said["certificate"].items() if k != "prompts"}
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "model": said["model"]["name"],
+        "target": said["target"]["name"],
+        "dtype": said["model"]["dtype"],
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+        "certificate": certificate,
+        "machine": platform.processor() or platform.machine(),
+    }

@@ -1,0 +1,119 @@
+"""A model's weights, unread until they are packed.
+
+A `Weight` is the `const_value` of a graph initializer. To the graph it is a float32 tensor; it is *stored* in its own
+dtype (f32, f16 or bf16), and a pass that rearranges weights makes a new `Weight` that rearranges them when it is read.
+Nothing is kept after a read: a 7B model goes through the pipeline one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
+from llmc.runtime.errors import LlmcError
+
+StoredDType: TypeAlias = Literal["f32", "f16", "bf16"]
+STORED_DTYPES: tuple[StoredDType, ...] = ("f32", "f16", "bf16")
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class Weight(ir.LazyTensor):
+    """A lazily read constant of the graph.
+
+    name: what the checkpoint calls it, or what a pass named it.  dims: its shape in plain ints.
+    stored_dtype: how the artifact keeps it.
+    `read()` gives the values, of this shape, as float32, float16 or bfloat16; they are cast to the stored dtype.
+    """
+
+    def __init__(
+        self, name: str, shape: Sequence[int], read: Callable[[], Array], stored_dtype: StoredDType = "f32"
+    ) -> None:
+        self.dims = tuple(int(size) for size in shape)
+        self.stored_dtype: StoredDType = stored_dtype
+        self._read = read
+        graph_shape = ir.Shape(self.dims, frozen=True)
+        super().__init__(lambda: ir.tensor(self.numpy()), ir.DataType.FLOAT, graph_shape, name=name)
+
+    @classmethod
+    def of_array(cls, name: str, array: Array, stored_dtype: StoredDType | None = None) -> Weight:
+        """A weight that is in memory already; stored as it is unless told otherwise."""
+        return cls(name, array.shape, lambda: array, stored_dtype or dtype_of(array))
+
+    @classmethod
+    def computed(
+        cls, name: str, shape: Sequence[int], read: Callable[[], Array], stored_dtype: StoredDType = "f32"
+    ) -> Weight:
+        """A weight that `read` works out, from other weights or from nothing (a table)."""
+        return cls(name, shape, read, stored_dtype)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Weight], axis: int = 0, name: str | None = None) -> Weight:
+        """The parts one after the other along `axis`; stored as they are, or in f32 where they differ."""
+        shape = list(parts[0].dims)
+        shape[axis] = sum(part.dims[axis] for part in parts)
+        stored = {part.stored_dtype for part in parts}
+        return cls(
+            name or "+".join(part.name or "" for part in parts),
+            shape,
+            lambda: np.concatenate([part.stored() for part in parts], axis),
+            stored.pop() if len(stored) == 1 else "f32",
+        )
+
+    def slice(self, start: int, stop: int, axis: int = 0, name: str | None = None) -> Weight:
+        """Entries `start` up to `stop` along `axis`."""
+        shape = list(self.dims)
+        shape[axis] = stop - start
+        index = (slice(None),) * axis + (slice(start, stop),)
+        return Weight(name or f"{self.name}[{start}:{stop}]", shape, lambda: self.stored()[index], self.stored_dtype)
+
+    def stored_as(self, dtype: StoredDType) -> Weight:
+        """The same values, stored in another dtype."""
+        return Weight(self.name or "", self.dims, self._read, dtype)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the values in their stored dtype."""
+        return prod(self.dims) * DTYPE_BYTES[self.stored_dtype]
+
+    def stored(self) -> Array:
+        """The values, read now, in the stored dtype (float32, float16 or ml_dtypes.bfloat16).  Do not write to it."""
+        array = self._read()
+        if array.shape != self.dims:
+            raise ValueError(f"{self.name}: read gave shape {array.shape}, not {self.dims}")
+        return array.astype(numpy_dtype(self.stored_dtype), copy=False)
+
+    def numpy(self) -> Array:
+        """The stored values widened to float32."""
+        return self.stored().astype(np.float32, copy=False)
+
+    def __repr__(self) -> str:
+        return f"Weight({self.name!r}, {list(self.dims)}, {self.stored_dtype})"
+
+
+def dtype_of(array: Array) -> StoredDType:
+    """The stored dtype that holds this array as it is."""
+    for dtype in STORED_DTYPES:
+        if array.dtype == numpy_dtype(dtype):
+            return dtype
+    raise ValueError(f"a weight of {array.dtype}")
+
+
+def choose_dtype(checkpoint: StoredDType, asked: str | None) -> tuple[StoredDType, str | None]:
+    """The dtype the artifact stores weights in, and what to tell the user about it.
+
+    By default the checkpoint's own. float16 has no CPU kernels yet: such a checkpoint is stored as bfloat16 (same
+    size, same range or more, three bits of precision fewer) and the user is told, unless he asks for another dtype.
+    """
+    if asked == "f16":
+        raise LlmcError("float16 weights are not supported on CPU yet", place="--dtype f16", hint="use --dtype bf16")
+    if asked is None and checkpoint == "f16":
+        return "bf16", "the checkpoint's float16 weights are stored as bfloat16; --dtype f32 keeps every bit"
+    for dtype in STORED_DTYPES:
+        if dtype == (asked or checkpoint):
+            return dtype, None
+    raise LlmcError(f"unknown dtype {asked!r}", place="--dtype", hint="one of f32, bf16")

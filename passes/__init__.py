@@ -1,0 +1,71 @@
+"""The pipeline: from the exported graph of whole sequences to the step graph. Read it top to bottom.
+
+A pass is a file, named as its one function: `pass_name(model) -> number of rewrites`, in place. Its docstring shows
+the rewrite, says what it refuses, what it assumes of the graph it gets and what it leaves. After every pass each value
+has a shape and a type, and the graph still runs in ONNX Runtime. No pass reads a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import number_values
+from llmc.passes.drop_dead import drop_dead
+from llmc.passes.expand_leftovers import expand_leftovers
+from llmc.passes.flatten_tokens import flatten_tokens
+from llmc.passes.fold_constants import fold_constants
+from llmc.passes.fold_query_scale import fold_query_scale
+from llmc.passes.form_activation import form_activation
+from llmc.passes.form_linear import form_linear
+from llmc.passes.fuse_epilogue import fuse_epilogue
+from llmc.passes.fuse_norm import fuse_norm
+from llmc.passes.fuse_rotary import fuse_rotary
+from llmc.passes.gather_rows import gather_rows
+from llmc.passes.insert_kv_cache import insert_kv_cache
+from llmc.passes.merge_gate_up import merge_gate_up
+from llmc.passes.merge_qkv import merge_qkv
+from llmc.passes.tabulate_positions import tabulate_positions
+
+Pass = Callable[[ir.Model], int]
+Observe = Callable[[str, ir.Model, int], None]
+
+
+def pipeline(n_context: int) -> tuple[tuple[str, Pass], ...]:
+    """The passes in order, by name."""
+    return (
+        # 1. over [batch, sequence], as exported
+        ("fold_constants", fold_constants),
+        ("fuse_rotary", fuse_rotary),
+        ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
+        # 2. over M tokens of one sequence
+        ("flatten_tokens", flatten_tokens),
+        ("form_linear", form_linear),
+        ("form_activation", form_activation),
+        ("fold_query_scale", fold_query_scale),
+        ("merge_qkv", merge_qkv),
+        ("merge_gate_up", merge_gate_up),
+        ("fuse_norm", fuse_norm),  # before fuse_epilogue: a sum that is normalised belongs to the norm
+        ("fuse_epilogue", fuse_epilogue),
+        # 3. the step graph: M tokens of any sequences, R rows of logits
+        ("insert_kv_cache", insert_kv_cache),
+        ("gather_rows", gather_rows),
+        ("expand_leftovers", expand_leftovers),
+        ("drop_dead", drop_dead),
+    )
+
+
+def run(model: ir.Model, *, n_context: int, observe: Observe | None = None) -> ir.Model:
+    """Turn an exported graph into a step graph, in place, and return it.
+
+    n_context: most tokens of a sequence, the rows of position tables.
+    observe(name, model, n_rewrites): called after each pass.
+    """
+    for name, rewrite in pipeline(n_context):
+        n_rewrites = rewrite(model)
+        if name == "drop_dead":
+            number_values(model.graph)
+        if observe is not None:
+            observe(name, model, n_rewrites)
+    return model

@@ -1,0 +1,283 @@
+"""Turn a graph over [batch, sequence] into one over M tokens.
+
+rewrite:
+    Transpose(Attention(Transpose(Reshape(q, [B,S,H,D])), …))           q [batch, sequence, H·D]
+    -->
+    llmc.CausalAttention(q, k, v)                                        q [M, H·D]
+refuses: an operator that mixes tokens and is not Attention; one whose meaning without the batch axis is not known here.
+
+Every value that has the axes batch and sequence loses them and gets M as its first axis, wherever they were; what moved
+them about (Transpose, Reshape) goes. The graph then means one sequence of M tokens, the batch of 1: attention, the only
+operator through which tokens see each other, says so by its name, until `insert_kv_cache` gives each token a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, emit, ints_constant, producer, prune
+from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
+from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops_define import Dim
+from llmc.runtime.errors import LlmcError
+
+M = ir.SymbolicDim("M")
+FLAT = ({"batch", "sequence"}, {"batch*sequence"}, {"sequence*batch"})
+
+
+def flatten_tokens(model: ir.Model) -> int:
+    """Assumes inputs `input_ids` and `position_ids` [batch, sequence]. Leaves inputs `tokens` and `positions` [M], and
+    values of first axis M. Returns the number of nodes rewritten."""
+    graph = model.graph
+    if [value.name for value in graph.inputs] != ["input_ids", "position_ids"]:
+        return 0
+    infer_missing(graph)
+    flattening = Flattening(graph)
+    old_nodes = [node for node in graph if any(token_axes(value) for value in node.outputs)]
+    for node in old_nodes:
+        flattening.rewrite(node)
+    flattening.finish()
+    return len(old_nodes)
+
+
+def token_axes(value: ir.Value | None) -> tuple[int, ...]:
+    """The axes that count tokens: two of them, one that is their product, or none."""
+    if value is None or value.shape is None:
+        return ()
+    axes = tuple(i for i, size in enumerate(value.shape) if not isinstance(size, int))
+    names = {str(value.shape[i]) for i in axes}
+    if axes and (names not in FLAT or len(names) != len(axes)):
+        node = value.producer()
+        made = f"{node.op_type} gives" if node is not None else "an input has"
+        raise LlmcError(
+            f"flatten_tokens: {made} the shape {value.shape}, not one over tokens", place=f"value {value.name}"
+        )
+    return axes
+
+
+def other_axes(value: ir.Value) -> list[int]:
+    tokens = token_axes(value)
+    return [axis for axis in range(len(dims(value))) if axis not in tokens]
+
+
+class Flattening:
+    """The values of the old graph and what became of them, each [M, its other axes in order]."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.new: dict[ir.Value, ir.Value] = {}
+        for old, name in zip(graph.inputs, ("tokens", "positions"), strict=True):
+            self.new[old] = ir.Value(name=name, shape=ir.Shape([M]), type=ir.TensorType(ir.DataType.INT64))
+
+    def rewrite(self, node: ir.Node) -> None:
+        rule = RULES.get(node.op_type) if node.domain == "" else None
+        if rule is None:
+            raise self.refusal(node, "is not known to keep tokens apart")
+        results = rule(self, node)
+        for old, new in zip(node.outputs, results, strict=True):
+            if len(dims(new)) != 1 + len(other_axes(old)):
+                raise self.refusal(node, f"has the shape {old.shape}")
+            self.new[old] = new
+
+    def finish(self) -> None:
+        """Swap inputs and results, and drop the old nodes with their shape arithmetic."""
+        graph = self.graph
+        outputs = [self.new[value] for value in graph.outputs]
+        for old, new in zip(graph.outputs, outputs, strict=True):
+            new.name, old.name = old.name, None
+        graph.outputs[:] = outputs
+        inputs = [self.new[value] for value in graph.inputs]
+        prune(reversed(graph))
+        graph.inputs[:] = inputs
+
+    # -- what rules are made of ------------------------------------------------------------------------------------
+
+    def refusal(self, node: ir.Node, why: str) -> LlmcError:
+        return LlmcError(f"flatten_tokens: {node.op_type} {why}", place=f"node {node.name}")
+
+    def emit(self, node: ir.Node, op: str, inputs: list[ir.Value | None], **attributes: Any) -> list[ir.Value]:
+        """A node in the place of the old one, with as many results."""
+        return emit(node, op, inputs, n_results=len(node.outputs), like=node, **attributes)
+
+    def take(self, value: ir.Value | None) -> ir.Value | None:
+        return None if value is None else self.new.get(value, value)
+
+    def reshape(self, node: ir.Node, value: ir.Value, rest: list[Dim]) -> ir.Value:
+        """The value as [M, *rest]; reshapes in a row become one, or none."""
+        sizes = [size for size in rest if isinstance(size, int)]
+        source = producer(value, "Reshape")
+        while source is not None and source.inputs[0] is not None:
+            value, source = source.inputs[0], producer(source.inputs[0], "Reshape")
+        if dims(value) == (M, *sizes):
+            return value
+        return emit(node, "Reshape", [value, ints_constant(self.graph, [-1, *sizes])])[0]
+
+    def axis(self, node: ir.Node, axis: int) -> int:
+        """What an axis of the node's first input is called without batch and sequence."""
+        value = node.inputs[0]
+        assert value is not None
+        axis %= len(dims(value))
+        if axis in token_axes(value):
+            raise self.refusal(node, "runs along the tokens")
+        return 1 + other_axes(value).index(axis)
+
+    def moved_axes(self, node: ir.Node, operand: ir.Value | None) -> ir.Value | None:
+        axes = ints(operand)
+        return None if axes is None else ints_constant(self.graph, [self.axis(node, axis) for axis in axes])
+
+
+# -- one rule an operator, or several of one kind ------------------------------------------------------------------
+
+Rule = Callable[[Flattening, ir.Node], "list[ir.Value]"]
+
+
+def elementwise(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Operands meet as before: those with tokens have one rank, the others no axis where tokens are."""
+    rank = len(dims(node.outputs[0]))
+    for value in node.inputs:
+        assert value is not None
+        after_tokens = rank - 1 - max(token_axes(node.outputs[0]))
+        if len(dims(value)) > after_tokens if not token_axes(value) else len(dims(value)) != rank:
+            raise flat.refusal(node, f"takes {value.name} of shape {value.shape}")
+    return flat.emit(node, node.op_type, [flat.take(value) for value in node.inputs], **attributes_of(node))
+
+
+def along_one_axis(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Softmax, norms, Concat, Split: the axis gets its new number; the last one stays the last."""
+    attributes = attributes_of(node)
+    if "axis" in attributes or node.op_type != "Split":
+        axis = flat.axis(node, attributes.get("axis", -1))
+        attributes["axis"] = -1 if axis == len(other_axes(node.outputs[0])) else axis
+    return flat.emit(node, node.op_type, [flat.take(value) for value in node.inputs], **attributes)
+
+
+def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """MatMul, Gemm: activations times a matrix that is the same for every token."""
+    x, weight, *rest = node.inputs
+    if token_axes(weight) or not x or len(dims(x)) - 1 in token_axes(x) or attribute(node, "transA", 0):
+        raise flat.refusal(node, "multiplies along the tokens")
+    if other_axes(x) != [len(dims(x)) - 1]:
+        raise flat.refusal(node, f"takes {x.name} of shape {x.shape}")
+    return flat.emit(node, node.op_type, [flat.take(x), weight, *rest], **attributes_of(node))
+
+
+def gather(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    table, at = node.inputs
+    if not token_axes(table):
+        return flat.emit(node, "Gather", [table, flat.take(at)], axis=attribute(node, "axis", 0))
+    if token_axes(at):
+        raise flat.refusal(node, "looks tokens up in tokens")
+    return flat.emit(node, "Gather", [flat.take(table), at], axis=flat.axis(node, attribute(node, "axis", 0)))
+
+
+def reshape(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Reshape, Squeeze, Unsqueeze within each token; the tokens lead before and after, or only 1s come and go."""
+    x, y = node.inputs[0], node.outputs[0]
+    assert x is not None
+    before, after = ([dims(value)[axis] for axis in other_axes(value)] for value in (x, y))
+    leading = all(token_axes(value) == tuple(range(len(token_axes(value)))) for value in (x, y))
+    if not leading and [size for size in before if size != 1] != [size for size in after if size != 1]:
+        raise flat.refusal(node, f"turns {x.shape} into {y.shape}")
+    return [flat.reshape(node, flat.new[x], after)]
+
+
+def transpose(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Only the order of the other axes is left."""
+    x = node.inputs[0]
+    assert x is not None
+    before = other_axes(x)
+    perm = attribute(node, "perm") or list(reversed(range(len(dims(x)))))
+    order = [0, *(1 + before.index(axis) for axis in perm if axis in before)]
+    if order == list(range(len(order))):
+        return [flat.new[x]]
+    return flat.emit(node, "Transpose", [flat.new[x]], perm=order)
+
+
+def slice_(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    x, starts, ends, *rest = node.inputs
+    if x is not None and dims(x) == dims(node.outputs[0]):
+        return [flat.new[x]]
+    if not rest:
+        raise flat.refusal(node, "names no axes")
+    return flat.emit(node, "Slice", [flat.take(x), starts, ends, flat.moved_axes(node, rest[0]), *rest[1:]])
+
+
+def expand(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    x = node.inputs[0]
+    if x is None or dims(x) != dims(node.outputs[0]):
+        raise flat.refusal(node, "repeats elements")
+    return [flat.new[x]]
+
+
+def reduction(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    x, *axes = node.inputs
+    return flat.emit(node, node.op_type, [flat.take(x), flat.moved_axes(node, *axes)], **attributes_of(node))
+
+
+def rotary(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """x [batch, heads, sequence, D] becomes [M, heads·D]."""
+    x, cos, sin, *positions = node.inputs
+    if positions or x is None or cos is None or sin is None or token_axes(x) != (0, 2):
+        raise flat.refusal(node, "has positions, or heads elsewhere than in axis 1")
+    _, heads, _, head_dim = dims(x)
+    assert isinstance(heads, int)
+    assert isinstance(head_dim, int)
+    result = emit(
+        node,
+        f"{DOMAIN}.Rotary",
+        [flat.reshape(node, flat.new[x], [heads * head_dim]), flat.new[cos], flat.new[sin]],
+        num_heads=heads,
+        rotary_dim=attribute(node, "rotary_embedding_dim", 0) or head_dim,
+        interleaved=attribute(node, "interleaved", 0),
+    )
+    return [flat.reshape(node, result[0], [heads, head_dim])]
+
+
+def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]."""
+    q, k, v, *more = node.inputs
+    if any(more) or not attribute(node, "is_causal", 0) or any(token_axes(value) != (0, 2) for value in (q, k, v)):
+        raise flat.refusal(node, "has a mask, a cache, or is not causal")
+    heads = [dims(value)[1] for value in (q, k, v)]
+    sizes = [dims(value)[3] for value in (q, k, v)]
+    if sizes[0] != sizes[1] or sizes[0] != sizes[2] or heads[1] != heads[2]:
+        raise flat.refusal(node, f"has heads {heads} of sizes {sizes}")
+    head_dim = sizes[0]
+    assert isinstance(head_dim, int)
+    rows = []
+    for value, n_heads in zip((q, k, v), heads, strict=True):
+        assert value is not None
+        assert isinstance(n_heads, int)
+        rows.append(flat.reshape(node, flat.new[value], [n_heads * head_dim]))
+    result = emit(
+        node,
+        f"{DOMAIN}.CausalAttention",
+        rows,
+        num_heads=heads[0],
+        kv_num_heads=heads[1],
+        scale=float(attribute(node, "scale", head_dim**-0.5)),
+        softcap=float(attribute(node, "softcap", 0.0)),
+        window=int(node.metadata_props.get("llmc.window", "0")),
+        layer=int(node.metadata_props.get("llmc.layer", "0")),
+    )
+    return [flat.reshape(node, result[0], [heads[0], head_dim])]
+
+
+ALONG_ONE_AXIS = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "Concat", "Split")
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys((SAME_AS_FIRST | BROADCAST) - {"Trilu"}, elementwise),
+    **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys(ALONG_ONE_AXIS, along_one_axis),
+    **dict.fromkeys(("MatMul", "Gemm"), product),
+    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
+    "Attention": attention,
+    "Expand": expand,
+    "Gather": gather,
+    "RotaryEmbedding": rotary,
+    "Slice": slice_,
+    "Transpose": transpose,
+}

@@ -1,0 +1,45 @@
+"""Let what depends on constants alone be a constant: worked out when its weight is packed, not in every step.
+
+rewrite:
+    Add(w, 1.0)
+    -->
+    w', a weight that is computed when it is read
+refuses: a transposed weight, which `form_linear` takes as it is.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import add_constant, constant, evaluate, replace, unused_name
+from llmc.compiler.graph_run import extract
+from llmc.compiler.graph_shapes import bound, dims, infer_missing
+from llmc.compiler.weights import Array, Weight
+
+
+def fold_constants(model: ir.Model) -> int:
+    """Assumes and leaves any graph; gives every value a shape. Returns the number of nodes folded."""
+    infer_missing(model.graph)
+    n_rewrites = 0
+    for node in list(model.graph):
+        if node.op_type == "Transpose" or len(node.outputs) > 1 or not node.inputs:
+            continue
+        if all(value is None or constant(value) is not None for value in node.inputs):
+            result = node.outputs[0]
+            replace(result, folded(model.graph, result))
+            n_rewrites += 1
+    return n_rewrites
+
+
+def folded(graph: ir.Graph, result: ir.Value) -> ir.Value:
+    """A constant for `result`, which is made of constants: a weight read late when it is made of weights."""
+    part = extract(result, [])
+
+    def read() -> Array:
+        return next(iter(evaluate(part, {}).values()))
+
+    weights = [w for value in part.graph.initializers.values() if isinstance(w := value.const_value, Weight)]
+    if not weights:
+        return add_constant(graph, read(), unused_name(graph, str(result.name)))
+    name = unused_name(graph, f"{weights[0].name}.folded")
+    return add_constant(graph, Weight.computed(name, bound(dims(result), {}), read), name)

@@ -1,0 +1,113 @@
+"""Look up what depends on a token's position alone, rather than work it out in every step.
+
+rewrite:
+    Cos(Mul(Cast(Unsqueeze(position_ids)), inv_freq))
+    -->
+    Gather(table.cos [n_context, RD/2], position_ids)
+
+    Gather(W, Add(position_ids, 2))
+    -->
+    Gather(W[positions] [n_context, C], position_ids)
+refuses: a value that depends on the positions of other tokens (found when the table is read); learned positions fewer
+than n_context.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph import add_constant, attribute, emit, evaluate, producer, replace, unused_name, weight_of
+from llmc.compiler.graph_run import extract
+from llmc.compiler.graph_shapes import dims
+from llmc.compiler.weights import Array, Weight
+from llmc.runtime.errors import LlmcError
+
+
+def tabulate_positions(model: ir.Model, *, n_context: int) -> int:
+    """Assumes inputs `input_ids` and `position_ids` [batch, sequence]; leaves no other use of position_ids than Gather
+    from a table of n_context rows (and Shape). Returns the number of tables."""
+    positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
+    if positions is None:
+        return 0
+    n_rewrites = 0
+    for value in frontier(model.graph, positions):
+        if is_table(value, positions, n_context):
+            continue
+        table = learned_table(value, positions, n_context) or computed_table(value, positions, n_context)
+        constant = add_constant(model.graph, table, unused_name(model.graph, str(table.name)))
+        node = value.producer()
+        assert node is not None
+        replace(value, emit(node, "Gather", [constant, positions], axis=0)[0])
+        n_rewrites += 1
+    return n_rewrites
+
+
+def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
+    """The last values [batch, sequence, …] that depend on positions alone."""
+    alone = {positions}
+    for node in graph:
+        inputs = {value for value in node.inputs if value is not None and not value.is_initializer()}
+        if node.op_type != "Shape" and inputs and inputs <= alone:
+            alone.update(node.outputs)
+    found: list[ir.Value] = []
+    for node in reversed(graph):
+        for value in node.outputs:
+            leaves = value.is_graph_output() or any(use.node.outputs[0] not in alone for use in value.uses())
+            if value in alone and leaves:
+                if dims(value)[:2] == dims(positions):
+                    found.append(value)
+                else:
+                    alone.discard(value)
+    return list(reversed(found))
+
+
+def is_table(value: ir.Value, positions: ir.Value, n_context: int) -> bool:
+    """Whether the value is looked up already, in a weight with rows enough."""
+    node = producer(value, "Gather")
+    weight = weight_of(node.inputs[0]) if node is not None else None
+    if node is None or weight is None or node.inputs[1] is not positions or attribute(node, "axis", 0) != 0:
+        return False
+    return weight.dims[0] >= n_context
+
+
+def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weight | None:
+    """The rows of a weight that the positions choose, stored as the weight is."""
+    node = producer(value, "Gather")
+    weight = weight_of(node.inputs[0]) if node is not None else None
+    if node is None or weight is None or node.inputs[1] is None or attribute(node, "axis", 0) != 0:
+        return None
+    rows = at_positions(extract(node.inputs[1], [positions]), np.arange(n_context))
+    if rows.min() < 0 or rows.max() >= weight.dims[0]:
+        raise LlmcError(
+            f"the model has learned positions for fewer than {n_context} tokens",
+            place=f"weight {weight.name} {list(weight.dims)}",
+            hint="ask for a smaller --max-seq",
+        )
+    shape = (n_context, *weight.dims[1:])
+    return Weight.computed(f"{weight.name}[positions]", shape, lambda: weight.stored()[rows], weight.stored_dtype)
+
+
+def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weight:
+    """The value at each position, worked out when it is read."""
+    part = extract(value, [positions])
+    node = value.producer()
+    assert node is not None
+    rest = [size for size in dims(value)[2:] if isinstance(size, int)]
+
+    def read() -> Array:
+        forwards = at_positions(part, np.arange(n_context))
+        backwards = at_positions(part, np.arange(n_context)[::-1])
+        if not np.array_equal(forwards, backwards[::-1]):
+            raise LlmcError(
+                "a value depends on the positions of several tokens", place=f"value {part.graph.outputs[0].name}"
+            )
+        return forwards
+
+    return Weight.computed(f"table.{node.op_type.lower()}", (n_context, *rest), read)
+
+
+def at_positions(part: ir.Model, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:
+    """What a part of the graph gives for one sequence with these positions."""
+    result: Array = next(iter(evaluate(part, {"position_ids": positions[None]}).values()))[0]
+    return result

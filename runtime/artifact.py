@@ -1,0 +1,237 @@
+"""Reading an artifact without executing anything of it: sections, hashes, manifest, plans.
+
+The bytes are described in src/format.h.  Nothing they say is believed before it is checked against the file's real
+size, and no memory is taken on the word of a header: a hostile file gives an LlmcError, never a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.format import (
+    FORMAT_VERSION,
+    MAX_SECTIONS,
+    SECTION,
+    SECTION_ALIGNMENT,
+    TRAILER,
+    TRAILER_MAGIC,
+    WEIGHTS_ALIGNMENT,
+    Section,
+)
+from llmc.runtime.plan import PlanTables, unpack_plan
+
+REQUIRED_SECTIONS = ("code", "weights", "plan", "manifest")
+READ_BYTES = 1 << 20
+"""Read this much at a time while hashing."""
+LARGEST_TEXT_BYTES = 1 << 28
+"""No section that is read whole (manifest, plan, graph, …) comes near this."""
+ELF_MAGIC = b"\x7fELF"
+COMPILE_AGAIN = "compile the model again, or copy the artifact again"
+
+HashProgress = Callable[[int, int], None]
+"""Called with (bytes hashed, bytes in all)."""
+
+
+class ArtifactFile:
+    """An artifact opened for reading.  A context manager; `close` gives the file back.
+
+    path: as it was given.  n_bytes: of the whole file.  sections: by name, in file order.
+    """
+
+    def __init__(self, path: Path, descriptor: int, n_bytes: int, sections: Mapping[str, Section]) -> None:
+        self.path, self.n_bytes, self.sections = path, n_bytes, sections
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> ArtifactFile:
+        """Check the trailer, the directory and every section but the weights.
+
+        Raises LlmcError: no such file, not an artifact, truncated, of another version, or a damaged section.
+        """
+        where = Path(path)
+        descriptor = _open_file(where)
+        try:
+            n_bytes = os.fstat(descriptor).st_size
+            sections = _read_directory(where, descriptor, n_bytes)
+            artifact = cls(where, descriptor, n_bytes, sections)
+            for name in sections:
+                if name != "weights":
+                    artifact._check_hash(name, None)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return artifact
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, owned by this object."""
+        return self._descriptor
+
+    def close(self) -> None:
+        """Give the file back; closing twice is fine."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> ArtifactFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def section(self, name: str) -> bytes:
+        """The bytes of a section, which are those that its hash covers.  Not for the weights, which may be large."""
+        section = self._find(name)
+        if section.n_bytes > LARGEST_TEXT_BYTES:
+            raise LlmcError(f"section {name!r} is {section.n_bytes} bytes, too large to read", place=str(self.path))
+        data = b"".join(self._chunks(section))
+        if hashlib.sha256(data).digest() != section.sha256:
+            raise self._damaged(name)
+        return data
+
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact says of itself: model, target, sizes, plans, parity certificate."""
+        return self._json("manifest")
+
+    def graph(self) -> dict[str, Any] | None:
+        """The record of the passes and the text of the final graph, if the artifact keeps it."""
+        return self._json("graph") if "graph" in self.sections else None
+
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as its own JSON file, or None: then only token ids can be used."""
+        if "tokenizer" not in self.sections:
+            return None
+        try:
+            return self.section("tokenizer").decode()
+        except UnicodeDecodeError:
+            raise self._damaged("tokenizer") from None
+
+    def plan(self) -> PlanTables:
+        """The kernel calls of every step, with each index and range checked."""
+        return unpack_plan(self.section("plan"), self.sections["weights"].n_bytes, str(self.path))
+
+    def check_weights(self, progress: HashProgress | None = None) -> None:
+        """Hash the weights: the one section that `open` leaves, as it takes seconds for a large model."""
+        self._check_hash("weights", progress)
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self.section(name))
+        except (ValueError, RecursionError):
+            raise self._damaged(name) from None
+        if not isinstance(value, dict):
+            raise self._damaged(name)
+        return value
+
+    def _find(self, name: str) -> Section:
+        if name not in self.sections:
+            known = ", ".join(self.sections)
+            raise LlmcError(f"the artifact has no section {name!r}", place=str(self.path), hint=f"it has {known}")
+        return self.sections[name]
+
+    def _check_hash(self, name: str, progress: HashProgress | None) -> None:
+        section, digest, done = self._find(name), hashlib.sha256(), 0
+        for chunk in self._chunks(section):
+            digest.update(chunk)
+            done += len(chunk)
+            if progress:
+                progress(done, section.n_bytes)
+        if digest.digest() != section.sha256:
+            raise self._damaged(name)
+
+    def _chunks(self, section: Section) -> Iterator[bytes]:
+        offset, end = section.offset, section.offset + section.n_bytes
+        while offset < end:
+            chunk = os.pread(self._descriptor, min(READ_BYTES, end - offset), offset)
+            if not chunk:
+                raise LlmcError("the artifact became shorter while it was read", place=str(self.path))
+            yield chunk
+            offset += len(chunk)
+
+    def _damaged(self, name: str) -> LlmcError:
+        return LlmcError(
+            f"the artifact is damaged: section {name!r} is not what was written",
+            place=str(self.path),
+            hint=COMPILE_AGAIN,
+        )
+
+
+def _open_file(path: Path) -> int:
+    hint = "give the artifact.so that llmc compile wrote"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise LlmcError("no such file", place=str(path), hint=hint) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LlmcError(f"cannot open the artifact: {reason}", place=str(path)) from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a directory" if stat.S_ISDIR(mode) else "no regular file"
+        raise LlmcError(f"this is {what}, not an artifact", place=str(path), hint=hint)
+    return descriptor
+
+
+def _read_directory(path: Path, descriptor: int, n_bytes: int) -> dict[str, Section]:
+    """The section table behind the trailer, checked."""
+    if n_bytes < TRAILER.size:
+        raise _not_an_artifact(path, descriptor)
+    trailer = TRAILER.unpack(os.pread(descriptor, TRAILER.size, n_bytes - TRAILER.size))
+    magic, version, n_sections, offset, file_bytes, sha256 = trailer
+    if magic != TRAILER_MAGIC:
+        raise _not_an_artifact(path, descriptor)
+    if version != FORMAT_VERSION:
+        fact = f"the artifact has format version {version}; this llmc reads version {FORMAT_VERSION}"
+        raise LlmcError(fact, place=str(path), hint="compile the model again with this llmc")
+    if file_bytes != n_bytes:
+        fact = f"the artifact is truncated or padded: {n_bytes} bytes of {file_bytes}"
+        raise LlmcError(fact, place=str(path), hint=COMPILE_AGAIN)
+    if not 1 <= n_sections <= MAX_SECTIONS or offset + n_sections * SECTION.size != n_bytes - TRAILER.size:
+        raise _bad_directory(path, "its size does not fit the file")
+    directory = os.pread(descriptor, n_sections * SECTION.size, offset)
+    if hashlib.sha256(directory).digest() != sha256:
+        raise _bad_directory(path, "it is not what was written")
+    return _check_sections(path, directory, offset)
+
+
+def _check_sections(path: Path, directory: bytes, end: int) -> dict[str, Section]:
+    """Sections in file order, aligned, apart from each other, before `end`, with distinct names."""
+    sections: dict[str, Section] = {}
+    at = 0
+    for raw_name, offset, n_bytes, sha256 in struct.iter_unpack(SECTION.format, directory):
+        name = raw_name.rstrip(b"\0").decode("ascii", "replace")
+        alignment = WEIGHTS_ALIGNMENT if name == "weights" else SECTION_ALIGNMENT
+        if not name.isidentifier() or name in sections:
+            raise _bad_directory(path, f"section name {name!r} is not valid, or given twice")
+        if offset % alignment or offset < at or n_bytes > end - offset:
+            raise _bad_directory(path, f"section {name!r} lies outside the file or over another")
+        sections[name] = Section(name, offset, n_bytes, sha256)
+        at = offset + n_bytes
+    missing = [name for name in REQUIRED_SECTIONS if name not in sections]
+    if missing:
+        raise _bad_directory(path, f"section {missing[0]!r} is missing")
+    if sections["code"].offset != 0:
+        raise _bad_directory(path, "section 'code' is not at the start of the file")
+    return sections
+
+
+def _bad_directory(path: Path, reason: str) -> LlmcError:
+    return LlmcError(f"the artifact is damaged: section directory: {reason}", place=str(path), hint=COMPILE_AGAIN)
+
+
+def _not_an_artifact(path: Path, descriptor: int) -> LlmcError:
+    """An artifact cut short has lost its trailer, but its code still names the one symbol that artifacts export."""
+    head = os.pread(descriptor, 16 * READ_BYTES, 0)
+    if head.startswith(ELF_MAGIC) and b"llmc_get_api\0" in head:
+        return LlmcError("the artifact is truncated: its end is missing", place=str(path), hint=COMPILE_AGAIN)
+    return LlmcError("this is not an artifact", place=str(path), hint="give the artifact.so that llmc compile wrote")

@@ -1,0 +1,381 @@
+"""An artifact as a Python object: `load`, `Model`, `Sequence`.
+
+Everything runs in the artifact's own C runtime; this module checks what it is given, keeps handles, and turns
+failures into LlmcError.  Calls on one model are made one at a time, from any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.runtime import capi
+from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import Generation, How
+from llmc.runtime.text import TextStream, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+GREEDY = How()
+
+
+class Info(NamedTuple):
+    """Facts about a model; see llmc_info in include/llmc.h.  Counts are in elements."""
+
+    n_vocab: int
+    n_context: int
+    n_threads: int
+    max_step_tokens: int
+    bos_token: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    kv_tokens_free: int
+
+
+def load(path: str | os.PathLike[str], *, threads: int = 0, kv_tokens: int = 0) -> Model:
+    """Open an artifact for running, after checking every section of it but the weights.
+
+    threads: 0 takes as many as this process may use.  kv_tokens: room for the tokens of all sequences together;
+    0 takes the artifact's default.  Raises LlmcError: not an artifact, damaged, or compiled for another machine.
+    """
+    if threads < 0 or kv_tokens < 0:
+        raise LlmcError("threads and kv_tokens cannot be negative", place=str(path), hint="0 takes the default")
+    file = ArtifactFile.open(path)
+    try:
+        return Model(file, threads, kv_tokens)
+    except BaseException:
+        file.close()
+        raise
+
+
+class Model:
+    """A model ready to run.
+
+        with llmc.load("model.so") as model:
+            for piece in model.generate("Once upon a time"):
+                print(piece, end="", flush=True)
+
+    A context manager; `close` frees its memory and its threads.
+    """
+
+    def __init__(self, file: ArtifactFile, threads: int, kv_tokens: int) -> None:
+        self.path = file.path
+        self._file = file
+        self._lock = threading.RLock()
+        self._sequences: set[int] = set()  # handles, freed before the model whoever forgets them
+        self._library = library = capi.Library.of(file)
+        self._handle: int | None = None
+        options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
+        try:
+            library.check(library.api.open(options, handle))
+        except BaseException:
+            library.release()
+            raise
+        self._handle = handle.value
+
+    # -- life ---------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the model and all its sequences; closing twice is fine."""
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                for sequence in self._sequences:
+                    self._library.api.sequence_free(sequence)
+                self._sequences.clear()
+                self._library.api.close(handle)
+                self._library.release()
+            self._file.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_handle" in self.__dict__:  # absent when __init__ failed early
+            self.close()
+
+    # -- facts --------------------------------------------------------------
+
+    @property
+    def info(self) -> Info:
+        """Sizes, threads, and the room in the KV cache as it is now."""
+        raw = capi.Info(size=c.sizeof(capi.Info))
+        with self.running() as (api, handle):
+            self._library.check(api.info(handle, raw))
+        return Info(*(getattr(raw, name) for name in Info._fields))
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact says of itself."""
+        return self._file.manifest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.  Raises LlmcError when the artifact carries none."""
+        json = self._file.tokenizer_json()
+        if json is None:
+            hint = "give token ids: --tokens 1,2,3, or Model.tokens([1, 2, 3])"
+            raise LlmcError("the artifact has no tokenizer", place=str(self.path), hint=hint)
+        return load_tokenizer(json, str(self.path))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return "tokenizer" in self._file.sections
+
+    def is_eos(self, token: int) -> bool:
+        """Whether this token ends a text."""
+        with self.running() as (api, handle):
+            return bool(api.is_eos(handle, token))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The text of a token from the artifact's own vocabulary, perhaps a part of a character."""
+        data, size = c.c_void_p(), c.c_size_t()
+        with self.running() as (api, handle):
+            self._library.check(api.token_text(handle, token, data, size))
+            return c.string_at(data, size.value) if data else b""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text; `special` adds what the tokenizer's template begins a prompt with."""
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        bos = self.info.bos_token
+        return tokens or ([bos] if special and bos >= 0 else [])
+
+    def decode(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> str:
+        """The text of token ids that follow those in `after`; special tokens have none."""
+        stream = TextStream(self.tokenizer, after)
+        return "".join([*map(stream.push, tokens), stream.flush()])
+
+    # -- generating -----------------------------------------------------------
+
+    def generate(
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[str]:
+        """The text that follows the prompt, in pieces as they come.
+
+        temperature 0 is greedy; otherwise seed None draws one.  Ends at an end token (unless ignored), after
+        max_tokens, or when the context is full.  Raises LlmcError at once for a prompt that cannot be run.
+        """
+        how = How.choose(temperature, top_k, top_p, seed)
+        generation = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos)
+        return text_pieces(generation, TextStream(self.tokenizer, generation.prompt))
+
+    def tokens(
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> list[int]:
+        """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
+        how = How.choose(temperature, top_k, top_p, seed)
+        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos))
+
+    def stream(
+        self,
+        prompt: str | Iterable[int],
+        max_tokens: int = 64,
+        how: How = GREEDY,
+        *,
+        ignore_eos: bool = False,
+        sequence: Sequence | None = None,
+    ) -> Generation:
+        """Token ids one at a time, with timings; `sequence` is continued when given."""
+        ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence)
+
+    def logits(self, tokens: Iterable[int]) -> Logits:
+        """float32 [n, n_vocab]: the logits after each of the n tokens."""
+        with self.sequence() as sequence:
+            return sequence.feed_for_logits(tokens)
+
+    def sequence(self) -> Sequence:
+        """A new, empty sequence."""
+        out = capi.Handle()
+        with self.running() as (api, handle):
+            self._library.check(api.sequence_new(handle, out))
+            return Sequence(self, out)
+
+    def step(self, inputs: Iterable[tuple[Sequence, Iterable[int]]]) -> None:
+        """Append tokens to several sequences at once; on an error nothing is appended to any."""
+        self.run_step([(sequence, self.check_ids(tokens), None) for sequence, tokens in inputs])
+
+    # -- for Sequence ---------------------------------------------------------
+
+    @contextmanager
+    def running(self) -> Iterator[tuple[capi.Api, int]]:
+        """The function table and the model's handle, for one caller at a time."""
+        with self._lock:
+            if self._handle is None:
+                raise LlmcError("the model is closed", place=str(self.path))
+            yield self._library.api, self._handle
+
+    def run_step(self, inputs: list[tuple[Sequence, Ids, Logits | None]]) -> None:
+        """One llmc_step; logits, where given, are float32 [n, n_vocab] and are filled."""
+        raw = (capi.StepInput * len(inputs))()
+        with self.running() as (api, handle):
+            for entry, (sequence, ids, logits) in zip(raw, inputs, strict=True):
+                entry.sequence, entry.tokens, entry.n_tokens = sequence.handle, ids.ctypes.data, len(ids)
+                entry.logits = None if logits is None else logits.ctypes.data
+            self.check(api.step(handle, raw, len(inputs)))
+
+    def check(self, status: int) -> None:
+        """Raise LlmcError for a status that is not LLMC_OK."""
+        self._library.check(status)
+
+    def check_ids(self, tokens: Iterable[int]) -> Ids:
+        """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
+        listed, n_vocab = list(tokens), self.info.n_vocab
+        for index, token in enumerate(listed):
+            if not 0 <= token < n_vocab:
+                place = f"{self.path} (token {index + 1} of {len(listed)})"
+                raise LlmcError(f"token {token} is out of range", place=place, hint=f"ids go from 0 to {n_vocab - 1}")
+        return np.array(listed, dtype=np.int32)
+
+    def check_length(self, n_tokens: int) -> None:
+        """Raise LlmcError when a sequence cannot hold so many tokens."""
+        limit = self.info.n_context
+        if n_tokens > limit:
+            fact = f"the text is {n_tokens} tokens long; this artifact's context holds {limit}"
+            raise LlmcError(fact, place=str(self.path), hint="shorten it, or compile with a larger --max-seq")
+
+    def adopt(self, handle: int) -> None:
+        """Free this sequence with the model, if not before."""
+        self._sequences.add(handle)
+
+    def release(self, handle: int) -> None:
+        """Free a sequence now."""
+        with self._lock:
+            if handle in self._sequences:
+                self._sequences.remove(handle)
+                self._library.api.sequence_free(handle)
+
+
+class Sequence:
+    """Tokens and their KV cache; made by Model.sequence.  A context manager; `close` gives its pages back."""
+
+    def __init__(self, model: Model, handle: capi.Handle) -> None:
+        assert handle.value is not None
+        self.model, self._handle = model, handle.value
+        self._open = True
+        model.adopt(self._handle)
+
+    @property
+    def handle(self) -> int:
+        """The llmc_sequence."""
+        if not self._open:
+            raise LlmcError("the sequence is closed", place=str(self.model.path))
+        return self._handle
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence."""
+        with self.model.running() as (api, _):
+            return int(api.sequence_length(self.handle))
+
+    def feed(self, tokens: Iterable[int]) -> None:
+        """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are."""
+        self._feed(self.model.check_ids(tokens), None)
+
+    def feed_for_logits(self, tokens: Iterable[int]) -> Logits:
+        """Append tokens, and give the logits after each: float32 [n, n_vocab]."""
+        ids = self.model.check_ids(tokens)
+        logits = np.empty((len(ids), self.model.info.n_vocab), dtype=np.float32)
+        self._feed(ids, logits)
+        return logits
+
+    def logits(self) -> Logits:
+        """float32 [n_vocab]: the logits after the last token fed (a copy)."""
+        out = c.POINTER(c.c_float)()
+        with self.model.running() as (api, _):
+            self.model.check(api.logits(self.handle, out))
+            return np.ctypeslib.as_array(out, (self.model.info.n_vocab,)).copy()
+
+    def sample(self, how: How = GREEDY) -> int:
+        """The next token, chosen from the logits after the last one fed; it is not appended."""
+        raw = capi.Sampling(c.sizeof(capi.Sampling), how.temperature, how.top_k, how.top_p, how.seed)
+        token = c.c_int32()
+        with self.model.running() as (api, _):
+            self.model.check(api.sample(self.handle, raw, token))
+        return token.value
+
+    def fork(self) -> Sequence:
+        """A copy that shares its full pages with this one."""
+        out = capi.Handle()
+        with self.model.running() as (api, _):
+            self.model.check(api.sequence_fork(self.handle, out))
+            return Sequence(self.model, out)
+
+    def truncate(self, n: int) -> None:
+        """Keep the first n tokens, forget the rest and the logits."""
+        with self.model.running() as (api, _):
+            self.model.check(api.sequence_truncate(self.handle, n))
+
+    def close(self) -> None:
+        """Give the pages back; closing twice is fine."""
+        if self._open:
+            self._open = False
+            self.model.release(self._handle)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_open" in self.__dict__:
+            self.close()
+
+    def _feed(self, ids: Ids, logits: Logits | None) -> None:
+        """In chunks, so that Ctrl-C is heard between them."""
+        before, chunk = self.length, self.model.info.max_step_tokens
+        self.model.check_length(before + len(ids))
+        try:
+            for start in range(0, len(ids), chunk):
+                rows = slice(start, start + chunk)
+                self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])])
+        except BaseException:
+            if self.length > before:
+                self.truncate(before)
+            raise
+
+
+def text_pieces(generation: Generation, stream: TextStream) -> Iterator[str]:
+    """The text of a generation as it comes, without the end token's."""
+    try:
+        for token in generation:
+            if generation.stop != "eos" and (piece := stream.push(token)):
+                yield piece
+        if rest := stream.flush():
+            yield rest
+    finally:
+        generation.close()

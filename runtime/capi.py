@@ -1,0 +1,169 @@
+"""include/llmc.h in ctypes: the structs, the function table, and the library that holds them.
+
+An artifact is loaded through its open file (/proc/self/fd/N), not through its path: what was hashed is what runs,
+even when a new artifact takes the path meanwhile, and the loader, which knows files by their names, cannot mistake one
+for the other.  It knows them by inode as well, so one library serves all models of one file; it goes with the last.
+"""
+
+from __future__ import annotations
+
+import ctypes as c
+import os
+import threading
+from _ctypes import dlclose
+from functools import cached_property
+
+from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.errors import LlmcError
+
+API_VERSION = 1
+Status = c.c_int
+Handle = c.c_void_p
+
+
+class Options(c.Structure):
+    """llmc_options"""
+
+    _fields_ = (("size", c.c_uint32), ("n_threads", c.c_int32), ("kv_tokens", c.c_uint64))
+
+
+class Info(c.Structure):
+    """llmc_info"""
+
+    _fields_ = (
+        ("size", c.c_uint32),
+        ("n_vocab", c.c_int32),
+        ("n_context", c.c_int32),
+        ("n_threads", c.c_int32),
+        ("max_step_tokens", c.c_int32),
+        ("bos_token", c.c_int32),
+        ("weight_bytes", c.c_uint64),
+        ("kv_bytes_per_token", c.c_uint64),
+        ("kv_tokens", c.c_uint64),
+        ("kv_tokens_free", c.c_uint64),
+    )
+
+
+class Sampling(c.Structure):
+    """llmc_sampling"""
+
+    _fields_ = (
+        ("size", c.c_uint32),
+        ("temperature", c.c_float),
+        ("top_k", c.c_int32),
+        ("top_p", c.c_float),
+        ("seed", c.c_uint64),
+    )
+
+
+class StepInput(c.Structure):
+    """llmc_step_input"""
+
+    _fields_ = (("sequence", Handle), ("tokens", c.c_void_p), ("n_tokens", c.c_size_t), ("logits", c.c_void_p))
+
+
+class Api(c.Structure):
+    """llmc_api, in the order of the header."""
+
+    _fields_ = (
+        ("size", c.c_uint32),
+        ("version", c.c_uint32),
+        ("last_error", c.CFUNCTYPE(c.c_char_p)),
+        ("open", c.CFUNCTYPE(Status, c.POINTER(Options), c.POINTER(Handle))),
+        ("close", c.CFUNCTYPE(None, Handle)),
+        ("info", c.CFUNCTYPE(Status, Handle, c.POINTER(Info))),
+        ("is_eos", c.CFUNCTYPE(c.c_int, Handle, c.c_int32)),
+        ("token_text", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(c.c_void_p), c.POINTER(c.c_size_t))),
+        ("sequence_new", c.CFUNCTYPE(Status, Handle, c.POINTER(Handle))),
+        ("sequence_fork", c.CFUNCTYPE(Status, Handle, c.POINTER(Handle))),
+        ("sequence_free", c.CFUNCTYPE(None, Handle)),
+        ("sequence_length", c.CFUNCTYPE(c.c_int32, Handle)),
+        ("sequence_truncate", c.CFUNCTYPE(Status, Handle, c.c_int32)),
+        ("step", c.CFUNCTYPE(Status, Handle, c.POINTER(StepInput), c.c_size_t)),
+        ("feed", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.c_size_t)),
+        ("logits", c.CFUNCTYPE(Status, Handle, c.POINTER(c.POINTER(c.c_float)))),
+        ("sample", c.CFUNCTYPE(Status, Handle, c.POINTER(Sampling), c.POINTER(c.c_int32))),
+    )
+
+
+class Library:
+    """The code of one artifact in this process.  Each `of` is paired with a `release`."""
+
+    _loaded: dict[tuple[int, int], Library] = {}  # noqa: RUF012  (by device and inode, for the whole process)
+    _lock = threading.Lock()
+
+    def __init__(self, file: ArtifactFile) -> None:
+        self.path = file.path
+        self._n_users = 0
+        self._state = _file_state(file.descriptor)
+        self._descriptor = os.dup(file.descriptor)  # the runtime opens its own file by this name for each model
+        name = f"/proc/self/fd/{self._descriptor}"
+        self._name = name if os.path.exists(name) else str(file.path.absolute())
+        try:
+            self._code = c.CDLL(self._name, mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        except OSError as error:
+            os.close(self._descriptor)
+            reason = str(error).removeprefix(f"{self._name}: ")
+            raise LlmcError(f"the artifact's code cannot be loaded: {reason}", place=str(self.path)) from None
+
+    @classmethod
+    def of(cls, file: ArtifactFile) -> Library:
+        """The library of this file.  Raises LlmcError when the file was written over while it is in use."""
+        status = os.fstat(file.descriptor)
+        key = status.st_dev, status.st_ino
+        with cls._lock:
+            library = cls._loaded.get(key)
+            if library is None:
+                library = cls._loaded[key] = cls(file)
+            elif library._state != _file_state(file.descriptor):
+                fact = "the artifact was written over while this process has it loaded"
+                raise LlmcError(fact, place=str(file.path), hint="write to a new file, or load it in a new process")
+            library._n_users += 1
+            return library
+
+    def release(self) -> None:
+        """One user less.  Without users the code leaves the process, unless the loader holds on to it."""
+        with self._lock:
+            self._n_users -= 1
+            if self._n_users:
+                return
+            dlclose(self._code._handle)
+            try:
+                c.CDLL(self._name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            except OSError:  # gone, as it should be
+                Library._loaded = {key: other for key, other in self._loaded.items() if other is not self}
+                os.close(self._descriptor)
+
+    @cached_property
+    def api(self) -> Api:
+        """The artifact's function table."""
+        get_api = getattr(self._code, "llmc_get_api", None)
+        table = None
+        if get_api is not None:
+            get_api.argtypes, get_api.restype = (c.c_uint32,), c.POINTER(Api)
+            table = get_api(API_VERSION)
+        if not table or table.contents.version != API_VERSION or table.contents.size < c.sizeof(Api):
+            fact = f"the artifact's runtime does not have version {API_VERSION} of the interface"
+            raise LlmcError(fact, place=str(self.path), hint="compile the model again with this llmc")
+        return table.contents  # type: ignore[no-any-return]
+
+    def check(self, status: int) -> None:
+        """Raise what last_error() says when a call has failed."""
+        if status == 0:
+            return
+        text = (self.api.last_error() or b"").decode("utf-8", "replace").replace(self._name, str(self.path))
+        fact, place, hint = f"the runtime failed with status {status}", str(self.path), None
+        for index, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
+            if index == 0:
+                fact = line.removeprefix("error: ")
+            elif line.startswith("hint: "):
+                hint = line.removeprefix("hint: ")
+            else:
+                place = line.removeprefix("at: ")
+        raise LlmcError(fact, place=place, hint=hint)
+
+
+def _file_state(descriptor: int) -> tuple[int, int]:
+    """What changes when a file is written over: its size and the time of the last write."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns

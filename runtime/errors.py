@@ -1,0 +1,22 @@
+"""The one error a user sees: the fact, the place, the hint."""
+
+from __future__ import annotations
+
+
+class LlmcError(Exception):
+    """A request that failed for a reason the user can act on.
+
+    fact: what is so, in one line.  place: where it was found (a file, a tensor, an option).  hint: what to do.
+    """
+
+    def __init__(self, fact: str, *, place: str | None = None, hint: str | None = None) -> None:
+        super().__init__(fact)
+        self.fact, self.place, self.hint = fact, place, hint
+
+    def __str__(self) -> str:
+        parts = [self.fact]
+        if self.place:
+            parts.append(f"  at: {self.place}")
+        if self.hint:
+            parts.append(f"  hint: {self.hint}")
+        return "\n".join(parts)

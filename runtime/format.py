@@ -1,0 +1,116 @@
+"""The bytes of an artifact, in Python: the same records as src/format.h, which says what they mean."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+FORMAT_VERSION = 1
+TRAILER_MAGIC = b"LLMCART1"
+PLAN_MAGIC = 0x4E4C504C
+SECTION_ALIGNMENT = 64
+WEIGHTS_ALIGNMENT = 4096
+MAX_SECTIONS = 64
+MAX_EOS = 8
+MAX_POINTERS = 24
+
+TRAILER = struct.Struct("<8sIIQQ32s")
+SECTION = struct.Struct("<16sQQ32s")
+PLAN_HEADER = struct.Struct("<12I8iiIQQQ")
+KERNEL_RECORD = struct.Struct("<120sII")
+PLAN_RECORD = struct.Struct("<4I")
+CALL_RECORD = struct.Struct("<4I")
+ARGUMENT = struct.Struct("<IIQQ")
+
+CPU_FEATURES = {
+    "avx2": 1 << 0,
+    "fma": 1 << 1,
+    "f16c": 1 << 2,
+    "bmi1": 1 << 3,
+    "bmi2": 1 << 4,
+    "movbe": 1 << 5,
+    "avx512f": 1 << 6,
+    "avx512bw": 1 << 7,
+    "avx512cd": 1 << 8,
+    "avx512dq": 1 << 9,
+    "avx512vl": 1 << 10,
+    "avx512_bf16": 1 << 11,
+    "avx512_vnni": 1 << 12,
+}
+
+SPACES = ("arena", "weights", "kv", "tokens", "positions", "page_table", "rows", "logits", "scratch")
+PLAN_KINDS = ("body", "head")
+
+
+class Section(NamedTuple):
+    """A named range of the file."""
+
+    name: str
+    offset: int
+    n_bytes: int
+    sha256: bytes
+
+
+class PlanHeader(NamedTuple):
+    """The plan section's header, after its magic and version; see llmc_plan_header."""
+
+    cpu_features: int
+    n_vocab: int
+    n_context: int
+    page_tokens: int
+    pages_per_sequence: int
+    n_kernels: int
+    n_plans: int
+    n_calls: int
+    n_arguments: int
+    eos: tuple[int, ...]
+    bos: int
+    default_kv_tokens: int
+    kv_page_bytes: int
+    arena_bytes: int
+    scratch_bytes: int
+
+
+class KernelRecord(NamedTuple):
+    name: str
+    n_pointers: int
+
+
+class PlanRecord(NamedTuple):
+    kind: int
+    n_rows: int
+    first_call: int
+    n_calls: int
+
+
+class CallRecord(NamedTuple):
+    kernel: int
+    grid: int
+    first_argument: int
+    n_arguments: int
+
+
+class Argument(NamedTuple):
+    space: int
+    offset: int
+    n_bytes: int
+
+
+def pack_plan_header(header: PlanHeader) -> bytes:
+    """The header as bytes, magic and version first."""
+    eos = (*header.eos, *([-1] * (MAX_EOS - len(header.eos))))
+    return PLAN_HEADER.pack(
+        PLAN_MAGIC,
+        FORMAT_VERSION,
+        *header[:9],
+        len(header.eos),
+        *eos,
+        *header[10:],
+    )
+
+
+def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
+    """The header at the start of a plan section; the caller has checked magic, version and length."""
+    values = PLAN_HEADER.unpack_from(data)
+    n_eos = min(values[11], MAX_EOS)
+    return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:]))

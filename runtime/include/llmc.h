@@ -1,0 +1,128 @@
+/* llmc.h - run a model compiled by llmc. C99, no dependencies but libc.
+ *
+ *   void *file = dlopen("./model.so", RTLD_NOW);
+ *   const llmc_api *api = ((llmc_get_api_function)dlsym(file, "llmc_get_api"))(LLMC_API_VERSION);
+ *   llmc_model *model;
+ *   llmc_sequence *sequence;
+ *   int32_t token;
+ *   if (api->open(NULL, &model) || api->sequence_new(model, &sequence)) die(api->last_error());
+ *   if (api->feed(sequence, prompt, n_prompt)) die(api->last_error());
+ *   while (!api->sample(sequence, NULL, &token) && !api->is_eos(model, token) && !api->feed(sequence, &token, 1))
+ *       print(token);
+ *   api->sequence_free(sequence);
+ *   api->close(model);
+ *
+ * The artifact is its own runtime: every artifact exports one symbol, llmc_get_api, and finds its weights in its own
+ * file, so that several artifacts live in one process. Linking works as well: cc app.c ./model.so.
+ *
+ * Ownership: whoever calls open or sequence_new calls close or sequence_free; both take NULL. Free the sequences of a
+ *   model before it. Every other pointer returned is borrowed.
+ * Threads: calls on one model and its sequences are made one at a time; different models are independent.
+ * Errors: functions return a status; the words (fact, place, hint; one a line) are in last_error().
+ * Structs passed in start with `size`, set by the caller to sizeof the struct, so that they may grow.
+ */
+#ifndef LLMC_H
+#define LLMC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Raised when a function or a struct changes meaning; grown tables keep their version. */
+#define LLMC_API_VERSION 1
+
+typedef enum llmc_status {
+    LLMC_OK = 0,
+    LLMC_ERROR_IO = 1,       /* a file could not be opened, read or mapped */
+    LLMC_ERROR_FORMAT = 2,   /* not an artifact, truncated, damaged, or of another version */
+    LLMC_ERROR_TARGET = 3,   /* compiled for instructions this machine lacks */
+    LLMC_ERROR_MEMORY = 4,   /* an allocation failed, or the KV cache is full */
+    LLMC_ERROR_ARGUMENT = 5, /* a caller's mistake: NULL, a token out of range, a sequence past the context */
+    LLMC_ERROR_KERNEL = 6,   /* a kernel reported failure */
+} llmc_status;
+
+typedef struct llmc_model llmc_model;
+typedef struct llmc_sequence llmc_sequence;
+
+typedef struct llmc_options {
+    uint32_t size;      /* sizeof(llmc_options) */
+    int32_t n_threads;  /* 0: as many as this process may use */
+    uint64_t kv_tokens; /* room for the tokens of all sequences together; 0: the artifact's default */
+} llmc_options;
+
+/* Facts about a model; counts are in elements. */
+typedef struct llmc_info {
+    uint32_t size; /* sizeof(llmc_info) as the caller knows it */
+    int32_t n_vocab;
+    int32_t n_context; /* most tokens a sequence can hold */
+    int32_t n_threads;
+    int32_t max_step_tokens; /* M of the largest plan */
+    int32_t bos_token;       /* or -1 */
+    uint64_t weight_bytes;
+    uint64_t kv_bytes_per_token;
+    uint64_t kv_tokens;      /* room in the KV cache */
+    uint64_t kv_tokens_free; /* of these, in pages no sequence holds */
+} llmc_info;
+
+/* How to choose the next token. NULL, or temperature 0: the most likely. */
+typedef struct llmc_sampling {
+    uint32_t size;     /* sizeof(llmc_sampling) */
+    float temperature; /* divides the logits */
+    int32_t top_k;     /* keep the k most likely; 0 keeps all */
+    float top_p;       /* then the smallest set whose probability reaches p; 1 keeps all */
+    uint64_t seed;     /* with the position of the token decides the draw: the same seed, the same text */
+} llmc_sampling;
+
+/* A sequence's part of a step: tokens[n_tokens] to append. */
+typedef struct llmc_step_input {
+    llmc_sequence *sequence;
+    const int32_t *tokens;
+    size_t n_tokens;
+    float *logits; /* NULL, or [n_tokens, n_vocab]: the logits after each of these tokens */
+} llmc_step_input;
+
+typedef struct llmc_api {
+    uint32_t size;    /* sizeof(llmc_api) as the artifact knows it */
+    uint32_t version; /* LLMC_API_VERSION */
+
+    /* The last failure on this thread. Never NULL. */
+    const char *(*last_error)(void);
+
+    /* -- model ----------------------------------------------------------- */
+    llmc_status (*open)(const llmc_options *options, llmc_model **out);
+    void (*close)(llmc_model *model);
+    llmc_status (*info)(const llmc_model *model, llmc_info *out);
+    int (*is_eos)(const llmc_model *model, int32_t token);
+    /* The text of a token: borrowed bytes, not ended by NUL, perhaps a part of a UTF-8 character. */
+    llmc_status (*token_text)(const llmc_model *model, int32_t token, const char **bytes, size_t *n_bytes);
+
+    /* -- sequence: tokens and their KV cache ------------------------------ */
+    llmc_status (*sequence_new)(llmc_model *model, llmc_sequence **out);
+    /* A copy that shares all full pages with the original. */
+    llmc_status (*sequence_fork)(const llmc_sequence *sequence, llmc_sequence **out);
+    void (*sequence_free)(llmc_sequence *sequence);
+    int32_t (*sequence_length)(const llmc_sequence *sequence);
+    /* Keep the first n tokens, forget the rest (and the logits). */
+    llmc_status (*sequence_truncate)(llmc_sequence *sequence, int32_t n);
+
+    /* -- running ---------------------------------------------------------- */
+    /* Append tokens to several sequences at once; on an error nothing is appended to any. Long inputs run in chunks. */
+    llmc_status (*step)(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
+    /* step() for one sequence. */
+    llmc_status (*feed)(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);
+    /* Borrowed logits [n_vocab] after the last token fed; valid until the sequence's next step. */
+    llmc_status (*logits)(const llmc_sequence *sequence, const float **out);
+    llmc_status (*sample)(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);
+} llmc_api;
+
+/* NULL when this artifact does not know the version. The table is static. */
+typedef const llmc_api *(*llmc_get_api_function)(uint32_t version);
+const llmc_api *llmc_get_api(uint32_t version);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* LLMC_H */

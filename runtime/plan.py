@@ -1,0 +1,173 @@
+"""The plan section, unpacked and checked: which kernels a step calls, on which bytes.
+
+The records are described in src/format.h.  The checks are those that the C runtime makes before it runs a plan.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.format import (
+    ARGUMENT,
+    CALL_RECORD,
+    CPU_FEATURES,
+    FORMAT_VERSION,
+    KERNEL_RECORD,
+    MAX_EOS,
+    MAX_POINTERS,
+    PLAN_HEADER,
+    PLAN_KINDS,
+    PLAN_MAGIC,
+    PLAN_RECORD,
+    SPACES,
+    Argument,
+    CallRecord,
+    KernelRecord,
+    PlanHeader,
+    PlanRecord,
+    unpack_plan_header,
+)
+
+
+class PlanTables(NamedTuple):
+    """The tables of a plan section.  Records refer to each other by index, always within range."""
+
+    header: PlanHeader
+    kernels: tuple[KernelRecord, ...]
+    plans: tuple[PlanRecord, ...]
+    calls: tuple[CallRecord, ...]
+    arguments: tuple[Argument, ...]
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """Names of the CPU features that the kernels use."""
+        return tuple(name for name, bit in CPU_FEATURES.items() if self.header.cpu_features & bit)
+
+    def calls_of(self, plan: PlanRecord) -> tuple[CallRecord, ...]:
+        """The calls of one plan, in the order they run."""
+        return self.calls[plan.first_call : plan.first_call + plan.n_calls]
+
+    def arguments_of(self, call: CallRecord) -> tuple[Argument, ...]:
+        """The arguments of one call, in the order of the kernel's parameters."""
+        return self.arguments[call.first_argument : call.first_argument + call.n_arguments]
+
+
+def unpack_plan(data: bytes, weight_bytes: int, place: str) -> PlanTables:
+    """The tables in a plan section; `weight_bytes` bounds the arguments that point into the weights.
+
+    Raises LlmcError naming the record that is wrong, at `place`.
+    """
+    try:
+        tables = _unpack_tables(data)
+        _check_plans(tables)
+        _check_calls(tables, weight_bytes)
+    except ValueError as error:
+        fact = f"the plan section is not valid: {error}"
+        raise LlmcError(fact, place=place, hint="compile the model again") from None
+    return tables
+
+
+def _unpack_tables(data: bytes) -> PlanTables:
+    if len(data) < PLAN_HEADER.size:
+        raise ValueError(f"{len(data)} bytes do not hold its header")
+    raw = PLAN_HEADER.unpack_from(data)
+    if raw[0] != PLAN_MAGIC or raw[1] != FORMAT_VERSION:
+        raise ValueError(f"magic {raw[0]:#x} version {raw[1]}")
+    if raw[11] > MAX_EOS:
+        raise ValueError(f"{raw[11]} end tokens, at most {MAX_EOS}")
+    header = unpack_plan_header(data)
+    sizes = (
+        header.n_kernels * KERNEL_RECORD.size,
+        header.n_plans * PLAN_RECORD.size,
+        header.n_calls * CALL_RECORD.size,
+        header.n_arguments * ARGUMENT.size,
+    )
+    if PLAN_HEADER.size + sum(sizes) != len(data):
+        raise ValueError(f"its tables take {PLAN_HEADER.size + sum(sizes)} bytes, the section has {len(data)}")
+    tables = _split(memoryview(data)[PLAN_HEADER.size :], sizes)
+    kernels, plans, calls, arguments = tables
+    return PlanTables(
+        header,
+        tuple(KernelRecord(_text(name), n_pointers) for name, n_pointers, _ in _records(KERNEL_RECORD, kernels)),
+        tuple(PlanRecord(*record) for record in _records(PLAN_RECORD, plans)),
+        tuple(CallRecord(*record) for record in _records(CALL_RECORD, calls)),
+        tuple(Argument(space, offset, n_bytes) for space, _, offset, n_bytes in _records(ARGUMENT, arguments)),
+    )
+
+
+def _split(data: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:
+    parts = []
+    for size in sizes:
+        parts.append(data[:size])
+        data = data[size:]
+    return parts
+
+
+def _records(record: struct.Struct, table: memoryview) -> Iterator[tuple[Any, ...]]:
+    return record.iter_unpack(table)
+
+
+def _text(padded: bytes) -> str:
+    name = padded.split(b"\0", 1)[0].decode("ascii", "replace")
+    if not name.isidentifier():
+        raise ValueError(f"kernel name {name!r}")
+    return name
+
+
+def _check_plans(tables: PlanTables) -> None:
+    header, previous = tables.header, (-1, 0)
+    if not 1 <= header.n_vocab <= 1 << 30 or not 1 <= header.n_context <= 1 << 30:
+        raise ValueError(f"vocabulary of {header.n_vocab}, context of {header.n_context}")
+    room = header.pages_per_sequence * header.page_tokens
+    if not header.n_context <= room < header.n_context + header.page_tokens:
+        raise ValueError(f"{header.pages_per_sequence} pages of {header.page_tokens} for {header.n_context} tokens")
+    for index, plan in enumerate(tables.plans):
+        if plan.kind >= len(PLAN_KINDS) or plan.n_rows < 1 or (plan.kind, plan.n_rows) <= previous:
+            raise ValueError(f"plan {index} has kind {plan.kind} and {plan.n_rows} rows, out of order")
+        if plan.first_call + plan.n_calls > header.n_calls:
+            raise ValueError(f"plan {index} has calls beyond the table")
+        previous = (plan.kind, plan.n_rows)
+    kinds = {plan.kind for plan in tables.plans}
+    if len(kinds) != len(PLAN_KINDS):
+        raise ValueError("a body or a head plan is missing")
+
+
+def _check_calls(tables: PlanTables, weight_bytes: int) -> None:
+    """Every call of every plan points inside the memory it names."""
+    for kernel in tables.kernels:
+        if not 1 <= kernel.n_pointers <= MAX_POINTERS:
+            raise ValueError(f"kernel {kernel.name} takes {kernel.n_pointers} pointers")
+    for plan in tables.plans:
+        room = _room(tables.header, plan.n_rows, weight_bytes)
+        for index, call in enumerate(tables.calls_of(plan), plan.first_call):
+            _check_call(tables, call, index, room)
+
+
+def _check_call(tables: PlanTables, call: CallRecord, index: int, room: tuple[int, ...]) -> None:
+    if call.kernel >= len(tables.kernels) or call.grid < 1:
+        raise ValueError(f"call {index} names kernel {call.kernel} with grid {call.grid}")
+    kernel = tables.kernels[call.kernel]
+    if call.n_arguments != kernel.n_pointers or call.first_argument + call.n_arguments > len(tables.arguments):
+        raise ValueError(f"call {index} gives {kernel.name} {call.n_arguments} arguments of {kernel.n_pointers}")
+    for argument in tables.arguments_of(call):
+        if argument.space >= len(SPACES) or argument.offset + argument.n_bytes > room[argument.space]:
+            raise ValueError(f"call {index} of {kernel.name} points outside its memory")
+
+
+def _room(header: PlanHeader, n_rows: int, weight_bytes: int) -> tuple[int, ...]:
+    """Bytes of each space for a plan of n_rows, in the order of SPACES."""
+    ids = 4 * n_rows
+    return (
+        header.arena_bytes,
+        weight_bytes,
+        header.kv_page_bytes,
+        ids,
+        ids,
+        ids * header.pages_per_sequence,
+        ids,
+        ids * header.n_vocab,
+        header.scratch_bytes,
+    )

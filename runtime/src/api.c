@@ -1,0 +1,228 @@
+/* api.c - opening and closing a model, what it says about itself, and the table that llmc_get_api returns. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime.h"
+
+enum { MAX_THREADS = 1024 };
+
+/* -- memory of a model: one piece, cut up ------------------------------------------------------------------------- */
+
+typedef struct memory_part {
+    uint64_t n_bytes; /* rounded up to whole cache lines, so that no two threads' parts share one */
+    void *at;         /* the pointer to set */
+} memory_part;
+
+static void set_pointer(void *at, char *pointer)
+{
+    memcpy(at, &pointer, sizeof pointer);
+}
+
+static llmc_status allocate(llmc_model *model, uint64_t n_threads)
+{
+    const llmc_plan_header *h = &model->plans.header;
+    const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows; /* at most 2^16 each */
+    const uint64_t scratch = h->scratch_bytes, largest = 1ull << 46; /* no product of these overflows */
+    if (scratch < largest) model->spaces.scratch_stride = (scratch + 4095) / 4096 * 4096;
+    memory_part parts[] = {
+        {h->arena_bytes, &model->spaces.base[LLMC_SPACE_ARENA]},
+        {model->spaces.scratch_stride * n_threads, &model->spaces.base[LLMC_SPACE_SCRATCH]},
+        {m * sizeof *model->tokens, &model->tokens},
+        {m * sizeof *model->positions, &model->positions},
+        {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
+        {r * sizeof *model->rows, &model->rows},
+        {r * h->n_vocab * sizeof *model->logits, &model->logits},
+        {h->n_vocab * sizeof *model->candidates, &model->candidates},
+    };
+    enum { N_PARTS = sizeof parts / sizeof *parts };
+    int fits = scratch < largest && h->arena_bytes < largest;
+    for (int i = 0; i < N_PARTS && fits; i++) {
+        parts[i].n_bytes = (parts[i].n_bytes + LLMC_ALIGNMENT - 1) / LLMC_ALIGNMENT * LLMC_ALIGNMENT;
+        model->memory_bytes += parts[i].n_bytes;
+    }
+    model->memory = fits ? memory_map(model->memory_bytes) : NULL;
+    if (!model->memory)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, "ask for fewer threads, or compile for smaller batches",
+                    "there is no memory for activations: %llu bytes, and %llu for each of %llu threads",
+                    (unsigned long long)h->arena_bytes, (unsigned long long)scratch, (unsigned long long)n_threads);
+    char *next = model->memory;
+    for (int i = 0; i < N_PARTS; next += parts[i++].n_bytes) set_pointer(parts[i].at, next);
+    return LLMC_OK;
+}
+
+static void set_spaces(llmc_model *model)
+{
+    char **base = model->spaces.base; /* of the arena and the scratch memory: set by allocate */
+    base[LLMC_SPACE_WEIGHTS] = (char *)(uintptr_t)model->file.weights.bytes; /* kernels only read them */
+    base[LLMC_SPACE_KV] = model->kv.pages;
+    base[LLMC_SPACE_TOKENS] = (char *)model->tokens;
+    base[LLMC_SPACE_POSITIONS] = (char *)model->positions;
+    base[LLMC_SPACE_PAGE_TABLE] = (char *)model->page_table;
+    base[LLMC_SPACE_ROWS] = (char *)model->rows;
+    base[LLMC_SPACE_LOGITS] = (char *)model->logits;
+}
+
+/* -- open and close ----------------------------------------------------------------------------------------------- */
+
+/* The vocabulary is u32 n, u32 offsets[n + 1], bytes. */
+static llmc_status check_vocabulary(const artifact *file)
+{
+    const range *v = &file->vocabulary;
+    uint32_t n = 0, offset = 0, before = 0;
+    if (!v->bytes) return LLMC_OK;
+    int good = v->n_bytes >= 8;
+    if (good) memcpy(&n, v->bytes, sizeof n);
+    uint64_t n_table = 4 * (n + 2ull);
+    good = good && n_table <= v->n_bytes;
+    for (uint64_t i = 0; i <= n && good; i++, before = offset) {
+        memcpy(&offset, v->bytes + 4 * (i + 1), sizeof offset);
+        good = offset >= before && offset <= v->n_bytes - n_table;
+    }
+    if (good) return LLMC_OK;
+    return fail(LLMC_ERROR_FORMAT, file->path, "compile the model again with this llmc",
+                "the vocabulary section is not valid: %u tokens in %llu bytes", n, (unsigned long long)v->n_bytes);
+}
+
+static llmc_status check_options(const llmc_options *given, llmc_options *options)
+{
+    *options = (llmc_options){.size = sizeof *options};
+    if (given && given->size < sizeof given->size)
+        return fail(LLMC_ERROR_ARGUMENT, "open", "set it to sizeof the struct", "llmc_options.size is %u", given->size);
+    if (given) memcpy(options, given, given->size < sizeof *options ? given->size : sizeof *options);
+    if (options->n_threads >= 0 && options->n_threads <= MAX_THREADS) return LLMC_OK;
+    return fail(LLMC_ERROR_ARGUMENT, "open", "0 takes as many as this process may use", "%d threads were asked for",
+                options->n_threads);
+}
+
+static llmc_status open_parts(llmc_model *model, const llmc_options *options)
+{
+    const llmc_plan_header *h = &model->plans.header;
+    int32_t n_threads = options->n_threads ? options->n_threads : cpu_count();
+    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
+    llmc_status status = artifact_open(&model->file);
+    if (!status) status = check_vocabulary(&model->file);
+    if (!status) status = plans_load(&model->plans, &model->file);
+    if (status) return status;
+    uint64_t n_tokens = options->kv_tokens ? options->kv_tokens : h->default_kv_tokens ? h->default_kv_tokens : h->n_context;
+    status = kv_open(&model->kv, h, n_tokens, model->file.path);
+    if (!status) status = allocate(model, (uint64_t)n_threads);
+    if (status) return status;
+    set_spaces(model);
+    plans_bind(&model->plans, &model->spaces, n_threads);
+    return engine_start(&model->engine, n_threads, model->file.path);
+}
+
+static void model_close(llmc_model *model)
+{
+    if (!model) return;
+    engine_stop(&model->engine);
+    memory_unmap(model->memory, model->memory_bytes);
+    kv_close(&model->kv);
+    plans_free(&model->plans);
+    artifact_close(&model->file);
+    free(model);
+}
+
+llmc_status model_open(const char *path, const llmc_options *given, llmc_model **out)
+{
+    llmc_options options;
+    if (!out) return fail(LLMC_ERROR_ARGUMENT, "open", NULL, "the result is NULL");
+    *out = NULL;
+    llmc_status status = check_options(given, &options);
+    if (status) return status;
+    llmc_model *model = aligned_alloc(_Alignof(llmc_model), sizeof *model);
+    if (!model) return fail(LLMC_ERROR_MEMORY, path, NULL, "there is no memory for a model");
+    memset(model, 0, sizeof *model);
+    if (!path) status = artifact_find(&model->file);
+    else if ((size_t)snprintf(model->file.path, sizeof model->file.path, "%s", path) >= sizeof model->file.path)
+        status = fail(LLMC_ERROR_IO, NULL, NULL, "the artifact's path is longer than %zu bytes", sizeof model->file.path);
+    if (!status) status = open_parts(model, &options);
+    if (status) model_close(model);
+    else *out = model;
+    return status;
+}
+
+static llmc_status open_self(const llmc_options *options, llmc_model **out)
+{
+    return model_open(NULL, options, out);
+}
+
+/* -- facts -------------------------------------------------------------------------------------------------------- */
+
+static llmc_status model_info(const llmc_model *model, llmc_info *out)
+{
+    if (!model || !out || out->size < sizeof out->size)
+        return fail(LLMC_ERROR_ARGUMENT, "info", out ? "set size to sizeof the struct" : NULL, "the %s",
+                    !model ? "model is NULL" : !out ? "result is NULL" : "result's size is not set");
+    const llmc_plan_header *h = &model->plans.header;
+    const llmc_info info = {
+        .size = out->size,
+        .n_vocab = (int32_t)h->n_vocab,
+        .n_context = (int32_t)h->n_context,
+        .n_threads = model->engine.pool.n_threads,
+        .max_step_tokens = (int32_t)model->plans.max_body_rows,
+        .bos_token = h->bos,
+        .weight_bytes = model->file.weights.n_bytes,
+        .kv_bytes_per_token = h->kv_page_bytes / h->page_tokens,
+        .kv_tokens = (uint64_t)model->kv.n_pages * h->page_tokens,
+        .kv_tokens_free = (uint64_t)kv_free_pages(&model->kv) * h->page_tokens,
+    };
+    memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
+    return LLMC_OK;
+}
+
+static int is_eos(const llmc_model *model, int32_t token)
+{
+    for (uint32_t i = 0; model && i < model->plans.header.n_eos; i++)
+        if (model->plans.header.eos[i] == token) return 1;
+    return 0;
+}
+
+static llmc_status token_text(const llmc_model *model, int32_t token, const char **bytes, size_t *n_bytes)
+{
+    if (!model || !bytes || !n_bytes)
+        return fail(LLMC_ERROR_ARGUMENT, "token_text", NULL, "the %s is NULL", model ? "result" : "model");
+    const range *v = &model->file.vocabulary;
+    uint32_t n, places[2]; /* where the text begins and ends */
+    *bytes = "";
+    *n_bytes = 0;
+    if (!v->bytes)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile from a folder with a tokenizer",
+                    "the artifact has no vocabulary");
+    memcpy(&n, v->bytes, sizeof n);
+    if (token < 0 || ((uint32_t)token >= n && (uint32_t)token >= model->plans.header.n_vocab))
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "token %d is out of range: the vocabulary has %u", token, n);
+    if ((uint32_t)token >= n) return LLMC_OK; /* logits are often padded to a round number of columns */
+    memcpy(places, v->bytes + 4 * (1ull + (uint32_t)token), sizeof places);
+    *bytes = (const char *)v->bytes + 4 * (n + 2ull) + places[0];
+    *n_bytes = places[1] - places[0];
+    return LLMC_OK;
+}
+
+/* -- the table ---------------------------------------------------------------------------------------------------- */
+
+static const llmc_api API = {
+    .size = sizeof API,
+    .version = LLMC_API_VERSION,
+    .last_error = error_text,
+    .open = open_self,
+    .close = model_close,
+    .info = model_info,
+    .is_eos = is_eos,
+    .token_text = token_text,
+    .sequence_new = sequence_new,
+    .sequence_fork = sequence_fork,
+    .sequence_free = sequence_free,
+    .sequence_length = sequence_length,
+    .sequence_truncate = sequence_truncate,
+    .step = step,
+    .feed = feed,
+    .logits = sequence_logits,
+    .sample = sample,
+};
+
+__attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)
+{
+    return version == LLMC_API_VERSION ? &API : NULL;
+}

@@ -1,0 +1,136 @@
+/* format.h - the bytes of an artifact, as the compiler writes and the runtime reads them.
+ *
+ *   [ELF shared object: runtime, kernels]   section "code", offset 0
+ *   [weights]                               page-aligned, mapped from the file itself
+ *   [plan] [vocabulary] [tokenizer] [graph] [manifest]
+ *   [directory: llmc_section * n_sections]
+ *   [llmc_trailer]                          the last 64 bytes of the file
+ *
+ * All numbers are little-endian; sections start at multiples of 64 bytes (weights: 4096), in file order, and do
+ * not overlap. runtime/format.py says the same for Python; docs/artifact.md says it in words.
+ */
+#ifndef LLMC_FORMAT_H
+#define LLMC_FORMAT_H
+
+#include <stdint.h>
+
+#define LLMC_FORMAT_VERSION 1u
+#define LLMC_TRAILER_MAGIC "LLMCART1"
+#define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
+#define LLMC_MAX_SECTIONS 64u
+#define LLMC_MAX_EOS 8
+#define LLMC_MAX_POINTERS 24 /* of a kernel; at least 1 */
+
+typedef struct llmc_trailer {
+    char magic[8];
+    uint32_t format_version;
+    uint32_t n_sections;
+    uint64_t directory_offset; /* bytes from the start of the file */
+    uint64_t file_bytes;       /* the whole file, this trailer included */
+    uint8_t directory_sha256[32];
+} llmc_trailer;
+
+typedef struct llmc_section {
+    char name[16]; /* padded with NUL */
+    uint64_t offset;
+    uint64_t n_bytes;
+    uint8_t sha256[32];
+} llmc_section;
+
+/* Bits of llmc_plan_header.cpu_features. */
+enum {
+    LLMC_CPU_AVX2 = 1u << 0,
+    LLMC_CPU_FMA = 1u << 1,
+    LLMC_CPU_F16C = 1u << 2,
+    LLMC_CPU_BMI1 = 1u << 3,
+    LLMC_CPU_BMI2 = 1u << 4,
+    LLMC_CPU_MOVBE = 1u << 5,
+    LLMC_CPU_AVX512F = 1u << 6,
+    LLMC_CPU_AVX512BW = 1u << 7,
+    LLMC_CPU_AVX512CD = 1u << 8,
+    LLMC_CPU_AVX512DQ = 1u << 9,
+    LLMC_CPU_AVX512VL = 1u << 10,
+    LLMC_CPU_AVX512_BF16 = 1u << 11,
+    LLMC_CPU_AVX512_VNNI = 1u << 12,
+};
+
+/* The plan section: this header, then kernels, plans, calls and arguments, each table right behind the one before. */
+typedef struct llmc_plan_header {
+    uint32_t magic; /* LLMC_PLAN_MAGIC */
+    uint32_t format_version;
+    uint32_t cpu_features;       /* all must be present */
+    uint32_t n_vocab;            /* columns of the logits */
+    uint32_t n_context;          /* most tokens of a sequence */
+    uint32_t page_tokens;        /* tokens in a page of the KV cache */
+    uint32_t pages_per_sequence; /* columns of the page table: ceil(n_context / page_tokens) */
+    uint32_t n_kernels;
+    uint32_t n_plans;
+    uint32_t n_calls;
+    uint32_t n_arguments;
+    uint32_t n_eos;
+    int32_t eos[LLMC_MAX_EOS]; /* tokens that end a text */
+    int32_t bos;               /* token that begins one, or -1 */
+    uint32_t default_kv_tokens; /* room in the KV cache when llmc_options asks for 0 */
+    uint64_t kv_page_bytes;    /* one page, all layers; 0: the model keeps no cache */
+    uint64_t arena_bytes;      /* activations; shared by all plans */
+    uint64_t scratch_bytes;    /* each thread's own */
+} llmc_plan_header;
+
+typedef struct llmc_kernel_record {
+    char name[120]; /* padded with NUL; the same order as the code's table */
+    uint32_t n_pointers;
+    uint32_t reserved;
+} llmc_kernel_record;
+
+enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1 };
+
+/* A body takes n_rows tokens through all layers and leaves their hidden states in the arena; a head turns n_rows of
+ * those, named by LLMC_SPACE_ROWS, into logits. Plans are sorted by (kind, n_rows). */
+typedef struct llmc_plan_record {
+    uint32_t kind;
+    uint32_t n_rows;
+    uint32_t first_call;
+    uint32_t n_calls;
+} llmc_plan_record;
+
+typedef struct llmc_call_record {
+    uint32_t kernel;
+    uint32_t grid; /* independent units of work, at least 1 */
+    uint32_t first_argument;
+    uint32_t n_arguments;
+} llmc_call_record;
+
+/* What an argument's offset counts from. n_bytes from there must lie inside it. */
+enum {
+    LLMC_SPACE_ARENA = 0,
+    LLMC_SPACE_WEIGHTS = 1,
+    LLMC_SPACE_KV = 2,         /* a page; the kernel adds page * kv_page_bytes */
+    LLMC_SPACE_TOKENS = 3,     /* i32 [M] */
+    LLMC_SPACE_POSITIONS = 4,  /* i32 [M], -1 for a row that pads the step */
+    LLMC_SPACE_PAGE_TABLE = 5, /* i32 [M, pages_per_sequence], -1 beyond the sequence */
+    LLMC_SPACE_ROWS = 6,       /* i32 [R] */
+    LLMC_SPACE_LOGITS = 7,     /* f32 [R, n_vocab] */
+    LLMC_SPACE_SCRATCH = 8,    /* each thread's own */
+    LLMC_N_SPACES = 9,
+};
+
+typedef struct llmc_argument {
+    uint32_t space;
+    uint32_t reserved;
+    uint64_t offset;
+    uint64_t n_bytes;
+} llmc_argument;
+
+/* The vocabulary section: u32 n, u32 offsets[n + 1], then the bytes of each token's text. */
+
+/* What the compiler links beside the runtime: the kernels, in the order of their records. */
+typedef struct llmc_kernel_entry {
+    const char *name;
+    int32_t (*function)(void);
+    uint32_t n_pointers;
+} llmc_kernel_entry;
+
+extern const llmc_kernel_entry llmc_kernel_table[];
+extern const uint32_t llmc_kernel_count;
+
+#endif

@@ -1,0 +1,245 @@
+/* plan.c - the plan section, checked field by field and turned into calls. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime.h"
+
+enum {
+    MAX_ROWS = 65536,
+    MAX_PLANS = 256,
+    MAX_ELEMENTS = 1 << 30, /* of the vocabulary and the context: token ids and positions are int32 */
+    TASKS_PER_THREAD = 4,   /* for calls with enough units: a thread that was interrupted is not waited for long */
+    UNITS_PER_TASK = 4,
+    MAX_TASKS = 4096,
+};
+
+static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
+    "arena", "weights", "kv", "tokens", "positions", "page table", "rows", "logits", "scratch",
+};
+
+/* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
+typedef struct tables {
+    const char *path;
+    const uint8_t *kernels, *plans, *calls, *arguments;
+    uint64_t weights_bytes;
+} tables;
+
+#define INVALID(...) fail(LLMC_ERROR_FORMAT, tables->path, "compile the model again with this llmc", __VA_ARGS__)
+
+/* -- checks ------------------------------------------------------------------------------------------------------- */
+
+static llmc_status check_header(const tables *tables, const llmc_plan_header *h, uint64_t n_bytes)
+{
+    if (h->magic != LLMC_PLAN_MAGIC || h->format_version != LLMC_FORMAT_VERSION)
+        return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
+    uint64_t expected = sizeof *h + h->n_kernels * (uint64_t)sizeof(llmc_kernel_record) +
+                        h->n_plans * (uint64_t)sizeof(llmc_plan_record) +
+                        h->n_calls * (uint64_t)sizeof(llmc_call_record) +
+                        h->n_arguments * (uint64_t)sizeof(llmc_argument);
+    if (expected != n_bytes)
+        return INVALID("the plan section has %llu bytes; its tables take %llu", (unsigned long long)n_bytes,
+                       (unsigned long long)expected);
+    if (h->n_vocab < 1 || h->n_vocab > MAX_ELEMENTS || h->n_context < 1 || h->n_context > MAX_ELEMENTS)
+        return INVALID("the plan has a vocabulary of %u and a context of %u tokens", h->n_vocab, h->n_context);
+    if (h->page_tokens < 1 || h->pages_per_sequence != (h->n_context - 1) / h->page_tokens + 1)
+        return INVALID("the plan has %u pages of %u tokens for a context of %u", h->pages_per_sequence, h->page_tokens,
+                       h->n_context);
+    if (h->n_plans > MAX_PLANS || h->n_eos > LLMC_MAX_EOS)
+        return INVALID("the plan section has %u plans and %u end tokens", h->n_plans, h->n_eos);
+    if (h->kv_page_bytes % LLMC_ALIGNMENT)
+        return INVALID("a page of the KV cache has %llu bytes", (unsigned long long)h->kv_page_bytes);
+    return LLMC_OK;
+}
+
+/* A name from the file, for a message. */
+static void make_printable(char *name, size_t n)
+{
+    name[n - 1] = '\0';
+    for (; *name; name++)
+        if (*name < ' ' || *name > '~') *name = '?';
+}
+
+static llmc_status check_kernels(const tables *tables, uint32_t n_kernels)
+{
+    if (n_kernels != llmc_kernel_count)
+        return INVALID("the plan names %u kernels, the code has %u", n_kernels, llmc_kernel_count);
+    for (uint32_t i = 0; i < n_kernels; i++) {
+        llmc_kernel_record record;
+        const llmc_kernel_entry *entry = llmc_kernel_table + i;
+        memcpy(&record, tables->kernels + i * sizeof record, sizeof record);
+        make_printable(record.name, sizeof record.name);
+        if (strcmp(record.name, entry->name) != 0 || record.n_pointers != entry->n_pointers)
+            return INVALID("kernel %u of the plan is '%s' with %u pointers; the code has '%s' with %u", i, record.name,
+                           record.n_pointers, entry->name, entry->n_pointers);
+        if (record.n_pointers > LLMC_MAX_POINTERS)
+            return INVALID("kernel '%s' takes %u pointers; at most %d", entry->name, record.n_pointers, LLMC_MAX_POINTERS);
+    }
+    return LLMC_OK;
+}
+
+/* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens. */
+static void measure_spaces(const tables *tables, const llmc_plan_header *h, const llmc_plan_record *plan,
+                           uint64_t n_bytes[LLMC_N_SPACES])
+{
+    uint64_t body_ids = plan->kind == LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
+    uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD ? plan->n_rows * 4ull : 0;
+    n_bytes[LLMC_SPACE_ARENA] = h->arena_bytes;
+    n_bytes[LLMC_SPACE_WEIGHTS] = tables->weights_bytes;
+    n_bytes[LLMC_SPACE_KV] = h->kv_page_bytes;
+    n_bytes[LLMC_SPACE_TOKENS] = n_bytes[LLMC_SPACE_POSITIONS] = body_ids;
+    n_bytes[LLMC_SPACE_PAGE_TABLE] = body_ids * h->pages_per_sequence;
+    n_bytes[LLMC_SPACE_ROWS] = head_ids;
+    n_bytes[LLMC_SPACE_LOGITS] = head_ids * h->n_vocab;
+    n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
+}
+
+/* One call of a plan; its record is copied to `plans`, its arguments too. */
+static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan_record *plan, uint32_t index)
+{
+    const llmc_plan_header *h = &plans->header;
+    llmc_call_record record;
+    uint64_t room[LLMC_N_SPACES];
+    measure_spaces(tables, h, plan, room);
+    memcpy(&record, tables->calls + (uint64_t)index * sizeof record, sizeof record);
+    if (record.kernel >= h->n_kernels) return INVALID("call %u names kernel %u of %u", index, record.kernel, h->n_kernels);
+    const llmc_kernel_entry *kernel = llmc_kernel_table + record.kernel;
+    if (record.grid < 1 || record.grid > INT32_MAX)
+        return INVALID("call %u of '%s' has grid %u", index, kernel->name, record.grid);
+    if (record.n_arguments != kernel->n_pointers || record.first_argument > h->n_arguments ||
+        record.n_arguments > h->n_arguments - record.first_argument)
+        return INVALID("call %u of '%s' has arguments %u + %u of %u; the kernel takes %u", index, kernel->name,
+                       record.first_argument, record.n_arguments, h->n_arguments, kernel->n_pointers);
+    for (uint32_t i = 0; i < record.n_arguments; i++) {
+        llmc_argument a;
+        uint64_t number = (uint64_t)record.first_argument + i;
+        memcpy(&a, tables->arguments + number * sizeof a, sizeof a);
+        if (a.space >= LLMC_N_SPACES) return INVALID("call %u of '%s': argument %u has space %u", index, kernel->name, i, a.space);
+        if (a.offset > room[a.space] || a.n_bytes > room[a.space] - a.offset || a.offset % LLMC_ALIGNMENT)
+            return INVALID("call %u of '%s': argument %u, %llu bytes at %llu, is not in the %llu bytes of the %s", index,
+                           kernel->name, i, (unsigned long long)a.n_bytes, (unsigned long long)a.offset,
+                           (unsigned long long)room[a.space], SPACE_NAMES[a.space]);
+        plans->arguments[number] = (argument){.space = a.space, .offset = a.offset};
+    }
+    plans->calls[index] = (call){.kernel = kernel, .arguments = plans->arguments + record.first_argument, .grid = record.grid};
+    return LLMC_OK;
+}
+
+/* -- loading ------------------------------------------------------------------------------------------------------ */
+
+static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
+{
+    const llmc_plan_header *h = &plans->header;
+    llmc_plan_record record, before;
+    memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
+    if (record.kind > LLMC_PLAN_HEAD || record.n_rows < 1 || record.n_rows > MAX_ROWS)
+        return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
+    if (index) {
+        memcpy(&before, tables->plans + (index - 1ull) * sizeof before, sizeof before);
+        if (before.kind > record.kind || (before.kind == record.kind && before.n_rows >= record.n_rows))
+            return INVALID("plan %u is out of order: kind %u with %u rows after kind %u with %u", index, record.kind,
+                           record.n_rows, before.kind, before.n_rows);
+    }
+    if (record.first_call > h->n_calls || record.n_calls > h->n_calls - record.first_call)
+        return INVALID("plan %u has calls %u + %u of %u", index, record.first_call, record.n_calls, h->n_calls);
+    for (uint32_t i = 0; i < record.n_calls; i++) {
+        llmc_status status = load_call(tables, plans, &record, record.first_call + i);
+        if (status) return status;
+    }
+    plans->all[index] = (plan){record.n_rows, record.n_calls, plans->calls + record.first_call};
+    if (record.kind == LLMC_PLAN_BODY) plans->n_bodies++, plans->max_body_rows = record.n_rows;
+    else plans->n_heads++, plans->max_head_rows = record.n_rows;
+    return LLMC_OK;
+}
+
+static llmc_status load_tables(plans *plans, tables *tables)
+{
+    llmc_status status = LLMC_OK;
+    for (uint32_t i = 0; i < plans->header.n_plans && !status; i++) status = load_plan(tables, plans, i);
+    if (!status && (!plans->n_bodies || !plans->n_heads)) status = INVALID("the artifact has no %s plan", plans->n_bodies ? "head" : "body");
+    plans->bodies = plans->all;
+    plans->heads = plans->all + plans->n_bodies;
+    return status;
+}
+
+llmc_status plans_load(plans *plans, const artifact *file)
+{
+    llmc_plan_header *h = &plans->header;
+    struct tables at = {.path = file->path, .weights_bytes = file->weights.n_bytes}, *tables = &at;
+    if (file->plan.n_bytes < sizeof *h)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)file->plan.n_bytes);
+    memcpy(h, file->plan.bytes, sizeof *h);
+    llmc_status status = check_header(tables, h, file->plan.n_bytes);
+    if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
+    if (status) return status;
+    at.kernels = file->plan.bytes + sizeof *h;
+    at.plans = at.kernels + (uint64_t)h->n_kernels * sizeof(llmc_kernel_record);
+    at.calls = at.plans + (uint64_t)h->n_plans * sizeof(llmc_plan_record);
+    at.arguments = at.calls + (uint64_t)h->n_calls * sizeof(llmc_call_record);
+    status = check_kernels(tables, h->n_kernels);
+    if (status) return status;
+
+    plans->all = calloc(h->n_plans + 1ull, sizeof *plans->all);
+    plans->calls = calloc(h->n_calls + 1ull, sizeof *plans->calls);
+    plans->arguments = calloc(h->n_arguments + 1ull, sizeof *plans->arguments);
+    if (!plans->all || !plans->calls || !plans->arguments)
+        status = fail(LLMC_ERROR_MEMORY, file->path, NULL, "there is no memory for a plan of %u calls", h->n_calls);
+    else
+        status = load_tables(plans, tables);
+    if (status) plans_free(plans);
+    return status;
+}
+
+void plans_free(plans *plans)
+{
+    free(plans->all);
+    free(plans->calls);
+    free(plans->arguments);
+    plans->all = NULL;
+    plans->calls = NULL;
+    plans->arguments = NULL;
+}
+
+/* -- use ---------------------------------------------------------------------------------------------------------- */
+
+static uint32_t count_tasks(uint32_t grid, int32_t n_threads)
+{
+    uint32_t n = (uint32_t)n_threads;
+    if (n == 1) return 1;
+    if (grid / n >= TASKS_PER_THREAD * UNITS_PER_TASK) n *= TASKS_PER_THREAD;
+    if (n > MAX_TASKS) n = MAX_TASKS;
+    if (n > grid) n = grid;
+    /* Kernels compute grid * (task + 1) in int32. */
+    return n > INT32_MAX / grid ? INT32_MAX / grid : n;
+}
+
+void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads)
+{
+    for (uint32_t i = 0; i < plans->header.n_arguments; i++) {
+        argument *a = plans->arguments + i;
+        a->pointer = spaces->base[a->space] + a->offset;
+        a->thread_stride = a->space == LLMC_SPACE_SCRATCH ? spaces->scratch_stride : 0;
+    }
+    for (uint32_t i = 0; i < plans->header.n_calls; i++)
+        if (plans->calls[i].grid) plans->calls[i].n_tasks = count_tasks(plans->calls[i].grid, n_threads);
+}
+
+/* A step reads all weights however few rows it has: that costs about as much as computing STEP_ROWS rows. So a few
+ * rows of padding are cheaper than another step, and another step is cheaper than many rows of padding. */
+enum { STEP_ROWS = 16 };
+
+const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows)
+{
+    uint32_t above = 0;
+    while (above < n_plans && plans[above].n_rows < n_rows) above++;
+    if (above == n_plans) return plans + n_plans - 1;
+    if (above == 0 || plans[above].n_rows == n_rows) return plans + above;
+    /* Cover the rows with smaller plans, the largest that fits each time, while that stays the cheaper way. */
+    uint64_t padded = STEP_ROWS + plans[above].n_rows, split = 0, left = n_rows;
+    for (uint32_t i = above; i-- && left && split < padded;) {
+        uint64_t n = left / plans[i].n_rows;
+        split += n * (STEP_ROWS + plans[i].n_rows);
+        left -= n * plans[i].n_rows;
+    }
+    if (left) split += STEP_ROWS + plans[0].n_rows;
+    return split < padded ? plans + above - 1 : plans + above;
+}

@@ -1,0 +1,141 @@
+/* sample.c - the next token of a sequence, chosen from its last logits.
+ *
+ * Candidates are ordered by logit, then by token, so that every choice is determined. A logit that is not a number is
+ * never chosen. The draw depends on the seed and the token's position alone: not on the batch, nor on earlier draws. */
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "runtime.h"
+
+static int is_better(candidate a, candidate b)
+{
+    return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
+}
+
+/* -- a heap with the best candidate on top: the m best of n in O(n + m log n) --------------------------------------- */
+
+static void sift_down(candidate *heap, uint32_t n, uint32_t at)
+{
+    candidate moving = heap[at];
+    for (uint64_t child; (child = 2ull * at + 1) < n; at = (uint32_t)child) {
+        if (child + 1 < n && is_better(heap[child + 1], heap[child])) child++;
+        if (!is_better(heap[child], moving)) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = moving;
+}
+
+static void make_heap(candidate *heap, uint32_t n)
+{
+    for (uint32_t i = n / 2; i-- > 0;) sift_down(heap, n, i);
+}
+
+/* The best goes behind the heap, which is one shorter then. */
+static candidate pop(candidate *heap, uint32_t *n)
+{
+    candidate best = heap[0];
+    heap[0] = heap[--*n];
+    heap[*n] = best;
+    if (*n) sift_down(heap, *n, 0);
+    return best;
+}
+
+/* -- the draw ----------------------------------------------------------------------------------------------------- */
+
+/* SplitMix64's output function (Steele, Lea, Flood 2014). */
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+/* In [0, 1), a function of the two. */
+static double uniform(uint64_t seed, uint64_t position)
+{
+    uint64_t bits = mix(mix(seed + 0x9e3779b97f4a7c15u) + (position + 1) * 0x9e3779b97f4a7c15u);
+    return (double)(bits >> 11) * 0x1p-53;
+}
+
+/* exp((logit - best) / temperature); 1 for the best, even when it is infinite. */
+static double weight(float logit, float best, float temperature)
+{
+    return logit == best ? 1.0 : exp(((double)logit - best) / temperature);
+}
+
+/* The first of candidates [n], from `first` on in steps of `step`, at which the weights pass `target`. */
+static int32_t walk(const candidate *first, uint32_t n, ptrdiff_t step, float best, float temperature, double target)
+{
+    int32_t last = first->token; /* the last one possible, should rounding keep the sum below the target */
+    double sum = 0;
+    for (const candidate *c = first; n; n--, c += step) {
+        double w = weight(c->logit, best, temperature);
+        if (w > 0) last = c->token;
+        sum += w;
+        if (sum > target) return c->token;
+    }
+    return last;
+}
+
+/* candidates [n] with the best one given; n >= 1. */
+static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sampling *how, double u)
+{
+    uint32_t n_heap = n, n_kept = 0, k = how->top_k > 0 && (uint32_t)how->top_k < n ? (uint32_t)how->top_k : n;
+    float temperature = how->temperature;
+    double sum = 0, kept = 0;
+    if (k == n && how->top_p >= 1) {
+        for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
+        return walk(candidates, n, 1, best, temperature, u * sum);
+    }
+    make_heap(candidates, n);
+    if (k < n) { /* the sum of the k best: they end up behind the heap, best last */
+        while (n_kept < k) n_kept++, sum += weight(pop(candidates, &n_heap).logit, best, temperature);
+        n_kept = 0;
+        while (n_kept < k && kept < how->top_p * sum)
+            kept += weight(candidates[n - 1 - n_kept++].logit, best, temperature);
+    } else {
+        for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
+        while (n_heap && kept < how->top_p * sum)
+            n_kept++, kept += weight(pop(candidates, &n_heap).logit, best, temperature);
+    }
+    return walk(candidates + n - 1, n_kept, -1, best, temperature, u * kept);
+}
+
+/* -- the call ----------------------------------------------------------------------------------------------------- */
+
+static llmc_status check_sampling(const llmc_sampling *how)
+{
+    if (!(how->temperature >= 0) || isinf(how->temperature))
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "0 is greedy", "the temperature is %g", (double)how->temperature);
+    if (how->top_k < 0) return fail(LLMC_ERROR_ARGUMENT, "sample", "0 keeps all tokens", "top_k is %d", how->top_k);
+    if (!(how->top_p > 0) || how->top_p > 1)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "above 0; 1 keeps all tokens", "top_p is %g", (double)how->top_p);
+    return LLMC_OK;
+}
+
+llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *given, int32_t *out)
+{
+    llmc_sampling how = {.size = sizeof how, .top_p = 1};
+    const float *logits; /* [n_vocab] */
+    if (!sequence || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "the %s is NULL", sequence ? "result" : "sequence");
+    if (given && given->size < sizeof given->size)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "set it to sizeof the struct", "llmc_sampling.size is %u", given->size);
+    if (given) memcpy(&how, given, given->size < sizeof how ? given->size : sizeof how);
+    llmc_status status = how.temperature == 0 ? LLMC_OK : check_sampling(&how);
+    if (!status) status = sequence_logits(sequence, &logits);
+    if (status) return status;
+
+    candidate *candidates = sequence->model->candidates, best = {0, -1};
+    uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0;
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        if (isnan(logits[i])) continue;
+        candidate c = {logits[i], (int32_t)i};
+        if (best.token < 0 || is_better(c, best)) best = c;
+        candidates[n++] = c;
+    }
+    if (!n) return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
+    *out = how.temperature == 0 ? best.token : draw(candidates, n, best.logit, &how, uniform(how.seed, sequence->length));
+    return LLMC_OK;
+}

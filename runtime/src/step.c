@@ -1,0 +1,172 @@
+/* step.c - tokens of several sequences through bodies and heads.
+ *
+ * The tokens of all inputs are one stream, input after input. A body takes the next M of it, whatever sequences they
+ * belong to; the heads then turn the rows whose logits are wanted into logits, while the arena still has them. */
+#include <string.h>
+
+#include "runtime.h"
+
+/* A place in the stream: token `token` of input `input`. */
+typedef struct cursor {
+    size_t input, token;
+} cursor;
+
+static void move_on(cursor *at, const llmc_step_input *inputs)
+{
+    if (++at->token == inputs[at->input].n_tokens) *at = (cursor){at->input + 1, 0};
+}
+
+/* -- checks, before anything changes ------------------------------------------------------------------------------ */
+
+static llmc_status check_input(const llmc_model *model, const llmc_step_input *input, size_t index)
+{
+    const llmc_plan_header *h = &model->plans.header;
+    const llmc_sequence *sequence = input->sequence;
+    const char *path = model->file.path;
+    if (!sequence || !input->tokens || !input->n_tokens)
+        return fail(LLMC_ERROR_ARGUMENT, path, NULL, "input %zu of the step has no %s", index,
+                    sequence ? "tokens" : "sequence");
+    if (sequence->model != model)
+        return fail(LLMC_ERROR_ARGUMENT, path, NULL, "input %zu of the step is a sequence of another model", index);
+    if (sequence->in_step)
+        return fail(LLMC_ERROR_ARGUMENT, path, "give all its tokens in one input", "input %zu of the step is there twice",
+                    index);
+    if (input->n_tokens > h->n_context - sequence->length)
+        return fail(LLMC_ERROR_ARGUMENT, path, "shorten the text, or compile with a larger --max-seq",
+                    "%zu tokens after %u are more than the context of %u", input->n_tokens, sequence->length, h->n_context);
+    for (size_t i = 0; i < input->n_tokens; i++)
+        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= h->n_vocab)
+            return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u", input->tokens[i],
+                        h->n_vocab);
+    return LLMC_OK;
+}
+
+static llmc_status check_inputs(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs,
+                                uint64_t *n_tokens)
+{
+    llmc_status status = LLMC_OK;
+    size_t n_good = 0;
+    *n_tokens = 0;
+    while (n_good < n_inputs && !(status = check_input(model, inputs + n_good, n_good))) {
+        *n_tokens += inputs[n_good].n_tokens;
+        inputs[n_good++].sequence->in_step = 1;
+    }
+    for (size_t i = 0; i < n_good; i++) inputs[i].sequence->in_step = 0;
+    return status;
+}
+
+/* Pages for the tokens of all inputs, or for none. */
+static llmc_status reserve(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t n_tokens)
+{
+    const kv_cache *kv = &model->kv;
+    unsigned long long n_free = (unsigned long long)kv_free_pages(kv) * kv->page_tokens;
+    size_t n_ready = 0;
+    while (n_ready < n_inputs && sequence_reserve(inputs[n_ready].sequence, inputs[n_ready].n_tokens)) n_ready++;
+    if (n_ready == n_inputs) return LLMC_OK;
+    for (size_t i = 0; i <= n_ready; i++) sequence_settle(inputs[i].sequence);
+    return fail(LLMC_ERROR_MEMORY, model->file.path, "free or truncate a sequence, or open with more kv_tokens",
+                "the KV cache is full: the step has %llu tokens, and there are pages for %llu of %llu",
+                (unsigned long long)n_tokens, n_free, (unsigned long long)kv->n_pages * kv->page_tokens);
+}
+
+/* Append what has run, or forget it. */
+static llmc_status settle(const llmc_step_input *inputs, size_t n_inputs, llmc_status status)
+{
+    for (size_t i = 0; i < n_inputs; i++) {
+        llmc_sequence *sequence = inputs[i].sequence;
+        if (!status) sequence->length += (uint32_t)inputs[i].n_tokens;
+        sequence->has_logits = !status;
+        sequence_settle(sequence);
+    }
+    return status;
+}
+
+/* -- bodies and heads --------------------------------------------------------------------------------------------- */
+
+/* One row of a body. A padding row (sequence NULL) has position -1 and no pages: attention skips it. */
+static void fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position)
+{
+    uint32_t n_columns = model->plans.header.pages_per_sequence, n_pages = sequence ? sequence->n_pages : 0;
+    int32_t *pages = model->page_table + (uint64_t)row * n_columns;
+    model->tokens[row] = token;
+    model->positions[row] = sequence ? (int32_t)position : -1;
+    if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
+    memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */
+}
+
+static llmc_status run_body(llmc_model *model, const llmc_step_input *inputs, const plan *body, uint32_t n_rows,
+                            cursor at)
+{
+    for (uint32_t row = 0; row < n_rows; row++, move_on(&at, inputs)) {
+        const llmc_step_input *input = inputs + at.input;
+        fill_row(model, row, input->sequence, input->tokens[at.token], input->sequence->length + (uint32_t)at.token);
+    }
+    for (uint32_t row = n_rows; row < body->n_rows; row++) fill_row(model, row, NULL, 0, 0);
+    return engine_run(&model->engine, body);
+}
+
+static int is_wanted(const llmc_step_input *inputs, cursor at)
+{
+    return inputs[at.input].logits || at.token + 1 == inputs[at.input].n_tokens;
+}
+
+/* logits: [n_vocab] of the token at the cursor. */
+static void store_logits(const llmc_step_input *inputs, cursor at, const float *logits, size_t n_vocab)
+{
+    const llmc_step_input *input = inputs + at.input;
+    if (input->logits) memcpy(input->logits + at.token * n_vocab, logits, n_vocab * sizeof *logits);
+    if (at.token + 1 < input->n_tokens) return;
+    memcpy(input->sequence->logits, logits, n_vocab * sizeof *logits);
+}
+
+/* Rows 0 … n_rows - 1 of the body that has just run are the tokens from the cursor on. */
+static llmc_status run_heads(llmc_model *model, const llmc_step_input *inputs, uint32_t n_rows, cursor at)
+{
+    const plans *plans = &model->plans;
+    size_t n_vocab = plans->header.n_vocab;
+    uint32_t n_wanted = 0, row = 0;
+    cursor scout = at;
+    for (uint32_t i = 0; i < n_rows; i++, move_on(&scout, inputs)) n_wanted += (uint32_t)is_wanted(inputs, scout);
+
+    while (n_wanted) {
+        const plan *head = plan_choose(plans->heads, plans->n_heads, n_wanted);
+        uint32_t n = n_wanted < head->n_rows ? n_wanted : head->n_rows, found = 0;
+        cursor first = at;
+        for (; found < n; row++, move_on(&at, inputs))
+            if (is_wanted(inputs, at)) model->rows[found++] = (int32_t)row;
+        for (; found < head->n_rows; found++) model->rows[found] = 0; /* padding: computed and forgotten */
+        llmc_status status = engine_run(&model->engine, head);
+        if (status) return status;
+        for (found = 0; found < n; move_on(&first, inputs))
+            if (is_wanted(inputs, first)) store_logits(inputs, first, model->logits + found++ * n_vocab, n_vocab);
+        n_wanted -= n;
+    }
+    return LLMC_OK;
+}
+
+llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs)
+{
+    if (!model || (!inputs && n_inputs))
+        return fail(LLMC_ERROR_ARGUMENT, "step", NULL, "the %s NULL", model ? "inputs are" : "model is");
+    uint64_t n_left;
+    cursor at = {0, 0};
+    llmc_status status = check_inputs(model, inputs, n_inputs, &n_left);
+    if (!status) status = reserve(model, inputs, n_inputs, n_left);
+    if (status) return status;
+    while (n_left && !status) {
+        const plan *body = plan_choose(model->plans.bodies, model->plans.n_bodies, n_left);
+        uint32_t n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
+        status = run_body(model, inputs, body, n_rows, at);
+        if (!status) status = run_heads(model, inputs, n_rows, at);
+        for (uint32_t i = 0; i < n_rows; i++) move_on(&at, inputs);
+        n_left -= n_rows;
+    }
+    return settle(inputs, n_inputs, status);
+}
+
+llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens)
+{
+    if (!sequence) return fail(LLMC_ERROR_ARGUMENT, "feed", NULL, "the sequence is NULL");
+    const llmc_step_input input = {sequence, tokens, n_tokens, NULL};
+    return step(sequence->model, &input, 1);
+}

@@ -1,0 +1,33 @@
+"""Kernels: which one executes a call, and how the constants lie for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from dataclasses import replace
+
+from llmc.compiler.kernel import Call, Implementation
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.rule import Rule
+
+FAMILIES = ("cpu.linear", "cpu.attention", "cpu.norm", "cpu.gather", "cpu.elementwise", "fallback")
+"""Modules with RULES, in the order they are asked; the fallback never says no."""
+
+
+@functools.cache
+def rules() -> tuple[Rule, ...]:
+    """Every rule: the first that matches a call implements it."""
+    modules = [f"llmc.schedules.{family}" for family in FAMILIES]
+    present = [name for name in modules if importlib.util.find_spec(name)]
+    return tuple(rule for name in present for rule in importlib.import_module(name).RULES)
+
+
+def implement(call: Call, target: Target) -> Implementation:
+    """How the call is executed on the target.  Raises LlmcError when no rule knows it."""
+    for rule in rules():
+        params = rule.match(call, target)
+        if params is not None:
+            return replace(rule.implement(call, params, target), rule=rule.name, params=str(params))
+    raise LlmcError(f"no kernel for {call.op}", place=str(call))

@@ -1,0 +1,110 @@
+"""The first kernel of paged attention: turn q and k by their positions, keep k and v in the pages, hand q on.
+
+    for (row, kv head) in parallel:                          grid M * KH
+        k' = rotate(k);  write k' and v into slot (page_table[row, pos / 64], pos % 64)     unless pos = -1
+        for g in G:  q temp[kv head][row][g] = rotate(q), as float32 or as pairs of bf16
+
+Reads (H + 2 KH) D float32 and writes H D + 2 KH D numbers a row: a fraction of a matrix product's bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.schedules.cpu.attention_shape import Attention
+from llmc.schedules.cpu.lanes import Lanes, share, widest
+
+ONE = Lanes(1)
+
+
+def append_kernel(a: Attention) -> Any:
+    """(qkv, [cos, sin,] positions, page_table, kv, q, scratch [D], task, n_tasks)."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("append")
+        qkv = T.arg("qkv", T.buffer((a.m * (a.heads + 2 * a.kv_heads) * a.head_dim,), "float32"))
+        half = a.rotary_dim // 2
+        turn = [T.arg(name, T.buffer((a.m * half,), "float32")) for name in ("cos", "sin") if half]
+        positions = T.arg("positions", T.buffer((a.m,), "int32"))
+        page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
+        kv = T.arg("kv", T.buffer((T.int64(1 << 42),), "float32" if a.dot == "fma" else "uint16"))
+        q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
+        turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(a.m * a.kv_heads, task, n_tasks) as unit:
+            row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
+            first = T.bind(row * ((a.heads + 2 * a.kv_heads) * a.head_dim))
+            position = T.bind(positions[row])
+            with T.If(position >= 0), T.Then():
+                base = page_start(a, page_table, row, T.truncdiv(position, PAGE_TOKENS), head)
+                slot = T.bind(T.truncmod(position, PAGE_TOKENS))
+                rotate(a, qkv, first + (a.heads + head) * a.head_dim, turn, row, turned)
+                keep_key(a, turned, kv, base, slot)
+                keep_value(a, qkv, first + (a.heads + a.kv_heads + head) * a.head_dim, kv, base, slot)
+            with T.serial(a.group) as g:
+                rotate(a, qkv, first + (head * a.group + g) * a.head_dim, turn, row, turned)
+                hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
+    return builder.get()
+
+
+def page_start(a: Attention, page_table: Any, row: Any, index: Any, kv_head: Any) -> Any:
+    """The first word of a head's part of the `index`-th page of a row, counted in 64 bits: pools exceed 4 GB."""
+    number = T.cast(page_table[row * a.pages + index], "int64")
+    return T.bind(number * T.int64(a.page_words) + T.cast(kv_head * a.head_words, "int64"))
+
+
+def rotate(a: Attention, source: Any, start: Any, turn: list[Any], row: Any, turned: Any) -> None:
+    """turned = (x1 cos - x2 sin, x2 cos + x1 sin, the rest as it is).  Su et al. 2021, arXiv:2104.09864."""
+    half = a.rotary_dim // 2
+    if half:
+        step, away = (2, 1) if a.interleaved else (1, half)
+        v = ONE if a.interleaved else widest(half, a.lanes)
+        with T.serial(half // v.n) as i:
+            x1, x2 = v.load(source, start + i * v.n * step), v.load(source, start + i * v.n * step + away)
+            cos, sin = (v.load(table, row * half + i * v.n) for table in turn)
+            v.store(turned, i * v.n * step, v.fma(x1, cos, v.all(0.0) - x2 * sin))
+            v.store(turned, i * v.n * step + away, v.fma(x2, cos, x1 * sin))
+    rest = a.head_dim - a.rotary_dim
+    if rest:
+        v = widest(rest, a.lanes)
+        with T.serial(rest // v.n) as i:
+            v.store(turned, a.rotary_dim + i * v.n, v.load(source, start + a.rotary_dim + i * v.n))
+
+
+def stored(a: Attention, value: Any) -> Any:
+    """One number as the cache keeps it."""
+    if a.dot == "fma":
+        return value
+    return T.cast(T.bitwise_and(T.shift_right(ONE.round_bf16(value), 16), 0xFFFF), "uint16")
+
+
+def keep_key(a: Attention, key: Any, kv: Any, base: Any, slot: Any) -> None:
+    """K word (t/16, d/E, t%16), element d % E."""
+    column = T.bind(T.truncdiv(slot, 16) * (16 * a.head_dim) + T.truncmod(slot, 16) * a.per_word)
+    with T.serial(a.head_dim // a.per_word) as word, T.serial(a.per_word) as element:
+        to = base * a.per_word + T.cast(column + word * (16 * a.per_word) + element, "int64")
+        T.buffer_store(kv, stored(a, key[word * a.per_word + element]), [to])
+
+
+def keep_value(a: Attention, source: Any, start: Any, kv: Any, base: Any, slot: Any) -> None:
+    """V word (t/E, d), element t % E."""
+    row = T.truncdiv(slot, a.per_word) * (a.padded_dim * a.per_word) + T.truncmod(slot, a.per_word)
+    to = T.bind((base + T.int64(a.key_words)) * a.per_word + T.cast(row, "int64"))
+    with T.serial(a.head_dim) as d:
+        T.buffer_store(kv, stored(a, source[start + d]), [to + T.cast(d * a.per_word, "int64")])
+
+
+def hand_on(a: Attention, turned: Any, q: Any, start: Any) -> None:
+    """A query head, rounded as the cache's keys are."""
+    if a.dot == "dpbf16":
+        with T.serial(a.head_dim // 2) as i:
+            low = T.bitwise_and(T.shift_right(ONE.round_bf16(turned[2 * i]), 16), 0xFFFF)
+            T.buffer_store(q, T.bitwise_or(low, ONE.round_bf16(turned[2 * i + 1])), [start + i])
+        return
+    v = widest(a.head_dim, a.lanes)
+    with T.serial(a.head_dim // v.n) as i:
+        value = v.load(turned, i * v.n)
+        v.store(q, start + i * v.n, value if a.dot == "fma" else v.float(v.round_bf16(value)))

@@ -1,0 +1,245 @@
+"""Linear layers: y = act(x Wᵀ + bias) + residual, and gated ones: y = act(x Wgᵀ) · (x Wuᵀ), for every M.
+
+Two launches:
+    round x into the layout that the tiles read (see pack.py); for f32 and M = 1 x is in it already
+    multiply, tile by tile, and finish each tile with bias, activation and residual (see panel.py)
+
+GEMV (M = 1), flat GEMM (M <= 16) and GEMM differ in their tiles alone: a tile is `rows` rows of x by `panels` panels
+of 16 outputs, whose accumulators fill the vector registers.  The weight has one layout for all of them.
+
+Every output is one sum over k in order, in one accumulator, whatever the tiles: the same bits for every M.
+bf16: x is rounded to bf16 and products are summed in f32, two at a time where the CPU has vdpbf16ps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from typing import Any, Literal
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
+from llmc.compiler.target import Target
+from llmc.schedules.cpu.panel_layout import PANEL, Panels, PanelVector, panel_count
+from llmc.schedules.rule import Rule
+
+_LINEAR = re.compile(r"llmc\.Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?")
+_GATED = re.compile(r"llmc\.GatedLinear(?P<activation>Silu|GeluTanh|Gelu)(?P<bias>Bias)?")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """What is computed: x [m, k] times a weight [parts * n, k].
+
+    dot: how a step of the sum is done: "dpbf16" takes pairs of bf16 in one instruction, "fma" takes f32, widened from
+    bf16 where the weight is.  parts: 2 for a gated layer (gate, up), else 1.
+    """
+
+    m: int
+    n: int
+    k: int
+    weight: Literal["bf16", "f32"]
+    dot: Literal["dpbf16", "fma"]
+    parts: int = 1
+    bias: bool = False
+    activation: str = ""
+    residual: bool = False
+
+    @property
+    def step(self) -> int:
+        """k in a 32-bit word of the weight."""
+        return 2 if self.weight == "bf16" else 1
+
+    @property
+    def steps(self) -> int:
+        return ceil(self.k / self.step)
+
+    @property
+    def words(self) -> int:
+        """32-bit words that x takes in a step, for one row."""
+        return 1 if self.dot == "dpbf16" else self.step
+
+    @property
+    def panels(self) -> int:
+        return panel_count(self.n, self.parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        return Panels(self.weight, self.parts).n_bytes((self.parts * self.n, self.k))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How it is cut up.
+
+    rows, panels: of a tile.  steps: of k at a time, between which a tile's sums wait in scratch memory.
+    group: tiles side by side that one unit of work passes over while the same rows of x stay in the cache.
+    ahead: how many steps before its use a panel's cache line is asked for.
+    """
+
+    rows: int
+    panels: int
+    steps: int
+    group: int = 1
+    ahead: int = 16
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.panels * PANEL} tiles, {self.group} a unit, {self.steps} steps at a time"
+
+    def row_tiles(self, linear: Linear) -> int:
+        return ceil(linear.m / self.rows)
+
+    def grid(self, linear: Linear) -> int:
+        return linear.panels // (self.panels * self.group)
+
+    def scratch_words(self, linear: Linear) -> int:
+        """Sums that wait: [row tiles][group][rows][panels][16]."""
+        tiles = self.row_tiles(linear) if self.steps < linear.steps else 1
+        return tiles * self.group * self.rows * self.panels * PANEL
+
+
+SECOND_LEVEL_BYTES = 1 << 20
+LONG_CHUNK, SHORT_CHUNK = 2048, 512
+"""Steps of k that a unit's panels are cut into: for one tile of 32 outputs, and for several."""
+
+
+def match(call: Call, target: Target) -> Tiles | None:
+    linear = parse(call, target)
+    return default_tiles(linear, target) if linear else None
+
+
+def parse(call: Call, target: Target) -> Linear | None:
+    """The linear layer that a call asks for, or None."""
+    plain, gated = _LINEAR.fullmatch(call.op), _GATED.fullmatch(call.op)
+    name = plain or gated
+    x, weight, *rest = call.inputs if name else (None, None)
+    if not (name and x and weight and weight.constant and len(x.shape) == 2 and x.dtype == "f32"):
+        return None
+    bias = bool(name["bias"])
+    if bias and not (rest[0] and rest[0].constant):
+        return None
+    parts = 2 if gated else 1
+    is_bf16 = weight.dtype == "bf16"
+    return Linear(
+        m=x.shape[0],
+        n=weight.shape[0] // parts,
+        k=weight.shape[1],
+        weight="bf16" if is_bf16 else "f32",
+        dot="dpbf16" if is_bf16 and target.has("avx512_bf16") else "fma",
+        parts=parts,
+        bias=bias,
+        activation=name["activation"] or "",
+        residual=bool(plain and plain["residual"]),
+    )
+
+
+def default_tiles(linear: Linear, target: Target) -> Tiles:
+    """Tiles whose accumulators fit the vector registers: 28 of 32 with AVX-512, 12 of 16 (two a panel) with AVX2.
+
+    With several row tiles, a unit's panels are read again for each: from the second level cache, if cut along k.  An x
+    that is larger than that cache is read more seldom when a unit takes several tiles.
+    """
+    accumulators, most_rows = (28, 14) if target.has("avx512f") else (6, 6 // linear.parts)
+    row_tiles = ceil(linear.m / most_rows)
+    rows = ceil(linear.m / row_tiles)
+    panels = next(p for p in (4, 2, 1) if rows * p <= accumulators and p >= linear.parts)
+    steps, group = linear.steps, 1
+    if row_tiles > 1:
+        x_bytes = 4 * linear.m * linear.steps * linear.words
+        steps = LONG_CHUNK if x_bytes <= SECOND_LEVEL_BYTES else SHORT_CHUNK
+        group = 1 if x_bytes <= SECOND_LEVEL_BYTES else 8 // panels
+        while linear.panels % (panels * group):
+            group //= 2
+    n_chunks = ceil(linear.steps / steps)
+    return Tiles(rows, panels, ceil(linear.steps / n_chunks), group, ahead=16 // panels)
+
+
+def space(call: Call, target: Target) -> Iterable[Tiles]:
+    """Other tiles worth measuring."""
+    linear = parse(call, target)
+    if linear is None:
+        return
+    default = default_tiles(linear, target)
+    for panels in (1, 2, 4):
+        for steps in (256, 512, 1024, linear.steps):
+            for group in (1, 2, 4):
+                tiles = replace(default, panels=panels, steps=min(steps, linear.steps), group=group)
+                if panels >= linear.parts and linear.panels % (panels * group) == 0:
+                    yield tiles
+
+
+def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
+    linear = parse(call, target)
+    assert linear is not None, "implement follows match"
+    x = Operand("input", 0)
+    launches, temps = [], []
+    if not is_packed(linear):
+        packing = packing_kernel(linear, tiles)
+        launches.append(Launch(packing, (x, Operand("temp", 0)), packing_grid(linear, tiles), 8 * linear.m * linear.k))
+        x = Operand("temp", 0)
+        temps.append(tiles.row_tiles(linear) * tiles.rows * linear.steps * linear.words * 4)
+    others = [Operand("input", index) for index in range(1, len(call.inputs))]
+    launches.append(
+        Launch(
+            product_kernel(linear, tiles),
+            (x, *others, Operand("output", 0), Operand("scratch")),
+            tiles.grid(linear),
+            linear.weight_bytes + 4 * linear.m * (linear.k + linear.n * (2 if linear.residual else 1)),
+            2 * linear.m * linear.n * linear.parts * linear.k,
+        )
+    )
+    layouts: dict[int, Layout] = {1: Panels(linear.weight, linear.parts)}
+    if linear.bias:
+        layouts[2] = PanelVector(linear.parts)
+    return Implementation(tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts)
+
+
+def is_packed(linear: Linear) -> bool:
+    """Whether x already lies as the tiles read it."""
+    return linear.m == 1 and linear.weight == "f32"
+
+
+PACKING_COLUMNS = 512
+"""Columns of x that a unit of packing takes."""
+
+
+def packing_grid(linear: Linear, tiles: Tiles) -> int:
+    return tiles.row_tiles(linear) * ceil(linear.k / PACKING_COLUMNS)
+
+
+def packing_kernel(linear: Linear, tiles: Tiles) -> Kernel:
+    """The kernel that brings x into the tiles' layout; the same for every n and every epilogue."""
+    plain = Linear(linear.m, 0, linear.k, linear.weight, linear.dot)
+    shape = f"{linear.weight}_m{linear.m}_k{linear.k}_by{tiles.rows}"
+    return _kernel(f"pack_{shape}", partial(build_packing, plain, tiles.rows))
+
+
+def product_kernel(linear: Linear, tiles: Tiles) -> Kernel:
+    epilogue = f"{'gated_' * (linear.parts == 2)}{'bias_' * linear.bias}{linear.activation.lower()}"
+    shape = f"m{linear.m}_n{linear.n}_k{linear.k}"
+    words = ("linear", linear.weight, shape, epilogue.strip("_"), "residual" * linear.residual)
+    return _kernel("_".join(filter(None, words)), partial(build_product, linear, tiles))
+
+
+def _kernel(name: str, build: partial[Any]) -> Kernel:
+    """A kernel whose key is the call of `build`; the name ends with the key's hash, so that tilings can coexist."""
+    key = f"{build.func.__name__}{build.args}"
+    return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+
+
+def build_packing(linear: Linear, rows: int) -> Any:
+    from llmc.schedules.cpu import pack  # TVM is imported only when something is compiled
+
+    return pack.packing_function(linear, rows)
+
+
+def build_product(linear: Linear, tiles: Tiles) -> Any:
+    from llmc.schedules.cpu import panel
+
+    return panel.product_function(linear, tiles)
+
+
+RULES = (Rule("linear", match, implement, space),)

@@ -1,0 +1,103 @@
+"""Kernels that take one row at a time: norms and gathers.
+
+A sum over a row is kept in SUMS vectors, element i in vector i / lanes % SUMS, which are added up in order and then
+across lanes: the same order for every number of rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from llmc.schedules.cpu.gather import Gather
+from llmc.schedules.cpu.lanes import Lanes, share, widest
+from llmc.schedules.cpu.norm import Norm
+
+SUMS = 4
+
+
+def norm_kernel(norm: Norm) -> Any:
+    """(x, [residual,] weight, [bias,] [sum,] y, task, n_tasks).
+
+    for row in parallel:
+        s = x + residual, kept as the first result          (where there is an addition)
+        y = (s - mean) / sqrt(mean of squares + e) · weight + bias
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("norm")
+        whole, v = norm.rows * norm.columns, widest(norm.columns, norm.lanes)
+
+        def argument(name: str, size: int) -> Any:
+            return T.arg(name, T.buffer((size,), "float32"))
+
+        x = argument("x", whole)
+        residual = argument("residual", whole) if norm.adds else None
+        weight = argument("weight", norm.columns)
+        bias = argument("bias", norm.columns) if norm.bias else None
+        total = argument("sum", whole) if norm.adds else x
+        y = argument("y", whole)
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(norm.rows, task, n_tasks) as row:
+            start = T.bind(row * norm.columns)
+            if norm.adds:
+                with T.serial(norm.columns // v.n) as i:
+                    v.store(total, start + i * v.n, v.load(x, start + i * v.n) + v.load(residual, start + i * v.n))
+            mean = None
+            if norm.centred:
+                mean = row_mean(v, total, start, norm.columns, lambda value, partial: partial + value)
+            square = row_mean(v, total, start, norm.columns, lambda value, p: v.fma(value, value, p), mean)
+            factor = v.keep(v.all(1.0) / T.sqrt(square + v.all(norm.epsilon)))
+            with T.serial(norm.columns // v.n) as i:
+                value = v.load(total, start + i * v.n)
+                value = (value - mean if norm.centred else value) * factor
+                if norm.bias:
+                    value = v.fma(value, v.load(weight, i * v.n), v.load(bias, i * v.n))
+                else:
+                    value = value * v.load(weight, i * v.n)
+                v.store(y, start + i * v.n, value)
+    return builder.get()
+
+
+def row_mean(v: Lanes, source: Any, start: Any, columns: int, add: Any, mean: Any = None) -> Any:
+    """The mean of a row's elements (less `mean`), each brought in by `add(value, sum so far)`, in every lane."""
+    n_sums = next(n for n in (SUMS, 2, 1) if columns // v.n % n == 0)
+    sums = [T.alloc_buffer((v.n,), "float32") for _ in range(n_sums)]
+    for partial in sums:
+        v.store(partial, 0, v.all(0.0))
+    with T.serial(columns // (v.n * n_sums)) as i:
+        for j, partial in enumerate(sums):
+            value = v.load(source, start + (i * n_sums + j) * v.n)
+            if mean is not None:
+                value = v.keep(value - mean)
+            v.store(partial, 0, add(value, partial[v.at(0)]))
+    total = sums[0][v.at(0)]
+    for partial in sums[1:]:
+        total = v.keep(total + partial[v.at(0)])
+    return v.keep(v.sum(total) * v.all(1.0 / columns))
+
+
+def gather_kernel(gather: Gather) -> Any:
+    """(table, index, y, task, n_tasks)."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("gather")
+        v = widest(gather.columns, gather.lanes)
+        stored = {"f32": "float32", "f16": "float16", "bf16": "uint16"}[gather.table]
+        table = T.arg("table", T.buffer((T.int64(gather.entries * gather.columns),), stored))
+        index = T.arg("index", T.buffer((gather.rows,), {"i32": "int32", "i64": "int64"}[gather.index]))
+        y = T.arg("y", T.buffer((gather.rows * gather.columns,), "float32"))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(gather.rows, task, n_tasks) as row:
+            number = T.cast(index[row], "int64")
+            nearest = T.max(T.min(number, T.int64(gather.entries - 1)), T.int64(0))
+            start = T.bind(nearest * T.int64(gather.columns))
+            with T.serial(gather.columns // v.n) as i:
+                at = start + T.cast(i * v.n, "int64")
+                value = v.load(table, at)
+                if gather.table == "bf16":
+                    value = v.low_bf16(T.cast(value, v.i32))
+                elif gather.table == "f16":
+                    value = T.cast(value, v.f32)
+                v.store(y, row * gather.columns + i * v.n, value)
+    return builder.get()

@@ -1,0 +1,109 @@
+"""`llmc inspect`: every view, as text and as JSON, of a file whose code is never loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmc.cli.main import main
+from tests.runtime.stub_artifact import KERNELS, WEIGHTS, manifest, write_stub
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact whose code could not be loaded."""
+    return write_stub(tmp_path_factory.mktemp("stub") / "stub.so", code=b"no code at all")
+
+
+def inspect(artifact: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["inspect", str(artifact), *arguments])
+
+
+def in_json(artifact: Path, *arguments: str) -> dict[str, Any]:
+    result = inspect(artifact, *arguments, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    said: dict[str, Any] = json.loads(result.stdout)
+    return said
+
+
+def test_the_summary_says_model_target_sizes_and_certificate(stub: Path) -> None:
+    result = inspect(stub)
+    assert result.exit_code == 0
+    for fact in ("stub (llama), 2 layers, f32, random weights", "cpu:x86-64-v3 (avx2 fma)", "skipped: random weights"):
+        assert fact in result.stdout
+    said = in_json(stub)
+    assert said["bytes"] == stub.stat().st_size
+    assert {section["name"]: section["bytes"] for section in said["sections"]}["weights"] == len(WEIGHTS)
+    assert said["plans"][0] == {"kind": "body", "rows": 1, "calls": 1}
+
+
+def test_the_plan_shows_every_call_with_its_arguments(stub: Path) -> None:
+    text = inspect(stub, "--plan").stdout
+    assert "body of 8 rows: 1 calls" in text
+    assert "tokens[0:32] weights[0:1024] arena[0:512]" in text
+    said = in_json(stub, "--plan")
+    assert [kernel["name"] for kernel in said["kernels"]] == list(KERNELS)
+    assert said["plans"][2]["calls"] == [
+        {
+            "kernel": "linear_64x64",
+            "grid": 4,
+            "arguments": [
+                {"space": "arena", "offset": 0, "bytes": 64},
+                {"space": "weights", "offset": 0, "bytes": 1024},
+                {"space": "logits", "offset": 0, "bytes": 256},
+            ],
+        }
+    ]
+    assert said["plans"][0]["bytes"] == 2 * 16896
+
+
+def test_the_graph_view_counts_nodes_pass_by_pass(stub: Path) -> None:
+    text = inspect(stub, "--graph").stdout
+    assert text.splitlines()[:3] == [
+        "pass       rewrites  nodes left",
+        "export            0           9",
+        "fuse_norm         2           5",
+    ]
+    assert in_json(stub, "--graph")["final"] in text
+
+
+def test_the_schedules_view_names_the_rule_of_each_operator(stub: Path) -> None:
+    assert "llmc.Linear" in inspect(stub, "--schedules").stdout
+    assert in_json(stub, "--schedules")["schedules"] == manifest()["schedules"]
+
+
+def test_the_manifest_is_printed_as_it_is(stub: Path) -> None:
+    assert json.loads(inspect(stub, "--manifest").stdout) == manifest() == in_json(stub, "--manifest")
+
+
+def test_an_artifact_without_graph_says_so(tmp_path: Path) -> None:
+    result = inspect(write_stub(tmp_path / "a.so", graph=None), "--graph")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "does not keep its graph" in result.stderr
+
+
+def test_a_manifest_that_says_little_is_still_shown(tmp_path: Path) -> None:
+    path = write_stub(tmp_path / "a.so", manifest={})
+    for view in ([], ["--plan"], ["--schedules"], ["--manifest"]):
+        assert inspect(path, *view).exit_code == 0
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    path = write_stub(tmp_path / "a.so", graph={"passes": [], "final": "a\x1b[2Jb\nc"}, manifest={"created": "\x9b1m"})
+    assert inspect(path, "--graph").stdout.endswith("a\ufffd[2Jb\nc\n")
+    assert all("\x9b" not in inspect(path, *view).stdout for view in ([], ["--manifest"]))
+
+
+def test_two_views_at_once_are_wrong_usage(stub: Path) -> None:
+    assert inspect(stub, "--plan", "--graph").exit_code == 2
+
+
+def test_what_is_no_artifact_ends_with_1(tmp_path: Path) -> None:
+    (tmp_path / "a.so").write_text("hello")
+    result = inspect(tmp_path / "a.so")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: this is not an artifact\n")

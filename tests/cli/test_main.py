@@ -1,0 +1,126 @@
+"""The `llmc` command: help, exit codes, the words of a failure, and what starting it costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from llmc import __version__
+from llmc.cli import run as run_command
+from llmc.cli.help_page import help_page
+from llmc.cli.main import COMMANDS, main
+from tests.runtime.stub_artifact import write_stub
+
+COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name='llmc')"]
+HEAVY = ("torch", "tvm", "onnx", "onnx_ir", "onnxruntime", "transformers")
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit code and words of a command whose work raises this."""
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_command, "load", load)
+    result = CliRunner().invoke(main, ["run", "a.so", "-p", "x"])
+    assert result.stdout == ""
+    return result.exit_code, result.stderr
+
+
+def test_help_names_every_command() -> None:
+    result = CliRunner().invoke(main, ["--help"])
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.output for name in COMMANDS)
+
+
+def test_version_is_the_packages() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output == f"llmc {__version__}\n"
+
+
+def test_the_help_in_the_docs_is_the_help() -> None:
+    page = Path(__file__).parents[2] / "docs" / "cli.md"
+    assert page.read_text() == help_page(), "run: python -m llmc.cli.help_page > docs/cli.md"
+
+
+@pytest.mark.parametrize("arguments", [["nothing"], ["run"], ["run", "a.so", "--frob"], ["compile"], ["inspect"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "Usage: " in result.stderr
+
+
+def test_a_failed_request_says_fact_place_and_hint_and_ends_with_1(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.so")])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"error: no such file\n  at: {tmp_path}/none.so\n  hint: give the artifact.so that llmc compile wrote\n"
+    )
+
+
+def test_an_unexpected_failure_is_one_line_and_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMC_TRACEBACK", raising=False)
+    code, said = fail_with(ZeroDivisionError("division by zero\nmore"), monkeypatch)
+    assert code == 1
+    assert said.splitlines()[0] == "error: unexpected ZeroDivisionError: division by zero"
+    assert "LLMC_TRACEBACK=1" in said
+    assert "Traceback" not in said
+
+
+def test_the_traceback_is_shown_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_TRACEBACK", "1")
+    code, said = fail_with(ZeroDivisionError("division by zero"), monkeypatch)
+    assert code == 1
+    assert "Traceback" in said
+
+
+def test_ctrl_c_ends_with_130_and_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fail_with(KeyboardInterrupt(), monkeypatch) == (130, "")
+
+
+def test_a_usage_error_found_late_is_still_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, said = fail_with(click.UsageError("late"), monkeypatch)
+    assert code == 2
+    assert "Error: late" in said
+
+
+def test_a_closed_pipe_is_no_news(tmp_path: Path) -> None:
+    path = write_stub(tmp_path / "a.so", manifest={"long": "x" * 1_000_000})
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    with reader:
+        result = subprocess.run(
+            [*COMMAND, "inspect", path, "--manifest"], stdout=reader.stdin, stderr=subprocess.PIPE, text=True
+        )
+    assert result.stderr == ""
+
+
+def test_help_takes_less_than_a_third_of_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([*COMMAND, "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+@pytest.mark.parametrize("command", ["--help", "run a.so -p Once", "inspect a.so", "verify a.so"])
+def test_only_compile_imports_the_compiler(tmp_path: Path, command: str) -> None:
+    write_stub(tmp_path / "a.so")
+    code = (
+        "import sys\nfrom llmc.cli.main import main\n"
+        f"main({command.split()!r}, standalone_mode=False)\n"
+        f"heavy = [m for m in sys.modules if m.split('.')[0] in {HEAVY} or m.startswith('llmc.compiler')]\n"
+        "print(heavy, file=sys.stderr)\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stderr.splitlines()[-1] == "[]"

@@ -1,0 +1,81 @@
+"""compiler/artifact.py"""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llmc.compiler.artifact import ArtifactWriter, check_room, encode_vocabulary
+from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.errors import LlmcError
+
+
+def write(path: Path, manifest: dict[str, object]) -> None:
+    with ArtifactWriter(path) as writer:
+        writer.add("code", iter([b"\x7fELF", b"code"]))
+        writer.add("weights", iter([bytes(5000)]), alignment=4096)
+        writer.add("plan", iter([b"plan"]))
+        writer.finish({"certificate": "a longer one, replaced below" * 100})
+        writer.finish(manifest)
+        writer.publish()
+
+
+def stop_in_the_middle(path: Path, why: BaseException) -> None:
+    with ArtifactWriter(path) as writer:
+        writer.add("code", iter([b"code"]))
+        raise why
+
+
+def test_sections_are_read_back_with_the_last_manifest(tmp_path: Path) -> None:
+    write(tmp_path / "a.so", {"certificate": "passed"})
+    with ArtifactFile.open(tmp_path / "a.so") as file:
+        assert file.manifest() == {"certificate": "passed"}
+        sizes = {section.name: section.n_bytes for section in file.sections.values()}
+        assert list(sizes) == ["code", "weights", "plan", "manifest"]
+        assert (sizes["code"], sizes["weights"], sizes["plan"]) == (8, 5000, 4)
+        assert file.sections["weights"].offset == 4096
+        file.check_weights()
+
+
+def test_an_artifact_that_was_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        stop_in_the_middle(tmp_path / "a.so", ZeroDivisionError())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_artifact_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    write(tmp_path / "a.so", {"version": 1})
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_middle(tmp_path / "a.so", KeyboardInterrupt())
+    with ArtifactFile.open(tmp_path / "a.so") as file:
+        assert file.manifest() == {"version": 1}
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def failing() -> Iterator[bytes]:
+        yield b"some"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(LlmcError, match="the disk is full"), ArtifactWriter(tmp_path / "a.so") as writer:
+        writer.add("weights", failing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    with pytest.raises(LlmcError, match=r"needs 13.5 GB, but the disk has 1.0 GB free"):
+        check_room(tmp_path / "a.so", int(13.5e9))
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(LlmcError, match="cannot write the artifact"), ArtifactWriter(tmp_path / "file" / "a.so"):
+        pass
+
+
+def test_vocabulary_holds_each_tokens_bytes() -> None:
+    data = encode_vocabulary([b"a", b"", b"\xc3\xa9"])
+    assert data == b"\x03\0\0\0\0\0\0\0\x01\0\0\0\x01\0\0\0\x03\0\0\0a\xc3\xa9"

@@ -1,0 +1,174 @@
+"""What cannot be loaded is refused in one clear line: the fact, the place, the hint."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, FalconConfig, GptOssConfig, MixtralConfig, PretrainedConfig, T5Config
+
+from llmc.compiler.frontend import load_source
+from llmc.runtime.errors import LlmcError
+
+TinyModel = Callable[[str], Path]
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    """A good Llama folder to spoil."""
+    return shutil.copytree(tiny_model("llama"), tmp_path / "model")
+
+
+def refusal(model: Path | str, **options: Any) -> LlmcError:
+    with pytest.raises(LlmcError) as caught:
+        load_source(str(model), **options)
+    error = caught.value
+    assert "\n" not in error.fact
+    return error
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def write_config(folder: Path, config: PretrainedConfig, **fields: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), **fields}, default=str))
+    return folder
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "nowhere")
+    assert error.fact == f"no such folder: {tmp_path / 'nowhere'}"
+    assert "llama2-7b" in str(error.hint)
+
+
+def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
+    error = refusal(tmp_path)
+    assert (error.fact, error.place) == ("the folder has no config.json", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("{", "config.json is not JSON"),
+        ("[]", "config.json names no model_type"),
+        ("{}", "config.json names no model_type"),
+        ('{"model_type": "llama", "num_hidden_layers": "two"}', "the configuration is not valid"),
+    ],
+)
+def test_a_broken_configuration(folder: Path, text: str, fact: str) -> None:
+    (folder / "config.json").write_text(text)
+    assert fact in refusal(folder).fact
+
+
+def test_a_file_in_place_of_a_folder(folder: Path) -> None:
+    assert refusal(folder / WEIGHTS).fact == "a model is a folder, and this is a file"
+
+
+def test_an_unknown_kind_of_weights(folder: Path) -> None:
+    assert "'fake'" in refusal(folder, weights="fake").fact
+
+
+def test_a_folder_without_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    error = refusal(folder)
+    assert error.fact == "the folder has no weights"
+    assert "--weights random" in str(error.hint)
+
+
+def test_pickled_weights(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    error = refusal(folder)
+    assert "pickle" in error.fact
+    assert "save_pretrained" in str(error.hint)
+
+
+def test_a_shard_that_is_missing(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": WEIGHTS, "b": "gone-2.safetensors", "c": "gone-3"}}))
+    error = refusal(folder)
+    assert error.fact == "the checkpoint's file gone-2.safetensors is missing (and 1 more)"
+    assert error.place == str(folder / INDEX)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'])
+def test_a_broken_index(folder: Path, text: str) -> None:
+    (folder / INDEX).write_text(text)
+    assert refusal(folder).place == str(folder / INDEX)
+
+
+def test_a_tensor_that_is_missing(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.pop("model.norm.weight"))
+    assert refusal(folder).fact == "the checkpoint lacks the tensor 'model.norm.weight'"
+    change(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    assert refusal(folder).fact.endswith("(and 1 more)")
+
+
+def test_a_tensor_of_another_shape(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(65)}))
+    error = refusal(folder)
+    assert error.fact == "tensor 'model.norm.weight' has shape [65]; the configuration makes it [64]"
+    assert error.place == str(folder / WEIGHTS)
+
+
+def test_a_tensor_of_an_unsupported_dtype(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.float8_e4m3fn)}))
+    assert refusal(folder).fact == "tensor 'model.norm.weight' has the unsupported dtype F8_E4M3"
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 500, -1])
+def test_truncated_weights(folder: Path, keep: int) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:keep])
+    error = refusal(folder)
+    assert "truncated" in error.fact
+    assert error.place == str(folder / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}']
+)
+def test_a_header_that_makes_no_sense(folder: Path, header: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    assert refusal(folder).place == str(folder / WEIGHTS)
+
+
+def test_a_broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    assert refusal(folder).fact == "the tokenizer cannot be read"
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "said"),
+    [
+        (PretrainedConfig(), {"model_type": "brandnew"}, "transformers does not know the model type 'brandnew'"),
+        (PretrainedConfig(), {"model_type": "own", "auto_map": {"AutoConfig": "x.Y"}}, "code of its own"),
+        (T5Config(**{**SMALL, "num_layers": 2}), {}, "an encoder and a decoder"),
+        (MixtralConfig(**SMALL), {}, "mixtures of experts"),
+        (PretrainedConfig(), {"model_type": "vit"}, "not a causal language model"),
+        (BloomConfig(**SMALL), {}, "BloomForCausalLM is not supported: its attention does not go through"),
+        (FalconConfig(**SMALL), {}, "FalconForCausalLM is not supported: its attention does not go through"),
+        (GptOssConfig(**SMALL, num_key_value_heads=2, head_dim=16), {"num_local_experts": 1}, "has sinks"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_architectures_that_cannot_be_compiled(
+    tmp_path: Path, config: PretrainedConfig, fields: dict[str, Any], said: str
+) -> None:
+    error = refusal(write_config(tmp_path, config, **fields), weights="random")
+    assert error.fact.startswith("the architecture ")
+    assert said in error.fact
+
+
+def test_onnx_files_are_not_compiled_yet() -> None:
+    assert refusal("model.onnx").fact == "ONNX files are not compiled yet"

@@ -1,0 +1,104 @@
+"""The bytes of each token, and the tokens that begin and end a text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llmc.compiler.frontend.tokens import byte_level_table, read_ends, read_text, read_vocabulary
+
+TEXT = "Zoë said: 'a naïve 猫 sat — on the mat' 🙂\n\tThe end. The end."
+
+
+def byte_level_bpe() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    return tokenizer
+
+
+def sentencepiece_bpe() -> Tokenizer:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "t", "h", "e", "th", "the"]
+    merges = [("t", "h"), ("th", "e")]
+    vocabulary = {piece: token for token, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_level_bpe, sentencepiece_bpe])
+def test_the_bytes_of_a_texts_tokens_are_the_text(make: Any) -> None:
+    tokenizer: Tokenizer = make()
+    vocabulary = read_vocabulary(json.loads(tokenizer.to_str()), tokenizer.get_vocab_size())
+    assert vocabulary is not None
+    tokens = tokenizer.encode(TEXT).ids
+    assert b"".join(vocabulary[token] for token in tokens) == TEXT.encode()
+
+
+def test_special_tokens_have_no_text_and_ids_without_a_token_neither() -> None:
+    vocabulary = read_vocabulary(json.loads(byte_level_bpe().to_str()), 310)
+    assert vocabulary is not None
+    assert len(vocabulary) == 310
+    assert vocabulary[:2] == (b"", b"")
+    assert vocabulary[-1] == b""
+
+
+def test_the_byte_level_table_is_the_tokenizers_librarys_own() -> None:
+    table = byte_level_table()
+    assert sorted(table) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(table.values()) == list(range(256))
+    assert table["Ġ"] == ord(" ")
+
+
+def test_a_tokenizer_of_another_kind_gives_no_bytes() -> None:
+    assert (
+        read_vocabulary({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "decoder": {"type": "WordPiece"}}, 1)
+        is None
+    )
+
+
+def test_unigram_pieces_are_numbered_in_order() -> None:
+    tokenizer = {"model": {"type": "Unigram", "vocab": [["▁a", -1.0], ["b", -2.0]]}, "decoder": {"type": "Metaspace"}}
+    assert read_vocabulary(tokenizer, 2) == (b" a", b"b")
+
+
+def test_a_folder_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
+    assert read_text(tmp_path, 10) == (None, None)
+
+
+def test_old_tokenizer_files_are_converted(tmp_path: Path) -> None:
+    vocabulary = {"<s>": 0, "</s>": 1, "Ġ": 2, "a": 3, "b": 4, "ab": 5, "<unk>": 6, "<|endoftext|>": 7}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    text = read_text(tmp_path, 8)
+    assert text.tokenizer_json is not None
+    assert text.vocabulary is not None
+    assert text.vocabulary[5] == b"ab"
+    assert Tokenizer.from_str(text.tokenizer_json.decode()).encode("ab").ids == [5]
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, None, ((), None)),
+        ({"eos_token_id": 2, "bos_token_id": 1}, None, ((2,), 1)),
+        ({"eos_token_id": [2, 3]}, None, ((2, 3), None)),
+        ({"eos_token_id": 2, "bos_token_id": 1}, {"eos_token_id": [4, 5]}, ((4, 5), 1)),
+    ],
+)
+def test_ends_come_from_the_generation_configuration_first(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, expected: Any
+) -> None:
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert read_ends(tmp_path, config) == expected

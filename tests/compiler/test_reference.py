@@ -1,0 +1,58 @@
+"""The reference says what transformers says, whether the model is in memory or read piece by piece."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llmc.compiler.frontend import load_source
+from llmc.compiler.reference import reference_greedy, reference_logits
+
+TinyModel = Callable[[str], Path]
+PROMPTS = [[5, 17, 100, 2, 64], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
+PRECISION = {"f32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 2e-2)}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("family", ["llama", "opt-350m"])
+def test_logits_are_those_of_each_prompt_alone(family: str, dtype: str, tiny_model: TinyModel) -> None:
+    torch_dtype, tolerance = PRECISION[dtype]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(family), dtype=torch_dtype)
+    for prompt, logits in zip(
+        PROMPTS, reference_logits(load_source(str(tiny_model(family))), PROMPTS, dtype), strict=True
+    ):
+        with torch.inference_mode():
+            alone = model(input_ids=torch.tensor([prompt])).logits[0].float().numpy()
+        assert logits.dtype == np.float32
+        assert logits.shape == (len(prompt), 131)
+        assert np.abs(logits - alone).max() <= tolerance * np.ptp(alone)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("family", ["llama-tied", "opt", "gpt2"])
+def test_a_model_read_piece_by_piece_says_the_same_bits(family: str, dtype: str, tiny_model: TinyModel) -> None:
+    source = load_source(str(tiny_model(family)))
+    whole = reference_logits(source, PROMPTS, dtype)
+    pieces = reference_logits(source, PROMPTS, dtype, resident_bytes=0)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_greedy_tokens_are_the_most_likely_ones(tiny_model: TinyModel) -> None:
+    source = load_source(str(tiny_model("llama")))
+    texts = reference_greedy(source, PROMPTS, 6)
+    assert reference_greedy(source, PROMPTS[:1], 6, resident_bytes=0) == texts[:1]
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        (logits,) = reference_logits(source, [prompt + text])
+        assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == text
+
+
+def test_random_weights_have_a_reference_too(tiny_model: TinyModel) -> None:
+    source = load_source(str(tiny_model("llama")), weights="random")
+    whole, pieces = (reference_logits(source, PROMPTS, resident_bytes=n) for n in (1 << 30, 0))
+    np.testing.assert_array_equal(whole[0], pieces[0])
+    (real,) = reference_logits(load_source(str(tiny_model("llama"))), PROMPTS[:1])
+    assert not np.allclose(whole[0], real)

@@ -1,0 +1,120 @@
+"""passes/flatten_tokens.py"""
+
+from typing import Any
+
+import pytest
+
+from llmc.passes.flatten_tokens import flatten_tokens
+from llmc.runtime.errors import LlmcError
+
+HEADS = [0, 2, 1, 3]
+
+
+def embed(build: Any, width: Any = 8) -> Any:
+    ids, _ = build.sequence_inputs()
+    return build.op("Gather", build.weight("embed", 11, width), ids)
+
+
+def reshape(build: Any, x: Any, *sizes: Any) -> Any:
+    """[batch, sequence, …] with its shape worked out from Shape, as the exporter does it."""
+    ids = build.inputs[0]
+    size = [build.op("Shape", ids, start=i, end=i + 1) for i in range(2)]
+    target = build.op("Concat", *size, build.constant(list(sizes)), axis=0)
+    return build.op("Reshape", x, target, shape=("batch", "sequence", *sizes), allowzero=1)
+
+
+def heads(build: Any, x: Any, count: Any, size: Any) -> Any:
+    return build.op("Transpose", reshape(build, x, count, size), perm=HEADS)
+
+
+def attention(build: Any, q: Any, k: Any, v: Any, width: Any, **attributes: Any) -> Any:
+    attributes = {"is_causal": 1, "scale": 0.5, **attributes}
+    out = build.op("Attention", q, k, v, **attributes)
+    return reshape(build, build.op("Transpose", out, perm=HEADS), width)
+
+
+def test_heads_of_attention_come_and_go_without_a_transpose(build: Any, check: Any) -> None:
+    x = embed(build)
+    q, k, v = (build.op("MatMul", x, build.weight(name, 8, size)) for name, size in (("q", 8), ("k", 4), ("v", 4)))
+    q, k, v = heads(build, q, 2, 4), heads(build, k, 1, 4), heads(build, v, 1, 4)
+    check(build.model(attention(build, q, k, v, 8, softcap=5.0, metadata={"llmc.layer": "3"})), flatten_tokens, 13)
+
+
+def test_rotary_takes_rows_of_tokens(build: Any, check: Any) -> None:
+    x = embed(build)
+    q = heads(build, x, 2, 4)
+    angles = (build.op("Gather", build.weight(name, 9, 2), build.inputs[1]) for name in ("cos", "sin"))
+    turned = build.op("RotaryEmbedding", q, *angles, num_heads=2, interleaved=0)
+    check(build.model(attention(build, turned, q, q, 8)), flatten_tokens, 9)
+
+
+def test_window_of_the_exported_node_is_kept(build: Any) -> None:
+    x = embed(build)
+    q = heads(build, x, 2, 4)
+    model = build.model(attention(build, q, q, q, 8, metadata={"llmc.window": "3", "llmc.layer": "0"}))
+    flatten_tokens(model)
+    (node,) = (node for node in model.graph if node.op_type == "CausalAttention")
+    assert node.attributes["window"].as_int() == 3
+
+
+def test_rows_of_all_sequences_are_the_tokens(build: Any, check: Any) -> None:
+    x = embed(build)
+    rows = build.op("Reshape", x, build.constant([-1, 8]), shape=("batch*sequence", 8))
+    y = build.op("Gemm", rows, build.weight("W", 4, 8), build.weight("b", 4), transB=1)
+    check(build.model(build.op("Relu", reshape(build, y, 4))), flatten_tokens, 5)
+
+
+def test_axes_are_counted_without_the_batch(build: Any, check: Any) -> None:
+    x = reshape(build, embed(build), 2, 4)
+    a, b = build.op("Split", x, axis=2, num_outputs=2, n_results=2)
+    y = build.op("Concat", b, a, axis=3)
+    bounds = (build.constant([n]) for n in (1, 7, 3, 2))
+    z = build.op("Slice", y, *bounds)
+    check(build.model(build.op("ReduceMean", z, build.constant([3]), keepdims=0)), flatten_tokens, 6)
+
+
+def test_norm_over_the_last_axis_of_heads_stays(build: Any, check: Any) -> None:
+    x = heads(build, embed(build), 2, 4)
+    y = build.op("RMSNormalization", x, build.weight("w", 4), axis=-1)
+    check(build.model(reshape(build, build.op("Transpose", y, perm=HEADS), 8)), flatten_tokens, 6)
+
+
+def test_softmax_over_tokens_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="Softmax runs along the tokens"):
+        flatten_tokens(build.model(build.op("Softmax", embed(build), axis=1)))
+
+
+def test_sum_over_tokens_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match=r"ReduceSum gives the shape .*not one over tokens"):
+        flatten_tokens(build.model(build.op("ReduceSum", embed(build), build.constant([1]))))
+
+
+def test_product_of_tokens_with_tokens_is_refused(build: Any) -> None:
+    x = embed(build)
+    turned = build.op("Transpose", x, perm=[0, 2, 1])
+    with pytest.raises(LlmcError, match=r"MatMul gives the shape .*not one over tokens"):
+        flatten_tokens(build.model(build.op("MatMul", turned, x)))
+
+
+def test_attention_that_is_not_causal_is_refused(build: Any) -> None:
+    q = heads(build, embed(build), 2, 4)
+    with pytest.raises(LlmcError, match="not causal"):
+        flatten_tokens(build.model(attention(build, q, q, q, 8, is_causal=0)))
+
+
+def test_reshape_that_mixes_tokens_is_refused(build: Any) -> None:
+    x = heads(build, embed(build), 2, 4)
+    with pytest.raises(LlmcError, match="Reshape turns"):
+        flatten_tokens(build.model(reshape(build, x, 8)))
+
+
+def test_constant_with_an_axis_of_tokens_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="Add takes mask"):
+        flatten_tokens(build.model(build.op("Add", embed(build), build.weight("mask", 1, 1, 8))))
+
+
+def test_unknown_operator_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="CumSum is not known to keep tokens apart"):
+        flatten_tokens(
+            build.model(build.op("CumSum", embed(build), build.constant([1]), shape=("batch", "sequence", 8)))
+        )

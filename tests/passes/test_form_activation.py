@@ -1,0 +1,33 @@
+"""passes/form_activation.py"""
+
+from typing import Any
+
+import pytest
+
+from llmc.passes.form_activation import form_activation
+
+
+def gelu_tanh(build: Any, x: Any, cubic: Any = 0.044715) -> Any:
+    cube = build.op("Mul", build.op("Pow", x, build.constant(3.0)), build.constant(cubic))
+    inner = build.op("Mul", build.op("Add", x, cube), build.constant(0.7978845608))
+    gate = build.op("Add", build.op("Tanh", inner), build.constant(1.0))
+    return build.op("Mul", build.op("Mul", x, build.constant(0.5)), gate)
+
+
+def test_silu_becomes_one_operator(build: Any, check: Any) -> None:
+    x = build.input("x", "M", 8)
+    check(build.model(build.op("Mul", x, build.op("Sigmoid", x))), form_activation, 1)
+
+
+def test_gelu_spelled_out_with_tanh_becomes_one_operator(build: Any, check: Any) -> None:
+    check(build.model(gelu_tanh(build, build.input("x", "M", 8))), form_activation, 1)
+
+
+def test_gate_of_another_value_is_refused(build: Any, refused: Any) -> None:
+    x, y = build.input("x", "M", 8), build.input("y", "M", 8)
+    refused(build.model(build.op("Mul", x, build.op("Sigmoid", y))), form_activation)
+
+
+@pytest.mark.parametrize("cubic", [0.0447, 0.5])
+def test_other_numbers_are_refused(build: Any, refused: Any, cubic: Any) -> None:
+    refused(build.model(gelu_tanh(build, build.input("x", "M", 8), cubic)), form_activation)

@@ -1,0 +1,73 @@
+"""passes/fuse_rotary.py"""
+
+from typing import Any
+
+import pytest
+
+from llmc.passes.fuse_rotary import fuse_rotary
+
+END = 2**63 - 1
+
+
+def angles(build: Any, function: Any, doubled: Any = True, scale: Any = None) -> Any:
+    """[batch, 1, sequence, 8] from positions as Hugging Face works them out."""
+    positions = next((v for v in build.inputs if v.name == "f"), None) or build.input("f", "batch", "sequence", 4)
+    other = positions if doubled else build.op("Neg", positions)
+    waves = build.op(function, build.op("Concat", positions, other, axis=-1))
+    if scale:
+        waves = build.op("Mul", waves, build.constant(scale))
+    return build.op("Unsqueeze", waves, build.constant([1]))
+
+
+def part(build: Any, x: Any, start: Any, stop: Any, axis: Any = 3) -> Any:
+    bounds = (build.constant([n]) for n in (start, stop, axis, 1))
+    return build.op("Slice", x, *bounds)
+
+
+def rotate_half(build: Any, x: Any, middle: Any = 4) -> Any:
+    return build.op("Concat", build.op("Neg", part(build, x, middle, END)), part(build, x, 0, middle), axis=-1)
+
+
+def spelled_out(build: Any, middle: Any = 4, doubled: Any = True, scale: Any = None) -> Any:
+    x = build.input("x", "batch", 2, "sequence", 8)
+    cos, sin = (angles(build, function, doubled, scale) for function in ("Cos", "Sin"))
+    turned = build.op("Mul", rotate_half(build, x, middle), sin)
+    return build.model(build.op("Add", build.op("Mul", x, cos), turned))
+
+
+def test_rotation_spelled_out_becomes_one_operator(build: Any, check: Any) -> None:
+    check(spelled_out(build), fuse_rotary, 1)
+
+
+def test_scaled_angles_are_kept(build: Any, check: Any) -> None:
+    check(spelled_out(build, scale=1.25), fuse_rotary, 1)
+
+
+def test_rotation_of_a_part_of_each_head_becomes_one_operator(build: Any, check: Any) -> None:
+    x = build.input("x", "batch", 2, "sequence", 8)
+    cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))
+    turned = build.op("RotaryEmbedding", part(build, x, 0, 4), cos, sin, num_heads=2, interleaved=0)
+    check(build.model(build.op("Concat", turned, part(build, x, 4, END), axis=-1)), fuse_rotary, 1)
+
+
+def test_halves_that_overlap_the_rest_are_refused(build: Any, refused: Any) -> None:
+    x = build.input("x", "batch", 2, "sequence", 8)
+    cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))
+    turned = build.op("RotaryEmbedding", part(build, x, 0, 4), cos, sin, num_heads=2, interleaved=0)
+    refused(build.model(build.op("Concat", turned, part(build, x, 2, END), axis=-1)), fuse_rotary)
+
+
+def test_angles_whose_halves_differ_are_refused(build: Any, refused: Any) -> None:
+    refused(spelled_out(build, doubled=False), fuse_rotary)
+
+
+@pytest.mark.parametrize("middle", [2, 6])
+def test_halves_cut_elsewhere_than_in_the_middle_are_refused(build: Any, refused: Any, middle: Any) -> None:
+    refused(spelled_out(build, middle=middle), fuse_rotary)
+
+
+def test_halves_along_another_axis_are_refused(build: Any, refused: Any) -> None:
+    x = build.input("x", "batch", 8, "sequence", 8)
+    cos, sin = (angles(build, function) for function in ("Cos", "Sin"))
+    turned = build.op("Concat", build.op("Neg", part(build, x, 4, END, 1)), part(build, x, 0, 4, 1), axis=1)
+    refused(build.model(build.op("Add", build.op("Mul", x, cos), build.op("Mul", turned, sin))), fuse_rotary)

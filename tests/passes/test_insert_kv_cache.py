@@ -1,0 +1,166 @@
+"""passes/insert_kv_cache.py"""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler import graph
+from llmc.passes.insert_kv_cache import insert_kv_cache
+
+H, KH, D, LENGTH = 4, 2, 8, 70
+ATTENTION = {"num_heads": H, "kv_num_heads": KH, "scale": 0.4, "softcap": 0.0, "window": 0, "layer": 0}
+
+
+def qkv(build: Any) -> Any:
+    x = build.input("x", "M", (H + 2 * KH) * D)
+    return build.op("Split", x, build.constant([H * D, KH * D, KH * D]), axis=1, n_results=3)
+
+
+def rotary(build: Any, x: Any, heads: Any, cos: Any, sin: Any, dim: Any = D) -> Any:
+    return build.op("llmc.Rotary", x, cos, sin, num_heads=heads, rotary_dim=dim, interleaved=0)
+
+
+def packed_model(build: Any, **attributes: Any) -> Any:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
+
+
+def rotary_model(build: Any, **attributes: Any) -> Any:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    angles = [build.op("Gather", build.weight(name, LENGTH, D // 2), build.inputs[1]) for name in ("cos", "sin")]
+    q, k = rotary(build, q, H, *angles), rotary(build, k, KH, *angles)
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
+
+
+def separate_model(build: Any, **attributes: Any) -> Any:
+    """Queries and keys with a norm of their own, as Qwen 3 has them, come apart."""
+    build.token_inputs()
+    q, k, v = qkv(build)
+    k = build.op("RMSNormalization", k, build.weight("k_norm", KH * D), axis=-1)
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
+
+
+def turned_apart_model(build: Any, **attributes: Any) -> Any:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    names = ("cos", "sin", "cos_k", "sin_k")
+    a, b, c, d = (build.op("Gather", build.weight(name, LENGTH, D // 2), build.inputs[1]) for name in names)
+    q, k = rotary(build, q, H, a, b), rotary(build, k, KH, c, d)
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
+
+
+def sliced_model(build: Any, **attributes: Any) -> Any:
+    """Phi 3 cuts queries, keys and values with Slice."""
+    build.token_inputs()
+    x = build.input("x", "M", (H + 2 * KH) * D)
+    cuts = [0, H * D, (H + KH) * D, (H + 2 * KH) * D]
+    bounds = itertools.pairwise(cuts)
+    parts = [build.op("Slice", x, *(build.constant([n]) for n in (start, stop, 1, 1))) for start, stop in bounds]
+    return build.model(build.op("llmc.CausalAttention", *parts, **ATTENTION | attributes))
+
+
+MODELS = {
+    "packed": packed_model,
+    "rotary": rotary_model,
+    "separate": separate_model,
+    "turned_apart": turned_apart_model,
+    "sliced": sliced_model,
+}
+SETTINGS = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
+
+
+class Cache:
+    """Pages filled with numbers that must not matter, and one sequence's pages in no order."""
+
+    def __init__(self, model: Any) -> None:
+        self.run = graph.runner(model)
+        random = np.random.default_rng(3)
+        self.caches = {
+            name: random.normal(size=(5, KH, 64, D)).astype(np.float32) for name in ("k_cache.0", "v_cache.0")
+        }
+        self.pages = np.array([3, 1])
+
+    def step(self, x: Any, positions: Any) -> Any:
+        n = len(positions)
+        feeds = {"tokens": np.zeros(n, np.int64), "positions": positions, "page_table": np.tile(self.pages, (n, 1))}
+        results = self.run(feeds | self.caches | {"x": x})
+        self.caches = {name: results[f"{name}_out"] for name in self.caches}
+        return results["logits"]
+
+
+def whole_and_paged(model: Any) -> Any:
+    x = np.random.default_rng(4).normal(size=(LENGTH, (H + 2 * KH) * D)).astype(np.float32)
+    feeds: dict[str, Any] = {"tokens": np.zeros(LENGTH, np.int64), "positions": np.arange(LENGTH), "x": x}
+    wanted = graph.evaluate(model, feeds)["logits"]
+    assert insert_kv_cache(model) == 1
+    return x, wanted, Cache(model)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_attention_reads_and_extends_a_cache(build: Any, golden: Any, kind: Any) -> None:
+    model = MODELS[kind](build)
+    before = graph.to_text(model)
+    x, wanted, cache = whole_and_paged(model)
+    after = graph.to_text(model)
+    golden(f"{before}\n\n// insert_kv_cache\n\n{after}")
+    assert insert_kv_cache(model) == 0
+    assert graph.to_text(model) == after
+    np.testing.assert_allclose(cache.step(x, np.arange(LENGTH)), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("kind", ["packed", "rotary"])
+def test_token_by_token_gives_what_the_whole_sequence_gives(build: Any, kind: Any, settings: Any) -> None:
+    x, wanted, cache = whole_and_paged(MODELS[kind](build, **SETTINGS[settings]))
+    found = np.concatenate([cache.step(x[i : i + 1], np.array([i])) for i in range(LENGTH)])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+def test_chunks_of_any_size_give_what_the_whole_sequence_gives(build: Any) -> None:
+    x, wanted, cache = whole_and_paged(rotary_model(build))
+    bounds = [0, 1, 63, 66, LENGTH]
+    chunks = [np.arange(start, stop) for start, stop in itertools.pairwise(bounds)]
+    found = np.concatenate([cache.step(x[chunk], chunk) for chunk in chunks])
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+def test_sequences_in_one_step_do_not_see_each_other(build: Any) -> None:
+    model = packed_model(build)
+    x, wanted, cache = whole_and_paged(model)
+    positions = np.array([0, 0, 1, 1, 2])
+    table = np.array([[3, 1], [0, 2], [3, 1], [0, 2], [3, 1]])
+    feeds: dict[str, Any] = {"tokens": np.zeros(5, np.int64), "positions": positions, "page_table": table}
+    other = np.random.default_rng(5).normal(size=(2, x.shape[1])).astype(np.float32)
+    rows = np.stack([x[0], other[0], x[1], other[1], x[2]])
+    found = cache.run(feeds | cache.caches | {"x": rows})["logits"]
+    np.testing.assert_allclose(found[[0, 2, 4]], wanted[:3], rtol=0, atol=2e-6)
+    assert not np.allclose(found[[1, 3]], wanted[:2], atol=1e-3)
+
+
+def test_padding_rows_write_nothing_and_give_zeros(build: Any) -> None:
+    x, _, cache = whole_and_paged(rotary_model(build))
+    before = cache.caches
+    found = cache.step(x[:3], np.array([0, -1, -1]))
+    assert found[0].any()
+    assert not found[1:].any()
+    for name, pages in cache.caches.items():
+        changed = (pages != before[name]).any(axis=(1, 3))
+        assert np.argwhere(changed).tolist() == [[3, 0]]
+
+
+def test_layers_are_numbered_in_order(build: Any) -> None:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    one = build.op("llmc.CausalAttention", q, k, v, **ATTENTION | {"layer": 7})
+    two = build.op("llmc.CausalAttention", one, k, v, **ATTENTION | {"layer": 9})
+    model = build.model(two)
+    assert insert_kv_cache(model) == 2
+    assert [node.attributes["layer"].as_int() for node in model.graph if node.domain == "llmc"] == [0, 1]
+    assert [value.name for value in model.graph.outputs] == [
+        "logits",
+        *(f"{kind}_cache.{layer}_out" for layer in range(2) for kind in "kv"),
+    ]

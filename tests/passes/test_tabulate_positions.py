@@ -1,0 +1,80 @@
+"""passes/tabulate_positions.py"""
+
+from functools import partial, update_wrapper
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler import graph
+from llmc.passes.tabulate_positions import tabulate_positions
+from llmc.runtime.errors import LlmcError
+
+tabulate = update_wrapper(partial(tabulate_positions, n_context=16), tabulate_positions)
+
+
+def sinusoids(build: Any, positions: Any) -> Any:
+    column = build.op("Unsqueeze", positions, build.constant([2]))
+    numbers = build.op("Cast", column, to=ir.DataType.FLOAT)
+    numbers.dtype = ir.DataType.FLOAT
+    return build.op("Cos", build.op("Mul", numbers, build.weight("inv_freq", 4)))
+
+
+def test_angles_become_a_table(build: Any, check: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    check(build.model(build.op("Mul", x, sinusoids(build, positions))), tabulate, 1)
+
+
+def test_learned_positions_become_the_rows_in_reach(build: Any, check: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    learned = build.op("Gather", build.weight("learned", 20, 4), build.op("Add", positions, build.constant([2])))
+    check(build.model(build.op("Add", x, learned)), tabulate, 1)
+
+
+def test_table_keeps_what_meets_the_heads_outside(build: Any, check: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 2, 4), ids)
+    heads = build.op("Transpose", x, perm=[0, 2, 1, 3])
+    cos = build.op("Unsqueeze", sinusoids(build, positions), build.constant([1]))
+    check(build.model(build.op("Mul", heads, cos)), tabulate, 1)
+
+
+def test_a_lookup_by_position_is_a_table_already(build: Any, refused: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    refused(build.model(build.op("Add", x, build.op("Gather", build.weight("learned", 20, 4), positions))), tabulate)
+
+
+def test_too_few_learned_positions_are_refused(build: Any) -> None:
+    _, positions = build.sequence_inputs()
+    learned = build.op("Gather", build.weight("learned", 17, 4), build.op("Add", positions, build.constant([2])))
+    with pytest.raises(LlmcError, match="fewer than 16 tokens"):
+        tabulate(build.model(learned))
+
+
+def test_a_value_that_mixes_positions_is_refused_when_its_table_is_read(build: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    cos = sinusoids(build, positions)
+    mixed = build.op("Sub", cos, build.op("ReduceMean", cos, build.constant([1]), keepdims=1))
+    model = build.model(build.op("Mul", x, mixed))
+    assert tabulate(model) == 1
+    (table,) = (v.const_value for name, v in model.graph.initializers.items() if name.startswith("table"))
+    with pytest.raises(LlmcError, match="positions of several tokens"):
+        table.numpy()
+
+
+def test_learned_table_keeps_the_stored_dtype(build: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    source = build.weight("learned", 20, 4)
+    source.const_value.stored_dtype = "bf16"
+    model = build.model(build.op("Add", x, build.op("Gather", source, build.op("Add", positions, build.constant([2])))))
+    tabulate(model)
+    table = model.graph.initializers["learned[positions]"].const_value
+    assert table.stored_dtype == "bf16"
+    assert np.array_equal(table.stored(), source.const_value.stored()[2:18])
+    assert graph.count_ops(model) == {"Gather": 2, "Add": 1}

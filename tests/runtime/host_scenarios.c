@@ -1,0 +1,140 @@
+/* host scenarios ARTIFACT N_THREADS SEED N_ACTIONS - random lives of several sequences, each checked at every step.
+ *
+ * Sequences are born, fed alone and together, forked, cut, freed; some steps must be refused and change nothing. Every
+ * logit is compared with the oracle's. */
+#include <string.h>
+
+#include "host.h"
+#include "toy_oracle.h"
+
+enum { MAX_TEXTS = 6 };
+
+typedef struct text {
+    llmc_sequence *sequence; /* NULL: free place */
+    int32_t tokens[TOY_CONTEXT];
+    int n;
+    int has_logits;
+} text;
+
+static llmc_model *model;
+static text texts[MAX_TEXTS];
+static uint64_t state;
+static int n_refused;
+
+static int pick(int n)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (int)((state >> 33) % (uint64_t)n);
+}
+
+static uint64_t free_tokens(void)
+{
+    llmc_info info = {.size = sizeof info};
+    REQUIRE(!api->info(model, &info));
+    return info.kv_tokens_free;
+}
+
+static void check_text(const text *text)
+{
+    float expected[TOY_VOCAB];
+    const float *logits;
+    REQUIRE(api->sequence_length(text->sequence) == text->n);
+    REQUIRE((api->logits(text->sequence, &logits) == LLMC_OK) == text->has_logits);
+    if (!text->has_logits) return;
+    toy_oracle(text->tokens, text->n, expected);
+    REQUIRE(memcmp(logits, expected, sizeof expected) == 0);
+}
+
+/* Feed a random set of sequences; some inputs are too long, poisoned, or out of range. */
+static void feed_some(void)
+{
+    llmc_step_input inputs[MAX_TEXTS];
+    text *fed[MAX_TEXTS];
+    int32_t tokens[MAX_TEXTS][2 * TOY_CONTEXT];
+    static float all[MAX_TEXTS][2 * TOY_CONTEXT * TOY_VOCAB];
+    uint64_t before = free_tokens();
+    int n_inputs = 0, sound = 1, poisoned = 0;
+    for (int i = 0; i < MAX_TEXTS; i++) {
+        int room = TOY_CONTEXT - texts[i].n;
+        if (!texts[i].sequence || pick(3) == 0) continue;
+        int n = pick(20) == 0 ? room + 1 : pick(4) == 0 ? 1 + pick(room + 1) : 1 + pick(3);
+        for (int t = 0; t < n; t++) tokens[n_inputs][t] = pick(TOY_POISON);
+        if (pick(40) == 0) tokens[n_inputs][pick(n)] = TOY_POISON, poisoned = 1;
+        if (pick(40) == 0) tokens[n_inputs][pick(n)] = pick(2) ? -1 : TOY_VOCAB, sound = 0;
+        if (n > room) sound = 0;
+        fed[n_inputs] = texts + i;
+        float *wanted = pick(3) ? NULL : all[n_inputs];
+        inputs[n_inputs] = (llmc_step_input){texts[i].sequence, tokens[n_inputs], (size_t)n, wanted};
+        n_inputs++;
+    }
+    llmc_status status = n_inputs == 1 && !inputs[0].logits ? api->feed(inputs[0].sequence, tokens[0], inputs[0].n_tokens)
+                                                            : api->step(model, inputs, (size_t)n_inputs);
+    if (status) {
+        n_refused++;
+        REQUIRE(status == (!sound ? LLMC_ERROR_ARGUMENT : LLMC_ERROR_MEMORY) || (sound && poisoned && status == LLMC_ERROR_KERNEL));
+        for (int i = 0; i < n_inputs && status == LLMC_ERROR_KERNEL; i++) fed[i]->has_logits = 0;
+        REQUIRE(free_tokens() <= before); /* less when a shared page was copied before the cache was full */
+        return;
+    }
+    REQUIRE(sound && !poisoned);
+    for (int i = 0; i < n_inputs; i++) {
+        text *text = fed[i];
+        for (size_t t = 0; t < inputs[i].n_tokens; t++) {
+            float expected[TOY_VOCAB];
+            text->tokens[text->n++] = tokens[i][t];
+            if (!inputs[i].logits) continue;
+            toy_oracle(text->tokens, text->n, expected);
+            REQUIRE(memcmp(inputs[i].logits + t * TOY_VOCAB, expected, sizeof expected) == 0);
+        }
+        text->has_logits = 1;
+    }
+}
+
+static void act(void)
+{
+    text *text = texts + pick(MAX_TEXTS), *other = texts + pick(MAX_TEXTS);
+    int action = pick(12);
+    if (!text->sequence) {
+        *text = (struct text){0};
+        if (action < 6 || !other->sequence) {
+            REQUIRE(!api->sequence_new(model, &text->sequence));
+        } else {
+            *text = *other;
+            REQUIRE(!api->sequence_fork(other->sequence, &text->sequence));
+        }
+    } else if (action == 0 || text->n > TOY_CONTEXT - 4) {
+        api->sequence_free(text->sequence);
+        text->sequence = NULL;
+    } else if (action == 1) {
+        int n = pick(text->n + 1);
+        if (n < text->n) text->has_logits = 0;
+        text->n = n;
+        REQUIRE(!api->sequence_truncate(text->sequence, n));
+        REQUIRE(api->sequence_truncate(text->sequence, n + 1) == LLMC_ERROR_ARGUMENT);
+    } else if (action == 2 && text->has_logits) {
+        llmc_sampling how = {sizeof how, 1.0f + (float)pick(300), pick(TOY_VOCAB + 5), 0.05f + 0.19f * (float)pick(6), state};
+        int32_t token = -1;
+        REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
+    } else {
+        feed_some();
+    }
+}
+
+int host_scenarios(int argc, char **argv)
+{
+    if (argc != 4) return 2;
+    llmc_options options = {sizeof options, atoi(argv[1]), 4 * TOY_CONTEXT};
+    state = strtoull(argv[2], NULL, 10);
+    REQUIRE(!model_open(argv[0], &options, &model));
+    uint64_t n_free = free_tokens();
+    for (int i = atoi(argv[3]); i > 0; i--) {
+        act();
+        for (int k = 0; k < MAX_TEXTS; k++)
+            if (texts[k].sequence) check_text(texts + k);
+    }
+    for (int k = 0; k < MAX_TEXTS; k++) api->sequence_free(texts[k].sequence);
+    REQUIRE(free_tokens() == n_free);
+    api->close(model);
+    printf("ok, %d steps refused\n", n_refused);
+    return 0;
+}

@@ -1,0 +1,175 @@
+/* host units - parts of the runtime alone: hashing, CPU features, the choice of plans, sampling. */
+#include <math.h>
+#include <string.h>
+
+#include "host.h"
+
+/* -- sha256 ------------------------------------------------------------------------------------------------------- */
+
+static void test_known_digests(void)
+{
+    static const uint8_t of_nothing[4] = {0xe3, 0xb0, 0xc4, 0x42}, of_abc[4] = {0xba, 0x78, 0x16, 0xbf};
+    uint8_t digest[32];
+    sha256((const uint8_t *)"", 0, digest);
+    REQUIRE(memcmp(digest, of_nothing, 4) == 0);
+    sha256_portable((const uint8_t *)"abc", 3, digest);
+    REQUIRE(memcmp(digest, of_abc, 4) == 0);
+}
+
+static void test_both_ways_of_hashing_agree(void)
+{
+    uint8_t bytes[300], fast[32], portable[32];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(i * 37 + 11);
+    for (size_t n = 0; n <= sizeof bytes; n++) {
+        sha256(bytes + sizeof bytes - n, n, fast);
+        sha256_portable(bytes + sizeof bytes - n, n, portable);
+        REQUIRE(memcmp(fast, portable, 32) == 0);
+    }
+}
+
+/* -- cpu ---------------------------------------------------------------------------------------------------------- */
+
+static void test_missing_features_are_named(void)
+{
+    const uint32_t v3 = (1u << 6) - 1, bf16 = LLMC_CPU_AVX512_BF16;
+    REQUIRE(cpu_check(v3, v3 | bf16, "m.so") == LLMC_OK);
+    REQUIRE(cpu_check(v3 | bf16, v3, "m.so") == LLMC_ERROR_TARGET);
+    REQUIRE(strcmp(api->last_error(), "this artifact needs the CPU feature avx512_bf16, which this machine lacks\n"
+                                      "  at: m.so\n  hint: compile with --target cpu:x86-64-v3") == 0);
+    REQUIRE(cpu_check(LLMC_CPU_AVX2 | LLMC_CPU_FMA | 1u << 31, 0, "m.so") == LLMC_ERROR_TARGET);
+    REQUIRE(strstr(api->last_error(), "features avx2, fma, unknown bit 31, which"));
+    REQUIRE(cpu_count() >= 1);
+}
+
+/* -- plan_choose -------------------------------------------------------------------------------------------------- */
+
+static uint32_t chosen(uint64_t n_rows)
+{
+    static const plan bodies[] = {{1, 0, NULL}, {2, 0, NULL}, {4, 0, NULL}, {8, 0, NULL}, {32, 0, NULL}, {128, 0, NULL}};
+    return plan_choose(bodies, 6, n_rows)->n_rows;
+}
+
+static void test_plans_fit_the_rows(void)
+{
+    REQUIRE(chosen(1) == 1 && chosen(2) == 2 && chosen(8) == 8 && chosen(128) == 128);
+    REQUIRE(chosen(1000) == 128);          /* more than the largest */
+    REQUIRE(chosen(3) == 4);               /* a row of padding is cheaper than another step */
+    REQUIRE(chosen(31) == 32 && chosen(33) == 32);
+    REQUIRE(chosen(40) == 32);             /* 32 + 8 is cheaper than 88 rows of padding */
+    REQUIRE(chosen(120) == 128);
+    static const plan wide[] = {{16, 0, NULL}};
+    REQUIRE(plan_choose(wide, 1, 1)->n_rows == 16 && plan_choose(wide, 1, 40)->n_rows == 16);
+}
+
+/* -- sampling: a sequence made by hand, logits and nothing else --------------------------------------------------- */
+
+enum { N_VOCAB = 8 };
+
+static llmc_model model;
+static float logits[N_VOCAB];
+static candidate candidates[N_VOCAB];
+static llmc_sequence sequence = {.model = &model, .has_logits = 1, .logits = logits};
+
+static void set_logits(const float values[N_VOCAB])
+{
+    memcpy(logits, values, sizeof logits);
+    model.plans.header.n_vocab = N_VOCAB;
+    model.candidates = candidates;
+}
+
+static int32_t drawn(float temperature, int32_t top_k, float top_p, uint64_t seed)
+{
+    llmc_sampling how = {sizeof how, temperature, top_k, top_p, seed};
+    int32_t token = -1;
+    REQUIRE(!api->sample(&sequence, &how, &token));
+    REQUIRE(token >= 0 && token < N_VOCAB);
+    return token;
+}
+
+static void test_greedy_takes_the_first_maximum(void)
+{
+    set_logits((float[N_VOCAB]){1, 3, 2, 3, NAN, -INFINITY, 3, 0});
+    REQUIRE(drawn(0, 0, 1, 0) == 1);
+    set_logits((float[N_VOCAB]){NAN, -5, NAN, INFINITY, INFINITY, 1, 2, 3});
+    REQUIRE(drawn(0, 0, 1, 0) == 3);
+    set_logits((float[N_VOCAB]){NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN});
+    int32_t token;
+    REQUIRE(api->sample(&sequence, NULL, &token) == LLMC_ERROR_KERNEL);
+}
+
+static void test_infinite_logits_are_drawn_alone(void)
+{
+    set_logits((float[N_VOCAB]){NAN, -5, NAN, INFINITY, -INFINITY, 1, 2, 3});
+    for (uint64_t seed = 0; seed < 50; seed++) {
+        REQUIRE(drawn(1, 0, 1, seed) == 3);
+        REQUIRE(drawn(1, 3, 0.9f, seed) == 3);
+    }
+    set_logits((float[N_VOCAB]){-INFINITY, -INFINITY, NAN, -INFINITY, -INFINITY, -INFINITY, -INFINITY, -INFINITY});
+    REQUIRE(drawn(1, 0, 1, 3) != 2);
+}
+
+/* Counts over many seeds against softmax, restricted to the tokens that may be drawn. */
+static void check_frequencies(float temperature, int32_t top_k, float top_p, const double expected[N_VOCAB])
+{
+    enum { N_DRAWS = 20000 };
+    int counts[N_VOCAB] = {0};
+    for (uint64_t seed = 0; seed < N_DRAWS; seed++) counts[drawn(temperature, top_k, top_p, seed)]++;
+    for (int i = 0; i < N_VOCAB; i++) {
+        double deviation = sqrt(N_DRAWS * expected[i] * (1 - expected[i]));
+        REQUIRE(fabs(counts[i] - N_DRAWS * expected[i]) <= 4.5 * deviation);
+    }
+}
+
+static void test_draws_follow_the_probabilities(void)
+{
+    const float p[N_VOCAB] = {0.05f, 0.4f, 0.1f, 0.2f, 0.02f, 0.03f, 0.05f, 0.15f};
+    float values[N_VOCAB];
+    for (int i = 0; i < N_VOCAB; i++) values[i] = 2 * logf(p[i]) + 40; /* so temperature 2 gives p */
+    set_logits(values);
+    check_frequencies(2, 0, 1, (double[N_VOCAB]){0.05, 0.4, 0.1, 0.2, 0.02, 0.03, 0.05, 0.15});
+    check_frequencies(2, 3, 1, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
+    check_frequencies(2, 0, 0.7f, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
+    check_frequencies(2, 4, 0.7f, (double[N_VOCAB]){0, 0.4 / 0.6, 0, 0.2 / 0.6, 0, 0, 0, 0}); /* p counts within the k */
+    check_frequencies(2, 0, 1e-9f, (double[N_VOCAB]){0, 1, 0, 0, 0, 0, 0, 0});
+    check_frequencies(1e-30f, 0, 1, (double[N_VOCAB]){0, 1, 0, 0, 0, 0, 0, 0});
+}
+
+static void test_the_position_decides_too(void)
+{
+    int n_different = 0;
+    set_logits((float[N_VOCAB]){0});
+    for (sequence.length = 1; sequence.length < 200; sequence.length++) n_different += drawn(1, 0, 1, 7) != drawn(1, 0, 1, 8);
+    REQUIRE(n_different > 150);
+    sequence.length = 0;
+}
+
+static void test_bad_settings_are_refused(void)
+{
+    const llmc_sampling bad[] = {
+        {sizeof bad[0], -1, 0, 1, 0},      {sizeof bad[0], NAN, 0, 1, 0}, {sizeof bad[0], INFINITY, 0, 1, 0},
+        {sizeof bad[0], 1, -1, 1, 0},      {sizeof bad[0], 1, 0, 0, 0},   {sizeof bad[0], 1, 0, 1.5f, 0},
+        {sizeof bad[0], 1, 0, NAN, 0},     {0, 1, 0, 1, 0},
+    };
+    int32_t token;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        REQUIRE(api->sample(&sequence, bad + i, &token) == LLMC_ERROR_ARGUMENT);
+    const llmc_sampling old = {8, 0.5f, -9, -9, 9}; /* a caller that knows size and temperature only */
+    REQUIRE(!api->sample(&sequence, &old, &token));
+}
+
+int host_units(int argc, char **argv)
+{
+    (void)argv;
+    if (argc) return 2;
+    test_known_digests();
+    test_both_ways_of_hashing_agree();
+    test_missing_features_are_named();
+    test_plans_fit_the_rows();
+    test_greedy_takes_the_first_maximum();
+    test_infinite_logits_are_drawn_alone();
+    test_draws_follow_the_probabilities();
+    test_the_position_decides_too();
+    test_bad_settings_are_refused();
+    puts("ok");
+    return 0;
+}
