@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os.path import commonpath
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,16 @@ def is_last_axis(node: ir.Node, axis: int) -> bool:
 
 def family_name(names: Sequence[str]) -> str:
     """One name for weights that are joined: "mlp.gate.weight" and "mlp.up.weight" are "mlp.{gate,up}.weight"."""
-    prefix = commonpath(names)
-    suffix = commonpath([name[len(prefix) :][::-1] for name in names])[::-1]
+    prefix = shared_start(names)
+    suffix = shared_start([name[len(prefix) :][::-1] for name in names])[::-1]
     middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
     return f"{prefix}{{{','.join(middles)}}}{suffix}"
+
+
+def shared_start(names: Sequence[str]) -> str:
+    """The letters that all names begin with."""
+    columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in columns)
 
 
 def unused_name(graph: ir.Graph, name: str) -> str:

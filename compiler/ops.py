@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from math import pi, sqrt
 from typing import Any
 
 import onnx_ir as ir
@@ -72,11 +73,25 @@ def AddLayerNorm(op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bia
 
 # -- linear layers -------------------------------------------------------------------------------------------------
 
+
+def gelu(op: Any, x: Any) -> Any:
+    """x/2 · (1 + erf(x / √2)).    Hendrycks and Gimpel 2016, arXiv:1606.08415."""
+    gate = op.Add(op.Erf(op.Mul(x, op.scalar(sqrt(0.5)))), op.scalar(1.0))
+    return op.Mul(op.Mul(x, op.scalar(0.5)), gate)
+
+
+def gelu_tanh(op: Any, x: Any) -> Any:
+    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))."""
+    inner = op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), op.scalar(0.044715)))
+    gate = op.Add(op.Tanh(op.Mul(inner, op.scalar(sqrt(2 / pi)))), op.scalar(1.0))
+    return op.Mul(op.Mul(x, op.scalar(0.5)), gate)
+
+
 ACTIVATIONS: dict[str, Callable[[Any, ir.Value], Any]] = {
     "": lambda op, x: x,
     "Relu": lambda op, x: op.Relu(x),
-    "Gelu": lambda op, x: op.Gelu(x, approximate="none"),
-    "GeluTanh": lambda op, x: op.Gelu(x, approximate="tanh"),
+    "Gelu": gelu,
+    "GeluTanh": gelu_tanh,
     "Silu": lambda op, x: op.Mul(x, op.Sigmoid(x)),
 }
 """An activation as the names of operators spell it, and its definition."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 from dataclasses import replace
 
 from llmc.compiler.kernel import Call, Implementation
@@ -19,9 +18,8 @@ FAMILIES = ("cpu.linear", "cpu.attention", "cpu.norm", "cpu.gather", "cpu.elemen
 @functools.cache
 def rules() -> tuple[Rule, ...]:
     """Every rule: the first that matches a call implements it."""
-    modules = [f"llmc.schedules.{family}" for family in FAMILIES]
-    present = [name for name in modules if importlib.util.find_spec(name)]
-    return tuple(rule for name in present for rule in importlib.import_module(name).RULES)
+    modules = [importlib.import_module(f"llmc.schedules.{family}") for family in FAMILIES]
+    return tuple(rule for module in modules for rule in module.RULES)
 
 
 def implement(call: Call, target: Target) -> Implementation:

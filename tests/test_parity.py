@@ -58,7 +58,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama tied embeddings": llama(tie_word_embeddings=True, num_key_value_heads=1),
     "llama head size 64": llama(head_dim=64),
     "llama head size 80": llama(head_dim=80, num_attention_heads=2, num_key_value_heads=1),
-    "llama head size 128, biases": llama(head_dim=128, num_attention_heads=2, attention_bias=True, mlp_bias=True),
+    "llama head size 128, biases": llama(
+        head_dim=128, num_attention_heads=2, num_key_value_heads=2, attention_bias=True, mlp_bias=True
+    ),
     "llama rope scaling": llama(rope_parameters=LLAMA3_ROPE),
     "opt": opt(),
     "opt 350m style": opt(word_embed_proj_dim=64, do_layer_norm_before=False),

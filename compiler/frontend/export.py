@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from llmc.compiler.frontend.quiet import quiet
+from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.runtime.errors import LlmcError
 
 OPSET = 23
@@ -48,18 +49,11 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
     with quiet():
         try:
             model = _build_without_memory(config)
-            graph_model = _trace(model)
+            graph_model = _export_repeated(config, model) or _export_whole(config, model)
         except LlmcError:
             raise
         except Exception as error:  # torch and transformers raise anything at all
             raise _unsupported(config, f"exporting it failed: {_first_line(error)}") from error
-        n_attention = sum(node.op_type == "Attention" for node in graph_model.graph)
-        if n_attention != config.num_hidden_layers:
-            raise _unsupported(config, f"{n_attention} of its {config.num_hidden_layers} layers are causal attention")
-        _forget_weights(graph_model, model)
-        simplify(graph_model)
-    _rename_dims(graph_model)
-    _drop_remarks(graph_model)
     graph_model.metadata_props.update(
         {
             "llmc.architecture": type(model).__name__,
@@ -68,6 +62,42 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
         }
     )
     return graph_model
+
+
+def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
+    graph_model = _trace(model)
+    n_attention = sum(node.op_type == "Attention" for node in graph_model.graph)
+    if n_attention != config.num_hidden_layers:
+        which = "fewer" if n_attention < config.num_hidden_layers else "more"
+        raise _unsupported(config, f"it has {which} attentions than layers")
+    _forget_weights(graph_model, model)
+    simplify(graph_model)
+    _rename_dims(graph_model)
+    _drop_remarks(graph_model)
+    return graph_model
+
+
+def _export_repeated(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model | None:
+    """The graph from that of three layers, if it is one layer repeated and has the whole model's weights."""
+    stacks = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    short = shorten(config)
+    if short is None or len(stacks) != 1:
+        return None
+    graph_model = _export_whole(short, _build_without_memory(short))
+    try:
+        repeat_layers(graph_model, f"{stacks[0]}.", config.num_hidden_layers)
+    except LayersDifferError:
+        return None
+    unread = {value.name: value for value in graph_model.graph.initializers.values() if value.const_value is None}
+    whole = dict(model.named_parameters())
+    same = unread.keys() == whole.keys() and all(
+        list(unread[name].shape or ()) == list(whole[name].shape) for name in whole
+    )
+    return graph_model if same else None
 
 
 def simplify(model: ir.Model) -> None:

@@ -17,8 +17,12 @@
  *
  * Ownership: whoever calls open or sequence_new calls close or sequence_free; both take NULL. Free the sequences of a
  *   model before it. Every other pointer returned is borrowed.
- * Threads: calls on one model and its sequences are made one at a time; different models are independent.
- * Errors: functions return a status; the words (fact, place, hint; one a line) are in last_error().
+ * Threads: calls on one model and its sequences are made one at a time; different models are independent. A step runs
+ *   on the calling thread and on n_threads - 1 more, which take no signals and sleep between steps. After fork() the
+ *   child must open the model anew (a step of the parent's model is refused there); the parent is not disturbed. Close
+ *   the models of an artifact before dlclose().
+ * Errors: functions return a status; last_error() has the words: "fact", then "  at: place" and "  hint: what to do" on
+ *   lines of their own, where there are any. Nothing is printed, and nothing ends the process.
  * Structs passed in start with `size`, set by the caller to sizeof the struct, so that they may grow.
  */
 #ifndef LLMC_H
@@ -88,10 +92,12 @@ typedef struct llmc_api {
     uint32_t size;    /* sizeof(llmc_api) as the artifact knows it */
     uint32_t version; /* LLMC_API_VERSION */
 
-    /* The last failure on this thread. Never NULL. */
+    /* The last failure on this thread, until the next one. Never NULL. */
     const char *(*last_error)(void);
 
     /* -- model ----------------------------------------------------------- */
+    /* Check the artifact and map it: milliseconds, whatever its size, since weights are read when they are used.
+     * Takes memory for the KV cache and the activations. options: NULL for the defaults. */
     llmc_status (*open)(const llmc_options *options, llmc_model **out);
     void (*close)(llmc_model *model);
     llmc_status (*info)(const llmc_model *model, llmc_info *out);
@@ -101,7 +107,8 @@ typedef struct llmc_api {
 
     /* -- sequence: tokens and their KV cache ------------------------------ */
     llmc_status (*sequence_new)(llmc_model *model, llmc_sequence **out);
-    /* A copy that shares all full pages with the original. */
+    /* A copy, logits included, that shares the pages of the original: the last one, when it is not full, until either
+     * of the two is fed. */
     llmc_status (*sequence_fork)(const llmc_sequence *sequence, llmc_sequence **out);
     void (*sequence_free)(llmc_sequence *sequence);
     int32_t (*sequence_length)(const llmc_sequence *sequence);
@@ -109,7 +116,9 @@ typedef struct llmc_api {
     llmc_status (*sequence_truncate)(llmc_sequence *sequence, int32_t n);
 
     /* -- running ---------------------------------------------------------- */
-    /* Append tokens to several sequences at once; on an error nothing is appended to any. Long inputs run in chunks. */
+    /* Append tokens to several different sequences at once; on an error nothing is appended to any (after
+     * LLMC_ERROR_KERNEL they have no logits). Long inputs run in chunks. What a sequence says does not depend on the
+     * others, on how its tokens were divided among steps, or on the number of threads. */
     llmc_status (*step)(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
     /* step() for one sequence. */
     llmc_status (*feed)(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);

@@ -104,7 +104,8 @@ static llmc_status open_parts(llmc_model *model, const llmc_options *options)
     if (!status) status = check_vocabulary(&model->file);
     if (!status) status = plans_load(&model->plans, &model->file);
     if (status) return status;
-    uint64_t n_tokens = options->kv_tokens ? options->kv_tokens : h->default_kv_tokens ? h->default_kv_tokens : h->n_context;
+    uint64_t n_tokens = options->kv_tokens ? options->kv_tokens : h->default_kv_tokens;
+    if (!n_tokens) n_tokens = h->n_context;
     status = kv_open(&model->kv, h, n_tokens, model->file.path);
     if (!status) status = allocate(model, (uint64_t)n_threads);
     if (status) return status;
@@ -136,7 +137,8 @@ llmc_status model_open(const char *path, const llmc_options *given, llmc_model *
     memset(model, 0, sizeof *model);
     if (!path) status = artifact_find(&model->file);
     else if ((size_t)snprintf(model->file.path, sizeof model->file.path, "%s", path) >= sizeof model->file.path)
-        status = fail(LLMC_ERROR_IO, NULL, NULL, "the artifact's path is longer than %zu bytes", sizeof model->file.path);
+        status = fail(LLMC_ERROR_IO, NULL, NULL, "the artifact's path is longer than %zu bytes",
+                      sizeof model->file.path);
     if (!status) status = open_parts(model, &options);
     if (status) model_close(model);
     else *out = model;
@@ -192,7 +194,8 @@ static llmc_status token_text(const llmc_model *model, int32_t token, const char
                     "the artifact has no vocabulary");
     memcpy(&n, v->bytes, sizeof n);
     if (token < 0 || ((uint32_t)token >= n && (uint32_t)token >= model->plans.header.n_vocab))
-        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "token %d is out of range: the vocabulary has %u", token, n);
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "token %d is out of range: the vocabulary has %u",
+                    token, n);
     if ((uint32_t)token >= n) return LLMC_OK; /* logits are often padded to a round number of columns */
     memcpy(places, v->bytes + 4 * (1ull + (uint32_t)token), sizeof places);
     *bytes = (const char *)v->bytes + 4 * (n + 2ull) + places[0];

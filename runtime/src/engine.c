@@ -7,9 +7,18 @@
  * task of another call. Which thread runs a task never changes its result. */
 #include "runtime.h"
 
-static uint64_t bell_value(uint64_t turn, uint32_t n_left)
+/* The bell's value: the turn, DONE when no plan is running, and how many tasks nobody has taken yet. */
+#define TURN (1ull << 32)
+#define DONE (1ull << 31)
+
+static uint32_t tasks_left(uint64_t value)
 {
-    return turn << 32 | n_left;
+    return (uint32_t)(value & (DONE - 1));
+}
+
+static uint64_t next_turn(engine *engine)
+{
+    return (atomic_load(&engine->bell.value) / TURN + 1) * TURN;
 }
 
 static void run_task(engine *engine, const call *call, int32_t thread, uint32_t task)
@@ -18,23 +27,22 @@ static void run_task(engine *engine, const call *call, int32_t thread, uint32_t 
         atomic_store(&engine->failed, 1 + (uint32_t)(call - engine->plan->calls));
 }
 
-/* Go on to the next call with several tasks, or to the end. Only one thread is here at a time: the one that has seen
- * the last task done, and while it is here no other thread touches the plan. */
+/* Go on to the next call with several tasks, or to the end. One thread at a time is here: whoever has seen the last
+ * task done. Once it has rung the bell the others, and the next plan, go on: so that is the last thing it does. */
 static void advance(engine *engine, int32_t thread)
 {
-    uint64_t turn = (atomic_load(&engine->bell.value) >> 32) + 1;
+    uint64_t turn = next_turn(engine);
     atomic_store(&engine->n_done, 0);
     while (engine->n_next < engine->plan->n_calls && !atomic_load(&engine->failed)) {
         const call *call = engine->plan->calls + engine->n_next++;
         if (call->n_tasks > 1) {
             engine->current = call;
-            bell_ring(&engine->bell, bell_value(turn, call->n_tasks));
+            bell_ring(&engine->bell, turn + call->n_tasks);
             return;
         }
         run_task(engine, call, thread, 0);
     }
-    atomic_store(&engine->running, 0);
-    bell_ring(&engine->bell, bell_value(turn, 0));
+    bell_ring(&engine->bell, turn + DONE);
 }
 
 /* Take tasks of the current call until none is left. Returns the bell's last value. */
@@ -42,10 +50,10 @@ static uint64_t take_tasks(engine *engine, int32_t thread, uint64_t value)
 {
     uint32_t n_done = 0;
     const call *call = NULL;
-    while ((uint32_t)value) {
+    while (tasks_left(value)) {
         if (!atomic_compare_exchange_weak(&engine->bell.value, &value, value - 1)) continue;
         call = engine->current; /* stays the same until this thread has said that the task is done */
-        run_task(engine, call, thread, (uint32_t)value - 1);
+        run_task(engine, call, thread, call->n_tasks - tasks_left(value));
         n_done++;
         value = atomic_load(&engine->bell.value);
     }
@@ -61,7 +69,7 @@ static void work(void *context, int32_t thread)
     engine *engine = context;
     while (!atomic_load(&engine->stopping)) {
         uint64_t value = take_tasks(engine, thread, atomic_load(&engine->bell.value));
-        if ((uint32_t)value == 0 && !atomic_load(&engine->stopping)) bell_wait(&engine->bell, value);
+        if (!tasks_left(value) && !atomic_load(&engine->stopping)) bell_wait(&engine->bell, value);
     }
 }
 
@@ -76,7 +84,7 @@ llmc_status engine_start(engine *engine, int32_t n_threads, const char *path)
 void engine_stop(engine *engine)
 {
     atomic_store(&engine->stopping, 1);
-    bell_ring(&engine->bell, bell_value((atomic_load(&engine->bell.value) >> 32) + 1, 0));
+    bell_ring(&engine->bell, next_turn(engine) + DONE);
     pool_join(&engine->pool);
 }
 
@@ -88,11 +96,13 @@ llmc_status engine_run(engine *engine, const plan *plan)
     engine->plan = plan;
     engine->n_next = 0;
     atomic_store(&engine->failed, 0);
-    atomic_store(&engine->running, 1);
     advance(engine, 0);
-    while (atomic_load(&engine->running)) {
-        uint64_t value = take_tasks(engine, 0, atomic_load(&engine->bell.value));
-        if ((uint32_t)value == 0 && atomic_load(&engine->running)) bell_wait(&engine->bell, value);
+    uint64_t value = atomic_load(&engine->bell.value);
+    while (!(value & DONE)) {
+        value = take_tasks(engine, 0, value);
+        if (value & DONE || tasks_left(value)) continue;
+        bell_wait(&engine->bell, value);
+        value = atomic_load(&engine->bell.value);
     }
     uint32_t failed = atomic_load(&engine->failed);
     if (!failed) return LLMC_OK;

@@ -5,7 +5,7 @@
 
 #include "runtime.h"
 
-enum { TEXT_BYTES = 1024 };
+enum { TEXT_BYTES = 2048 };
 
 static _Thread_local char text[TEXT_BYTES];
 

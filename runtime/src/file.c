@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -87,8 +86,9 @@ static llmc_status check_trailer(const artifact *file, llmc_trailer *trailer)
                     "the artifact is truncated, or not an artifact: its %llu bytes do not end with a trailer",
                     (unsigned long long)file->n_bytes);
     if (trailer->format_version != LLMC_FORMAT_VERSION)
-        return fail(LLMC_ERROR_FORMAT, path, COMPILE_AGAIN, "the artifact has format version %u; its runtime reads %u",
-                    trailer->format_version, LLMC_FORMAT_VERSION);
+        return fail(LLMC_ERROR_FORMAT, path, COMPILE_AGAIN,
+                    "the artifact has format version %u; its runtime reads %u", trailer->format_version,
+                    LLMC_FORMAT_VERSION);
     if (trailer->file_bytes != file->n_bytes)
         return fail(LLMC_ERROR_FORMAT, path, COPY_AGAIN, "the artifact is %s: %llu bytes, the trailer says %llu",
                     file->n_bytes < trailer->file_bytes ? "truncated" : "damaged", (unsigned long long)file->n_bytes,
@@ -111,15 +111,17 @@ static llmc_status check_entry(const artifact *file, const llmc_section *entries
     uint64_t alignment = strncmp(entry->name, "weights", sizeof entry->name) == 0 ? 4096 : LLMC_ALIGNMENT;
     uint64_t free_from = index ? entry[-1].offset + entry[-1].n_bytes : 0;
     if (!is_name(entry->name, sizeof entry->name))
-        return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "the directory is damaged: the name of section %u", index);
-    if (index == 0 && (strcmp(entry->name, "code") != 0 || entry->offset != 0)) wrong = "is not the code at offset 0";
+        return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "the directory is damaged: the name of section %u",
+                    index);
+    if (index == 0 && (strcmp(entry->name, "code") != 0 || entry->offset)) wrong = "is not the code at offset 0";
     else if (entry->offset > limit || entry->n_bytes > limit - entry->offset) wrong = "lies outside the file";
     else if (entry->offset < free_from) wrong = "overlaps the one before it";
     else if (entry->offset % alignment) wrong = "is not aligned";
     for (uint32_t i = 0; i < index && !wrong; i++)
         if (strcmp(entry->name, entries[i].name) == 0) wrong = "is there twice";
     if (!wrong) return LLMC_OK;
-    return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "the directory is damaged: section '%s' %s", entry->name, wrong);
+    return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "the directory is damaged: section '%s' %s", entry->name,
+                wrong);
 }
 
 static llmc_status check_sections(artifact *file)
@@ -128,7 +130,7 @@ static llmc_status check_sections(artifact *file)
     llmc_section entries[LLMC_MAX_SECTIONS];
     uint8_t digest[32];
     struct { const char *name; range *range; int required; } wanted[] = {
-        {"code", NULL, 1}, {"weights", &file->weights, 1}, {"plan", &file->plan, 1}, {"vocabulary", &file->vocabulary, 0},
+        {"weights", &file->weights, 1}, {"plan", &file->plan, 1}, {"vocabulary", &file->vocabulary, 0},
     };
     enum { N_WANTED = sizeof wanted / sizeof *wanted };
 
@@ -148,7 +150,7 @@ static llmc_status check_sections(artifact *file)
         const llmc_section *entry = entries + i;
         range place = {file->bytes + entry->offset, entry->n_bytes};
         for (int k = 0; k < N_WANTED; k++)
-            if (wanted[k].range && strcmp(entry->name, wanted[k].name) == 0) *wanted[k].range = place;
+            if (strcmp(entry->name, wanted[k].name) == 0) *wanted[k].range = place;
         if (strcmp(entry->name, "weights") == 0) continue; /* gigabytes: llmc verify reads them */
         sha256(place.bytes, place.n_bytes, digest);
         if (memcmp(digest, entry->sha256, sizeof digest) != 0)
@@ -156,8 +158,9 @@ static llmc_status check_sections(artifact *file)
                         entry->name);
     }
     for (int k = 0; k < N_WANTED; k++)
-        if (wanted[k].required && (wanted[k].range ? !wanted[k].range->bytes : !trailer.n_sections))
-            return fail(LLMC_ERROR_FORMAT, file->path, COMPILE_AGAIN, "the artifact has no section '%s'", wanted[k].name);
+        if (wanted[k].required && !wanted[k].range->bytes)
+            return fail(LLMC_ERROR_FORMAT, file->path, COMPILE_AGAIN, "the artifact has no section '%s'",
+                        wanted[k].name);
     return LLMC_OK;
 }
 

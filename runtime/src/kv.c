@@ -18,8 +18,8 @@ llmc_status kv_open(kv_cache *kv, const llmc_plan_header *header, uint64_t n_tok
     if (kv->pages && kv->n_holders && kv->released) return LLMC_OK;
     kv_close(kv);
     return fail(LLMC_ERROR_MEMORY, path, "ask for room for fewer tokens",
-                "there is no memory for a KV cache of %llu tokens: %llu pages of %llu bytes", (unsigned long long)n_tokens,
-                (unsigned long long)n_pages, (unsigned long long)page_bytes);
+                "there is no memory for a KV cache of %llu tokens: %llu pages of %llu bytes",
+                (unsigned long long)n_tokens, (unsigned long long)n_pages, (unsigned long long)page_bytes);
 }
 
 void kv_close(kv_cache *kv)

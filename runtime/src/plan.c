@@ -71,8 +71,9 @@ static llmc_status check_kernels(const tables *tables, uint32_t n_kernels)
         if (strcmp(record.name, entry->name) != 0 || record.n_pointers != entry->n_pointers)
             return INVALID("kernel %u of the plan is '%s' with %u pointers; the code has '%s' with %u", i, record.name,
                            record.n_pointers, entry->name, entry->n_pointers);
-        if (record.n_pointers > LLMC_MAX_POINTERS)
-            return INVALID("kernel '%s' takes %u pointers; at most %d", entry->name, record.n_pointers, LLMC_MAX_POINTERS);
+        if (record.n_pointers < 1 || record.n_pointers > LLMC_MAX_POINTERS)
+            return INVALID("kernel '%s' takes %u pointers; 1 to %d can be passed", entry->name, record.n_pointers,
+                           LLMC_MAX_POINTERS);
     }
     return LLMC_OK;
 }
@@ -101,7 +102,8 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
     uint64_t room[LLMC_N_SPACES];
     measure_spaces(tables, h, plan, room);
     memcpy(&record, tables->calls + (uint64_t)index * sizeof record, sizeof record);
-    if (record.kernel >= h->n_kernels) return INVALID("call %u names kernel %u of %u", index, record.kernel, h->n_kernels);
+    if (record.kernel >= h->n_kernels)
+        return INVALID("call %u names kernel %u of %u", index, record.kernel, h->n_kernels);
     const llmc_kernel_entry *kernel = llmc_kernel_table + record.kernel;
     if (record.grid < 1 || record.grid > INT32_MAX)
         return INVALID("call %u of '%s' has grid %u", index, kernel->name, record.grid);
@@ -113,14 +115,19 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
         llmc_argument a;
         uint64_t number = (uint64_t)record.first_argument + i;
         memcpy(&a, tables->arguments + number * sizeof a, sizeof a);
-        if (a.space >= LLMC_N_SPACES) return INVALID("call %u of '%s': argument %u has space %u", index, kernel->name, i, a.space);
-        if (a.offset > room[a.space] || a.n_bytes > room[a.space] - a.offset || a.offset % LLMC_ALIGNMENT)
-            return INVALID("call %u of '%s': argument %u, %llu bytes at %llu, is not in the %llu bytes of the %s", index,
-                           kernel->name, i, (unsigned long long)a.n_bytes, (unsigned long long)a.offset,
+        if (a.space >= LLMC_N_SPACES)
+            return INVALID("call %u of '%s': argument %u has space %u", index, kernel->name, i, a.space);
+        if (a.offset % LLMC_ALIGNMENT)
+            return INVALID("call %u of '%s': argument %u is at %llu of the %s, which is not aligned", index,
+                           kernel->name, i, (unsigned long long)a.offset, SPACE_NAMES[a.space]);
+        if (a.offset > room[a.space] || a.n_bytes > room[a.space] - a.offset)
+            return INVALID("call %u of '%s': argument %u, %llu bytes at %llu, is not in the %llu bytes of the %s",
+                           index, kernel->name, i, (unsigned long long)a.n_bytes, (unsigned long long)a.offset,
                            (unsigned long long)room[a.space], SPACE_NAMES[a.space]);
         plans->arguments[number] = (argument){.space = a.space, .offset = a.offset};
     }
-    plans->calls[index] = (call){.kernel = kernel, .arguments = plans->arguments + record.first_argument, .grid = record.grid};
+    const argument *arguments = plans->arguments + record.first_argument;
+    plans->calls[index] = (call){.kernel = kernel, .arguments = arguments, .grid = record.grid};
     return LLMC_OK;
 }
 
@@ -155,7 +162,8 @@ static llmc_status load_tables(plans *plans, tables *tables)
 {
     llmc_status status = LLMC_OK;
     for (uint32_t i = 0; i < plans->header.n_plans && !status; i++) status = load_plan(tables, plans, i);
-    if (!status && (!plans->n_bodies || !plans->n_heads)) status = INVALID("the artifact has no %s plan", plans->n_bodies ? "head" : "body");
+    if (!status && (!plans->n_bodies || !plans->n_heads))
+        status = INVALID("the artifact has no %s plan", plans->n_bodies ? "head" : "body");
     plans->bodies = plans->all;
     plans->heads = plans->all + plans->n_bodies;
     return status;

@@ -101,10 +101,9 @@ typedef struct plans {
     plan *heads;  /* [n_heads], by rising n_rows */
     uint32_t n_bodies, n_heads;
     uint32_t max_body_rows, max_head_rows;
-    uint32_t n_calls, n_arguments;
-    plan *all;            /* [header.n_plans] */
-    call *calls;          /* [n_calls] */
-    argument *arguments;  /* [n_arguments] */
+    plan *all;           /* [header.n_plans] */
+    call *calls;         /* [header.n_calls] */
+    argument *arguments; /* [header.n_arguments] */
 } plans;
 
 /* Where the spaces lie in memory. */
@@ -156,13 +155,12 @@ int32_t invoke(const call *call, int32_t thread, int32_t task);
 /* -- engine.c ----------------------------------------------------------------------------------------------------- */
 
 typedef struct engine {
-    bell bell;                          /* turn << 32 | tasks of the current call that nobody has taken yet */
+    bell bell;                            /* whose turn it is, and how many of its tasks are left: see engine.c */
     _Alignas(64) _Atomic uint32_t n_done; /* of the current call's tasks */
-    const plan *plan;     /* this and the next two: written by whoever advances, before the bell rings */
-    uint32_t n_next;      /* calls before this one are done, or running */
-    const call *current;  /* whose tasks are being taken */
-    _Atomic uint32_t running; /* 0 when the plan is done */
-    _Atomic uint32_t failed;  /* 1 + index of a call whose kernel failed, or 0 */
+    const plan *plan;         /* this and the next two are written by whoever advances, before the bell rings */
+    uint32_t n_next;          /* calls before this one are done, or running */
+    const call *current;      /* whose tasks are being taken */
+    _Atomic uint32_t failed;   /* 1 + index of a call whose kernel failed, or 0 */
     _Atomic uint32_t stopping;
     const char *path; /* of the artifact, for errors */
     pool pool;
@@ -195,7 +193,7 @@ void kv_release(kv_cache *kv, int32_t page);
 /* A page that only the caller holds, with the same contents; the caller's hold on `page` passes to it. -1: none. */
 int32_t kv_own(kv_cache *kv, int32_t page);
 
-/* -- a model, and what steps write into ----------------------------------------------------------------------------- */
+/* -- a model, and what steps write into --------------------------------------------------------------------------- */
 
 typedef struct candidate {
     float logit;
@@ -241,7 +239,7 @@ int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens);
 /* Give back the pages beyond its length. */
 void sequence_settle(llmc_sequence *sequence);
 
-/* -- step.c, sample.c, api.c ---------------------------------------------------------------------------------------- */
+/* -- step.c, sample.c, api.c -------------------------------------------------------------------------------------- */
 
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);

@@ -13,7 +13,7 @@ static int is_better(candidate a, candidate b)
     return a.logit > b.logit || (a.logit == b.logit && a.token < b.token);
 }
 
-/* -- a heap with the best candidate on top: the m best of n in O(n + m log n) --------------------------------------- */
+/* -- a heap with the best candidate on top: the m best of n in O(n + m log n) ------------------------------------- */
 
 static void sift_down(candidate *heap, uint32_t n, uint32_t at)
 {
@@ -61,7 +61,7 @@ static double uniform(uint64_t seed, uint64_t position)
 /* exp((logit - best) / temperature); 1 for the best, even when it is infinite. */
 static double weight(float logit, float best, float temperature)
 {
-    return logit == best ? 1.0 : exp(((double)logit - best) / temperature);
+    return logit == best ? 1 : expf((logit - best) / temperature);
 }
 
 /* The first of candidates [n], from `first` on in steps of `step`, at which the weights pass `target`. */
@@ -121,7 +121,8 @@ llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *given, in
     if (!sequence || !out)
         return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "the %s is NULL", sequence ? "result" : "sequence");
     if (given && given->size < sizeof given->size)
-        return fail(LLMC_ERROR_ARGUMENT, "sample", "set it to sizeof the struct", "llmc_sampling.size is %u", given->size);
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "set it to sizeof the struct", "llmc_sampling.size is %u",
+                    given->size);
     if (given) memcpy(&how, given, given->size < sizeof how ? given->size : sizeof how);
     llmc_status status = how.temperature == 0 ? LLMC_OK : check_sampling(&how);
     if (!status) status = sequence_logits(sequence, &logits);
@@ -133,9 +134,10 @@ llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *given, in
         if (isnan(logits[i])) continue;
         candidate c = {logits[i], (int32_t)i};
         if (best.token < 0 || is_better(c, best)) best = c;
-        candidates[n++] = c;
+        if (how.temperature > 0) candidates[n++] = c;
     }
-    if (!n) return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
-    *out = how.temperature == 0 ? best.token : draw(candidates, n, best.logit, &how, uniform(how.seed, sequence->length));
+    if (best.token < 0) return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
+    *out = best.token;
+    if (how.temperature > 0) *out = draw(candidates, n, best.logit, &how, uniform(how.seed, sequence->length));
     return LLMC_OK;
 }

@@ -13,7 +13,8 @@ static uint32_t pages_for(const llmc_sequence *sequence, uint64_t n_tokens)
 llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
 {
     if (out) *out = NULL;
-    if (!model || !out) return fail(LLMC_ERROR_ARGUMENT, "sequence_new", NULL, "the %s is NULL", model ? "result" : "model");
+    if (!model || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "sequence_new", NULL, "the %s is NULL", model ? "result" : "model");
     const llmc_plan_header *h = &model->plans.header;
     llmc_sequence *sequence = calloc(1, sizeof *sequence);
     if (sequence) {
@@ -26,7 +27,8 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
         }
     }
     sequence_free(sequence);
-    return fail(LLMC_ERROR_MEMORY, "sequence_new", NULL, "there is no memory for a sequence with %u logits", h->n_vocab);
+    return fail(LLMC_ERROR_MEMORY, "sequence_new", NULL, "there is no memory for a sequence with %u logits",
+                h->n_vocab);
 }
 
 llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)

@@ -33,13 +33,16 @@ static void compress_portable(uint32_t state[8], const uint8_t *blocks, uint64_t
         for (int i = 0; i < 16; i++) w[i] = big_endian(blocks + 4 * i);
         for (int i = 16; i < 64; i++) {
             uint32_t a = w[i - 15], b = w[i - 2];
-            w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+            uint32_t s0 = rotate(a, 7) ^ rotate(a, 18) ^ a >> 3, s1 = rotate(b, 17) ^ rotate(b, 19) ^ b >> 10;
+            w[i] = w[i - 16] + s0 + w[i - 7] + s1;
         }
         memcpy(s, state, sizeof s);
         for (int i = 0; i < 64; i++) {
             uint32_t e = s[4], a = s[0];
-            uint32_t t1 = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + K[i] + w[i];
-            uint32_t t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
+            uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
+            uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
+            uint32_t t1 = s[7] + s1 + ((e & s[5]) ^ (~e & s[6])) + K[i] + w[i];
+            uint32_t t2 = s0 + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
             memmove(s + 1, s, 7 * sizeof *s);
             s[4] += t1;
             s[0] = t1 + t2;
@@ -100,7 +103,9 @@ static compress_function *fastest(void)
 
 static void digest_with(compress_function *compress, const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32])
 {
-    uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+    uint32_t state[8] = {
+        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
+    };
     uint8_t last[128] = {0}; /* what is left, a 1 bit, zeros, and the length in bits */
     uint64_t n_left = n_bytes % 64, n_last = n_left < 56 ? 64 : 128;
     compress(state, bytes, n_bytes / 64);

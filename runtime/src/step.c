@@ -29,15 +29,16 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
     if (sequence->model != model)
         return fail(LLMC_ERROR_ARGUMENT, path, NULL, "input %zu of the step is a sequence of another model", index);
     if (sequence->in_step)
-        return fail(LLMC_ERROR_ARGUMENT, path, "give all its tokens in one input", "input %zu of the step is there twice",
-                    index);
+        return fail(LLMC_ERROR_ARGUMENT, path, "give all its tokens in one input",
+                    "input %zu of the step is there twice", index);
     if (input->n_tokens > h->n_context - sequence->length)
         return fail(LLMC_ERROR_ARGUMENT, path, "shorten the text, or compile with a larger --max-seq",
-                    "%zu tokens after %u are more than the context of %u", input->n_tokens, sequence->length, h->n_context);
+                    "%zu tokens after %u are more than the context of %u", input->n_tokens, sequence->length,
+                    h->n_context);
     for (size_t i = 0; i < input->n_tokens; i++)
         if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= h->n_vocab)
-            return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u", input->tokens[i],
-                        h->n_vocab);
+            return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u",
+                        input->tokens[i], h->n_vocab);
     return LLMC_OK;
 }
 

@@ -32,7 +32,7 @@ from llmc.schedules.cpu.lanes import AVX512_BF16, Lanes, share, widest
 
 MASKED = -1e30
 """The score of a key that is out of sight, and the maximum before the first: finite, so that differences are."""
-PREFETCH_BYTES = 1024
+LOCALITY = 2
 
 
 def attend_kernel(a: Attention, block: int) -> Any:
@@ -72,10 +72,12 @@ def tiles(n_rows: int, n_vectors: int, lanes: int) -> tuple[int, int]:
     return rows, max(1, min(n_vectors, registers // rows))
 
 
-def spans(n: int, step: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the steps that cover range(n)."""
-    for start in range(0, n, step):
-        yield start, min(step, n - start)
+def spans(n: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """(start, count, length) of the runs of equal spans that cover range(n)."""
+    whole = n // width
+    yield 0, whole, width
+    if n % width:
+        yield whole * width, 1, n % width
 
 
 class Block:
@@ -124,9 +126,10 @@ class Block:
         with T.serial(T.max(n_pages - begin, 0)) as page:
             index = T.bind(begin + page)
             base = page_start(a, self.page_table, row, index, head)
+            following = page_start(a, self.page_table, row, T.min(index + 1, n_pages - 1), head)
             self.score(row, head, base)
             self.soften(row, index)
-            self.gather(base, T.min(PAGE_TOKENS, last[0] + 1 - index * PAGE_TOKENS))
+            self.gather(base, following, T.min(PAGE_TOKENS, last[0] + 1 - index * PAGE_TOKENS))
         self.finish(row, head)
 
     def score(self, row: Any, head: Any, base: Any) -> None:
@@ -134,61 +137,71 @@ class Block:
         a, v = self.a, self.v
         q = T.bind((head * a.m + row) * (a.group * a.query_words))
 
-        def key(vector: int, d: Any) -> Any:
+        def key(vector: Any, d: Any) -> Any:
             token = vector * v.n
-            word = (token // 16 * (a.head_dim // a.per_word) + d) * 16 + token % 16
+            word = (T.truncdiv(token, 16) * (a.head_dim // a.per_word) + d) * 16 + T.truncmod(token, 16)
+            self.ask_for(base + T.int64(a.key_words) + T.cast(word, "int64"))
             return v.load(self.kv, base + T.cast(word, "int64"))
 
         def query(r: Any, d: Any) -> Any:
             return self.q[q + r * a.query_words + d]
 
-        def begin(r: Any, vector: int) -> Any:
+        def begin(r: Any, vector: Any) -> Any:
             return v.all(0.0)
 
-        def end(r: Any, vector: int, value: Any) -> None:
+        def end(r: Any, vector: Any, value: Any) -> None:
             v.store(self.scratch, self.scores + r * PAGE_TOKENS + vector * v.n, value)
 
         self.product(PAGE_TOKENS // v.n, a.head_dim // a.per_word, query, key, begin, end)
 
-    def gather(self, base: Any, n_tokens: Any) -> None:
+    def gather(self, base: Any, following: Any, n_tokens: Any) -> None:
         """O [R, D] = O a + P V, each sum over the page's n_tokens in order.  What lies behind them is never read as
         a number: a slot that was not written yet may hold anything."""
         a, v = self.a, self.v
         per_row = PAGE_TOKENS // a.per_word * a.left_per_word
         n_tokens = T.bind(n_tokens)
 
-        def value(vector: int, t: Any) -> Any:
-            return v.load(self.kv, base + T.cast(a.key_words + t * a.padded_dim + vector * v.n, "int64"))
+        def value(vector: Any, t: Any) -> Any:
+            word = t * a.padded_dim + vector * v.n
+            self.ask_for(following + T.cast(word, "int64"))
+            return v.load(self.kv, base + T.cast(a.key_words + word, "int64"))
 
         def weight(r: Any, t: Any) -> Any:
             word = self.scratch[self.weights + r * per_row + t]
             return T.reinterpret(word, dtype="int32") if a.dot == "dpbf16" else word
 
-        def begin(r: Any, vector: int) -> Any:
+        def begin(r: Any, vector: Any) -> Any:
             decay = v.load(self.scratch, self.decays + r * v.n)
             return v.load(self.scratch, self.sums + r * a.padded_dim + vector * v.n) * decay
 
-        def end(r: Any, vector: int, value: Any) -> None:
+        def end(r: Any, vector: Any, value: Any) -> None:
             v.store(self.scratch, self.sums + r * a.padded_dim + vector * v.n, value)
 
         odd = T.truncmod(n_tokens, 2) == 1 if a.per_word == 2 else None
         self.product(a.padded_dim // v.n, T.truncdiv(n_tokens, a.per_word), weight, value, begin, end, odd)
+
+    def ask_for(self, word: Any) -> None:
+        """Brings what is read next to the second level cache while memory is the limit: the page's values while its
+        keys are read, the next page's keys while its values are."""
+        if self.n == 1:
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.kv[word]), 0, LOCALITY, 1))
 
     def product(
         self, n_vectors: int, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any = None
     ) -> None:
         """Rows of `left` times vectors of `right`, in tiles of registers.  odd: whether half a word follows the steps."""
         rows, width = tiles(self.rows, n_vectors, self.a.lanes)
-        for start, length in spans(n_vectors, width):
-            vectors = range(start, start + length)
-            with T.serial(self.rows // rows) as tile:
-                self.tile(tile * rows, rows, vectors, steps, left, right, begin, end, odd)
-            if self.rows % rows:
-                done = self.rows - self.rows % rows
-                self.tile(done, self.rows % rows, vectors, steps, left, right, begin, end, odd)
+        for first, n_spans, length in spans(n_vectors, width):
+            with T.serial(n_spans) as span:
+                vectors = [first + span * width + i for i in range(length)]
+                with T.serial(self.rows // rows) as tile:
+                    self.tile(tile * rows, rows, vectors, steps, left, right, begin, end, odd)
+                if self.rows % rows:
+                    done = self.rows - self.rows % rows
+                    self.tile(done, self.rows % rows, vectors, steps, left, right, begin, end, odd)
 
     def tile(
-        self, row: Any, n: int, vectors: range, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any
+        self, row: Any, n: int, vectors: list[Any], steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any
     ) -> None:
         v = self.v
         sums = [T.alloc_buffer((len(vectors) * v.n,), "float32") for _ in range(n)]

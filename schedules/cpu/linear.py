@@ -77,14 +77,16 @@ class Tiles:
 
     rows, panels: of a tile.  steps: of k at a time, between which a tile's sums wait in scratch memory.
     group: tiles side by side that one unit of work passes over while the same rows of x stay in the cache.
-    ahead: how many steps before its use a panel's cache line is asked for.
+    near, far: how many steps before its use a panel's cache line is asked for, into the first and into the second
+    level cache; 0 is not at all.
     """
 
     rows: int
     panels: int
     steps: int
     group: int = 1
-    ahead: int = 16
+    near: int = 0
+    far: int = 0
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.panels * PANEL} tiles, {self.group} a unit, {self.steps} steps at a time"
@@ -101,9 +103,16 @@ class Tiles:
         return tiles * self.group * self.rows * self.panels * PANEL
 
 
-SECOND_LEVEL_BYTES = 1 << 20
+MOST_WEIGHT_BYTES = 4 << 31
+"""Words of the weight are counted in int32."""
+
+LARGE_X_BYTES = 4 << 20
 LONG_CHUNK, SHORT_CHUNK = 2048, 512
 """Steps of k that a unit's panels are cut into: for one tile of 32 outputs, and for several."""
+
+NEAR_LINES, FAR_STEPS, BUSY = 16, 128, 8
+"""Prefetching: lines in flight to the first level, over all panels of a tile; and steps to the second level, for tiles
+that do at least BUSY multiply-adds for a cache line of the weight.  With fewer, the hardware's prefetcher keeps up."""
 
 
 def match(call: Call, target: Target) -> Tiles | None:
@@ -123,7 +132,7 @@ def parse(call: Call, target: Target) -> Linear | None:
         return None
     parts = 2 if gated else 1
     is_bf16 = weight.dtype == "bf16"
-    return Linear(
+    linear = Linear(
         m=x.shape[0],
         n=weight.shape[0] // parts,
         k=weight.shape[1],
@@ -134,13 +143,14 @@ def parse(call: Call, target: Target) -> Linear | None:
         activation=name["activation"] or "",
         residual=bool(plain and plain["residual"]),
     )
+    return linear if linear.weight_bytes < MOST_WEIGHT_BYTES else None
 
 
 def default_tiles(linear: Linear, target: Target) -> Tiles:
     """Tiles whose accumulators fit the vector registers: 28 of 32 with AVX-512, 12 of 16 (two a panel) with AVX2.
 
-    With several row tiles, a unit's panels are read again for each: from the second level cache, if cut along k.  An x
-    that is larger than that cache is read more seldom when a unit takes several tiles.
+    With several row tiles, a unit's panels are read again for each: from the second level cache, if cut along k.  A
+    large x is read more seldom when a unit takes several tiles.
     """
     accumulators, most_rows = (28, 14) if target.has("avx512f") else (6, 6 // linear.parts)
     row_tiles = ceil(linear.m / most_rows)
@@ -149,12 +159,12 @@ def default_tiles(linear: Linear, target: Target) -> Tiles:
     steps, group = linear.steps, 1
     if row_tiles > 1:
         x_bytes = 4 * linear.m * linear.steps * linear.words
-        steps = LONG_CHUNK if x_bytes <= SECOND_LEVEL_BYTES else SHORT_CHUNK
-        group = 1 if x_bytes <= SECOND_LEVEL_BYTES else 8 // panels
+        steps, group = (LONG_CHUNK, 1) if x_bytes <= LARGE_X_BYTES else (SHORT_CHUNK, 8 // panels)
         while linear.panels % (panels * group):
             group //= 2
     n_chunks = ceil(linear.steps / steps)
-    return Tiles(rows, panels, ceil(linear.steps / n_chunks), group, ahead=16 // panels)
+    far = FAR_STEPS if rows * linear.words >= BUSY else 0
+    return Tiles(rows, panels, ceil(linear.steps / n_chunks), group, NEAR_LINES // panels, far)
 
 
 def space(call: Call, target: Target) -> Iterable[Tiles]:

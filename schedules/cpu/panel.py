@@ -30,6 +30,7 @@ from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel_layout import PANEL
 
 VECTOR = Lanes(PANEL)
+FIRST_LEVEL, SECOND_LEVEL = 3, 2  # LLVM's names for the caches that a prefetch fills
 
 
 def product_function(linear: Linear, tiles: Tiles) -> Any:
@@ -106,7 +107,9 @@ class Product:
         weights = []
         for p in range(tiles.panels):
             at = ((panel + p) * linear.steps + step) * PANEL
-            _prefetch(self.weight, at + tiles.ahead * PANEL)
+            for ahead, locality in ((tiles.near, FIRST_LEVEL), (tiles.far, SECOND_LEVEL)):
+                if ahead:
+                    _prefetch(self.weight, at + ahead * PANEL, locality)
             weights.append(T.bind(self.weight[VECTOR.at(at)]))
         if linear.dot == "fma" and linear.weight == "bf16":
             terms = [[VECTOR.low_bf16(w) for w in weights], [VECTOR.high_bf16(w) for w in weights]]
@@ -187,5 +190,5 @@ def _last(index: Any, extent: int) -> Iterator[None]:
             yield
 
 
-def _prefetch(buffer: Any, index: Any) -> None:
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 3, 1))
+def _prefetch(buffer: Any, index: Any, locality: int) -> None:
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, locality, 1))

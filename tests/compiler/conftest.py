@@ -112,6 +112,8 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
         rope_parameters=LLAMA3_ROPE,
     ),
     "llama-tied": lambda: LlamaConfig(**SIZES, head_dim=128, tie_word_embeddings=True),
+    # deep enough for its layers to be exported once and repeated
+    "llama-deep": lambda: LlamaConfig(**{**SIZES, "num_hidden_layers": 6}),
     "opt": lambda: OPTConfig(**OPT_SIZES),
     "opt-350m": lambda: OPTConfig(**{**OPT_SIZES, "word_embed_proj_dim": 32}, do_layer_norm_before=False),
     "qwen2": lambda: Qwen2Config(**SIZES),

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from llmc.compiler.frontend import SourceModel, graph_cache, load_source
-from llmc.compiler.frontend import source as source_module
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.known import KNOWN_MODELS, KnownModel
 from llmc.compiler.weights import Weight
@@ -27,6 +26,7 @@ FAMILIES = (
     "llama-multi-head",
     "llama-bias",
     "llama-tied",
+    "llama-deep",
     "opt",
     "opt-350m",
     "qwen2",
@@ -37,11 +37,13 @@ FAMILIES = (
 )
 
 
-def run_graph(source: SourceModel, tokens: np.ndarray) -> np.ndarray:
+def run_graph(source: SourceModel, tokens: np.ndarray, tmp_path: Path) -> np.ndarray:
     """The graph's logits, by ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(ir.to_proto(source.graph).SerializeToString(), options)
+    file = tmp_path / "graph.onnx"
+    ir.save(source.graph, file)
+    session = onnxruntime.InferenceSession(file, options)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     (logits,) = session.run(None, {"input_ids": tokens, "position_ids": positions})
     return np.asarray(logits)
@@ -52,7 +54,7 @@ def ops(source: SourceModel) -> Counter[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_graph_computes_what_transformers_computes(family: str, tiny_model: TinyModel) -> None:
+def test_the_graph_computes_what_transformers_computes(family: str, tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tiny_model(family)
     source = load_source(str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -60,7 +62,7 @@ def test_the_graph_computes_what_transformers_computes(family: str, tiny_model: 
         tokens = np.random.default_rng(0).integers(0, source.n_vocab, shape)
         with torch.inference_mode():
             expected = model(input_ids=torch.tensor(tokens)).logits.numpy()
-        error = np.abs(run_graph(source, tokens) - expected).max()
+        error = np.abs(run_graph(source, tokens, tmp_path) - expected).max()
         assert error < 1e-4 * np.ptp(expected)
 
 
@@ -74,7 +76,7 @@ def test_weights_have_the_checkpoints_names_and_one_attention_stands_in_each_lay
     weights = {value.name: value.const_value for value in initializers if isinstance(value.const_value, Weight)}
     assert set(weights) <= set(model.state_dict())
     assert len(weights) == len(list(model.parameters()))
-    assert ops(source)["Attention"] == source.n_layers == 2
+    assert ops(source)["Attention"] == source.n_layers == model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,12 @@ def test_attention_nodes_carry_their_layer_and_window(tiny_model: TinyModel) -> 
         assert carried == [{"llmc.layer": str(layer), "llmc.window": window} for layer in range(2)]
 
 
+def test_repeated_layers_are_numbered_in_order(tiny_model: TinyModel) -> None:
+    graph = load_source(str(tiny_model("llama-deep"))).graph.graph
+    layers = [node.metadata_props["llmc.layer"] for node in graph if node.op_type == "Attention"]
+    assert layers == ["0", "1", "2", "3", "4", "5"]
+
+
 def test_the_graph_tells_nothing_of_the_machine_that_exported_it(tiny_model: TinyModel) -> None:
     graph = load_source(str(tiny_model("opt"))).graph
     for value in graph.graph.initializers.values():
@@ -129,7 +137,12 @@ def test_a_tied_weight_is_one_initializer(tiny_model: TinyModel) -> None:
 def test_loading_reads_no_weight(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     read = StoredTensor.read
-    monkeypatch.setattr(StoredTensor, "read", lambda self: reads.append(self.name) or read(self))
+
+    def counted(self: StoredTensor) -> np.ndarray:
+        reads.append(self.name)
+        return read(self)
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
     source = load_source(str(tiny_model("opt")))
     assert reads == []
     source.weights["model.decoder.layers.0.fc1.bias"].numpy()
@@ -185,7 +198,9 @@ def test_weights_are_stored_as_asked_and_the_reference_keeps_the_checkpoints(
     source = load_source(folder)
     name = "model.norm.weight"
     assert (source.dtype, source.weights[name].stored_dtype) == ("bf16", "f16")
-    assert source.graph.graph.initializers[name].const_value.stored_dtype == "bf16"
+    weight = source.graph.graph.initializers[name].const_value
+    assert isinstance(weight, Weight)
+    assert weight.stored_dtype == "bf16"
     assert any("float16" in note for note in source.notes)
     assert load_source(folder, dtype="f32").notes == ()
 
@@ -200,7 +215,7 @@ def test_random_weights_need_a_configuration_alone(
     assert source.digest == load_source(str(tmp_path), weights="random").digest
     assert source.digest != load_source(str(tmp_path), weights="random", seed=1).digest
     known = KnownModel("owner/name", load_source(str(tmp_path), weights="random").config)
-    monkeypatch.setitem(source_module.KNOWN_MODELS, "tiny-1m", known)
+    monkeypatch.setitem(KNOWN_MODELS, "tiny-1m", known)
     by_name = load_source("tiny-1m", weights="random")
     assert (by_name.name, by_name.folder, by_name.digest) == ("tiny-1m", None, source.digest)
 

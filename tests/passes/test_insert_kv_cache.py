@@ -70,7 +70,7 @@ MODELS = {
     "turned_apart": turned_apart_model,
     "sliced": sliced_model,
 }
-SETTINGS = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
+SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
 
 
 class Cache:

@@ -78,3 +78,9 @@ def test_learned_table_keeps_the_stored_dtype(build: Any) -> None:
     assert table.stored_dtype == "bf16"
     assert np.array_equal(table.stored(), source.const_value.stored()[2:18])
     assert graph.count_ops(model) == {"Gather": 2, "Add": 1}
+
+
+def test_too_few_positions_looked_up_directly_are_refused(build: Any) -> None:
+    _, positions = build.sequence_inputs()
+    with pytest.raises(LlmcError, match="fewer than 16 tokens"):
+        tabulate(build.model(build.op("Gather", build.weight("learned", 15, 4), positions)))

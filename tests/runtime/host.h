@@ -22,5 +22,6 @@ int host_open(int argc, char **argv);
 int host_scenarios(int argc, char **argv);
 int host_units(int argc, char **argv);
 int host_failures(int argc, char **argv);
+int host_quota(int argc, char **argv);
 
 #endif

@@ -67,11 +67,13 @@ static void feed_some(void)
         inputs[n_inputs] = (llmc_step_input){texts[i].sequence, tokens[n_inputs], (size_t)n, wanted};
         n_inputs++;
     }
-    llmc_status status = n_inputs == 1 && !inputs[0].logits ? api->feed(inputs[0].sequence, tokens[0], inputs[0].n_tokens)
-                                                            : api->step(model, inputs, (size_t)n_inputs);
+    int alone = n_inputs == 1 && !inputs[0].logits;
+    llmc_status status = alone ? api->feed(inputs[0].sequence, tokens[0], inputs[0].n_tokens)
+                               : api->step(model, inputs, (size_t)n_inputs);
     if (status) {
         n_refused++;
-        REQUIRE(status == (!sound ? LLMC_ERROR_ARGUMENT : LLMC_ERROR_MEMORY) || (sound && poisoned && status == LLMC_ERROR_KERNEL));
+        if (!sound) REQUIRE(status == LLMC_ERROR_ARGUMENT);
+        else REQUIRE(status == LLMC_ERROR_MEMORY || (poisoned && status == LLMC_ERROR_KERNEL));
         for (int i = 0; i < n_inputs && status == LLMC_ERROR_KERNEL; i++) fed[i]->has_logits = 0;
         REQUIRE(free_tokens() <= before); /* less when a shared page was copied before the cache was full */
         return;
@@ -112,7 +114,8 @@ static void act(void)
         REQUIRE(!api->sequence_truncate(text->sequence, n));
         REQUIRE(api->sequence_truncate(text->sequence, n + 1) == LLMC_ERROR_ARGUMENT);
     } else if (action == 2 && text->has_logits) {
-        llmc_sampling how = {sizeof how, 1.0f + (float)pick(300), pick(TOY_VOCAB + 5), 0.05f + 0.19f * (float)pick(6), state};
+        float temperature = 1.0f + (float)pick(300), top_p = 0.05f + 0.19f * (float)pick(6);
+        llmc_sampling how = {sizeof how, temperature, pick(TOY_VOCAB + 5), top_p, state};
         int32_t token = -1;
         REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
     } else {

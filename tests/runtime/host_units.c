@@ -45,7 +45,9 @@ static void test_missing_features_are_named(void)
 
 static uint32_t chosen(uint64_t n_rows)
 {
-    static const plan bodies[] = {{1, 0, NULL}, {2, 0, NULL}, {4, 0, NULL}, {8, 0, NULL}, {32, 0, NULL}, {128, 0, NULL}};
+    static const plan bodies[] = {
+        {1, 0, NULL}, {2, 0, NULL}, {4, 0, NULL}, {8, 0, NULL}, {32, 0, NULL}, {128, 0, NULL},
+    };
     return plan_choose(bodies, 6, n_rows)->n_rows;
 }
 
@@ -129,7 +131,8 @@ static void test_draws_follow_the_probabilities(void)
     check_frequencies(2, 0, 1, (double[N_VOCAB]){0.05, 0.4, 0.1, 0.2, 0.02, 0.03, 0.05, 0.15});
     check_frequencies(2, 3, 1, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
     check_frequencies(2, 0, 0.7f, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
-    check_frequencies(2, 4, 0.7f, (double[N_VOCAB]){0, 0.4 / 0.6, 0, 0.2 / 0.6, 0, 0, 0, 0}); /* p counts within the k */
+    /* p counts within the k best */
+    check_frequencies(2, 4, 0.7f, (double[N_VOCAB]){0, 0.4 / 0.6, 0, 0.2 / 0.6, 0, 0, 0, 0});
     check_frequencies(2, 0, 1e-9f, (double[N_VOCAB]){0, 1, 0, 0, 0, 0, 0, 0});
     check_frequencies(1e-30f, 0, 1, (double[N_VOCAB]){0, 1, 0, 0, 0, 0, 0, 0});
 }
@@ -138,7 +141,8 @@ static void test_the_position_decides_too(void)
 {
     int n_different = 0;
     set_logits((float[N_VOCAB]){0});
-    for (sequence.length = 1; sequence.length < 200; sequence.length++) n_different += drawn(1, 0, 1, 7) != drawn(1, 0, 1, 8);
+    for (sequence.length = 1; sequence.length < 200; sequence.length++)
+        n_different += drawn(1, 0, 1, 7) != drawn(1, 0, 1, 8);
     REQUIRE(n_different > 150);
     sequence.length = 0;
 }

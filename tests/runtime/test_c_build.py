@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmc.compiler.link import runtime_sources
 from tests.runtime import toy_artifact as toy
 
 COMPILERS = {"cc": ["cc"], "zig": [sys.executable, "-m", "ziglang", "cc"]}
@@ -38,7 +39,7 @@ def test_one_symbol_is_exported_and_only_libc_is_needed(toy_so: Path) -> None:
 
 def test_the_runtime_never_prints_exits_or_keeps_state(tmp_path: Path) -> None:
     objects = []
-    for source in toy.runtime_sources():
+    for source in runtime_sources():
         objects.append(tmp_path / f"{source.stem}.o")
         toy.compile_c(objects[-1], [source], "-O2", "-c")
     symbols = subprocess.run(["nm", *objects], capture_output=True, text=True, check=True).stdout

@@ -35,4 +35,35 @@ def test_threads_do_not_race(racing_host: Host, artifact: Path, n_threads: int) 
 
 def test_every_failed_allocation_is_an_error_and_leaks_nothing(host: Host, artifact: Path) -> None:
     said = host("failures", artifact)
-    assert said.startswith("ok") and int(said.split()[1]) > 15
+    assert said.startswith("ok")
+    assert int(said.split()[1]) > 15
+
+
+@pytest.mark.parametrize(
+    ("files", "n_cpus"),
+    [
+        ({}, 16),
+        ({"proc/self/cgroup": "0::/a/b\n"}, 16),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, 16),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 16),
+        ({"proc/self/cgroup": "0::/gone\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 16),
+        (
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n4:cpu,cpuacct:/box\n1:cpuset:/other\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+            },
+            3,
+        ),
+    ],
+)
+def test_the_quota_of_a_container_is_kept(host: Host, tmp_path: Path, files: dict[str, str], n_cpus: int) -> None:
+    """Of 16 CPUs as many are used as the cgroup and those above it allow, rounded up."""
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert host("quota", tmp_path) == f"{n_cpus}\n"

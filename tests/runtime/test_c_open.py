@@ -8,6 +8,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -45,7 +47,8 @@ def test_the_artifact_says_what_it_is(toy_so: Path) -> None:
 def test_all_allowed_cpus_are_used_by_default(toy_so: Path) -> None:
     with Model(toy_so, n_threads=0) as model:
         assert 1 <= model.info().n_threads <= len(os.sched_getaffinity(0))
-    program = f"os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\nprint(Model({str(toy_so)!r}, 0).info().n_threads)"
+    first = min(os.sched_getaffinity(0))
+    program = f"os.sched_setaffinity(0, [{first}])\nprint(Model({str(toy_so)!r}, 0).info().n_threads)"
     assert run_python(program, toy_so.parent) == "1\n"
 
 
@@ -105,9 +108,9 @@ def test_null_and_nonsense_are_refused_everywhere(toy_so: Path) -> None:
 
 
 def test_a_sequence_of_another_model_is_refused(toy_so: Path) -> None:
-    with Model(toy_so) as model, Model(toy_so) as other:
-        with pytest.raises(Refused, match="input 0 of the step is a sequence of another model"):
-            model.step([(other.sequence(), [1])])
+    another = pytest.raises(Refused, match="input 0 of the step is a sequence of another model")
+    with Model(toy_so) as model, Model(toy_so) as other, another:
+        model.step([(other.sequence(), [1])])
 
 
 def test_callers_of_an_older_interface_are_served(toy_so: Path) -> None:
@@ -129,12 +132,30 @@ def test_an_unknown_version_of_the_interface_is_null(toy_so: Path) -> None:
 
 
 def test_two_artifacts_and_two_models_of_one_live_together(toy_so: Path, tmp_path: Path) -> None:
-    copy = shutil.copy(toy_so, tmp_path / "copy.so")
+    copy = Path(shutil.copy(toy_so, tmp_path / "copy.so"))
     with Model(toy_so, 2) as a, Model(toy_so, 2) as b, Model(copy, 2) as d:
         texts = [[1, 2, 3], [4, 5], [6]]
         sequences = [model.sequence(text) for model, text in zip((a, b, d), texts, strict=True)]
         assert [s.logits() for s in sequences] == [toy.oracle(text)[-1] for text in texts]
         assert c.CDLL(str(toy_so))._handle != c.CDLL(str(copy))._handle
+
+
+def test_models_run_at_the_same_time(toy_so: Path) -> None:
+    text, said = list(range(toy.CONTEXT)), []
+
+    def live() -> None:
+        with Model(toy_so, 2, kv_tokens=64) as model:
+            for _ in range(100):
+                sequence = model.sequence(text)
+                said.append(sequence.logits())
+                sequence.free()
+
+    threads = [threading.Thread(target=live) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == [toy.oracle(text)[-1]] * 300
 
 
 def test_the_file_is_found_after_changing_directory(toy_so: Path, tmp_path: Path) -> None:
@@ -185,6 +206,13 @@ def test_an_artifact_of_13_gigabytes_opens_at_once(toy_so: Path, tmp_path: Path)
         assert time.perf_counter() - start < 0.2
         assert model.info().weight_bytes == n_weights
         assert model.sequence([1, 2]).logits() == toy.oracle([1, 2])[-1]
+
+
+def test_the_manifest_is_read_as_the_documentation_says(toy_so: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text()
+    program = textwrap.dedent(page[page.index("    import json, struct") : page.index("It holds the format version")])
+    shutil.copy(toy_so, toy_so.parent / "model.so")
+    assert run_python(program, toy_so.parent) == "{}\n"
 
 
 # -- fork() -----------------------------------------------------------------------------------------------------------

@@ -210,13 +210,16 @@ def build_artifact(folder: Path, *flags: str) -> Path:
     return path
 
 
+WRAPPED = ("calloc", "aligned_alloc", "mmap", "pthread_create", "fopen", "sched_getaffinity")
+"""Functions of libc that tests in C stand in for."""
+
 Host = Callable[..., str]
 """host(name, *arguments) runs a test in C and gives what it prints; an AssertionError when the program fails."""
 
 
 def build_host(folder: Path, *flags: str) -> Host:
     """The tests in C (host_*.c) as one program."""
-    wrapped = [f"-Wl,--wrap={name}" for name in ("calloc", "aligned_alloc", "mmap", "pthread_create")]
+    wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]
     sources = [*toy_sources(folder), *sorted(HERE.glob("host*.c"))]
     program = compile_c(folder / "host", sources, "-O1", "-g", *flags, *wrapped)
 

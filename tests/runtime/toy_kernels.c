@@ -57,7 +57,8 @@ static int32_t attend(int32_t m, const float *x, const int32_t *positions, const
         const int32_t *pages = page_table + row * TOY_PAGES;
         for (int32_t c = 0; c < TOY_CHANNELS; c++) scratch[c] = 0;
         for (int32_t j = 0; j <= positions[row]; j++)
-            for (int32_t c = 0; c < TOY_CHANNELS; c++) scratch[c] = below_prime(scratch[c] * 31 + cached(kv, pages, j)[c]);
+            for (int32_t c = 0; c < TOY_CHANNELS; c++)
+                scratch[c] = below_prime(scratch[c] * 31 + cached(kv, pages, j)[c]);
         for (int32_t c = 0; c < TOY_CHANNELS; c++)
             y[row * TOY_CHANNELS + c] = below_prime(x[row * TOY_CHANNELS + c] + scratch[c]);
     }

@@ -114,9 +114,9 @@ def test_a_full_disk_leaves_no_partial_entry(folder: Path, monkeypatch: pytest.M
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert cache.cache_folder() == Path("/somewhere/llmc/kernels")
+    assert cache.folder() == Path("/somewhere/llmc/kernels")
     monkeypatch.setenv("LLMC_CACHE", "/elsewhere")
-    assert cache.cache_folder() == Path("/elsewhere")
+    assert cache.folder() == Path("/elsewhere")
 
 
 def test_objects_come_in_the_order_of_the_kernels_with_progress(folder: Path) -> None:

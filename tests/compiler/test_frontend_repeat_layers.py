@@ -1,0 +1,79 @@
+"""Layers are repeated only where they differ in nothing but their index."""
+
+import onnx_ir as ir
+import pytest
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig
+
+from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+
+
+def three_layers(constants: tuple[float, float, float] = (1.0, 1.0, 1.0), skip: bool = False) -> ir.Model:
+    """h' = elu(h + layers.i.weight, constant), three times, then + norm.  skip: the last layer adds the first's too."""
+
+    def weight(name: str) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT))
+
+    def result(name: str) -> ir.Value:
+        return weight(name)
+
+    first = hidden = weight("input")
+    nodes, weights = [], [weight("norm")]
+    for layer, constant in enumerate(constants):
+        weights.append(weight(f"layers.{layer}.weight"))
+        add = ir.Node("", "Add", [hidden, weights[-1]], outputs=[result(f"sum{layer}")], name=f"add{layer}")
+        elu = ir.Node(
+            "",
+            "Elu",
+            add.outputs,
+            [ir.AttrFloat32("alpha", constant)],
+            outputs=[result(f"elu{layer}")],
+            name=f"elu{layer}",
+            metadata_props={"llmc.layer": str(layer)},
+        )
+        nodes += [add, elu]
+        hidden = elu.outputs[0]
+        if skip and layer == 2:
+            nodes.append(ir.Node("", "Add", [hidden, nodes[1].outputs[0]], outputs=[result("skip")], name="skip"))
+            hidden = nodes[-1].outputs[0]
+    nodes.append(ir.Node("", "Add", [hidden, weights[0]], outputs=[result("output")], name="tail"))
+    graph = ir.Graph([first], nodes[-1].outputs, nodes=nodes, initializers=weights, opset_imports={"": 23})
+    return ir.Model(graph, ir_version=10)
+
+
+def test_equal_layers_are_repeated() -> None:
+    model = three_layers()
+    repeat_layers(model, "layers.", 5)
+    graph = model.graph
+    assert [node.op_type for node in graph] == ["Add", "Elu"] * 5 + ["Add"]
+    assert sorted(graph.initializers) == [*(f"layers.{i}.weight" for i in range(5)), "norm"]
+    nodes = list(graph)
+    for layer in range(5):
+        add, elu = nodes[2 * layer : 2 * layer + 2]
+        assert add.inputs[0] is (graph.inputs[0] if layer == 0 else nodes[2 * layer - 1].outputs[0])
+        assert add.inputs[1] is graph.initializers[f"layers.{layer}.weight"]
+        assert elu.inputs[0] is add.outputs[0]
+        assert elu.metadata_props == {"llmc.layer": str(layer)}
+    assert nodes[-1].inputs[0] is nodes[-2].outputs[0]
+    assert len({node.name for node in nodes}) == len({value.name for node in nodes for value in node.outputs}) == 11
+
+
+@pytest.mark.parametrize(
+    "model", [three_layers((1.0, 0.5, 0.25)), three_layers(skip=True)], ids=["another constant", "a layer is skipped"]
+)
+def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
+    before = ir.to_onnx_text(model)
+    with pytest.raises(LayersDifferError):
+        repeat_layers(model, "layers.", 5)
+    assert ir.to_onnx_text(model) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(LlamaConfig(num_hidden_layers=32), 3), (LlamaConfig(num_hidden_layers=4), None), (Gemma2Config(), None)],
+    ids=["deep", "shallow", "two kinds of layers"],
+)
+def test_a_configuration_is_shortened_where_its_layers_are_of_one_kind(
+    config: PretrainedConfig, expected: int | None
+) -> None:
+    short = shorten(config)
+    assert (short.num_hidden_layers if short else None) == expected

@@ -1,0 +1,212 @@
+"""compiler/ops.py: every operator's definition runs, in two engines, and says what its equation says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import erf
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from llmc.compiler import graph, ops
+from llmc.compiler.graph_run import with_functions
+from llmc.compiler.graph_shapes import infer
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+M, N, K, H, KH, D, P, N_PAGES = 6, 8, 16, 4, 2, 16, 2, 5
+SHAPES: dict[str, tuple[int, ...]] = {
+    "x": (M, K),
+    "residual": (M, N),
+    "bias": (N,),
+    "q": (M, H * D),
+    "k": (M, KH * D),
+    "v": (M, KH * D),
+    "qkv": (M, (H + 2 * KH) * D),
+    "cos": (M, 4),
+    "sin": (M, 4),
+    "positions": (M,),
+    "page_table": (M, P),
+    "k_cache": (N_PAGES, KH, 64, D),
+    "v_cache": (N_PAGES, KH, 64, D),
+}
+SETTINGS = {
+    "num_heads": H,
+    "kv_num_heads": KH,
+    "head_dim": D,
+    "scale": 0.3,
+    "softcap": 5.0,
+    "window": 3,
+    "layer": 1,
+    "rotary_dim": 8,
+    "interleaved": 0,
+    "epsilon": 1e-5,
+}
+POSITIONS = np.array([62, 63, 64, 65, -1, 3])
+PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
+
+
+def shape_of(op: str, name: str) -> tuple[int, ...]:
+    if name == "weight":
+        return (K,) if "Norm" in op else (2 * N, K) if op.startswith("Gated") else (N, K)
+    if name in ("bias", "residual") and "Norm" in op:
+        return (K,) if name == "bias" else (M, K)
+    if op.startswith("Gated") and name == "bias":
+        return (2 * N,)
+    return (M, H * D) if op == "Rotary" and name == "x" else SHAPES[name]
+
+
+def inputs_of(op: str) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    feeds: dict[str, Array] = {
+        name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
+    }
+    return feeds | {n: v for n, v in (("positions", POSITIONS), ("page_table", PAGE_TABLE)) if n in feeds}
+
+
+def model_of(op: str, feeds: dict[str, Array], **settings: Any) -> ir.Model:
+    """A graph of one node; its results are r0, r1, …"""
+    values = [
+        ir.Value(name=n, shape=ir.Shape(a.shape), type=ir.TensorType(ir.DataType.from_numpy(a.dtype)))
+        for n, a in feeds.items()
+    ]
+    wanted = {name: (SETTINGS | settings)[name] for name in ops.OPERATORS[op].attributes}
+    attributes = [ir.convenience.convert_attribute(name, value) for name, value in wanted.items()]
+    node = ir.Node("llmc", op, values, attributes, num_outputs=len(ops.OPERATORS[op].function.outputs))
+    infer(node)
+    for i, value in enumerate(node.outputs):
+        value.name = f"r{i}"
+    one = ir.Graph(values, node.outputs, nodes=[node], opset_imports={"": ops.OPSET, "llmc": ops.VERSION}, name=op)
+    return ir.Model(one, ir_version=10)
+
+
+def run(op: str, feeds: dict[str, Array], **settings: Any) -> list[Array]:
+    return list(graph.evaluate(model_of(op, feeds, **settings), feeds).values())
+
+
+@pytest.mark.parametrize("op", ops.OPERATORS)
+def test_definition_runs_in_both_engines_with_the_shapes_promised(op: str) -> None:
+    feeds = inputs_of(op)
+    model = model_of(op, feeds)
+    proto = ir.to_proto(with_functions(model))
+    onnx.checker.check_model(proto)
+    found = list(graph.evaluate(model, feeds).values())
+    reference = ReferenceEvaluator(proto).run(None, feeds)
+    assert [a.shape for a in found] == [tuple(value.shape or ()) for value in model.graph.outputs]
+    for a, b in zip(found, reference, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "": lambda x: x,
+    "Relu": lambda x: np.maximum(x, 0),
+    "Silu": lambda x: x / (1 + np.exp(-x)),
+    "Gelu": lambda x: 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2))),
+    "GeluTanh": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_is_its_equation(bias: bool, activation: str, residual: bool) -> None:
+    op = ops.linear_name(bias, activation, residual)
+    assert ops.linear_parts(op) == (bias, activation, residual)
+    feeds = inputs_of(op)
+    wanted = ACTIVATIONS[activation](feeds["x"] @ feeds["weight"].T + feeds.get("bias", 0)) + feeds.get("residual", 0)
+    np.testing.assert_allclose(run(op, feeds)[0], wanted, rtol=0, atol=1e-5)
+
+
+def test_there_are_twenty_linears_and_six_gated_ones() -> None:
+    assert sum(ops.linear_parts(op) is not None for op in ops.OPERATORS) == 20
+    assert sum(op.startswith("GatedLinear") for op in ops.OPERATORS) == 6
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_linear_takes_the_gate_from_the_first_rows(bias: bool) -> None:
+    feeds = inputs_of(ops.gated_linear_name("Silu", bias))
+    both = feeds["x"] @ feeds["weight"].T + feeds.get("bias", 0)
+    wanted = ACTIVATIONS["Silu"](both[:, :N]) * both[:, N:]
+    np.testing.assert_allclose(run(ops.gated_linear_name("Silu", bias), feeds)[0], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+def test_rotary_turns_pairs_and_leaves_the_rest(interleaved: int) -> None:
+    feeds = inputs_of("Rotary")
+    x = feeds["x"].reshape(M, H, D)
+    wanted = x.copy()
+    a, b = (slice(0, 8, 2), slice(1, 8, 2)) if interleaved else (slice(0, 4), slice(4, 8))
+    cos, sin = feeds["cos"][:, None], feeds["sin"][:, None]
+    wanted[..., a] = x[..., a] * cos - x[..., b] * sin
+    wanted[..., b] = x[..., b] * cos + x[..., a] * sin
+    found = run("Rotary", feeds, interleaved=interleaved)[0]
+    np.testing.assert_allclose(found, wanted.reshape(M, H * D), rtol=0, atol=1e-6)
+
+
+def attended(query: Array, keys: Array, values: Array, scale: float, softcap: float) -> Array:
+    """One query [D] over keys, values [L, D], in float64."""
+    scores = keys.astype(np.float64) @ query * scale
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
+    weights = np.exp(scores - scores.max())
+    result: Array = weights @ values / weights.sum()
+    return result
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+def test_paged_attention_is_its_equation(window: int, softcap: float) -> None:
+    feeds = inputs_of("PagedAttention")
+    out, k_cache, v_cache = run("PagedAttention", feeds, window=window, softcap=softcap)
+    q, k, v = np.split(feeds["qkv"], [H * D, (H + KH) * D], axis=1)
+    wanted_k, wanted_v = feeds["k_cache"].copy(), feeds["v_cache"].copy()
+    for m, position in enumerate(POSITIONS):
+        if position >= 0:
+            page, slot = PAGE_TABLE[m, position // 64], position % 64
+            wanted_k[page, :, slot], wanted_v[page, :, slot] = k[m].reshape(KH, D), v[m].reshape(KH, D)
+    assert np.array_equal(k_cache, wanted_k)
+    assert np.array_equal(v_cache, wanted_v)
+    for m, position in enumerate(POSITIONS):
+        for head in range(H):
+            found = out[m].reshape(H, D)[head]
+            if position < 0:
+                assert not found.any()
+                continue
+            seen = range(max(0, position + 1 - window) if window else 0, position + 1)
+            places = [(PAGE_TABLE[m, j // 64], head // (H // KH), j % 64) for j in seen]
+            keys, values = (np.stack([cache[place] for place in places]) for cache in (wanted_k, wanted_v))
+            wanted = attended(q[m].reshape(H, D)[head], keys, values, SETTINGS["scale"], softcap)
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
+def test_rotary_paged_attention_turns_queries_and_keys_first() -> None:
+    feeds = inputs_of("RotaryPagedAttention")
+    q, k, v = np.split(feeds["qkv"], [H * D, (H + KH) * D], axis=1)
+    angles = {name: feeds[name] for name in ("cos", "sin")}
+    q, k = (run("Rotary", {"x": x, **angles}, num_heads=x.shape[1] // D)[0] for x in (q, k))
+    plain = {name: feeds[name] for name in ("positions", "page_table", "k_cache", "v_cache")}
+    wanted = run("PagedAttention", {"qkv": np.concatenate([q, k, v], axis=1), **plain})
+    for a, b in zip(run("RotaryPagedAttention", feeds), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_causal_attention_is_its_equation() -> None:
+    feeds = inputs_of("CausalAttention")
+    found = run("CausalAttention", feeds)[0].reshape(M, H, D)
+    q, k, v = (feeds[name].reshape(M, -1, D) for name in "qkv")
+    for m in range(M):
+        for head in range(H):
+            seen = slice(max(0, m - 2), m + 1)
+            keys, values = k[seen, head // 2], v[seen, head // 2]
+            wanted = attended(q[m, head], keys, values, SETTINGS["scale"], 5.0)
+            np.testing.assert_allclose(found[m, head], wanted, rtol=0, atol=2e-6)
+
+
+def test_every_operator_says_its_equation_and_shapes() -> None:
+    for name, operator in ops.OPERATORS.items():
+        doc = operator.function.graph.doc_string or ""
+        assert "[M" in doc or "any shape" in doc, name
+        assert len(doc) > 30, name

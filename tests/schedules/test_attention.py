@@ -1,0 +1,296 @@
+"""Paged attention against a float64 reference and its definition, and the promise of the same bits in any step."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llmc import schedules
+from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+from llmc.compiler.target import Target
+from llmc.schedules.cpu import attention
+
+Array = np.ndarray[Any, Any]
+Run = Callable[..., list[Array]]
+Row = tuple[int, int] | None
+"""(sequence, position) of a row of a step, or None for a row that pads it."""
+
+N_PAGES, PAGES = 24, 9
+LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 500)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An attention layer, the second of two."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    rotary_dim: int = 64
+    interleaved: int = 0
+    softcap: float = 0.0
+    window: int = 0
+    kv_dtype: str = "f32"
+
+    @property
+    def columns(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    def call(self, m: int, n_pages: int = 1) -> Call:
+        def f32(*shape: int) -> TensorType:
+            return TensorType(shape, "f32")
+
+        attributes: dict[str, Any] = {
+            "num_heads": self.heads,
+            "kv_num_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "scale": self.head_dim**-0.5,
+            "softcap": self.softcap,
+            "window": self.window,
+            "n_layers": 2,
+            "kv_dtype": self.kv_dtype,
+            "page_tokens": PAGE_TOKENS,
+        }
+        ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
+        cache = f32(n_pages, self.kv_heads, PAGE_TOKENS, self.head_dim)
+        results = (f32(m, self.heads * self.head_dim), cache, cache)
+        if not self.rotary_dim:
+            inputs = (f32(m, self.columns), *ids, cache, cache)
+            return Call("llmc.PagedAttention", inputs, results, tuple(sorted(attributes.items())))
+        attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
+        turn = f32(m, self.rotary_dim // 2)
+        inputs = (f32(m, self.columns), turn, turn, *ids, cache, cache)
+        return Call("llmc.RotaryPagedAttention", inputs, results, tuple(sorted(attributes.items())))
+
+
+@dataclass
+class Tokens:
+    """What a sequence's tokens bring to the layer: [length, …]."""
+
+    qkv: Array
+    cos: Array
+    sin: Array
+    pages: Array
+
+
+@dataclass
+class Machine:
+    """A layer with its part of a cache of N_PAGES poisoned pages, and sequences whose pages are shuffled."""
+
+    model: Model
+    run: Run
+    target: Target
+    lengths: Sequence[int]
+    pool: Array = field(init=False)
+    layer: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layer = schedules.implement(self.model.call(1), self.target).kv_layer_bytes
+        self.forget()
+        generator = np.random.default_rng(sum(self.lengths))
+        pages = list(generator.permutation(N_PAGES))
+        self.sequences = []
+        for length in self.lengths:
+            angles = generator.uniform(0, 6, (length, self.model.rotary_dim // 2))
+            qkv = generator.standard_normal((length, self.model.columns)) * 1.5
+            own = [pages.pop() for _ in range(-(-length // PAGE_TOKENS))]
+            parts = [part.astype(np.float32) for part in (qkv, np.cos(angles), np.sin(angles))]
+            self.sequences.append(Tokens(*parts, np.array(own + [-1] * (PAGES - len(own)), np.int32)))
+
+    def forget(self) -> None:
+        raw = np.full(2 * self.layer * N_PAGES + 64, 0xFF, np.uint8)
+        self.pool = raw[-raw.ctypes.data % 64 :][: 2 * self.layer * N_PAGES]
+
+    def inputs(self, rows: Sequence[Row]) -> list[Array]:
+        """The step's inputs, without the caches; rows that pad it are poisoned."""
+        chosen = [self.sequences[row[0]] if row else None for row in rows]
+        at = [row[1] if row else -1 for row in rows]
+
+        def column(name: str, width: int) -> Array:
+            poison = np.full(width, np.nan, np.float32)
+            return np.stack([getattr(s, name)[p] if s else poison for s, p in zip(chosen, at, strict=True)])
+
+        turn = [column(name, self.model.rotary_dim // 2) for name in ("cos", "sin") if self.model.rotary_dim]
+        no_pages = np.full(PAGES, -1, np.int32)
+        table = np.stack([s.pages if s else no_pages for s in chosen])
+        return [column("qkv", self.model.columns), *turn, np.array(at, np.int32), table]
+
+    def step(self, rows: Sequence[Row], n_tasks: int = 1) -> Array:
+        call = self.model.call(len(rows))
+        cache = np.zeros(call.inputs[-1].shape if call.inputs[-1] else (), np.float32)
+        memory = self.pool[self.layer :]
+        out, *_ = self.run(
+            call, *self.inputs(rows), cache, cache, target=self.target, n_tasks=n_tasks, kv=memory
+        )
+        return out
+
+    def prefill(self, sequence: int, chunk: int, n_tasks: int = 1) -> Array:
+        """The whole sequence in steps of `chunk` rows, the last one padded."""
+        length = self.lengths[sequence]
+        parts = []
+        for start in range(0, length, chunk):
+            rows: list[Row] = [(sequence, i) if i < length else None for i in range(start, start + chunk)]
+            parts.append(self.step(rows, n_tasks))
+        return np.concatenate(parts)[:length]
+
+    def reference(self, sequence: int) -> Array:
+        """softmax(scale q K^T) V in float64, of operands rounded as the cache is."""
+        model, s = self.model, self.sequences[sequence]
+        length = len(s.qkv)
+        heads = s.qkv.astype(np.float64).reshape(length, -1, model.head_dim)
+        q, k, v = np.split(heads, [model.heads, model.heads + model.kv_heads], axis=1)
+        q, k = turned(model, s, q), turned(model, s, k)
+        if model.kv_dtype == "bf16":
+            q, k, v = (x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64) for x in (q, k, v))
+        k, v = (np.repeat(x, model.heads // model.kv_heads, axis=1) for x in (k, v))
+        scores = np.einsum("thd,shd->hts", q, k) * model.head_dim**-0.5
+        if model.softcap:
+            scores = np.tanh(scores / model.softcap) * model.softcap
+        ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+        seen = (ahead <= 0) & (ahead > -model.window if model.window else True)
+        weights = np.exp(np.where(seen, scores, -np.inf) - np.where(seen, scores, -np.inf).max(-1, keepdims=True))
+        out = np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), v)
+        return np.asarray(out.reshape(length, -1))
+
+
+def turned(model: Model, s: Tokens, x: Array) -> Array:
+    half = model.rotary_dim // 2
+    if not half:
+        return x
+    first, second = slice(0, half), slice(half, 2 * half)
+    if model.interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+    y, cos, sin = x.copy(), s.cos[:, None].astype(np.float64), s.sin[:, None].astype(np.float64)
+    y[..., first] = x[..., first] * cos - x[..., second] * sin
+    y[..., second] = x[..., second] * cos + x[..., first] * sin
+    return y
+
+
+MODELS = [
+    Model(),
+    Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
+    Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0),
+    Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100),
+    Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30),
+    Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
+    Model(heads=5, kv_heads=1, head_dim=10, rotary_dim=6),
+]
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_decode_and_prefill_agree_with_float64_and_with_each_other(
+    run: Run, target: Target, model: Model, kv_dtype: str
+) -> None:
+    machine = Machine(Model(**{**vars(model), "kv_dtype": kv_dtype}), run, target, (131,))
+    alone = np.concatenate([machine.step([(0, position)]) for position in range(131)])
+    expected = machine.reference(0)
+    tolerance = 4e-6 if kv_dtype == "f32" else 2e-3  # the weights of the values are rounded to bf16 too
+    assert np.abs(alone - expected).max() <= tolerance * np.abs(expected).max()
+    machine.forget()
+    np.testing.assert_array_equal(machine.prefill(0, 40, n_tasks=2), alone)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_prompt_of_any_length_has_the_same_bits_in_any_chunks(
+    run: Run, host: Target, length: int, kv_dtype: str
+) -> None:
+    machine = Machine(Model(kv_dtype=kv_dtype), run, host, (length,))
+    whole = machine.prefill(0, 512)
+    for chunk in (40, 128):
+        machine.forget()
+        np.testing.assert_array_equal(machine.prefill(0, chunk), whole)
+    machine.forget()
+    machine.step([(0, i) if i < length - 1 else None for i in range(512)])
+    np.testing.assert_array_equal(machine.step([(0, length - 1)])[0], whole[-1])  # prefill, then decode
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("window", [0, 70])
+def test_sequences_in_one_step_get_what_they_get_alone(run: Run, host: Target, kv_dtype: str, window: int) -> None:
+    lengths = (150, 64, 1, 90)
+    machine = Machine(Model(kv_dtype=kv_dtype, window=window), run, host, lengths)
+    alone = [machine.prefill(sequence, 40) for sequence in range(4)]
+    machine.forget()
+    waiting = [[(s, position) for position in range(length)] for s, length in enumerate(lengths)]
+    while any(waiting):
+        rows: list[Row] = []
+        for s, share in ((1, 13), (0, 17), (3, 9), (2, 1)):  # blocks that hold rows of several sequences
+            rows += waiting[s][:share]
+            waiting[s] = waiting[s][share:]
+        rows = [None, *rows][:40]
+        rows += [None] * (40 - len(rows))
+        for row, result in zip(rows, machine.step(rows, n_tasks=3), strict=True):
+            np.testing.assert_array_equal(result, alone[row[0]][row[1]] if row else 0 * result)
+
+
+@pytest.mark.parametrize("n_tasks", [1, 2, 3, 7])
+def test_any_number_of_tasks_gives_the_same_bits(run: Run, host: Target, n_tasks: int) -> None:
+    machine = Machine(Model(heads=8, kv_heads=4, kv_dtype="bf16"), run, host, (100,))
+    expected = machine.prefill(0, 40)
+    machine.forget()
+    np.testing.assert_array_equal(machine.prefill(0, 40, n_tasks), expected)
+    np.testing.assert_array_equal(machine.step([(0, 99)], n_tasks)[0], expected[99])
+
+
+@pytest.mark.parametrize("m", [1, 40])
+def test_rows_that_pad_a_step_write_nothing_and_give_zeros(run: Run, host: Target, m: int) -> None:
+    machine = Machine(Model(), run, host, (1,))
+    assert not machine.step([None] * m).any()
+    assert (machine.pool == 0xFF).all()
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+def test_a_row_writes_its_own_slot_of_its_own_layer(run: Run, host: Target, kv_dtype: str) -> None:
+    model = Model(kv_dtype=kv_dtype)
+    machine = Machine(model, run, host, (1,))
+    machine.step([(0, 0)])
+    written = (machine.pool != 0xFF).reshape(N_PAGES, 2, machine.layer)
+    page = machine.sequences[0].pages[0]
+    n_bytes = 2 * model.kv_heads * model.head_dim * (4 if kv_dtype == "f32" else 2)
+    assert n_bytes * 0.97 <= written[page, 1].sum() <= n_bytes  # some bytes of a number are 0xFF too
+    written[page, 1] = False
+    assert not written.any()
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("m", [1, 40])
+def test_a_page_may_lie_gigabytes_from_the_first(run: Run, host: Target, m: int, kv_dtype: str) -> None:
+    machine = Machine(Model(kv_dtype=kv_dtype), run, host, (70,))
+    expected = machine.prefill(0, m)
+    page_bytes = 2 * machine.layer
+    far = 6 * 2**30 // page_bytes
+    memory = mmap.mmap(-1, (far + 2) * page_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    machine.pool = np.frombuffer(memory, np.uint8)
+    machine.sequences[0].pages[:2] = far, far + 1
+    np.testing.assert_array_equal(machine.prefill(0, m), expected)
+
+
+@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2], MODELS[4]], ids=str)
+def test_it_is_what_the_operator_is_defined_to_be(run: Run, define: Run, host: Target, model: Model) -> None:
+    machine = Machine(model, run, host, (70, 5))
+    rows: list[Row] = [*((0, i) for i in range(33)), None, *((1, i) for i in range(5)), (0, 33)]
+    inputs = [np.nan_to_num(array) for array in machine.inputs(rows)]
+    call = model.call(len(rows), N_PAGES)
+    kept = {name: value for name, value in call.attributes if name not in ("n_layers", "kv_dtype", "page_tokens")}
+    defined = Call(call.op, call.inputs, call.outputs, tuple({**kept, "layer": 0}.items()))
+    cache = np.zeros((N_PAGES, model.kv_heads, PAGE_TOKENS, model.head_dim), np.float32)
+    inputs[-2:] = [array.astype(np.int64) for array in inputs[-2:]]
+    expected = define(defined, *inputs, cache, cache)[0]
+    np.testing.assert_allclose(machine.step(rows), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("kv_dtype", "f16"), ("page_tokens", 32), ("kv_num_heads", 3), ("head_dim", 63)]
+)
+def test_what_the_kernels_cannot_do_is_refused(host: Target, name: str, value: Any) -> None:
+    call = Model().call(1)
+    other = Call(call.op, call.inputs, call.outputs, tuple({**dict(call.attributes), name: value}.items()))
+    assert attention.match(other, host) is None
