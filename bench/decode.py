@@ -3,9 +3,9 @@
     llmc compile llama2-7b --weights random --dtype bf16 --batch 1 -o build/llama2-7b.so
     python bench/decode.py build/llama2-7b.so [--context 128] [--steps 12] [--record bench/records/NAME.json]
 
-A decode step at batch 1 must read every weight once (but the rows of the embedding it does not look up) and the keys and
-values of the context. Steps alternate with reads of a large buffer by as many threads; the figure is the ratio of the
-two medians: bytes a step must read over its time, as a share of the read bandwidth.
+A decode step at batch 1 must read every weight once (but for the rows of the embedding that it does not look up), and
+the keys and values of the context. Steps alternate with reads of a large buffer by as many threads; the figure is the
+ratio of the two medians: bytes a step must read over its time, as a share of the read bandwidth.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from llmc.compiler.target import Target
 
 MAGIC = b"llmc kernel 1\n"
 
-KERNELS_PER_WORKER = 8
+KERNELS_PER_WORKER = 16
 """Another process is started for every so many kernels: it needs about as long to import TVM."""
 
 Progress = Callable[[int, int], None]

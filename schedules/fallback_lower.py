@@ -19,6 +19,7 @@ from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import Operand
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.fallback_legalize import LEGALIZE
 
 LARGEST_CONSTANT = 64
 """Elements of a constant that is written into a kernel's code: the array must stay below 1 KiB on its stack."""
@@ -47,14 +48,15 @@ class Lowering:
 
     def place(self, value: Any, kind: Any) -> Place:
         """Where a Relax value lies, after the steps that compute it."""
-        if value in self.places:
-            return self.places[value]
+        if (known := self.places.get(value)) is not None:
+            return known
         if isinstance(value, relax.Tuple):
             return [self.place(field, None) for field in value.fields]
         if isinstance(value, relax.TupleGetItem):
             parts = self.place(value.tuple_value, None)
             assert isinstance(parts, list)
-            return parts[value.index]
+            part: Place = parts[value.index]
+            return part
         if isinstance(value, tvm.ir.GenericConst):
             array: np.ndarray[Any, Any] = value.value.numpy()
             return array
@@ -104,7 +106,7 @@ def import_model(model: onnx.ModelProto) -> Any:
         warnings.simplefilter("ignore")
         to_loops = [
             passes.DecomposeOpsForInference(),
-            passes.LegalizeOps(),
+            passes.LegalizeOps(LEGALIZE),
             passes.AnnotateTIROpPattern(),
             passes.FoldConstant(),
             passes.FuseOps(2),
@@ -152,7 +154,8 @@ def in_our_convention(function: Any, arguments: list[Place]) -> tuple[Any, list[
 def written_out(buffer: Any, array: np.ndarray[Any, Any]) -> list[Any]:
     """Stores that fill a buffer with a constant."""
     if array.size > LARGEST_CONSTANT:
-        raise LlmcError(f"it holds a constant of {array.size} elements", hint=f"at most {LARGEST_CONSTANT} are supported")
+        fact = f"it holds a constant of {array.size} elements"
+        raise LlmcError(fact, hint=f"at most {LARGEST_CONSTANT} are supported")
     return [
         tirx.BufferStore(buffer, tirx.const(array[index].item(), str(array.dtype)), list(index))
         for index in np.ndindex(array.shape)

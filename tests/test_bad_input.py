@@ -146,7 +146,7 @@ def need_missing_feature(path: Path) -> None:
         sections = list(file.sections.values())
     data = bytearray(path.read_bytes())
     plan = next(section for section in sections if section.name == "plan")
-    header = fmt.unpack_plan_header(data[plan.offset : plan.offset + plan.n_bytes])
+    header = fmt.unpack_plan_header(bytes(data[plan.offset : plan.offset + plan.n_bytes]))
     changed = fmt.pack_plan_header(header._replace(cpu_features=1 << 31))
     data[plan.offset : plan.offset + len(changed)] = changed
     digest = hashlib.sha256(data[plan.offset : plan.offset + plan.n_bytes]).digest()

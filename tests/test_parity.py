@@ -100,7 +100,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 250, n).tolist()
+    return [int(token) for token in np.random.default_rng(seed).integers(3, 250, n)]
 
 
 def test_greedy_tokens_and_logits_are_those_of_hugging_face(compiled: Compiled) -> None:

@@ -85,7 +85,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     if call.op == "llmc.RotaryPagedAttention" and not a.rotary_dim:
         names = ("qkv", "", "", "positions", "page_table")
     inputs = {name: Operand("input", index) for index, name in enumerate(names) if name}
-    step, kv, q, scratch = (inputs["positions"], inputs["page_table"]), Operand("kv"), Operand("temp"), Operand("scratch")
+    kv, q, scratch = Operand("kv"), Operand("temp"), Operand("scratch")
     numbers = a.m * a.head_dim
     append = Launch(
         _kernel(f"append_{_shape(a)}", partial(build_append, a)),
@@ -97,7 +97,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     context = a.pages * PAGE_TOKENS // 2  # on average
     attend = Launch(
         _kernel(f"attend_{_shape(a)}", partial(build_attend, a, blocks.rows)),
-        (q, *step, kv, Operand("output", 0), scratch),
+        (q, inputs["positions"], inputs["page_table"], kv, Operand("output", 0), scratch),
         a.kv_heads * -(-a.m // blocks.rows),
         2 * context * a.kv_heads * a.head_dim * a.kv_bytes * -(-a.m // blocks.rows) + 8 * numbers * a.heads,
         4 * context * numbers * a.heads,

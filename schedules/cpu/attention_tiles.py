@@ -32,7 +32,8 @@ from llmc.schedules.cpu.lanes import AVX512_BF16, Lanes, share, widest
 
 MASKED = -1e30
 """The score of a key that is out of sight, and the maximum before the first: finite, so that differences are."""
-LOCALITY = 2
+SECOND_LEVEL = 2
+"""Where prefetched lines go, as LLVM counts: the first level has no room for 16 KiB of what comes next."""
 
 
 def attend_kernel(a: Attention, block: int) -> Any:
@@ -51,7 +52,9 @@ def attend_kernel(a: Attention, block: int) -> Any:
         many = Block(a, block, q, positions, page_table, kv, out, scratch)
         intrinsics = T.attr(0, "pragma_import_llvm", AVX512_BF16) if a.dot == "dpbf16" else nullcontext()
         with intrinsics, share(a.kv_heads * blocks, task, n_tasks) as unit:
-            head, row = T.bind(T.truncdiv(unit, blocks)), T.bind(T.truncmod(unit, blocks) * block)
+            head, index = T.bind(T.truncdiv(unit, blocks)), T.bind(T.truncmod(unit, blocks))
+            half = T.truncdiv(index, 2)  # early rows see little, late ones much: every task gets some of both
+            row = T.bind(T.Select(T.truncmod(index, 2) == 0, half, blocks - 1 - half) * block)
             if block == 1:
                 one.attend(row, head)
             else:
@@ -64,12 +67,9 @@ def attend_kernel(a: Attention, block: int) -> Any:
 
 
 def tiles(n_rows: int, n_vectors: int, lanes: int) -> tuple[int, int]:
-    """Rows and vectors of a register tile: at most 16 accumulators (8 where there are 16 registers)."""
-    registers = lanes if lanes == 8 else 16
-    rows = min(n_rows, 8 if lanes == 16 else 4)
-    while n_rows % rows and n_rows < 2 * rows:
-        rows -= 1
-    return rows, max(1, min(n_vectors, registers // rows))
+    """Rows and vectors of a register tile: up to 4 rows, at most 16 accumulators (8 where there are 16 registers)."""
+    rows = -(-n_rows // -(-n_rows // 4))
+    return rows, min(n_vectors, (16 if lanes == 16 else 8) // rows)
 
 
 def spans(n: int, width: int) -> Iterator[tuple[int, int, int]]:
@@ -184,12 +184,10 @@ class Block:
         """Brings what is read next to the second level cache while memory is the limit: the page's values while its
         keys are read, the next page's keys while its values are."""
         if self.n == 1:
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.kv[word]), 0, LOCALITY, 1))
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.kv[word]), 0, SECOND_LEVEL, 1))
 
-    def product(
-        self, n_vectors: int, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any = None
-    ) -> None:
-        """Rows of `left` times vectors of `right`, in tiles of registers.  odd: whether half a word follows the steps."""
+    def product(self, n_vectors: int, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any = None) -> None:
+        """Rows of `left` times vectors of `right`, tile by tile.  odd: whether half a word follows the steps."""
         rows, width = tiles(self.rows, n_vectors, self.a.lanes)
         for first, n_spans, length in spans(n_vectors, width):
             with T.serial(n_spans) as span:

@@ -54,7 +54,7 @@ def match(call: Call, target: Target) -> Norm | None:
         return None
     columns = x.shape[-1]
     vectors = others[1:] if adds else others
-    if any(v and v.shape != (columns,) or v and not v.constant and v.dtype != "f32" for v in vectors):
+    if any(v.shape != (columns,) or not (v.constant or v.dtype == "f32") for v in vectors if v):
         return None
     bias = len(vectors) > 1 and vectors[1] is not None
     epsilon = float(call.attribute("epsilon", 1e-5))
@@ -76,7 +76,7 @@ def implement(call: Call, norm: Norm, target: Target) -> Implementation:
         4 * words,
         norm.rows * norm.columns * (7 if norm.centred else 4),
     )
-    constants = [index for index in inputs if index >= first_vector and (kind := call.inputs[index]) and kind.constant]
+    constants = [i for i in inputs if i >= first_vector and (vector := call.inputs[i]) and vector.constant]
     return Implementation((launch,), layouts={index: RowMajor("f32") for index in constants})
 
 
