@@ -67,6 +67,7 @@ def measure(path: Path, batches: Sequence[int], context: int, prefill: int, step
         for step in range(steps + 1):
             for size in batches:
                 seconds = timed(lambda size=size: next(decoders[size]))  # type: ignore[misc]
+                time.sleep(0.01)  # the model's threads still spin for a moment, and would share the CPUs
                 read = read_seconds(n_threads, BUFFER_BYTES)
                 if step:  # the first brings the weights into memory
                     times[size].append(seconds)
