@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,11 +51,13 @@ def invoke(*arguments: object) -> Result:
 
 def assert_refused(result: Result, *said: str) -> None:
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.strip().splitlines()) <= 3
+    stages, found, refusal = f"\n{result.stderr}".partition("\nerror: ")
+    assert found
+    assert all(len(line.split(maxsplit=1)) == 2 for line in stages.splitlines() if line)
+    assert len(refusal.strip().splitlines()) <= 3
     assert "Traceback" not in result.stderr
     for text in said:
-        assert text in result.stderr
+        assert text in refusal
 
 
 # -- models that cannot be compiled --------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def only_pickles(folder: Path) -> None:
         (missing_tensor, "model.layers.0.mlp.up_proj.weight"),
         (misshapen_tensor, "95"),
         (truncated_checkpoint, "model.safetensors"),
-        (only_pickles, "pytorch_model.bin"),
+        (only_pickles, "pickle"),
     ],
 )
 def test_a_spoiled_model_is_refused_by_name(folder: Path, tmp_path: Path, spoil: Spoil, said: str) -> None:
@@ -106,6 +109,38 @@ def test_a_spoiled_model_is_refused_by_name(folder: Path, tmp_path: Path, spoil:
     spoil(tmp_path / "model")
     assert_refused(invoke("compile", tmp_path / "model", "-o", tmp_path / "out.so"), said)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def not_a_number(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][3, 4] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+
+
+def infinite(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 4] = float("inf")
+    save_file(weights, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("spoil", [not_a_number, infinite])
+def test_weights_that_are_no_numbers_are_blamed_on_the_model(folder: Path, tmp_path: Path, spoil: Spoil) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    spoil(tmp_path / "model")
+    result = invoke("compile", tmp_path / "model", "-o", tmp_path / "out.so", "--batch", "1")
+    assert_refused(result, "not finite numbers", "at: model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_device_is_never_replaced_by_an_artifact(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert_refused(invoke("compile", folder, "-o", tmp_path / "pipe", "--batch", "1"), "a device or a pipe", "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_dump_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert_refused(invoke("compile", folder, "-o", tmp_path / "x.so", "--dump", tmp_path / "file"), "--dump")
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:

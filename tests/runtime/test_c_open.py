@@ -201,9 +201,7 @@ def test_an_artifact_of_13_gigabytes_opens_at_once(toy_so: Path, tmp_path: Path)
         file.seek(begin + n_weights)
         tail = bytes(small[entries[2][1] - shift : at])
         file.write(tail + toy.pack_end(directory, begin + n_weights + len(tail)))
-    start = time.perf_counter()
-    with Model(path) as model:
-        assert time.perf_counter() - start < 0.2
+    with Model(path) as model:  # the weights' hash is wrong: opening must not read them
         assert model.info().weight_bytes == n_weights
         assert model.sequence([1, 2]).logits() == toy.oracle([1, 2])[-1]
 
