@@ -12,19 +12,16 @@ dev: $(VENV)/.ready  ## make .venv with all a developer needs, llmc on its path
 
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
-	@test -x $(BIN)/python || python3 -m venv $(VENV)
+	@test -x $(BIN)/pip || python3 -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[compiler,zig,dev]'
 	@touch $@
 
-$(STORIES): $(VENV)/.ready examples/stories/model/model.safetensors
-	@mkdir -p build
-	@$(BIN)/llmc compile examples/stories/model -o $@
-
 run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
 	@mkdir -p build
 	@$(BIN)/llmc compile examples/stories/model -o $(STORIES)
-	@$(BIN)/llmc run $(STORIES) -p "Once upon a time" -n 200
+	@printf '\nOnce upon a time'
+	@$(BIN)/llmc run $(STORIES) -p "Once upon a time" -n 400
 
 test: $(VENV)/.ready  ## lint, type-check and run all tests
 	@$(MAKE) --no-print-directory lint
@@ -39,7 +36,7 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	@$(BIN)/mypy
 
 golden: $(VENV)/.ready  ## rewrite the golden files after a change you meant
-	@$(BIN)/python -m pytest -q -n 2 --update-golden tests/passes tests/cli
+	@$(BIN)/python -m pytest -q -n 2 --update-golden tests/passes tests/compiler tests/cli
 
 bench: $(VENV)/.ready  ## measure decode and prefill of a 7B against this machine's limits
 	@$(BIN)/python bench/decode.py

@@ -10,7 +10,7 @@ setup(
     package_data={
         "llmc": ["py.typed"],
         "llmc.runtime": ["include/*.h", "src/*.c", "src/*.h"],
-        "llmc.schedules": ["tuned/*.json"],
+        "llmc.schedules": ["*.c", "tuned/*.json"],
     },
     include_package_data=False,
 )

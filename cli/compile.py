@@ -12,9 +12,8 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import certificate_in_words, compiler_installed, in_bytes, in_seconds, json_option, print_json
+from llmc.cli.output import certificate_in_words, compiler_installed, in_bytes, in_seconds, json_option, print_json, say
 from llmc.cli.progress import stage_progress
-from llmc.runtime.errors import LlmcError
 
 
 def parse_batch(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
@@ -36,7 +35,22 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …",
 )
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
-@click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8"]), default="none", show_default=True)
+@click.option(
+    "--quant",
+    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    default="none",
+    show_default=True,
+    help="Of the weights of linear layers.",
+)
+@click.option(
+    "--quant-group", type=click.Choice(["32", "128"]), help="Weights that share a scale in int4.  [default: 32]"
+)
+@click.option("--quant-lm-head/--no-quant-lm-head", help="Quantise the product that makes the logits too.")
+@click.option(
+    "--kv-dtype",
+    type=click.Choice(["f32", "bf16", "int8"]),
+    help="Of the KV cache.  [default: the model's dtype]",
+)
 @click.option(
     "--batch",
     metavar="1,2,…",
@@ -63,6 +77,9 @@ def command(
     target: str,
     dtype: str | None,
     quant: str,
+    quant_group: str | None,
+    quant_lm_head: bool,
+    kv_dtype: str | None,
     batch: tuple[int, ...],
     max_seq: int | None,
     weights: str,
@@ -73,12 +90,8 @@ def command(
 ) -> None:
     """Compile MODEL into one file: machine code, weights, tokenizer and runtime.
 
-    MODEL is a folder in Hugging Face's layout, a hub id, a known name (llama2-7b, opt-6.7b) or an .onnx file.
+    MODEL is a folder in Hugging Face's layout, a hub id or a known name (llama2-7b, opt-6.7b).
     """
-    if quant != "none":
-        raise LlmcError(f"quantization to {quant} is not built yet", place=f"--quant {quant}", hint="use --quant none")
-    if out is not None and out.is_dir():
-        raise LlmcError("the output is a directory", place=f"-o {out}", hint=f"name a file: -o {out / 'model.so'}")
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr), stage_progress() as progress:
         from llmc.compiler.driver import compile_model
 
@@ -87,6 +100,10 @@ def command(
             out=out,
             target=target,
             dtype=dtype,
+            quant=quant,
+            quant_group=int(quant_group) if quant_group else None,
+            quant_lm_head=quant_lm_head,
+            kv_dtype=kv_dtype,
             batch=batch,
             max_sequence=max_seq,
             weights=weights,
@@ -95,6 +112,8 @@ def command(
             seed=seed,
             progress=progress,
         )
+    for note in report.get("notes", ()):
+        say(f"note: {note}")
     if as_json:
         print_json(report)
     else:
@@ -103,16 +122,17 @@ def command(
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM end the compile as Ctrl-C does, so that no partial file stays behind."""
+    """Let SIGTERM and a closed terminal end the compile as Ctrl-C does, so that no partial file stays behind."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(report: Mapping[str, Any]) -> str:

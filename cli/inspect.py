@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from llmc.cli import schedules_view
 from llmc.cli.output import artifact_argument, certificate_in_words, in_bytes, json_option, print_json, table
 from llmc.runtime import ArtifactFile, LlmcError
 from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
@@ -157,7 +158,7 @@ def argument_in_words(argument: Mapping[str, Any]) -> str:
     return f"{argument['space']}[{start}:{start + size}]"
 
 
-# -- graph, schedules, manifest ---------------------------------------------------
+# -- graph, manifest ---------------------------------------------------
 
 
 def collect_graph(file: ArtifactFile) -> Said:
@@ -170,16 +171,6 @@ def collect_graph(file: ArtifactFile) -> Said:
 def write_graph(said: Said) -> str:
     rows = [(p["name"], p["rewrites"], p["nodes"]) for p in said["passes"]]
     return "\n".join([table(("pass", "rewrites", "nodes left"), rows), "", said["final"].rstrip()])
-
-
-def collect_schedules(file: ArtifactFile) -> Said:
-    return {"schedules": file.manifest().get("schedules", [])}
-
-
-def write_schedules(said: Said) -> str:
-    titles = ("plan", "m", "op", "nodes", "rule", "params", "layout", "bytes")
-    rows = [tuple(record.get(title, "") for title in titles) for record in said["schedules"]]
-    return table(titles, rows)
 
 
 def collect_manifest(file: ArtifactFile) -> Said:
@@ -200,6 +191,6 @@ VIEWS: dict[str, tuple[Callable[[ArtifactFile], Said], Callable[[Said], str]]] =
     "summary": (collect_summary, write_summary),
     "graph": (collect_graph, write_graph),
     "plan": (collect_plan, write_plan),
-    "schedules": (collect_schedules, write_schedules),
+    "schedules": (schedules_view.collect, schedules_view.write),
     "manifest": (collect_manifest, write_manifest),
 }

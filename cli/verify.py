@@ -123,13 +123,14 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
     with compiler_installed():
         from pathlib import Path
 
-        from llmc.compiler.certify import certify_source
+        from llmc.compiler.certify import certify_source, judged_as
         from llmc.compiler.frontend import load_source
 
         model = manifest["model"]
         loaded = load_source(source, weights="real", dtype=model["dtype"], max_sequence=model["n_context"], seed=0)
+        quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
-            certificate = certify_source(Path(artifact), loaded)
+            certificate = certify_source(Path(artifact), loaded, quant)
         except LlmcError as error:
             return Check(f"against {source}", "failed", error.fact)
     return Check(f"against {source}", "passed", f"logits within {certificate['relative_error']:.1e} of their range")

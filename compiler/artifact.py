@@ -12,18 +12,21 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from llmc.compiler.plan import PlacedWeight, Program
+from llmc.compiler.quantize import QuantizedWeight
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
 from llmc.runtime.errors import LlmcError
 
 Progress = Callable[[int, int], None]
+
+HUGE_PAGE_BYTES = 2 << 20
 
 
 class ArtifactWriter:
@@ -44,8 +47,11 @@ class ArtifactWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
-        self.partial.unlink(missing_ok=True)
+        try:
+            with contextlib.suppress(OSError):  # on a full disk closing fails too, and it is said already
+                self.file.close()
+        finally:
+            self.partial.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
@@ -65,9 +71,9 @@ class ArtifactWriter:
             offset = -(-end // alignment) * alignment
             self.file.write(bytes(offset - end))
             digest = hashlib.sha256()
-            for chunk in chunks:
-                digest.update(chunk)
-                self.file.write(chunk)
+            for piece in in_huge_pages(chunks, offset):
+                digest.update(piece)
+                self.file.write(piece)
             self.sections.append(fmt.Section(name, offset, self.file.tell() - offset, digest.digest()))
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
@@ -94,13 +100,58 @@ class ArtifactWriter:
             self.partial.replace(self.path)
 
 
+def check_place(path: Path) -> None:
+    """Refuse before any work a path that no artifact can be written to, and one that is no file to be replaced."""
+    if path.is_dir():
+        raise LlmcError("the output is a directory", place=f"-o {path}", hint=f"name a file: -o {path / 'model.so'}")
+    if path.exists() and not path.is_file():
+        raise LlmcError("the output is a device or a pipe, which an artifact would replace", place=f"-o {path}")
+    folder = existing_folder(path)
+    if not folder.is_dir():
+        raise LlmcError(f"the artifact cannot be written: {folder} is not a folder", place=f"-o {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LlmcError(f"the artifact cannot be written: no permission to write in {folder}", place=f"-o {path}")
+
+
+def existing_folder(path: Path) -> Path:
+    """The folder that `path` will be made in, or the nearest one above it that there is."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def in_huge_pages(chunks: Iterable[bytes | memoryview], position: int) -> Iterator[bytes | memoryview]:
+    """The same bytes, cut where the file's huge pages end.  `position`: in the file, of the first.
+
+    Linux keeps what was written in pages of up to a write's size.  Weights that were written in whole huge pages are
+    mapped in huge pages, and read about a tenth faster than in small ones.
+    """
+    waiting = bytearray()
+    for chunk in chunks:
+        rest = memoryview(chunk).cast("B")
+        while rest:
+            here = position + len(waiting)
+            end = here + len(rest)
+            whole = end // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES - here
+            if waiting or whole <= 0:
+                whole = min(HUGE_PAGE_BYTES - here % HUGE_PAGE_BYTES, len(rest))
+                waiting += rest[:whole]
+                if (here + whole) % HUGE_PAGE_BYTES == 0:
+                    position += len(waiting)
+                    yield bytes(waiting)
+                    waiting.clear()
+            else:
+                position += whole
+                yield rest[:whole]
+            rest = rest[whole:]
+    if waiting:
+        yield bytes(waiting)
+
+
 def check_room(path: Path, n_bytes: int) -> None:
     """Refuse before hours of work what will not fit on the disk."""
-    folder = next(p for p in path.absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing_folder(path)).free
     if free < n_bytes:
         raise LlmcError(
-            f"the artifact needs {n_bytes / 1e9:.1f} GB, but the disk has {free / 1e9:.1f} GB free",
+            f"the artifact needs {n_bytes / 1e6:,.0f} MB, but the disk has {free / 1e6:,.0f} MB free",
             place=str(path),
             hint="free some space, or choose another place with -o",
         )
@@ -123,8 +174,10 @@ def packed_weights(weights: Sequence[PlacedWeight], progress: Progress) -> Itera
 
 
 def read_constant(weight: PlacedWeight) -> Any:
-    """The constant's array in the dtype it is stored in."""
+    """The constant's array in the dtype it is stored in; codes and scales when it is quantised."""
     tensor: Any = weight.value.const_value
+    if isinstance(tensor, QuantizedWeight):
+        return tensor.quantized()
     return tensor.stored() if hasattr(tensor, "stored") else tensor.numpy()
 
 

@@ -34,10 +34,10 @@ DTYPES: Mapping[ir.DataType, DType] = {
 
 @dataclass(frozen=True)
 class Binding:
-    """Numbers for the symbols M, R, P and n_pages; the dtype of stored weights and KV cache; the count of layers."""
+    """Numbers for the symbols M, R, P and n_pages; how the KV cache is stored; the count of layers."""
 
     sizes: Mapping[str, int]
-    dtype: str
+    kv_dtype: str
     n_layers: int
 
     def type_of(self, value: ir.Value) -> TensorType:
@@ -76,7 +76,7 @@ def constant_type(value: ir.Value, binding: Binding) -> TensorType:
     if tensor.dtype != ir.DataType.FLOAT:
         return TensorType(shape, DTYPES[tensor.dtype], constant=True)
     stored = getattr(tensor, "stored_dtype", "f32")
-    return TensorType(shape, cast(DType, stored), constant=True)
+    return TensorType(shape, cast(DType, stored), constant=True, group=getattr(tensor, "group", 0))
 
 
 def call_of(node: ir.Node, binding: Binding) -> Call:
@@ -89,7 +89,7 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
             attributes[f"input.{index}"] = plain(cast(Any, value.const_value).numpy().tolist())
     if node.op_type.endswith("PagedAttention"):
         del attributes["layer"]
-        attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.dtype, "page_tokens": PAGE_TOKENS}
+        attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     return Call(op, inputs, outputs, tuple(sorted(attributes.items())))
 

@@ -8,6 +8,10 @@ for the whole greedy run).
 The bar. float32: the largest logit error is at most 2e-4 of the logits' range. bf16: at most 1.5 times the error that
 Hugging Face makes in bf16. Both: a token may differ from the reference's only where the reference's own two best logits
 lie closer together than twice the largest error.
+
+Quantised weights and a KV cache narrower than the weights are meant to differ, so that such an artifact is judged by
+its distributions alone: the mean over positions of their Kullback-Leibler divergence from the reference's, with the
+weights as they were, in nats.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 
 F32_BAR = 2e-4
 LOW_PRECISION_BAR = 1.5
+QUANT_BARS = {"int8": 0.01, "int4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
@@ -49,19 +54,32 @@ class Text:
         return self.prompt + self.greedy
 
 
-def certify(artifact: Path, reference: ReferenceLogits, dtype: str, describe: dict[str, Any]) -> dict[str, Any]:
-    """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar."""
+def certify(
+    artifact: Path, reference: ReferenceLogits, dtype: str, describe: dict[str, Any], quant: str | None = None
+) -> dict[str, Any]:
+    """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar.
+
+    quant: "int8" or "int4" for an artifact with such weights; "int8 KV cache" and the like for one
+    that differs in its cache alone.
+    """
     with load(artifact) as model:
-        texts = [continue_greedily(model, prompt) for prompt in prompts(model)]
+        texts = [continue_greedily(model, prompt, describe["model"]) for prompt in prompts(model)]
     exact = reference([text.tokens for text in texts], "f32")
-    own = None if dtype == "f32" else reference([text.tokens for text in texts], dtype)
+    own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
     certificate = compare(texts, exact, own, dtype) | {"reference": describe}
-    judge(certificate, artifact)
+    if quant is not None:
+        certificate |= {"quant": quant, "bar": {"kl_mean": QUANT_BARS[quant]}}
+    judge(certificate, describe["model"])
     return certificate
 
 
-def certify_source(artifact: Path, source: SourceModel) -> dict[str, Any]:
-    """Compare an artifact with the model it was compiled from."""
+def judged_as(quant: str | None, dtype: str, kv_dtype: str) -> str | None:
+    """The bar of an artifact with such weights and such a cache: a key of QUANT_BARS, or None: that of its dtype."""
+    return quant or (None if kv_dtype in ("f32", dtype) else f"{kv_dtype} KV cache")
+
+
+def certify_source(artifact: Path, source: SourceModel, quant: str | None = None) -> dict[str, Any]:
+    """Compare an artifact with the model it was compiled from; see `certify`."""
     import torch
     import transformers
 
@@ -69,19 +87,28 @@ def certify_source(artifact: Path, source: SourceModel) -> dict[str, Any]:
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
-    return certify(artifact, lambda tokens, dtype: reference_logits(source, tokens, dtype), source.dtype, describe)
+
+    def reference(tokens: list[list[int]], dtype: str) -> list[Logits]:
+        return reference_logits(source, tokens, dtype)
+
+    return certify(artifact, reference, source.dtype, describe, quant)
 
 
 def prompts(model: Model) -> list[list[int]]:
     """Texts where there is a tokenizer, and token sequences drawn from a fixed seed, short and longer than a page."""
-    made = [model.encode(text) for text in TEXTS] if model.has_tokenizer else []
     info = model.info
+    made = [model.encode(text) for text in TEXTS] if model.has_tokenizer else []
     rng = np.random.default_rng(2026)
-    lengths = [n for n in (1, 7, 67, 150) if n + N_GREEDY <= info.n_context]
-    return made + [rng.integers(0, info.n_vocab, n).tolist() for n in lengths]
+    lengths = [n for n in (1, 7, 67, 150) if n == 1 or n + N_GREEDY <= info.n_context]
+    made += [rng.integers(0, info.n_vocab, n).tolist() for n in lengths]
+    return [prompt for prompt in made if len(prompt) <= info.n_context]
 
 
-def continue_greedily(model: Model, prompt: list[int]) -> Text:
+def continue_greedily(model: Model, prompt: list[int], place: str) -> Text:
+    """`place`: what to blame when there is nothing to choose from."""
+    if not np.isfinite(model.logits(prompt)).all():
+        hint = "its weights hold NaN or infinity, or values that are too large; --verify off compiles them as they are"
+        raise LlmcError("the model's logits are not finite numbers", place=place, hint=hint)
     greedy = model.tokens(prompt, max_tokens=min(N_GREEDY, model.info.n_context - len(prompt)), ignore_eos=True)
     return Text(prompt, greedy, model.logits(prompt + greedy))
 
@@ -143,15 +170,19 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def judge(certificate: dict[str, Any], artifact: Path) -> None:
-    """Refuse an artifact below the bar."""
+def judge(certificate: dict[str, Any], model: str) -> None:
+    """Refuse an artifact of `model` below the bar."""
     wrong = sum(prompt["n_wrong"] for prompt in certificate["prompts"])
-    if certificate["dtype"] == "f32":
-        failed = certificate["relative_error"] > F32_BAR
+    if quant := certificate.get("quant"):
+        wrong, failed = 0, not certificate["kl_mean"] <= QUANT_BARS[quant]
+        diverge = f"its distributions diverge by {certificate['kl_mean']:.1e} nats"
+        said = f"{diverge}, the bar of {quant} is {QUANT_BARS[quant]}"
+    elif certificate["dtype"] == "f32":
+        failed = not certificate["relative_error"] <= F32_BAR
         said = f"logit error is {certificate['relative_error']:.1e} of the range, the bar is {F32_BAR:.0e}"
     else:
         ratio = certificate["max_logit_error"] / max(certificate["reference_error"], 1e-30)
-        failed = ratio > LOW_PRECISION_BAR
+        failed = not ratio <= LOW_PRECISION_BAR
         own = f"the reference's own in {certificate['dtype']}"
         said = f"logit error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if not failed and not wrong:
@@ -159,6 +190,6 @@ def judge(certificate: dict[str, Any], artifact: Path) -> None:
     fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
     raise LlmcError(
         f"the compiled model does not match its source: {fact}",
-        place=str(artifact),
+        place=model,
         hint="this is a bug in llmc: please report the model; --verify off compiles without the check",
     )

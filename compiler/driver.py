@@ -15,12 +15,14 @@ from llmc import __version__, passes, schedules
 from llmc.compiler import artifact, certify, graph, report
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.kernel import Call, Implementation
-from llmc.compiler.link import link
+from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
+from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target, host_features, parse_target
+from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import cache
+from llmc.schedules import cache, records
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
@@ -58,6 +60,10 @@ def compile_model(
     out: str | Path | None = None,
     target: str = "cpu",
     dtype: str | None = None,
+    quant: str = "none",
+    quant_group: int | None = None,
+    quant_lm_head: bool = False,
+    kv_dtype: str | None = None,
     batch: Sequence[int] = (1, 2, 4, 8),
     max_sequence: int | None = None,
     weights: str = "real",
@@ -68,38 +74,46 @@ def compile_model(
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
-    model: a folder, a hub id, a known name or an .onnx file.  out: the artifact's path; "<name>.so" when None.
+    model: a folder, a hub id or a known name.  out: the artifact's path; "<name>.so" when None.
     dtype: "f32" or "bf16", the checkpoint's own when None.  batch: the batch sizes decode is planned for.
+    quant: "none", or how linear layers' weights are stored: "int8", "int4".  quant_group: weights that share a scale in
+    int4, 32 (when None) or 128.  quant_lm_head: quantise the product that makes the logits too.
+    kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.
     max_sequence: the most tokens of a sequence, the model's own limit when None.  weights: "real" or "random".
     verify: compare the artifact with its source, and fail below the bar.  dump: a folder for every stage of the graph.
     Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
     """
     stages = Stages(progress)
     machine = parse_target(target)
+    scheme = Scheme.parse(quant, quant_group, quant_lm_head)
     check_batch(batch)
+    c_compiler()  # what is missing at the end is better said before the work
     with stages("load"):
         source = load_source(str(model), weights=weights, dtype=dtype, max_sequence=max_sequence, seed=seed)
     path = Path(out) if out is not None else Path(f"{source.name}.so")
+    artifact.check_place(path)
     with stages("passes"):
-        step_graph, history = rewrite(source, Path(dump) if dump else None)
+        step_graph, history = rewrite(source, scheme, Path(dump) if dump else None)
     with stages("plan"):
-        program = plan(step_graph, source, machine, batch)
-        artifact.check_room(path, program.weight_bytes + (64 << 20))
+        kv_dtype = kv_dtype or source.dtype
+        tuned = records.installed(machine)
+        program = plan(step_graph, source, machine, batch, kv_dtype, tuned)
+        artifact.check_room(path, program.weight_bytes)
     with stages("kernels") as tick:
         objects = cache.compile_kernels(program.kernels, machine, progress=tick)
     with stages("link"):
         pointers = artifact.pointer_counts(program)
         code = link([(k.name, pointers[i]) for i, k in enumerate(program.kernels)], objects, cache.folder())
-    manifest = report.manifest(source, machine, program, batch, version=__version__)
+    manifest = report.manifest(source, machine, program, batch, scheme, kv_dtype, version=__version__)
     with artifact.ArtifactWriter(path) as writer:
         with stages("weights") as tick:
             write_sections(writer, code, program, source, machine, report.graph_section(step_graph, history), tick)
             writer.finish(manifest)
         with stages("verify"):
-            manifest["certificate"] = certificate(writer.partial, source, machine, verify)
+            manifest["certificate"] = certificate(writer.partial, source, machine, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    return report.compile_report(path, manifest, stages.seconds)
+    return report.compile_report(path, manifest, stages.seconds, tuned.notes)
 
 
 def check_batch(batch: Sequence[int]) -> None:
@@ -107,8 +121,9 @@ def check_batch(batch: Sequence[int]) -> None:
         raise LlmcError(f"batch sizes must lie between 1 and {MAX_BATCH}", place=f"--batch {','.join(map(str, batch))}")
 
 
-def rewrite(source: SourceModel, dump: Path | None) -> tuple[ir.Model, list[report.PassRecord]]:
-    """Run the passes, keeping what each did; every stage goes to `dump` as numbered ONNX and text."""
+def rewrite(source: SourceModel, scheme: Scheme | None, dump: Path | None) -> tuple[ir.Model, list[report.PassRecord]]:
+    """Run the passes, then quantise if asked, keeping what each did; every stage goes to `dump` as numbered ONNX and
+    text."""
     history: list[report.PassRecord] = []
 
     def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
@@ -117,19 +132,32 @@ def rewrite(source: SourceModel, dump: Path | None) -> tuple[ir.Model, list[repo
         history.append(report.PassRecord(name, n_rewrites, sum(1 for _ in model.graph)))
 
     observe("export", source.graph, 0)
-    step_graph = passes.run(source.graph, n_context=source.n_context, observe=observe)
+    try:
+        step_graph = passes.run(source.graph, n_context=source.n_context, observe=observe)
+    except LlmcError as error:
+        fact = f"the architecture {source.architecture} is not supported: {error.fact}"
+        raise LlmcError(fact, place=error.place, hint=error.hint) from error
+    if scheme is not None:
+        observe("quantize_weights", step_graph, quantize_weights(step_graph, scheme))
     graph.check_step_graph(step_graph)
     return step_graph, history
 
 
-def plan(step_graph: ir.Model, source: SourceModel, machine: Target, batch: Sequence[int]) -> Program:
-    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes."""
+def plan(
+    step_graph: ir.Model,
+    source: SourceModel,
+    machine: Target,
+    batch: Sequence[int],
+    kv_dtype: str,
+    tuned: records.Tuned | None = None,
+) -> Program:
+    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with tuned schedules, if any."""
 
     def implement(call: Call) -> Implementation:
-        return schedules.implement(call, machine)
+        return schedules.implement(call, machine, tuned)
 
     chunks = [chunk for chunk in PREFILL_CHUNKS if chunk <= source.n_context]
-    planner = Planner(step_graph.graph, implement, source.dtype, source.n_context)
+    planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context)
     return planner.plan(sorted({1, *batch, *chunks}), sorted({1, *batch}))
 
 
@@ -154,7 +182,9 @@ def write_sections(
     writer.add("graph", iter([graph_section]))
 
 
-def certificate(path: Path, source: SourceModel, machine: Target, verify: bool) -> dict[str, Any]:
+def certificate(
+    path: Path, source: SourceModel, machine: Target, scheme: Scheme | None, kv_dtype: str, verify: bool
+) -> dict[str, Any]:
     """Run the artifact against its source, unless there is a reason not to."""
     missing = sorted(set(machine.features) - host_features())
     reasons = {
@@ -165,4 +195,5 @@ def certificate(path: Path, source: SourceModel, machine: Target, verify: bool) 
     for reason, holds in reasons.items():
         if holds:
             return {"status": "skipped", "reason": reason}
-    return certify.certify_source(path, source)
+    judged_as = certify.judged_as(scheme.name if scheme else None, source.dtype, kv_dtype)
+    return certify.certify_source(path, source, judged_as)

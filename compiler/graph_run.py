@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_text import to_text
 from llmc.compiler.ops import DOMAIN, OPSET, VERSION, function_of
+from llmc.runtime.errors import LlmcError
 
 SMALL_WEIGHT = 4096
 """Elements of the largest weight that a file written by `save_onnx` holds."""
@@ -73,10 +74,13 @@ def save_onnx(model: ir.Model, path: Path | str) -> None:
 def dump_stage(model: ir.Model, folder: Path | str, index: int, name: str) -> None:
     """Write `NN_name.onnx` and `NN_name.txt`, making the folder if need be."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"{index:02d}_{name}"
-    save_onnx(model, stem.with_suffix(".onnx"))
-    stem.with_suffix(".txt").write_text(to_text(model) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_onnx(model, stem.with_suffix(".onnx"))
+        stem.with_suffix(".txt").write_text(to_text(model) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise LlmcError(f"the graph cannot be written: {error.strerror}", place=f"--dump {folder}") from error
 
 
 def extract(result: ir.Value, inputs: list[ir.Value]) -> ir.Model:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "bool"]
+DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "i4", "bool"]
 DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "i8": 1, "u8": 1, "bool": 1}
 
 PAGE_TOKENS = 64
@@ -25,18 +25,23 @@ PAGE_TOKENS = 64
 
 @dataclass(frozen=True)
 class TensorType:
-    """Shape, element type, and whether the value is known at compile time (a weight or a table)."""
+    """Shape, element type, and whether the value is known at compile time (a weight or a table).
+
+    group: of a quantised weight ("i8", "i4"), how many elements of a row share a scale; 0 is all of them.
+    """
 
     shape: tuple[int, ...]
     dtype: DType
     constant: bool = False
+    group: int = 0
 
     @property
     def n_bytes(self) -> int:
         return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]{'!' if self.constant else ''}"
+        group = f"g{self.group}" if self.group else ""
+        return f"{self.dtype}{group}[{','.join(map(str, self.shape))}]{'!' if self.constant else ''}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,10 @@ class Implementation:
     scratch_bytes: memory each thread needs for itself.
     layouts: for each constant input (by index) the layout it must be packed in; RowMajor when absent.
     kv_layer_bytes: bytes one page takes for this layer, when the call keeps a KV cache.
-    rule: the name of the schedule that answered; params: its tuning parameters, as text.
+    rule: the name of the schedule that answered; params: its tuning parameters, as text; family: what people call a
+    kernel of this kind ("GEMV"), where there are several.
+    measured: what `llmc tune` found when the parameters are its choice (a record of schedules/records.py); empty when
+    they are the rule's own.
     """
 
     launches: tuple[Launch, ...]
@@ -120,6 +128,8 @@ class Implementation:
     kv_layer_bytes: int = 0
     rule: str = ""
     params: str = ""
+    family: str = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

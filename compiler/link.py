@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from llmc.runtime.errors import LlmcError
@@ -23,7 +24,7 @@ EXPORTS = "{ global: llmc_get_api; local: *; };\n"
 
 def c_compiler() -> list[str]:
     """The command that compiles C: $CC, cc, gcc, clang, or Zig's from pip."""
-    named = os.environ.get("CC")
+    named = os.environ.get("CC", "").strip()
     for command in [named] if named else ["cc", "gcc", "clang"]:
         if shutil.which(command.split()[0]):
             return command.split()
@@ -57,8 +58,7 @@ def kernel_table(kernels: Sequence[tuple[str, int]]) -> str:
 def link(kernels: Sequence[tuple[str, int]], objects: Sequence[Path | bytes], cache: Path | None) -> bytes:
     """The ELF image of an artifact.  objects: compiled kernels, as files or as bytes."""
     compiler = c_compiler()
-    with tempfile.TemporaryDirectory(prefix="llmc-link-") as folder:
-        work = Path(folder)
+    with work_folder() as work:
         (work / "table.c").write_text(kernel_table(kernels))
         (work / "exports.map").write_text(EXPORTS)
         inputs = [runtime_object(compiler, work, cache)]
@@ -68,16 +68,29 @@ def link(kernels: Sequence[tuple[str, int]], objects: Sequence[Path | bytes], ca
                 path.write_bytes(item)
             inputs.append(path)
         run([*compiler, *COMPILE_FLAGS, f"-I{RUNTIME}/src", "-c", "table.c", "-o", "table.o"], work)
-        version_script = f"-Wl,--version-script={work}/exports.map"
+        version_script = "-Wl,--version-script=exports.map"
         run([*compiler, *LINK_FLAGS, version_script, "table.o", *map(str, inputs), "-o", "code.so", *LIBRARIES], work)
         return (work / "code.so").read_bytes()
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[Path]:
+    """A temporary folder; what the file system refuses there becomes one clear line."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="llmc-link-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        fact = f"linking cannot write its temporary files: {error.strerror}"
+        hint = "free some space there, or choose another folder with TMPDIR"
+        raise LlmcError(fact, place=tempfile.gettempdir(), hint=hint) from error
 
 
 def runtime_object(compiler: list[str], work: Path, cache: Path | None) -> Path:
     """The runtime as one relocatable object, compiled once for each compiler and source."""
     sources = runtime_sources()
     headers = sorted([*(RUNTIME / "src").glob("*.h"), *(RUNTIME / "include").glob("*.h")])
-    content = b"\0".join([" ".join(compiler).encode(), *(path.read_bytes() for path in [*sources, *headers])])
+    command = " ".join([*compiler, *COMPILE_FLAGS]).encode()
+    content = b"\0".join([command, *(path.read_bytes() for path in [*sources, *headers])])
     kept = cache / f"runtime-{hashlib.sha256(content).hexdigest()}.o" if cache else None
     if kept and kept.exists():
         return kept
@@ -89,21 +102,27 @@ def runtime_object(compiler: list[str], work: Path, cache: Path | None) -> Path:
     whole = work / "runtime.o"
     run([*compiler, "-r", "-nostdlib", *map(str, made), "-o", str(whole)], work)
     if kept:
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            fresh = kept.with_name(f".{kept.name}.{os.getpid()}")
-            shutil.copyfile(whole, fresh)
-            fresh.replace(kept)
-        except OSError:
-            pass  # no cache: compiled again next time
+        keep(whole, kept)
     return whole
+
+
+def keep(made: Path, kept: Path) -> None:
+    """Copy a file into the cache, whole or not at all; without a cache it is compiled again next time."""
+    fresh = kept.with_name(f".{kept.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, fresh)
+        fresh.replace(kept)
+    with contextlib.suppress(OSError):
+        fresh.unlink(missing_ok=True)
 
 
 def run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        said = next((line for line in lines if "error" in line or "undefined" in line), lines[0] if lines else "")
+        lines = lines or [f"exit code {done.returncode}"]
+        said = next((line for line in lines if "error" in line or "undefined" in line), lines[0])
         raise LlmcError(
             f"the C compiler failed: {said}", place=" ".join(command[:6]), hint="check the compiler with: cc --version"
         )

@@ -81,7 +81,7 @@ class Planner:
 
     graph: ir.Graph
     implement: Implement
-    dtype: str
+    kv_dtype: str
     n_context: int
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
@@ -119,7 +119,7 @@ class Planner:
 
     def binding(self, m: int, r: int) -> Binding:
         pages = -(-self.n_context // PAGE_TOKENS)
-        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.dtype, self.n_layers)
+        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """The body's results that the head reads: at the start of the arena, with room for the largest body."""

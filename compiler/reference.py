@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llmc.compiler.frontend.config import parse_config
@@ -75,14 +75,14 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
     n_bytes = sum(int(np.prod(weight.dims)) for weight in distinct.values()) * DTYPE_BYTES[dtype]
     resident = n_bytes <= resident_bytes
     transformers_logging.disable_progress_bar()
-    if resident and source.folder and not source.random:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=TORCH_DTYPES[dtype], attn_implementation="sdpa", local_files_only=True
-        )
-        return model.eval()
     config = parse_config(dict(source.config), source.name)
+    attention = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
+    if resident and source.folder and not source.random:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True, **options)
+        return model.eval()
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[dtype], attn_implementation="sdpa").eval()
+        model = AutoModelForCausalLM.from_config(config, **options).eval()
     model.tie_weights()
     for prefix, module in model.named_modules():
         names = {own: f"{prefix}.{own}".lstrip(".") for own in (*module._parameters, *module._buffers)}

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from llmc.compiler import graph
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.plan import Choice, Program
+from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
 
@@ -29,7 +30,14 @@ class PassRecord:
 
 
 def manifest(
-    source: SourceModel, machine: Target, program: Program, batch: Sequence[int], *, version: str
+    source: SourceModel,
+    machine: Target,
+    program: Program,
+    batch: Sequence[int],
+    scheme: Scheme | None,
+    kv_dtype: str,
+    *,
+    version: str,
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come."""
     return {
@@ -50,10 +58,11 @@ def manifest(
             "eos": list(source.eos),
             "config": dict(source.config),
         },
+        "quant": {"name": scheme.name, "group": scheme.group, "lm_head": scheme.lm_head} if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),
         "kv_cache": {
-            "dtype": source.dtype,
+            "dtype": kv_dtype,
             "page_tokens": program.page_tokens,
             "bytes_per_token": program.kv_page_bytes // program.page_tokens,
         },
@@ -86,6 +95,8 @@ def schedule_record(choice: Choice) -> dict[str, Any]:
         "node": choice.nodes[0],
         "rule": choice.implementation.rule,
         "params": choice.implementation.params,
+        "family": choice.implementation.family,
+        "measured": dict(choice.implementation.measured),
         "layout": ", ".join(str(layout) for layout in choice.implementation.layouts.values()),
         "kernels": [launch.kernel.name for launch in launches],
         "bytes": sum(launch.n_bytes for launch in launches),
@@ -99,8 +110,10 @@ def graph_section(model: ir.Model, history: Sequence[PassRecord]) -> bytes:
     return json.dumps(said, indent=1).encode()
 
 
-def compile_report(path: Path, said: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What `llmc compile --json` prints."""
+def compile_report(
+    path: Path, said: Mapping[str, Any], seconds: Mapping[str, float], notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What `llmc compile --json` prints.  notes: what the user should be told besides."""
     certificate = {k: v for k, v in said["certificate"].items() if k != "prompts"}
     return {
         "path": str(path),
@@ -108,7 +121,9 @@ def compile_report(path: Path, said: Mapping[str, Any], seconds: Mapping[str, fl
         "model": said["model"]["name"],
         "target": said["target"]["name"],
         "dtype": said["model"]["dtype"],
+        "quant": said["quant"],
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "certificate": certificate,
+        "notes": list(notes),
         "machine": platform.processor() or platform.machine(),
     }

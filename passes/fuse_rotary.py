@@ -27,19 +27,17 @@ def fuse_rotary(model: ir.Model) -> int:
 
 def fuse_spelled_out(model: ir.Model) -> int:
     n_rewrites = 0
+    halves: dict[ir.Value, ir.Value] = {}  # one of each, since attention must see that q and k are turned alike
     for node in list(model.graph):
         match = spelled_out(node) if node.op_type == "Add" else None
         if match is None:
             continue
-        x, cos, sin = match
-        half = last(x) // 2
-        result = emit(
-            node,
-            "RotaryEmbedding",
-            [x, first_half(node, cos, half), first_half(node, sin, half)],
-            num_heads=dims(x)[1],
-            interleaved=0,
-        )
+        x, *angles = match
+        for whole in angles:
+            if whole not in halves:
+                halves[whole] = first_half(node, whole, last(x) // 2)
+        operands = [x, *(halves[whole] for whole in angles)]
+        result = emit(node, "RotaryEmbedding", operands, num_heads=dims(x)[1], interleaved=0)
         replace(node.outputs[0], result[0])
         n_rewrites += 1
     return n_rewrites

@@ -233,5 +233,6 @@ def _not_an_artifact(path: Path, descriptor: int) -> LlmcError:
     """An artifact cut short has lost its trailer, but its code still names the one symbol that artifacts export."""
     head = os.pread(descriptor, 16 * READ_BYTES, 0)
     if head.startswith(ELF_MAGIC) and b"llmc_get_api\0" in head:
-        return LlmcError("the artifact is truncated: its end is missing", place=str(path), hint=COMPILE_AGAIN)
+        fact = "the artifact is truncated or stripped: its end is missing"
+        return LlmcError(fact, place=str(path), hint=COMPILE_AGAIN)
     return LlmcError("this is not an artifact", place=str(path), hint="give the artifact.so that llmc compile wrote")

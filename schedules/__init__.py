@@ -9,9 +9,19 @@ from dataclasses import replace
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.records import Tuned
 from llmc.schedules.rule import Rule
 
-FAMILIES = ("cpu.linear", "cpu.attention", "cpu.norm", "cpu.gather", "cpu.elementwise", "fallback")
+FAMILIES = (
+    "cpu.linear_int8",
+    "cpu.linear_int4",
+    "cpu.linear",
+    "cpu.attention",
+    "cpu.norm",
+    "cpu.gather",
+    "cpu.elementwise",
+    "fallback",
+)
 """Modules with RULES, in the order they are asked; the fallback never says no."""
 
 
@@ -22,10 +32,15 @@ def rules() -> tuple[Rule, ...]:
     return tuple(rule for module in modules for rule in module.RULES)
 
 
-def implement(call: Call, target: Target) -> Implementation:
-    """How the call is executed on the target.  Raises LlmcError when no rule knows it."""
+def implement(call: Call, target: Target, tuned: Tuned | None = None) -> Implementation:
+    """How the call is executed on the target.  tuned: what `llmc tune` found; where that has nothing, and for None, the
+    rule's own choice is taken.  Raises LlmcError when no rule knows the call.
+    """
+    tuned = tuned or Tuned()
     for rule in rules():
         params = rule.match(call, target)
         if params is not None:
-            return replace(rule.implement(call, params, target), rule=rule.name, params=str(params))
+            params, record = tuned.choose(rule, call, target, params)
+            found = record.to_json() if record else {}
+            return replace(rule.implement(call, params, target), rule=rule.name, params=str(params), measured=found)
     raise LlmcError(f"no kernel for {call.op}", place=str(call))

@@ -39,7 +39,7 @@ class Executable:
         kernels = {launch.kernel.name: launch.kernel for launch in implementation.launches}
         objects = cache.compile_kernels(list(kernels.values()), target)
         library = load_objects(objects)
-        self._functions = {name: getattr(library, name) for name in kernels}
+        self.functions = {name: getattr(library, name) for name in kernels}
 
     def prepare(self, *inputs: Array | None, n_tasks: int = 1, kv: Array | None = None) -> Prepared:
         """Memory for one execution: constants packed, outputs and temporaries poisoned.  See `run`."""
@@ -78,7 +78,7 @@ class Prepared:
         self._steps: list[list[Callable[[], int]]] = []
         for launch in implementation.launches:
             tasks = min(n_tasks, launch.grid)
-            function = executable._functions[launch.kernel.name]
+            function = executable.functions[launch.kernel.name]
             step = []
             for task in range(tasks):
                 pointers = [ctypes.c_void_p(self._memory(operand, task).ctypes.data) for operand in launch.operands]

@@ -1,11 +1,20 @@
 """Shared fixtures. `pytest --update-golden` rewrites tests/golden."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure() -> None:
+    """Exported graphs and compiled kernels are kept in build/cache: from run to run, and for all processes of a run.
+
+    An entry is used only for the very sources and versions it was made from.
+    """
+    os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parents[1] / "build" / "cache"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

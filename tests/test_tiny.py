@@ -46,3 +46,11 @@ def test_compiled_model_gives_the_same_tokens_and_logits(folder: Path, tmp_path:
     assert error <= 2e-4 * np.ptp(logits)
     assert report["certificate"]["status"] == "passed"
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.so"]
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+def test_a_context_of_a_few_tokens_is_certified_too(folder: Path, tmp_path: Path, limit: int) -> None:
+    report = llmc.compile(folder, out=tmp_path / "short.so", dtype="f32", batch=(1,), max_sequence=limit)
+    assert report["certificate"]["status"] == "passed"
+    with llmc.load(tmp_path / "short.so") as model:
+        assert model.logits([5] * limit).shape == (limit, TINY.vocab_size)

@@ -72,10 +72,11 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
         return _open_shards(folder, index)
     files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
     if not files:
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        if pickles:
             raise LlmcError(
                 "the checkpoint is in PyTorch's pickle format, which can run code when it is read",
-                place=str(folder),
+                place=str(pickles[0]),
                 hint="convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)",
             )
         raise LlmcError(

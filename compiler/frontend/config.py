@@ -43,6 +43,8 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     """
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from llmc.compiler.frontend.quiet import quiet
+
     model_type = fields["model_type"]
     architecture = (fields.get("architectures") or [model_type])[0]
 
@@ -61,6 +63,8 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse("it is not a causal language model")
     rest = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
-        return CONFIG_MAPPING[model_type].from_dict(rest)
+        with quiet():
+            return CONFIG_MAPPING[model_type].from_dict(rest)
     except Exception as error:  # a configuration's own checks raise anything at all
-        raise LlmcError(f"the configuration is not valid: {str(error).splitlines()[0]}", place=place) from error
+        said = " ".join(str(error).split())[:300]
+        raise LlmcError(f"the configuration is not valid: {said}", place=place) from error

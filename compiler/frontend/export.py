@@ -49,6 +49,13 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
     with quiet():
         try:
             model = _build_without_memory(config)
+        except Exception as error:  # transformers raises anything at all
+            if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
+                raise _unsupported(config, "") from error
+            raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
+        if not config.num_hidden_layers:
+            raise LlmcError("the configuration describes no model: it has no layers")
+        try:
             graph_model = _export_repeated(config, model) or _export_whole(config, model)
         except LlmcError:
             raise

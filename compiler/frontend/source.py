@@ -90,7 +90,7 @@ def load_source(
 
     n_vocab = _n_vocab(graph)
     text = read_text(folder, n_vocab) if folder else Text()
-    eos, bos = read_ends(folder, fields)
+    eos, bos = read_ends(folder, fields, n_vocab)
     return SourceModel(
         name=name,
         config=fields,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.format import MAX_EOS
+from llmc.runtime.text import load_tokenizer
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 OLD_FILES = ("tokenizer.model", "vocab.json", "spiece.model")
@@ -31,7 +33,10 @@ def read_text(folder: Path, n_vocab: int) -> Text:
     else:
         return Text()
     try:
+        load_tokenizer(data.decode(), str(file))
         return Text(data, read_vocabulary(json.loads(data), n_vocab))
+    except LlmcError as error:
+        raise LlmcError(error.fact, place=str(file), hint="remove it to use token ids") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the tokenizer cannot be read", place=str(file), hint="remove it to use token ids") from error
 
@@ -98,8 +103,11 @@ def byte_level_table() -> dict[str, int]:
     return table
 
 
-def read_ends(folder: Path | None, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
-    """(tokens that end a text, the token that begins one): generation_config.json's, or else the configuration's."""
+def read_ends(folder: Path | None, config: dict[str, Any], n_vocab: int) -> tuple[tuple[int, ...], int | None]:
+    """(tokens that end a text, the token that begins one): generation_config.json's, or else the configuration's.
+
+    Ids outside the vocabulary, which some configurations have for want of a token, are left out.
+    """
     ends, begins = config.get("eos_token_id"), config.get("bos_token_id")
     file = folder / "generation_config.json" if folder else None
     if file and file.is_file():
@@ -108,6 +116,12 @@ def read_ends(folder: Path | None, config: dict[str, Any]) -> tuple[tuple[int, .
             ends, begins = generation.get("eos_token_id", ends), generation.get("bos_token_id", begins)
         except (ValueError, AttributeError) as error:
             raise LlmcError("generation_config.json is not a JSON object", place=str(file)) from error
-    if ends is None:
-        return (), begins
-    return (tuple(ends) if isinstance(ends, list) else (int(ends),)), begins
+    place = str(folder) if folder else None
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    for token in [*listed, *([] if begins is None else [begins])]:
+        if not isinstance(token, int):
+            raise LlmcError(f"eos_token_id or bos_token_id is {token!r}, which is no token id", place=place)
+    known = tuple(token for token in dict.fromkeys(listed) if 0 <= token < n_vocab)
+    if len(known) > MAX_EOS:
+        raise LlmcError(f"the model has {len(known)} end tokens; an artifact holds {MAX_EOS}", place=place)
+    return known, begins if begins is not None and 0 <= begins < n_vocab else None

@@ -1,12 +1,13 @@
 """Attention over a paged KV cache, with or without rotary positions.
 
-Two launches, for a step of M rows from any mix of sequences:
+Launches, for a step of M rows from any mix of sequences:
     append: turn q and k by their positions, write k and v into the pages       (attention_append.py)
-    attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_tiles.py)
+    attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_walk.py)
+    merge:  of a small step's splits of the context                             (attention_walk.py)
 
 Small steps (decode) take each row by itself: all query heads of a key head meet its K and V while they are in
-registers, and memory is the limit, 4 KH D bytes a token of context in bf16.  Large steps (prefill) take blocks of rows
-of one sequence, and arithmetic is the limit, 4 H D operations a token of context and row.
+registers, and memory is the limit, 4 KH D bytes a token of context in bf16, 2 KH (D + 4) in int8.  Large steps
+(prefill) take blocks of rows of one sequence, and arithmetic is the limit, 4 H D operations a token of context and row.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
-from llmc.schedules.cpu.attention_shape import Attention
+from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
 PREFILL_ROWS = 32
-"""Steps of fewer rows are taken row by row."""
+"""Steps of fewer rows are small: one block, if they are one sequence, else row by row."""
 QUERY_ROWS = 64
 """Most query rows (rows times heads of a group) of a block: their scores and sums stay in the second level cache."""
+MANY_UNITS = 64
+"""Rows times key heads that are enough for every thread, so that their splits can stay together."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """rows: of the step that go through the pages together, where they are one sequence's."""
+    """rows: of the step that go through the pages together, where they are one sequence's.  splits: whether the splits
+    of a context are units of work too."""
 
     rows: int
+    splits: bool = False
 
     def __str__(self) -> str:
-        return f"blocks of {self.rows} rows" if self.rows > 1 else "row by row"
+        rows = f"blocks of {self.rows} rows" if self.rows > 1 else "row by row"
+        return f"{rows}, splits of {SPLIT_PAGES * PAGE_TOKENS} tokens" if self.splits else rows
 
 
 def parse(call: Call, target: Target) -> Attention | None:
@@ -46,7 +52,10 @@ def parse(call: Call, target: Target) -> Attention | None:
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
     heads, kv_heads, head_dim = (call.attribute(name) for name in ("num_heads", "kv_num_heads", "head_dim"))
     page_table = call.inputs[4 if rotary else 2]
-    if kv_dtype not in ("f32", "bf16") or tokens != PAGE_TOKENS or heads % kv_heads or head_dim % 2 or not page_table:
+    if tokens != PAGE_TOKENS or heads % kv_heads or head_dim % 2 or not page_table:
+        return None
+    dots = {"f32": "fma", "bf16": "dpbf16" if target.has("avx512_bf16") else "widen", "int8": "madd16"}
+    if kv_dtype not in dots or (kv_dtype == "int8" and head_dim > MOST_INT8_DIM):
         return None
     return Attention(
         m=page_table.shape[0],
@@ -60,22 +69,33 @@ def parse(call: Call, target: Target) -> Attention | None:
         softcap=float(call.attribute("softcap", 0.0)),
         window=call.attribute("window", 0),
         n_layers=call.attribute("n_layers"),
-        dot="fma" if kv_dtype == "f32" else "dpbf16" if target.has("avx512_bf16") else "widen",
+        dot=dots[kv_dtype],
         lanes=target.lanes,
     )
 
 
+MOST_INT8_DIM = 512
+"""Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
+
+
 def match(call: Call, target: Target) -> Blocks | None:
-    attention = parse(call, target)
-    if attention is None:
+    a = parse(call, target)
+    if a is None:
         return None
-    return Blocks(1 if attention.m < PREFILL_ROWS else max(4, min(PREFILL_ROWS, QUERY_ROWS // attention.group)))
+    if a.m < PREFILL_ROWS:
+        splits = a.splits > 1 and a.m * a.kv_heads < MANY_UNITS
+        return Blocks(a.m if a.m * a.group <= 2 * QUERY_ROWS else 1, splits)
+    return Blocks(max(4, min(PREFILL_ROWS, QUERY_ROWS // a.group)))
 
 
 def space(call: Call, target: Target) -> Iterable[Blocks]:
     """Other blocks worth measuring."""
-    attention = parse(call, target)
-    return [Blocks(rows) for rows in (1, 8, 16, 32, 64) if attention and rows <= attention.m]
+    a = parse(call, target)
+    if a is None:
+        return []
+    if a.m < PREFILL_ROWS:
+        return [Blocks(rows, splits) for rows in {1, a.m} for splits in {False, a.splits > 1}]
+    return [Blocks(rows) for rows in (1, 8, 16, 32, 64) if rows <= a.m]
 
 
 def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
@@ -85,40 +105,50 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     if call.op == "llmc.RotaryPagedAttention" and not a.rotary_dim:
         names = ("qkv", "", "", "positions", "page_table")
     inputs = {name: Operand("input", index) for index, name in enumerate(names) if name}
-    kv, q, scratch = Operand("kv"), Operand("temp"), Operand("scratch")
+    kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
     numbers = a.m * a.head_dim
     append = Launch(
-        _kernel(f"append_{_shape(a)}", partial(build_append, a)),
-        (*inputs.values(), kv, q, scratch),
+        _kernel("append", a, partial(build_append, a)),
+        (*inputs.values(), *kv, q, scratch),
         a.m * a.kv_heads,
-        numbers * (4 * (a.heads + 2 * a.kv_heads) + a.kv_bytes * (a.heads + 2 * a.kv_heads)),
+        numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
         numbers * 3 * (a.heads + a.kv_heads),
     )
-    context = a.pages * PAGE_TOKENS // 2  # on average
-    attend = Launch(
-        _kernel(f"attend_{_shape(a)}", partial(build_attend, a, blocks.rows)),
-        (q, inputs["positions"], inputs["page_table"], kv, Operand("output", 0), scratch),
-        a.kv_heads * -(-a.m // blocks.rows),
-        2 * context * a.kv_heads * a.head_dim * a.kv_bytes * -(-a.m // blocks.rows) + 8 * numbers * a.heads,
-        4 * context * numbers * a.heads,
-    )
+    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv))
     return Implementation(
-        launches=(append, attend),
-        temps=(4 * a.m * a.heads * a.query_words,),
+        launches=(append, *attend),
+        temps=(4 * a.m * a.heads * a.query_words, *temps),
         scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
     )
 
 
-def _shape(a: Attention) -> str:
-    dtype = "f32" if a.dot == "fma" else "bf16"
-    return f"{dtype}_m{a.m}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_rotary{a.rotary_dim}"
+def attending(a: Attention, blocks: Blocks, reads: tuple[Operand, ...]) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
+    """The launches after the first, and the temporaries between them."""
+    out, states, scratch = Operand("output", 0), Operand("temp", 1), Operand("scratch")
+    small = a.m < PREFILL_ROWS
+    build: partial[Any] = partial(build_attend, a, blocks.rows)
+    if small:
+        build = partial(build_attend_small, a, blocks.rows, blocks.splits)
+    context = a.pages * PAGE_TOKENS // 2  # on average
+    passes = a.m if small else -(-a.m // blocks.rows)
+    grid = a.kv_heads * passes * (a.splits if blocks.splits else 1)
+    n_bytes = context * passes * (a.layer_bytes // PAGE_TOKENS) + 8 * a.m * a.head_dim * a.heads
+    operands = (*reads, states if blocks.splits else out, scratch)
+    attend = Launch(_kernel("attend", a, build), operands, grid, n_bytes, 4 * context * a.m * a.head_dim * a.heads)
+    if not blocks.splits:
+        return (attend,), ()
+    n_bytes = 4 * a.m * a.heads * a.splits * a.state_words
+    merge = Launch(_kernel("merge", a, partial(build_merge, a)), (reads[1], states, out), a.m * a.kv_heads, n_bytes)
+    return (attend, merge), (n_bytes,)
 
 
-def _kernel(name: str, build: partial[Any]) -> Kernel:
+def _kernel(name: str, a: Attention, build: partial[Any]) -> Kernel:
     """A kernel whose key is the call of `build`; the name ends with the key's hash."""
     key = f"{build.func.__name__}{build.args}"
-    return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+    dtype = {4: "f32", 2: "bf16", 1: "int8"}[a.kv_bytes]
+    shape = f"{dtype}_m{a.m}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_rotary{a.rotary_dim}"
+    return Kernel(f"{name}_{shape}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
 
 
 def build_append(attention: Attention) -> Any:
@@ -128,9 +158,21 @@ def build_append(attention: Attention) -> Any:
 
 
 def build_attend(attention: Attention, block: int) -> Any:
-    from llmc.schedules.cpu import attention_tiles
+    from llmc.schedules.cpu import attention_walk
 
-    return attention_tiles.attend_kernel(attention, block)
+    return attention_walk.attend_kernel(attention, block)
+
+
+def build_attend_small(attention: Attention, block: int, splits: bool) -> Any:
+    from llmc.schedules.cpu import attention_walk
+
+    return attention_walk.attend_small_kernel(attention, block, splits)
+
+
+def build_merge(attention: Attention) -> Any:
+    from llmc.schedules.cpu import attention_walk
+
+    return attention_walk.merge_kernel(attention)
 
 
 RULES = (Rule("attention", match, implement, space),)

@@ -2,7 +2,10 @@
 
     for (row, kv head) in parallel:                          grid M * KH
         k' = rotate(k);  write k' and v into slot (page_table[row, pos / 64], pos % 64)     unless pos = -1
-        for g in G:  q temp[kv head][row][g] = rotate(q), as float32 or as pairs of bf16
+        for g in G:  q temp[kv head][row][g] = rotate(q), as float32, as pairs of bf16 or as pairs of int16
+
+An int8 cache keeps each key and each value as multiples of 1/127 of its largest element, and that step in float32;
+queries meet it as multiples of 1/32767 of theirs.
 
 Reads (H + 2 KH) D float32 and writes H D + 2 KH D numbers a row: a fraction of a matrix product's bytes.
 """
@@ -19,10 +22,13 @@ from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 
 ONE = Lanes(1)
+MOST_INT8, MOST_INT16 = 127.0, 32767.0
+LEAST = 1e-30
+"""A largest element below this counts as zero: its reciprocal would overflow."""
 
 
 def append_kernel(a: Attention) -> Any:
-    """(qkv, [cos, sin,] positions, page_table, kv, q, scratch [D], task, n_tasks)."""
+    """(qkv, [cos, sin,] positions, page_table, kv, [kv as scales,] q, scratch [D], task, n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("append")
         qkv = T.arg("qkv", T.buffer((a.m * (a.heads + 2 * a.kv_heads) * a.head_dim,), "float32"))
@@ -30,7 +36,9 @@ def append_kernel(a: Attention) -> Any:
         turn = [T.arg(name, T.buffer((a.m * half,), "float32")) for name in ("cos", "sin") if half]
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
-        kv = T.arg("kv", T.buffer((T.int64(1 << 42),), "float32" if a.dot == "fma" else "uint16"))
+        number = {4: "float32", 2: "uint16", 1: "int8"}[a.kv_bytes]
+        kv = T.arg("kv", T.buffer((T.int64(1 << 42),), number))
+        scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
         q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
         turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
@@ -42,8 +50,8 @@ def append_kernel(a: Attention) -> Any:
                 base = page_start(a, page_table, row, T.truncdiv(position, PAGE_TOKENS), head)
                 slot = T.bind(T.truncmod(position, PAGE_TOKENS))
                 rotate(a, qkv, first + (a.heads + head) * a.head_dim, turn, row, turned)
-                keep_key(a, turned, kv, base, slot)
-                keep_value(a, qkv, first + (a.heads + a.kv_heads + head) * a.head_dim, kv, base, slot)
+                keep_key(a, turned, kv, scales, base, slot)
+                keep_value(a, qkv, first + (a.heads + a.kv_heads + head) * a.head_dim, kv, scales, base, slot)
             with T.serial(a.group) as g:
                 rotate(a, qkv, first + (head * a.group + g) * a.head_dim, turn, row, turned)
                 hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
@@ -54,6 +62,11 @@ def page_start(a: Attention, page_table: Any, row: Any, index: Any, kv_head: Any
     """The first word of a head's part of the `index`-th page of a row, counted in 64 bits: pools exceed 4 GB."""
     number = T.cast(page_table[row * a.pages + index], "int64")
     return T.bind(number * T.int64(a.page_words) + T.cast(kv_head * a.head_words, "int64"))
+
+
+def scale_start(a: Attention, base: Any) -> Any:
+    """The first scale of a head's part of a page that starts at word `base`, counted in float32."""
+    return T.truncdiv(base + T.int64(a.scales_at), T.int64(4 // a.word_bytes))
 
 
 def rotate(a: Attention, source: Any, start: Any, turn: list[Any], row: Any, turned: Any) -> None:
@@ -74,37 +87,76 @@ def rotate(a: Attention, source: Any, start: Any, turn: list[Any], row: Any, tur
             v.store(turned, a.rotary_dim + i * v.n, v.load(source, start + a.rotary_dim + i * v.n))
 
 
-def stored(a: Attention, value: Any) -> Any:
+def stored(a: Attention, value: Any, per_unit: Any) -> Any:
     """One number as the cache keeps it."""
     if a.dot == "fma":
         return value
+    if a.is_int8:
+        return T.cast(T.nearbyint(value * per_unit), "int8")
     return T.cast(T.bitwise_and(T.shift_right(ONE.round_bf16(value), 16), 0xFFFF), "uint16")
 
 
-def keep_key(a: Attention, key: Any, kv: Any, base: Any, slot: Any) -> None:
+def steps_of(a: Attention, source: Any, start: Any, most: float) -> tuple[Any, Any]:
+    """(steps in a unit, size of a step) such that the largest of a head's elements is `most` steps."""
+    v = widest(a.head_dim, a.lanes)
+    peak = T.alloc_buffer((v.n,), "float32")
+    v.store(peak, 0, v.all(0.0))
+    with T.serial(a.head_dim // v.n) as i:
+        x = v.load(source, start + i * v.n)
+        v.store(peak, 0, T.max(peak[v.at(0)], T.max(x, v.all(0.0) - x)))
+    v.store(peak, 0, v.maximum(peak[v.at(0)]))
+    largest = T.bind(peak[0])
+    per_unit = T.alloc_buffer((1,), "float32")
+    T.buffer_store(per_unit, T.Select(largest > T.float32(LEAST), T.float32(most) / largest, T.float32(0.0)), [0])
+    return per_unit[0], T.bind(largest * T.float32(1.0 / most))
+
+
+def keep_key(a: Attention, key: Any, kv: Any, scales: Any, base: Any, slot: Any) -> None:
     """K word (t/16, d/E, t%16), element d % E."""
+    per_unit = None
+    if a.is_int8:
+        per_unit, step = steps_of(a, key, 0, MOST_INT8)
+        T.buffer_store(scales, step, [scale_start(a, base) + T.cast(slot, "int64")])
     column = T.bind(T.truncdiv(slot, 16) * (16 * a.head_dim) + T.truncmod(slot, 16) * a.per_word)
     with T.serial(a.head_dim // a.per_word) as word, T.serial(a.per_word) as element:
         to = base * a.per_word + T.cast(column + word * (16 * a.per_word) + element, "int64")
-        T.buffer_store(kv, stored(a, key[word * a.per_word + element]), [to])
+        T.buffer_store(kv, stored(a, key[word * a.per_word + element], per_unit), [to])
 
 
-def keep_value(a: Attention, source: Any, start: Any, kv: Any, base: Any, slot: Any) -> None:
+def keep_value(a: Attention, source: Any, start: Any, kv: Any, scales: Any, base: Any, slot: Any) -> None:
     """V word (t/E, d), element t % E."""
+    per_unit = None
+    if a.is_int8:
+        per_unit, step = steps_of(a, source, start, MOST_INT8)
+        T.buffer_store(scales, step, [scale_start(a, base) + T.cast(slot + PAGE_TOKENS, "int64")])
     row = T.truncdiv(slot, a.per_word) * (a.padded_dim * a.per_word) + T.truncmod(slot, a.per_word)
     to = T.bind((base + T.int64(a.key_words)) * a.per_word + T.cast(row, "int64"))
     with T.serial(a.head_dim) as d:
-        T.buffer_store(kv, stored(a, source[start + d]), [to + T.cast(d * a.per_word, "int64")])
+        T.buffer_store(kv, stored(a, source[start + d], per_unit), [to + T.cast(d * a.per_word, "int64")])
 
 
 def hand_on(a: Attention, turned: Any, q: Any, start: Any) -> None:
-    """A query head, rounded as the cache's keys are."""
-    if a.dot == "dpbf16":
-        with T.serial(a.head_dim // 2) as i:
-            low = T.bitwise_and(T.shift_right(ONE.round_bf16(turned[2 * i]), 16), 0xFFFF)
-            T.buffer_store(q, T.bitwise_or(low, ONE.round_bf16(turned[2 * i + 1])), [start + i])
+    """A query head, rounded as the cache's keys are, or to int16."""
+    if a.dot in ("dpbf16", "madd16"):
+        hand_on_pairs(a, turned, q, start)
         return
     v = widest(a.head_dim, a.lanes)
     with T.serial(a.head_dim // v.n) as i:
         value = v.load(turned, i * v.n)
         v.store(q, start + i * v.n, value if a.dot == "fma" else v.float(v.round_bf16(value)))
+
+
+def hand_on_pairs(a: Attention, turned: Any, q: Any, start: Any) -> None:
+    """A query head as pairs: the even element in the low half of a word."""
+    if a.is_int8:
+        per_unit, step = steps_of(a, turned, 0, MOST_INT16)
+        T.buffer_store(q, ONE.bits(step), [start + a.head_dim // 2])
+
+    def high(value: Any) -> Any:
+        if a.is_int8:
+            return T.shift_left(T.cast(T.nearbyint(value * per_unit), "int32"), 16)
+        return ONE.round_bf16(value)
+
+    with T.serial(a.head_dim // 2) as i:
+        low = T.bitwise_and(T.shift_right(high(turned[2 * i]), 16), 0xFFFF)
+        T.buffer_store(q, T.bitwise_or(low, high(turned[2 * i + 1])), [start + i])

@@ -1,4 +1,4 @@
-"""What the two kernels of paged attention agree on: the sizes, the bytes of a page, and how two numbers multiply."""
+"""What the kernels of paged attention agree on: the sizes, the bytes of a page, and how two numbers multiply."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from dataclasses import dataclass
 
 from llmc.compiler.kernel import PAGE_TOKENS
 
+SPLIT_PAGES = 8
+"""Pages of a split.  A row's context is summed up split by split and the splits are merged in order, whoever did them:
+the same bits on one thread and on many.  512 tokens: the merge is one of 8 pages' work in a hundred."""
+
 
 @dataclass(frozen=True)
 class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
-    rotary_dim: how many of the D elements rotary turns (0: none).  dot: "dpbf16" multiplies pairs of bf16,
-    "widen" widens them first, "fma" is float32.  n_layers: layers whose parts make up a page.
+    rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
+    dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "widen" as bf16 widened to float32; "madd16"
+    the cache's int8 with queries and probabilities in int16, summed in int32.
 
-    A page's part for one layer is KH heads, K before V in each, in words of 4 bytes (one float32 or two bf16):
-        K [64/16][D/E][16]      word (t/16, d/E, t%16) holds elements d … d+E-1 of token t    (E = 1 or 2 elements)
+    A page's part for one layer is KH heads: K, V and, for int8, scales.  In words of E elements (float32: E = 1; bf16
+    and int8: E = 2):
+        K [64/16][D/E][16]      word (t/16, d/E, t%16) holds elements d … d+E-1 of token t
         V [64/E][D']            word (t/E, d) holds element d of tokens t … t+E-1             (D' = D rounded up to 16)
+        scales [2][64]          float32: what an int8 of token t's key, and of its value, counts
     """
 
     m: int
@@ -38,13 +45,26 @@ class Attention:
         return self.heads // self.kv_heads
 
     @property
+    def is_int8(self) -> bool:
+        return self.dot == "madd16"
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of one cached number."""
-        return 4 if self.dot == "fma" else 2
+        return {"fma": 4, "madd16": 1}.get(self.dot, 2)
 
     @property
     def per_word(self) -> int:
-        return 4 // self.kv_bytes
+        return 1 if self.dot == "fma" else 2
+
+    @property
+    def word_bytes(self) -> int:
+        return self.kv_bytes * self.per_word
+
+    @property
+    def word_type(self) -> str:
+        """A word of the cache, as it is read."""
+        return {"fma": "float32", "madd16": "int16"}.get(self.dot, "int32")
 
     @property
     def padded_dim(self) -> int:
@@ -56,17 +76,26 @@ class Attention:
         return PAGE_TOKENS * self.head_dim // self.per_word
 
     @property
-    def head_words(self) -> int:
-        """Words of K and V in one page and head."""
+    def scales_at(self) -> int:
+        """Words of K and V in one page and head: where the scales begin."""
         return self.key_words + PAGE_TOKENS * self.padded_dim // self.per_word
 
     @property
+    def head_words(self) -> int:
+        return self.scales_at + (2 * PAGE_TOKENS * 4 // self.word_bytes if self.is_int8 else 0)
+
+    @property
     def layer_bytes(self) -> int:
-        return 4 * self.kv_heads * self.head_words
+        return self.word_bytes * self.kv_heads * self.head_words
 
     @property
     def page_words(self) -> int:
-        return self.n_layers * self.layer_bytes // 4
+        return self.n_layers * self.layer_bytes // self.word_bytes
+
+    @property
+    def splits(self) -> int:
+        """Splits of the longest sequence."""
+        return -(-self.pages // SPLIT_PAGES)
 
     @property
     def left_per_word(self) -> int:
@@ -75,13 +104,19 @@ class Attention:
 
     @property
     def query_words(self) -> int:
-        """Words of one query head as the first kernel leaves it: float32, or pairs of bf16."""
-        return self.head_dim // self.per_word * self.left_per_word
+        """Words of one query head as the first kernel leaves it: float32, pairs of bf16, or pairs of int16 and then
+        the float32 that they are multiples of."""
+        return self.head_dim // self.per_word * self.left_per_word + self.is_int8
 
     @property
     def query_type(self) -> str:
-        return "int32" if self.dot == "dpbf16" else "float32"
+        return "int32" if self.dot in ("dpbf16", "madd16") else "float32"
+
+    @property
+    def state_words(self) -> int:
+        """float32 of what a query row has gathered: m, l (a vector each) and O."""
+        return 2 * self.lanes + self.padded_dim
 
     def scratch_words(self, block: int) -> int:
-        """float32 of a thread's own memory: S, P, O, and m, l, a of each query row of a block."""
-        return block * self.group * (2 * PAGE_TOKENS + self.padded_dim + 3 * self.lanes)
+        """float32 of a thread's own memory for each query row of a block: S, P, what scales O and P V, two states."""
+        return block * self.group * (2 * PAGE_TOKENS + 2 * self.lanes + 2 * self.state_words)

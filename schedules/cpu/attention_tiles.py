@@ -1,69 +1,31 @@
-"""The second kernel of paged attention: an online softmax over the pages of 64 tokens, in order.
+"""A block of query rows of one sequence through its pages of 64 tokens, in order.
 
-    for (kv head, block of B rows) in parallel:                       grid KH * ceil(M / B)
-        a block of one sequence at consecutive positions goes through at once, any other row by row:
-        for page in the sequence's pages (from the window's first):
-            S [R, 64]  = q K^T            R = B G query rows; tiles of registers, summed over D in order
-            m', a, P   = max(m, S), exp(m - m'), exp(S - m');   l = l a + sum P
-            O [R, D]   = O a + P V        summed over the tokens in order
-        out = O / l
+    for page in the pages (from the window's first):
+        S [R, 64]  = q K^T            R = B G query rows; tiles of registers, summed over D in order
+        m', a, P   = max(m, S), exp(m - m'), exp(S - m');   l = l a + sum P           (attention_softmax.py)
+        O [R, D]   = O a + P V        summed over the tokens in order
 
-Every query row meets the same operations in the same order however it is blocked, so its bits are the same alone, in
-a batch, in any chunk of a prompt; a page that is wholly masked leaves m, l and O as they are.
+Every query row meets the same operations in the same order however it is blocked; a page that is wholly masked leaves
+m, l and O as they are.
 
 Bytes: each block reads K and V of its sequence once, 2 * 64 * D numbers a page.  Operations: 4 * 64 * D a page and
 query row.  With B = 1 (decode) memory is the limit; with R = 32 or more, arithmetic.
-Milakov and Gimelshein 2018, arXiv:1805.02867;  Dao et al. 2022, arXiv:2205.14135.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.attention_append import page_start
-from llmc.schedules.cpu.attention_shape import Attention
-from llmc.schedules.cpu.lanes import AVX512_BF16, Lanes, share, widest
+from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
+from llmc.schedules.cpu.attention_softmax import Softmax, State
 
-MASKED = -1e30
-"""The score of a key that is out of sight, and the maximum before the first: finite, so that differences are."""
 SECOND_LEVEL = 2
 """Where prefetched lines go, as LLVM counts: the first level has no room for 16 KiB of what comes next."""
-
-
-def attend_kernel(a: Attention, block: int) -> Any:
-    """(q, positions, page_table, kv, out, scratch, task, n_tasks)."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("attend")
-        q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
-        positions = T.arg("positions", T.buffer((a.m,), "int32"))
-        page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
-        kv = T.arg("kv", T.buffer((T.int64(1 << 40),), "float32" if a.dot == "fma" else "int32"))
-        out = T.arg("out", T.buffer((a.m * a.heads * a.head_dim,), "float32"))
-        scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
-        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        blocks = -(-a.m // block)
-        one = Block(a, 1, q, positions, page_table, kv, out, scratch)
-        many = Block(a, block, q, positions, page_table, kv, out, scratch)
-        intrinsics = T.attr(0, "pragma_import_llvm", AVX512_BF16) if a.dot == "dpbf16" else nullcontext()
-        with intrinsics, share(a.kv_heads * blocks, task, n_tasks) as unit:
-            head, index = T.bind(T.truncdiv(unit, blocks)), T.bind(T.truncmod(unit, blocks))
-            half = T.truncdiv(index, 2)  # early rows see little, late ones much: every task gets some of both
-            row = T.bind(T.Select(T.truncmod(index, 2) == 0, half, blocks - 1 - half) * block)
-            if block == 1:
-                one.attend(row, head)
-            else:
-                with T.If(many.is_one_sequence(row)):
-                    with T.Then():
-                        many.attend(row, head)
-                    with T.Else(), T.serial(T.min(block, a.m - row)) as i:
-                        one.attend(row + i, head)
-    return builder.get()
 
 
 def tiles(n_rows: int, n_vectors: int, lanes: int) -> tuple[int, int]:
@@ -83,12 +45,14 @@ def spans(n: int, width: int) -> Iterator[tuple[int, int, int]]:
 class Block:
     """`n` rows of one sequence at consecutive positions: the statements that attend for all their query rows."""
 
-    def __init__(self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, out: Any, s: Any):
-        self.a, self.n, self.rows, self.v = a, n, n * a.group, Lanes(a.lanes)
+    def __init__(
+        self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any
+    ):
+        self.a, self.n, self.rows = a, n, n * a.group
+        self.softmax = Softmax(a, n, positions, s)
+        self.v = self.softmax.v
         self.q, self.positions, self.page_table, self.kv, self.out, self.scratch = q, positions, page_table, kv, out, s
-        words = (PAGE_TOKENS, PAGE_TOKENS, a.padded_dim, a.lanes, a.lanes, a.lanes)
-        starts = [self.rows * sum(words[:i]) for i in range(len(words))]
-        self.scores, self.weights, self.sums, self.maxima, self.totals, self.decays = starts
+        self.scales = scales
 
     def is_one_sequence(self, row: Any) -> Any:
         """Whether rows row … row + n - 1 continue each other's positions through the same pages (rows that pad the
@@ -96,7 +60,7 @@ class Block:
         a, one = self.a, T.alloc_buffer((1,), "int32")
         position = T.bind(self.positions[T.min(row, a.m - self.n)])
         T.buffer_store(one, T.cast(T.And(row + self.n <= a.m, position >= 0), "int32"), [0])
-        with T.If(one[0] == 1), T.Then(), T.serial(1, self.n) as i:
+        with T.serial(1, self.n) as i, T.If(one[0] == 1), T.Then():
             there = T.bind(self.positions[row + i])
             with T.If(there >= 0), T.Then():
                 with T.If(there != position + i), T.Then():
@@ -107,35 +71,69 @@ class Block:
                         T.buffer_store(one, 0, [0])
         return one[0] == 1
 
-    def attend(self, row: Any, head: Any) -> None:
-        """out = softmax(scale q K^T) V for the block that starts at `row`; zeros for a row at position -1."""
-        a, v = self.a, self.v
-        row = T.bind(row)
-        first = T.bind(self.positions[row])
+    def last_position(self, row: Any) -> Any:
+        """The largest position of the block's rows; -1 when they all pad the step."""
+        if self.n == 1:
+            return T.bind(self.positions[row])
         last = T.alloc_buffer((1,), "int32")
-        T.buffer_store(last, first, [0])
+        T.buffer_store(last, self.positions[row], [0])
         with T.serial(1, self.n) as i:
             T.buffer_store(last, T.max(last[0], self.positions[row + i]), [0])
-        with T.serial(self.rows) as r:
-            v.store(self.scratch, self.maxima + r * v.n, v.all(MASKED))
-            v.store(self.scratch, self.totals + r * v.n, v.all(0.0))
-            with T.serial(a.padded_dim // v.n) as d:
-                v.store(self.scratch, self.sums + r * a.padded_dim + d * v.n, v.all(0.0))
-        begin = T.bind(T.truncdiv(T.max(first - (a.window - 1), 0), PAGE_TOKENS) if a.window else 0)
-        n_pages = T.bind(T.Select(last[0] < 0, 0, T.truncdiv(last[0], PAGE_TOKENS) + 1))
-        with T.serial(T.max(n_pages - begin, 0)) as page:
-            index = T.bind(begin + page)
-            base = page_start(a, self.page_table, row, index, head)
-            following = page_start(a, self.page_table, row, T.min(index + 1, n_pages - 1), head)
+        return T.bind(last[0])
+
+    def first_page(self, row: Any) -> Any:
+        """The first page in the window of the block's first row."""
+        if not self.a.window:
+            return 0
+        return T.bind(T.truncdiv(T.max(self.positions[row] - (self.a.window - 1), 0), PAGE_TOKENS))
+
+    def first_split(self, row: Any) -> Any:
+        return T.truncdiv(self.first_page(row), SPLIT_PAGES)
+
+    def end_split(self, row: Any) -> Any:
+        """The split after the last that the block sees; 0 when it sees none."""
+        return T.truncdiv(self.last_position(row) + SPLIT_PAGES * PAGE_TOKENS, SPLIT_PAGES * PAGE_TOKENS)
+
+    def attend(self, row: Any, head: Any) -> None:
+        """out = softmax(scale q K^T) V for the block that starts at `row`; zeros for a row at position -1."""
+        row = T.bind(row)
+        total, part = (self.softmax.state(start) for start in self.softmax.states)
+        first, end = T.bind(self.first_split(row)), T.bind(self.end_split(row))
+        with T.serial(T.max(end - first, 0)) as i:
+            here = self.softmax.state(T.bind(T.Select(i == 0, total.start, part.start)))
+            self.attend_split(row, head, first + i, here, T.truncdiv(self.last_position(row), PAGE_TOKENS))
+            with T.If(i > 0), T.Then():
+                self.softmax.merge(total, part)
+        self.softmax.finish(row, head, total, self.out)
+
+    def attend_split(self, row: Any, head: Any, split: Any, state: State, last_page: Any = None) -> None:
+        """m, l and O of one split.  last_page: up to which page the same thread goes on."""
+        a = self.a
+        last = self.last_position(row)
+        begin = T.bind(T.max(split * SPLIT_PAGES, self.first_page(row)))
+        end = T.bind(T.min((split + 1) * SPLIT_PAGES, T.truncdiv(last, PAGE_TOKENS) + 1))
+        self.softmax.empty(state)
+        with T.serial(T.max(end - begin, 0)) as i:
+            page = T.bind(begin + i)
+            base = page_start(a, self.page_table, row, page, head)
+            ahead = T.min(page + 1, end - 1 if last_page is None else last_page)
+            following = page_start(a, self.page_table, row, ahead, head)
             self.score(row, head, base)
-            self.soften(row, index)
-            self.gather(base, following, T.min(PAGE_TOKENS, last[0] + 1 - index * PAGE_TOKENS))
-        self.finish(row, head)
+            self.softmax.soften(row, page, lambda r, d: self.query(row, head, r, d), self.scales, base, state)
+            self.gather(base, following, T.min(PAGE_TOKENS, last + 1 - page * PAGE_TOKENS), state)
+
+    def query(self, row: Any, head: Any, r: Any, d: Any) -> Any:
+        """Word d of query row r."""
+        return self.q[((head * self.a.m + row) * self.a.group + r) * self.a.query_words + d]
 
     def score(self, row: Any, head: Any, base: Any) -> None:
         """S [R, 64] = q K^T, each sum over D in order."""
         a, v = self.a, self.v
-        q = T.bind((head * a.m + row) * (a.group * a.query_words))
+        scores = self.softmax.scores
+        if a.is_int8:
+            line = 64 // a.word_bytes
+            with T.serial((a.head_words - a.scales_at) // line) as i:
+                self.ask_for(base + T.cast(a.scales_at + i * line, "int64"))
 
         def key(vector: Any, d: Any) -> Any:
             token = vector * v.n
@@ -143,21 +141,22 @@ class Block:
             self.ask_for(base + T.int64(a.key_words) + T.cast(word, "int64"))
             return v.load(self.kv, base + T.cast(word, "int64"))
 
-        def query(r: Any, d: Any) -> Any:
-            return self.q[q + r * a.query_words + d]
-
         def begin(r: Any, vector: Any) -> Any:
-            return v.all(0.0)
+            return v.all(0 if a.is_int8 else 0.0)
 
         def end(r: Any, vector: Any, value: Any) -> None:
-            v.store(self.scratch, self.scores + r * PAGE_TOKENS + vector * v.n, value)
+            value = T.cast(value, v.f32) if a.is_int8 else value
+            v.store(self.scratch, scores + r * PAGE_TOKENS + vector * v.n, value)
+
+        def query(r: Any, d: Any) -> Any:
+            return self.query(row, head, r, d)
 
         self.product(PAGE_TOKENS // v.n, a.head_dim // a.per_word, query, key, begin, end)
 
-    def gather(self, base: Any, following: Any, n_tokens: Any) -> None:
+    def gather(self, base: Any, following: Any, n_tokens: Any, state: State) -> None:
         """O [R, D] = O a + P V, each sum over the page's n_tokens in order.  What lies behind them is never read as
-        a number: a slot that was not written yet may hold anything."""
-        a, v = self.a, self.v
+        a number: a slot that was not written yet may hold anything.  (As an int8 it is one, and its weight is 0.)"""
+        a, v, softmax = self.a, self.v, self.softmax
         per_row = PAGE_TOKENS // a.per_word * a.left_per_word
         n_tokens = T.bind(n_tokens)
 
@@ -167,18 +166,25 @@ class Block:
             return v.load(self.kv, base + T.cast(a.key_words + word, "int64"))
 
         def weight(r: Any, t: Any) -> Any:
-            word = self.scratch[self.weights + r * per_row + t]
-            return T.reinterpret(word, dtype="int32") if a.dot == "dpbf16" else word
+            word = self.scratch[softmax.weights + r * per_row + t]
+            return word if self.a.query_type == "float32" else T.reinterpret(word, dtype="int32")
+
+        def decayed(r: Any, vector: Any) -> Any:
+            decay = v.load(self.scratch, softmax.decays + r * v.n)
+            return v.load(state.buffer, state.sums(r) + vector * v.n) * decay
 
         def begin(r: Any, vector: Any) -> Any:
-            decay = v.load(self.scratch, self.decays + r * v.n)
-            return v.load(self.scratch, self.sums + r * a.padded_dim + vector * v.n) * decay
+            return v.all(0) if a.is_int8 else decayed(r, vector)
 
         def end(r: Any, vector: Any, value: Any) -> None:
-            v.store(self.scratch, self.sums + r * a.padded_dim + vector * v.n, value)
+            if a.is_int8:
+                step = v.load(self.scratch, softmax.steps + r * v.n)
+                value = v.fma(T.cast(value, v.f32), step, decayed(r, vector))
+            v.store(state.buffer, state.sums(r) + vector * v.n, value)
 
-        odd = T.truncmod(n_tokens, 2) == 1 if a.per_word == 2 else None
-        self.product(a.padded_dim // v.n, T.truncdiv(n_tokens, a.per_word), weight, value, begin, end, odd)
+        odd = T.truncmod(n_tokens, 2) == 1 if a.per_word == 2 and not a.is_int8 else None
+        steps = T.truncdiv(n_tokens + 1, 2) if a.is_int8 else T.truncdiv(n_tokens, a.per_word)
+        self.product(a.padded_dim // v.n, steps, weight, value, begin, end, odd)
 
     def ask_for(self, word: Any) -> None:
         """Brings what is read next to the second level cache while memory is the limit: the page's values while its
@@ -202,7 +208,8 @@ class Block:
         self, row: Any, n: int, vectors: list[Any], steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any
     ) -> None:
         v = self.v
-        sums = [T.alloc_buffer((len(vectors) * v.n,), "float32") for _ in range(n)]
+        number = "int32" if self.a.is_int8 else "float32"
+        sums = [T.alloc_buffer((len(vectors) * v.n,), number) for _ in range(n)]
         for r in range(n):
             for i, vector in enumerate(vectors):
                 v.store(sums[r], i * v.n, begin(row + r, vector))
@@ -228,73 +235,11 @@ class Block:
             for r, row_sums in enumerate(sums):
                 factor = T.bind(v.all(left(row + r, step * a.left_per_word + part)))
                 for i, word in enumerate(halves):
-                    before = row_sums[v.at(i * v.n)]
-                    if a.dot == "dpbf16":
-                        after = T.call_extern(v.f32, "llmc_dpbf16", before, factor, word)
-                    else:
-                        after = v.fma(factor, word, before)
-                    v.store(row_sums, i * v.n, after)
+                    v.store(row_sums, i * v.n, self.multiply_add(row_sums[v.at(i * v.n)], factor, word))
 
-    def soften(self, row: Any, page: Any) -> None:
-        """m, l, a and P of each query row from its scores in this page."""
-        a, v = self.a, self.v
-        vectors = range(PAGE_TOKENS // v.n)
-        with T.serial(self.rows) as r:
-            at = T.bind(self.scores + r * PAGE_TOKENS)
-            position = self.positions[row + (T.truncdiv(r, a.group) if self.n > 1 else 0)]
-            ahead = v.keep(v.all(page * PAGE_TOKENS - position), "int32")
-            scores = [self.seen(v.load(self.scratch, at + i * v.n), ahead, i * v.n) for i in vectors]
-            before = v.load(self.scratch, self.maxima + r * v.n)
-            peak = scores[0]
-            for score in scores[1:]:
-                peak = v.keep(T.max(peak, score))
-            maximum = v.keep(T.max(before, v.maximum(peak)))
-            v.store(self.scratch, self.maxima + r * v.n, maximum)
-            decay = v.exp(before - maximum)
-            v.store(self.scratch, self.decays + r * v.n, decay)
-            weights = [v.exp(score - maximum) for score in scores]
-            self.keep_weights(r, weights)
-            while len(weights) > 1:
-                weights = [v.keep(x + y) for x, y in zip(weights[::2], weights[1::2], strict=True)]
-            total = v.load(self.scratch, self.totals + r * v.n)
-            v.store(self.scratch, self.totals + r * v.n, v.fma(total, decay, weights[0]))
-
-    def seen(self, score: Any, ahead: Any, token: int) -> Any:
-        """The scaled, capped score where the key is in sight: pos - window < key <= pos.  ahead: page's key - pos."""
-        a, v = self.a, self.v
-        score = v.keep(score * v.all(a.scale))
-        if a.softcap:
-            score = v.keep(v.tanh(score * v.all(1.0 / a.softcap)) * v.all(a.softcap))
-        distance = v.keep(ahead + T.ramp(T.int32(token), 1, v.n), "int32")
-        score = T.Select(distance <= v.all(0), score, v.all(MASKED))
-        if a.window:
-            score = T.Select(distance > v.all(-a.window), score, v.all(MASKED))
-        return v.keep(score)
-
-    def keep_weights(self, r: Any, weights: list[Any]) -> None:
-        """P as the values' multiplier: float32, rounded to bf16 where the cache is, in pairs where pairs multiply."""
-        a, v = self.a, self.v
-        if a.dot == "dpbf16":
-            half = v.n // 2
-            for i, weight in enumerate(weights):
-                pairs = T.reinterpret(T.call_extern(f"int32x{half}", "llmc_cvtbf16", weight), dtype=f"float32x{half}")
-                T.buffer_store(self.scratch, pairs, [T.ramp(self.weights + r * (PAGE_TOKENS // 2) + i * half, 1, half)])
-            return
-        for i, weight in enumerate(weights):
-            rounded = weight if a.dot == "fma" else v.float(v.round_bf16(weight))
-            v.store(self.scratch, self.weights + r * PAGE_TOKENS + i * v.n, rounded)
-
-    def finish(self, row: Any, head: Any) -> None:
-        """out = O / l.  Adding 0 leaves one zero, not two."""
-        a, v, part = self.a, self.v, widest(self.a.head_dim, self.a.lanes)
-        with T.serial(self.rows) as r:
-            here = T.bind(row + T.truncdiv(r, a.group))
-            to = T.bind((here * a.heads + head * a.group + T.truncmod(r, a.group)) * a.head_dim)
-            v.store(self.scratch, self.totals + r * v.n, v.sum(v.load(self.scratch, self.totals + r * v.n)))
-            scale = T.bind(part.all(T.float32(1.0) / self.scratch[self.totals + r * v.n]))
-            with T.If(self.positions[here] >= 0):
-                with T.Then(), T.serial(a.head_dim // part.n) as d:
-                    total = part.load(self.scratch, self.sums + r * a.padded_dim + d * part.n)
-                    part.store(self.out, to + d * part.n, part.fma(total, scale, part.all(0.0)))
-                with T.Else(), T.serial(a.head_dim // part.n) as d:
-                    part.store(self.out, to + d * part.n, part.all(0.0))
+    def multiply_add(self, before: Any, factor: Any, word: Any) -> Any:
+        if self.a.dot == "dpbf16":
+            return T.call_extern(self.v.f32, "llmc_dpbf16", before, factor, word)
+        if self.a.is_int8:
+            return T.call_extern(self.v.i32, "llmc_madd16", before, factor, word)
+        return self.v.fma(factor, word, before)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from typing import Any, Literal
@@ -89,7 +89,12 @@ class Tiles:
     far: int = 0
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.panels * PANEL} tiles, {self.group} a unit, {self.steps} steps at a time"
+        tile = f"{self.rows}x{self.panels * PANEL} tiles, {self.group} a unit, {self.steps} steps at a time"
+        return f"{tile}, {self.near}/{self.far} ahead" if self.near or self.far else tile
+
+    def family(self, m: int) -> str:
+        """What people call it."""
+        return "GEMV" if m == 1 else "flat GEMM" if m <= self.rows else "GEMM"
 
     def row_tiles(self, linear: Linear) -> int:
         return ceil(linear.m / self.rows)
@@ -168,17 +173,11 @@ def default_tiles(linear: Linear, target: Target) -> Tiles:
 
 
 def space(call: Call, target: Target) -> Iterable[Tiles]:
-    """Other tiles worth measuring."""
+    """Tiles worth measuring, the most promising first."""
+    from llmc.schedules.cpu.linear_space import tile_space
+
     linear = parse(call, target)
-    if linear is None:
-        return
-    default = default_tiles(linear, target)
-    for panels in (1, 2, 4):
-        for steps in (256, 512, 1024, linear.steps):
-            for group in (1, 2, 4):
-                tiles = replace(default, panels=panels, steps=min(steps, linear.steps), group=group)
-                if panels >= linear.parts and linear.panels % (panels * group) == 0:
-                    yield tiles
+    return tile_space(linear, default_tiles(linear, target), target) if linear else ()
 
 
 def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
@@ -204,7 +203,9 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
     layouts: dict[int, Layout] = {1: Panels(linear.weight, linear.parts)}
     if linear.bias:
         layouts[2] = PanelVector(linear.parts)
-    return Implementation(tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts)
+    return Implementation(
+        tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts, family=tiles.family(linear.m)
+    )
 
 
 def is_packed(linear: Linear) -> bool:

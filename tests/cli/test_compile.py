@@ -75,6 +75,10 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "out": tmp_path / "m.so",
         "target": "cpu",
         "dtype": "bf16",
+        "kv_dtype": None,
+        "quant": "none",
+        "quant_group": None,
+        "quant_lm_head": False,
         "batch": (1, 16),
         "max_sequence": 99,
         "weights": "random",
@@ -112,24 +116,22 @@ def test_bars_take_the_same_calls() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["m", "--batch", "1,x"], ["m", "--dtype", "f8"], ["m", "--max-seq", "0"], ["m", "--verify", "maybe"], ["a", "b"]],
+    [
+        ["m", "--batch", "1,x"],
+        ["m", "--dtype", "f8"],
+        ["m", "--max-seq", "0"],
+        ["m", "--quant-group", "64"],
+        ["m", "--verify", "maybe"],
+        ["a", "b"],
+    ],
 )
 def test_wrong_usage_ends_with_2(asked: dict[str, Any], arguments: list[str]) -> None:
     assert compile_(*arguments).exit_code == 2
 
 
-def test_quantization_is_refused_until_it_is_built(asked: dict[str, Any]) -> None:
-    result = compile_("m", "--quant", "int4")
-    assert result.exit_code == 1
-    assert "quantization to int4 is not built yet" in result.stderr
-    assert not asked
-
-
-def test_a_directory_as_output_is_refused_before_the_work(asked: dict[str, Any], tmp_path: Path) -> None:
-    result = compile_("m", "-o", tmp_path)
-    assert result.exit_code == 1
-    assert f"hint: name a file: -o {tmp_path}/model.so" in result.stderr
-    assert not asked
+def test_how_to_quantise_reaches_the_driver(asked: dict[str, Any]) -> None:
+    compile_("m", "--quant", "int4", "--quant-group", "128", "--quant-lm-head")
+    assert (asked["quant"], asked["quant_group"], asked["quant_lm_head"]) == ("int4", 128, True)
 
 
 def test_a_failure_ends_with_1_after_the_stages_that_were_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_a_failure_ends_with_1_after_the_stages_that_were_done(monkeypatch: pyte
     assert [line.split()[0] for line in result.stderr.splitlines()] == ["load", "error:", "at:", "hint:"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_130_and_lets_the_driver_clean_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -110,13 +110,13 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
         asked.update(how, model=model)
         return "source"
 
-    def certify_source(artifact: Path, source: str) -> dict[str, float]:
+    def certify_source(artifact: Path, source: str, quant: str | None) -> dict[str, float]:
         if asked["model"] == "other":
             raise LlmcError("the compiled model does not match its source")
         return {"relative_error": 1e-6}
 
     fake(monkeypatch, "llmc.compiler.frontend", load_source=load_source)
-    fake(monkeypatch, "llmc.compiler.certify", certify_source=certify_source)
+    fake(monkeypatch, "llmc.compiler.certify", certify_source=certify_source, judged_as=lambda *_: None)
     path = write_stub(tmp_path / "a.so")
     assert "against same: logits within 1.0e-06" in verify(path, "--against", "same").stdout
     assert (asked["dtype"], asked["max_sequence"]) == ("f32", 48)
@@ -133,7 +133,7 @@ def test_against_without_the_compiler_says_what_to_install(tmp_path: Path, monke
         raise missing
 
     fake(monkeypatch, "llmc.compiler.frontend", load_source=load_source)
-    fake(monkeypatch, "llmc.compiler.certify", certify_source=None)
+    fake(monkeypatch, "llmc.compiler.certify", certify_source=None, judged_as=None)
     result = verify(write_stub(tmp_path / "a.so"), "--against", "model")
     assert result.exit_code == 1
     assert "the Python package torch, which is not installed" in result.stderr

@@ -1,7 +1,6 @@
 """Small models with random weights, saved as Hugging Face folders."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import transformers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -24,19 +24,6 @@ from transformers import (
 SaveModel = Callable[..., Path]
 N_VOCAB = 131
 N_CONTEXT = 96
-
-
-@pytest.fixture(scope="session", autouse=True)
-def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Exported graphs of this test run, and of no other."""
-    before = os.environ.get("LLMC_CACHE")
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["LLMC_CACHE"] = str(folder)
-    yield folder
-    if before is None:
-        del os.environ["LLMC_CACHE"]
-    else:
-        os.environ["LLMC_CACHE"] = before
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +106,8 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=24),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=24),
+    # its attention has a softcap, which torch's own attention function does not
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=24, sliding_window=24, query_pre_attn_scalar=24),
     "phi3": lambda: Phi3Config(**SIZES, pad_token_id=0, bos_token_id=1, eos_token_id=2),
     "gpt2": lambda: GPT2Config(
         n_embd=64, n_layer=2, n_head=4, vocab_size=N_VOCAB, n_positions=N_CONTEXT, bos_token_id=1, eos_token_id=2

@@ -1,6 +1,7 @@
 """compiler/artifact.py"""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmc.compiler.artifact import ArtifactWriter, check_room, encode_vocabulary
+from llmc.compiler.artifact import ArtifactWriter, check_place, check_room, encode_vocabulary
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 
@@ -66,7 +67,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
 
 def test_a_disk_without_room_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    with pytest.raises(LlmcError, match=r"needs 13.5 GB, but the disk has 1.0 GB free"):
+    with pytest.raises(LlmcError, match=r"needs 13,500 MB, but the disk has 1,000 MB free"):
         check_room(tmp_path / "a.so", int(13.5e9))
 
 
@@ -74,6 +75,38 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LlmcError, match="cannot write the artifact"), ArtifactWriter(tmp_path / "file" / "a.so"):
         pass
+
+
+def test_a_disk_that_is_full_when_the_file_is_closed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with ArtifactWriter(tmp_path / "a.so") as writer:
+        writer.file.close()
+        monkeypatch.setattr(writer, "file", SimpleNamespace(close=close))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LlmcError, match="a device or a pipe"):
+        check_place(tmp_path / "pipe")
+    with pytest.raises(LlmcError, match="a device or a pipe"):
+        check_place(Path(os.devnull))
+    with pytest.raises(LlmcError, match="is a directory"):
+        check_place(tmp_path)
+
+
+def test_a_place_below_a_file_or_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(LlmcError, match="is not a folder"):
+        check_place(tmp_path / "file" / "a.so")
+    check_place(tmp_path / "new" / "folder" / "a.so")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(LlmcError, match="no permission"):
+        check_place(tmp_path / "a.so")
 
 
 def test_vocabulary_holds_each_tokens_bytes() -> None:

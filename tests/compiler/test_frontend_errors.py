@@ -62,6 +62,9 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ("[]", "config.json names no model_type"),
         ("{}", "config.json names no model_type"),
         ('{"model_type": "llama", "num_hidden_layers": "two"}', "the configuration is not valid"),
+        ('{"model_type": "llama", "hidden_act": "wiggle"}', "the configuration describes no model: KeyError: 'wiggle'"),
+        ('{"model_type": "llama", "num_hidden_layers": 0}', "the configuration describes no model: it has no layers"),
+        ('{"model_type": "llama", "num_attention_heads": 5}', "is not a multiple of the number of attention heads"),
     ],
 )
 def test_a_broken_configuration(folder: Path, text: str, fact: str) -> None:
@@ -141,8 +144,12 @@ def test_a_header_that_makes_no_sense(folder: Path, header: bytes) -> None:
 
 
 def test_a_broken_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text("{")
-    assert refusal(folder).fact == "the tokenizer cannot be read"
+    merges_unknown = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["x y"]}}
+    for text in ("{", "{}", json.dumps(merges_unknown)):
+        (folder / "tokenizer.json").write_text(text)
+        error = refusal(folder)
+        assert error.fact.startswith("the tokenizer cannot be read")
+        assert error.place == str(folder / "tokenizer.json")
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

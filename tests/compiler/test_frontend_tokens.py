@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmc.compiler.frontend.tokens import byte_level_table, read_ends, read_text, read_vocabulary
+from llmc.runtime.errors import LlmcError
 
 TEXT = "Zoë said: 'a naïve 猫 sat — on the mat' 🙂\n\tThe end. The end."
 
@@ -93,6 +94,7 @@ def test_old_tokenizer_files_are_converted(tmp_path: Path) -> None:
         ({}, None, ((), None)),
         ({"eos_token_id": 2, "bos_token_id": 1}, None, ((2,), 1)),
         ({"eos_token_id": [2, 3]}, None, ((2, 3), None)),
+        ({"eos_token_id": [2, -1, 2, 1000], "bos_token_id": -1}, None, ((2,), None)),
         ({"eos_token_id": 2, "bos_token_id": 1}, {"eos_token_id": [4, 5]}, ((4, 5), 1)),
     ],
 )
@@ -101,4 +103,12 @@ def test_ends_come_from_the_generation_configuration_first(
 ) -> None:
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert read_ends(tmp_path, config) == expected
+    assert read_ends(tmp_path, config, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "fact"), [("x", "no token id"), ([[1]], "no token id"), (list(range(9)), "9 end tokens")]
+)
+def test_ends_that_are_no_token_ids_are_refused(tmp_path: Path, ends: Any, fact: str) -> None:
+    with pytest.raises(LlmcError, match=fact):
+        read_ends(tmp_path, {"eos_token_id": ends}, 1000)

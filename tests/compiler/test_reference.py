@@ -17,7 +17,7 @@ PRECISION = {"f32": (torch.float32, 1e-5), "bf16": (torch.bfloat16, 2e-2)}
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("family", ["llama", "opt-350m"])
+@pytest.mark.parametrize("family", ["llama", "opt-350m", "gemma2"])
 def test_logits_are_those_of_each_prompt_alone(family: str, dtype: str, tiny_model: TinyModel) -> None:
     torch_dtype, tolerance = PRECISION[dtype]
     model = AutoModelForCausalLM.from_pretrained(tiny_model(family), dtype=torch_dtype)

@@ -114,6 +114,12 @@ def feeds_for(model: ir.Model) -> dict[str, Array]:
 
 
 @pytest.fixture
+def feeds() -> Callable[[ir.Model], dict[str, Array]]:
+    """feeds(model): random inputs for it."""
+    return feeds_for
+
+
+@pytest.fixture
 def check(golden: Callable[[object], None]) -> Callable[..., None]:
     """Run a pass and hold it to what every pass promises: the golden text, the same results in ONNX Runtime, a shape
     on every value, nothing left to do the second time."""

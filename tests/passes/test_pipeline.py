@@ -47,6 +47,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 ONE_LAYER = SMALL | {"num_hidden_layers": 1}
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL | {"num_key_value_heads": 4}),
@@ -54,6 +55,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
     "llama3": lambda: transformers.LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+    "llama_yarn": lambda: transformers.LlamaConfig(**SMALL, rope_parameters=YARN),
     "opt": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=64),
     "opt_350m": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=32, do_layer_norm_before=False),
     "qwen2": lambda: transformers.Qwen2Config(**ONE_LAYER),
@@ -64,8 +66,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**ONE_LAYER),
     "phi3": lambda: transformers.Phi3Config(**ONE_LAYER),
 }
+LLAMA = ["Linear", "RotaryPagedAttention", "Linear", "AddRMSNorm", "GatedLinearSilu", "Linear", "AddRMSNorm"]
 LAYERS = {
-    "llama": ["Linear", "RotaryPagedAttention", "Linear", "AddRMSNorm", "GatedLinearSilu", "Linear", "AddRMSNorm"],
+    "llama": LLAMA,
+    "llama_yarn": LLAMA,
     "llama_grouped_biased_tied": [
         *("LinearBias", "RotaryPagedAttention", "LinearBias", "AddRMSNorm"),
         *("GatedLinearSiluBias", "LinearBias", "AddRMSNorm"),
@@ -77,6 +81,7 @@ LAYERS = {
 }
 AROUND = {
     "llama": Counter({"Gather": 4, "RMSNormalization": 1, "llmc.Linear": 1}),
+    "llama_yarn": Counter({"Gather": 4, "RMSNormalization": 1, "llmc.Linear": 1}),
     "llama_grouped_biased_tied": Counter({"Gather": 4, "RMSNormalization": 1, "llmc.Linear": 1}),
     "opt": Counter({"Gather": 3, "llmc.AddLayerNorm": 1, "llmc.Linear": 1}),
 }

@@ -95,7 +95,7 @@ def test_another_file_is_not_an_artifact(tmp_path: Path, content: bytes) -> None
 def test_a_truncated_artifact_is_called_so(stub: Path) -> None:
     data = stub.read_bytes()
     stub.write_bytes(data[: len(data) - 1000])
-    assert refusal(stub).fact == "the artifact is truncated: its end is missing"
+    assert refusal(stub).fact == "the artifact is truncated or stripped: its end is missing"
 
 
 def test_bytes_cut_from_the_middle_are_noticed(stub: Path) -> None:

@@ -1,8 +1,8 @@
-"""Running kernels on NumPy arrays, on every level of this machine, with a cache of compiled kernels for the session."""
+"""Running kernels on NumPy arrays, on every level of this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,6 @@ from llmc.schedules.execute import Executable
 LEVELS_HERE = [level for level, features in LEVELS.items() if host_features().issuperset(features)]
 
 Array = np.ndarray[Any, Any]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMC_CACHE", str(tmp_path_factory.mktemp("kernels")))
-        yield
 
 
 @pytest.fixture(scope="session")

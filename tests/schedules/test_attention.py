@@ -16,13 +16,18 @@ from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import attention
+from llmc.schedules.cpu.attention_shape import SPLIT_PAGES
+from llmc.schedules.execute import Executable
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 Row = tuple[int, int] | None
 """(sequence, position) of a row of a step, or None for a row that pads it."""
 
-N_PAGES, PAGES = 24, 9
+N_PAGES, PAGES = 24, 19
+KV_DTYPES = ("f32", "bf16", "int8")
+TOLERANCE = {"f32": 4e-6, "bf16": 2e-3, "int8": 2e-3}
+"""bf16: the weights of the values are rounded too.  int8: a key on the edge of two steps may fall either way."""
 LENGTHS = (1, 2, 63, 64, 65, 127, 128, 129, 200, 500)
 
 
@@ -148,6 +153,8 @@ class Machine:
         q, k = turned(model, s, q), turned(model, s, k)
         if model.kv_dtype == "bf16":
             q, k, v = (x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64) for x in (q, k, v))
+        if model.kv_dtype == "int8":
+            k, v = (in_steps(x, 127) for x in (k, v))
         k, v = (np.repeat(x, model.heads // model.kv_heads, axis=1) for x in (k, v))
         scores = np.einsum("thd,shd->hts", q, k) * model.head_dim**-0.5
         if model.softcap:
@@ -157,6 +164,12 @@ class Machine:
         weights = np.exp(np.where(seen, scores, -np.inf) - np.where(seen, scores, -np.inf).max(-1, keepdims=True))
         out = np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), v)
         return np.asarray(out.reshape(length, -1))
+
+
+def in_steps(x: Array, most: int) -> Array:
+    """Each head's vector as multiples of its largest element / most."""
+    step = np.abs(x).max(-1, keepdims=True) / most
+    return np.asarray(np.rint(x / step) * step)
 
 
 def turned(model: Model, s: Tokens, x: Array) -> Array:
@@ -183,29 +196,34 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize(
+    ("kv_dtype", "model"),
+    [("f32", model) for model in MODELS]
+    + [("bf16", model) for model in (MODELS[1], MODELS[3], MODELS[5], MODELS[6])]
+    + [("int8", model) for model in (MODELS[1], MODELS[2], MODELS[6])],
+    ids=str,
+)
 def test_decode_and_prefill_agree_with_float64_and_with_each_other(
     run: Run, host: Target, model: Model, kv_dtype: str
 ) -> None:
     check_one_sequence(Machine(replace(model, kv_dtype=kv_dtype), run, host, (131,)))
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_decode_and_prefill_are_right_on_every_level(run: Run, target: Target, kv_dtype: str) -> None:
-    check_one_sequence(Machine(replace(MODELS[0], kv_dtype=kv_dtype, window=100), run, target, (131,)))
+    check_one_sequence(Machine(replace(MODELS[0], kv_dtype=kv_dtype, window=70), run, target, (131,)))
 
 
 def check_one_sequence(machine: Machine) -> None:
     alone = np.concatenate([machine.step([(0, position)]) for position in range(131)])
     expected = machine.reference(0)
-    tolerance = 4e-6 if machine.model.kv_dtype == "f32" else 2e-3  # the weights of the values are rounded to bf16 too
+    tolerance = TOLERANCE[machine.model.kv_dtype]
     assert np.abs(alone - expected).max() <= tolerance * np.abs(expected).max()
     machine.forget()
     np.testing.assert_array_equal(machine.prefill(0, 40, n_tasks=2), alone)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_prompt_of_any_length_has_the_same_bits_in_any_chunks(
     run: Run, host: Target, length: int, kv_dtype: str
@@ -220,7 +238,7 @@ def test_a_prompt_of_any_length_has_the_same_bits_in_any_chunks(
     np.testing.assert_array_equal(machine.step([(0, length - 1)])[0], whole[-1])  # prefill, then decode
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("window", [0, 70])
 def test_sequences_in_one_step_get_what_they_get_alone(run: Run, host: Target, kv_dtype: str, window: int) -> None:
     lengths = (150, 64, 1, 90)
@@ -239,9 +257,49 @@ def test_sequences_in_one_step_get_what_they_get_alone(run: Run, host: Target, k
             np.testing.assert_array_equal(result, alone[row[0]][row[1]] if row else 0 * result)
 
 
+SPLIT = SPLIT_PAGES * PAGE_TOKENS
+LONG = 2 * SPLIT + 76
+
+
+@pytest.mark.parametrize(("kv_dtype", "window"), [("f32", 0), ("bf16", 0), ("int8", 0), ("bf16", SPLIT + 100)])
+def test_a_long_context_has_the_same_bits_however_its_splits_are_shared_out(
+    run: Run, host: Target, kv_dtype: str, window: int
+) -> None:
+    machine = Machine(Model(kv_dtype=kv_dtype, window=window), run, host, (LONG, 70))
+    whole, short = machine.prefill(0, 512), machine.prefill(1, 512)
+    expected = machine.reference(0)
+    assert np.abs(whole - expected).max() <= TOLERANCE[kv_dtype] * np.abs(expected).max()
+    for position in (0, SPLIT - 1, SPLIT, 2 * SPLIT - 1, 2 * SPLIT, 2 * SPLIT + 1, LONG - 1):
+        for n_tasks in (1, 2, 7):
+            np.testing.assert_array_equal(machine.step([(0, position)], n_tasks)[0], whole[position])
+    for start in (0, SPLIT - 5, 2 * SPLIT - 3, LONG - 8):  # one sequence: a block
+        rows: list[Row] = [(0, start + i) for i in range(8)]
+        for n_tasks in (1, 3):
+            np.testing.assert_array_equal(machine.step(rows, n_tasks), whole[start : start + 8])
+    mixed: list[Row] = [(0, 2 * SPLIT - 1), (1, 69), None, (0, 2 * SPLIT), (1, 3), (0, 7), None, (0, LONG - 1)]
+    for n_tasks in (1, 2, 5):
+        for row, result in zip(mixed, machine.step(mixed, n_tasks), strict=True):
+            np.testing.assert_array_equal(result, (whole, short)[row[0]][row[1]] if row else 0 * result)
+
+
+def test_every_choice_of_blocks_gives_the_same_bits(run: Run, host: Target) -> None:
+    machine = Machine(Model(kv_dtype="int8"), run, host, (LONG,))
+    whole = machine.prefill(0, 512)
+    call = machine.model.call(8)
+    rows: list[Row] = [*((0, 2 * SPLIT - 4 + i) for i in range(7)), None]
+    cache = np.zeros((1, machine.model.kv_heads, PAGE_TOKENS, machine.model.head_dim), np.float32)
+    choices = list(attention.space(call, host))
+    assert {blocks.splits for blocks in choices} == {False, True}
+    for blocks in choices:
+        kernel = Executable(call, attention.implement(call, blocks, host), host)
+        out, *_ = kernel.run(*machine.inputs(rows), cache, cache, n_tasks=3, kv=machine.pool[machine.layer :])
+        np.testing.assert_array_equal(out[:7], whole[2 * SPLIT - 4 : 2 * SPLIT + 3])
+        assert not out[7].any()
+
+
 @pytest.mark.parametrize("n_tasks", [1, 2, 3, 7])
 def test_any_number_of_tasks_gives_the_same_bits(run: Run, host: Target, n_tasks: int) -> None:
-    machine = Machine(Model(heads=8, kv_heads=4, kv_dtype="bf16"), run, host, (100,))
+    machine = Machine(Model(kv_dtype="bf16"), run, host, (100,))
     expected = machine.prefill(0, 40)
     machine.forget()
     np.testing.assert_array_equal(machine.prefill(0, 40, n_tasks), expected)
@@ -255,20 +313,21 @@ def test_rows_that_pad_a_step_write_nothing_and_give_zeros(run: Run, host: Targe
     assert (machine.pool == 0xFF).all()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_a_row_writes_its_own_slot_of_its_own_layer(run: Run, host: Target, kv_dtype: str) -> None:
     model = Model(kv_dtype=kv_dtype)
     machine = Machine(model, run, host, (1,))
     machine.step([(0, 0)])
     written = (machine.pool != 0xFF).reshape(N_PAGES, 2, machine.layer)
     page = machine.sequences[0].pages[0]
-    n_bytes = 2 * model.kv_heads * model.head_dim * (4 if kv_dtype == "f32" else 2)
+    number, scale = {"f32": (4, 0), "bf16": (2, 0), "int8": (1, 4)}[kv_dtype]
+    n_bytes = 2 * model.kv_heads * (model.head_dim * number + scale)
     assert n_bytes * 0.97 <= written[page, 1].sum() <= n_bytes  # some bytes of a number are 0xFF too
     written[page, 1] = False
     assert not written.any()
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("m", [1, 40])
 def test_a_page_may_lie_gigabytes_from_the_first(run: Run, host: Target, m: int, kv_dtype: str, tmp_path: Path) -> None:
     machine = Machine(Model(kv_dtype=kv_dtype), run, host, (70,))

@@ -1,0 +1,62 @@
+"""llmc itself, through its Python binding: f32, bf16, int8, int4; "+head" quantises lm_head too."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.peers.protocol import Loading, serve, timed
+from llmc.compiler.driver import compile_model
+from llmc.runtime import load
+from llmc.runtime.binding import Sequence
+
+
+class Llmc:
+    def prepare(self, config: dict[str, Any], source: Path, out: Path, precision: str) -> None:
+        kind, _, head = precision.partition("+")
+        plain = kind in ("f32", "bf16")
+        compile_model(
+            config["known_as"],
+            out=out,
+            dtype=kind if plain else "bf16",
+            quant="none" if plain else kind,
+            quant_lm_head=bool(head),
+            weights="random",
+            verify=False,
+        )
+
+    def load(self, loading: Loading) -> str:
+        room = (sum(loading.batches) + 1) * (loading.room + 64)
+        self.model = load(loading.path, threads=loading.threads, kv_tokens=room)
+        self.contexts: dict[int, list[Sequence]] = {}
+        try:
+            return f"llmc {version('llmc')}"
+        except PackageNotFoundError:
+            return "llmc"
+
+    def prefill(self, prompt: list[int]) -> float:
+        with self.model.sequence() as sequence:
+            return timed(lambda: self.first_token(sequence, prompt))
+
+    def first_token(self, sequence: Sequence, prompt: list[int]) -> None:
+        sequence.feed(prompt)
+        sequence.sample()
+
+    def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
+        sequences = self.contexts.setdefault(len(prompts), [])
+        for sequence in sequences:
+            sequence.truncate(len(prompts[0]) - 1)
+        if not sequences:
+            sequences += [self.model.sequence() for _ in prompts]
+            for sequence, prompt in zip(sequences, prompts, strict=True):
+                sequence.feed(prompt[:-1])
+        self.model.step([(sequence, prompt[-1:]) for sequence, prompt in zip(sequences, prompts, strict=True)])
+        return [timed(lambda: self.step(sequences)) for _ in range(steps)]
+
+    def step(self, sequences: list[Sequence]) -> None:
+        self.model.step([(sequence, [sequence.sample()]) for sequence in sequences])
+
+
+if __name__ == "__main__":
+    serve(Llmc())

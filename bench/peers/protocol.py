@@ -1,0 +1,102 @@
+"""What the process of a peer speaks: one JSON object a line on standard input, one answer a line on standard output.
+
+    {"do": "prepare", "config": {…}, "source": DIR, "out": PATH, "precision": "int8"}       -> {"files": PATH}
+    {"do": "load", "path": PATH, "config": {…}, "precision": "int8", "threads": 2,
+     "room": 300, "batches": [1, 4]}                                                        -> {"version": "x 1.2"}
+    {"do": "prefill", "prompt": [ids]}                                                      -> {"seconds": [s]}
+    {"do": "decode", "prompts": [[ids], …], "steps": 8}                                     -> {"seconds": [s, …]}
+
+An answer of {"error": "one line"} is the peer's refusal.  The file is imported by every peer in its own environment:
+the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Refusal(Exception):
+    """The peer cannot do this; the text is the reason, one line."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a peer is told when it loads a model.
+
+    room: most tokens of a sequence, prompt and decoded together.  batches: how many sequences a decode step will have.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    precision: str
+    threads: int
+    room: int
+    batches: tuple[int, ...]
+
+
+class Peer(Protocol):
+    """One system under measurement.  Times are seconds of the wall clock, seen by a caller of the peer's own API."""
+
+    def prepare(self, config: dict[str, Any], source: Path, out: Path, precision: str) -> None:
+        """Write the model's files at `out`, from the folder `source` in Hugging Face's layout or the configuration."""
+
+    def load(self, loading: Loading) -> str:
+        """Make ready; the names and versions of what is measured."""
+
+    def prefill(self, prompt: list[int]) -> float:
+        """From a prompt to its first token, in an empty context."""
+
+    def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
+        """Seconds of each of so many steps, greedy, all sequences in one step; the prompts themselves are not timed."""
+
+
+def serve(peer: Peer) -> None:
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes with their errors
+    for line in sys.stdin:
+        try:
+            answer = answer_to(peer, json.loads(line))
+        except Exception as error:
+            answer = {"error": one_line(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def answer_to(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    """Do one request."""
+    match request.pop("do"):
+        case "prepare":
+            out, part = Path(request["out"]), Path(request["out"] + ".part")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            peer.prepare(request["config"], Path(request["source"]), part, request["precision"])
+            part.replace(out)
+            return {"files": str(out)}
+        case "load":
+            request |= {"path": Path(request["path"]), "batches": tuple(request["batches"])}
+            return {"version": peer.load(Loading(**request))}
+        case "prefill":
+            return {"seconds": [peer.prefill(request["prompt"])]}
+        case "decode":
+            return {"seconds": peer.decode(request["prompts"], request["steps"])}
+        case other:
+            raise Refusal(f"no such request: {other}")
+
+
+def one_line(error: Exception) -> str:
+    """An error's first line with any words, its type before it unless it is a refusal."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, Refusal) else f"{type(error).__name__}: {text}"
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

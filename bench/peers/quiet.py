@@ -1,0 +1,35 @@
+"""Whether a measurement had the machine to itself: the processors' time that went to anyone else."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Neighbours:
+    """Seconds of processor time that neither idled nor went to process `pid`, since this was made.  Linux."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.began = time.monotonic()
+        self.busy, self.own = busy_seconds(), own_seconds(pid)
+
+    def cores(self) -> float:
+        """How many cores others kept busy, on average."""
+        others = (busy_seconds() - self.busy) - (own_seconds(self.pid) - self.own)
+        return max(0.0, others / (time.monotonic() - self.began))
+
+
+def busy_seconds() -> float:
+    """All processors', since the machine began: user, nice, system, interrupts, and what the hypervisor took."""
+    user, nice, system, _idle, _waiting, irq, softirq, stolen = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq, stolen))) / TICKS
+
+
+def own_seconds(pid: int) -> float:
+    """A process's, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS

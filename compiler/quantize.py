@@ -1,0 +1,206 @@
+"""Weights in 8 or 4 bits: integer codes, and scales that make the squared error small.
+
+    w[n, k]  ~  code[n, k] * scale[n, k // group]
+
+int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k.
+Scales are searched, not read off the largest weight.  For a given rounding w ~ code * s, the best s is
+<w, code> / <code, code>, and it leaves <w, w> - <w, code>² / <code, code>; so several roundings are tried, each with
+the group's extreme weight at another code, and the one with the largest <w, code>² / <code, code> is kept.  In int4 a
+scale has the sign that puts the extreme on the side of -8, which reaches further than 7.
+
+A `QuantizedWeight` stands in the graph for the values it stores: everything that reads it as an array, ONNX Runtime
+too, sees codes times scales, in float32.  Reading works through a weight some rows at a time.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from llmc.compiler.weights import Array, Weight
+from llmc.runtime.errors import LlmcError
+
+Bits = Literal[4, 8]
+GROUPS = (32, 128)
+"""Weights that may share a scale in int4."""
+
+_WORKERS = 2
+_BLOCK_BYTES = 512 << 10
+"""float32 values that are searched at a time: they and two arrays of results stay in a core's caches."""
+
+LEVELS = {8: (-127, 127), 4: (-8, 7)}
+EXTREMES = {8: (127.0, 131.0, 136.0), 4: (8.0, 6.25, 7.0, 7.5, 8.5, 9.0, 9.75)}
+"""Where the group's extreme weight may lie, in codes, before rounding and clipping."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a model's weights are quantised.
+
+    bits: 8 or 4.  group: weights of a row that share a scale; 0 is the whole row.
+    lm_head: whether the product that makes the logits is quantised too.
+    """
+
+    bits: Bits
+    group: int = 0
+    lm_head: bool = False
+
+    @classmethod
+    def parse(cls, name: str, group: int | None = None, lm_head: bool = False) -> Scheme | None:
+        """The scheme that `--quant NAME --quant-group GROUP` asks for, None for "none"."""
+        if name == "none":
+            if group or lm_head:
+                fact = f"{'--quant-group' if group else '--quant-lm-head'} says how to quantise, but nothing is"
+                raise LlmcError(fact, place="--quant none", hint="use --quant int4")
+            return None
+        if name not in ("int8", "int4"):
+            raise LlmcError(
+                f"quantization to {name} is not built yet", place=f"--quant {name}", hint="use --quant int8"
+            )
+        if name == "int8" and group:
+            fact = "int8 weights have one scale a row"
+            raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
+        if group not in (None, *GROUPS):
+            raise LlmcError(f"groups are of {GROUPS[0]} or {GROUPS[1]} weights", place=f"--quant-group {group}")
+        return cls(8, 0, lm_head) if name == "int8" else cls(4, group or GROUPS[0], lm_head)
+
+    @property
+    def name(self) -> str:
+        return f"int{self.bits}"
+
+    def __str__(self) -> str:
+        return self.name + (f", groups of {self.group}" if self.group else "") + (", lm_head" if self.lm_head else "")
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight [rows, K] as it is stored.
+
+    codes: int8 [rows, K].  scales: [rows, ceil(K / group)], float32 in int8 and float16 in int4.
+    """
+
+    codes: Array
+    scales: Array
+    scheme: Scheme
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, k = self.codes.shape
+        return rows, k
+
+    def values(self) -> Array:
+        """codes * scales, float32 [rows, K]."""
+        scales = self.scales.astype(np.float32)
+        if self.scheme.group:
+            scales = np.repeat(scales, self.scheme.group, axis=1)[:, : self.shape[1]]
+        values: Array = self.codes * scales
+        return values
+
+
+class QuantizedWeight(Weight):
+    """A weight that is stored as codes and scales, made when it is read.
+
+    group: weights of a row that share a scale, 0 for all.
+    """
+
+    def __init__(self, source: Weight, scheme: Scheme) -> None:
+        super().__init__(f"{source.name}.{scheme.name}", source.dims, source.numpy)
+        self.source, self.scheme, self.group = source, scheme, scheme.group
+        self.stored_dtype = "i8" if scheme.bits == 8 else "i4"
+
+    def quantized(self) -> Quantized:
+        """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""
+        return quantize(self.source.stored(), self.scheme, str(self.source.name))
+
+    def stored(self) -> Array:
+        """The values that the codes and scales stand for, float32."""
+        return self.quantized().values()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of codes and scales, without padding."""
+        rows, k = self.dims
+        return ceil(rows * k * self.scheme.bits / 8) + rows * (2 * ceil(k / self.group) if self.group else 4)
+
+
+def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
+    """The codes and scales of an array [rows, K] (float32, float16 or bfloat16).  Raises LlmcError: not finite."""
+    rows, k = array.shape
+    groups = ceil(k / scheme.group) if scheme.group else 1
+    codes = np.empty((rows, k), np.int8)
+    scales = np.empty((rows, groups), np.float16 if scheme.group else np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * k))
+
+    def some(first: int) -> None:
+        block = array[first : first + step].astype(np.float32)
+        if not np.isfinite(block).all():
+            raise LlmcError("a weight that is not a finite number cannot be quantised", place=f"weight {name}")
+        fit = fit_groups if scheme.group else fit_rows
+        codes[first : first + step], scales[first : first + step] = fit(block, scheme)
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        list(pool.map(some, range(0, rows, step)))
+    return Quantized(codes, scales, scheme)
+
+
+def fit_rows(block: Array, scheme: Scheme) -> tuple[Array, Array]:
+    """Codes int8 and scales float32 [rows, 1] of rows [rows, K], a scale for each row."""
+    scales = best_scales(block, 1, scheme.bits)[:, None]
+    return round_to_codes(block, scales, scheme.bits), scales
+
+
+def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
+    """Codes int8 and scales float16 [rows, groups] of rows [rows, K], a scale for each group.
+
+    Groups lie side by side while they are searched: [group, rows * groups] runs through whole vectors.
+    """
+    rows, k = block.shape
+    groups = ceil(k / scheme.group)
+    if k % scheme.group:
+        block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
+    columns = np.ascontiguousarray(block.reshape(-1, scheme.group).T)
+    largest = float(np.finfo(np.float16).max)
+    scales = np.clip(best_scales(columns, 0, scheme.bits), -largest, largest).astype(np.float16)
+    codes = round_to_codes(columns, scales.astype(np.float32), scheme.bits)
+    return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.reshape(rows, groups)
+
+
+def best_scales(values: Array, axis: int, bits: Bits) -> Array:
+    """For the values along `axis`, the scale among the candidates' that leaves the least squared error."""
+    low, high = LEVELS[bits]
+    unit = np.float32(2.0 ** np.floor(np.log2(max(float(np.abs(values).max()), 2.0**-126))))
+    values = values / unit  # exact, and no square of it overflows
+    largest, smallest = values.max(axis), values.min(axis)
+    extreme = np.where(largest > -smallest, largest, smallest)
+    kept, scales = np.zeros_like(extreme), np.zeros_like(extreme)
+    codes, products = np.empty_like(values), np.empty_like(values)
+    for position in EXTREMES[bits]:
+        np.multiply(values, np.expand_dims(_inverse(extreme / -position), axis), out=codes)
+        np.rint(codes, out=codes)
+        np.clip(codes, low, high, out=codes)
+        along = np.multiply(values, codes, out=products).sum(axis)
+        square = np.multiply(codes, codes, out=products).sum(axis)
+        scale = along * _inverse(square)
+        better = along * scale > kept
+        np.copyto(kept, along * scale, where=better)
+        np.copyto(scales, scale, where=better)
+    result: Array = scales * unit
+    return result
+
+
+def round_to_codes(values: Array, scales: Array, bits: Bits) -> Array:
+    """The nearest code of each value, int8; 0 where the scale is."""
+    codes = values * _inverse(scales)
+    return np.clip(np.rint(codes, out=codes), *LEVELS[bits], out=codes).astype(np.int8)
+
+
+def _inverse(values: Array) -> Array:
+    """1 / values in float32, 0 where that is no finite number."""
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / values
+    result: Array = np.where(np.isfinite(inverse), inverse, np.float32(0))
+    return result

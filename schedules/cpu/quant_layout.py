@@ -1,0 +1,128 @@
+"""How quantised weights lie in the artifact: panels of 16 outputs as in panel_layout.py, each read front to back.
+
+    i8      panel: [K/4][16][4] bytes of code + 128, [16] f32 scales
+    i4      panel: [K/2G] of
+                group, group: [G/8][16] int32: byte b of a lane holds k = b in its low half, k = 4 + b in its high half,
+                              as code + 8
+                [2][16] f16 scales
+
+Codes are stored without a sign, as the byte products of x86 want one of their operands.  K is filled up to whole
+blocks (i8: see `block_of`; i4: pairs of groups, so that a pair and its scales are whole cache lines) with code 0.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from llmc.schedules.cpu.panel_layout import PANEL, panel_count
+
+Array = np.ndarray[Any, Any]
+
+ZERO = {"i8": 128, "i4": 8}
+"""What is added to a code where it is stored."""
+
+_WORKERS = 2
+
+
+def block_of(k: int) -> int:
+    """How many elements along K of x share a scale beside int8 weights: 128, or fewer where that divides K."""
+    return next((size for size in (128, 64) if k % size == 0), 32)
+
+
+def padded(size: int, multiple: int) -> int:
+    return ceil(size / multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Int8Panels:
+    """A weight [parts * N, K] in int8."""
+
+    parts: int = 1
+
+    def panel_words(self, k: int) -> int:
+        """int32 words of a panel."""
+        return (padded(k, block_of(k)) // 4 + 1) * PANEL
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
+
+    def pack(self, array: Any) -> Array:
+        """`array` is a compiler.quantize.Quantized."""
+        k = array.shape[1]
+
+        def panel(codes: Array, scales: Array) -> Array:
+            stored = np.full((PANEL, padded(k, block_of(k))), ZERO["i8"], np.uint8)
+            np.add(codes.view(np.uint8), ZERO["i8"], out=stored[: len(codes), :k], casting="unsafe")
+            words = np.ascontiguousarray(stored.view(np.uint32).T)
+            lanes = np.zeros(PANEL, np.float32)
+            lanes[: len(codes)] = scales[:, 0]
+            return np.concatenate([words.reshape(-1), lanes.view(np.uint32)])
+
+        return _in_panels(array, self.parts, self.panel_words(k), panel)
+
+    def __str__(self) -> str:
+        return f"i8 [N/16]{{[K/4][16][4], f32 [16]}}{', gate and up alternating' if self.parts == 2 else ''}"
+
+
+@dataclass(frozen=True)
+class Int4Panels:
+    """A weight [parts * N, K] in int4, with a scale for each `group` along K."""
+
+    group: int
+    parts: int = 1
+
+    def panel_words(self, k: int) -> int:
+        """int32 words of a panel."""
+        return padded(k, 2 * self.group) // (2 * self.group) * pair_words(self.group)
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
+
+    def pack(self, array: Any) -> Array:
+        """`array` is a compiler.quantize.Quantized."""
+        k = array.shape[1]
+        size = padded(k, 2 * self.group)
+
+        def panel(codes: Array, scales: Array) -> Array:
+            stored = np.full((PANEL, size), ZERO["i4"], np.uint8)
+            np.add(codes.view(np.uint8), ZERO["i4"], out=stored[: len(codes), :k], casting="unsafe")
+            words = stored.view(np.uint32).reshape(PANEL, -1, 2)
+            halves = words[:, :, 0] | words[:, :, 1] << 4  # [16][K/8]
+            lanes = np.zeros((PANEL, size // self.group), np.float16)
+            lanes[: len(codes), : scales.shape[1]] = scales
+            n_pairs = size // (2 * self.group)
+            pairs = np.empty((n_pairs, pair_words(self.group)), np.uint32)
+            pairs[:, :-PANEL] = halves.T.reshape(n_pairs, -1)
+            pairs[:, -PANEL:] = np.ascontiguousarray(lanes.T).view(np.uint32).reshape(n_pairs, PANEL)
+            return pairs.reshape(-1)
+
+        return _in_panels(array, self.parts, self.panel_words(k), panel)
+
+    def __str__(self) -> str:
+        order = f"[N/16][K/{2 * self.group}]{{[2][{self.group // 8}][16][8], f16 [2][16]}}"
+        return f"i4 {order}{', gate and up alternating' if self.parts == 2 else ''}"
+
+
+def pair_words(group: int) -> int:
+    """int32 words of two groups of a panel and their scales."""
+    return 2 * (group // 8) * PANEL + PANEL
+
+
+def _in_panels(array: Any, parts: int, words: int, panel: Any) -> Array:
+    """Every panel of a quantised weight, `panel(codes, scales)` of up to 16 rows, one after the other."""
+    n = array.shape[0] // parts
+    panels = np.zeros((panel_count(n, parts), words), np.uint32)
+
+    def fill(index: int) -> None:
+        first, part = index // parts * PANEL, index % parts
+        rows = slice(part * n + first, part * n + min(first + PANEL, n))
+        panels[index] = panel(array.codes[rows], array.scales[rows])
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        list(pool.map(fill, range(ceil(n / PANEL) * parts)))
+    return panels.reshape(-1)

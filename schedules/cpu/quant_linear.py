@@ -1,0 +1,187 @@
+"""Linear layers with quantised weights: what int8 (linear_int8.py) and int4 (linear_int4.py) share.
+
+Two launches, as for other weights (linear.py):
+    quantise x, each row and block of K with its own scale, into the layout that the tiles read (quant_pack.py)
+    multiply bytes, tile by tile, exactly within a block; add the blocks up in float32 (quant_panel.py)
+
+x has a scale for each block, not one a row: where a model has a few columns of large activations, a scale for the
+whole row would leave the others no digits.
+
+Every output is, for every M and on every CPU: for each block in order, sum = fma(exact sum of products, scale, sum).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from typing import Any, Literal
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, TensorType
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cpu import linear
+from llmc.schedules.cpu.linear import Linear, Tiles
+from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of, padded
+
+MOST_WORDS = 1 << 31
+"""Words of the weight are counted in int32."""
+
+PACKING_COLUMNS = 512
+"""Columns of x that a unit of packing takes, or a block if that is more."""
+
+
+@dataclass(frozen=True)
+class QuantLinear:
+    """What is computed.
+
+    linear: the layer as one of float32 weights.  weight: how its weights are stored.  block: how many elements along K
+    of x share a scale; in int4 those of the weight do too.  dot: how bytes are multiplied, see quant_dot.py.
+    """
+
+    linear: Linear
+    weight: Literal["i8", "i4"]
+    block: int
+    dot: str
+
+    @property
+    def layout(self) -> Int8Panels | Int4Panels:
+        parts = self.linear.parts
+        return Int8Panels(parts) if self.weight == "i8" else Int4Panels(self.block, parts)
+
+    @property
+    def k(self) -> int:
+        """K, filled up as in the layout."""
+        return padded(self.linear.k, self.block if self.weight == "i8" else 2 * self.block)
+
+    @property
+    def blocks(self) -> int:
+        return self.k // self.block
+
+    @property
+    def steps(self) -> int:
+        """Words of four elements of x in a row."""
+        return self.k // 4
+
+    @property
+    def panel_words(self) -> int:
+        return self.layout.panel_words(self.linear.k)
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.layout.n_bytes((self.linear.parts * self.linear.n, self.linear.k))
+
+
+def parse(call: Call, target: Target, dtype: str) -> QuantLinear | None:
+    """The layer of weights of this dtype that a call asks for, or None.  Raises LlmcError: too large."""
+    from llmc.schedules.cpu.quant_dot import dot_of
+
+    weight = call.inputs[1] if len(call.inputs) > 1 else None
+    if weight is None or not weight.constant or weight.dtype != dtype:
+        return None
+    as_float = TensorType(weight.shape, "f32", constant=True)
+    layer = linear.parse(replace(call, inputs=(call.inputs[0], as_float, *call.inputs[2:])), target)
+    if layer is None:
+        return None
+    block = weight.group or block_of(layer.k)
+    quant = QuantLinear(layer, "i8" if dtype == "i8" else "i4", block, dot_of(target))
+    if quant.weight_bytes // 4 >= MOST_WORDS:
+        raise LlmcError("a weight of more than 8 GiB cannot be quantised", place=str(call))
+    return quant
+
+
+NEAR_LINES = 16
+"""Cache lines of the weight that are asked for ahead of their use, over all panels of a tile."""
+
+
+def default_tiles(quant: QuantLinear, target: Target) -> Tiles:
+    """Tiles whose exact sums and float sums both fit the vector registers, which AVX2 has half as many of, half as
+    wide."""
+    layer = quant.linear
+    accumulators, most_rows = (16, 8) if target.has("avx512f") else (4, 4 // layer.parts)
+    rows = ceil(layer.m / ceil(layer.m / most_rows))
+    panels = next(p for p in (4, 2, 1) if rows * p <= accumulators and p >= layer.parts)
+    return Tiles(rows, panels, quant.steps, near=NEAR_LINES // panels)
+
+
+def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
+    """Other tiles worth measuring."""
+    default = default_tiles(quant, target)
+    row_counts = {ceil(quant.linear.m / ceil(quant.linear.m / rows)) for rows in (4, 6, 7, 8, 12, 14)}
+    for rows in sorted(row_counts):
+        for panels in (1, 2, 4):
+            for near in (0, 4, 8):
+                if panels >= quant.linear.parts and rows * panels <= 28:
+                    yield replace(default, rows=rows, panels=panels, near=near)
+
+
+def implement(quant: QuantLinear, tiles: Tiles, call: Call) -> Implementation:
+    layer = quant.linear
+    rows = tiles.row_tiles(layer) * tiles.rows
+    packed = tuple(Operand("temp", index) for index in range(3))
+    packing = Launch(
+        packing_kernel(quant, tiles), (Operand("input", 0), *packed), packing_grid(quant, tiles), 5 * layer.m * layer.k
+    )
+    others = [Operand("input", index) for index in range(1, len(call.inputs))]
+    product = Launch(
+        product_kernel(quant, tiles),
+        (*packed, *others, Operand("output", 0), Operand("scratch")),
+        tiles.grid(layer),
+        quant.weight_bytes + 4 * layer.m * (layer.k + layer.n * (2 if layer.residual else 1)),
+        2 * layer.m * layer.n * layer.parts * layer.k,
+    )
+    layouts: dict[int, Layout] = {1: quant.layout}
+    if layer.bias:
+        layouts[2] = PanelVector(layer.parts)
+    temps = (rows * quant.k, 4 * rows * quant.blocks, 4 * rows * quant.blocks)
+    scratch = 4 * tiles.rows * tiles.panels * PANEL
+    return Implementation((packing, product), temps, scratch, layouts, family=tiles.family(layer.m))
+
+
+def packing_grid(quant: QuantLinear, tiles: Tiles) -> int:
+    return tiles.row_tiles(quant.linear) * ceil(quant.blocks / blocks_a_unit(quant))
+
+
+def blocks_a_unit(quant: QuantLinear) -> int:
+    return max(1, PACKING_COLUMNS // quant.block)
+
+
+def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
+    """The kernel that quantises x; the same for every n and every epilogue."""
+    layer = quant.linear
+    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"))
+    name = f"quantise_{quant.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
+    return _kernel(name, partial(build_packing, plain, tiles.rows))
+
+
+def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
+    layer = quant.linear
+    words = (
+        f"linear_{quant.weight}g{quant.block}_m{layer.m}_n{layer.n}_k{layer.k}",
+        "gated" * (layer.parts == 2),
+        "bias" * layer.bias,
+        layer.activation.lower(),
+        "residual" * layer.residual,
+    )
+    return _kernel("_".join(filter(None, words)), partial(build_product, quant, tiles))
+
+
+def _kernel(name: str, build: partial[Any]) -> Kernel:
+    """A kernel whose key is the call of `build`; the name ends with the key's hash, so that tilings can coexist."""
+    key = f"{build.func.__name__}{build.args}"
+    return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+
+
+def build_packing(quant: QuantLinear, rows: int) -> Any:
+    from llmc.schedules.cpu import quant_pack  # TVM is imported only when something is compiled
+
+    return quant_pack.packing_function(quant, rows)
+
+
+def build_product(quant: QuantLinear, tiles: Tiles) -> Any:
+    from llmc.schedules.cpu import quant_panel
+
+    return quant_panel.product_function(quant, tiles)

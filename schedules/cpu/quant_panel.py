@@ -1,0 +1,181 @@
+"""The product of a linear layer with quantised weights, tile by tile.
+
+    for unit in parallel:                                       grid = panels of W / panels a tile
+        for row tile:
+            sums [rows][panels][16] = 0.0
+            for block of K:
+                exact [rows][panels][16] = correction[r]        in registers, int32
+                for step in the block:
+                    w[p]        = W[panel p][step]              16 outputs, four k each; int4: a half of each byte
+                    exact[r][p] += x[row tile][step][r] * w[p]  four products in one instruction (quant_dot.py)
+                sums[r][p] = fma(exact, scale, sums)            scale: of x in this row and block, in int4 times W's
+            finish as panel.py does, in int8 after multiplying by W's scale
+
+Bytes: W once for M up to a tile's rows; beyond, a unit's panels stay in the second level cache while the row tiles
+pass, and x is read once for every unit.  Operations: 2 M N K on bytes, 4 M N K / block on floats.
+The limit is memory up to M of about 16, then arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from llmc.schedules.cpu.lanes import Lanes, share
+from llmc.schedules.cpu.linear import Tiles
+from llmc.schedules.cpu.panel import FIRST_LEVEL, VECTOR, Product
+from llmc.schedules.cpu.panel_layout import PANEL
+from llmc.schedules.cpu.quant_dot import dot4, halves, llvm_code, times
+from llmc.schedules.cpu.quant_layout import pair_words
+from llmc.schedules.cpu.quant_linear import QuantLinear
+
+HALF_BYTES = 0x0F0F0F0F
+MOST_UNROLLED = 64
+"""Words of the weight times rows that are written out in a row."""
+
+
+def product_function(quant: QuantLinear, tiles: Tiles) -> Any:
+    """(words, scales, corrections, weight[, bias][, residual], y, scratch, task, n_tasks); x as quant_pack.py lays
+    it out."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("product")
+        product = (Int8Product if quant.weight == "i8" else Int4Product)(quant, tiles)
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        llvm = llvm_code(quant.dot)
+        with T.attr(0, "pragma_import_llvm", llvm), share(tiles.grid(quant.linear), task, n_tasks) as unit:
+            product.unit(unit)
+    return builder.get()
+
+
+class QuantProduct(Product):
+    """The operands and the loop nest; how a weight becomes bytes is for the subclasses to say."""
+
+    def __init__(self, quant: QuantLinear, tiles: Tiles) -> None:
+        layer = quant.linear
+        self.quant, self.linear, self.tiles = quant, layer, tiles
+        rows = tiles.row_tiles(layer) * tiles.rows
+        self.x = T.arg("words", T.buffer((rows * quant.steps,), "int32"))
+        self.x_scales = T.arg("scales", T.buffer((rows * quant.blocks,), "float32"))
+        self.corrections = T.arg("corrections", T.buffer((rows * quant.blocks,), "int32"))
+        self.weight = T.arg("weight", T.buffer((layer.panels * quant.panel_words,), "int32"))
+        if layer.bias:
+            self.bias = T.arg("bias", T.buffer((layer.panels * PANEL,), "float32"))
+        if layer.residual:
+            self.residual = T.arg("residual", T.buffer((layer.m * layer.n,), "float32"))
+        self.y = T.arg("y", T.buffer((layer.m * layer.n,), "float32"))
+        self.scratch = T.arg("scratch", T.buffer((tiles.rows * tiles.panels * PANEL,), "float32"))
+        self.places = [(r, p) for r in range(tiles.rows) for p in range(tiles.panels)]
+
+    def unit(self, unit: Any) -> None:
+        row_tiles = self.tiles.row_tiles(self.linear)
+        with T.serial(row_tiles) as row_tile:
+            panel = T.bind(unit * self.tiles.panels)
+            self.sum_up(row_tile, panel)
+            self.finish(row_tile, panel, 0)
+
+    def sum_up(self, row_tile: Any, panel: Any) -> None:
+        """A tile's sums, to scratch."""
+        sums = {at: T.alloc_buffer((PANEL,), "float32") for at in self.places}
+        for at in self.places:
+            VECTOR.store(sums[at], 0, VECTOR.all(0.0))
+        starts = [T.bind((panel + p) * self.quant.panel_words) for p in range(self.tiles.panels)]
+        self.blocks(sums, row_tile, starts)
+        for r, p in self.places:
+            value = self.scaled(sums[r, p][VECTOR.at(0)], starts[p])
+            VECTOR.store(self.scratch, (r * self.tiles.panels + p) * PANEL, value)
+
+    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+        """Adds every block to the sums; `starts`: the first word of each panel."""
+        raise NotImplementedError
+
+    def scaled(self, value: Any, start: Any) -> Any:
+        """A finished sum times what scales the whole row of the weight."""
+        return value
+
+    def begin(self, row_tile: Any, block: Any) -> tuple[dict[tuple[int, int], Any], Any]:
+        """The exact sums of a block, and where its scales and corrections lie."""
+        at = T.bind((row_tile * self.quant.blocks + block) * self.tiles.rows)
+        exact = {place: T.alloc_buffer((PANEL,), "int32") for place in self.places}
+        for r, p in self.places:
+            VECTOR.store(exact[r, p], 0, VECTOR.all(self.corrections[at + r]))
+        return exact, at
+
+    def multiply(self, exact: dict[tuple[int, int], Any], row_tile: Any, step: Any, weights: list[Any]) -> None:
+        """Adds one step: 16 lanes of four bytes of each panel times four bytes of each row."""
+        at = T.bind((row_tile * self.quant.steps + step) * self.tiles.rows)
+        for r in range(self.tiles.rows):
+            x = T.bind(VECTOR.all(self.x[at + r]))
+            for p, w in enumerate(weights):
+                VECTOR.store(exact[r, p], 0, dot4(exact[r, p][VECTOR.at(0)], w, x))
+
+    def add(self, sums: dict[tuple[int, int], Any], exact: dict[tuple[int, int], Any], scales: list[list[Any]]) -> None:
+        """sums = fma(exact, scale, sums), with a scale for each row and panel."""
+        for r, p in self.places:
+            value = T.cast(exact[r, p][VECTOR.at(0)], VECTOR.f32)
+            VECTOR.store(sums[r, p], 0, VECTOR.fma(value, scales[r][p], sums[r, p][VECTOR.at(0)]))
+
+    def unrolled(self, words: int) -> int:
+        """How many of a block's words are written out in a row."""
+        most = max(1, MOST_UNROLLED // len(self.places))
+        return max(n for n in range(1, min(words, most) + 1) if words % n == 0)
+
+    def load(self, at: Any) -> Any:
+        """16 words of the weight; the cache line some way ahead is asked for."""
+        if self.tiles.near:
+            ahead = self.weight[at + self.tiles.near * PANEL]
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(ahead), 0, FIRST_LEVEL, 1))
+        return VECTOR.keep(self.weight[VECTOR.at(at)], "int32")
+
+
+class Int8Product(QuantProduct):
+    """A word of the weight is four elements."""
+
+    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+        steps = self.quant.block // 4
+        unroll = self.unrolled(steps)
+        with T.serial(self.quant.blocks) as block:
+            exact, at = self.begin(row_tile, block)
+            with T.serial(steps // unroll) as some:
+                for i in range(unroll):
+                    step = T.bind(block * steps + some * unroll + i)
+                    self.multiply(exact, row_tile, step, [self.load(start + step * PANEL) for start in starts])
+            scales = [[VECTOR.all(self.x_scales[at + r])] * self.tiles.panels for r in range(self.tiles.rows)]
+            self.add(sums, exact, scales)
+
+    def scaled(self, value: Any, start: Any) -> Any:
+        scales = self.weight[VECTOR.at(start + self.quant.steps * PANEL)]
+        return times(value, VECTOR.float(scales))
+
+
+class Int4Product(QuantProduct):
+    """A word of the weight is two steps: the low and the high halves of its bytes.  Groups come in pairs."""
+
+    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+        words = self.quant.block // 8  # of a lane, in a group
+        half = Lanes(PANEL // 2)
+        with T.serial(self.quant.blocks // 2) as pair:
+            firsts = [T.bind(start + pair * pair_words(self.quant.block)) for start in starts]
+            for group in range(2):
+                exact, at = self.begin(row_tile, pair * 2 + group)
+                unroll = self.unrolled(words)
+                with T.serial(words // unroll) as some:
+                    for i in range(unroll):
+                        word = T.bind(group * words + some * unroll + i)
+                        stored = [self.load(first + word * PANEL) for first in firsts]
+                        low, high = self.halves_of(stored)
+                        step = T.bind((pair * 2 * words + word) * 2)
+                        self.multiply(exact, row_tile, step, low)
+                        self.multiply(exact, row_tile, step + 1, high)
+                at_scales = 2 * words * PANEL + group * half.n
+                of_weight = [VECTOR.keep(halves(self.weight[half.at(first + at_scales)])) for first in firsts]
+                of_x = [VECTOR.all(self.x_scales[at + r]) for r in range(self.tiles.rows)]
+                self.add(sums, exact, [[x * w for w in of_weight] for x in of_x])
+
+    def halves_of(self, stored: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The low and the high half of each byte, as bytes."""
+        mask = VECTOR.all(HALF_BYTES)
+        low = [VECTOR.keep(T.bitwise_and(w, mask), "int32") for w in stored]
+        high = [VECTOR.keep(T.bitwise_and(T.shift_right(w, VECTOR.all(4)), mask), "int32") for w in stored]
+        return low, high

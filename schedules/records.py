@@ -1,0 +1,209 @@
+"""Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tune.py).
+
+One file a target, one record a line, sorted: those that come with llmc lie in schedules/tuned/, a user's own in
+$LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the user's own are asked first.
+
+A record speaks of a signature, not of a call: what follows the sum (bias, activation, residual) hardly matters for
+the choice.  It is used only if the rule still offers its parameters, so a record of another version can never do harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmc.compiler.kernel import Call
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.rule import Rule
+
+SHIPPED = Path(__file__).resolve().parent / "tuned"
+_OPERATOR = re.compile(r"llmc\.((?:Gated)?Linear)")
+
+
+class Signature(NamedTuple):
+    """What a choice depends on.  op: "Linear" or "GatedLinear".  n, k: the weight's shape.  m: rows of x.
+    weight: its dtype, with its group.  lanes: float32 lanes of a vector register."""
+
+    op: str
+    n: int
+    k: int
+    m: int
+    weight: str
+    lanes: int
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.weight} [{self.n}, {self.k}] M={self.m}"
+
+
+def signature(call: Call, target: Target) -> Signature | None:
+    """The call's signature; None for calls that nobody tunes."""
+    operator = _OPERATOR.match(call.op)
+    x, weight = (*call.inputs, None, None)[:2]
+    if not (operator and x and weight and weight.constant and len(x.shape) == len(weight.shape) == 2):
+        return None
+    dtype = f"{weight.dtype}g{weight.group}" if weight.group else str(weight.dtype)
+    return Signature(operator[1], *weight.shape, x.shape[0], dtype, target.lanes)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One choice, and the measurement behind it.
+
+    rule, params: what to use, the fields of the rule's parameters.  time_us: of one call, the median.
+    limit: what bounds the call on this machine, "read bandwidth" or an instruction; share: of that, measured in the
+    same run.  rate: the limit itself, in GB/s or GOP/s.  heuristic_us: with the rule's own choice, in the same run.
+    beat: the fastest of the others in words, and how many times longer it takes; "" and 0.0 where there was none.
+    tried: how many were measured.  clean: of the samples, the part during which every thread kept its processor; where
+    it is low the machine was loaded, and time and share are worth little.
+    date, machine, llmc: when, on which CPU with how many threads, and by which version.
+    """
+
+    signature: Signature
+    rule: str
+    params: Mapping[str, Any]
+    time_us: float
+    share: float
+    limit: str
+    rate: float
+    heuristic_us: float
+    beat: str
+    beat_ratio: float
+    tried: int
+    clean: float
+    date: str
+    machine: str
+    llmc: str
+
+    def to_json(self) -> dict[str, Any]:
+        said = {name: value for name, value in vars(self).items() if name != "signature"}
+        return {**self.signature._asdict(), **said, "params": dict(self.params)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Record:
+        """Raises KeyError or TypeError where something is missing or of another kind."""
+        key = Signature(*(_of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
+        rest = {f.name: _of_kind(said[f.name], f.type) for f in fields(cls) if f.name != "signature"}
+        return cls(key, **rest)
+
+
+def _of_kind(value: Any, kind: Any) -> Any:
+    known: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    name = kind if isinstance(kind, str) else getattr(kind, "__forward_arg__", getattr(kind, "__name__", ""))
+    if not isinstance(value, known.get(name, (dict,))) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no {name}")
+    return value
+
+
+@dataclass
+class Tuned:
+    """The records of one target, by signature.  notes: what was ignored, and why."""
+
+    records: dict[Signature, Record] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def choose(self, rule: Rule, call: Call, target: Target, default: Any) -> tuple[Any, Record | None]:
+        """The parameters for a call, and the record they come from; `default` and None without a usable record."""
+        key = signature(call, target) if self.records else None
+        record = self.records.get(key) if key else None
+        if record is None:
+            return default, None
+        params = params_of(record, rule, call, target, default)
+        if params is None:
+            self.note(f"the tuned record for {key} does not fit this version of llmc and is ignored")
+            return default, None
+        return params, record
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def params_of(record: Record, rule: Rule, call: Call, target: Target, default: Any) -> Any | None:
+    """The record's parameters as the rule's own kind, if the rule still offers them for this call."""
+    if record.rule != rule.name:
+        return None
+    if record.params == asdict(default):
+        return default
+    return next((p for p in rule.space(call, target) if asdict(p) == record.params), None)
+
+
+# -- files ------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where a user's own records lie."""
+    if chosen := os.environ.get("LLMC_TUNED"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "llmc", "tuned")
+
+
+def file_name(target: Target) -> str:
+    return f"{target.kind}-{target.level}.json"
+
+
+def installed(target: Target) -> Tuned:
+    """The records that compiling for a target uses: the user's own before llmc's.  A damaged file is noted, no more."""
+    tuned = Tuned()
+    for place in (SHIPPED, folder()):
+        path = place / file_name(target)
+        try:
+            tuned.records.update(load(path, target, tuned))
+        except LlmcError as error:
+            tuned.note(f"tuned records are ignored: {error.fact} ({path})")
+    return tuned
+
+
+def load(path: Path, target: Target, tuned: Tuned | None = None) -> dict[Signature, Record]:
+    """The records in a file, none if there is no file.  Single records that this version cannot read are noted in
+    `tuned`.  Raises LlmcError: damaged, or of another target."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise LlmcError(f"the tuned records cannot be read: {error}", place=str(path)) from None
+    try:
+        said = json.loads(text)
+        of, lines = said["target"], list(said["records"])
+    except (ValueError, KeyError, TypeError):
+        hint = "remove it, or run llmc tune with another -o"
+        raise LlmcError("the file of tuned records is damaged", place=str(path), hint=hint) from None
+    if of != str(target):
+        raise LlmcError(f"the tuned records are for {of}, not {target}", place=str(path))
+    return {record.signature: record for record in _readable(lines, path, tuned or Tuned())}
+
+
+def _readable(lines: Iterable[Any], path: Path, tuned: Tuned) -> Iterator[Record]:
+    for line in lines:
+        try:
+            yield Record.from_json(line)
+        except (KeyError, TypeError):
+            tuned.note(f"records of another version of llmc are ignored ({path})")
+
+
+def save(path: Path, target: Target, records: Iterable[Record]) -> None:
+    """Writes a file of records, whole or not at all.  Raises LlmcError when it cannot be written."""
+    lines = [json.dumps(r.to_json(), ensure_ascii=False) for r in sorted(records, key=lambda r: r.signature)]
+    text = f'{{"target": {json.dumps(str(target))}, "records": [\n' + ",\n".join(lines) + "\n]}\n"
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise LlmcError(f"the tuned records cannot be written: {error.strerror}", place=str(path)) from None
+        raise

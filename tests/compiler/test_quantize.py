@@ -1,0 +1,153 @@
+"""Codes and scales: what they promise, what they refuse, and that the search is worth it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from llmc.compiler import certify, quantize
+from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.weights import Weight
+from llmc.runtime.errors import LlmcError
+
+Array = np.ndarray[Any, Any]
+SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128)]
+
+
+def normal(rows: int, k: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(0, 0.02, (rows, k)).astype(np.float32)
+
+
+def error(array: Array, quantized: Quantized) -> float:
+    """Squared error as a share of the squares."""
+    wide = array.astype(np.float64)
+    return float(((quantized.values() - wide) ** 2).sum() / (wide**2).sum())
+
+
+def rounded(array: Array, scheme: Scheme) -> float:
+    """The error of plain rounding, where the largest weight of a group decides the scale."""
+    groups = array.reshape(-1, scheme.group or array.shape[1]).astype(np.float64)
+    scale = np.abs(groups).max(1, keepdims=True) / quantize.LEVELS[scheme.bits][1]
+    return float(((np.rint(groups / scale) * scale - groups) ** 2).sum() / (groups**2).sum())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (70, 256), (5, 4100)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_codes_and_scales_have_their_ranges_and_dtypes(scheme: Scheme, shape: tuple[int, int], dtype: Any) -> None:
+    quantized = quantize.quantize(normal(*shape).astype(dtype), scheme)
+    low, high = quantize.LEVELS[scheme.bits]
+    groups = -(-shape[1] // scheme.group) if scheme.group else 1
+    assert (quantized.codes.dtype, quantized.codes.shape, quantized.shape) == (np.int8, shape, shape)
+    assert low <= quantized.codes.min() <= quantized.codes.max() <= high
+    assert quantized.scales.shape == (shape[0], groups)
+    assert quantized.scales.dtype == (np.float32 if scheme.bits == 8 else np.float16)
+    assert (quantized.values().dtype, quantized.values().shape) == (np.float32, shape)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bar"), [(Scheme(8), 0.999), (Scheme(4, 32), 0.72), (Scheme(4, 128), 0.71)], ids=str
+)
+def test_the_search_beats_rounding_by_the_largest_weight(scheme: Scheme, bar: float) -> None:
+    array = normal(64, 1024)
+    assert error(array, quantize.quantize(array, scheme)) < bar * rounded(array, scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_what_codes_can_say_comes_back_exactly(scheme: Scheme) -> None:
+    low, high = quantize.LEVELS[scheme.bits]
+    codes = np.random.default_rng(0).integers(low, high + 1, (16, 256))
+    codes[:, ::32] = low
+    array = (codes * 2.0**-9).astype(np.float32)
+    array[1::2] *= -1  # in int4, where the extreme is positive, its scale is negative
+    np.testing.assert_array_equal(quantize.quantize(array, scheme).values(), array)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_zeros_stay_zeros(scheme: Scheme) -> None:
+    array = normal(4, 256)
+    array[1], array[2, :128] = 0, 0
+    values = quantize.quantize(array, scheme).values()
+    assert not values[1].any()
+    if scheme.group:
+        assert not values[2, :128].any()
+    assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1e20])
+def test_weights_far_from_one_do_not_become_infinite(scale: float) -> None:
+    array = (normal(4, 256) * np.float64(scale)).astype(np.float32)
+    for scheme in SCHEMES:
+        assert np.isfinite(quantize.quantize(array, scheme).values()).all()
+    if scale > 1e-38:
+        assert error(array, quantize.quantize(array, Scheme(8))) < 1e-4
+
+
+def test_a_weight_is_quantised_the_same_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = normal(37, 256)
+    whole = [quantize.quantize(array, scheme) for scheme in SCHEMES]
+    monkeypatch.setattr(quantize, "_BLOCK_BYTES", 4096)
+    for scheme, expected in zip(SCHEMES, whole, strict=True):
+        again = quantize.quantize(array, scheme)
+        np.testing.assert_array_equal(again.codes, expected.codes)
+        np.testing.assert_array_equal(again.scales, expected.scales)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused(value: float) -> None:
+    array = normal(4, 64)
+    array[3, 5] = value
+    with pytest.raises(LlmcError, match="not a finite number") as caught:
+        QuantizedWeight(Weight.of_array("w", array), Scheme(8)).quantized()
+    assert caught.value.place == "weight w"
+
+
+def test_a_quantised_weight_is_read_when_it_is_asked_for_and_not_before() -> None:
+    reads = []
+
+    def read() -> Array:
+        reads.append(1)
+        return normal(4, 64)
+
+    weight = QuantizedWeight(Weight("w", (4, 64), read, "bf16"), Scheme(4, 32))
+    assert (weight.name, weight.dims, weight.stored_dtype, weight.group) == ("w.int4", (4, 64), "i4", 32)
+    assert weight.stored_bytes == 4 * 64 // 2 + 4 * 2 * 2
+    assert not reads
+    np.testing.assert_array_equal(weight.numpy(), weight.quantized().values())
+    assert len(reads) == 2
+
+
+def test_schemes_are_named_as_on_the_command_line() -> None:
+    assert Scheme.parse("none") is None
+    assert Scheme.parse("int8") == Scheme(8)
+    assert Scheme.parse("int4") == Scheme(4, 32)
+    assert Scheme.parse("int4", 128, lm_head=True) == Scheme(4, 128, lm_head=True)
+    assert str(Scheme(4, 128, lm_head=True)) == "int4, groups of 128, lm_head"
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "lm_head", "fact"),
+    [
+        ("fp8", None, False, "quantization to fp8 is not built yet"),
+        ("int8", 32, False, "int8 weights have one scale a row"),
+        ("int4", 64, False, "groups are of 32 or 128 weights"),
+        ("none", 32, False, "--quant-group says how to quantise, but nothing is"),
+        ("none", None, True, "--quant-lm-head says how to quantise, but nothing is"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name: str, group: int | None, lm_head: bool, fact: str) -> None:
+    with pytest.raises(LlmcError, match=fact):
+        Scheme.parse(name, group, lm_head)
+
+
+@pytest.mark.parametrize(("quant", "divergence", "passes"), [("int4", 0.02, True), ("int8", 0.02, False)])
+def test_a_quantised_artifact_is_judged_by_its_distributions(quant: str, divergence: float, passes: bool) -> None:
+    certificate: dict[str, Any] = {"dtype": "bf16", "quant": quant, "kl_mean": divergence, "prompts": [{"n_wrong": 3}]}
+    if passes:
+        certify.judge(certificate, "m")
+        return
+    with pytest.raises(LlmcError, match=r"diverge by 2.0e-02 nats, the bar of int8 is 0.01"):
+        certify.judge(certificate, "m")

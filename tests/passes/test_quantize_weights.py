@@ -1,0 +1,94 @@
+"""passes/quantize_weights.py"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler import graph
+from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.weights import Weight
+from llmc.passes.quantize_weights import quantize_weights
+
+INT4 = partial(quantize_weights, scheme=Scheme(4, 32))
+
+
+def layers(build: Any) -> ir.Model:
+    """An embedding whose table also makes the logits, a gated layer, one with a bias, a norm."""
+    table = build.weight("embed.weight", 12, 32)
+    tokens, _ = build.token_inputs()
+    h = build.op("Gather", table, tokens, axis=0)
+    gated = build.op("llmc.GatedLinearSilu", h, build.weight("mlp.weight", 128, 32))
+    down = build.weight("down.weight", 32, 64)
+    h = build.op("llmc.LinearBiasResidual", gated, down, build.weight("down.bias", 32), h)
+    h = build.op("RMSNormalization", h, build.weight("norm.weight", 32), axis=-1, epsilon=1e-5)
+    model: ir.Model = build.model(build.op("llmc.Linear", h, table))
+    return model
+
+
+def with_values_replaced(model: ir.Model) -> ir.Model:
+    """The same graph of plain weights that have the quantised ones' values."""
+    copy = graph.clone(model)
+    for value in copy.graph.initializers.values():
+        if isinstance(value.const_value, QuantizedWeight):
+            value.const_value = Weight.of_array(str(value.name), value.const_value.quantized().values())
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("scheme", "n"), [(Scheme(8), 2), (Scheme(4, 32), 2), (Scheme(4, 128, lm_head=True), 3)], ids=str
+)
+def test_linear_layers_become_quantised(
+    build: Any, golden: Callable[[object], None], feeds: Callable[[ir.Model], Any], scheme: Scheme, n: int
+) -> None:
+    model = layers(build)
+    before, exact = graph.to_text(model), graph.evaluate(model, feeds(model))["logits"]
+    assert quantize_weights(model, scheme) == n
+    golden(f"{before}\n\n// quantize_weights\n\n{graph.to_text(model)}")
+    found = graph.evaluate(model, feeds(model))["logits"]
+    wanted = graph.evaluate(with_values_replaced(model), feeds(model))["logits"]
+    np.testing.assert_array_equal(found, wanted)
+    share = np.abs(found - exact).max() / np.ptp(exact)
+    assert 0 < share < (0.01 if scheme.bits == 8 else 0.2)
+    assert quantize_weights(model, scheme) == 0
+
+
+def test_embedding_norm_and_bias_stay(build: Any) -> None:
+    model = layers(build)
+    quantize_weights(model, Scheme(4, 32, lm_head=True))
+    quantised = {name for name, v in model.graph.initializers.items() if isinstance(v.const_value, QuantizedWeight)}
+    assert quantised == {"mlp.weight.int4", "down.weight.int4", "embed.weight.int4"}
+    assert set(model.graph.initializers) - quantised == {"embed.weight", "norm.weight", "down.bias"}
+
+
+def test_no_weight_is_read(build: Any) -> None:
+    def read() -> Any:
+        raise AssertionError("the pass read a weight")
+
+    x = build.input("x", "M", 8)
+    hidden = build.op("llmc.LinearRelu", x, build.constant(Weight("w", (8, 8), read, "bf16"), "w"))
+    model = build.model(build.op("llmc.Linear", hidden, build.constant(Weight("head", (9, 8), read), "head")))
+    assert quantize_weights(model, Scheme(8)) == 1
+
+
+def test_a_weight_of_two_layers_is_stored_once(build: Any) -> None:
+    x, w = build.input("x", "M", 8), build.weight("w", 8, 8)
+    hidden = build.op("llmc.LinearSilu", build.op("llmc.LinearRelu", x, w), w)
+    model = build.model(build.op("llmc.Linear", hidden, build.weight("head", 9, 8)))
+    assert quantize_weights(model, Scheme(8)) == 2
+    assert set(model.graph.initializers) == {"w.int8", "head"}
+
+
+def test_the_product_that_makes_the_logits_is_found_behind_what_follows_it(build: Any, refused: Any) -> None:
+    logits = build.op("llmc.Linear", build.input("x", "M", 8), build.weight("head", 9, 8))
+    cap = build.constant(30.0)
+    refused(build.model(build.op("Mul", build.op("Tanh", build.op("Div", logits, cap)), cap)), INT4)
+
+
+def test_a_weight_that_is_computed_is_refused(build: Any, refused: Any) -> None:
+    x, w = build.input("x", "M", 8), build.input("w", 8, 8)
+    hidden = build.op("llmc.LinearRelu", x, w)
+    refused(build.model(build.op("llmc.Linear", hidden, build.weight("head", 9, 8))), INT4)
