@@ -15,7 +15,8 @@ other peers adds them to it.  With --hold SECONDS the measurement waits for a li
 and again whenever so many seconds have passed, so that a shared machine can be made quiet for a while.
 
 A sample during which other processes kept more than --neighbours cores busy is saved and not counted: whoever sleeps at
-its barriers loses several times its speed then, and whoever spins does not.  The round is repeated, up to three times.
+its barriers loses several times its speed then, and whoever spins does not.  The round is repeated, up to three times;
+--patience SECONDS waits for a quiet moment before each sample.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bench.decode import Read, reader
 from bench.peers import environments
 from bench.peers.environments import Entry
 from bench.peers.process import PeerError, PeerProcess
-from bench.peers.quiet import Neighbours
+from bench.peers.quiet import Neighbours, wait_for_quiet
 from bench.peers.record import Record
 from bench.peers.table import table_of
 from llmc.compiler.frontend.known import KNOWN_MODELS
@@ -99,6 +100,7 @@ class Plan:
     threads: int
     memory_bytes: float
     neighbours: float
+    patience_s: float
 
     def start(self, entry: Entry, record: Record) -> PeerProcess:
         """A process, its model loaded, every task done once."""
@@ -180,6 +182,7 @@ class Contest:
 
     def sample(self, entry: Entry, task: Task, at: int) -> None:
         self.turns.wait()
+        wait_for_quiet(self.plan.neighbours, self.plan.patience_s)
         gb_per_s = READ_BYTES / self.read(self.plan.threads, READ_BYTES) / 1e9
         process = self.running[entry]
         neighbours = Neighbours(process.process.pid)
@@ -229,6 +232,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--memory-gib", type=float, default=8.0, help="models loaded at the same time")
     parser.add_argument("--neighbours", type=float, default=0.2, metavar="CORES", help="busy with others; see above")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, metavar="SECONDS", help="wait for a quiet moment before a sample"
+    )
     parser.add_argument("--hold", type=float, default=0.0, metavar="SECONDS", help="measure in windows, see above")
     parser.add_argument("--record", type=Path, help="JSON, added to when it exists")
     parser.add_argument("--setup", action="store_true", help="make environments and model files, measure nothing")
@@ -249,6 +255,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
         threads=options.threads,
         memory_bytes=options.memory_gib * 2**30,
         neighbours=options.neighbours,
+        patience_s=options.patience,
     )
     return options, plan
 

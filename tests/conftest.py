@@ -1,6 +1,7 @@
 """Shared fixtures. `pytest --update-golden` rewrites tests/golden."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,11 @@ def pytest_configure() -> None:
     """Exported graphs and compiled kernels are kept in build/cache: from run to run, and for all processes of a run.
 
     An entry is used only for the very sources and versions it was made from.
+
+    A shell starts what it runs in the background with Ctrl-C ignored; tests of Ctrl-C, and the processes that they
+    start, need Python's own way back.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parents[1] / "build" / "cache"))
 
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
+MOMENT_S = 0.25
 
 
 class Neighbours:
@@ -21,6 +22,16 @@ class Neighbours:
         """How many cores others kept busy, on average."""
         others = (busy_seconds() - self.busy) - (own_seconds(self.pid) - self.own)
         return max(0.0, others / (time.monotonic() - self.began))
+
+
+def wait_for_quiet(cores: float, patience_s: float) -> None:
+    """Until all processes together keep at most so many cores busy for a moment, or patience ends."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        before = busy_seconds()
+        time.sleep(MOMENT_S)
+        if busy_seconds() - before <= cores * MOMENT_S:
+            return
 
 
 def busy_seconds() -> float:

@@ -15,8 +15,6 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from llmc.compiler.target import Target
-
 _SHARED = """
 target triple = "x86_64-unknown-linux-gnu"
 declare <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float>)
@@ -95,11 +93,6 @@ _DOTS = {
     "avx512": _widened(16, "llvm.x86.avx512.pmaddw.d.512"),
     "avx2": _widened(8, "llvm.x86.avx2.pmadd.wd"),
 }
-
-
-def dot_of(target: Target) -> str:
-    """How the target multiplies bytes: "vnni", "avx512" or "avx2"."""
-    return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
 
 
 def llvm_code(dot: str) -> str:

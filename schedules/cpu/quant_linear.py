@@ -75,10 +75,13 @@ class QuantLinear:
         return self.layout.n_bytes((self.linear.parts * self.linear.n, self.linear.k))
 
 
+def dot_of(target: Target) -> str:
+    """How the target multiplies bytes: "vnni", "avx512" or "avx2"."""
+    return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
+
+
 def parse(call: Call, target: Target, dtype: str) -> QuantLinear | None:
     """The layer of weights of this dtype that a call asks for, or None.  Raises LlmcError: too large."""
-    from llmc.schedules.cpu.quant_dot import dot_of
-
     weight = call.inputs[1] if len(call.inputs) > 1 else None
     if weight is None or not weight.constant or weight.dtype != dtype:
         return None

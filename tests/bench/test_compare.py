@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench import compare
-from bench.peers import environments, table
+from bench.peers import environments, quiet, table
 from bench.peers.environments import Entry
 from bench.peers.process import PeerError, PeerProcess
 from bench.peers.quiet import Neighbours
@@ -224,6 +224,15 @@ def test_the_time_of_others_is_measured() -> None:
     while time.monotonic() < deadline:
         pass
     assert 0.0 <= watching.cores() <= (os.cpu_count() or 1) + 1
+
+
+def test_patience_ends_when_the_machine_is_quiet_or_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([0.0, 0.5, 1.0, 1.0])
+    monkeypatch.setattr(quiet, "busy_seconds", lambda: next(readings))
+    monkeypatch.setattr(quiet, "MOMENT_S", 0.0)
+    quiet.wait_for_quiet(0.2, patience_s=60.0)
+    assert next(readings, None) is None
+    quiet.wait_for_quiet(0.2, patience_s=0.0)
 
 
 def test_models_that_do_not_fit_together_are_loaded_for_their_turn(run: Compare, diary: Path) -> None:

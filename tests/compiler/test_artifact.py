@@ -4,12 +4,20 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from llmc.compiler.artifact import ArtifactWriter, check_place, check_room, encode_vocabulary
+from llmc.compiler.artifact import (
+    HUGE_PAGE_BYTES,
+    ArtifactWriter,
+    check_place,
+    check_room,
+    encode_vocabulary,
+    in_huge_pages,
+)
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 
@@ -112,3 +120,13 @@ def test_a_place_below_a_file_or_without_permission_is_refused(tmp_path: Path, m
 def test_vocabulary_holds_each_tokens_bytes() -> None:
     data = encode_vocabulary([b"a", b"", b"\xc3\xa9"])
     assert data == b"\x03\0\0\0\0\0\0\0\x01\0\0\0\x01\0\0\0\x03\0\0\0a\xc3\xa9"
+
+
+@pytest.mark.parametrize("start", [0, 4096, HUGE_PAGE_BYTES - 256, HUGE_PAGE_BYTES + 64])
+def test_weights_are_written_in_whole_huge_pages(start: int) -> None:
+    page = HUGE_PAGE_BYTES
+    chunks = [bytes([i]) * n for i, n in enumerate((256, page - 256, 3 * page + 77, 0, page, 1, 5 * page, page - 1))]
+    pieces = list(in_huge_pages(chunks, start))
+    assert b"".join(pieces) == b"".join(chunks)
+    ends = accumulate(len(piece) for piece in pieces[:-1])
+    assert all((start + end) % page == 0 for end in ends)
