@@ -61,7 +61,7 @@ def append_kernel(a: Attention) -> Any:
 def page_start(a: Attention, page_table: Any, row: Any, index: Any, kv_head: Any) -> Any:
     """The first word of a head's part of the `index`-th page of a row, counted in 64 bits: pools exceed 4 GB."""
     number = T.cast(page_table[row * a.pages + index], "int64")
-    return T.bind(number * T.int64(a.page_words) + T.cast(kv_head * a.head_words, "int64"))
+    return ONE.keep(number * T.int64(a.page_words) + T.cast(kv_head * a.head_words, "int64"), "int64")
 
 
 def scale_start(a: Attention, base: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.schedules.cpu.attention_append import LEAST, MOST_INT16, scale_start
+from llmc.schedules.cpu.attention_append import LEAST, MOST_INT16, ONE, scale_start
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.lanes import AVX512_BF16, LOG2_E, Lanes, widest
 
@@ -74,7 +74,7 @@ class Softmax:
         a = self.a
         with T.serial(self.rows) as r:
             position = self.positions[row + (T.truncdiv(r, a.group) if self.n > 1 else 0)]
-            ahead = T.bind(page * PAGE_TOKENS - position)
+            ahead = ONE.keep(page * PAGE_TOKENS - position, "int32")
             in_sight = ahead <= 1 - PAGE_TOKENS
             if a.window:
                 in_sight = T.And(in_sight, ahead > -a.window)

@@ -20,7 +20,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.schedules.cpu.attention_append import page_start
+from llmc.schedules.cpu.attention_append import ONE, page_start
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.cpu.attention_softmax import Softmax, State
 
@@ -101,23 +101,24 @@ class Block:
         first, end = T.bind(self.first_split(row)), T.bind(self.end_split(row))
         with T.serial(T.max(end - first, 0)) as i:
             here = self.softmax.state(T.bind(T.Select(i == 0, total.start, part.start)))
-            self.attend_split(row, head, first + i, here, T.truncdiv(self.last_position(row), PAGE_TOKENS))
+            self.attend_split(row, head, first + i, here, True)
             with T.If(i > 0), T.Then():
                 self.softmax.merge(total, part)
         self.softmax.finish(row, head, total, self.out)
 
-    def attend_split(self, row: Any, head: Any, split: Any, state: State, last_page: Any = None) -> None:
-        """m, l and O of one split.  last_page: up to which page the same thread goes on."""
+    def attend_split(self, row: Any, head: Any, split: Any, state: State, goes_on: Any) -> None:
+        """m, l and O of one split.  goes_on: whether the same thread will want the page behind it."""
         a = self.a
         last = self.last_position(row)
-        begin = T.bind(T.max(split * SPLIT_PAGES, self.first_page(row)))
-        end = T.bind(T.min((split + 1) * SPLIT_PAGES, T.truncdiv(last, PAGE_TOKENS) + 1))
+        last_page = T.bind(T.truncdiv(last, PAGE_TOKENS))
+        begin = ONE.keep(T.max(split * SPLIT_PAGES, self.first_page(row)), "int32")
+        end = ONE.keep(T.min((split + 1) * SPLIT_PAGES, last_page + 1), "int32")
+        wanted = ONE.keep(last_page if goes_on is True else T.Select(goes_on, last_page, end - 1), "int32")
         self.softmax.empty(state)
         with T.serial(T.max(end - begin, 0)) as i:
-            page = T.bind(begin + i)
+            page = ONE.keep(begin + i, "int32")
             base = page_start(a, self.page_table, row, page, head)
-            ahead = T.min(page + 1, end - 1 if last_page is None else last_page)
-            following = page_start(a, self.page_table, row, ahead, head)
+            following = page_start(a, self.page_table, row, T.min(page + 1, wanted), head)
             self.score(row, head, base)
             self.softmax.soften(row, page, lambda r, d: self.query(row, head, r, d), self.scales, base, state)
             self.gather(base, following, T.min(PAGE_TOKENS, last + 1 - page * PAGE_TOKENS), state)

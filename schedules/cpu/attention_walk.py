@@ -82,8 +82,9 @@ def attend_small_kernel(a: Attention, block: int, splits: bool) -> Any:
                     with T.Then():
                         count = T.bind(n_units(walk.many, 0, splits))
                         first = T.truncdiv(count * walk.task, walk.n_tasks)
-                        with T.serial(first, T.truncdiv(count * (walk.task + 1), walk.n_tasks)) as unit:
-                            attend_unit(walk, walk.many, 0, unit, splits)
+                        end = T.bind(T.truncdiv(count * (walk.task + 1), walk.n_tasks))
+                        with T.serial(first, end) as unit:
+                            attend_unit(walk, walk.many, 0, unit, unit + 1 < end, splits)
                     with T.Else():
                         each_row(walk, splits)
     return builder.get()
@@ -102,8 +103,9 @@ def each_row(walk: Walk, splits: bool) -> None:
     with T.serial(a.m) as row:
         own = T.bind(n_units(one, row, splits))
         start = T.bind(T.max(first - done[0], 0))
-        with T.serial(T.max(T.min(end - done[0], own) - start, 0)) as i:
-            attend_unit(walk, one, row, start + i, splits)
+        share_end = T.bind(T.min(end - done[0], own))
+        with T.serial(T.max(share_end - start, 0)) as i:
+            attend_unit(walk, one, row, start + i, start + i + 1 < share_end, splits)
         T.buffer_store(done, done[0] + own, [0])
 
 
@@ -112,14 +114,15 @@ def n_units(block: Block, row: Any, splits: bool) -> Any:
     return block.a.kv_heads * (T.max(block.end_split(row) - block.first_split(row), 0) if splits else 1)
 
 
-def attend_unit(walk: Walk, block: Block, row: Any, unit: Any, splits: bool) -> None:
+def attend_unit(walk: Walk, block: Block, row: Any, unit: Any, goes_on: Any, splits: bool) -> None:
+    """One unit of a block.  goes_on: whether the next unit is this task's too."""
     if not splits:
         block.attend(row, unit)
         return
     first = T.bind(block.first_split(row))
     own = T.bind(block.end_split(row) - first)
     head, split = T.bind(T.truncdiv(unit, own)), T.bind(first + T.truncmod(unit, own))
-    block.attend_split(row, head, split, split_state(walk.a, walk.out, row, head, split))
+    block.attend_split(row, head, split, split_state(walk.a, walk.out, row, head, split), goes_on)
 
 
 def split_words(a: Attention) -> int:
