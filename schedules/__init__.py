@@ -13,8 +13,7 @@ from llmc.schedules.records import Tuned
 from llmc.schedules.rule import Rule
 
 FAMILIES = (
-    "cpu.linear_int8",
-    "cpu.linear_int4",
+    "cpu.quant_linear",
     "cpu.linear",
     "cpu.attention",
     "cpu.norm",

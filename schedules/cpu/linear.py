@@ -225,17 +225,17 @@ def packing_kernel(linear: Linear, tiles: Tiles) -> Kernel:
     """The kernel that brings x into the tiles' layout; the same for every n and every epilogue."""
     plain = Linear(linear.m, 0, linear.k, linear.weight, linear.dot)
     shape = f"{linear.weight}_m{linear.m}_k{linear.k}_by{tiles.rows}"
-    return _kernel(f"pack_{shape}", partial(build_packing, plain, tiles.rows))
+    return keyed_kernel(f"pack_{shape}", partial(build_packing, plain, tiles.rows))
 
 
 def product_kernel(linear: Linear, tiles: Tiles) -> Kernel:
     epilogue = f"{'gated_' * (linear.parts == 2)}{'bias_' * linear.bias}{linear.activation.lower()}"
     shape = f"m{linear.m}_n{linear.n}_k{linear.k}"
     words = ("linear", linear.weight, shape, epilogue.strip("_"), "residual" * linear.residual)
-    return _kernel("_".join(filter(None, words)), partial(build_product, linear, tiles))
+    return keyed_kernel("_".join(filter(None, words)), partial(build_product, linear, tiles))
 
 
-def _kernel(name: str, build: partial[Any]) -> Kernel:
+def keyed_kernel(name: str, build: partial[Any]) -> Kernel:
     """A kernel whose key is the call of `build`; the name ends with the key's hash, so that tilings can coexist."""
     key = f"{build.func.__name__}{build.args}"
     return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)

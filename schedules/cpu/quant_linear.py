@@ -1,4 +1,10 @@
-"""Linear layers with quantised weights: what int8 (linear_int8.py) and int4 (linear_int4.py) share.
+"""Linear layers with quantised weights.
+
+    int8    a scale for each output; x with a scale for each row and block of 128.    Bytes: N K + 4 N.
+    int4    an f16 scale for each output and group of 32 or 128 along K; x with one for each row and group. A word of
+            the weight is taken apart into two of bytes, which multiply as in int8.    Bytes: N K / 2 + 2 N K / group.
+
+With VNNI four products a lane and instruction; without it, widened to 16 bits: right, not fast.
 
 Two launches, as for other weights (linear.py):
     quantise x, each row and block of K with its own scale, into the layout that the tiles read (quant_pack.py)
@@ -12,7 +18,6 @@ Every output is, for every M and on every CPU: for each block in order, sum = fm
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +31,7 @@ from llmc.schedules.cpu import linear
 from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
 from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of, padded
+from llmc.schedules.rule import Rule
 
 MOST_WORDS = 1 << 31
 """Words of the weight are counted in int32."""
@@ -80,7 +86,7 @@ def dot_of(target: Target) -> str:
     return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
 
 
-def parse(call: Call, target: Target, dtype: str) -> QuantLinear | None:
+def parse(call: Call, target: Target, dtype: Literal["i8", "i4"]) -> QuantLinear | None:
     """The layer of weights of this dtype that a call asks for, or None.  Raises LlmcError: too large."""
     weight = call.inputs[1] if len(call.inputs) > 1 else None
     if weight is None or not weight.constant or weight.dtype != dtype:
@@ -90,7 +96,7 @@ def parse(call: Call, target: Target, dtype: str) -> QuantLinear | None:
     if layer is None:
         return None
     block = weight.group or block_of(layer.k)
-    quant = QuantLinear(layer, "i8" if dtype == "i8" else "i4", block, dot_of(target))
+    quant = QuantLinear(layer, dtype, block, dot_of(target))
     if quant.weight_bytes // 4 >= MOST_WORDS:
         raise LlmcError("a weight of more than 8 GiB cannot be quantised", place=str(call))
     return quant
@@ -157,7 +163,7 @@ def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
     layer = quant.linear
     plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"))
     name = f"quantise_{quant.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
-    return _kernel(name, partial(build_packing, plain, tiles.rows))
+    return linear.keyed_kernel(name, partial(build_packing, plain, tiles.rows))
 
 
 def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
@@ -169,13 +175,7 @@ def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
         layer.activation.lower(),
         "residual" * layer.residual,
     )
-    return _kernel("_".join(filter(None, words)), partial(build_product, quant, tiles))
-
-
-def _kernel(name: str, build: partial[Any]) -> Kernel:
-    """A kernel whose key is the call of `build`; the name ends with the key's hash, so that tilings can coexist."""
-    key = f"{build.func.__name__}{build.args}"
-    return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+    return linear.keyed_kernel("_".join(filter(None, words)), partial(build_product, quant, tiles))
 
 
 def build_packing(quant: QuantLinear, rows: int) -> Any:
@@ -188,3 +188,26 @@ def build_product(quant: QuantLinear, tiles: Tiles) -> Any:
     from llmc.schedules.cpu import quant_panel
 
     return quant_panel.product_function(quant, tiles)
+
+
+def rule(name: str, dtype: Literal["i8", "i4"]) -> Rule:
+    """The schedule of layers whose weights are stored in `dtype`."""
+
+    def match(call: Call, target: Target) -> Tiles | None:
+        quant = parse(call, target, dtype)
+        return default_tiles(quant, target) if quant else None
+
+    def candidates(call: Call, target: Target) -> Iterable[Tiles]:
+        quant = parse(call, target, dtype)
+        return space(quant, target) if quant else ()
+
+    def implement_call(call: Call, tiles: Tiles, target: Target) -> Implementation:
+        quant = parse(call, target, dtype)
+        assert quant is not None, "implement follows match"
+        return implement(quant, tiles, call)
+
+    return Rule(name, match, implement_call, candidates)
+
+
+INT8, INT4 = rule("linear_int8", "i8"), rule("linear_int4", "i4")
+RULES = (INT8, INT4)

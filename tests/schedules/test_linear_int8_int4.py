@@ -14,7 +14,7 @@ from llmc.compiler.graph_run import evaluate
 from llmc.compiler.kernel import Call, TensorType
 from llmc.compiler.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cpu import linear_int4, linear_int8, quant_linear
+from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of
 from llmc.schedules.execute import Executable
 
@@ -187,9 +187,9 @@ def test_the_number_of_tasks_changes_no_bit(run: Run, host: Target) -> None:
     assert len(set(results)) == 1
 
 
-@pytest.mark.parametrize("rule", [linear_int8, linear_int4], ids=["int8", "int4"])
+@pytest.mark.parametrize("rule", quant_linear.RULES, ids=["int8", "int4"])
 def test_tiles_change_no_bit(host: Target, rule: Any) -> None:
-    scheme = Scheme(8) if rule is linear_int8 else Scheme(4, 32)
+    scheme = Scheme(8) if rule is quant_linear.INT8 else Scheme(4, 32)
     call = quant_call("Linear", 20, 128, 128, scheme)
     x, weight, _ = random_inputs(call)
     candidates = list(rule.space(call, host))
@@ -221,11 +221,11 @@ def test_a_large_layer_takes_the_bytes_that_its_layout_promises() -> None:
 
 def test_other_weights_are_not_ours(host: Target) -> None:
     call = quant_call("Linear", 1, 16, 32, Scheme(8))
-    assert linear_int8.match(call, host) is not None
-    assert linear_int4.match(call, host) is None
+    assert quant_linear.INT8.match(call, host) is not None
+    assert quant_linear.INT4.match(call, host) is None
     for weight in (TensorType((16, 32), "f32", constant=True), TensorType((16, 32), "i8")):
         other = Call(call.op, (call.inputs[0], weight), call.outputs)
-        assert linear_int8.match(other, host) is None
+        assert quant_linear.INT8.match(other, host) is None
 
 
 def test_quantising_x_is_one_kernel_for_all_layers_of_the_same_input(host: Target) -> None:
