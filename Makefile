@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
 	@test -x $(BIN)/pip || python3 -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e '.[compiler,zig,dev]'
+	@$(PIP) install -c constraints.txt -e '.[compiler,zig,cuda,dev]'
 	@touch $@
 
 run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
@@ -38,8 +38,9 @@ lint: $(VENV)/.ready  ## ruff and mypy
 golden: $(VENV)/.ready  ## rewrite the golden files after a change you meant
 	@$(BIN)/python -m pytest -q -n 2 --update-golden tests/passes tests/compiler tests/cli
 
-bench: $(VENV)/.ready  ## measure decode and prefill of a 7B against this machine's limits
-	@$(BIN)/python bench/decode.py
+bench: $(VENV)/.ready  ## measure decode beside Hugging Face, draw build/chart.png (7B: hours; MODELS=opt-125m: minutes)
+	@mkdir -p build
+	@$(BIN)/llmc bench $(MODELS) --plot build/chart.png --resume
 
 clean:           ## remove what was built, but not .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -2,7 +2,9 @@
 
 from setuptools import setup
 
-FOLDERS = ["compiler", "compiler.frontend", "passes", "schedules", "schedules.cpu", "runtime", "cli"]
+FOLDERS = ["compiler", "compiler.frontend", "passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
+
+FOLDERS += ["bench", "bench.chart", "bench.peers", "schedules.cuda"]
 
 setup(
     packages=["llmc", *(f"llmc.{folder}" for folder in FOLDERS)],
@@ -10,7 +12,10 @@ setup(
     package_data={
         "llmc": ["py.typed"],
         "llmc.runtime": ["include/*.h", "src/*.c", "src/*.h"],
+        "llmc.cli.html": ["*.css"],
         "llmc.schedules": ["*.c", "tuned/*.json"],
+        "llmc.schedules.cuda": ["include/*.cuh"],
+        "llmc.bench": ["*.c", "peers/requirements/*.txt"],
     },
     include_package_data=False,
 )

@@ -31,13 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.decode import Read, reader
-from bench.peers import environments
-from bench.peers.environments import Entry
-from bench.peers.process import PeerError, PeerProcess
-from bench.peers.quiet import Neighbours, wait_for_quiet
-from bench.peers.record import Record
-from bench.peers.table import table_of
+from llmc.bench.limits import Read, reader
+from llmc.bench.peers import environments
+from llmc.bench.peers.environments import Entry
+from llmc.bench.peers.process import PeerError, PeerProcess
+from llmc.bench.peers.quiet import Neighbours, wait_for_quiet
+from llmc.bench.peers.record import Record
+from llmc.bench.peers.table import table_of
 from llmc.compiler.frontend.known import KNOWN_MODELS
 
 READ_BYTES = 1 << 29

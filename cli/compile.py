@@ -47,6 +47,12 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 )
 @click.option("--quant-lm-head/--no-quant-lm-head", help="Quantise the product that makes the logits too.")
 @click.option(
+    "--calibrate",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Fit the quantised weights to this text (.json: token ids).",
+)
+@click.option(
     "--kv-dtype",
     type=click.Choice(["f32", "bf16", "int8"]),
     help="Of the KV cache.  [default: the model's dtype]",
@@ -79,6 +85,7 @@ def command(
     quant: str,
     quant_group: str | None,
     quant_lm_head: bool,
+    calibrate: Path | None,
     kv_dtype: str | None,
     batch: tuple[int, ...],
     max_seq: int | None,
@@ -103,6 +110,7 @@ def command(
             quant=quant,
             quant_group=int(quant_group) if quant_group else None,
             quant_lm_head=quant_lm_head,
+            calibrate=calibrate,
             kv_dtype=kv_dtype,
             batch=batch,
             max_sequence=max_seq,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
 
 from llmc.cli import schedules_view
+from llmc.cli.call_facts import CallFacts, facts_of_plan
 from llmc.cli.output import artifact_argument, certificate_in_words, in_bytes, json_option, print_json, table
 from llmc.runtime import ArtifactFile, LlmcError
 from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
@@ -24,17 +28,25 @@ Said = dict[str, Any]
     "--schedules", "views", flag_value="schedules", multiple=True, help="The schedule chosen for each operator."
 )
 @click.option("--manifest", "views", flag_value="manifest", multiple=True, help="The manifest, as JSON.")
+@click.option("--html", metavar="REPORT.html", type=click.Path(), help="Write all of it as one page for a browser.")
+@click.option("--profile", metavar="TRACE.json", type=click.Path(), help="Times for --html, from llmc run --profile.")
 @json_option
-def command(artifact: str, views: tuple[str, ...], as_json: bool) -> None:
+def command(artifact: str, views: tuple[str, ...], html: str | None, profile: str | None, as_json: bool) -> None:
     """Show what an artifact holds: model, target, sizes, plans, parity certificate.
 
     Nothing of the artifact is executed, so this is safe on a file from anywhere and for any machine's artifact.
     """
-    if len(set(views)) > 1:
-        raise click.UsageError("show one of --graph, --plan, --schedules, --manifest at a time")
+    if len(set(views)) + (html is not None) > 1:
+        raise click.UsageError("show one of --graph, --plan, --schedules, --manifest, --html at a time")
+    if profile is not None and html is None:
+        raise click.UsageError("--profile goes with --html")
     collect, write = VIEWS[views[0] if views else "summary"]
     with ArtifactFile.open(artifact) as file:
-        said = collect(file)
+        if html is not None:
+            said = write_report(file, html, profile)
+            write = write_place
+        else:
+            said = collect(file)
     if as_json:
         print_json(said)
     else:
@@ -44,6 +56,37 @@ def command(artifact: str, views: tuple[str, ...], as_json: bool) -> None:
 def printable(text: str) -> str:
     """A file from anywhere may hold what a terminal would obey."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
+# -- the page ---------------------------------------------------------------------
+
+
+def write_report(file: ArtifactFile, place: str, profile: str | None) -> Said:
+    """Write the page at `place`, whole or not at all.  Raises LlmcError."""
+    from llmc.cli.html.page import write_page
+    from llmc.cli.trace_summary import read_summary
+
+    path = Path(place)
+    if path.is_dir():
+        raise LlmcError("the report's place is a directory", place=place, hint="name a file: --html report.html")
+    if path.exists() and path.samefile(file.path):
+        raise LlmcError("the report would replace the artifact", place=place, hint="name a file: --html report.html")
+    digest = file.sections["plan"].sha256.hex()
+    summary = read_summary(profile, digest, str(file.path)) if profile is not None else None
+    text = write_page(file, summary)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise LlmcError(f"the report cannot be written: {error.strerror}", place=place) from None
+    return {"report": place, "bytes": path.stat().st_size, "profile": profile}
+
+
+def write_place(said: Said) -> str:
+    return f"{said['report']}  {in_bytes(said['bytes'])}, for any browser"
 
 
 # -- summary --------------------------------------------------------------------
@@ -84,7 +127,7 @@ def write_summary(said: Said) -> str:
         f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
         f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}",
         "kernels": f"{said['n_kernels']}",
-        **{kind: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[kind]) for kind in PLAN_KINDS},
+        **{k: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[k]) for k in PLAN_KINDS if plans[k]},
         "certificate": certificate_in_words(said["certificate"]),
     }
     sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
@@ -96,7 +139,8 @@ def write_summary(said: Said) -> str:
 
 
 def collect_plan(file: ArtifactFile) -> Said:
-    tables, schedules = file.plan(), file.manifest().get("schedules", [])
+    tables, manifest = file.plan(), file.manifest()
+    schedules = manifest.get("schedules", [])
     header = tables.header
     return {
         "arena_bytes": header.arena_bytes,
@@ -111,19 +155,21 @@ def collect_plan(file: ArtifactFile) -> Said:
                 "kind": PLAN_KINDS[plan.kind],
                 "rows": plan.n_rows,
                 "bytes": step_bytes(schedules, PLAN_KINDS[plan.kind], plan.n_rows),
-                "calls": [
-                    call_record(tables, index) for index in range(plan.first_call, plan.first_call + plan.n_calls)
-                ],
+                "calls": [call_record(tables, facts) for facts in facts_of_plan(tables, plan, manifest)],
             }
             for plan in tables.plans
         ],
     }
 
 
-def call_record(tables: PlanTables, index: int) -> Said:
-    call = tables.calls[index]
+def call_record(tables: PlanTables, facts: CallFacts) -> Said:
+    call = tables.calls[facts.number]
     return {
-        "kernel": tables.kernels[call.kernel].name,
+        "kernel": facts.kernel,
+        "op": facts.op,
+        "weight": facts.weight,
+        "bytes": facts.n_bytes,
+        "operations": facts.n_operations,
         "grid": call.grid,
         "arguments": [
             {"space": SPACES[a.space], "offset": a.offset, "bytes": a.n_bytes} for a in tables.arguments_of(call)
@@ -145,17 +191,20 @@ def write_plan(said: Said) -> str:
     for plan in said["plans"]:
         moved = f", {in_bytes(plan['bytes'])} a step" if plan["bytes"] else ""
         rows = [
-            (index, call["kernel"], call["grid"], " ".join(map(argument_in_words, call["arguments"])))
+            (index, call["kernel"], call["op"], call["weight"], moved_by(call), call["grid"], arguments_in_words(call))
             for index, call in enumerate(plan["calls"])
         ]
         lines += ["", f"{plan['kind']} of {plan['rows']} rows: {len(rows)} calls{moved}"]
-        lines.append(table(("call", "kernel", "grid", "arguments"), rows))
+        lines.append(table(("call", "kernel", "operator", "weight", "moves", "grid", "arguments"), rows))
     return "\n".join(lines)
 
 
-def argument_in_words(argument: Mapping[str, Any]) -> str:
-    start, size = argument["offset"], argument["bytes"]
-    return f"{argument['space']}[{start}:{start + size}]"
+def moved_by(call: Mapping[str, Any]) -> str:
+    return "" if call["bytes"] is None else in_bytes(call["bytes"])
+
+
+def arguments_in_words(call: Mapping[str, Any]) -> str:
+    return " ".join(f"{a['space']}[{a['offset']}:{a['offset'] + a['bytes']}]" for a in call["arguments"])
 
 
 # -- graph, manifest ---------------------------------------------------
@@ -170,7 +219,11 @@ def collect_graph(file: ArtifactFile) -> Said:
 
 def write_graph(said: Said) -> str:
     rows = [(p["name"], p["rewrites"], p["nodes"]) for p in said["passes"]]
-    return "\n".join([table(("pass", "rewrites", "nodes left"), rows), "", said["final"].rstrip()])
+    parts = [table(("pass", "rewrites", "nodes left"), rows)]
+    if said.get("exported_layer"):
+        parts.append("\n".join(["one layer as it was exported:", *said["exported_layer"]]))
+        parts.append("the step graph:")
+    return "\n\n".join([*parts, said["final"].rstrip()])
 
 
 def collect_manifest(file: ArtifactFile) -> Said:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,9 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
 @click.option(
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
 )
+@click.option(
+    "--profile", metavar="TRACE.json", type=click.Path(), help="Time every kernel; the trace opens in Perfetto."
+)
 @json_option
 def command(
     artifact: str,
@@ -78,12 +82,15 @@ def command(
     seed: int | None,
     ignore_eos: bool,
     threads: int,
+    profile: str | None,
     as_json: bool,
 ) -> None:
     """Generate from an artifact, printing tokens as they come.
 
     The prompt is a text (-p), token ids (--tokens), or lines of standard input (-i): there each line is added to the
     text so far and continued, and an empty line begins a new text.
+
+    With --profile a table on standard error says where the time of a step goes, kernel by kernel.
     """
     if (prompt is not None) + (tokens is not None) + interactive != 1:
         raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
@@ -95,22 +102,47 @@ def command(
         from llmc.runtime.generation import How
 
         how = How.choose(temperature, top_k, top_p, seed)
-        if interactive:
-            converse(model, max_tokens, how, ignore_eos)
-            return
-        given = tokens if tokens is not None else str(prompt)
-        generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos)
+        with profiling(model, profile) as report:
+            if interactive:
+                converse(model, max_tokens, how, ignore_eos)
+                return
+            given = tokens if tokens is not None else str(prompt)
+            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos)
+            if as_json:
+                said = result(model, generation, load_s)
+            else:
+                show(text(model, generation) if tokens is None else ids(generation))
+                say(timing(model, generation, load_s))
         if as_json:
-            print_json(result(model, generation, load_s))
-        else:
-            show(text(model, generation) if tokens is None else ids(generation))
-            say(timing(model, generation, load_s))
+            print_json(said | report)
+
+
+@contextmanager
+def profiling(model: Model, path: str | None) -> Iterator[dict[str, Any]]:
+    """Time the steps made inside and write the trace at `path`, if there is one.  -> what --json adds, afterwards."""
+    if path is None:
+        yield {}
+        return
+    from llmc.cli import profile_table, profile_trace
+
+    report: dict[str, Any] = {}
+    profile_trace.check_place(path)
+    with model.profile() as profile:
+        interrupted = None
+        try:
+            yield report
+        except KeyboardInterrupt as error:  # what has run so far is worth seeing
+            interrupted = error
+    said = profile_trace.save(path, profile, str(model.path), model.info.n_threads)
+    report["profile"] = {"trace": path, **said}
+    say(profile_table.write(said))
+    if interrupted:
+        raise interrupted
 
 
 def text(model: Model, generation: Generation) -> Iterator[str]:
     """The generated text, in pieces."""
-    from llmc.runtime.binding import text_pieces
-    from llmc.runtime.text import TextStream
+    from llmc.runtime.text import TextStream, text_pieces
 
     return text_pieces(generation, TextStream(model.tokenizer, generation.prompt))
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from llmc.compiler.kernel import Kernel
 from llmc.compiler.plan import PlacedWeight, Program
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.compiler.target import Target
@@ -100,7 +101,7 @@ class ArtifactWriter:
             self.partial.replace(self.path)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path) -> Path:
     """Refuse before any work a path that no artifact can be written to, and one that is no file to be replaced."""
     if path.is_dir():
         raise LlmcError("the output is a directory", place=f"-o {path}", hint=f"name a file: -o {path / 'model.so'}")
@@ -111,6 +112,7 @@ def check_place(path: Path) -> None:
         raise LlmcError(f"the artifact cannot be written: {folder} is not a folder", place=f"-o {path}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LlmcError(f"the artifact cannot be written: no permission to write in {folder}", place=f"-o {path}")
+    return path
 
 
 def existing_folder(path: Path) -> Path:
@@ -192,7 +194,7 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
             calls.append(fmt.CALL_RECORD.pack(call.kernel, call.grid, len(arguments), len(call.arguments)))
             arguments += [fmt.ARGUMENT.pack(a.space, 0, a.offset, a.n_bytes) for a in call.arguments]
     pointers = pointer_counts(program)
-    kernels = [fmt.KERNEL_RECORD.pack(k.name.encode(), pointers[i], 0) for i, k in enumerate(program.kernels)]
+    kernels = [fmt.pack_kernel(kernel_record(i, k, pointers[i], target)) for i, k in enumerate(program.kernels)]
     features = sum(fmt.CPU_FEATURES[feature] for feature in target.features)
     header = fmt.PlanHeader(
         cpu_features=features,
@@ -210,8 +212,24 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         kv_page_bytes=program.kv_page_bytes,
         arena_bytes=program.arena_bytes,
         scratch_bytes=program.scratch_bytes,
+        device=fmt.DEVICES.index(target.kind),
+        cuda_arch=cuda_arch(target),
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
+
+
+def kernel_record(index: int, kernel: Kernel, n_pointers: int, target: Target) -> fmt.KernelRecord:
+    """What the runtime must know of a kernel; a GPU's kernel is its own image."""
+    if target.kind == "cpu":
+        return fmt.KernelRecord(kernel.name, n_pointers)
+    flags = fmt.KERNEL_DEPENDENT if kernel.dependent else 0
+    return fmt.KernelRecord(kernel.name, n_pointers, kernel.n_threads, kernel.shared_bytes, flags, index)
+
+
+def cuda_arch(target: Target) -> int:
+    if target.kind == "cpu":
+        return 0
+    return target.arch | (fmt.CUDA_EXACT if target.level.endswith("a") else 0)
 
 
 def pointer_counts(program: Program) -> dict[int, int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType
+from llmc.compiler.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
 STEP_INPUTS = {"tokens": "tokens", "positions": "positions", "page_table": "page_table", "rows": "rows"}
@@ -34,16 +35,20 @@ DTYPES: Mapping[ir.DataType, DType] = {
 
 @dataclass(frozen=True)
 class Binding:
-    """Numbers for the symbols M, R, P and n_pages; how the KV cache is stored; the count of layers."""
+    """Numbers for the symbols M, R, P and n_pages; how the KV cache is stored; the count of layers; values that lie as
+    tiles, and their dtype."""
 
     sizes: Mapping[str, int]
     kv_dtype: str
     n_layers: int
+    tiled: Mapping[ir.Value, DType] = field(default_factory=dict)
 
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
         if value.name in STEP_INPUTS:
             return TensorType(shape_of(value, self), "i32")
+        if value in self.tiled:
+            return TensorType(shape_of(value, self), self.tiled[value], tiled=True)
         if value.dtype is None or value.dtype not in DTYPES:
             raise LlmcError(f"a value of type {value.dtype} cannot be planned", place=f"value {value.name}")
         return TensorType(shape_of(value, self), DTYPES[value.dtype])
@@ -92,6 +97,35 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
         attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     return Call(op, inputs, outputs, tuple(sorted(attributes.items())))
+
+
+def tiled_values(graph: ir.Graph) -> dict[ir.Value, DType]:
+    """For a GPU: values that only matrix products read, rounding them to the dtype of their weights, so that they are
+    better written in it, and in the order that products want; each with that dtype (bf16 or f16)."""
+    found: dict[ir.Value, DType] = {}
+    for value in (value for node in graph if writes_tiles(node) for value in node.outputs[:1]):
+        dtypes = {weight_dtype(use.node) if use.idx == 0 else None for use in value.uses()}
+        if len(dtypes) == 1 and (dtype := dtypes.pop()) and not value.is_graph_output():
+            found[value] = dtype
+    return found
+
+
+def writes_tiles(node: ir.Node) -> bool:
+    """Whether schedules for GPUs can write the node's result as tiles."""
+    if node.domain != "llmc":
+        return node.op_type == "Gather"
+    return "Linear" in node.op_type or node.op_type.endswith("PagedAttention")
+
+
+def weight_dtype(node: ir.Node) -> DType | None:
+    """What a product without a norm in front of it rounds its first operand to; None for other nodes."""
+    if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear")):
+        return None
+    weight = None if node.inputs[1] is None else node.inputs[1].const_value
+    if isinstance(weight, QuantizedWeight):  # codes are widened to what the checkpoint had
+        weight = weight.source
+    stored = getattr(weight, "stored_dtype", None)
+    return stored if stored in ("bf16", "f16") else None
 
 
 def input_type(value: ir.Value, binding: Binding) -> TensorType:

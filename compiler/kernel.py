@@ -5,6 +5,9 @@ The planner asks with a `Call` (one graph node, every shape bound) and a `Target
 A kernel is a C function `int32_t name(void *operand…, int32_t task, int32_t n_tasks)`. The runtime calls it once
 for each task 0 <= task < n_tasks <= grid, on any thread and in any order, and puts a barrier between launches; a task
 does its share of the kernel's `grid` units of work: `grid * task // n_tasks` up to `grid * (task + 1) // n_tasks`.
+
+On a GPU a kernel is a `__global__` function of device pointers and `grid` the number of its thread blocks; a launch
+sees what the launches before it wrote.
 """
 
 from __future__ import annotations
@@ -22,26 +25,38 @@ DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64"
 PAGE_TOKENS = 64
 """Tokens in one page of the KV cache."""
 
+TILE_ROWS, TILE_COLUMNS = 8, 64
+"""A tiled matrix [M, K] of 2-byte elements is [ceil(K/64)][M rounded up to 8][64]: slabs of 64 columns, in which the
+16-byte chunk c of row m lies at chunk c ^ (m % 8).  This is how Hopper's shared memory wants it ("128-byte swizzle"),
+so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
+
 
 @dataclass(frozen=True)
 class TensorType:
     """Shape, element type, and whether the value is known at compile time (a weight or a table).
 
     group: of a quantised weight ("i8", "i4"), how many elements of a row share a scale; 0 is all of them.
+    tiled: a matrix [M, K] on a GPU that lies in the order of shared memory's tiles, see TILE.
     """
 
     shape: tuple[int, ...]
     dtype: DType
     constant: bool = False
     group: int = 0
+    tiled: bool = False
 
     @property
     def n_bytes(self) -> int:
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+        shape = self.shape
+        if self.tiled:
+            n_rows, n_columns = shape
+            shape = (-(-n_columns // TILE_COLUMNS), -(-n_rows // TILE_ROWS) * TILE_ROWS, TILE_COLUMNS)
+        return prod(shape) * DTYPE_BYTES[self.dtype]
 
     def __str__(self) -> str:
         group = f"g{self.group}" if self.group else ""
-        return f"{self.dtype}{group}[{','.join(map(str, self.shape))}]{'!' if self.constant else ''}"
+        shape = ",".join(map(str, self.shape))
+        return f"{self.dtype}{group}[{shape}]{'!' if self.constant else ''}{' tiled' if self.tiled else ''}"
 
 
 @dataclass(frozen=True)
@@ -88,11 +103,19 @@ class Operand:
 @dataclass(frozen=True)
 class Kernel:
     """A function to compile.  `build` gives the TIR PrimFunc whose parameters are one flat-strided buffer an operand,
-    then `task: int32, n_tasks: int32`.  `key` says everything that `build` depends on: equal keys, equal code."""
+    then `task: int32, n_tasks: int32`.  `key` says everything that `build` depends on: equal keys, equal code.
+
+    On a GPU `build` gives CUDA C++ (a string) that defines `extern "C" __global__ void name(pointer…)`, or a PrimFunc
+    with bound blocks and threads.  n_threads: of a block.  shared_bytes: dynamic shared memory of a block.  dependent:
+    it may start before the kernel in front of it has ended, and itself waits for that where it must.
+    """
 
     name: str
     key: str
     build: Callable[[], Any] = field(compare=False, repr=False)
+    n_threads: int = 0
+    shared_bytes: int = 0
+    dependent: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,8 @@ class Implementation:
     """How a call is executed: launches in order, with a barrier after each.
 
     temps: bytes of each temporary, alive during this call only, 64-byte aligned.
-    scratch_bytes: memory each thread needs for itself.
+    scratch_bytes: memory each thread needs for itself.  On a GPU: memory all kernels share that is zero when a launch
+    begins and when it ends, for counters.
     layouts: for each constant input (by index) the layout it must be packed in; RowMajor when absent.
     kv_layer_bytes: bytes one page takes for this layer, when the call keeps a KV cache.
     rule: the name of the schedule that answered; params: its tuning parameters, as text; family: what people call a

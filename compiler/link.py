@@ -46,7 +46,7 @@ def runtime_sources() -> list[Path]:
 def kernel_table(kernels: Sequence[tuple[str, int]]) -> str:
     """C source of llmc_kernel_table: (name, number of pointers) of each kernel, in the plan's order."""
     declarations = "".join(f"int32_t {name}(void);\n" for name, _ in kernels)
-    entries = "".join(f'    {{"{name}", {name}, {n_pointers}u}},\n' for name, n_pointers in kernels)
+    entries = "".join(f'    {{"{name}", {name}, {n_pointers}u}},\n' for name, n_pointers in kernels) or "    {0},\n"
     return (
         '#include "format.h"\n\n'
         f"{declarations}\n"

@@ -9,9 +9,7 @@ entries a row; H and KH count query and key heads of D elements; N and K are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import product
-from math import pi, sqrt
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -23,15 +21,32 @@ from llmc.compiler.ops_define import (
     OPSET,
     VERSION,
     Attributes,
-    Dim,
     Dims,
     Operator,
-    define,
     function_of,
     operator,
 )
+from llmc.compiler.ops_linear import (
+    gated_linear_name,
+    linear_name,
+    linear_parts,
+    normed_name,
+    normed_parts,
+)
 
-__all__ = ["DOMAIN", "OPERATORS", "OPSET", "VERSION", "Operator", "function_of"]
+__all__ = [
+    "DOMAIN",
+    "OPERATORS",
+    "OPSET",
+    "VERSION",
+    "Operator",
+    "function_of",
+    "gated_linear_name",
+    "linear_name",
+    "linear_parts",
+    "normed_name",
+    "normed_parts",
+]
 
 
 # -- activations and norms -----------------------------------------------------------------------------------------
@@ -69,103 +84,6 @@ def AddLayerNorm(op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bia
     """
     total = op.Add(x, residual)
     return total, op.LayerNormalization(total, weight, bias, axis=-1, epsilon=epsilon)
-
-
-# -- linear layers -------------------------------------------------------------------------------------------------
-
-
-def gelu(op: Any, x: Any) -> Any:
-    """x/2 · (1 + erf(x / √2)).    Hendrycks and Gimpel 2016, arXiv:1606.08415."""
-    gate = op.Add(op.Erf(op.Mul(x, op.scalar(sqrt(0.5)))), op.scalar(1.0))
-    return op.Mul(op.Mul(x, op.scalar(0.5)), gate)
-
-
-def gelu_tanh(op: Any, x: Any) -> Any:
-    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))."""
-    inner = op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), op.scalar(0.044715)))
-    gate = op.Add(op.Tanh(op.Mul(inner, op.scalar(sqrt(2 / pi)))), op.scalar(1.0))
-    return op.Mul(op.Mul(x, op.scalar(0.5)), gate)
-
-
-ACTIVATIONS: dict[str, Callable[[Any, ir.Value], Any]] = {
-    "": lambda op, x: x,
-    "Relu": lambda op, x: op.Relu(x),
-    "Gelu": gelu,
-    "GeluTanh": gelu_tanh,
-    "Silu": lambda op, x: op.Mul(x, op.Sigmoid(x)),
-}
-"""An activation as the names of operators spell it, and its definition."""
-
-GATES = ("Silu", "Gelu", "GeluTanh")
-
-
-def linear_name(bias: bool = False, activation: str = "", residual: bool = False) -> str:
-    """`Linear[Bias][Relu|Gelu|GeluTanh|Silu][Residual]`."""
-    return f"Linear{'Bias' * bias}{activation}{'Residual' * residual}"
-
-
-def linear_parts(name: str) -> tuple[bool, str, bool] | None:
-    """(bias, activation, residual) of an operator of the Linear family; None for any other."""
-    return LINEARS.get(name)
-
-
-LINEARS = {
-    linear_name(*parts): parts
-    for parts in product((False, True), ACTIVATIONS, (False, True))  # bias, activation, residual
-}
-
-
-def define_linear(name: str, bias: bool, activation: str, residual: bool) -> None:
-    """act(x Wᵀ + bias) + residual.    x [M, K], W [N, K], bias [N], residual [M, N] -> [M, N]."""
-
-    def body(op: Any, x: ir.Value, weight: ir.Value, *rest: ir.Value) -> Any:
-        more: Iterator[ir.Value] = iter(rest)
-        y = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
-        y = op.Add(y, next(more)) if bias else y
-        y = ACTIVATIONS[activation](op, y)
-        return op.Add(y, next(more)) if residual else y
-
-    product = f"x Wᵀ{' + bias' * bias}"
-    equation = f"{activation.lower()}({product})" if activation else product
-    shapes = f"x [M, K], W [N, K]{', bias [N]' * bias}{', residual [M, N]' * residual} -> [M, N]."
-    inputs = ["x", "weight", *["bias"] * bias, *["residual"] * residual]
-    doc = f"{equation}{' + residual' * residual}.    {shapes}"
-    define(name, inputs, {}, body, lambda s, _: [(*s[0][:-1], s[1][0])], doc)
-
-
-def define_gated_linear(activation: str, bias: bool) -> None:
-    """act(x Wgᵀ + bg) · (x Wuᵀ + bu), W = [Wg; Wu].    x [M, K], W [2N, K], bias [2N] -> [M, N]."""
-
-    def body(op: Any, x: ir.Value, weight: ir.Value, *rest: ir.Value) -> Any:
-        both = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
-        both = op.Add(both, *rest) if bias else both
-        gate, up = op.Split(both, axis=-1, num_outputs=2, n_results=2)
-        return op.Mul(ACTIVATIONS[activation](op, gate), up)
-
-    gate = f"{activation.lower()}(x Wgᵀ{' + bg' * bias})"
-    doc = (
-        f"{gate} · (x Wuᵀ{' + bu' * bias}), W = [Wg; Wu] by rows{', bias = [bg; bu]' * bias}.    "
-        f"x [M, K], W [2N, K]{', bias [2N]' * bias} -> [M, N].    Shazeer 2020, arXiv:2002.05202."
-    )
-    inputs = ["x", "weight", *["bias"] * bias]
-    define(gated_linear_name(activation, bias), inputs, {}, body, lambda s, _: [(*s[0][:-1], half(s[1][0]))], doc)
-
-
-def gated_linear_name(activation: str, bias: bool) -> str:
-    """`GatedLinear{Silu|Gelu|GeluTanh}[Bias]`."""
-    return f"GatedLinear{activation}{'Bias' * bias}"
-
-
-def half(size: Dim) -> int:
-    assert isinstance(size, int)
-    assert size % 2 == 0
-    return size // 2
-
-
-for _name, _parts in LINEARS.items():
-    define_linear(_name, *_parts)
-for _activation, _bias in product(GATES, (False, True)):
-    define_gated_linear(_activation, _bias)
 
 
 # -- attention -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Step plans, as data: for each number of tokens M, a table of kernel calls over one arena.
 
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
-*head* takes R of those rows to logits. planner.py makes the plans, artifact.py writes them, the runtime walks them.
+*head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those. planner.py makes the plans,
+artifact.py writes them, the runtime walks them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout
 from llmc.runtime.format import PLAN_KINDS, Argument
 
-BODY, HEAD = (PLAN_KINDS.index(kind) for kind in ("body", "head"))
+BODY, HEAD, SAMPLER = (PLAN_KINDS.index(kind) for kind in ("body", "head", "sampler"))
 
 
 @dataclass(frozen=True)

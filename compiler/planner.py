@@ -12,10 +12,20 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.bind import ALIASES, STEP_INPUTS, Binding, call_of, constant_type, is_constant, shape_of
+from llmc.compiler.bind import (
+    ALIASES,
+    STEP_INPUTS,
+    Binding,
+    call_of,
+    constant_type,
+    is_constant,
+    shape_of,
+    tiled_values,
+)
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout, Operand, RowMajor, TensorType
 from llmc.compiler.memory import Buffer, aligned, lay_out
 from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
+from llmc.compiler.sampling import Sampling
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES, Argument
 
@@ -83,6 +93,7 @@ class Planner:
     implement: Implement
     kv_dtype: str
     n_context: int
+    device: str = "cpu"
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
@@ -96,6 +107,7 @@ class Planner:
         self.head_nodes = [node for node in self.graph if node.outputs[0] in after_rows]
         self.body_nodes = [node for node in self.graph if node.outputs[0] not in after_rows]
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
+        self.tiled = tiled_values(self.graph) if self.device == "cuda" else {}
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
         """Bodies for M in `bodies`, heads for R in `heads`."""
@@ -103,12 +115,16 @@ class Planner:
         handed_over, end = self.hand_over(largest)
         sizes = [(BODY, m, self.binding(m, max(heads))) for m in sorted(bodies)]
         sizes += [(HEAD, r, self.binding(max(bodies), r)) for r in sorted(heads)]
-        plans = tuple(self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes)
+        plans = [self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes]
+        choices = list(self.choices.values())
+        if self.device == "cuda":
+            plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1], end)
+            choices += chosen
         return Program(
-            plans,
+            tuple(plans),
             tuple(self.kernels.values()),
             tuple(self.weights.placed.values()),
-            tuple(self.choices.values()),
+            tuple(choices),
             self.weights.n_bytes,
             self.arena_bytes,
             self.scratch_bytes,
@@ -117,9 +133,20 @@ class Planner:
             shape_of(self.logits, largest)[-1],
         )
 
+    def with_sampling(
+        self, plans: list[StepPlan], heads: Sequence[int], n_vocab: int, start: int
+    ) -> tuple[list[StepPlan], list[Choice]]:
+        """The plans with the choice of tokens, which a GPU does itself."""
+        sampling = Sampling(self.implement, self.kernel_index, start)
+        plans = [sampling.after(plan, n_vocab) if plan.kind == HEAD else plan for plan in plans]
+        plans += sampling.samplers(heads, n_vocab)
+        self.arena_bytes = max(self.arena_bytes, sampling.arena_bytes)
+        self.scratch_bytes = max(self.scratch_bytes, sampling.scratch_bytes)
+        return plans, sampling.choices
+
     def binding(self, m: int, r: int) -> Binding:
         pages = -(-self.n_context // PAGE_TOKENS)
-        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers)
+        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers, self.tiled)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """The body's results that the head reads: at the start of the arena, with room for the largest body."""

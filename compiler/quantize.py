@@ -14,15 +14,19 @@ too, sees codes times scales, in float32.  Reading works through a weight some r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from llmc.compiler.weights import Array, Weight
 from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.calibrate import Calibration
 
 Bits = Literal[4, 8]
 GROUPS = (32, 128)
@@ -43,11 +47,13 @@ class Scheme:
 
     bits: 8 or 4.  group: weights of a row that share a scale; 0 is the whole row.
     lm_head: whether the product that makes the logits is quantised too.
+    calibration: what weights are fitted to; None: to nothing but themselves.
     """
 
     bits: Bits
     group: int = 0
     lm_head: bool = False
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def parse(cls, name: str, group: int | None = None, lm_head: bool = False) -> Scheme | None:
@@ -73,7 +79,12 @@ class Scheme:
         return f"int{self.bits}"
 
     def __str__(self) -> str:
-        return self.name + (f", groups of {self.group}" if self.group else "") + (", lm_head" if self.lm_head else "")
+        said = (
+            f"groups of {self.group}" * bool(self.group),
+            "lm_head" * self.lm_head,
+            "calibrated" * bool(self.calibration),
+        )
+        return ", ".join([self.name, *filter(None, said)])
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,10 @@ class QuantizedWeight(Weight):
     """A weight that is stored as codes and scales, made when it is read.
 
     group: weights of a row that share a scale, 0 for all.
+    fit: works out the codes and scales; None: from the weight alone (`quantize`).
     """
+
+    fit: Callable[[], Quantized] | None = None
 
     def __init__(self, source: Weight, scheme: Scheme) -> None:
         super().__init__(f"{source.name}.{scheme.name}", source.dims, source.numpy)
@@ -114,6 +128,8 @@ class QuantizedWeight(Weight):
 
     def quantized(self) -> Quantized:
         """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""
+        if self.fit is not None:
+            return self.fit()
         return quantize(self.source.stored(), self.scheme, str(self.source.name))
 
     def stored(self) -> Array:
@@ -136,15 +152,20 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     step = max(1, _BLOCK_BYTES // (4 * k))
 
     def some(first: int) -> None:
-        block = array[first : first + step].astype(np.float32)
-        if not np.isfinite(block).all():
-            raise LlmcError("a weight that is not a finite number cannot be quantised", place=f"weight {name}")
+        block = finite(array[first : first + step].astype(np.float32), name)
         fit = fit_groups if scheme.group else fit_rows
         codes[first : first + step], scales[first : first + step] = fit(block, scheme)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         list(pool.map(some, range(0, rows, step)))
     return Quantized(codes, scales, scheme)
+
+
+def finite(block: Array, name: str) -> Array:
+    """The block of the weight `name`.  Raises LlmcError where it holds what is no finite number."""
+    if not np.isfinite(block).all():
+        raise LlmcError("a weight that is not a finite number cannot be quantised", place=f"weight {name}")
+    return block
 
 
 def fit_rows(block: Array, scheme: Scheme) -> tuple[Array, Array]:
@@ -163,27 +184,38 @@ def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
     if k % scheme.group:
         block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
     columns = np.ascontiguousarray(block.reshape(-1, scheme.group).T)
+    scales = half_scales(best_scales(columns, 0, scheme.bits))
+    codes = round_to_codes(columns, scales, scheme.bits)
+    return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.astype(np.float16).reshape(rows, groups)
+
+
+def half_scales(scales: Array) -> Array:
+    """The nearest scales that float16 has, in float32."""
     largest = float(np.finfo(np.float16).max)
-    scales = np.clip(best_scales(columns, 0, scheme.bits), -largest, largest).astype(np.float16)
-    codes = round_to_codes(columns, scales.astype(np.float32), scheme.bits)
-    return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.reshape(rows, groups)
+    nearest: Array = np.clip(scales, -largest, largest).astype(np.float16).astype(np.float32)
+    return nearest
 
 
-def best_scales(values: Array, axis: int, bits: Bits) -> Array:
-    """For the values along `axis`, the scale among the candidates' that leaves the least squared error."""
+def best_scales(values: Array, axis: int, bits: Bits, importance: Array | None = None) -> Array:
+    """For the values along `axis`, the scale among the candidates' that leaves the least squared error.
+
+    importance: what the square of each value's error weighs, as many as values or broadcast to them; all the same when
+    None.
+    """
     low, high = LEVELS[bits]
     unit = np.float32(2.0 ** np.floor(np.log2(max(float(np.abs(values).max()), 2.0**-126))))
     values = values / unit  # exact, and no square of it overflows
     largest, smallest = values.max(axis), values.min(axis)
     extreme = np.where(largest > -smallest, largest, smallest)
     kept, scales = np.zeros_like(extreme), np.zeros_like(extreme)
-    codes, products = np.empty_like(values), np.empty_like(values)
+    codes, products, weighing = np.empty_like(values), np.empty_like(values), np.empty_like(values)
     for position in EXTREMES[bits]:
         np.multiply(values, np.expand_dims(_inverse(extreme / -position), axis), out=codes)
         np.rint(codes, out=codes)
         np.clip(codes, low, high, out=codes)
-        along = np.multiply(values, codes, out=products).sum(axis)
-        square = np.multiply(codes, codes, out=products).sum(axis)
+        weighed = codes if importance is None else np.multiply(codes, importance, out=weighing)
+        along = np.multiply(values, weighed, out=products).sum(axis)
+        square = np.multiply(codes, weighed, out=products).sum(axis)
         scale = along * _inverse(square)
         better = along * scale > kept
         np.copyto(kept, along * scale, where=better)

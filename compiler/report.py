@@ -58,7 +58,7 @@ def manifest(
             "eos": list(source.eos),
             "config": dict(source.config),
         },
-        "quant": {"name": scheme.name, "group": scheme.group, "lm_head": scheme.lm_head} if scheme else None,
+        "quant": quant_record(scheme) if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),
         "kv_cache": {
@@ -83,6 +83,12 @@ def manifest(
     }
 
 
+def quant_record(scheme: Scheme) -> dict[str, Any]:
+    """How weights are quantised, and what they were fitted to."""
+    record: dict[str, Any] = {"name": scheme.name, "group": scheme.group, "lm_head": scheme.lm_head}
+    return record | {"calibration": scheme.calibration.record if scheme.calibration else None}
+
+
 def schedule_record(choice: Choice) -> dict[str, Any]:
     """A line of `llmc inspect --schedules`: the call, the schedule it took, and what that moves and computes."""
     launches = choice.implementation.launches
@@ -99,14 +105,21 @@ def schedule_record(choice: Choice) -> dict[str, Any]:
         "measured": dict(choice.implementation.measured),
         "layout": ", ".join(str(layout) for layout in choice.implementation.layouts.values()),
         "kernels": [launch.kernel.name for launch in launches],
+        "kernel_bytes": [launch.n_bytes for launch in launches],
+        "kernel_operations": [launch.n_operations for launch in launches],
         "bytes": sum(launch.n_bytes for launch in launches),
         "operations": sum(launch.n_operations for launch in launches),
     }
 
 
-def graph_section(model: ir.Model, history: Sequence[PassRecord]) -> bytes:
-    """What each pass left, and the step graph as text: the source of `llmc inspect --graph`."""
-    said = {"passes": [asdict(record) for record in history], "final": graph.to_text(model)}
+def graph_section(model: ir.Model, history: Sequence[PassRecord], exported_layer: Sequence[str]) -> bytes:
+    """What each pass left, one layer as it was exported, and the step graph, as text: what `llmc inspect --graph` and
+    `--html` show."""
+    said = {
+        "passes": [asdict(record) for record in history],
+        "exported_layer": list(exported_layer),
+        "final": graph.to_text(model),
+    }
     return json.dumps(said, indent=1).encode()
 
 

@@ -4,12 +4,17 @@
     cpu:x86-64-v3          AVX2 and FMA
     cpu:x86-64-v4          AVX-512 (F, BW, CD, DQ, VL)
     cpu:x86-64-v4+bf16     … and AVX512_BF16 and VNNI (Zen 4, Cooper Lake, Sapphire Rapids)
+    cuda                   this machine's first NVIDIA GPU
+    cuda:sm_90a            Hopper (H100, H200); sm_80 (A100), sm_89 (L40, RTX 40), sm_100a (B200)
 
-Levels are those of the x86-64 psABI.
+CPU levels are those of the x86-64 psABI, GPU levels the architectures of NVIDIA's compilers.  The code of an "a" level
+runs on exactly that architecture; others run on later ones of the same generation too.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +24,25 @@ V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 V4_BF16 = (*V4, "avx512_bf16", "avx512_vnni")
 LEVELS = {"x86-64-v3": V3, "x86-64-v4": V4, "x86-64-v4+bf16": V4_BF16}
+CUDA_LEVELS = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 
 
 @dataclass(frozen=True)
 class Target:
-    """kind "cpu"; level, a key of LEVELS."""
+    """kind "cpu" with a level of LEVELS, or kind "cuda" with one of CUDA_LEVELS."""
 
     kind: str
     level: str
 
     @property
     def features(self) -> tuple[str, ...]:
-        """CPU features the artifact requires, by their names in /proc/cpuinfo."""
-        return LEVELS[self.level]
+        """CPU features the artifact requires, by their names in /proc/cpuinfo; none for a GPU's."""
+        return LEVELS.get(self.level, ())
+
+    @property
+    def arch(self) -> int:
+        """Compute capability of a GPU, as 10 * major + minor."""
+        return int(self.level.removeprefix("sm_").removesuffix("a"))
 
     @property
     def lanes(self) -> int:
@@ -48,11 +59,12 @@ class Target:
 def parse_target(text: str) -> Target:
     """The target a `--target` option names; "cpu" asks the machine."""
     kind, _, level = text.partition(":")
-    if kind == "cuda":
-        raise LlmcError("targets for NVIDIA GPUs are not built yet", place=f"--target {text}", hint="use --target cpu")
-    if kind != "cpu" or (level and level not in LEVELS):
-        known = ", ".join(["cpu", *(f"cpu:{name}" for name in LEVELS)])
+    levels = {"cpu": tuple(LEVELS), "cuda": CUDA_LEVELS}.get(kind, ())
+    if not levels or (level and level not in levels):
+        known = ", ".join(["cpu", *(f"cpu:{name}" for name in LEVELS), "cuda", *(f"cuda:{n}" for n in CUDA_LEVELS)])
         raise LlmcError(f"unknown target {text!r}", place="--target", hint=f"one of {known}")
+    if kind == "cuda":
+        return Target("cuda", level or device_level())
     return Target("cpu", level or host_level())
 
 
@@ -72,3 +84,41 @@ def host_features() -> frozenset[str]:
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
+
+
+def device_level() -> str:
+    """The level of this machine's first NVIDIA GPU, asked of its driver."""
+    hint = f"name the architecture: --target cuda:{CUDA_LEVELS[2]} (one of {', '.join(CUDA_LEVELS)})"
+    try:
+        driver = ctypes.CDLL(os.environ.get("LLMC_CUDA_DRIVER", "libcuda.so.1"))
+    except OSError as error:
+        raise LlmcError("this machine has no NVIDIA driver to ask", place="--target cuda", hint=hint) from error
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+    )
+    if failed:
+        raise LlmcError(f"the NVIDIA driver reports no GPU (error {failed})", place="--target cuda", hint=hint)
+    arch = 10 * major.value + minor.value
+    fitting = [level for level in CUDA_LEVELS if runs_on(level, arch)]
+    if not fitting:
+        fact = f"no kernels are written for compute capability {major.value}.{minor.value}"
+        raise LlmcError(fact, place="--target cuda", hint=f"llmc compiles for {', '.join(CUDA_LEVELS)}")
+    return fitting[-1]
+
+
+def missing_device(target: Target) -> list[str]:
+    """What this machine lacks to run code for a GPU, in words; empty when it has such a device."""
+    try:
+        here = device_level()
+    except LlmcError:
+        return ["an NVIDIA GPU"]
+    return [] if runs_on(target.level, Target("cuda", here).arch) else [f"a GPU of {target.level}"]
+
+
+def runs_on(level: str, arch: int) -> bool:
+    """Whether code for a CUDA level runs on a device of compute capability `arch` (10 * major + minor)."""
+    made_for = Target("cuda", level).arch
+    return made_for == arch if level.endswith("a") else made_for // 10 == arch // 10 and made_for <= arch

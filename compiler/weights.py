@@ -104,17 +104,18 @@ def dtype_of(array: Array) -> StoredDType:
     raise ValueError(f"a weight of {array.dtype}")
 
 
-def choose_dtype(checkpoint: StoredDType, asked: str | None) -> tuple[StoredDType, str | None]:
+def choose_dtype(checkpoint: StoredDType, asked: str | None, has_f16: bool = False) -> tuple[StoredDType, str | None]:
     """The dtype the artifact stores weights in, and what to tell the user about it.
 
-    By default the checkpoint's own. float16 has no CPU kernels yet: such a checkpoint is stored as bfloat16 (same
-    size, same range or more, three bits of precision fewer) and the user is told, unless he asks for another dtype.
+    By default the checkpoint's own. has_f16: whether the target has kernels for float16; CPUs have none. There such a
+    checkpoint is stored as bfloat16 (same size, same range or more, three bits of precision fewer) and the user is
+    told, unless he asks for another dtype.
     """
-    if asked == "f16":
-        raise LlmcError("float16 weights are not supported on CPU yet", place="--dtype f16", hint="use --dtype bf16")
-    if asked is None and checkpoint == "f16":
+    if not has_f16 and asked == "f16":
+        raise LlmcError("float16 weights are not supported on CPU", place="--dtype f16", hint="use --dtype bf16")
+    if not has_f16 and asked is None and checkpoint == "f16":
         return "bf16", "the checkpoint's float16 weights are stored as bfloat16; --dtype f32 keeps every bit"
     for dtype in STORED_DTYPES:
         if dtype == (asked or checkpoint):
             return dtype, None
-    raise LlmcError(f"unknown dtype {asked!r}", place="--dtype", hint="one of f32, bf16")
+    raise LlmcError(f"unknown dtype {asked!r}", place="--dtype", hint=f"one of f32, bf16{', f16' * has_f16}")

@@ -8,6 +8,7 @@ has a shape and a type, and the graph still runs in ONNX Runtime. No pass reads 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -32,9 +33,9 @@ Pass = Callable[[ir.Model], int]
 Observe = Callable[[str, ir.Model, int], None]
 
 
-def pipeline(n_context: int) -> tuple[tuple[str, Pass], ...]:
-    """The passes in order, by name."""
-    return (
+def pipeline(n_context: int, sums_to: str = "norms") -> tuple[tuple[str, Pass], ...]:
+    """The passes in order, by name.  sums_to: see `run`."""
+    steps: tuple[tuple[str, Pass], ...] = (
         # 1. over [batch, sequence], as exported
         ("fold_constants", fold_constants),
         ("fuse_rotary", fuse_rotary),
@@ -54,15 +55,20 @@ def pipeline(n_context: int) -> tuple[tuple[str, Pass], ...]:
         ("expand_leftovers", expand_leftovers),
         ("drop_dead", drop_dead),
     )
+    return tuple(step for step in steps if step[0] != "fuse_norm" or sums_to == "norms")
 
 
-def run(model: ir.Model, *, n_context: int, observe: Observe | None = None) -> ir.Model:
+def run(
+    model: ir.Model, *, n_context: int, sums_to: Literal["norms", "products"] = "norms", observe: Observe | None = None
+) -> ir.Model:
     """Turn an exported graph into a step graph, in place, and return it.
 
     n_context: most tokens of a sequence, the rows of position tables.
+    sums_to: where a residual is added that is normalised next: in the norm, which saves reading it again (CPU), or in
+    the product before it, so that the norm can go to the product behind it (GPU: fuse_norm_linear).
     observe(name, model, n_rewrites): called after each pass.
     """
-    for name, rewrite in pipeline(n_context):
+    for name, rewrite in pipeline(n_context, sums_to):
         n_rewrites = rewrite(model)
         if name == "drop_dead":
             number_values(model.graph)

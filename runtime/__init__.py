@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmc.runtime.artifact import ArtifactFile
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["ArtifactFile", "LlmcError", "load"]
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 0, kv_tokens: int = 0) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 0,
+    kv_tokens: int = 0,
+    device: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
     """Open an artifact for running; see `llmc.runtime.binding.load`."""
     from llmc.runtime import binding  # brings NumPy in, which reading an artifact does not need
 
-    return binding.load(path, threads=threads, kv_tokens=kv_tokens)
+    return binding.load(path, threads=threads, kv_tokens=kv_tokens, device=device, progress=progress)

@@ -19,6 +19,7 @@ from typing import Any
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import (
     FORMAT_VERSION,
+    MAX_PROGRAMS,
     MAX_SECTIONS,
     SECTION,
     SECTION_ALIGNMENT,
@@ -39,6 +40,15 @@ COMPILE_AGAIN = "compile the model again, or copy the artifact again"
 
 HashProgress = Callable[[int, int], None]
 """Called with (bytes hashed, bytes in all)."""
+
+
+def program_section(name: str, program: int) -> str:
+    """The name of a program's section: "plan" is the first one's, "plan.1" the next one's."""
+    return f"{name}.{program}" if program else name
+
+
+def is_weights(section: str) -> bool:
+    return section.split(".")[0] == "weights"
 
 
 class ArtifactFile:
@@ -64,7 +74,7 @@ class ArtifactFile:
             sections = _read_directory(where, descriptor, n_bytes)
             artifact = cls(where, descriptor, n_bytes, sections)
             for name in sections:
-                if name != "weights":
+                if not is_weights(name):
                     artifact._check_hash(name, None)
         except BaseException:
             os.close(descriptor)
@@ -115,13 +125,21 @@ class ArtifactFile:
         except UnicodeDecodeError:
             raise self._damaged("tokenizer") from None
 
-    def plan(self) -> PlanTables:
+    @property
+    def n_programs(self) -> int:
+        """How many kinds of machines the artifact is for: each has a plan and weights of its own."""
+        names = ((program_section("plan", i), program_section("weights", i)) for i in range(MAX_PROGRAMS))
+        return next((i for i, pair in enumerate(names) if not all(n in self.sections for n in pair)), MAX_PROGRAMS)
+
+    def plan(self, program: int = 0) -> PlanTables:
         """The kernel calls of every step, with each index and range checked."""
-        return unpack_plan(self.section("plan"), self.sections["weights"].n_bytes, str(self.path))
+        weights = self._find(program_section("weights", program))
+        return unpack_plan(self.section(program_section("plan", program)), weights.n_bytes, str(self.path))
 
     def check_weights(self, progress: HashProgress | None = None) -> None:
-        """Hash the weights: the one section that `open` leaves, as it takes seconds for a large model."""
-        self._check_hash("weights", progress)
+        """Hash the weights: what `open` leaves, as it takes seconds for a large model."""
+        for name in filter(is_weights, self.sections):
+            self._check_hash(name, progress)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
@@ -210,8 +228,8 @@ def _check_sections(path: Path, directory: bytes, end: int) -> dict[str, Section
     at = 0
     for raw_name, offset, n_bytes, sha256 in struct.iter_unpack(SECTION.format, directory):
         name = raw_name.rstrip(b"\0").decode("ascii", "replace")
-        alignment = WEIGHTS_ALIGNMENT if name == "weights" else SECTION_ALIGNMENT
-        if not name.isidentifier() or name in sections:
+        alignment = WEIGHTS_ALIGNMENT if is_weights(name) else SECTION_ALIGNMENT
+        if not name.replace(".", "_").isidentifier() or name in sections:
             raise _bad_directory(path, f"section name {name!r} is not valid, or given twice")
         if offset % alignment or offset < at or n_bytes > end - offset:
             raise _bad_directory(path, f"section {name!r} lies outside the file or over another")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
@@ -22,7 +22,8 @@ from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import Generation, How
-from llmc.runtime.text import TextStream, load_tokenizer
+from llmc.runtime.profile import Phase, Profile
+from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 GREEDY = How()
+LoadProgress = Callable[[int, int], None]
+"""Called with (bytes copied, bytes in all)."""
 
 
 class Info(NamedTuple):
@@ -44,19 +47,30 @@ class Info(NamedTuple):
     kv_bytes_per_token: int
     kv_tokens: int
     kv_tokens_free: int
+    device: str
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 0, kv_tokens: int = 0) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int = 0,
+    kv_tokens: int = 0,
+    device: int | None = None,
+    progress: LoadProgress | None = None,
+) -> Model:
     """Open an artifact for running, after checking every section of it but the weights.
 
     threads: 0 takes as many as this process may use.  kv_tokens: room for the tokens of all sequences together;
-    0 takes the artifact's default.  Raises LlmcError: not an artifact, damaged, or compiled for another machine.
+    0 takes the artifact's default.  device: the number of the GPU, for an artifact compiled for one; by default
+    $LLMC_CUDA_DEVICE, or the first.  progress: called while weights are copied to a GPU.
+    Raises LlmcError: not an artifact, damaged, or compiled for another machine.
     """
-    if threads < 0 or kv_tokens < 0:
-        raise LlmcError("threads and kv_tokens cannot be negative", place=str(path), hint="0 takes the default")
+    if threads < 0 or kv_tokens < 0 or (device or 0) < 0:
+        fact = "threads, kv_tokens and device cannot be negative"
+        raise LlmcError(fact, place=str(path), hint="leave them out for the default")
     file = ArtifactFile.open(path)
     try:
-        return Model(file, threads, kv_tokens)
+        return Model(file, threads, kv_tokens, device, progress)
     except BaseException:
         file.close()
         raise
@@ -72,16 +86,26 @@ class Model:
     A context manager; `close` frees its memory and its threads.
     """
 
-    def __init__(self, file: ArtifactFile, threads: int, kv_tokens: int) -> None:
+    def __init__(
+        self,
+        file: ArtifactFile,
+        threads: int,
+        kv_tokens: int,
+        device: int | None = None,
+        progress: LoadProgress | None = None,
+    ) -> None:
         self.path = file.path
         self._file = file
         self._lock = threading.RLock()
         self._sequences: set[int] = set()  # handles, freed before the model whoever forgets them
         self._library = library = capi.Library.of(file)
         self._handle: int | None = None
+        self._profile: Profile | None = None
         options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
+        options.device = 0 if device is None else device + 1
         try:
-            library.check(library.api.open(options, handle))
+            with capi.reporting(options, progress):
+                library.check(library.api.open(options, handle))
         except BaseException:
             library.release()
             raise
@@ -119,7 +143,8 @@ class Model:
         raw = capi.Info(size=c.sizeof(capi.Info))
         with self.running() as (api, handle):
             self._library.check(api.info(handle, raw))
-        return Info(*(getattr(raw, name) for name in Info._fields))
+        device = (raw.device or b"CPU").decode("utf-8", "replace")
+        return Info._make((*(getattr(raw, name) for name in Info._fields[:-1]), device))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -228,6 +253,37 @@ class Model:
         """Append tokens to several sequences at once; on an error nothing is appended to any."""
         self.run_step([(sequence, self.check_ids(tokens), None) for sequence, tokens in inputs])
 
+    def sample(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
+        """The next token of several sequences, as Sequence.sample chooses it; on a GPU at about the cost of one."""
+        listed = list(inputs)
+        with self.running() as (api, handle):
+            if not capi.has(api, "sample_many"):
+                return [sequence.sample(how) for sequence, how in listed]
+            raw = (capi.SampleInput * len(listed))()
+            for entry, (sequence, how) in zip(raw, listed, strict=True):
+                entry.sequence, entry.how = sequence.handle, c.pointer(capi.sampling(how))
+            self.check(api.sample_many(handle, raw, len(listed)))
+            return [int(entry.token) for entry in raw]
+
+    @contextmanager
+    def profile(self) -> Iterator[Profile]:
+        """Keep when each task of the steps made meanwhile began and ended.
+
+        Raises LlmcError when the artifact's runtime cannot tell.
+        """
+        with self.running() as (api, handle):
+            if not capi.has(api, "profile"):
+                fact = "the artifact's runtime cannot measure its kernels"
+                raise LlmcError(fact, place=str(self.path), hint="compile the model again with this llmc")
+            self._profile = profile = Profile()
+            self.check(api.profile(handle, profile.memory))
+        try:
+            yield profile
+        finally:
+            self._profile = None
+            with self.running() as (api, handle):
+                self.check(api.profile(handle, None))
+
     # -- for Sequence ---------------------------------------------------------
 
     @contextmanager
@@ -238,14 +294,22 @@ class Model:
                 raise LlmcError("the model is closed", place=str(self.path))
             yield self._library.api, self._handle
 
-    def run_step(self, inputs: list[tuple[Sequence, Ids, Logits | None]]) -> None:
-        """One llmc_step; logits, where given, are float32 [n, n_vocab] and are filled."""
+    def run_step(self, inputs: list[tuple[Sequence, Ids, Logits | None]], phase: Phase | None = None) -> None:
+        """One llmc_step; logits, where given, are float32 [n, n_vocab] and are filled.
+
+        phase: what a profile calls the step; by default "decode" when no sequence gets more than one token.
+        """
         raw = (capi.StepInput * len(inputs))()
         with self.running() as (api, handle):
             for entry, (sequence, ids, logits) in zip(raw, inputs, strict=True):
                 entry.sequence, entry.tokens, entry.n_tokens = sequence.handle, ids.ctypes.data, len(ids)
                 entry.logits = None if logits is None else logits.ctypes.data
-            self.check(api.step(handle, raw, len(inputs)))
+            if self._profile is None:
+                self.check(api.step(handle, raw, len(inputs)))
+                return
+            rows = [(int(api.sequence_length(sequence.handle)), len(ids)) for sequence, ids, _ in inputs]
+            with self._profile.step(rows, phase):
+                self.check(api.step(handle, raw, len(inputs)))
 
     def check(self, status: int) -> None:
         """Raise LlmcError for a status that is not LLMC_OK."""
@@ -321,10 +385,9 @@ class Sequence:
 
     def sample(self, how: How = GREEDY) -> int:
         """The next token, chosen from the logits after the last one fed; it is not appended."""
-        raw = capi.Sampling(c.sizeof(capi.Sampling), how.temperature, how.top_k, how.top_p, how.seed)
         token = c.c_int32()
         with self.model.running() as (api, _):
-            self.model.check(api.sample(self.handle, raw, token))
+            self.model.check(api.sample(self.handle, capi.sampling(how), token))
         return token.value
 
     def fork(self) -> Sequence:
@@ -332,6 +395,20 @@ class Sequence:
         out = capi.Handle()
         with self.model.running() as (api, _):
             self.model.check(api.sequence_fork(self.handle, out))
+            return Sequence(self.model, out)
+
+    def repeat(self, n: int) -> Sequence:
+        """For measurements: a sequence of n tokens that shares nothing with this one and repeats its keys and values.
+
+        Nothing is computed; longer than this one it takes 64 tokens here.  Raises LlmcError: no room, or an artifact
+        whose runtime cannot.
+        """
+        out = capi.Handle()
+        with self.model.running() as (api, _):
+            if not capi.has(api, "sequence_repeat"):
+                fact = "the artifact's runtime cannot repeat a sequence"
+                raise LlmcError(fact, place=str(self.model.path), hint="compile the model again with this llmc")
+            self.model.check(api.sequence_repeat(self.handle, n, out))
             return Sequence(self.model, out)
 
     def truncate(self, n: int) -> None:
@@ -358,24 +435,13 @@ class Sequence:
     def _feed(self, ids: Ids, logits: Logits | None) -> None:
         """In chunks, so that Ctrl-C is heard between them."""
         before, chunk = self.length, self.model.info.max_step_tokens
+        phase: Phase = "prefill" if before == 0 or len(ids) > 1 else "decode"
         self.model.check_length(before + len(ids))
         try:
             for start in range(0, len(ids), chunk):
                 rows = slice(start, start + chunk)
-                self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])])
+                self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])], phase)
         except BaseException:
             if self.length > before:
                 self.truncate(before)
             raise
-
-
-def text_pieces(generation: Generation, stream: TextStream) -> Iterator[str]:
-    """The text of a generation as it comes, without the end token's."""
-    try:
-        for token in generation:
-            if generation.stop != "eos" and (piece := stream.push(token)):
-                yield piece
-        if rest := stream.flush():
-            yield rest
-    finally:
-        generation.close()

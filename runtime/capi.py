@@ -11,20 +11,31 @@ import ctypes as c
 import os
 import threading
 from _ctypes import dlclose
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import How
 
 API_VERSION = 1
 Status = c.c_int
 Handle = c.c_void_p
+Progress = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
 
 
 class Options(c.Structure):
     """llmc_options"""
 
-    _fields_ = (("size", c.c_uint32), ("n_threads", c.c_int32), ("kv_tokens", c.c_uint64))
+    _fields_ = (
+        ("size", c.c_uint32),
+        ("n_threads", c.c_int32),
+        ("kv_tokens", c.c_uint64),
+        ("device", c.c_int32),
+        ("progress", Progress),
+        ("context", c.c_void_p),
+    )
 
 
 class Info(c.Structure):
@@ -41,6 +52,7 @@ class Info(c.Structure):
         ("kv_bytes_per_token", c.c_uint64),
         ("kv_tokens", c.c_uint64),
         ("kv_tokens_free", c.c_uint64),
+        ("device", c.c_char_p),
     )
 
 
@@ -56,14 +68,45 @@ class Sampling(c.Structure):
     )
 
 
+class SampleInput(c.Structure):
+    """llmc_sample_input"""
+
+    _fields_ = (("sequence", Handle), ("how", c.POINTER(Sampling)), ("token", c.c_int32))
+
+
 class StepInput(c.Structure):
     """llmc_step_input"""
 
     _fields_ = (("sequence", Handle), ("tokens", c.c_void_p), ("n_tokens", c.c_size_t), ("logits", c.c_void_p))
 
 
+class Event(c.Structure):
+    """llmc_event"""
+
+    _fields_ = (
+        ("start_ns", c.c_uint64),
+        ("end_ns", c.c_uint64),
+        ("run", c.c_uint32),
+        ("call", c.c_uint32),
+        ("task", c.c_uint32),
+        ("thread", c.c_uint32),
+    )
+
+
+class Profile(c.Structure):
+    """llmc_profile"""
+
+    _fields_ = (
+        ("size", c.c_uint32),
+        ("capacity", c.c_uint64),
+        ("n_events", c.c_uint64),
+        ("n_lost", c.c_uint64),
+        ("events", c.c_void_p),
+    )
+
+
 class Api(c.Structure):
-    """llmc_api, in the order of the header."""
+    """llmc_api, in the order of the header.  Functions after `sample` are there if `size` reaches so far."""
 
     _fields_ = (
         ("size", c.c_uint32),
@@ -83,7 +126,49 @@ class Api(c.Structure):
         ("feed", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.c_size_t)),
         ("logits", c.CFUNCTYPE(Status, Handle, c.POINTER(c.POINTER(c.c_float)))),
         ("sample", c.CFUNCTYPE(Status, Handle, c.POINTER(Sampling), c.POINTER(c.c_int32))),
+        ("profile", c.CFUNCTYPE(Status, Handle, c.POINTER(Profile))),
+        ("sequence_repeat", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(Handle))),
+        ("sample_many", c.CFUNCTYPE(Status, Handle, c.POINTER(SampleInput), c.c_size_t)),
     )
+
+
+LEAST_API_BYTES = Api.profile.offset
+
+
+def has(api: Api, function: str) -> bool:
+    """Whether an artifact's table reaches so far, and has the function."""
+    entry = getattr(Api, function)
+    return api.size >= entry.offset + entry.size and bool(getattr(api, function))
+
+
+def sampling(how: How) -> Sampling:
+    """llmc_sampling of these settings."""
+    return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed)
+
+
+@contextmanager
+def reporting(options: Options, progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Let `open` report; what the callback raises stops it, and is raised here."""
+    raised: list[BaseException] = []
+
+    def report(_: int | None, done: int, total: int) -> int:
+        try:
+            if progress is not None:
+                progress(done, total)
+        except BaseException as error:
+            raised.append(error)
+        return len(raised)
+
+    if progress is None:
+        yield
+        return
+    options.progress = Progress(report)
+    try:
+        yield
+    except LlmcError:
+        if raised:
+            raise raised[0] from None
+        raise
 
 
 class Library:
@@ -142,7 +227,7 @@ class Library:
         if get_api is not None:
             get_api.argtypes, get_api.restype = (c.c_uint32,), c.POINTER(Api)
             table = get_api(API_VERSION)
-        if not table or table.contents.version != API_VERSION or table.contents.size < c.sizeof(Api):
+        if not table or table.contents.version != API_VERSION or table.contents.size < LEAST_API_BYTES:
             fact = f"the artifact's runtime does not have version {API_VERSION} of the interface"
             raise LlmcError(fact, place=str(self.path), hint="compile the model again with this llmc")
         return table.contents  # type: ignore[no-any-return]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
 WEIGHTS_ALIGNMENT = 4096
 MAX_SECTIONS = 64
+MAX_PROGRAMS = 8
 MAX_EOS = 8
 MAX_POINTERS = 24
+MAX_KERNEL_NAME = 103
 
 TRAILER = struct.Struct("<8sIIQQ32s")
 SECTION = struct.Struct("<16sQQ32s")
-PLAN_HEADER = struct.Struct("<12I8iiIQQQ")
-KERNEL_RECORD = struct.Struct("<120sII")
+PLAN_HEADER = struct.Struct("<12I8iiIQQQII")
+KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
 ARGUMENT = struct.Struct("<IIQQ")
+IMAGE = struct.Struct("<QQ")
 
 CPU_FEATURES = {
     "avx2": 1 << 0,
@@ -38,8 +42,27 @@ CPU_FEATURES = {
     "avx512_vnni": 1 << 12,
 }
 
-SPACES = ("arena", "weights", "kv", "tokens", "positions", "page_table", "rows", "logits", "scratch")
-PLAN_KINDS = ("body", "head")
+SPACES = (
+    "arena",
+    "weights",
+    "kv",
+    "tokens",
+    "positions",
+    "page_table",
+    "rows",
+    "logits",
+    "scratch",
+    "chosen",
+    "draws",
+)
+PLAN_KINDS = ("body", "head", "sampler")
+DEVICES = ("cpu", "cuda")
+CUDA_EXACT = 1 << 16
+"""In cuda_arch: the code runs on that compute capability alone, not on later ones of its generation."""
+KERNEL_DEPENDENT = 1 << 0
+"""In a kernel's flags: it may start before the one in front of it has ended; a GPU's waits where it must."""
+DRAW_BYTES = 32
+"""Of one row of the space "draws"; see llmc_draw_record."""
 
 
 class Section(NamedTuple):
@@ -69,11 +92,19 @@ class PlanHeader(NamedTuple):
     kv_page_bytes: int
     arena_bytes: int
     scratch_bytes: int
+    device: int = 0
+    cuda_arch: int = 0
 
 
 class KernelRecord(NamedTuple):
+    """n_threads of a block, shared_bytes (dynamic), flags and the image it is in: of a GPU's kernels alone."""
+
     name: str
     n_pointers: int
+    n_threads: int = 0
+    shared_bytes: int = 0
+    flags: int = 0
+    image: int = 0
 
 
 class PlanRecord(NamedTuple):
@@ -94,6 +125,25 @@ class Argument(NamedTuple):
     space: int
     offset: int
     n_bytes: int
+
+
+def pack_kernel(record: KernelRecord) -> bytes:
+    """The record as bytes.  Raises ValueError for a name that does not fit."""
+    name = record.name.encode()
+    if len(name) > MAX_KERNEL_NAME:
+        raise ValueError(f"the kernel's name is longer than {MAX_KERNEL_NAME} bytes: {record.name}")
+    return KERNEL_RECORD.pack(name, *record[1:], 0)
+
+
+def pack_images(images: Sequence[bytes]) -> bytes:
+    """The section "cuda": u32 n, u32 0, (u64 offset, u64 bytes) of each image, then the images, 64-byte aligned."""
+    table, data = [], bytearray(8 + IMAGE.size * len(images))
+    for image in images:
+        data += bytes(-len(data) % SECTION_ALIGNMENT)
+        table.append(IMAGE.pack(len(data), len(image)))
+        data += image
+    data[: 8 + IMAGE.size * len(images)] = struct.pack("<II", len(images), 0) + b"".join(table)
+    return bytes(data)
 
 
 def pack_plan_header(header: PlanHeader) -> bytes:

@@ -14,6 +14,8 @@ from llmc.runtime.format import (
     ARGUMENT,
     CALL_RECORD,
     CPU_FEATURES,
+    DEVICES,
+    DRAW_BYTES,
     FORMAT_VERSION,
     KERNEL_RECORD,
     MAX_EOS,
@@ -91,7 +93,7 @@ def _unpack_tables(data: bytes) -> PlanTables:
     kernels, plans, calls, arguments = tables
     return PlanTables(
         header,
-        tuple(KernelRecord(_text(name), n_pointers) for name, n_pointers, _ in _records(KERNEL_RECORD, kernels)),
+        tuple(KernelRecord(_text(name), *numbers[:5]) for name, *numbers in _records(KERNEL_RECORD, kernels)),
         tuple(PlanRecord(*record) for record in _records(PLAN_RECORD, plans)),
         tuple(CallRecord(*record) for record in _records(CALL_RECORD, calls)),
         tuple(Argument(space, offset, n_bytes) for space, _, offset, n_bytes in _records(ARGUMENT, arguments)),
@@ -119,6 +121,8 @@ def _text(padded: bytes) -> str:
 
 def _check_plans(tables: PlanTables) -> None:
     header, previous = tables.header, (-1, 0)
+    if header.device >= len(DEVICES) or (DEVICES[header.device] == "cuda") != (header.cuda_arch != 0):
+        raise ValueError(f"device {header.device} of architecture {header.cuda_arch}")
     if not 1 <= header.n_vocab <= 1 << 30 or not 1 <= header.n_context <= 1 << 30:
         raise ValueError(f"vocabulary of {header.n_vocab}, context of {header.n_context}")
     room = header.pages_per_sequence * header.page_tokens
@@ -130,9 +134,10 @@ def _check_plans(tables: PlanTables) -> None:
         if plan.first_call + plan.n_calls > header.n_calls:
             raise ValueError(f"plan {index} has calls beyond the table")
         previous = (plan.kind, plan.n_rows)
-    kinds = {plan.kind for plan in tables.plans}
-    if len(kinds) != len(PLAN_KINDS):
-        raise ValueError("a body or a head plan is missing")
+    kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
+    on_gpu = DEVICES[header.device] != "cpu"
+    if kinds != {"body", "head", *(["sampler"] if on_gpu else [])}:
+        raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
 
 
 def _check_calls(tables: PlanTables, weight_bytes: int) -> None:
@@ -140,8 +145,9 @@ def _check_calls(tables: PlanTables, weight_bytes: int) -> None:
     for kernel in tables.kernels:
         if not 1 <= kernel.n_pointers <= MAX_POINTERS:
             raise ValueError(f"kernel {kernel.name} takes {kernel.n_pointers} pointers")
+    head_rows = max(plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "head")
     for plan in tables.plans:
-        room = _room(tables.header, plan.n_rows, weight_bytes)
+        room = _room(tables.header, plan, head_rows, weight_bytes)
         for index, call in enumerate(tables.calls_of(plan), plan.first_call):
             _check_call(tables, call, index, room)
 
@@ -157,17 +163,21 @@ def _check_call(tables: PlanTables, call: CallRecord, index: int, room: tuple[in
             raise ValueError(f"call {index} of {kernel.name} points outside its memory")
 
 
-def _room(header: PlanHeader, n_rows: int, weight_bytes: int) -> tuple[int, ...]:
-    """Bytes of each space for a plan of n_rows, in the order of SPACES."""
-    ids = 4 * n_rows
+def _room(header: PlanHeader, plan: PlanRecord, head_rows: int, weight_bytes: int) -> tuple[int, ...]:
+    """Bytes of each space for a plan, in the order of SPACES; head_rows: of the largest head."""
+    kind, ids = PLAN_KINDS[plan.kind], 4 * plan.n_rows
+    body, head, sampler = (ids if kind == name else 0 for name in PLAN_KINDS)
+    logits = 4 * head_rows if sampler else head
     return (
         header.arena_bytes,
         weight_bytes,
         header.kv_page_bytes,
-        ids,
-        ids,
-        ids * header.pages_per_sequence,
-        ids,
-        ids * header.n_vocab,
+        body,
+        body,
+        body * header.pages_per_sequence,
+        head,
+        logits * header.n_vocab,
         header.scratch_bytes,
+        (head or sampler) if header.device else 0,
+        sampler // 4 * DRAW_BYTES,
     )

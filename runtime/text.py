@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from llmc.runtime.generation import Generation
 
 CONTEXT_TOKENS = 8
 """Tokens of the prompt decoded along with the first new one: decoders look at what stands before a token."""
@@ -65,3 +67,15 @@ class TextStream:
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def text_pieces(generation: Generation, stream: TextStream) -> Iterator[str]:
+    """The text of a generation as it comes, without the end token's."""
+    try:
+        for token in generation:
+            if generation.stop != "eos" and (piece := stream.push(token)):
+                yield piece
+        if rest := stream.flush():
+            yield rest
+    finally:
+        generation.close()

@@ -12,22 +12,33 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.records import Tuned
 from llmc.schedules.rule import Rule
 
-FAMILIES = (
-    "cpu.quant_linear",
-    "cpu.linear",
-    "cpu.attention",
-    "cpu.norm",
-    "cpu.gather",
-    "cpu.elementwise",
-    "fallback",
-)
-"""Modules with RULES, in the order they are asked; the fallback never says no."""
+FAMILIES = {
+    "cpu": (
+        "cpu.quant_linear",
+        "cpu.linear",
+        "cpu.attention",
+        "cpu.norm",
+        "cpu.gather",
+        "cpu.elementwise",
+        "fallback",
+    ),
+    "cuda": (
+        "cuda.linear",
+        "cuda.attention",
+        "cuda.norm",
+        "cuda.gather",
+        "cuda.elementwise",
+        "cuda.sample",
+        "cuda.fallback",
+    ),
+}
+"""For each kind of target, modules with RULES in the order they are asked; the fallback never says no."""
 
 
 @functools.cache
-def rules() -> tuple[Rule, ...]:
-    """Every rule: the first that matches a call implements it."""
-    modules = [importlib.import_module(f"llmc.schedules.{family}") for family in FAMILIES]
+def rules(kind: str) -> tuple[Rule, ...]:
+    """Every rule for a kind of target: the first that matches a call implements it."""
+    modules = [importlib.import_module(f"llmc.schedules.{family}") for family in FAMILIES[kind]]
     return tuple(rule for module in modules for rule in module.RULES)
 
 
@@ -36,7 +47,7 @@ def implement(call: Call, target: Target, tuned: Tuned | None = None) -> Impleme
     rule's own choice is taken.  Raises LlmcError when no rule knows the call.
     """
     tuned = tuned or Tuned()
-    for rule in rules():
+    for rule in rules(target.kind):
         params = rule.match(call, target)
         if params is not None:
             params, record = tuned.choose(rule, call, target, params)

@@ -1,8 +1,9 @@
 """Compiled kernels on disk, so that nothing is compiled twice.
 
-A kernel's object file depends on its key, its name, the target, the source of this package and TVM's version; that
-text is hashed for the file's name, stored whole in the file, and compared when the file is read.  With every kernel
-in the cache TVM is not even imported.  A folder that cannot be written means no cache, and nothing worse.
+A kernel's object file (for a GPU, its cubin) depends on its key, its name, the target, the source of this package and
+the versions of TVM and of the CUDA compiler; that text is hashed for the file's name, stored whole in the file, and
+compared when the file is read.  With every kernel in the cache TVM is not even imported.  A folder that cannot be
+written means no cache, and nothing worse.
 
 An entry:    "llmc kernel 1\n" | u32 length, key text | sha256 of the object | the object file
 """
@@ -37,7 +38,7 @@ Progress = Callable[[int, int], None]
 def folder() -> Path:
     """$LLMC_CACHE, or kernels/ in llmc's part of the user's cache."""
     if chosen := os.environ.get("LLMC_CACHE"):
-        return Path(chosen)
+        return Path(chosen).absolute()  # the linker works in a folder of its own
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "llmc", "kernels")
 
 
@@ -90,7 +91,11 @@ def store(kernel: Kernel, target: Target, code: bytes) -> None:
 
 def key_text(kernel: Kernel, target: Target) -> bytes:
     """Everything that the object file depends on."""
-    lines = [kernel.name, kernel.key, str(target), f"tvm {_tvm_version()}", f"schedules {_source_digest()}"]
+    lines = [kernel.name, kernel.key, str(target), f"tvm {_tvm_version()}", f"schedules {_source_digest('*.py')}"]
+    if target.kind == "cuda":
+        from llmc.schedules.cuda.compile import compiler
+
+        lines += [compiler().version, f"headers {_source_digest('*.cuh')}"]
     return "\n".join(lines).encode()
 
 
@@ -104,11 +109,11 @@ def _tvm_version() -> str:
 
 
 @functools.cache
-def _source_digest() -> str:
-    """A hash of every Python file of this package."""
+def _source_digest(pattern: str) -> str:
+    """A hash of every file of this package with such a name."""
     here = Path(__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
+    for path in sorted(here.rglob(pattern)):
         source = path.read_bytes()
         digest.update(f"{path.relative_to(here).as_posix()} {len(source)}\n".encode())
         digest.update(source)
@@ -117,6 +122,11 @@ def _source_digest() -> str:
 
 def _compile(kernels: Sequence[Kernel], target: Target) -> Iterator[tuple[Kernel, bytes]]:
     """Each kernel with its object file, in any order.  Raises what compiling raised."""
+    if target.kind == "cuda":
+        from llmc.schedules.cuda import compile as cuda
+
+        yield from cuda.compile_kernels(kernels, target)
+        return
     n_workers = min(os.cpu_count() or 1, 1 + len(kernels) // KERNELS_PER_WORKER)
     portable, rest = _picklable(kernels) if n_workers > 1 else ([], list(kernels))
     workers = [_Worker(portable[i::n_workers], target) for i in range(1, n_workers)]

@@ -105,7 +105,7 @@ def jobs(calls: Iterable[Call], target: Target) -> list[Job]:
         key = records.signature(call, target)
         if key is None or key in found:
             continue
-        rule, default = next((rule, p) for rule in rules() if (p := rule.match(call, target)) is not None)
+        rule, default = next((rule, p) for rule in rules(target.kind) if (p := rule.match(call, target)) is not None)
         space = list(rule.space(call, target))
         if space:
             found[key] = Job(key, call, rule, default, space)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import llmc
+from llmc.compiler.certify import kl
 from llmc.runtime.artifact import ArtifactFile
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"
@@ -76,3 +78,31 @@ def test_held_out_perplexity_stays(
     n_mlp = 2 * 640 * 256
     (mlp,) = [w["bytes"] for w in weights if w["name"].startswith("model.layers.0.mlp.{gate,up}_proj")]
     assert mlp < per_weight * n_mlp
+
+
+def test_calibration_brings_the_distributions_nearer_on_stories_it_has_not_seen(
+    sequences: list[list[int]], tmp_path: Path
+) -> None:
+    text = tmp_path / "stories.txt"
+    text.write_text("\n".join(training_stories(30)), encoding="utf-8")
+    options = {"quant": "int4", "quant_group": 128, "verify": False}
+    compile_stories(tmp_path / "exact.so", verify=False)
+    compile_stories(tmp_path / "rounded.so", **options)
+    compile_stories(tmp_path / "fitted.so", **options, calibrate=text)
+    exact, rounded, fitted = (logits(tmp_path / f"{name}.so", sequences) for name in ("exact", "rounded", "fitted"))
+    assert divergence(exact, fitted) < 0.8 * divergence(exact, rounded)
+
+
+def training_stories(n: int) -> list[str]:
+    from grammar import stories
+
+    return [story.text for story in islice(stories(held_out=False), n)]
+
+
+def logits(path: Path, sequences: list[list[int]]) -> list[np.ndarray[Any, Any]]:
+    with llmc.load(path) as model:
+        return [model.logits(tokens) for tokens in sequences]
+
+
+def divergence(exact: list[np.ndarray[Any, Any]], found: list[np.ndarray[Any, Any]]) -> float:
+    return float(np.concatenate([kl(a, b) for a, b in zip(exact, found, strict=True)]).mean())

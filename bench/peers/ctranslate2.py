@@ -11,7 +11,7 @@ from typing import Any
 import ctranslate2  # type: ignore[import-not-found, unused-ignore]
 from ctranslate2.converters import TransformersConverter  # type: ignore[import-not-found, unused-ignore]
 
-from bench.peers.protocol import Loading, serve, timed
+from llmc.bench.peers.protocol import Loading, serve, timed
 
 
 class CTranslate2:

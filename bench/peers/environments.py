@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.peers.process import PeerError, PeerProcess
+from llmc.bench.peers.process import PeerError, PeerProcess
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "peers"
 LONGEST_PREPARATION_S = 3600.0
 
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 def command(system: str) -> list[str]:
     """How the process of a system is started, from the root of the project."""
-    return [str(python(system)), "-m", f"bench.peers.{SYSTEMS[system].module}"]
+    return [str(python(system)), "-m", f"llmc.bench.peers.{SYSTEMS[system].module}"]
 
 
 def python(system: str) -> Path:
@@ -127,7 +127,7 @@ def make_source(config: dict[str, Any], folder: Path) -> None:
     given = part / "given.json"
     given.write_text(json.dumps(config))
     made = subprocess.run(
-        [str(python("hf")), "-m", "bench.peers.source_model", str(given), str(part)], cwd=ROOT, check=False
+        [str(python("hf")), "-m", "llmc.bench.peers.source_model", str(given), str(part)], cwd=ROOT, check=False
     )
     if made.returncode:
         raise PeerError("the source model could not be written; its output is above")

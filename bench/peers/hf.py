@@ -10,7 +10,7 @@ import transformers
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from bench.peers.protocol import Loading, serve, timed
+from llmc.bench.peers.protocol import Loading, serve, timed
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 

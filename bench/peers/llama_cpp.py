@@ -16,7 +16,7 @@ import gguf  # type: ignore[import-not-found, unused-ignore]
 import llama_cpp as llama  # type: ignore[import-not-found, unused-ignore]
 import numpy as np
 
-from bench.peers.protocol import Loading, Refusal, serve, timed
+from llmc.bench.peers.protocol import Loading, Refusal, serve, timed
 
 FILE_TYPES = {"q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0}
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench.peers.protocol import Loading, serve, timed
+from llmc.bench.peers.protocol import Loading, serve, timed
 from llmc.compiler.driver import compile_model
 from llmc.runtime import load
 from llmc.runtime.binding import Sequence

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og  # type: ignore[import-not-found, unused-ignore]
 
-from bench.peers.protocol import Loading, Refusal, serve, timed
+from llmc.bench.peers.protocol import Loading, Refusal, serve, timed
 
 
 class OnnxRuntimeGenAI:

@@ -13,7 +13,7 @@ import numpy as np
 import openvino  # type: ignore[import-not-found, unused-ignore]
 import openvino_genai as genai  # type: ignore[import-not-found, unused-ignore]
 
-from bench.peers.protocol import Loading, Refusal, serve
+from llmc.bench.peers.protocol import Loading, Refusal, serve
 
 COMPRESSION: dict[str, dict[str, Any]] = {
     "int8": {"mode": "INT8_ASYM"},

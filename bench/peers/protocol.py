@@ -2,9 +2,14 @@
 
     {"do": "prepare", "config": {…}, "source": DIR, "out": PATH, "precision": "int8"}       -> {"files": PATH}
     {"do": "load", "path": PATH, "config": {…}, "precision": "int8", "threads": 2,
-     "room": 300, "batches": [1, 4]}                                                        -> {"version": "x 1.2"}
+     "room": 300, "batches": [1, 4]}                                       -> {"version": "x 1.2", "load_s": s}
     {"do": "prefill", "prompt": [ids]}                                                      -> {"seconds": [s]}
     {"do": "decode", "prompts": [[ids], …], "steps": 8}                                     -> {"seconds": [s, …]}
+    {"do": "memory"}                                                                        -> {"peak_bytes": n}
+
+Systems of `llmc bench` whose KV cache can be written are asked for long contexts without reading them:
+
+    {"do": "repeated", "prompt": [ids], "batch": 4, "context": 4000, "steps": 8}            -> {"seconds": [s, …]}
 
 An answer of {"error": "one line"} is the peer's refusal.  The file is imported by every peer in its own environment:
 the standard library alone.
@@ -31,6 +36,8 @@ class Loading:
     """What a peer is told when it loads a model.
 
     room: most tokens of a sequence, prompt and decoded together.  batches: how many sequences a decode step will have.
+    kv_tokens: room for the tokens of all sequences together; 0: room enough for all batches.
+    weights, seed: what llmc.compiler's load_source takes, where a peer loads `path` through it.  device: cpu or cuda.
     """
 
     path: Path
@@ -39,6 +46,10 @@ class Loading:
     threads: int
     room: int
     batches: tuple[int, ...]
+    kv_tokens: int = 0
+    weights: str = "random"
+    seed: int = 0
+    device: str = "cpu"
 
 
 class Peer(Protocol):
@@ -80,13 +91,27 @@ def answer_to(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
             return {"files": str(out)}
         case "load":
             request |= {"path": Path(request["path"]), "batches": tuple(request["batches"])}
-            return {"version": peer.load(Loading(**request))}
+            began = time.perf_counter()
+            version = peer.load(Loading(**request))
+            return {"version": version, "load_s": time.perf_counter() - began}
         case "prefill":
             return {"seconds": [peer.prefill(request["prompt"])]}
         case "decode":
             return {"seconds": peer.decode(request["prompts"], request["steps"])}
+        case "repeated":
+            return {"seconds": peer.repeated(**request)}  # type: ignore[attr-defined]
+        case "memory":
+            return {"peak_bytes": peak_bytes()}
         case other:
             raise Refusal(f"no such request: {other}")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process had at once, mapped files included.  Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    return 0
 
 
 def one_line(error: Exception) -> str:

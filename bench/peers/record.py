@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.decode import cpu_name
+from llmc.bench.limits import cpu_name
 
 
 class Sample(NamedTuple):

@@ -11,8 +11,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from bench.peers.environments import Entry
-from bench.peers.record import Record
+from llmc.bench.peers.environments import Entry
+from llmc.bench.peers.record import Record
 
 MARKED = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

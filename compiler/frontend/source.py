@@ -21,6 +21,8 @@ from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.errors import LlmcError
 
+POSITIONS = "max_position_embeddings"
+
 
 @dataclass(frozen=True)
 class SourceModel:
@@ -61,22 +63,30 @@ class SourceModel:
 
 def load_source(
     model: str,
-    *,
     weights: str = "real",
     dtype: str | None = None,
     max_sequence: int | None = None,
     seed: int = 0,
+    *,
+    has_f16: bool = False,
 ) -> SourceModel:
     """Load MODEL: a folder, a hub id, or a short name such as llama2-7b.  Reads no weight.
 
-    dtype: f32 or bf16; the checkpoint's own by default.  max_sequence: most tokens of a sequence; at most, and by
-    default, what the model was made for.  seed: of random weights.
+    dtype: f32, bf16 or, where the target has it (has_f16), f16; the checkpoint's own by default.  max_sequence: most
+    tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
+    whose positions any number will do.  seed: of random weights.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     name, folder, fields = _find(model, weights)
+    notes = []
+    if weights == "random" and (max_sequence or 0) > (made_for := int(fields.get(POSITIONS) or 0)) > 0:
+        notes.append(f"made for {made_for} positions; its random weights have {max_sequence}")
+        fields = {**fields, POSITIONS: max_sequence}
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype)
+    in_checkpoint = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
+    stored, note = choose_dtype(in_checkpoint, dtype, has_f16)
+    notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
     if checkpoint is None:
         std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
@@ -107,7 +117,7 @@ def load_source(
         folder=folder,
         random=weights == "random",
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
-        notes=(note,) if note else (),
+        notes=tuple(notes),
     )
 
 

@@ -42,10 +42,10 @@ typedef enum llmc_status {
     LLMC_OK = 0,
     LLMC_ERROR_IO = 1,       /* a file could not be opened, read or mapped */
     LLMC_ERROR_FORMAT = 2,   /* not an artifact, truncated, damaged, or of another version */
-    LLMC_ERROR_TARGET = 3,   /* compiled for instructions this machine lacks */
+    LLMC_ERROR_TARGET = 3,   /* compiled for instructions, or a GPU, that this machine lacks */
     LLMC_ERROR_MEMORY = 4,   /* an allocation failed, or the KV cache is full */
     LLMC_ERROR_ARGUMENT = 5, /* a caller's mistake: NULL, a token out of range, a sequence past the context */
-    LLMC_ERROR_KERNEL = 6,   /* a kernel reported failure */
+    LLMC_ERROR_KERNEL = 6,   /* a kernel reported failure, or a GPU's driver did */
 } llmc_status;
 
 typedef struct llmc_model llmc_model;
@@ -54,7 +54,11 @@ typedef struct llmc_sequence llmc_sequence;
 typedef struct llmc_options {
     uint32_t size;      /* sizeof(llmc_options) */
     int32_t n_threads;  /* 0: as many as this process may use */
-    uint64_t kv_tokens; /* room for the tokens of all sequences together; 0: the artifact's default */
+    uint64_t kv_tokens; /* room for the tokens of all sequences together; 0: the default, or on a GPU what fits */
+    int32_t device;     /* for an artifact of a GPU: 1 + its number; 0: $LLMC_CUDA_DEVICE, or the first */
+    /* Called while weights are copied to a GPU, by whoever called open; `context` is passed on. Not 0: stop. */
+    int (*progress)(void *context, uint64_t n_bytes_done, uint64_t n_bytes);
+    void *context;
 } llmc_options;
 
 /* Facts about a model; counts are in elements. */
@@ -69,6 +73,7 @@ typedef struct llmc_info {
     uint64_t kv_bytes_per_token;
     uint64_t kv_tokens;      /* room in the KV cache */
     uint64_t kv_tokens_free; /* of these, in pages no sequence holds */
+    const char *device;      /* what runs it: "CPU", or a GPU's name; lives as long as the model */
 } llmc_info;
 
 /* How to choose the next token. NULL, or temperature 0: the most likely. */
@@ -80,6 +85,13 @@ typedef struct llmc_sampling {
     uint64_t seed;     /* with the position of the token decides the draw: the same seed, the same text */
 } llmc_sampling;
 
+/* A sequence's part of sample_many. */
+typedef struct llmc_sample_input {
+    const llmc_sequence *sequence;
+    const llmc_sampling *how; /* NULL: the most likely */
+    int32_t token;            /* out */
+} llmc_sample_input;
+
 /* A sequence's part of a step: tokens[n_tokens] to append. */
 typedef struct llmc_step_input {
     llmc_sequence *sequence;
@@ -87,6 +99,24 @@ typedef struct llmc_step_input {
     size_t n_tokens;
     float *logits; /* NULL, or [n_tokens, n_vocab]: the logits after each of these tokens */
 } llmc_step_input;
+
+/* A task of a kernel call, as it ran. Times are of CLOCK_MONOTONIC. */
+typedef struct llmc_event {
+    uint64_t start_ns, end_ns;
+    uint32_t run;    /* of one plan; counted from 1 since profile() was called */
+    uint32_t call;   /* index among the calls of the artifact's plan section, which says the plan and the kernel */
+    uint32_t task;
+    uint32_t thread; /* 0: the one that called step */
+} llmc_event;
+
+/* Memory of the caller's for events. */
+typedef struct llmc_profile {
+    uint32_t size;      /* sizeof(llmc_profile) */
+    uint64_t capacity;
+    uint64_t n_events;  /* kept so far; the caller sets it to 0 to start over */
+    uint64_t n_lost;    /* found no room */
+    llmc_event *events; /* [capacity], in no order */
+} llmc_profile;
 
 typedef struct llmc_api {
     uint32_t size;    /* sizeof(llmc_api) as the artifact knows it */
@@ -96,8 +126,8 @@ typedef struct llmc_api {
     const char *(*last_error)(void);
 
     /* -- model ----------------------------------------------------------- */
-    /* Check the artifact and map it: milliseconds, whatever its size, since weights are read when they are used.
-     * Takes memory for the KV cache and the activations. options: NULL for the defaults. */
+    /* Check the artifact and map it: milliseconds, whatever its size, since weights are read when they are used; to a
+     * GPU they are copied. Takes memory for the KV cache and the activations. options: NULL for the defaults. */
     llmc_status (*open)(const llmc_options *options, llmc_model **out);
     void (*close)(llmc_model *model);
     llmc_status (*info)(const llmc_model *model, llmc_info *out);
@@ -125,6 +155,21 @@ typedef struct llmc_api {
     /* Borrowed logits [n_vocab] after the last token fed; valid until the sequence's next step. */
     llmc_status (*logits)(const llmc_sequence *sequence, const float **out);
     llmc_status (*sample)(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);
+
+    /* -- measuring: there if `size` reaches so far ------------------------ */
+    /* Keep when each task of the steps to come begins and ends, until profile(model, NULL); `profile` and its events
+     * live until then, and are read between steps. Nobody asking, it costs nothing. On a GPU each kernel is one task,
+     * and they then run one by one. */
+    llmc_status (*profile)(llmc_model *model, llmc_profile *profile);
+    /* A sequence of n tokens, made without running the model: copies of the original's keys and values, over and over
+     * when n is longer (whole pages of them, 64 tokens each, so that the original has to have one). Nothing is shared.
+     * Beyond the original's length what it says means nothing; how long its steps take does. It has no logits. */
+    llmc_status (*sequence_repeat)(const llmc_sequence *sequence, int32_t n, llmc_sequence **out);
+
+    /* -- many sequences: there if `size` reaches so far -------------------- */
+    /* sample() for several sequences at once, which on a GPU costs little more than for one. After an error no token
+     * counts. */
+    llmc_status (*sample_many)(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

@@ -5,64 +5,6 @@
 
 #include "runtime.h"
 
-enum { MAX_THREADS = 1024 };
-
-/* -- memory of a model: one piece, cut up ------------------------------------------------------------------------- */
-
-typedef struct memory_part {
-    uint64_t n_bytes; /* rounded up to whole cache lines, so that no two threads' parts share one */
-    void *at;         /* the pointer to set */
-} memory_part;
-
-static void set_pointer(void *at, char *pointer)
-{
-    memcpy(at, &pointer, sizeof pointer);
-}
-
-static llmc_status allocate(llmc_model *model, uint64_t n_threads)
-{
-    const llmc_plan_header *h = &model->plans.header;
-    const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows; /* at most 2^16 each */
-    const uint64_t scratch = h->scratch_bytes, largest = 1ull << 46; /* no product of these overflows */
-    if (scratch < largest) model->spaces.scratch_stride = (scratch + 4095) / 4096 * 4096;
-    memory_part parts[] = {
-        {h->arena_bytes, &model->spaces.base[LLMC_SPACE_ARENA]},
-        {model->spaces.scratch_stride * n_threads, &model->spaces.base[LLMC_SPACE_SCRATCH]},
-        {m * sizeof *model->tokens, &model->tokens},
-        {m * sizeof *model->positions, &model->positions},
-        {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
-        {r * sizeof *model->rows, &model->rows},
-        {r * h->n_vocab * sizeof *model->logits, &model->logits},
-        {h->n_vocab * sizeof *model->candidates, &model->candidates},
-    };
-    enum { N_PARTS = sizeof parts / sizeof *parts };
-    int fits = scratch < largest && h->arena_bytes < largest;
-    for (int i = 0; i < N_PARTS && fits; i++) {
-        parts[i].n_bytes = (parts[i].n_bytes + LLMC_ALIGNMENT - 1) / LLMC_ALIGNMENT * LLMC_ALIGNMENT;
-        model->memory_bytes += parts[i].n_bytes;
-    }
-    model->memory = fits ? memory_map(model->memory_bytes) : NULL;
-    if (!model->memory)
-        return fail(LLMC_ERROR_MEMORY, model->file.path, "ask for fewer threads, or compile for smaller batches",
-                    "there is no memory for activations: %llu bytes, and %llu for each of %llu threads",
-                    (unsigned long long)h->arena_bytes, (unsigned long long)scratch, (unsigned long long)n_threads);
-    char *next = model->memory;
-    for (int i = 0; i < N_PARTS; next += parts[i++].n_bytes) set_pointer(parts[i].at, next);
-    return LLMC_OK;
-}
-
-static void set_spaces(llmc_model *model)
-{
-    char **base = model->spaces.base; /* of the arena and the scratch memory: set by allocate */
-    base[LLMC_SPACE_WEIGHTS] = (char *)(uintptr_t)model->file.weights.bytes; /* kernels only read them */
-    base[LLMC_SPACE_KV] = model->kv.pages;
-    base[LLMC_SPACE_TOKENS] = (char *)model->tokens;
-    base[LLMC_SPACE_POSITIONS] = (char *)model->positions;
-    base[LLMC_SPACE_PAGE_TABLE] = (char *)model->page_table;
-    base[LLMC_SPACE_ROWS] = (char *)model->rows;
-    base[LLMC_SPACE_LOGITS] = (char *)model->logits;
-}
-
 /* -- open and close ----------------------------------------------------------------------------------------------- */
 
 /* The vocabulary is u32 n, u32 offsets[n + 1], bytes. */
@@ -90,37 +32,56 @@ static llmc_status check_options(const llmc_options *given, llmc_options *option
     if (given && given->size < sizeof given->size)
         return fail(LLMC_ERROR_ARGUMENT, "open", "set it to sizeof the struct", "llmc_options.size is %u", given->size);
     if (given) memcpy(options, given, given->size < sizeof *options ? given->size : sizeof *options);
-    if (options->n_threads >= 0 && options->n_threads <= MAX_THREADS) return LLMC_OK;
+    if (options->n_threads >= 0 && options->n_threads <= LLMC_MAX_THREADS) return LLMC_OK;
     return fail(LLMC_ERROR_ARGUMENT, "open", "0 takes as many as this process may use", "%d threads were asked for",
                 options->n_threads);
 }
 
+/* Give back what opening the program took. */
+static void close_program(llmc_model *model)
+{
+    if (model->device) model->device->close(model);
+    model->device = NULL;
+    memory_unmap(model->memory, model->memory_bytes);
+    model->memory = NULL;
+    kv_close(&model->kv);
+    plans_free(&model->plans);
+    model->plans = (plans){0};
+}
+
+static llmc_status open_program(llmc_model *model, const llmc_options *options, uint32_t number)
+{
+    model->file.program = model->file.programs[number];
+    llmc_status status = plans_load(&model->plans, &model->file);
+    if (status) return status;
+    model->device = model->plans.header.device == LLMC_DEVICE_CPU ? &cpu_device : &cuda_device;
+    return model->device->open(model, options);
+}
+
+/* The first program that this machine can run. When there is none: why not, each one's first line. */
 static llmc_status open_parts(llmc_model *model, const llmc_options *options)
 {
-    const llmc_plan_header *h = &model->plans.header;
-    int32_t n_threads = options->n_threads ? options->n_threads : cpu_count();
-    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
+    char reasons[1024] = "";
     llmc_status status = artifact_open(&model->file);
     if (!status) status = check_vocabulary(&model->file);
-    if (!status) status = plans_load(&model->plans, &model->file);
     if (status) return status;
-    uint64_t n_tokens = options->kv_tokens ? options->kv_tokens : h->default_kv_tokens;
-    if (!n_tokens) n_tokens = h->n_context;
-    status = kv_open(&model->kv, h, n_tokens, model->file.path);
-    if (!status) status = allocate(model, (uint64_t)n_threads);
-    if (status) return status;
-    set_spaces(model);
-    plans_bind(&model->plans, &model->spaces, n_threads);
-    return engine_start(&model->engine, n_threads, model->file.path);
+    uint32_t n_programs = model->file.n_programs;
+    for (uint32_t i = 0; i < n_programs; i++) {
+        status = open_program(model, options, i);
+        if (status != LLMC_ERROR_TARGET || n_programs == 1) return status;
+        size_t n = strlen(reasons);
+        snprintf(reasons + n, sizeof reasons - n, "%s%.*s", i ? "; " : "", (int)strcspn(error_text(), "\n"),
+                 error_text());
+        close_program(model);
+    }
+    return fail(LLMC_ERROR_TARGET, model->file.path, "compile for this machine: --target cpu, or --target cuda",
+                "this machine runs none of the artifact's %u programs: %s", n_programs, reasons);
 }
 
 static void model_close(llmc_model *model)
 {
     if (!model) return;
-    engine_stop(&model->engine);
-    memory_unmap(model->memory, model->memory_bytes);
-    kv_close(&model->kv);
-    plans_free(&model->plans);
+    close_program(model);
     artifact_close(&model->file);
     free(model);
 }
@@ -162,13 +123,14 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .size = out->size,
         .n_vocab = (int32_t)h->n_vocab,
         .n_context = (int32_t)h->n_context,
-        .n_threads = model->engine.pool.n_threads,
+        .n_threads = model->cuda ? 1 : model->engine.pool.n_threads,
         .max_step_tokens = (int32_t)model->plans.max_body_rows,
         .bos_token = h->bos,
-        .weight_bytes = model->file.weights.n_bytes,
+        .weight_bytes = model->file.program.weights.n_bytes,
         .kv_bytes_per_token = h->kv_page_bytes / h->page_tokens,
         .kv_tokens = (uint64_t)model->kv.n_pages * h->page_tokens,
         .kv_tokens_free = (uint64_t)kv_free_pages(&model->kv) * h->page_tokens,
+        .device = model->cuda ? cuda_name(model) : "CPU",
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -223,6 +185,9 @@ static const llmc_api API = {
     .feed = feed,
     .logits = sequence_logits,
     .sample = sample,
+    .profile = profile,
+    .sequence_repeat = sequence_repeat,
+    .sample_many = sample_many,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

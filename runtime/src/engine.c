@@ -23,8 +23,10 @@ static uint64_t next_turn(engine *engine)
 
 static void run_task(engine *engine, const call *call, int32_t thread, uint32_t task)
 {
+    uint64_t start = engine->profile ? now_ns() : 0;
     if (invoke(call, thread, (int32_t)task) != 0)
         atomic_store(&engine->failed, 1 + (uint32_t)(call - engine->plan->calls));
+    if (engine->profile) profile_task(engine, call, thread, task, start);
 }
 
 /* Go on to the next call with several tasks, or to the end. One thread at a time is here: whoever has seen the last
@@ -96,6 +98,7 @@ llmc_status engine_run(engine *engine, const plan *plan)
     engine->plan = plan;
     engine->n_next = 0;
     atomic_store(&engine->failed, 0);
+    if (engine->profile) profile_begin(engine);
     advance(engine, 0);
     uint64_t value = atomic_load(&engine->bell.value);
     while (!(value & DONE)) {
@@ -104,6 +107,7 @@ llmc_status engine_run(engine *engine, const plan *plan)
         bell_wait(&engine->bell, value);
         value = atomic_load(&engine->bell.value);
     }
+    if (engine->profile) profile_end(engine);
     uint32_t failed = atomic_load(&engine->failed);
     if (!failed) return LLMC_OK;
     return fail(LLMC_ERROR_KERNEL, engine->path, NULL, "kernel '%s' failed (call %u of %u)",

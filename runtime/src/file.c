@@ -63,12 +63,12 @@ llmc_status artifact_find(artifact *file)
 
 /* -- trailer and directory ---------------------------------------------------------------------------------------- */
 
-/* Letters, digits and underscores, then nothing but zeros. */
+/* Letters, digits, underscores and dots, then nothing but zeros. */
 static int is_name(const char *bytes, size_t n)
 {
     size_t i = 0;
     for (; i < n && bytes[i]; i++)
-        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_", bytes[i])) return 0;
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.", bytes[i])) return 0;
     size_t n_name = i;
     while (i < n && !bytes[i]) i++;
     return n_name > 0 && n_name < n && i == n;
@@ -103,12 +103,18 @@ static llmc_status check_trailer(const artifact *file, llmc_trailer *trailer)
     return LLMC_OK;
 }
 
+/* "weights", "weights.1", … */
+static int is_weights(const llmc_section *entry)
+{
+    return strncmp(entry->name, "weights", 7) == 0 && (!entry->name[7] || entry->name[7] == '.');
+}
+
 /* One entry against those before it, which are known to be good: entries[0 … index]. */
 static llmc_status check_entry(const artifact *file, const llmc_section *entries, uint32_t index, uint64_t limit)
 {
     const llmc_section *entry = entries + index;
     const char *wrong = NULL;
-    uint64_t alignment = strncmp(entry->name, "weights", sizeof entry->name) == 0 ? 4096 : LLMC_ALIGNMENT;
+    uint64_t alignment = is_weights(entry) ? 4096 : LLMC_ALIGNMENT;
     uint64_t free_from = index ? entry[-1].offset + entry[-1].n_bytes : 0;
     if (!is_name(entry->name, sizeof entry->name))
         return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "the directory is damaged: the name of section %u",
@@ -124,16 +130,40 @@ static llmc_status check_entry(const artifact *file, const llmc_section *entries
                 wrong);
 }
 
+/* Where a section of this name belongs, or NULL: nobody here reads it. */
+static range *place_of(artifact *file, const char *name)
+{
+    size_t n = strcspn(name, ".");
+    uint32_t number = 0;
+    if (strcmp(name, "vocabulary") == 0) return &file->vocabulary;
+    if (name[n]) {
+        if (name[n + 1] < '1' || name[n + 1] >= '0' + LLMC_MAX_PROGRAMS || name[n + 2]) return NULL;
+        number = (uint32_t)(name[n + 1] - '0');
+    }
+    program *program = file->programs + number;
+    if (n == 7 && memcmp(name, "weights", n) == 0) return &program->weights;
+    if (n == 4 && memcmp(name, "plan", n) == 0) return &program->plan;
+    if (n == 4 && memcmp(name, "cuda", n) == 0) return &program->cuda;
+    return NULL;
+}
+
+/* Programs are those up to the first without a plan, and there is one. */
+static llmc_status count_programs(artifact *file)
+{
+    uint32_t n = 0;
+    while (n < LLMC_MAX_PROGRAMS && file->programs[n].plan.bytes && file->programs[n].weights.bytes) n++;
+    file->n_programs = n;
+    file->program = file->programs[0];
+    if (n) return LLMC_OK;
+    return fail(LLMC_ERROR_FORMAT, file->path, COMPILE_AGAIN, "the artifact has no section '%s'",
+                file->programs[0].weights.bytes ? "plan" : "weights");
+}
+
 static llmc_status check_sections(artifact *file)
 {
     llmc_trailer trailer;
     llmc_section entries[LLMC_MAX_SECTIONS];
     uint8_t digest[32];
-    struct { const char *name; range *range; int required; } wanted[] = {
-        {"weights", &file->weights, 1}, {"plan", &file->plan, 1}, {"vocabulary", &file->vocabulary, 0},
-    };
-    enum { N_WANTED = sizeof wanted / sizeof *wanted };
-
     llmc_status status = check_trailer(file, &trailer);
     if (status) return status;
     uint64_t n_directory = trailer.n_sections * sizeof(llmc_section);
@@ -148,20 +178,15 @@ static llmc_status check_sections(artifact *file)
     }
     for (uint32_t i = 0; i < trailer.n_sections; i++) {
         const llmc_section *entry = entries + i;
-        range place = {file->bytes + entry->offset, entry->n_bytes};
-        for (int k = 0; k < N_WANTED; k++)
-            if (strcmp(entry->name, wanted[k].name) == 0) *wanted[k].range = place;
-        if (strcmp(entry->name, "weights") == 0) continue; /* gigabytes: llmc verify reads them */
-        sha256(place.bytes, place.n_bytes, digest);
+        range *place = place_of(file, entry->name), bytes = {file->bytes + entry->offset, entry->n_bytes};
+        if (place) *place = bytes;
+        if (is_weights(entry)) continue; /* gigabytes: llmc verify reads them */
+        sha256(bytes.bytes, bytes.n_bytes, digest);
         if (memcmp(digest, entry->sha256, sizeof digest) != 0)
             return fail(LLMC_ERROR_FORMAT, file->path, COPY_AGAIN, "section '%s' is damaged (its SHA-256 differs)",
                         entry->name);
     }
-    for (int k = 0; k < N_WANTED; k++)
-        if (wanted[k].required && !wanted[k].range->bytes)
-            return fail(LLMC_ERROR_FORMAT, file->path, COMPILE_AGAIN, "the artifact has no section '%s'",
-                        wanted[k].name);
-    return LLMC_OK;
+    return count_programs(file);
 }
 
 /* -- mapping ------------------------------------------------------------------------------------------------------ */

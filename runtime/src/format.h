@@ -2,9 +2,12 @@
  *
  *   [ELF shared object: runtime, kernels]   section "code", offset 0
  *   [weights]                               page-aligned, mapped from the file itself
- *   [plan] [vocabulary] [tokenizer] [graph] [manifest]
+ *   [plan] [cuda: a GPU's kernels] [vocabulary] [tokenizer] [graph] [manifest]
  *   [directory: llmc_section * n_sections]
  *   [llmc_trailer]                          the last 64 bytes of the file
+ *
+ * An artifact for several machines has several programs: sections "weights", "plan" and "cuda" are the first one's,
+ * "weights.1", "plan.1" and "cuda.1" the next one's, up to 7. At most one is for CPUs, as the code has its kernels.
  *
  * All numbers are little-endian; sections start at multiples of 64 bytes (weights: 4096), in file order, and do
  * not overlap. runtime/format.py says the same for Python; docs/artifact.md says it in words.
@@ -14,10 +17,11 @@
 
 #include <stdint.h>
 
-#define LLMC_FORMAT_VERSION 1u
+#define LLMC_FORMAT_VERSION 2u
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_MAX_SECTIONS 64u
+#define LLMC_MAX_PROGRAMS 8
 #define LLMC_MAX_EOS 8
 #define LLMC_MAX_POINTERS 24 /* of a kernel; at least 1 */
 
@@ -54,6 +58,13 @@ enum {
     LLMC_CPU_AVX512_VNNI = 1u << 12,
 };
 
+/* llmc_plan_header.device: what runs the plans. */
+enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
+
+/* In llmc_plan_header.cuda_arch, beside 10 * major + minor of the compute capability that the kernels are made for:
+ * they run on that one alone. Without it they run on later ones of the same major number too. */
+#define LLMC_CUDA_EXACT (1u << 16)
+
 /* The plan section: this header, then kernels, plans, calls and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
@@ -73,19 +84,32 @@ typedef struct llmc_plan_header {
     uint32_t default_kv_tokens; /* room in the KV cache when llmc_options asks for 0 */
     uint64_t kv_page_bytes;    /* one page, all layers; 0: the model keeps no cache */
     uint64_t arena_bytes;      /* activations; shared by all plans */
-    uint64_t scratch_bytes;    /* each thread's own */
+    uint64_t scratch_bytes;    /* each thread's own; on a GPU all kernels', zero before and after each of them */
+    uint32_t device;           /* LLMC_DEVICE_* */
+    uint32_t cuda_arch;        /* 10 * major + minor, perhaps LLMC_CUDA_EXACT; 0 on a CPU */
 } llmc_plan_header;
 
+/* Bits of llmc_kernel_record.flags. */
+enum {
+    LLMC_KERNEL_DEPENDENT = 1u << 0, /* launched before the kernel in front has ended: it waits for that itself */
+};
+
+/* The last four are of a GPU's kernels, and 0 on a CPU. */
 typedef struct llmc_kernel_record {
-    char name[120]; /* padded with NUL; the same order as the code's table */
+    char name[104]; /* padded with NUL; on a CPU the same order as the code's table */
     uint32_t n_pointers;
+    uint32_t n_threads;    /* of a block */
+    uint32_t shared_bytes; /* dynamic shared memory of a block */
+    uint32_t flags;
+    uint32_t image; /* index in the section "cuda" */
     uint32_t reserved;
 } llmc_kernel_record;
 
-enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1 };
+enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2 };
 
 /* A body takes n_rows tokens through all layers and leaves their hidden states in the arena; a head turns n_rows of
- * those, named by LLMC_SPACE_ROWS, into logits. Plans are sorted by (kind, n_rows). */
+ * those, named by LLMC_SPACE_ROWS, into logits, and on a GPU into the most likely token of each. A sampler, on a GPU
+ * alone, draws n_rows tokens from rows of logits that LLMC_SPACE_DRAWS names. Plans are sorted by (kind, n_rows). */
 typedef struct llmc_plan_record {
     uint32_t kind;
     uint32_t n_rows;
@@ -95,7 +119,7 @@ typedef struct llmc_plan_record {
 
 typedef struct llmc_call_record {
     uint32_t kernel;
-    uint32_t grid; /* independent units of work, at least 1 */
+    uint32_t grid; /* independent units of work, at least 1; a GPU's thread blocks */
     uint32_t first_argument;
     uint32_t n_arguments;
 } llmc_call_record;
@@ -109,10 +133,23 @@ enum {
     LLMC_SPACE_POSITIONS = 4,  /* i32 [M], -1 for a row that pads the step */
     LLMC_SPACE_PAGE_TABLE = 5, /* i32 [M, pages_per_sequence], -1 beyond the sequence */
     LLMC_SPACE_ROWS = 6,       /* i32 [R] */
-    LLMC_SPACE_LOGITS = 7,     /* f32 [R, n_vocab] */
-    LLMC_SPACE_SCRATCH = 8,    /* each thread's own */
-    LLMC_N_SPACES = 9,
+    LLMC_SPACE_LOGITS = 7,     /* f32 [R, n_vocab]; of a sampler, R of the largest head */
+    LLMC_SPACE_SCRATCH = 8,    /* see llmc_plan_header.scratch_bytes */
+    LLMC_SPACE_CHOSEN = 9,     /* i32 [R]: the token chosen for each row, -1 for none; a GPU's alone */
+    LLMC_SPACE_DRAWS = 10,     /* llmc_draw_record [R], of a sampler */
+    LLMC_N_SPACES = 11,
 };
+
+/* How a sampler chooses a token: see llmc_sampling. */
+typedef struct llmc_draw_record {
+    uint64_t seed;
+    int32_t row;      /* of the logits; -1: pads the plan */
+    int32_t position; /* of the token to choose */
+    float temperature; /* above 0 */
+    float top_p;
+    int32_t top_k;
+    uint32_t reserved;
+} llmc_draw_record;
 
 typedef struct llmc_argument {
     uint32_t space;
@@ -121,9 +158,16 @@ typedef struct llmc_argument {
     uint64_t n_bytes;
 } llmc_argument;
 
+/* The section "cuda", of an artifact for a GPU: u32 n_images, u32 0, llmc_image[n_images], then the images (cubins), at
+ * offsets from the start of the section. */
+typedef struct llmc_image {
+    uint64_t offset;
+    uint64_t n_bytes;
+} llmc_image;
+
 /* The vocabulary section: u32 n, u32 offsets[n + 1], then the bytes of each token's text. */
 
-/* What the compiler links beside the runtime: the kernels, in the order of their records. */
+/* What the compiler links beside the runtime: the kernels, in the order of their records; none for a GPU. */
 typedef struct llmc_kernel_entry {
     const char *name;
     int32_t (*function)(void);

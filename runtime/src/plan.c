@@ -11,10 +11,12 @@ enum {
     TASKS_PER_THREAD = 4,   /* for calls with enough units: a thread that was interrupted is not waited for long */
     UNITS_PER_TASK = 4,
     MAX_TASKS = 4096,
+    MAX_BLOCK_THREADS = 1024, /* of a GPU's kernel: what every GPU allows */
+    MAX_SHARED_BYTES = 1 << 20,
 };
 
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
-    "arena", "weights", "kv", "tokens", "positions", "page table", "rows", "logits", "scratch",
+    "arena", "weights", "kv", "tokens", "positions", "page table", "rows", "logits", "scratch", "chosen", "draws",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -22,9 +24,18 @@ typedef struct tables {
     const char *path;
     const uint8_t *kernels, *plans, *calls, *arguments;
     uint64_t weights_bytes;
+    range images; /* the section "cuda" */
+    uint32_t n_images;
 } tables;
 
 #define INVALID(...) fail(LLMC_ERROR_FORMAT, tables->path, "compile the model again with this llmc", __VA_ARGS__)
+
+range image_at(const range *images, uint32_t index)
+{
+    llmc_image image;
+    memcpy(&image, images->bytes + 8 + (uint64_t)index * sizeof image, sizeof image);
+    return (range){images->bytes + image.offset, image.n_bytes};
+}
 
 /* -- checks ------------------------------------------------------------------------------------------------------- */
 
@@ -48,6 +59,8 @@ static llmc_status check_header(const tables *tables, const llmc_plan_header *h,
         return INVALID("the plan section has %u plans and %u end tokens", h->n_plans, h->n_eos);
     if (h->kv_page_bytes % LLMC_ALIGNMENT)
         return INVALID("a page of the KV cache has %llu bytes", (unsigned long long)h->kv_page_bytes);
+    if (h->device > LLMC_DEVICE_CUDA || (h->device == LLMC_DEVICE_CUDA) != (h->cuda_arch != 0))
+        return INVALID("the plan is for device %u of architecture %u", h->device, h->cuda_arch);
     return LLMC_OK;
 }
 
@@ -59,6 +72,7 @@ static void make_printable(char *name, size_t n)
         if (*name < ' ' || *name > '~') *name = '?';
 }
 
+/* A CPU's kernels are in the code, which says the same about them. */
 static llmc_status check_kernels(const tables *tables, uint32_t n_kernels)
 {
     if (n_kernels != llmc_kernel_count)
@@ -78,20 +92,77 @@ static llmc_status check_kernels(const tables *tables, uint32_t n_kernels)
     return LLMC_OK;
 }
 
-/* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens. */
-static void measure_spaces(const tables *tables, const llmc_plan_header *h, const llmc_plan_record *plan,
+static llmc_status check_images(tables *tables)
+{
+    const range *images = &tables->images;
+    uint64_t n_bytes = images->n_bytes;
+    if (!images->bytes || n_bytes < 8) return INVALID("the artifact is for a GPU and has no kernels for one");
+    memcpy(&tables->n_images, images->bytes, sizeof tables->n_images);
+    if (tables->n_images > (n_bytes - 8) / sizeof(llmc_image))
+        return INVALID("section 'cuda' has %llu bytes, too few for %u images", (unsigned long long)n_bytes,
+                       tables->n_images);
+    for (uint32_t i = 0; i < tables->n_images; i++) {
+        range image = image_at(images, i);
+        uint64_t offset = (uint64_t)(image.bytes - images->bytes);
+        if (offset > n_bytes || image.n_bytes > n_bytes - offset)
+            return INVALID("image %u, %llu bytes at %llu, is not in the %llu bytes of section 'cuda'", i,
+                           (unsigned long long)image.n_bytes, (unsigned long long)offset, (unsigned long long)n_bytes);
+    }
+    return LLMC_OK;
+}
+
+/* One record of a GPU's kernel, copied to plans->records. */
+static llmc_status load_gpu_kernel(const tables *tables, plans *plans, uint32_t index)
+{
+    llmc_kernel_record *record = plans->records + index;
+    memcpy(record, tables->kernels + (uint64_t)index * sizeof *record, sizeof *record);
+    make_printable(record->name, sizeof record->name);
+    if (record->n_pointers < 1 || record->n_pointers > LLMC_MAX_POINTERS)
+        return INVALID("kernel '%s' takes %u pointers; 1 to %d can be passed", record->name, record->n_pointers,
+                       LLMC_MAX_POINTERS);
+    if (record->n_threads < 1 || record->n_threads > MAX_BLOCK_THREADS || record->shared_bytes > MAX_SHARED_BYTES)
+        return INVALID("kernel '%s' has blocks of %u threads with %u bytes of shared memory", record->name,
+                       record->n_threads, record->shared_bytes);
+    if (record->flags & ~(uint32_t)LLMC_KERNEL_DEPENDENT || record->image >= tables->n_images)
+        return INVALID("kernel '%s' has flags %#x and is in image %u of %u", record->name, record->flags,
+                       record->image, tables->n_images);
+    plans->gpu_kernels[index] = (llmc_kernel_entry){.name = record->name, .n_pointers = record->n_pointers};
+    return LLMC_OK;
+}
+
+static llmc_status load_gpu_kernels(tables *tables, plans *plans)
+{
+    uint32_t n = plans->header.n_kernels;
+    llmc_status status = check_images(tables);
+    if (status) return status;
+    plans->records = calloc(n + 1ull, sizeof *plans->records);
+    plans->gpu_kernels = calloc(n + 1ull, sizeof *plans->gpu_kernels);
+    if (!plans->records || !plans->gpu_kernels)
+        return fail(LLMC_ERROR_MEMORY, tables->path, NULL, "there is no memory for %u kernels", n);
+    for (uint32_t i = 0; i < n && !status; i++) status = load_gpu_kernel(tables, plans, i);
+    plans->kernels = plans->gpu_kernels;
+    return status;
+}
+
+/* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens, a sampler logits alone. */
+static void measure_spaces(const tables *tables, const plans *plans, const llmc_plan_record *plan,
                            uint64_t n_bytes[LLMC_N_SPACES])
 {
+    const llmc_plan_header *h = &plans->header;
+    int is_sampler = plan->kind == LLMC_PLAN_SAMPLER, on_gpu = h->device != LLMC_DEVICE_CPU;
     uint64_t body_ids = plan->kind == LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
     uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD ? plan->n_rows * 4ull : 0;
+    uint64_t logits = is_sampler ? plans->max_head_rows : head_ids / 4;
     n_bytes[LLMC_SPACE_ARENA] = h->arena_bytes;
     n_bytes[LLMC_SPACE_WEIGHTS] = tables->weights_bytes;
     n_bytes[LLMC_SPACE_KV] = h->kv_page_bytes;
     n_bytes[LLMC_SPACE_TOKENS] = n_bytes[LLMC_SPACE_POSITIONS] = body_ids;
     n_bytes[LLMC_SPACE_PAGE_TABLE] = body_ids * h->pages_per_sequence;
     n_bytes[LLMC_SPACE_ROWS] = head_ids;
-    n_bytes[LLMC_SPACE_LOGITS] = head_ids * h->n_vocab;
+    n_bytes[LLMC_SPACE_LOGITS] = logits * 4 * h->n_vocab;
     n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
+    n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && plan->kind != LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
+    n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
 
 /* One call of a plan; its record is copied to `plans`, its arguments too. */
@@ -100,11 +171,11 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
     const llmc_plan_header *h = &plans->header;
     llmc_call_record record;
     uint64_t room[LLMC_N_SPACES];
-    measure_spaces(tables, h, plan, room);
+    measure_spaces(tables, plans, plan, room);
     memcpy(&record, tables->calls + (uint64_t)index * sizeof record, sizeof record);
     if (record.kernel >= h->n_kernels)
         return INVALID("call %u names kernel %u of %u", index, record.kernel, h->n_kernels);
-    const llmc_kernel_entry *kernel = llmc_kernel_table + record.kernel;
+    const llmc_kernel_entry *kernel = plans->kernels + record.kernel;
     if (record.grid < 1 || record.grid > INT32_MAX)
         return INVALID("call %u of '%s' has grid %u", index, kernel->name, record.grid);
     if (record.n_arguments != kernel->n_pointers || record.first_argument > h->n_arguments ||
@@ -138,7 +209,8 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     const llmc_plan_header *h = &plans->header;
     llmc_plan_record record, before;
     memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
-    if (record.kind > LLMC_PLAN_HEAD || record.n_rows < 1 || record.n_rows > MAX_ROWS)
+    uint32_t last_kind = h->device == LLMC_DEVICE_CPU ? LLMC_PLAN_HEAD : LLMC_PLAN_SAMPLER;
+    if (record.kind > last_kind || record.n_rows < 1 || record.n_rows > MAX_ROWS)
         return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
     if (index) {
         memcpy(&before, tables->plans + (index - 1ull) * sizeof before, sizeof before);
@@ -154,7 +226,22 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     }
     plans->all[index] = (plan){record.n_rows, record.n_calls, plans->calls + record.first_call};
     if (record.kind == LLMC_PLAN_BODY) plans->n_bodies++, plans->max_body_rows = record.n_rows;
-    else plans->n_heads++, plans->max_head_rows = record.n_rows;
+    else if (record.kind == LLMC_PLAN_HEAD) plans->n_heads++, plans->max_head_rows = record.n_rows;
+    else plans->n_samplers++, plans->max_sampler_rows = record.n_rows;
+    return LLMC_OK;
+}
+
+/* A GPU's heads and samplers say which token they choose. */
+static llmc_status check_choices(const plans *plans, const tables *tables)
+{
+    for (uint32_t i = plans->n_bodies; i < plans->header.n_plans; i++) {
+        int chooses = 0;
+        const plan *plan = plans->all + i;
+        for (uint32_t k = 0; k < plan->n_calls; k++)
+            for (uint32_t a = 0; a < plan->calls[k].kernel->n_pointers; a++)
+                chooses |= plan->calls[k].arguments[a].space == LLMC_SPACE_CHOSEN;
+        if (!chooses) return INVALID("plan %u, of %u rows, chooses no tokens", i, plan->n_rows);
+    }
     return LLMC_OK;
 }
 
@@ -166,25 +253,34 @@ static llmc_status load_tables(plans *plans, tables *tables)
         status = INVALID("the artifact has no %s plan", plans->n_bodies ? "head" : "body");
     plans->bodies = plans->all;
     plans->heads = plans->all + plans->n_bodies;
-    return status;
+    plans->samplers = plans->heads + plans->n_heads;
+    if (status || plans->header.device == LLMC_DEVICE_CPU) return status;
+    return plans->n_samplers ? check_choices(plans, tables) : INVALID("the artifact has no sampler plan");
 }
 
 llmc_status plans_load(plans *plans, const artifact *file)
 {
     llmc_plan_header *h = &plans->header;
-    struct tables at = {.path = file->path, .weights_bytes = file->weights.n_bytes}, *tables = &at;
-    if (file->plan.n_bytes < sizeof *h)
-        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)file->plan.n_bytes);
-    memcpy(h, file->plan.bytes, sizeof *h);
-    llmc_status status = check_header(tables, h, file->plan.n_bytes);
+    const range *section = &file->program.plan;
+    struct tables at = {.path = file->path, .images = file->program.cuda}, *tables = &at;
+    at.weights_bytes = file->program.weights.n_bytes;
+    if (section->n_bytes < sizeof *h)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(h, section->bytes, sizeof *h);
+    llmc_status status = check_header(tables, h, section->n_bytes);
     if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
     if (status) return status;
-    at.kernels = file->plan.bytes + sizeof *h;
+    at.kernels = section->bytes + sizeof *h;
     at.plans = at.kernels + (uint64_t)h->n_kernels * sizeof(llmc_kernel_record);
     at.calls = at.plans + (uint64_t)h->n_plans * sizeof(llmc_plan_record);
     at.arguments = at.calls + (uint64_t)h->n_calls * sizeof(llmc_call_record);
-    status = check_kernels(tables, h->n_kernels);
-    if (status) return status;
+    plans->kernels = llmc_kernel_table;
+    if (h->device == LLMC_DEVICE_CPU) status = check_kernels(tables, h->n_kernels);
+    else status = load_gpu_kernels(tables, plans);
+    if (status) {
+        plans_free(plans);
+        return status;
+    }
 
     plans->all = calloc(h->n_plans + 1ull, sizeof *plans->all);
     plans->calls = calloc(h->n_calls + 1ull, sizeof *plans->calls);
@@ -202,6 +298,10 @@ void plans_free(plans *plans)
     free(plans->all);
     free(plans->calls);
     free(plans->arguments);
+    free(plans->records);
+    free(plans->gpu_kernels);
+    plans->records = NULL;
+    plans->gpu_kernels = NULL;
     plans->all = NULL;
     plans->calls = NULL;
     plans->arguments = NULL;

@@ -27,7 +27,7 @@ static void relax(void)
 #endif
 }
 
-static uint64_t now_ns(void)
+uint64_t now_ns(void)
 {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);

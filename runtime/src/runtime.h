@@ -7,7 +7,10 @@
  *   plan     the plan section, checked and turned into calls
  *   pool     threads, and the bell that they wait on
  *   invoke   calls a kernel
+ *   profile  when each task began and ended, for who asks
  *   engine   walks the calls of a plan with all threads
+ *   device   what runs plans: the CPU by the engine, or a GPU by
+ *   cuda     the driver's calls, memory and uploading, graphs (cuda*.c, cuda.h)
  *   kv       pages of the KV cache, with reference counts
  *   sequence tokens of one text: its pages and its last logits
  *   step     tokens of several sequences through bodies and heads
@@ -28,6 +31,7 @@
 #include "llmc.h"
 
 enum { LLMC_ALIGNMENT = 64 }; /* bytes; of every pointer a kernel sees */
+enum { LLMC_MAX_THREADS = 1024 };
 
 /* -- error.c ------------------------------------------------------------------------------------------------------ */
 
@@ -57,11 +61,19 @@ typedef struct range {
     uint64_t n_bytes;
 } range;
 
+/* What one kind of machine runs. */
+typedef struct program {
+    range weights, plan, cuda;
+} program;
+
 typedef struct artifact {
     char path[4096];
     const uint8_t *bytes; /* [n_bytes] the whole file, mapped read-only */
     uint64_t n_bytes;
-    range weights, plan, vocabulary;
+    range vocabulary;
+    program programs[LLMC_MAX_PROGRAMS];
+    uint32_t n_programs;
+    program program; /* of these, the one that is opened */
 } artifact;
 
 /* Find the file that this code was loaded from. */
@@ -90,7 +102,7 @@ typedef struct call {
 } call;
 
 typedef struct plan {
-    uint32_t n_rows; /* M of a body, R of a head */
+    uint32_t n_rows; /* M of a body, R of a head, tokens of a sampler */
     uint32_t n_calls;
     const call *calls; /* [n_calls] */
 } plan;
@@ -99,8 +111,12 @@ typedef struct plans {
     llmc_plan_header header;
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
-    uint32_t n_bodies, n_heads;
-    uint32_t max_body_rows, max_head_rows;
+    plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
+    uint32_t n_bodies, n_heads, n_samplers;
+    uint32_t max_body_rows, max_head_rows, max_sampler_rows;
+    const llmc_kernel_entry *kernels; /* [header.n_kernels] the code's table, or gpu_kernels */
+    llmc_kernel_entry *gpu_kernels;   /* [header.n_kernels] names and pointers of a GPU's kernels, or NULL */
+    llmc_kernel_record *records;      /* [header.n_kernels] what else is known of those, or NULL */
     plan *all;           /* [header.n_plans] */
     call *calls;         /* [header.n_calls] */
     argument *arguments; /* [header.n_arguments] */
@@ -112,6 +128,8 @@ typedef struct spaces {
     uint64_t scratch_stride; /* bytes from one thread's scratch memory to the next one's */
 } spaces;
 
+/* An image of the section "cuda", which plans_load has checked. */
+range image_at(const range *images, uint32_t index);
 /* Check and copy the plan section. Every argument of every call lies inside its space afterwards. */
 llmc_status plans_load(plans *plans, const artifact *file);
 /* Give every argument its address and every call its number of tasks. */
@@ -121,6 +139,9 @@ void plans_free(plans *plans);
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows);
 
 /* -- pool.c ------------------------------------------------------------------------------------------------------- */
+
+/* Of CLOCK_MONOTONIC. */
+uint64_t now_ns(void);
 
 /* A word that threads watch: they spin for a moment, then yield, then sleep. */
 typedef struct bell {
@@ -163,6 +184,10 @@ typedef struct engine {
     _Atomic uint32_t failed;   /* 1 + index of a call whose kernel failed, or 0 */
     _Atomic uint32_t stopping;
     const char *path; /* of the artifact, for errors */
+    llmc_profile *profile;  /* NULL: nobody wants to know; this and the next two: see profile.c */
+    const call *first_call; /* of all plans */
+    uint32_t n_runs;
+    _Atomic uint64_t n_events; /* in profile, and beyond its capacity */
     pool pool;
 } engine;
 
@@ -171,10 +196,46 @@ void engine_stop(engine *engine);
 /* Run the calls of a plan in order. Fails with LLMC_ERROR_KERNEL when a kernel does. */
 llmc_status engine_run(engine *engine, const plan *plan);
 
+/* -- profile.c ---------------------------------------------------------------------------------------------------- */
+
+/* Around a plan, and after a task: when engine->profile is set. */
+void profile_begin(engine *engine);
+void profile_end(engine *engine);
+void profile_task(engine *engine, const call *call, int32_t thread, uint32_t task, uint64_t start_ns);
+/* The same for a kernel on a GPU, as one task. */
+void profile_call(engine *engine, const call *call, uint64_t start_ns, uint64_t end_ns);
+llmc_status profile(llmc_model *model, llmc_profile *profile);
+
+/* -- device.c, cuda.c --------------------------------------------------------------------------------------------- */
+
+/* What runs plans. It keeps the logits of the last heads in rows, and the pages of the KV cache. A step writes its
+ * input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. */
+typedef struct device {
+    /* Take all memory that steps need: model->kv, spaces and input. On an error close() follows. */
+    llmc_status (*open)(llmc_model *model, const llmc_options *options);
+    void (*close)(llmc_model *model);
+    /* Start a body, then a head; either may be NULL. */
+    llmc_status (*run)(llmc_model *model, const plan *body, const plan *head);
+    /* Wait for all that was started. */
+    llmc_status (*finish)(llmc_model *model);
+    /* Start copying a row of logits [n_vocab] to the host; `out` is written when finish returns. */
+    llmc_status (*read_logits)(llmc_model *model, uint32_t row, float *out);
+    /* Start copying a page. A failure shows in the next run. */
+    void (*copy_page)(llmc_model *model, int32_t to, int32_t from);
+    /* The next two on a GPU alone: copy logits [n_vocab] back to a row; choose model->drawn [n_rows of the plan] as
+     * model->draws say. */
+    llmc_status (*write_logits)(llmc_model *model, uint32_t row, const float *logits);
+    llmc_status (*draw)(llmc_model *model, const plan *sampler);
+} device;
+
+extern const device cpu_device, cuda_device;
+/* What the driver calls the GPU. */
+const char *cuda_name(const llmc_model *model);
+
 /* -- kv.c --------------------------------------------------------------------------------------------------------- */
 
 typedef struct kv_cache {
-    char *pages;         /* [n_pages, page_bytes] */
+    char *pages;         /* [n_pages, page_bytes] in the device's memory, which it takes and frees */
     uint64_t page_bytes; /* 0: the model keeps no cache */
     uint32_t page_tokens;
     uint32_t n_pages;
@@ -184,14 +245,15 @@ typedef struct kv_cache {
     int32_t *released;   /* [n_pages] a stack: used before, held by nobody */
 } kv_cache;
 
+/* Count pages for n_tokens; the device gives them memory. */
 llmc_status kv_open(kv_cache *kv, const llmc_plan_header *header, uint64_t n_tokens, const char *path);
+llmc_status kv_no_memory(const llmc_plan_header *header, uint64_t n_tokens, const char *path);
 void kv_close(kv_cache *kv);
 uint32_t kv_free_pages(const kv_cache *kv);
 int32_t kv_take(kv_cache *kv); /* a page with one holder, or -1 */
 void kv_share(kv_cache *kv, int32_t page);
+int kv_is_shared(const kv_cache *kv, int32_t page);
 void kv_release(kv_cache *kv, int32_t page);
-/* A page that only the caller holds, with the same contents; the caller's hold on `page` passes to it. -1: none. */
-int32_t kv_own(kv_cache *kv, int32_t page);
 
 /* -- a model, and what steps write into --------------------------------------------------------------------------- */
 
@@ -204,17 +266,33 @@ struct llmc_model {
     engine engine; /* first: it is aligned to cache lines */
     artifact file;
     plans plans;
+    const device *device;
+    struct cuda *cuda; /* NULL on a CPU */
     kv_cache kv;
     spaces spaces;
     int32_t *tokens;     /* [max_body_rows] */
     int32_t *positions;  /* [max_body_rows] */
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
     int32_t *rows;       /* [max_head_rows] */
-    float *logits;       /* [max_head_rows, n_vocab] */
-    candidate *candidates; /* [n_vocab] scratch memory of sample.c */
-    char *memory;          /* [memory_bytes] all of these, the arena and the threads' scratch memory */
+    float *logits;       /* [max_head_rows, n_vocab], or NULL when they are in a GPU's memory */
+    int32_t *chosen;     /* [max_head_rows] the most likely token of each row, or NULL: the device does not say */
+    int32_t *drawn;      /* [max_sampler_rows] */
+    llmc_draw_record *draws; /* [max_sampler_rows] */
+    llmc_sequence **owners;  /* [max_head_rows] whose logits a row holds, or NULL */
+    candidate *candidates;   /* [n_vocab] scratch memory of sample.c */
+    char *memory;            /* [memory_bytes] what of these is the host's, and a CPU's arena and scratch memory */
     uint64_t memory_bytes;
 };
+
+/* A part of one piece of memory: a pointer is set to it. */
+typedef struct memory_part {
+    uint64_t n_bytes; /* rounded up to whole cache lines, so that no two threads' parts share one */
+    void *at;         /* the pointer to set, or NULL */
+} memory_part;
+
+/* Round the parts [n_parts] up; returns their sum. No part may have more than 2^48 bytes. */
+uint64_t memory_measure(memory_part *parts, int n_parts);
+void memory_cut(char *memory, const memory_part *parts, int n_parts);
 
 /* -- sequence.c --------------------------------------------------------------------------------------------------- */
 
@@ -223,17 +301,29 @@ struct llmc_sequence {
     uint32_t length;  /* tokens */
     uint32_t n_pages; /* ceil(length / page_tokens), more during a step */
     int has_logits;
-    int in_step;    /* already an input of the step that is being prepared */
+    uint32_t row;   /* 1 + the device's row that has the logits after the last token; 0: `logits` has them */
+    int32_t choice; /* the most likely token, -1 for none; where model->chosen is kept and row is 0 */
+    int in_call;    /* already an input of the call that is being prepared */
     int32_t *pages; /* [pages_per_sequence] */
-    float *logits;  /* [n_vocab] after the last token */
+    float *logits;  /* [n_vocab] */
 };
 
 llmc_status sequence_new(llmc_model *model, llmc_sequence **out);
 llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out);
+llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_sequence **out);
 void sequence_free(llmc_sequence *sequence);
 int32_t sequence_length(const llmc_sequence *sequence);
 llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n);
 llmc_status sequence_logits(const llmc_sequence *sequence, const float **out);
+/* The logits after its last token are in a row of the device from now on. */
+void sequence_claim_row(llmc_sequence *sequence, uint32_t row);
+/* Copy its logits from the device's row, which others may have then. Without it they are lost. */
+llmc_status sequence_keep_logits(llmc_sequence *sequence);
+void sequence_drop_logits(llmc_sequence *sequence);
+/* Bring its logits back to a row. Fails when every row is that of a sequence in this call. */
+llmc_status sequence_restore_row(llmc_sequence *sequence);
+/* Keep the logits of whoever has one of the first n rows: a head is going to write there. */
+llmc_status rows_keep(llmc_model *model, uint32_t n_rows);
 /* Hold pages of its own for n_tokens more. 0: the cache is full; sequence_settle then gives back what was taken. */
 int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens);
 /* Give back the pages beyond its length. */
@@ -244,6 +334,7 @@ void sequence_settle(llmc_sequence *sequence);
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);
 llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);
+llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs);
 
 /* Open the artifact at `path` with the kernels that this code is linked with; NULL: the file this code came from. */
 llmc_status model_open(const char *path, const llmc_options *options, llmc_model **out);

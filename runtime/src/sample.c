@@ -114,30 +114,131 @@ static llmc_status check_sampling(const llmc_sampling *how)
     return LLMC_OK;
 }
 
-llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *given, int32_t *out)
+/* The caller's settings, checked. */
+static llmc_status read_sampling(const llmc_sampling *given, llmc_sampling *how)
 {
-    llmc_sampling how = {.size = sizeof how, .top_p = 1};
-    const float *logits; /* [n_vocab] */
-    if (!sequence || !out)
-        return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "the %s is NULL", sequence ? "result" : "sequence");
+    *how = (llmc_sampling){.size = sizeof *how, .top_p = 1};
     if (given && given->size < sizeof given->size)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "set it to sizeof the struct", "llmc_sampling.size is %u",
                     given->size);
-    if (given) memcpy(&how, given, given->size < sizeof how ? given->size : sizeof how);
-    llmc_status status = how.temperature == 0 ? LLMC_OK : check_sampling(&how);
-    if (!status) status = sequence_logits(sequence, &logits);
-    if (status) return status;
+    if (given) memcpy(how, given, given->size < sizeof *how ? given->size : sizeof *how);
+    return how->temperature == 0 ? LLMC_OK : check_sampling(how);
+}
 
+static llmc_status no_number(void)
+{
+    return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
+}
+
+/* On the host, from all logits. */
+static llmc_status sample_here(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
+{
+    const float *logits; /* [n_vocab] */
+    llmc_status status = sequence_logits(sequence, &logits);
+    if (status) return status;
     candidate *candidates = sequence->model->candidates, best = {0, -1};
     uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0;
     for (uint32_t i = 0; i < n_vocab; i++) {
         if (isnan(logits[i])) continue;
         candidate c = {logits[i], (int32_t)i};
         if (best.token < 0 || is_better(c, best)) best = c;
-        if (how.temperature > 0) candidates[n++] = c;
+        if (how->temperature > 0) candidates[n++] = c;
     }
-    if (best.token < 0) return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
+    if (best.token < 0) return no_number();
     *out = best.token;
-    if (how.temperature > 0) *out = draw(candidates, n, best.logit, &how, uniform(how.seed, sequence->length));
+    if (how->temperature > 0) *out = draw(candidates, n, best.logit, how, uniform(how->seed, sequence->length));
     return LLMC_OK;
+}
+
+/* -- on a GPU ----------------------------------------------------------------------------------------------------- */
+
+/* The head has found the most likely token already. */
+static llmc_status take_choice(const llmc_sequence *sequence, int32_t *out)
+{
+    int32_t choice = sequence->row ? sequence->model->chosen[sequence->row - 1] : sequence->choice;
+    if (choice < 0) return no_number();
+    *out = choice;
+    return LLMC_OK;
+}
+
+/* inputs [n_inputs] that are drawn, as many as there are rows for. */
+static llmc_status draw_there(llmc_model *model, llmc_sample_input *const *inputs, uint32_t n_inputs)
+{
+    const plans *plans = &model->plans;
+    const plan *sampler = plan_choose(plans->samplers, plans->n_samplers, n_inputs);
+    llmc_status status = LLMC_OK;
+    for (uint32_t i = 0; i < n_inputs; i++) ((llmc_sequence *)inputs[i]->sequence)->in_call = 1;
+    for (uint32_t i = 0; i < n_inputs && !status; i++)
+        status = sequence_restore_row((llmc_sequence *)inputs[i]->sequence); /* const: see copy_logits in sequence.c */
+    for (uint32_t i = 0; i < n_inputs; i++) ((llmc_sequence *)inputs[i]->sequence)->in_call = 0;
+    for (uint32_t i = 0; i < sampler->n_rows && !status; i++) {
+        llmc_draw_record *record = model->draws + i;
+        *record = (llmc_draw_record){.row = -1};
+        if (i >= n_inputs) continue;
+        llmc_sampling how;
+        status = read_sampling(inputs[i]->how, &how);
+        *record = (llmc_draw_record){
+            .seed = how.seed,
+            .row = (int32_t)inputs[i]->sequence->row - 1,
+            .position = (int32_t)inputs[i]->sequence->length,
+            .temperature = how.temperature,
+            .top_p = how.top_p,
+            .top_k = how.top_k,
+        };
+    }
+    if (!status) status = model->device->draw(model, sampler);
+    for (uint32_t i = 0; i < n_inputs && !status; i++) {
+        inputs[i]->token = model->drawn[i];
+        if (inputs[i]->token < 0) status = no_number();
+    }
+    return status;
+}
+
+/* -- the calls ---------------------------------------------------------------------------------------------------- */
+
+static llmc_status check_input(const llmc_model *model, const llmc_sample_input *input, size_t index)
+{
+    llmc_sampling how;
+    if (!input->sequence || input->sequence->model != model)
+        return fail(LLMC_ERROR_ARGUMENT, "sample_many", NULL, "input %zu has %s", index,
+                    input->sequence ? "a sequence of another model" : "no sequence");
+    if (!input->sequence->has_logits)
+        return fail(LLMC_ERROR_ARGUMENT, "sample_many", "feed tokens first", "the sequence has no logits");
+    return read_sampling(input->how, &how);
+}
+
+llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs)
+{
+    if (!model || (!inputs && n_inputs))
+        return fail(LLMC_ERROR_ARGUMENT, "sample_many", NULL, "the %s NULL", model ? "inputs are" : "model is");
+    llmc_status status = LLMC_OK;
+    for (size_t i = 0; i < n_inputs && !status; i++) status = check_input(model, inputs + i, i);
+    enum { MOST = 64 };
+    llmc_sample_input *waiting[MOST];
+    uint32_t n_waiting = 0, most = model->plans.max_sampler_rows;
+    if (most > model->plans.max_head_rows) most = model->plans.max_head_rows;
+    if (most > MOST) most = MOST;
+    for (size_t i = 0; i < n_inputs && !status; i++) {
+        llmc_sampling how;
+        status = read_sampling(inputs[i].how, &how);
+        if (status) break;
+        if (!model->device->draw) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
+        else if (how.temperature == 0) status = take_choice(inputs[i].sequence, &inputs[i].token);
+        else waiting[n_waiting++] = inputs + i;
+        if (!status && n_waiting && n_waiting == most) {
+            status = draw_there(model, waiting, n_waiting);
+            n_waiting = 0;
+        }
+    }
+    return status || !n_waiting ? status : draw_there(model, waiting, n_waiting);
+}
+
+llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
+{
+    if (!sequence || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "the %s is NULL", sequence ? "result" : "sequence");
+    llmc_sample_input input = {sequence, how, -1};
+    llmc_status status = sample_many(sequence->model, &input, 1);
+    if (!status) *out = input.token;
+    return status;
 }

@@ -31,6 +31,19 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
                 h->n_vocab);
 }
 
+/* A sequence's logits wander between the device and the host without its user seeing it: so it is const for the user,
+ * and the object behind the pointer, which sequence_new made, is not. */
+static llmc_status copy_logits(llmc_sequence *copy, llmc_sequence *sequence)
+{
+    const float *logits; /* [n_vocab] */
+    llmc_status status = sequence_logits(sequence, &logits);
+    if (status) return status;
+    memcpy(copy->logits, logits, sequence->model->plans.header.n_vocab * sizeof *logits);
+    copy->choice = sequence->choice;
+    copy->has_logits = 1;
+    return LLMC_OK;
+}
+
 llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
 {
     if (out) *out = NULL;
@@ -44,8 +57,35 @@ llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
     for (uint32_t i = 0; i < sequence->n_pages; i++) kv_share(&model->kv, copy->pages[i] = sequence->pages[i]);
     copy->n_pages = sequence->n_pages;
     copy->length = sequence->length;
-    copy->has_logits = sequence->has_logits;
-    if (copy->has_logits) memcpy(copy->logits, sequence->logits, model->plans.header.n_vocab * sizeof *copy->logits);
+    status = sequence->has_logits ? copy_logits(copy, (llmc_sequence *)sequence) : LLMC_OK;
+    if (status) sequence_free(copy);
+    else *out = copy;
+    return status;
+}
+
+llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_sequence **out)
+{
+    if (out) *out = NULL;
+    if (!sequence || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "sequence_repeat", NULL, "the %s is NULL", sequence ? "result" : "sequence");
+    llmc_model *model = sequence->model;
+    const kv_cache *kv = &model->kv;
+    int longer = n > (int64_t)sequence->length;
+    uint32_t n_sources = longer ? sequence->length / kv->page_tokens : sequence->n_pages;
+    if (n < 0 || (uint32_t)n > model->plans.header.n_context || (longer && !n_sources))
+        return fail(LLMC_ERROR_ARGUMENT, "sequence_repeat", NULL, "a sequence of %u tokens cannot be repeated to %d",
+                    sequence->length, n);
+    llmc_sequence *copy;
+    llmc_status status = sequence_new(model, &copy);
+    if (status) return status;
+    if (!sequence_reserve(copy, (uint32_t)n)) {
+        sequence_free(copy);
+        return fail(LLMC_ERROR_MEMORY, model->file.path, "open the model with room for more tokens (kv_tokens)",
+                    "the KV cache has no room for %d more tokens", n);
+    }
+    for (uint32_t i = 0; i < copy->n_pages; i++)
+        model->device->copy_page(model, copy->pages[i], sequence->pages[i % n_sources]);
+    copy->length = (uint32_t)n;
     *out = copy;
     return LLMC_OK;
 }
@@ -54,6 +94,7 @@ void sequence_free(llmc_sequence *sequence)
 {
     if (!sequence) return;
     sequence->length = 0;
+    sequence_drop_logits(sequence);
     sequence_settle(sequence);
     free(sequence->pages);
     free(sequence->logits);
@@ -73,7 +114,7 @@ llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n)
                     sequence->length, n);
     if ((uint32_t)n == sequence->length) return LLMC_OK;
     sequence->length = (uint32_t)n;
-    sequence->has_logits = 0;
+    sequence_drop_logits(sequence);
     sequence_settle(sequence);
     return LLMC_OK;
 }
@@ -85,19 +126,95 @@ llmc_status sequence_logits(const llmc_sequence *sequence, const float **out)
         return fail(LLMC_ERROR_ARGUMENT, "logits", NULL, "the %s is NULL", sequence ? "result" : "sequence");
     if (!sequence->has_logits)
         return fail(LLMC_ERROR_ARGUMENT, "logits", "feed tokens first", "the sequence has no logits");
-    *out = sequence->logits;
+    llmc_status status = sequence_keep_logits((llmc_sequence *)sequence); /* see copy_logits */
+    if (!status) *out = sequence->logits;
+    return status;
+}
+
+/* -- rows of the device ------------------------------------------------------------------------------------------- */
+
+void sequence_claim_row(llmc_sequence *sequence, uint32_t row)
+{
+    sequence->has_logits = 1;
+    sequence->row = row + 1;
+    sequence->model->owners[row] = sequence;
+}
+
+void sequence_drop_logits(llmc_sequence *sequence)
+{
+    if (sequence->row) sequence->model->owners[sequence->row - 1] = NULL;
+    sequence->row = 0;
+    sequence->has_logits = 0;
+}
+
+llmc_status sequence_keep_logits(llmc_sequence *sequence)
+{
+    llmc_model *model = sequence->model;
+    uint32_t row = sequence->row - 1;
+    if (!sequence->row) return LLMC_OK;
+    llmc_status status = model->device->read_logits(model, row, sequence->logits);
+    if (!status) status = model->device->finish(model);
+    if (status) {
+        sequence_drop_logits(sequence);
+        return status;
+    }
+    if (model->chosen) sequence->choice = model->chosen[row];
+    model->owners[row] = NULL;
+    sequence->row = 0;
     return LLMC_OK;
+}
+
+llmc_status rows_keep(llmc_model *model, uint32_t n_rows)
+{
+    llmc_status status = LLMC_OK;
+    for (uint32_t row = 0; row < n_rows && !status; row++)
+        if (model->owners[row]) status = sequence_keep_logits(model->owners[row]);
+    return status;
+}
+
+llmc_status sequence_restore_row(llmc_sequence *sequence)
+{
+    llmc_model *model = sequence->model;
+    uint32_t n = model->plans.max_head_rows, row = 0;
+    llmc_status status = LLMC_OK;
+    if (sequence->row) return LLMC_OK;
+    while (row < n && model->owners[row]) row++;
+    if (row == n) { /* none is free: take one from a sequence that does not need it now */
+        for (row = 0; row < n && model->owners[row]->in_call;) row++;
+        if (row == n)
+            return fail(LLMC_ERROR_ARGUMENT, "sample", "sample fewer sequences at once",
+                        "the device has %u rows of logits", n);
+        status = sequence_keep_logits(model->owners[row]);
+    }
+    if (!status) status = model->device->write_logits(model, row, sequence->logits);
+    if (status) return status;
+    sequence_claim_row(sequence, row);
+    model->chosen[row] = sequence->choice;
+    return LLMC_OK;
+}
+
+/* -- pages -------------------------------------------------------------------------------------------------------- */
+
+/* Make the last page the sequence's own, by a copy when others hold it too. 0: the cache is full. */
+static int own_last_page(llmc_sequence *sequence)
+{
+    llmc_model *model = sequence->model;
+    int32_t *page = sequence->pages + sequence->n_pages - 1;
+    if (!kv_is_shared(&model->kv, *page)) return 1;
+    int32_t copy = kv_take(&model->kv);
+    if (copy < 0) return 0;
+    model->device->copy_page(model, copy, *page);
+    kv_release(&model->kv, *page);
+    *page = copy;
+    return 1;
 }
 
 int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens)
 {
     kv_cache *kv = &sequence->model->kv;
     uint32_t n_needed = pages_for(sequence, sequence->length + n_tokens);
-    if (sequence->length % kv->page_tokens) { /* the last page is not full, so the next token goes there */
-        int32_t *last = sequence->pages + sequence->n_pages - 1, own = kv_own(kv, *last);
-        if (own < 0) return 0;
-        *last = own;
-    }
+    /* A last page that is not full takes the next token. */
+    if (sequence->length % kv->page_tokens && !own_last_page(sequence)) return 0;
     while (sequence->n_pages < n_needed) {
         int32_t page = kv_take(kv);
         if (page < 0) return 0;

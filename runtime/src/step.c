@@ -28,7 +28,7 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
                     sequence ? "tokens" : "sequence");
     if (sequence->model != model)
         return fail(LLMC_ERROR_ARGUMENT, path, NULL, "input %zu of the step is a sequence of another model", index);
-    if (sequence->in_step)
+    if (sequence->in_call)
         return fail(LLMC_ERROR_ARGUMENT, path, "give all its tokens in one input",
                     "input %zu of the step is there twice", index);
     if (input->n_tokens > h->n_context - sequence->length)
@@ -50,9 +50,9 @@ static llmc_status check_inputs(const llmc_model *model, const llmc_step_input *
     *n_tokens = 0;
     while (n_good < n_inputs && !(status = check_input(model, inputs + n_good, n_good))) {
         *n_tokens += inputs[n_good].n_tokens;
-        inputs[n_good++].sequence->in_step = 1;
+        inputs[n_good++].sequence->in_call = 1;
     }
-    for (size_t i = 0; i < n_good; i++) inputs[i].sequence->in_step = 0;
+    for (size_t i = 0; i < n_good; i++) inputs[i].sequence->in_call = 0;
     return status;
 }
 
@@ -76,7 +76,7 @@ static llmc_status settle(const llmc_step_input *inputs, size_t n_inputs, llmc_s
     for (size_t i = 0; i < n_inputs; i++) {
         llmc_sequence *sequence = inputs[i].sequence;
         if (!status) sequence->length += (uint32_t)inputs[i].n_tokens;
-        sequence->has_logits = !status;
+        else sequence_drop_logits(sequence);
         sequence_settle(sequence);
     }
     return status;
@@ -95,15 +95,13 @@ static void fill_row(llmc_model *model, uint32_t row, const llmc_sequence *seque
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */
 }
 
-static llmc_status run_body(llmc_model *model, const llmc_step_input *inputs, const plan *body, uint32_t n_rows,
-                            cursor at)
+static void fill_body(llmc_model *model, const llmc_step_input *inputs, const plan *body, uint32_t n_rows, cursor at)
 {
     for (uint32_t row = 0; row < n_rows; row++, move_on(&at, inputs)) {
         const llmc_step_input *input = inputs + at.input;
         fill_row(model, row, input->sequence, input->tokens[at.token], input->sequence->length + (uint32_t)at.token);
     }
     for (uint32_t row = n_rows; row < body->n_rows; row++) fill_row(model, row, NULL, 0, 0);
-    return engine_run(&model->engine, body);
 }
 
 static int is_wanted(const llmc_step_input *inputs, cursor at)
@@ -111,38 +109,58 @@ static int is_wanted(const llmc_step_input *inputs, cursor at)
     return inputs[at.input].logits || at.token + 1 == inputs[at.input].n_tokens;
 }
 
-/* logits: [n_vocab] of the token at the cursor. */
-static void store_logits(const llmc_step_input *inputs, cursor at, const float *logits, size_t n_vocab)
+/* The first n wanted rows of the body from `row` on, whose token is at the cursor; both move on. */
+static void fill_head(llmc_model *model, const llmc_step_input *inputs, const plan *head, uint32_t n, cursor *at,
+                      uint32_t *row)
 {
-    const llmc_step_input *input = inputs + at.input;
-    if (input->logits) memcpy(input->logits + at.token * n_vocab, logits, n_vocab * sizeof *logits);
-    if (at.token + 1 < input->n_tokens) return;
-    memcpy(input->sequence->logits, logits, n_vocab * sizeof *logits);
+    uint32_t found = 0;
+    for (; found < n; ++*row, move_on(at, inputs))
+        if (is_wanted(inputs, *at)) model->rows[found++] = (int32_t)*row;
+    for (; found < head->n_rows; found++) model->rows[found] = 0; /* padding: computed and forgotten */
 }
 
-/* Rows 0 … n_rows - 1 of the body that has just run are the tokens from the cursor on. */
-static llmc_status run_heads(llmc_model *model, const llmc_step_input *inputs, uint32_t n_rows, cursor at)
+/* A head has computed n rows, the first of them that of the token at the cursor or the next wanted one. */
+static llmc_status hand_out_logits(llmc_model *model, const llmc_step_input *inputs, uint32_t n, cursor at)
+{
+    size_t n_vocab = model->plans.header.n_vocab;
+    llmc_status status = LLMC_OK;
+    for (uint32_t row = 0; row < n && !status; move_on(&at, inputs)) {
+        const llmc_step_input *input = inputs + at.input;
+        if (!is_wanted(inputs, at)) continue;
+        if (input->logits) status = model->device->read_logits(model, row, input->logits + at.token * n_vocab);
+        if (at.token + 1 == input->n_tokens) sequence_claim_row(input->sequence, row);
+        row++;
+    }
+    return status;
+}
+
+/* Run a body on n_rows tokens from the cursor on, and the heads for those whose logits are wanted. */
+static llmc_status run_tokens(llmc_model *model, const llmc_step_input *inputs, const plan *body, uint32_t n_rows,
+                              cursor at)
 {
     const plans *plans = &model->plans;
-    size_t n_vocab = plans->header.n_vocab;
+    const device *device = model->device;
     uint32_t n_wanted = 0, row = 0;
     cursor scout = at;
     for (uint32_t i = 0; i < n_rows; i++, move_on(&scout, inputs)) n_wanted += (uint32_t)is_wanted(inputs, scout);
-
-    while (n_wanted) {
+    llmc_status status = device->finish(model); /* the input of what ran before may be written over */
+    if (status) return status;
+    fill_body(model, inputs, body, n_rows, at);
+    if (!n_wanted) return device->run(model, body, NULL);
+    while (n_wanted && !status) {
         const plan *head = plan_choose(plans->heads, plans->n_heads, n_wanted);
-        uint32_t n = n_wanted < head->n_rows ? n_wanted : head->n_rows, found = 0;
+        uint32_t n = n_wanted < head->n_rows ? n_wanted : head->n_rows;
         cursor first = at;
-        for (; found < n; row++, move_on(&at, inputs))
-            if (is_wanted(inputs, at)) model->rows[found++] = (int32_t)row;
-        for (; found < head->n_rows; found++) model->rows[found] = 0; /* padding: computed and forgotten */
-        llmc_status status = engine_run(&model->engine, head);
+        status = device->finish(model);
+        if (!status) status = rows_keep(model, head->n_rows);
         if (status) return status;
-        for (found = 0; found < n; move_on(&first, inputs))
-            if (is_wanted(inputs, first)) store_logits(inputs, first, model->logits + found++ * n_vocab, n_vocab);
+        fill_head(model, inputs, head, n, &at, &row);
+        status = device->run(model, body, head);
+        if (!status) status = hand_out_logits(model, inputs, n, first);
+        body = NULL; /* has run */
         n_wanted -= n;
     }
-    return LLMC_OK;
+    return status;
 }
 
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs)
@@ -154,15 +172,16 @@ llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inpu
     llmc_status status = check_inputs(model, inputs, n_inputs, &n_left);
     if (!status) status = reserve(model, inputs, n_inputs, n_left);
     if (status) return status;
+    for (size_t i = 0; i < n_inputs; i++) sequence_drop_logits(inputs[i].sequence);
     while (n_left && !status) {
         const plan *body = plan_choose(model->plans.bodies, model->plans.n_bodies, n_left);
         uint32_t n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
-        status = run_body(model, inputs, body, n_rows, at);
-        if (!status) status = run_heads(model, inputs, n_rows, at);
+        status = run_tokens(model, inputs, body, n_rows, at);
         for (uint32_t i = 0; i < n_rows; i++) move_on(&at, inputs);
         n_left -= n_rows;
     }
-    return settle(inputs, n_inputs, status);
+    llmc_status finished = model->device->finish(model);
+    return settle(inputs, n_inputs, status ? status : finished);
 }
 
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens)

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from bench import compare
-from bench.peers import environments, quiet, table
-from bench.peers.environments import Entry
-from bench.peers.process import PeerError, PeerProcess
-from bench.peers.quiet import Neighbours
-from bench.peers.record import Record
+from llmc.bench import compare
+from llmc.bench.peers import environments, quiet, table
+from llmc.bench.peers.environments import Entry
+from llmc.bench.peers.process import PeerError, PeerProcess
+from llmc.bench.peers.quiet import Neighbours
+from llmc.bench.peers.record import Record
 
 ROOT = Path(__file__).parents[2]
 
 FAKE = """
 import sys
 from pathlib import Path
-from bench.peers.protocol import Refusal, serve
+from llmc.bench.peers.protocol import Refusal, serve
 
 NAME, HOW, DIARY = sys.argv[1:]
 if HOW == "missing package":

@@ -50,6 +50,10 @@ def test_the_plan_shows_every_call_with_its_arguments(stub: Path) -> None:
     assert said["plans"][2]["calls"] == [
         {
             "kernel": "linear_64x64",
+            "op": "",
+            "weight": "",
+            "bytes": None,
+            "operations": None,
             "grid": 4,
             "arguments": [
                 {"space": "arena", "offset": 0, "bytes": 64},

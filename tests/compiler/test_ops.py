@@ -51,6 +51,9 @@ PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
 
 
 def shape_of(op: str, name: str) -> tuple[int, ...]:
+    op = ops.normed_parts(op)[1]
+    if name in ("norm_weight", "norm_bias"):
+        return (K,)
     if name == "weight":
         return (K,) if "Norm" in op else (2 * N, K) if op.startswith("Gated") else (N, K)
     if name in ("bias", "residual") and "Norm" in op:
@@ -98,7 +101,7 @@ def test_definition_runs_in_both_engines_with_the_shapes_promised(op: str) -> No
     reference = ReferenceEvaluator(proto).run(None, feeds)
     assert [a.shape for a in found] == [tuple(value.shape or ()) for value in model.graph.outputs]
     for a, b in zip(found, reference, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6)
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1.0, np.abs(b).max() / 16))
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

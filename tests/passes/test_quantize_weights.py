@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import graph
+from llmc.compiler.calibrate import Calibration, Fitting
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.passes.quantize_weights import quantize_weights
@@ -92,3 +93,15 @@ def test_a_weight_that_is_computed_is_refused(build: Any, refused: Any) -> None:
     x, w = build.input("x", "M", 8), build.input("w", 8, 8)
     hidden = build.op("llmc.LinearRelu", x, w)
     refused(build.model(build.op("llmc.Linear", hidden, build.weight("head", 9, 8))), INT4)
+
+
+def test_a_weight_that_layers_share_is_fitted_once(build: Any) -> None:
+    tokens, _ = build.token_inputs()
+    x = build.op("Gather", build.weight("embed", 12, 32), tokens, axis=0)
+    shared = build.weight("shared", 32, 32)
+    h = build.op("llmc.LinearSilu", build.op("llmc.LinearRelu", x, shared), shared)
+    h = build.op("llmc.LinearRelu", h, build.weight("own", 32, 32))
+    model = build.model(build.op("llmc.Linear", h, build.weight("head", 9, 32)))
+    quantize_weights(model, Scheme(4, 32))
+    run = Fitting(model.graph, Calibration("", "", (np.arange(12),)))
+    assert [str(weight.name) for weight, _ in run.run()] == ["shared.int4", "own.int4"]

@@ -48,7 +48,7 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
 /* Open, feed, fork, feed. Returns the first failure. */
 static llmc_status live(const char *path)
 {
-    const llmc_options options = {sizeof options, 3, 0};
+    const llmc_options options = {.size = sizeof options, .n_threads = 3};
     const int32_t tokens[] = {3, 1, 4, 1, 5};
     llmc_model *model = NULL;
     llmc_sequence *sequence = NULL, *fork = NULL;

@@ -5,7 +5,7 @@
 
 int host_open(int argc, char **argv)
 {
-    const llmc_options options = {sizeof options, 1, 0};
+    const llmc_options options = {.size = sizeof options, .n_threads = 1};
     for (int i = 0; i < argc; i++) {
         llmc_model *model;
         llmc_status status = model_open(argv[i], &options, &model);

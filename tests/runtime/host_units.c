@@ -77,6 +77,7 @@ static void set_logits(const float values[N_VOCAB])
     memcpy(logits, values, sizeof logits);
     model.plans.header.n_vocab = N_VOCAB;
     model.candidates = candidates;
+    model.device = &cpu_device;
 }
 
 static int32_t drawn(float temperature, int32_t top_k, float top_p, uint64_t seed)

@@ -60,7 +60,7 @@ def plan_section(**changes: Any) -> bytes:
         arguments += fmt.ARGUMENT.pack(arena, 0, 0, 64 * n_rows)
     for space, n_bytes in ((arena, 64), (weights, 1024), (logits, 4 * N_VOCAB)):
         arguments += fmt.ARGUMENT.pack(space, 0, 0, n_bytes)
-    kernels = b"".join(fmt.KERNEL_RECORD.pack(name.encode(), 3, 0) for name in KERNELS)
+    kernels = b"".join(fmt.pack_kernel(fmt.KernelRecord(name, 3)) for name in KERNELS)
     plans = b"".join(fmt.PLAN_RECORD.pack(*record) for record in ((0, 1, 0, 1), (0, 8, 1, 1), (1, 1, 2, 1)))
     calls = b"".join(fmt.CALL_RECORD.pack(*record) for record in ((0, 1, 0, 3), (0, 8, 3, 3), (1, 4, 6, 3)))
     header = fmt.PlanHeader(

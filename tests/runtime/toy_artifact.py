@@ -123,6 +123,9 @@ class ToyPlan:
             self.calls.append((kernel, grid, len(self.arguments), len(arguments)))
             self.arguments += arguments
 
+    def kernel_record(self, name: str, n_pointers: int) -> fmt.KernelRecord:
+        return fmt.KernelRecord(name, n_pointers)
+
     def pack(self, **changes: Any) -> bytes:
         """The section; `changes` replace fields of the header."""
         counts = {
@@ -134,7 +137,7 @@ class ToyPlan:
         return b"".join(
             [
                 fmt.pack_plan_header(self.header._replace(**{**counts, **changes})),
-                *(fmt.KERNEL_RECORD.pack(name.encode(), n, 0) for name, n in self.kernels),
+                *(fmt.pack_kernel(self.kernel_record(name, n)) for name, n in self.kernels),
                 *(fmt.PLAN_RECORD.pack(*plan) for plan in self.plans),
                 *(fmt.CALL_RECORD.pack(*call) for call in self.calls),
                 *(fmt.ARGUMENT.pack(fmt.SPACES.index(s), 0, offset, n) for s, offset, n in self.arguments),
@@ -149,7 +152,7 @@ def pack_sections(sections: Mapping[str, bytes]) -> bytes:
     """Sections in order, the directory and the trailer, as src/format.h says."""
     data, directory = bytearray(), b""
     for name, content in sections.items():
-        alignment = fmt.WEIGHTS_ALIGNMENT if name == "weights" else fmt.SECTION_ALIGNMENT
+        alignment = fmt.WEIGHTS_ALIGNMENT if name.startswith("weights") else fmt.SECTION_ALIGNMENT
         data += bytes(-len(data) % alignment)
         directory += fmt.SECTION.pack(name.encode(), len(data), len(content), hashlib.sha256(content).digest())
         data += content

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmc.runtime.capi import Api, Handle, Info, Options, Sampling, StepInput
+from llmc.runtime.capi import Api, Handle, Info, Options, SampleInput, Sampling, StepInput
 
 OK, IO, FORMAT, TARGET, MEMORY, ARGUMENT, KERNEL = range(7)
 
@@ -70,6 +70,18 @@ class Model:
             array[i] = StepInput(sequence.handle, c.addressof(tokens[i]), len(ids), room)
         self.check(self.api.step(self.handle, array, len(inputs)))
         return [list(room) for room in rooms]
+
+    def sample_many(self, inputs: Sequence[tuple[Text, tuple[float, int, float, int] | None]]) -> list[int]:
+        """For each sequence the next token; how: temperature, top_k, top_p, seed, or None."""
+        hows = [Sampling(c.sizeof(Sampling), *how) if how else None for _, how in inputs]
+        array = (SampleInput * len(inputs))()
+        for i, (sequence, _) in enumerate(inputs):
+            how = hows[i]
+            array[i].sequence = sequence.handle
+            if how is not None:
+                array[i].how = c.pointer(how)
+        self.check(self.api.sample_many(self.handle, array, len(inputs)))
+        return [int(entry.token) for entry in array]
 
 
 class Text:

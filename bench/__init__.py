@@ -1,0 +1,1 @@
+"""Measurements: `llmc bench` (chart), beside other systems (compare, peers), against the machine (decode, limits)."""

@@ -1,0 +1,66 @@
+"""What a point needs in memory, and what there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmc.bench.chart.request import READ_TOKENS, Task
+
+DTYPE_BYTES = {"f32": 4, "bf16": 2}
+PAGE_TOKENS = 64
+SPARE_BYTES = 2 << 30
+"""Left to the rest of the machine; mapped weights are evicted, and read again, well before memory is full."""
+LLMC_BESIDE_BYTES = 150 << 20
+"""Python, NumPy and the runtime."""
+TORCH_BESIDE_BYTES = 1200 << 20
+"""PyTorch, transformers, activations."""
+
+
+def llmc_needs(manifest: dict[str, Any], task: Task) -> int:
+    """Bytes resident while llmc does a task: weights, buffers, pages of the KV cache."""
+    memory, cache = manifest["memory"], manifest["kv_cache"]
+    return int(memory["weight_bytes"] + memory["arena_bytes"] + LLMC_BESIDE_BYTES) + int(
+        kv_tokens(task) * cache["bytes_per_token"]
+    )
+
+
+def kv_tokens(task: Task) -> int:
+    """Room for a task in llmc's cache: its sequences in whole pages, and the one they were copied from."""
+    sequences = max(task.batch, 1) * (-(-task.length // PAGE_TOKENS) + 1)
+    return (sequences + READ_TOKENS // PAGE_TOKENS + 1) * PAGE_TOKENS
+
+
+def torch_needs(manifest: dict[str, Any], task: Task, dtype: str) -> int:
+    """Bytes for a model in PyTorch and the like: every weight, a cache that is replaced layer by layer as it grows."""
+    model = manifest["model"]
+    width = DTYPE_BYTES[dtype]
+    tokens = max(task.batch, 1) * task.length + READ_TOKENS
+    cache = tokens * kv_elements(model) * width
+    return int(n_weights(manifest) * width + cache * (1 + 2 / model["n_layers"]) + TORCH_BESIDE_BYTES)
+
+
+def kv_elements(model: dict[str, Any]) -> int:
+    """Of a token, in all layers."""
+    config = model["config"]
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return int(2 * model["n_layers"] * (config.get("num_key_value_heads") or heads) * head_dim)
+
+
+def n_weights(manifest: dict[str, Any]) -> int:
+    """About how many weights a model has."""
+    return int(8 * manifest["memory"]["weight_bytes"] / bits(manifest))
+
+
+def bits(manifest: dict[str, Any]) -> float:
+    """Of most weights of an artifact, scales included."""
+    quant = manifest.get("quant")
+    if quant:
+        return {"int8": 8.1, "int4": 4.5}.get(quant["name"], 8.0)
+    return 8 * DTYPE_BYTES[manifest["model"]["dtype"]]
+
+
+def step_bytes(manifest: dict[str, Any]) -> int:
+    """Of weights that a step reads: all but tables of which it takes a row a token."""
+    tables = [w for w in manifest["weights"] if "row-major" in w["layout"] and w["bytes"] > 1 << 20]
+    return int(manifest["memory"]["weight_bytes"] - sum(w["bytes"] for w in tables))

@@ -1,0 +1,135 @@
+"""Random inputs for a call, the same for the same call: products of about the size of 1, every number exact in the type
+that it is stored in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from llmc.bench.gpu.numbers import Codes, exact
+from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+
+Array = np.ndarray[Any, Any]
+POOL = 1 << 22
+QUARTERS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
+"""Cosines and sines of quarter turns: what they turn stays exact."""
+
+
+@dataclass
+class Inputs:
+    """arrays: an input by its index, f32 or i32; quantised weights as codes.  keys, values: for attention, what the
+    cache holds before the step, f32 [pages, KH, tokens, D]; pages that nobody may read are NaN."""
+
+    arrays: dict[int, Array | Codes]
+    keys: Array | None = None
+    values: Array | None = None
+    rows: list[tuple[int, int] | None] = field(default_factory=list)
+
+    def array(self, index: int) -> Array:
+        found = self.arrays[index]
+        return found.values() if isinstance(found, Codes) else found
+
+
+@lru_cache(maxsize=2)
+def pool(seed: int = 0) -> Array:
+    """Normal numbers to take windows from: drawing a 7B's weights one by one would take minutes."""
+    generator = np.random.Generator(np.random.SFC64(seed))
+    return generator.standard_normal(2 * POOL, dtype=np.float32)
+
+
+def normal(name: str, shape: tuple[int, ...]) -> Array:
+    """Rows are windows of the pool at places of their own."""
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    start, stride = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    values, numbers = np.empty((rows, columns), np.float32), pool()
+    for row in range(rows):
+        at = (start + row * (stride | 1)) % POOL
+        values[row] = numbers[at : at + columns]
+    return values.reshape(shape)
+
+
+def make(call: Call, length: int | None = None) -> Inputs:
+    """Inputs of a call.  length: for attention, the longest context."""
+    if call.op.endswith("PagedAttention"):
+        return attention_inputs(call, length)
+    return Inputs({i: tensor(f"{call} {i}", kind) for i, kind in enumerate(call.inputs) if kind is not None})
+
+
+def tensor(name: str, kind: TensorType) -> Array | Codes:
+    if kind.dtype in ("i8", "i4") and kind.constant:
+        return codes(name, kind)
+    if kind.dtype == "i32":
+        return np.zeros(kind.shape, np.int32)
+    values = normal(name, kind.shape)
+    if kind.constant and len(kind.shape) == 2:
+        values *= np.float32(kind.shape[-1] ** -0.5)
+    return exact(values, kind.dtype if kind.dtype in ("bf16", "f16") else "bf16")
+
+
+def codes(name: str, kind: TensorType) -> Codes:
+    """Codes of a normal weight, with scales of one size but for a little."""
+    rows, k = kind.shape
+    largest = 127 if kind.dtype == "i8" else 7
+    drawn = np.clip(np.rint(normal(name, kind.shape) * largest / 3), -largest, largest).astype(np.int8)
+    groups = ceil(k / kind.group) if kind.group else 1
+    size = np.float32(3 / largest * k**-0.5)
+    scales = size * (1 + 0.1 * np.tanh(normal(f"{name} scales", (rows, groups))))
+    return Codes(drawn, scales.astype(np.float32 if kind.dtype == "i8" else np.float16), kind.group)
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+def attention_inputs(call: Call, length: int | None = None) -> Inputs:
+    """A step of one sequence's run of tokens, others' single tokens, and a row that pads it."""
+    rotary = call.op == "llmc.RotaryPagedAttention"
+    kinds = [kind for kind in call.inputs if kind is not None]
+    at = 3 if rotary else 1
+    m, n_columns = kinds[at + 1].shape
+    longest = min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS)
+    rows = step_rows(m, longest)
+    positions = np.array([row[1] if row else -1 for row in rows], np.int32)
+    tables, n_pages = page_tables(rows, n_columns)
+    heads, dim = call.attribute("kv_num_heads"), call.attribute("head_dim")
+    dtype = call.attribute("kv_dtype")
+    arrays: dict[int, Array | Codes] = {0: exact(normal(f"{call} qkv", kinds[0].shape), dtype)}
+    if rotary:
+        turns = np.resize(np.arange(4), kinds[1].shape[1]) + positions[:, None]
+        arrays[1], arrays[2] = (np.ascontiguousarray(QUARTERS[turns % 4][..., part]) for part in (0, 1))
+    arrays[at], arrays[at + 1] = positions, tables
+    shape = (n_pages, heads, PAGE_TOKENS, dim)
+    keys, values = (exact(normal(f"{call} {name}", shape), dtype) for name in "kv")
+    return Inputs(arrays, keys, values, rows)
+
+
+def step_rows(m: int, longest: int) -> list[tuple[int, int] | None]:
+    """(sequence, position) of each row: a run of sequence 0, single tokens of others, padding at the end."""
+    n_padding = int(m > 2)
+    n_single = min(8, (m - n_padding) // 2)
+    n_run = min(m - n_padding - n_single, longest)
+    last = [max(0, longest - 1 - 67 * i) for i in range(n_single)]
+    run: list[tuple[int, int] | None] = [(0, longest - n_run + i) for i in range(n_run)]
+    singles: list[tuple[int, int] | None] = [(1 + i, position) for i, position in enumerate(last)]
+    return [*run, *singles, *[None] * (m - n_run - n_single)]
+
+
+def page_tables(rows: list[tuple[int, int] | None], n_columns: int) -> tuple[Array, int]:
+    """Each row's pages, -1 beyond its sequence, and how many there are; a sequence's pages lie anywhere."""
+    lengths: dict[int, int] = {}
+    for row in filter(None, rows):
+        lengths[row[0]] = max(lengths.get(row[0], 0), row[1] + 1)
+    needed = {sequence: ceil(n / PAGE_TOKENS) for sequence, n in lengths.items()}
+    n_pages = sum(needed.values())
+    numbers = iter(np.random.default_rng(n_pages).permutation(n_pages))
+    own = {s: [int(next(numbers)) for _ in range(n)] for s, n in needed.items()}
+    tables = np.full((len(rows), n_columns), -1, np.int32)
+    for index, row in enumerate(rows):
+        if row:
+            tables[index, : needed[row[0]]] = own[row[0]]
+    return tables, n_pages

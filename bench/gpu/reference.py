@@ -1,0 +1,114 @@
+"""What a call must give, by PyTorch in float32: on the GPU where it sees one, else on the CPU."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from llmc.bench.gpu.inputs import Inputs
+from llmc.compiler.kernel import PAGE_TOKENS, Call
+
+Array = np.ndarray[Any, Any]
+ACTIVATIONS = {
+    "": lambda x: x,
+    "Relu": F.relu,
+    "Silu": F.silu,
+    "Gelu": F.gelu,
+    "GeluTanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+NAME = re.compile(
+    r"llmc\.(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?"
+)
+
+
+def expected(call: Call, inputs: Inputs) -> Array:
+    """The call's first output, f32."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.inference_mode():
+        result = attention(call, inputs, device) if call.op.endswith("Attention") else linear(call, inputs, device)
+        return np.asarray(result.float().cpu().numpy())
+
+
+def linear(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
+    """[M, N]: act(norm(x) Wᵀ + bias) (· up) + residual."""
+    name = NAME.fullmatch(call.op)
+    if name is None:
+        raise ValueError(f"there is no reference for {call.op}")
+    norm, gated, bias, activation, gated_bias, residual = name.groups()
+    rest = iter([torch.from_numpy(inputs.array(i)).to(device) for i in sorted(inputs.arrays)])
+    x = next(rest)
+    epsilon = float(call.attribute("epsilon", 1e-5))
+    if norm == "RMSNorm":
+        x = F.rms_norm(x, x.shape[-1:], next(rest), epsilon)
+    elif norm == "LayerNorm":
+        x = F.layer_norm(x, x.shape[-1:], next(rest), next(rest), epsilon)
+    y = x @ next(rest).T
+    if bias or gated_bias:
+        y = y + next(rest)
+    act = ACTIVATIONS[activation or ""]
+    if gated:
+        gate, up = y.chunk(2, dim=-1)
+        y = act(gate) * up
+    else:
+        y = act(y)
+    return y + next(rest) if residual else y
+
+
+def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
+    """[M, H·D]: rotate, write the step's keys and values into the pages, attend; rows that pad it give zeros."""
+    heads, kv_heads = call.attribute("num_heads"), call.attribute("kv_num_heads")
+    dim, m = call.attribute("head_dim"), len(inputs.rows)
+    rotary = "Rotary" in call.op
+    at = 3 if rotary else 1
+    positions, tables = inputs.array(at), inputs.array(at + 1)
+    qkv = torch.from_numpy(inputs.array(0)).to(device).reshape(m, heads + 2 * kv_heads, dim)
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    if rotary:
+        cos, sin = (torch.from_numpy(inputs.array(i)).to(device)[:, None] for i in (1, 2))
+        turn = (call.attribute("rotary_dim"), bool(call.attribute("interleaved", 0)))
+        q, k = rotate(q, cos, sin, *turn), rotate(k, cos, sin, *turn)
+    assert inputs.keys is not None
+    assert inputs.values is not None
+    keys, values = (torch.from_numpy(cache).to(device).clone() for cache in (inputs.keys, inputs.values))
+    for row, position in enumerate(positions):
+        if position >= 0:
+            page, slot = int(tables[row, position // PAGE_TOKENS]), int(position % PAGE_TOKENS)
+            keys[page, :, slot], values[page, :, slot] = k[row], v[row]
+    out = torch.zeros(m, heads, dim, device=device)
+    for row, position in enumerate(positions):
+        if position >= 0:
+            pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
+            out[row] = attend(call, q[row], *(gathered(cache, pages, int(position)) for cache in (keys, values)))
+    return out.reshape(m, heads * dim)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, n: int, interleaved: bool) -> torch.Tensor:
+    """The first n elements of each head [.., D] turned; pairs are (i, i + n/2), or (2i, 2i + 1)."""
+    turned, rest = x[..., :n], x[..., n:]
+    a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
+    pair = (a * cos - b * sin, b * cos + a * sin)
+    whole = torch.stack(pair, dim=-1).flatten(-2) if interleaved else torch.cat(pair, dim=-1)
+    return torch.cat([whole, rest], dim=-1)
+
+
+def gathered(cache: torch.Tensor, pages: torch.Tensor, position: int) -> torch.Tensor:
+    """[KH, tokens, D] up to and with a position."""
+    chosen = cache[pages].transpose(0, 1)
+    return chosen.reshape(chosen.shape[0], -1, chosen.shape[-1])[:, : position + 1]
+
+
+def attend(call: Call, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """One row: q [H, D] over [KH, T, D]."""
+    group = q.shape[0] // keys.shape[0]
+    keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+    scores = torch.einsum("hd,htd->ht", q, keys) * float(call.attribute("scale"))
+    if softcap := float(call.attribute("softcap", 0.0)):
+        scores = softcap * torch.tanh(scores / softcap)
+    if window := int(call.attribute("window", 0)):
+        n = scores.shape[1]
+        scores[:, : max(0, n - window)] = -torch.inf
+    return torch.einsum("ht,htd->hd", torch.softmax(scores, dim=-1), values)

@@ -1,0 +1,1 @@
+"""Other systems, each in a process of its own that speaks protocol.py."""

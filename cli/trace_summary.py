@@ -1,0 +1,29 @@
+"""The sums that a trace of `llmc run --profile` carries, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmc.runtime.errors import LlmcError
+
+Said = dict[str, Any]
+VERSION = 1
+
+
+def read_summary(path: str, plan_sha256: str, artifact: str) -> Said:
+    """The sums in a trace.  Raises LlmcError: no such file, no trace of llmc, or of another artifact."""
+    hint = f"llmc run {artifact} -p TEXT --profile {path}"
+    try:
+        said: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LlmcError(f"the profile cannot be read: {error.strerror}", place=path, hint=hint) from None
+    except (ValueError, RecursionError):
+        raise LlmcError("the profile is not valid JSON", place=path, hint=hint) from None
+    found = said.get("llmc") if isinstance(said, dict) else None
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise LlmcError("this is no trace that this llmc wrote", place=path, hint=hint)
+    if found.get("plan_sha256") != plan_sha256:
+        raise LlmcError(f"the profile is of another artifact than {artifact}", place=path, hint=hint)
+    return found

@@ -1,0 +1,81 @@
+"""How tokens are chosen on a GPU: a launch at the end of every head, and plans that draw.
+
+    head of R rows       … -> logits [R, V] -> llmc.ChooseTokens -> chosen [R]            the most likely
+    sampler of R rows    logits [R of the largest head, V], draws [R] -> llmc.DrawTokens -> chosen [R]
+
+On a CPU the runtime does this itself (runtime/src/sample.c), which says what is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
+from llmc.compiler.memory import aligned
+from llmc.compiler.plan import SAMPLER, Choice, PlannedCall, StepPlan
+from llmc.runtime.format import DRAW_BYTES, SPACES, Argument
+
+SPACE_OF = {("input", 0): "logits", ("input", 1): "draws", ("output", 0): "chosen"}
+
+
+def choose_call(n_rows: int, n_vocab: int) -> Call:
+    """logits f32[R, V] -> where each row is largest, i32[R]: the first among equals, -1 where none is a number."""
+    return Call("llmc.ChooseTokens", (TensorType((n_rows, n_vocab), "f32"),), (TensorType((n_rows,), "i32"),))
+
+
+def draw_call(n_rows: int, n_logits: int, n_vocab: int) -> Call:
+    """logits f32[rows, V], draws (llmc_draw_record) u8[R, 32] -> the token drawn for each, i32[R]."""
+    logits, draws = TensorType((n_logits, n_vocab), "f32"), TensorType((n_rows, DRAW_BYTES), "u8")
+    return Call("llmc.DrawTokens", (logits, draws), (TensorType((n_rows,), "i32"),))
+
+
+class Sampling:
+    """Adds the launches to plans.  start: of the arena that a head does not need any more when it ends."""
+
+    def __init__(
+        self, implement: Callable[[Call], Implementation], kernel_index: Callable[[Kernel], int], start: int
+    ) -> None:
+        self.implement, self.kernel_index, self.start = implement, kernel_index, start
+        self.choices: list[Choice] = []
+        self.arena_bytes = 0
+        self.scratch_bytes = 0
+
+    def after(self, head: StepPlan, n_vocab: int) -> StepPlan:
+        """The head with the choice of the most likely tokens behind it."""
+        calls = self.calls(head.kind, head.n_rows, choose_call(head.n_rows, n_vocab))
+        return StepPlan(head.kind, head.n_rows, (*head.calls, *calls))
+
+    def samplers(self, sizes: Sequence[int], n_vocab: int) -> list[StepPlan]:
+        """A sampler for each number of rows."""
+        return [
+            StepPlan(SAMPLER, n_rows, self.calls(SAMPLER, n_rows, draw_call(n_rows, max(sizes), n_vocab)))
+            for n_rows in sizes
+        ]
+
+    def calls(self, kind: int, n_rows: int, call: Call) -> tuple[PlannedCall, ...]:
+        implementation = self.implement(call)
+        name = call.op.removeprefix("llmc.")
+        self.choices.append(Choice(kind, n_rows, call, implementation, (name,)))
+        offsets = [self.start]
+        for n_bytes in implementation.temps:
+            offsets.append(offsets[-1] + aligned(n_bytes))
+        self.arena_bytes = max(self.arena_bytes, offsets[-1])
+        self.scratch_bytes = max(self.scratch_bytes, aligned(implementation.scratch_bytes))
+
+        def argument(operand: Operand) -> Argument:
+            if operand.kind == "temp":
+                n_bytes = implementation.temps[operand.index]
+                return Argument(SPACES.index("arena"), offsets[operand.index], n_bytes)
+            if operand.kind == "scratch":
+                return Argument(SPACES.index("scratch"), 0, implementation.scratch_bytes)
+            kinds = call.inputs if operand.kind == "input" else call.outputs
+            value = kinds[operand.index]
+            assert value is not None
+            return Argument(SPACES.index(SPACE_OF[operand.kind, operand.index]), 0, value.n_bytes)
+
+        def planned(launch: Launch) -> PlannedCall:
+            arguments = tuple(argument(operand) for operand in launch.operands)
+            kernel = self.kernel_index(launch.kernel)
+            return PlannedCall(kernel, launch.grid, arguments, name, launch.n_bytes, launch.n_operations)
+
+        return tuple(planned(launch) for launch in implementation.launches)

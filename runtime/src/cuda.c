@@ -1,0 +1,217 @@
+/* cuda.c - a GPU as what runs plans.
+ *
+ * A step writes its input to pinned memory; one copy, the graph of a body, the graph of a head, and a copy of the
+ * tokens chosen go to one stream, and the host waits once. Logits stay where the head wrote them until somebody asks
+ * for them, or another head would write there. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cuda.h"
+
+const char *cuda_name(const llmc_model *model)
+{
+    return model->cuda->name;
+}
+
+static CUdeviceptr space(const llmc_model *model, int space)
+{
+    return (uintptr_t)model->spaces.base[space];
+}
+
+/* -- open and close ----------------------------------------------------------------------------------------------- */
+
+static llmc_status open_in_context(llmc_model *model, const llmc_options *options)
+{
+    cuda *cuda = model->cuda;
+    CUresult result = cuda->driver.cuStreamCreate(&cuda->stream, CU_STREAM_NON_BLOCKING);
+    if (result) return cuda_failed(model, result, "making a stream");
+    llmc_status status = cuda_load_kernels(model);
+    if (!status) status = cuda_take_memory(model, options);
+    if (status) return status;
+    plans_bind(&model->plans, &model->spaces, 1);
+    return cuda->is_one_by_one ? LLMC_OK : cuda_capture(model);
+}
+
+static llmc_status cuda_open(llmc_model *model, const llmc_options *options)
+{
+    const char *sync = getenv("LLMC_CUDA_SYNC");
+    cuda *cuda = model->cuda = calloc(1, sizeof *cuda);
+    if (!cuda) return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for a model");
+    cuda->process = getpid();
+    cuda->is_one_by_one = sync && strcmp(sync, "0") != 0 && *sync;
+    llmc_status status = cuda_load_driver(&cuda->driver, model->file.path);
+    if (!status) status = cuda_take_device(model, options);
+    if (!status) status = cuda_enter(model);
+    if (status) return status;
+    status = open_in_context(model, options);
+    cuda_leave(model);
+    return status;
+}
+
+/* Everything that was taken, in the opposite order; a lost GPU refuses, which does not matter any more. */
+static void give_back(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    if (cuda->stream) driver->cuStreamSynchronize(cuda->stream);
+    for (uint32_t i = 0; i < cuda->n_events; i++) driver->cuEventDestroy(cuda->events[i]);
+    for (uint32_t i = 0; cuda->graphs && i < model->plans.header.n_plans; i++)
+        if (cuda->graphs[i]) driver->cuGraphExecDestroy(cuda->graphs[i]);
+    if (cuda->pinned) driver->cuMemFreeHost(cuda->pinned);
+    if (cuda->memory) driver->cuMemFree(cuda->memory);
+    if (cuda->kv) driver->cuMemFree(cuda->kv);
+    if (cuda->weights) driver->cuMemFree(cuda->weights);
+    for (uint32_t i = 0; i < cuda->n_modules; i++) driver->cuModuleUnload(cuda->modules[i]);
+    if (cuda->stream) driver->cuStreamDestroy(cuda->stream);
+}
+
+static void cuda_close(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    if (!cuda) return;
+    if (cuda->context && cuda->process == getpid()) { /* a forked child has nothing of the GPU to give back */
+        CUcontext before;
+        int is_current = cuda->driver.cuCtxPushCurrent(cuda->context) == CUDA_SUCCESS;
+        give_back(model);
+        if (is_current) cuda->driver.cuCtxPopCurrent(&before);
+        cuda->driver.cuDevicePrimaryCtxRelease(cuda->device);
+    }
+    free(cuda->events);
+    free(cuda->graphs);
+    free(cuda->functions);
+    free(cuda->modules);
+    free(cuda);
+    model->cuda = NULL;
+}
+
+/* -- a step ------------------------------------------------------------------------------------------------------- */
+
+/* From the first row to the end of the body's page table; the rows alone when the body has run before. */
+static CUresult copy_input(llmc_model *model, const plan *body)
+{
+    const cuda *cuda = model->cuda;
+    const char *from = (const char *)model->rows, *end = (const char *)(model->rows + model->plans.max_head_rows);
+    if (body) end = (const char *)(model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence);
+    return cuda->driver.cuMemcpyHtoDAsync((uintptr_t)cuda->input, from, (size_t)(end - from), cuda->stream);
+}
+
+static llmc_status start_plans(llmc_model *model, const plan *body, const plan *head)
+{
+    cuda *cuda = model->cuda;
+    CUresult result = copy_input(model, body);
+    if (result) return cuda_lose(model, result, "copying a step's input");
+    llmc_status status = body ? cuda_start(model, body) : LLMC_OK;
+    if (!status && head) status = cuda_start(model, head);
+    if (status || !head) return status;
+    result = cuda->driver.cuMemcpyDtoHAsync(model->chosen, space(model, LLMC_SPACE_CHOSEN),
+                                            head->n_rows * sizeof *model->chosen, cuda->stream);
+    return result ? cuda_lose(model, result, "") : LLMC_OK;
+}
+
+static llmc_status cuda_run(llmc_model *model, const plan *body, const plan *head)
+{
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    model->cuda->is_running = 1;
+    status = start_plans(model, body, head);
+    cuda_leave(model);
+    return status;
+}
+
+static llmc_status cuda_finish(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    if (!cuda->is_running) return LLMC_OK;
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    CUresult result = cuda->driver.cuStreamSynchronize(cuda->stream);
+    if (result) status = cuda_lose(model, result, "");
+    cuda->is_running = 0;
+    cuda_leave(model);
+    return status;
+}
+
+/* -- logits and pages --------------------------------------------------------------------------------------------- */
+
+static CUdeviceptr row_of_logits(const llmc_model *model, uint32_t row)
+{
+    return space(model, LLMC_SPACE_LOGITS) + (uint64_t)row * model->plans.header.n_vocab * sizeof(float);
+}
+
+static llmc_status cuda_read_logits(llmc_model *model, uint32_t row, float *out)
+{
+    cuda *cuda = model->cuda;
+    size_t n_bytes = model->plans.header.n_vocab * sizeof *out;
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    cuda->is_running = 1;
+    CUresult result = cuda->driver.cuMemcpyDtoHAsync(out, row_of_logits(model, row), n_bytes, cuda->stream);
+    if (result) status = cuda_lose(model, result, "copying logits to the host");
+    cuda_leave(model);
+    return status;
+}
+
+static llmc_status cuda_write_logits(llmc_model *model, uint32_t row, const float *logits)
+{
+    cuda *cuda = model->cuda;
+    size_t n_bytes = model->plans.header.n_vocab * sizeof *logits;
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    CUresult result = cuda->driver.cuMemcpyHtoDAsync(row_of_logits(model, row), logits, n_bytes, cuda->stream);
+    if (!result) result = cuda->driver.cuStreamSynchronize(cuda->stream); /* `logits` is the caller's again */
+    if (result) status = cuda_lose(model, result, "copying logits to the GPU");
+    cuda_leave(model);
+    return status;
+}
+
+static void cuda_copy_page(llmc_model *model, int32_t to, int32_t from)
+{
+    const kv_cache *kv = &model->kv;
+    const cuda *cuda = model->cuda;
+    CUdeviceptr pages = (uintptr_t)kv->pages;
+    if (!kv->page_bytes || cuda_enter(model)) return; /* a lost GPU says so at the next step */
+    CUresult result = cuda->driver.cuMemcpyDtoDAsync(pages + (uint64_t)to * kv->page_bytes,
+                                                     pages + (uint64_t)from * kv->page_bytes, kv->page_bytes,
+                                                     cuda->stream);
+    if (result) cuda_lose(model, result, "copying a page of the KV cache");
+    cuda_leave(model);
+}
+
+/* -- sampling ----------------------------------------------------------------------------------------------------- */
+
+static llmc_status start_draws(llmc_model *model, const plan *sampler)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    size_t n = sampler->n_rows;
+    CUresult result = driver->cuMemcpyHtoDAsync(space(model, LLMC_SPACE_DRAWS), model->draws, n * sizeof *model->draws,
+                                                cuda->stream);
+    if (result) return cuda_lose(model, result, "copying the sampler's input");
+    llmc_status status = cuda_start(model, sampler);
+    if (status) return status;
+    result = driver->cuMemcpyDtoHAsync(model->drawn, space(model, LLMC_SPACE_CHOSEN), n * sizeof *model->drawn,
+                                       cuda->stream);
+    return result ? cuda_lose(model, result, "") : LLMC_OK;
+}
+
+static llmc_status cuda_draw(llmc_model *model, const plan *sampler)
+{
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    model->cuda->is_running = 1;
+    status = start_draws(model, sampler);
+    cuda_leave(model);
+    return status ? status : cuda_finish(model);
+}
+
+const device cuda_device = {
+    .open = cuda_open,
+    .close = cuda_close,
+    .run = cuda_run,
+    .finish = cuda_finish,
+    .read_logits = cuda_read_logits,
+    .copy_page = cuda_copy_page,
+    .write_logits = cuda_write_logits,
+    .draw = cuda_draw,
+};

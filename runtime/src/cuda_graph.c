@@ -1,0 +1,194 @@
+/* cuda_graph.c - kernels, and the launches of a plan.
+ *
+ * All that changes from step to step lies in the GPU's memory, so the launches of a plan are always the same: they are
+ * captured once, as a graph, and a step is one call to the driver a plan. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+enum { USUAL_SHARED_BYTES = 48 << 10 }; /* a kernel that wants more has to say so */
+
+/* -- kernels ------------------------------------------------------------------------------------------------------ */
+
+static llmc_status load_images(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    const range *images = &model->file.program.cuda;
+    uint32_t n;
+    memcpy(&n, images->bytes, sizeof n);
+    cuda->modules = calloc(n + 1ull, sizeof *cuda->modules);
+    if (!cuda->modules) return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u images", n);
+    for (; cuda->n_modules < n; cuda->n_modules++) {
+        CUmodule *module = cuda->modules + cuda->n_modules;
+        CUresult result = cuda->driver.cuModuleLoadData(module, image_at(images, cuda->n_modules).bytes);
+        if (result) return cuda_failed(model, result, "loading the kernels (is the driver older than the compiler?)");
+    }
+    return LLMC_OK;
+}
+
+/* Asking for an attribute also makes a driver that loads lazily load the kernel now. */
+static llmc_status load_function(llmc_model *model, uint32_t index)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    const llmc_kernel_record *record = model->plans.records + index;
+    CUfunction *function = cuda->functions + index;
+    int most = 0;
+    char doing[160];
+    snprintf(doing, sizeof doing, "preparing kernel '%s'", record->name);
+    CUresult result = driver->cuModuleGetFunction(function, cuda->modules[record->image], record->name);
+    if (!result && record->shared_bytes > USUAL_SHARED_BYTES)
+        result = driver->cuFuncSetAttribute(*function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                            (int)record->shared_bytes);
+    if (!result) result = driver->cuFuncGetAttribute(&most, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, *function);
+    if (result) return cuda_failed(model, result, doing);
+    if (record->n_threads <= (uint32_t)most) return LLMC_OK;
+    return fail(LLMC_ERROR_FORMAT, model->file.path, "compile the model again with this llmc",
+                "kernel '%s' has blocks of %u threads; its code allows %d", record->name, record->n_threads, most);
+}
+
+llmc_status cuda_load_kernels(llmc_model *model)
+{
+    uint32_t n = model->plans.header.n_kernels;
+    llmc_status status = load_images(model);
+    if (status) return status;
+    model->cuda->functions = calloc(n + 1ull, sizeof *model->cuda->functions);
+    if (!model->cuda->functions)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u kernels", n);
+    for (uint32_t i = 0; i < n && !status; i++) status = load_function(model, i);
+    return status;
+}
+
+/* -- launches ----------------------------------------------------------------------------------------------------- */
+
+/* is_first: of its plan, so that there is no kernel in front to overlap with. */
+static CUresult launch(const llmc_model *model, const call *call, int is_first)
+{
+    const cuda *cuda = model->cuda;
+    uint32_t index = (uint32_t)(call->kernel - model->plans.kernels);
+    const llmc_kernel_record *record = model->plans.records + index;
+    void *values[LLMC_MAX_POINTERS], *parameters[LLMC_MAX_POINTERS];
+    for (uint32_t i = 0; i < record->n_pointers; i++) {
+        values[i] = call->arguments[i].pointer;
+        parameters[i] = values + i;
+    }
+    CUlaunchAttribute dependent = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION};
+    dependent.value.programmaticStreamSerializationAllowed = 1;
+    const CUlaunchConfig config = {
+        .gridDimX = call->grid, .gridDimY = 1, .gridDimZ = 1,
+        .blockDimX = record->n_threads, .blockDimY = 1, .blockDimZ = 1,
+        .sharedMemBytes = record->shared_bytes,
+        .hStream = cuda->stream,
+        .attrs = &dependent,
+        .numAttrs = record->flags & LLMC_KERNEL_DEPENDENT && cuda->is_dependent && !is_first,
+    };
+    return cuda->driver.cuLaunchKernelEx(&config, cuda->functions[index], parameters, NULL);
+}
+
+static CUresult launch_all(const llmc_model *model, const plan *plan)
+{
+    CUresult result = CUDA_SUCCESS;
+    for (uint32_t i = 0; i < plan->n_calls && !result; i++) result = launch(model, plan->calls + i, i == 0);
+    return result;
+}
+
+/* -- graphs ------------------------------------------------------------------------------------------------------- */
+
+static CUresult capture(const llmc_model *model, const plan *plan, CUgraphExec *executable)
+{
+    const cuda_driver *driver = &model->cuda->driver;
+    CUstream stream = model->cuda->stream;
+    CUgraph graph = NULL;
+    CUresult result = driver->cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+    if (result) return result;
+    result = launch_all(model, plan);
+    CUresult ended = driver->cuStreamEndCapture(stream, &graph);
+    if (!result) result = ended;
+    if (!result) result = driver->cuGraphInstantiateWithFlags(executable, graph, 0);
+    if (result) *executable = NULL;
+    if (!ended && graph) driver->cuGraphDestroy(graph);
+    if (!result) result = driver->cuGraphUpload(*executable, stream);
+    return result;
+}
+
+llmc_status cuda_capture(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    uint32_t n = model->plans.header.n_plans;
+    cuda->graphs = calloc(n + 1ull, sizeof *cuda->graphs);
+    if (!cuda->graphs) return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u graphs", n);
+    for (uint32_t i = 0; i < n; i++) {
+        CUresult result = capture(model, model->plans.all + i, cuda->graphs + i);
+        if (result) return cuda_failed(model, result, "making a graph of a plan");
+    }
+    CUresult result = cuda->driver.cuStreamSynchronize(cuda->stream);
+    return result ? cuda_failed(model, result, "making graphs of the plans") : LLMC_OK;
+}
+
+/* -- one by one --------------------------------------------------------------------------------------------------- */
+
+static llmc_status run_one_by_one(llmc_model *model, const plan *plan)
+{
+    const cuda_driver *driver = &model->cuda->driver;
+    for (uint32_t i = 0; i < plan->n_calls; i++) {
+        CUresult result = launch(model, plan->calls + i, 1);
+        if (!result) result = driver->cuStreamSynchronize(model->cuda->stream);
+        if (!result) continue;
+        char where[160];
+        snprintf(where, sizeof where, "kernel '%s' (call %u of %u)", plan->calls[i].kernel->name, i + 1, plan->n_calls);
+        return cuda_lose(model, result, where);
+    }
+    return LLMC_OK;
+}
+
+/* Events [n] at least. */
+static CUresult have_events(cuda *cuda, uint32_t n)
+{
+    if (n <= cuda->n_events) return CUDA_SUCCESS;
+    CUevent *more = realloc(cuda->events, n * sizeof *more);
+    if (!more) return CUDA_ERROR_OUT_OF_MEMORY;
+    cuda->events = more;
+    for (; cuda->n_events < n; cuda->n_events++) {
+        CUresult result = cuda->driver.cuEventCreate(cuda->events + cuda->n_events, CU_EVENT_DEFAULT);
+        if (result) return result;
+    }
+    return CUDA_SUCCESS;
+}
+
+/* With an event before each kernel and after the last, which keeps kernels from overlapping. The GPU's clock is not the
+ * host's: the last event is taken to happen when the host sees it. */
+static llmc_status run_timed(llmc_model *model, const plan *plan)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    engine *engine = &model->engine;
+    uint32_t n = plan->n_calls;
+    CUresult result = have_events(cuda, n + 1);
+    if (!result) result = driver->cuEventRecord(cuda->events[0], cuda->stream);
+    for (uint32_t i = 0; i < n && !result; i++) {
+        result = launch(model, plan->calls + i, 1);
+        if (!result) result = driver->cuEventRecord(cuda->events[i + 1], cuda->stream);
+    }
+    if (!result) result = driver->cuStreamSynchronize(cuda->stream);
+    float whole = 0, before = 0, after = 0; /* ms */
+    if (!result) result = driver->cuEventElapsedTime(&whole, cuda->events[0], cuda->events[n]);
+    uint64_t start = now_ns() - (uint64_t)(whole * 1e6);
+    profile_begin(engine);
+    for (uint32_t i = 0; i < n && !result; i++, before = after) {
+        result = driver->cuEventElapsedTime(&after, cuda->events[0], cuda->events[i + 1]);
+        profile_call(engine, plan->calls + i, start + (uint64_t)(before * 1e6), start + (uint64_t)(after * 1e6));
+    }
+    profile_end(engine);
+    return result ? cuda_lose(model, result, "") : LLMC_OK;
+}
+
+llmc_status cuda_start(llmc_model *model, const plan *plan)
+{
+    cuda *cuda = model->cuda;
+    if (model->engine.profile) return run_timed(model, plan);
+    if (cuda->is_one_by_one) return run_one_by_one(model, plan);
+    CUresult result = cuda->driver.cuGraphLaunch(cuda->graphs[plan - model->plans.all], cuda->stream);
+    return result ? cuda_lose(model, result, "") : LLMC_OK;
+}

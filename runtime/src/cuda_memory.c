@@ -1,0 +1,222 @@
+/* cuda_memory.c - what a model needs of a GPU's memory, and the way of the weights from the file to there.
+ *
+ * Four pieces are taken: weights, KV cache, one for all else on the GPU, and one of the host that the driver has pinned
+ * so that copies run by themselves. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "cuda.h"
+
+enum {
+    SPARE_BYTES = 64 << 20,  /* left free: graphs, and what the driver takes as it goes */
+    BOUNCE_BYTES = 32 << 20, /* of each of the two buffers that weights pass through */
+};
+
+/* -- room --------------------------------------------------------------------------------------------------------- */
+
+typedef struct needs {
+    uint64_t weights, page, activations, n_free;
+    uint64_t kv_tokens;
+    int is_asked; /* that many tokens, and not as many as fit */
+} needs;
+
+static uint64_t pages_of(const llmc_model *model, uint64_t n_tokens)
+{
+    uint64_t page_tokens = model->plans.header.page_tokens;
+    return n_tokens / page_tokens + (n_tokens % page_tokens != 0);
+}
+
+/* Settle for fewer tokens than the default when memory is short, but for one page at least. */
+static llmc_status check_room(const llmc_model *model, needs *needs)
+{
+    const double gb = 1e9;
+    uint64_t page_tokens = model->plans.header.page_tokens, n_pages = pages_of(model, needs->kv_tokens);
+    uint64_t fixed = needs->weights + needs->activations + SPARE_BYTES;
+    uint64_t left = needs->n_free > fixed ? needs->n_free - fixed : 0;
+    int fits = !needs->page ? needs->n_free >= fixed : n_pages <= left / needs->page;
+    if (fits) return LLMC_OK;
+    if (!needs->is_asked && left && left >= needs->page) {
+        needs->kv_tokens = left / needs->page * page_tokens;
+        return LLMC_OK;
+    }
+    double cache = (double)n_pages * (double)needs->page;
+    return fail(LLMC_ERROR_MEMORY, model->file.path,
+                left && left >= needs->page ? "ask for room for fewer tokens (kv_tokens)"
+                                            : "free memory on the GPU, or take a larger one",
+                "the model needs %.2f GB on %s (weights %.2f, KV cache of %llu tokens %.2f, activations %.2f), and "
+                "%.2f GB are free",
+                ((double)fixed + cache) / gb, model->cuda->name, (double)needs->weights / gb,
+                (unsigned long long)needs->kv_tokens, cache / gb, (double)needs->activations / gb,
+                (double)needs->n_free / gb);
+}
+
+/* -- taking it ---------------------------------------------------------------------------------------------------- */
+
+static llmc_status take(const llmc_model *model, CUdeviceptr *at, uint64_t n_bytes, const char *doing)
+{
+    const cuda *cuda = model->cuda;
+    if (!n_bytes) n_bytes = LLMC_ALIGNMENT;
+    CUresult result = cuda->driver.cuMemAlloc(at, n_bytes);
+    if (result) *at = 0;
+    return result ? cuda_failed(model, result, doing) : LLMC_OK;
+}
+
+static char *address(CUdeviceptr at)
+{
+    return (char *)(uintptr_t)at;
+}
+
+/* The parts of a step's input lie in this order on the host and on the GPU, so that one copy brings them all; the page
+ * table is last, as a small body needs little of it. */
+enum { N_INPUT = 4, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 5 };
+
+static void measure_input(llmc_model *model, memory_part parts[N_INPUT])
+{
+    const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows;
+    const uint64_t n_columns = model->plans.header.pages_per_sequence;
+    parts[0] = (memory_part){r * sizeof *model->rows, &model->rows};
+    parts[1] = (memory_part){m * sizeof *model->tokens, &model->tokens};
+    parts[2] = (memory_part){m * sizeof *model->positions, &model->positions};
+    parts[3] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
+}
+
+static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
+{
+    const llmc_plan_header *h = &model->plans.header;
+    const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows, n = r > s ? r : s;
+    char **base = model->spaces.base;
+    measure_input(model, parts);
+    parts[0].at = &base[LLMC_SPACE_ROWS];
+    parts[1].at = &base[LLMC_SPACE_TOKENS];
+    parts[2].at = &base[LLMC_SPACE_POSITIONS];
+    parts[3].at = &base[LLMC_SPACE_PAGE_TABLE];
+    parts[4] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
+    parts[5] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
+    parts[6] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
+    parts[7] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
+    parts[8] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
+    return memory_measure(parts, N_GPU);
+}
+
+/* The host's side: pinned what the GPU copies, ordinary memory for the rest. */
+static llmc_status take_host(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows;
+    memory_part parts[N_HOST], owners = {r * sizeof *model->owners, &model->owners};
+    measure_input(model, parts);
+    parts[4] = (memory_part){r * sizeof *model->chosen, &model->chosen};
+    parts[5] = (memory_part){s * sizeof *model->drawn, &model->drawn};
+    parts[6] = (memory_part){s * sizeof *model->draws, &model->draws};
+    void *pinned = NULL;
+    CUresult result = cuda->driver.cuMemAllocHost(&pinned, memory_measure(parts, N_HOST));
+    if (result) return cuda_failed(model, result, "taking pinned memory of the host");
+    cuda->pinned = pinned;
+    memory_cut(cuda->pinned, parts, N_HOST);
+    model->memory_bytes = memory_measure(&owners, 1);
+    model->memory = memory_map(model->memory_bytes);
+    if (!model->memory)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %llu rows of logits",
+                    (unsigned long long)r);
+    memory_cut(model->memory, &owners, 1);
+    return LLMC_OK;
+}
+
+/* -- the weights -------------------------------------------------------------------------------------------------- */
+
+typedef struct bounce {
+    void *bytes[2]; /* [BOUNCE_BYTES] pinned */
+    CUevent copied[2];
+} bounce;
+
+/* While the GPU fetches one buffer, the other is filled from the file. */
+static llmc_status copy_weights(llmc_model *model, const llmc_options *options, const bounce *bounce)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    const range *weights = &model->file.program.weights;
+    CUresult result = CUDA_SUCCESS;
+    for (uint64_t done = 0, turn = 0; done < weights->n_bytes && !result; turn ^= 1) {
+        uint64_t left = weights->n_bytes - done, n = left < BOUNCE_BYTES ? left : BOUNCE_BYTES;
+        if (options->progress && options->progress(options->context, done, weights->n_bytes))
+            return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "opening the model was stopped");
+        result = driver->cuEventSynchronize(bounce->copied[turn]); /* one never recorded is done */
+        if (result) break;
+        memcpy(bounce->bytes[turn], weights->bytes + done, n);
+        result = driver->cuMemcpyHtoDAsync(cuda->weights + done, bounce->bytes[turn], n, cuda->stream);
+        if (!result) result = driver->cuEventRecord(bounce->copied[turn], cuda->stream);
+        done += n;
+    }
+    if (!result) result = driver->cuStreamSynchronize(cuda->stream);
+    if (result) return cuda_failed(model, result, "copying the weights");
+    if (options->progress) options->progress(options->context, weights->n_bytes, weights->n_bytes);
+    return LLMC_OK;
+}
+
+static llmc_status upload(llmc_model *model, const llmc_options *options)
+{
+    cuda *cuda = model->cuda;
+    const cuda_driver *driver = &cuda->driver;
+    const range *weights = &model->file.program.weights;
+    bounce bounce = {{NULL, NULL}, {NULL, NULL}};
+    CUresult result = CUDA_SUCCESS;
+    madvise((void *)(uintptr_t)weights->bytes, weights->n_bytes, MADV_SEQUENTIAL);
+    for (int i = 0; i < 2 && !result; i++) {
+        result = driver->cuMemAllocHost(&bounce.bytes[i], BOUNCE_BYTES);
+        if (result) bounce.bytes[i] = NULL;
+        if (!result) result = driver->cuEventCreate(&bounce.copied[i], CU_EVENT_DISABLE_TIMING);
+    }
+    llmc_status status = result ? cuda_failed(model, result, "taking pinned memory to copy the weights with")
+                                : copy_weights(model, options, &bounce);
+    if (status) driver->cuStreamSynchronize(cuda->stream); /* the GPU may still be reading */
+    for (int i = 0; i < 2; i++) {
+        if (bounce.copied[i]) driver->cuEventDestroy(bounce.copied[i]);
+        if (bounce.bytes[i]) driver->cuMemFreeHost(bounce.bytes[i]);
+    }
+    return status;
+}
+
+/* -- all of it ---------------------------------------------------------------------------------------------------- */
+
+llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
+{
+    cuda *cuda = model->cuda;
+    const llmc_plan_header *h = &model->plans.header;
+    const uint64_t largest = 1ull << 46; /* no product of these overflows */
+    memory_part parts[N_GPU];
+    size_t n_free = 0, n_bytes = 0;
+    CUresult result = cuda->driver.cuMemGetInfo(&n_free, &n_bytes);
+    if (result) return cuda_failed(model, result, "asking for free memory");
+    if (h->arena_bytes > largest || h->scratch_bytes > largest)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for activations: %llu bytes",
+                    (unsigned long long)h->arena_bytes);
+    uint64_t default_tokens = h->default_kv_tokens ? h->default_kv_tokens : h->n_context;
+    needs needs = {
+        .weights = model->file.program.weights.n_bytes,
+        .page = h->kv_page_bytes,
+        .activations = measure_gpu(model, parts),
+        .n_free = n_free,
+        .kv_tokens = options->kv_tokens ? options->kv_tokens : default_tokens,
+        .is_asked = options->kv_tokens != 0,
+    };
+    llmc_status status = check_room(model, &needs);
+    if (!status) status = kv_open(&model->kv, h, needs.kv_tokens, model->file.path);
+    if (!status) status = take(model, &cuda->weights, needs.weights, "taking memory for the weights");
+    uint64_t kv_bytes = model->kv.n_pages * needs.page;
+    if (!status) status = take(model, &cuda->kv, kv_bytes, "taking memory for the KV cache");
+    if (!status) status = take(model, &cuda->memory, needs.activations, "taking memory for activations");
+    if (!status) status = take_host(model);
+    if (status) return status;
+    memory_cut(address(cuda->memory), parts, N_GPU);
+    model->spaces.base[LLMC_SPACE_WEIGHTS] = address(cuda->weights);
+    model->spaces.base[LLMC_SPACE_KV] = model->kv.pages = address(cuda->kv);
+    cuda->input = address(cuda->memory);
+    /* Counters must be zero; the rest is so that nothing depends on what was there before. */
+    result = cuda->driver.cuMemsetD8Async(cuda->memory, 0, needs.activations, cuda->stream);
+    if (!result && kv_bytes) result = cuda->driver.cuMemsetD8Async(cuda->kv, 0, kv_bytes, cuda->stream);
+    if (result) return cuda_failed(model, result, "clearing memory");
+    return upload(model, options);
+}

@@ -1,0 +1,296 @@
+"""Attention over a paged KV cache, with or without rotary positions.
+
+Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype
+(include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes k and v into the
+pages, and one that attends: arithmetic is the limit, 4 H D operations a token of context and row
+(include/attention_tile.cuh; on Hopper include/attention_wgmma.cuh).  In float32 all steps are two launches
+(include/attention_float32.cuh).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.target import Target
+from llmc.schedules.cuda.attention_shape import CUDA_TYPES, Attention, parse
+from llmc.schedules.rule import Rule
+
+MOST_STREAMED_ROWS = 64
+"""Steps of at most so many rows are small."""
+STREAM_BLOCKS = 2
+"""Blocks of a small step that share a multiprocessor."""
+STREAM_WARPS = 4
+MOST_SLOTS = 8
+TILE_ROWS, TILE_THREADS = 64, 128
+MOST_WGMMA_DIM = 128
+"""Longest head whose queries and sums fit a warpgroup's registers."""
+APPEND_ROWS, APPEND_THREADS = 8, 128
+FLOAT32_THREADS = 128
+
+
+@dataclass(frozen=True)
+class Chip:
+    """processors: multiprocessors.  shared_bytes: shared memory of one; block_bytes: most that a block may have."""
+
+    processors: int
+    shared_bytes: int
+    block_bytes: int
+
+
+CHIPS = {
+    80: Chip(108, 164 << 10, 163 << 10),
+    89: Chip(128, 100 << 10, 99 << 10),
+    90: Chip(132, 228 << 10, 227 << 10),
+    100: Chip(148, 228 << 10, 227 << 10),
+}
+RESERVED_BYTES = 2048
+"""Of shared memory, in each block: the driver's, and variables of fixed size."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """splits: blocks that may share a row's context.  slots: copies of K or V in a block's shared memory."""
+
+    splits: int
+    slots: int
+
+    def __str__(self) -> str:
+        return f"at most {self.splits} splits, {self.slots} copies ahead"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """stages: pages in a block's shared memory.  groups: warpgroups of 64 rows of a block that multiply by `wgmma`;
+    0: one of 64 rows by `mma.sync`."""
+
+    stages: int
+    groups: int = 0
+
+    def __str__(self) -> str:
+        unit = "wgmma" if self.groups else "mma.sync"
+        return f"tiles of {TILE_ROWS * max(self.groups, 1)} rows, {self.stages} pages at a time, {unit}"
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Nothing to choose."""
+
+    def __str__(self) -> str:
+        return "a warp for each row and head"
+
+
+def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
+    a = parse(call)
+    if a is None:
+        return None
+    if a.kv_dtype == "f32":
+        return Float32()
+    chip = CHIPS[target.arch]
+    slots = most_slots(a, chip)
+    if a.rows <= MOST_STREAMED_ROWS and slots >= 2:
+        return Stream(max(1, min(STREAM_BLOCKS * chip.processors // units(a), a.pages)), slots)
+    if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
+        return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
+    return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
+
+
+def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
+    """Other splits and tiles worth measuring."""
+    best = match(call, target)
+    if isinstance(best, Stream):
+        return [Stream(splits, best.slots) for splits in sorted({1, 2, 4, 8, 16, best.splits})]
+    if isinstance(best, Tile) and best.groups:
+        return [Tile(2), *(Tile(stages, groups) for stages in (2, 3, 4) for groups in (1, 2))]
+    return []
+
+
+def implement(call: Call, params: Stream | Tile | Float32, target: Target) -> Implementation:
+    a = parse(call)
+    assert a is not None, "implement follows match"
+    if isinstance(params, Stream):
+        launches, temps = streamed(a, params)
+    else:
+        launches, temps = tiled(a, params) if isinstance(params, Tile) else float32(a)
+    return Implementation(
+        launches=launches,
+        temps=temps,
+        scratch_bytes=4 * units(a) if isinstance(params, Stream) else 0,
+        kv_layer_bytes=a.layer_bytes,
+    )
+
+
+# -- small steps -------------------------------------------------------------------------------------------------------
+
+
+def head_tiles(a: Attention) -> int:
+    """Passes over a key head's pages: 16 query heads at most go together."""
+    return -(-a.group // 16)
+
+
+def units(a: Attention) -> int:
+    return a.rows * a.kv_heads * head_tiles(a)
+
+
+def unit_queries(a: Attention) -> int:
+    """Rows of the product that a unit has at most: query heads of one or more rows of the step."""
+    return 16 if a.group > 16 else min(a.rows, 16 // a.group) * a.group
+
+
+def stream_bytes(a: Attention, slots: int) -> int:
+    """Shared memory of a block: copies of K or V, queries, the step's own keys and values."""
+    fresh_rows = -(-a.rows // 16) * 16
+    return DTYPE_BYTES[a.kv_dtype] * a.head_dim * (PAGE_TOKENS * slots + 16 + 2 * fresh_rows)
+
+
+def most_slots(a: Attention, chip: Chip) -> int:
+    """As many as let STREAM_BLOCKS blocks share a multiprocessor, or at least 2; fewer where that is too much."""
+    share = chip.shared_bytes // STREAM_BLOCKS - RESERVED_BYTES
+    slots = MOST_SLOTS
+    while slots > 2 and stream_bytes(a, slots) > share:
+        slots -= 1
+    return slots if stream_bytes(a, slots) <= chip.block_bytes - RESERVED_BYTES else 0
+
+
+def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
+    merges = params.splits > 1
+    arguments = (*inputs(a), Argument("kv", "T", Operand("kv")), Argument("out", "Out", Operand("output")))
+    if merges:
+        arguments += (
+            Argument("partial", "float", Operand("temp")),
+            Argument("counters", "uint32_t", Operand("scratch")),
+        )
+    shape = a.source(splits=params.splits, slots=params.slots)
+    shared = stream_bytes(a, params.slots)
+    kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared)
+    states = 4 * units(a) * params.splits * unit_queries(a) * (a.head_dim + 2)
+    launch = Launch(
+        kernel,
+        tuple(argument.operand for argument in arguments),
+        units(a) * params.splits,
+        a.rows * a.context * head_tiles(a) * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a),
+        4 * a.rows * a.context * a.heads * a.head_dim,
+    )
+    return (launch,), (states,) if merges else ()
+
+
+# -- large steps -------------------------------------------------------------------------------------------------------
+
+
+def tile_bytes(a: Attention, stages: int) -> int:
+    """Shared memory of a block: K and V of pages; queries too, where registers do not hold them."""
+    head = PAGE_TOKENS * a.head_dim * DTYPE_BYTES[a.kv_dtype]
+    return head * (2 * stages + (a.head_dim > 128))
+
+
+def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
+    tiles = -(-a.rows // (TILE_ROWS * max(params.groups, 1)))
+    n_bytes = DTYPE_BYTES[a.kv_dtype]
+    kv, queries = Argument("kv", "T", Operand("kv")), Argument("queries", "T", Operand("temp"))
+    reads = inputs(a)
+    append = Launch(
+        kernel_of("append", a, a.source(), (*reads, kv, queries), APPEND, APPEND_THREADS, 0),
+        tuple(argument.operand for argument in (*reads, kv, queries)),
+        -(-a.rows // APPEND_ROWS) * a.kv_heads,
+        a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim * (4 + n_bytes),
+        3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
+    )
+    arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
+    if params.groups:
+        shape = a.source(stages=params.stages, groups=params.groups)
+        kernel_parts = (shape, arguments, ATTEND_WGMMA, 128 * params.groups + 32)
+    else:
+        kernel_parts = (a.source(stages=params.stages), arguments, ATTEND_TILE, TILE_THREADS)
+    attend = Launch(
+        kernel_of("wgmma" if params.groups else "tile", a, *kernel_parts, tile_bytes(a, params.stages)),
+        tuple(argument.operand for argument in arguments),
+        tiles * a.heads,
+        a.context * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a) // 2,
+        4 * a.rows * a.context * a.heads * a.head_dim,
+    )
+    return (append, attend), (n_bytes * tiles * max(params.groups, 1) * TILE_ROWS * a.heads * a.head_dim,)
+
+
+# -- float32 -----------------------------------------------------------------------------------------------------------
+
+
+def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
+    kv, queries = Argument("kv", "T", Operand("kv")), Argument("queries", "T", Operand("temp"))
+    reads = inputs(a)
+    arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
+    append = Launch(
+        kernel_of("append", a, a.source(), (*reads, kv, queries), FLOAT32_APPEND, FLOAT32_THREADS, 0),
+        tuple(argument.operand for argument in (*reads, kv, queries)),
+        a.rows,
+        8 * a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim,
+        3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
+    )
+    attend = Launch(
+        kernel_of("float32", a, a.source(), arguments, FLOAT32_ATTEND, FLOAT32_THREADS, 0),
+        tuple(argument.operand for argument in arguments),
+        -(-a.rows * a.heads * 32 // FLOAT32_THREADS),
+        a.rows * a.context * (a.layer_bytes // PAGE_TOKENS) + 8 * a.rows * a.heads * a.head_dim,
+        4 * a.rows * a.context * a.heads * a.head_dim,
+    )
+    return (append, attend), (4 * a.rows * a.heads * a.head_dim,)
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters});"
+APPEND = "attention_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
+ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out);"
+ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out);"
+FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
+FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out);"
+HEADERS = {STREAM: "stream", APPEND: "tile", ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
+"""include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A pointer that a kernel takes: `type *name`, the types of Shape or C++'s own."""
+
+    name: str
+    type: str
+    operand: Operand
+
+
+def inputs(a: Attention) -> tuple[Argument, ...]:
+    """The call's inputs that kernels read; cos and sin only where something is turned."""
+    tables = ("cos", "sin") if a.rotary_dim else ()
+    first_id = 3 if a.rotary_dim else 1
+    return (
+        *(Argument(name, "const float", Operand("input", i)) for i, name in enumerate(("qkv", *tables))),
+        Argument("positions", "const int", Operand("input", first_id)),
+        Argument("page_table", "const int", Operand("input", first_id + 1)),
+    )
+
+
+def in_and_out_bytes(a: Attention) -> int:
+    """What a step brings and takes away."""
+    columns = 4 * (a.heads + 2 * a.kv_heads) + DTYPE_BYTES[a.out] * a.heads
+    return a.rows * columns * a.head_dim + a.rows * (a.layer_bytes // PAGE_TOKENS)
+
+
+def kernel_of(
+    name: str, a: Attention, shape: str, arguments: Sequence[Argument], call: str, n_threads: int, shared_bytes: int
+) -> Kernel:
+    """A kernel that is one call of include/attention_<…>.cuh; pointers in braces are null where there are none."""
+    names = {argument.name for argument in arguments}
+    optional = ("qkv", "cos", "sin", "partial", "counters")
+    body = call.format(**{pointer: pointer if pointer in names else "nullptr" for pointer in optional})
+    types = {"T": CUDA_TYPES[a.kv_dtype], "Out": CUDA_TYPES[a.out]}
+    parameters = ", ".join(f"{types.get(x.type, x.type)} *{x.name}" for x in arguments)
+    header = f'#include "attention_{HEADERS.get(call, "float32")}.cuh"'
+    bounds = f'extern "C" __global__ void __launch_bounds__({n_threads})'
+    digest = hashlib.sha256(f"{shape}{parameters}{body}".encode()).hexdigest()[:8]
+    full = f"attention_{name}_{a.kv_dtype}_m{a.rows}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_{digest}"
+    text = f"{header}\n\n{shape}\n\n{bounds} {full}({parameters}) {{\n    {body}\n}}\n"
+    return Kernel(full, text, partial(str, text), n_threads=n_threads, shared_bytes=shared_bytes, dependent=True)
+
+
+RULES = (Rule("attention", match, implement, space),)

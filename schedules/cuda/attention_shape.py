@@ -1,0 +1,111 @@
+"""The sizes that the kernels of paged attention are compiled for, and how they are told.
+
+A page's part for one layer is, for each key head, K and then V, both [D/8][64 tokens][8 elements]: eight tokens of a
+chunk of 16 bytes lie together, an 8x8 matrix of `ldmatrix` and a core matrix of `wgmma` (include/attention.cuh).
+float32 caches are [64 tokens][D] (include/attention_float32.cuh).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call
+from llmc.runtime.errors import LlmcError
+
+MOST_HEAD_DIM = 256
+CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """M = rows rows of `heads` query heads, `kv_heads` key heads of D = head_dim elements, up to `pages` pages each.
+
+    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache and of the operands of
+    products.  out: the result's dtype; tiled: whether it lies in tiles (compiler/kernel.py).
+    """
+
+    rows: int
+    pages: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    interleaved: bool
+    scale: float
+    softcap: float
+    window: int
+    n_layers: int
+    kv_dtype: str
+    out: str
+    tiled: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def layer_bytes(self) -> int:
+        """Of a page, for one layer."""
+        return 2 * self.kv_heads * PAGE_TOKENS * self.head_dim * DTYPE_BYTES[self.kv_dtype]
+
+    @property
+    def context(self) -> int:
+        """Tokens that a row attends on average."""
+        return self.pages * PAGE_TOKENS // 2
+
+    def source(self, **tiles: int) -> str:
+        """`struct Shape` of include/attention.cuh, with a kernel's own tile sizes."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(self)} | tiles
+        elements = self.n_layers * self.layer_bytes // DTYPE_BYTES[self.kv_dtype]
+        members = [f"using T = {CUDA_TYPES[self.kv_dtype]};", f"using Out = {CUDA_TYPES[self.out]};"]
+        members += [
+            f"static constexpr {kind} {name} = {literal(numbers[name])};"
+            for name, kind in (*MEMBERS.items(), *((tile, "int") for tile in tiles))
+        ]
+        members.append(f"static constexpr int64_t page_elements = {elements};")
+        return "\n".join(["struct Shape {", *(f"    {member}" for member in members), "};"])
+
+
+MEMBERS = dict.fromkeys(("rows", "pages", "heads", "kv_heads", "head_dim", "rotary_dim", "window"), "int")
+MEMBERS |= {"interleaved": "bool", "tiled": "bool", "scale": "float", "softcap": "float"}
+
+
+def literal(number: float | bool) -> str:
+    if isinstance(number, bool):
+        return str(number).lower()
+    return f"{number!r}f" if isinstance(number, float) else str(number)
+
+
+def parse(call: Call) -> Attention | None:
+    """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
+    kernels cannot do."""
+    rotary = call.op == "llmc.RotaryPagedAttention"
+    if not rotary and call.op != "llmc.PagedAttention":
+        return None
+    page_table = call.inputs[4 if rotary else 2]
+    assert page_table is not None, "attention has a page table"
+    head_dim, kv_dtype = call.attribute("head_dim"), call.attribute("kv_dtype")
+    if kv_dtype not in CUDA_TYPES:
+        hint = f"one of {', '.join(CUDA_TYPES)}"
+        raise LlmcError(f"a KV cache of {kv_dtype} is not there for NVIDIA GPUs", place="--kv-dtype", hint=hint)
+    if head_dim % 16 or head_dim > MOST_HEAD_DIM:
+        fact = f"attention on NVIDIA GPUs takes heads of 16, 32 … {MOST_HEAD_DIM} elements, not {head_dim}"
+        raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
+    return Attention(
+        rows=page_table.shape[0],
+        pages=page_table.shape[1],
+        heads=call.attribute("num_heads"),
+        kv_heads=call.attribute("kv_num_heads"),
+        head_dim=head_dim,
+        rotary_dim=call.attribute("rotary_dim") if rotary else 0,
+        interleaved=bool(call.attribute("interleaved", 0)),
+        scale=float(call.attribute("scale")),
+        softcap=float(call.attribute("softcap", 0.0)),
+        window=call.attribute("window", 0),
+        n_layers=call.attribute("n_layers"),
+        kv_dtype=kv_dtype,
+        out=call.outputs[0].dtype,
+        tiled=call.outputs[0].tiled,
+    )

@@ -1,0 +1,242 @@
+"""Linear layers of up to 16 tokens on a GPU, bound by the weight's bytes: include/gemv.cuh says how it is done.
+
+    norm    (M <= 8) each block normalises x for itself, while its first weights are on their way
+    multiply on tensor cores, weights copied far ahead, each lane's own, in the order of its registers
+    finish  bias, activation, gate and residual in registers
+
+Bytes: the weight once; x once a block, from L2; y.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import ceil
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
+from llmc.compiler.target import Target
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.cuda.norm import c_bool
+from llmc.schedules.cuda.source import C_TYPES
+
+MOST_TOKENS = 16
+MOST_NORMED_TOKENS = 8
+"""Beyond this a norm is a launch of its own, rather than each block's first work."""
+
+LEAST_RING_BYTES = 40 << 10
+"""Of shared memory beside x: the smallest rings, and sums."""
+
+STRIP, COLUMN = 16, 64
+"""Rows of the weight, and of K, in a piece."""
+
+REGISTERS = 512
+"""Of a lane of one of a multiprocessor's four parts, which its warps share."""
+
+FLIGHT_BYTES = 64 << 10
+"""On their way to a multiprocessor for memory to be as busy as can be; with half of them it loses about 8 %."""
+
+STAGE_NS = 120.0
+"""From a stage's arrival until its registers are asked for again, besides the pieces' own work."""
+
+
+@dataclass(frozen=True)
+class Gemv:
+    """warps: of a block.  stages: columns of 64 that a warp copies ahead.  side: strips of 16 rows it takes at a time.
+    blocks: of the grid.  ahead: columns that a warp asks for beyond its stages, before the kernel in front has ended.
+    shared_x: x is kept in shared memory, not read again for each band."""
+
+    warps: int
+    stages: int
+    side: int
+    blocks: int
+    ahead: int
+    shared_x: bool
+
+    def __str__(self) -> str:
+        x = "shared" if self.shared_x else "direct"
+        rows = f"{STRIP * self.side} rows, {self.stages}+{self.ahead} ahead"
+        return f"{self.blocks} blocks of {self.warps} warps, {rows}, x {x}"
+
+    def family(self) -> str:
+        return "GEMV"
+
+
+def default_params(op: LinearOp, target: Target) -> Gemv:
+    """What is best on paper."""
+    return space(op, target)[0]
+
+
+def takes_norm(op: LinearOp, target: Target) -> bool:
+    """Whether the kernel can normalise, or round, x itself: it must fit shared memory."""
+    tokens = MOST_NORMED_TOKENS if op.norm else MOST_TOKENS
+    return op.m <= tokens and x_bytes(op) <= DEVICES[target.arch].shared_bytes - LEAST_RING_BYTES
+
+
+WARPS, STAGES = range(6, 17), range(2, 9)
+MOST_CANDIDATES = 32
+
+
+def space(op: LinearOp, target: Target) -> list[Gemv]:
+    """Parameters worth measuring, the best on paper first."""
+    device = DEVICES[target.arch]
+    candidates = sorted(set(_candidates(op, device)), key=lambda params: (cost_us(op, params, device), str(params)))
+    return candidates[:MOST_CANDIDATES]
+
+
+def _candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
+    columns = ceil(op.k / COLUMN)
+    places = (True, False) if op.tiled_x else (True,)
+    for warps, stages, side, shared_x in product(WARPS, STAGES, weight_format(op).sides, places):
+        n_bands = ceil(strips(op) / side)
+        fits = warps <= max(columns, WARPS[0]) and (stages - 1) * warps < max(columns, 2 * WARPS[0])
+        for per_device in (1, 2):
+            blocks = min(per_device * device.n_blocks, n_bands)
+            params = Gemv(warps, stages, side, blocks, ahead_of(op, warps, side, device), shared_x)
+            if fits and is_resident(op, params, device, per_device):
+                yield params
+
+
+def ahead_of(op: LinearOp, warps: int, side: int, device: Device) -> int:
+    """Columns of a warp that memory delivers while a block reads, and normalises, x."""
+    x_us = 1.0 + device.n_blocks * op.m * op.k * (2 if op.tiled_x else 4) / device.l2
+    each = warps * side * weight_format(op).piece_bytes * device.n_blocks
+    return min(16, ceil(x_us * device.memory / each))
+
+
+def cost_us(op: LinearOp, params: Gemv, device: Device) -> float:
+    """Time on paper: memory, with what is in flight and how evenly blocks share the rows; the way from L2, which x
+    takes too; what a block does before it can multiply, and at each band's end."""
+    form = weight_format(op)
+    bands = ceil(strips(op) / params.side)
+    most_bands = ceil(bands / params.blocks)
+    weight_bytes, x_bytes = form.n_bytes, op.m * op.k * (2 if op.tiled_x else 4)
+    uneven = most_bands * params.blocks / bands
+    loss = 0.02 * (FLIGHT_BYTES / flight_bytes(op, params, device)) ** 2
+    memory_us = weight_bytes / device.memory * (1 + loss) * (0.5 + 0.5 * uneven)
+    x_reads = params.blocks * (1 if params.shared_x else most_bands)
+    l2_us = (weight_bytes + x_reads * x_bytes) / device.l2 * uneven * max(1.0, device.n_blocks / params.blocks)
+    start_us = 0.5 * (1.0 + params.blocks * x_bytes / device.l2) if params.shared_x else 0.3
+    alone_us = 0.0 if leaves_room(op, params, device) else 1.5
+    return max(memory_us, l2_us) + start_us + 0.05 * most_bands + alone_us
+
+
+def flight_bytes(op: LinearOp, params: Gemv, device: Device) -> float:
+    """Bytes on their way to a multiprocessor, on average: less at a band's end, and while a warp multiplies."""
+    form = weight_format(op)
+    columns, warps = ceil(op.k / COLUMN), params.warps * max(1.0, params.blocks / device.n_blocks)
+    used = columns / (ceil(columns / (params.warps * params.stages)) * params.warps * params.stages)
+    stage_bytes = params.side * form.piece_bytes
+    turn_ns = 1000 * warps * stage_bytes * device.n_blocks / device.memory
+    busy = min(1.0, (STAGE_NS + form.piece_ns * params.side * ceil(op.m / 8)) / turn_ns)
+    return warps * stage_bytes * max(used * params.stages - busy, 0.25)
+
+
+def registers(op: LinearOp) -> int:
+    """About what a thread takes."""
+    return (104 if op.m <= 8 else 120) + (32 if op.weight == "i4" else 0)
+
+
+def is_resident(op: LinearOp, params: Gemv, device: Device, n_blocks: int) -> bool:
+    """Whether a multiprocessor has room for so many blocks at a time."""
+    fits = n_blocks * (shared_bytes(op, params) + 1024) <= device.shared_bytes + 1024
+    warps = ceil(n_blocks * params.warps / 4)
+    return fits and registers(op) <= REGISTERS // warps // 8 * 8
+
+
+def leaves_room(op: LinearOp, params: Gemv, device: Device) -> bool:
+    """Whether the next kernel's blocks can come beside those of this one, and ask for their weights early."""
+    return is_resident(op, params, device, 2 * ceil(params.blocks / device.n_blocks))
+
+
+def resident_blocks(op: LinearOp, params: Gemv, device: Device) -> int:
+    """Blocks that a multiprocessor shall have room for: its own, and as many of the next kernel's if they fit."""
+    own = ceil(params.blocks / device.n_blocks)
+    return 2 * own if leaves_room(op, params, device) else own
+
+
+def strips(op: LinearOp) -> int:
+    """Strips of 16 stored rows that are computed: to the end of the last slab of a tiled y."""
+    n = ceil(op.n / COLUMN) * COLUMN if op.tiled_y else op.n
+    return ceil(n / (8 if op.gated else STRIP))
+
+
+def x_bytes(op: LinearOp) -> int:
+    """x in shared memory."""
+    return ceil(op.k / COLUMN) * op.m * 128
+
+
+def shared_bytes(op: LinearOp, params: Gemv) -> int:
+    """What include/gemv.cuh takes: x, two bands' sums, rings, and moments of rows."""
+    sums = 2 * params.warps * params.side * ceil(op.m / 8) * 512
+    moments = ceil(12 * max(1, params.warps // op.m) * op.m / 16) * 16 if op.norm else 0
+    x_slot = 0 if params.shared_x else ceil(op.m / 8) * 1024
+    ring = params.warps * params.stages * (params.side * weight_format(op).piece_bytes + x_slot)
+    return x_bytes(op) * params.shared_x + sums + ring + moments
+
+
+def implement(call: Call, op: LinearOp, params: Gemv, target: Target) -> Implementation:
+    """One launch."""
+    form = weight_format(op)
+    inputs = [op.weight_input, 0, *range(1, op.weight_input), *range(op.weight_input + 1, len(call.inputs))]
+    operands = (*(Operand("input", index) for index in inputs), Operand("output", 0))
+    kernel = gemv_kernel(op, params, resident_blocks(op, params, DEVICES[target.arch]))
+    launch = Launch(kernel, operands, params.blocks, form.n_bytes + op.vector_bytes, op.n_operations)
+    vectors = [*range(1, op.weight_input), *[op.bias_input] * op.bias]
+    layouts: dict[int, Layout] = {op.weight_input: form.layout, **{index: RowMajor("f32") for index in vectors}}
+    return Implementation((launch,), layouts=layouts, family=params.family())
+
+
+def gemv_kernel(op: LinearOp, params: Gemv, resident: int) -> Kernel:
+    """resident: blocks that a multiprocessor shall have room for."""
+    key = f"gemv_source({op!r}, {params!r}, {resident})"
+    name = f"gemv_{op.weight}_{op.words}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    build = partial(gemv_source, name, op, params, resident)
+    return Kernel(name, key, build, 32 * params.warps, shared_bytes(op, params), dependent=True)
+
+
+def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
+    """The kernel's CUDA C++."""
+    form = weight_format(op)
+    element = C_TYPES[op.element]
+    x, y = (element if tiled else "float" for tiled in (op.tiled_x, op.tiled_y))
+    present = {
+        "norm_weight": op.norm != "",
+        "norm_bias": op.norm == "layer",
+        "bias": op.bias,
+        "residual": op.residual,
+    }
+    vectors = [f"const float *{vector}" for vector, there in present.items() if there]
+    parameters = ["const unsigned char *weight", f"const {x} *x", *vectors, f"{y} *y"]
+    norm_weight, norm_bias, bias, residual = (vector if there else "nullptr" for vector, there in present.items())
+    flags = {
+        "kGated": op.gated,
+        "kBias": op.bias,
+        "kResidual": op.residual,
+        "kTiledX": op.tiled_x,
+        "kNormBias": op.norm == "layer",
+        "kSharedX": params.shared_x,
+    }
+    sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}"
+    return (
+        '#include "gemv.cuh"\n\n'
+        "struct Layer {\n"
+        f"    using T = {element};\n"
+        f"    using Y = {y};\n"
+        f"    using Weight = {form.c_type};\n"
+        f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k};\n"
+        f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
+        f"    static constexpr Activation kActivation = Activation::{op.activation};\n"
+        f"    static constexpr Norm kNorm = Norm::{op.norm or 'none'};\n"
+        f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
+        f"    static constexpr int {sizes}, kBlocks = {params.blocks}, kAhead = {params.ahead};\n"
+        "};\n\n"
+        f'extern "C" __global__ void __launch_bounds__({32 * params.warps}, {resident})\n'
+        f"{name}({', '.join(parameters)}) {{\n"
+        f"    gemv<Layer>({{weight, x, {norm_weight}, {norm_bias}, {{{bias}, {residual}, y}}}});\n"
+        "}\n"
+    )

@@ -1,0 +1,40 @@
+"""How a GEMV's weight is stored, and read: include/gemv_weight.cuh, include/gemv_quant.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from llmc.compiler.kernel import Layout
+from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.cuda.quant_strips import Int4Strips, Int8Strips
+from llmc.schedules.cuda.source import C_TYPES
+from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """layout: of the constant.  c_type: what reads it in a kernel.  n_bytes: of what must be read, without padding.
+    piece_bytes: of 16 rows by 64 of K; piece_ns: to multiply it.
+    sides: strips that a warp may take at a time."""
+
+    layout: Layout
+    c_type: str
+    n_bytes: int
+    piece_bytes: int
+    piece_ns: float
+    sides: tuple[int, ...]
+
+
+def weight_format(op: LinearOp) -> WeightFormat:
+    """The format of the op's weight, which is stored in what is multiplied, or quantised."""
+    assert op.element != "f32"
+    element, size = C_TYPES[op.element], op.rows * op.k
+    if op.weight == "i8":
+        return WeightFormat(Int8Strips(op.gated), f"Int8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, (1, 2, 4))
+    if op.weight == "i4":
+        layout = Int4Strips(op.group, op.gated)
+        n_bytes = size // 2 + 2 * op.rows * ceil(op.k / op.group)
+        return WeightFormat(layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 70.0, (1, 2, 4))
+    tiles = GatedTiles(op.element) if op.gated else Tiles(op.element)
+    return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, (1, 2))

@@ -1,0 +1,98 @@
+// What happens to the sums of a matrix product while they are still in registers:
+//
+//     y = act(sum + bias) + residual                  plain
+//     y = act(gate + bias_g) * (up + bias_u)          gated: gate and up are rows g and g + 8 of a strip, one thread's
+//
+// Sums come as the accumulators of mma.sync and wgmma, 16 rows of the weight (a strip) by 8 tokens: with g = lane / 4
+// and t = lane % 4 a thread holds (row g, token 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1). Results are stored as
+// f32 [M,N], or in T as a tiled activation (tiles.cuh), whose columns past N become zero.
+#pragma once
+
+#include "tiles.cuh"
+
+enum class Activation { none, relu, gelu, gelu_tanh, silu };
+
+template <Activation kActivation>
+__device__ __forceinline__ float activate(float x) {
+    if constexpr (kActivation == Activation::relu) {
+        return x > 0.0f || isnan(x) ? x : 0.0f;  // NaN stays NaN
+    } else if constexpr (kActivation == Activation::gelu) {
+        return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    } else if constexpr (kActivation == Activation::gelu_tanh) {
+        return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    } else if constexpr (kActivation == Activation::silu) {
+        return x / (1.0f + exp2_approx(-1.44269504f * x));
+    }
+    return x;
+}
+
+// A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, and `Y`: float, or the T of a tiled
+// result. The pointers of operands it lacks are null and never read.
+template <class L>
+struct Epilogue {
+    const float *bias;      // [n], gated [2 n]: of gate rows, then of up rows
+    const float *residual;  // [m, n]
+    typename L::Y *y;
+
+    static constexpr bool kTiled = sizeof(typename L::Y) == 2;
+    static constexpr int kStrips = strips_of(L::kN, L::kGated, kTiled);
+    static constexpr int kOutputs = L::kGated ? 8 : 16;  // of a strip
+
+    // What is added to a thread's sums; worth reading long before they are ready.
+    struct Addends {
+        float bias[2];
+        float residual[4];
+    };
+
+    // Brings the bias of strips first … end - 1 to L2; a whole block calls.
+    __device__ void prefetch_bias(int first, int end) const {
+        if constexpr (L::kBias) {
+            for (int n = first * kOutputs + 8 * threadIdx.x; n < min(end * kOutputs, L::kN); n += 8 * blockDim.x) {
+                prefetch_l2(bias + n);
+                if constexpr (L::kGated) prefetch_l2(bias + L::kN + n);
+            }
+        }
+    }
+
+    __device__ Addends read(int strip, int first_token) const {
+        Addends addends = {};
+        const int n = strip * kOutputs + lane_index() / 4, token = first_token + lane_index() % 4 * 2;
+        for (int i = 0; i < 2; i++) {
+            const int row = L::kGated ? n : n + 8 * i;
+            if (!is_output(row)) continue;
+            if constexpr (L::kBias) addends.bias[i] = bias[L::kGated ? row + i * L::kN : row];
+            if constexpr (L::kResidual) {
+                for (int j = 0; j < 2; j++) {
+                    if (token + j < L::kM) addends.residual[2 * i + j] = residual[int64_t(token + j) * L::kN + row];
+                }
+            }
+        }
+        return addends;
+    }
+
+    __device__ void write(int strip, int first_token, const float (&sums)[4], const Addends &addends) const {
+        const int n = strip * kOutputs + lane_index() / 4, token = first_token + lane_index() % 4 * 2;
+        for (int j = 0; j < 2; j++) {
+            if (token + j >= L::kM) continue;
+            const float first = activate<L::kActivation>(sums[j] + addends.bias[0]);
+            if constexpr (L::kGated) {
+                store(token + j, n, first * (sums[2 + j] + addends.bias[1]));
+            } else {
+                store(token + j, n, first + addends.residual[j]);
+                const float second = activate<L::kActivation>(sums[2 + j] + addends.bias[1]);
+                store(token + j, n + 8, second + addends.residual[2 + j]);
+            }
+        }
+    }
+
+    // One result; nothing for a row that is padding. Tiled: n < N rounded up to 64.
+    __device__ void store(int token, int n, float value) const {
+        if constexpr (kTiled) {
+            y[activation_index(round_up(L::kM, 8), token, n)] = round_to<typename L::Y>(is_output(n) ? value : 0.0f);
+        } else if (is_output(n)) {
+            y[int64_t(token) * L::kN + n] = value;
+        }
+    }
+
+    static __device__ bool is_output(int n) { return L::kN % kTile == 0 || n < L::kN; }
+};

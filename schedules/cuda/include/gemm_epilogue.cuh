@@ -1,0 +1,219 @@
+// What happens to a tile of sums: parts are added, then bias, activation, gate, residual, and the way to memory.
+//
+// Both GEMMs hold sums alike. A warpgroup (128 threads) owns 64 stored rows of the weight by kTokens rows of x:
+//
+//     sums[4j + 2h + c] of lane 4g + t of warp w  =  sum of row 16w + 8h + g for token 8j + 2t + c
+//
+// Neighbours in y[M,N] lie in different lanes, so 32 tokens at a time go through shared memory, from where each thread
+// takes a few neighbouring outputs of one token: full sectors are written, and the residual is read so.
+#pragma once
+
+#include "epilogue.cuh"
+#include "gemm_tile.cuh"
+
+constexpr int kStagedTokens = 32;  // tokens that go through shared memory together
+
+// Outputs of a warpgroup, and floats of shared memory from one token's to the next: 4 more, to spread lanes over banks.
+template <class L>
+constexpr int kGroupOutputs = 4 * Epilogue<L>::kOutputs;
+template <class L>
+constexpr int kStagedRow = kGroupOutputs<L> + 4;
+template <class L>
+constexpr int kStagedFloats = kStagedTokens * kStagedRow<L>;
+
+// Adds the parts of a shared tile. Each block leaves one in `parts` [n_parts][warpgroups][kSums/4][128 threads]; the
+// last to come adds them in the order of K and gets true, the others have nothing more to do.
+// counters [shared tiles][warpgroups] are zero again afterwards.
+template <class Tiling>
+__device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group, float4 *parts,
+                          uint32_t *counters, uint32_t *arrived) {
+    using W = typename Tiling::W;
+    constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128, kPart = Tiling::kGroups * kGroupPart;
+    const int first = W::first_block(stretch.tile), n = W::last_block(stretch.tile) - first + 1;
+    float4 *tile_parts = parts + int64_t(first + stretch.tile) * kPart + group.index * kGroupPart + group.thread;
+
+    float4 *own = tile_parts + int64_t(blockIdx.x - first) * kPart;
+#pragma unroll
+    for (int i = 0; i < kSums / 4; i++) {
+        own[i * 128] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+    }
+    group.meet();
+    if (group.thread == 0) {
+        uint32_t *counter = counters + stretch.tile * Tiling::kGroups + group.index;
+        *arrived = count_up(counter) + 1;
+        if (*arrived == n) *counter = 0;
+    }
+    group.meet();
+    if (*arrived != n) return false;
+
+#pragma unroll
+    for (int i = 0; i < kSums; i++) sums[i] = 0;
+#pragma unroll(kSums <= 32 ? 4 : 1)
+    for (int part = 0; part < n; part++) {
+        const float4 *from = tile_parts + int64_t(part) * kPart;
+#pragma unroll
+        for (int i = 0; i < kSums / 4; i++) {
+            const float4 more = from[i * 128];
+            sums[4 * i] += more.x, sums[4 * i + 1] += more.y, sums[4 * i + 2] += more.z, sums[4 * i + 3] += more.w;
+        }
+    }
+    return true;
+}
+
+// Bias, activation and gate, where the sums are: for the rows 8h + g of a thread's warp.
+template <class Tiling>
+struct RowEpilogue {
+    using L = typename Tiling::L;
+
+    int n;          // the output that row g makes; row g + 8 makes the one 8 after it, or is its up part
+    float bias[2];  // of rows g and g + 8
+
+    __device__ RowEpilogue(int first_output, const Epilogue<L> &epilogue, int warp, int g)
+        : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0} {
+        if constexpr (L::kBias) {
+            if (is_output(0)) bias[0] = epilogue.bias[n];
+            if (is_output(1)) bias[1] = epilogue.bias[L::kGated ? L::kN + n : n + 8];
+        }
+    }
+
+    // Whether row 8h + g makes an output, or a part of one; always, if all tiles are full.
+    __device__ bool is_output(int h) const {
+        return (L::kN % kTile == 0 && Tiling::kFullTiles) || (L::kGated ? n : n + 8 * h) < L::kN;
+    }
+
+    __device__ float biased(float sum, int h) const { return L::kBias ? sum + bias[h] : sum; }
+
+    // Zero past the last output: a tiled y is padded with it.
+    __device__ float plain(float sum, int h) const {
+        return is_output(h) ? activate<L::kActivation>(biased(sum, h)) : 0;
+    }
+
+    __device__ float gated(float gate, float up) const {
+        return is_output(0) ? activate<L::kActivation>(biased(gate, 0)) * biased(up, 1) : 0;
+    }
+};
+
+// Brings up to 32 tokens' outputs to shared memory: staging [token][output]. sums: those of the first token on.
+template <class Tiling>
+__device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kSums], float *staging,
+                                             const RowEpilogue<Tiling> &rows, int first_sum, int warp) {
+    using L = typename Tiling::L;
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    float *to = staging + 2 * t * kStagedRow<L> + warp * Epilogue<L>::kOutputs + g;
+#pragma unroll
+    for (int j = 0; j < kStagedTokens / 8; j++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const int i = first_sum + 4 * j + c;
+            if (i >= Tiling::kSums) continue;
+            float *at = to + (8 * j + c) * kStagedRow<L>;
+            if constexpr (L::kGated) {
+                at[0] = rows.gated(sums[i], sums[i + 2]);
+            } else {
+                at[0] = rows.plain(sums[i], 0);
+                at[8] = rows.plain(sums[i + 2], 1);
+            }
+        }
+    }
+}
+
+// Outputs of a token that a thread stores at once: a chunk of a tiled y, or what a vector of f32 holds.
+template <class L>
+constexpr int kPiece = Epilogue<L>::kTiled ? 8 : L::kN % 4 == 0 ? 4 : 1;
+
+// The way of staged tokens to y, for one thread: pieces thread, thread + 128, … of [token][piece].
+template <class L>
+struct Writer {
+    static constexpr int kTokenPieces = kGroupOutputs<L> / kPiece<L>;
+    static constexpr int kPieces = kStagedTokens * kTokenPieces / 128;  // of a thread
+    static constexpr int n_stored = Epilogue<L>::kTiled ? round_up(L::kN, kTile) : L::kN;
+
+    const Epilogue<L> &epilogue;
+    int first_token, end_token, first_output, thread;
+    float residual[L::kResidual ? kPieces : 1][kPiece<L>];
+
+    __device__ int staged_token(int i) const { return (thread + 128 * i) / kTokenPieces; }
+    __device__ int staged_output(int i) const { return (thread + 128 * i) % kTokenPieces * kPiece<L>; }
+    __device__ int token(int i) const { return first_token + staged_token(i); }
+    __device__ int output(int i) const { return first_output + staged_output(i); }
+    __device__ bool is_there(int i) const { return token(i) < end_token && output(i) < n_stored; }
+
+    // Reads what is added to the tokens from `first` on: early, for it comes from far.
+    __device__ void read_residual(int first) {
+        first_token = first;
+        if constexpr (L::kResidual) {
+#pragma unroll
+            for (int i = 0; i < kPieces; i++) {
+                const float *from = epilogue.residual + int64_t(token(i)) * L::kN + output(i);
+                if constexpr (kPiece<L> == 4) {
+                    if (is_there(i)) *reinterpret_cast<float4 *>(residual[i]) = *reinterpret_cast<const float4 *>(from);
+                } else {
+#pragma unroll
+                    for (int j = 0; j < kPiece<L>; j++) {
+                        residual[i][j] = is_there(i) && output(i) + j < L::kN ? from[j] : 0;
+                    }
+                }
+            }
+        }
+    }
+
+    __device__ void write(const float *staging) const {
+#pragma unroll
+        for (int i = 0; i < kPieces; i++) {
+            if (!is_there(i)) continue;
+            const float *from = staging + staged_token(i) * kStagedRow<L> + staged_output(i);
+            float v[kPiece<L>];
+#pragma unroll
+            for (int j = 0; j < kPiece<L>; j++) v[j] = L::kResidual ? from[j] + residual[i][j] : from[j];
+            store(token(i), output(i), v);
+        }
+    }
+
+    __device__ void store(int token, int n, const float (&v)[kPiece<L>]) const {
+        typename L::Y *y = epilogue.y;
+        if constexpr (Epilogue<L>::kTiled) {
+            using T = typename L::Y;
+            const uint4 chunk = {pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]),  //
+                                 pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7])};
+            store_16(y + activation_index(round_up(L::kM, 8), token, n), chunk);
+        } else if constexpr (kPiece<L> == 4) {
+            reinterpret_cast<float4 *>(y)[(int64_t(token) * L::kN + n) / 4] = make_float4(v[0], v[1], v[2], v[3]);
+        } else {
+            y[int64_t(token) * L::kN + n] = v[0];
+        }
+    }
+};
+
+// Finishes the sums of a warpgroup's rows and stores their outputs.
+template <class Tiling>
+__device__ __forceinline__ void store_sums(const float (&sums)[Tiling::kSums], const Place &place,
+                                           const Warpgroup &group, float *staging,
+                                           const Epilogue<typename Tiling::L> &epilogue) {
+    using L = typename Tiling::L;
+    const int first_output = (place.tile_row + group.index) * kGroupOutputs<L>, warp = group.thread / 32;
+    const int end_token = min(L::kM, place.token + Tiling::kTokens);
+    Writer<L> writer{epilogue, place.token, end_token, first_output, group.thread};
+    writer.read_residual(place.token);
+    const RowEpilogue<Tiling> rows(first_output, epilogue, warp, lane_index() / 4);
+#pragma unroll
+    for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
+        group.meet();  // the last tokens have left the shared memory
+        stage_tokens<Tiling>(sums, staging, rows, first / 2, warp);
+        group.meet();
+        writer.write(staging);
+        if (first + kStagedTokens < Tiling::kTokens) writer.read_residual(place.token + first + kStagedTokens);
+    }
+}
+
+// What follows the sums of a stretch: the whole tile's epilogue, from whoever completes it. staging, arrived: of this
+// warpgroup, in shared memory.
+template <class Tiling>
+__device__ __forceinline__ void finish_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch,
+                                               const Warpgroup &group, float *staging, uint32_t *arrived,
+                                               const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
+                                               uint32_t *counters) {
+    if (Tiling::W::n_parts > 0 && Tiling::W::is_part(stretch)) {
+        if (!add_parts<Tiling>(sums, stretch, group, parts, counters, arrived)) return;
+    }
+    store_sums<Tiling>(sums, Tiling::place_of(stretch.tile), group, staging, epilogue);
+}

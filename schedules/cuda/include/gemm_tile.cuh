@@ -1,0 +1,60 @@
+// A matrix product y[M,N] = x Wᵀ as both GEMMs cut it up: tiles of 128 stored rows of W by kTokens rows of x.
+//
+// Two warpgroups own a tile, 64 rows each: one row of W's own tiles. A step of 64 along K is a stage of a ring in
+// shared memory, where all lies as in global memory:
+//
+//     stage   [W: 2 tiles of 64 rows x 128 bytes] [x: kTokens rows x 128 bytes]
+//
+// Tiles are counted kBand token tiles at a time, down the rows of W: blocks side by side share rows of W and tokens in
+// L2.
+#pragma once
+
+#include "gemm_work.cuh"
+#include "tiles.cuh"
+
+// A tile's first row of W's tiles, and its first token.
+struct Place {
+    int tile_row, token;
+};
+
+// `Layer` is that of epilogue.cuh, with kK. kStages: of the ring. kBlocks, kShared: Work's.
+template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand>
+struct Tiling {
+    using L = Layer;
+    static constexpr int kTokens = kTokens_, kStages = kStages_;
+    static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
+    static constexpr int kWeightBytes = kGroups * kTileBytes, kStageBytes = kWeightBytes + kTokens * kRowBytes;
+
+    static constexpr int n_tile_rows = tile_rows(L::kN, L::kGated), n_steps = ceil_div(L::kK, kTile);
+    static constexpr int n_row_tiles = ceil_div(n_tile_rows, kGroups), n_token_tiles = ceil_div(L::kM, kTokens);
+    static constexpr int kPaddedM = round_up(L::kM, 8);
+    static constexpr bool kFullTiles = n_tile_rows % kGroups == 0;  // no block has rows for one warpgroup alone
+
+    using W = Work<n_row_tiles * n_token_tiles, n_steps, kBlocks, kShared>;
+
+    static __device__ Place place_of(int tile) {
+        constexpr int kBandTiles = kBand * n_row_tiles;
+        const int band = tile / kBandTiles, within = tile % kBandTiles;
+        const int width = n_token_tiles % kBand == 0 ? kBand : min(kBand, n_token_tiles - band * kBand);
+        return {within / width * kGroups, (band * kBand + within % width) * kTokens};
+    }
+
+    // Of a tile at the edge: how many rows of W's tiles there are, and how many rows of x.
+    static __device__ int tile_rows_at(const Place &place) { return min(kGroups, n_tile_rows - place.tile_row); }
+    static __device__ int tokens_at(const Place &place) { return min(kTokens, kPaddedM - place.token); }
+
+    // What a step needs of the weight, for one warpgroup, and of x.
+    static __device__ const unsigned char *weight_at(const void *weight, const Place &place, int group, int step) {
+        return static_cast<const unsigned char *>(weight) + tile_offset(place.tile_row + group, step, n_steps);
+    }
+    static __device__ const unsigned char *x_at(const void *x, const Place &place, int step) {
+        return static_cast<const unsigned char *>(x) + 2 * activation_index(kPaddedM, place.token, kTile * step);
+    }
+};
+
+// The threads that own 64 rows of a tile together.
+struct Warpgroup {
+    int index, thread;  // of the block's warpgroups that multiply; of the 128
+
+    __device__ void meet() const { named_barrier(1 + index, 128); }
+};

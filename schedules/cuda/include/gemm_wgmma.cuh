@@ -1,0 +1,148 @@
+// y[M,N] = act(x Wᵀ + bias) + residual on Hopper's tensor cores, for M > 16 tokens.
+//
+// The weight is the left matrix of wgmma: a block owns 128 stored rows of it, 64 a warpgroup, times kTokens tokens. Few
+// tokens make a narrow product, and the weights stream by as fast as memory gives them; many tokens make a tile of
+// 128 x 256 sums in registers. x and W lie in memory as wgmma reads them from shared memory, so that plain copies of
+// 8 KiB and more fill a ring of stages, each 64 of K:
+//
+//     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it
+//     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
+//     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
+//
+// Bytes: W once for each of ceil(M / kTokens) rounds, from L2 after the first; x once for each 128 rows of W, from L2.
+// Operations: 2 M N K. Few tokens are bound by memory: 16 KiB of W a stage and block, 2 M 128 64 operations for it.
+#pragma once
+
+#include "gemm_epilogue.cuh"
+
+// Shared memory of a block.
+template <class Tiling>
+struct WgmmaShared {
+    unsigned char stages[Tiling::kStages][Tiling::kStageBytes];
+    float staging[Tiling::kGroups][kStagedFloats<typename Tiling::L>];
+    uint64_t full[Tiling::kStages], empty[Tiling::kStages];
+    uint32_t arrived[Tiling::kGroups];
+};
+
+// A position in the ring: which stage, and the parity of the round it is in.
+template <int kStages>
+struct RingPosition {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ void advance() {
+        if (++stage == kStages) stage = 0, parity ^= 1;
+    }
+};
+
+// Fills the ring, in one thread: W as far ahead as the ring reaches, then x behind it.
+template <class Tiling>
+struct Producer {
+    WgmmaShared<Tiling> &shared;
+    const void *x, *weight;
+
+    __device__ void copy_weight(int stage, const Stretch &now) const {
+        const Place place = Tiling::place_of(now.tile);
+        const int n_groups = Tiling::tile_rows_at(place), n_tokens = Tiling::tokens_at(place);
+        mbarrier_arrive_expect(&shared.full[stage], n_groups * kTileBytes + n_tokens * kRowBytes);
+        for (int group = 0; group < n_groups; group++) {
+            const unsigned char *from = Tiling::weight_at(weight, place, group, now.begin);
+            unsigned char *to = shared.stages[stage] + group * kTileBytes;
+            if constexpr (Tiling::n_token_tiles == 1) {  // nobody reads it again
+                bulk_copy_streaming(to, from, kTileBytes, &shared.full[stage]);
+            } else {
+                bulk_copy(to, from, kTileBytes, &shared.full[stage]);
+            }
+        }
+    }
+
+    __device__ void copy_x(int stage, const Stretch &now) const {
+        const Place place = Tiling::place_of(now.tile);
+        unsigned char *to = shared.stages[stage] + Tiling::kWeightBytes;
+        bulk_copy(to, Tiling::x_at(x, place, now.begin), Tiling::tokens_at(place) * kRowBytes, &shared.full[stage]);
+    }
+
+    __device__ void run() const {
+        using Walk = Steps<typename Tiling::W>;
+        int n_early = 0;
+#pragma unroll 1
+        for (Walk ahead(blockIdx.x); ahead.any && n_early < Tiling::kStages; ahead.advance()) {
+            copy_weight(n_early++, ahead.now);
+        }
+        wait_for_previous();
+        RingPosition<Tiling::kStages> at;
+#pragma unroll 1
+        for (Walk walk(blockIdx.x); walk.any; walk.advance(), at.advance()) {
+            if (n_early > 0) {
+                n_early--;
+            } else {
+                mbarrier_wait(&shared.empty[at.stage], at.parity ^ 1);
+                copy_weight(at.stage, walk.now);
+            }
+            copy_x(at.stage, walk.now);
+        }
+    }
+};
+
+// Sums a stretch of a tile into `sums`, giving back each stage once its products are done.
+template <class Tiling>
+__device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group,
+                            WgmmaShared<Tiling> &shared, RingPosition<Tiling::kStages> &at) {
+    const uint64_t rows = k_major_descriptor(shared.stages[0] + group.index * kTileBytes);
+    const uint64_t tokens = k_major_descriptor(shared.stages[0] + Tiling::kWeightBytes);
+    int previous = 0;
+    for (int step = stretch.begin; step < stretch.end; step++) {
+        mbarrier_wait(&shared.full[at.stage], at.parity);
+        const uint64_t stage = at.stage * (Tiling::kStageBytes / 16);  // descriptors count in 16 bytes, k-steps in 32
+        wgmma_fence();
+#pragma unroll
+        for (int k_step = 0; k_step < 4; k_step++) {
+            const uint64_t offset = stage + 2 * k_step;
+            const bool adds = k_step > 0 || step > stretch.begin;
+            wgmma<Tiling::kTokens, typename Tiling::L::T>(sums, rows + offset, tokens + offset, adds);
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (step > stretch.begin && group.thread % 32 == 0) mbarrier_arrive(&shared.empty[previous]);
+        previous = at.stage;
+        at.advance();
+    }
+    wgmma_wait<0>(sums);
+    if (group.thread % 32 == 0) mbarrier_arrive(&shared.empty[previous]);
+}
+
+// x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
+template <class Tiling>
+__device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
+                                           const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
+                                           uint32_t *counters) {
+    using Shared = WgmmaShared<Tiling>;
+    Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < Tiling::kStages; stage++) {
+            mbarrier_init(&shared.full[stage], 1);
+            mbarrier_init(&shared.empty[stage], 4 * Tiling::kGroups);  // a warp gives back for itself
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    let_next_start();
+
+    const int warp = warp_index();
+    if (warp < 4) {
+        set_max_registers_down<40>();
+        if (warp == 0 && elect_one()) Producer<Tiling>{shared, x, weight}.run();
+        return;
+    }
+    set_max_registers_up<232>();
+    wait_for_previous();
+    const Warpgroup group{warp / 4 - 1, int(threadIdx.x) % 128};
+    RingPosition<Tiling::kStages> at;
+    typename Tiling::W work(blockIdx.x);
+    for (Stretch stretch; work.next(stretch);) {
+        float sums[Tiling::kSums];
+        sum_stretch<Tiling>(sums, stretch, group, shared, at);
+        finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
+                               epilogue, parts, counters);
+    }
+}

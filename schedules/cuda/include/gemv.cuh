@@ -1,0 +1,197 @@
+// y[M,N] = act(x' Wᵀ + bias) + residual for M <= 16 tokens, x' = x or its norm: as fast as memory gives the weights.
+//
+//     block    a fair share of W's bands, one after the other         a band: kSide strips (16 rows) side by side
+//     warp w   columns w, w + kWarps, … (64 of K each) of every band, copied kStages stages ahead of its products
+//
+//          K ->   w0  w1  w2  w3  w0  w1  w2  w3              a stage: one column of a band; a ring of kStages in shared
+//     band 0     [ 0 | 0 | 0 | 0 | 1 | 1 | 1 | 1 ]            memory for each warp, filled again as it is used, from one
+//     band 1     [ 2 | 2 | 2 | 2 | 3 | 3 | 3 | 3 ]            band into the next: copies never stop
+//
+// At a band's end warps leave their sums in shared memory; one warp, another each time, adds them in the order of the
+// warps, finishes and stores them, while copies for the next band are under way.
+//
+// Bytes: W once, x once a block (from L2), y. Operations: 2 M N K, on tensor cores that are idle nine tenths of the
+// time at M = 8: nothing but memory counts. kWarps kStages kSide 2048 bytes are in flight in each block; at 4.8 TB/s and
+// 0.8 µs an H200 needs 29 KiB an SM.
+//
+// The first ring of weights, and kAhead stages a warp beyond it (to L2), are asked for before the kernel in front has
+// ended: memory works on while this one waits, and reads and normalises x.
+#pragma once
+
+#include "epilogue.cuh"
+#include "gemv_quant.cuh"
+#include "gemv_weight.cuh"
+
+// A GEMV `G` is what GemvX and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead.
+template <class G>
+struct GemvOperands {
+    const unsigned char *weight;
+    const void *x;
+    const float *norm_weight, *norm_bias;
+    Epilogue<G> epilogue;
+};
+
+template <class G>
+struct Gemv {
+    using X = GemvX<G>;
+    using Weight = typename G::Weight;
+
+    static constexpr int kColumns = X::kColumns, kTokenTiles = X::kTokenTiles;
+    static constexpr int kStoredStrips = 4 * tile_rows(G::kN, G::kGated);
+    static constexpr int kBands = ceil_div(Epilogue<G>::kStrips, G::kSide);
+    static constexpr int kGroups = ceil_div(kColumns, G::kWarps * G::kStages);  // of kStages columns of a warp, in a band
+    static constexpr bool kWhole = kColumns == kGroups * G::kWarps * G::kStages;
+    static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
+    static constexpr int kStageBytes = G::kSide * Weight::kPieceBytes + X::kSlotBytes;
+    static constexpr int kRingBytes = G::kStages * kStageBytes;  // of a warp
+    static constexpr int kSumsBytes = 2 * G::kWarps * kFragments * 32 * sizeof(float4);
+
+    using Sums = float[G::kSide][kTokenTiles][4];
+
+    // A group of kStages columns of a warp.
+    struct Position {
+        int band, group;
+
+        __device__ void advance() {
+            if (++group == kGroups) group = 0, band++;
+        }
+    };
+
+    // Shared memory: x, sums, the warps' rings, moments.
+    const GemvOperands<G> &in;
+    const int warp = warp_index();
+    const int end = share(blockIdx.x + 1);
+    Position next = {share(blockIdx.x), 0};  // the next to ask for
+    unsigned char *const shared = dynamic_shared();
+    unsigned char *const ring = shared + X::kBytes + kSumsBytes + warp * kRingBytes;
+
+    static __device__ int share(int block) { return static_cast<int>(int64_t(block) * kBands / G::kBlocks); }
+
+    __device__ int column(int group, int stage) const { return warp + G::kWarps * (group * G::kStages + stage); }
+    __device__ bool is_column(int group, int stage) const { return kWhole || column(group, stage) < kColumns; }
+
+    // Asks for the weights of one stage of the group `next`.
+    __device__ __forceinline__ void ask_weights(int stage) const {
+        if (!is_column(next.group, stage)) return;
+#pragma unroll
+        for (int side = 0; side < G::kSide; side++) {
+            const int64_t first = Weight::offset(next.band * G::kSide + side, column(next.group, 0), kColumns);
+            Weight::ask(ring + stage * kStageBytes + side * Weight::kPieceBytes,
+                        in.weight + first + stage * (G::kWarps * Weight::kColumnStep));
+        }
+    }
+
+    __device__ __forceinline__ void ask_x(int group, int stage) const {
+        if constexpr (!G::kSharedX) {
+            if (is_column(group, stage)) {
+                X::ask(ring + stage * kStageBytes + G::kSide * Weight::kPieceBytes, in.x, column(group, stage));
+            }
+        }
+    }
+
+    // The stages that follow the ring, to L2.
+    __device__ void prefetch() const {
+        Position at = next;
+        at.advance();
+        for (int i = 0; i < G::kAhead; i += G::kStages, at.advance()) {
+            for (int stage = 0; stage < G::kStages && at.band < end; stage++) {
+                if (!is_column(at.group, stage)) break;
+                for (int side = 0; side < G::kSide; side++) {
+                    const int64_t from = Weight::offset(at.band * G::kSide + side, column(at.group, stage), kColumns);
+                    prefetch_piece<Weight::kPieceBytes>(in.weight + from);
+                }
+            }
+        }
+    }
+
+    __device__ void run() {
+        let_next_start();
+        if (next.band == end) return;
+#pragma unroll
+        for (int stage = 0; stage < G::kStages; stage++) ask_weights(stage);
+        prefetch();
+        in.epilogue.prefetch_bias(next.band * G::kSide, end * G::kSide);
+        wait_for_previous();
+#pragma unroll
+        for (int stage = 0; stage < G::kStages; stage++) {
+            ask_x(0, stage);
+            cp_async_commit();  // the first with all early weights, which have long been on their way
+        }
+        if constexpr (G::kSharedX) {
+            auto *moments = reinterpret_cast<float *>(shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes);
+            X::fill(shared, in.x, in.norm_weight, in.norm_bias, moments);
+        }
+        int turn = 0;  // counts the fragments that have been finished
+        next.advance();
+        for (int band = share(blockIdx.x); band < end; band++) {
+            Sums sums = {};
+#pragma unroll 1
+            for (int group = 0; group < kGroups; group++, next.advance()) {
+#pragma unroll
+                for (int stage = 0; stage < G::kStages; stage++) {
+                    cp_async_wait<G::kStages - 1>();
+                    if (is_column(group, stage)) multiply(sums, stage, column(group, stage));
+                    if constexpr (Weight::kGroupScales) __syncwarp();  // lanes share scales
+                    if (next.band < end) {
+                        ask_weights(stage);
+                        ask_x(next.group, stage);
+                    }
+                    cp_async_commit();
+                }
+            }
+            finish(band, sums, turn);
+            turn += kFragments;
+        }
+    }
+
+    __device__ __forceinline__ void multiply(Sums &sums, int stage, int column) const {
+        const unsigned char *slot = ring + stage * kStageBytes;
+        typename X::Column x;
+        if constexpr (G::kSharedX) {
+            X::take_filled(x, shared, column);
+        } else {
+            X::take(x, slot + G::kSide * Weight::kPieceBytes);
+        }
+#pragma unroll
+        for (int side = 0; side < G::kSide; side++) {
+            Weight weight;
+            weight.take(slot + side * Weight::kPieceBytes);
+            multiply_piece<typename G::T>(sums[side], weight, x.chunks);
+        }
+    }
+
+    // Adds up the warps' sums and stores the results. Two buffers by turns: one barrier a band keeps them apart.
+    __device__ __forceinline__ void finish(int band, const Sums &sums, int turn) const {
+        constexpr int kBuffer = G::kWarps * kFragments * 32;
+        float4 *buffer = reinterpret_cast<float4 *>(shared + X::kBytes) + turn / kFragments % 2 * kBuffer + lane_index();
+#pragma unroll
+        for (int i = 0; i < kFragments; i++) {
+            const float(&sum)[4] = sums[i / kTokenTiles][i % kTokenTiles];
+            buffer[(warp * kFragments + i) * 32] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kFragments; i++) {
+            if (warp != (turn + i) % G::kWarps) continue;
+            const int strip = band * G::kSide + i / kTokenTiles, token = i % kTokenTiles * 8;
+            if (G::kSide > 1 && strip >= Epilogue<G>::kStrips) continue;
+            const auto addends = in.epilogue.read(strip, token);
+            float total[4] = {};
+            for (int w = 0; w < G::kWarps; w++) {
+                const float4 part = buffer[(w * kFragments + i) * 32];
+                total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
+            }
+            if constexpr (Weight::kRowScales) {
+                const auto *scales = reinterpret_cast<const float *>(in.weight + Weight::offset(kStoredStrips, 0, kColumns));
+                const float *row = scales + strip * kStripRows + lane_index() / 4;
+                total[0] *= row[0], total[1] *= row[0], total[2] *= row[8], total[3] *= row[8];
+            }
+            in.epilogue.write(strip, token, total, addends);
+        }
+    }
+};
+
+template <class G>
+__device__ __forceinline__ void gemv(const GemvOperands<G> &operands) {
+    Gemv<G>{operands}.run();
+}

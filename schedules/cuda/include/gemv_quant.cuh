@@ -1,0 +1,137 @@
+// Weights in 8 and 4 bits, taken apart in registers: the GEMV of gemv.cuh with half and a quarter of the bytes.
+//
+// A piece, 16 rows by 64 of K, lies as its lanes copy it, 16 bytes at a time, strip after strip (quant_strips.py packs):
+//
+//     int8    [half][lane] { row g: 8 bytes of chunk t + 4 half; row g + 8: 8 bytes }           1024 bytes
+//     int4    [lane][half] { row g: 8 nibbles of chunk t + 4 half; row g + 8: 8 nibbles }        512 bytes
+//             then f16 scales: groups of 32 [g][half][row g, row g + 8], of 128 [g][row g, row g + 8]
+//
+// int8 has one f32 scale a row, behind all pieces, applied to the finished sum. An int4 scale is applied to the sum of
+// its 32 products. So codes are multiplied as they are, exact in T.
+//
+// A code in the low mantissa bits of 128 (bf16) or 1024 (f16) is an integer there; taking the offset away again is exact.
+// Elements are stored so that a mask takes two codes 16 bits apart, which are neighbours along K.
+//
+// Operations beside the products: 3 to 4 for two weights; a multiprocessor has 20 to spare for each at int8's bytes, 10
+// at int4's.
+#pragma once
+
+#include "gemv_weight.cuh"
+
+// Two elements of T in a register each: a - b.
+__device__ __forceinline__ uint32_t subtract2(bf16, uint32_t a, uint32_t b) {
+    const auto d = __hsub2(*reinterpret_cast<const __nv_bfloat162 *>(&a), *reinterpret_cast<const __nv_bfloat162 *>(&b));
+    return *reinterpret_cast<const uint32_t *>(&d);
+}
+
+__device__ __forceinline__ uint32_t subtract2(f16, uint32_t a, uint32_t b) {
+    const auto d = __hsub2(*reinterpret_cast<const __half2 *>(&a), *reinterpret_cast<const __half2 *>(&b));
+    return *reinterpret_cast<const uint32_t *>(&d);
+}
+
+// The signed bytes 0 and 2 of a word. bf16 holds 7 bits below 128: v = (128 + its low 7 bits) - (128, or 256 if negative).
+__device__ __forceinline__ uint32_t signed_bytes(bf16 type, uint32_t word) {
+    return subtract2(type, (word & 0x007f007f) | 0x43004300, (word & 0x00800080) | 0x43004300);
+}
+
+// f16 holds 8 bits below 1024: v = (1024 + 128 + v) - 1152.
+__device__ __forceinline__ uint32_t signed_bytes(f16 type, uint32_t word) {
+    return subtract2(type, (word & 0x00ff00ff) ^ 0x64806480, 0x64806480);
+}
+
+// Nibbles 0 and 4 of a word, which are codes + 8.
+__device__ __forceinline__ uint32_t nibbles(bf16 type, uint32_t word) {
+    return subtract2(type, (word & 0x000f000f) | 0x43004300, 0x43084308);
+}
+
+__device__ __forceinline__ uint32_t nibbles(f16 type, uint32_t word) {
+    return subtract2(type, (word & 0x000f000f) | 0x64006400, 0x64086408);
+}
+
+template <class T>
+struct Int8Weight {
+    static constexpr int kPieceBytes = 1024, kColumnStep = kPieceBytes;
+    static constexpr bool kGroupScales = false, kRowScales = true;
+
+    uint4 halves[2];  // rows g (x, y) and g + 8 (z, w) of chunk t, and of chunk t + 4
+
+    static __device__ int64_t offset(int strip, int column, int columns) {
+        return (int64_t(strip) * columns + column) * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *piece) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int at = (32 * half + lane_index()) * 16;
+            cp_async_16(slot + at, piece + at);
+        }
+    }
+
+    __device__ __forceinline__ void take(const unsigned char *slot) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) halves[half] = load_16(slot + (32 * half + lane_index()) * 16);
+    }
+
+    __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], int half) const {
+        const uint32_t words[2][2] = {{halves[half].x, halves[half].z}, {halves[half].y, halves[half].w}};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+#pragma unroll
+            for (int row = 0; row < 2; row++) {
+                a[i][row] = signed_bytes(T(), words[i][row]);
+                a[i][row + 2] = signed_bytes(T(), words[i][row] >> 8);
+            }
+        }
+    }
+
+    __device__ float scale(int, int) const { return 1.0f; }
+};
+
+template <class T, int kGroup>
+struct Int4Weight {
+    static_assert(kGroup == 32 || kGroup == 128, "what compiler/quantize.py makes");
+    static constexpr int kScaleBytes = kGroup == 32 ? 64 : 32, kPieceBytes = 512 + kScaleBytes, kColumnStep = kPieceBytes;
+    static constexpr bool kGroupScales = true, kRowScales = false;
+
+    uint4 words;          // rows g and g + 8 of chunk t, then of chunk t + 4
+    uint32_t scales[2];   // of rows g and g + 8, for each half; one for both where groups are longer
+
+    static __device__ int64_t offset(int strip, int column, int columns) {
+        return (int64_t(strip) * columns + column) * kPieceBytes;
+    }
+
+    static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *piece) {
+        const int at = lane_index() * 16;
+        cp_async_16(slot + at, piece + at);
+        if (at < kScaleBytes) cp_async_16(slot + 512 + at, piece + 512 + at);
+    }
+
+    __device__ __forceinline__ void take(const unsigned char *slot) {
+        __syncwarp();  // scales came by other lanes
+        words = load_16(slot + lane_index() * 16);
+        const unsigned char *from = slot + 512 + lane_index() / 4 * (kScaleBytes / 8);
+        if constexpr (kGroup == 32) {
+            const uint2 both = *reinterpret_cast<const uint2 *>(from);
+            scales[0] = both.x, scales[1] = both.y;
+        } else {
+            scales[0] = scales[1] = *reinterpret_cast<const uint32_t *>(from);
+        }
+    }
+
+    __device__ __forceinline__ void fragments(uint32_t (&a)[2][4], int half) const {
+        const uint32_t rows[2] = {half ? words.z : words.x, half ? words.w : words.y};
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            a[0][row] = nibbles(T(), rows[row]);
+            a[0][row + 2] = nibbles(T(), rows[row] >> 4);
+            a[1][row] = nibbles(T(), rows[row] >> 8);
+            a[1][row + 2] = nibbles(T(), rows[row] >> 12);
+        }
+    }
+
+    // Of row g (0) or g + 8 (1).
+    __device__ float scale(int half, int row) const {
+        const float2 both = unpack2<f16>(scales[half]);
+        return row ? both.y : both.x;
+    }
+};

@@ -1,0 +1,114 @@
+// How x comes to a block of a GEMV: all of it, [M,K] in T, to shared memory, or column by column beside the weights.
+//
+// A lane (g = lane / 4, t = lane % 4) multiplies with chunks t and t + 4 of token g in a column of 64 elements of K.
+// Shared memory holds [columns][M][8 chunks], chunk c of token m at c ^ 5 (m % 2): eight lanes that read together (two
+// tokens, four chunks) meet all banks.
+#pragma once
+
+#include "norm.cuh"
+
+// A GEMV `G` is a layer (epilogue.cuh) that also says: kK, T, where x is (kTiledX: tiled T, else f32 [M,K]), kNorm,
+// kNormBias, kEpsilon, kWarps, and kSharedX. Its tokens are taken 8 at a time.
+template <class G>
+struct GemvX {
+    static constexpr int kColumns = ceil_div(G::kK, kTile), kTokenTiles = ceil_div(G::kM, 8);
+    static constexpr int kBytes = G::kSharedX ? kColumns * G::kM * kRowBytes : 0;  // of shared memory
+    static constexpr int kThreads = 32 * G::kWarps;
+    static constexpr int kParts = G::kWarps > G::kM ? G::kWarps / G::kM : 1;  // of a row, when it is normalised
+    static constexpr int kMomentsBytes = G::kNorm == Norm::none ? 0 : round_up(12 * kParts * G::kM, 16);
+
+    // What a lane multiplies in one column: its two chunks of a token in each 8.
+    struct Column {
+        uint4 chunks[kTokenTiles][2];
+    };
+
+    template <class Byte>
+    static __device__ Byte *place(Byte *shared, int column, int token, int chunk) {
+        return shared + (column * G::kM + token) * kRowBytes + ((chunk ^ (token % 2 * 5)) << 4);
+    }
+
+    // A column of the x that `fill` brought.
+    static __device__ void take_filled(Column &x, const unsigned char *shared, int column) {
+        const int g = lane_index() / 4, t = lane_index() % 4;
+#pragma unroll
+        for (int i = 0; i < 2 * kTokenTiles; i++) {
+            const int token = i / 2 * 8 + g;
+            x.chunks[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
+            if (is_token(token)) x.chunks[i / 2][i % 2] = load_16(place(shared, column, token, t + i % 2 * 4));
+        }
+    }
+
+    // Asks for a column of a tiled x, kSlotBytes of shared memory for a warp; each lane for what it multiplies.
+    static constexpr int kSlotBytes = G::kSharedX ? 0 : kTokenTiles * 1024;
+
+    static __device__ void ask(unsigned char *slot, const void *tiled, int column) {
+        const int g = lane_index() / 4, t = lane_index() % 4;
+        const unsigned char *slab = static_cast<const unsigned char *>(tiled) + column * (round_up(G::kM, 8) * kRowBytes);
+#pragma unroll
+        for (int i = 0; i < 2 * kTokenTiles; i++) {
+            const int token = i / 2 * 8 + g;
+            cp_async_16(slot + (32 * i + lane_index()) * 16, slab + chunk_offset(token, t + i % 2 * 4), is_token(token));
+        }
+    }
+
+    static __device__ void take(Column &x, const unsigned char *slot) {
+#pragma unroll
+        for (int i = 0; i < 2 * kTokenTiles; i++) x.chunks[i / 2][i % 2] = load_16(slot + (32 * i + lane_index()) * 16);
+    }
+
+    static __device__ bool is_token(int token) { return G::kM % 8 == 0 || token < G::kM; }
+
+    // Brings x to shared memory, normalised if it is to be; `partial` is room for kMomentsBytes.
+    static __device__ void fill(unsigned char *shared, const void *x, const float *norm_weight, const float *norm_bias,
+                                float *partial) {
+        if constexpr (G::kTiledX) {
+            copy_tiles(shared, static_cast<const unsigned char *>(x));
+        } else if constexpr (G::kNorm == Norm::none) {
+            const NormInput<G> rows = {static_cast<const float *>(x), nullptr, nullptr};
+            for (int i = threadIdx.x; i < G::kM * kColumns * 8; i += kThreads) put(shared, rows, i % G::kM, i / G::kM, {});
+        } else {
+            normalise(shared, {static_cast<const float *>(x), norm_weight, norm_bias}, partial);
+        }
+        __syncthreads();
+    }
+
+  private:
+    static __device__ void copy_tiles(unsigned char *shared, const unsigned char *x) {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < kColumns * G::kM * 8; i += kThreads) {
+            const int column = i / (G::kM * 8), token = i / 8 % G::kM, chunk = i % 8 ^ (token & 7);
+            const int64_t from = (int64_t(column) * round_up(G::kM, 8) + token) * kRowBytes + i % 8 * 16;
+            *reinterpret_cast<uint4 *>(place(shared, column, token, chunk)) = load_16(x + from);
+        }
+    }
+
+    // One chunk of a row: rounded to T, zeros past the row's end.
+    static __device__ void put(unsigned char *shared, const NormInput<G> &rows, int token, int chunk,
+                               const typename NormInput<G>::RowMoments &all) {
+        float v[8] = {};
+        if (8 * chunk < G::kK) rows.read(v, token, chunk, all);
+        *reinterpret_cast<uint4 *>(place(shared, chunk / 8, token, chunk % 8)) = round_eight<typename G::T>(v);
+    }
+
+    // Rows are cut into parts so that each warp has one, or each takes whole rows in turn; it comes back to the same
+    // chunks for the second pass.
+    static __device__ void normalise(unsigned char *shared, const NormInput<G> &rows, float *partial) {
+        using RowMoments = typename NormInput<G>::RowMoments;
+        constexpr int kStride = 32 * kParts;
+        auto *moments = reinterpret_cast<RowMoments *>(partial);
+        for (int i = warp_index(); i < G::kM * kParts; i += G::kWarps) {
+            const RowMoments part = rows.moments(i / kParts, i % kParts * 32, kStride);
+            if (lane_index() == 0) moments[i] = part;
+        }
+        __syncthreads();
+        for (int i = warp_index(); i < G::kM * kParts; i += G::kWarps) {
+            const int token = i / kParts;
+            RowMoments all = moments[token * kParts];
+            for (int part = 1; part < kParts; part++) all.merge(moments[token * kParts + part]);
+#pragma unroll 4
+            for (int chunk = i % kParts * 32 + lane_index(); chunk < kColumns * 8; chunk += kStride) {
+                put(shared, rows, token, chunk, all);
+            }
+        }
+    }
+};

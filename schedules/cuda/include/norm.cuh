@@ -1,0 +1,123 @@
+// Norms of rows, alone or on the way into a product:
+//
+//     RMS      x / sqrt(mean(x²) + e) * weight                           Zhang and Sennrich 2019, arXiv:1910.07467
+//     layer    (x - mean) / sqrt(var + e) * weight + bias                Ba et al. 2016, arXiv:1607.06450
+//
+// A row is read twice, eight elements a thread at a time: once for its moments, once to be normalised (from L1). Moments
+// of parts of a row are merged by Chan's formula, which no mean however large makes inexact.
+#pragma once
+
+#include "tiles.cuh"
+
+// Elements k … k + 7 of a row of kK; zeros past its end.
+template <int kK>
+__device__ __forceinline__ void load_eight(float (&x)[8], const float *row, int k) {
+    if constexpr (kK % 8 == 0) {
+        const float4 low = reinterpret_cast<const float4 *>(row + k)[0], high = reinterpret_cast<const float4 *>(row + k)[1];
+        x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+        x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = k + i < kK ? row[k + i] : 0.0f;
+    }
+}
+
+template <int kK>
+__device__ __forceinline__ void store_eight(float *row, int k, const float (&x)[8]) {
+    if constexpr (kK % 8 == 0) {
+        reinterpret_cast<float4 *>(row + k)[0] = make_float4(x[0], x[1], x[2], x[3]);
+        reinterpret_cast<float4 *>(row + k)[1] = make_float4(x[4], x[5], x[6], x[7]);
+    } else {
+        for (int i = 0; i < 8 && k + i < kK; i++) row[k + i] = x[i];
+    }
+}
+
+template <class T>
+__device__ __forceinline__ uint4 round_eight(const float (&x)[8]) {
+    return make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
+}
+
+// Of a part of a row: how many elements, their mean, and the sum of (x - mean)². Not centred: the mean is taken as 0.
+template <bool kCentred>
+struct Moments {
+    float count = 0, mean = 0, squares = 0;
+
+    __device__ void add(const float (&x)[8], int n) {
+        Moments some;
+        some.count = n;
+        if constexpr (kCentred) {
+            for (int i = 0; i < 8; i++) some.mean += x[i];  // zeros past n
+            some.mean /= n;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float d = x[i] - some.mean;
+            if (i < n) some.squares += d * d;
+        }
+        merge(some);
+    }
+
+    __device__ void merge(const Moments &other) {
+        const float total = count + other.count;
+        if constexpr (kCentred) {
+            const float share = total > 0 ? other.count / total : 0.0f, d = other.mean - mean;
+            squares += d * d * count * share;
+            mean += d * share;
+        }
+        squares += other.squares;
+        count = total;
+    }
+
+    // Those of all lanes' parts together, in every lane.
+    __device__ Moments over_warp() const {
+        Moments all = *this;
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) {
+            Moments other;
+            other.count = __shfl_xor_sync(0xffffffffu, all.count, offset);
+            if constexpr (kCentred) other.mean = __shfl_xor_sync(0xffffffffu, all.mean, offset);
+            other.squares = __shfl_xor_sync(0xffffffffu, all.squares, offset);
+            all.merge(other);
+        }
+        return all;
+    }
+
+    __device__ float factor(float epsilon) const { return rsqrtf(squares / count + epsilon); }
+};
+
+enum class Norm { none, rms, layer };
+
+// Where rows come from, and what is done to them: `N` says kK, kNorm, kNormBias (whether there is one), kEpsilon.
+// x [rows, kK], weight and bias [kK], f32.
+template <class N>
+struct NormInput {
+    const float *x, *weight, *bias;
+
+    using RowMoments = Moments<N::kNorm == Norm::layer>;
+    static constexpr int kChunks = ceil_div(N::kK, 8);  // of a row
+
+    // Moments of a warp's part of a row: its lanes take chunks first + lane, + stride, …
+    __device__ RowMoments moments(int row, int first, int stride) const {
+        RowMoments mine;
+#pragma unroll 4
+        for (int chunk = first + lane_index(); chunk < kChunks; chunk += stride) {
+            float v[8];
+            load_eight<N::kK>(v, x + int64_t(row) * N::kK, 8 * chunk);
+            mine.add(v, N::kK % 8 == 0 ? 8 : min(8, N::kK - 8 * chunk));
+        }
+        return mine.over_warp();
+    }
+
+    // A chunk of a row, normalised; zeros past the row's end.
+    __device__ void read(float (&v)[8], int row, int chunk, const RowMoments &all) const {
+        load_eight<N::kK>(v, x + int64_t(row) * N::kK, 8 * chunk);
+        if constexpr (N::kNorm != Norm::none) {
+            const float factor = all.factor(N::kEpsilon);
+            float scale[8], shift[8] = {};
+            load_eight<N::kK>(scale, weight, 8 * chunk);
+            if constexpr (N::kNormBias) load_eight<N::kK>(shift, bias, 8 * chunk);
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] = (v[i] - all.mean) * factor * scale[i] + shift[i];
+        }
+    }
+};

@@ -1,0 +1,146 @@
+"""Linear layers on a GPU, for every M: which kernels, in which order.
+
+    [norm]          a launch of its own where the product cannot do it: x' in tiles (norm.py)
+    [dequantise]    weights of 8 or 4 bits and more than 16 tokens: back to tiles, in what is multiplied
+    product         M <= 16: GEMV (gemv.py), else GEMM (gemm.py); weights in f32: GEMM for every M
+
+The operators: linear_op.py.  Every kernel reads the one layout that a weight has (tile_layout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.target import Target
+from llmc.schedules.cuda import dequantise, gemm, gemv
+from llmc.schedules.cuda import norm as norms
+from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp, parse
+from llmc.schedules.rule import Rule
+
+Params = Gemv | Tiling
+QUANTISED = ("i8", "i4")
+
+
+def match(call: Call, target: Target) -> Params | None:
+    op = parse(call)
+    if op is None:
+        return None
+    product = product_of(op, target)
+    return gemv.default_params(product, target) if is_gemv(product) else gemm.default_params(product, target)
+
+
+def space(call: Call, target: Target) -> Iterable[Params]:
+    """Parameters worth measuring, the best on paper first."""
+    op = parse(call)
+    if op is None:
+        return ()
+    product = product_of(op, target)
+    return gemv.space(product, target) if is_gemv(product) else gemm.space(product, target)
+
+
+def is_gemv(op: LinearOp) -> bool:
+    return op.m <= gemv.MOST_TOKENS and op.element != "f32"
+
+
+def product_of(op: LinearOp, target: Target) -> LinearOp:
+    """The product's own part of the op: what is left when, in front of it, x has been normalised or brought to tiles,
+    and the weight has been brought back from codes."""
+    if is_gemv(op):
+        inside = gemv.takes_norm(op, target) or (op.tiled_x and not op.norm)
+        return op if inside else replace(op, norm="", epsilon=0.0, tiled_x=True)
+    if op.weight in QUANTISED:
+        op = replace(op, weight=op.element, group=0)
+    return replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
+
+
+def implement(call: Call, params: Params, target: Target) -> Implementation:
+    op = parse(call)
+    assert op is not None, "implement follows match"
+    product = product_of(op, target)
+    name = call.op.removeprefix("llmc.").removeprefix("RMSNorm").removeprefix("LayerNorm")
+    vectors = call.inputs[op.weight_input + 1 :]
+    weight = TensorType((op.rows, op.k), product.weight, constant=True, group=product.group)
+    inner = call if product == op else Call(f"llmc.{name}", (x_type(product), weight, *vectors), call.outputs)
+    if isinstance(params, Gemv):
+        implementation = gemv.implement(inner, product, params, target)
+    else:
+        implementation = gemm.implement(inner, product, params, target)
+    if product.weight != op.weight:
+        implementation = behind_dequantising(replace(op, norm=product.norm), implementation)
+    if (product.norm, product.tiled_x) != (op.norm, op.tiled_x):
+        implementation = behind_norm(op, product, implementation)
+    return implementation
+
+
+def behind_dequantising(op: LinearOp, implementation: Implementation) -> Implementation:
+    """The product's launches behind the one that brings the weight back to tiles, the first temporary.  op: without the
+    norm, which is in front of both."""
+    front = dequantise.launch(op, [Operand("input", op.weight_input), Operand("temp", 0)])
+    weight = Operand("input", op.weight_input)
+    launches = [
+        replace(reread(launch, {weight: Operand("temp", 0)}, {"temp": 1}), kernel=waiting(launch.kernel))
+        for launch in implementation.launches
+    ]
+    return replace(
+        implementation,
+        launches=(front, *launches),
+        temps=(dequantise.tiles_bytes(op), *implementation.temps),
+        layouts={**implementation.layouts, op.weight_input: weight_format(op).layout},
+    )
+
+
+def waiting(kernel: Kernel) -> Kernel:
+    """The kernel, started only when the one in front has ended: its weight is no constant, but what that one writes."""
+    name = f"{kernel.name}_waiting"
+    return replace(
+        kernel, name=name, key=f"waiting {kernel.key}", build=partial(renamed, kernel, name), dependent=False
+    )
+
+
+def renamed(kernel: Kernel, name: str) -> str:
+    """The kernel's source under another name."""
+    source: str = kernel.build()
+    return source.replace(kernel.name, name)
+
+
+def x_type(product: LinearOp) -> TensorType:
+    return TensorType((product.m, product.k), product.element if product.tiled_x else "f32", tiled=product.tiled_x)
+
+
+def behind_norm(op: LinearOp, product: LinearOp, implementation: Implementation) -> Implementation:
+    """The product's launches behind the one that makes its x, which becomes the first temporary."""
+    x = x_type(product)
+    kind: Literal["none", "rms", "layer"] = op.norm or "none"
+    norm = norms.Norm(op.m, op.k, kind, bias=kind == "layer", epsilon=op.epsilon, y=x.dtype)
+    inputs = [Operand("input", index) for index in range(op.weight_input)]
+    front = norms.launch(norm, [*inputs, Operand("temp", 0)])
+
+    further = {"input": op.weight_input - 1, "temp": 1}
+    moved = {Operand("input", 0): Operand("temp", 0)}
+    launches = [reread(launch, moved, further) for launch in implementation.launches]
+    layouts = {index + op.weight_input - 1: layout for index, layout in implementation.layouts.items()}
+    return replace(
+        implementation,
+        launches=(front, *launches),
+        temps=(x.n_bytes, *implementation.temps),
+        layouts={**{index: RowMajor("f32") for index in range(1, op.weight_input)}, **layouts},
+    )
+
+
+def reread(launch: Launch, moved: Mapping[Operand, Operand], further: Mapping[str, int]) -> Launch:
+    """The launch with operands that are elsewhere: where `moved` says, or so many indices further on."""
+
+    def place(operand: Operand) -> Operand:
+        return moved.get(operand, Operand(operand.kind, operand.index + further.get(operand.kind, 0)))
+
+    return replace(launch, operands=tuple(map(place, launch.operands)))
+
+
+RULES = (Rule("linear", match, implement, space),)

@@ -1,0 +1,126 @@
+"""Norms over the last axis on a GPU, alone or after a residual addition: include/norm_rows.cuh.
+
+    RMSNormalization(x, weight)                     x / sqrt(mean(x²) + e) · weight
+    LayerNormalization(x, weight[, bias])           (x - mean) / sqrt(var + e) · weight + bias
+    llmc.AddRMSNorm, llmc.AddLayerNorm              the same of s = x + residual; results s and the norm
+
+One launch, a block a row.  x is f32; the norm is f32, or tiled in the type that the products behind it multiply.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Literal
+
+from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.target import Target
+from llmc.schedules.cuda.source import C_TYPES
+from llmc.schedules.rule import Rule
+
+Kind = Literal["none", "rms", "layer"]
+
+OPERATORS: dict[str, tuple[Kind, bool]] = {
+    "RMSNormalization": ("rms", False),
+    "LayerNormalization": ("layer", False),
+    "llmc.AddRMSNorm": ("rms", True),
+    "llmc.AddLayerNorm": ("layer", True),
+}
+"""Which norm, and whether a residual is added first."""
+
+WARPS = 8
+
+
+@dataclass(frozen=True)
+class Norm:
+    """`rows` rows of `columns` elements.  kind: "none" brings x to tiles as it is.  adds: x + residual first; bias:
+    added last; y: f32, or the element type of a tiled result."""
+
+    rows: int
+    columns: int
+    kind: Kind
+    adds: bool = False
+    bias: bool = False
+    epsilon: float = 0.0
+    y: DType = "f32"
+
+    def __str__(self) -> str:
+        return f"{32 * WARPS} threads a row"
+
+    @property
+    def tiled(self) -> bool:
+        return self.y != "f32"
+
+    @property
+    def y_bytes(self) -> int:
+        return TensorType((self.rows, self.columns), self.y, tiled=self.tiled).n_bytes
+
+
+def match(call: Call, target: Target) -> Norm | None:
+    if call.op not in OPERATORS:
+        return None
+    kind, adds = OPERATORS[call.op]
+    x, *others = call.inputs
+    y = call.outputs[-1] if adds else call.outputs[0]
+    if x is None or x.dtype != "f32" or call.attribute("axis", -1) not in (-1, len(x.shape) - 1):
+        return None
+    columns = x.shape[-1]
+    vectors = others[1:] if adds else others
+    if any(v.shape != (columns,) or not (v.constant or v.dtype == "f32") for v in vectors if v):
+        return None
+    bias = len(vectors) > 1 and vectors[1] is not None
+    epsilon = float(call.attribute("epsilon", 1e-5))
+    return Norm(prod(x.shape[:-1]), columns, kind, adds, bias, epsilon, y.dtype if y.tiled else "f32")
+
+
+def implement(call: Call, norm: Norm, target: Target) -> Implementation:
+    first_vector = 2 if norm.adds else 1
+    inputs = range(first_vector + 1 + norm.bias)
+    operands = [Operand("input", index) for index in inputs] + [Operand("output", i) for i in range(1 + norm.adds)]
+    constants = [i for i in inputs if i >= first_vector and (vector := call.inputs[i]) and vector.constant]
+    return Implementation((launch(norm, operands),), layouts={index: RowMajor("f32") for index in constants})
+
+
+def launch(norm: Norm, operands: list[Operand]) -> Launch:
+    """One launch over x, [residual], [weight], [bias], [sum], y; all f32 but a tiled y."""
+    size = norm.rows * norm.columns
+    vectors = (norm.kind != "none") + norm.bias
+    n_bytes = 4 * size * (3 if norm.adds else 1) + 4 * norm.columns * vectors + size * (2 if norm.tiled else 4)
+    n_operations = size * {"none": 0, "rms": 4, "layer": 7}[norm.kind]
+    key = f"norm_source({norm!r})"
+    words = ("add" * norm.adds, {"none": "tile"}.get(norm.kind, f"{norm.kind}norm"), "bias" * norm.bias)
+    name = "_".join(filter(None, (*words, f"{norm.rows}x{norm.columns}", hashlib.sha256(key.encode()).hexdigest()[:8])))
+    kernel = Kernel(name, key, partial(norm_source, name, norm), n_threads=32 * WARPS, dependent=True)
+    return Launch(kernel, tuple(operands), norm.rows, n_bytes, n_operations)
+
+
+def norm_source(name: str, norm: Norm) -> str:
+    """The kernel's CUDA C++."""
+    y = C_TYPES[norm.y]
+    present = {"residual": norm.adds, "weight": norm.kind != "none", "bias": norm.bias}
+    vectors = [f"const float *{vector}" for vector, there in present.items() if there]
+    parameters = ["const float *x", *vectors, *["float *sum"] * norm.adds, f"{y} *y"]
+    arguments = [vector if there else "nullptr" for vector, there in present.items()]
+    flags = f"kAdds = {c_bool(norm.adds)}, kNormBias = {c_bool(norm.bias)}"
+    return (
+        '#include "norm_rows.cuh"\n\n'
+        "struct Rows {\n"
+        f"    using Y = {y};\n"
+        f"    static constexpr int kRows = {norm.rows}, kK = {norm.columns}, kWarps = {WARPS};\n"
+        f"    static constexpr bool {flags};\n"
+        f"    static constexpr Norm kNorm = Norm::{norm.kind};\n"
+        f"    static constexpr float kEpsilon = {norm.epsilon!r}f;\n"
+        "};\n\n"
+        f'extern "C" __global__ void __launch_bounds__({32 * WARPS})\n{name}({", ".join(parameters)}) {{\n'
+        f"    norm_rows<Rows>(x, {', '.join(arguments)}, {'sum' if norm.adds else 'nullptr'}, y);\n"
+        "}\n"
+    )
+
+
+def c_bool(value: bool) -> str:
+    return "true" if value else "false"
+
+
+RULES = (Rule("norm", match, implement),)

@@ -1,0 +1,146 @@
+"""How quantised weights lie in a GPU's memory: piece by piece as a warp's lanes read them (include/gemv_quant.cuh).
+
+    piece       16 stored rows (a strip) by 64 of K
+    int8        [strips][columns] { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, then [strips][16] f32 scales
+    int4        [strips][columns] { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
+
+Lane 4 g + t and half h stand for rows g and g + 8 and elements 8 (t + 4 h) … of a column.  Bytes of a word: elements
+0, 2, 1, 3; nibbles: elements 0, 2, 4, 6, 1, 3, 5, 7, as code + 8.  Scales of an int4 piece: groups of 32 [g][half][2],
+of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what is padding is zero.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+
+from llmc.schedules.cuda.tile_layout import TILE, gated_rows, tile_rows
+
+Array = np.ndarray[Any, Any]
+
+STRIPS = TILE // 16
+"""Of a row of tiles."""
+
+_WORKERS = 2
+
+
+def stored_rows(array: Array, first: int, gated: bool) -> Array:
+    """Stored rows first … first + 63 of an array of rows, with zeros where there are none."""
+    if gated:
+        return gated_rows(array, first)
+    rows = np.zeros((TILE, *array.shape[1:]), array.dtype)
+    some = array[first : first + TILE]
+    rows[: len(some)] = some
+    return rows
+
+
+@dataclass(frozen=True)
+class Int8Strips:
+    """A weight [N, K], or [2N, K] when gated, in int8."""
+
+    gated: bool = False
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return self._tile_rows(shape) * TILE * (ceil(shape[1] / TILE) * TILE + 4)
+
+    def pack(self, array: Any) -> Array:
+        """`array` is a compiler.quantize.Quantized."""
+        n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
+        pieces = np.empty((n_tile_rows, STRIPS, columns, 2, 8, 4, 2), np.uint64)
+        scales = np.zeros((n_tile_rows, TILE), np.float32)
+
+        def fill(tile_row: int) -> None:
+            first = tile_row * TILE
+            scales[tile_row] = stored_rows(array.scales[:, 0], first, self.gated)
+            rows = whole_columns(stored_rows(array.codes, first, self.gated)).view(np.uint32)
+            outer = rows & np.uint32(0xFF0000FF)
+            words = outer | (rows & np.uint32(0xFF00)) << np.uint32(8) | (rows & np.uint32(0xFF0000)) >> np.uint32(8)
+            chunks = words.view(np.uint64).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
+            pieces[tile_row] = chunks.transpose(0, 3, 4, 2, 5, 1)
+
+        in_threads(fill, n_tile_rows)
+        return np.concatenate([pieces.reshape(-1).view(np.uint8), scales.reshape(-1).view(np.uint8)])
+
+    def _tile_rows(self, shape: tuple[int, ...]) -> int:
+        return tile_rows(shape[0] // (2 if self.gated else 1), gated=self.gated)
+
+    def __str__(self) -> str:
+        return f"i8 pieces 16x64, f32 scales{', gate and up alternating by 8 rows' if self.gated else ''}"
+
+
+@dataclass(frozen=True)
+class Int4Strips:
+    """A weight [N, K], or [2N, K] when gated, in int4, with a scale for each `group` along K."""
+
+    group: int
+    gated: bool = False
+
+    @property
+    def scales_a_row(self) -> Literal[1, 2]:
+        """Scales of a row in a piece."""
+        return 2 if self.group == 32 else 1
+
+    @property
+    def piece_bytes(self) -> int:
+        return 512 + 32 * self.scales_a_row
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return self._tile_rows(shape) * STRIPS * ceil(shape[1] / TILE) * self.piece_bytes
+
+    def pack(self, array: Any) -> Array:
+        """`array` is a compiler.quantize.Quantized."""
+        n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
+        pieces = np.empty((n_tile_rows, STRIPS, columns, self.piece_bytes), np.uint8)
+
+        def fill(tile_row: int) -> None:
+            codes = stored_rows(array.codes, tile_row * TILE, self.gated)
+            chunks = (whole_columns(codes) + np.int8(8)).view(np.uint64)
+            words = nibble_words(chunks).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
+            lanes = np.ascontiguousarray(words.transpose(0, 3, 2, 5, 4, 1))
+            pieces[tile_row, :, :, :512] = lanes.reshape(STRIPS, columns, 128).view(np.uint8)
+            scales = self._scales(stored_rows(array.scales, tile_row * TILE, self.gated), columns)
+            pieces[tile_row, :, :, 512:] = scales.reshape(STRIPS, columns, -1).view(np.uint8)
+
+        in_threads(fill, n_tile_rows)
+        return pieces.reshape(-1)
+
+    def _scales(self, rows: Array, columns: int) -> Array:
+        """f16 [STRIPS][columns][g][scales of a row][2] of scales [64, groups]."""
+        n_each = self.scales_a_row
+        scales = np.zeros((TILE, columns * n_each), np.float16)
+        spread = rows if n_each == 2 else np.repeat(rows, self.group // TILE, axis=1)[:, :columns]
+        scales[:, : spread.shape[1]] = spread
+        parts = scales.reshape(STRIPS, 2, 8, columns, n_each)
+        return np.ascontiguousarray(parts.transpose(0, 3, 2, 4, 1))
+
+    def _tile_rows(self, shape: tuple[int, ...]) -> int:
+        return tile_rows(shape[0] // (2 if self.gated else 1), gated=self.gated)
+
+    def __str__(self) -> str:
+        gated = ", gate and up alternating by 8 rows" if self.gated else ""
+        return f"i4 pieces 16x64, f16 scales of {self.group}{gated}"
+
+
+def whole_columns(codes: Array) -> Array:
+    """Codes [64, K] with zeros up to whole columns of 64."""
+    missing = -codes.shape[1] % TILE
+    return np.pad(codes, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(codes)
+
+
+def nibble_words(chunks: Array) -> Array:
+    """uint32 of eight nibbles, of uint64 whose bytes are 0 … 15."""
+    words = np.zeros(chunks.shape, np.uint32)
+    for element in range(8):
+        place = 4 * (element // 2) + 16 * (element % 2)
+        words |= (chunks >> np.uint64(8 * element)).astype(np.uint32) << np.uint32(28) >> np.uint32(28 - place)
+    return words
+
+
+def in_threads(fill: Any, n: int) -> None:
+    """fill(0) … fill(n - 1), a few at a time; NumPy works without holding the interpreter."""
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        list(pool.map(fill, range(n)))

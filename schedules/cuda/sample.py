@@ -1,0 +1,60 @@
+"""The next token from rows of logits, on a GPU: include/sample.cuh.
+
+    llmc.ChooseTokens   logits [R, V] -> i32 [R]                   the most likely token of each row
+    llmc.DrawTokens     logits [R, V], draws u8 [S, 32] -> i32 [S]   tokens drawn as `draws` say
+
+Neither is an operator of the graph: compiler/sampling.py asks for them.  A row of `draws` is an llmc_draw_record of
+runtime/src/format.h.  -1: no logit of the row is a number.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.target import Target
+from llmc.schedules.rule import Rule
+
+THREADS = 1024
+CHOOSE, DRAW = "llmc.ChooseTokens", "llmc.DrawTokens"
+PASSES = 15
+"""Times that a drawing block reads its row when both top-k and top-p cut."""
+
+
+def match(op: str, call: Call, target: Target) -> int | None:
+    """Columns of the logits."""
+    logits = call.inputs[0] if call.op == op else None
+    return None if logits is None else logits.shape[1]
+
+
+def implement_choose(call: Call, n_vocab: int, target: Target) -> Implementation:
+    """One block a row."""
+    name = f"choose_{n_vocab}"
+    source = partial(sample_source, f"{name}(const float *logits, int *chosen)", f"choose<{n_vocab}>(logits, chosen)")
+    kernel = Kernel(name, f"choose_source({n_vocab})", source, n_threads=THREADS, dependent=True)
+    n_rows = call.outputs[0].shape[0]
+    return Implementation((Launch(kernel, (Operand("input", 0), Operand("output", 0)), n_rows, 4 * n_rows * n_vocab),))
+
+
+def implement_draw(call: Call, n_vocab: int, target: Target) -> Implementation:
+    """One block a draw."""
+    name = f"draw_{n_vocab}"
+    parameters = f"{name}(const float *logits, const Draw *draws, int *chosen)"
+    source = partial(sample_source, parameters, f"draw<{n_vocab}>(logits, draws, chosen)")
+    kernel = Kernel(name, f"draw_source({n_vocab})", source, n_threads=THREADS, dependent=True)
+    operands = (Operand("input", 0), Operand("input", 1), Operand("output", 0))
+    n_draws = call.outputs[0].shape[0]
+    return Implementation((Launch(kernel, operands, n_draws, 4 * n_draws * n_vocab * PASSES),))
+
+
+def sample_source(declaration: str, body: str) -> str:
+    return (
+        '#include "sample.cuh"\n\n'
+        f'extern "C" __global__ void __launch_bounds__({THREADS}, 1) {declaration} {{\n    {body};\n}}\n'
+    )
+
+
+RULES = (
+    Rule("choose_tokens", partial(match, CHOOSE), implement_choose),
+    Rule("draw_tokens", partial(match, DRAW), implement_draw),
+)

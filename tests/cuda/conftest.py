@@ -1,0 +1,99 @@
+"""Whole models for a GPU, run without one: emulated kernels behind a driver that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+import llmc
+from llmc.compiler.kernel import Kernel
+from llmc.compiler.target import Target
+from llmc.schedules import cache
+from tests.emulator.build import build_library
+from tests.runtime.toy_cuda import CUBIN, build_driver
+
+HOPPER = Target("cuda", "sm_90a")
+
+LLAMA = LlamaConfig(
+    hidden_size=128,
+    intermediate_size=192,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=160,
+    max_position_embeddings=192,
+    initializer_range=0.3,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+OPT = OPTConfig(
+    hidden_size=128,
+    ffn_dim=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    word_embed_proj_dim=128,
+    vocab_size=160,
+    max_position_embeddings=192,
+    init_std=0.3,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+CONFIGS: dict[str, Any] = {"llama": LLAMA, "opt": OPT}
+BATCH = (1, 3, 8)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model of a family."""
+    made: dict[str, Path] = {}
+
+    def save(family: str) -> Path:
+        if family not in made:
+            torch.manual_seed(1)
+            made[family] = tmp_path_factory.mktemp(family)
+            AutoModelForCausalLM.from_config(CONFIGS[family]).save_pretrained(made[family])
+        return made[family]
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch: pytest.MonkeyPatch, fake_driver: Path, tmp_path: Path) -> EmulatedGpu:
+    return EmulatedGpu(monkeypatch, fake_driver, tmp_path / "driver.log")
+
+
+class EmulatedGpu:
+    """Compiles models for a GPU and opens them: the driver is fake, the kernels run on the emulator."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, driver: Path, log: Path) -> None:
+        self.monkeypatch, self.driver, self.log = monkeypatch, driver, log
+
+    def compile(self, folder: Path, out: Path, **options: Any) -> None:
+        """Compile without a CUDA compiler: images are names, under which the driver finds emulated kernels."""
+        compiled: list[Kernel] = []
+
+        def images(kernels: Sequence[Kernel], target: Target, progress: Any = None) -> list[bytes]:
+            compiled.extend(kernels)
+            return [CUBIN for _ in kernels]
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(cache, "compile_kernels", images)
+            llmc.compile(folder, out=out, target=str(HOPPER), verify=False, **options)
+        library = build_library(compiled, HOPPER)
+        self.monkeypatch.setenv("LLMC_CUDA_DRIVER", str(self.driver))
+        self.monkeypatch.setenv("LLMC_FAKE_CUDA_KERNELS", str(library))
+        self.monkeypatch.setenv("LLMC_FAKE_CUDA_LOG", str(self.log))
+
+    def complaints(self) -> list[str]:
+        """What the driver found wrong with how it was used."""
+        return [line for line in self.log.read_text().splitlines() if line.startswith(("error", "leak"))]

@@ -1,0 +1,204 @@
+// mbarriers and asynchronous copies. A copy's destination is poison from the moment it is asked for: the machine may
+// write there at any time from then on.
+#include <stdio.h>
+#include <string.h>
+
+#include <deque>
+#include <vector>
+
+#include "core.h"
+
+namespace emulated {
+
+namespace {
+
+constexpr uint64_t kMagic = 0x6d62617272696572;  // what an initialised mbarrier's eight bytes hold here
+
+struct Mbarrier {
+    uint64_t *place;
+    uint32_t n_arrivals, phase;
+    long missing_arrivals, missing_bytes;
+    std::vector<int> waiting;
+    int clock;                  // its place in Clocks
+    Clocks arriving, released;  // of the phase that is under way, and of the last that ended
+};
+std::vector<Mbarrier> mbarriers;
+
+struct BulkCopy {
+    unsigned char *shared;
+    const void *global;
+    uint32_t n_bytes;
+    uint64_t *barrier;
+};
+std::deque<BulkCopy> bulk_copies;
+
+struct SmallCopy {
+    unsigned char *shared;
+    const void *global;
+    bool valid;
+    int group;
+};
+struct BulkStore {
+    unsigned char *global;
+    const unsigned char *shared;
+    uint32_t n_bytes;
+    int group;
+};
+struct ThreadCopies {
+    std::deque<SmallCopy> small;
+    std::deque<BulkStore> stores;
+    int group, store_group;  // the open ones
+};
+ThreadCopies of_threads[kMaxThreads];
+
+Mbarrier &find(uint64_t *place, const char *what) {
+    for (Mbarrier &barrier : mbarriers)
+        if (barrier.place == place) {
+            if (*place != kMagic) fail("%s on %s, which was overwritten", what, describe_mbarrier(place));
+            return barrier;
+        }
+    fail("%s on shared memory + %#x, which is no initialised mbarrier", what, shared_address(place));
+}
+
+void end_phase_if_complete(Mbarrier &barrier) {
+    if (barrier.missing_arrivals || barrier.missing_bytes) return;
+    barrier.phase++;
+    barrier.missing_arrivals = barrier.n_arrivals;
+    barrier.arriving.seen[barrier.clock] = barrier.phase;
+    barrier.released = barrier.arriving;
+    for (const int thread : barrier.waiting) wake(thread);
+    barrier.waiting.clear();
+}
+
+void check_bulk(const void *shared, const void *global, uint32_t n_bytes, const char *what) {
+    const uint32_t address = shared_address(shared);
+    if (address % 16) fail("%s: shared memory + %#x is not aligned to 16 bytes", what, address);
+    if (n_bytes % 16 || !n_bytes) fail("%s of %u bytes: not a multiple of 16", what, n_bytes);
+    shared_pointer(address, n_bytes, what);
+    check_global(global, n_bytes, 16, what);
+}
+
+}  // namespace
+
+void start_copies() {
+    mbarriers.clear();
+    bulk_copies.clear();
+    for (ThreadCopies &copies : of_threads) copies.small.clear(), copies.stores.clear();
+}
+
+void mbarrier_init(uint64_t *place, uint32_t n_arrivals) {
+    const uint32_t address = shared_address(place);
+    if (address % 8) fail("mbarrier_init: shared memory + %#x is not aligned to 8 bytes", address);
+    shared_pointer(address, 8, "mbarrier_init");
+    if (!n_arrivals || n_arrivals >= 1u << 20) fail("mbarrier_init for %u arrivals: 1 to 2^20 - 1", n_arrivals);
+    for (Mbarrier &barrier : mbarriers)
+        if (barrier.place == place) fail("mbarrier_init of %s, which is initialised", describe_mbarrier(place));
+    *place = kMagic;
+    const int clock = kWarps + int(mbarriers.size()) % (kPrevious - kWarps);
+    mbarriers.push_back({place, n_arrivals, 0, long(n_arrivals), 0, {}, clock, {}, {}});
+}
+
+void mbarrier_arrive(uint64_t *place, uint32_t n_bytes) {
+    Mbarrier &barrier = find(place, "mbarrier_arrive");
+    if (barrier.missing_arrivals <= 0) fail("one arrival too many at %s", describe_mbarrier(place));
+    release(barrier.arriving);
+    barrier.missing_arrivals--;
+    barrier.missing_bytes += n_bytes;
+    end_phase_if_complete(barrier);
+}
+
+void mbarrier_wait(uint64_t *place, uint32_t parity) {
+    if (parity > 1) fail("mbarrier_wait for parity %u: 0 or 1", parity);
+    while ((find(place, "mbarrier_wait").phase & 1) == parity) {
+        find(place, "mbarrier_wait").waiting.push_back(current);
+        wait_until_woken("mbarrier_wait", place);
+    }
+    acquire(find(place, "mbarrier_wait").released, current);
+}
+
+const char *describe_mbarrier(const void *place) {
+    static char text[200];
+    for (const Mbarrier &barrier : mbarriers)
+        if (barrier.place == place)
+            snprintf(text, sizeof text, "the mbarrier at shared memory + %#x (phase %u lacks %ld arrivals and %ld bytes)",
+                     shared_address(place), barrier.phase, barrier.missing_arrivals, barrier.missing_bytes);
+    return text;
+}
+
+void bulk_copy(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier) {
+    check_bulk(shared, global, n_bytes, "bulk_copy");
+    find(barrier, "bulk_copy");
+    copy_begins(shared, n_bytes, "bulk_copy");
+    memset(shared, kPoison, n_bytes);
+    bulk_copies.push_back({static_cast<unsigned char *>(shared), global, n_bytes, barrier});
+}
+
+bool land_one_copy() {
+    if (bulk_copies.empty()) return false;
+    const BulkCopy copy = bulk_copies.front();
+    bulk_copies.pop_front();
+    memcpy(copy.shared, copy.global, copy.n_bytes);
+    Mbarrier &barrier = find(copy.barrier, "a bulk copy's end");
+    copy_lands(copy.shared, copy.n_bytes, barrier.clock, barrier.phase + 1);
+    barrier.missing_bytes -= copy.n_bytes;
+    end_phase_if_complete(barrier);
+    return true;
+}
+
+void bulk_store(void *global, const void *shared, uint32_t n_bytes) {
+    check_bulk(shared, global, n_bytes, "bulk_store");
+    check_async_read(shared, n_bytes, "bulk_store");
+    ThreadCopies &mine = of_threads[current];
+    mine.stores.push_back({static_cast<unsigned char *>(global), static_cast<const unsigned char *>(shared), n_bytes,
+                           mine.store_group});
+}
+
+void bulk_store_commit() { of_threads[current].store_group++; }
+
+void bulk_store_wait(int n_pending) {
+    ThreadCopies &mine = of_threads[current];
+    while (!mine.stores.empty() && mine.stores.front().group < mine.store_group - n_pending) {
+        const BulkStore &store = mine.stores.front();
+        memcpy(store.global, store.shared, store.n_bytes);
+        note_async_read(store.shared, store.n_bytes, current / 32, 1);
+        mine.stores.pop_front();
+    }
+}
+
+void cp_async_16(void *shared, const void *global, bool valid) {
+    const uint32_t address = shared_address(shared);
+    if (address % 16) fail("cp_async_16: shared memory + %#x is not aligned to 16 bytes", address);
+    shared_pointer(address, 16, "cp_async_16");
+    if (valid) check_global(global, 16, 16, "cp_async_16");
+    copy_begins(shared, 16, "cp_async_16");
+    memset(shared, kPoison, 16);
+    ThreadCopies &mine = of_threads[current];
+    mine.small.push_back({static_cast<unsigned char *>(shared), global, valid, mine.group});
+}
+
+void cp_async_commit() { of_threads[current].group++; }
+
+void cp_async_wait(int n_pending) {
+    ThreadCopies &mine = of_threads[current];
+    while (!mine.small.empty() && mine.small.front().group < mine.group - n_pending) {
+        const SmallCopy &copy = mine.small.front();
+        if (copy.valid)
+            memcpy(copy.shared, copy.global, 16);
+        else
+            memset(copy.shared, 0, 16);
+        copy_lands(copy.shared, 16, current / 32, time_of_this_warp());
+        mine.small.pop_front();
+    }
+}
+
+void fence_async_shared() { fence_writes(); }
+
+void finish_copies() {
+    if (!bulk_copies.empty()) fail("the block ended with a bulk copy under way, into %s", describe_address(bulk_copies[0].shared));
+    for (int i = 0; i < n_threads; i++) {
+        thread_index.x = unsigned(i);
+        if (!of_threads[i].stores.empty()) fail("the thread ended with a bulk store under way");
+    }
+}
+
+}  // namespace emulated

@@ -1,0 +1,74 @@
+"""What is inside a cubin: registers, and how often each instruction stands there.
+
+`cuobjdump` and `nvdisasm` come with the CUDA toolkit, and from PyPI with the `dev` extra.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]*)", re.MULTILINE)
+_USAGE = re.compile(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+)")
+
+
+@dataclass(frozen=True)
+class Sass:
+    """One kernel's machine code.  instructions: how often each stands there, with its modifiers ("LDG.E.128")."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    instructions: Counter[str]
+
+    def count(self, start: str) -> int:
+        """Instructions whose name, at a dot or its end, starts so: count("LDG.E.128"), count("HGMMA")."""
+        pattern = re.compile(re.escape(start) + r"(\.|$)")
+        return sum(n for name, n in self.instructions.items() if pattern.match(name))
+
+    def having(self, start: str, modifier: str) -> int:
+        """Those of them that have this modifier: having("LDG", "128")."""
+        return sum(
+            n for name, n in self.instructions.items() if name.split(".")[0] == start and modifier in name.split(".")
+        )
+
+
+def read_sass(cubin: bytes) -> Sass:
+    """Raises RuntimeError when the tools are missing: see `missing_tool`."""
+    with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        usage = _USAGE.search(_output("cuobjdump", "--dump-resource-usage", str(path)))
+        text = _output("nvdisasm", "-c", str(path))
+    assert usage, "cuobjdump says nothing about resources"
+    registers, stack, shared = map(int, usage.groups())
+    return Sass(registers, stack, shared, Counter(_INSTRUCTION.findall(text)))
+
+
+def missing_tool() -> str:
+    """Why SASS cannot be read here, or nothing."""
+    return next((f"no {name}: make dev installs it" for name in ("cuobjdump", "nvdisasm") if not _tool(name)), "")
+
+
+@functools.cache
+def _tool(name: str) -> str | None:
+    """On PATH, or where the packages of CUDA for Python put it."""
+    folders = [str(Path(entry, "nvidia", "cu13", "bin")) for entry in sys.path]
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), *folders]))
+
+
+def _output(name: str, *arguments: str) -> str:
+    tool = _tool(name)
+    if tool is None:
+        raise RuntimeError(missing_tool())
+    environment = {**os.environ, "PATH": os.pathsep.join([os.environ.get("PATH", ""), str(Path(tool).parent)])}
+    answer = subprocess.run([tool, *arguments], capture_output=True, text=True, check=True, env=environment)
+    return answer.stdout

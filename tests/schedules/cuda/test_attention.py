@@ -1,0 +1,240 @@
+"""Paged attention on the emulator, against its ONNX definition; and what it does with caches that hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType, numpy_dtype
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda import attention
+from tests.emulator.emulate import EmulatedExecutable
+
+Array = np.ndarray[Any, Any]
+Define = Callable[..., list[Array]]
+Row = tuple[int, int] | None
+"""(sequence, position) of a row of a step, or None for a row that pads it."""
+
+N_PAGES, PAGES = 24, 10
+TARGET = Target("cuda", "sm_90a")
+TOLERANCE = {"bf16": 4e-3, "f16": 6e-4, "f32": 2e-6}
+"""Of the largest result: inputs are exact in the cache's dtype, the weights of the values are rounded to it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An attention layer, the second of two."""
+
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    rotary_dim: int = 64
+    interleaved: int = 0
+    softcap: float = 0.0
+    window: int = 0
+    kv_dtype: DType = "bf16"
+    tiled: bool = True
+
+    @property
+    def columns(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    def call(self, m: int) -> Call:
+        def f32(*shape: int) -> TensorType:
+            return TensorType(shape, "f32")
+
+        attributes: dict[str, Any] = {
+            "num_heads": self.heads,
+            "kv_num_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "scale": self.head_dim**-0.5,
+            "softcap": self.softcap,
+            "window": self.window,
+            "n_layers": 2,
+            "kv_dtype": self.kv_dtype,
+            "page_tokens": PAGE_TOKENS,
+        }
+        ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
+        cache = f32(N_PAGES, self.kv_heads, PAGE_TOKENS, self.head_dim)
+        out = TensorType((m, self.heads * self.head_dim), self.kv_dtype if self.tiled else "f32", tiled=self.tiled)
+        if not self.rotary_dim:
+            inputs = (f32(m, self.columns), *ids, cache, cache)
+            return Call("llmc.PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))
+        attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
+        turn = f32(m, self.rotary_dim // 2)
+        turned_inputs = (f32(m, self.columns), turn, turn, *ids, cache, cache)
+        return Call("llmc.RotaryPagedAttention", turned_inputs, (out, cache, cache), tuple(sorted(attributes.items())))
+
+    def definition(self, m: int) -> Call:
+        """The same, of float32."""
+        call = self.call(m)
+        result = replace(call.outputs[0], dtype="f32", tiled=False)
+        ours = ("n_layers", "kv_dtype", "page_tokens")
+        attributes = (*((name, value) for name, value in call.attributes if name not in ours), ("layer", 0))
+        return replace(call, outputs=(result, *call.outputs[1:]), attributes=attributes)
+
+
+@dataclass
+class Machine:
+    """A layer with its part of a cache, in which sequences have random keys and values at all positions; the rest, and
+    what is after a sequence's last position, is poisoned."""
+
+    model: Model
+    lengths: Sequence[int]
+    caches: list[Array] = field(init=False)
+    tables: list[Array] = field(init=False)
+
+    def __post_init__(self) -> None:
+        generator = np.random.default_rng(sum(self.lengths))
+        shape = (N_PAGES, self.model.kv_heads, PAGE_TOKENS, self.model.head_dim)
+        self.caches = [self.exact(generator.standard_normal(shape)) for _ in range(2)]
+        numbers = [int(page) for page in generator.permutation(N_PAGES)]
+        self.tables = []
+        for length in self.lengths:
+            own = [numbers.pop() for _ in range(-(-length // PAGE_TOKENS))]
+            self.tables.append(np.array(own + [-1] * (PAGES - len(own)), np.int32))
+        self.generator = generator
+
+    def exact(self, x: Array) -> Array:
+        """Numbers that the cache's dtype holds."""
+        return np.asarray(x.astype(np.float32).astype(numpy_dtype(self.model.kv_dtype)).astype(np.float32))
+
+    def inputs(self, rows: Sequence[Row]) -> list[Array]:
+        """The step's inputs, without the caches.  Angles are quarter turns, so that turned numbers are exact too."""
+        model, m = self.model, len(rows)
+        at = np.array([row[1] if row else -1 for row in rows], np.int32)
+        table = np.stack([self.tables[row[0]] if row else np.full(PAGES, -1, np.int32) for row in rows])
+        qkv = self.exact(self.generator.standard_normal((m, model.columns)))
+        quarters = self.generator.integers(0, 4, (m, model.rotary_dim // 2))
+        turn = [np.array(column, np.float32)[quarters] for column in ([1, 0, -1, 0], [0, 1, 0, -1])]
+        for numbers in (qkv, *turn):
+            numbers[at < 0] = np.nan
+        return [qkv, *(turn if model.rotary_dim else []), at, table]
+
+    def pool(self, rows: Sequence[Row]) -> Array:
+        """The layer's memory before the step: both layers of all pages, poisoned where nothing was written yet."""
+        known = np.zeros((N_PAGES, PAGE_TOKENS), bool)
+        for length, table in zip(self.lengths, self.tables, strict=True):
+            for position in range(length):
+                known[table[position // PAGE_TOKENS], position % PAGE_TOKENS] = True
+        for sequence, position in filter(None, rows):
+            known[self.tables[sequence][position // PAGE_TOKENS], position % PAGE_TOKENS] = False
+        stored = numpy_dtype(self.model.kv_dtype)
+        kept = [np.where(known[:, None, :, None], cache, np.nan).astype(stored) for cache in self.caches]
+        layer = in_page_order(np.stack(kept, axis=2), self.model)
+        return np.concatenate([np.full_like(layer, 0xFF), layer], axis=1)  # the other layer's part, then this one's
+
+    def check(self, rows: Sequence[Row], define: Define, run: EmulatedExecutable) -> None:
+        inputs = self.inputs(rows)
+        m = len(rows)
+        clean = [np.nan_to_num(x) for x in inputs[:-2]]
+        expected, *expected_caches = define(self.model.definition(m), *clean, inputs[-2].astype(np.int64),
+                                            inputs[-1].astype(np.int64), *self.caches)  # fmt: skip
+        pool = self.pool(rows)
+        before, layer_bytes = pool.copy(), pool.shape[1] // 2
+        flat = pool.reshape(-1)
+        zeros = np.zeros_like(self.caches[0])
+        out, *_ = run.run(*inputs, zeros, zeros, kv=flat[layer_bytes:])
+        np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[self.model.kv_dtype] * np.abs(expected).max())
+        written = [cache.astype(numpy_dtype(self.model.kv_dtype)) for cache in expected_caches]
+        after = in_page_order(np.stack(written, axis=2), self.model)
+        np.testing.assert_array_equal(pool[:, :layer_bytes], before[:, :layer_bytes])
+        untouched = before[:, layer_bytes:] == pool[:, layer_bytes:]
+        np.testing.assert_array_equal(np.where(untouched, after, pool[:, layer_bytes:]), after)
+        poison = self.pool([])[:, layer_bytes:] != before[:, layer_bytes:]  # what the step was to write
+        np.testing.assert_array_equal(pool[:, layer_bytes:][poison], after[poison])
+
+
+def in_page_order(kv: Array, model: Model) -> Array:
+    """[n_pages, KH, 2, 64, D] -> the bytes of each page's part for a layer."""
+    if model.kv_dtype != "f32":
+        shape = (*kv.shape[:4], model.head_dim // 8, 8)
+        kv = kv.reshape(shape).swapaxes(3, 4)
+    return np.ascontiguousarray(kv).reshape(N_PAGES, -1).view(np.uint8).copy()
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Callable[..., EmulatedExecutable]:
+    """kernels(model, m): the attention of m rows, compiled once."""
+    made: dict[Any, EmulatedExecutable] = {}
+
+    def executable(model: Model, m: int, params: Any = None) -> EmulatedExecutable:
+        if (model, m, params) not in made:
+            call = model.call(m)
+            chosen = params or attention.match(call, TARGET)
+            assert chosen is not None
+            made[model, m, params] = EmulatedExecutable(call, attention.implement(call, chosen, TARGET), TARGET)
+        return made[model, m, params]
+
+    return executable
+
+
+Kernels = Callable[..., EmulatedExecutable]
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 513])
+def test_one_row_at_the_edges_of_pages_and_splits(length: int, define: Define, kernels: Kernels) -> None:
+    Machine(Model(), (length,)).check([(0, length - 1)], define, kernels(Model(), 1))
+
+
+MODELS = [
+    Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
+    Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0, kv_dtype="f16"),
+    Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100),
+    Model(heads=7, kv_heads=1, head_dim=32, rotary_dim=0, window=30, tiled=False),
+    Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
+    Model(heads=20, kv_heads=1, head_dim=32, rotary_dim=8),
+    Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, window=70, kv_dtype="f32", tiled=False),
+]
+STEP: list[Row] = [(0, 64), (1, 129), None, (2, 0), (2, 1), (2, 2), (3, 200), (1, 130)]
+LENGTHS = (65, 131, 3, 201)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_small_steps_of_several_sequences(model: Model, define: Define, kernels: Kernels) -> None:
+    Machine(model, LENGTHS).check(STEP, define, kernels(model, 8))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_large_steps_of_several_sequences(model: Model, define: Define, kernels: Kernels) -> None:
+    rows: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
+    Machine(model, LENGTHS).check([*rows, None], define, kernels(model, 70))
+
+
+@pytest.mark.parametrize("params", [attention.Tile(2), attention.Tile(3, 1), attention.Tile(2, 2)], ids=str)
+def test_a_large_step_goes_on_from_tile_to_tile(params: attention.Tile, define: Define, kernels: Kernels) -> None:
+    machine = Machine(Model(), (270, 30))
+    rows: list[Row] = [*((0, i) for i in range(270)), *((1, i) for i in range(9))]
+    for start in (0, 139):
+        machine.check(rows[start : start + 140], define, kernels(Model(), 140, params))
+
+
+@pytest.mark.parametrize("m", [2, 3, 16, 40])
+def test_a_step_of_one_sequence_takes_its_own_keys_from_qkv(m: int, define: Define, kernels: Kernels) -> None:
+    for end in (m, 64 + m // 2, 200):
+        Machine(Model(), (end,)).check([(0, i) for i in range(end - m, end)], define, kernels(Model(), m))
+
+
+def test_a_step_may_take_up_any_positions_of_a_sequence_again(define: Define, kernels: Kernels) -> None:
+    rows: list[Row] = [(0, 63), (0, 7), (0, 64), (1, 5), None, (0, 199), (1, 4), (0, 128)]
+    Machine(Model(), (200, 6)).check(rows, define, kernels(Model(), 8))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_any_number_of_splits_gives_the_same(splits: int, define: Define, kernels: Kernels) -> None:
+    params = attention.Stream(splits, 3)
+    Machine(Model(), LENGTHS).check(STEP, define, kernels(Model(), 8, params))
+
+
+def test_what_these_kernels_cannot_do_is_said() -> None:
+    with pytest.raises(LlmcError, match="heads of 16, 32 … 256 elements, not 24"):
+        attention.match(Model(head_dim=24, rotary_dim=0).call(1), TARGET)
+    call = Model().call(1)
+    int8 = tuple((name, "int8" if name == "kv_dtype" else value) for name, value in call.attributes)
+    with pytest.raises(LlmcError, match="a KV cache of int8"):
+        attention.match(replace(call, attributes=int8), TARGET)

@@ -1,0 +1,214 @@
+"""Linear layers on the emulator, against their ONNX definitions: few tokens, odd shapes, every epilogue and norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
+from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.target import Target
+from llmc.schedules.cuda import gemv, linear
+from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.linear_op import parse
+from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles, tile_activation, untile_activation
+from tests.emulator.emulate import EmulatedExecutable
+
+Array = np.ndarray[Any, Any]
+Define = Callable[..., list[Array]]
+
+TARGET = Target("cuda", "sm_90a")
+TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-5}
+"""Of the largest result: x, or its norm, is rounded to the element; a tiled result is too."""
+
+
+def linear_call(
+    name: str, m: int, n: int, k: int, dtype: DType = "bf16", *, tiled_x: bool = False, tiled_y: bool = False
+) -> Call:
+    """One call of an operator of the family: x [m, k] to y [m, n]."""
+    rows = 2 * n if "Gated" in name else n
+    vector = TensorType((k,), dtype, constant=True)
+    norm = 1 if name.startswith("RMSNorm") else 2 if name.startswith("LayerNorm") else 0
+    inputs = [TensorType((m, k), dtype if tiled_x else "f32", tiled=tiled_x), *[vector] * norm]
+    inputs.append(TensorType((rows, k), dtype, constant=True))
+    if "Bias" in name:
+        inputs.append(TensorType((rows,), dtype, constant=True))
+    if "Residual" in name:
+        inputs.append(TensorType((m, n), "f32"))
+    y = TensorType((m, n), dtype if tiled_y else "f32", tiled=tiled_y)
+    return Call(f"llmc.{name}", tuple(inputs), (y,), (("epsilon", 1e-5),) if norm else ())
+
+
+def random_inputs(call: Call, seed: int = 0) -> list[Array]:
+    """Inputs whose products are of about the size of 1; x is exact in the weight's type."""
+    generator = np.random.default_rng(seed)
+    inputs = []
+    for kind in call.inputs:
+        assert kind is not None
+        scale = kind.shape[-1] ** -0.5 if len(kind.shape) == 2 and kind.constant else 1.0
+        values = generator.standard_normal(kind.shape) * scale
+        inputs.append(values.astype(numpy_dtype(kind.dtype)))
+    weight = next(array for array, kind in zip(inputs, call.inputs, strict=True) if kind and kind.constant)
+    inputs[0] = inputs[0].astype(weight.dtype).astype(np.float32)
+    return inputs
+
+
+def check(call: Call, define: Define, params: linear.Params | None = None, target: Target = TARGET) -> None:
+    """The call's implementation gives what its definition does."""
+    inputs = random_inputs(call)
+    implementation = linear.implement(call, params or found(call, target), target)
+    (y,) = EmulatedExecutable(call, implementation, target).run(*inputs)
+    plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
+    (expected,) = define(plain, *inputs)
+    weight = next(kind for kind in call.inputs if kind and kind.constant)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[weight.dtype] * np.abs(expected).max())
+
+
+def as_float(kind: TensorType | None) -> TensorType:
+    assert kind is not None
+    return replace(kind, dtype="f32", tiled=False)
+
+
+def found(call: Call, target: Target = TARGET) -> linear.Params:
+    params = linear.match(call, target)
+    assert params is not None
+    return params
+
+
+SHAPES = [(1, 101, 64), (2, 192, 96), (3, 64, 200), (5, 688, 64), (8, 101, 200), (9, 192, 96), (16, 40, 136)]
+TILED = [(1, 101, 200), (7, 192, 96), (16, 40, 136)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "tiled"), [*((shape, False) for shape in SHAPES), *((shape, True) for shape in TILED)], ids=str
+)
+def test_every_small_shape_is_right(define: Define, shape: tuple[int, int, int], tiled: bool) -> None:
+    check(linear_call("Linear", *shape, tiled_x=tiled, tiled_y=tiled), define)
+
+
+NAMES = [
+    "LinearBias",
+    "LinearRelu",
+    "LinearBiasGelu",
+    "LinearGeluTanhResidual",
+    "LinearBiasSiluResidual",
+    "GatedLinearSilu",
+    "GatedLinearGeluBias",
+    "GatedLinearGeluTanh",
+]
+NORMED = [
+    ("RMSNormLinear", 1),
+    ("RMSNormLinear", 8),
+    ("RMSNormLinear", 11),
+    ("LayerNormLinearBiasRelu", 1),
+    ("LayerNormLinearBias", 5),
+    ("RMSNormGatedLinearSilu", 3),
+    ("LayerNormLinearBiasRelu", 16),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_epilogue_is_what_its_definition_says(define: Define, name: str) -> None:
+    check(linear_call(name, 3, 40, 64, "f16", tiled_x=True, tiled_y="Residual" not in name), define)
+
+
+@pytest.mark.parametrize(("name", "m"), NORMED)
+def test_a_norm_in_front_is_part_of_the_product_or_a_launch_before_it(define: Define, name: str, m: int) -> None:
+    call = linear_call(name, m, 72, 200, tiled_y="Gated" in name)
+    check(call, define)
+    assert len(linear.implement(call, found(call), TARGET).launches) == (1 if m <= gemv.MOST_NORMED_TOKENS else 2)
+
+
+@pytest.mark.parametrize(
+    ("params", "m"),
+    [
+        (Gemv(4, 2, 1, 5, 0, True), 2),
+        (Gemv(5, 3, 2, 3, 4, True), 13),
+        (Gemv(7, 4, 1, 4, 16, False), 13),
+        (Gemv(16, 2, 2, 9, 3, False), 2),
+        (Gemv(6, 3, 4, 2, 2, True), 13),
+        (Gemv(3, 8, 2, 3, 2, False), 2),
+    ],
+    ids=str,
+)
+def test_every_way_to_cut_it_up_gives_the_same(define: Define, params: Gemv, m: int) -> None:
+    check(linear_call("LinearBiasResidual", m, 200, 700, tiled_x=True), define, params)
+
+
+def test_a_long_k_is_summed_to_its_end(define: Define) -> None:
+    check(linear_call("LinearResidual", 8, 48, 11008, tiled_x=True), define)
+
+
+@pytest.mark.parametrize("level", ["sm_80", "sm_100a"])
+def test_other_architectures_have_their_own_choice(define: Define, level: str) -> None:
+    check(linear_call("RMSNormGatedLinearSilu", 2, 320, 128, tiled_y=True), define, target=Target("cuda", level))
+
+
+@pytest.mark.parametrize("m", [1, 20])
+def test_float32_weights_are_multiplied_in_float32(define: Define, m: int) -> None:
+    check(linear_call("RMSNormLinearBiasGelu", m, 40, 100, "f32"), define)
+
+
+@pytest.mark.parametrize("name", ["LayerNormLinearBiasRelu", "RMSNormGatedLinearSilu", "LinearResidual"])
+def test_more_tokens_are_a_matter_for_the_gemm(define: Define, name: str) -> None:
+    check(linear_call(name, 33, 72, 200, tiled_y="Residual" not in name), define)
+
+
+QUANTISED = [
+    ("LinearBiasResidual", (3, 101, 200), "i8", 0, "bf16"),
+    ("RMSNormGatedLinearSilu", (1, 72, 320), "i8", 0, "f16"),
+    ("RMSNormGatedLinearSilu", (19, 40, 200), "i8", 0, "bf16"),
+    ("LinearBiasResidual", (3, 101, 200), "i4", 128, "bf16"),
+    ("Linear", (16, 64, 704), "i4", 32, "bf16"),
+    ("RMSNormGatedLinearSilu", (1, 72, 320), "i4", 32, "f16"),
+    ("RMSNormGatedLinearSilu", (19, 40, 200), "i4", 32, "bf16"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "weight", "group", "element"), QUANTISED, ids=str)
+def test_quantised_weights_are_multiplied_as_what_they_stand_for(
+    define: Define, name: str, shape: tuple[int, int, int], weight: DType, group: int, element: DType
+) -> None:
+    call = linear_call(name, *shape, element, tiled_y="Gated" in name)
+    at = next(i for i, kind in enumerate(call.inputs) if kind and kind.constant and len(kind.shape) == 2)
+    x, *rest = random_inputs(call)
+    quantised = quantize(rest[at - 1].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
+    kinds = list(call.inputs)
+    kinds[at] = TensorType(quantised.shape, weight, constant=True, group=group)
+    stored = replace(call, inputs=tuple(kinds))
+    inputs: list[Any] = [x, *rest]
+    inputs[at] = quantised
+    implementation = linear.implement(stored, found(stored), TARGET)
+    (y,) = EmulatedExecutable(stored, implementation, TARGET).run(*inputs)
+    inputs[at] = quantised.values()
+    plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
+    (expected,) = define(plain, *inputs)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[element] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layout", [Tiles("bf16"), GatedTiles("bf16"), Tiles("f16"), GatedTiles("f16")], ids=str)
+@pytest.mark.parametrize("shape", [(64, 64), (202, 200), (40, 70), (192, 96)], ids=str)
+def test_packed_weights_unpack_to_what_they_were(layout: Tiles, shape: tuple[int, int]) -> None:
+    weight = np.random.default_rng(0).standard_normal(shape).astype(numpy_dtype(layout.dtype))
+    packed = layout.pack(weight)
+    assert packed.nbytes == layout.n_bytes(shape)
+    np.testing.assert_array_equal(layout.unpack(packed, shape), weight)
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (5, 100), (16, 200)], ids=str)
+def test_tiled_activations_untile_to_what_they_were(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    tiled = tile_activation(x, "f16")
+    assert tiled.nbytes == TensorType(shape, "f16", tiled=True).n_bytes
+    np.testing.assert_array_equal(untile_activation(tiled, shape), x)
+
+
+def test_a_linear_op_knows_where_its_inputs_are() -> None:
+    op = parse(linear_call("LayerNormLinearBiasGeluTanhResidual", 4, 32, 64))
+    assert op is not None
+    assert (op.norm, op.activation) == ("layer", "gelu_tanh")
+    assert (op.weight_input, op.bias_input, op.residual_input) == (3, 4, 5)

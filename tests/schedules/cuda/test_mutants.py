@@ -1,0 +1,133 @@
+"""Every barrier, wait and fence of the kernels that matter is needed, and the emulator notices when one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc import schedules
+from llmc.compiler.kernel import Implementation
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda import attention, linear
+from llmc.schedules.cuda.gemm_tiles import Tiling
+from tests.emulator.emulate import EmulatedExecutable
+from tests.schedules.cuda.mutate import Mutant, without_synchronisation
+from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row
+from tests.schedules.cuda.test_linear import linear_call, random_inputs
+
+Array = np.ndarray[Any, Any]
+HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An implementation to break, and how to run what is left.
+
+    headers: whose statements are taken away.  spare: statements that this case can do without, by a part of their
+    line; each has its reason where it is named.
+    """
+
+    implementation: Implementation
+    target: Target
+    run: Callable[[Implementation], list[Array]]
+    headers: tuple[str, ...]
+    spare: tuple[str, ...] = ()
+
+
+def linear_case(
+    name: str,
+    shape: tuple[int, int, int],
+    headers: tuple[str, ...],
+    *,
+    target: Target = HOPPER,
+    params: linear.Params | None = None,
+    spare: tuple[str, ...] = (),
+    **options: Any,
+) -> Case:
+    call = linear_call(name, *shape, **options)
+    inputs = random_inputs(call)
+    chosen = linear.implement(call, params, target) if params else schedules.implement(call, target)
+
+    def run(implementation: Implementation) -> list[Array]:
+        return EmulatedExecutable(call, implementation, target).run(*inputs)
+
+    return Case(chosen, target, run, headers, spare)
+
+
+def attention_case(rows: list[Row], headers: tuple[str, ...], target: Target, spare: tuple[str, ...] = ()) -> Case:
+    model = Model()
+    call = model.call(len(rows))
+    machine = Machine(model, LENGTHS)
+    inputs, pool = machine.inputs(rows), machine.pool(rows)
+    cache = np.zeros_like(machine.caches[0])
+    params = attention.match(call, target)
+    assert params is not None
+
+    def run(implementation: Implementation) -> list[Array]:
+        after = pool.copy()
+        kv = after.reshape(-1)[pool.shape[1] // 2 :]
+        out, *_ = EmulatedExecutable(call, implementation, target).run(*inputs, cache, cache, kv=kv)
+        return [out, after]
+
+    return Case(attention.implement(call, params, target), target, run, headers, spare)
+
+
+ROWS: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
+
+CASES: dict[str, Callable[[], Case]] = {
+    "GEMV with a norm": lambda: linear_case(
+        "RMSNormLinear",
+        (3, 72, 2100),
+        ("gemv.cuh", "gemv_x.cuh"),
+        spare=("__syncwarp",),  # a lane reads only what it brought itself; quantised weights have scales for all
+    ),
+    "GEMM on Hopper, a long ring": lambda: linear_case(
+        "LinearBias",
+        (40, 200, 900),
+        ("gemm_wgmma.cuh", "gemm_tile.cuh"),
+        params=Tiling(40, 3, 1, shared=False),
+        tiled_x=True,
+    ),
+    "GEMM on Ampere": lambda: linear_case(
+        "LinearBias", (40, 200, 700), ("gemm_mma.cuh", "gemm_tile.cuh"), target=AMPERE, tiled_x=True
+    ),
+    "GEMM in f32": lambda: linear_case("Linear", (20, 70, 100), ("gemm_fma.cuh",), dtype="f32"),
+    "norm": lambda: linear_case("LayerNormLinearBiasRelu", (40, 72, 200), ("norm_rows.cuh",)),
+    "attention of a few rows": lambda: attention_case(
+        STEP,
+        ("attention_stream.cuh",),
+        HOPPER,
+        spare=("__syncwarp",),  # before a slot is overwritten: it was read by ldmatrix, which lanes do together
+    ),
+    "attention of many rows on Hopper": lambda: attention_case(
+        ROWS,
+        ("attention_wgmma.cuh",),
+        HOPPER,
+        spare=("__syncwarp",),  # bytes may land before they are expected: the phase still lacks its arrival
+    ),
+    "attention of many rows on Ampere": lambda: attention_case(ROWS, ("attention_tile.cuh",), AMPERE),
+}
+
+
+def survives(case: Case, mutant: Mutant, right: list[Array]) -> bool:
+    """Whether nothing is noticed: no report, and the same results."""
+    try:
+        results = case.run(mutant.of(case.implementation))
+    except LlmcError:
+        return False
+    return all(np.array_equal(result, other, equal_nan=True) for result, other in zip(results, right, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_wait_can_be_left_out(name: str) -> None:
+    case = CASES[name]()
+    right = case.run(case.implementation)
+    mutants = [mutant for mutant in without_synchronisation(case.implementation) if mutant.header in case.headers]
+    assert mutants
+    survivors = [mutant for mutant in mutants if survives(case, mutant, right)]
+    assert [str(mutant) for mutant in survivors if not any(text in mutant.old for text in case.spare)] == []

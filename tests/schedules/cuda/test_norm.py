@@ -1,0 +1,77 @@
+"""Norms on the emulator, against their ONNX definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.kernel import Call, TensorType, numpy_dtype
+from llmc.compiler.target import Target
+from llmc.schedules.cuda import norm
+from tests.emulator.emulate import EmulatedExecutable
+
+Array = np.ndarray[Any, Any]
+Define = Callable[..., list[Array]]
+
+TARGET = Target("cuda", "sm_90a")
+
+
+def norm_call(op: str, rows: int, columns: int, *, bias: bool = True, tiled: bool = False) -> Call:
+    kind, adds = norm.OPERATORS[op]
+    x, vector = TensorType((rows, columns), "f32"), TensorType((columns,), "bf16", constant=True)
+    y = TensorType((rows, columns), "bf16", tiled=True) if tiled else x
+    inputs = (x, *[x] * adds, vector, *[vector] * (kind == "layer" and bias))
+    return Call(op, inputs, (*[x] * adds, y), (("axis", -1), ("epsilon", 1e-5)))
+
+
+def results(call: Call, define: Define, mean: float = 0.0) -> tuple[list[Array], list[Array]]:
+    """What the kernel gives, and what the definition does, for rows around a mean."""
+    generator = np.random.default_rng(0)
+    inputs = []
+    for kind in call.inputs:
+        assert kind is not None
+        centre = 0 if kind.constant else mean
+        inputs.append((generator.standard_normal(kind.shape) + centre).astype(numpy_dtype(kind.dtype)))
+    params = norm.match(call, TARGET)
+    assert params is not None
+    got = EmulatedExecutable(call, norm.implement(call, params, TARGET), TARGET).run(*inputs)
+    attributes = () if call.op.startswith("llmc.") else (("axis", -1),)
+    plain = replace(
+        call,
+        outputs=tuple(replace(kind, dtype="f32", tiled=False) for kind in call.outputs),
+        attributes=(*attributes, ("epsilon", 1e-5)),
+    )
+    return got, define(plain, *inputs)
+
+
+@pytest.mark.parametrize("op", norm.OPERATORS)
+@pytest.mark.parametrize("columns", [96, 101, 2304])
+def test_every_norm_is_what_its_definition_says(define: Define, op: str, columns: int) -> None:
+    got, expected = results(norm_call(op, 3, columns), define)
+    for y, there in zip(got, expected, strict=True):
+        np.testing.assert_allclose(y, there, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("op", norm.OPERATORS)
+def test_a_norm_for_products_is_rounded_and_tiled(define: Define, op: str) -> None:
+    got, expected = results(norm_call(op, 9, 200, tiled=True), define)
+    np.testing.assert_allclose(got[-1], expected[-1], rtol=2**-8, atol=1e-5)
+
+
+def test_a_mean_far_from_zero_costs_no_precision(define: Define) -> None:
+    got, expected = results(norm_call("LayerNormalization", 2, 300), define, mean=1000.0)
+    np.testing.assert_allclose(got[0], expected[0], rtol=3e-4, atol=3e-4)
+
+
+def test_a_layer_norm_may_have_no_bias(define: Define) -> None:
+    got, expected = results(norm_call("LayerNormalization", 2, 64, bias=False), define)
+    np.testing.assert_allclose(got[0], expected[0], rtol=3e-6, atol=3e-6)
+
+
+def test_a_norm_over_another_axis_is_not_ours() -> None:
+    call = norm_call("RMSNormalization", 4, 64)
+    assert norm.match(replace(call, attributes=(("axis", 0),)), TARGET) is None

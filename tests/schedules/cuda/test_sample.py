@@ -1,0 +1,129 @@
+"""Choosing and drawing tokens on a GPU, emulated, against runtime/src/sample.c."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.sampling import choose_call, draw_call
+from llmc.compiler.target import Target
+from llmc.runtime.capi import Sampling
+from llmc.schedules.cuda import sample
+from tests.emulator.emulate import EmulatedExecutable
+from tests.runtime import toy_artifact as toy
+
+Array = np.ndarray[Any, Any]
+HOPPER = Target("cuda", "sm_90a")
+DRAW = np.dtype("<u8,<i4,<i4,<f4,<f4,<i4,<u4")
+Reference = Callable[[Array, tuple[float, int, float, int], int], int]
+
+HOST = """
+#include "runtime.h"
+__attribute__((visibility("default")))
+int32_t reference(float *logits, int32_t n_vocab, const llmc_sampling *how, uint32_t position, candidate *candidates)
+{
+    static llmc_model model;
+    llmc_sequence sequence = {.model = &model, .length = position, .has_logits = 1, .logits = logits};
+    int32_t token = -1;
+    model.plans.header.n_vocab = (uint32_t)n_vocab;
+    model.candidates = candidates;
+    model.device = &cpu_device;
+    sample(&sequence, how, &token);
+    return token;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The runtime's own choice on the host."""
+    folder = tmp_path_factory.mktemp("sample")
+    (folder / "reference.c").write_text(HOST)
+    sources = [*toy.toy_sources(folder), folder / "reference.c"]
+    library = c.CDLL(str(toy.compile_c(folder / "reference.so", sources, "-O2", "-shared")))
+
+    def choose(logits: Array, how: tuple[float, int, float, int], position: int) -> int:
+        row, memory = np.ascontiguousarray(logits, np.float32), np.zeros(2 * len(logits), np.float32)
+        sampling = Sampling(c.sizeof(Sampling), *how)
+        arguments = (c.c_void_p(row.ctypes.data), len(row), c.byref(sampling), position, c.c_void_p(memory.ctypes.data))
+        return int(library.reference(*arguments))
+
+    return choose
+
+
+def choose(logits: Array, *, checked: bool = True) -> list[int]:
+    call = choose_call(*logits.shape)
+    implementation = sample.implement_choose(call, logits.shape[1], HOPPER)
+    (tokens,) = EmulatedExecutable(call, implementation, HOPPER, checked=checked).run(logits)
+    return [int(token) for token in tokens]
+
+
+def draw(logits: Array, draws: list[tuple[int, int, tuple[float, int, float, int]]]) -> list[int]:
+    """draws: row, position, (temperature, top_k, top_p, seed)."""
+    records = [(seed, row, position, t, p, k, 0) for row, position, (t, k, p, seed) in draws]
+    call = draw_call(len(draws), *logits.shape)
+    executable = EmulatedExecutable(call, sample.implement_draw(call, logits.shape[1], HOPPER), HOPPER)
+    (tokens,) = executable.run(logits, np.array(records, DRAW).view(np.uint8).reshape(len(draws), -1))
+    return [int(token) for token in tokens]
+
+
+def random_logits(n_rows: int, n_vocab: int, scale: float = 3) -> Array:
+    return (scale * np.random.default_rng(n_vocab).standard_normal((n_rows, n_vocab))).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_vocab", [1, 7, 1000, 4099, 32000])
+def test_the_most_likely_token_is_chosen(n_vocab: int) -> None:
+    logits = random_logits(3, n_vocab)
+    assert choose(logits, checked=n_vocab < 30000) == logits.argmax(1).tolist()
+
+
+def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen() -> None:
+    inf, nan = np.inf, np.nan
+    logits = np.array(
+        [
+            [nan, 1, 2, 2, 2, 0, nan],
+            [nan, nan, nan, nan, nan, nan, nan],
+            [-inf, -inf, nan, -inf, -inf, -inf, -inf],
+            [-1, inf, nan, inf, 3, 4, 5],
+            [-1, -0.0, 0.0, -0.0, -3, -4, -5],
+        ],
+        np.float32,
+    )
+    assert choose(logits) == [2, -1, 0, 1, 1]
+    assert draw(logits, [(row, 1, (1.0, 0, 1.0, 9)) for row in (1, 3)]) == [-1, 1]
+
+
+HOWS = [(1.0, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 50, 0.8), (0.5, 3, 0.5), (2.0, 5000, 0.999), (1.0, 1, 1.0)]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+@pytest.mark.parametrize("n_vocab", [61, 4099])
+def test_draws_are_those_of_the_cpu(reference: Reference, how: tuple[float, int, float], n_vocab: int) -> None:
+    """Equal but where a draw falls within rounding of a border: for none of these seeds."""
+    logits = random_logits(2, n_vocab)
+    draws = [(seed % 2, 10 + seed, (*how, 1000 + seed)) for seed in range(6)]
+    wanted = [reference(logits[row], settings, position) for row, position, settings in draws]
+    assert draw(logits, draws) == wanted
+
+
+def test_ties_at_the_border_keep_the_lower_tokens(reference: Reference) -> None:
+    logits = np.repeat(np.array([[3.0, 1.0, 2.0]], np.float32), 40, axis=1).reshape(1, 120)
+    draws = [(0, seed, (1.0, 15, p, seed)) for seed in range(8) for p in (1.0, 0.5)]
+    wanted = [reference(logits[0], settings, position) for _, position, settings in draws]
+    assert draw(logits, draws) == wanted
+    assert max(wanted) < 45
+
+
+def test_what_is_no_number_does_not_count_for_top_k(reference: Reference) -> None:
+    logits = random_logits(1, 61)
+    logits[0, ::2] = np.nan
+    draws = [(0, k, (1.0, k, 1.0, k)) for k in (29, 30, 31, 61)]
+    assert draw(logits, draws) == [reference(logits[0], settings, position) for _, position, settings in draws]
+
+
+def test_rows_that_pad_are_left_alone() -> None:
+    assert draw(random_logits(1, 61), [(-1, 0, (1.0, 0, 1.0, 0)), (0, 0, (1e-30, 0, 1.0, 0))])[0] == -1

@@ -1,0 +1,107 @@
+"""What the compiler makes of the kernels that matter, without a GPU: registers, spills, the instructions meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from llmc import schedules
+from llmc.compiler.kernel import Call, Launch
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda import compile as cuda
+from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
+from tests.schedules.cuda.test_attention import Model
+from tests.schedules.cuda.test_linear import linear_call
+
+REGISTERS = 65536
+"""Of a multiprocessor."""
+
+
+def unavailable() -> str:
+    """Why there is nothing to look at here."""
+    try:
+        cuda.compiler()
+    except LlmcError as error:
+        return str(error.fact)
+    return missing_tool()
+
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "all is here")
+
+LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call on an architecture.  wants: instructions that its main kernel has; wide: 16-byte loads are among them."""
+
+    level: str
+    call: Call
+    wants: tuple[str, ...]
+    wide: bool = True
+
+
+def linear(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
+    return Case(level, linear_call(name, m, n, k, **options), wants, wide)
+
+
+CASES = {
+    "qkv of one token": linear("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
+    "gate and up of 8 tokens": linear(
+        "sm_90a", "RMSNormGatedLinearSilu", 8, 11008, 4096, "HMMA.16816.F32.BF16", tiled_y=True
+    ),
+    "down of 32 tokens": linear(
+        "sm_90a", "LinearResidual", 32, 4096, 11008, "HGMMA.64x32x16.F32.BF16", "UBLKCP", tiled_x=True
+    ),
+    "gate and up of 512 tokens": linear(
+        "sm_90a", "GatedLinearSilu", 512, 11008, 4096, "HGMMA.64x256x16.F32.BF16", "UBLKCP", tiled_x=True, tiled_y=True
+    ),
+    "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
+    "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
+    "one token on Ampere": linear("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
+    "128 tokens on Ada": linear("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
+    "128 tokens on Blackwell": linear("sm_100a", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", tiled_x=True),
+}
+
+
+def compiled(launch: Launch, level: str) -> tuple[Sass, str]:
+    """A kernel's machine code, and what the compiler said about it."""
+    target = Target("cuda", level)
+    source = cuda.kernel_source(launch.kernel, target)
+    code, said = cuda.compiler().compile(launch.kernel.name, source, target)
+    return read_sass(code), said
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case: Case) -> None:
+    launches = schedules.implement(case.call, Target("cuda", case.level)).launches
+    main = max(launches, key=lambda launch: launch.n_operations)
+    for launch in launches:
+        sass, said = compiled(launch, case.level)
+        assert "C75" not in said, "ptxas warns about wgmma"
+        assert sass.count("LDL") == sass.count("STL") == 0, "registers are spilled"
+        assert sass.registers * launch.kernel.n_threads <= REGISTERS
+        if launch is main:
+            assert [name for name in case.wants if not sass.count(name)] == []
+            assert sass.having("LDG", "128") or not case.wide
+
+
+def test_a_spill_is_seen() -> None:
+    """The gate itself: too many live values for the registers allowed."""
+    source = """
+        extern "C" __global__ void __launch_bounds__(1024, 2) spilling(const float *x, float *y) {
+            float v[64];
+            for (int i = 0; i < 64; i++) v[i] = x[threadIdx.x + 1024 * i];
+            for (int k = 0; k < 9; k++)
+                for (int i = 0; i < 64; i++) v[i] = v[i] * v[(i * 7 + 3) % 64] + v[(i * 5 + 1) % 64];
+            for (int i = 0; i < 64; i++) y[threadIdx.x + 1024 * i] = v[i];
+        }
+    """
+    code, said = cuda.compiler().compile("spilling", source, Target("cuda", "sm_90a"))
+    sass = read_sass(code)
+    assert sass.count("LDL")
+    assert sass.count("STL")
+    assert "bytes spill stores" in said

@@ -1,0 +1,126 @@
+"""Gather, elementwise operations and the fallback on a GPU, emulated, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
+from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda import elementwise, fallback, gather
+from llmc.schedules.fallback import OneNode
+from llmc.schedules.rule import Rule
+from tests.emulator.emulate import EmulatedExecutable
+
+Array = np.ndarray[Any, Any]
+Define = Callable[..., list[Array]]
+HOPPER = Target("cuda", "sm_90a")
+
+
+def run(module: Any, call: Call, *inputs: Array) -> list[Array]:
+    """The call by the module's one rule."""
+    (rule,) = module.RULES
+    assert isinstance(rule, Rule)
+    params = rule.match(call, HOPPER)
+    assert params is not None
+    return EmulatedExecutable(call, rule.implement(call, params, HOPPER), HOPPER).run(*inputs)
+
+
+def real(*shape: int) -> TensorType:
+    return TensorType(shape, "f32")
+
+
+def random(*shape: int) -> Array:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+# -- gather --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "tiled"),
+    [("f32", 101, False), ("bf16", 64, False), ("f16", 101, False), ("bf16", 64, True), ("f32", 101, True)],
+)
+def test_a_table_gives_its_rows(dtype: DType, columns: int, tiled: bool) -> None:
+    result = TensorType((6, columns), "bf16", tiled=True) if tiled else real(6, columns)
+    call = Call("Gather", (TensorType((9, columns), dtype, True), TensorType((6,), "i32")), (result,), (("axis", 0),))
+    table, index = random(9, columns).astype(numpy_dtype(dtype)), np.array([8, -1, 3, 3, 77, 1], np.int32)
+    (rows,) = run(gather, call, table, index)
+    wanted = table[[8, 0, 3, 3, 8, 1]].astype(np.float32)
+    np.testing.assert_array_equal(rows, wanted.astype(numpy_dtype("bf16")).astype(np.float32) if tiled else wanted)
+
+
+def test_a_tiled_table_and_other_axes_are_left_to_others() -> None:
+    index = TensorType((2,), "i32")
+    tiled = Call("Gather", (TensorType((8, 64), "bf16", tiled=True), index), (real(2, 64),), (("axis", 0),))
+    other_axis = Call("Gather", (real(3, 4), index), (real(3, 2),), (("axis", 1),))
+    assert gather.match(tiled, HOPPER) is None
+    assert gather.match(other_axis, HOPPER) is None
+
+
+# -- elementwise ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", [name for name, n in elementwise.OPERATORS.items() if n == 1])
+def test_one_operand(operation: str, define: Define) -> None:
+    call = Call(operation, (real(3, 101),), (real(3, 101),))
+    x = np.abs(random(3, 101)) + 0.1 if operation in ("Sqrt", "Reciprocal") else 3 * random(3, 101)
+    np.testing.assert_allclose(run(elementwise, call, x)[0], define(call, x)[0], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("operation", "a", "b"),
+    [
+        ("Add", (3, 101), (3, 101)),
+        ("Sub", (3, 101), (101,)),
+        ("Mul", (3, 101), ()),
+        ("Div", (3, 1, 5), (4, 1)),
+        ("Add", (1, 7), (6, 1)),
+    ],
+)
+def test_two_operands_broadcast(operation: str, a: tuple[int, ...], b: tuple[int, ...], define: Define) -> None:
+    call = Call(operation, (real(*a), real(*b)), (real(*np.broadcast_shapes(a, b)),))
+    x, y = random(*a), np.abs(random(*b)) + 0.5
+    np.testing.assert_allclose(run(elementwise, call, x, y)[0], define(call, x, y)[0], rtol=1e-6)
+
+
+def test_gelu_has_two_forms(define: Define) -> None:
+    call = Call("Gelu", (real(2, 40),), (real(2, 40),), (("approximate", "tanh"),))
+    x = random(2, 40)
+    np.testing.assert_allclose(run(elementwise, call, x)[0], define(call, x)[0], atol=2e-6)
+
+
+# -- fallback ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("Softplus", (real(4, 100),), (real(4, 100),)),
+        Call("Softmax", (real(4, 100),), (real(4, 100),), (("axis", -1),)),
+        Call("Concat", (real(4, 100), real(4, 20)), (real(4, 120),), (("axis", -1),)),
+        Call("Transpose", (real(4, 10, 3),), (real(3, 4, 10),), (("perm", (2, 0, 1)),)),
+        Call("MatMul", (real(2, 4, 30), real(30, 50)), (real(2, 4, 50),)),
+        Call("Erf", (real(4, 300),), (real(4, 300),)),
+    ],
+    ids=lambda call: call.op,
+)
+def test_any_operator_runs(call: Call, define: Define) -> None:
+    inputs = [random(*value.shape) for value in call.inputs if value is not None]
+    np.testing.assert_allclose(run(fallback, call, *inputs)[0], define(call, *inputs)[0], rtol=2e-5, atol=2e-6)
+
+
+def test_every_nest_has_a_launch_of_its_own() -> None:
+    call = Call("Softmax", (real(4, 100),), (real(4, 100),), (("axis", -1),))
+    launches = fallback.implement(call, OneNode(), HOPPER).launches
+    assert [launch.grid for launch in launches] == [1, 2, 1, 2]  # of 256 threads over rows, elements, rows, elements
+
+
+def test_tiles_are_refused() -> None:
+    call = Call("Softplus", (TensorType((8, 64), "bf16", tiled=True),), (real(8, 64),))
+    with pytest.raises(LlmcError, match="Softplus on tiles"):
+        fallback.implement(call, OneNode(), HOPPER)
