@@ -50,9 +50,9 @@ def fit_to_inputs(weight: Array, products: Array, scheme: Scheme, name: str = "w
 
 
 def triangle(products: Array) -> tuple[Array, Array]:
-    """u (upper, ones on its diagonal) [K, K] and d² [K, 1] of H = R Rᵀ, for H of a mean diagonal of one.  Overwrites H.
+    """u (ones on its diagonal) [K, K] and d² [K, 1] of H = R Rᵀ, for H of a mean diagonal of one.  Overwrites H.
 
-    Where H is not positive definite in float32 the damping grows until it is.
+    Below its diagonal u is not set.  Where H is not positive definite in float32 the damping grows until it is.
     """
     products /= float(products.diagonal().mean(dtype=np.float64)) or 1.0
     diagonal = products.diagonal().copy()
@@ -60,13 +60,33 @@ def triangle(products: Array) -> tuple[Array, Array]:
     while True:
         np.fill_diagonal(products, diagonal + np.float32(damping))
         try:
-            upper = np.linalg.cholesky(products[::-1, ::-1])[::-1, ::-1]
+            factor(products)
         except np.linalg.LinAlgError:
+            mirror(products)
             damping *= 10
             continue
-        lengths = upper.diagonal().copy()
-        upper /= lengths
-        return upper, np.square(lengths)[:, None]
+        lengths = products.diagonal().copy()
+        products /= lengths
+        return products, np.square(lengths)[:, None]
+
+
+def factor(matrix: Array) -> None:
+    """Overwrite the upper triangle of H with R, H = R Rᵀ, from the last columns to the first: nothing of H's size is
+    needed besides.  Raises LinAlgError: not positive definite."""
+    k = len(matrix)
+    for start in reversed(range(0, k, BLOCK)):
+        stop = min(start + BLOCK, k)
+        panel = matrix[:stop, start:stop] - matrix[:stop, stop:] @ matrix[start:stop, stop:].T
+        own = np.linalg.cholesky(panel[start:][::-1, ::-1])[::-1, ::-1]
+        matrix[:start, start:stop] = np.linalg.solve(own, panel[:start].T).T
+        rows, columns = np.triu_indices(stop - start)
+        matrix[start + rows, start + columns] = own[rows, columns]
+
+
+def mirror(matrix: Array) -> None:
+    """Copy what lies below the diagonal above it."""
+    for row in range(len(matrix)):
+        matrix[:row, row] = matrix[row, :row]
 
 
 def fit_columns(columns: Array, feedback: Array, importance: Array, scheme: Scheme) -> tuple[Array, Array]:

@@ -25,12 +25,16 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.rule import Rule
 
 SHIPPED = Path(__file__).resolve().parent / "tuned"
-_OPERATOR = re.compile(r"llmc\.((?:Gated)?Linear)")
+USUAL_CARDS = {"sm_90a": "nvidia-h200"}
+"""The card that a level's records were made on, and that their file is called after."""
+_OPERATOR = re.compile(r"llmc\.((?:RMSNorm|LayerNorm)?(?:Gated)?Linear)")
 
 
 class Signature(NamedTuple):
-    """What a choice depends on.  op: "Linear" or "GatedLinear".  n, k: the weight's shape.  m: rows of x.
-    weight: its dtype, with its group.  lanes: float32 lanes of a vector register."""
+    """What a choice depends on.  op: "Linear" or "GatedLinear", behind the norm in front of it.  n, k: the weight's
+    shape.  m: rows of x.  weight: its dtype, with its group.  lanes: float32 lanes of a vector register.
+
+    On a GPU also attention: n, k: columns of its queries, and of its keys; weight: the cache's dtype."""
 
     op: str
     n: int
@@ -45,12 +49,22 @@ class Signature(NamedTuple):
 
 def signature(call: Call, target: Target) -> Signature | None:
     """The call's signature; None for calls that nobody tunes."""
+    if target.kind == "cuda" and call.op.endswith("PagedAttention"):
+        return _of_attention(call, target)
     operator = _OPERATOR.match(call.op)
-    x, weight = (*call.inputs, None, None)[:2]
-    if not (operator and x and weight and weight.constant and len(x.shape) == len(weight.shape) == 2):
+    x = call.inputs[0] if call.inputs else None
+    weight = next((kind for kind in call.inputs if kind and kind.constant and len(kind.shape) == 2), None)
+    if not (operator and x and weight and len(x.shape) == 2):
         return None
     dtype = f"{weight.dtype}g{weight.group}" if weight.group else str(weight.dtype)
     return Signature(operator[1], *weight.shape, x.shape[0], dtype, target.lanes)
+
+
+def _of_attention(call: Call, target: Target) -> Signature:
+    head_dim = call.attribute("head_dim")
+    n, k = (head_dim * call.attribute(heads) for heads in ("num_heads", "kv_num_heads"))
+    m = call.outputs[0].shape[0]
+    return Signature(call.op.removeprefix("llmc."), n, k, m, call.attribute("kv_dtype"), target.lanes)
 
 
 @dataclass(frozen=True)
@@ -58,8 +72,9 @@ class Record:
     """One choice, and the measurement behind it.
 
     rule, params: what to use, the fields of the rule's parameters.  time_us: of one call, the median.
-    limit: what bounds the call on this machine, "read bandwidth" or an instruction; share: of that, measured in the
-    same run.  rate: the limit itself, in GB/s or GOP/s.  heuristic_us: with the rule's own choice, in the same run.
+    limit: what bounds the call on this machine: "read bandwidth", "copy bandwidth" (a GPU's), an instruction, or a
+    library's matrix product; share: of that, measured in the same run.  rate: the limit itself, in GB/s or GOP/s.
+    heuristic_us: with the rule's own choice, in the same run.
     beat: the fastest of the others in words, and how many times longer it takes; "" and 0.0 where there was none.
     tried: how many were measured.  clean: of the samples, the part during which every thread kept its processor; where
     it is low the machine was loaded, and time and share are worth little.
@@ -146,7 +161,7 @@ def folder() -> Path:
 
 
 def file_name(target: Target) -> str:
-    return f"{target.kind}-{target.level}.json"
+    return f"{USUAL_CARDS.get(target.level, f'{target.kind}-{target.level}')}.json"
 
 
 def installed(target: Target) -> Tuned:

@@ -1,4 +1,4 @@
-"""NVIDIA's driver through ctypes: as much of libcuda.so.1 as running and timing kernels takes, and nothing else of CUDA.
+"""NVIDIA's driver through ctypes: as much of libcuda.so.1 as running and timing kernels takes.
 
     with Device() as device:
         kernel = device.kernel(cubin, "name", n_threads=256, shared_bytes=0, dependent=True)
@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -104,7 +105,7 @@ class Kernel:
 
 
 class Driver:
-    """The library and its functions: `driver("cuInit", 0)`.  Raises CudaError where the driver answers with an error."""
+    """The library and its functions: `driver("cuInit", 0)`.  Raises CudaError for an error of the driver's."""
 
     def __init__(self) -> None:
         name = os.environ.get("LLMC_CUDA_DRIVER") or "libcuda.so.1"
@@ -307,7 +308,7 @@ class Device:
             self.driver("cuEventRecord", event, self.stream)
         self.driver("cuEventSynchronize", events[-1])
         times = []
-        for first, second in zip(events, events[1:], strict=False):
+        for first, second in pairwise(events):
             elapsed = c.c_float()
             self.driver("cuEventElapsedTime", c.byref(elapsed), first, second)
             times.append(elapsed.value)

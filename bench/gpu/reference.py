@@ -1,7 +1,10 @@
-"""What a call must give, by PyTorch in float32: on the GPU where it sees one, else on the CPU."""
+"""What a call must give, by PyTorch in float32: on the GPU where it sees one, else on the CPU.
+
+LLMC_REFERENCE=cpu leaves the GPU to what is checked."""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -20,14 +23,13 @@ ACTIVATIONS = {
     "Gelu": F.gelu,
     "GeluTanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-NAME = re.compile(
-    r"llmc\.(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?"
-)
+NAME = re.compile(r"llmc\.(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?")
 
 
 def expected(call: Call, inputs: Inputs) -> Array:
     """The call's first output, f32."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    here = torch.cuda.is_available() and os.environ.get("LLMC_REFERENCE") != "cpu"
+    device = "cuda" if here else "cpu"
     with torch.inference_mode():
         result = attention(call, inputs, device) if call.op.endswith("Attention") else linear(call, inputs, device)
         return np.asarray(result.float().cpu().numpy())

@@ -18,7 +18,7 @@ from llmc.compiler.calibrate import Calibration, fit_weights
 from llmc.compiler.driver import compile_model
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.graph_stream import Stream
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
 
@@ -41,7 +41,7 @@ def ids(path: Path, tokens: Any) -> Path:
 
 def random_ids(n: int, seed: int = 0) -> list[int]:
     """Tokens as texts have them: a few are common."""
-    return (np.random.default_rng(seed).zipf(1.3, n) % 131).tolist()
+    return [int(token) % 131 for token in np.random.default_rng(seed).zipf(1.3, n)]
 
 
 # -- the text ------------------------------------------------------------------------------------------------------
@@ -181,7 +181,12 @@ def test_in_order_each_weight_is_fitted_once(tiny_model: TinyModel, monkeypatch:
     model, calibration = prepared(tiny_model("llama"), Scheme(4, 32))
     fit_weights(model, calibration)
     fitted, seen = calibrate.fitted, []
-    monkeypatch.setattr(calibrate, "fitted", lambda weight, inputs: seen.append(weight.name) or fitted(weight, inputs))
+
+    def count(weight: QuantizedWeight, inputs: Any) -> Quantized:
+        seen.append(weight.name)
+        return fitted(weight, inputs)
+
+    monkeypatch.setattr(calibrate, "fitted", count)
     weights = weights_of(model)
     for weight in weights:
         weight.quantized()
@@ -194,11 +199,11 @@ def test_an_artifact_says_what_it_was_fitted_to_and_is_the_same_each_time(
     from llmc.runtime.artifact import ArtifactFile
 
     path, digests = ids(tmp_path / "ids.json", random_ids(400)), []
-    for options in ({"calibrate": path}, {"calibrate": path}, {}):
-        report = compile_model(tiny_model("llama"), out=tmp_path / "m.so", quant="int4", batch=(1,), **options)
+    for file in (path, path, None):
+        report = compile_model(tiny_model("llama"), out=tmp_path / "m.so", quant="int4", batch=(1,), calibrate=file)
         assert report["certificate"]["status"] == "passed"
-        with ArtifactFile.open(tmp_path / "m.so") as file:
-            digests.append(file.sections["weights"].sha256)
-            said = file.manifest()["quant"]["calibration"]
-        assert said == (None if not options else calibrate.read(path, load_source(str(tiny_model("llama")))).record)
+        with ArtifactFile.open(tmp_path / "m.so") as artifact:
+            digests.append(artifact.sections["weights"].sha256)
+            said = artifact.manifest()["quant"]["calibration"]
+        assert said == (None if file is None else calibrate.read(path, load_source(str(tiny_model("llama")))).record)
     assert digests[0] == digests[1] != digests[2]

@@ -44,7 +44,9 @@ class EmulatedExecutable:
         self.call = call
         self.implementation = implementation
         kernels = [launch.kernel for launch in implementation.launches]
-        self._constants = {f"input {i}" for i, kind in enumerate(call.inputs) if kind is not None and kind.constant}
+        # Ids and positions, and the cache of earlier steps, are there before the step's first launch.
+        fixed = [i for i, kind in enumerate(call.inputs) if kind and (kind.constant or kind.dtype in ("i32", "i64"))]
+        self._early = {"kv", *(f"input {index}" for index in fixed)}
         self._library = load_library(build_library(kernels, target, checked=checked))
 
     def run(self, *inputs: Array | None, kv: Array | None = None, n_tasks: int = 1) -> list[Array]:
@@ -79,7 +81,7 @@ class EmulatedExecutable:
         names = [_name(operand) for operand in launch.operands]
         if missing := [name for name in names if name not in memory]:
             raise LlmcError(f"the launch takes {missing[0]}, which the call has not", place=launch.kernel.name)
-        set_buffers(self._library, {name: memory[name] for name in names}, self._constants)
+        set_buffers(self._library, {name: memory[name] for name in names}, self._early)
         self._library.emulated_set_dependent(ctypes.c_int(launch.kernel.dependent))
         self._library.emulated_set_order(ctypes.c_int(order))
         run_kernel(self._library, launch.kernel.name, launch.grid, [memory[name] for name in names])
@@ -210,8 +212,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def set_buffers(library: ctypes.CDLL, buffers: Mapping[str, Array], constants: Collection[str] = ()) -> None:
-    """The memory that kernels of the library may touch from now on; constants: which no kernel writes."""
+def set_buffers(library: ctypes.CDLL, buffers: Mapping[str, Array], early: Collection[str] = ()) -> None:
+    """The memory that kernels of the library may touch from now on; early: what they may read before they wait."""
     records = (_Buffer * len(buffers))(
         *(
             _Buffer(array.ctypes.data, array.nbytes, -array.nbytes % ALIGNMENT, name.encode())
@@ -220,7 +222,7 @@ def set_buffers(library: ctypes.CDLL, buffers: Mapping[str, Array], constants: C
     )
     library.emulated_set_buffers(records, ctypes.c_int(len(buffers)))
     for index, name in enumerate(buffers):
-        if name in constants:
+        if name in early:
             library.emulated_mark_constant(ctypes.c_int(index))
 
 

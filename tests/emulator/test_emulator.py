@@ -197,7 +197,7 @@ def test_a_dependent_launch_waits_for_the_previous_before_it_touches_what_that_w
         return executable.run(np.ones(32, np.float32), np.ones(32, np.float32))[0]
 
     assert (run("", "wait_for_previous();") == 2).all()
-    with pytest.raises(LlmcError, match=r"touches input 1 \+ 0 before wait_for_previous"):
+    with pytest.raises(LlmcError, match=r"reads input 1 \+ 0 before wait_for_previous"):
         run("", "")
 
 

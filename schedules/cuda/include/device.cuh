@@ -102,16 +102,6 @@ __device__ __forceinline__ uint4 load_streaming_16(const void *global) {
     return v;
 }
 
-// The same, but stays where it is written: weights fetched ahead of wait_for_previous(). 9.7.9.8 ld
-__device__ __forceinline__ uint4 load_early_16(const void *global) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(global)
-                 : "memory");
-    return v;
-}
-
 // 16 bytes of any memory, through L1: what several warps of a block read. 9.7.9.8 ld
 __device__ __forceinline__ uint4 load_16(const void *memory) { return *static_cast<const uint4 *>(memory); }
 
@@ -135,11 +125,6 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t *counter) {
     uint32_t value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
     return value;
-}
-
-// 9.7.9.12 st.release
-__device__ __forceinline__ void store_release(uint32_t *counter, uint32_t value) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
 }
 
 // ---- asynchronous copies of 16 bytes (sm_80 and up) ----------------------------------------------------------------
@@ -218,33 +203,12 @@ __device__ __forceinline__ void bulk_copy_streaming(void *shared, const void *gl
         : "memory");
 }
 
-// global[0..n_bytes) = shared[0..n_bytes), after fence_async_shared() by the writers and a barrier. 9.7.9.25.4.1
-__device__ __forceinline__ void bulk_store(void *global, const void *shared, uint32_t n_bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
-                 "r"(shared_address(shared)), "r"(n_bytes)
-                 : "memory");
-}
-
-__device__ __forceinline__ void bulk_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-
-// Until at most kPending groups of this thread's stores have still to *read* shared memory.
-template <int kPending>
-__device__ __forceinline__ void bulk_store_wait_read() {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-
-// Until at most kPending groups of this thread's stores are not yet in memory.
-template <int kPending>
-__device__ __forceinline__ void bulk_store_wait() {
-    asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 // Brings n_bytes (a multiple of 16, aligned so) to L2. 9.7.9.25.4.4 cp.async.bulk.prefetch
 __device__ __forceinline__ void bulk_prefetch_l2(const void *global, uint32_t n_bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
 }
 
-// What this thread wrote to shared memory is visible to later wgmma and bulk stores (the async proxy). 9.7.13.4 fence
+// What this thread wrote to shared memory is visible to later wgmma (the async proxy). 9.7.13.4 fence
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #endif  // LLMC_HAS_BULK_COPY
@@ -271,13 +235,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&d)[4], const void *
 // Two matrices: the addresses are those of lanes 0..15.
 __device__ __forceinline__ void ldmatrix_x2(uint32_t (&d)[2], const void *shared_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(d[0]), "=r"(d[1])
-                 : "r"(shared_address(shared_row))
-                 : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void *shared_row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                  : "=r"(d[0]), "=r"(d[1])
                  : "r"(shared_address(shared_row))
                  : "memory");

@@ -59,7 +59,8 @@ __device__ __forceinline__ void wgmma_wait(float (&...d)[R]) {
     (pin_registers(d), ...);
 }
 
-// Registers a thread of this warpgroup may hold from here on, 24..256, a multiple of 8. 9.7.20.5 setmaxnreg
+// Registers a thread of this warpgroup may hold from here on, 24..256, a multiple of 8. The kernel must say how many
+// blocks share a multiprocessor, __launch_bounds__(n_threads, 1), or this does nothing. 9.7.20.5 setmaxnreg
 template <int kCount>
 __device__ __forceinline__ void set_max_registers_up() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));

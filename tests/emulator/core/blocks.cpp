@@ -1,7 +1,7 @@
 // Who may see what in global memory: between the warps of a block by barriers, between blocks by counters.
 //
 // Blocks run one after another here, side by side on a GPU. So what one block wrote may be read by another only if it
-// went through a counter after that: count_up() or store_release() there, and then count_up() or load_acquire() here.
+// went through a counter after that: count_up() there, and then count_up() or load_acquire() here.
 #include <string.h>
 
 #include <map>

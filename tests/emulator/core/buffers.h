@@ -20,7 +20,7 @@ typedef struct {
 // All kernels of the library.
 const emulated_kernel *emulated_kernels(int *count);
 
-// Memory that kernels may touch from now on; with count 0 (as at the start) anything. `guard_bytes` of 0xff lie behind
+// Memory that kernels may touch from now on, none of it constant, by launches that aren't dependent; with count 0 (as at the start) anything. `guard_bytes` of 0xff lie behind
 // each buffer, and must still do so after a launch.
 typedef struct {
     const void *start;
@@ -29,7 +29,8 @@ typedef struct {
 } emulated_buffer;
 void emulated_set_buffers(const emulated_buffer *buffers, int count);
 
-// No kernel writes this buffer (by its place among those set): it may be read before wait_for_previous().
+// The launch in front does not write this buffer (by its place among those set): it may be read, but not written,
+// before wait_for_previous().
 void emulated_mark_constant(int buffer);
 
 // Whether the next launches may start before the one in front has ended: then what isn't constant may be touched only

@@ -38,16 +38,9 @@ struct SmallCopy {
     bool valid;
     int group;
 };
-struct BulkStore {
-    unsigned char *global;
-    const unsigned char *shared;
-    uint32_t n_bytes;
-    int group;
-};
 struct ThreadCopies {
     std::deque<SmallCopy> small;
-    std::deque<BulkStore> stores;
-    int group, store_group;  // the open ones
+    int group;  // the open one
 };
 ThreadCopies of_threads[kMaxThreads];
 
@@ -83,7 +76,7 @@ void check_bulk(const void *shared, const void *global, uint32_t n_bytes, const 
 void start_copies() {
     mbarriers.clear();
     bulk_copies.clear();
-    for (ThreadCopies &copies : of_threads) copies.small.clear(), copies.stores.clear();
+    for (ThreadCopies &copies : of_threads) copies.small.clear();
 }
 
 void mbarrier_init(uint64_t *place, uint32_t n_arrivals) {
@@ -145,26 +138,6 @@ bool land_one_copy() {
     return true;
 }
 
-void bulk_store(void *global, const void *shared, uint32_t n_bytes) {
-    check_bulk(shared, global, n_bytes, "bulk_store");
-    check_async_read(shared, n_bytes, "bulk_store");
-    ThreadCopies &mine = of_threads[current];
-    mine.stores.push_back({static_cast<unsigned char *>(global), static_cast<const unsigned char *>(shared), n_bytes,
-                           mine.store_group});
-}
-
-void bulk_store_commit() { of_threads[current].store_group++; }
-
-void bulk_store_wait(int n_pending) {
-    ThreadCopies &mine = of_threads[current];
-    while (!mine.stores.empty() && mine.stores.front().group < mine.store_group - n_pending) {
-        const BulkStore &store = mine.stores.front();
-        memcpy(store.global, store.shared, store.n_bytes);
-        note_async_read(store.shared, store.n_bytes, current / 32, 1);
-        mine.stores.pop_front();
-    }
-}
-
 void cp_async_16(void *shared, const void *global, bool valid) {
     const uint32_t address = shared_address(shared);
     if (address % 16) fail("cp_async_16: shared memory + %#x is not aligned to 16 bytes", address);
@@ -195,10 +168,6 @@ void fence_async_shared() { fence_writes(); }
 
 void finish_copies() {
     if (!bulk_copies.empty()) fail("the block ended with a bulk copy under way, into %s", describe_address(bulk_copies[0].shared));
-    for (int i = 0; i < n_threads; i++) {
-        thread_index.x = unsigned(i);
-        if (!of_threads[i].stores.empty()) fail("the thread ended with a bulk store under way");
-    }
 }
 
 }  // namespace emulated

@@ -60,7 +60,7 @@ void start_block_in_grid();  // the next of them
 void note_global_write(int buffer, size_t offset, size_t n_bytes);
 void check_global_read(int buffer, size_t offset, size_t n_bytes);
 // Fails when a dependent launch touches what the one in front may still write, or read.
-void check_waited(int buffer);
+void check_waited(int buffer, bool writes);
 
 // core/copies.cpp
 void start_copies();

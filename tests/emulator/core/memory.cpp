@@ -139,7 +139,7 @@ void check_global(const void *global, size_t n_bytes, size_t alignment, const ch
     if (!n_buffers) return;
     for (int i = 0; i < n_buffers; i++) {
         const auto start = reinterpret_cast<uintptr_t>(buffers[i].start);
-        if (start <= at && at + n_bytes <= start + buffers[i].n_bytes) return check_waited(i);
+        if (start <= at && at + n_bytes <= start + buffers[i].n_bytes) return check_waited(i, false);
     }
     fail("%s of %zu bytes at %s", what, n_bytes, describe_address(global));
 }
@@ -197,6 +197,7 @@ void check_guards() {
 }  // namespace emulated
 
 extern "C" void emulated_set_buffers(const emulated_buffer *given, int count) {
+    emulated::dependent = false;
     emulated::n_buffers = count < emulated::kMaxBuffers ? count : emulated::kMaxBuffers;
     for (int i = 0; i < emulated::n_buffers; i++) {
         emulated::buffers[i] = given[i], emulated::constant[i] = false;

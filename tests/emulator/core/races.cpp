@@ -101,7 +101,7 @@ inline void touch(const void *p, size_t n_bytes, bool writes, bool aligned) {
         case Place::global:
             if (aligned && at % n_bytes) break;
             if (buffer >= 0) {
-                check_waited(buffer);
+                check_waited(buffer, writes);
                 const size_t offset = size_t(static_cast<const unsigned char *>(p) - buffer_start(buffer));
                 (writes ? note_global_write : check_global_read)(buffer, offset, n_bytes);
             }
@@ -203,9 +203,9 @@ void copy_lands(const void *shared, size_t n_bytes, int clock, uint32_t time) {
 uint32_t time_of_this_warp() { return own_time(); }
 void wait_for_previous() { clocks[warp()].seen[kPrevious] = 1; }
 
-void check_waited(int buffer) {
-    if (!checked || !dependent || buffer_is_constant(buffer) || clocks[warp()].seen[kPrevious]) return;
-    fail("touches %s before wait_for_previous()", describe_address(buffer_start(buffer)));
+void check_waited(int buffer, bool writes) {
+    if (!checked || !dependent || (!writes && buffer_is_constant(buffer)) || clocks[warp()].seen[kPrevious]) return;
+    fail("%s %s before wait_for_previous()", writes ? "writes" : "reads", describe_address(buffer_start(buffer)));
 }
 
 uint32_t phase_of_this_warp() { return phases[warp()]; }

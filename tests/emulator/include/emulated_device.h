@@ -17,12 +17,10 @@ inline bool elect_one() {
 inline void wait_for_previous() { emulated::wait_for_previous(); }
 inline void let_next_start() {}
 
-inline uint4 emulated_load_16(const void *global, const char *what) {
-    emulated::check_global(global, 16, 16, what);
+inline uint4 load_streaming_16(const void *global) {
+    emulated::check_global(global, 16, 16, "load_streaming_16");
     return *static_cast<const uint4 *>(global);
 }
-inline uint4 load_streaming_16(const void *global) { return emulated_load_16(global, "load_streaming_16"); }
-inline uint4 load_early_16(const void *global) { return emulated_load_16(global, "load_early_16"); }
 inline uint4 load_16(const void *memory) { return *static_cast<const uint4 *>(memory); }
 inline void store_16(void *memory, uint4 v) { *static_cast<uint4 *>(memory) = v; }
 inline void prefetch_l2(const void *) {}
@@ -36,11 +34,6 @@ inline uint32_t load_acquire(const uint32_t *counter) {
     emulated::spin("load_acquire");
     emulated::synchronise_blocks(counter, true, false);
     return uint32_t(emulated::load(counter, 4));
-}
-inline void store_release(uint32_t *counter, uint32_t value) {
-    emulated::check_atomic(counter, 4, "store_release");
-    emulated::synchronise_blocks(counter, false, true);
-    emulated::store(counter, value, 4);
 }
 
 inline void cp_async_16(void *shared, const void *global, bool valid = true) {
@@ -61,14 +54,6 @@ inline void bulk_copy(void *shared, const void *global, uint32_t n_bytes, uint64
 inline void bulk_copy_streaming(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier) {
     emulated::bulk_copy(shared, global, n_bytes, barrier);
 }
-inline void bulk_store(void *global, const void *shared, uint32_t n_bytes) {
-    emulated::bulk_store(global, shared, n_bytes);
-}
-inline void bulk_store_commit() { emulated::bulk_store_commit(); }
-template <int kPending>
-inline void bulk_store_wait_read() { emulated::bulk_store_wait(kPending); }
-template <int kPending>
-inline void bulk_store_wait() { emulated::bulk_store_wait(kPending); }
 inline void bulk_prefetch_l2(const void *global, uint32_t n_bytes) {
     emulated::check_global(global, n_bytes, 16, "bulk_prefetch_l2");
     if (n_bytes % 16) emulated::fail("bulk_prefetch_l2 of %u bytes: not a multiple of 16", n_bytes);
@@ -78,7 +63,6 @@ inline void fence_async_shared() { emulated::fence_async_shared(); }
 inline void ldmatrix_x4(uint32_t (&d)[4], const void *row) { emulated::ldmatrix(d, row, 4, false); }
 inline void ldmatrix_x4_trans(uint32_t (&d)[4], const void *row) { emulated::ldmatrix(d, row, 4, true); }
 inline void ldmatrix_x2(uint32_t (&d)[2], const void *row) { emulated::ldmatrix(d, row, 2, false); }
-inline void ldmatrix_x2_trans(uint32_t (&d)[2], const void *row) { emulated::ldmatrix(d, row, 2, true); }
 
 template <typename T>
 inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -119,7 +119,7 @@ def exponentials() -> Any:
     """b[i] = exp(a[i]) as f32 and as bf16, over 2 blocks of 64 threads, with a parameter that nothing reads."""
     from tvm.script import tirx as T
 
-    @T.prim_func(s_tir=True)
+    @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
     def function(
         z: T.Buffer((100,), "float32"),  # type: ignore[valid-type]
         unread: T.Buffer((4,), "float32"),  # type: ignore[valid-type]

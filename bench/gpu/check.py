@@ -1,0 +1,83 @@
+"""Every candidate of every job on random inputs, against PyTorch in float32.
+
+The largest error is set against the largest result: sums are of products of rounded numbers, and so may be wrong by
+about a rounding of the type that is multiplied.  Everything runs twice and must give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from llmc.bench.gpu.driver import Device
+from llmc.bench.gpu.kit import Job, Kit
+from llmc.bench.gpu.memory import Checked, inputs_of
+
+STAGE = "check"
+TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-4}
+ATTENTION_TOLERANCE = {"bf16": 8e-3, "f16": 1.2e-3, "f32": 1e-5}
+LENGTH = 200
+"""Longest context of attention that is checked; the cache has more."""
+
+
+def item(job: Job, index: int) -> str:
+    return f"{job.name} #{index}"
+
+
+def items(kit: Kit) -> Iterator[str]:
+    """Candidates in turn: every job's own choice first."""
+    most = max((len(job.candidates) for job in kit.jobs.values()), default=0)
+    for index in range(most):
+        yield from (item(job, index) for job in kit.jobs.values() if index < len(job.candidates))
+
+
+def find(kit: Kit, name: str) -> tuple[Job, int]:
+    job, _, index = name.rpartition(" #")
+    return kit.jobs[job], int(index)
+
+
+def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> what was found; raises ValueError for a wrong result."""
+    reference = lru_cache(maxsize=4)(partial(expected_of, kit))
+
+    def run(name: str) -> dict[str, Any]:
+        job, index = find(kit, name)
+        expected = reference(job.name)
+        with device.kept():
+            checked = Checked(device, kit, job, inputs_of(job.call, LENGTH))
+            y, again = (checked.run(job.candidates[index]) for _ in range(2))
+        return compare(job, y, again, expected)
+
+    return run
+
+
+def expected_of(kit: Kit, job: str) -> Any:
+    from llmc.bench.gpu.reference import expected
+
+    call = kit.jobs[job].call
+    return expected(call, inputs_of(call, LENGTH))
+
+
+def compare(job: Job, y: Any, again: Any, expected: Any) -> dict[str, Any]:
+    largest = float(np.abs(expected).max()) or 1.0
+    error = float(np.abs(y - expected).max()) / largest
+    limit = tolerance(job)
+    if not error <= limit:  # NaN is no number below the limit
+        wrong = int((~(np.abs(y - expected) <= limit * largest)).sum())
+        raise ValueError(f"wrong by {error:.3g} of the largest result (allowed: {limit:.3g}), {wrong} of {y.size}")
+    if y.tobytes() != again.tobytes():
+        raise ValueError("a second run gives other bits")
+    return {"error": error, "allowed": limit}
+
+
+def tolerance(job: Job) -> float:
+    if job.is_attention:
+        return ATTENTION_TOLERANCE[job.call.attribute("kv_dtype")]
+    kinds = {kind.dtype for kind in (*job.call.inputs, *job.call.outputs) if kind and (kind.constant or kind.tiled)}
+    weights = [kind for kind in job.call.inputs if kind and kind.constant and len(kind.shape) == 2]
+    if weights and weights[0].dtype == "f32":
+        return TOLERANCE["f32"]
+    return TOLERANCE["f16" if "f16" in kinds else "bf16"]

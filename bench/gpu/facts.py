@@ -1,0 +1,59 @@
+"""Does the driver open, does every function resolve, what is the device, and what else is on the machine?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llmc.bench.gpu.driver import FUNCTIONS, Device
+from llmc.bench.gpu.kit import Kit
+
+STAGE = "facts"
+DEVICE, MACHINE = "device", "machine"
+PACKAGES = ("numpy", "torch", "transformers", "triton")
+TOOLS = ("nvcc", "compute-sanitizer", "ncu", "nvidia-smi")
+
+
+def items(kit: Kit) -> Iterator[str]:
+    yield from (DEVICE, MACHINE)
+
+
+def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> facts; that there is a `device` already says that the driver opened."""
+
+    def run(name: str) -> dict[str, Any]:
+        if name == DEVICE:
+            return {**device.facts(), "functions": len(FUNCTIONS)}
+        return machine()
+
+    return run
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "tools": {name: shutil.which(name) for name in TOOLS},
+        "driver": driver_version(),
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def driver_version() -> str | None:
+    """As nvidia-smi says it: the driver's own interface knows only CUDA's."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip().splitlines()[0] if answer.stdout.strip() else None

@@ -1,0 +1,199 @@
+"""What is carried to a GPU machine to be checked and tuned: the calls of models, and calls of odd shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from llmc.bench.gpu.kit import call_to_json, layout_to_json
+from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
+from llmc.compiler.target import Target
+from llmc.schedules import records, rules
+from llmc.schedules.rule import Rule
+
+DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
+MOST_DECODED = 64
+
+
+@dataclass
+class Jobs:
+    """Jobs as kit.json has them, and the kernels that they launch."""
+
+    target: Target
+    kernels: dict[str, Kernel]
+    said: dict[str, dict[str, Any]]
+
+    def add(self, name: str, call: Call, most: int, lengths: Sequence[int] = (), *, tuned: bool = True) -> None:
+        """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone."""
+        if name in self.said:
+            return
+        rule, own = chosen(call, self.target)
+        candidates = [own, *(params for params in rule.space(call, self.target) if params != own)]
+        signature = records.signature(call, self.target) if tuned else None
+        self.said[name] = {
+            "name": name,
+            "rule": rule.name,
+            "call": call_to_json(call),
+            "signature": signature._asdict() if signature else None,
+            "lengths": list(lengths) if signature else [],
+            "candidates": [self._candidate(rule, call, params) for params in islice(candidates, most)],
+        }
+
+    def _candidate(self, rule: Rule, call: Call, params: Any) -> dict[str, Any]:
+        implementation = rule.implement(call, params, self.target)
+        self.kernels |= {launch.kernel.name: launch.kernel for launch in implementation.launches}
+        return {"params": asdict(params), "words": str(params), **implementation_to_json(implementation)}
+
+
+def implementation_to_json(implementation: Implementation) -> dict[str, Any]:
+    return {
+        "launches": [
+            {
+                "kernel": launch.kernel.name,
+                "grid": launch.grid,
+                "operands": [[operand.kind, operand.index] for operand in launch.operands],
+            }
+            for launch in implementation.launches
+        ],
+        "temps": list(implementation.temps),
+        "scratch_bytes": implementation.scratch_bytes,
+        "kv_layer_bytes": implementation.kv_layer_bytes,
+        "layouts": {str(index): layout_to_json(layout) for index, layout in implementation.layouts.items()},
+        "n_bytes": sum(launch.n_bytes for launch in implementation.launches),
+        "n_operations": sum(launch.n_operations for launch in implementation.launches),
+    }
+
+
+def chosen(call: Call, target: Target) -> tuple[Rule, Any]:
+    return next((rule, params) for rule in rules(target.kind) if (params := rule.match(call, target)) is not None)
+
+
+# -- of models --------------------------------------------------------------------------------------------------------
+
+
+def add_model(jobs: Jobs, calls: Iterable[Call], most: int) -> None:
+    """The calls of a model's plans that can be executed in several ways."""
+    for call in calls:
+        signature = records.signature(call, jobs.target)
+        if signature is not None:
+            jobs.add(str(signature), call, most, lengths_of(call))
+
+
+def lengths_of(call: Call) -> tuple[int, ...]:
+    """Contexts to measure attention at: those that the model has room for, and that a step of M rows can have."""
+    if not call.op.endswith("PagedAttention"):
+        return ()
+    kind = call.inputs[4 if "Rotary" in call.op else 2]
+    assert kind is not None
+    m, room = kind.shape[0], kind.shape[1] * PAGE_TOKENS
+    decode = m <= MOST_DECODED
+    wanted = DECODE_LENGTHS if decode else PROMPT_LENGTHS
+    return tuple(n for n in wanted if n <= room and (decode or n >= m)) or (min(room, max(m, DECODE_LENGTHS[0])),)
+
+
+# -- of odd shapes ----------------------------------------------------------------------------------------------------
+
+ODD_LINEAR = (
+    ("Linear", 1, 72, 200),
+    ("LinearBias", 3, 200, 72),
+    ("RMSNormLinear", 2, 136, 264),
+    ("LayerNormLinearBiasRelu", 5, 136, 200),
+    ("LinearBiasResidual", 7, 100, 648),
+    ("RMSNormGatedLinearSilu", 8, 88, 328),
+    ("GatedLinearGeluTanhBias", 13, 72, 136),
+    ("LinearGelu", 16, 65, 129),
+    ("LinearResidual", 17, 200, 200),
+    ("LinearBiasRelu", 33, 136, 328),
+    ("RMSNormGatedLinearSilu", 40, 136, 264),
+    ("LayerNormLinearBiasRelu", 65, 264, 136),
+    ("LinearBiasResidual", 129, 328, 200),
+    ("RMSNormLinear", 200, 648, 328),
+    ("GatedLinearSilu", 300, 264, 200),
+    ("LinearSilu", 513, 200, 136),
+)
+"""Operator, M, N, K; no size is a multiple of a tile."""
+ODD_ATTENTION = (
+    (1, 4, 2, 64, 64, {}),
+    (3, 4, 4, 128, 128, {}),
+    (8, 8, 1, 80, 0, {}),
+    (17, 6, 2, 96, 32, {"interleaved": 1}),
+    (5, 4, 2, 64, 64, {"window": 70, "softcap": 20.0}),
+    (70, 4, 2, 64, 64, {}),
+    (130, 4, 4, 128, 128, {}),
+    (150, 6, 2, 80, 0, {"window": 90}),
+)
+"""Rows, heads, key heads, D, how much of it is turned, and what is special."""
+ODD_PAGES = 6
+
+
+def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
+    """Shapes that fill no tile, in every operator and dtype; few: a handful, for a try."""
+    for op, m, n, k in ODD_LINEAR[:: 5 if few else 1]:
+        for dtype, group in [("bf16", 0)] if few else weights_of(m, k):
+            jobs.add(odd_name(op, dtype, group, m, n, k), linear_call(op, m, n, k, dtype, group), most, tuned=False)
+    for shape in ODD_ATTENTION[:: 5 if few else 1]:
+        for dtype in ("bf16",) if few else ("bf16", "f16"):
+            name = f"odd attention {dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
+            special = "".join(f" {key}={value}" for key, value in shape[5].items())
+            jobs.add(name + special, attention_call(*shape[:5], dtype, **shape[5]), most, tuned=False)
+
+
+def odd_name(op: str, dtype: str, group: int, m: int, n: int, k: int) -> str:
+    family = "gemv" if m <= 16 else "gemm"
+    return f"odd {family} {op} {dtype}{f'g{group}' if group else ''} [{n}, {k}] M={m}"
+
+
+def weights_of(m: int, k: int) -> Iterator[tuple[DType, int]]:
+    """How the weight of an odd shape is stored: in every way, for some."""
+    yield from (("bf16", 0), ("f16", 0))
+    if m in (1, 8, 17, 200):
+        yield from (("i8", 0), ("i4", 32))
+    if m in (1, 33):
+        yield "f32", 0
+
+
+def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> Call:
+    """x and y tiled every other time; vectors in the dtype that is multiplied."""
+    vector_dtype: DType = "bf16" if dtype in ("i8", "i4") else dtype
+    norms = 1 if name.startswith("RMSNorm") else 2 if name.startswith("LayerNorm") else 0
+    tiled = dtype != "f32" and not norms and m % 2 == 1
+    x = TensorType((m, k), vector_dtype if tiled else "f32", tiled=tiled)
+    rows = 2 * n if "Gated" in name else n
+    inputs = [x, *[TensorType((k,), vector_dtype, constant=True)] * norms]
+    inputs.append(TensorType((rows, k), dtype, constant=True, group=group))
+    if "Bias" in name:
+        inputs.append(TensorType((rows,), vector_dtype, constant=True))
+    if "Residual" in name:
+        inputs.append(TensorType((m, n), "f32"))
+    y_tiled = dtype != "f32" and "Residual" not in name and m % 4 != 1
+    y = TensorType((m, n), vector_dtype if y_tiled else "f32", tiled=y_tiled)
+    return Call(f"llmc.{name}", tuple(inputs), (y,), (("epsilon", 1e-5),) if norms else ())
+
+
+def attention_call(
+    m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: DType, **special: float
+) -> Call:
+    """A layer's attention, the first of two."""
+    attributes: dict[str, Any] = {
+        "num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "head_dim": dim,
+        "scale": dim**-0.5,
+        "softcap": 0.0,
+        "window": 0,
+        "n_layers": 2,
+        "kv_dtype": dtype,
+        "page_tokens": PAGE_TOKENS,
+        **({"interleaved": 0, "rotary_dim": rotary_dim} if rotary_dim else {}),
+        **special,
+    }
+    qkv = TensorType((m, (heads + 2 * kv_heads) * dim), "f32")
+    turn = [TensorType((m, rotary_dim // 2), "f32")] * 2 if rotary_dim else []
+    ids = [TensorType((m,), "i32"), TensorType((m, ODD_PAGES), "i32")]
+    cache = TensorType((1, kv_heads, PAGE_TOKENS, dim), "f32")
+    out = TensorType((m, heads * dim), dtype, tiled=True)
+    op = "llmc.RotaryPagedAttention" if rotary_dim else "llmc.PagedAttention"
+    inputs = (qkv, *turn, *ids, cache, cache)
+    return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))

@@ -1,0 +1,95 @@
+"""What the device can do at best, measured in the same run: bytes a second of copies, operations a second of cuBLAS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+from llmc.bench.gpu.driver import Device
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+
+STAGE = "limits"
+COPY, TORCH_COPY, PRODUCT = "copy", "copy by PyTorch", "cuBLAS bf16"
+COPY_LIMIT, PRODUCT_LIMIT = "copy bandwidth", "cuBLAS bf16"
+"""As tuned records name them."""
+TIMES, TOGETHER = 7, 5
+
+
+def items(kit: Kit) -> Iterator[str]:
+    yield from (COPY, TORCH_COPY)
+    yield from (f"{PRODUCT} {'x'.join(map(str, shape))}" for shape in kit.said["settings"]["products"])
+
+
+def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> GB/s, or GFLOP/s."""
+
+    def run(name: str) -> dict[str, Any]:
+        n_bytes = kit.said["settings"]["copy_bytes"]
+        if name == COPY:
+            return copy(device, n_bytes)
+        if name == TORCH_COPY:
+            return torch_copy(n_bytes)
+        m, n, k = map(int, name.removeprefix(f"{PRODUCT} ").split("x"))
+        return product(m, n, k)
+
+    return run
+
+
+def copy(device: Device, n_bytes: int) -> dict[str, Any]:
+    """Bytes read and written by the driver's copy within the device."""
+    with device.kept():
+        source, target = device.allocate(n_bytes), device.allocate(n_bytes)
+        device.fill(source, 1, n_bytes)
+        device.fill(target, 2, n_bytes)
+        times = device.times_ms(lambda: device.copy(target, source, n_bytes), TIMES)
+    seconds = median(times) / 1e3
+    return {"gb_per_s": 2 * n_bytes / seconds / 1e9 if seconds else None}
+
+
+def torch_copy(n_bytes: int) -> dict[str, Any]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = torch.randint(0, 255, (n_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return {"gb_per_s": 2 * n_bytes / seconds_of(lambda: target.copy_(source)) / 1e9}
+
+
+def product(m: int, n: int, k: int) -> dict[str, Any]:
+    """x [m, k] times a weight [n, k], bf16, of normal numbers: zeros would be faster than what models have."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(m, k, dtype=torch.bfloat16, device=device)
+    weight = torch.randn(n, k, dtype=torch.bfloat16, device=device)
+    seconds = seconds_of(lambda: x @ weight.T)
+    return {"gflop_per_s": 2 * m * n * k / seconds / 1e9, "us": 1e6 * seconds}
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """The median of some runs, after three that do not count."""
+    import time
+
+    import torch
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(TOGETHER):  # the host's part of one would show
+            work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / TOGETHER
+
+    return median([once() for _ in range(TIMES + 3)][3:])
+
+
+def found(journal: Journal) -> dict[str, float]:
+    """The best of each kind so far, in bytes and operations a second; empty where nothing is measured."""
+    results = journal.results(STAGE).values()
+    rates: dict[str, float] = {}
+    for name, key in ((COPY_LIMIT, "gb_per_s"), (PRODUCT_LIMIT, "gflop_per_s")):
+        if known := [1e9 * entry[key] for entry in results if entry.get(key)]:
+            rates[name] = max(known)
+    return rates

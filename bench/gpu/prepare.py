@@ -1,0 +1,200 @@
+"""Make the folder that is carried to a machine with a GPU.
+
+    python bench/gpu/prepare.py -o build/gpu-kit [--models llama2-7b,opt-6.7b] [--quant llama2-7b:int8,…] [--most 5]
+
+Kernels are compiled here, models planned here; nothing there needs more than Python, NumPy and the driver.  What is
+compiled is kept in the kernel cache: a preparation that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmc.bench.gpu import micro
+from llmc.bench.gpu.jobs import Jobs, add_model, add_odd
+from llmc.compiler import driver
+from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend.source import SourceModel
+from llmc.compiler.kernel import Kernel
+from llmc.compiler.plan import Program
+from llmc.compiler.quantize import Scheme
+from llmc.compiler.target import Target, parse_target
+from llmc.schedules import cache, records
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PARTS = (
+    "bench/__init__.py",
+    "bench/gpu/*.py",
+    "compiler/__init__.py",
+    "compiler/kernel.py",
+    "compiler/target.py",
+    "runtime/*.py",
+    "schedules/__init__.py",
+    "schedules/records.py",
+    "schedules/rule.py",
+    "schedules/cuda/__init__.py",
+    "schedules/cuda/quant_strips.py",
+    "schedules/cuda/tile_layout.py",
+)
+"""Of llmc, what the programs in a kit import."""
+ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py")
+BATCH = (1, 2, 4, 8, 16, 32, 64)
+QUANTISED_BATCH = (1, 2, 4, 8)
+SETTINGS: dict[str, Any] = {
+    "micro_times": micro.TIMES,
+    "copy_bytes": 2 << 30,
+    "products": [[8192, 8192, 8192], [2048, 12288, 4096], [2048, 4096, 4096], [2048, 22016, 4096], [2048, 4096, 11008]],
+    "l2_bytes": 60 << 20,
+    "shortest_ms": 1.0,
+    "replays": 7,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A model to carry: its name or folder, how it is quantised, how long its sequences are, and its batch sizes."""
+
+    model: str
+    quant: str = "none"
+    max_sequence: int | None = 4096
+    batch: tuple[int, ...] = BATCH
+
+    @property
+    def name(self) -> str:
+        return Path(self.model).name + (f"-{self.quant}" if self.quant != "none" else "")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model, planned for a GPU."""
+
+    wanted: Wanted
+    source: SourceModel
+    scheme: Scheme | None
+    program: Program
+    graph_section: bytes
+
+
+def plan_model(wanted: Wanted, target: Target) -> Planned:
+    """The model's plans with the rules' own choices, and what passes made of it; no weight is read."""
+    scheme = Scheme.parse(wanted.quant)
+    source = load_source(wanted.model, weights="random", dtype="bf16", max_sequence=wanted.max_sequence, has_f16=True)
+    step_graph, graph_section = driver.rewrite(source, scheme, None, target.kind)
+    program = driver.plan(step_graph, source, target, wanted.batch, source.dtype, records.installed(target))
+    return Planned(wanted, source, scheme, program, graph_section)
+
+
+def prepare(
+    out: Path,
+    target: Target,
+    models: Sequence[Wanted],
+    *,
+    most: int = 5,
+    carried: bool = True,
+    few: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  few: only a try of odd shapes.
+
+    Returns a report: path, jobs, candidates, kernels, bytes.
+    """
+    jobs = Jobs(target, {}, {})
+    planned = [plan_model(wanted, target) for wanted in models]
+    for each in planned:
+        add_model(jobs, (choice.call for choice in each.program.choices), most)
+    add_odd(jobs, 2 if most > 1 else 1, few=few)
+    kernels = {**jobs.kernels, **micro_kernels()}
+    out.mkdir(parents=True, exist_ok=True)
+    write_kernels(out / "kernels.zip", list(kernels.values()), target)
+    if carried:
+        from llmc.bench.gpu.carry import write_model
+
+        for each in planned:
+            print(f"{each.wanted.name}: how its weights are made", file=sys.stderr)
+            write_model(out / "models" / each.wanted.name, each, target)
+    said = {
+        "target": str(target),
+        "settings": {**SETTINGS, **(settings or {})},
+        "kernels": {name: kernel_to_json(kernel) for name, kernel in kernels.items()},
+        "jobs": list(jobs.said.values()),
+        "models": [each.wanted.name for each in planned] if carried else [],
+    }
+    (out / "kit.json").write_text(json.dumps(said))
+    write_programs(out)
+    return {
+        "path": str(out),
+        "jobs": len(jobs.said),
+        "candidates": sum(len(job["candidates"]) for job in jobs.said.values()),
+        "kernels": len(kernels),
+        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+    }
+
+
+def micro_kernels() -> dict[str, Kernel]:
+    """Kernels of micro/*.cu under the names that they define."""
+    found = {}
+    for each in micro.MICROS.values():
+        source = (HERE / "micro" / f"{each.name}.cu").read_text()
+        name = f"micro_{each.name}"
+        kernel = Kernel(name, source, source.__str__, each.n_threads, each.shared_bytes, dependent=each.launches > 1)
+        found[name] = kernel
+    return found
+
+
+def kernel_to_json(kernel: Kernel) -> dict[str, Any]:
+    return {"n_threads": kernel.n_threads, "shared_bytes": kernel.shared_bytes, "dependent": kernel.dependent}
+
+
+def write_kernels(path: Path, kernels: Sequence[Kernel], target: Target) -> None:
+    cubins = cache.compile_kernels(kernels, target, progress=show)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
+        for kernel, cubin in zip(kernels, cubins, strict=True):
+            out.writestr(f"{kernel.name}.cubin", cubin)
+
+
+def write_programs(out: Path) -> None:
+    """run.py, and the part of llmc that it imports."""
+    shutil.copyfile(HERE / "run.py", out / "run.py")
+    package = out / "llmc"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir()
+    shutil.copyfile(ROOT / "llmc" / "__init__.py", package / "__init__.py")
+    for pattern in PARTS:
+        for path in sorted(ROOT.glob(pattern)):
+            if path.name not in ONLY_HERE:
+                place = package / path.relative_to(ROOT)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+
+def show(done: int, total: int) -> None:
+    if done % 20 == 0 or done == total:
+        print(f"{done} of {total} kernels compiled", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("-o", "--out", type=Path, default=Path("build/gpu-kit"))
+    parser.add_argument("--target", default="cuda:sm_90a")
+    parser.add_argument("--models", default="llama2-7b,opt-6.7b")
+    parser.add_argument("--quant", default="llama2-7b:int8,llama2-7b:int4", help="MODEL:SCHEME,…")
+    parser.add_argument("--most", type=int, default=5, help="candidates of a call [default: 5]")
+    options = parser.parse_args()
+    wanted = [Wanted(model) for model in options.models.split(",") if model]
+    for pair in filter(None, options.quant.split(",")):
+        model, _, quant = pair.partition(":")
+        wanted.append(Wanted(model, quant, batch=QUANTISED_BATCH))
+    print(json.dumps(prepare(options.out, parse_target(options.target), wanted, most=options.most), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Every kernel of odd shapes, and the primitives, under compute-sanitizer: accesses, races, barriers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from llmc.bench.gpu import check, micro
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.outside import run_under
+
+STAGE = "sanitize"
+TOOL = "compute-sanitizer"
+TOOLS = ("memcheck", "racecheck", "synccheck")
+GROUPS = (micro.STAGE, "odd gemv", "odd gemm", "odd attention")
+FOUND = 86
+"""Exit status when the tool has something to say."""
+SECONDS = 120.0
+
+
+def items(kit: Kit) -> Iterator[str]:
+    yield from (f"{tool} {group}" for tool in TOOLS for group in GROUPS)
+
+
+def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> how many kernels ran clean; raises RuntimeError with what the tool found."""
+
+    def run(name: str) -> dict[str, Any]:
+        tool, _, group = name.partition(" ")
+        path = shutil.which(TOOL)
+        if path is None:
+            raise RuntimeError(f"{TOOL} is not on this machine")
+        stage, everything = (micro, micro.items(kit)) if group == micro.STAGE else (check, check.items(kit))
+        command = [path, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "10"]
+
+        def wanted(item: str) -> bool:
+            return group == micro.STAGE or (item.startswith(group) and item.endswith("#0"))
+
+        status, said, found = run_under(command, kit, stage.STAGE, list(everything), wanted, SECONDS)
+        errors = [line.strip("= \n") for line in said.splitlines() if line.startswith("=========")]
+        if status:
+            raise RuntimeError(f"{tool}, exit status {status}: {' / '.join(errors)[:400]}")
+        done = sum(entry["event"] == "done" for entry in found.values())
+        return {"kernels": done, "of": len(found), "said": errors[-1] if errors else ""}
+
+    return run

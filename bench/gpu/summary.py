@@ -1,0 +1,72 @@
+"""A run in words: what works, what does not and why, and how fast everything is; from its journal alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from llmc.bench.gpu import check, facts, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu.journal import Entry, Journal
+from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.shares import share_of
+
+NAMES = {
+    facts.STAGE: "driver and machine",
+    micro.STAGE: "primitives",
+    check.STAGE: "kernels against PyTorch",
+    sanitize.STAGE: "compute-sanitizer",
+    limits.STAGE: "limits",
+    measure.STAGE: "tuning",
+    whole.STAGE: "whole models",
+    profiles.STAGE: "profiles",
+}
+
+
+def write_summary(kit: Kit, journal: Journal) -> None:
+    journal.path.with_name("summary.md").write_text("\n".join(lines(kit, journal)) + "\n")
+
+
+def lines(kit: Kit, journal: Journal) -> Iterator[str]:
+    device, machine = (journal.one(facts.STAGE, name) for name in (facts.DEVICE, facts.MACHINE))
+    yield f"# {device.get('name', 'no device')}, driver {machine.get('driver')}, CUDA {device.get('cuda')}"
+    yield ""
+    yield from table(("stage", "done", "failed"), (counts(journal, stage) for stage in NAMES))
+    rates = limits.found(journal)
+    yield ""
+    yield ", ".join(f"{name}: {rate / 1e9:,.0f} G/s" for name, rate in rates.items()) or "no limit is measured"
+    yield ""
+    yield from table(("call", "µs", "of the limit", "schedule", "own: µs"), best_rows(journal, rates))
+    yield ""
+    yield from whole.report(journal, rates)
+    yield from failures(journal)
+
+
+def counts(journal: Journal, stage: str) -> tuple[str, int, int]:
+    events = [entry["event"] for entry in journal.latest(stage).values()]
+    return NAMES[stage], events.count("done"), events.count("failed")
+
+
+def failures(journal: Journal) -> Iterator[str]:
+    for stage in NAMES:
+        for item, entry in journal.latest(stage).items():
+            if entry["event"] == "failed":
+                yield f"- {stage} {item}: {entry['error']}"
+
+
+def best_rows(journal: Journal, rates: Mapping[str, float]) -> Iterator[tuple[object, ...]]:
+    """For each call, and length of context, the fastest candidate beside the rule's own."""
+    groups: dict[str, list[Entry]] = {}
+    for item, entry in journal.results(measure.STAGE).items():
+        groups.setdefault(item.rpartition(" #")[0], []).append(entry)
+    for name, entries in groups.items():
+        best = min(entries, key=lambda entry: entry["us"])
+        own = next((f"{entry['us']:.1f}" for entry in entries if entry["own"]), "")
+        share = share_of(best, rates)
+        said = f"{100 * share[1]:.0f} % of {share[0]}" if share else ""
+        yield name, f"{best['us']:.1f}", said, best["words"], own
+
+
+def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    titles = list(titles)
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "---|" * len(titles)
+    yield from (f"| {' | '.join(map(str, row))} |" for row in rows)

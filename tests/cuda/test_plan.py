@@ -1,0 +1,40 @@
+"""The plan of a decode step of the published models, on paper: few launches, and no byte more than it must move."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmc.compiler import driver
+from llmc.compiler.frontend import load_source
+from llmc.compiler.plan import BODY, HEAD, Program
+from llmc.compiler.target import Target
+
+HOPPER = Target("cuda", "sm_90a")
+BATCH = (1, 2, 4, 8)
+
+
+@pytest.fixture(scope="module", params=["llama2-7b", "opt-6.7b"])
+def planned(request: pytest.FixtureRequest) -> tuple[Program, int, int]:
+    """The program, its layers, and the bytes of the weights that a step reads whole."""
+    source = load_source(request.param, "random", "bf16")
+    tables = ("embed_tokens", "embed_positions")
+    weights = [w for name, w in source.weights.items() if not any(table in name for table in tables)]
+    n_bytes = sum(weight.stored_bytes for weight in weights)
+    if source.config["model_type"] == "opt":  # the embedding makes the logits too
+        n_bytes += sum(w.stored_bytes for name, w in source.weights.items() if "embed_tokens" in name)
+    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    return driver.plan(step_graph, source, HOPPER, BATCH, "bf16"), source.n_layers, n_bytes
+
+
+@pytest.mark.parametrize("batch", BATCH)
+def test_a_decode_step_has_five_launches_a_layer(planned: tuple[Program, int, int], batch: int) -> None:
+    program, n_layers, _ = planned
+    (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == batch)
+    assert len(body.calls) <= 5 * n_layers + 5
+
+
+def test_a_step_reads_every_weight_once(planned: tuple[Program, int, int]) -> None:
+    program, _, n_bytes = planned
+    step = [plan for plan in program.plans if plan.n_rows == 1 and plan.kind in (BODY, HEAD)]
+    moved = sum(call.n_bytes for plan in step for call in plan.calls if "Linear" in call.node)
+    assert moved == pytest.approx(n_bytes, rel=0.03)
