@@ -32,7 +32,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     metavar="TARGET",
     default="cpu",
     show_default=True,
-    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …",
+    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …, cuda (this machine's GPU), cuda:sm_90a, …",
 )
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
 @click.option(

@@ -67,6 +67,9 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
 )
 @click.option(
+    "--device", metavar="N", type=click.IntRange(0), help="Number of the GPU.  [default: $LLMC_CUDA_DEVICE, or 0]"
+)
+@click.option(
     "--profile", metavar="TRACE.json", type=click.Path(), help="Time every kernel; the trace opens in Perfetto."
 )
 @json_option
@@ -82,6 +85,7 @@ def command(
     seed: int | None,
     ignore_eos: bool,
     threads: int,
+    device: int | None,
     profile: str | None,
     as_json: bool,
 ) -> None:
@@ -97,7 +101,7 @@ def command(
     if interactive and as_json:
         raise click.UsageError("--json is for one prompt, not for -i")
     start = perf_counter()
-    with load(artifact, threads=threads) as model:
+    with opened(artifact, threads, device) as model:
         load_s = perf_counter() - start
         from llmc.runtime.generation import How
 
@@ -115,6 +119,16 @@ def command(
                 say(timing(model, generation, load_s))
         if as_json:
             print_json(said | report)
+
+
+def opened(artifact: str, threads: int, device: int | None) -> Model:
+    """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
+    from llmc.cli.output import in_bytes
+
+    def progress(done: int, total: int) -> None:
+        click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
+
+    return load(artifact, threads=threads, device=device, progress=progress if sys.stderr.isatty() else None)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def weight_in_words(record: Mapping[str, Any]) -> str:
 
 def share_in_words(found: Mapping[str, Any]) -> str:
     """97 % of read bandwidth (35 GB/s); a question mark where other programs disturbed most of the measurement."""
-    unit = "GB/s" if found["limit"] == "read bandwidth" else "GOP/s"
+    unit = "GB/s" if found["limit"].endswith("bandwidth") else "GOP/s"
     doubt = "?" if found["clean"] < 0.25 else ""
     return f"{100 * found['share']:.0f} %{doubt} of {found['limit']} ({found['rate']:.0f} {unit})"
 

@@ -14,10 +14,11 @@ from llmc.cli.compile import parse_batch, terminated_as_interrupted
 from llmc.cli.main import INTERRUPTED
 from llmc.cli.output import compiler_installed, json_option, print_json, say
 from llmc.cli.schedules_view import microseconds, share_in_words, weight_in_words
+from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
 
 
 @click.command(short_help="Choose the fastest schedules by measuring.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("-o", "--out", metavar="FILE.json", type=click.Path(path_type=Path), help="[default: the user's own]")
 @click.option("--target", metavar="TARGET", default="cpu", show_default=True, help="cpu, cpu:x86-64-v3, …")
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of the weights.  [default: the model's own]")
@@ -37,9 +38,22 @@ from llmc.cli.schedules_view import microseconds, share_in_words, weight_in_word
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
 )
 @click.option("--again", is_flag=True, help="Measure anew what this machine has measured before.")
+@click.option(
+    "--emit",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Measure nothing: write a folder whose run.py does, on a machine with a GPU and without llmc.",
+)
+@click.option(
+    "--import",
+    "imported",
+    metavar="FILE.jsonl",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Measure nothing: keep what such a run found.",
+)
 @json_option
 def command(
-    model: str,
+    model: str | None,
     out: Path | None,
     target: str,
     dtype: str | None,
@@ -50,6 +64,8 @@ def command(
     budget: float | None,
     threads: int,
     again: bool,
+    emit: Path | None,
+    imported: Path | None,
     as_json: bool,
 ) -> None:
     """Measure the schedules of MODEL's linear layers on this machine, and keep the fastest for llmc compile.
@@ -57,22 +73,26 @@ def command(
     Only shapes matter: no weight is read. Results are written as they come; Ctrl-C keeps them, and the next run
     goes on from there. Let nothing else run meanwhile.
     """
+    what = {"quant": quant, "quant_group": int(quant_group) if quant_group else None, "quant_lm_head": quant_lm_head}
+    if not (model or imported):
+        raise click.UsageError("Missing argument 'MODEL'.")
+    if imported or emit or target.startswith("cuda"):
+        tune_gpu(model, imported, emit, out, target, {"batch": batch, **what}, budget or BUDGET_S, as_json)
+        return
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr):
         from llmc.compiler.tune import tune_model
 
         report = tune_model(
-            model,
+            str(model),
             out=out,
             target=target,
             dtype=dtype,
-            quant=quant,
-            quant_group=int(quant_group) if quant_group else None,
-            quant_lm_head=quant_lm_head,
             batch=batch,
             budget=budget,
             threads=threads,
             again=again,
             progress=show,
+            **what,
         )
     if as_json:
         print_json(report)

@@ -13,11 +13,22 @@ from llmc.compiler.frontend import load_source
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import host_features, parse_target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records, tune
+from llmc.schedules import records, tune, tune_import
 from llmc.schedules.tune_bench import Bench
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """progress(done, total, record) after each call that was tuned."""
+
+
+def import_tuning(source: str | Path, *, out: str | Path | None = None, target: str = "cuda:sm_90a") -> dict[str, Any]:
+    """Keep what another machine has measured: the results.jsonl of a kit's run (bench/gpu), or of several.
+
+    out: the file of records; the user's own, which `compile_model` reads, when None.  Returns a report: path, machine,
+    records, how many of other calls were there already.  Raises LlmcError.
+    """
+    machine = parse_target(target)
+    path = Path(out) if out is not None else records.folder() / records.file_name(machine)
+    return tune_import.import_records(Path(source), machine, path, __version__)
 
 
 def tune_model(

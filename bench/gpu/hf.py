@@ -8,15 +8,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from llmc.bench.gpu.fill import Model
 from llmc.bench.gpu.numbers import values_of
-
-CHUNK = 4
-"""Sequences whose prompts are read together."""
 
 
 def device() -> str:
@@ -78,7 +74,6 @@ def decode(
 ) -> list[float]:
     """Seconds of steps after the prompts, all of one length; the `first` do not count."""
     ids = torch.tensor(prompts, device=device())
-    n_prompt = ids.shape[1]
     if compiled:
         torch._dynamo.reset()
         cache: Any = StaticCache(config=network.config, max_cache_len=length + 8)
@@ -87,20 +82,18 @@ def decode(
         cache, model = DynamicCache(config=network.config), network
     token = step(network, ids, cache)
     seconds = []
-    for index in range(first + steps):
-        at = torch.tensor([n_prompt + index], device=device())
+    for _ in range(first + steps):
         if compiled:
             torch.compiler.cudagraph_mark_step_begin()
         tokens = [token]
-        seconds.append(timed(lambda t=tokens, a=at: t.append(step(model, t[0], cache, a).clone())))  # type: ignore[misc]
+        seconds.append(timed(lambda t=tokens: t.append(step(model, t[0], cache).clone())))  # type: ignore[misc]
         token = tokens[1]
     return seconds[first:]
 
 
-def step(model: Callable[..., Any], ids: torch.Tensor, cache: Any, at: torch.Tensor | None = None) -> torch.Tensor:
+def step(model: Callable[..., Any], ids: torch.Tensor, cache: Any) -> torch.Tensor:
     """[batch, n] token ids -> [batch, 1] the next ones."""
-    options = {} if at is None else {"cache_position": at}
-    answer = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **options)
+    answer = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     chosen: torch.Tensor = answer.logits.argmax(-1)
     return chosen
 
@@ -114,7 +107,3 @@ def timed(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    return np.asarray(tensor.float().cpu().numpy())

@@ -61,10 +61,13 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model to carry: its name or folder, how it is quantised, how long its sequences are, and its batch sizes."""
+    """A model to carry: its name or folder, how it is quantised (as in compile_model), how long its sequences are, and
+    its batch sizes."""
 
     model: str
     quant: str = "none"
+    quant_group: int | None = None
+    quant_lm_head: bool = False
     max_sequence: int | None = 4096
     batch: tuple[int, ...] = BATCH
 
@@ -86,7 +89,7 @@ class Planned:
 
 def plan_model(wanted: Wanted, target: Target) -> Planned:
     """The model's plans with the rules' own choices, and what passes made of it; no weight is read."""
-    scheme = Scheme.parse(wanted.quant)
+    scheme = Scheme.parse(wanted.quant, wanted.quant_group, wanted.quant_lm_head)
     source = load_source(wanted.model, weights="random", dtype="bf16", max_sequence=wanted.max_sequence, has_f16=True)
     step_graph, graph_section = driver.rewrite(source, scheme, None, target.kind)
     program = driver.plan(step_graph, source, target, wanted.batch, source.dtype, records.installed(target))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -33,8 +32,7 @@ def main() -> None:
         sys.exit(work(chosen([options.work])[0], kit, journal, options.deadline))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():
-        shutil.copyfile(options.resume, journal.path)
-        journal.path.chmod(0o644)
+        journal.take_over(options.resume)
     end = time.time() + options.seconds
     command = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
     for stage in chosen(options.stages or [stage.letter for stage in STAGES]):

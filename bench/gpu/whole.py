@@ -1,4 +1,4 @@
-"""Whole models: how many tokens a second, how near to the limit, how much faster than Hugging Face, and the same tokens.
+"""Whole models: how many tokens a second, how near to the limit, how much faster than Hugging Face; the same?
 
 Every item is one measurement of one system; models stay loaded from one item to the next.  llmc's artifact is written
 when it is first needed (fill.py), into a folder with room for it.
@@ -100,7 +100,9 @@ class Ours:
 
         self.said = model.said
         path = written(model)
-        self.model = load(path)
+        n_context = model.said["n_context"]
+        room = max(batch * min(length + 64, n_context) for batch, length in (*POINTS, *LARGE_POINTS))
+        self.model = load(path, kv_tokens=room)
         self.n_vocab = self.model.info.n_vocab
 
     def close(self) -> None:
@@ -218,8 +220,8 @@ class HuggingFace:
 
 
 def compare(subject: Ours | HuggingFace, journal: Journal, model: str) -> dict[str, Any]:
-    """llmc: logits and greedy tokens, kept beside the journal.  Hugging Face: its own error, llmc's, and the tokens, all
-    against float32."""
+    """llmc: logits and greedy tokens, kept beside the journal.  Hugging Face: its own error, llmc's, and the tokens,
+    all against float32."""
     prompt = prompt_of(SHORT, subject.said["n_vocab"])
     path = journal.path.with_name(f"{model}-logits.npz")
     if isinstance(subject, Ours):

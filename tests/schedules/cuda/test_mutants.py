@@ -1,4 +1,4 @@
-"""Every barrier, wait and fence of the kernels that matter is needed, and the emulator notices when one is missing."""
+"""Every barrier, wait, fence and offset of the kernels that matter is needed: when one is changed, it is noticed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from llmc.compiler.kernel import Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, linear
+from llmc.schedules.cuda.compile import INCLUDE
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
@@ -132,3 +133,30 @@ def test_no_wait_can_be_left_out(name: str) -> None:
     assert mutants
     survivors = [mutant for mutant in mutants if survives(case, mutant, right)]
     assert [str(mutant) for mutant in survivors if not any(text in mutant.old for text in case.spare)] == []
+
+
+OFFSETS = [
+    ("GEMV with a norm", "gemv_weight.cuh", "t + 4 * (i / 2)", "t + 4 * (1 - i / 2)"),
+    (
+        "GEMV with a norm",
+        "gemv_x.cuh",
+        "place(shared, column, token, t + i % 2 * 4)",
+        "place(shared, column, token, t)",
+    ),
+    ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "stage + 2 * k_step", "stage + 3 * k_step"),
+    ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "k_step > 0 ||", "k_step >= 0 ||"),
+    ("GEMM on Ampere", "gemm_mma.cuh", "(2 * k_step + matrix / 2) ^ row", "(2 * k_step + matrix % 2) ^ row"),
+    ("GEMM on Ampere", "gemm_mma.cuh", "pair * 2048", "pair * 1024"),
+    ("attention of a few rows", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "keys + i * 2 * kPageTokens", "keys + i * kPageTokens"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "values + n * 16 * 8", "values + n * 8 * 8"),
+    ("attention of many rows on Ampere", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
+]
+
+
+@pytest.mark.parametrize(("name", "header", "old", "new"), OFFSETS)
+def test_no_offset_can_be_another(name: str, header: str, old: str, new: str) -> None:
+    case = CASES[name]()
+    lines = (INCLUDE / header).read_text().split("\n")
+    (line,) = [number for number, text in enumerate(lines, 1) if old in text]
+    assert not survives(case, Mutant(header, line, old, new), case.run(case.implementation))

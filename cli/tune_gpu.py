@@ -1,0 +1,97 @@
+"""`llmc tune` for NVIDIA GPUs: a kit to measure with elsewhere (--emit), what it found (--import), or both at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+
+from llmc.cli.compile import terminated_as_interrupted
+from llmc.cli.output import compiler_installed, in_bytes, print_json
+from llmc.runtime.errors import LlmcError
+
+BUDGET_S = 1800.0
+DEFAULT_TARGET = "cuda:sm_90a"
+STAGES = "abcef"
+"""Of a kit's run: is it right, what is the limit, how fast is each candidate."""
+
+
+def tune_gpu(
+    model: str | None,
+    imported: Path | None,
+    emit: Path | None,
+    out: Path | None,
+    target: str,
+    options: Mapping[str, Any],
+    budget: float,
+    as_json: bool,
+) -> None:
+    """options: batch and quantisation, as `llmc tune` has them.  budget: seconds, where it is measured here."""
+    if not target.startswith("cuda"):
+        if not imported:
+            fact, hint = "a folder to measure with elsewhere is made for GPUs alone", f"--target {DEFAULT_TARGET}"
+            raise LlmcError(fact, place=f"--emit with --target {target}", hint=hint)
+        target = DEFAULT_TARGET
+    with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr):
+        if imported:
+            said = keep(imported, out, target)
+        elif emit:
+            said = prepare(str(model), emit, target, options)
+        else:
+            said = measure_here(str(model), out, target, options, budget)
+    if as_json:
+        print_json(said)
+    else:
+        click.echo(kit_in_words(said) if emit and not imported else records_in_words(said))
+
+
+def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A kit's folder for one model's calls."""
+    from llmc.bench.gpu.prepare import Wanted
+    from llmc.bench.gpu.prepare import prepare as write_kit
+    from llmc.compiler.target import parse_target
+
+    wanted = Wanted(model, **options, max_sequence=None)
+    return write_kit(folder, parse_target(target), [wanted], most=16, carried=False)
+
+
+def measure_here(
+    model: str, out: Path | None, target: str, options: Mapping[str, Any], budget: float
+) -> dict[str, Any]:
+    """A kit, its run on this machine, and what it found."""
+    with tempfile.TemporaryDirectory(prefix="llmc-tune-") as folder:
+        kit, found = Path(folder, "kit"), Path(folder, "out")
+        prepare(model, kit, target, options)
+        command = [sys.executable, str(kit / "run.py"), "-o", str(found), "--stages", STAGES]
+        answer = subprocess.run([*command, "--seconds", str(budget)], stdout=sys.stderr, check=False)
+        if answer.returncode:
+            raise LlmcError(f"measuring ended with status {answer.returncode}", place=str(kit / "run.py"))
+        return keep(found / "results.jsonl", out, target)
+
+
+def keep(found: Path, out: Path | None, target: str) -> dict[str, Any]:
+    from llmc.compiler.tune import import_tuning
+
+    return import_tuning(found, out=out, target=target)
+
+
+def kit_in_words(said: Mapping[str, Any]) -> str:
+    return (
+        f"{said['path']}  {said['jobs']} calls, {said['candidates']} candidates, {in_bytes(said['bytes'])}\n"
+        f"there: python run.py -o OUT --stages {STAGES}; here: llmc tune --import OUT/results.jsonl"
+    )
+
+
+def records_in_words(said: Mapping[str, Any]) -> str:
+    records = said["records"]
+    faster = [record for record in records if record["time_us"] < record["heuristic_us"]]
+    return (
+        f"{said['path']}  {said['target']}, {said['machine']}\n"
+        f"{len(records)} tuned, {len(faster)} of them faster than the rule's own choice; {said['kept']} known before"
+    )
