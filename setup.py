@@ -4,7 +4,7 @@ from setuptools import setup
 
 FOLDERS = ["compiler", "compiler.frontend", "passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
 
-FOLDERS += ["bench", "bench.chart", "bench.peers", "schedules.cuda"]
+FOLDERS += ["bench", "bench.chart", "bench.gpu", "bench.peers", "schedules.cuda"]
 
 setup(
     packages=["llmc", *(f"llmc.{folder}" for folder in FOLDERS)],
@@ -15,7 +15,7 @@ setup(
         "llmc.cli.html": ["*.css"],
         "llmc.schedules": ["*.c", "tuned/*.json"],
         "llmc.schedules.cuda": ["include/*.cuh"],
-        "llmc.bench": ["*.c", "peers/requirements/*.txt"],
+        "llmc.bench": ["*.c", "gpu/micro/*.cu", "peers/requirements/*.txt"],
     },
     include_package_data=False,
 )

@@ -117,12 +117,13 @@ def collect_summary(file: ArtifactFile) -> Said:
 def write_summary(said: Said) -> str:
     model, target, memory, cache = said["model"], said["target"], said["memory"], said["kv_cache"]
     plans = {kind: [p for p in said["plans"] if p["kind"] == kind] for kind in PLAN_KINDS}
+    features = " ".join(target.get("cpu_features", ()))
     facts = {
         "file": f"{said['path']}, {in_bytes(said['bytes'])}, by llmc {said['llmc']} on {said['created']}",
         "model": f"{model.get('name')} ({model.get('type')}), {model.get('n_layers')} layers, {model.get('dtype')}, "
         f"{model.get('weights')} weights",
         "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
-        "target": f"{target.get('name')} ({' '.join(target.get('cpu_features', ()))})",
+        "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
         f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
         f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}",

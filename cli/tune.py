@@ -73,7 +73,8 @@ def command(
     Only shapes matter: no weight is read. Results are written as they come; Ctrl-C keeps them, and the next run
     goes on from there. Let nothing else run meanwhile.
     """
-    what = {"quant": quant, "quant_group": int(quant_group) if quant_group else None, "quant_lm_head": quant_lm_head}
+    group = int(quant_group) if quant_group else None
+    what: dict[str, Any] = {"quant": quant, "quant_group": group, "quant_lm_head": quant_lm_head}
     if not (model or imported):
         raise click.UsageError("Missing argument 'MODEL'.")
     if imported or emit or target.startswith("cuda"):

@@ -57,7 +57,8 @@ def signature(call: Call, target: Target) -> Signature | None:
     if not (operator and x and weight and len(x.shape) == 2):
         return None
     dtype = f"{weight.dtype}g{weight.group}" if weight.group else str(weight.dtype)
-    return Signature(operator[1], *weight.shape, x.shape[0], dtype, target.lanes)
+    n, k = weight.shape
+    return Signature(operator[1], n, k, x.shape[0], dtype, target.lanes)
 
 
 def _of_attention(call: Call, target: Target) -> Signature:

@@ -48,7 +48,7 @@ def read(source: Path) -> list[Entry]:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise LlmcError(f"the measurements cannot be read: {error}", place=str(source)) from None
-    entries = []
+    entries: list[Entry] = []
     for line in lines:
         try:
             entry = json.loads(line)
@@ -134,7 +134,6 @@ def machine_of(entries: Iterable[Entry]) -> str:
     """NVIDIA H200, driver 580.159.04, CUDA 13.0"""
     facts = {entry["item"]: entry for entry in entries if entry["stage"] == "facts"}
     device, machine = facts.get("device", {}), facts.get("machine", {})
-    parts = [str(device.get("name", "an unknown GPU"))]
-    parts += [f"driver {machine['driver']}"] * bool(machine.get("driver"))
-    parts += [f"CUDA {device['cuda']}"] * bool(device.get("cuda"))
-    return ", ".join(parts)
+    versions = {"driver": machine.get("driver"), "CUDA": device.get("cuda")}
+    said = [f"{name} {version}" for name, version in versions.items() if version]
+    return ", ".join([str(device.get("name", "an unknown GPU")), *said])

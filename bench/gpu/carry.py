@@ -64,12 +64,12 @@ def write_model(folder: Path, planned: Planned, target: Target) -> None:
 def write_sections(path: Path, planned: Planned, target: Target) -> None:
     """Everything that compile_model writes but the weights, each section under its name."""
     program, source, wanted = planned.program, planned.source, planned.wanted
-    images = cache.compile_kernels(program.kernels, target)
+    code, images = driver.linked(program, target, cache.compile_kernels(program.kernels, target))
     manifest = report.manifest(source, target, program, wanted.batch, planned.scheme, source.dtype, version=__version__)
     manifest["certificate"] = {"status": "skipped", "reason": "random weights"}
     bos = -1 if source.bos is None else source.bos
     sections = {
-        "code": driver.linked(program, target, images),
+        "code": code,
         "plan": artifact.encode_plan(program, target, source.eos, bos),
         "cuda": fmt.pack_images(images),
         "graph": planned.graph_section,

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llmc.bench.gpu import numbers
+from llmc.bench.gpu import bits
+from llmc.bench.gpu.bits import Array, Codes, bits_of
 from llmc.bench.gpu.kit import LAYOUTS
-from llmc.bench.gpu.numbers import Array, Codes, bits_of
 from llmc.runtime import format as fmt
 from llmc.schedules.cuda.tile_layout import TILE
 
@@ -76,7 +76,7 @@ class Model:
         start = file.tell()
         for weight, data in self.packed():
             file.write(bytes(start + weight["offset"] - file.tell()))
-            file.write(memoryview(data))
+            file.write(data.data)
         file.write(bytes(max(0, start + self.said["weight_bytes"] - file.tell())))
 
     def packed(self) -> Iterator[tuple[dict[str, Any], Array]]:
@@ -91,14 +91,14 @@ class Model:
         layout, recipe = weight["layout"], weight["recipe"]
         if recipe["kind"] == "codes":
             return packed_codes(layout, tuple(weight["shape"]), weight["bytes"])
-        bits = self.made(recipe)
+        made = self.made(recipe)
         if layout["kind"] in LAYOUTS:
             fields = {name: value for name, value in layout.items() if name != "kind"}
-            return numbers.raw(LAYOUTS[layout["kind"]](**{**fields, "dtype": "f16"}).pack(bits))
-        stored = "f32" if bits.dtype == np.float32 else self.said["dtype"]
-        if layout["dtype"] == stored or bits.dtype not in (np.float16, np.float32):
-            return numbers.raw(bits)
-        return numbers.raw(bits_of(numbers.values_of(bits, stored), layout["dtype"]))
+            return bits.raw(LAYOUTS[layout["kind"]](**{**fields, "dtype": "f16"}).pack(made))
+        stored = "f32" if made.dtype == np.float32 else self.said["dtype"]
+        if layout["dtype"] == stored or made.dtype not in (np.float16, np.float32):
+            return bits.raw(made)
+        return bits.raw(bits_of(bits.values_of(made, stored), layout["dtype"]))
 
     def made(self, recipe: Mapping[str, Any]) -> Array:
         """A constant by its recipe (recipes.py): bits."""

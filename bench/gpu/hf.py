@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
+from llmc.bench.gpu.bits import values_of
 from llmc.bench.gpu.fill import Model
-from llmc.bench.gpu.numbers import values_of
 
 
 def device() -> str:
@@ -84,7 +84,7 @@ def decode(
     seconds = []
     for _ in range(first + steps):
         if compiled:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         tokens = [token]
         seconds.append(timed(lambda t=tokens: t.append(step(model, t[0], cache).clone())))  # type: ignore[misc]
         token = tokens[1]

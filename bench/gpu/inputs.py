@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu.numbers import Codes, exact
+from llmc.bench.gpu.bits import Codes, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 
 Array = np.ndarray[Any, Any]
 POOL = 1 << 22
+MOST_CONSTANTS = 40
+"""That are kept: models' calls have the same weights at every M, and making 100 million numbers takes a while."""
 QUARTERS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
 """Cosines and sines of quarter turns: what they turn stays exact."""
 
@@ -58,7 +60,14 @@ def make(call: Call, length: int | None = None) -> Inputs:
     """Inputs of a call.  length: for attention, the longest context."""
     if call.op.endswith("PagedAttention"):
         return attention_inputs(call, length)
-    return Inputs({i: tensor(f"{call} {i}", kind) for i, kind in enumerate(call.inputs) if kind is not None})
+    kinds = {index: kind for index, kind in enumerate(call.inputs) if kind is not None}
+    return Inputs({i: constant(i, k) if k.constant else tensor(f"{call} {i}", k) for i, k in kinds.items()})
+
+
+@lru_cache(maxsize=MOST_CONSTANTS)
+def constant(index: int, kind: TensorType) -> Array | Codes:
+    """A call's constant: the same in all calls that have one of its kind there."""
+    return tensor(f"{index} {kind}", kind)
 
 
 def tensor(name: str, kind: TensorType) -> Array | Codes:
@@ -122,8 +131,8 @@ def step_rows(m: int, longest: int) -> list[tuple[int, int] | None]:
 def page_tables(rows: list[tuple[int, int] | None], n_columns: int) -> tuple[Array, int]:
     """Each row's pages, -1 beyond its sequence, and how many there are; a sequence's pages lie anywhere."""
     lengths: dict[int, int] = {}
-    for row in filter(None, rows):
-        lengths[row[0]] = max(lengths.get(row[0], 0), row[1] + 1)
+    for sequence, position in filter(None, rows):
+        lengths[sequence] = max(lengths.get(sequence, 0), position + 1)
     needed = {sequence: ceil(n / PAGE_TOKENS) for sequence, n in lengths.items()}
     n_pages = sum(needed.values())
     numbers = iter(np.random.default_rng(n_pages).permutation(n_pages))

@@ -114,7 +114,7 @@ ODD_LINEAR = (
     ("LinearSilu", 513, 200, 136),
 )
 """Operator, M, N, K; no size is a multiple of a tile."""
-ODD_ATTENTION = (
+ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
     (3, 4, 4, 128, 128, {}),
     (8, 8, 1, 80, 0, {}),
@@ -125,19 +125,20 @@ ODD_ATTENTION = (
     (150, 6, 2, 80, 0, {"window": 90}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
+KV_DTYPES: tuple[DType, ...] = ("bf16", "f16")
 ODD_PAGES = 6
 
 
 def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
     """Shapes that fill no tile, in every operator and dtype; few: a handful, for a try."""
     for op, m, n, k in ODD_LINEAR[:: 5 if few else 1]:
-        for dtype, group in [("bf16", 0)] if few else weights_of(m, k):
+        for dtype, group in weights_of(m, few):
             jobs.add(odd_name(op, dtype, group, m, n, k), linear_call(op, m, n, k, dtype, group), most, tuned=False)
     for shape in ODD_ATTENTION[:: 5 if few else 1]:
-        for dtype in ("bf16",) if few else ("bf16", "f16"):
-            name = f"odd attention {dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
+        for kv_dtype in KV_DTYPES[: 1 if few else None]:
+            name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
             special = "".join(f" {key}={value}" for key, value in shape[5].items())
-            jobs.add(name + special, attention_call(*shape[:5], dtype, **shape[5]), most, tuned=False)
+            jobs.add(name + special, attention_call(*shape[:5], kv_dtype, **shape[5]), most, tuned=False)
 
 
 def odd_name(op: str, dtype: str, group: int, m: int, n: int, k: int) -> str:
@@ -145,9 +146,12 @@ def odd_name(op: str, dtype: str, group: int, m: int, n: int, k: int) -> str:
     return f"odd {family} {op} {dtype}{f'g{group}' if group else ''} [{n}, {k}] M={m}"
 
 
-def weights_of(m: int, k: int) -> Iterator[tuple[DType, int]]:
-    """How the weight of an odd shape is stored: in every way, for some."""
-    yield from (("bf16", 0), ("f16", 0))
+def weights_of(m: int, few: bool) -> Iterator[tuple[DType, int]]:
+    """How the weight of an odd shape is stored, and its group: in every way, for some."""
+    yield "bf16", 0
+    if few:
+        return
+    yield "f16", 0
     if m in (1, 8, 17, 200):
         yield from (("i8", 0), ("i4", 32))
     if m in (1, 33):
@@ -172,9 +176,7 @@ def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> 
     return Call(f"llmc.{name}", tuple(inputs), (y,), (("epsilon", 1e-5),) if norms else ())
 
 
-def attention_call(
-    m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: DType, **special: float
-) -> Call:
+def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: DType, **special: Any) -> Call:
     """A layer's attention, the first of two."""
     attributes: dict[str, Any] = {
         "num_heads": heads,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu import numbers
+from llmc.bench.gpu import bits
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import normal
 from llmc.bench.gpu.kit import LAYOUTS, Candidate, Job, Kit
@@ -132,7 +132,7 @@ class Random:
     def __init__(self, device: Device) -> None:
         self._device = device
         n = POOL_BYTES // 2
-        self._pool = device.upload(numbers.bits_of(normal("pool", (64, n // 64)) * np.float32(0.02), "bf16"))
+        self._pool = device.upload(bits.bits_of(normal("pool", (64, n // 64)) * np.float32(0.02), "bf16"))
 
     def bytes(self, n_bytes: int) -> int:
         address = self._device.allocate(n_bytes)
@@ -207,7 +207,7 @@ def n_cached_pages(job: Job, length: int) -> int:
     return -(-length // PAGE_TOKENS) * (m if is_decode(m) else 1)
 
 
-def step_ids(job: Job, length: int) -> dict[int, numbers.Array]:
+def step_ids(job: Job, length: int) -> dict[int, bits.Array]:
     """positions and page_table: m sequences' last tokens, or the last m tokens of one prompt; pages are shuffled."""
     at = 3 if job.call.op == "llmc.RotaryPagedAttention" else 1
     table_kind = job.call.inputs[at + 1]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu import numbers
+from llmc.bench.gpu import bits
+from llmc.bench.gpu.bits import POISON, Array
 from llmc.bench.gpu.driver import Device
-from llmc.bench.gpu.inputs import Inputs, make
+from llmc.bench.gpu.inputs import MOST_CONSTANTS, Inputs, constant, make
 from llmc.bench.gpu.kit import Candidate, Job, Kit
-from llmc.bench.gpu.numbers import POISON, Array
-from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Operand
+from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Operand, TensorType
 
 GUARD_BYTES = 256
 """Behind each output and temporary; kernels must leave them as they are."""
@@ -56,10 +57,10 @@ class Checked:
         device, call = self.device, self.job.call
         with device.kept():
             places = {Operand("input", index): address for index, address in self._values.items()}
-            for index, constant in self.inputs.arrays.items():
+            for index in self.inputs.arrays:
                 if is_constant(call, index):
                     layout = candidate.layouts.get(index)
-                    places[Operand("input", index)] = device.upload(constant_bytes(call, index, constant, layout))
+                    places[Operand("input", index)] = device.upload(constant_bytes(call, index, layout))
             guarded = {Operand("output", 0): call.outputs[0].n_bytes}
             guarded |= {Operand("temp", index): n_bytes for index, n_bytes in enumerate(candidate.temps)}
             for operand, n_bytes in guarded.items():
@@ -88,20 +89,25 @@ def is_constant(call: Call, index: int) -> bool:
 def value_bytes(call: Call, index: int, values: Array) -> Array:
     kind = call.inputs[index]
     assert kind is not None
-    return numbers.tiled(values, kind.dtype) if kind.tiled else numbers.raw(numbers.bits_of(values, kind.dtype))
+    return bits.tiled(values, kind.dtype) if kind.tiled else bits.raw(bits.bits_of(values, kind.dtype))
 
 
-def constant_bytes(call: Call, index: int, constant: Any, layout: dict[str, Any] | None) -> Array:
+def constant_bytes(call: Call, index: int, layout: dict[str, Any] | None) -> Array:
     kind = call.inputs[index]
     assert kind is not None
-    return numbers.packed(constant, kind.dtype, layout)
+    return packed_constant(index, kind, json.dumps(layout))
+
+
+@lru_cache(maxsize=MOST_CONSTANTS)
+def packed_constant(index: int, kind: TensorType, layout: str) -> Array:
+    return bits.packed(constant(index, kind), kind.dtype, json.loads(layout))
 
 
 def output_values(call: Call, data: Array) -> Array:
     kind = call.outputs[0]
     if kind.tiled:
-        return numbers.untiled(data, (kind.shape[0], kind.shape[1]), kind.dtype)
-    return numbers.view_of(data, kind.dtype, kind.shape)
+        return bits.untiled(data, (kind.shape[0], kind.shape[1]), kind.dtype)
+    return bits.view_of(data, kind.dtype, kind.shape)
 
 
 # -- the KV cache -----------------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def page_part(inputs: Inputs, page: int, dtype: str) -> Array:
     if DTYPE_BYTES[dtype] == 2:
         heads, _, _, dim = both.shape
         both = both.reshape(heads, 2, PAGE_TOKENS, dim // 8, 8).transpose(0, 1, 3, 2, 4)
-    return numbers.raw(numbers.bits_of(np.ascontiguousarray(both), dtype))
+    return bits.raw(bits.bits_of(np.ascontiguousarray(both), dtype))
 
 
 @lru_cache(maxsize=4)

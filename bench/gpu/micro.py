@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu import numbers
+from llmc.bench.gpu import bits
+from llmc.bench.gpu.bits import Array, exact
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import normal
 from llmc.bench.gpu.kit import Kit
-from llmc.bench.gpu.numbers import Array, exact
 
 STAGE = "micro"
 TIMES = 20
@@ -41,13 +41,13 @@ def pipeline(seed: int) -> tuple[list[Array], dict[int, Array]]:
 
 def product(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, b = (exact(normal(f"product {name} {seed}", (64, 128)), "bf16") for name in "ab")
-    return [numbers.tiled(a, "bf16"), numbers.tiled(b, "bf16"), np.zeros((64, 64), np.float32)], {2: a @ b.T}
+    return [bits.tiled(a, "bf16"), bits.tiled(b, "bf16"), np.zeros((64, 64), np.float32)], {2: a @ b.T}
 
 
 def turned(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, v = (exact(normal(f"turned {name} {seed}", (64, 64)), "bf16") for name in "av")
     out = np.zeros((64, 64), np.float32)
-    return [a, numbers.bits_of(v, "bf16"), out, out], {2: a @ v, 3: a @ v}
+    return [a, bits.bits_of(v, "bf16"), out, out], {2: a @ v, 3: a @ v}
 
 
 def order(seed: int) -> tuple[list[Array], dict[int, Array]]:
@@ -68,7 +68,7 @@ def counter(seed: int) -> tuple[list[Array], dict[int, Array]]:
 def fragments(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, b = (exact(normal(f"fragments {n} {seed}", (n, 16)), "bf16") for n in (16, 8))
     out = np.zeros((16, 8), np.float32)
-    return [*(numbers.bits_of(x, "bf16") for x in (a, b)), out, out], {2: a @ b.T, 3: a @ b.T}
+    return [*(bits.bits_of(x, "bf16") for x in (a, b)), out, out], {2: a @ b.T, 3: a @ b.T}
 
 
 ORDER_BLOCKS, ORDER_LAUNCHES, COUNTER_BLOCKS = 264, 50, 500

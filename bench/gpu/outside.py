@@ -29,7 +29,7 @@ def run_under(
             if not wanted(item):
                 journal.append(stage, item, "failed", error="left out")
         deadline = f"{time.time() + seconds:.0f}"
-        runner = str(Path(__file__).with_name("run.py"))
+        runner = str(kit.folder / "run.py")
         arguments = [*command, sys.executable, runner, "--kit", str(kit.folder), "-o", folder, "--work", stage]
         answer = subprocess.run(
             [*arguments, "--deadline", deadline],

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmc.bench.gpu import micro
+import llmc
+from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.jobs import Jobs, add_model, add_odd
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
@@ -30,8 +31,9 @@ from llmc.compiler.target import Target, parse_target
 from llmc.schedules import cache, records
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+PACKAGE = Path(llmc.__file__).parent
 PARTS = (
+    "__init__.py",
     "bench/__init__.py",
     "bench/gpu/*.py",
     "compiler/__init__.py",
@@ -56,6 +58,7 @@ SETTINGS: dict[str, Any] = {
     "l2_bytes": 60 << 20,
     "shortest_ms": 1.0,
     "replays": 7,
+    **whole.SETTINGS,
 }
 
 
@@ -170,11 +173,10 @@ def write_programs(out: Path) -> None:
     package = out / "llmc"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir()
-    shutil.copyfile(ROOT / "llmc" / "__init__.py", package / "__init__.py")
     for pattern in PARTS:
-        for path in sorted(ROOT.glob(pattern)):
+        for path in sorted(PACKAGE.glob(pattern)):
             if path.name not in ONLY_HERE:
-                place = package / path.relative_to(ROOT)
+                place = package / path.relative_to(PACKAGE)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
 

@@ -32,7 +32,7 @@ def watched() -> Iterator[Drawn]:
         drawn.append((name, dims, values))
         return values
 
-    random_weights._draw = draw
+    random_weights._draw = draw  # type: ignore[assignment]
     try:
         yield drawn
     finally:
@@ -65,7 +65,7 @@ def same_concatenated(parts: list[Array], values: Array) -> bool:
         return False
     start = 0
     for part in parts:
-        if not np.array_equal(bits(part), bits(values[start : start + len(part)])):
+        if not np.array_equal(raw_bits(part), raw_bits(values[start : start + len(part)])):
             return False
         start += len(part)
     return True
@@ -76,11 +76,11 @@ def first_row(source: Array, values: Array) -> int | None:
     if source.shape[1:] != values.shape[1:]:
         return None
     for start in range(len(source) - len(values) + 1):
-        if np.array_equal(bits(source[start]), bits(values[0])):
-            same = np.array_equal(bits(source[start : start + len(values)]), bits(values))
+        if np.array_equal(raw_bits(source[start]), raw_bits(values[0])):
+            same = np.array_equal(raw_bits(source[start : start + len(values)]), raw_bits(values))
             return start if same else None
     return None
 
 
-def bits(array: Array) -> Array:
+def raw_bits(array: Array) -> Array:
     return np.ascontiguousarray(array).view(np.uint16 if array.dtype.itemsize == 2 else array.dtype)

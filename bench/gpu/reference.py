@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llmc.bench.gpu.inputs import Inputs
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 
 Array = np.ndarray[Any, Any]
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "": lambda x: x,
     "Relu": F.relu,
     "Silu": F.silu,
@@ -68,7 +69,7 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     at = 3 if rotary else 1
     positions, tables = inputs.array(at), inputs.array(at + 1)
     qkv = torch.from_numpy(inputs.array(0)).to(device).reshape(m, heads + 2 * kv_heads, dim)
-    q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
     if rotary:
         cos, sin = (torch.from_numpy(inputs.array(i)).to(device)[:, None] for i in (1, 2))
         turn = (call.attribute("rotary_dim"), bool(call.attribute("interleaved", 0)))

@@ -41,8 +41,12 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
         status, said, found = run_under(command, kit, stage.STAGE, list(everything), wanted, SECONDS)
         errors = [line.strip("= \n") for line in said.splitlines() if line.startswith("=========")]
         if status:
+            errors = errors or said.strip().splitlines()[-3:]
             raise RuntimeError(f"{tool}, exit status {status}: {' / '.join(errors)[:400]}")
         done = sum(entry["event"] == "done" for entry in found.values())
+        if done < len(found):
+            wrong = next(entry for entry in found.values() if entry["event"] != "done")
+            raise RuntimeError(f"{done} of {len(found)} ran; {wrong['item']}: {wrong.get('error', 'not finished')}")
         return {"kernels": done, "of": len(found), "said": errors[-1] if errors else ""}
 
     return run

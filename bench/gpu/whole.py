@@ -24,12 +24,18 @@ from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.limits import COPY_LIMIT
 
 STAGE = "whole"
-POINTS = [(batch, length) for length in (128, 1024, 2048, 4096) for batch in (1, 2, 4, 8)]
-LARGE_POINTS = [(batch, length) for length in (128, 1024) for batch in (16, 32, 64)]
-PROMPTS = (1024, 2048, 4096)
-FIRST = 8
-"""Steps of a decode that do not count: graphs are loaded, caches of Python's and the driver's filled."""
-STEPS, TIMES = 24, 5
+SETTINGS: dict[str, Any] = {
+    "decode": [[batch, length] for length in (128, 1024, 2048, 4096) for batch in (1, 2, 4, 8)],
+    "decode_large": [[batch, length] for length in (128, 1024) for batch in (16, 32, 64)],
+    "prefill": [1024, 2048, 4096],
+    "first": 8,
+    "steps": 24,
+    "prompts": 6,
+}
+"""Points of (batch, length); lengths of prompts, and how many of each; steps of a decode that do not count, in which
+graphs are loaded and caches filled, and that do."""
+OTHERS_BATCH, COMPILED_LENGTHS = (1, 8), (128, 1024)
+"""Where Hugging Face is measured beside."""
 HF, COMPILED = "hf", "hf-compile"
 SYSTEMS = ("llmc", HF, COMPILED)
 SHORT = 96
@@ -39,24 +45,27 @@ NEW = 32
 
 def items(kit: Kit) -> Iterator[str]:
     """What the bars are about first: llmc at every point, then the others where they are asked about."""
-    models = kit.said["models"]
-    for model in models:
-        yield from (f"{model} llmc decode {b}x{n}" for b, n in POINTS if not is_quantised(kit, model) or n == 128)
+    said, models = kit.said["settings"], kit.said["models"]
+    points = said["decode"]
     plain = [model for model in models if not is_quantised(kit, model)]
     for model in plain:
-        yield from (f"{model} llmc prefill {n}" for n in PROMPTS)
+        yield from (f"{model} llmc decode {b}x{n}" for b, n in points)
+        yield from (f"{model} llmc prefill {n}" for n in said["prefill"])
         yield f"{model} llmc logits"
+        yield from (f"{model} llmc decode {b}x{n}" for b, n in said["decode_large"])
     for model in plain:
+        beside = [(b, n) for b, n in points if b in OTHERS_BATCH]
         yield f"{model} hf logits"
-        yield from (f"{model} hf decode {b}x{n}" for b, n in POINTS if b in (1, 8))
-        yield from (f"{model} hf prefill {n}" for n in PROMPTS)
-        yield from (f"{model} hf-compile decode {b}x{n}" for b, n in POINTS if b in (1, 8) and n in (128, 1024))
-    for model in plain:
-        yield from (f"{model} llmc decode {b}x{n}" for b, n in LARGE_POINTS)
+        yield from (f"{model} hf decode {b}x{n}" for b, n in beside)
+        yield from (f"{model} hf prefill {n}" for n in said["prefill"])
+        yield from (f"{model} hf-compile decode {b}x{n}" for b, n in beside if n in COMPILED_LENGTHS)
+    for model in models:
+        if model not in plain:
+            yield from (f"{model} llmc decode {b}x{n}" for b, n in points if n == min(n for _, n in points))
 
 
 def is_quantised(kit: Kit, model: str) -> bool:
-    return Model(kit.folder / "models" / model).said["quant"] != "none"
+    return str(Model(kit.folder / "models" / model).said["quant"]) != "none"
 
 
 def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
@@ -70,7 +79,8 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
             for other in loaded.values():
                 other.close()
             loaded.clear()
-            loaded[model, kind] = (Ours if kind == "llmc" else HuggingFace)(Model(kit.folder / "models" / model))
+            make = Ours if kind == "llmc" else HuggingFace
+            loaded[model, kind] = make(Model(kit.folder / "models" / model), kit.said["settings"])
         subject = loaded[model, kind]
         if task == "logits":
             return compare(subject, journal, model)
@@ -95,13 +105,15 @@ def prompt_of(n: int, n_vocab: int, seed: int = 0) -> list[int]:
 class Ours:
     """The artifact, by its own runtime."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, settings: Mapping[str, Any]) -> None:
         from llmc.runtime import load
 
-        self.said = model.said
+        self.said, self.settings = model.said, settings
         path = written(model)
         n_context = model.said["n_context"]
-        room = max(batch * min(length + 64, n_context) for batch, length in (*POINTS, *LARGE_POINTS))
+        room = max(
+            batch * min(length + 64, n_context) for batch, length in settings["decode"] + settings["decode_large"]
+        )
         self.model = load(path, kv_tokens=room)
         self.n_vocab = self.model.info.n_vocab
 
@@ -112,14 +124,15 @@ class Ours:
         """Seconds of single steps of `batch` sequences, the last of which makes them `length` tokens long."""
         from llmc.runtime.generation import How
 
-        n_prompt = max(1, length - FIRST - STEPS)
+        first, steps = self.settings["first"], self.settings["steps"]
+        n_prompt = max(1, length - first - steps)
         greedy = How()
         sequences = [self.model.sequence() for _ in range(batch)]
         try:
             for seed, sequence in enumerate(sequences):
                 sequence.feed(prompt_of(n_prompt, self.n_vocab, seed))
             seconds = []
-            for _ in range(min(length - n_prompt, FIRST + STEPS)):
+            for _ in range(min(length - n_prompt, first + steps)):
                 began = time.perf_counter()
                 chosen = self.model.sample([(sequence, greedy) for sequence in sequences])
                 self.model.step([(s, [token]) for s, token in zip(sequences, chosen, strict=True)])
@@ -127,12 +140,12 @@ class Ours:
         finally:
             for sequence in sequences:
                 sequence.close()
-        return seconds[FIRST:]
+        return seconds[first:]
 
     def prefill(self, n: int) -> list[float]:
         """Seconds until the first token of a prompt of n tokens is known."""
         seconds = []
-        for seed in range(TIMES + 1):
+        for seed in range(self.settings["prompts"]):
             prompt = prompt_of(n - 1, self.n_vocab, seed)
             with self.model.sequence() as sequence:
                 began = time.perf_counter()
@@ -186,11 +199,11 @@ def work_folder(n_bytes: int) -> Path:
 class HuggingFace:
     """transformers with the same weights: eager, or compiled with a static cache."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, settings: Mapping[str, Any]) -> None:
         from llmc.bench.gpu import hf
 
         self._hf = hf
-        self.said = model.said
+        self.said, self.settings = model.said, settings
         self.model = hf.load(model)
         self.source = model
 
@@ -205,11 +218,13 @@ class HuggingFace:
         self._hf.forget()
 
     def decode(self, batch: int, length: int, compiled: bool = False) -> list[float]:
-        prompts = [prompt_of(max(1, length - FIRST - STEPS), self.said["n_vocab"], seed) for seed in range(batch)]
-        return self._hf.decode(self.model, prompts, length, FIRST, STEPS, compiled=compiled)
+        first, steps = self.settings["first"], self.settings["steps"]
+        prompts = [prompt_of(max(1, length - first - steps), self.said["n_vocab"], seed) for seed in range(batch)]
+        return self._hf.decode(self.model, prompts, length, first, steps, compiled=compiled)
 
     def prefill(self, n: int) -> list[float]:
-        prompts = [prompt_of(n - 1, self.said["n_vocab"], seed) for seed in range(TIMES + 1)]
+        n_prompts = self.settings["prompts"]
+        prompts = [prompt_of(n - 1, self.said["n_vocab"], seed) for seed in range(n_prompts)]
         return [self._hf.prefill(self.model, prompt) for prompt in prompts][1:]
 
     def step_bytes(self, batch: int, length: int) -> dict[str, int]:

@@ -21,7 +21,7 @@ from llmc.compiler.kernel import Kernel
 from llmc.compiler.target import Target
 from llmc.compiler.tune import import_tuning
 from llmc.runtime import ArtifactFile
-from llmc.schedules import records
+from llmc.schedules import cache, records
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
 
@@ -33,6 +33,12 @@ TINY: dict[str, Any] = {
     "l2_bytes": 1 << 12,
     "shortest_ms": 0.0,
     "replays": 2,
+    "decode": [[1, 40]],
+    "decode_large": [],
+    "prefill": [40],
+    "first": 1,
+    "steps": 2,
+    "prompts": 2,
 }
 CUBIN = b"\x7fELF, as the fake driver sees it"
 
@@ -59,7 +65,7 @@ class Made:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.kernels: dict[str, Kernel] = {}
-        patch.setattr(prepare.cache, "compile_kernels", self.compile)
+        patch.setattr(cache, "compile_kernels", self.compile)
 
     def compile(self, kernels: Sequence[Kernel], target: Target, progress: object = None) -> list[bytes]:
         self.kernels |= {kernel.name: kernel for kernel in kernels}
@@ -99,6 +105,7 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(json.dumps(said))
     launches = [launch for job in said["jobs"] for each in job["candidates"] for launch in each["launches"]]
     needed = {launch["kernel"] for launch in launches}
+    needed |= {kernel.name for kernel in prepare.plan_model(model, TARGET).program.kernels}
     kernels = [kernel for name, kernel in made.kernels.items() if name in needed]
     (folder / "kernels.so").symlink_to(build_library(kernels, TARGET))
     build_driver(folder)
@@ -192,8 +199,8 @@ def test_what_was_tuned_comes_home_and_is_used(
         if choice.implementation.measured
     }
     assert set(measured) == set(TUNED)
-    for implementation in measured.values():
-        assert implementation.measured["time_us"] < implementation.measured["heuristic_us"]
+    faster = [m for each in measured.values() if (m := each.measured)["time_us"] < m["heuristic_us"]]
+    assert len(faster) == len(TUNED) - 1  # for one there is nothing to choose
 
 
 # -- models without their weights -------------------------------------------------------------------------------------
@@ -211,3 +218,13 @@ def test_an_artifact_is_filled_with_the_weights_that_compiling_gives_it(
         assert file.plan().header.n_vocab == LLAMA["vocab_size"]
     data = (tmp_path / "tiny.so").read_bytes()
     assert data[place.offset : place.offset + len(weights)] == weights
+
+
+def test_a_whole_model_runs_beside_hugging_face(model_kit: Path, tmp_path: Path) -> None:
+    journal = run(model_kit, tmp_path / "out", "--stages", "ag", LLMC_GPU_WORK=str(tmp_path))
+    assert set(outcomes(journal, "whole").values()) == {"done"}
+    found = journal.results("whole")["tiny hf logits"]
+    assert (found["agree"], found["of"]) == (32, 32)
+    assert found["ratio"] < 1.5  # of Hugging Face's own error in bfloat16
+    assert "| tiny | 1x40 |" in (tmp_path / "out" / "summary.md").read_text()
+    assert misuse(tmp_path / "fake.log") == []

@@ -101,7 +101,7 @@ def test_definition_runs_in_both_engines_with_the_shapes_promised(op: str) -> No
     reference = ReferenceEvaluator(proto).run(None, feeds)
     assert [a.shape for a in found] == [tuple(value.shape or ()) for value in model.graph.outputs]
     for a, b in zip(found, reference, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1.0, np.abs(b).max() / 16))
+        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * max(1.0, np.abs(b).max() / 4))
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

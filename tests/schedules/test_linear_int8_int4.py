@@ -23,7 +23,7 @@ Run = Callable[..., list[Array]]
 
 SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128)]
 SHAPES = [(1, 33, 100), (5, 100, 300), (17, 40, 128)]
-NAMES = [name for name in ops.OPERATORS if "Linear" in name]
+NAMES = [name for name in ops.OPERATORS if name.startswith(("Linear", "GatedLinear"))]
 
 
 def quant_call(name: str, m: int, n: int, k: int, scheme: Scheme) -> Call:

@@ -1,0 +1,94 @@
+"""`llmc tune` for a GPU elsewhere: a folder to carry there, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmc.bench.gpu import prepare
+from llmc.cli.main import main
+
+SIGNATURE = {"op": "Linear", "n": 4096, "k": 4096, "m": 1, "weight": "bf16", "lanes": 8}
+
+
+def tune(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["tune", *map(str, arguments)])
+
+
+def line(stage: str, item: str, **said: Any) -> str:
+    return json.dumps({"stage": stage, "item": item, "event": "done", "at": 1.8e9, **said}) + "\n"
+
+
+def tuned(item: str, us: float, own: bool, **said: Any) -> str:
+    rest = {"params": {"warps": 8 if own else 4}, "words": item, "length": 0, "bytes": 33_554_432, "operations": 1}
+    return line("tune", item, us=us, own=own, rule="linear", signature=SIGNATURE, **rest | said)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """What a run on a GPU left, cut off in the middle of a line."""
+    path = tmp_path / "results.jsonl"
+    path.write_text(
+        line("facts", "device", name="NVIDIA H200", cuda="13.0")
+        + line("facts", "machine", driver="580.159.04")
+        + line("limits", "copy", gb_per_s=4194.304)
+        + tuned("Linear #0", 12.5, True)
+        + tuned("Linear #1", 10.0, False)
+        + '{"stage": "tune", "item": "Linear #2", "ev'
+    )
+    return path
+
+
+def test_what_was_found_elsewhere_is_kept(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nvidia-h200.json"
+    result = tune("--import", results, "--target", "cuda:sm_90a", "-o", out)
+    assert result.stdout.splitlines() == [
+        f"{out}  cuda:sm_90a, NVIDIA H200, driver 580.159.04, CUDA 13.0",
+        "1 tuned, 1 of them faster than the rule's own choice; 0 known before",
+    ]
+    (record,) = json.loads(out.read_text())["records"]
+    assert record["params"] == {"warps": 4}
+    assert (record["time_us"], record["heuristic_us"], record["tried"]) == (10.0, 12.5, 2)
+    assert (record["limit"], record["share"], record["rate"]) == ("copy bandwidth", 0.8, 4194.3)
+    assert record["date"] == "2027-01-15"
+
+
+def test_a_later_run_replaces_what_it_measured_again(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "nvidia-h200.json"
+    tune("--import", results, "-o", out)
+    other = {**SIGNATURE, "m": 8}
+    results.write_text(results.read_text().replace(json.dumps(SIGNATURE), json.dumps(other)))
+    assert "1 known before" in tune("--import", results, "-o", out).stdout
+    assert len(json.loads(out.read_text())["records"]) == 2
+
+
+def test_a_file_without_tuning_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text(line("facts", "device", name="NVIDIA H200"))
+    result = tune("--import", path, "--target", "cuda:sm_90a")
+    assert result.exit_code == 1
+    assert "error: the file has no tuning in it" in result.stderr
+
+
+def test_a_folder_is_made_for_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def write_kit(out: Path, target: Any, models: Any, **options: Any) -> dict[str, Any]:
+        asked.append((out, str(target), models, options))
+        return {"path": str(out), "jobs": 7, "candidates": 70, "kernels": 80, "bytes": 9_000_000}
+
+    monkeypatch.setattr(prepare, "prepare", write_kit)
+    options = ["--target", "cuda:sm_90a", "--quant", "int4", "--quant-group", "32", "--batch", "1,16"]
+    result = tune("m", "--emit", tmp_path / "kit", *options)
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'kit'}  7 calls, 70 candidates, 9.0 MB"
+    wanted = prepare.Wanted("m", "int4", 32, max_sequence=None, batch=(1, 16))
+    assert asked == [(tmp_path / "kit", "cuda:sm_90a", [wanted], {"most": 16, "carried": False})]
+
+
+def test_a_folder_for_a_cpu_is_refused(tmp_path: Path) -> None:
+    result = tune("m", "--emit", tmp_path / "kit")
+    assert "error: a folder to measure with elsewhere is made for GPUs alone" in result.stderr
