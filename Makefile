@@ -1,4 +1,5 @@
-# `make` prints the targets. Each sets up what it needs on a fresh machine: git, Python >= 3.10 with venv, a C compiler.
+# `make` prints the targets. Each sets up what it needs on a fresh machine: git, Python >= 3.10 with venv, a C compiler (for
+# `make test` a C++ one too: g++).
 
 VENV := .venv
 BIN := $(VENV)/bin

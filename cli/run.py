@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.output import artifact_argument, in_seconds, json_option, print_json, say
+from llmc.cli.output import artifact_argument, in_bytes, in_seconds, json_option, print_json, say
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
@@ -123,7 +123,6 @@ def command(
 
 def opened(artifact: str, threads: int, device: int | None) -> Model:
     """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
-    from llmc.cli.output import in_bytes
 
     def progress(done: int, total: int) -> None:
         click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)

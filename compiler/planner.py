@@ -118,7 +118,7 @@ class Planner:
         plans = [self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes]
         choices = list(self.choices.values())
         if self.device == "cuda":
-            plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1], end)
+            plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
             choices += chosen
         return Program(
             tuple(plans),
@@ -134,15 +134,12 @@ class Planner:
         )
 
     def with_sampling(
-        self, plans: list[StepPlan], heads: Sequence[int], n_vocab: int, start: int
+        self, plans: list[StepPlan], heads: Sequence[int], n_vocab: int
     ) -> tuple[list[StepPlan], list[Choice]]:
         """The plans with the choice of tokens, which a GPU does itself."""
-        sampling = Sampling(self.implement, self.kernel_index, start)
+        sampling = Sampling(self.implement, self.kernel_index)
         plans = [sampling.after(plan, n_vocab) if plan.kind == HEAD else plan for plan in plans]
-        plans += sampling.samplers(heads, n_vocab)
-        self.arena_bytes = max(self.arena_bytes, sampling.arena_bytes)
-        self.scratch_bytes = max(self.scratch_bytes, sampling.scratch_bytes)
-        return plans, sampling.choices
+        return plans + sampling.samplers(heads, n_vocab), sampling.choices
 
     def binding(self, m: int, r: int) -> Binding:
         pages = -(-self.n_context // PAGE_TOKENS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
-from llmc.compiler.memory import aligned
 from llmc.compiler.plan import SAMPLER, Choice, PlannedCall, StepPlan
 from llmc.runtime.format import DRAW_BYTES, SPACES, Argument
 
@@ -30,15 +29,11 @@ def draw_call(n_rows: int, n_logits: int, n_vocab: int) -> Call:
 
 
 class Sampling:
-    """Adds the launches to plans.  start: of the arena that a head does not need any more when it ends."""
+    """Adds these launches to plans.  implement, kernel_index: the planner's."""
 
-    def __init__(
-        self, implement: Callable[[Call], Implementation], kernel_index: Callable[[Kernel], int], start: int
-    ) -> None:
-        self.implement, self.kernel_index, self.start = implement, kernel_index, start
+    def __init__(self, implement: Callable[[Call], Implementation], kernel_index: Callable[[Kernel], int]) -> None:
+        self.implement, self.kernel_index = implement, kernel_index
         self.choices: list[Choice] = []
-        self.arena_bytes = 0
-        self.scratch_bytes = 0
 
     def after(self, head: StepPlan, n_vocab: int) -> StepPlan:
         """The head with the choice of the most likely tokens behind it."""
@@ -56,26 +51,15 @@ class Sampling:
         implementation = self.implement(call)
         name = call.op.removeprefix("llmc.")
         self.choices.append(Choice(kind, n_rows, call, implementation, (name,)))
-        offsets = [self.start]
-        for n_bytes in implementation.temps:
-            offsets.append(offsets[-1] + aligned(n_bytes))
-        self.arena_bytes = max(self.arena_bytes, offsets[-1])
-        self.scratch_bytes = max(self.scratch_bytes, aligned(implementation.scratch_bytes))
 
         def argument(operand: Operand) -> Argument:
-            if operand.kind == "temp":
-                n_bytes = implementation.temps[operand.index]
-                return Argument(SPACES.index("arena"), offsets[operand.index], n_bytes)
-            if operand.kind == "scratch":
-                return Argument(SPACES.index("scratch"), 0, implementation.scratch_bytes)
-            kinds = call.inputs if operand.kind == "input" else call.outputs
-            value = kinds[operand.index]
+            value = (call.inputs if operand.kind == "input" else call.outputs)[operand.index]
             assert value is not None
             return Argument(SPACES.index(SPACE_OF[operand.kind, operand.index]), 0, value.n_bytes)
 
         def planned(launch: Launch) -> PlannedCall:
-            arguments = tuple(argument(operand) for operand in launch.operands)
+            arguments = tuple(map(argument, launch.operands))
             kernel = self.kernel_index(launch.kernel)
             return PlannedCall(kernel, launch.grid, arguments, name, launch.n_bytes, launch.n_operations)
 
-        return tuple(planned(launch) for launch in implementation.launches)
+        return tuple(map(planned, implementation.launches))

@@ -20,6 +20,7 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
+from llmc.schedules.attention_call import attention_sizes
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
@@ -46,32 +47,16 @@ class Blocks:
 
 def parse(call: Call, target: Target) -> Attention | None:
     """The attention that a call asks for, or None."""
-    rotary = call.op == "llmc.RotaryPagedAttention"
-    if not rotary and call.op != "llmc.PagedAttention":
+    sizes = attention_sizes(call)
+    if sizes is None:
         return None
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
-    heads, kv_heads, head_dim = (call.attribute(name) for name in ("num_heads", "kv_num_heads", "head_dim"))
-    page_table = call.inputs[4 if rotary else 2]
-    if tokens != PAGE_TOKENS or heads % kv_heads or head_dim % 2 or not page_table:
+    if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"] or sizes["head_dim"] % 2:
         return None
     dots = {"f32": "fma", "bf16": "dpbf16" if target.has("avx512_bf16") else "widen", "int8": "madd16"}
-    if kv_dtype not in dots or (kv_dtype == "int8" and head_dim > MOST_INT8_DIM):
+    if kv_dtype not in dots or (kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM):
         return None
-    return Attention(
-        m=page_table.shape[0],
-        pages=page_table.shape[1],
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rotary_dim=call.attribute("rotary_dim") if rotary else 0,
-        interleaved=bool(call.attribute("interleaved", 0)),
-        scale=float(call.attribute("scale")),
-        softcap=float(call.attribute("softcap", 0.0)),
-        window=call.attribute("window", 0),
-        n_layers=call.attribute("n_layers"),
-        dot=dots[kv_dtype],
-        lanes=target.lanes,
-    )
+    return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes)
 
 
 MOST_INT8_DIM = 512

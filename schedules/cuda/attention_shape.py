@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.attention_call import attention_sizes
 
 MOST_HEAD_DIM = 256
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float"}
@@ -81,11 +82,9 @@ def literal(number: float | bool) -> str:
 def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
-    rotary = call.op == "llmc.RotaryPagedAttention"
-    if not rotary and call.op != "llmc.PagedAttention":
+    sizes = attention_sizes(call)
+    if sizes is None:
         return None
-    page_table = call.inputs[4 if rotary else 2]
-    assert page_table is not None, "attention has a page table"
     head_dim, kv_dtype = call.attribute("head_dim"), call.attribute("kv_dtype")
     if kv_dtype not in CUDA_TYPES:
         hint = f"one of {', '.join(CUDA_TYPES)}"
@@ -93,19 +92,4 @@ def parse(call: Call) -> Attention | None:
     if head_dim % 16 or head_dim > MOST_HEAD_DIM:
         fact = f"attention on NVIDIA GPUs takes heads of 16, 32 … {MOST_HEAD_DIM} elements, not {head_dim}"
         raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
-    return Attention(
-        rows=page_table.shape[0],
-        pages=page_table.shape[1],
-        heads=call.attribute("num_heads"),
-        kv_heads=call.attribute("kv_num_heads"),
-        head_dim=head_dim,
-        rotary_dim=call.attribute("rotary_dim") if rotary else 0,
-        interleaved=bool(call.attribute("interleaved", 0)),
-        scale=float(call.attribute("scale")),
-        softcap=float(call.attribute("softcap", 0.0)),
-        window=call.attribute("window", 0),
-        n_layers=call.attribute("n_layers"),
-        kv_dtype=kv_dtype,
-        out=call.outputs[0].dtype,
-        tiled=call.outputs[0].tiled,
-    )
+    return Attention(**sizes, kv_dtype=kv_dtype, out=call.outputs[0].dtype, tiled=call.outputs[0].tiled)

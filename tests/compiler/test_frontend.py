@@ -191,6 +191,12 @@ def test_the_context_is_the_models_own_unless_a_shorter_one_is_asked_for(tiny_mo
             load_source(folder, max_sequence=asked)
 
 
+def test_random_weights_take_any_number_of_positions(tiny_model: TinyModel) -> None:
+    source = load_source(str(tiny_model("llama")), "random", max_sequence=200)
+    assert source.n_context == 200
+    assert source.notes[0] == "made for 96 positions; its random weights have 200"
+
+
 def test_weights_are_stored_as_asked_and_the_reference_keeps_the_checkpoints(
     save_model: SaveModel, tiny_config: TinyConfig
 ) -> None:

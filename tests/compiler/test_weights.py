@@ -100,6 +100,11 @@ def test_the_dtype_is_the_checkpoints_unless_another_is_asked_for() -> None:
     assert choose_dtype("f16", "f32") == ("f32", None)
 
 
+def test_float16_stays_where_there_are_kernels_for_it() -> None:
+    assert choose_dtype("f16", None, has_f16=True) == ("f16", None)
+    assert choose_dtype("bf16", "f16", has_f16=True) == ("f16", None)
+
+
 def test_storing_float16_as_bfloat16_is_said_aloud() -> None:
     dtype, note = choose_dtype("f16", None)
     assert dtype == "bf16"

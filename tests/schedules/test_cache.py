@@ -176,3 +176,9 @@ def test_a_failure_in_another_process_is_raised_here(folder: Path, many_workers:
     kernels = [pack_kernel(16), Kernel("broken", "broken", broken)]
     with pytest.raises((RuntimeError, LlmcError), match="broken"):
         cache.compile_kernels(kernels, TARGET)
+
+
+def test_a_relative_folder_is_the_same_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMC_CACHE", "kernels")
+    assert cache.folder() == tmp_path / "kernels"
