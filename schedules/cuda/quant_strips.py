@@ -1,12 +1,15 @@
 """How quantised weights lie in a GPU's memory: piece by piece as a warp's lanes read them (include/gemv_quant.cuh).
 
-    piece       16 stored rows (a strip) by 64 of K
-    int8        [strips][columns] { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, then [strips][16] f32 scales
-    int4        [strips][columns] { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
+    piece       16 stored rows (a strip) by 64 of K (a column); a weight is [row tiles of 64][columns][4 strips] pieces
+    int8        { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, and behind all pieces f32 scales [strips][16]
+    int4        { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
 
-Lane 4 g + t and half h stand for rows g and g + 8 and elements 8 (t + 4 h) … of a column.  Bytes of a word: elements
-0, 2, 1, 3; nibbles: elements 0, 2, 4, 6, 1, 3, 5, 7, as code + 8.  Scales of an int4 piece: groups of 32 [g][half][2],
-of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what is padding is zero.
+Lane 4 g + t and half h stand for rows g and g + 8 and, of 32 elements along K, for the eight that mma.m16n8k16 wants in
+this lane: 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t, 16 + 2 t, … (fragment_order).  Bytes of a word: elements 0, 2, 1, 3 of four;
+nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of an int4 piece: groups of 32 [g][half][2], of 128
+[g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what is padding is zero.
+
+The four strips of a column lie together, so that one copy brings what a warpgroup multiplies in a step of a GEMM.
 """
 
 from __future__ import annotations
@@ -50,17 +53,17 @@ class Int8Strips:
     def pack(self, array: Any) -> Array:
         """`array` is a compiler.quantize.Quantized."""
         n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
-        pieces = np.empty((n_tile_rows, STRIPS, columns, 2, 8, 4, 2), np.uint64)
+        pieces = np.empty((n_tile_rows, columns, STRIPS, 2, 8, 4, 2), np.uint64)
         scales = np.zeros((n_tile_rows, TILE), np.float32)
 
         def fill(tile_row: int) -> None:
             first = tile_row * TILE
             scales[tile_row] = stored_rows(array.scales[:, 0], first, self.gated)
-            rows = whole_columns(stored_rows(array.codes, first, self.gated)).view(np.uint32)
+            rows = fragment_order(stored_rows(array.codes, first, self.gated)).view(np.uint32)
             outer = rows & np.uint32(0xFF0000FF)
             words = outer | (rows & np.uint32(0xFF00)) << np.uint32(8) | (rows & np.uint32(0xFF0000)) >> np.uint32(8)
             chunks = words.view(np.uint64).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
-            pieces[tile_row] = chunks.transpose(0, 3, 4, 2, 5, 1)
+            pieces[tile_row] = chunks.transpose(3, 0, 4, 2, 5, 1)
 
         in_threads(fill, n_tile_rows)
         return np.concatenate([pieces.reshape(-1).view(np.uint8), scales.reshape(-1).view(np.uint8)])
@@ -94,28 +97,28 @@ class Int4Strips:
     def pack(self, array: Any) -> Array:
         """`array` is a compiler.quantize.Quantized."""
         n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
-        pieces = np.empty((n_tile_rows, STRIPS, columns, self.piece_bytes), np.uint8)
+        pieces = np.empty((n_tile_rows, columns, STRIPS, self.piece_bytes), np.uint8)
 
         def fill(tile_row: int) -> None:
             codes = stored_rows(array.codes, tile_row * TILE, self.gated)
-            chunks = (whole_columns(codes) + np.int8(8)).view(np.uint64)
+            chunks = (fragment_order(codes) + np.int8(8)).view(np.uint64)
             words = nibble_words(chunks).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
-            lanes = np.ascontiguousarray(words.transpose(0, 3, 2, 5, 4, 1))
-            pieces[tile_row, :, :, :512] = lanes.reshape(STRIPS, columns, 128).view(np.uint8)
+            lanes = np.ascontiguousarray(words.transpose(3, 0, 2, 5, 4, 1))
+            pieces[tile_row, :, :, :512] = lanes.reshape(columns, STRIPS, 128).view(np.uint8)
             scales = self._scales(stored_rows(array.scales, tile_row * TILE, self.gated), columns)
-            pieces[tile_row, :, :, 512:] = scales.reshape(STRIPS, columns, -1).view(np.uint8)
+            pieces[tile_row, :, :, 512:] = scales.reshape(columns, STRIPS, -1).view(np.uint8)
 
         in_threads(fill, n_tile_rows)
         return pieces.reshape(-1)
 
     def _scales(self, rows: Array, columns: int) -> Array:
-        """f16 [STRIPS][columns][g][scales of a row][2] of scales [64, groups]."""
+        """f16 [columns][STRIPS][g][scales of a row][2] of scales [64, groups]."""
         n_each = self.scales_a_row
         scales = np.zeros((TILE, columns * n_each), np.float16)
         spread = rows if n_each == 2 else np.repeat(rows, self.group // TILE, axis=1)[:, :columns]
         scales[:, : spread.shape[1]] = spread
         parts = scales.reshape(STRIPS, 2, 8, columns, n_each)
-        return np.ascontiguousarray(parts.transpose(0, 3, 2, 4, 1))
+        return np.ascontiguousarray(parts.transpose(3, 0, 2, 4, 1))
 
     def _tile_rows(self, shape: tuple[int, ...]) -> int:
         return tile_rows(shape[0] // (2 if self.gated else 1), gated=self.gated)
@@ -125,10 +128,12 @@ class Int4Strips:
         return f"i4 pieces 16x64, f16 scales of {self.group}{gated}"
 
 
-def whole_columns(codes: Array) -> Array:
-    """Codes [64, K] with zeros up to whole columns of 64."""
-    missing = -codes.shape[1] % TILE
-    return np.pad(codes, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(codes)
+def fragment_order(codes: Array) -> Array:
+    """Codes [64, K] with zeros up to whole columns of 64, in each 32 of which those of a lane come side by side: pair p
+    of its chunk t is pair t of chunk p."""
+    whole = np.pad(codes, ((0, 0), (0, -codes.shape[1] % TILE)))
+    pairs = whole.view(np.uint16).reshape(len(whole), -1, 4, 4)
+    return np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(len(whole), -1).view(whole.dtype)
 
 
 def nibble_words(chunks: Array) -> Array:

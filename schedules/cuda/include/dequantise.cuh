@@ -1,6 +1,6 @@
 // A quantised weight back in T, in tiles: what products of many tokens read.
 //
-// A warp takes one piece (16 rows by 64 of K) at a time, as the GEMV does, and stores a lane's four chunks of 16 bytes.
+// A warp takes one piece (16 rows by 64 of K) at a time, as the GEMV does, and stores a lane's pairs of elements.
 // Bytes: the quantised weight read, 2 for each weight written.
 #pragma once
 
@@ -38,8 +38,11 @@ __device__ __forceinline__ void dequantise(const unsigned char *weight, unsigned
                 const float2 codes = unpack2<T>(chunk[i]);
                 chunk[i] = pack2<T>(codes.x * scale, codes.y * scale);
             }
-            unsigned char *to = tiles + strip_offset(strip, column, kColumns) + chunk_offset(g + 8 * row, t + 4 * half);
-            store_16(to, make_uint4(chunk[0], chunk[1], chunk[2], chunk[3]));
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                unsigned char *to = tiles + strip_offset(strip, column, kColumns) + chunk_offset(g + 8 * row, 4 * half + i);
+                reinterpret_cast<uint32_t *>(to)[t] = chunk[i];
+            }
         }
     }
 }

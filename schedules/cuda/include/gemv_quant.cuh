@@ -1,10 +1,13 @@
 // Weights in 8 and 4 bits, taken apart in registers: the GEMV of gemv.cuh with half and a quarter of the bytes.
 //
-// A piece, 16 rows by 64 of K, lies as its lanes copy it, 16 bytes at a time, strip after strip (quant_strips.py packs):
+// A piece, 16 rows by 64 of K, lies as its lanes read it, 16 bytes at a time; the four pieces of 64 rows lie together, a
+// column of 64 of K behind the other (quant_strips.py packs):
 //
-//     int8    [half][lane] { row g: 8 bytes of chunk t + 4 half; row g + 8: 8 bytes }           1024 bytes
-//     int4    [lane][half] { row g: 8 nibbles of chunk t + 4 half; row g + 8: 8 nibbles }        512 bytes
+//     int8    [half][lane] { row g: 8 bytes; row g + 8: 8 bytes }               1024 bytes
+//     int4    [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }            512 bytes
 //             then f16 scales: groups of 32 [g][half][row g, row g + 8], of 128 [g][row g, row g + 8]
+//
+// The eight are elements 2t, 2t + 1 of each chunk of a half (32 of K): in the order of mma's and wgmma's own fragments.
 //
 // int8 has one f32 scale a row, behind all pieces, applied to the finished sum. An int4 scale is applied to the sum of
 // its 32 products. So codes are multiplied as they are, exact in T.
@@ -27,15 +30,21 @@ __device__ __forceinline__ uint32_t nibbles(f16 type, uint32_t word) {
     return subtract2(type, (word & 0x000f000f) | 0x64006400, 0x64086408);
 }
 
+// Which piece of a weight it is: those of four strips are neighbours, as rows of a tile are.
+__device__ __forceinline__ int64_t piece_index(int strip, int column, int columns) {
+    return (int64_t(strip / 4) * columns + column) * 4 + strip % 4;
+}
+
 template <class T>
 struct Int8Weight {
-    static constexpr int kPieceBytes = 1024, kColumnStep = kPieceBytes;
+    static constexpr int kPieceBytes = 1024, kColumnStep = 4 * kPieceBytes;
+    static constexpr bool kByChunks = false;
     static constexpr bool kGroupScales = false, kRowScales = true;
 
-    uint4 halves[2];  // rows g (x, y) and g + 8 (z, w) of chunk t, and of chunk t + 4
+    uint4 halves[2];  // rows g (x, y) and g + 8 (z, w)
 
     static __device__ int64_t offset(int strip, int column, int columns) {
-        return (int64_t(strip) * columns + column) * kPieceBytes;
+        return piece_index(strip, column, columns) * kPieceBytes;
     }
 
     static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *piece) {
@@ -69,14 +78,16 @@ struct Int8Weight {
 template <class T, int kGroup>
 struct Int4Weight {
     static_assert(kGroup == 32 || kGroup == 128, "what compiler/quantize.py makes");
-    static constexpr int kScaleBytes = kGroup == 32 ? 64 : 32, kPieceBytes = 512 + kScaleBytes, kColumnStep = kPieceBytes;
+    static constexpr int kScaleBytes = kGroup == 32 ? 64 : 32, kPieceBytes = 512 + kScaleBytes;
+    static constexpr int kColumnStep = 4 * kPieceBytes;
+    static constexpr bool kByChunks = false;
     static constexpr bool kGroupScales = true, kRowScales = false;
 
-    uint4 words;          // rows g and g + 8 of chunk t, then of chunk t + 4
+    uint4 words;          // rows g and g + 8 of a half, then of the other
     uint32_t scales[2];   // of rows g and g + 8, for each half; one for both where groups are longer
 
     static __device__ int64_t offset(int strip, int column, int columns) {
-        return (int64_t(strip) * columns + column) * kPieceBytes;
+        return piece_index(strip, column, columns) * kPieceBytes;
     }
 
     static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *piece) {

@@ -10,7 +10,8 @@
 //
 // So a lane copies 16 bytes at a time from memory to shared memory, and reads back what it copied itself, straight into
 // the registers that multiply: no barrier, and copies are waited for one stage after the other. (Loads to registers
-// would do without shared memory, but the compiler waits for all of them at once.)
+// would do without shared memory, but the compiler waits for all of them at once.) Quantised weights are stored in
+// mma's own order instead (gemv_quant.cuh).
 #pragma once
 
 #include "gemv_x.cuh"
@@ -29,6 +30,7 @@ __device__ __forceinline__ void prefetch_piece(const unsigned char *piece) {
 template <class T>
 struct PlainWeight {
     static constexpr int kPieceBytes = kStripBytes;
+    static constexpr bool kByChunks = true;  // what a lane holds of 32 elements of K is chunk t
     static constexpr bool kGroupScales = false, kRowScales = false;
 
     uint4 rows[2][2];  // [chunk t, t + 4][row g, g + 8]

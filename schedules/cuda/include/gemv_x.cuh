@@ -1,14 +1,19 @@
 // How x comes to a block of a GEMV: all of it, [M,K] in T, to shared memory, or column by column beside the weights.
 //
-// A lane (g = lane / 4, t = lane % 4) multiplies with chunks t and t + 4 of token g in a column of 64 elements of K.
-// Shared memory holds [columns][M][8 chunks], chunk c of token m at c ^ 5 (m % 2): eight lanes that read together (two
-// tokens, four chunks) meet all banks.
+// A lane (g = lane / 4, t = lane % 4) multiplies with 16 elements of token g in a column of 64 of K, eight of each half.
+// Which eight depends on how the weight lies (Weight::kByChunks):
+//
+//     by chunks     chunks t and t + 4, each read by the lane itself
+//     in order      elements 2t, 2t + 1 of each chunk, mma's own order: ldmatrix reads them, four chunks at a time
+//
+// Shared memory holds [columns][M][8 chunks], chunk c of token m at c ^ spread(m): eight lanes that read chunks together
+// (two tokens, four chunks) meet all banks, and so do eight rows of ldmatrix (eight tokens, one chunk).
 #pragma once
 
 #include "norm.cuh"
 
 // A GEMV `G` is a layer (epilogue.cuh) that also says: kK, T, where x is (kTiledX: tiled T, else f32 [M,K]), kNorm,
-// kNormBias, kEpsilon, kWarps, and kSharedX. Its tokens are taken 8 at a time.
+// kNormBias, kEpsilon, kWarps, kSharedX, and its Weight. Its tokens are taken 8 at a time.
 template <class G>
 struct GemvX {
     static constexpr int kColumns = ceil_div(G::kK, kTile), kTokenTiles = ceil_div(G::kM, 8);
@@ -17,14 +22,16 @@ struct GemvX {
     static constexpr int kParts = G::kWarps > G::kM ? G::kWarps / G::kM : 1;  // of a row, when it is normalised
     static constexpr int kMomentsBytes = G::kNorm == Norm::none ? 0 : round_up(12 * kParts * G::kM, 16);
 
-    // What a lane multiplies in one column: its two chunks of a token in each 8.
+    // What a lane multiplies in one column, of a token in each 8: eight elements of each half.
     struct Column {
         uint4 chunks[kTokenTiles][2];
     };
 
+    static __device__ int spread(int token) { return token / 2 % 4 | token % 2 * 4; }
+
     template <class Byte>
     static __device__ Byte *place(Byte *shared, int column, int token, int chunk) {
-        return shared + (column * G::kM + token) * kRowBytes + ((chunk ^ (token % 2 * 5)) << 4);
+        return shared + (column * G::kM + token) * kRowBytes + ((chunk ^ spread(token)) << 4);
     }
 
     // A column of the x that `fill` brought.
@@ -32,13 +39,20 @@ struct GemvX {
         const int g = lane_index() / 4, t = lane_index() % 4;
 #pragma unroll
         for (int i = 0; i < 2 * kTokenTiles; i++) {
-            const int token = i / 2 * 8 + g;
-            x.chunks[i / 2][i % 2] = make_uint4(0, 0, 0, 0);
-            if (is_token(token)) x.chunks[i / 2][i % 2] = load_16(place(shared, column, token, t + i % 2 * 4));
+            uint4 &eight = x.chunks[i / 2][i % 2];
+            if constexpr (G::Weight::kByChunks) {
+                const int token = i / 2 * 8 + g;
+                eight = make_uint4(0, 0, 0, 0);
+                if (is_token(token)) eight = load_16(place(shared, column, token, t + i % 2 * 4));
+            } else {  // any row for a token that is not there: its sums are not stored
+                const int token = min(i / 2 * 8 + lane_index() % 8, G::kM - 1);
+                eight = load_matrices(place(shared, column, token, lane_index() / 8 + i % 2 * 4));
+            }
         }
     }
 
-    // Asks for a column of a tiled x, kSlotBytes of shared memory for a warp; each lane for what it multiplies.
+    // Asks for a column of a tiled x, kSlotBytes of shared memory for a warp: each lane for the chunks that it multiplies,
+    // or, in order, for the rows as they lie.
     static constexpr int kSlotBytes = G::kSharedX ? 0 : kTokenTiles * 1024;
 
     static __device__ void ask(unsigned char *slot, const void *tiled, int column) {
@@ -46,14 +60,28 @@ struct GemvX {
         const unsigned char *slab = static_cast<const unsigned char *>(tiled) + column * (round_up(G::kM, 8) * kRowBytes);
 #pragma unroll
         for (int i = 0; i < 2 * kTokenTiles; i++) {
-            const int token = i / 2 * 8 + g;
-            cp_async_16(slot + (32 * i + lane_index()) * 16, slab + chunk_offset(token, t + i % 2 * 4), is_token(token));
+            if constexpr (G::Weight::kByChunks) {
+                const int token = i / 2 * 8 + g;
+                cp_async_16(slot + (32 * i + lane_index()) * 16, slab + chunk_offset(token, t + i % 2 * 4), is_token(token));
+            } else {
+                const int at = 32 * i + lane_index();
+                cp_async_16(slot + at * 16, slab + at * 16, is_token(at / 8));
+            }
         }
     }
 
     static __device__ void take(Column &x, const unsigned char *slot) {
+        if constexpr (!G::Weight::kByChunks) __syncwarp();  // rows came by other lanes
 #pragma unroll
-        for (int i = 0; i < 2 * kTokenTiles; i++) x.chunks[i / 2][i % 2] = load_16(slot + (32 * i + lane_index()) * 16);
+        for (int i = 0; i < 2 * kTokenTiles; i++) {
+            uint4 &eight = x.chunks[i / 2][i % 2];
+            if constexpr (G::Weight::kByChunks) {
+                eight = load_16(slot + (32 * i + lane_index()) * 16);
+            } else {
+                const int row = i / 2 * 8 + lane_index() % 8;
+                eight = load_matrices(slot + chunk_offset(row, lane_index() / 8 + i % 2 * 4));
+            }
+        }
     }
 
     static __device__ bool is_token(int token) { return G::kM % 8 == 0 || token < G::kM; }
@@ -73,6 +101,13 @@ struct GemvX {
     }
 
   private:
+    // Of four matrices of eight tokens by eight elements, whose rows the lanes name.
+    static __device__ uint4 load_matrices(const unsigned char *row) {
+        uint32_t pairs[4];
+        ldmatrix_x4(pairs, row);
+        return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+
     static __device__ void copy_tiles(unsigned char *shared, const unsigned char *x) {
 #pragma unroll 4
         for (int i = threadIdx.x; i < kColumns * G::kM * 8; i += kThreads) {

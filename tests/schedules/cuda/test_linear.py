@@ -173,21 +173,31 @@ QUANTISED = [
 def test_quantised_weights_are_multiplied_as_what_they_stand_for(
     define: Define, name: str, shape: tuple[int, int, int], weight: DType, group: int, element: DType
 ) -> None:
-    call = linear_call(name, *shape, element, tiled_y="Gated" in name)
+    check_quantised(*quantised(linear_call(name, *shape, element, tiled_y="Gated" in name), weight, group), define)
+
+
+def quantised(call: Call, weight: DType, group: int) -> tuple[Call, list[Any]]:
+    """The call with its weight quantised, and inputs for it."""
+    inputs: list[Any] = random_inputs(call)
     at = next(i for i, kind in enumerate(call.inputs) if kind and kind.constant and len(kind.shape) == 2)
-    x, *rest = random_inputs(call)
-    quantised = quantize(rest[at - 1].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
+    inputs[at] = quantize(inputs[at].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
     kinds = list(call.inputs)
-    kinds[at] = TensorType(quantised.shape, weight, constant=True, group=group)
-    stored = replace(call, inputs=tuple(kinds))
-    inputs: list[Any] = [x, *rest]
-    inputs[at] = quantised
-    implementation = linear.implement(stored, found(stored), TARGET)
-    (y,) = EmulatedExecutable(stored, implementation, TARGET).run(*inputs)
-    inputs[at] = quantised.values()
+    kinds[at] = TensorType(inputs[at].shape, weight, constant=True, group=group)
+    return replace(call, inputs=tuple(kinds)), inputs
+
+
+def check_quantised(
+    call: Call, inputs: list[Any], define: Define, params: linear.Params | None = None, target: Target = TARGET
+) -> None:
+    """The call gives what its definition does with the values that the codes stand for."""
+    op = parse(call)
+    assert op is not None
+    implementation = linear.implement(call, params or found(call, target), target)
+    (y,) = EmulatedExecutable(call, implementation, target).run(*inputs)
+    inputs[op.weight_input] = inputs[op.weight_input].values()
     plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
     (expected,) = define(plain, *inputs)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[element] * np.abs(expected).max())
+    np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[op.element] * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("layout", [Tiles("bf16"), GatedTiles("bf16"), Tiles("f16"), GatedTiles("f16")], ids=str)

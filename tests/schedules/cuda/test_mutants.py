@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from llmc import schedules
-from llmc.compiler.kernel import Implementation
+from llmc.compiler.kernel import DType, Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, linear
 from llmc.schedules.cuda.compile import INCLUDE
 from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.gemv import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
 from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row
-from tests.schedules.cuda.test_linear import linear_call, random_inputs
+from tests.schedules.cuda.test_linear import linear_call, quantised, random_inputs
 
 Array = np.ndarray[Any, Any]
 HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
@@ -48,10 +49,13 @@ def linear_case(
     target: Target = HOPPER,
     params: linear.Params | None = None,
     spare: tuple[str, ...] = (),
+    weight: tuple[DType, int] | None = None,
     **options: Any,
 ) -> Case:
     call = linear_call(name, *shape, **options)
     inputs = random_inputs(call)
+    if weight:
+        call, inputs = quantised(call, *weight)
     chosen = linear.implement(call, params, target) if params else schedules.implement(call, target)
 
     def run(implementation: Implementation) -> list[Array]:
@@ -93,6 +97,15 @@ CASES: dict[str, Callable[[], Case]] = {
         ("gemm_wgmma.cuh", "gemm_tile.cuh"),
         params=Tiling(40, 3, 1, shared=False),
         spare=("wait_for_previous",),  # the producer's reaches all through the ring's barriers
+        tiled_x=True,
+    ),
+    "GEMV of int4, x column by column": lambda: linear_case(
+        "LinearResidual",
+        (11, 72, 1300),
+        ("gemv_x.cuh",),
+        params=Gemv(5, 2, 2, 2, 1, False),
+        spare=("__syncthreads",),  # of an x that is kept in shared memory, or normalised
+        weight=("i4", 32),
         tiled_x=True,
     ),
     "GEMM on Ampere": lambda: linear_case(
@@ -143,6 +156,13 @@ OFFSETS = [
         "place(shared, column, token, t + i % 2 * 4)",
         "place(shared, column, token, t)",
     ),
+    (
+        "GEMV of int4, x column by column",
+        "gemv_x.cuh",
+        "chunk_offset(row, lane_index() / 8",
+        "chunk_offset(0, lane_index() / 8",
+    ),
+    ("GEMV of int4, x column by column", "gemv_quant.cuh", "* 4 + strip % 4", "* 4 + strip % 2"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "stage + 2 * k_step", "stage + 3 * k_step"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "k_step > 0 ||", "k_step >= 0 ||"),
     ("GEMM on Ampere", "gemm_mma.cuh", "(2 * k_step + matrix / 2) ^ row", "(2 * k_step + matrix % 2) ^ row"),
