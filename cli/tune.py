@@ -49,7 +49,8 @@ from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
     "imported",
     metavar="FILE.jsonl",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Measure nothing: keep what such a run found.",
+    multiple=True,
+    help="Measure nothing: keep what such runs found, for each card in a file of its own.",
 )
 @json_option
 def command(
@@ -65,7 +66,7 @@ def command(
     threads: int,
     again: bool,
     emit: Path | None,
-    imported: Path | None,
+    imported: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Measure the schedules of MODEL's linear layers on this machine, and keep the fastest for llmc compile.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from llmc.cli.compile import terminated_as_interrupted
-from llmc.cli.output import compiler_installed, in_bytes, print_json
+from llmc.cli.output import compiler_installed, in_bytes, print_json, say
 from llmc.runtime.errors import LlmcError
 
 BUDGET_S = 1800.0
@@ -24,7 +24,7 @@ STAGES = "abcef"
 
 def tune_gpu(
     model: str | None,
-    imported: Path | None,
+    imported: Sequence[Path],
     emit: Path | None,
     out: Path | None,
     target: str,
@@ -39,16 +39,18 @@ def tune_gpu(
             raise LlmcError(fact, place=f"--emit with --target {target}", hint=hint)
         target = DEFAULT_TARGET
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr):
-        if imported:
-            said = keep(imported, out, target)
-        elif emit:
-            said = prepare(str(model), emit, target, options)
+        if emit and not imported:
+            kit = prepare(str(model), emit, target, options)
+            reports = []
         else:
-            said = measure_here(str(model), out, target, options, budget)
+            kit = {}
+            reports = keep(imported, out, target) if imported else measure_here(model, out, target, options, budget)
+    if reports and (left_out := reports[0]["left_out"]):
+        say(f"lines that say nothing usable are left out ({len(left_out)}): {left_out[0]}")
     if as_json:
-        print_json(said)
+        print_json(kit or {"cards": reports})
     else:
-        click.echo(kit_in_words(said) if emit and not imported else records_in_words(said))
+        click.echo(kit_in_words(kit) if kit else "\n".join(map(records_in_words, reports)))
 
 
 def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,23 +64,23 @@ def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -
 
 
 def measure_here(
-    model: str, out: Path | None, target: str, options: Mapping[str, Any], budget: float
-) -> dict[str, Any]:
+    model: str | None, out: Path | None, target: str, options: Mapping[str, Any], budget: float
+) -> list[dict[str, Any]]:
     """A kit, its run on this machine, and what it found."""
     with tempfile.TemporaryDirectory(prefix="llmc-tune-") as folder:
         kit, found = Path(folder, "kit"), Path(folder, "out")
-        prepare(model, kit, target, options)
+        prepare(str(model), kit, target, options)
         command = [sys.executable, str(kit / "run.py"), "-o", str(found), "--stages", STAGES]
         answer = subprocess.run([*command, "--seconds", str(budget)], stdout=sys.stderr, check=False)
         if answer.returncode:
             raise LlmcError(f"measuring ended with status {answer.returncode}", place=str(kit / "run.py"))
-        return keep(found / "results.jsonl", out, target)
+        return keep([found / "results.jsonl"], out, target)
 
 
-def keep(found: Path, out: Path | None, target: str) -> dict[str, Any]:
+def keep(found: Sequence[Path], out: Path | None, target: str) -> list[dict[str, Any]]:
     from llmc.compiler.tune import import_tuning
 
-    return import_tuning(found, out=out, target=target)
+    return import_tuning(*found, out=out, target=target)
 
 
 def kit_in_words(said: Mapping[str, Any]) -> str:

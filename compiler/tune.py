@@ -20,15 +20,17 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 """progress(done, total, record) after each call that was tuned."""
 
 
-def import_tuning(source: str | Path, *, out: str | Path | None = None, target: str = "cuda:sm_90a") -> dict[str, Any]:
-    """Keep what another machine has measured: the results.jsonl of a kit's run (bench/gpu), or of several.
+def import_tuning(
+    *sources: str | Path, out: str | Path | None = None, target: str = "cuda:sm_90a"
+) -> list[dict[str, Any]]:
+    """Keep what another machine has measured: the results.jsonl of a kit's runs (bench/gpu).
 
-    out: the file of records; the user's own, which `compile_model` reads, when None.  Returns a report: path, machine,
-    records, how many of other calls were there already.  Raises LlmcError.
+    out: the file of records; by default one of the user's own, which `compile_model` reads, for each card that was
+    measured.  Returns a report a card: path, machine, records, how many of other calls were there already, and lines
+    that were left out.  Raises LlmcError.
     """
-    machine = parse_target(target)
-    path = Path(out) if out is not None else records.folder() / records.file_name(machine)
-    return tune_import.import_records(Path(source), machine, path, __version__)
+    paths = [Path(source) for source in sources]
+    return tune_import.import_records(paths, parse_target(target), None if out is None else Path(out), __version__)
 
 
 def tune_model(

@@ -1,7 +1,11 @@
 """Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tune.py).
 
-One file a target, one record a line, sorted: those that come with llmc lie in schedules/tuned/, a user's own in
-$LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the user's own are asked first.
+One file a target, of GPUs one a card, one record a line, sorted: those that come with llmc lie in schedules/tuned/, a
+user's own in $LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the user's own are asked first.
+
+A target of GPUs may have several cards (sm_90a: H200, H100), whose artifacts are the same and whose times are not.
+Each card's records have a file, named after it.  For a call the first file that has one decides, in the order of
+CARDS, other cards behind them by name: the H100's records fill in what the H200's do not know.
 
 A record speaks of a signature, not of a call: what follows the sum (bias, activation, residual) hardly matters for
 the choice.  It is used only if the rule still offers its parameters, so a record of another version can never do harm.
@@ -25,8 +29,9 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.rule import Rule
 
 SHIPPED = Path(__file__).resolve().parent / "tuned"
-USUAL_CARDS = {"sm_90a": "nvidia-h200"}
-"""The card that a level's records were made on, and that their file is called after."""
+CARDS = {"sm_90a": ("nvidia-h200", "nvidia-h100")}
+"""The cards of a level whose records are asked first, in this order."""
+_NO_PART_OF_A_CARD = re.compile(r"\d+gb|hbm\w*|sxm\d*")
 _OPERATOR = re.compile(r"llmc\.((?:RMSNorm|LayerNorm)?(?:Gated)?Linear)")
 
 
@@ -105,12 +110,12 @@ class Record:
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Record:
         """Raises KeyError or TypeError where something is missing or of another kind."""
-        key = Signature(*(_of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
-        rest = {f.name: _of_kind(said[f.name], f.type) for f in fields(cls) if f.name != "signature"}
+        key = Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
+        rest = {f.name: of_kind(said[f.name], f.type) for f in fields(cls) if f.name != "signature"}
         return cls(key, **rest)
 
 
-def _of_kind(value: Any, kind: Any) -> Any:
+def of_kind(value: Any, kind: Any) -> Any:
     known: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
     name = kind if isinstance(kind, str) else getattr(kind, "__forward_arg__", getattr(kind, "__name__", ""))
     if not isinstance(value, known.get(name, (dict,))) or isinstance(value, bool):
@@ -161,15 +166,42 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "llmc", "tuned")
 
 
-def file_name(target: Target) -> str:
-    return f"{USUAL_CARDS.get(target.level, f'{target.kind}-{target.level}')}.json"
+def file_name(target: Target, card: str = "") -> str:
+    """card: of a GPU's records, the card's name as its driver gives it; by default the first of the level's."""
+    if target.kind == "cpu":
+        return f"cpu-{target.level}.json"
+    usual = CARDS.get(target.level, (f"cuda-{target.level}",))[0]
+    return f"{card_of(card) or usual}.json"
+
+
+def card_of(name: str) -> str:
+    """A card's name in the words that tell it from others: nvidia-h100 for "NVIDIA H100 80GB HBM3"."""
+    words = re.findall("[a-z0-9]+", name.lower())
+    return "-".join(word for word in words if not _NO_PART_OF_A_CARD.fullmatch(word))
+
+
+def files(place: Path, target: Target) -> list[Path]:
+    """A folder's files of a target, the one to be asked first at the front."""
+    if target.kind == "cpu":
+        return [place / file_name(target)]
+    usual = [place / f"{card}.json" for card in CARDS.get(target.level, ())]
+    others = [path for path in sorted(place.glob("*.json")) if path not in usual and is_of(path, target)]
+    return usual + others
+
+
+def is_of(path: Path, target: Target) -> bool:
+    """Whether a file says that it is a target's."""
+    try:
+        with path.open("rb") as file:
+            return file.read(256).startswith(f'{{"target": "{target}",'.encode())
+    except OSError:
+        return False
 
 
 def installed(target: Target) -> Tuned:
     """The records that compiling for a target uses: the user's own before llmc's.  A damaged file is noted, no more."""
     tuned = Tuned()
-    for place in (SHIPPED, folder()):
-        path = place / file_name(target)
+    for path in [path for place in (SHIPPED, folder()) for path in reversed(files(place, target))]:
         try:
             tuned.records.update(load(path, target, tuned))
         except LlmcError as error:

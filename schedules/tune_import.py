@@ -1,15 +1,17 @@
 """What was measured on another machine (bench/gpu), as tuned records.
 
-Of each call the fastest parameters are kept; of attention, which is measured at several lengths of context with the
-same parameters, those whose times are shortest on the geometric mean.
+Of each call the fastest parameters are kept, if they are clearly faster than the rule's own; of attention, which is
+measured at several lengths of context with the same parameters, those whose times are shortest on the geometric mean.
+Only what one card measured with one driver is compared.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from math import exp, log
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -17,94 +19,202 @@ from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import records
 from llmc.schedules.records import Record, Signature
+from llmc.schedules.tune_search import BETTER
 
 COPY, PRODUCT = "copy bandwidth", "cuBLAS bf16"
+RATES = {"gb_per_s": COPY, "gflop_per_s": PRODUCT}
 Entry = Mapping[str, Any]
 Params = str
 """Parameters as JSON, so that they can be compared."""
+TUNED_FIELDS = {"rule": str, "words": str, "params": dict, "signature": dict, "own": bool, "length": int}
+LATEST = 1e11
+"""Seconds since 1970 that a date may have."""
 
 
-def import_records(source: Path, target: Target, path: Path, version: str) -> dict[str, Any]:
-    """Bring the records in a run's results.jsonl into the file at `path`; new ones replace those of the same call.
+@dataclass
+class Found:
+    """What one card measured with one driver.  measured: the last entry of each item of the tuner."""
 
-    Returns a report: path, machine, records, how many were there already.  Raises LlmcError: nothing usable in it.
+    device: Entry = field(default_factory=dict)
+    driver: str | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> str:
+        """NVIDIA H200, driver 580.159.04, CUDA 13.0"""
+        versions = {"driver": self.driver, "CUDA": self.device.get("cuda")}
+        said = [f"{name} {version}" for name, version in versions.items() if version]
+        return ", ".join([str(self.device.get("name", "an unknown GPU")), *said])
+
+
+def import_records(sources: Sequence[Path], target: Target, out: Path | None, version: str) -> list[dict[str, Any]]:
+    """Bring the records in runs' results.jsonl into the file `out`, or each card's into its own of the user's; new ones
+    replace those of the same call.
+
+    Returns a report a card: path, target, machine, records, kept: how many were there already, left_out: lines that
+    could not be used.  Raises LlmcError: nothing usable in it, several cards for one file, another architecture.
     """
-    entries = read(source)
-    found = list(records_of(entries, version))
-    if not found:
+    left_out: list[str] = []
+    runs = [run for run in found_in(sources, left_out) if run.measured]
+    reports: dict[Path, dict[str, Any]] = {}
+    cards = sorted({str(run.device.get("name", "")) for run in runs})
+    if out is not None and len(cards) > 1:
+        fact = f"the results are of {len(cards)} cards: {', '.join(cards)}"
+        raise LlmcError(fact, place=str(out), hint="leave -o out: each has a file of its own")
+    for run in runs:
+        check_architecture(run, target)
+        found = list(records_of(run, version))
+        path = out or records.folder() / records.file_name(target, str(run.device.get("name", "")))
+        known = records.load(path, target)
+        before = set(known) - {record.signature for record in found}
+        if found:
+            records.save(path, target, (known | {record.signature: record for record in found}).values())
+            said = {"path": str(path), "target": str(target), "machine": run.machine, "kept": len(before)}
+            reports[path] = {**said, "records": [record.to_json() for record in found], "left_out": left_out}
+    if not reports:
         hint = "it must be the results.jsonl of a run with the stages a, e and f"
-        raise LlmcError("the file has no tuning in it", place=str(source), hint=hint)
-    known = records.load(path, target)
-    kept = len(set(known) - {record.signature for record in found})
-    known |= {record.signature: record for record in found}
-    records.save(path, target, known.values())
-    said = [record.to_json() for record in found]
-    return {"path": str(path), "target": str(target), "machine": found[0].machine, "records": said, "kept": kept}
+        place = ", ".join(map(str, sources)) + (f" ({left_out[0]})" if left_out else "")
+        raise LlmcError("the file has no tuning in it", place=place, hint=hint)
+    return list(reports.values())
 
 
-def read(source: Path) -> list[Entry]:
-    """Every whole line; a run may have been cut off in the middle of one."""
+def check_architecture(run: Found, target: Target) -> None:
+    """Raises LlmcError: measured on what the target does not run on."""
+    capability = run.device.get("capability")
+    if not isinstance(capability, int):
+        return
+    later = not target.level.endswith("a") and capability // 10 == target.arch // 10 and capability > target.arch
+    if capability != target.arch and not later:
+        fact = f"the results are of compute capability {capability / 10}, which {target} is not for"
+        raise LlmcError(fact, place=run.machine, hint="name the target with --target cuda:sm_…")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def found_in(sources: Iterable[Path], left_out: list[str]) -> list[Found]:
+    """The runs by card and driver, the one with the latest measurement last.
+
+    left_out: where, and why, of lines that say nothing usable."""
+    runs: dict[str, Found] = {}
+    for source in sources:
+        run = Found()
+        for number, line in enumerate(lines_of(source), 1):
+            try:
+                entry = entry_of(line)
+                if entry is not None:
+                    run = take(entry, run, runs)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                left_out.append(f"{source.name} line {number}: {' '.join(str(error).split())[:80]}")
+    return sorted(runs.values(), key=lambda run: max((entry["at"] for entry in run.measured.values()), default=0.0))
+
+
+def lines_of(source: Path) -> list[str]:
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LlmcError(f"the measurements cannot be read: {error}", place=str(source)) from None
-    entries: list[Entry] = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and entry.get("event") == "done":
-            entries.append(entry)
-    return entries
+        return source.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise LlmcError(f"the measurements cannot be read: {error.strerror}", place=str(source)) from None
 
 
-def records_of(entries: Sequence[Entry], version: str) -> Iterable[Record]:
-    """A record for each call that was measured with the rule's own parameters and at least once more."""
-    rates, machine = rates_of(entries), machine_of(entries)
-    measured = {entry["item"]: entry for entry in entries if entry["stage"] == "tune"}
+def entry_of(line: str) -> Entry | None:
+    """What a line says that is done; None for other lines.  Raises ValueError or TypeError for what is no such line."""
+    if not line.strip():
+        return None
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise TypeError("no JSON object")
+    if entry.get("event") != "done":
+        return None
+    if not all(isinstance(entry.get(name), str) for name in ("stage", "item")):
+        raise TypeError("no stage, or no item")
+    number(entry, "at", LATEST)
+    return entry
+
+
+def take(entry: Entry, run: Found, runs: dict[str, Found]) -> Found:
+    """The entry in its place; the run that the next entries belong to."""
+    if entry["stage"] == "facts":
+        if entry["item"] == "device":
+            run = Found(entry)
+        elif entry["item"] == "machine":
+            run = Found(run.device, str(entry.get("driver") or "") or None)
+        return runs.setdefault(run.machine, run)
+    runs.setdefault(run.machine, run)
+    if entry["stage"] == "limits":
+        for key, name in RATES.items():
+            if entry.get(key) is not None:
+                run.rates[name] = max(run.rates.get(name, 0.0), 1e9 * number(entry, key))
+    elif entry["stage"] == "tune":
+        run.measured[entry["item"]] = checked(entry)
+    return run
+
+
+def checked(entry: Entry) -> Entry:
+    """A measurement of the tuner.  Raises ValueError, TypeError or KeyError for what is none."""
+    for name, kind in TUNED_FIELDS.items():
+        if not isinstance(entry[name], kind) or (kind is int and isinstance(entry[name], bool)):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    for name in ("us", "bytes", "operations"):
+        number(entry, name)
+    signature_of(entry)
+    return entry
+
+
+def signature_of(entry: Entry) -> Signature:
+    return Signature(*(records.of_kind(entry["signature"][n], kind) for n, kind in Signature.__annotations__.items()))
+
+
+def number(entry: Entry, name: str, most: float = 1e18) -> float:
+    """A field that is a number from 0 to `most`.  Raises ValueError."""
+    value = entry.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r:.40}")
+    return float(value)
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def records_of(run: Found, version: str) -> Iterator[Record]:
+    """A record for each call that was measured with the rule's own parameters, at every length that these were."""
     groups: dict[Signature, dict[Params, list[Entry]]] = {}
-    for entry in measured.values():
-        signature = Signature(**entry["signature"])
+    for entry in run.measured.values():
         params = json.dumps(entry["params"], sort_keys=True)
-        groups.setdefault(signature, {}).setdefault(params, []).append(entry)
+        groups.setdefault(signature_of(entry), {}).setdefault(params, []).append(entry)
     for signature, candidates in groups.items():
-        record = best_of(signature, candidates, rates, machine, version)
+        record = best_of(signature, candidates, run, version)
         if record is not None:
             yield record
 
 
-def best_of(
-    signature: Signature,
-    candidates: Mapping[Params, list[Entry]],
-    rates: Mapping[str, float],
-    machine: str,
-    version: str,
-) -> Record | None:
-    """The record of a call's fastest parameters; None without the rule's own, or without limits to set it against."""
+def best_of(signature: Signature, candidates: Mapping[Params, list[Entry]], run: Found, version: str) -> Record | None:
+    """The record of a call's fastest parameters, or of the rule's own where none is clearly faster; None without the
+    rule's own, or without limits to set it against."""
     own = next((entries for entries in candidates.values() if entries[0]["own"]), None)
-    if own is None or not rates:
+    if own is None or not run.rates:
         return None
     lengths = {entry["length"] for entry in own}
     whole = [entries for entries in candidates.values() if {entry["length"] for entry in entries} == lengths]
     ranked = sorted(whole, key=mean_us)
-    best, others = ranked[0], ranked[1:]
-    limit = max(rates, key=lambda name: needed_us(best, name, rates))
+    best = ranked[0] if mean_us(ranked[0]) < BETTER * mean_us(own) else own
+    others = [entries for entries in ranked if entries is not best]
+    limit = max(run.rates, key=lambda name: needed_us(best, name, run.rates))
     return Record(
         signature=signature,
         rule=best[0]["rule"],
         params=best[0]["params"],
         time_us=round(mean_us(best), 2),
-        share=round(needed_us(best, limit, rates) / mean_us(best), 3),
+        share=round(needed_us(best, limit, run.rates) / mean_us(best), 3),
         limit=limit,
-        rate=round(rates[limit] / 1e9, 1),
+        rate=round(run.rates[limit] / 1e9, 1),
         heuristic_us=round(mean_us(own), 2),
         beat=others[0][0]["words"] if others else "",
         beat_ratio=round(mean_us(others[0]) / mean_us(best), 3) if others else 0.0,
         tried=len(candidates),
         clean=1.0,
         date=time.strftime("%Y-%m-%d", time.gmtime(max(entry["at"] for entry in best))),
-        machine=machine,
+        machine=run.machine,
         llmc=version,
     )
 
@@ -118,22 +228,3 @@ def needed_us(entries: Sequence[Entry], limit: str, rates: Mapping[str, float]) 
     """What the limit alone would take, in the same mean."""
     key = "bytes" if limit == COPY else "operations"
     return exp(sum(log(max(1e6 * entry[key] / rates[limit], 1e-9)) for entry in entries) / len(entries))
-
-
-def rates_of(entries: Iterable[Entry]) -> dict[str, float]:
-    """The best copy and the best matrix product of the run, in bytes and operations a second."""
-    rates: dict[str, float] = {}
-    for entry in (entry for entry in entries if entry["stage"] == "limits"):
-        for name, key in ((COPY, "gb_per_s"), (PRODUCT, "gflop_per_s")):
-            if entry.get(key):
-                rates[name] = max(rates.get(name, 0.0), 1e9 * entry[key])
-    return rates
-
-
-def machine_of(entries: Iterable[Entry]) -> str:
-    """NVIDIA H200, driver 580.159.04, CUDA 13.0"""
-    facts = {entry["item"]: entry for entry in entries if entry["stage"] == "facts"}
-    device, machine = facts.get("device", {}), facts.get("machine", {})
-    versions = {"driver": machine.get("driver"), "CUDA": device.get("cuda")}
-    said = [f"{name} {version}" for name, version in versions.items() if version]
-    return ", ".join([str(device.get("name", "an unknown GPU")), *said])

@@ -44,7 +44,8 @@ class Jobs:
     def _candidate(self, rule: Rule, call: Call, params: Any) -> dict[str, Any]:
         implementation = rule.implement(call, params, self.target)
         self.kernels |= {launch.kernel.name: launch.kernel for launch in implementation.launches}
-        return {"params": asdict(params), "words": str(params), **implementation_to_json(implementation)}
+        words = ", ".join(filter(None, (implementation.family, str(params))))
+        return {"params": asdict(params), "words": words, **implementation_to_json(implementation)}
 
 
 def implementation_to_json(implementation: Implementation) -> dict[str, Any]:

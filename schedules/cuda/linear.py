@@ -2,7 +2,11 @@
 
     [norm]          a launch of its own where the product cannot do it: x' in tiles (norm.py)
     [dequantise]    weights of 8 or 4 bits and more than 16 tokens: back to tiles, in what is multiplied
-    product         M <= 16: GEMV (gemv.py), else GEMM (gemm.py); weights in f32: GEMM for every M
+    product         GEMV (gemv.py) or GEMM (gemm.py): the parameters say which
+
+On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measured may choose the GEMM for fewer.  The
+GEMV takes no more; weights in f32 have a GEMM alone; beside codes it would read the weight three times, so few tokens
+are the GEMV's.
 
 The operators: linear_op.py.  Every kernel reads the one layout that a weight has (tile_layout.py).
 """
@@ -32,27 +36,38 @@ def match(call: Call, target: Target) -> Params | None:
     op = parse(call)
     if op is None:
         return None
-    product = product_of(op, target)
-    return gemv.default_params(product, target) if is_gemv(product) else gemm.default_params(product, target)
+    product = product_of(op, target, by_gemv=takes_gemv(op))
+    return gemv.default_params(product, target) if takes_gemv(op) else gemm.default_params(product, target)
 
 
 def space(call: Call, target: Target) -> Iterable[Params]:
-    """Parameters worth measuring, the best on paper first."""
+    """Parameters worth measuring, the best on paper first; where both families can, two of each before the rest."""
     op = parse(call)
     if op is None:
         return ()
-    product = product_of(op, target)
-    return gemv.space(product, target) if is_gemv(product) else gemm.space(product, target)
+    if not takes_gemv(op):
+        return gemm.space(product_of(op, target, by_gemv=False), target)
+    own = gemv.space(product_of(op, target, by_gemv=True), target)
+    if not takes_either(op):
+        return own
+    other = list(gemm.space(product_of(op, target, by_gemv=False), target))
+    return [*own[:2], *other[:2], *own[2:], *other[2:]]
 
 
-def is_gemv(op: LinearOp) -> bool:
+def takes_gemv(op: LinearOp) -> bool:
+    """Whether the GEMV can execute it; where it can, it is the choice on paper."""
     return op.m <= gemv.MOST_TOKENS and op.element != "f32"
 
 
-def product_of(op: LinearOp, target: Target) -> LinearOp:
+def takes_either(op: LinearOp) -> bool:
+    """Whether the GEMM is worth measuring beside the GEMV."""
+    return takes_gemv(op) and op.weight not in QUANTISED
+
+
+def product_of(op: LinearOp, target: Target, *, by_gemv: bool) -> LinearOp:
     """The product's own part of the op: what is left when, in front of it, x has been normalised or brought to tiles,
     and the weight has been brought back from codes."""
-    if is_gemv(op):
+    if by_gemv:
         inside = gemv.takes_norm(op, target) or (op.tiled_x and not op.norm)
         return op if inside else replace(op, norm="", epsilon=0.0, tiled_x=True)
     if op.weight in QUANTISED:
@@ -63,7 +78,7 @@ def product_of(op: LinearOp, target: Target) -> LinearOp:
 def implement(call: Call, params: Params, target: Target) -> Implementation:
     op = parse(call)
     assert op is not None, "implement follows match"
-    product = product_of(op, target)
+    product = product_of(op, target, by_gemv=isinstance(params, Gemv))
     name = call.op.removeprefix("llmc.").removeprefix("RMSNorm").removeprefix("LayerNorm")
     vectors = call.inputs[op.weight_input + 1 :]
     weight = TensorType((op.rows, op.k), product.weight, constant=True, group=product.group)

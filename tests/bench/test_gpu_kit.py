@@ -187,8 +187,8 @@ def test_what_was_tuned_comes_home_and_is_used(
         rest = {key: value for key, value in entry.items() if key not in ("stage", "item", "event", "at", "us")}
         journal.append("tune", entry["item"], "done", us=2 * entry["us"], **rest)
     monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
-    report = import_tuning(journal.path)
-    assert report["path"] == str(tmp_path / "tuned" / "nvidia-h200.json")
+    (report,) = import_tuning(journal.path)
+    assert report["path"] == str(tmp_path / "tuned" / "fake-gpu-0.json")
     assert report["machine"] == "Fake GPU 0, CUDA 13.0"
     assert len(report["records"]) == len(TUNED)
 

@@ -25,7 +25,8 @@ def line(stage: str, item: str, **said: Any) -> str:
 
 def tuned(item: str, us: float, own: bool, **said: Any) -> str:
     rest = {"params": {"warps": 8 if own else 4}, "words": item, "length": 0, "bytes": 33_554_432, "operations": 1}
-    return line("tune", item, us=us, own=own, rule="linear", signature=SIGNATURE, **rest | said)
+    rest |= {"rule": "linear", "signature": SIGNATURE}
+    return line("tune", item, us=us, own=own, **rest | said)
 
 
 @pytest.fixture
@@ -64,6 +65,75 @@ def test_a_later_run_replaces_what_it_measured_again(results: Path, tmp_path: Pa
     results.write_text(results.read_text().replace(json.dumps(SIGNATURE), json.dumps(other)))
     assert "1 known before" in tune("--import", results, "-o", out).stdout
     assert len(json.loads(out.read_text())["records"]) == 2
+
+
+def test_each_card_has_a_file_of_its_own(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "own"))
+    other = tmp_path / "other.jsonl"
+    other.write_text(results.read_text().replace("NVIDIA H200", "NVIDIA H100 80GB HBM3"))
+    result = tune("--import", results, "--import", other)
+    assert result.exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == ["nvidia-h100.json", "nvidia-h200.json"]
+    refused = tune("--import", results, "--import", other, "-o", tmp_path / "both.json")
+    assert "error: the results are of 2 cards: NVIDIA H100 80GB HBM3, NVIDIA H200" in refused.stderr
+    assert not (tmp_path / "both.json").exists()
+
+
+def test_what_two_drivers_measured_is_not_compared(results: Path, tmp_path: Path) -> None:
+    """A resumed run under another driver: its time of one candidate alone makes no record."""
+    later = line("facts", "device", name="NVIDIA H200", cuda="13.0") + line("facts", "machine", driver="590.1")
+    whole = results.read_text().rpartition("\n")[0] + "\n"
+    results.write_text(whole + later + line("limits", "copy", gb_per_s=4200.0) + tuned("Linear #1", 1.0, False))
+    tune("--import", results, "-o", tmp_path / "a.json")
+    (record,) = json.loads((tmp_path / "a.json").read_text())["records"]
+    assert (record["time_us"], record["machine"]) == (10.0, "NVIDIA H200, driver 580.159.04, CUDA 13.0")
+
+
+@pytest.mark.parametrize(("us", "kept"), [(12.4, 8), (12.2, 8), (12.1, 4)])
+def test_the_rules_own_choice_stands_unless_another_is_clearly_faster(us: float, kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line("limits", "copy", gb_per_s=1e3) + tuned("a #0", 12.5, True) + tuned("a #1", us, False))
+    tune("--import", path, "-o", tmp_path / "a.json")
+    (record,) = json.loads((tmp_path / "a.json").read_text())["records"]
+    assert record["params"] == {"warps": kept}
+    assert record["heuristic_us"] == 12.5
+
+
+HOSTILE = [
+    "[" * 100_000,
+    "[1]",
+    '{"event": "done"}',
+    tuned("Linear #1", float("nan"), False),
+    tuned("Linear #1", -1.0, False),
+    tuned("Linear #1", 1.0, False, signature={"op": 1}),
+    tuned("Linear #1", 1.0, False, signature=[]),
+    tuned("Linear #1", 1.0, False, params=3),
+    tuned("Linear #1", 1.0, False, at=1e300),
+    tuned("Linear #1", 1.0, False, length=None),
+    line("limits", "copy", gb_per_s="fast"),
+    "\ufffd\0{",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
+def test_lines_that_say_nothing_usable_are_left_out_in_one_line(hostile: str, results: Path, tmp_path: Path) -> None:
+    whole = results.read_text().rpartition("\n")[0] + "\n"
+    results.write_text(hostile.strip() + "\n" + whole)
+    result = tune("--import", results, "-o", tmp_path / "a.json")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("lines that say nothing usable are left out (1): results.jsonl line 1: ")
+    assert len(result.stderr.splitlines()) == 1
+    (record,) = json.loads((tmp_path / "a.json").read_text())["records"]
+    assert record["time_us"] == 10.0
+
+
+def test_results_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(line("facts", "device", name="NVIDIA A100", capability=80) + tuned("a #0", 1.0, True))
+    assert (
+        "error: the results are of compute capability 8.0, which cuda:sm_90a is not for"
+        in tune("--import", path).stderr
+    )
 
 
 def test_a_file_without_tuning_is_refused(tmp_path: Path) -> None:

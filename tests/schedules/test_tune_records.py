@@ -86,6 +86,37 @@ def test_a_users_own_records_come_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tuned.records[SIGNATURE].time_us, tuned.records[other].time_us, tuned.notes) == (5.0, 10.0, [])
 
 
+def test_cards_of_a_target_fill_in_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The H200's records before the H100's, other cards' behind them, a user's own before all."""
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "own"))
+    gpu, keys = Target("cuda", "sm_90a"), [SIGNATURE._replace(m=m) for m in (1, 2, 4, 8)]
+    held = {"nvidia-h200": 1, "nvidia-h100": 2, "nvidia-gh200": 3}
+    for at, (card, n) in enumerate(held.items(), 1):
+        made = [record(signature=key, time_us=float(at)) for key in keys[:n]]
+        records.save(tmp_path / "shipped" / f"{card}.json", gpu, made)
+    records.save(tmp_path / "own" / "nvidia-h100.json", gpu, [record(signature=keys[3], time_us=9.0)])
+    records.save(tmp_path / "own" / "nvidia-a100.json", Target("cuda", "sm_80"), [record(signature=keys[0])])
+    tuned = records.installed(gpu)
+    assert [tuned.records[key].time_us for key in keys] == [1.0, 2.0, 3.0, 9.0]
+    assert tuned.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA H200", "nvidia-h200"),
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100"),
+        ("NVIDIA H100 PCIe", "nvidia-h100-pcie"),
+        ("NVIDIA A100-SXM4-80GB", "nvidia-a100"),
+        ("../../etc/passwd\0", "etc-passwd"),
+        ("", "nvidia-h200"),
+    ],
+)
+def test_records_of_a_gpu_are_called_after_its_card(name: str, card: str) -> None:
+    assert records.file_name(Target("cuda", "sm_90a"), name) == f"{card}.json"
+
+
 def test_the_users_own_lie_in_their_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LLMC_TUNED", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))

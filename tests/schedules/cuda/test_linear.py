@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmc import schedules
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
+from llmc.schedules import records
 from llmc.schedules.cuda import gemv, linear
+from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from llmc.schedules.cuda.linear_op import parse
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles, tile_activation, untile_activation
@@ -156,6 +159,44 @@ def test_float32_weights_are_multiplied_in_float32(define: Define, m: int) -> No
 @pytest.mark.parametrize("name", ["LayerNormLinearBiasRelu", "RMSNormGatedLinearSilu", "LinearResidual"])
 def test_more_tokens_are_a_matter_for_the_gemm(define: Define, name: str) -> None:
     check(linear_call(name, 33, 72, 200, tiled_y="Residual" not in name), define)
+
+
+def other_family(call: Call, target: Target = TARGET) -> Tiling:
+    """The GEMM's parameters that are best on paper, for a call whose own choice is a GEMV."""
+    assert isinstance(found(call, target), Gemv)
+    return next(params for params in linear.space(call, target) if isinstance(params, Tiling))
+
+
+@pytest.mark.parametrize(
+    ("name", "m", "level"),
+    [
+        ("LinearResidual", 1, "sm_90a"),
+        ("RMSNormGatedLinearSilu", 3, "sm_90a"),
+        ("LayerNormLinearBiasRelu", 16, "sm_90a"),
+        ("RMSNormLinear", 8, "sm_80"),
+    ],
+)
+def test_few_tokens_are_either_familys_and_both_are_right(define: Define, name: str, m: int, level: str) -> None:
+    call, target = linear_call(name, m, 72, 200, tiled_y="Gated" in name), Target("cuda", level)
+    check(call, define, other_family(call, target), target)
+
+
+def test_a_tuned_record_chooses_the_family() -> None:
+    call = linear_call("RMSNormLinear", 8, 128, 256)
+    params, signature = other_family(call), records.signature(call, TARGET)
+    assert signature
+    times = {"time_us": 1.0, "share": 0.9, "limit": "copy bandwidth", "rate": 1.0, "heuristic_us": 2.0, "clean": 1.0}
+    words = {"beat": "", "beat_ratio": 0.0, "tried": 2, "date": "2026-01-01", "machine": "invented", "llmc": "0"}
+    record = records.Record(signature, "linear", asdict(params), **times, **words)  # type: ignore[arg-type]
+    chosen = schedules.implement(call, TARGET, records.Tuned({signature: record}))
+    assert (chosen.family, chosen.params, len(chosen.launches)) == ("flat GEMM", str(params), 2)
+    assert schedules.implement(call, TARGET).family == "GEMV"
+
+
+@pytest.mark.parametrize(("m", "dtype"), [(17, "bf16"), (16, "f32"), (16, "i8")])
+def test_where_one_family_alone_is_worth_measuring_only_that_is_offered(m: int, dtype: DType) -> None:
+    space = linear.space(linear_call("Linear", m, 128, 256, dtype), TARGET)
+    assert len({type(params) for params in space}) <= 1
 
 
 QUANTISED = [
