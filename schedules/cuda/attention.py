@@ -25,6 +25,8 @@ STREAM_BLOCKS = 2
 """Blocks of a small step that share a multiprocessor."""
 STREAM_WARPS = 4
 MOST_SLOTS = 8
+LEAST_PAGES = 4
+"""Of a split: to merge two takes about as long as to attend so many, which have come before queries are there."""
 TILE_ROWS, TILE_THREADS = 64, 128
 MOST_WGMMA_DIM = 128
 """Longest head whose queries and sums fit a warpgroup's registers."""
@@ -53,13 +55,15 @@ RESERVED_BYTES = 2048
 
 @dataclass(frozen=True)
 class Stream:
-    """splits: blocks that may share a row's context.  slots: copies of K or V in a block's shared memory."""
+    """splits: blocks that may share a row's context, `least` pages or more each.  slots: copies of K or V in a block's
+    shared memory."""
 
     splits: int
     slots: int
+    least: int = LEAST_PAGES
 
     def __str__(self) -> str:
-        return f"at most {self.splits} splits, {self.slots} copies ahead"
+        return f"at most {self.splits} splits of at least {self.least} pages, {self.slots} copies ahead"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     chip = CHIPS[target.arch]
     slots = most_slots(a, chip)
     if a.rows <= MOST_STREAMED_ROWS and slots >= 2:
-        return Stream(max(1, min(STREAM_BLOCKS * chip.processors // units(a), a.pages)), slots)
+        return Stream(max(1, min(STREAM_BLOCKS * chip.processors // units(a), a.pages // LEAST_PAGES)), slots)
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
     return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
@@ -102,7 +106,8 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
     """Other splits and tiles worth measuring."""
     best = match(call, target)
     if isinstance(best, Stream):
-        return [Stream(splits, best.slots) for splits in sorted({1, 2, 4, 8, 16, best.splits})]
+        splits = sorted({1, 2, 4, 8, 16, best.splits})
+        return [Stream(n, best.slots, least) for least in (LEAST_PAGES, 2, 1) for n in splits if n > 1 or least > 2]
     if isinstance(best, Tile) and best.groups:
         return [Tile(2), *(Tile(stages, groups) for stages in (2, 3, 4) for groups in (1, 2))]
     return []
@@ -163,7 +168,7 @@ def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[in
             Argument("partial", "float", Operand("temp")),
             Argument("counters", "uint32_t", Operand("scratch")),
         )
-    shape = a.source(splits=params.splits, slots=params.slots)
+    shape = a.source(splits=params.splits, slots=params.slots, least=params.least)
     shared = stream_bytes(a, params.slots)
     kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared)
     states = 4 * units(a) * params.splits * unit_queries(a) * (a.head_dim + 2)

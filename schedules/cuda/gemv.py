@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil
@@ -48,7 +48,8 @@ STAGE_NS = 120.0
 class Gemv:
     """warps: of a block.  stages: columns of 64 that a warp copies ahead.  side: strips of 16 rows it takes at a time.
     blocks: of the grid.  ahead: columns that a warp asks for beyond its stages, before the kernel in front has ended.
-    shared_x: x is kept in shared memory, not read again for each band."""
+    shared_x: x is kept in shared memory, not read again for each band.
+    early: the next kernel is let in at once, not when the last weights have been asked for."""
 
     warps: int
     stages: int
@@ -56,11 +57,12 @@ class Gemv:
     blocks: int
     ahead: int
     shared_x: bool
+    early: bool = False
 
     def __str__(self) -> str:
         x = "shared" if self.shared_x else "direct"
         rows = f"{STRIP * self.side} rows, {self.stages}+{self.ahead} ahead"
-        return f"{self.blocks} blocks of {self.warps} warps, {rows}, x {x}"
+        return f"{self.blocks} blocks of {self.warps} warps, {rows}, x {x}{', next let in at once' * self.early}"
 
     def family(self) -> str:
         return "GEMV"
@@ -85,7 +87,8 @@ def space(op: LinearOp, target: Target) -> list[Gemv]:
     """Parameters worth measuring, the best on paper first."""
     device = DEVICES[target.arch]
     candidates = sorted(set(_candidates(op, device)), key=lambda params: (cost_us(op, params, device), str(params)))
-    return candidates[:MOST_CANDIDATES]
+    best, rest = candidates[0], candidates[1 : MOST_CANDIDATES - 1]
+    return [best, *[replace(best, early=True)] * (target.arch >= 90), *rest]
 
 
 def _candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
@@ -102,8 +105,8 @@ def _candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
 
 
 def ahead_of(op: LinearOp, warps: int, side: int, device: Device) -> int:
-    """Columns of a warp that memory delivers while a block reads, and normalises, x."""
-    x_us = 1.0 + device.n_blocks * op.m * op.k * (2 if op.tiled_x else 4) / device.l2
+    """Columns of a warp that memory delivers from the end of the kernel in front until x is there, and normalised."""
+    x_us = 2.0 + device.n_blocks * op.m * op.k * (2 if op.tiled_x else 4) / device.l2
     each = warps * side * weight_format(op).piece_bytes * device.n_blocks
     return min(16, ceil(x_us * device.memory / each))
 
@@ -220,6 +223,7 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
         "kTiledX": op.tiled_x,
         "kNormBias": op.norm == "layer",
         "kSharedX": params.shared_x,
+        "kEarly": params.early,
     }
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}"
     return (

@@ -2,9 +2,9 @@
 //
 // A unit is one key head and up to 16 rows of the product: the queries of its group, for as many rows of the step as
 // continue one sequence (one, when every row is another sequence's). A unit's pages are shared out among at most
-// `splits` blocks, by its length as it is now; blocks beyond that leave at once. In a block each of four warps takes 16
-// of a page's 64 tokens, which it streams through its own part of shared memory, K and V by turns, with `slots - 1`
-// copies ahead of the product; nothing but the end needs the block's barrier.
+// `splits` blocks, `least` pages or more each, by its length as it is now; blocks beyond that leave at once. In a block
+// each of four warps takes 16 of a page's 64 tokens, which it streams through its own part of shared memory, K and V by
+// turns, with `slots - 1` copies ahead of the product; nothing but the end needs the block's barrier.
 //
 //     warp w:  for page of my split:   s[16,16] = q k^T      k: tokens 16w .. 16w+15 of the page      D * 32 bytes
 //                                      o[16,D] = o * keep + 2^(s - most) v                            D * 32 bytes
@@ -18,6 +18,7 @@
 //
 // Beside what attention.cuh lists, Shape has:
 //     splits      blocks that may share a unit
+//     least       pages of each of them, where there are several
 //     slots       copies of K or V (each 16 tokens a warp) that a block's shared memory holds
 // `partial` and `counters` are read and written only where splits > 1; counters are zero before and after.
 #pragma once
@@ -152,7 +153,7 @@ __device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &par
     const int cached = fresh.least + fresh.n == part.last + 1 ? fresh.least : part.last + 1;
     const int begin = Shape::window ? max(part.first - Shape::window + 1, 0) / kPageTokens : 0;
     const int n = max((cached + kPageTokens - 1) / kPageTokens - begin, 0);
-    part.splits = max(min(n, Shape::splits), 1);
+    part.splits = max(min(n / Shape::least, Shape::splits), 1);
     if (part.split >= part.splits) return false;
     part.begin = begin + n * part.split / part.splits;
     part.end = begin + n * (part.split + 1) / part.splits;
@@ -175,7 +176,7 @@ __device__ __forceinline__ void form_queries(const float *qkv, const float *cos,
 }
 
 // K and V of the step's rows that are of this sequence, zeros for the others; and the unit's own into the pages.
-// `at` [rows]: the positions, -1 for the others.
+// `at` [rows]: the positions, -1 for the others. The last warps begin: the first ones are still forming queries.
 template <class Shape>
 __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, const float *sin, const int *page_table,
                                           const Part &part, const int *at, typename Shape::T *fresh,
@@ -183,7 +184,7 @@ __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, co
     using S = Stream<Shape>;
     constexpr int chunks = S::D / 8;
     const bool writes = part.head == part.kv_head * S::group;
-    for (int i = threadIdx.x; i < 2 * chunks * S::fresh_rows; i += kStreamThreads) {
+    for (int i = kStreamThreads - 1 - threadIdx.x; i < 2 * chunks * S::fresh_rows; i += kStreamThreads) {
         const int chunk = i % chunks, is_value = i / chunks % 2, row = i / (2 * chunks);
         uint4 x = make_uint4(0, 0, 0, 0);
         if (at[row] >= 0) {

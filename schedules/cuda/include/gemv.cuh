@@ -15,14 +15,16 @@
 // 0.8 µs an H200 needs 29 KiB an SM.
 //
 // The first ring of weights, and kAhead stages a warp beyond it (to L2), are asked for before the kernel in front has
-// ended: memory works on while this one waits, and reads and normalises x.
+// ended: memory works on while this one waits, and reads and normalises x. So it must be let in when the one in front has
+// asked for its own last weights, not before: the total is the same, and memory would lie idle between the two.
 #pragma once
 
 #include "epilogue.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_weight.cuh"
 
-// A GEMV `G` is what GemvX and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead.
+// A GEMV `G` is what GemvX and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
+// and kEarly: whether the next kernel is let in at once.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
@@ -105,12 +107,13 @@ struct Gemv {
     }
 
     __device__ void run() {
-        let_next_start();
+        if constexpr (G::kEarly) let_next_start();
         if (next.band == end) return;
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) ask_weights(stage);
         prefetch();
         in.epilogue.prefetch_bias(next.band * G::kSide, end * G::kSide);
+        NormInput<G>{nullptr, in.norm_weight, in.norm_bias}.prefetch();
         wait_for_previous();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
@@ -127,6 +130,7 @@ struct Gemv {
             Sums sums = {};
 #pragma unroll 1
             for (int group = 0; group < kGroups; group++, next.advance()) {
+                if (!G::kEarly && next.band == end) let_next_start();
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
                     cp_async_wait<G::kStages - 1>();

@@ -96,6 +96,14 @@ struct NormInput {
     using RowMoments = Moments<N::kNorm == Norm::layer>;
     static constexpr int kChunks = ceil_div(N::kK, 8);  // of a row
 
+    // Brings weight and bias, which long since left L2, back to it; a whole block calls.
+    __device__ void prefetch() const {
+        for (int k = 32 * threadIdx.x; k < N::kK; k += 32 * blockDim.x) {
+            if constexpr (N::kNorm != Norm::none) prefetch_l2(weight + k);
+            if constexpr (N::kNormBias) prefetch_l2(bias + k);
+        }
+    }
+
     // Moments of a warp's part of a row: its lanes take chunks first + lane, + stride, …
     __device__ RowMoments moments(int row, int first, int stride) const {
         RowMoments mine;

@@ -17,10 +17,7 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *residual,
     constexpr int kChunks = kTiled ? round_up(Input::kChunks, 8) : Input::kChunks;
     const int row = blockIdx.x;
     let_next_start();
-    for (int k = 32 * threadIdx.x; k < N::kK; k += 32 * kThreads) {  // constants, which long since left L2
-        if constexpr (N::kNorm != Norm::none) prefetch_l2(weight + k);
-        if constexpr (N::kNormBias) prefetch_l2(bias + k);
-    }
+    Input{nullptr, weight, bias}.prefetch();
     wait_for_previous();
 
     if constexpr (N::kAdds) {

@@ -22,12 +22,21 @@ _USAGE = re.compile(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+)")
 
 @dataclass(frozen=True)
 class Sass:
-    """One kernel's machine code.  instructions: how often each stands there, with its modifiers ("LDG.E.128")."""
+    """One kernel's machine code.  listed: its instructions in order, with their modifiers ("LDG.E.128"); instructions:
+    how often each stands there."""
 
     registers: int
     stack_bytes: int
     shared_bytes: int
-    instructions: Counter[str]
+    listed: tuple[str, ...]
+
+    @functools.cached_property
+    def instructions(self) -> Counter[str]:
+        return Counter(self.listed)
+
+    def first(self, start: str) -> int:
+        """Where an instruction whose name starts so stands first.  Raises StopIteration: nowhere."""
+        return next(place for place, name in enumerate(self.listed) if name.startswith(start))
 
     def count(self, start: str) -> int:
         """Instructions whose name, at a dot or its end, starts so: count("LDG.E.128"), count("HGMMA")."""
@@ -50,7 +59,7 @@ def read_sass(cubin: bytes) -> Sass:
         text = _output("nvdisasm", "-c", str(path))
     assert usage, "cuobjdump says nothing about resources"
     registers, stack, shared = map(int, usage.groups())
-    return Sass(registers, stack, shared, Counter(_INSTRUCTION.findall(text)))
+    return Sass(registers, stack, shared, tuple(_INSTRUCTION.findall(text)))
 
 
 def missing_tool() -> str:

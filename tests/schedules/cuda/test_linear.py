@@ -135,6 +135,7 @@ def test_a_norm_in_front_is_part_of_the_product_or_a_launch_before_it(define: De
         (Gemv(16, 2, 2, 9, 3, False), 2),
         (Gemv(6, 3, 4, 2, 2, True), 13),
         (Gemv(3, 8, 2, 3, 2, False), 2),
+        (Gemv(6, 2, 1, 4, 2, False, early=True), 3),
     ],
     ids=str,
 )

@@ -19,7 +19,7 @@ from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
-from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row
+from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row, finest
 from tests.schedules.cuda.test_linear import linear_call, quantised, random_inputs
 
 Array = np.ndarray[Any, Any]
@@ -70,8 +70,7 @@ def attention_case(rows: list[Row], headers: tuple[str, ...], target: Target, sp
     machine = Machine(model, LENGTHS)
     inputs, pool = machine.inputs(rows), machine.pool(rows)
     cache = np.zeros_like(machine.caches[0])
-    params = attention.match(call, target)
-    assert params is not None
+    params = finest(attention.match(call, target))
 
     def run(implementation: Implementation) -> list[Array]:
         after = pool.copy()

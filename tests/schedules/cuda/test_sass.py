@@ -12,6 +12,8 @@ from llmc.compiler.kernel import Call, Launch
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
+from llmc.schedules.cuda import linear
+from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_linear import linear_call
@@ -44,26 +46,26 @@ class Case:
     wide: bool = True
 
 
-def linear(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
+def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
     return Case(level, linear_call(name, m, n, k, **options), wants, wide)
 
 
 CASES = {
-    "qkv of one token": linear("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
-    "gate and up of 8 tokens": linear(
+    "qkv of one token": layer("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
+    "gate and up of 8 tokens": layer(
         "sm_90a", "RMSNormGatedLinearSilu", 8, 11008, 4096, "HMMA.16816.F32.BF16", tiled_y=True
     ),
-    "down of 32 tokens": linear(
+    "down of 32 tokens": layer(
         "sm_90a", "LinearResidual", 32, 4096, 11008, "HGMMA.64x32x16.F32.BF16", "UBLKCP", tiled_x=True
     ),
-    "gate and up of 512 tokens": linear(
+    "gate and up of 512 tokens": layer(
         "sm_90a", "GatedLinearSilu", 512, 11008, 4096, "HGMMA.64x256x16.F32.BF16", "UBLKCP", tiled_x=True, tiled_y=True
     ),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
-    "one token on Ampere": linear("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
-    "128 tokens on Ada": linear("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
-    "128 tokens on Blackwell": linear("sm_100a", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", tiled_x=True),
+    "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
+    "128 tokens on Ada": layer("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
+    "128 tokens on Blackwell": layer("sm_100a", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", tiled_x=True),
 }
 
 
@@ -87,6 +89,17 @@ def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case:
         if launch is main:
             assert [name for name in case.wants if not sass.count(name)] == []
             assert sass.having("LDG", "128") or not case.wide
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_weights_are_asked_for_before_the_wait_and_the_next_kernel_let_in_at_the_end(early: bool) -> None:
+    target = Target("cuda", "sm_90a")
+    call = linear_call("RMSNormLinear", 1, 4096, 4096)
+    params = next(p for p in linear.space(call, target) if isinstance(p, Gemv) and p.early == early)
+    sass, _ = compiled(linear.implement(call, params, target).launches[0], target.level)
+    wait, last_ask = sass.first("ACQBULK"), len(sass.listed) - sass.listed[::-1].index("LDGSTS.E.BYPASS.LTC128B.128")
+    assert sass.first("LDGSTS") < sass.first("UBLKPF") < wait < last_ask
+    assert sass.first("PREEXIT") < sass.first("LDGSTS") if early else wait < sass.first("PREEXIT") < last_ask
 
 
 def test_a_spill_is_seen() -> None:
