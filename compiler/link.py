@@ -18,7 +18,8 @@ from llmc.runtime.errors import LlmcError
 RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
 COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-Wall", "-Wextra")
 LINK_FLAGS = ("-shared", "-Wl,--gc-sections", "-Wl,-Bsymbolic", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-s")
-LIBRARIES = ("-lm", "-lpthread", "-ldl")
+LIBRARIES = ("-Wl,--as-needed", "-lm", "-lpthread", "-ldl")
+"""libm only where a kernel calls it."""
 EXPORTS = "{ global: llmc_get_api; local: *; };\n"
 
 

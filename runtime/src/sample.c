@@ -58,10 +58,27 @@ static double uniform(uint64_t seed, uint64_t position)
     return (double)(bits >> 11) * 0x1p-53;
 }
 
+/* e^x for x <= 0, within 1e-12 of the value; 0 where a float would be. Our own, so that a draw does not depend on the
+ * machine's libm, and the artifact needs none: x = whole ln 2 + rest, and the Taylor series for the rest. */
+static double exponential(double x)
+{
+    static const double inverse_factorials[] = {1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120,
+                                                1. / 24,      1. / 6,      1. / 2,     1,         1};
+    if (!(x > -104)) return 0;
+    int whole = (int)(x * 1.4426950408889634 - 0.5);
+    double rest = (x - whole * 0x1.62e42fee00000p-1) - whole * 0x1.a39ef35793c76p-33; /* ln 2 in two parts */
+    double sum = 0;
+    for (int i = 0; i <= 10; i++) sum = sum * rest + inverse_factorials[i];
+    uint64_t bits = (uint64_t)(whole + 1023) << 52;
+    double scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return sum * scale;
+}
+
 /* exp((logit - best) / temperature); 1 for the best, even when it is infinite. */
 static double weight(float logit, float best, float temperature)
 {
-    return logit == best ? 1 : expf((logit - best) / temperature);
+    return logit == best ? 1 : exponential((logit - best) / temperature);
 }
 
 /* The first of candidates [n], from `first` on in steps of `step`, at which the weights pass `target`. */

@@ -1,5 +1,6 @@
 """compiler/link.py"""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def test_a_failed_compile_says_what_the_compiler_said(tmp_path: Path) -> None:
     (tmp_path / "bad.c").write_text("int f( {\n")
     with pytest.raises(LlmcError, match=r"the C compiler failed: bad\.c:1"):
         link.run([*link.c_compiler(), "-c", "bad.c"], tmp_path)
+
+
+def test_without_kernels_of_a_cpu_an_artifact_needs_libc_alone(tmp_path: Path) -> None:
+    (tmp_path / "code.so").write_bytes(link.link([], [], None))
+    said = subprocess.run(["readelf", "-d", tmp_path / "code.so"], capture_output=True, text=True, check=True).stdout
+    needed = {line.split("[")[1].rstrip("]") for line in said.splitlines() if "NEEDED" in line}
+    assert needed <= {"libc.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2"}  # glibc, its loader
