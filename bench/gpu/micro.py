@@ -65,13 +65,18 @@ def counter(seed: int) -> tuple[list[Array], dict[int, Array]]:
     return buffers, {1: x.sum(1), 2: zero, 3: x.sum(keepdims=True)[0]}
 
 
+def multicast(seed: int) -> tuple[list[Array], dict[int, Array]]:
+    w, x = normal(f"multicast w {seed}", (MULTICAST_BLOCKS, 37, 128)), normal(f"multicast x {seed}", (37, 256))
+    return [w, x, np.zeros((MULTICAST_BLOCKS, 128), np.float32)], {2: (w * (x[:, :128] - x[:, 128:])).sum(1)}
+
+
 def fragments(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, b = (exact(normal(f"fragments {n} {seed}", (n, 16)), "bf16") for n in (16, 8))
     out = np.zeros((16, 8), np.float32)
     return [*(bits.bits_of(x, "bf16") for x in (a, b)), out, out], {2: a @ b.T, 3: a @ b.T}
 
 
-ORDER_BLOCKS, ORDER_LAUNCHES, COUNTER_BLOCKS = 264, 50, 500
+ORDER_BLOCKS, ORDER_LAUNCHES, COUNTER_BLOCKS, MULTICAST_BLOCKS = 264, 50, 500, 132
 MICROS = {
     micro.name: micro
     for micro in (
@@ -80,6 +85,7 @@ MICROS = {
         Micro("turned", 128, 16384, 1, turned),
         Micro("order", 128, 0, ORDER_BLOCKS, order, ORDER_LAUNCHES),
         Micro("counter", 128, 0, COUNTER_BLOCKS, counter),
+        Micro("multicast", 256, 3 * 3 * 512 + 6 * 8, MULTICAST_BLOCKS, multicast),
         Micro("fragments", 32, 768, 1, fragments),
     )
 }

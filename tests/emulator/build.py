@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -49,12 +50,18 @@ def _kernel_object(kernel: Kernel, target: Target, checked: bool) -> Path:
             f'#line 1 "{kernel.name}.cu"',
             source,
             "}",
-            f"LLMC_EMULATED_KERNEL({kernel.name}, {kernel.n_threads}, {kernel.shared_bytes})",
+            f"LLMC_EMULATED_KERNEL({kernel.name}, {kernel.n_threads}, {kernel.shared_bytes}, {_cluster(source)})",
         ]
     )
     digest = _digest(*flags, text, _headers(*ALL_HEADERS))
     command = ["-c", f"-I{_prelude(tuple(flags))}", *flags, "-x", "c++", "-"]
     return _made(digest, ".o", lambda out: _compile(command, out, kernel.name, text))
+
+
+def _cluster(source: str) -> int:
+    """Blocks of a cluster, as the kernel says."""
+    said = re.search(r"__cluster_dims__\((\d+), 1, 1\)", source)
+    return int(said[1]) if said else 1
 
 
 @functools.cache

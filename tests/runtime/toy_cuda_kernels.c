@@ -61,7 +61,7 @@ RUN_HEAD(4)
 RUN_SAMPLER(1)
 RUN_SAMPLER(4)
 
-#define ENTRY(name, n_pointers, shared_bytes) {#name, n_pointers, 32, shared_bytes, run_##name}
+#define ENTRY(name, n_pointers, shared_bytes) {#name, n_pointers, 32, shared_bytes, 1, run_##name}
 #define BODY_ENTRIES(m) \
     ENTRY(embed_##m, 3, 0), ENTRY(store_##m, 4, 0), ENTRY(attend_##m, 6, 65536), ENTRY(turn_##m, 2, 1024)
 #define HEAD_ENTRIES(r) ENTRY(pick_##r, 3, 0), ENTRY(project_##r, 3, 0), ENTRY(choose_##r, 2, 0)

@@ -208,6 +208,41 @@ __device__ __forceinline__ void bulk_prefetch_l2(const void *global, uint32_t n_
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(n_bytes) : "memory");
 }
 
+// ---- clusters: blocks beside each other that reach into one another's shared memory --------------------------------
+
+// Which block of its cluster this is. 10.16 %cluster_ctarank
+__device__ __forceinline__ int cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return int(rank);
+}
+
+// All threads of all blocks of the cluster meet: each arrives, and waits later. What they did before has been done, in
+// each other's shared memory too. 9.7.13.3 barrier.cluster
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+// Arrives at the barrier that lies in block `rank` of the cluster where `barrier` lies in this one. 9.7.9.23 mapa,
+// 9.7.13.16.13 mbarrier.arrive
+__device__ __forceinline__ void mbarrier_arrive_in(uint64_t *barrier, int rank) {
+    asm volatile(
+        "{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+// bulk_copy() to all blocks of the cluster whose bit is set in `ranks`: each gets the bytes, and its own barrier counts
+// them, at the places that `shared` and `barrier` have in this one. 9.7.9.25.4.1 cp.async.bulk
+__device__ __forceinline__ void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes,
+                                                    uint64_t *barrier, uint32_t ranks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
+            "r"(shared_address(shared)),
+        "l"(global), "r"(n_bytes), "r"(shared_address(barrier)), "h"(static_cast<uint16_t>(ranks))
+        : "memory");
+}
+
 // What this thread wrote to shared memory is visible to later wgmma (the async proxy). 9.7.13.4 fence
 __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

@@ -13,6 +13,7 @@ typedef struct {
     int n_pointers;
     int n_threads;
     uint32_t shared_bytes;
+    int cluster;  // blocks of a cluster: the grid is a multiple of it
     // 0, or 1 and an error's text.
     int (*run)(int grid, void **arguments, char *error, size_t error_bytes);
 } emulated_kernel;

@@ -16,15 +16,18 @@ constexpr uint64_t kMagic = 0x6d62617272696572;  // what an initialised mbarrier
 
 struct Mbarrier {
     uint64_t *place;
+    int rank;  // of its block
     uint32_t n_arrivals, phase;
     long missing_arrivals, missing_bytes;
     std::vector<int> waiting;
     int clock;                  // its place in Clocks
     Clocks arriving, released;  // of the phase that is under way, and of the last that ended
+    Moment initialised;
 };
 std::vector<Mbarrier> mbarriers;
 
 struct BulkCopy {
+    int rank;  // of the block it goes to
     unsigned char *shared;
     const void *global;
     uint32_t n_bytes;
@@ -50,7 +53,16 @@ Mbarrier &find(uint64_t *place, const char *what) {
             if (*place != kMagic) fail("%s on %s, which was overwritten", what, describe_mbarrier(place));
             return barrier;
         }
-    fail("%s on shared memory + %#x, which is no initialised mbarrier", what, shared_address(place));
+    fail("%s on %s, which is no initialised mbarrier", what, describe_address(place));
+}
+
+// The same, for the current thread: it must know that somebody has initialised it.
+Mbarrier &find_known(uint64_t *place, const char *what) {
+    Mbarrier &barrier = find(place, what);
+    if (!is_ordered(barrier.initialised))
+        fail("%s on %s, with no barrier since thread %d initialised it", what, describe_mbarrier(place),
+             thread_of(barrier.initialised.thread));
+    return barrier;
 }
 
 void end_phase_if_complete(Mbarrier &barrier) {
@@ -71,6 +83,13 @@ void check_bulk(const void *shared, const void *global, uint32_t n_bytes, const 
     check_global(global, n_bytes, 16, what);
 }
 
+void begin(int rank, void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, const char *what) {
+    find_known(barrier, what);
+    copy_begins(shared, n_bytes, what);
+    memset(shared, kPoison, n_bytes);
+    bulk_copies.push_back({rank, static_cast<unsigned char *>(shared), global, n_bytes, barrier});
+}
+
 }  // namespace
 
 void start_copies() {
@@ -88,21 +107,33 @@ void mbarrier_init(uint64_t *place, uint32_t n_arrivals) {
         if (barrier.place == place) fail("mbarrier_init of %s, which is initialised", describe_mbarrier(place));
     *place = kMagic;
     const int clock = kWarps + int(mbarriers.size()) % (kPrevious - kWarps);
-    mbarriers.push_back({place, n_arrivals, 0, long(n_arrivals), 0, {}, clock, {}, {}});
+    mbarriers.push_back({place, rank_of(current), n_arrivals, 0, long(n_arrivals), 0, {}, clock, {}, {}, this_moment()});
 }
 
-void mbarrier_arrive(uint64_t *place, uint32_t n_bytes) {
-    Mbarrier &barrier = find(place, "mbarrier_arrive");
-    if (barrier.missing_arrivals <= 0) fail("one arrival too many at %s", describe_mbarrier(place));
+namespace {
+
+void arrive(Mbarrier &barrier, uint32_t n_bytes) {
+    if (barrier.missing_arrivals <= 0) fail("one arrival too many at %s", describe_mbarrier(barrier.place));
     release(barrier.arriving);
     barrier.missing_arrivals--;
     barrier.missing_bytes += n_bytes;
     end_phase_if_complete(barrier);
 }
 
+}  // namespace
+
+void mbarrier_arrive(uint64_t *place, uint32_t n_bytes) { arrive(find_known(place, "mbarrier_arrive"), n_bytes); }
+
+void mbarrier_arrive_in(uint64_t *place, int rank) {
+    check_there(rank, "mbarrier_arrive_in");
+    auto *there = reinterpret_cast<uint64_t *>(shared_of(rank, place));
+    note_remote(rank, current / 32, this_moment().time);
+    arrive(find_known(there, "mbarrier_arrive_in"), 0);
+}
+
 void mbarrier_wait(uint64_t *place, uint32_t parity) {
     if (parity > 1) fail("mbarrier_wait for parity %u: 0 or 1", parity);
-    while ((find(place, "mbarrier_wait").phase & 1) == parity) {
+    while ((find_known(place, "mbarrier_wait").phase & 1) == parity) {
         find(place, "mbarrier_wait").waiting.push_back(current);
         wait_until_woken("mbarrier_wait", place);
     }
@@ -114,25 +145,34 @@ const char *describe_mbarrier(const void *place) {
     for (const Mbarrier &barrier : mbarriers)
         if (barrier.place == place)
             snprintf(text, sizeof text, "the mbarrier at shared memory + %#x (phase %u lacks %ld arrivals and %ld bytes)",
-                     shared_address(place), barrier.phase, barrier.missing_arrivals, barrier.missing_bytes);
+                     cluster_offset(place) % kWindowBytes, barrier.phase, barrier.missing_arrivals, barrier.missing_bytes);
     return text;
 }
 
 void bulk_copy(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier) {
     check_bulk(shared, global, n_bytes, "bulk_copy");
-    find(barrier, "bulk_copy");
-    copy_begins(shared, n_bytes, "bulk_copy");
-    memset(shared, kPoison, n_bytes);
-    bulk_copies.push_back({static_cast<unsigned char *>(shared), global, n_bytes, barrier});
+    begin(rank_of(current), shared, global, n_bytes, barrier, "bulk_copy");
+}
+
+void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, uint32_t ranks) {
+    check_bulk(shared, global, n_bytes, "bulk_copy_multicast");
+    if (!ranks) fail("bulk_copy_multicast to no block");
+    for (uint32_t rest = ranks; rest; rest &= rest - 1) {
+        const int rank = __builtin_ctz(rest);
+        check_there(rank, "bulk_copy_multicast");
+        begin(rank, shared_of(rank, shared), global, n_bytes, reinterpret_cast<uint64_t *>(shared_of(rank, barrier)),
+              "bulk_copy_multicast");
+    }
 }
 
 bool land_one_copy() {
     if (bulk_copies.empty()) return false;
-    const BulkCopy copy = bulk_copies.front();
-    bulk_copies.pop_front();
+    const BulkCopy copy = order == 1 ? bulk_copies.back() : bulk_copies.front();
+    order == 1 ? bulk_copies.pop_back() : bulk_copies.pop_front();
     memcpy(copy.shared, copy.global, copy.n_bytes);
     Mbarrier &barrier = find(copy.barrier, "a bulk copy's end");
     copy_lands(copy.shared, copy.n_bytes, barrier.clock, barrier.phase + 1);
+    note_remote(barrier.rank, barrier.clock, barrier.phase + 1);
     barrier.missing_bytes -= copy.n_bytes;
     end_phase_if_complete(barrier);
     return true;
@@ -159,15 +199,17 @@ void cp_async_wait(int n_pending) {
             memcpy(copy.shared, copy.global, 16);
         else
             memset(copy.shared, 0, 16);
-        copy_lands(copy.shared, 16, current / 32, time_of_this_warp());
+        copy_lands(copy.shared, 16, current / 32, this_moment().time);
         mine.small.pop_front();
     }
 }
 
 void fence_async_shared() { fence_writes(); }
 
-void finish_copies() {
-    if (!bulk_copies.empty()) fail("the block ended with a bulk copy under way, into %s", describe_address(bulk_copies[0].shared));
+void finish_copies(int rank) {
+    for (const BulkCopy &copy : bulk_copies)
+        if (copy.rank == rank)
+            fail("the block ended with a bulk copy under way, into %s", describe_address(copy.shared));
 }
 
 }  // namespace emulated

@@ -5,7 +5,8 @@
 
 namespace emulated {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = 1024;  // of a block, and of a cluster's blocks together
+constexpr int kMaxCluster = 2;     // blocks of a cluster
 constexpr int kWarps = kMaxThreads / 32;
 constexpr uint32_t kWindowBytes = 1024 * 1024;     // of shared addresses: variables of all kernels in a library
 constexpr uint32_t kDynamicLimit = 227 * 1024;     // what a block may have on sm_90
@@ -24,23 +25,32 @@ struct Fiber {
     const void *place;      // the mbarrier
 };
 
+// Fibers, and so warps, are counted through a cluster: thread t of its second block is fiber n_threads + t.
 extern Fiber fibers[kMaxThreads];
-extern int n_threads, current;  // of the block; the fiber that runs
+extern int n_threads, n_fibers, current;  // of a block; of the cluster; the fiber that runs
+inline int rank_of(int fiber) { return fiber / n_threads; }
+inline int n_blocks() { return n_fibers / n_threads; }  // of the cluster
+inline int thread_of(int fiber) { return fiber % n_threads; }
 extern int order;               // of blocks and threads: 0 ascending, 1 descending, 2 by chance
 extern long n_switches;
 
 // core/fibers.cpp
 void wait_until_woken(const char *what, const void *place = nullptr);
 void wake(int thread);
-void run_block(Body body, void **arguments);
+void run_cluster(Body body, void **arguments, int first_block);
 [[noreturn]] void abandon();  // the error text is written: leave the launch
 
 // core/races.cpp: all of these do nothing in a library that isn't checked
+struct Moment {  // of something that a thread did
+    int thread;
+    uint32_t time, phase;  // of its warp
+};
 struct Clocks {  // how far each warp and mbarrier has come: what is seen of it, and what the async proxy sees
     uint32_t seen[kClocks], fenced[kClocks];
 };
 extern bool checked, dependent;  // the library; the launch
 void start_races();
+void join(Clocks &to, const Clocks &from);
 void release(Clocks &to);                     // the current warp arrives at something
 void acquire(const Clocks &from, int thread);  // this thread has waited for it
 void lanes_met();                             // of the current warp
@@ -50,13 +60,15 @@ void check_async_read(const void *shared, size_t n_bytes, const char *what);
 void note_async_read(const void *shared, size_t n_bytes, int first_warp, int n_warps);
 void copy_begins(const void *shared, size_t n_bytes, const char *what);
 void copy_lands(const void *shared, size_t n_bytes, int clock, uint32_t time);
-uint32_t time_of_this_warp(), phase_of_this_warp();
-bool is_ordered(int thread, uint32_t time, uint32_t phase);  // what a thread of the block did then, before this
+Moment this_moment();
+bool is_ordered(const Moment &moment);  // what a thread of the cluster did then, before what this one does now
+void check_end_of_block(int rank);       // fails when another block may still do something to it
+void note_remote(int rank, int clock, uint32_t time);  // what a warp or mbarrier did to that block's shared memory
 
 // core/blocks.cpp
 constexpr int kMaxBuffers = 256;
 void start_blocks();         // of a launch
-void start_block_in_grid();  // the next of them
+void start_cluster_in_grid();  // the next of them
 void note_global_write(int buffer, size_t offset, size_t n_bytes);
 void check_global_read(int buffer, size_t offset, size_t n_bytes);
 // Fails when a dependent launch touches what the one in front may still write, or read.
@@ -64,13 +76,18 @@ void check_waited(int buffer, bool writes);
 
 // core/copies.cpp
 void start_copies();
-bool land_one_copy();  // the oldest bulk copy under way, if there is one
-void finish_copies();  // fails when something is still under way
+bool land_one_copy();  // the oldest bulk copy under way, or in descending order the newest; if there is one
+void finish_copies(int rank);  // fails when something is still under way to this block of the cluster
 // One line about an mbarrier.
 const char *describe_mbarrier(const void *barrier);
 
 // core/synchronize.cpp
 void start_synchronization();
+
+// core/clusters.cpp
+void start_cluster();
+void thread_ends();                                   // the current one
+void check_there(int rank, const char *what);         // fails when that block is not in the cluster, or has ended
 
 // core/tensor.cpp
 void start_products();
@@ -82,6 +99,8 @@ void poison_shared();                      // before a block
 void check_shared_end();                   // after a block
 void check_guards();                       // after a launch
 enum class Place { own, shared, global, nowhere };  // own: a thread's stack, or this library's constants
+unsigned char *shared_of(int rank, const void *shared);  // where that block has what lies here in this one's shared memory
+uint32_t cluster_offset(const void *shared);            // from the first block's window, of any block's shared memory
 Place classify(const void *p, size_t n_bytes, int *buffer);  // the buffer's number for `global`, or -1
 const unsigned char *buffer_start(int buffer);
 size_t buffer_bytes(int buffer);

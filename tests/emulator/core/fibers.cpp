@@ -1,4 +1,4 @@
-// Threads of a block as fibers, and which of them runs next.
+// Threads of a cluster's blocks as fibers, and which of them runs next.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -9,7 +9,7 @@ namespace emulated {
 
 Index thread_index, block_index, block_size, grid_size;
 Fiber fibers[kMaxThreads];
-int n_threads, current, order;
+int n_threads, n_fibers, current, order;
 long n_switches;
 
 namespace {
@@ -34,6 +34,7 @@ struct Queue {
 } ready, spinning;
 long idle_spins;
 int n_live;
+int first_block;  // of the cluster
 
 // Saves what a call preserves on this stack, and goes on where `to` was left.
 extern "C" void emulated_switch(void **from, void *to);
@@ -61,17 +62,21 @@ emulated_switch:
     .size emulated_switch, .-emulated_switch
 )");
 
+void run(int fiber) {
+    current = fiber;
+    thread_index.x = unsigned(thread_of(fiber)), block_index.x = unsigned(first_block + rank_of(fiber));
+}
+
 void report_stuck() {
     int where = -1, n_waiting = 0;
-    for (int i = 0; i < n_threads; i++)
+    for (int i = 0; i < n_fibers; i++)
         if (fibers[i].state == State::waiting) {
             if (where < 0) where = i;
             n_waiting++;
         }
-    current = where;
-    thread_index.x = unsigned(where);
+    run(where);
     const Fiber &fiber = fibers[where];
-    fail("deadlock: %d of %d threads wait for ever, this one in %s%s%s", n_waiting, n_threads, fiber.waits_for,
+    fail("deadlock: %d of %d threads wait for ever, this one in %s%s%s", n_waiting, n_fibers, fiber.waits_for,
          fiber.place ? " on " : "", fiber.place ? describe_mbarrier(fiber.place) : "");
 }
 
@@ -84,8 +89,7 @@ int choose() {
             idle_spins = 0;
         } else if (spinning.count) {
             if (++idle_spins > kMaxIdleSpins) {
-                current = spinning.pop();
-                thread_index.x = unsigned(current);
+                run(spinning.pop());
                 fail("livelock: looks at memory for ever in %s, and nothing changes it", fibers[current].waits_for);
             }
         } else {
@@ -99,10 +103,9 @@ void run_next() {
     const int next = choose(), previous = current;
     if (next == previous) return;
     n_switches++;
-    current = next;
     void **from = &fibers[previous].stack_pointer;
     if (next < 0) return emulated_switch(from, main_stack_pointer);
-    thread_index.x = unsigned(next);
+    run(next);
     emulated_switch(from, fibers[next].stack_pointer);
 }
 
@@ -110,6 +113,7 @@ void fiber_main() {
     running_body(running_arguments);
     fibers[current].state = State::done;
     n_live--;
+    thread_ends();
     run_next();
     abort();
 }
@@ -154,22 +158,22 @@ void spin(const char *what) {
     run_next();
 }
 
-void run_block(Body body, void **arguments) {
-    running_body = body, running_arguments = arguments;
+void run_cluster(Body body, void **arguments, int first) {
+    running_body = body, running_arguments = arguments, first_block = first;
     ready = spinning = {};
     idle_spins = 0;
-    n_live = n_threads;
-    for (int i = 0; i < n_threads; i++) {
+    n_live = n_fibers;
+    for (int i = 0; i < n_fibers; i++) {
         prepare_fiber(i);
-        ready.push(order == 1 ? n_threads - 1 - i : i);
+        ready.push(order == 1 ? n_fibers - 1 - i : i);
     }
     if (order == 2)
-        for (int i = n_threads - 1; i > 0; i--) {
+        for (int i = n_fibers - 1; i > 0; i--) {
             const int j = rand() % (i + 1), kept = ready.threads[i];
             ready.threads[i] = ready.threads[j], ready.threads[j] = kept;
         }
-    current = choose();
-    thread_index = {unsigned(current), 0, 0};
+    thread_index = block_index = {0, 0, 0};
+    run(choose());
     emulated_switch(&main_stack_pointer, fibers[current].stack_pointer);
 }
 

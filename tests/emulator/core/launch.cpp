@@ -1,4 +1,4 @@
-// A launch: blocks one after another; failures and faults become text.
+// A launch: clusters of blocks one after another; failures and faults become text.
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -77,8 +77,8 @@ class Faults {
     stack_t old_stack_;
 };
 
-int which_block(int i, int grid, const std::vector<int> &shuffled) {
-    return order == 1 ? grid - 1 - i : order == 2 ? shuffled[size_t(i)] : i;
+int which_cluster(int i, int n, const std::vector<int> &shuffled) {
+    return order == 1 ? n - 1 - i : order == 2 ? shuffled[size_t(i)] : i;
 }
 
 }  // namespace
@@ -96,7 +96,8 @@ int launch(const Kernel &kernel, Body body, int grid, void **arguments, char *er
     pthread_mutex_lock(&one_at_a_time);
     error_text = error, error_size = error_bytes, kernel_name = kernel.name, in_block = false;
     std::vector<int> shuffled;
-    for (int i = 0; i < grid; i++) shuffled.insert(shuffled.begin() + rand() % (i + 1), i);
+    const int n_clusters = grid / kernel.cluster;
+    for (int i = 0; i < n_clusters; i++) shuffled.insert(shuffled.begin() + rand() % (i + 1), i);
     volatile int status = 1;
     {
         Faults faults;
@@ -105,17 +106,21 @@ int launch(const Kernel &kernel, Body body, int grid, void **arguments, char *er
             if (kernel.n_pointers > kMaxPointers) fail("%d parameters", kernel.n_pointers);
             memcpy(pointers, arguments, sizeof(void *) * size_t(kernel.n_pointers));
             if (n_threads < 1 || n_threads > kMaxThreads) fail("%d threads; a block has 1 to 1024", n_threads);
+            n_fibers = n_threads * kernel.cluster;
+            if (grid % kernel.cluster) fail("a grid of %d blocks; clusters have %d", grid, kernel.cluster);
+            if (kernel.cluster > kMaxCluster || n_fibers > kMaxThreads || (kernel.cluster > 1 && n_threads % 128))
+                fail("clusters of %d blocks of %d threads: the emulator has 2 blocks, 1024 threads and whole warpgroups",
+                     kernel.cluster, n_threads);
             block_size = {unsigned(n_threads), 1, 1}, grid_size = {unsigned(grid), 1, 1};
             checked = kernel.checked;
             start_memory(kernel);
             start_blocks();
-            for (int i = 0; i < grid; i++) {
-                block_index = {unsigned(which_block(i, grid, shuffled)), 0, 0};
-                poison_shared(), start_block_in_grid();
-                start_synchronization(), start_races(), start_copies(), start_products();
+            for (int i = 0; i < n_clusters; i++) {
+                poison_shared(), start_cluster_in_grid();
+                start_synchronization(), start_cluster(), start_races(), start_copies(), start_products();
                 in_block = true;
-                run_block(body, pointers);
-                finish_copies(), finish_products(), check_shared_end();
+                run_cluster(body, pointers, which_cluster(i, n_clusters, shuffled) * kernel.cluster);
+                finish_products(), check_shared_end();
                 in_block = false;
             }
             check_guards();

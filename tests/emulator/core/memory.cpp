@@ -1,4 +1,4 @@
-// Shared memory with a page behind it that nobody may touch, the launch's buffers, and what an address means.
+// Shared memory of each block of a cluster with a page behind it that nobody may touch, the launch's buffers, and what an address means.
 #include <link.h>
 #include <stdlib.h>
 #include <stdio.h>
@@ -14,8 +14,10 @@ namespace {
 
 constexpr size_t kPage = 4096;
 
-unsigned char *window;                      // kWindowBytes, then a forbidden page
-unsigned char *dynamic;                     // the launch's part: ends where the forbidden page begins
+constexpr size_t kWindowSpan = kWindowBytes + kPage;
+
+unsigned char *windows;                     // of each block of a cluster kWindowBytes, then a forbidden page
+unsigned char *first_dynamic;               // the launch's part of the first: ends where the forbidden page begins
 uint32_t dynamic_bytes, rounded_bytes;      // as asked for; up to 1024
 unsigned char *variables;                   // `__shared__` variables: this library's thread-local segment
 size_t variable_bytes;
@@ -24,6 +26,9 @@ struct Image {  // of a library in memory
     const unsigned char *start, *end;
     bool holds(const unsigned char *p) const { return start <= p && p < end; }
 } core_image, kernel_image;
+
+unsigned char *dynamic_of(int rank) { return first_dynamic + size_t(rank) * kWindowSpan; }
+unsigned char *dynamic() { return dynamic_of(rank_of(current)); }
 
 void *known_marker;                         // among those variables
 
@@ -61,10 +66,10 @@ int find_images(dl_phdr_info *info, size_t, void *marker) {
 
 void start_memory(const Kernel &kernel) {
     const uint32_t shared_bytes = kernel.shared_bytes;
-    if (!window) {
-        window = static_cast<unsigned char *>(mmap(nullptr, kWindowBytes + kPage, PROT_READ | PROT_WRITE,
-                                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        mprotect(window + kWindowBytes, kPage, PROT_NONE);
+    if (!windows) {
+        windows = static_cast<unsigned char *>(mmap(nullptr, kMaxCluster * kWindowSpan, PROT_READ | PROT_WRITE,
+                                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        for (int i = 0; i < kMaxCluster; i++) mprotect(windows + i * kWindowSpan + kWindowBytes, kPage, PROT_NONE);
     }
     void *const marker = kernel.variables();
     if (marker != known_marker) {
@@ -75,22 +80,24 @@ void start_memory(const Kernel &kernel) {
     if (variable_bytes > kWindowBytes - kStaticAddress) fail("%zu bytes of __shared__ variables", variable_bytes);
     dynamic_bytes = shared_bytes;
     rounded_bytes = (shared_bytes + 1023) / 1024 * 1024;
-    dynamic = window + kWindowBytes - rounded_bytes;
+    first_dynamic = windows + kWindowBytes - rounded_bytes;
 }
 
 void poison_shared() {
-    memset(dynamic, kPoison, rounded_bytes);
+    for (int rank = 0; rank < n_blocks(); rank++) memset(dynamic_of(rank), kPoison, rounded_bytes);
     memset(variables, kPoison, variable_bytes);
 }
 
 void check_shared_end() {
-    for (uint32_t i = dynamic_bytes; i < rounded_bytes; i++)
-        if (dynamic[i] != kPoison) fail("wrote to shared memory + %#x; the launch has %#x bytes", i, dynamic_bytes);
+    for (int rank = 0; rank < n_blocks(); rank++)
+        for (uint32_t i = dynamic_bytes; i < rounded_bytes; i++)
+            if (dynamic_of(rank)[i] != kPoison)
+                fail("wrote to shared memory + %#x; the launch has %#x bytes", i, dynamic_bytes);
 }
 
 unsigned char *dynamic_shared() {
     if (!dynamic_bytes) fail("dynamic_shared(), but the launch declares no shared memory");
-    return dynamic;
+    return dynamic();
 }
 
 const unsigned char *buffer_start(int buffer) { return static_cast<const unsigned char *>(buffers[buffer].start); }
@@ -100,9 +107,12 @@ size_t buffer_bytes(int buffer) { return buffers[buffer].n_bytes; }
 Place classify(const void *p, size_t n_bytes, int *buffer) {
     if (is_stack(p)) return Place::own;
     const auto *at = static_cast<const unsigned char *>(p), *end = at + n_bytes;
-    if (dynamic <= at && end <= dynamic + dynamic_bytes) return Place::shared;
+    if (dynamic() <= at && end <= dynamic() + dynamic_bytes) return Place::shared;
     if (core_image.holds(at) || kernel_image.holds(at)) return Place::own;
-    if (variables <= at && end <= variables + variable_bytes) return Place::shared;
+    if (variables <= at && end <= variables + variable_bytes) {
+        if (n_blocks() > 1) fail("a __shared__ variable in a cluster: the emulator has one for all its blocks");
+        return Place::shared;
+    }
     *buffer = -1;
     if (!n_buffers) return Place::global;
     static int last = 0;
@@ -119,10 +129,20 @@ Place classify(const void *p, size_t n_bytes, int *buffer) {
 
 uint32_t shared_address(const void *shared) {
     const auto *at = static_cast<const unsigned char *>(shared);
-    if (dynamic <= at && at <= dynamic + rounded_bytes) return uint32_t(at - dynamic);
+    if (dynamic() <= at && at <= dynamic() + rounded_bytes) return uint32_t(at - dynamic());
     if (variables <= at && at < variables + variable_bytes) return uint32_t(kStaticAddress + (at - variables));
     fail("%p is no pointer to shared memory", shared);
 }
+
+uint32_t cluster_offset(const void *shared) {
+    const auto *at = static_cast<const unsigned char *>(shared);
+    for (int rank = 0; rank < n_blocks(); rank++)
+        if (dynamic_of(rank) <= at && at <= dynamic_of(rank) + rounded_bytes)
+            return uint32_t(rank) * kWindowBytes + uint32_t(at - dynamic_of(rank));
+    return shared_address(shared);
+}
+
+unsigned char *shared_of(int rank, const void *shared) { return dynamic_of(rank) + shared_address(shared); }
 
 unsigned char *shared_pointer(uint32_t address, uint32_t n_bytes, const char *what) {
     if (address >= kStaticAddress && address - kStaticAddress + n_bytes <= variable_bytes)
@@ -130,7 +150,7 @@ unsigned char *shared_pointer(uint32_t address, uint32_t n_bytes, const char *wh
     if (address + n_bytes > dynamic_bytes)
         fail("%s touches shared memory + %#x .. %#x; the launch has %#x bytes", what, address, address + n_bytes,
              dynamic_bytes);
-    return dynamic + address;
+    return dynamic() + address;
 }
 
 void check_global(const void *global, size_t n_bytes, size_t alignment, const char *what) {
@@ -162,8 +182,15 @@ void store(void *memory, uint64_t value, size_t n_bytes) { memcpy(memory, &value
 const char *describe_address(const void *p) {
     static char text[160];
     const auto *at = static_cast<const unsigned char *>(p);
-    if (dynamic <= at && at < dynamic + rounded_bytes + kPage) {
-        snprintf(text, sizeof text, "shared memory + %#zx (of %#x)", size_t(at - dynamic), dynamic_bytes);
+    for (int rank = 0; rank < n_blocks(); rank++) {
+        const unsigned char *start = dynamic_of(rank);
+        if (at < start || start + rounded_bytes + kPage <= at) continue;
+        const char *whose = rank == rank_of(current) ? "" : "another block's ";
+        snprintf(text, sizeof text, "%sshared memory + %#zx (of %#x)", whose, size_t(at - start), dynamic_bytes);
+        return text;
+    }
+    if (variables <= at && at < variables + variable_bytes) {
+        snprintf(text, sizeof text, "shared memory + %#zx", kStaticAddress + size_t(at - variables));
         return text;
     }
     const emulated_buffer *nearest = nullptr;

@@ -25,12 +25,13 @@ struct Granule {  // two bytes of shared memory
     uint8_t writer;
     bool generic;  // written by a plain store
 };
-constexpr uint32_t kGranules = kWindowBytes / kGranuleBytes;
-Granule granules[kGranules];
+constexpr uint32_t kGranules = kWindowBytes / kGranuleBytes;  // of a block
+Granule granules[kMaxCluster * kGranules];
 uint32_t (*read_times)[kWarps];  // of the granule's last read by each warp
 
 Clocks clocks[kWarps];
 uint32_t phases[kWarps];  // counts what orders the lanes of a warp
+uint32_t remote[kMaxCluster][kClocks];  // when others last reached into a block's shared memory
 
 int warp() { return current / 32; }
 
@@ -38,20 +39,21 @@ uint32_t &own_time() { return clocks[warp()].seen[warp()]; }
 
 void report(const char *what, const char *verb, uint32_t address, const char *whom, int thread) {
     char place[64] = "";
-    if (thread >= 0) snprintf(place, sizeof place, " (%d)", thread);
-    fail("race: %s %s shared memory + %#x, which %s%s, with no barrier between", what, verb, address, whom, place);
+    if (thread >= 0) snprintf(place, sizeof place, " (%d)", thread_of(thread));
+    fail("race: %s %s shared memory + %#x, which %s%s, with no barrier between", what, verb, address % kWindowBytes,
+         whom, place);
 }
 
 void check_order_with_write(const Granule &granule, uint32_t address, const char *what, const char *verb) {
     if (granule.writer == kNobody) return;
-    if (granule.writer == kPending) fail("%s %s shared memory + %#x, into which a copy is under way", what, verb, address);
+    if (granule.writer == kPending) fail("%s %s shared memory + %#x, into which a copy is under way", what, verb, address % kWindowBytes);
     if (granule.writer == warp()) {
         if (granule.writer_thread != current && granule.phase == phases[warp()])
             report(what, verb, address, "another lane of the warp wrote", granule.writer_thread);
     } else if (clocks[warp()].seen[granule.writer] < granule.written) {
         if (granule.writer < kWarps) report(what, verb, address, "another warp wrote", granule.writer_thread);
         fail("race: %s %s shared memory + %#x, where a bulk copy landed whose mbarrier this warp has not waited for", what,
-             verb, address);
+             verb, address % kWindowBytes);
     }
 }
 
@@ -80,7 +82,7 @@ void write_granule(uint32_t index, const char *what) {
 
 template <typename F>
 void for_each_granule(const void *shared, size_t n_bytes, F visit) {
-    const uint32_t first = shared_address(shared), last = first + uint32_t(n_bytes) - 1;
+    const uint32_t first = cluster_offset(shared), last = first + uint32_t(n_bytes) - 1;
     for (uint32_t index = first / kGranuleBytes; index <= last / kGranuleBytes; index++) visit(index);
 }
 
@@ -112,6 +114,8 @@ inline void touch(const void *p, size_t n_bytes, bool writes, bool aligned) {
     fail("%s of %zu bytes at %s is misaligned", writes ? "a store" : "a load", n_bytes, describe_address(p));
 }
 
+}  // namespace
+
 void join(Clocks &to, const Clocks &from) {
     for (int i = 0; i < kClocks; i++) {
         if (to.seen[i] < from.seen[i]) to.seen[i] = from.seen[i];
@@ -119,17 +123,16 @@ void join(Clocks &to, const Clocks &from) {
     }
 }
 
-}  // namespace
-
 void start_races() {
     if (!checked) return;
     if (!read_times)
-        read_times = static_cast<uint32_t(*)[kWarps]>(mmap(nullptr, sizeof *read_times * kGranules, PROT_READ | PROT_WRITE,
+        read_times = static_cast<uint32_t(*)[kWarps]>(mmap(nullptr, sizeof *read_times * kMaxCluster * kGranules, PROT_READ | PROT_WRITE,
                                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     Granule fresh = {};
     fresh.writer = kNobody, fresh.reader_thread = -1;
-    for (Granule &granule : granules)
-        if (granule.writer != kNobody || granule.readers) granule = fresh;
+    for (Granule *granule = granules; granule < granules + n_blocks() * kGranules; granule++)
+        if (granule->writer != kNobody || granule->readers) *granule = fresh;
+    memset(remote, 0, sizeof remote);
     memset(clocks, 0, sizeof clocks);
     for (int i = 0; i < kWarps; i++) clocks[i].seen[i] = phases[i] = 1;
 }
@@ -169,7 +172,7 @@ void check_async_read(const void *shared, size_t n_bytes, const char *what) {
         check_order_with_write(granule, index * kGranuleBytes, what, "reads");
         if (granule.generic && granule.writer < kWarps && clocks[warp()].fenced[granule.writer] < granule.written)
             fail("%s reads shared memory + %#x, which thread %d wrote without a fence_async_shared() after it", what,
-                 index * kGranuleBytes, granule.writer_thread);
+                 index * kGranuleBytes % kWindowBytes, thread_of(granule.writer_thread));
     });
 }
 
@@ -200,7 +203,6 @@ void copy_lands(const void *shared, size_t n_bytes, int clock, uint32_t time) {
     });
 }
 
-uint32_t time_of_this_warp() { return own_time(); }
 void wait_for_previous() { clocks[warp()].seen[kPrevious] = 1; }
 
 void check_waited(int buffer, bool writes) {
@@ -208,11 +210,26 @@ void check_waited(int buffer, bool writes) {
     fail("%s %s before wait_for_previous()", writes ? "writes" : "reads", describe_address(buffer_start(buffer)));
 }
 
-uint32_t phase_of_this_warp() { return phases[warp()]; }
+Moment this_moment() { return {current, own_time(), phases[warp()]}; }
 
-bool is_ordered(int thread, uint32_t time, uint32_t phase) {
-    if (thread / 32 == warp()) return thread == current || phase != phases[warp()];
-    return clocks[warp()].seen[thread / 32] >= time;
+bool is_ordered(const Moment &moment) {
+    if (!checked) return true;
+    if (moment.thread / 32 == warp()) return moment.thread == current || moment.phase != phases[warp()];
+    return clocks[warp()].seen[moment.thread / 32] >= moment.time;
+}
+
+void note_remote(int rank, int clock, uint32_t time) {
+    const bool is_own = clock < kWarps && clock * 32 / n_threads == rank;
+    if (checked && !is_own && remote[rank][clock] < time) remote[rank][clock] = time;
+}
+
+void check_end_of_block(int rank) {
+    if (!checked) return;
+    Clocks all = {};
+    for (int w = rank * n_threads / 32; w < (rank + 1) * n_threads / 32; w++) join(all, clocks[w]);
+    for (int i = 0; i < kClocks; i++)
+        if (all.seen[i] < remote[rank][i])
+            fail("the block may end before another of its cluster has reached into its shared memory for the last time");
 }
 
 }  // namespace emulated

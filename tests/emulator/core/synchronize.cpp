@@ -11,7 +11,7 @@ struct Barrier {
     int expected, n_arrived, n_waiting;
     int16_t waiting[kMaxThreads];
     Clocks clocks;
-} barriers[16];
+} barriers[kMaxCluster][16];
 
 // Threads that meet: those of a mask of a warp, or of a warpgroup. Values lie in two places by turns, so that a thread
 // may still read the last meeting's while others come to the next.
@@ -40,7 +40,7 @@ const uint64_t *meet(Meeting &meeting, const char *what, int first, int n, int i
     if (n <= 32) lanes_met();
     meeting.n_arrived = 0;
     meeting.turn ^= 1;
-    for (int i = 0; i < 128 && first + i < n_threads; i++)
+    for (int i = 0; i < 128 && first + i < n_fibers; i++)
         if (first + i != current && (n == 128 || (i < 32 && meeting.mask >> i & 1))) wake(first + i);
     return meeting.values[turn];
 }
@@ -48,10 +48,11 @@ const uint64_t *meet(Meeting &meeting, const char *what, int first, int n, int i
 }  // namespace
 
 void start_synchronization() {
-    for (Barrier &barrier : barriers) {
-        barrier.n_arrived = barrier.n_waiting = barrier.expected = 0;
-        barrier.clocks = {};
-    }
+    for (auto &of_block : barriers)
+        for (Barrier &barrier : of_block) {
+            barrier.n_arrived = barrier.n_waiting = barrier.expected = 0;
+            barrier.clocks = {};
+        }
     for (auto &warp : of_warps)
         for (Meeting &meeting : warp) meeting.n_arrived = 0, meeting.mask = 0;
     for (Meeting &meeting : of_warpgroups) meeting.n_arrived = 0, meeting.mask = 0xffffffffu;
@@ -62,7 +63,7 @@ void arrive_at_barrier(int id, int n, bool wait, const char *what) {
     if (n == 0) n = n_threads;
     if (n % 32 && n != n_threads) fail("%s %d of %d threads: not a multiple of 32", what, id, n);
     if (n > n_threads) fail("%s %d of %d threads: the block has %d", what, id, n, n_threads);
-    Barrier &barrier = barriers[id];
+    Barrier &barrier = barriers[rank_of(current)][id];
     if (barrier.n_arrived == 0)
         barrier.expected = n;
     else if (barrier.expected != n)
@@ -98,7 +99,7 @@ const uint64_t *warp_collective(const char *what, uint32_t mask, uint64_t value,
 
 void warpgroup_collective(const char *what, uint64_t value, Complete complete) {
     const int group = current / 128;
-    if ((group + 1) * 128 > n_threads) fail("%s needs a whole warpgroup; the block has %d threads", what, n_threads);
+    if ((group + 1) * 128 > n_fibers) fail("%s needs a whole warpgroup; the block has %d threads", what, n_threads);
     meet(of_warpgroups[group], what, group * 128, 128, current & 127, value, complete);
 }
 

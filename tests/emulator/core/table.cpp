@@ -16,7 +16,7 @@ std::vector<emulated_kernel> &table() {
 namespace emulated {
 
 void enrol(const Kernel &kernel) {
-    table().push_back({kernel.name, kernel.n_pointers, kernel.n_threads, kernel.shared_bytes, kernel.run});
+    table().push_back({kernel.name, kernel.n_pointers, kernel.n_threads, kernel.shared_bytes, kernel.cluster, kernel.run});
 }
 
 void *variables_of_library() {

@@ -16,6 +16,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)  // build.py reads it
 #define __align__(n) alignas(n)
 #define __restrict__ __restrict
 #define __grid_constant__

@@ -58,6 +58,13 @@ inline void bulk_prefetch_l2(const void *global, uint32_t n_bytes) {
     emulated::check_global(global, n_bytes, 16, "bulk_prefetch_l2");
     if (n_bytes % 16) emulated::fail("bulk_prefetch_l2 of %u bytes: not a multiple of 16", n_bytes);
 }
+inline int cluster_rank() { return emulated::cluster_rank(); }
+inline void cluster_arrive() { emulated::cluster_arrive(); }
+inline void cluster_wait() { emulated::cluster_wait(); }
+inline void mbarrier_arrive_in(uint64_t *barrier, int rank) { emulated::mbarrier_arrive_in(barrier, rank); }
+inline void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, uint32_t ranks) {
+    emulated::bulk_copy_multicast(shared, global, n_bytes, barrier, ranks);
+}
 inline void fence_async_shared() { emulated::fence_async_shared(); }
 
 inline void ldmatrix_x4(uint32_t (&d)[4], const void *row) { emulated::ldmatrix(d, row, 4, false); }

@@ -1,7 +1,7 @@
 // CUDA on a CPU: what the twins of CUDA's and device.cuh's functions ask of the emulator's core (../core/*.cpp).
 //
-// A block's threads are fibers of one OS thread; whatever waits (a barrier, a shuffle, an mbarrier) lets another fiber
-// run. Blocks run one after another. Asynchronous things happen as late as they are allowed to: a copy poisons its
+// Threads are fibers of one OS thread; whatever waits (a barrier, a shuffle, an mbarrier) lets another fiber run. The
+// blocks of a cluster run together, others one after another. Asynchronous things happen as late as they are allowed to: a copy poisons its
 // destination when it is asked for, and lands when somebody has waited for it and nobody else can go on.
 #pragma once
 
@@ -48,6 +48,14 @@ void cp_async_commit();
 void cp_async_wait(int n_pending);
 void fence_async_shared();
 
+// ---- clusters (core/clusters.cpp, core/copies.cpp)
+
+int cluster_rank();
+void cluster_arrive();
+void cluster_wait();
+void mbarrier_arrive_in(uint64_t *barrier, int rank);
+void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, uint32_t ranks);
+
 // ---- tensor cores (core/tensor.cpp)
 
 void ldmatrix(uint32_t *d, const void *shared_row, int n_matrices, bool transposed);
@@ -80,6 +88,7 @@ struct Kernel {
     int n_pointers;
     int n_threads;
     uint32_t shared_bytes;
+    int cluster;  // blocks of a cluster
     int (*run)(int grid, void **arguments, char *error, size_t error_bytes);
     void *(*variables)();  // a place among the library's `__shared__` variables
     bool checked;
@@ -113,10 +122,10 @@ struct Call<kFunction> {
 #endif
 
 // Makes a kernel of this translation unit known as emulate_<name>.
-#define LLMC_EMULATED_KERNEL(name, n_threads, shared_bytes)                                              \
+#define LLMC_EMULATED_KERNEL(name, n_threads, shared_bytes, cluster)                                      \
     static int name##_run(int grid, void **arguments, char *error, size_t error_bytes);                  \
     static const emulated::Kernel name##_kernel = {#name, emulated::Call<name>::n_pointers, n_threads,   \
-                                                   shared_bytes, name##_run,                             \
+                                                   shared_bytes, cluster, name##_run,                    \
                                                    emulated::variables_of_library, LLMC_EMULATE_CHECKED}; \
     static int name##_run(int grid, void **arguments, char *error, size_t error_bytes) {                 \
         return emulated::launch(name##_kernel, emulated::Call<name>::body, grid, arguments, error,       \

@@ -155,6 +155,8 @@ static CUresult check_launch(const CUlaunchConfig *c, CUfunction function)
     const emulated_kernel *kernel = function->kernel;
     if (!c->gridDimX || c->gridDimY != 1 || c->gridDimZ != 1 || c->blockDimY != 1 || c->blockDimZ != 1)
         return fake_misuse("%s: a grid or blocks of more than one dimension", kernel->name);
+    if ((int)c->gridDimX % kernel->cluster)
+        return fake_misuse("%s: a grid of %u blocks; its clusters have %d", kernel->name, c->gridDimX, kernel->cluster);
     if ((int)c->blockDimX != kernel->n_threads || c->sharedMemBytes != kernel->shared_bytes)
         return fake_misuse("%s: blocks of %u threads with %u shared bytes; it is made for %d with %u", kernel->name,
                            c->blockDimX, c->sharedMemBytes, kernel->n_threads, kernel->shared_bytes);

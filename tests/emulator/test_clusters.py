@@ -1,0 +1,106 @@
+"""Blocks of a cluster on the emulator: the kit's kernel for multicast copies, and what is said when it is broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc.runtime.errors import LlmcError
+from tests.emulator.test_emulator import launch, mutant
+
+Array = np.ndarray[Any, Any]
+
+MULTICAST = (
+    (Path(__file__).resolve().parents[2] / "bench" / "gpu" / "micro" / "multicast.cu")
+    .read_text()
+    .replace("micro_multicast", "k")
+)
+BYTES = 3 * 1536 + 6 * 8
+LAST = "    cluster_arrive();\n    cluster_wait();  // nobody reaches into this block's shared memory any more\n"
+
+
+def sums(source: str, *, grid: int = 4, checked: bool = True) -> tuple[Array, Array]:
+    """What the kernel, or a mutant, computes, and what it should."""
+    generator = np.random.default_rng(0)
+    w = generator.standard_normal((grid, 37, 128)).astype(np.float32)
+    x = generator.standard_normal((37, 256)).astype(np.float32)
+    y = np.full((grid, 128), np.nan, np.float32)
+    found = launch(source, w, x, y, grid=grid, n_threads=256, shared_bytes=BYTES, checked=checked)[2]
+    return found, (w * (x[:, :128] - x[:, 128:])).sum(1)
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_blocks_of_a_cluster_share_what_each_of_them_brings(checked: bool) -> None:
+    found, expected = sums(MULTICAST, checked=checked)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("if (lane_index() < kBlocks)", "if (lane_index() == cluster_rank())", "deadlock: 512 of .* mbarrier_wait"),
+        (
+            "mbarrier_arrive_in(empty + stage, lane_index())",
+            "mbarrier_arrive_in(empty + stage, cluster_rank())",
+            "race: bulk_copy_multicast writes shared memory .* this warp has not waited for",
+        ),
+        ("mbarrier_arrive_in(empty + stage, lane", "mbarrier_arrive_in(full + stage, lane", "one arrival too|deadl"),
+        ("mbarrier_wait(empty + stage, parity ^ 1);", "", "race|under way|one arrival too many"),
+        ("full + stage, 3)", "full + stage, 1)", "deadlock: 512 of .* mbarrier_wait"),
+        ("full + stage, 3)", "full + stage, 7)", "block 2 of a cluster of 2"),
+        ("kHalf + kHalf * rank, x", "kHalf + kHalf * (1 - rank), x", "differ"),
+        ("128 * rank, kHalf", "0, kHalf", "differ"),
+        ("kHalf + kHalf * rank, x", "kHalf, x", "under way"),
+        (LAST, "", "the block may end before another of its cluster has reached into its shared memory|has ended"),
+        (
+            "    cluster_arrive();\n    cluster_wait();  // the other block's barriers are ready too",
+            "    __syncthreads();",
+            "with no barrier since thread 0 initialised it",
+        ),
+        ("    cluster_wait();  // nobody", "    // nobody", "the block may end before another of its|has ended"),
+        ("    cluster_arrive();\n    cluster_wait();  // nobody", "    cluster_wait();  // nobody", "without cluster"),
+    ],
+)
+def test_faults_between_the_blocks_of_a_cluster_are_caught(old: str, new: str, says: str) -> None:
+    def add_up(source: str) -> None:
+        found, expected = sums(source)
+        assert np.allclose(found, expected, atol=1e-4), "differ"
+
+    with pytest.raises((LlmcError, AssertionError), match=says):
+        add_up(mutant(MULTICAST, old, new))
+
+
+def test_a_grid_is_made_of_whole_clusters() -> None:
+    with pytest.raises(LlmcError, match="a grid of 3 blocks; clusters have 2"):
+        sums(MULTICAST, grid=3)
+
+
+def test_threads_that_have_ended_do_not_hold_up_a_cluster() -> None:
+    source = """
+        extern "C" __global__ void __cluster_dims__(2, 1, 1) k(float *y) {
+            if (blockIdx.x == 0 && threadIdx.x == 0) y[1] = 7;
+            if (blockIdx.x == 0 && threadIdx.x >= 32) return;
+            cluster_arrive();
+            cluster_wait();
+            if (blockIdx.x == 1 && threadIdx.x == 5) y[0] = y[1] + 1;
+        }
+    """
+    assert launch(source, np.zeros(2, np.float32), grid=2)[0].tolist() == [8, 7]
+    with pytest.raises(LlmcError, match=r"race: reads operand 0 .*, which block 0, thread 0 wrote"):
+        launch(source.replace("cluster_arrive();", "").replace("cluster_wait();", ""), np.zeros(2, np.float32), grid=2)
+
+
+def test_a_shared_variable_in_a_cluster_is_refused() -> None:
+    source = """
+        extern "C" __global__ void __cluster_dims__(2, 1, 1) k(float *y) {
+            __shared__ float s[128];
+            s[threadIdx.x] = 1;
+            __syncthreads();
+            if (threadIdx.x == 0) y[blockIdx.x] = s[1];
+        }
+    """
+    with pytest.raises(LlmcError, match="a __shared__ variable in a cluster"):
+        launch(source, np.zeros(2, np.float32), grid=2)
