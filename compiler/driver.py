@@ -81,8 +81,8 @@ def compile_model(
 
     model: a folder, a hub id or a known name.  out: the artifact's path; "<name>.so" when None.
     dtype: "f32" or "bf16", the checkpoint's own when None.  batch: the batch sizes decode is planned for.
-    quant: "none", or how linear layers' weights are stored: "int8", "int4".  quant_group: weights that share a scale in
-    int4, 32 (when None) or 128.  quant_lm_head: quantise the product that makes the logits too.
+    quant: "none", or how linear layers' weights are stored: "int8", "int4", "fp8".  quant_group: weights that share a
+    scale in int4, 32 (when None) or 128.  quant_lm_head: quantise the product that makes the logits too.
     calibrate: a file of text, or of token ids (.json), whose like the quantised weights are to do best on.
     kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.
     max_sequence: the most tokens of a sequence, the model's own limit when None.  weights: "real" or "random".
@@ -123,6 +123,8 @@ def compile_model(
 def check_request(machine: Target, batch: Sequence[int], scheme: Scheme | None, calibrate: str | Path | None) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
+    if scheme and scheme.name == "fp8" and machine.kind == "cpu":
+        raise LlmcError("fp8 weights are for GPUs so far", place="--quant fp8", hint="use --quant int8")
     check_file(calibrate, scheme)
     c_compiler()
     if machine.kind == "cuda":

@@ -38,7 +38,7 @@ def fit_to_inputs(weight: Array, products: Array, scheme: Scheme, name: str = "w
     The same on every run on a machine.  Overwrites `products`.  Raises LlmcError: a weight that is not finite.
     """
     n_rows, k = weight.shape
-    codes = np.empty((n_rows, k), np.int8)
+    codes = np.empty((n_rows, k), scheme.numpy_dtype)
     scales = np.empty((n_rows, ceil(k / (scheme.group or k))), np.float16 if scheme.group else np.float32)
     feedback, importance = triangle(products)
     for first in range(0, n_rows, ROWS):
@@ -90,14 +90,14 @@ def mirror(matrix: Array) -> None:
 
 
 def fit_columns(columns: Array, feedback: Array, importance: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Codes int8 [K, rows] and scales float32 [groups, rows] of a weight that is turned, [K, rows].
+    """Codes [K, rows] and scales float32 [groups, rows] of a weight that is turned, [K, rows].
 
     feedback: u, importance: d², see `triangle`.
     """
     k, n_rows = columns.shape
     errors = np.empty_like(columns)
-    codes = np.empty((k, n_rows), np.int8)
-    scales = [] if scheme.group else [best_scales(columns, 0, scheme.bits, importance)]
+    codes = np.empty((k, n_rows), scheme.numpy_dtype)
+    scales = [] if scheme.group else [best_scales(columns, 0, scheme, importance)]
     for start in range(0, k, BLOCK):
         stop = min(start + BLOCK, k)
         targets = columns[start:stop] + feedback[:start, start:stop].T @ errors[:start]
@@ -105,8 +105,8 @@ def fit_columns(columns: Array, feedback: Array, importance: Array, scheme: Sche
             if scheme.group and column % scheme.group == 0:
                 group = slice(column, min(column + scheme.group, k))
                 wanted = targets[column - start : group.stop - start]
-                scales.append(half_scales(best_scales(wanted, 0, scheme.bits, importance[group])))
-            codes[column] = round_to_codes(targets[column - start], scales[-1], scheme.bits)
-            errors[column] = columns[column] - codes[column] * scales[-1]
+                scales.append(half_scales(best_scales(wanted, 0, scheme, importance[group])))
+            codes[column] = round_to_codes(targets[column - start], scales[-1], scheme)
+            errors[column] = columns[column] - codes[column].astype(np.float32) * scales[-1]
             targets[column - start + 1 :] += feedback[column, column + 1 : stop, None] * errors[column]
     return codes, np.stack(scales)

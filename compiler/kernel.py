@@ -19,8 +19,19 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "i4", "bool"]
-DTYPE_BYTES: Mapping[str, int] = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "i64": 8, "i8": 1, "u8": 1, "bool": 1}
+DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "i4", "f8", "bool"]
+"""f8 is e4m3fn."""
+DTYPE_BYTES: Mapping[str, int] = {
+    "f32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "i32": 4,
+    "i64": 8,
+    "i8": 1,
+    "u8": 1,
+    "f8": 1,
+    "bool": 1,
+}
 
 PAGE_TOKENS = 64
 """Tokens in one page of the KV cache."""
@@ -35,7 +46,7 @@ so that one plain copy brings a tile.  Rows past M hold anything, columns past K
 class TensorType:
     """Shape, element type, and whether the value is known at compile time (a weight or a table).
 
-    group: of a quantised weight ("i8", "i4"), how many elements of a row share a scale; 0 is all of them.
+    group: of a quantised weight ("i8", "i4", "f8"), how many elements of a row share a scale; 0 is all of them.
     tiled: a matrix [M, K] on a GPU that lies in the order of shared memory's tiles, see TILE.
     """
 
@@ -173,11 +184,11 @@ class RowMajor:
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype of an element type; bf16 is ml_dtypes.bfloat16."""
-    if dtype == "bf16":
+    """The NumPy dtype of an element type; bf16 is ml_dtypes.bfloat16, f8 ml_dtypes.float8_e4m3fn."""
+    if dtype in ("bf16", "f8"):
         import ml_dtypes
 
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
+        own: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if dtype == "bf16" else ml_dtypes.float8_e4m3fn)
+        return own
     names = {"f32": "float32", "f16": "float16", "i32": "int32", "i64": "int64", "i8": "int8", "u8": "uint8"}
     return np.dtype(names.get(dtype, dtype))

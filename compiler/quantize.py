@@ -1,12 +1,14 @@
-"""Weights in 8 or 4 bits: integer codes, and scales that make the squared error small.
+"""Weights in 8 or 4 bits: codes, and scales that make the squared error small.
 
     w[n, k]  ~  code[n, k] * scale[n, k // group]
 
 int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k.
+fp8: codes are floats of 8 bits, e4m3fn (4 bits of exponent, 3 of mantissa, up to 448, no infinity), scales as in int8.
 Scales are searched, not read off the largest weight.  For a given rounding w ~ code * s, the best s is
 <w, code> / <code, code>, and it leaves <w, w> - <w, code>² / <code, code>; so several roundings are tried, each with
 the group's extreme weight at another code, and the one with the largest <w, code>² / <code, code> is kept.  In int4 a
-scale has the sign that puts the extreme on the side of -8, which reaches further than 7.
+scale has the sign that puts the extreme on the side of -8, which reaches further than 7.  In fp8 the candidates are the
+codes of one octave: what differs is where in it the large weights lie, which have the largest errors.
 
 A `QuantizedWeight` stands in the graph for the values it stores: everything that reads it as an array, ONNX Runtime
 too, sees codes times scales, in float32.  Reading works through a weight some rows at a time.
@@ -14,14 +16,15 @@ too, sees codes times scales, in float32.  Reading works through a weight some r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import ceil
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.weights import Array, Weight
 from llmc.runtime.errors import LlmcError
 
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     from llmc.compiler.calibrate import Calibration
 
 Bits = Literal[4, 8]
+Number = Literal["int", "fp"]
+CodeDType = Literal["i8", "i4", "f8"]
+SCHEMES = ("int8", "int4", "fp8")
 GROUPS = (32, 128)
 """Weights that may share a scale in int4."""
 
@@ -36,16 +42,24 @@ _WORKERS = 2
 _BLOCK_BYTES = 512 << 10
 """float32 values that are searched at a time: they and two arrays of results stay in a core's caches."""
 
-LEVELS = {8: (-127, 127), 4: (-8, 7)}
-EXTREMES = {8: (127.0, 131.0, 136.0), 4: (8.0, 6.25, 7.0, 7.5, 8.5, 9.0, 9.75)}
+LEVELS: Mapping[CodeDType, tuple[int, int]] = {"i8": (-127, 127), "i4": (-8, 7), "f8": (-448, 448)}
+EXTREMES: Mapping[CodeDType, tuple[float, ...]] = {
+    "i8": (127.0, 131.0, 136.0),
+    "i4": (8.0, 6.25, 7.0, 7.5, 8.5, 9.0, 9.75),
+    "f8": (448.0, 416.0, 384.0, 352.0, 320.0, 288.0, 256.0),
+}
 """Where the group's extreme weight may lie, in codes, before rounding and clipping."""
+
+LEAST_NORMAL = 2.0**-6
+"""Of e4m3; below it codes are multiples of 2**-9."""
 
 
 @dataclass(frozen=True)
 class Scheme:
     """How a model's weights are quantised.
 
-    bits: 8 or 4.  group: weights of a row that share a scale; 0 is the whole row.
+    bits: 8 or 4.  number: codes are integers, or floats of 8 bits.
+    group: weights of a row that share a scale; 0 is the whole row.
     lm_head: whether the product that makes the logits is quantised too.
     calibration: what weights are fitted to; None: to nothing but themselves.
     """
@@ -53,6 +67,7 @@ class Scheme:
     bits: Bits
     group: int = 0
     lm_head: bool = False
+    number: Number = "int"
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -63,20 +78,31 @@ class Scheme:
                 fact = f"{'--quant-group' if group else '--quant-lm-head'} says how to quantise, but nothing is"
                 raise LlmcError(fact, place="--quant none", hint="use --quant int4")
             return None
-        if name not in ("int8", "int4"):
-            raise LlmcError(
-                f"quantization to {name} is not built yet", place=f"--quant {name}", hint="use --quant int8"
-            )
-        if name == "int8" and group:
-            fact = "int8 weights have one scale a row"
+        if name not in SCHEMES:
+            fact = f"llmc quantises to {', '.join(SCHEMES)}"
+            raise LlmcError(fact, place=f"--quant {name}", hint="use --quant int8")
+        if name != "int4" and group:
+            fact = f"{name} weights have one scale a row"
             raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
         if group not in (None, *GROUPS):
             raise LlmcError(f"groups are of {GROUPS[0]} or {GROUPS[1]} weights", place=f"--quant-group {group}")
-        return cls(8, 0, lm_head) if name == "int8" else cls(4, group or GROUPS[0], lm_head)
+        if name == "int4":
+            return cls(4, group or GROUPS[0], lm_head)
+        return cls(8, 0, lm_head, "fp" if name == "fp8" else "int")
 
     @property
     def name(self) -> str:
-        return f"int{self.bits}"
+        return f"{self.number}{self.bits}"
+
+    @property
+    def dtype(self) -> CodeDType:
+        """How codes are stored."""
+        return "f8" if self.number == "fp" else "i8" if self.bits == 8 else "i4"
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """How NumPy holds codes: ml_dtypes.float8_e4m3fn, or int8."""
+        return numpy_dtype("f8" if self.number == "fp" else "i8")
 
     def __str__(self) -> str:
         said = (
@@ -91,7 +117,8 @@ class Scheme:
 class Quantized:
     """A weight [rows, K] as it is stored.
 
-    codes: int8 [rows, K].  scales: [rows, ceil(K / group)], float32 in int8 and float16 in int4.
+    codes: int8 [rows, K], in fp8 ml_dtypes.float8_e4m3fn.
+    scales: [rows, ceil(K / group)], float16 in int4, else float32.
     """
 
     codes: Array
@@ -108,7 +135,8 @@ class Quantized:
         scales = self.scales.astype(np.float32)
         if self.scheme.group:
             scales = np.repeat(scales, self.scheme.group, axis=1)[:, : self.shape[1]]
-        values: Array = self.codes * scales
+        values: Array = self.codes.astype(np.float32)
+        values *= scales
         return values
 
 
@@ -124,7 +152,7 @@ class QuantizedWeight(Weight):
     def __init__(self, source: Weight, scheme: Scheme) -> None:
         super().__init__(f"{source.name}.{scheme.name}", source.dims, source.numpy)
         self.source, self.scheme, self.group = source, scheme, scheme.group
-        self.stored_dtype = "i8" if scheme.bits == 8 else "i4"
+        self.stored_dtype = scheme.dtype
 
     def quantized(self) -> Quantized:
         """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""
@@ -147,7 +175,7 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     """The codes and scales of an array [rows, K] (float32, float16 or bfloat16).  Raises LlmcError: not finite."""
     rows, k = array.shape
     groups = ceil(k / scheme.group) if scheme.group else 1
-    codes = np.empty((rows, k), np.int8)
+    codes = np.empty((rows, k), scheme.numpy_dtype)
     scales = np.empty((rows, groups), np.float16 if scheme.group else np.float32)
     step = max(1, _BLOCK_BYTES // (4 * k))
 
@@ -169,13 +197,13 @@ def finite(block: Array, name: str) -> Array:
 
 
 def fit_rows(block: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Codes int8 and scales float32 [rows, 1] of rows [rows, K], a scale for each row."""
-    scales = best_scales(block, 1, scheme.bits)[:, None]
-    return round_to_codes(block, scales, scheme.bits), scales
+    """Codes and scales float32 [rows, 1] of rows [rows, K], a scale for each row."""
+    scales = best_scales(block, 1, scheme)[:, None]
+    return round_to_codes(block, scales, scheme), scales
 
 
 def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Codes int8 and scales float16 [rows, groups] of rows [rows, K], a scale for each group.
+    """Codes and scales float16 [rows, groups] of rows [rows, K], a scale for each group.
 
     Groups lie side by side while they are searched: [group, rows * groups] runs through whole vectors.
     """
@@ -184,8 +212,8 @@ def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
     if k % scheme.group:
         block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
     columns = np.ascontiguousarray(block.reshape(-1, scheme.group).T)
-    scales = half_scales(best_scales(columns, 0, scheme.bits))
-    codes = round_to_codes(columns, scales, scheme.bits)
+    scales = half_scales(best_scales(columns, 0, scheme))
+    codes = round_to_codes(columns, scales, scheme)
     return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.astype(np.float16).reshape(rows, groups)
 
 
@@ -196,23 +224,21 @@ def half_scales(scales: Array) -> Array:
     return nearest
 
 
-def best_scales(values: Array, axis: int, bits: Bits, importance: Array | None = None) -> Array:
+def best_scales(values: Array, axis: int, scheme: Scheme, importance: Array | None = None) -> Array:
     """For the values along `axis`, the scale among the candidates' that leaves the least squared error.
 
     importance: what the square of each value's error weighs, as many as values or broadcast to them; all the same when
     None.
     """
-    low, high = LEVELS[bits]
     unit = np.float32(2.0 ** np.floor(np.log2(max(float(np.abs(values).max()), 2.0**-126))))
     values = values / unit  # exact, and no square of it overflows
     largest, smallest = values.max(axis), values.min(axis)
     extreme = np.where(largest > -smallest, largest, smallest)
     kept, scales = np.zeros_like(extreme), np.zeros_like(extreme)
     codes, products, weighing = np.empty_like(values), np.empty_like(values), np.empty_like(values)
-    for position in EXTREMES[bits]:
+    for position in EXTREMES[scheme.dtype]:
         np.multiply(values, np.expand_dims(_inverse(extreme / -position), axis), out=codes)
-        np.rint(codes, out=codes)
-        np.clip(codes, low, high, out=codes)
+        to_levels(codes, scheme)
         weighed = codes if importance is None else np.multiply(codes, importance, out=weighing)
         along = np.multiply(values, weighed, out=products).sum(axis)
         square = np.multiply(codes, weighed, out=products).sum(axis)
@@ -224,10 +250,25 @@ def best_scales(values: Array, axis: int, bits: Bits, importance: Array | None =
     return result
 
 
-def round_to_codes(values: Array, scales: Array, bits: Bits) -> Array:
-    """The nearest code of each value, int8; 0 where the scale is."""
+def round_to_codes(values: Array, scales: Array, scheme: Scheme) -> Array:
+    """The nearest code of each value, in the codes' dtype; 0 where the scale is."""
     codes = values * _inverse(scales)
-    return np.clip(np.rint(codes, out=codes), *LEVELS[bits], out=codes).astype(np.int8)
+    to_levels(codes, scheme)
+    return codes.astype(scheme.numpy_dtype)
+
+
+def to_levels(codes: Array, scheme: Scheme) -> None:
+    """Round each float32, in place, to the nearest code there is, ties to even; what is beyond the last is the last."""
+    np.clip(codes, *LEVELS[scheme.dtype], out=codes)
+    if scheme.number == "int":
+        np.rint(codes, out=codes)
+        return
+    # Beside a number 2**20 times its power of two, float32 has room for three more bits: those of e4m3's mantissa.
+    beside = (codes.view(np.int32) & np.int32(0x7F800000)).view(np.float32)
+    np.maximum(beside, np.float32(LEAST_NORMAL), out=beside)
+    beside *= np.float32(1.5 * 2**20)
+    codes += beside
+    codes -= beside
 
 
 def _inverse(values: Array) -> Array:

@@ -17,8 +17,8 @@ import onnx_ir as ir
 from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
 from llmc.runtime.errors import LlmcError
 
-StoredDType: TypeAlias = Literal["f32", "f16", "bf16", "i8", "i4"]
-"""i8 and i4: codes with scales, see quantize.py."""
+StoredDType: TypeAlias = Literal["f32", "f16", "bf16", "i8", "i4", "f8"]
+"""i8, i4 and f8: codes with scales, see quantize.py."""
 STORED_DTYPES: tuple[StoredDType, ...] = ("f32", "f16", "bf16")
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -7,7 +7,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Layout
 from llmc.schedules.cuda.linear_op import LinearOp
-from llmc.schedules.cuda.quant_strips import Int4Strips, Int8Strips
+from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
@@ -32,6 +32,9 @@ def weight_format(op: LinearOp) -> WeightFormat:
     element, size = C_TYPES[op.element], op.rows * op.k
     if op.weight == "i8":
         return WeightFormat(Int8Strips(op.gated), f"Int8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, (1, 2, 4))
+    if op.weight == "f8":
+        strips = Fp8Strips(op.gated, op.element)
+        return WeightFormat(strips, f"Fp8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, (1, 2, 4))
     if op.weight == "i4":
         layout = Int4Strips(op.group, op.gated)
         n_bytes = size // 2 + 2 * op.rows * ceil(op.k / op.group)

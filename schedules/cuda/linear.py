@@ -29,7 +29,7 @@ from llmc.schedules.cuda.linear_op import LinearOp, parse
 from llmc.schedules.rule import Rule
 
 Params = Gemv | Tiling
-QUANTISED = ("i8", "i4")
+QUANTISED = ("i8", "i4", "f8")
 
 
 def match(call: Call, target: Target) -> Params | None:

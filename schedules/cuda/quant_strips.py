@@ -1,13 +1,14 @@
 """How quantised weights lie in a GPU's memory: piece by piece as a warp's lanes read them (include/gemv_quant.cuh).
 
     piece       16 stored rows (a strip) by 64 of K (a column); a weight is [row tiles of 64][columns][4 strips] pieces
-    int8        { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, and behind all pieces f32 scales [strips][16]
+    int8, fp8   { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, and behind all pieces f32 scales [strips][16]
     int4        { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
 
 Lane 4 g + t and half h stand for rows g and g + 8 and, of 32 elements along K, for the eight that mma.m16n8k16 wants in
-this lane: 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t, 16 + 2 t, … (fragment_order).  Bytes of a word: elements 0, 2, 1, 3 of four;
-nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of an int4 piece: groups of 32 [g][half][2], of 128
-[g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what is padding is zero.
+this lane: 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t, 16 + 2 t, … (fragment_order).  Bytes of a word: elements 0, 2, 1, 3 of four
+(fp8: with their bits as `fp8_words` puts them); nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of
+an int4 piece: groups of 32 [g][half][2], of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what
+is padding is zero.
 
 The four strips of a column lie together, so that one copy brings what a warpgroup multiplies in a step of a GEMM.
 """
@@ -42,10 +43,14 @@ def stored_rows(array: Array, first: int, gated: bool) -> Array:
 
 
 @dataclass(frozen=True)
-class Int8Strips:
-    """A weight [N, K], or [2N, K] when gated, in int8."""
+class ByteStrips:
+    """A weight [N, K], or [2N, K] when gated, in codes of 8 bits, with a scale for each row."""
 
     gated: bool = False
+
+    def words(self, codes: Array) -> Array:
+        """uint32 words as the kernel takes them apart, of words of four codes in order."""
+        raise NotImplementedError
 
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         return self._tile_rows(shape) * TILE * (ceil(shape[1] / TILE) * TILE + 4)
@@ -59,11 +64,10 @@ class Int8Strips:
         def fill(tile_row: int) -> None:
             first = tile_row * TILE
             scales[tile_row] = stored_rows(array.scales[:, 0], first, self.gated)
-            rows = fragment_order(stored_rows(array.codes, first, self.gated)).view(np.uint32)
-            outer = rows & np.uint32(0xFF0000FF)
-            words = outer | (rows & np.uint32(0xFF00)) << np.uint32(8) | (rows & np.uint32(0xFF0000)) >> np.uint32(8)
-            chunks = words.view(np.uint64).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
-            pieces[tile_row] = chunks.transpose(3, 0, 4, 2, 5, 1)
+            rows = fragment_order(stored_rows(array.codes.view(np.uint8), first, self.gated))
+            chunks = self.words(rows.view(np.uint32)).view(np.uint64)
+            parts = chunks.reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
+            pieces[tile_row] = parts.transpose(3, 0, 4, 2, 5, 1)
 
         in_threads(fill, n_tile_rows)
         return np.concatenate([pieces.reshape(-1).view(np.uint8), scales.reshape(-1).view(np.uint8)])
@@ -71,8 +75,33 @@ class Int8Strips:
     def _tile_rows(self, shape: tuple[int, ...]) -> int:
         return tile_rows(shape[0] // (2 if self.gated else 1), gated=self.gated)
 
+
+@dataclass(frozen=True)
+class Int8Strips(ByteStrips):
+    """A weight in int8."""
+
+    def words(self, codes: Array) -> Array:
+        outer = codes & np.uint32(0xFF0000FF)
+        low, high = (codes & np.uint32(0xFF00)) << np.uint32(8), (codes & np.uint32(0xFF0000)) >> np.uint32(8)
+        words: Array = outer | low | high
+        return words
+
     def __str__(self) -> str:
         return f"i8 pieces 16x64, f32 scales{', gate and up alternating by 8 rows' if self.gated else ''}"
+
+
+@dataclass(frozen=True)
+class Fp8Strips(ByteStrips):
+    """A weight in fp8 that is multiplied in `element`, whose bits say where a code's go."""
+
+    element: Literal["bf16", "f16"] = "bf16"
+
+    def words(self, codes: Array) -> Array:
+        return fp8_words(codes, self.element)
+
+    def __str__(self) -> str:
+        gated = ", gate and up alternating by 8 rows" if self.gated else ""
+        return f"f8 pieces 16x64, bits as in {self.element}, f32 scales{gated}"
 
 
 @dataclass(frozen=True)
@@ -134,6 +163,24 @@ def fragment_order(codes: Array) -> Array:
     whole = np.pad(codes, ((0, 0), (0, -codes.shape[1] % TILE)))
     pairs = whole.view(np.uint16).reshape(len(whole), -1, 4, 4)
     return np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(len(whole), -1).view(whole.dtype)
+
+
+def fp8_words(codes: Array, element: Literal["bf16", "f16"]) -> Array:
+    """uint32 with the bits of e4m3 codes 0 and 1 where the two halves have those of `element`, and of codes 2 and 3
+    around them (`Fp8Codes` of include/codes.cuh), of uint32 whose bytes are the codes."""
+
+    def bits(pair: Array, mask: int, shift: int) -> Array:
+        moved: Array = (pair & np.uint32(mask * 0x10001)) << np.uint32(shift)
+        return moved
+
+    first = codes & np.uint32(0xFF) | (codes & np.uint32(0xFF00)) << np.uint32(8)
+    second = codes >> np.uint32(16) & np.uint32(0xFF) | (codes & np.uint32(0xFF000000)) >> np.uint32(8)
+    if element == "f16":
+        words = bits(first, 0x80, 8) | bits(first, 0x7F, 7) | bits(second, 0x80, 7) | bits(second, 0x7F, 0)
+    else:
+        words = bits(first, 0x80, 8) | bits(first, 0x7F, 4)
+        words |= bits(second, 0x80, 4) | bits(second, 0x70, 8) | bits(second, 0x0F, 0)
+    return words
 
 
 def nibble_words(chunks: Array) -> Array:

@@ -12,7 +12,8 @@ from llmc.compiler.quantize import Quantized, Scheme
 from llmc.runtime.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
-SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128)]
+FP8 = Scheme(8, number="fp")
+SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128), FP8]
 
 
 def weight(rows: int, k: int) -> Array:
@@ -32,7 +33,9 @@ def loss(array: Array, found: Quantized, x: Array) -> float:
     return float(((wide @ (array - found.values()).T) ** 2).sum() / ((wide @ array.T) ** 2).sum())
 
 
-@pytest.mark.parametrize(("scheme", "bar"), [(Scheme(8), 0.5), (Scheme(4, 32), 0.6), (Scheme(4, 128), 0.55)], ids=str)
+@pytest.mark.parametrize(
+    ("scheme", "bar"), [(Scheme(8), 0.5), (Scheme(4, 32), 0.6), (Scheme(4, 128), 0.55), (FP8, 0.55)], ids=str
+)
 @pytest.mark.parametrize("shape", [(24, 256), (40, 416)], ids=str)
 def test_fitted_codes_lose_less_of_the_output_than_rounded_ones(
     scheme: Scheme, bar: float, shape: tuple[int, int]
@@ -59,7 +62,7 @@ def test_codes_and_scales_are_as_without_inputs(scheme: Scheme, shape: tuple[int
     x = inputs(50, shape[1]) if shape[1] > 8 else np.ones((50, 1), np.float32)
     fitted = feedback.fit_to_inputs(weight(*shape), x.T @ x, scheme)
     rounded = quantize.quantize(weight(*shape), scheme)
-    low, high = quantize.LEVELS[scheme.bits]
+    low, high = quantize.LEVELS[scheme.dtype]
     assert low <= fitted.codes.min() <= fitted.codes.max() <= high
     for one, other in ((fitted.codes, rounded.codes), (fitted.scales, rounded.scales)):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)

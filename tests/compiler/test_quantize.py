@@ -14,7 +14,9 @@ from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
-SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128)]
+FP8 = Scheme(8, number="fp")
+SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128), FP8]
+E4M3 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
 
 
 def normal(rows: int, k: int, seed: int = 0) -> Array:
@@ -30,8 +32,9 @@ def error(array: Array, quantized: Quantized) -> float:
 def rounded(array: Array, scheme: Scheme) -> float:
     """The error of plain rounding, where the largest weight of a group decides the scale."""
     groups = array.reshape(-1, scheme.group or array.shape[1]).astype(np.float64)
-    scale = np.abs(groups).max(1, keepdims=True) / quantize.LEVELS[scheme.bits][1]
-    return float(((np.rint(groups / scale) * scale - groups) ** 2).sum() / (groups**2).sum())
+    scale = np.abs(groups).max(1, keepdims=True) / quantize.LEVELS[scheme.dtype][1]
+    codes = (groups / scale).astype(ml_dtypes.float8_e4m3fn).astype(float) if scheme is FP8 else np.rint(groups / scale)
+    return float(((codes * scale - groups) ** 2).sum() / (groups**2).sum())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -39,9 +42,9 @@ def rounded(array: Array, scheme: Scheme) -> float:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_codes_and_scales_have_their_ranges_and_dtypes(scheme: Scheme, shape: tuple[int, int], dtype: Any) -> None:
     quantized = quantize.quantize(normal(*shape).astype(dtype), scheme)
-    low, high = quantize.LEVELS[scheme.bits]
+    low, high = quantize.LEVELS[scheme.dtype]
     groups = -(-shape[1] // scheme.group) if scheme.group else 1
-    assert (quantized.codes.dtype, quantized.codes.shape, quantized.shape) == (np.int8, shape, shape)
+    assert (quantized.codes.dtype, quantized.codes.shape, quantized.shape) == (scheme.numpy_dtype, shape, shape)
     assert low <= quantized.codes.min() <= quantized.codes.max() <= high
     assert quantized.scales.shape == (shape[0], groups)
     assert quantized.scales.dtype == (np.float32 if scheme.bits == 8 else np.float16)
@@ -49,7 +52,7 @@ def test_codes_and_scales_have_their_ranges_and_dtypes(scheme: Scheme, shape: tu
 
 
 @pytest.mark.parametrize(
-    ("scheme", "bar"), [(Scheme(8), 0.999), (Scheme(4, 32), 0.72), (Scheme(4, 128), 0.71)], ids=str
+    ("scheme", "bar"), [(Scheme(8), 0.999), (Scheme(4, 32), 0.72), (Scheme(4, 128), 0.71), (FP8, 0.95)], ids=str
 )
 def test_the_search_beats_rounding_by_the_largest_weight(scheme: Scheme, bar: float) -> None:
     array = normal(64, 1024)
@@ -58,12 +61,40 @@ def test_the_search_beats_rounding_by_the_largest_weight(scheme: Scheme, bar: fl
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_what_codes_can_say_comes_back_exactly(scheme: Scheme) -> None:
-    low, high = quantize.LEVELS[scheme.bits]
-    codes = np.random.default_rng(0).integers(low, high + 1, (16, 256))
+    low, high = quantize.LEVELS[scheme.dtype]
+    levels = E4M3[np.isfinite(E4M3)].astype(np.float32) if scheme is FP8 else np.arange(low, high + 1)
+    codes = np.random.default_rng(0).choice(levels, (16, 256))
     codes[:, ::32] = low
     array = (codes * 2.0**-9).astype(np.float32)
     array[1::2] *= -1  # in int4, where the extreme is positive, its scale is negative
-    np.testing.assert_array_equal(quantize.quantize(array, scheme).values(), array)
+    values = quantize.quantize(array, scheme).values()
+    np.testing.assert_allclose(
+        values, array, rtol=2e-7 if scheme is FP8 else 0
+    )  # sums of squares of floats are rounded
+
+
+def test_floats_of_8_bits_are_rounded_to_the_nearest_ties_to_even_and_end_at_448() -> None:
+    levels = np.unique(E4M3[np.isfinite(E4M3)].astype(np.float32))
+    between = (levels[1:] + levels[:-1]) / 2
+    around = [np.nextafter(between, np.float32(side)) for side in (-np.inf, np.inf)]
+    values = np.concatenate([levels, between, *around, normal(1, 5000)[0], [0.0, 449, 464, 465, 1e30, -1e30]])
+    found = values.astype(np.float32)
+    quantize.to_levels(found, FP8)
+    expected = np.clip(values, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+def test_floats_of_8_bits_lose_more_than_integers_of_normal_weights_and_less_beside_outliers() -> None:
+    array = normal(64, 1024)
+    lost = [error(array, quantize.quantize(array, scheme)) for scheme in (Scheme(8), FP8)]
+    assert 5 * lost[0] < lost[1] < 1e-3
+    array[:, 7] *= 100
+    lost = [
+        error(array[:, :7], Quantized(found.codes[:, :7], found.scales, scheme))
+        for scheme in (Scheme(8), FP8)
+        for found in [quantize.quantize(array, scheme)]
+    ]
+    assert 5 * lost[1] < lost[0]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -124,6 +155,7 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
     assert Scheme.parse("none") is None
     assert Scheme.parse("int8") == Scheme(8)
     assert Scheme.parse("int4") == Scheme(4, 32)
+    assert Scheme.parse("fp8", lm_head=True) == Scheme(8, 0, True, "fp")
     assert Scheme.parse("int4", 128, lm_head=True) == Scheme(4, 128, lm_head=True)
     assert str(Scheme(4, 128, lm_head=True)) == "int4, groups of 128, lm_head"
 
@@ -131,7 +163,8 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("name", "group", "lm_head", "fact"),
     [
-        ("fp8", None, False, "quantization to fp8 is not built yet"),
+        ("fp4", None, False, "llmc quantises to int8, int4, fp8"),
+        ("fp8", 32, False, "fp8 weights have one scale a row"),
         ("int8", 32, False, "int8 weights have one scale a row"),
         ("int4", 64, False, "groups are of 32 or 128 weights"),
         ("none", 32, False, "--quant-group says how to quantise, but nothing is"),

@@ -11,7 +11,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules import records
 from llmc.schedules.cuda import gemv, linear
@@ -200,10 +200,20 @@ def test_where_one_family_alone_is_worth_measuring_only_that_is_offered(m: int, 
     assert len({type(params) for params in space}) <= 1
 
 
+SCHEMES: dict[str, Callable[[int], Scheme]] = {
+    "i8": lambda group: Scheme(8),
+    "f8": lambda group: Scheme(8, number="fp"),
+    "i4": lambda group: Scheme(4, group),
+}
 QUANTISED = [
     ("LinearBiasResidual", (3, 101, 200), "i8", 0, "bf16"),
     ("RMSNormGatedLinearSilu", (1, 72, 320), "i8", 0, "f16"),
     ("RMSNormGatedLinearSilu", (19, 40, 200), "i8", 0, "bf16"),
+    ("LinearBiasResidual", (3, 101, 200), "f8", 0, "bf16"),
+    ("RMSNormGatedLinearSilu", (1, 72, 320), "f8", 0, "f16"),
+    ("LinearBiasResidual", (8, 40, 11008), "f8", 0, "bf16"),
+    ("RMSNormGatedLinearSilu", (19, 40, 200), "f8", 0, "bf16"),
+    ("LinearBiasResidual", (17, 101, 70), "f8", 0, "f16"),
     ("LinearBiasResidual", (3, 101, 200), "i4", 128, "bf16"),
     ("Linear", (16, 64, 704), "i4", 32, "bf16"),
     ("RMSNormGatedLinearSilu", (1, 72, 320), "i4", 32, "f16"),
@@ -221,11 +231,19 @@ def test_quantised_weights_are_multiplied_as_what_they_stand_for(
 def quantised(call: Call, weight: DType, group: int) -> tuple[Call, list[Any]]:
     """The call with its weight quantised, and inputs for it."""
     inputs: list[Any] = random_inputs(call)
-    at = next(i for i, kind in enumerate(call.inputs) if kind and kind.constant and len(kind.shape) == 2)
-    inputs[at] = quantize(inputs[at].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
+    op = parse(call)
+    assert op is not None
+    inputs[op.weight_input] = quantize(inputs[op.weight_input].astype(np.float32), SCHEMES[weight](group))
+    return quantised_call(call, weight, group), inputs
+
+
+def quantised_call(call: Call, weight: DType, group: int = 0) -> Call:
+    """The call with its weight stored in `weight`."""
+    op = parse(call)
+    assert op is not None
     kinds = list(call.inputs)
-    kinds[at] = TensorType(inputs[at].shape, weight, constant=True, group=group)
-    return replace(call, inputs=tuple(kinds)), inputs
+    kinds[op.weight_input] = TensorType((op.rows, op.k), weight, constant=True, group=group)
+    return replace(call, inputs=tuple(kinds))
 
 
 def check_quantised(
@@ -240,6 +258,22 @@ def check_quantised(
     plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
     (expected,) = define(plain, *inputs)
     np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[op.element] * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("element", ["bf16", "f16"])
+@pytest.mark.parametrize("m", [16, 64])
+def test_every_code_of_fp8_is_multiplied_as_what_it_is(m: int, element: DType) -> None:
+    """Rows of x that are one at one k each pick codes out of the weight; sums of one product are exact."""
+    codes = np.arange(256, dtype=np.uint8).view(numpy_dtype("f8"))
+    codes = codes[np.isfinite(codes)]
+    places = np.arange(256)[:, None] + 3 * np.arange(64)
+    weight = Quantized(codes[places % len(codes)], np.ones((256, 1), np.float32), SCHEMES["f8"](0))
+    tiled = TensorType((m, 64), element, tiled=True)
+    call = Call("llmc.Linear", (tiled, TensorType((256, 64), "f8", True)), (TensorType((m, 256), "f32"),))
+    picked = np.arange(m) * 64 // m
+    inputs: list[Any] = [np.eye(64, dtype=np.float32)[picked], weight]
+    (y,) = EmulatedExecutable(call, linear.implement(call, found(call), TARGET), TARGET).run(*inputs)
+    np.testing.assert_array_equal(y, weight.values().T[picked])
 
 
 @pytest.mark.parametrize("layout", [Tiles("bf16"), GatedTiles("bf16"), Tiles("f16"), GatedTiles("f16")], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,24 @@ OFFSETS = [
 ]
 
 
+FP8 = {
+    f"fp8 in {element}": partial(linear_case, "LinearBias", (3, 72, 200), (), weight=("f8", 0), dtype=element)
+    for element in ("bf16", "f16")
+}
+"""Cases without a wait of their own."""
+
+OFFSETS += [
+    ("fp8 in bf16", "codes.cuh", "word & 0x87f087f0", "word & 0x87e087e0"),
+    ("fp8 in bf16", "codes.cuh", "word >> 4 & 0x07000700", "word >> 4 & 0x03000300"),
+    ("fp8 in bf16", "codes.cuh", "word << 4 & 0x80f080f0", "word << 4 & 0x80f000f0"),
+    ("fp8 in f16", "codes.cuh", "word << 1 & 0x80008000", "word << 2 & 0x80008000"),
+    ("fp8 in f16", "codes.cuh", "word & 0xbf80bf80, 0x5c005c00", "word & 0xbf80bf80, 0x58005c00"),
+]
+
+
 @pytest.mark.parametrize(("name", "header", "old", "new"), OFFSETS)
 def test_no_offset_can_be_another(name: str, header: str, old: str, new: str) -> None:
-    case = CASES[name]()
+    case = (CASES | FP8)[name]()
     lines = (INCLUDE / header).read_text().split("\n")
     (line,) = [number for number, text in enumerate(lines, 1) if old in text]
     assert not survives(case, Mutant(header, line, old, new), case.run(case.implementation))

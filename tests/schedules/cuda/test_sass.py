@@ -16,7 +16,7 @@ from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
 from tests.schedules.cuda.test_attention import Model
-from tests.schedules.cuda.test_linear import linear_call
+from tests.schedules.cuda.test_linear import linear_call, quantised_call
 
 REGISTERS = 65536
 """Of a multiprocessor."""
@@ -50,6 +50,8 @@ def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool
     return Case(level, linear_call(name, m, n, k, **options), wants, wide)
 
 
+FP8 = quantised_call(linear_call("RMSNormGatedLinearSilu", 1, 11008, 4096, tiled_y=True), "f8")
+
 CASES = {
     "qkv of one token": layer("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
     "gate and up of 8 tokens": layer(
@@ -61,6 +63,13 @@ CASES = {
     "gate and up of 512 tokens": layer(
         "sm_90a", "GatedLinearSilu", 512, 11008, 4096, "HGMMA.64x256x16.F32.BF16", "UBLKCP", tiled_x=True, tiled_y=True
     ),
+    "fp8 gate and up of one token": Case(
+        "sm_90a",
+        FP8,
+        ("HMMA.16816.F32.BF16", "HMUL2.BF16_V2"),
+        wide=False,  # x goes to shared memory, weights by copies
+    ),
+    "fp8 on Ampere": Case("sm_80", FP8, ("HMMA.16816.F32.BF16", "HFMA2.BF16_V2"), wide=False),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
     "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
@@ -100,6 +109,16 @@ def test_weights_are_asked_for_before_the_wait_and_the_next_kernel_let_in_at_the
     wait, last_ask = sass.first("ACQBULK"), len(sass.listed) - sass.listed[::-1].index("LDGSTS.E.BYPASS.LTC128B.128")
     assert sass.first("LDGSTS") < sass.first("UBLKPF") < wait < last_ask
     assert sass.first("PREEXIT") < sass.first("LDGSTS") if early else wait < sass.first("PREEXIT") < last_ask
+
+
+def test_two_weights_in_fp8_take_the_operations_that_memory_leaves_time_for() -> None:
+    """3.5, as include/gemv_quant.cuh counts them; all else that the kernel shifts and masks is counted with them."""
+    call = quantised_call(linear_call("Linear", 1, 12288, 4096, tiled_x=True), "f8")
+    (launch,) = schedules.implement(call, Target("cuda", "sm_90a")).launches
+    sass, _ = compiled(launch, "sm_90a")
+    pairs = sass.count("HMUL2.BF16_V2")
+    assert pairs >= 64
+    assert sass.count("LOP3") + sass.count("SHF") + sass.count("IMAD.SHL") < 4 * pairs
 
 
 def test_a_spill_is_seen() -> None:
