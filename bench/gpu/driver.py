@@ -67,9 +67,9 @@ FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
 }
 """Version and parameters of each; where a handle is given back, a pointer to it."""
 
-NON_BLOCKING, THREAD_LOCAL, SERIALIZATION, MOST_SHARED = 1, 1, 6, 8
-FREE_SHARED = 48 << 10
-"""Dynamic shared memory that needs no leave."""
+NON_BLOCKING, THREAD_LOCAL, SERIALIZATION, MOST_SHARED, CARVEOUT = 1, 1, 6, 8, 9
+ALL_SHARED = 100
+"""Of CARVEOUT: kernels overlap only where they divide L1 and shared memory alike, as the runtime has them do."""
 ATTRIBUTES = {"multiprocessors": 16, "clock_khz": 13, "memory_clock_khz": 36, "bus_bits": 37, "l2_bytes": 38}
 MAJOR, MINOR = 75, 76
 
@@ -252,8 +252,10 @@ class Device:
             module = self.driver.made("cuModuleLoadData", cubin)
             self._modules.append(module)
             function = self.driver.made("cuModuleGetFunction", module, name.encode())
-            if shared_bytes > FREE_SHARED:
+            if shared_bytes:
                 self.driver("cuFuncSetAttribute", function, MOST_SHARED, shared_bytes)
+            if dependent:
+                self.driver("cuFuncSetAttribute", function, CARVEOUT, ALL_SHARED)
             self._kernels[name] = Kernel(name, function, n_threads, shared_bytes, dependent)
         return self._kernels[name]
 

@@ -127,7 +127,7 @@ ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
 KV_DTYPES: tuple[DType, ...] = ("bf16", "f16")
-ODD_PAGES = 6
+ODD_PAGES = 9
 
 
 def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:

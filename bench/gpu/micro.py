@@ -24,7 +24,8 @@ TIMES = 20
 @dataclass(frozen=True)
 class Micro:
     """A kernel of micro/NAME.cu.  buffers: what each pointer holds at the start.  answers: for some buffers, by index,
-    what they hold at the end (f32, or u32 exactly).  launches: one after the other, as `dependent` launches."""
+    what they hold at the end (f32, or u32 exactly).  launches: one after the other, as `dependent` launches, and again
+    as a graph of them."""
 
     name: str
     n_threads: int
@@ -46,23 +47,24 @@ def product(seed: int) -> tuple[list[Array], dict[int, Array]]:
 
 def turned(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, v = (exact(normal(f"turned {name} {seed}", (64, 64)), "bf16") for name in "av")
-    out = np.zeros((64, 64), np.float32)
-    return [a, bits.bits_of(v, "bf16"), out, out], {2: a @ v, 3: a @ v}
+    out, offset = np.zeros((64, 64), np.float32), np.zeros(1, np.uint32)
+    return [a, bits.bits_of(v, "bf16"), out, out, out, offset + 1], {2: a @ v, 3: a @ v, 4: a @ v.T, 5: offset}
 
 
 def order(seed: int) -> tuple[list[Array], dict[int, Array]]:
-    x = np.arange(seed, seed + ORDER_BLOCKS * 128, dtype=np.uint32)
-    expected = x.astype(np.uint64)
-    for _ in range(ORDER_LAUNCHES):
-        expected = (3 * expected + 1) % 2**32
-    return [x], {0: expected.astype(np.uint32)}
+    halves = np.arange(seed, seed + 2 * ORDER_BLOCKS * 128, dtype=np.uint64).reshape(2, ORDER_BLOCKS, 128)
+    zero = np.zeros(1, np.uint32)
+    buffers = [halves.astype(np.uint32), zero, zero]
+    for turn in range(ORDER_LAUNCHES):
+        halves[(turn + 1) % 2] = (3 * np.roll(halves[turn % 2], -1, axis=0) + 1) % 2**32
+    return buffers, {0: halves.astype(np.uint32), 1: zero + np.uint32(ORDER_LAUNCHES), 2: zero}
 
 
 def counter(seed: int) -> tuple[list[Array], dict[int, Array]]:
     x = normal(f"counter {seed}", (COUNTER_BLOCKS, 128))
     zero = np.zeros(1, np.uint32)
-    buffers = [x, np.zeros(COUNTER_BLOCKS, np.float32), zero, np.zeros(1, np.float32)]
-    return buffers, {1: x.sum(1), 2: zero, 3: x.sum(keepdims=True)[0]}
+    buffers = [x, np.zeros_like(x), zero, np.zeros(128, np.float32)]
+    return buffers, {1: 2 * x, 2: zero, 3: 2 * x.sum(0)}
 
 
 def multicast(seed: int) -> tuple[list[Array], dict[int, Array]]:
@@ -108,12 +110,26 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
 
 
 def check(device: Device, kit: Kit, micro: Micro, seed: int) -> None:
-    buffers, answers = micro.make(seed)
-    places = [device.upload(buffer) for buffer in buffers]
     full_name = f"micro_{micro.name}"
     kernel = device.kernel(kit.cubin(full_name), full_name, **kit.kernel(full_name))
-    for _ in range(micro.launches):
-        device.launch(kernel, micro.grid, places)
+    buffers, answers = micro.make(seed)
+    places = [device.upload(buffer) for buffer in buffers]
+
+    def launch_all() -> None:
+        for _ in range(micro.launches):
+            device.launch(kernel, micro.grid, places)
+
+    launch_all()
+    compare(device, places, answers)
+    if micro.launches > 1:
+        for place, buffer in zip(places, buffers, strict=True):
+            device.write(place, buffer)
+        with device.graph(launch_all) as replay:
+            replay()
+        compare(device, places, answers)
+
+
+def compare(device: Device, places: list[int], answers: dict[int, Array]) -> None:
     device.wait()
     for index, expected in answers.items():
         found = device.read(places[index], expected.nbytes).view(expected.dtype).reshape(expected.shape)

@@ -33,6 +33,8 @@ enum {
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76,
     CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 0,
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
+    CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9,
+    CU_SHAREDMEM_CARVEOUT_MAX_SHARED = 100,
     CU_STREAM_NON_BLOCKING = 1,
     CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
     CU_EVENT_DEFAULT = 0,
@@ -129,7 +131,7 @@ typedef struct cuda {
     char *input;           /* of a step, on the GPU: rows, tokens, positions, page table, as from model->rows on */
     char *pinned;          /* memory of the host that the GPU copies from and to */
     int is_running;        /* something was started whose end is not yet known */
-    int is_dependent;      /* the driver lets a kernel start before the one in front has ended, in graphs too */
+    int is_dependent;      /* a kernel may start before the one in front has ended, in graphs too */
     int is_one_by_one;     /* $LLMC_CUDA_SYNC: wait for each kernel, to find the one that fails */
     char lost[1024];       /* why the GPU cannot be used any more; "" while it can */
 } cuda;

@@ -172,7 +172,7 @@ llmc_status cuda_take_device(llmc_model *model, const llmc_options *options)
     if (result) return cuda_failed(model, result, "asking for the GPU's name and abilities");
     status = check_arch(model, number, 10 * major + minor);
     if (status) return status;
-    cuda->is_dependent = version >= 12030; /* before, graphs knew no such edge */
+    cuda->is_dependent = version >= 12030 && major >= 9; /* before, graphs knew no such edge; nor do earlier GPUs */
     result = driver->cuDevicePrimaryCtxRetain(&cuda->context, cuda->device);
     if (result) cuda->context = NULL;
     return result ? cuda_failed(model, result, "taking the GPU's context") : LLMC_OK;

@@ -8,8 +8,6 @@
 
 #include "cuda.h"
 
-enum { USUAL_SHARED_BYTES = 48 << 10 }; /* a kernel that wants more has to say so */
-
 /* -- kernels ------------------------------------------------------------------------------------------------------ */
 
 static llmc_status load_images(llmc_model *model)
@@ -28,6 +26,21 @@ static llmc_status load_images(llmc_model *model)
     return LLMC_OK;
 }
 
+/* The shared memory that a kernel's blocks take. A multiprocessor divides its memory into L1 and shared anew only when
+ * it is empty: kernels that overlap all want it divided in the same way. */
+static CUresult ask_shared(const cuda *cuda, CUfunction function, const llmc_kernel_record *record)
+{
+    const cuda_driver *driver = &cuda->driver;
+    CUresult result = CUDA_SUCCESS;
+    if (record->shared_bytes)
+        result = driver->cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                                            (int)record->shared_bytes);
+    if (!result && record->flags & LLMC_KERNEL_DEPENDENT && cuda->is_dependent)
+        result = driver->cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+                                            CU_SHAREDMEM_CARVEOUT_MAX_SHARED);
+    return result;
+}
+
 /* Asking for an attribute also makes a driver that loads lazily load the kernel now. */
 static llmc_status load_function(llmc_model *model, uint32_t index)
 {
@@ -39,9 +52,7 @@ static llmc_status load_function(llmc_model *model, uint32_t index)
     char doing[160];
     snprintf(doing, sizeof doing, "preparing kernel '%s'", record->name);
     CUresult result = driver->cuModuleGetFunction(function, cuda->modules[record->image], record->name);
-    if (!result && record->shared_bytes > USUAL_SHARED_BYTES)
-        result = driver->cuFuncSetAttribute(*function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                                            (int)record->shared_bytes);
+    if (!result) result = ask_shared(cuda, *function, record);
     if (!result) result = driver->cuFuncGetAttribute(&most, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, *function);
     if (result) return cuda_failed(model, result, doing);
     if (record->n_threads <= (uint32_t)most) return LLMC_OK;

@@ -1,9 +1,14 @@
-// x[i] = 3 x[i] + 1, launched many times in a row, each allowed to begin early: a launch that does not wait shows.
+// x[2][blocks][128]: one half = 3 times the other + 1, a block further on; each launch turns the halves' roles. Launched
+// many times in a row, each allowed to begin early: one that does not wait shows, and so does a number left in L1 from
+// two launches before, where another multiprocessor has written since.
 #include "device.cuh"
 
-extern "C" __global__ void __launch_bounds__(128) micro_order(uint32_t *x) {
+extern "C" __global__ void __launch_bounds__(128) micro_order(uint32_t *x, uint32_t *turn, uint32_t *counter) {
     let_next_start();
     wait_for_previous();
-    uint32_t *mine = x + 128 * ((blockIdx.x + 1) % gridDim.x) + threadIdx.x;  // another block wrote it
-    *mine = 3 * *mine + 1;
+    const uint32_t now = *turn, half = 128 * gridDim.x;
+    const uint32_t from = 128 * ((blockIdx.x + 1) % gridDim.x) + threadIdx.x, to = 128 * blockIdx.x + threadIdx.x;
+    x[(now + 1) % 2 * half + to] = 3 * x[now % 2 * half + from] + 1;
+    __syncthreads();
+    if (threadIdx.x == 0 && count_up(counter) == gridDim.x - 1) *turn = now + 1, *counter = 0;
 }

@@ -1,4 +1,6 @@
-// y[64,64] = A[64,64] V[64,64], A from registers, V as it lies: N-major, once swizzled and once in plain 8x8 matrices.
+// A[64,64] from registers times V[64,64] as it lies, N-major: once swizzled and once in plain 8x8 matrices; and times V^T
+// from the same plain matrices, K-major. Dynamic shared memory begins behind a fixed-size variable; offset: how far it is
+// from a multiple of 1024.
 #include "device.cuh"
 
 __device__ void fragments_of(const float *a, int k, uint32_t (&fragment)[4]) {
@@ -15,7 +17,9 @@ __device__ void put(const float (&d)[32], float *y) {
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-micro_turned(const float *a, const bf16 *v, float *swizzled, float *plain) {
+micro_turned(const float *a, const bf16 *v, float *swizzled, float *plain, float *k_major, uint32_t *offset) {
+    __shared__ uint32_t before[3];
+    if (threadIdx.x == 0) before[1] = shared_address(dynamic_shared()) % 1024;
     unsigned char *rows = dynamic_shared(), *matrices = rows + 8192;
     for (int i = threadIdx.x; i < 64 * 8; i += 128) {
         const int row = i / 8, chunk = i % 8;
@@ -27,13 +31,17 @@ micro_turned(const float *a, const bf16 *v, float *swizzled, float *plain) {
     __syncthreads();
     uint32_t fragment[4][4];
     for (int k = 0; k < 4; k++) fragments_of(a, k, fragment[k]);
-    float d[32], e[32];
-    wgmma_fence(d, e);
+    if (threadIdx.x == 0) *offset = before[1];
+    float d[32], e[32], f[32];
+    wgmma_fence(d, e, f);
     for (int k = 0; k < 4; k++) wgmma<64, bf16, true>(d, fragment[k], n_major_descriptor(rows, 8192, k), k > 0);
     for (int k = 0; k < 4; k++)
         wgmma<64, bf16, true>(e, fragment[k], plain_descriptor(matrices + 256 * k, 128, 1024), k > 0);
+    for (int k = 0; k < 4; k++)
+        wgmma<64, bf16>(f, fragment[k], plain_descriptor(matrices + 2048 * k, 1024, 128), k > 0);
     wgmma_commit();
-    wgmma_wait<0>(d, e);
+    wgmma_wait<0>(d, e, f);
     put(d, swizzled);
     put(e, plain);
+    put(f, k_major);
 }

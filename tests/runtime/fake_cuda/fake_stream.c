@@ -13,7 +13,7 @@ enum { MOST_LIBRARIES = 16, USUAL_SHARED = 48 << 10, MOST_SHARED = 227 << 10 };
 struct CUfunc_st {
     const emulated_kernel *kernel;
     void *library;
-    int most_shared;
+    int most_shared, carveout;
     CUfunction next; /* all functions found so far */
 };
 
@@ -96,7 +96,7 @@ static CUfunction search(const char *name)
         for (int i = 0; i < n; i++) {
             if (strcmp(kernels[i].name, name) != 0) continue;
             CUfunction found = calloc(1, sizeof *found);
-            *found = (struct CUfunc_st){kernels + i, library, USUAL_SHARED, functions};
+            *found = (struct CUfunc_st){kernels + i, library, USUAL_SHARED, 0, functions};
             return functions = found;
         }
     }
@@ -144,6 +144,10 @@ CUresult fake_cuFuncSetAttribute(CUfunction function, int attribute, int value)
 {
     CUresult result = fake_enter("cuFuncSetAttribute", 1);
     if (result) return result;
+    if (attribute == CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT && value <= 100) {
+        function->carveout = value;
+        return CUDA_SUCCESS;
+    }
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES || value > MOST_SHARED)
         return fake_misuse("function attribute %d is set to %d", attribute, value);
     function->most_shared = value;
@@ -165,6 +169,9 @@ static CUresult check_launch(const CUlaunchConfig *c, CUfunction function)
     if (c->numAttrs > 1 || (c->numAttrs && c->attrs->id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION))
         return fake_misuse("%s: unknown launch attributes", kernel->name);
     if (c->numAttrs && fake_settings.version < 12030) return fake_misuse("%s: too old for such graphs", kernel->name);
+    if (c->numAttrs && fake_settings.capability < 90) return fake_misuse("%s: too old a GPU to overlap", kernel->name);
+    if (c->numAttrs && function->carveout != CU_SHAREDMEM_CARVEOUT_MAX_SHARED)
+        return fake_misuse("%s: it would wait for another division of L1 and shared memory", kernel->name);
     return CUDA_SUCCESS;
 }
 
