@@ -93,7 +93,7 @@ struct GemvX {
             copy_tiles(shared, static_cast<const unsigned char *>(x));
         } else if constexpr (G::kNorm == Norm::none) {
             const NormInput<G> rows = {static_cast<const float *>(x), nullptr, nullptr};
-            for (int i = threadIdx.x; i < G::kM * kColumns * 8; i += kThreads) put(shared, rows, i % G::kM, i / G::kM, {});
+            for (int token = 0; token < G::kM; token++) put_row<kThreads>(shared, rows, token, threadIdx.x, {});
         } else {
             normalise(shared, {static_cast<const float *>(x), norm_weight, norm_bias}, partial);
         }
@@ -117,12 +117,13 @@ struct GemvX {
         }
     }
 
-    // One chunk of a row: rounded to T, zeros past the row's end.
-    static __device__ void put(unsigned char *shared, const NormInput<G> &rows, int token, int chunk,
-                               const typename NormInput<G>::RowMoments &all) {
-        float v[8] = {};
-        if (8 * chunk < G::kK) rows.read(v, token, chunk, all);
-        *reinterpret_cast<uint4 *>(place(shared, chunk / 8, token, chunk % 8)) = round_eight<typename G::T>(v);
+    // Chunks first, + kStride, … of a row, rounded to T.
+    template <int kStride>
+    static __device__ void put_row(unsigned char *shared, const NormInput<G> &rows, int token, int first,
+                                   const typename NormInput<G>::RowMoments &all) {
+        rows.template each<kStride, kColumns * 8>(token, first, all, [&](int chunk, const float(&v)[8]) {
+            *reinterpret_cast<uint4 *>(place(shared, chunk / 8, token, chunk % 8)) = round_eight<typename G::T>(v);
+        });
     }
 
     // Rows are cut into parts so that each warp has one, or each takes whole rows in turn; it comes back to the same
@@ -132,7 +133,7 @@ struct GemvX {
         constexpr int kStride = 32 * kParts;
         auto *moments = reinterpret_cast<RowMoments *>(partial);
         for (int i = warp_index(); i < G::kM * kParts; i += G::kWarps) {
-            const RowMoments part = rows.moments(i / kParts, i % kParts * 32, kStride);
+            const RowMoments part = rows.template moments<kStride>(i / kParts, i % kParts * 32);
             if (lane_index() == 0) moments[i] = part;
         }
         __syncthreads();
@@ -140,10 +141,7 @@ struct GemvX {
             const int token = i / kParts;
             RowMoments all = moments[token * kParts];
             for (int part = 1; part < kParts; part++) all.merge(moments[token * kParts + part]);
-#pragma unroll 4
-            for (int chunk = i % kParts * 32 + lane_index(); chunk < kColumns * 8; chunk += kStride) {
-                put(shared, rows, token, chunk, all);
-            }
+            put_row<kStride>(shared, rows, token, i % kParts * 32 + lane_index(), all);
         }
     }
 };

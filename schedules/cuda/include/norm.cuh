@@ -37,6 +37,8 @@ __device__ __forceinline__ uint4 round_eight(const float (&x)[8]) {
     return make_uint4(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]), pack2<T>(x[4], x[5]), pack2<T>(x[6], x[7]));
 }
 
+__host__ __device__ constexpr int at_most(int n, int most) { return n < most ? n : most; }
+
 // Of a part of a row: how many elements, their mean, and the sum of (x - mean)². Not centred: the mean is taken as 0.
 template <bool kCentred>
 struct Moments {
@@ -104,28 +106,70 @@ struct NormInput {
         }
     }
 
-    // Moments of a warp's part of a row: its lanes take chunks first + lane, + stride, …
-    __device__ RowMoments moments(int row, int first, int stride) const {
+    // Moments of a warp's part of a row: its lanes take chunks first + lane, + kStride, … Many are asked for before the
+    // first is used: they come from L2, and nothing else goes on meanwhile.
+    template <int kStride>
+    __device__ RowMoments moments(int row, int first) const {
+        constexpr int kTogether = at_most(ceil_div(kChunks, kStride), N::kNorm == Norm::layer ? 4 : 8);
         RowMoments mine;
-#pragma unroll 4
-        for (int chunk = first + lane_index(); chunk < kChunks; chunk += stride) {
-            float v[8];
-            load_eight<N::kK>(v, x + int64_t(row) * N::kK, 8 * chunk);
-            mine.add(v, N::kK % 8 == 0 ? 8 : min(8, N::kK - 8 * chunk));
+        for (int begin = first + lane_index(); begin < kChunks; begin += kTogether * kStride) {
+            float v[kTogether][8];
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                const int chunk = begin + i * kStride;
+                if (chunk < kChunks) load_eight<N::kK>(v[i], x + int64_t(row) * N::kK, 8 * chunk);
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                const int chunk = begin + i * kStride;
+                if (chunk < kChunks) mine.add(v[i], N::kK % 8 == 0 ? 8 : min(8, N::kK - 8 * chunk));
+            }
         }
         return mine.over_warp();
     }
 
-    // A chunk of a row, normalised; zeros past the row's end.
-    __device__ void read(float (&v)[8], int row, int chunk, const RowMoments &all) const {
-        load_eight<N::kK>(v, x + int64_t(row) * N::kK, 8 * chunk);
+    // Calls put(chunk, values) for a row's chunks first, + kStride, … below kEnd, normalised; zeros past the row's end.
+    template <int kStride, int kEnd, class Put>
+    __device__ void each(int row, int first, const RowMoments &all, Put put) const {
+        constexpr int kTogether = at_most(ceil_div(kEnd, kStride), N::kNormBias ? 2 : 4);
+        for (int begin = first; begin < kEnd; begin += kTogether * kStride) {
+            Parts parts[kTogether];
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                if (begin + i * kStride < kChunks) fetch(parts[i], row, begin + i * kStride);
+            }
+#pragma unroll
+            for (int i = 0; i < kTogether; i++) {
+                const int chunk = begin + i * kStride;
+                if (chunk >= kEnd) continue;
+                float v[8] = {};
+                if (chunk < kChunks) normalise(v, parts[i], all);
+                put(chunk, v);
+            }
+        }
+    }
+
+  private:
+    // What a normalised chunk is made of.
+    struct Parts {
+        float x[8], scale[8], shift[8];
+    };
+
+    __device__ void fetch(Parts &parts, int row, int chunk) const {
+        load_eight<N::kK>(parts.x, x + int64_t(row) * N::kK, 8 * chunk);
+        if constexpr (N::kNorm != Norm::none) load_eight<N::kK>(parts.scale, weight, 8 * chunk);
+        if constexpr (N::kNormBias) load_eight<N::kK>(parts.shift, bias, 8 * chunk);
+    }
+
+    static __device__ void normalise(float (&v)[8], const Parts &parts, const RowMoments &all) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = parts.x[i];
         if constexpr (N::kNorm != Norm::none) {
             const float factor = all.factor(N::kEpsilon);
-            float scale[8], shift[8] = {};
-            load_eight<N::kK>(scale, weight, 8 * chunk);
-            if constexpr (N::kNormBias) load_eight<N::kK>(shift, bias, 8 * chunk);
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = (v[i] - all.mean) * factor * scale[i] + shift[i];
+            for (int i = 0; i < 8; i++) {
+                v[i] = (v[i] - all.mean) * factor * parts.scale[i] + (N::kNormBias ? parts.shift[i] : 0.0f);
+            }
         }
     }
 };

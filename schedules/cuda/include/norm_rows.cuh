@@ -33,18 +33,16 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *residual,
     const Input rows = {N::kAdds ? sum : x, weight, bias};  // a thread comes back to the chunks it has written
     typename Input::RowMoments all;
     if constexpr (N::kNorm != Norm::none) {
-        const auto part = rows.moments(row, warp_index() * 32, kThreads);
+        const auto part = rows.template moments<kThreads>(row, warp_index() * 32);
         if (lane_index() == 0) parts[warp_index()] = part;
         __syncthreads();
         for (int i = 0; i < N::kWarps; i++) all.merge(parts[i]);
     }
-    for (int chunk = threadIdx.x; chunk < kChunks; chunk += kThreads) {
-        float v[8] = {};
-        if (chunk < Input::kChunks) rows.read(v, row, chunk, all);
+    rows.template each<kThreads, kChunks>(row, threadIdx.x, all, [&](int chunk, const float(&v)[8]) {
         if constexpr (kTiled) {
             store_16(y + activation_index(round_up(N::kRows, 8), row, 8 * chunk), round_eight<typename N::Y>(v));
         } else {
             store_eight<N::kK>(y + int64_t(row) * N::kK, 8 * chunk, v);
         }
-    }
+    });
 }
