@@ -81,7 +81,7 @@ def _vectors(op: LinearOp) -> list[Operand]:
 
 def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     kind, n_threads = ("Wgmma", 384) if gemm_tiles.DEVICES[target.arch].wgmma else ("Mma", 256)
-    cut = f"{params.tokens}, {params.stages}, {params.blocks}, {params.n_shared(op)}, {params.band}"
+    cut = f"{params.tokens}, {params.stages}, {params.blocks}, {params.n_shared(op)}, {params.band}, {params.cluster}"
     shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages)
     declarations = (
         f"using Cut = Tiling<Layer, {cut}>;\n"
@@ -98,6 +98,7 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
         f"gemm_{kind.lower()}<Cut>({arguments});",
         n_threads,
         shared_bytes,
+        params.cluster,
     )
 
 
@@ -137,13 +138,22 @@ def _vector_parameters(op: LinearOp) -> str:
 
 
 def _kernel(
-    name: str, header: str, declarations: str, parameters: str, body: str, n_threads: int, shared_bytes: int
+    name: str,
+    header: str,
+    declarations: str,
+    parameters: str,
+    body: str,
+    n_threads: int,
+    shared_bytes: int,
+    cluster: int = 1,
 ) -> Kernel:
     """A kernel whose name ends with the hash of its source, so that tilings can coexist."""
     key = f"{header} {declarations} {parameters} {body} {n_threads} {shared_bytes}"
     name = f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    clusters = f"__cluster_dims__({cluster}, 1, 1) " if cluster > 1 else ""
     source = (
         f'#include "{header}"\n\n{declarations}'
-        f'extern "C" __global__ void __launch_bounds__({n_threads}, 1)\n{name}({parameters}) {{\n    {body}\n}}\n'
+        f'extern "C" __global__ void {clusters}__launch_bounds__({n_threads}, 1)\n'
+        f"{name}({parameters}) {{\n    {body}\n}}\n"
     )
     return Kernel(name, key, partial(str, source), n_threads, shared_bytes, dependent=True)

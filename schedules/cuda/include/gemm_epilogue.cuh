@@ -23,23 +23,24 @@ constexpr int kStagedFloats = kStagedTokens * kStagedRow<L>;
 
 // Adds the parts of a shared tile. Each block leaves one in `parts` [n_parts][warpgroups][kSums/4][128 threads]; the
 // last to come adds them in the order of K and gets true, the others have nothing more to do.
-// counters [shared tiles][warpgroups] are zero again afterwards.
+// counters [shared tiles][warpgroups] are zero again afterwards. Warpgroups: those of the tile, a cluster's.
 template <class Tiling>
 __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group, float4 *parts,
                           uint32_t *counters, uint32_t *arrived) {
     using W = typename Tiling::W;
-    constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128, kPart = Tiling::kGroups * kGroupPart;
+    constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128, kPart = Tiling::kTileGroups * kGroupPart;
+    const int owner = Tiling::rank() * Tiling::kGroups + group.index;
     const int first = W::first_block(stretch.tile), n = W::last_block(stretch.tile) - first + 1;
-    float4 *tile_parts = parts + int64_t(first + stretch.tile) * kPart + group.index * kGroupPart + group.thread;
+    float4 *tile_parts = parts + int64_t(first + stretch.tile) * kPart + owner * kGroupPart + group.thread;
 
-    float4 *own = tile_parts + int64_t(blockIdx.x - first) * kPart;
+    float4 *own = tile_parts + int64_t(Tiling::worker() - first) * kPart;
 #pragma unroll
     for (int i = 0; i < kSums / 4; i++) {
         own[i * 128] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
     }
     group.meet();
     if (group.thread == 0) {
-        uint32_t *counter = counters + stretch.tile * Tiling::kGroups + group.index;
+        uint32_t *counter = counters + stretch.tile * Tiling::kTileGroups + owner;
         *arrived = count_up(counter) + 1;
         if (*arrived == n) *counter = 0;
     }

@@ -6,7 +6,8 @@
 //     stage   [W: 2 tiles of 64 rows x 128 bytes] [x: kTokens rows x 128 bytes]
 //
 // Tiles are counted kBand token tiles at a time, down the rows of W: blocks side by side share rows of W and tokens in
-// L2.
+// L2. A cluster of blocks owns a tile of as many times 128 rows, each block 128 of them; a block whose rows lie past the
+// last one goes along, and stores nothing.
 #pragma once
 
 #include "gemm_work.cuh"
@@ -17,30 +18,41 @@ struct Place {
     int tile_row, token;
 };
 
-// `Layer` is that of epilogue.cuh, with kK. kStages: of the ring. kBlocks, kShared: Work's.
-template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand>
+// `Layer` is that of epilogue.cuh, with kK. kStages: of the ring. kBlocks: of the grid; kCluster: of a cluster.
+// kShared: Work's.
+template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1>
 struct Tiling {
+    static_assert(kBlocks % kCluster_ == 0, "the grid is whole clusters");
     using L = Layer;
-    static constexpr int kTokens = kTokens_, kStages = kStages_;
+    static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_;
     static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
+    static constexpr int kTileGroups = kGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
     static constexpr int kWeightBytes = kGroups * kTileBytes, kStageBytes = kWeightBytes + kTokens * kRowBytes;
 
     static constexpr int n_tile_rows = tile_rows(L::kN, L::kGated), n_steps = ceil_div(L::kK, kTile);
-    static constexpr int n_row_tiles = ceil_div(n_tile_rows, kGroups), n_token_tiles = ceil_div(L::kM, kTokens);
+    static constexpr int n_row_tiles = ceil_div(n_tile_rows, kTileGroups), n_token_tiles = ceil_div(L::kM, kTokens);
     static constexpr int kPaddedM = round_up(L::kM, 8);
-    static constexpr bool kFullTiles = n_tile_rows % kGroups == 0;  // no block has rows for one warpgroup alone
+    static constexpr bool kFullTiles = n_tile_rows % kTileGroups == 0;  // each warpgroup has rows in every tile
 
-    using W = Work<n_row_tiles * n_token_tiles, n_steps, kBlocks, kShared>;
+    using W = Work<n_row_tiles * n_token_tiles, n_steps, kBlocks / kCluster, kShared>;
 
+    // Which of Work's blocks this is, or is part of; and the cluster's how many-th.
+    static __device__ int worker() { return blockIdx.x / kCluster; }
+    static __device__ int rank() { return blockIdx.x % kCluster; }
+
+
+    // This block's part of a tile.
     static __device__ Place place_of(int tile) {
         constexpr int kBandTiles = kBand * n_row_tiles;
         const int band = tile / kBandTiles, within = tile % kBandTiles;
         const int width = n_token_tiles % kBand == 0 ? kBand : min(kBand, n_token_tiles - band * kBand);
-        return {within / width * kGroups, (band * kBand + within % width) * kTokens};
+        return {within / width * kTileGroups + rank() * kGroups, (band * kBand + within % width) * kTokens};
     }
 
     // Of a tile at the edge: how many rows of W's tiles there are, and how many rows of x.
-    static __device__ int tile_rows_at(const Place &place) { return min(kGroups, n_tile_rows - place.tile_row); }
+    static __device__ int tile_rows_at(const Place &place) {
+        return max(0, min(kGroups, n_tile_rows - place.tile_row));
+    }
     static __device__ int tokens_at(const Place &place) { return min(kTokens, kPaddedM - place.token); }
 
     // What a step needs of the weight, for one warpgroup, and of x.

@@ -9,7 +9,11 @@
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
 //
-// Bytes: W once for each of ceil(M / kTokens) rounds, from L2 after the first; x once for each 128 rows of W, from L2.
+// Two blocks may form a cluster, on the same tokens and neighbouring rows: each fetches half of x's part of a stage for
+// both, and a stage is filled again when the warps of both have given it back.
+//
+// Bytes: W once for each of ceil(M / kTokens) rounds, from L2 after the first; x once for each 128 rows of W, or 256 of
+// a cluster's, from L2. A step of 128 x 256 asks L2 for 48 KiB, in a cluster for 32, while it multiplies for 0.7 µs.
 // Operations: 2 M N K. Few tokens are bound by memory: 16 KiB of W a stage and block, 2 M 128 64 operations for it.
 #pragma once
 
@@ -35,9 +39,21 @@ struct RingPosition {
     }
 };
 
+// The cluster's barrier, where there is a cluster.
+template <class Tiling>
+__device__ __forceinline__ void arrive_in_cluster() {
+    if constexpr (Tiling::kCluster > 1) cluster_arrive();
+}
+template <class Tiling>
+__device__ __forceinline__ void wait_for_cluster() {
+    if constexpr (Tiling::kCluster > 1) cluster_wait();
+}
+
 // Fills the ring, in one thread: W as far ahead as the ring reaches, then x behind it.
 template <class Tiling>
 struct Producer {
+    using Walk = Steps<typename Tiling::W>;
+
     WgmmaShared<Tiling> &shared;
     const void *x, *weight;
 
@@ -58,21 +74,35 @@ struct Producer {
 
     __device__ void copy_x(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
+        const unsigned char *from = Tiling::x_at(x, place, now.begin);
         unsigned char *to = shared.stages[stage] + Tiling::kWeightBytes;
-        bulk_copy(to, Tiling::x_at(x, place, now.begin), Tiling::tokens_at(place) * kRowBytes, &shared.full[stage]);
+        const int n_tokens = Tiling::tokens_at(place);
+        if constexpr (Tiling::kCluster == 1) {
+            bulk_copy(to, from, n_tokens * kRowBytes, &shared.full[stage]);
+        } else {  // this block's share, whole swizzled 8 rows, to all
+            const int share = round_up(ceil_div(n_tokens, Tiling::kCluster), 8), begin = Tiling::rank() * share;
+            const int n_bytes = min(share, n_tokens - begin) * kRowBytes, offset = begin * kRowBytes;
+            if (n_bytes <= 0) return;
+            bulk_copy_multicast(to + offset, from + offset, n_bytes, &shared.full[stage], (1 << Tiling::kCluster) - 1);
+        }
     }
 
-    __device__ void run() const {
-        using Walk = Steps<typename Tiling::W>;
+    // Stages whose W is under way.
+    __device__ int run_ahead() const {
         int n_early = 0;
 #pragma unroll 1
-        for (Walk ahead(blockIdx.x); ahead.any && n_early < Tiling::kStages; ahead.advance()) {
+        for (Walk ahead(Tiling::worker()); ahead.any && n_early < Tiling::kStages; ahead.advance()) {
             copy_weight(n_early++, ahead.now);
         }
+        return n_early;
+    }
+
+    // n_early: as run_ahead() says. From here on other blocks of the cluster are reached into.
+    __device__ void run(int n_early) const {
         wait_for_previous();
         RingPosition<Tiling::kStages> at;
 #pragma unroll 1
-        for (Walk walk(blockIdx.x); walk.any; walk.advance(), at.advance()) {
+        for (Walk walk(Tiling::worker()); walk.any; walk.advance(), at.advance()) {
             if (n_early > 0) {
                 n_early--;
             } else {
@@ -83,6 +113,17 @@ struct Producer {
         }
     }
 };
+
+// One warp's word that it has done with a stage, to all who fill it.
+template <class Tiling>
+__device__ __forceinline__ void give_back(uint64_t *empty, const Warpgroup &group) {
+    const int lane = group.thread % 32;
+    if constexpr (Tiling::kCluster == 1) {
+        if (lane == 0) mbarrier_arrive(empty);
+    } else {
+        if (lane < Tiling::kCluster) mbarrier_arrive_in(empty, lane);
+    }
+}
 
 // Sums a stretch of a tile into `sums`, giving back each stage once its products are done.
 template <class Tiling>
@@ -103,12 +144,12 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
         }
         wgmma_commit();
         wgmma_wait<1>();
-        if (step > stretch.begin && group.thread % 32 == 0) mbarrier_arrive(&shared.empty[previous]);
+        if (step > stretch.begin) give_back<Tiling>(&shared.empty[previous], group);
         previous = at.stage;
         at.advance();
     }
     wgmma_wait<0>(sums);
-    if (group.thread % 32 == 0) mbarrier_arrive(&shared.empty[previous]);
+    give_back<Tiling>(&shared.empty[previous], group);
 }
 
 // x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
@@ -121,28 +162,35 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Tiling::kStages; stage++) {
             mbarrier_init(&shared.full[stage], 1);
-            mbarrier_init(&shared.empty[stage], 4 * Tiling::kGroups);  // a warp gives back for itself
+            mbarrier_init(&shared.empty[stage], 4 * Tiling::kTileGroups);  // a warp gives back for itself
         }
         fence_mbarrier_init();
     }
+    arrive_in_cluster<Tiling>();
     __syncthreads();
     let_next_start();
 
-    const int warp = warp_index();
-    if (warp < 4) {
+    if (warp_index() < 4) {
         set_max_registers_down<40>();
-        if (warp == 0 && elect_one()) Producer<Tiling>{shared, x, weight}.run();
-        return;
+        const bool fetches = warp_index() == 0 && elect_one();
+        const Producer<Tiling> producer{shared, x, weight};
+        const int n_early = fetches ? producer.run_ahead() : 0;
+        wait_for_cluster<Tiling>();
+        if (fetches) producer.run(n_early);
+    } else {
+        set_max_registers_up<232>();
+        wait_for_cluster<Tiling>();
+        wait_for_previous();
+        const Warpgroup group{warp_index() / 4 - 1, int(threadIdx.x) % 128};
+        RingPosition<Tiling::kStages> at;
+        typename Tiling::W work(Tiling::worker());
+        for (Stretch stretch; work.next(stretch);) {
+            float sums[Tiling::kSums];
+            sum_stretch<Tiling>(sums, stretch, group, shared, at);
+            finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
+                                   epilogue, parts, counters);
+        }
     }
-    set_max_registers_up<232>();
-    wait_for_previous();
-    const Warpgroup group{warp / 4 - 1, int(threadIdx.x) % 128};
-    RingPosition<Tiling::kStages> at;
-    typename Tiling::W work(blockIdx.x);
-    for (Stretch stretch; work.next(stretch);) {
-        float sums[Tiling::kSums];
-        sum_stretch<Tiling>(sums, stretch, group, shared, at);
-        finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
-                               epilogue, parts, counters);
-    }
+    arrive_in_cluster<Tiling>();  // no block ends while another reaches into its shared memory
+    wait_for_cluster<Tiling>();
 }

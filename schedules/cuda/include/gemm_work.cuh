@@ -9,6 +9,7 @@
 //     whole    [ 1 ]   [ 2 ]   [ 3 ]   [ 4 ]               … and then a tile of its own
 //
 // The parts of a shared tile are added by the block that comes last, always in the order of K (gemm_epilogue.cuh).
+// Where blocks form clusters, a cluster stands for a block here: its blocks do the same steps, each on its own rows.
 // "Stream-K", Osama et al. 2023, arXiv:2301.03598.
 #pragma once
 

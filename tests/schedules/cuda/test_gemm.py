@@ -110,6 +110,26 @@ def test_so_may_the_others(define: Define, shape: tuple[int, int, int], tiling: 
     check(product_call("LinearBias", *shape), define, tiling, ADA)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "tiled_y", "tiling"),
+    [
+        # one and a half tiles of 256 rows, shared out; the second block of the last has no rows
+        ("LinearBias", (129, 300, 200), "bf16", False, Tiling(160, 2, 4, cluster=2)),
+        ("LinearBias", (200, 100, 330), "f16", True, Tiling(112, 3, 6, band=2, cluster=2)),
+        ("GatedLinearSiluBias", (256, 200, 130), "bf16", True, Tiling(256, 2, 4, cluster=2)),
+        ("LinearBiasGeluResidual", (511, 130, 130), "bf16", False, Tiling(256, 2, 2, shared=False, band=2, cluster=2)),
+        # the last 8 tokens are one block's to bring; a round of whole tiles behind a shared one
+        ("LinearResidual", (136, 520, 200), "f16", False, Tiling(128, 3, 4, band=2, cluster=2)),
+        ("GatedLinearGeluTanh", (150, 40, 64), "bf16", False, Tiling(160, 2, 2, shared=False, cluster=2)),
+    ],
+    ids=str,
+)
+def test_blocks_of_a_cluster_bring_each_other_their_tokens(
+    define: Define, name: str, shape: tuple[int, int, int], dtype: DType, tiled_y: bool, tiling: Tiling
+) -> None:
+    check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
+
+
 @pytest.mark.parametrize("name", ["LinearBiasGeluResidual", "GatedLinearSiluBias"])
 @pytest.mark.parametrize("m", [3, 65])
 def test_weights_in_f32_are_multiplied_in_f32(define: Define, name: str, m: int) -> None:
@@ -161,8 +181,10 @@ def test_every_tiling_covers_the_product_and_fits_the_machine(level: str, m: int
             assert tiling.tokens * tiling.token_tiles(op) >= m
             assert gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages) <= device.shared_bytes
             assert 0 < tiling.blocks <= device.n_blocks
+            assert tiling.blocks % tiling.cluster == 0
+            assert tiling.cluster == 1 or (device.wgmma and tiling.tokens >= gemm_tiles.CLUSTER_TOKENS)
             n_shared = tiling.n_shared(op)
-            assert n_shared == 0 or tiling.blocks <= n_shared * gemm_tiles.steps(op)
+            assert n_shared == 0 or tiling.workers <= n_shared * gemm_tiles.steps(op)
 
 
 @pytest.mark.parametrize("m", [32, 64])
@@ -173,6 +195,29 @@ def test_few_tokens_are_cut_so_that_memory_is_the_limit_on_paper(m: int, shape: 
     memory_us = gemm_tiles.weight_bytes(op) / device.memory
     fixed_us = 3 * device.fixed_us  # a launch, shared tiles, the last tile's way out
     assert gemm_tiles.cost_us(op, gemm.default_params(op, HOPPER), device) < 1.2 * memory_us + fixed_us
+
+
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+def test_clusters_are_for_what_waits_for_l2_on_paper(shape: tuple[int, int, bool]) -> None:
+    device = gemm_tiles.DEVICES[HOPPER.arch]
+    op = layer(1024, *shape)
+    best, *others = gemm.space(op, HOPPER)
+    assert best.cluster == 2
+    alone = next(tiling for tiling in others if tiling.cluster == 1)
+    assert gemm_tiles.cost_us(op, best, device) < gemm_tiles.cost_us(op, alone, device)
+    assert {tiling.cluster for tiling in gemm.space(layer(64, *shape), HOPPER)} == {1}
+
+
+def test_a_grid_is_whole_clusters_of_which_the_kernel_knows() -> None:
+    call = product_call("Linear", 256, 1024, 256)
+    op = parse(call)
+    assert op is not None
+    tiling = Tiling(256, 4, 8, cluster=2)
+    (launch,) = gemm.implement(call, op, tiling, HOPPER).launches
+    assert launch.grid == 8
+    assert tiling.workers == tiling.n_tiles(op) == 4
+    assert "__cluster_dims__(2, 1, 1)" in str(launch.kernel.build())
+    assert "4 stages, 8 blocks in clusters of 2," in str(tiling)
 
 
 def test_a_launch_says_what_it_moves_and_computes() -> None:

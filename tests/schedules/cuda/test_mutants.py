@@ -96,7 +96,11 @@ CASES: dict[str, Callable[[], Case]] = {
         (40, 200, 900),
         ("gemm_wgmma.cuh", "gemm_tile.cuh"),
         params=Tiling(40, 3, 1, shared=False),
-        spare=("wait_for_previous",),  # the producer's reaches all through the ring's barriers
+        spare=(
+            "wait_for_previous",  # the producer's reaches all through the ring's barriers
+            "cluster",  # there is none
+            "mbarrier_arrive_in",
+        ),
         tiled_x=True,
     ),
     "GEMV of int4, x column by column": lambda: linear_case(
@@ -106,6 +110,18 @@ CASES: dict[str, Callable[[], Case]] = {
         params=Gemv(5, 2, 2, 2, 1, False),
         spare=("__syncthreads",),  # of an x that is kept in shared memory, or normalised
         weight=("i4", 32),
+        tiled_x=True,
+    ),
+    "GEMM in clusters": lambda: linear_case(
+        "LinearBias",
+        (136, 200, 900),
+        ("gemm_wgmma.cuh",),
+        params=Tiling(144, 3, 2, shared=False, cluster=2),
+        spare=(
+            "wait_for_previous",  # as above
+            "__syncthreads",  # who initialises the barriers also asks for the first copies here
+            "mbarrier_arrive(empty)",  # of a block alone
+        ),
         tiled_x=True,
     ),
     "GEMM on Ampere": lambda: linear_case(
@@ -165,6 +181,19 @@ OFFSETS = [
     ("GEMV of int4, x column by column", "gemv_quant.cuh", "* 4 + strip % 4", "* 4 + strip % 2"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "stage + 2 * k_step", "stage + 3 * k_step"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "k_step > 0 ||", "k_step >= 0 ||"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "lane < Tiling::kCluster", "lane == Tiling::rank()"),
+    (
+        "GEMM in clusters",
+        "gemm_wgmma.cuh",
+        "mbarrier_arrive_in(empty, lane)",
+        "mbarrier_arrive_in(empty, 1)",
+    ),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "4 * Tiling::kTileGroups", "4 * Tiling::kGroups"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "(1 << Tiling::kCluster) - 1", "1 << Tiling::rank()"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "(1 << Tiling::kCluster) - 1", "2 >> Tiling::rank()"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to + offset, from + 64 * 128 - offset"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to, from"),
+    ("GEMM in clusters", "gemm_tile.cuh", "rank() * kGroups, (band", "0, (band"),
     ("GEMM on Ampere", "gemm_mma.cuh", "(2 * k_step + matrix / 2) ^ row", "(2 * k_step + matrix % 2) ^ row"),
     ("GEMM on Ampere", "gemm_mma.cuh", "pair * 2048", "pair * 1024"),
     ("attention of a few rows", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),

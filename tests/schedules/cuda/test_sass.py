@@ -61,7 +61,16 @@ CASES = {
         "sm_90a", "LinearResidual", 32, 4096, 11008, "HGMMA.64x32x16.F32.BF16", "UBLKCP", tiled_x=True
     ),
     "gate and up of 512 tokens": layer(
-        "sm_90a", "GatedLinearSilu", 512, 11008, 4096, "HGMMA.64x256x16.F32.BF16", "UBLKCP", tiled_x=True, tiled_y=True
+        "sm_90a",
+        "GatedLinearSilu",
+        512,
+        11008,
+        4096,
+        "HGMMA.64x256x16.F32.BF16",
+        "UBLKCP.S.G.MULTICAST",
+        "USETMAXREG",
+        tiled_x=True,
+        tiled_y=True,
     ),
     "fp8 gate and up of one token": Case(
         "sm_90a",
