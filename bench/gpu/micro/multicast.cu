@@ -19,6 +19,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(256)
         }
         fence_mbarrier_init();
     }
+    __syncthreads();
     cluster_arrive();
     cluster_wait();  // the other block's barriers are ready too
     if (warp_index() == kWarps && lane_index() == 0) {
@@ -30,6 +31,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(256)
             mbarrier_arrive_expect(full + stage, kStage);
             bulk_copy(to, w + 128 * (kRows * blockIdx.x + row), kHalf, full + stage);
             bulk_copy_multicast(to + kHalf + kHalf * rank, x + 256 * row + 128 * rank, kHalf, full + stage, 3);
+        }
+        for (int row = kRows; row < kRows + kStages; row++) {  // stay until the other block has given back all stages
+            mbarrier_wait(empty + row % kStages, row / kStages % 2 ^ 1);
         }
     }
     if (warp_index() < kWarps) {
@@ -44,6 +48,4 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(256)
         }
         y[128 * blockIdx.x + threadIdx.x] = sum;
     }
-    cluster_arrive();
-    cluster_wait();  // nobody reaches into this block's shared memory any more
 }

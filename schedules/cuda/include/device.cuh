@@ -217,10 +217,13 @@ __device__ __forceinline__ int cluster_rank() {
     return int(rank);
 }
 
-// All threads of all blocks of the cluster meet: each arrives, and waits later. What they did before has been done, in
-// each other's shared memory too. 9.7.13.3 barrier.cluster
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// All threads of all blocks of the cluster that have not ended meet: each arrives, and waits later; a warp's lanes
+// together. Others' barriers are ready then, if fence_mbarrier_init() came before; other writes need not be visible.
+// 9.7.13.3 barrier.cluster
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // Arrives at the barrier that lies in block `rank` of the cluster where `barrier` lies in this one. 9.7.9.23 mapa,
 // 9.7.13.16.13 mbarrier.arrive

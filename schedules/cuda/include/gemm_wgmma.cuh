@@ -39,16 +39,6 @@ struct RingPosition {
     }
 };
 
-// The cluster's barrier, where there is a cluster.
-template <class Tiling>
-__device__ __forceinline__ void arrive_in_cluster() {
-    if constexpr (Tiling::kCluster > 1) cluster_arrive();
-}
-template <class Tiling>
-__device__ __forceinline__ void wait_for_cluster() {
-    if constexpr (Tiling::kCluster > 1) cluster_wait();
-}
-
 // Fills the ring, in one thread: W as far ahead as the ring reaches, then x behind it.
 template <class Tiling>
 struct Producer {
@@ -106,11 +96,18 @@ struct Producer {
             if (n_early > 0) {
                 n_early--;
             } else {
-                mbarrier_wait(&shared.empty[at.stage], at.parity ^ 1);
+                wait_empty(at);
                 copy_weight(at.stage, walk.now);
             }
             copy_x(at.stage, walk.now);
         }
+        if constexpr (Tiling::kCluster > 1) {  // stay until the other block's warps have given back this one's stages
+            for (int i = 0; i < Tiling::kStages; i++, at.advance()) wait_empty(at);
+        }
+    }
+
+    __device__ void wait_empty(const RingPosition<Tiling::kStages> &at) const {
+        mbarrier_wait(&shared.empty[at.stage], at.parity ^ 1);
     }
 };
 
@@ -166,8 +163,8 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         }
         fence_mbarrier_init();
     }
-    arrive_in_cluster<Tiling>();
     __syncthreads();
+    if constexpr (Tiling::kCluster > 1) cluster_arrive();
     let_next_start();
 
     if (warp_index() < 4) {
@@ -175,11 +172,14 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         const bool fetches = warp_index() == 0 && elect_one();
         const Producer<Tiling> producer{shared, x, weight};
         const int n_early = fetches ? producer.run_ahead() : 0;
-        wait_for_cluster<Tiling>();
+        if constexpr (Tiling::kCluster > 1) {
+            __syncwarp();
+            cluster_wait();
+        }
         if (fetches) producer.run(n_early);
     } else {
         set_max_registers_up<232>();
-        wait_for_cluster<Tiling>();
+        if constexpr (Tiling::kCluster > 1) cluster_wait();
         wait_for_previous();
         const Warpgroup group{warp_index() / 4 - 1, int(threadIdx.x) % 128};
         RingPosition<Tiling::kStages> at;
@@ -191,6 +191,4 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
                                    epilogue, parts, counters);
         }
     }
-    arrive_in_cluster<Tiling>();  // no block ends while another reaches into its shared memory
-    wait_for_cluster<Tiling>();
 }

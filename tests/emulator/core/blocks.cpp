@@ -1,8 +1,7 @@
 // Who may see what in global memory: between the warps of a block by barriers, between blocks by counters.
 //
 // Blocks run one after another here, side by side on a GPU. So what one block wrote may be read by another only if it
-// went through a counter after that: count_up() there, and then count_up() or load_acquire() here. Blocks of a cluster
-// have their barriers too.
+// went through a counter after that: count_up() there, and then count_up() or load_acquire() here.
 #include <string.h>
 
 #include <map>
@@ -23,10 +22,9 @@ std::map<const void *, std::map<int, Clocks>> left;  // at each counter, what bl
 std::map<int, Clocks> known[kMaxCluster];         // of other blocks to each of the cluster
 
 int block() { return int(block_index.x); }
-bool is_of_cluster(int other) { return other / n_blocks() == block() / n_blocks(); }
 
 bool has_seen(const Write &write) {
-    if (is_of_cluster(write.block) && is_ordered(write.moment)) return true;
+    if (write.block == block()) return is_ordered(write.moment);
     const auto &of_block = known[rank_of(current)];
     const auto found = of_block.find(write.block);
     return found != of_block.end() && found->second.seen[write.moment.thread / 32] >= write.moment.time;

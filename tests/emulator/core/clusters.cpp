@@ -1,4 +1,5 @@
 // Blocks of a cluster: their common barrier, and that none is gone while another still reaches into its shared memory.
+// The barrier makes mbarriers known and says who has come how far; what was written to global memory it does not publish.
 #include <vector>
 
 #include "core.h"
@@ -39,6 +40,7 @@ void start_cluster() {
 int cluster_rank() { return rank_of(current); }
 
 void cluster_arrive() {
+    warp_collective("cluster_arrive", 0xffffffffu, 0);
     if (arrivals[current] != Arrival::none) fail("cluster_arrive, again without cluster_wait");
     arrivals[current] = Arrival::arrived;
     release(barrier.arriving);
@@ -47,6 +49,7 @@ void cluster_arrive() {
 }
 
 void cluster_wait() {
+    warp_collective("cluster_wait", 0xffffffffu, 0);
     if (arrivals[current] == Arrival::none) fail("cluster_wait without cluster_arrive");
     while (arrivals[current] != Arrival::complete) {
         barrier.waiting.push_back(current);

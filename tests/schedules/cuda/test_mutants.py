@@ -100,6 +100,7 @@ CASES: dict[str, Callable[[], Case]] = {
             "wait_for_previous",  # the producer's reaches all through the ring's barriers
             "cluster",  # there is none
             "mbarrier_arrive_in",
+            "__syncwarp",
         ),
         tiled_x=True,
     ),
@@ -121,6 +122,7 @@ CASES: dict[str, Callable[[], Case]] = {
             "wait_for_previous",  # as above
             "__syncthreads",  # who initialises the barriers also asks for the first copies here
             "mbarrier_arrive(empty)",  # of a block alone
+            "__syncwarp",  # the cluster's barrier makes lanes meet here
         ),
         tiled_x=True,
     ),
@@ -193,6 +195,7 @@ OFFSETS = [
     ("GEMM in clusters", "gemm_wgmma.cuh", "(1 << Tiling::kCluster) - 1", "2 >> Tiling::rank()"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to + offset, from + 64 * 128 - offset"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to, from"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "i < Tiling::kStages; i++, at", "i < Tiling::kStages - 1; i++, at"),
     ("GEMM in clusters", "gemm_tile.cuh", "rank() * kGroups, (band", "0, (band"),
     ("GEMM on Ampere", "gemm_mma.cuh", "(2 * k_step + matrix / 2) ^ row", "(2 * k_step + matrix % 2) ^ row"),
     ("GEMM on Ampere", "gemm_mma.cuh", "pair * 2048", "pair * 1024"),
