@@ -124,9 +124,11 @@ struct Gemv {
             auto *moments = reinterpret_cast<float *>(shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes);
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, moments);
         }
-        int turn = 0;  // counts the fragments that have been finished
         next.advance();
-        for (int band = share(blockIdx.x); band < end; band++) {
+        const int begin = share(blockIdx.x);
+        for (int band = begin; band < end; band++) {
+            const int turn = band - begin, mine = (warp + G::kWarps - turn * kFragments % G::kWarps) % G::kWarps;
+            const Addends addends = read(band, mine);  // early, for it comes from far
             Sums sums = {};
 #pragma unroll 1
             for (int group = 0; group < kGroups; group++, next.advance()) {
@@ -143,8 +145,7 @@ struct Gemv {
                     cp_async_commit();
                 }
             }
-            finish(band, sums, turn);
-            turn += kFragments;
+            finish(band, sums, turn, mine, addends);
         }
     }
 
@@ -164,10 +165,38 @@ struct Gemv {
         }
     }
 
-    // Adds up the warps' sums and stores the results. Two buffers by turns: one barrier a band keeps them apart.
-    __device__ __forceinline__ void finish(int band, const Sums &sums, int turn) const {
+    // What the sums of a fragment of a band need from memory before they are stored.
+    struct Addends {
+        typename Epilogue<G>::Addends addends;
+        float scales[2];  // of rows g and g + 8
+    };
+
+    static __device__ int strip_of(int band, int fragment) { return band * G::kSide + fragment / kTokenTiles; }
+    static __device__ int token_of(int fragment) { return fragment % kTokenTiles * 8; }
+
+    // Whether there is such a fragment: the last band may be cut off.
+    static __device__ bool is_fragment(int band, int fragment) {
+        return fragment < kFragments && (G::kSide == 1 || strip_of(band, fragment) < Epilogue<G>::kStrips);
+    }
+
+    __device__ __forceinline__ Addends read(int band, int fragment) const {
+        Addends read = {};
+        if (!is_fragment(band, fragment)) return read;
+        read.addends = in.epilogue.read(strip_of(band, fragment), token_of(fragment));
+        if constexpr (Weight::kRowScales) {
+            const auto *scales = reinterpret_cast<const float *>(in.weight + Weight::offset(kStoredStrips, 0, kColumns));
+            for (int i = 0; i < 2; i++) {
+                read.scales[i] = scales[strip_of(band, fragment) * kStripRows + lane_index() / 4 + 8 * i];
+            }
+        }
+        return read;
+    }
+
+    // Adds up the warps' sums and stores the results: fragments `mine`, + kWarps, …, of which the first one's addends are
+    // here. Two buffers by turns: one barrier a band keeps them apart.
+    __device__ __forceinline__ void finish(int band, const Sums &sums, int turn, int mine, Addends addends) const {
         constexpr int kBuffer = G::kWarps * kFragments * 32;
-        float4 *buffer = reinterpret_cast<float4 *>(shared + X::kBytes) + turn / kFragments % 2 * kBuffer + lane_index();
+        float4 *buffer = reinterpret_cast<float4 *>(shared + X::kBytes) + turn % 2 * kBuffer + lane_index();
 #pragma unroll
         for (int i = 0; i < kFragments; i++) {
             const float(&sum)[4] = sums[i / kTokenTiles][i % kTokenTiles];
@@ -175,22 +204,18 @@ struct Gemv {
         }
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < kFragments; i++) {
-            if (warp != (turn + i) % G::kWarps) continue;
-            const int strip = band * G::kSide + i / kTokenTiles, token = i % kTokenTiles * 8;
-            if (G::kSide > 1 && strip >= Epilogue<G>::kStrips) continue;
-            const auto addends = in.epilogue.read(strip, token);
+        for (int i = mine; i < kFragments; i += G::kWarps) {
+            if (i != mine) addends = read(band, i);
+            if (!is_fragment(band, i)) continue;
             float total[4] = {};
             for (int w = 0; w < G::kWarps; w++) {
                 const float4 part = buffer[(w * kFragments + i) * 32];
                 total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
             }
             if constexpr (Weight::kRowScales) {
-                const auto *scales = reinterpret_cast<const float *>(in.weight + Weight::offset(kStoredStrips, 0, kColumns));
-                const float *row = scales + strip * kStripRows + lane_index() / 4;
-                total[0] *= row[0], total[1] *= row[0], total[2] *= row[8], total[3] *= row[8];
+                for (int j = 0; j < 4; j++) total[j] *= addends.scales[j / 2];
             }
-            in.epilogue.write(strip, token, total, addends);
+            in.epilogue.write(strip_of(band, i), token_of(i), total, addends.addends);
         }
     }
 };
