@@ -45,7 +45,7 @@ def list_option(name: str, default: str, help: str) -> Callable[[Any], Any]:
 @list_option("--lengths", "128,1k,2k,4k", "Tokens of each sequence.")
 @list_option("--prefill", "128", "Prompts whose time to the first token is measured.")
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of weights, llmc's and the baselines'.")
-@click.option("--quant", type=click.Choice(["none", "int8", "int4"]), default="none", show_default=True)
+@click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8"]), default="none", show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["f32", "bf16", "int8"]), help="Of llmc's KV cache.  [default: dtype]")
 @click.option("--target", metavar="TARGET", default="cpu", show_default=True, help="As in llmc compile.")
 @click.option(
@@ -66,7 +66,12 @@ def list_option(name: str, default: str, help: str) -> Callable[[Any], Any]:
 @click.option("--output", metavar="RECORD.json", type=click.Path(path_type=Path), help="[default: beside the picture]")
 @click.option("--resume", is_flag=True, help="Go on with the record, or add to it.")
 @click.option(
-    "--from", "given", metavar="RECORD.json", type=click.Path(path_type=Path), multiple=True, help="Measure nothing."
+    "--from",
+    "given",
+    metavar="RECORD.json",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Measure nothing. A GPU kit's results.jsonl makes a record, kept as --output.",
 )
 @click.option("--plot", metavar="FIG.png|.svg", type=click.Path(path_type=Path), multiple=True, help="Draw it here.")
 @click.option("--markdown", is_flag=True, help="Print Markdown tables.")
@@ -88,10 +93,7 @@ def command(
     """
     check_plots(plot)
     if given:
-        from llmc.bench.chart.record import Record
-
-        records = [Record.read(path) for path in given]
-        complete = True
+        records, complete = read(given, output), True
     else:
         with bench_installed(), terminated_as_interrupted():
             record, complete = measure(request_of(asked), output or beside(plot), asked["resume"])
@@ -101,6 +103,19 @@ def command(
     if not complete:
         say(f"not all points are measured yet: the same command with --resume goes on ({records[0].path})")
         raise click.exceptions.Exit(INTERRUPTED)
+
+
+def read(given: tuple[Path, ...], output: Path | None) -> list[Record]:
+    """Records, and those that a GPU kit's results make together."""
+    from llmc.bench.chart.record import Record
+
+    records = [Record.read(path) for path in given if path.suffix != ".jsonl"]
+    if results := [path for path in given if path.suffix == ".jsonl"]:
+        from llmc.bench.gpu import chart
+
+        made = chart.records_of(results)
+        records += chart.saved(made, output) if output else made
+    return records
 
 
 def request_of(asked: dict[str, Any]) -> Request:

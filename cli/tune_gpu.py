@@ -17,6 +17,9 @@ from llmc.cli.output import compiler_installed, in_bytes, print_json, say
 from llmc.runtime.errors import LlmcError
 
 BUDGET_S = 1800.0
+STDERR = 2
+MOST = 16
+"""Candidates of a call."""
 DEFAULT_TARGET = "cuda:sm_90a"
 STAGES = "abcef"
 """Of a kit's run: is it right, what is the limit, how fast is each candidate."""
@@ -60,7 +63,7 @@ def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -
     from llmc.compiler.target import parse_target
 
     wanted = Wanted(model, **options, max_sequence=None)
-    return write_kit(folder, parse_target(target), [wanted], most=16, carried=False)
+    return write_kit(folder, parse_target(target), [wanted], most=MOST, carried=False, odd="none")
 
 
 def measure_here(
@@ -71,7 +74,7 @@ def measure_here(
         kit, found = Path(folder, "kit"), Path(folder, "out")
         prepare(str(model), kit, target, options)
         command = [sys.executable, str(kit / "run.py"), "-o", str(found), "--stages", STAGES]
-        answer = subprocess.run([*command, "--seconds", str(budget)], stdout=sys.stderr, check=False)
+        answer = subprocess.run([*command, "--seconds", str(budget)], stdout=STDERR, check=False)
         if answer.returncode:
             raise LlmcError(f"measuring ended with status {answer.returncode}", place=str(kit / "run.py"))
         return keep([found / "results.jsonl"], out, target)

@@ -234,7 +234,8 @@ def legend(figure: Figure, panels: Sequence[tuple[Record, Panel]], height: float
     handles: dict[str, Any] = {}
     for _, panel in panels:
         for system in in_order(panel)[:-1]:
-            label = SYSTEMS[system].label if system in SYSTEMS else system
+            known = SYSTEMS[system].label if system in SYSTEMS else system
+            label = panel.systems.get(system, {}).get("label", known)
             handles.setdefault(label, Patch(color=color(panel, system)))
     handles["llmc"] = Patch(color=BLUE)
     handles["llmc, tokens per second"] = Line2D([], [], color=RED, marker="D", linestyle="", markersize=5.5)
@@ -256,6 +257,7 @@ def foot(panels: Sequence[tuple[Record, Panel]]) -> str:
     """Each machine and date once."""
     lines: dict[str, list[float]] = {}
     for record, panel in panels:
-        key = f"{record.machine['name']}, {record.threads} threads, {record.date}"
+        how = "copied" if "gpu" in record.machine else "read"
+        key = f"{record.machine_in_words}, {record.date}, memory {how} at"
         lines.setdefault(key, []).append(record.bandwidth(panel) / 1e9)
-    return " · ".join(f"{key}, memory read at {min(rates):.0f} GB/s" for key, rates in lines.items())
+    return " · ".join(f"{key} {min(rates):.0f} GB/s" for key, rates in lines.items())

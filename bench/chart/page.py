@@ -149,12 +149,13 @@ def notes_of(record: Record, panel: Panel) -> list[str]:
 def footnote(record: Record) -> str:
     machine = record.machine
     bandwidths = [record.bandwidth(panel) for panel in record.panels if panel.samples]
-    read = f", memory read at {min(bandwidths) / 1e9:.1f} GB/s in the same run" if bandwidths else ""
+    how = "copied" if "gpu" in machine else "read"
+    read = f", memory {how} at {min(bandwidths) / 1e9:.1f} GB/s in the same run" if bandwidths else ""
     peak = max((panel.peak_operations_per_s for panel in record.panels), default=0)
     multiplied = f", multiply-adds at {peak / 1e9:.0f} Gop/s" if peak else ""
     return (
         "Tokens a second in decode (all sequences together), times over the baseline (range of the rounds), share of "
-        f"this machine's limit. {machine['name']}, {record.threads} threads, {machine['memory_bytes'] / 1e9:.0f} GB, "
+        f"this machine's limit. {record.machine_in_words}, {machine['memory_bytes'] / 1e9:.0f} GB, "
         f"{record.date}{read}{multiplied}. `{record.commands[-1]}`"
     )
 

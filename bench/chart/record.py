@@ -86,6 +86,14 @@ class Record:
     commands: list[str] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
 
+    @property
+    def machine_in_words(self) -> str:
+        """The CPU with its threads, or the GPU with its driver where that is known."""
+        if "gpu" not in self.machine:
+            return f"{self.machine['name']}, {self.threads} threads"
+        driver = self.machine.get("driver")
+        return f"{self.machine['gpu']}, driver {driver}" if driver else str(self.machine["gpu"])
+
     @classmethod
     def read(cls, path: Path) -> Record:
         """Raises LlmcError for a file that is not there or no such record."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -23,11 +24,13 @@ POISON = 0xFF
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantised weight [rows, K]: int8 codes, and scales [rows, groups] (f32 in int8, f16 in int4)."""
+    """A quantised weight [rows, K]: int8 codes (fp8: the bits of e4m3fn), and scales [rows, groups] (f32; of int4
+    f16)."""
 
     codes: Array
     scales: Array
     group: int
+    fp8: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,7 +40,42 @@ class Codes:
     def values(self) -> Array:
         scales = self.scales.astype(np.float32)
         spread = np.repeat(scales, self.group or self.shape[1], axis=1)[:, : self.shape[1]]
-        return np.asarray(self.codes.astype(np.float32) * spread)
+        numbers = e4m3()[self.codes.view(np.uint8)] if self.fp8 else self.codes.astype(np.float32)
+        return np.asarray(numbers * spread)
+
+
+@lru_cache(maxsize=1)
+def e4m3() -> Array:
+    """What each of the 256 codes of e4m3fn stands for, f32: 4 bits of exponent, 3 of mantissa, no infinity."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
+    values: Array = np.where(code & 127 == 127, np.nan, np.where(code < 128, size, -size)).astype(np.float32)
+    return values
+
+
+def e4m3_of(values: Array) -> Array:
+    """The codes nearest to values of up to 448, as int8."""
+    sizes = e4m3()[:127]
+    nearest = np.searchsorted((sizes[1:] + sizes[:-1]) / 2, np.minimum(np.abs(values), sizes[-1]))
+    codes: Array = (nearest + 128 * (values < 0)).astype(np.uint8).view(np.int8)
+    return codes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as it is stored: bits [rows, K] of bf16 (under the name of float16) or f16."""
+
+    bits: Array
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows, k = self.bits.shape
+        return rows, k
+
+    def values(self) -> Array:
+        return values_of(self.bits, self.dtype)
 
 
 def bits_of(values: Array, dtype: str) -> Array:
@@ -69,15 +107,15 @@ def view_of(data: Array, dtype: str, shape: tuple[int, ...]) -> Array:
     return values_of(data.view(kind), dtype).reshape(shape)
 
 
-def packed(constant: Array | Codes, dtype: str, layout: Mapping[str, Any] | None) -> Array:
-    """A constant as it lies: f32 values or codes of `dtype`, in the layout that kit.json describes; bytes."""
+def packed(constant: Array | Codes | Stored, dtype: str, layout: Mapping[str, Any] | None) -> Array:
+    """A constant as it lies: f32 values, bits or codes of `dtype`, in the layout that kit.json describes; bytes."""
     if layout is None or layout["kind"] == ROW_MAJOR:
-        assert not isinstance(constant, Codes)
+        assert not isinstance(constant, Codes | Stored)
         return raw(bits_of(constant, dtype if layout is None else layout["dtype"]))
     fields = {name: value for name, value in layout.items() if name != "kind"}
     if isinstance(constant, Codes):
         return raw(LAYOUTS[layout["kind"]](**fields).pack(constant))
-    bits = bits_of(constant, fields["dtype"])
+    bits = constant.bits if isinstance(constant, Stored) else bits_of(constant, fields["dtype"])
     return raw(LAYOUTS[layout["kind"]](**{**fields, "dtype": "f16"}).pack(bits))
 
 

@@ -19,6 +19,8 @@ from llmc.bench.gpu.memory import Checked, inputs_of
 STAGE = "check"
 TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-4}
 ATTENTION_TOLERANCE = {"bf16": 8e-3, "f16": 1.2e-3, "f32": 1e-5}
+FIRST_ROWS = (1, 8, 512)
+"""Decode of one and of eight sequences, and a prompt."""
 LENGTH = 200
 """Longest context of attention that is checked; the cache has more."""
 
@@ -28,10 +30,27 @@ def item(job: Job, index: int) -> str:
 
 
 def items(kit: Kit) -> Iterator[str]:
-    """Candidates in turn: every job's own choice first."""
-    most = max((len(job.candidates) for job in kit.jobs.values()), default=0)
-    for index in range(most):
-        yield from (item(job, index) for job in kit.jobs.values() if index < len(job.candidates))
+    """Candidates in turn: what models launch first, the rest of theirs, odd shapes; then every job's next candidate."""
+    jobs = sorted(kit.jobs.values(), key=order)
+    for index in range(max((len(job.candidates) for job in jobs), default=0)):
+        yield from (item(job, index) for job in jobs if index < len(job.candidates))
+
+
+def order(job: Job) -> tuple[bool, bool, int]:
+    """Models' calls at the first numbers of rows, in their order; their others; odd shapes."""
+    rows = job.call.outputs[0].shape[0]
+    return not job.signature, rows not in FIRST_ROWS, FIRST_ROWS.index(rows) if rows in FIRST_ROWS else 0
+
+
+def is_used_first(kit: Kit, name: str) -> bool:
+    job, index = find(kit, name)
+    return index == 0 and not any(order(job)[:2])
+
+
+def is_odd(kit: Kit, name: str) -> bool:
+    """A rule's own choice for an odd shape."""
+    job, index = find(kit, name)
+    return index == 0 and not job.signature
 
 
 def find(kit: Kit, name: str) -> tuple[Job, int]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import zipfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property, lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +28,6 @@ from llmc.schedules.cuda.tile_layout import TILE
 
 POOL_SIZE, LONGEST_WINDOW = 1 << 22, 1 << 16
 """As in compiler/frontend/random_weights.py."""
-AT_ONCE = 8
 ORDER = ("code", "weights", "plan", "cuda", "vocabulary", "tokenizer", "graph", "manifest")
 
 
@@ -52,7 +52,15 @@ class Model:
         found: str | None = self.said["names"].get(name)
         return found
 
-    def write(self, path: Path) -> int:
+    @cached_property
+    def digest(self) -> str:
+        """Of everything that makes the artifact what it is: another one must not be taken for it."""
+        found = hashlib.sha256()
+        for name in ("model.json", "sections.zip", "tables.npz"):
+            found.update((self.folder / name).read_bytes())
+        return found.hexdigest()[:12]
+
+    def write(self, path: Path, processes: int = 1) -> int:
         """The artifact, whole; its size.  The weights' hash is left out: nobody checks it who opens a file."""
         with zipfile.ZipFile(self.folder / "sections.zip") as carried, path.open("wb") as file:
             sections = []
@@ -63,7 +71,9 @@ class Model:
                 file.write(bytes(-file.tell() % alignment))
                 start, digest = file.tell(), bytes(32)
                 if name == "weights":
-                    self._write_weights(file)
+                    file.truncate(start + self.said["weight_bytes"])
+                    self._write_weights(path, start, processes)
+                    file.seek(0, 2)
                 else:
                     data = carried.read(name)
                     digest = hashlib.sha256(data).digest()
@@ -72,20 +82,25 @@ class Model:
             finish(file, sections)
             return file.tell()
 
-    def _write_weights(self, file: BinaryIO) -> None:
-        start = file.tell()
-        for weight, data in self.packed():
-            file.write(bytes(start + weight["offset"] - file.tell()))
-            file.write(data.data)
-        file.write(bytes(max(0, start + self.said["weight_bytes"] - file.tell())))
+    def _write_weights(self, path: Path, start: int, processes: int) -> None:
+        """Each constant at its place; the largest first, so that processes end together."""
+        weights = sorted(self.said["weights"], key=lambda weight: -int(weight["bytes"]))
+        place = partial(self.place, path, start)
+        if processes == 1:
+            for weight in weights:
+                place(weight)
+            return
+        for mean in (0.0, 1.0):  # drawn once, before there are several
+            pool(self.said["dtype"], mean, self.said["std"])
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as executor:
+            list(executor.map(place, weights))
 
-    def packed(self) -> Iterator[tuple[dict[str, Any], Array]]:
-        """Each constant as it lies in the file, in order; a few are made at a time."""
-        weights = self.said["weights"]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for first in range(0, len(weights), AT_ONCE):
-                some = weights[first : first + AT_ONCE]
-                yield from zip(some, pool.map(self.pack, some), strict=True)
+    def place(self, path: Path, start: int, weight: Mapping[str, Any]) -> None:
+        """Write one constant into the file, whose weights begin at `start`."""
+        data = self.pack(weight)
+        with path.open("r+b") as file:
+            file.seek(start + weight["offset"])
+            file.write(data.data)
 
     def pack(self, weight: Mapping[str, Any]) -> Array:
         layout, recipe = weight["layout"], weight["recipe"]
@@ -127,6 +142,8 @@ def packed_codes(layout: Mapping[str, Any], shape: tuple[int, ...], n_bytes: int
     group = int(fields.get("group", 0))
     generator = np.random.default_rng(0)
     codes = generator.integers(-7, 8, (TILE, shape[1]), np.int8)
+    if layout["kind"] == "Fp8Strips":  # of which the bits of -1 would be no number
+        codes = bits.e4m3_of(codes.astype(np.float32))
     groups = -(-shape[1] // group) if group else 1
     scales = np.full((TILE, groups), 0.25 * shape[1] ** -0.5, np.float16 if group else np.float32)
     block = LAYOUTS[layout["kind"]](**fields).pack(Codes(codes, scales, group))
@@ -138,18 +155,29 @@ def packed_codes(layout: Mapping[str, Any], shape: tuple[int, ...], n_bytes: int
 
 def draw(name: str, shape: tuple[int, ...], dtype: str, std: float, seed: int) -> Array:
     """Windows into a pool of normal numbers; as compiler/frontend/random_weights.py draws them."""
-    mean = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
-    digest = hashlib.blake2b(f"{seed} {name} {shape}".encode(), digest_size=16).digest()
-    first, stride = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
-    size = prod(shape)
-    window = min(shape[-1], LONGEST_WINDOW) if shape else 1
-    numbers_drawn = pool(dtype, mean, std)
+    size, window = prod(shape), window_of(shape)
+    numbers_drawn = pool(dtype, mean_of(name, shape), std)
     values = np.empty(size, numbers_drawn.dtype)
-    for row, start in enumerate(range(0, size, window)):
-        offset = (first + row * (stride | 1)) % POOL_SIZE
+    starts = range(0, size, window)
+    for start, offset in zip(starts, offsets(name, shape, seed, len(starts)), strict=True):
         stop = min(start + window, size)
         values[start:stop] = numbers_drawn[offset : offset + stop - start]
     return values.reshape(shape)
+
+
+def mean_of(name: str, shape: tuple[int, ...]) -> float:
+    return 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
+
+
+def window_of(shape: tuple[int, ...]) -> int:
+    return min(shape[-1], LONGEST_WINDOW) if shape else 1
+
+
+def offsets(name: str, shape: tuple[int, ...], seed: int, n: int) -> list[int]:
+    """Where in the pool a weight's n windows begin."""
+    digest = hashlib.blake2b(f"{seed} {name} {shape}".encode(), digest_size=16).digest()
+    first, stride = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+    return [(first + row * (stride | 1)) % POOL_SIZE for row in range(n)]
 
 
 @lru_cache(maxsize=4)

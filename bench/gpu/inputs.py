@@ -6,15 +6,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import ceil
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu.bits import Codes, exact
+from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 
 Array = np.ndarray[Any, Any]
+Constant = Array | Codes | Stored
 POOL = 1 << 22
 MOST_CONSTANTS = 40
 """That are kept: models' calls have the same weights at every M, and making 100 million numbers takes a while."""
@@ -27,14 +28,14 @@ class Inputs:
     """arrays: an input by its index, f32 or i32; quantised weights as codes.  keys, values: for attention, what the
     cache holds before the step, f32 [pages, KH, tokens, D]; pages that nobody may read are NaN."""
 
-    arrays: dict[int, Array | Codes]
+    arrays: dict[int, Constant]
     keys: Array | None = None
     values: Array | None = None
     rows: list[tuple[int, int] | None] = field(default_factory=list)
 
     def array(self, index: int) -> Array:
         found = self.arrays[index]
-        return found.values() if isinstance(found, Codes) else found
+        return found if isinstance(found, np.ndarray) else found.values()
 
 
 @lru_cache(maxsize=2)
@@ -44,12 +45,19 @@ def pool(seed: int = 0) -> Array:
     return generator.standard_normal(2 * POOL, dtype=np.float32)
 
 
-def normal(name: str, shape: tuple[int, ...]) -> Array:
+@lru_cache(maxsize=8)
+def pool_of(dtype: str, scale: float) -> Array:
+    """The same as bits of `dtype`, made smaller by a power of two."""
+    return bits_of(pool() * np.float32(scale), dtype)
+
+
+def normal(name: str, shape: tuple[int, ...], numbers: Array | None = None) -> Array:
     """Rows are windows of the pool at places of their own."""
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     start, stride = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
     rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
-    values, numbers = np.empty((rows, columns), np.float32), pool()
+    numbers = pool() if numbers is None else numbers
+    values = np.empty((rows, columns), numbers.dtype)
     for row in range(rows):
         at = (start + row * (stride | 1)) % POOL
         values[row] = numbers[at : at + columns]
@@ -65,31 +73,36 @@ def make(call: Call, length: int | None = None) -> Inputs:
 
 
 @lru_cache(maxsize=MOST_CONSTANTS)
-def constant(index: int, kind: TensorType) -> Array | Codes:
+def constant(index: int, kind: TensorType) -> Constant:
     """A call's constant: the same in all calls that have one of its kind there."""
     return tensor(f"{index} {kind}", kind)
 
 
-def tensor(name: str, kind: TensorType) -> Array | Codes:
-    if kind.dtype in ("i8", "i4") and kind.constant:
+def tensor(name: str, kind: TensorType) -> Constant:
+    if kind.dtype in ("i8", "i4", "f8") and kind.constant:
         return codes(name, kind)
     if kind.dtype == "i32":
         return np.zeros(kind.shape, np.int32)
-    values = normal(name, kind.shape)
     if kind.constant and len(kind.shape) == 2:
-        values *= np.float32(kind.shape[-1] ** -0.5)
+        scale = 2.0 ** round(log2(kind.shape[-1]) / -2)
+        if kind.dtype in ("bf16", "f16"):  # large ones: bits are drawn, and no number is ever computed
+            return Stored(normal(name, kind.shape, pool_of(kind.dtype, scale)), kind.dtype)
+        return exact(normal(name, kind.shape) * np.float32(scale), "bf16")
+    values = normal(name, kind.shape)
     return exact(values, kind.dtype if kind.dtype in ("bf16", "f16") else "bf16")
 
 
 def codes(name: str, kind: TensorType) -> Codes:
     """Codes of a normal weight, with scales of one size but for a little."""
     rows, k = kind.shape
-    largest = 127 if kind.dtype == "i8" else 7
-    drawn = np.clip(np.rint(normal(name, kind.shape) * largest / 3), -largest, largest).astype(np.int8)
+    largest = {"i8": 127, "i4": 7, "f8": 448}[kind.dtype]
+    values = np.clip(normal(name, kind.shape) * np.float32(largest / 3), -largest, largest)
+    drawn = e4m3_of(values) if kind.dtype == "f8" else np.rint(values).astype(np.int8)
     groups = ceil(k / kind.group) if kind.group else 1
     size = np.float32(3 / largest * k**-0.5)
     scales = size * (1 + 0.1 * np.tanh(normal(f"{name} scales", (rows, groups))))
-    return Codes(drawn, scales.astype(np.float32 if kind.dtype == "i8" else np.float16), kind.group)
+    stored = scales.astype(np.float16 if kind.dtype == "i4" else np.float32)
+    return Codes(drawn, stored, kind.group, kind.dtype == "f8")
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -107,7 +120,7 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     tables, n_pages = page_tables(rows, n_columns)
     heads, dim = call.attribute("kv_num_heads"), call.attribute("head_dim")
     dtype = call.attribute("kv_dtype")
-    arrays: dict[int, Array | Codes] = {0: exact(normal(f"{call} qkv", kinds[0].shape), dtype)}
+    arrays: dict[int, Constant] = {0: exact(normal(f"{call} qkv", kinds[0].shape), dtype)}
     if rotary:
         turns = np.resize(np.arange(4), kinds[1].shape[1]) + positions[:, None]
         arrays[1], arrays[2] = (np.ascontiguousarray(QUARTERS[turns % 4][..., part]) for part in (0, 1))

@@ -154,14 +154,14 @@ def weights_of(m: int, few: bool) -> Iterator[tuple[DType, int]]:
         return
     yield "f16", 0
     if m in (1, 8, 17, 200):
-        yield from (("i8", 0), ("i4", 32))
+        yield from (("i8", 0), ("i4", 32), ("f8", 0))
     if m in (1, 33):
         yield "f32", 0
 
 
 def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> Call:
     """x and y tiled every other time; vectors in the dtype that is multiplied."""
-    vector_dtype: DType = "bf16" if dtype in ("i8", "i4") else dtype
+    vector_dtype: DType = "bf16" if dtype in ("i8", "i4", "f8") else dtype
     norms = 1 if name.startswith("RMSNorm") else 2 if name.startswith("LayerNorm") else 0
     tiled = dtype != "f32" and not norms and m % 2 == 1
     x = TensorType((m, k), vector_dtype if tiled else "f32", tiled=tiled)

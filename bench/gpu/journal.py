@@ -1,6 +1,7 @@
 """What was found, a JSON line each, written at once and whole, so that a lost machine loses nothing.
 
-An item of a stage is begun, and then done or failed; what was begun and is neither was ended by a crash.
+An item of a stage is begun, and then done or failed; what was begun and is neither was ended by a crash.  What another
+card, or another driver, said before is forgotten.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 Event = Literal["begin", "done", "failed"]
 Entry = dict[str, Any]
+TELLS_APART = {"device": "name", "machine": "driver"}
+"""Of the facts that tell one machine from another, the field that does."""
 
 
 class Journal:
@@ -37,29 +40,44 @@ class Journal:
         text = other.read_bytes()
         self.path.write_bytes(text[: text.rfind(b"\n") + 1])
 
-    def entries(self) -> Iterator[Entry]:
-        """Every whole line; one that was cut off by a crash is left out."""
+    def ask_again(self, stage: str, items: Iterable[str]) -> None:
+        """Items that are done shall be done anew."""
+        for item in items:
+            self.append(stage, item, "begin")
+
+    def entries(self) -> list[Entry]:
+        """Every whole line since the card is this one, with this driver; lines that were cut off are left out."""
+        entries: list[Entry] = []
+        known: dict[str, Any] = {}
+        for entry in self._whole():
+            if entry.get("stage") == "facts" and entry.get("event") == "done":
+                said = entry.get(TELLS_APART.get(str(entry.get("item")), ""))
+                if known.setdefault(entry["item"], said) != said:
+                    known[entry["item"]] = said
+                    entries = [each for each in entries if each.get("stage") == "facts"]
+            entries.append(entry)
+        return entries
+
+    def _whole(self) -> Iterator[Entry]:
         try:
-            lines = self.path.read_text().splitlines()
+            lines = self.path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return
         for line in lines:
             try:
-                yield json.loads(line)
+                entry = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(entry, dict):
+                yield entry
 
     def latest(self, stage: str) -> dict[str, Entry]:
         """The last entry of each item of a stage."""
-        return {entry["item"]: entry for entry in self.entries() if entry.get("stage") == stage}
+        return {entry["item"]: entry for entry in self.entries() if entry.get("stage") == stage and "item" in entry}
 
     def results(self, stage: str) -> dict[str, Entry]:
         """Those that are done."""
         return {item: entry for item, entry in self.latest(stage).items() if entry["event"] == "done"}
-
-    def settled(self, stage: str) -> set[str]:
-        """Items that need no further try."""
-        return {item for item, entry in self.latest(stage).items() if entry["event"] in ("done", "failed")}
 
     def one(self, stage: str, item: str) -> Mapping[str, Any]:
         """What was found for an item; nothing where it is not done."""

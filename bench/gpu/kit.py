@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from llmc.compiler.kernel import Call, Operand, TensorType
-from llmc.schedules.cuda.quant_strips import Int4Strips, Int8Strips
+from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
 LAYOUTS: dict[str, Any] = {
     "Tiles": Tiles,
     "GatedTiles": GatedTiles,
     "Int8Strips": Int8Strips,
+    "Fp8Strips": Fp8Strips,
     "Int4Strips": Int4Strips,
 }
 ROW_MAJOR = "RowMajor"
@@ -81,6 +82,7 @@ class Kit:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.said: dict[str, Any] = json.loads((folder / "kit.json").read_text())
+        self.remembered: dict[str, dict[str, str]] = {}
         self._cubins = zipfile.ZipFile(folder / "kernels.zip")
 
     @cached_property

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from llmc.bench.gpu import bits
+from llmc.bench.gpu.check import is_used_first, order, tolerance
+from llmc.bench.gpu.check import item as check_item
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import normal
 from llmc.bench.gpu.kit import LAYOUTS, Candidate, Job, Kit
-from llmc.bench.gpu.memory import launches
+from llmc.bench.gpu.memory import launches, output_values
 from llmc.compiler.kernel import PAGE_TOKENS, Operand, TensorType
 
 STAGE = "tune"
@@ -29,6 +31,8 @@ SHORTEST_MS = 1.0
 MOST_LAUNCHES = 400
 REPLAYS = 7
 SHARE_OF_MEMORY = 0.6
+MOST_COMPARED_BYTES = 8 << 20
+"""Of a result: larger ones are those of prompts, and take longer to read than to make."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,17 @@ def item(job: Job, index: int, length: int) -> str:
 
 
 def items(kit: Kit) -> Iterator[str]:
-    """All jobs' own choices first, then what is second on paper, …"""
-    jobs = [job for job in kit.jobs.values() if job.signature]
+    """All jobs' own choices first, then what is second on paper, …; jobs in the order in which they are checked."""
+    jobs = sorted((job for job in kit.jobs.values() if job.signature), key=order)
     for index in range(max((len(job.candidates) for job in jobs), default=0)):
         for job in jobs:
             if index < len(job.candidates):
                 yield from (item(job, index, length) for length in job.lengths or (0,))
+
+
+def is_own_at_first(kit: Kit, name: str) -> bool:
+    job, index, _ = find(kit, name)
+    return is_used_first(kit, check_item(job, index))
 
 
 def find(kit: Kit, name: str) -> tuple[Job, int, int]:
@@ -60,8 +69,9 @@ def find(kit: Kit, name: str) -> tuple[Job, int, int]:
 
 
 def runner(device: Device, kit: Kit, size: Size) -> Callable[[str], dict[str, Any]]:
-    """run(item) -> µs and what a record says besides; raises ValueError where there is no room."""
-    random = Random(device)
+    """run(item) -> µs and what a record says besides; raises ValueError where there is no room, and where a candidate
+    gives another result than the first that was measured of its call."""
+    random, first = Random(device), First()
 
     def run(name: str) -> dict[str, Any]:
         job, index, length = find(kit, name)
@@ -69,6 +79,7 @@ def runner(device: Device, kit: Kit, size: Size) -> Callable[[str], dict[str, An
         with device.kept():
             copies = [random.places(job, candidate, length, i) for i in random.copies(job, candidate, length, size)]
             us, n = time_us(device, [launches(device, kit, candidate, places) for places in copies], size)
+            first.compare(job, length, device, copies[0][Operand("output", 0)])
         n_bytes, n_operations = work(job, candidate, length)
         return {
             "us": us,
@@ -85,6 +96,27 @@ def runner(device: Device, kit: Kit, size: Size) -> Callable[[str], dict[str, An
         }
 
     return run
+
+
+class First:
+    """The results of the candidates that were measured first, which those of the others must be like."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], bits.Array] = {}
+
+    def compare(self, job: Job, length: int, device: Device, output: int) -> None:
+        """output: the address of the result; all candidates of a call and length had the same operands."""
+        kind = job.call.outputs[0]
+        if kind.n_bytes > MOST_COMPARED_BYTES:
+            return
+        y = output_values(job.call, device.read(output, kind.n_bytes))
+        known = self._known.setdefault((job.name, length), y)
+        if not np.isfinite(known).all():  # random bits may be no number as a scale
+            return
+        largest = float(np.abs(known).max()) or 1.0
+        error = float(np.abs(y - known).max()) / largest
+        if not error <= 2 * tolerance(job):
+            raise ValueError(f"another result than the first candidate's, by {error:.3g} of the largest")
 
 
 def time_us(device: Device, copies: list[Callable[[], None]], size: Size) -> tuple[float, int]:

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llmc
 from llmc.bench.gpu import micro, whole
@@ -48,7 +48,8 @@ PARTS = (
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""
-ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py")
+ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py", "chart.py")
+Odd = Literal["all", "few", "none"]
 BATCH = (1, 2, 4, 8, 16, 32, 64)
 QUANTISED_BATCH = (1, 2, 4, 8)
 SETTINGS: dict[str, Any] = {
@@ -106,10 +107,10 @@ def prepare(
     *,
     most: int = 5,
     carried: bool = True,
-    few: bool = False,
+    odd: Odd = "all",
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  few: only a try of odd shapes.
+    """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.
 
     Returns a report: path, jobs, candidates, kernels, bytes.
     """
@@ -117,7 +118,8 @@ def prepare(
     planned = [plan_model(wanted, target) for wanted in models]
     for each in planned:
         add_model(jobs, (choice.call for choice in each.program.choices), most)
-    add_odd(jobs, 2 if most > 1 else 1, few=few)
+    if odd != "none":
+        add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
     kernels = {**jobs.kernels, **micro_kernels()}
     out.mkdir(parents=True, exist_ok=True)
     write_kernels(out / "kernels.zip", list(kernels.values()), target)
@@ -191,7 +193,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("build/gpu-kit"))
     parser.add_argument("--target", default="cuda:sm_90a")
     parser.add_argument("--models", default="llama2-7b,opt-6.7b")
-    parser.add_argument("--quant", default="llama2-7b:int8,llama2-7b:int4", help="MODEL:SCHEME,…")
+    parser.add_argument("--quant", default="llama2-7b:int8,llama2-7b:fp8,llama2-7b:int4", help="MODEL:SCHEME,…")
     parser.add_argument("--most", type=int, default=5, help="candidates of a call [default: 5]")
     options = parser.parse_args()
     wanted = [Wanted(model) for model in options.models.split(",") if model]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from llmc.bench.gpu.bits import Stored
 from llmc.bench.gpu.inputs import Inputs
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 
@@ -42,7 +43,7 @@ def linear(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     if name is None:
         raise ValueError(f"there is no reference for {call.op}")
     norm, gated, bias, activation, gated_bias, residual = name.groups()
-    rest = iter([torch.from_numpy(inputs.array(i)).to(device) for i in sorted(inputs.arrays)])
+    rest = iter([on(device, inputs, index) for index in sorted(inputs.arrays)])
     x = next(rest)
     epsilon = float(call.attribute("epsilon", 1e-5))
     if norm == "RMSNorm":
@@ -59,6 +60,15 @@ def linear(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     else:
         y = act(y)
     return y + next(rest) if residual else y
+
+
+def on(device: str, inputs: Inputs, index: int) -> torch.Tensor:
+    """An input in f32; stored ones become so on the device."""
+    found = inputs.arrays[index]
+    if not isinstance(found, Stored):
+        return torch.from_numpy(inputs.array(index)).to(device)
+    kind = torch.bfloat16 if found.dtype == "bf16" else torch.float16
+    return torch.from_numpy(found.bits.view(np.int16)).to(device).view(kind).float()
 
 
 def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:

@@ -1,19 +1,27 @@
 """On a machine with an NVIDIA GPU: is llmc right, how fast is it, which schedules are best?
 
-    python run.py -o OUT [--resume results.jsonl] [--stages abcdefgh] [--seconds 560]
+    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefgh] [--seconds 330]
 
 Needs this folder (bench/gpu/prepare.py makes it), NumPy and the driver; for what is compared, PyTorch and transformers.
-Everything that is found is a line of OUT/results.jsonl at once; OUT/summary.md is written after every stage.  A run
-that was cut off goes on where it was with --resume.  docs/gpu.md says what the stages are.
+Everything that is found is a line of OUT/results.jsonl at once; OUT/summary.md is written after every part.  A run that
+was cut off goes on where it was with --resume.  plan.py says what is done first; docs/gpu.md shows it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llmc.bench.gpu.journal import Journal
+    from llmc.bench.gpu.kit import Kit
+    from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
 if (HERE / "kit.json").exists():
@@ -21,27 +29,56 @@ if (HERE / "kit.json").exists():
 
 
 def main() -> None:
+    from llmc.bench.gpu import facts, plan
     from llmc.bench.gpu.journal import Journal
     from llmc.bench.gpu.kit import Kit
-    from llmc.bench.gpu.stages import STAGES, chosen, run_stage, work
-    from llmc.bench.gpu.summary import write_summary
 
     options = arguments()
     kit, journal = Kit(options.kit), Journal(options.out / "results.jsonl")
+    if options.fill:
+        from llmc.bench.gpu.filled import fill
+
+        fill(kit, options.fill.split("+"))
+        return
     if options.work:
-        sys.exit(work(chosen([options.work])[0], kit, journal, options.deadline))
+        from llmc.bench.gpu.work import work
+
+        sys.exit(work(plan.named(options.work), kit, journal, options.deadline))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():
         journal.take_over(options.resume)
-    end = time.time() + options.seconds
-    command = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
-    for stage in chosen(options.stages or [stage.letter for stage in STAGES]):
-        left = end - time.time()
-        if left > 0:
-            print(f"{stage.letter}  {stage.says}", flush=True)
-            run_stage(stage, kit, journal, command, min(left, stage.seconds))
-            write_summary(kit, journal)
+    if journal.path.exists():
+        journal.ask_again(facts.STAGE, facts.items(kit))
+    seconds = options.seconds or plan.SECONDS[options.visit]
+    visit(kit, journal, plan.parts_of(options.visit, options.stages), options, time.time() + seconds)
     print((options.out / "summary.md").read_text())
+
+
+def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Namespace, end_at: float) -> None:
+    """The parts one after the other; meanwhile the models that are measured first are filled with weights."""
+    from llmc.bench.gpu import plan, whole
+    from llmc.bench.gpu.summary import write_summary
+    from llmc.bench.gpu.watch import end, run_parts
+
+    own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
+    filling = None
+    if (models := whole.filled_early(kit)) and any(part.stage.name == whole.STAGE for part in parts):
+        with (options.out / "fill.txt").open("a") as log:
+            filling = subprocess.Popen(
+                [*own, "--fill", "+".join(models)], stdout=log, stderr=log, start_new_session=True
+            )
+    try:
+        for group in plan.processes(parts):
+            if time.time() < end_at:
+                print("; ".join(f"{part.stage.letter}  {part.says}" for part in group), flush=True)
+                if filling and group[0].stage.name == whole.STAGE:
+                    with contextlib.suppress(subprocess.TimeoutExpired):  # what is timed has the machine to itself
+                        filling.wait(max(1.0, end_at - time.time()))
+                run_parts(group, kit, journal, own, end_at)
+                write_summary(kit, journal)
+    finally:
+        if filling and filling.poll() is None:
+            end(filling)
 
 
 def arguments() -> argparse.Namespace:
@@ -49,8 +86,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, default=Path(os.environ.get("OUT", "out")), help="[default: $OUT]")
     parser.add_argument("--kit", type=Path, default=HERE, help="[default: where this file is]")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="results.jsonl of a run that was cut off")
+    parser.add_argument("--visit", type=int, choices=(1, 2), default=1, help="what comes first [default: 1]")
     parser.add_argument("--stages", default="", help="letters [default: all]")
-    parser.add_argument("--seconds", type=float, default=560.0, help="for everything [default: 560]")
+    parser.add_argument("--seconds", type=float, default=0.0, help="for everything [default: the visit's]")
+    parser.add_argument("--fill", default="", help=argparse.SUPPRESS)
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     return parser.parse_args()

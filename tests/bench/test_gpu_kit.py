@@ -6,22 +6,31 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from llmc.bench.gpu import prepare
-from llmc.bench.gpu.fill import Model
+from llmc.bench.gpu import bits, micro, plan, prepare
+from llmc.bench.gpu.clock import Clock
+from llmc.bench.gpu.fill import Model, packed_codes
+from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import layout_to_json
 from llmc.bench.gpu.prepare import Wanted
+from llmc.cli import tune_gpu
+from llmc.cli.main import main
 from llmc.compiler import artifact
-from llmc.compiler.kernel import Kernel
+from llmc.compiler.kernel import Call, Kernel
 from llmc.compiler.target import Target
 from llmc.compiler.tune import import_tuning
 from llmc.runtime import ArtifactFile
 from llmc.schedules import cache, records
+from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
 
@@ -33,11 +42,16 @@ TINY: dict[str, Any] = {
     "l2_bytes": 1 << 12,
     "shortest_ms": 0.0,
     "replays": 2,
+    "short": [[1, 40]],
     "decode": [[1, 40]],
+    "quantised": [],
+    "compiled": [],
+    "flash": [],
     "decode_large": [],
     "prefill": [40],
+    "read": 64,
     "first": 1,
-    "steps": 2,
+    "steps": 3,
     "prompts": 2,
 }
 CUBIN = b"\x7fELF, as the fake driver sees it"
@@ -78,7 +92,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
-        prepare.prepare(folder / "kit", TARGET, [], most=2, carried=False, few=True, settings=TINY)
+        prepare.prepare(folder / "kit", TARGET, [], most=2, carried=False, odd="few", settings=TINY)
     (folder / "kernels.so").symlink_to(build_library(list(made.kernels.values()), TARGET))
     build_driver(folder)
     return folder
@@ -98,7 +112,7 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
-        prepare.prepare(folder / "kit", TARGET, [model], most=2, few=True, settings=TINY)
+        prepare.prepare(folder / "kit", TARGET, [model], most=2, odd="few", settings=TINY)
     path = folder / "kit" / "kit.json"
     said = json.loads(path.read_text())
     said["jobs"] = [job for job in said["jobs"] if job["name"] in TUNED]
@@ -146,13 +160,23 @@ def test_every_kernel_is_run_and_right(kit: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_cut_off_goes_on_where_it_was(kit: Path, tmp_path: Path) -> None:
-    first = run(kit, tmp_path / "first", "--stages", "a")
-    with first.path.open("a") as file:  # the machine was lost in the middle of a line
-        file.write('{"stage": "micro", "item": "pipe')
+    first = run(kit, tmp_path / "first", "--stages", "ab")
+    whole = first.path.read_text().splitlines(keepends=True)
+    first.path.write_text("".join(whole[:-4]) + whole[-4][:30])  # the machine was lost in the middle of a line
+    before = [entry for entry in first.entries() if entry["stage"] == "micro"]
     resumed = run(kit, tmp_path / "second", "--stages", "ab", "--resume", str(first.path))
-    entries = [entry for entry in resumed.entries() if entry["stage"] == "facts"]
-    assert len(entries) == len(list(first.entries()))
-    assert set(outcomes(resumed, "micro").values()) == {"done"}
+    after = [entry for entry in resumed.entries() if entry["stage"] == "micro"]
+    assert after[: len(before)] == before
+    assert [entry["event"] for entry in after].count("done") == len(micro.MICROS)
+
+
+def test_what_another_card_or_driver_said_is_forgotten(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "results.jsonl")
+    for name, driver, kept in (("one", 1, 0), ("one", 1, 1), ("one", 2, 0), ("other", 2, 0)):
+        journal.append("facts", "device", "done", name=name)
+        journal.append("facts", "machine", "done", driver=driver)
+        assert len(journal.results("check")) == kept
+        journal.append("check", "kernel", "done")
 
 
 def test_a_kernel_that_kills_its_context_is_recorded_and_left_behind(kit: Path, tmp_path: Path) -> None:
@@ -163,6 +187,38 @@ def test_a_kernel_that_kills_its_context_is_recorded_and_left_behind(kit: Path, 
     assert "CUDA_ERROR_LAUNCH_FAILED" in journal.latest("micro")["order"]["error"]
     assert list(found.values()).count("done") == len(found) - 1
     assert "- micro order: cuStreamSynchronize" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_what_does_not_fit_into_the_time_is_left_out_for_what_does(tmp_path: Path) -> None:
+    """An item takes as long as the longest of its kind so far, and what paper says before there is one."""
+    journal = Journal(tmp_path / "results.jsonl")
+    paper = Clock(journal).expected("whole", "m hf-compile decode 1x128")
+    assert paper > 10 * Clock(journal).expected("whole", "m llmc decode 1x128")
+    journal.append("whole", "m hf-compile decode 1x128", "done", took_s=2 * paper)
+    journal.append("whole", "m llmc decode 8x128", "done", took_s=0.01)
+    clock = Clock(journal)
+    assert clock.expected("whole", "other hf-compile decode 8x128") == 2 * paper
+    assert 0.01 < clock.expected("whole", "m llmc decode 1x128") < 1.0
+
+
+def test_the_plan_is_the_one_that_the_page_shows() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
+    shown = page.partition("<!-- plan -->\n")[2].partition("\n<!-- end plan -->")[0]
+    assert shown == "\n".join(plan.table())
+
+
+def test_every_part_comes_in_either_visit_and_its_paper_fits_its_share() -> None:
+    first, second = (plan.parts_of(visit) for visit in (1, 2))
+    assert {part.name for part in first} == {part.name for part in second}
+    assert all(part.seconds <= part.most for part in first)
+    assert sum(part.seconds for part in plan.VISITS[1]) < plan.SECONDS[1]
+    assert [part.name for part in plan.named("facts+tune")] == ["facts", "tune"]
+
+
+def test_a_run_out_of_time_does_nothing_and_says_so(kit: Path, tmp_path: Path) -> None:
+    journal = run(kit, tmp_path / "out", "--stages", "bc", "--seconds", "0.9")
+    assert not journal.results("check")
+    assert not journal.latest("check")
 
 
 def test_without_a_driver_every_stage_says_so(kit: Path, tmp_path: Path) -> None:
@@ -203,6 +259,32 @@ def test_what_was_tuned_comes_home_and_is_used(
     assert len(faster) == len(TUNED) - 1  # for one there is nothing to choose
 
 
+def test_a_machine_with_both_tunes_at_once(
+    model: Wanted, model_kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llmc tune MODEL --target cuda: a kit, its run, and the records, on this machine."""
+    Made(monkeypatch)
+    first = TUNED[0]
+    kept = add_model
+
+    def few(jobs: Jobs, calls: Iterable[Call], most: int) -> None:
+        kept(jobs, [call for call in calls if str(records.signature(call, TARGET)) == first], most)
+
+    monkeypatch.setattr(prepare, "add_model", few)
+    monkeypatch.setattr(prepare, "SETTINGS", {**prepare.SETTINGS, **TINY})
+    monkeypatch.setattr(tune_gpu, "MOST", 2)
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
+    monkeypatch.setenv("LLMC_CUDA_DRIVER", str(model_kit / "libcuda.so.1"))
+    monkeypatch.setenv("LLMC_FAKE_CUDA_KERNELS", str(model_kit / "kernels.so"))
+    answer = CliRunner().invoke(main, ["tune", model.model, "--target", str(TARGET), "--batch", "1", "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    (report,) = json.loads(answer.stdout)["cards"]
+    assert (report["path"], report["left_out"]) == (str(tmp_path / "tuned" / "fake-gpu-0.json"), [])
+    (record,) = report["records"]
+    assert f"{record['op']} {record['weight']} [{record['n']}, {record['k']}] M={record['m']}" == first
+    assert record["tried"] == 2
+
+
 # -- models without their weights -------------------------------------------------------------------------------------
 
 
@@ -218,6 +300,23 @@ def test_an_artifact_is_filled_with_the_weights_that_compiling_gives_it(
         assert file.plan().header.n_vocab == LLAMA["vocab_size"]
     data = (tmp_path / "tiny.so").read_bytes()
     assert data[place.offset : place.offset + len(weights)] == weights
+
+
+def test_codes_of_fp8_stand_for_what_the_format_says() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(bits.e4m3(), codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+    values = np.random.default_rng(0).normal(0, 100, 1000).clip(-448, 448).astype(np.float32)
+    nearest = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    ours = bits.e4m3()[bits.e4m3_of(values).view(np.uint8)]
+    np.testing.assert_array_equal(np.abs(ours - values), np.abs(nearest - values))
+
+
+@pytest.mark.parametrize("layout", [Int8Strips(), Fp8Strips(True), Int4Strips(32), Int4Strips(128, True)], ids=str)
+def test_made_up_codes_fill_their_place(layout: Any) -> None:
+    shape = (384, 256)
+    data = packed_codes(layout_to_json(layout), shape, layout.n_bytes(shape))
+    assert data.nbytes == layout.n_bytes(shape)
+    assert data.any()
 
 
 def test_a_whole_model_runs_beside_hugging_face(model_kit: Path, tmp_path: Path) -> None:

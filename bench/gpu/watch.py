@@ -1,0 +1,89 @@
+"""The process that watches: it starts those that work, ends what takes too long, and starts the next behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.plan import Part
+from llmc.bench.gpu.work import DONE, OUT_OF_TIME, waiting
+
+WAIT_S = 0.05
+MOST_RESTARTS = 60
+START_S = 120.0
+"""How long a process may take before it begins its first item: it imports PyTorch."""
+GRACE_S = 5.0
+"""Beyond the end of the run: an item that is nearly done may be."""
+
+
+def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequence[str], end_at: float) -> None:
+    """All items of the parts, in as many processes as it takes, within the time."""
+    log = journal.path.with_name("log.txt")
+    for _ in range(MOST_RESTARTS):
+        left = [(part, item) for part in parts for item in waiting(part, kit, journal)]
+        if not left or time.time() >= end_at:
+            return
+        with log.open("a") as out:
+            out.write(f"--- {', '.join(part.name for part in parts)}: {len(left)} left\n")
+            out.flush()
+            names = "+".join(part.name for part in parts)
+            arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}"]
+            process = subprocess.Popen(arguments, stdout=out, stderr=out, start_new_session=True)
+        began = time.time()
+        status = watch(process, max(part.stage.longest for part in parts), journal, end_at)
+        if status in (DONE, OUT_OF_TIME) or time.time() >= end_at:
+            return
+        settle_crash(parts, journal, status, last_words(log), began)
+        if [(part, item) for part in parts for item in waiting(part, kit, journal)] == left:
+            part, item = left[0]  # it dies before it begins anything
+            journal.append(part.stage.name, item, "failed", error=f"no process could begin it: {last_words(log)}")
+
+
+def watch(process: subprocess.Popen[bytes], longest: float, journal: Journal, end_at: float) -> int:
+    """Waits for the process, and ends it when an item takes too long; its exit status."""
+    began, size, since = time.time(), file_size(journal.path), time.time()
+    while process.poll() is None:
+        time.sleep(WAIT_S)
+        if file_size(journal.path) != size:
+            size, since = file_size(journal.path), time.time()
+        patience = max(longest, START_S if since - began < 1 else 0)
+        if time.time() - since > patience or time.time() > end_at + GRACE_S:
+            end(process)
+    return int(process.wait())
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """The process and what it started: they are a session of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def settle_crash(parts: Sequence[Part], journal: Journal, status: int, said: str, began: float) -> None:
+    """What the process that began then has begun and not finished has failed."""
+    for stage in {part.stage.name for part in parts}:
+        for item, entry in journal.latest(stage).items():
+            if entry["event"] == "begin" and entry["at"] > began - 1:
+                reason = "took too long, or was stopped" if status == -9 else f"ended the process ({status})"
+                journal.append(stage, item, "failed", error=f"{reason}: {said}")
+
+
+def last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""
+
+
+def file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

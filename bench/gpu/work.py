@@ -1,0 +1,110 @@
+"""The process that does the work: the items of some parts that are not settled yet, within their time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmc.bench.gpu import check, facts, measure, whole
+from llmc.bench.gpu.clock import Clock
+from llmc.bench.gpu.driver import CudaError, Device
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.plan import Part
+
+DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
+"""Exit status: everything is done; the device is lost to this process; not all fitted into the time."""
+MOST_FAILURES = 2
+"""Of a system with a model: what fails twice is not tried further."""
+Run = Callable[[str], dict[str, Any]]
+
+
+def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float) -> int:
+    """end: when to stop.  -> the process's exit status."""
+    if not parts[0].stage.on_device:
+        runners = {part.stage.name: part.stage.module.runner(kit, journal) for part in parts}
+        return do(parts, runners.__getitem__, kit, journal, end)
+    try:
+        with Device() as device:
+            made: dict[str, Run] = {}
+
+            def runner(stage: str) -> Run:
+                if stage not in made:
+                    made[stage] = on_device(stage, parts, device, kit, journal)
+                return made[stage]
+
+            return do(parts, runner, kit, journal, end)
+    except CudaError as error:
+        print(error, file=sys.stderr)
+        return BROKEN
+
+
+def on_device(stage: str, parts: Sequence[Part], device: Device, kit: Kit, journal: Journal) -> Run:
+    module = next(part.stage.module for part in parts if part.stage.name == stage)
+    if module is not measure:
+        found: Run = module.runner(device, kit)
+        return found
+    settings = kit.said["settings"]
+    l2_bytes = int(journal.one(facts.STAGE, facts.DEVICE).get("l2_bytes") or settings["l2_bytes"])
+    return measure.runner(device, kit, measure.Size(l2_bytes, settings["shortest_ms"], settings["replays"]))
+
+
+def do(parts: Sequence[Part], runner: Callable[[str], Run], kit: Kit, journal: Journal, end: float) -> int:
+    clock, status = Clock(journal), DONE
+    for part in parts:
+        deadline = min(end, time.time() + part.most)
+        for item in waiting(part, kit, journal):
+            expected = clock.expected(part.stage.name, item)
+            if time.time() + expected > deadline:
+                status = OUT_OF_TIME
+                continue
+            if not one(part.stage.name, item, runner, journal, clock):
+                return BROKEN
+    return status
+
+
+def one(stage: str, item: str, runner: Callable[[str], Run], journal: Journal, clock: Clock) -> bool:
+    """Does an item; whether the device can still be used after it."""
+    journal.append(stage, item, "begin")
+    began = time.time()
+    try:
+        found = runner(stage)(item)
+    except CudaError as error:
+        journal.append(stage, item, "failed", error=str(error))
+        return False
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        journal.append(stage, item, "failed", error=said[:500])
+        return stage != whole.STAGE or is_well()
+    took = time.time() - began
+    clock.took(stage, item, took)
+    journal.append(stage, item, "done", **found, took_s=round(took, 3))
+    return True
+
+
+def is_well() -> bool:
+    """Whether a device on which something failed still does anything for this process."""
+    try:
+        with Device() as device:
+            device.wait()
+    except CudaError:
+        return False
+    return True
+
+
+def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
+    """The part's items that are not settled, but for what is known to lead to nothing: candidates whose kernels are
+    wrong, systems that failed before."""
+    stage = part.stage
+    latest = journal.latest(stage.name)
+    settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
+    left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
+    if stage.module is measure:
+        wrong = {item for item, entry in journal.latest(check.STAGE).items() if entry["event"] == "failed"}
+        return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
+    if stage.module is whole:
+        failed = [tuple(item.split()[:2]) for item, entry in latest.items() if entry["event"] == "failed"]
+        return [item for item in left if failed.count(tuple(item.split()[:2])) < MOST_FAILURES]
+    return left
