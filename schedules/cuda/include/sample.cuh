@@ -51,7 +51,7 @@ __device__ __forceinline__ u64 rank_of(float logit, int token) {
 // ---- sums and maxima over a block ----------------------------------------------------------------------------------
 
 struct SampleShared {
-    u64 histogram[DIGITS];
+    unsigned low[DIGITS], high[DIGITS]; // halves of a histogram's sums
     u64 parts[SAMPLE_WARPS];
     u64 before, through;
     int place;
@@ -196,6 +196,19 @@ __device__ Stop walk_tokens(const float *logits, const Measure &measure, u64 tar
     return stop;
 }
 
+// Adds to a digit's sum. Most logits share a few first digits, where a multiprocessor adds 32 bits at once but 64 in a
+// loop of comparisons that all others make fail.
+__device__ __forceinline__ void add_to(SampleShared &shared, int digit, u64 counts) {
+    const unsigned low = unsigned(counts);
+    if (!counts) return;
+    const unsigned old = atomicAdd(&shared.low[digit], low), high = unsigned(counts >> 32) + (old + low < low);
+    if (high) atomicAdd(&shared.high[digit], high);
+}
+
+__device__ __forceinline__ u64 sum_of(const SampleShared &shared, int digit) {
+    return u64(shared.high[digit]) << 32 | shared.low[digit];
+}
+
 // From the best candidate on. The key of the last one is found digit by digit, by histograms of what candidates count
 // whose digits so far are the same; among those of that key the order is that of tokens.
 template <int V, class Measure>
@@ -204,19 +217,18 @@ __device__ Stop walk_best(const float *logits, const Measure &measure, u64 targe
     u64 above = 0; // what candidates with greater keys count
     for (int left = 32; left > 0;) {
         const int bits = left % DIGIT_BITS ? left % DIGIT_BITS : DIGIT_BITS, shift = left - bits;
-        for (int i = threadIdx.x; i < DIGITS; i += SAMPLE_THREADS) shared.histogram[i] = 0;
+        for (int i = threadIdx.x; i < DIGITS; i += SAMPLE_THREADS) shared.low[i] = shared.high[i] = 0;
         __syncthreads();
         for (int i = threadIdx.x; i < V; i += SAMPLE_THREADS) {
             const float logit = logits[i];
             const unsigned own = key_of(logit);
             if (left < 32 && own >> left != key >> left) continue;
-            const u64 counts = measure(logit);
-            if (counts) atomicAdd(&shared.histogram[own >> shift & ((1u << bits) - 1)], counts);
+            add_to(shared, own >> shift & ((1u << bits) - 1), measure(logit));
         }
         __syncthreads();
         constexpr int OWN = DIGITS / SAMPLE_THREADS; // digits of a thread, greater ones first
         u64 counts[OWN], sum = 0;
-        for (int i = 0; i < OWN; i++) sum += counts[i] = shared.histogram[DIGITS - 1 - (threadIdx.x * OWN + i)];
+        for (int i = 0; i < OWN; i++) sum += counts[i] = sum_of(shared, DIGITS - 1 - (threadIdx.x * OWN + i));
         u64 before = above + block_prefix(sum, shared).before;
         if (threadIdx.x == 0) shared.place = 0, shared.before = above;
         __syncthreads();

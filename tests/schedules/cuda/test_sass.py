@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from llmc import schedules
-from llmc.compiler.kernel import Call, Launch
+from llmc.compiler.kernel import Call, Launch, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
-from llmc.schedules.cuda import linear
+from llmc.schedules.cuda import linear, sample
 from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
 from tests.schedules.cuda.test_attention import Model
@@ -128,6 +128,14 @@ def test_two_weights_in_fp8_take_the_operations_that_memory_leaves_time_for() ->
     pairs = sass.count("HMUL2.BF16_V2")
     assert pairs >= 64
     assert sass.count("LOP3") + sass.count("SHF") + sass.count("IMAD.SHL") < 4 * pairs
+
+
+def test_a_draw_adds_in_shared_memory_without_trying_again() -> None:
+    logits, draws = TensorType((1, 4096), "f32"), TensorType((1, 32), "u8")
+    call = Call(sample.DRAW, (logits, draws), (TensorType((1,), "i32"),))
+    sass, _ = compiled(schedules.implement(call, Target("cuda", "sm_90a")).launches[0], "sm_90a")
+    assert sass.count("ATOMS.ADD") > 0
+    assert sass.count("ATOMS.CAS") == sass.count("ATOMS.CAST") == 0
 
 
 def test_a_spill_is_seen() -> None:
