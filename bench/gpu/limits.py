@@ -1,29 +1,33 @@
-"""What the device can do at best, measured in the same run: bytes a second of copies, operations a second of cuBLAS."""
+"""What the device can do at best, measured in the same run: bytes a second of copies, operations a second of cuBLAS,
+and what a launch costs that has next to nothing to do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from llmc.bench.gpu.driver import Device
+import numpy as np
+
+from llmc.bench.gpu.driver import Device, Kernel
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
 
 STAGE = "limits"
-COPY, TORCH_COPY, PRODUCT = "copy", "copy by PyTorch", "cuBLAS bf16"
+COPY, TORCH_COPY, PRODUCT, LAUNCH = "copy", "copy by PyTorch", "cuBLAS bf16", "launch"
 COPY_LIMIT, PRODUCT_LIMIT = "copy bandwidth", "cuBLAS bf16"
 """As tuned records name them."""
 TIMES, TOGETHER = 7, 5
 
 
 def items(kit: Kit) -> Iterator[str]:
-    yield from (COPY, TORCH_COPY)
+    yield from (COPY, TORCH_COPY, LAUNCH)
     yield from (f"{PRODUCT} {'x'.join(map(str, shape))}" for shape in kit.said["settings"]["products"])
 
 
 def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
-    """run(item) -> GB/s, or GFLOP/s."""
+    """run(item) -> GB/s, GFLOP/s, or µs."""
 
     def run(name: str) -> dict[str, Any]:
         n_bytes = kit.said["settings"]["copy_bytes"]
@@ -31,6 +35,8 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
             return copy(device, n_bytes)
         if name == TORCH_COPY:
             return torch_copy(n_bytes)
+        if name == LAUNCH:
+            return launch(device, kit)
         m, n, k = map(int, name.removeprefix(f"{PRODUCT} ").split("x"))
         return product(m, n, k)
 
@@ -55,6 +61,27 @@ def torch_copy(n_bytes: int) -> dict[str, Any]:
     source = torch.randint(0, 255, (n_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return {"gb_per_s": 2 * n_bytes / seconds_of(lambda: target.copy_(source)) / 1e9}
+
+
+LAUNCH_BLOCKS = 132
+
+
+def launch(device: Device, kit: Kit) -> dict[str, Any]:
+    """µs of each of many launches in a graph, where each waits for the one before, and where it may begin early."""
+    name, n_launches = "micro_order", kit.said["settings"]["launches"]
+    kernel = device.kernel(kit.cubin(name), name, **kit.kernel(name))
+    found = {}
+    with device.kept():
+        places = [device.upload(np.zeros(n, np.uint32)) for n in (2 * 128 * LAUNCH_BLOCKS, 1, 1)]
+        for said, each in (("us", replace(kernel, dependent=False)), ("early_us", kernel)):
+
+            def record(each: Kernel = each) -> None:
+                for _ in range(n_launches):
+                    device.launch(each, LAUNCH_BLOCKS, places)
+
+            with device.graph(record) as replay:
+                found[said] = 1e3 * median(device.times_ms(replay, TIMES)) / n_launches
+    return found
 
 
 def product(m: int, n: int, k: int) -> dict[str, Any]:

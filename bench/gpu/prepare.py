@@ -55,6 +55,7 @@ QUANTISED_BATCH = (1, 2, 4, 8)
 SETTINGS: dict[str, Any] = {
     "micro_times": micro.TIMES,
     "copy_bytes": 2 << 30,
+    "launches": 200,
     "products": [[8192, 8192, 8192], [2048, 12288, 4096], [2048, 4096, 4096], [2048, 22016, 4096], [2048, 4096, 11008]],
     "l2_bytes": 60 << 20,
     "shortest_ms": 1.0,
