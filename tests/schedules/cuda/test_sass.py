@@ -13,6 +13,7 @@ from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
 from llmc.schedules.cuda import linear, sample
+from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
 from tests.schedules.cuda.test_attention import Model
@@ -136,6 +137,22 @@ def test_a_draw_adds_in_shared_memory_without_trying_again() -> None:
     sass, _ = compiled(schedules.implement(call, Target("cuda", "sm_90a")).launches[0], "sm_90a")
     assert sass.count("ATOMS.ADD") > 0
     assert sass.count("ATOMS.CAS") == sass.count("ATOMS.CAST") == 0
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_a_step_of_a_long_prompt_is_one_group_of_products_and_no_fence_of_the_gpu(cluster: int) -> None:
+    """Four products a step, committed together; the group before is waited for, and at a tile's end this one."""
+    call = linear_call("Linear", 2048, 4096, 4096, tiled_x=True)
+    tiling = Tiling(256, 4, 132, shared=False, band=4, cluster=cluster)
+    (launch,) = linear.implement(call, tiling, Target("cuda", "sm_90a")).launches
+    sass, said = compiled(launch, "sm_90a")
+    assert "C75" not in said
+    assert sass.count("HGMMA.64x256x16.F32.BF16") == sass.count("HGMMA") == 4
+    assert (sass.count("WARPGROUP.ARRIVE"), sass.count("WARPGROUP.DEPBAR")) == (1, 2)
+    assert sass.count("UBLKCP.S.G.MULTICAST") == cluster - 1
+    assert sass.count("USETMAXREG") == 2
+    assert sass.count("MEMBAR.ALL.GPU") == 0
+    assert sass.count("LDL") == sass.count("STL") == 0
 
 
 def test_a_spill_is_seen() -> None:
