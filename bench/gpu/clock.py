@@ -1,6 +1,8 @@
-"""How long items take: on paper at first, then as long as the longest of their kind so far."""
+"""How long items take: on paper at first, then by the last ones of their kind."""
 
 from __future__ import annotations
+
+from collections import deque
 
 from llmc.bench.gpu import check, facts, limits, measure, micro, profiles, sanitize, whole
 from llmc.bench.gpu.journal import Journal
@@ -25,8 +27,9 @@ PAPER_S: dict[str, float] = {
     "hf-flash decode": 3.0,
     "hf-compile decode": 60.0,
 }
-LEAST_SHARE = 0.5
-"""Of what is expected on paper: one short item promises nothing about the next."""
+LAST, SPARE, LEAST_SHARE = 5, 1.5, 0.5
+"""So many items are looked back at; the next may take so many times longer; and it is not expected to take less than
+this part of what paper says: short ones promise nothing about the next."""
 
 
 def kind_of(stage: str, item: str) -> str:
@@ -38,16 +41,15 @@ class Clock:
     """Seconds that items took, by kind."""
 
     def __init__(self, journal: Journal) -> None:
-        self._longest: dict[str, float] = {}
+        self._last: dict[str, deque[float]] = {}
         for entry in journal.entries():
             if "took_s" in entry:
                 self.took(entry["stage"], entry["item"], float(entry["took_s"]))
 
     def took(self, stage: str, item: str, seconds: float) -> None:
-        kind = kind_of(stage, item)
-        self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
+        self._last.setdefault(kind_of(stage, item), deque(maxlen=LAST)).append(seconds)
 
     def expected(self, stage: str, item: str) -> float:
         kind = kind_of(stage, item)
-        paper = PAPER_S.get(kind, 1.0)
-        return max(self._longest.get(kind, paper), LEAST_SHARE * paper)
+        paper, last = PAPER_S.get(kind, 1.0), self._last.get(kind)
+        return max(SPARE * sum(last) / len(last), LEAST_SHARE * paper) if last else paper

@@ -94,6 +94,7 @@ class HuggingFace:
         context = max(1, length - first - steps)
         with self.steps(batch, context, length, system) as step:
             seconds = [timed(step) for _ in range(min(first + steps, length - context))]
+        del step  # and its cache, before memory is given back
         forget()
         return seconds[first:]
 
@@ -121,7 +122,7 @@ class HuggingFace:
 
     def static_step(self, token: torch.Tensor, context: int, length: int, system: str) -> Step:
         """token: [batch, 1], which every step replaces."""
-        batch, room = len(token), length + WARM_UPS + 1
+        batch, room = len(token), -(-(length + WARM_UPS + 1) // 8) * 8  # masks of whole vectors
         cache = self.filled(StaticCache(config=self.network.config, max_cache_len=room), batch, context)
         position, places = torch.tensor([context], device=device()), torch.arange(room, device=device())
 

@@ -33,6 +33,7 @@ from llmc.schedules import cache, records
 from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
+from tests.test_layout import imported
 
 TARGET = Target("cuda", "sm_90a")
 TINY: dict[str, Any] = {
@@ -151,6 +152,19 @@ def misuse(log: Path) -> list[str]:
     return [line for line in lines if line.startswith(("error", "leak")) and not line.startswith("error: attribute")]
 
 
+def test_the_programs_import_what_is_there(kit: Path) -> None:
+    """The standard library, NumPy, what is compared with, and of llmc what the kit carries."""
+    package = kit / "kit" / "llmc"
+    carried = {".".join(path.relative_to(package).with_suffix("").parts) for path in package.rglob("*.py")}
+    carried |= {name.removesuffix(".__init__") for name in carried}
+    known = {*sys.stdlib_module_names, "numpy", "torch", "transformers", "llmc"}
+    for path in [*(package / "bench").rglob("*.py"), kit / "kit" / "run.py"]:
+        for name in imported(path):
+            top, _, rest = name.partition(".")
+            assert top in known, path
+            assert top != "llmc" or {rest, rest.rpartition(".")[0]} & carried or rest == "__version__", (path, name)
+
+
 def test_every_kernel_is_run_and_right(kit: Path, tmp_path: Path) -> None:
     journal = run(kit, tmp_path / "out", "--stages", "abce")
     for stage in ("facts", "micro", "check", "limits"):
@@ -191,14 +205,14 @@ def test_a_kernel_that_kills_its_context_is_recorded_and_left_behind(kit: Path, 
 
 
 def test_what_does_not_fit_into_the_time_is_left_out_for_what_does(tmp_path: Path) -> None:
-    """An item takes as long as the longest of its kind so far, and what paper says before there is one."""
+    """How long an item takes is seen by the last ones of its kind; paper says it before there is one."""
     journal = Journal(tmp_path / "results.jsonl")
     paper = Clock(journal).expected("whole", "m hf-compile decode 1x128")
     assert paper > 10 * Clock(journal).expected("whole", "m llmc decode 1x128")
     journal.append("whole", "m hf-compile decode 1x128", "done", took_s=2 * paper)
     journal.append("whole", "m llmc decode 8x128", "done", took_s=0.01)
     clock = Clock(journal)
-    assert clock.expected("whole", "other hf-compile decode 8x128") == 2 * paper
+    assert clock.expected("whole", "other hf-compile decode 8x128") > 2 * paper
     assert 0.01 < clock.expected("whole", "m llmc decode 1x128") < 1.0
 
 
