@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from llmc.bench.gpu.kit import Kit
 STAGE = "facts"
 DEVICE, MACHINE = "device", "machine"
 PACKAGES = ("numpy", "torch", "transformers", "triton")
+CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 TOOLS = ("nvcc", "compute-sanitizer", "ncu", "nvidia-smi")
 
 
@@ -38,7 +40,9 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "tools": {name: shutil.which(name) for name in TOOLS},
-        "driver": driver_version(),
+        "driver": asked_of_smi("driver_version"),
+        "clocks": asked_of_smi(CLOCKS),
+        "cpus": len(os.sched_getaffinity(0)),
     }
 
 
@@ -49,9 +53,9 @@ def version(package: str) -> str | None:
         return None
 
 
-def driver_version() -> str | None:
-    """As nvidia-smi says it: the driver's own interface knows only CUDA's."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def asked_of_smi(fields: str) -> str | None:
+    """As nvidia-smi says it: the driver's own interface knows no version but CUDA's, and no clock that is in use."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

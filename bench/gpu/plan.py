@@ -52,7 +52,7 @@ USED_FIRST = Part(
     80,
     check.is_used_first,
 )
-LIMITS = Part("limits", stage_of(limits.STAGE), "copies within the device; cuBLAS", 6, 30)
+LIMITS = Part("limits", stage_of(limits.STAGE), "copies within the device; cuBLAS; what a launch costs", 6, 30)
 SHORT = _of_models(
     whole.SHORT,
     "Llama-2-7B and OPT-6.7B: logits and tokens; decode at batch 1 and 8, 128 and 1k, beside Hugging Face",

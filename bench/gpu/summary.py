@@ -29,7 +29,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     device, machine = (journal.one(facts.STAGE, name) for name in (facts.DEVICE, facts.MACHINE))
     yield f"# {device.get('name', 'no device')}, driver {machine.get('driver')}, CUDA {device.get('cuda')}"
     yield ""
-    yield from table(("stage", "done", "failed"), (counts(journal, stage) for stage in NAMES))
+    yield from table(("stage", "done", "failed", "seconds"), (counts(journal, stage) for stage in NAMES))
     rates = limits.found(journal)
     yield ""
     yield ", ".join(f"{name}: {rate / 1e9:,.0f} G/s" for name, rate in rates.items()) or "no limit is measured"
@@ -40,9 +40,10 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from failures(journal)
 
 
-def counts(journal: Journal, stage: str) -> tuple[str, int, int]:
-    events = [entry["event"] for entry in journal.latest(stage).values()]
-    return NAMES[stage], events.count("done"), events.count("failed")
+def counts(journal: Journal, stage: str) -> tuple[str, int, int, str]:
+    latest = journal.latest(stage).values()
+    events, seconds = [entry["event"] for entry in latest], sum(float(entry.get("took_s", 0)) for entry in latest)
+    return NAMES[stage], events.count("done"), events.count("failed"), f"{seconds:.0f}"
 
 
 def failures(journal: Journal) -> Iterator[str]:

@@ -105,6 +105,11 @@ def items_of(kit: Kit, model: str, wish: Wish) -> Iterator[str]:
             yield from (f"{model} {system} {task} {at}" for system in systems)
 
 
+def is_recorded(item: str) -> bool:
+    """Whether it records graphs with PyTorch: where that fails, the process had better end."""
+    return item.split()[1] in (GRAPH, COMPILED)
+
+
 def is_quantised(kit: Kit, model: str) -> bool:
     return str(model_of(kit, model).said["quant"]) != "none"
 
