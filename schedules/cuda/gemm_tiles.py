@@ -57,7 +57,7 @@ class Device:
 
     n_blocks: multiprocessors of its usual card.  shared_bytes: of a block.  Rates: bytes a µs from memory and from L2
     (all blocks together), operations a µs; fixed_us: of a launch, and of putting a shared tile together.  cluster:
-    blocks that may form one; cluster_us: of their meetings at the start and the end, an estimate.
+    blocks that may form one; cluster_us: of starting together and waiting for each other, an estimate.
     """
 
     n_blocks: int
