@@ -72,7 +72,7 @@ def launch(device: Device, kit: Kit) -> dict[str, Any]:
     kernel = device.kernel(kit.cubin(name), name, **kit.kernel(name))
     found = {}
     with device.kept():
-        places = [device.upload(np.zeros(n, np.uint32)) for n in (2 * 128 * LAUNCH_BLOCKS, 1, 1)]
+        places = [device.upload(np.zeros(n, np.uint32)) for n in (128, 2 * 128 * LAUNCH_BLOCKS, 1, 1)]
         for said, each in (("us", replace(kernel, dependent=False)), ("early_us", kernel)):
 
             def record(each: Kernel = each) -> None:

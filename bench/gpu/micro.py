@@ -53,11 +53,11 @@ def turned(seed: int) -> tuple[list[Array], dict[int, Array]]:
 
 def order(seed: int) -> tuple[list[Array], dict[int, Array]]:
     halves = np.arange(seed, seed + 2 * ORDER_BLOCKS * 128, dtype=np.uint64).reshape(2, ORDER_BLOCKS, 128)
-    zero = np.zeros(1, np.uint32)
-    buffers = [halves.astype(np.uint32), zero, zero]
+    step, zero = np.arange(seed, 128 + seed, dtype=np.uint32), np.zeros(1, np.uint32)
+    buffers = [step, halves.astype(np.uint32), zero, zero]
     for turn in range(ORDER_LAUNCHES):
-        halves[(turn + 1) % 2] = (3 * np.roll(halves[turn % 2], -1, axis=0) + 1) % 2**32
-    return buffers, {0: halves.astype(np.uint32), 1: zero + np.uint32(ORDER_LAUNCHES), 2: zero}
+        halves[(turn + 1) % 2] = (3 * np.roll(halves[turn % 2], -1, axis=0) + step) % 2**32
+    return buffers, {1: halves.astype(np.uint32), 2: zero + np.uint32(ORDER_LAUNCHES), 3: zero}
 
 
 def counter(seed: int) -> tuple[list[Array], dict[int, Array]]:
@@ -112,18 +112,23 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
 def check(device: Device, kit: Kit, micro: Micro, seed: int) -> None:
     full_name = f"micro_{micro.name}"
     kernel = device.kernel(kit.cubin(full_name), full_name, **kit.kernel(full_name))
-    buffers, answers = micro.make(seed)
-    places = [device.upload(buffer) for buffer in buffers]
+    places = [device.allocate(buffer.nbytes) for buffer in micro.make(seed)[0]]
 
     def launch_all() -> None:
         for _ in range(micro.launches):
             device.launch(kernel, micro.grid, places)
 
+    def give(seed: int) -> dict[int, Array]:
+        buffers, answers = micro.make(seed)
+        for place, buffer in zip(places, buffers, strict=True):
+            device.write(place, buffer)
+        return answers
+
+    answers = give(2 * seed)
     launch_all()
     compare(device, places, answers)
     if micro.launches > 1:
-        for place, buffer in zip(places, buffers, strict=True):
-            device.write(place, buffer)
+        answers = give(2 * seed + 1)
         with device.graph(launch_all) as replay:
             replay()
         compare(device, places, answers)
