@@ -124,6 +124,21 @@ static llmc_status check_arch(const llmc_model *model, int number, int device)
                 device % 10);
 }
 
+/* Later GPUs of a generation may have less shared memory: compute capability 8.6 and 8.9 have 99 KB, 8.0 has 163. */
+static llmc_status check_shared(const llmc_model *model, int number, int device, int most)
+{
+    uint32_t needed = 0;
+    for (uint32_t i = 0; i < model->plans.header.n_kernels; i++)
+        if (model->plans.records[i].shared_bytes > needed) needed = model->plans.records[i].shared_bytes;
+    if (needed <= (uint32_t)most) return LLMC_OK;
+    char hint[96] = "compile with --target cpu: no kernels are written for so little";
+    for (int i = 0; i < N_LEVELS; i++)
+        if (LEVELS[i].arch == device) snprintf(hint, sizeof hint, "compile with --target cuda:%s", LEVELS[i].name);
+    return fail(LLMC_ERROR_TARGET, model->file.path, hint,
+                "this artifact's kernels take %u KB of shared memory; device %d is %s with %d", needed >> 10, number,
+                model->cuda->name, most >> 10);
+}
+
 static llmc_status no_device(const llmc_model *model)
 {
     return fail(LLMC_ERROR_TARGET, model->file.path, "run it on a machine with one, or compile with --target cpu",
@@ -155,7 +170,7 @@ llmc_status cuda_take_device(llmc_model *model, const llmc_options *options)
 {
     cuda *cuda = model->cuda;
     const cuda_driver *driver = &cuda->driver;
-    int number = 0, major = 0, minor = 0, version = 0;
+    int number = 0, major = 0, minor = 0, version = 0, most_shared = 0;
     CUresult result = driver->cuInit(0);
     if (result == CUDA_ERROR_NO_DEVICE) return no_device(model);
     if (result) return cuda_failed(model, result, "starting the NVIDIA driver");
@@ -168,9 +183,13 @@ llmc_status cuda_take_device(llmc_model *model, const llmc_options *options)
         result = driver->cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, cuda->device);
     if (!result)
         result = driver->cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, cuda->device);
+    if (!result)
+        result = driver->cuDeviceGetAttribute(&most_shared, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+                                              cuda->device);
     if (!result) result = driver->cuDriverGetVersion(&version);
     if (result) return cuda_failed(model, result, "asking for the GPU's name and abilities");
     status = check_arch(model, number, 10 * major + minor);
+    if (!status) status = check_shared(model, number, 10 * major + minor, most_shared);
     if (status) return status;
     cuda->is_dependent = version >= 12030 && major >= 9; /* before, graphs knew no such edge; nor do earlier GPUs */
     result = driver->cuDevicePrimaryCtxRetain(&cuda->context, cuda->device);

@@ -17,7 +17,7 @@ from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How
 from tests.runtime import toy_artifact as toy
-from tests.runtime.toy_cuda import CUBIN, FakeCuda, ToyCudaPlan, drawn, sections
+from tests.runtime.toy_cuda import CUBIN, SHARED_BYTES, FakeCuda, ToyCudaPlan, drawn, sections
 
 HEADER = Path(toy.RUNTIME, "src", "cuda.h")
 
@@ -89,6 +89,19 @@ def test_code_without_special_instructions_runs_on_later_gpus_of_its_generation(
     for capability in (75, 90):
         cuda.set(capability=capability)
         assert "8.0 or a later one of that generation" in refusal(path).fact
+
+
+@pytest.mark.parametrize(
+    ("capability", "hint"), [(86, "cpu: no kernels are written for so little"), (89, "cuda:sm_89")]
+)
+def test_a_gpu_with_less_shared_memory_than_kernels_take_is_refused(
+    cuda: FakeCuda, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capability: int, hint: str
+) -> None:
+    monkeypatch.setitem(SHARED_BYTES, "attend", 120 << 10)
+    cuda.set(capability=capability)
+    error = refusal(written(plan=ToyCudaPlan().pack(cuda_arch=80)))
+    assert error.fact == "this artifact's kernels take 120 KB of shared memory; device 0 is Fake GPU 0 with 99"
+    assert error.hint == f"compile with --target {hint}"
 
 
 def test_the_gpu_is_chosen_by_the_option_or_the_environment(

@@ -198,6 +198,8 @@ CUresult fake_cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
     int capability = fake_settings.capability;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) *value = capability / 10;
     else if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) *value = capability % 10;
+    else if (attribute == CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        *value = (capability >= 90 ? 227 : capability == 80 ? 163 : 99) << 10;
     else return fake_misuse("attribute %d of device %d", attribute, device);
     return CUDA_SUCCESS;
 }
