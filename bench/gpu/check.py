@@ -21,6 +21,7 @@ TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-4}
 ATTENTION_TOLERANCE = {"bf16": 8e-3, "f16": 1.2e-3, "f32": 1e-5}
 FIRST_ROWS = (1, 8, 512)
 """Decode of one and of eight sequences, and a prompt."""
+CODED = ("i8", "i4", "f8")
 LENGTH = 200
 """Longest context of attention that is checked; the cache has more."""
 
@@ -36,15 +37,16 @@ def items(kit: Kit) -> Iterator[str]:
         yield from (item(job, index) for job in jobs if index < len(job.candidates))
 
 
-def order(job: Job) -> tuple[bool, bool, int]:
-    """Models' calls at the first numbers of rows, in their order; their others; odd shapes."""
+def order(job: Job) -> tuple[bool, bool, bool, int]:
+    """Models' calls before odd shapes, plain weights before codes, the first numbers of rows, in their order, first."""
     rows = job.call.outputs[0].shape[0]
-    return not job.signature, rows not in FIRST_ROWS, FIRST_ROWS.index(rows) if rows in FIRST_ROWS else 0
+    coded = any(kind and kind.constant and kind.dtype in CODED for kind in job.call.inputs)
+    return not job.signature, coded, rows not in FIRST_ROWS, FIRST_ROWS.index(rows) if rows in FIRST_ROWS else 0
 
 
 def is_used_first(kit: Kit, name: str) -> bool:
     job, index = find(kit, name)
-    return index == 0 and not any(order(job)[:2])
+    return index == 0 and not any(order(job)[:3])
 
 
 def is_odd(kit: Kit, name: str) -> bool:

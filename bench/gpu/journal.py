@@ -54,7 +54,7 @@ class Journal:
                 said = entry.get(TELLS_APART.get(str(entry.get("item")), ""))
                 if known.setdefault(entry["item"], said) != said:
                     known[entry["item"]] = said
-                    entries = [each for each in entries if each.get("stage") == "facts"]
+                    entries = [each for each in entries if each.get("stage") in ("facts", "kit")]
             entries.append(entry)
         return entries
 

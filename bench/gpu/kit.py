@@ -10,6 +10,7 @@ A job is written by jobs.py; what it says of a call and a launch are the fields 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -88,6 +89,15 @@ class Kit:
     @cached_property
     def jobs(self) -> dict[str, Job]:
         return {job.name: job for job in map(job_of, self.said["jobs"])}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its jobs and models: what one kit found is not what another would find."""
+        found = hashlib.sha256((self.folder / "kit.json").read_bytes())
+        for model in self.said["models"]:
+            for name in ("model.json", "sections.zip"):
+                found.update((self.folder / "models" / model / name).read_bytes())
+        return found.hexdigest()[:16]
 
     def kernel(self, name: str) -> Mapping[str, Any]:
         """n_threads, shared_bytes and dependent of a kernel."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
+KIT = "kit"
+"""The stage of the line that says which kit's results these are."""
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
@@ -47,7 +49,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():
         journal.take_over(options.resume)
-    if journal.path.exists():
+    if other := set(journal.latest(KIT)) - {kit.digest}:
+        sys.exit(f"error: {journal.path} has what another kit found ({other.pop()}): name another folder with -o")
+    journal.append(KIT, kit.digest, "done")
+    if journal.latest(facts.STAGE):
         journal.ask_again(facts.STAGE, facts.items(kit))
     seconds = options.seconds or plan.SECONDS[options.visit]
     visit(kit, journal, plan.parts_of(options.visit, options.stages), options, time.time() + seconds)

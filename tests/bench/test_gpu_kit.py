@@ -20,7 +20,7 @@ from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.fill import Model, packed_codes
 from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
-from llmc.bench.gpu.kit import layout_to_json
+from llmc.bench.gpu.kit import Kit, layout_to_json
 from llmc.bench.gpu.prepare import Wanted
 from llmc.cli import tune_gpu
 from llmc.cli.main import main
@@ -185,6 +185,17 @@ def test_a_run_that_is_cut_off_goes_on_where_it_was(kit: Path, tmp_path: Path) -
     assert [entry["event"] for entry in after].count("done") == len(micro.MICROS)
 
 
+def test_results_of_another_kit_are_not_gone_on_with(kit: Path, tmp_path: Path) -> None:
+    """Their candidates and artifacts may be others under the same names."""
+    journal = run(kit, tmp_path / "out", "--stages", "a")
+    text = journal.path.read_text()
+    journal.path.write_text(text.replace(Kit(kit / "kit").digest, "another"))
+    with pytest.raises(subprocess.CalledProcessError):
+        run(kit, tmp_path / "out", "--stages", "a")
+    with pytest.raises(subprocess.CalledProcessError):
+        run(kit, tmp_path / "second", "--stages", "a", "--resume", str(journal.path))
+
+
 def test_what_another_card_or_driver_said_is_forgotten(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "results.jsonl")
     for name, driver, kept in (("one", 1, 0), ("one", 1, 1), ("one", 2, 0), ("other", 2, 0)):
@@ -286,6 +297,7 @@ def test_a_machine_with_both_tunes_at_once(
         kept(jobs, [call for call in calls if str(records.signature(call, TARGET)) == first], most)
 
     monkeypatch.setattr(prepare, "add_model", few)
+    monkeypatch.setattr(prepare, "micro_kernels", dict)
     monkeypatch.setattr(prepare, "SETTINGS", {**prepare.SETTINGS, **TINY})
     monkeypatch.setattr(tune_gpu, "MOST", 2)
     monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
