@@ -9,6 +9,7 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType
+from llmc.compiler.ops import OPERATORS
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
@@ -103,8 +104,8 @@ def tiled_values(graph: ir.Graph) -> dict[ir.Value, DType]:
     """For a GPU: values that only matrix products read, rounding them to the dtype of their weights, so that they are
     better written in it, and in the order that products want; each with that dtype (bf16 or f16)."""
     found: dict[ir.Value, DType] = {}
-    for value in (value for node in graph if writes_tiles(node) for value in node.outputs[:1]):
-        dtypes = {weight_dtype(use.node) if use.idx == 0 else None for use in value.uses()}
+    for value in (value for node in graph if writes_tiles(node) for value in node.outputs[:2]):
+        dtypes = {weight_dtype(use.node) if use.idx == multiplied(use.node) else None for use in value.uses()}
         if len(dtypes) == 1 and (dtype := dtypes.pop()) and not value.is_graph_output():
             found[value] = dtype
     return found
@@ -117,11 +118,18 @@ def writes_tiles(node: ir.Node) -> bool:
     return "Linear" in node.op_type or node.op_type.endswith("PagedAttention")
 
 
-def weight_dtype(node: ir.Node) -> DType | None:
-    """What a product without a norm in front of it rounds its first operand to; None for other nodes."""
-    if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear")):
+def multiplied(node: ir.Node) -> int | None:
+    """Which operand a product rounds and multiplies as it is: x, or what the product in front has scaled for the norm;
+    None for nodes that normalise theirs, and for all others."""
+    if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear", "Deferred")):
         return None
-    weight = None if node.inputs[1] is None else node.inputs[1].const_value
+    return OPERATORS[node.op_type].inputs.index("scaled") if node.op_type.startswith("Deferred") else 0
+
+
+def weight_dtype(node: ir.Node) -> DType | None:
+    """What a product rounds what it multiplies to."""
+    value = node.inputs[OPERATORS[node.op_type].inputs.index("weight")]
+    weight = None if value is None else value.const_value
     if isinstance(weight, QuantizedWeight):  # codes are widened to what the checkpoint had
         weight = weight.source
     stored = getattr(weight, "stored_dtype", None)

@@ -22,6 +22,7 @@ from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target, host_features, missing_device, parse_target
+from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime import format as fmt
@@ -164,6 +165,7 @@ def rewrite(
             fit_weights(step_graph, scheme.calibration)
     if device == "cuda":
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
+        observe("defer_norm", step_graph, defer_norm(step_graph))
     graph.check_step_graph(step_graph)
     return step_graph, report.graph_section(step_graph, history, exported_layer)
 

@@ -15,6 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
     OPERATORS,
@@ -40,10 +41,12 @@ __all__ = [
     "OPSET",
     "VERSION",
     "Operator",
+    "deferred_name",
     "function_of",
     "gated_linear_name",
     "linear_name",
     "linear_parts",
+    "moments_name",
     "normed_name",
     "normed_parts",
 ]

@@ -3,7 +3,8 @@
     {RMSNorm|LayerNorm}? Linear {Bias}? {Relu|Gelu|GeluTanh|Silu}? {Residual}?
     {RMSNorm|LayerNorm}? GatedLinear {Silu|Gelu|GeluTanh} {Bias}?
 
-Their definitions are put together as their names are.  See ops.py for what M, N and K are.
+Their definitions are put together as their names are.  A norm may also be deferred, from x to the sums:
+ops_deferred_norm.py.  See ops.py for what M, N and K are.
 """
 
 from __future__ import annotations
@@ -105,9 +106,7 @@ def define_gated_linear(name: str, activation: str, bias: bool) -> None:
 
     def body(op: Any, x: ir.Value, weight: ir.Value, *rest: ir.Value) -> Any:
         both = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
-        both = op.Add(both, *rest) if bias else both
-        gate, up = op.Split(both, axis=-1, num_outputs=2, n_results=2)
-        return op.Mul(ACTIVATIONS[activation](op, gate), up)
+        return finish_gated(activation)(op, op.Add(both, *rest) if bias else both)
 
     gate = f"{activation.lower()}(x Wgᵀ{' + bg' * bias})"
     doc = (
@@ -115,6 +114,16 @@ def define_gated_linear(name: str, activation: str, bias: bool) -> None:
         f"x [M, K], W [2N, K]{', bias [2N]' * bias} -> [M, N].    Shazeer 2020, arXiv:2002.05202."
     )
     define_alone_and_normed(name, ["weight", *["bias"] * bias], body, half, doc)
+
+
+def finish_gated(activation: str) -> Body:
+    """act(gate) · up of sums whose halves they are."""
+
+    def body(op: Any, both: ir.Value) -> Any:
+        gate, up = op.Split(both, axis=-1, num_outputs=2, n_results=2)
+        return op.Mul(ACTIVATIONS[activation](op, gate), up)
+
+    return body
 
 
 def define_alone_and_normed(name: str, inputs: list[str], body: Body, width: Callable[[Dim], Dim], doc: str) -> None:

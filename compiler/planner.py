@@ -232,15 +232,26 @@ def live_buffers(
     binding: Binding,
     keep: set[ir.Value],
 ) -> list[Buffer]:
-    """What a plan needs in the arena: results from their node to their last use, and temporaries.
+    """What a plan needs in the arena: results from their node to the last launch that takes them, and temporaries; a
+    result that no launch touches needs nothing.
 
     `keep` are results that live elsewhere (logits, the KV cache) or at a fixed place (what a body hands to a head).
     """
-    last = {roots[value]: index for index, node in enumerate(work) for value in node.inputs if value is not None}
+    taken = [operands_of(implementation) for implementation in chosen]
+    last: dict[ir.Value, int] = {}
+    for index, (node, operands) in enumerate(zip(work, taken, strict=True)):
+        for kind, values in (("input", node.inputs), ("output", node.outputs)):
+            touched = (value for i, value in enumerate(values) if (kind, i) in operands)
+            last |= {roots[value]: index for value in touched if value is not None}
     buffers = []
     for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
         for value in node.outputs:
-            if value not in keep:
-                buffers.append(Buffer(value, binding.type_of(value).n_bytes, index, last.get(value, index)))
+            if value not in keep and value in last:
+                buffers.append(Buffer(value, binding.type_of(value).n_bytes, index, last[value]))
         buffers += [Buffer((index, i), n_bytes, index, index) for i, n_bytes in enumerate(implementation.temps)]
     return buffers
+
+
+def operands_of(implementation: Implementation) -> set[tuple[str, int]]:
+    """Which inputs and outputs of a call its launches take."""
+    return {(operand.kind, operand.index) for launch in implementation.launches for operand in launch.operands}

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
 from llmc.runtime.errors import LlmcError
 
@@ -94,6 +95,20 @@ class Weight(ir.LazyTensor):
 
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, {list(self.dims)}, {self.stored_dtype})"
+
+
+class FoldedNorm(Weight):
+    """[W g; W b + bias], f32 [2, rows of W]: see fold_norm.py.  Worked out from the values that W stands for as it is
+    stored, whenever it is read: a weight that is quantised then is quantised once more."""
+
+    def __init__(self, weight: Weight, norm_weight: Weight, norm_bias: Weight, bias: Weight | None = None) -> None:
+        self.parts = (weight, norm_weight, norm_bias, bias)
+        super().__init__(f"{weight.name}.folded", (2, weight.dims[0]), self._fold)
+
+    def _fold(self) -> Array:
+        weight, norm_weight, norm_bias, bias = self.parts
+        vectors = (norm_weight.stored(), norm_bias.stored(), None if bias is None else bias.stored())
+        return fold_norm(weight.stored(), *vectors)
 
 
 def dtype_of(array: Array) -> StoredDType:

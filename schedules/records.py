@@ -26,18 +26,20 @@ from typing import Any, NamedTuple
 from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda.deferred_norm import prepares, settled
 from llmc.schedules.rule import Rule
 
 SHIPPED = Path(__file__).resolve().parent / "tuned"
 CARDS = {"sm_90a": ("nvidia-h200", "nvidia-h100")}
 """The cards of a level whose records are asked first, in this order."""
 _NO_PART_OF_A_CARD = re.compile(r"\d+gb|hbm\w*|sxm\d*")
-_OPERATOR = re.compile(r"llmc\.((?:RMSNorm|LayerNorm)?(?:Gated)?Linear)")
+_OPERATOR = re.compile(r"llmc\.((?:Deferred)?(?:RMSNorm|LayerNorm)?(?:Gated)?Linear)")
 
 
 class Signature(NamedTuple):
-    """What a choice depends on.  op: "Linear" or "GatedLinear", behind the norm in front of it.  n, k: the weight's
-    shape.  m: rows of x.  weight: its dtype, with its group.  lanes: float32 lanes of a vector register.
+    """What a choice depends on.  op: "Linear" or "GatedLinear", behind the norm in front of it, which may be deferred;
+    "LinearMoments" in front of such a one.  n, k: the weight's shape.  m: rows of x.  weight: its dtype, with its
+    group.  lanes: float32 lanes of a vector register.
 
     On a GPU also attention: n, k: columns of its queries, and of its keys; weight: the cache's dtype."""
 
@@ -56,6 +58,7 @@ def signature(call: Call, target: Target) -> Signature | None:
     """The call's signature; None for calls that nobody tunes."""
     if target.kind == "cuda" and call.op.endswith("PagedAttention"):
         return _of_attention(call, target)
+    call = settled(call)
     operator = _OPERATOR.match(call.op)
     x = call.inputs[0] if call.inputs else None
     weight = next((kind for kind in call.inputs if kind and kind.constant and len(kind.shape) == 2), None)
@@ -63,7 +66,8 @@ def signature(call: Call, target: Target) -> Signature | None:
         return None
     dtype = f"{weight.dtype}g{weight.group}" if weight.group else str(weight.dtype)
     n, k = weight.shape
-    return Signature(operator[1], n, k, x.shape[0], dtype, target.lanes)
+    op = operator[1] + "Moments" * prepares(call)
+    return Signature(op, n, k, x.shape[0], dtype, target.lanes)
 
 
 def _of_attention(call: Call, target: Target) -> Signature:

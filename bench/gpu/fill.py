@@ -23,6 +23,7 @@ import numpy as np
 from llmc.bench.gpu import bits
 from llmc.bench.gpu.bits import Array, Codes, bits_of
 from llmc.bench.gpu.kit import LAYOUTS
+from llmc.compiler.fold_norm import fold_norm
 from llmc.runtime import format as fmt
 from llmc.schedules.cuda.tile_layout import TILE
 
@@ -110,13 +111,22 @@ class Model:
         if layout["kind"] in LAYOUTS:
             fields = {name: value for name, value in layout.items() if name != "kind"}
             return bits.raw(LAYOUTS[layout["kind"]](**{**fields, "dtype": "f16"}).pack(made))
-        stored = "f32" if made.dtype == np.float32 else self.said["dtype"]
-        if layout["dtype"] == stored or made.dtype not in (np.float16, np.float32):
+        if layout["dtype"] == self.stored_as(made) or made.dtype not in (np.float16, np.float32):
             return bits.raw(made)
-        return bits.raw(bits_of(bits.values_of(made, stored), layout["dtype"]))
+        return bits.raw(bits_of(self.values(made), layout["dtype"]))
+
+    def stored_as(self, made: Array) -> str:
+        return "f32" if made.dtype == np.float32 else str(self.said["dtype"])
+
+    def values(self, made: Array) -> Array:
+        return bits.values_of(made, self.stored_as(made))
 
     def made(self, recipe: Mapping[str, Any]) -> Array:
         """A constant by its recipe (recipes.py): bits."""
+        if recipe["kind"] == "zeros":
+            return np.zeros(recipe["shape"], np.float32)
+        if recipe["kind"] == "folded":
+            return fold_norm(*map(self.made, recipe["of"]), widen=self.values)
         if recipe["kind"] == "table":
             return self.tables[recipe["name"]]
         parts = [self.draw(name, tuple(shape)) for name, shape in recipe["parts"]]

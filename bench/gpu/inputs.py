@@ -13,6 +13,7 @@ import numpy as np
 
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
 
 Array = np.ndarray[Any, Any]
 Constant = Array | Codes | Stored
@@ -69,7 +70,13 @@ def make(call: Call, length: int | None = None) -> Inputs:
     if call.op.endswith("PagedAttention"):
         return attention_inputs(call, length)
     kinds = {index: kind for index, kind in enumerate(call.inputs) if kind is not None}
-    return Inputs({i: constant(i, k) if k.constant else tensor(f"{call} {i}", k) for i, k in kinds.items()})
+    arrays = {i: constant(i, k) if k.constant else tensor(f"{call} {i}", k) for i, k in kinds.items()}
+    if applies(call):
+        at = n_plain_inputs(call) + 1
+        moments = arrays[at]
+        assert isinstance(moments, np.ndarray)
+        arrays[at] = np.abs(moments)  # squares among them are no negative numbers
+    return Inputs(arrays)
 
 
 @lru_cache(maxsize=MOST_CONSTANTS)

@@ -11,6 +11,7 @@ from llmc.bench.gpu.kit import call_to_json, layout_to_json
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules import records, rules
+from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
@@ -29,6 +30,7 @@ class Jobs:
         """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone."""
         if name in self.said:
             return
+        call = settled(call)
         rule, own = chosen(call, self.target)
         candidates = [own, *(params for params in rule.space(call, self.target) if params != own)]
         signature = records.signature(call, self.target) if tuned else None

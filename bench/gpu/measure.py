@@ -206,7 +206,8 @@ class Random:
 
     def _fill_shared(self, job: Job, candidate: Candidate, length: int) -> None:
         device, call, shared = self._device, job.call, self._shared
-        shared[Operand("output", 0)] = device.allocate(call.outputs[0].n_bytes)
+        for index, output in enumerate(call.outputs):
+            shared[Operand("output", index)] = device.allocate(output.n_bytes)
         for index, n_bytes in enumerate(candidate.temps):
             shared[Operand("temp", index)] = device.allocate(n_bytes)
         if candidate.scratch_bytes:

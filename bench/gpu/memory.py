@@ -61,7 +61,7 @@ class Checked:
                 if is_constant(call, index):
                     layout = candidate.layouts.get(index)
                     places[Operand("input", index)] = device.upload(constant_bytes(call, index, layout))
-            guarded = {Operand("output", 0): call.outputs[0].n_bytes}
+            guarded = {Operand("output", index): kind.n_bytes for index, kind in enumerate(call.outputs)}
             guarded |= {Operand("temp", index): n_bytes for index, n_bytes in enumerate(candidate.temps)}
             for operand, n_bytes in guarded.items():
                 places[operand] = device.allocate(n_bytes + GUARD_BYTES)

@@ -37,6 +37,7 @@ PARTS = (
     "bench/__init__.py",
     "bench/gpu/*.py",
     "compiler/__init__.py",
+    "compiler/fold_norm.py",
     "compiler/kernel.py",
     "compiler/target.py",
     "runtime/*.py",
@@ -44,6 +45,7 @@ PARTS = (
     "schedules/records.py",
     "schedules/rule.py",
     "schedules/cuda/__init__.py",
+    "schedules/cuda/deferred_norm.py",
     "schedules/cuda/quant_strips.py",
     "schedules/cuda/tile_layout.py",
 )

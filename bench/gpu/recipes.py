@@ -14,7 +14,7 @@ import numpy as np
 
 from llmc.compiler.frontend import random_weights
 from llmc.compiler.quantize import QuantizedWeight
-from llmc.compiler.weights import Array
+from llmc.compiler.weights import Array, FoldedNorm
 from llmc.runtime.errors import LlmcError
 
 LARGEST_TABLE = 32 << 20
@@ -43,6 +43,8 @@ def recipe_of(name: str, tensor: Any, tables: dict[str, Array]) -> dict[str, Any
     """How the constant is made; computed ones go to `tables`.  Raises LlmcError for what no recipe makes."""
     if isinstance(tensor, QuantizedWeight):
         return {"kind": "codes"}
+    if isinstance(tensor, FoldedNorm):
+        return folded_recipe(name, tensor, tables)
     with watched() as drawn:
         values = tensor.stored() if hasattr(tensor, "stored") else tensor.numpy()
     parts = [[name, list(shape)] for name, shape, _ in drawn]
@@ -57,6 +59,14 @@ def recipe_of(name: str, tensor: Any, tables: dict[str, Array]) -> dict[str, Any
     if len(arrays) == 1 and (start := first_row(arrays[0], values)) is not None:
         return {"kind": "rows", "parts": parts, "start": start, "stop": start + len(values)}
     raise LlmcError("the constant is made of others in a way that the kit does not know", place=name)
+
+
+def folded_recipe(name: str, tensor: FoldedNorm, tables: dict[str, Array]) -> dict[str, Any]:
+    """Beside codes that mean nothing, zeros are as good."""
+    if isinstance(tensor.parts[0], QuantizedWeight):
+        return {"kind": "zeros", "shape": list(tensor.dims)}
+    parts = [part for part in tensor.parts if part is not None]
+    return {"kind": "folded", "of": [recipe_of(f"{name}.{i}", part, tables) for i, part in enumerate(parts)]}
 
 
 def same_concatenated(parts: list[Array], values: Array) -> bool:

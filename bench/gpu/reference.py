@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from llmc.bench.gpu.bits import Stored
 from llmc.bench.gpu.inputs import Inputs
-from llmc.compiler.kernel import PAGE_TOKENS, Call
+from llmc.compiler.kernel import PAGE_TOKENS, TILE_COLUMNS, Call
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -25,7 +25,9 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "Gelu": F.gelu,
     "GeluTanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-NAME = re.compile(r"llmc\.(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?")
+NAME = re.compile(
+    r"llmc\.(Deferred)?(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?(Moments)?"
+)
 
 
 def expected(call: Call, inputs: Inputs) -> Array:
@@ -42,10 +44,12 @@ def linear(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     name = NAME.fullmatch(call.op)
     if name is None:
         raise ValueError(f"there is no reference for {call.op}")
-    norm, gated, bias, activation, gated_bias, residual = name.groups()
+    deferred, norm, gated, bias, activation, gated_bias, residual, _ = name.groups()
     rest = iter([on(device, inputs, index) for index in sorted(inputs.arrays)])
     x = next(rest)
     epsilon = float(call.attribute("epsilon", 1e-5))
+    if deferred:
+        return finished(deferred_sums(call, norm, bool(bias or gated_bias), list(rest)), activation, gated)
     if norm == "RMSNorm":
         x = F.rms_norm(x, x.shape[-1:], next(rest), epsilon)
     elif norm == "LayerNorm":
@@ -53,13 +57,29 @@ def linear(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     y = x @ next(rest).T
     if bias or gated_bias:
         y = y + next(rest)
-    act = ACTIVATIONS[activation or ""]
-    if gated:
-        gate, up = y.chunk(2, dim=-1)
-        y = act(gate) * up
-    else:
-        y = act(y)
+    y = finished(y, activation, gated)
     return y + next(rest) if residual else y
+
+
+def finished(y: torch.Tensor, activation: str | None, gated: str | None) -> torch.Tensor:
+    act = ACTIVATIONS[activation or ""]
+    if not gated:
+        return act(y)
+    gate, up = y.chunk(2, dim=-1)
+    return act(gate) * up
+
+
+def deferred_sums(call: Call, norm: str, bias: bool, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """scaled Wᵀ with the norm applied to it, from the moments, and with the bias; inputs: without x."""
+    weight, *rest = inputs[1 if norm == "RMSNorm" else 2 :]
+    scaled, moments, *folded = rest[bias:]
+    means, squares = moments.unbind(-1)
+    mean = means.mean(0) if folded else torch.zeros_like(means[0])
+    variance = (squares / TILE_COLUMNS + (means - mean) ** 2).mean(0)
+    factor = torch.rsqrt(variance + float(call.attribute("epsilon")))[:, None]
+    if folded:
+        return (scaled @ weight.T - mean[:, None] * folded[0][0]) * factor + folded[0][1]
+    return scaled @ weight.T * factor + (rest[0] if bias else 0)
 
 
 def on(device: str, inputs: Inputs, index: int) -> torch.Tensor:

@@ -39,9 +39,10 @@ def space(op: LinearOp, target: Target) -> Iterable[Tiling]:
 
 def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Implementation:
     """The launch for a product whose x lies as it is multiplied: in tiles, or in f32 for weights in f32."""
-    assert not op.norm, "norms go in front"
+    assert op.deferred or not op.norm, "other norms go in front"
     assert op.tiled_x == (op.element != "f32")
-    operands = [Operand("input", 0), Operand("input", op.weight_input), *_vectors(op), Operand("output", 0)]
+    x = Operand("input", op.scaled_input if op.deferred else 0)
+    operands = [x, Operand("input", op.weight_input), *(operand for _, _, operand in _others(op))]
     if op.element == "f32":
         grid = ceil(op.m / FMA_TILE) * ceil(op.n / FMA_TILE)
         launch = Launch(_f32_kernel(op), tuple(operands), grid, 4 * op.rows * op.k + op.vector_bytes, op.n_operations)
@@ -66,14 +67,38 @@ def layouts(op: LinearOp) -> dict[int, Layout]:
     weight: Layout = RowMajor("f32")
     if op.element != "f32":
         weight = GatedTiles(op.element) if op.gated else Tiles(op.element)
-    bias: dict[int, Layout] = {op.bias_input: RowMajor("f32")} if op.bias else {}
-    return {op.weight_input: weight, **bias}
+    vectors = {op.bias_input: op.bias, _next_weight_input(op): op.moments, _folded_input(op): _is_folded(op)}
+    return {op.weight_input: weight, **{index: RowMajor("f32") for index, there in vectors.items() if there}}
 
 
-def _vectors(op: LinearOp) -> list[Operand]:
-    """Bias and residual, where there are any."""
-    inputs = [*[op.bias_input] * op.bias, *[op.residual_input] * op.residual]
-    return [Operand("input", index) for index in inputs]
+def _next_weight_input(op: LinearOp) -> int:
+    """The weight of the norm behind."""
+    return op.residual_input + 1
+
+
+def _folded_input(op: LinearOp) -> int:
+    return op.scaled_input + 2
+
+
+def _is_folded(op: LinearOp) -> bool:
+    """Whether LayerNorm's vectors come folded, with the bias in them."""
+    return op.deferred and op.norm == "layer"
+
+
+def _others(op: LinearOp) -> list[tuple[str, str, Operand]]:
+    """What the kernel takes beside x and the weight: name, C type, operand."""
+    y = C_TYPES[op.element] if op.tiled_y else "float"
+    present = (
+        (op.bias and not _is_folded(op), "bias", "const float", Operand("input", op.bias_input)),
+        (op.residual, "residual", "const float", Operand("input", op.residual_input)),
+        (op.deferred, "moments", "const float2", Operand("input", op.scaled_input + 1)),
+        (_is_folded(op), "folded", "const float", Operand("input", _folded_input(op))),
+        (op.moments, "next_weight", "const float", Operand("input", _next_weight_input(op))),
+        (True, "y", y, Operand("output", 0)),
+        (op.moments, "scaled", C_TYPES[op.element], Operand("output", 1)),
+        (op.moments, "next_moments", "float2", Operand("output", 2)),
+    )
+    return [(name, kind, operand) for there, name, kind, operand in present if there]
 
 
 # -- the product ---------------------------------------------------------------------------------------------------
@@ -94,7 +119,7 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
         f"gemm_{op.element}_{op.words}",
         f"gemm_{kind.lower()}.cuh",
         _layer(op) + declarations,
-        f"const {element} *x, const {element} *weight{_vector_parameters(op)}{parts}",
+        f"const {element} *x, const {element} *weight{_other_parameters(op)}{parts}",
         f"gemm_{kind.lower()}<Cut>({arguments});",
         n_threads,
         shared_bytes,
@@ -103,7 +128,7 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
 
 
 def _f32_kernel(op: LinearOp) -> Kernel:
-    parameters = f"const float *x, const float *weight{_vector_parameters(op)}"
+    parameters = f"const float *x, const float *weight{_other_parameters(op)}"
     body = f"gemm_fma<Layer>(x, weight, {_epilogue(op)});"
     return _kernel(f"gemm_f32_{op.words}", "gemm_fma.cuh", _layer(op), parameters, body, FMA_THREADS, 0)
 
@@ -114,27 +139,38 @@ def _f32_kernel(op: LinearOp) -> Kernel:
 def _layer(op: LinearOp) -> str:
     """The layer as the headers want it described."""
     element = C_TYPES[op.element]
-    flags = f"kGated = {c_bool(op.gated)}, kBias = {c_bool(op.bias)}, kResidual = {c_bool(op.residual)}"
+    flags = {
+        "kGated": op.gated,
+        "kBias": op.bias or _is_folded(op),
+        "kResidual": op.residual,
+        "kMoments": op.moments,
+    }
     return (
         "struct Layer {\n"
         f"    using T = {element};\n"
         f"    using Y = {element if op.tiled_y else 'float'};\n"
         f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k};\n"
-        f"    static constexpr bool {flags};\n"
+        f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
         f"    static constexpr Activation kActivation = Activation::{op.activation};\n"
+        f"    static constexpr Norm kNorm = Norm::{op.norm or 'none'};\n"
+        f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
         "};\n\n"
     )
 
 
 def _epilogue(op: LinearOp) -> str:
-    return f"Epilogue<Layer>{{{'bias' if op.bias else 'nullptr'}, {'residual' if op.residual else 'nullptr'}, y}}"
+    bias = f"folded + {op.rows}" if _is_folded(op) else "bias" if op.bias else "nullptr"
+    parts = [bias, "residual" if op.residual else "nullptr", "y"]
+    if op.moments:
+        parts.append("{next_weight, scaled, next_moments}")
+    elif op.deferred:
+        parts += ["{}", f"{{moments, {'folded' if _is_folded(op) else 'nullptr'}}}"]
+    return f"Epilogue<Layer>{{{', '.join(parts)}}}"
 
 
-def _vector_parameters(op: LinearOp) -> str:
-    """Parameters for bias, residual and y, each with a comma before it."""
-    bias = ", const float *bias" * op.bias
-    residual = ", const float *residual" * op.residual
-    return f"{bias}{residual}, {C_TYPES[op.element] if op.tiled_y else 'float'} *y"
+def _other_parameters(op: LinearOp) -> str:
+    """Parameters for all but x and the weight, each with a comma before it."""
+    return "".join(f", {kind} *{name}" for name, kind, _ in _others(op))
 
 
 def _kernel(

@@ -39,7 +39,7 @@ MOST_STAGES = 12
 
 class Shape(Protocol):
     """What the cut depends on: x [m, k] times a weight of n_tile_rows tiles of 64 stored rows; gated: two rows make an
-    output."""
+    output; deferred: sums are normalised."""
 
     @property
     def m(self) -> int: ...
@@ -49,6 +49,8 @@ class Shape(Protocol):
     def k(self) -> int: ...
     @property
     def gated(self) -> bool: ...
+    @property
+    def deferred(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ def stage_bytes(tokens: int) -> int:
 
 
 def shared_bytes(shape: Shape, tokens: int, stages: int) -> int:
-    """Shared memory of a block: the ring, 32 tokens of both warpgroups on their way out, and barriers."""
+    """Shared memory of a block: the ring, 32 tokens of both warpgroups on their way out, barriers, and what a deferred
+    norm is for each token."""
     staging = 2 * 32 * ((32 if shape.gated else 64) + 4) * 4
-    return stages * (stage_bytes(tokens) + 16) + staging + 16
+    norms = 8 * (ceil(shape.m / tokens) * tokens if shape.deferred else 1)
+    return stages * (stage_bytes(tokens) + 16) + staging + norms + 24
 
 
 def default_tiling(shape: Shape, target: Target) -> Tiling:

@@ -6,7 +6,8 @@
 
 On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measured may choose the GEMM for fewer.  The
 GEMV takes no more; weights in f32 have a GEMM alone; beside codes it would read the weight three times, so few tokens
-are the GEMV's.
+are the GEMV's.  Where a norm is deferred (deferred_norm.py), both
+products are the GEMM's.
 
 The operators: linear_op.py.  Every kernel reads the one layout that a weight has (tile_layout.py).
 """
@@ -22,6 +23,7 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, 
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import dequantise, gemm, gemv
 from llmc.schedules.cuda import norm as norms
+from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from llmc.schedules.cuda.gemv_weight import weight_format
@@ -33,7 +35,7 @@ QUANTISED = ("i8", "i4", "f8")
 
 
 def match(call: Call, target: Target) -> Params | None:
-    op = parse(call)
+    op = parse(settled(call))
     if op is None:
         return None
     product = product_of(op, target, by_gemv=takes_gemv(op))
@@ -42,7 +44,7 @@ def match(call: Call, target: Target) -> Params | None:
 
 def space(call: Call, target: Target) -> Iterable[Params]:
     """Parameters worth measuring, the best on paper first; where both families can, two of each before the rest."""
-    op = parse(call)
+    op = parse(settled(call))
     if op is None:
         return ()
     if not takes_gemv(op):
@@ -56,7 +58,7 @@ def space(call: Call, target: Target) -> Iterable[Params]:
 
 def takes_gemv(op: LinearOp) -> bool:
     """Whether the GEMV can execute it; where it can, it is the choice on paper."""
-    return op.m <= gemv.MOST_TOKENS and op.element != "f32"
+    return op.m <= gemv.MOST_TOKENS and op.element != "f32" and not (op.deferred or op.moments)
 
 
 def takes_either(op: LinearOp) -> bool:
@@ -72,17 +74,19 @@ def product_of(op: LinearOp, target: Target, *, by_gemv: bool) -> LinearOp:
         return op if inside else replace(op, norm="", epsilon=0.0, tiled_x=True)
     if op.weight in QUANTISED:
         op = replace(op, weight=op.element, group=0)
-    return replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
+    return op if op.deferred else replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
 
 
 def implement(call: Call, params: Params, target: Target) -> Implementation:
+    call = settled(call)
     op = parse(call)
     assert op is not None, "implement follows match"
     product = product_of(op, target, by_gemv=isinstance(params, Gemv))
     name = call.op.removeprefix("llmc.").removeprefix("RMSNorm").removeprefix("LayerNorm")
     vectors = call.inputs[op.weight_input + 1 :]
     weight = TensorType((op.rows, op.k), product.weight, constant=True, group=product.group)
-    inner = call if product == op else Call(f"llmc.{name}", (x_type(product), weight, *vectors), call.outputs)
+    stripped = Call(f"llmc.{name}", (x_type(product), weight, *vectors), call.outputs)
+    inner = call if product == op or op.deferred else stripped
     if isinstance(params, Gemv):
         implementation = gemv.implement(inner, product, params, target)
     else:

@@ -4,7 +4,9 @@
     [{RMS,Layer}Norm]GatedLinear{Silu|Gelu|GeluTanh}[Bias]                  act(x' Wgᵀ + bg) · (x' Wuᵀ + bu)
 
 Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N, K] (gated: [2N, K]), [bias], [residual
-[M, N]]; x' is x, or its norm.
+[M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of
+it (…Moments) the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's vectors
+as W makes them [2, rows of W], which have the bias in them.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from llmc.compiler.kernel import Call, DType, TensorType
+from llmc.compiler.kernel import TILE_COLUMNS, Call, DType, TensorType
 
 Element = Literal["bf16", "f16", "f32"]
 
 _NAME = re.compile(
-    r"llmc\.(?P<norm>RMSNorm|LayerNorm)?"
-    r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?"
+    r"llmc\.(?P<deferred>Deferred)?(?P<norm>RMSNorm|LayerNorm)?"
+    r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>Moments)?"
     r"|GatedLinear(?P<gate>Silu|GeluTanh|Gelu)(?P<gated_bias>Bias)?)"
 )
 _ACTIVATIONS = {"": "none", "Relu": "relu", "Gelu": "gelu", "GeluTanh": "gelu_tanh", "Silu": "silu"}
@@ -32,6 +34,8 @@ class LinearOp:
 
     element: what is multiplied: x is rounded to it.  weight: how the weight is stored, in groups of `group` if it is
     quantised.  tiled_x: x lies tiled, in `element`, else it is f32 row-major; tiled_y the same of y.
+    deferred: what is multiplied is x ∘ norm weight, and the norm is applied to the sums.  moments: the norm behind y is
+    prepared.
     """
 
     m: int
@@ -48,6 +52,8 @@ class LinearOp:
     residual: bool = False
     tiled_x: bool = False
     tiled_y: bool = False
+    deferred: bool = False
+    moments: bool = False
 
     @property
     def weight_input(self) -> int:
@@ -63,6 +69,11 @@ class LinearOp:
         return self.weight_input + 1 + self.bias
 
     @property
+    def scaled_input(self) -> int:
+        """Of a deferred norm: x ∘ norm weight; moments and, of LayerNorm, its folded vectors follow."""
+        return self.weight_input + 1 + self.bias
+
+    @property
     def rows(self) -> int:
         """Of the weight."""
         return self.n * (2 if self.gated else 1)
@@ -71,11 +82,13 @@ class LinearOp:
     def words(self) -> str:
         """The operator in a few lower-case words, for the name of a kernel."""
         parts = (
+            "deferred" if self.deferred else "",
             f"{self.norm}norm" if self.norm else "",
             "gated" if self.gated else "",
             "bias" if self.bias else "",
             "" if self.activation == "none" else self.activation,
             "residual" if self.residual else "",
+            "moments" if self.moments else "",
         )
         return "_".join(filter(None, (*parts, f"m{self.m}_n{self.n}_k{self.k}")))
 
@@ -89,7 +102,16 @@ class LinearOp:
         x = self.m * self.k * (2 if self.tiled_x else 4)
         y = self.m * self.n * (2 if self.tiled_y else 4)
         vectors = 4 * (self.rows * self.bias + self.k * {"": 0, "rms": 1, "layer": 2}[self.norm])
-        return x + y + vectors + 4 * self.m * self.n * self.residual
+        if self.deferred:
+            folded = 2 * self.rows if self.norm == "layer" else self.rows * self.bias
+            vectors = 4 * folded + moments_bytes(self.m, self.k)
+        prepared = (2 * self.m + 4) * self.n + moments_bytes(self.m, self.n) if self.moments else 0
+        return x + y + vectors + 4 * self.m * self.n * self.residual + prepared
+
+
+def moments_bytes(m: int, columns: int) -> int:
+    """Of the moments of a matrix."""
+    return 8 * m * (columns // TILE_COLUMNS)
 
 
 def parse(call: Call) -> LinearOp | None:
@@ -102,7 +124,10 @@ def parse(call: Call) -> LinearOp | None:
     x, weight = call.inputs[0], call.inputs[at]
     if x is None or weight is None or not weight.constant or len(x.shape) != 2:
         return None
-    vectors = [*call.inputs[1:at], *([call.inputs[at + 1]] if name["bias"] or name["gated_bias"] else [])]
+    bias = bool(name["bias"] or name["gated_bias"])
+    vectors = [*call.inputs[1:at], *call.inputs[at + 1 : at + 1 + bias]]
+    multiplied = call.inputs[at + 1 + bias] if name["deferred"] else x
+    assert multiplied is not None
     if any(vector is None or not vector.constant for vector in vectors):
         return None
     gated = name["gate"] is not None
@@ -111,17 +136,19 @@ def parse(call: Call) -> LinearOp | None:
         m=x.shape[0],
         n=weight.shape[0] // (2 if gated else 1),
         k=weight.shape[1],
-        element=element_of(weight, (x, y), vectors),
+        element=element_of(weight, (multiplied, y), vectors),
         weight=weight.dtype,
         group=weight.group,
         norm=norm,
         epsilon=float(call.attribute("epsilon", 1e-5)) if norm else 0.0,
         gated=gated,
-        bias=bool(name["bias"] or name["gated_bias"]),
+        bias=bias,
         activation=_ACTIVATIONS[name["activation"] or name["gate"] or ""],  # type: ignore[arg-type]
         residual=bool(name["residual"]),
-        tiled_x=x.tiled,
+        tiled_x=multiplied.tiled,
         tiled_y=y.tiled,
+        deferred=bool(name["deferred"]),
+        moments=bool(name["moments"]),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmc.bench.gpu import bits, micro, plan, prepare
+from llmc.bench.gpu import bits, carry, micro, plan, prepare
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.fill import Model, packed_codes
 from llmc.bench.gpu.jobs import Jobs, add_model
@@ -70,6 +70,18 @@ LLAMA = {
     "vocab_size": 160,
     "max_position_embeddings": 192,
     "initializer_range": 0.02,
+    "dtype": "bfloat16",
+}
+OPT = {
+    "model_type": "opt",
+    "architectures": ["OPTForCausalLM"],
+    "hidden_size": 64,
+    "ffn_dim": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "word_embed_proj_dim": 64,
+    "vocab_size": 160,
+    "max_position_embeddings": 192,
     "dtype": "bfloat16",
 }
 TUNED = ("RMSNormLinear bf16 [128, 64] M=1", "RotaryPagedAttention bf16 [64, 32] M=1", "Linear bf16 [64, 96] M=64")
@@ -344,6 +356,26 @@ def test_made_up_codes_fill_their_place(layout: Any) -> None:
     data = packed_codes(layout_to_json(layout), shape, layout.n_bytes(shape))
     assert data.nbytes == layout.n_bytes(shape)
     assert data.any()
+
+
+def test_what_is_folded_into_a_product_behind_layer_norm_is_filled_too(tmp_path: Path) -> None:
+    """Decode of 64 has a norm's vectors multiplied by the weight of the product behind it."""
+    (tmp_path / "opt").mkdir()
+    (tmp_path / "opt" / "config.json").write_text(json.dumps(OPT))
+    wanted = Wanted(str(tmp_path / "opt"), max_sequence=None, batch=(1, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        Made(patch)
+        carry.write_model(tmp_path / "kit", prepare.plan_model(wanted, TARGET), TARGET)
+    carried = Model(tmp_path / "kit")
+    folded = [weight for weight in carried.said["weights"] if weight["recipe"]["kind"] == "folded"]
+    assert len(folded) == 3  # of two layers, but for the first norm
+    carried.write(tmp_path / "opt.so")
+    program = prepare.plan_model(wanted, TARGET).program
+    weights = b"".join(artifact.packed_weights(program.weights, lambda done, total: None))
+    with ArtifactFile.open(tmp_path / "opt.so") as file:
+        place = file.sections["weights"]
+    data = (tmp_path / "opt.so").read_bytes()
+    assert data[place.offset : place.offset + len(weights)] == weights
 
 
 def test_a_whole_model_runs_beside_hugging_face(model_kit: Path, tmp_path: Path) -> None:

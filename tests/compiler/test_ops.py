@@ -63,7 +63,36 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     return (M, H * D) if op == "Rotary" and name == "x" else SHAPES[name]
 
 
+def deferred_inputs(op: str) -> dict[str, Array]:
+    """Of products beside a norm that is deferred: what one hands the other belongs together."""
+    random = np.random.default_rng(0)
+    n, k = (64, K) if op.endswith("Moments") else (N, 128)
+    rows, normed = (2 * n if "Gated" in op else n), n if op.endswith("Moments") else k
+    shapes = {"x": (M, k), "weight": (rows, k), "bias": (rows,), "residual": (M, n)}
+    shapes |= {"norm_weight": (normed,), "norm_bias": (normed,)}
+    drawn = {name: random.normal(0.5, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    x, weight, norm_weight, norm_bias = (drawn[name] for name in ("x", "weight", "norm_weight", "norm_bias"))
+    if not op.endswith("Moments"):
+        shift = weight @ norm_bias + drawn["bias"] * ("bias" in ops.OPERATORS[op].inputs)
+        folded = np.stack([weight @ norm_weight, shift])
+        drawn |= {"scaled": x * norm_weight, "moments": moments_of(x), "folded": folded}
+    return {name: drawn[name] for name in ops.OPERATORS[op].inputs}
+
+
+def moments_of(y: Array) -> Array:
+    """[N/64, M, 2]: the mean of each 64 columns, and the sum of squared differences from it."""
+    parts = y.reshape(M, -1, 64)
+    moments: Array = np.stack([parts.mean(-1), 64 * parts.var(-1)], axis=-1).swapaxes(0, 1)
+    return moments
+
+
+def is_deferred(op: str) -> bool:
+    return op.startswith("Deferred") or op.endswith("Moments")
+
+
 def inputs_of(op: str) -> dict[str, Array]:
+    if is_deferred(op):
+        return deferred_inputs(op)
     random = np.random.default_rng(0)
     feeds: dict[str, Array] = {
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
@@ -135,6 +164,23 @@ def test_gated_linear_takes_the_gate_from_the_first_rows(bias: bool) -> None:
     both = feeds["x"] @ feeds["weight"].T + feeds.get("bias", 0)
     wanted = ACTIVATIONS["Silu"](both[:, :N]) * both[:, N:]
     np.testing.assert_allclose(run(ops.gated_linear_name("Silu", bias), feeds)[0], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("op", [op for op in ops.OPERATORS if op.startswith("Deferred")])
+def test_a_deferred_norm_gives_what_the_norm_does(op: str) -> None:
+    feeds, plain = inputs_of(op), op.removeprefix("Deferred")
+    (found,) = run(op, feeds)
+    (wanted,) = run(plain, {name: feeds[name] for name in ops.OPERATORS[plain].inputs})
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("op", ["LinearResidual", "LinearBiasResidual"])
+def test_a_norm_is_prepared_by_its_weight_and_moments(op: str) -> None:
+    feeds = inputs_of(ops.moments_name(op))
+    y, scaled, moments = run(ops.moments_name(op), feeds)
+    np.testing.assert_array_equal(y, run(op, {name: feeds[name] for name in ops.OPERATORS[op].inputs})[0])
+    np.testing.assert_allclose(scaled, y * feeds["norm_weight"], rtol=1e-6)
+    np.testing.assert_allclose(moments, moments_of(y), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])

@@ -1,11 +1,14 @@
 """compiler/planner.py: a small step graph, planned with schedules that only say what they would launch."""
 
+from dataclasses import replace
+
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.bind import call_of
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.plan import BODY, HEAD, Program
-from llmc.compiler.planner import Planner
+from llmc.compiler.planner import Planner, alias_roots, live_buffers
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES
 
@@ -113,3 +116,22 @@ def test_a_dimension_nobody_bound_is_refused() -> None:
     value.shape = ir.Shape(["batch", 32])
     with pytest.raises(LlmcError, match="dimension 'batch' is not one of"):
         Planner(graph, schedule, "f32", n_context=100).plan([1], [1])
+
+
+def test_memory_is_for_what_a_launch_touches() -> None:
+    """Schedules may leave a result out, for some M, with its reader: neither writes it, nor reads it."""
+    left_out = {"o": [Operand("output", 0)], "s": [Operand("input", 0), Operand("input", 1)]}
+
+    def implemented(node: ir.Node) -> Implementation:
+        (launch,) = (whole := schedule(call_of(node, binding))).launches
+        operands = [o for o in launch.operands if o not in left_out.get(str(node.outputs[0].name), [])]
+        return replace(whole, launches=(replace(launch, operands=tuple(operands)),))
+
+    graph = step_graph()
+    binding = Planner(graph, schedule, "f32", n_context=100).binding(8, 1)
+    work = [node for node in graph if node.op_type != "Identity"]
+    chosen = [implemented(node) for node in work]
+    buffers = live_buffers(work, chosen, alias_roots(graph), binding, set())
+    lives = {b.name.name: (b.first, b.last) for b in buffers if isinstance(b.name, ir.Value)}
+    assert "o" not in lives
+    assert (lives["h"], lives["a"]) == ((0, 1), (2, 3))

@@ -44,7 +44,7 @@ OPT = OPTConfig(
     eos_token_id=2,
 )
 CONFIGS: dict[str, Any] = {"llama": LLAMA, "opt": OPT}
-BATCH = (1, 3, 8)
+BATCH = (1, 3, 8, 12)
 
 
 @pytest.fixture(scope="session")

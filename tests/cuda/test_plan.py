@@ -10,7 +10,7 @@ from llmc.compiler.plan import BODY, HEAD, Program
 from llmc.compiler.target import Target
 
 HOPPER = Target("cuda", "sm_90a")
-BATCH = (1, 2, 4, 8)
+BATCH = (1, 2, 4, 8, 16, 32, 64)
 
 
 @pytest.fixture(scope="module", params=["llama2-7b", "opt-6.7b"])
@@ -33,8 +33,20 @@ def test_a_decode_step_has_five_launches_a_layer(planned: tuple[Program, int, in
     assert len(body.calls) <= 5 * n_layers + 5
 
 
-def test_a_step_reads_every_weight_once(planned: tuple[Program, int, int]) -> None:
+@pytest.mark.parametrize(("batch", "activations"), [(1, 0.0), (8, 0.0), (16, 0.0), (32, 0.0), (64, 0.02)])
+def test_a_step_reads_every_weight_once(planned: tuple[Program, int, int], batch: int, activations: float) -> None:
+    """activations: of 64 tokens they come to more than a fiftieth of the weights."""
     program, _, n_bytes = planned
-    step = [plan for plan in program.plans if plan.n_rows == 1 and plan.kind in (BODY, HEAD)]
+    step = [plan for plan in program.plans if plan.n_rows == batch and plan.kind in (BODY, HEAD)]
     moved = sum(call.n_bytes for plan in step for call in plan.calls if "Linear" in call.node)
-    assert moved == pytest.approx(n_bytes, rel=0.03)
+    assert moved == pytest.approx(n_bytes * (1 + activations), rel=0.03)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 16, 64, 128])
+def test_a_norm_is_prepared_where_it_is_applied_to_sums(planned: tuple[Program, int, int], batch: int) -> None:
+    """Behind every sum but the last, whose norm is the head's; with few tokens, and with many, behind none."""
+    program, n_layers, _ = planned
+    (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == batch)
+    names = [program.kernels[call.kernel].name for call in body.calls]
+    for word in ("_moments_", "_deferred_"):
+        assert sum(word in name for name in names) == (2 * n_layers - 1 if 8 < batch <= 64 else 0)

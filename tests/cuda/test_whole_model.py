@@ -13,7 +13,7 @@ import llmc
 from llmc.runtime.binding import Model
 from tests.cuda.conftest import BATCH, EmulatedGpu
 
-PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(8)]
+PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(12)]
 N_TOKENS = 6
 
 
@@ -47,12 +47,12 @@ def test_greedy_tokens_are_the_cpus(
     """Where the two best are closer together than twice the error of bf16, either may win."""
     folder = checkpoint(family)
     llmc.compile(folder, out=tmp_path / "cpu.so", dtype="bf16", batch=BATCH, verify=False)
-    with llmc.load(tmp_path / "cpu.so", kv_tokens=1024) as model:
+    with llmc.load(tmp_path / "cpu.so", kv_tokens=2048) as model:
         wanted = {n: decoded(model, n) for n in BATCH}
         logits = model.logits(PROMPTS[7])
     emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=BATCH)
     n_ties = 0
-    with llmc.load(tmp_path / "gpu.so", kv_tokens=1024) as model:
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < 0.01 * np.ptp(logits)
         for n in BATCH:
@@ -61,5 +61,5 @@ def test_greedy_tokens_are_the_cpus(
                 for a, b, lead in zip(found.tokens[turn], wanted[n].tokens[turn], wanted[n].leads[turn], strict=True):
                     assert a == b or lead < 2 * error, f"batch {n}, token {turn}: {a}, not {b}, {lead:.3f} ahead"
                     n_ties += a != b
-    assert n_ties <= 2
+    assert n_ties <= sum(BATCH) * N_TOKENS / 36
     assert emulated_gpu.complaints() == []

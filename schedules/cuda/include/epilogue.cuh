@@ -8,7 +8,7 @@
 // f32 [M,N], or in T as a tiled activation (tiles.cuh), whose columns past N become zero.
 #pragma once
 
-#include "tiles.cuh"
+#include "norm.cuh"
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
@@ -26,13 +26,31 @@ __device__ __forceinline__ float activate(float x) {
     return x;
 }
 
-// A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, and `Y`: float, or the T of a tiled
-// result. The pointers of operands it lacks are null and never read.
+// What a product hands on to the norm behind it (gemm_norm.cuh).
+template <class L>
+struct HandedOn {
+    const float *weight;    // [n], the norm's
+    typename L::T *scaled;  // y ∘ weight, tiled
+    float2 *moments;        // of y [n/64][m]: mean of 64 outputs, and the sum of squared differences from it
+};
+
+// What a product takes of the norm in front of it.
+struct TakenOver {
+    const float2 *moments;     // of x [k/64][m]
+    const float *weight_sums;  // [n], gated [2 n]: a row's sum over k of W g
+    const float2 *norms;       // of each token its mean and 1/d, in shared memory
+};
+
+// A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, T, and `Y`: float, or the T of a tiled
+// result; a GEMM's also kMoments, whether it prepares the norm behind it, and kNorm, what it applies to its sums. The
+// pointers of operands it lacks are null and never read.
 template <class L>
 struct Epilogue {
     const float *bias;      // [n], gated [2 n]: of gate rows, then of up rows
     const float *residual;  // [m, n]
     typename L::Y *y;
+    HandedOn<L> next = {};
+    TakenOver front = {};
 
     static constexpr bool kTiled = sizeof(typename L::Y) == 2;
     static constexpr int kStrips = strips_of(L::kN, L::kGated, kTiled);

@@ -1,4 +1,4 @@
-// What happens to a tile of sums: parts are added, then bias, activation, gate, residual, and the way to memory.
+// What happens to a tile of sums: parts are added, then norm, bias, activation, gate, residual, and the way to memory.
 //
 // Both GEMMs hold sums alike. A warpgroup (128 threads) owns 64 stored rows of the weight by kTokens rows of x:
 //
@@ -9,6 +9,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "gemm_norm.cuh"
 #include "gemm_tile.cuh"
 
 constexpr int kStagedTokens = 32;  // tokens that go through shared memory together
@@ -61,20 +62,24 @@ __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, 
     return true;
 }
 
-// Bias, activation and gate, where the sums are: for the rows 8h + g of a thread's warp.
+// Norm, bias, activation and gate, where the sums are: for the rows 8h + g of a thread's warp.
 template <class Tiling>
 struct RowEpilogue {
     using L = typename Tiling::L;
 
     int n;          // the output that row g makes; row g + 8 makes the one 8 after it, or is its up part
     float bias[2];  // of rows g and g + 8
+    float weight_sums[2];
 
     __device__ RowEpilogue(int first_output, const Epilogue<L> &epilogue, int warp, int g)
-        : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0} {
-        if constexpr (L::kBias) {
-            if (is_output(0)) bias[0] = epilogue.bias[n];
-            if (is_output(1)) bias[1] = epilogue.bias[L::kGated ? L::kN + n : n + 8];
-        }
+        : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0}, weight_sums{0, 0} {
+        if constexpr (L::kBias) read(bias, epilogue.bias);
+        if constexpr (L::kNorm == Norm::layer) read(weight_sums, epilogue.front.weight_sums);
+    }
+
+    __device__ void read(float (&values)[2], const float *from) const {
+        if (is_output(0)) values[0] = from[n];
+        if (is_output(1)) values[1] = from[L::kGated ? L::kN + n : n + 8];
     }
 
     // Whether row 8h + g makes an output, or a part of one; always, if all tiles are full.
@@ -82,22 +87,29 @@ struct RowEpilogue {
         return (L::kN % kTile == 0 && Tiling::kFullTiles) || (L::kGated ? n : n + 8 * h) < L::kN;
     }
 
-    __device__ float biased(float sum, int h) const { return L::kBias ? sum + bias[h] : sum; }
-
-    // Zero past the last output: a tiled y is padded with it.
-    __device__ float plain(float sum, int h) const {
-        return is_output(h) ? activate<L::kActivation>(biased(sum, h)) : 0;
+    // norm: the token's mean and 1/d.
+    __device__ float biased(float sum, int h, float2 norm) const {
+        if constexpr (L::kNorm == Norm::layer) sum -= norm.x * weight_sums[h];
+        if constexpr (L::kNorm != Norm::none) sum *= norm.y;
+        return L::kBias ? sum + bias[h] : sum;
     }
 
-    __device__ float gated(float gate, float up) const {
-        return is_output(0) ? activate<L::kActivation>(biased(gate, 0)) * biased(up, 1) : 0;
+    // Zero past the last output: a tiled y is padded with it.
+    __device__ float plain(float sum, int h, float2 norm) const {
+        return is_output(h) ? activate<L::kActivation>(biased(sum, h, norm)) : 0;
+    }
+
+    __device__ float gated(float gate, float up, float2 norm) const {
+        return is_output(0) ? activate<L::kActivation>(biased(gate, 0, norm)) * biased(up, 1, norm) : 0;
     }
 };
 
-// Brings up to 32 tokens' outputs to shared memory: staging [token][output]. sums: those of the first token on.
+// Brings up to 32 tokens' outputs to shared memory: staging [token][output]. sums: those of the tile's first token on;
+// norms: its tokens'.
 template <class Tiling>
 __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kSums], float *staging,
-                                             const RowEpilogue<Tiling> &rows, int first_sum, int warp) {
+                                             const RowEpilogue<Tiling> &rows, int first_sum, int warp,
+                                             const float2 *norms) {
     using L = typename Tiling::L;
     const int g = lane_index() / 4, t = lane_index() % 4;
     float *to = staging + 2 * t * kStagedRow<L> + warp * Epilogue<L>::kOutputs + g;
@@ -108,11 +120,13 @@ __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kSums],
             const int i = first_sum + 4 * j + c;
             if (i >= Tiling::kSums) continue;
             float *at = to + (8 * j + c) * kStagedRow<L>;
+            float2 norm = {};
+            if constexpr (L::kNorm != Norm::none) norm = norms[2 * first_sum + 8 * j + 2 * t + c];
             if constexpr (L::kGated) {
-                at[0] = rows.gated(sums[i], sums[i + 2]);
+                at[0] = rows.gated(sums[i], sums[i + 2], norm);
             } else {
-                at[0] = rows.plain(sums[i], 0);
-                at[8] = rows.plain(sums[i + 2], 1);
+                at[0] = rows.plain(sums[i], 0, norm);
+                at[8] = rows.plain(sums[i + 2], 1, norm);
             }
         }
     }
@@ -132,6 +146,7 @@ struct Writer {
     const Epilogue<L> &epilogue;
     int first_token, end_token, first_output, thread;
     float residual[L::kResidual ? kPieces : 1][kPiece<L>];
+    float scale[4];  // of the norm behind
 
     __device__ int staged_token(int i) const { return (thread + 128 * i) / kTokenPieces; }
     __device__ int staged_output(int i) const { return (thread + 128 * i) % kTokenPieces * kPiece<L>; }
@@ -139,7 +154,16 @@ struct Writer {
     __device__ int output(int i) const { return first_output + staged_output(i); }
     __device__ bool is_there(int i) const { return token(i) < end_token && output(i) < n_stored; }
 
-    // Reads what is added to the tokens from `first` on: early, for it comes from far.
+    // Reads what scales the outputs for the norm behind: early, for it comes from far.
+    __device__ void read_scale() {
+        if constexpr (L::kMoments) {
+            static_assert(!L::kGated && L::kN % kTile == 0 && kPiece<L> == 4, "16 threads have a token's 64 outputs");
+            const float *from = epilogue.next.weight + output(0);
+            if (output(0) < L::kN) *reinterpret_cast<float4 *>(scale) = *reinterpret_cast<const float4 *>(from);
+        }
+    }
+
+    // Reads what is added to the tokens from `first` on: as early.
     __device__ void read_residual(int first) {
         first_token = first;
         if constexpr (L::kResidual) {
@@ -161,13 +185,26 @@ struct Writer {
     __device__ void write(const float *staging) const {
 #pragma unroll
         for (int i = 0; i < kPieces; i++) {
-            if (!is_there(i)) continue;
-            const float *from = staging + staged_token(i) * kStagedRow<L> + staged_output(i);
-            float v[kPiece<L>];
+            const bool there = is_there(i);
+            float v[kPiece<L>] = {};
+            if (there) {
+                const float *from = staging + staged_token(i) * kStagedRow<L> + staged_output(i);
 #pragma unroll
-            for (int j = 0; j < kPiece<L>; j++) v[j] = L::kResidual ? from[j] + residual[i][j] : from[j];
-            store(token(i), output(i), v);
+                for (int j = 0; j < kPiece<L>; j++) v[j] = L::kResidual ? from[j] + residual[i][j] : from[j];
+                store(token(i), output(i), v);
+            }
+            if constexpr (L::kMoments) hand_on(i, v, there);  // all lanes together: they exchange sums
         }
+    }
+
+    __device__ void hand_on(int i, const float (&v)[4], bool there) const {
+        using T = typename L::T;
+        const float2 moments = moments_of_tile(v);
+        if (!there) return;
+        const int64_t at = activation_index(round_up(L::kM, 8), token(i), output(i));
+        *reinterpret_cast<uint2 *>(epilogue.next.scaled + at) =
+            make_uint2(pack2<T>(v[0] * scale[0], v[1] * scale[1]), pack2<T>(v[2] * scale[2], v[3] * scale[3]));
+        if (thread % 16 == 0) epilogue.next.moments[output(i) / kTile * L::kM + token(i)] = moments;
     }
 
     __device__ void store(int token, int n, const float (&v)[kPiece<L>]) const {
@@ -194,12 +231,13 @@ __device__ __forceinline__ void store_sums(const float (&sums)[Tiling::kSums], c
     const int first_output = (place.tile_row + group.index) * kGroupOutputs<L>, warp = group.thread / 32;
     const int end_token = min(L::kM, place.token + Tiling::kTokens);
     Writer<L> writer{epilogue, place.token, end_token, first_output, group.thread};
+    writer.read_scale();
     writer.read_residual(place.token);
     const RowEpilogue<Tiling> rows(first_output, epilogue, warp, lane_index() / 4);
 #pragma unroll
     for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
         group.meet();  // the last tokens have left the shared memory
-        stage_tokens<Tiling>(sums, staging, rows, first / 2, warp);
+        stage_tokens<Tiling>(sums, staging, rows, first / 2, warp, epilogue.front.norms + place.token);
         group.meet();
         writer.write(staging);
         if (first + kStagedTokens < Tiling::kTokens) writer.read_residual(place.token + first + kStagedTokens);

@@ -19,6 +19,7 @@ template <class Tiling>
 struct MmaShared {
     unsigned char stages[Tiling::kStages][Tiling::kStageBytes];
     float staging[Tiling::kGroups][kStagedFloats<typename Tiling::L>];
+    float2 norms[kNormedTokens<Tiling>];
     uint32_t arrived[Tiling::kGroups];
 };
 
@@ -76,8 +77,7 @@ __device__ __forceinline__ void multiply_stage(float (&sums)[Tiling::kSums], con
 // Operands as gemm_wgmma()'s.
 template <class Tiling>
 __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
-                                         const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
-                                         uint32_t *counters) {
+                                         Epilogue<typename Tiling::L> epilogue, float4 *parts, uint32_t *counters) {
     static_assert(Tiling::kTokens % 16 == 0 && Tiling::kTokens <= 128, "pairs of fragments; sums that registers hold");
     using Shared = MmaShared<Tiling>;
     using Walk = Steps<typename Tiling::W>;
@@ -92,6 +92,10 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     for (int stage = 0; stage < kAhead; stage++) {
         if (ahead.any) fetcher.copy_x(stage, ahead.now), ahead.advance();
         cp_async_commit();
+    }
+    if constexpr (Tiling::L::kNorm != Norm::none) {  // the loop's barriers come before they are read
+        merge_norms<Tiling, kMmaThreads>(shared.norms, epilogue.front.moments, shared.staging[0], threadIdx.x);
+        epilogue.front.norms = shared.norms;
     }
 
     const int warp = warp_index();

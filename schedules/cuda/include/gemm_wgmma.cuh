@@ -6,6 +6,7 @@
 // 8 KiB and more fill a ring of stages, each 64 of K:
 //
 //     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it
+//                    the others: what a norm in front comes to for each token (gemm_norm.cuh)
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
 //
@@ -25,8 +26,12 @@ struct WgmmaShared {
     unsigned char stages[Tiling::kStages][Tiling::kStageBytes];
     float staging[Tiling::kGroups][kStagedFloats<typename Tiling::L>];
     uint64_t full[Tiling::kStages], empty[Tiling::kStages];
+    float2 norms[kNormedTokens<Tiling>];
+    uint64_t normed;
     uint32_t arrived[Tiling::kGroups];
 };
+
+constexpr int kNormThreads = 96;  // beside the producer's warp
 
 // A position in the ring: which stage, and the parity of the round it is in.
 template <int kStages>
@@ -152,8 +157,9 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
 // x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
 template <class Tiling>
 __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
-                                           const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
+                                           Epilogue<typename Tiling::L> epilogue, float4 *parts,
                                            uint32_t *counters) {
+    constexpr bool kNorms = Tiling::L::kNorm != Norm::none;
     using Shared = WgmmaShared<Tiling>;
     Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
     if (threadIdx.x == 0) {
@@ -161,6 +167,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             mbarrier_init(&shared.full[stage], 1);
             mbarrier_init(&shared.empty[stage], 4 * Tiling::kTileGroups);  // a warp gives back for itself
         }
+        mbarrier_init(&shared.normed, kNormThreads);
         fence_mbarrier_init();
     }
     __syncthreads();
@@ -169,7 +176,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
 
     if (warp_index() < 4) {
         set_max_registers_down<40>();
-        const bool fetches = warp_index() == 0 && elect_one();
+        const bool merges = kNorms && warp_index() > 0, fetches = warp_index() == 0 && elect_one();
         const Producer<Tiling> producer{shared, x, weight};
         const int n_early = fetches ? producer.run_ahead() : 0;
         if constexpr (Tiling::kCluster > 1) {
@@ -177,16 +184,26 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             cluster_wait();
         }
         if (fetches) producer.run(n_early);
+        if constexpr (kNorms) {
+            if (merges) {
+                wait_for_previous();  // for the moments
+                merge_norms<Tiling, kNormThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
+                                                  threadIdx.x - 32);
+                mbarrier_arrive(&shared.normed);
+            }
+        }
     } else {
         set_max_registers_up<232>();
         if constexpr (Tiling::kCluster > 1) cluster_wait();
         wait_for_previous();
+        epilogue.front.norms = shared.norms;
         const Warpgroup group{warp_index() / 4 - 1, int(threadIdx.x) % 128};
         RingPosition<Tiling::kStages> at;
         typename Tiling::W work(Tiling::worker());
         for (Stretch stretch; work.next(stretch);) {
             float sums[Tiling::kSums];
             sum_stretch<Tiling>(sums, stretch, group, shared, at);
+            if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
             finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
                                    epilogue, parts, counters);
         }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmc import schedules
-from llmc.compiler.kernel import DType, Implementation
+from llmc.compiler.kernel import Call, DType, Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, linear
@@ -21,6 +21,8 @@ from llmc.schedules.cuda.gemv import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
 from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row, finest
+from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
+from tests.schedules.cuda.test_deferred_norm import random_inputs as handed_inputs
 from tests.schedules.cuda.test_linear import linear_call, quantised, random_inputs
 
 Array = np.ndarray[Any, Any]
@@ -82,6 +84,16 @@ def attention_case(rows: list[Row], headers: tuple[str, ...], target: Target, sp
     return Case(attention.implement(call, params, target), target, run, headers, spare)
 
 
+def norm_case(call: Call, params: Tiling, target: Target = HOPPER) -> Case:
+    """Either product of a deferred norm."""
+    inputs = handed_inputs(call)
+
+    def run(implementation: Implementation) -> list[Array]:
+        return EmulatedExecutable(call, implementation, target).run(*inputs)
+
+    return Case(linear.implement(call, params, target), target, run, ())
+
+
 ROWS: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -100,6 +112,7 @@ CASES: dict[str, Callable[[], Case]] = {
             "wait_for_previous",  # the producer's reaches all through the ring's barriers
             "cluster",  # there is none
             "mbarrier_arrive_in",
+            "shared.normed",  # no norm either: NORMS
             "__syncwarp",
         ),
         tiled_x=True,
@@ -120,6 +133,7 @@ CASES: dict[str, Callable[[], Case]] = {
         params=Tiling(144, 3, 2, shared=False, cluster=2),
         spare=(
             "wait_for_previous",  # as above
+            "shared.normed",
             "__syncthreads",  # who initialises the barriers also asks for the first copies here
             "mbarrier_arrive(empty)",  # of a block alone
             "__syncwarp",  # the cluster's barrier makes lanes meet here
@@ -221,9 +235,32 @@ OFFSETS += [
 ]
 
 
+BEHIND = deferred_call("LayerNormLinear", 20, 72, 640)
+NORMS: dict[str, Callable[[], Case]] = {
+    "in front of a norm": lambda: norm_case(moments_call(20, 128, 200), Tiling(24, 2, 1, shared=False)),
+    "behind a norm": lambda: norm_case(BEHIND, Tiling(24, 2, 1, shared=False)),
+    "behind a norm on Ampere": lambda: norm_case(BEHIND, Tiling(32, 2, 1, shared=False), AMPERE),
+}
+
+OFFSETS += [
+    ("in front of a norm", "gemm_epilogue.cuh", "/ kTile * L::kM + token(i)]", "/ kTile * L::kM + (token(i) ^ 1)]"),
+    ("in front of a norm", "gemm_epilogue.cuh", "v[2] * scale[2]", "v[2] * scale[1]"),
+    ("in front of a norm", "gemm_norm.cuh", "offset = 8;", "offset = 4;"),
+    ("behind a norm", "gemm_norm.cuh", "part = share;", "part = share + kShares;"),
+    ("behind a norm", "gemm_norm.cuh", "all.merge(shares[j * kColumns + i])", "all.merge(shares[i])"),
+    ("behind a norm", "gemm_epilogue.cuh", "8 * j + 2 * t + c];", "8 * j + 2 * t];"),
+    ("behind a norm", "gemm_epilogue.cuh", "norm.x * weight_sums[h]", "norm.x * weight_sums[0]"),
+    ("behind a norm", "gemm_wgmma.cuh", "wait_for_previous();  // for the moments", ";"),
+    ("behind a norm", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
+    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_arrive(&shared.normed);", ";"),
+    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed, 0);", ";"),
+    ("behind a norm on Ampere", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
+]
+
+
 @pytest.mark.parametrize(("name", "header", "old", "new"), OFFSETS)
-def test_no_offset_can_be_another(name: str, header: str, old: str, new: str) -> None:
-    case = (CASES | FP8)[name]()
+def test_no_offset_can_be_another_and_nothing_be_missing(name: str, header: str, old: str, new: str) -> None:
+    case = (CASES | FP8 | NORMS)[name]()
     lines = (INCLUDE / header).read_text().split("\n")
     (line,) = [number for number, text in enumerate(lines, 1) if old in text]
     assert not survives(case, Mutant(header, line, old, new), case.run(case.implementation))

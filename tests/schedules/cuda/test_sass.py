@@ -17,6 +17,7 @@ from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
 from tests.schedules.cuda.test_attention import Model
+from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 
 REGISTERS = 65536
@@ -80,6 +81,15 @@ CASES = {
         wide=False,  # x goes to shared memory, weights by copies
     ),
     "fp8 on Ampere": Case("sm_80", FP8, ("HMMA.16816.F32.BF16", "HFMA2.BF16_V2"), wide=False),
+    "down of 16 tokens, in front of a norm": Case(
+        "sm_90a", moments_call(16, 4096, 11008), ("HGMMA.64x16x16.F32.BF16", "UBLKCP", "SHFL")
+    ),
+    "qkv of 64 tokens, behind LayerNorm": Case(
+        "sm_90a", deferred_call("LayerNormLinearBias", 64, 12288, 4096), ("HGMMA.64x64x16.F32.BF16", "UBLKCP"), False
+    ),
+    "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
+        "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
+    ),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
     "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),

@@ -1,0 +1,224 @@
+"""A norm between two products and deferred, on the emulator: each product against its ONNX definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc import schedules
+from llmc.compiler.fold_norm import fold_norm
+from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
+from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.target import Target
+from llmc.schedules.cuda import linear
+from llmc.schedules.cuda.deferred_norm import settled
+from llmc.schedules.cuda.gemm_tiles import Tiling
+from tests.emulator.emulate import EmulatedExecutable
+from tests.schedules.cuda.test_linear import as_float, linear_call
+
+Array = np.ndarray[Any, Any]
+Define = Callable[..., list[Array]]
+
+HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
+EXACT, ROUNDED = 1e-5, 2**-8
+"""Errors as a share of the largest result: sums are in f32, a tiled result is rounded once."""
+
+
+def moments_call(m: int, n: int, k: int, dtype: DType = "bf16", *, bias: bool = False, tiled_x: bool = True) -> Call:
+    """The product in front of a norm."""
+    plain = linear_call(f"Linear{'Bias' * bias}Residual", m, n, k, dtype, tiled_x=tiled_x)
+    scaled = TensorType((m, n), dtype if dtype != "f32" else "f32", tiled=dtype != "f32")
+    outputs = (*plain.outputs, scaled, TensorType((n // 64, m, 2), "f32"))
+    weight = TensorType((n,), dtype, constant=True)
+    return replace(plain, op=f"{plain.op}Moments", inputs=(*plain.inputs, weight), outputs=outputs)
+
+
+def deferred_call(name: str, m: int, n: int, k: int, dtype: DType = "bf16", *, tiled_y: bool = False) -> Call:
+    """The product behind a norm; name: without "Deferred"."""
+    plain = linear_call(name, m, n, k, dtype, tiled_y=tiled_y)
+    rows = 2 * n if "Gated" in name else n
+    more = [TensorType((m, k), dtype, tiled=dtype != "f32"), TensorType((k // 64, m, 2), "f32")]
+    more += [TensorType((2, rows), "f32", constant=True)] * name.startswith("Layer")
+    return replace(plain, op=f"llmc.Deferred{name}", inputs=(*plain.inputs, *more))
+
+
+def moments_of(y: Array) -> Array:
+    parts = y.astype(np.float64).reshape(len(y), -1, 64)
+    mean = parts.mean(-1)
+    return np.stack([mean, ((parts - mean[..., None]) ** 2).sum(-1)], -1).swapaxes(0, 1).astype(np.float32)
+
+
+def random_inputs(call: Call, mean: float = 0.5) -> list[Array]:
+    """Inputs of either call, with what the product in front would have handed on.  mean: of x, whose deviation is 1."""
+    generator = np.random.default_rng(0)
+    inputs = []
+    for kind in call.inputs:
+        assert kind is not None
+        scale = kind.shape[-1] ** -0.5 if len(kind.shape) == 2 and kind.constant else 1.0
+        inputs.append((generator.standard_normal(kind.shape) * scale).astype(numpy_dtype(kind.dtype)))
+    if "Deferred" in call.op:
+        x = inputs[0] = inputs[0] + np.float32(mean)
+        first = len(inputs) - 2 - ("LayerNorm" in call.op)
+        inputs[first] = (x * inputs[1].astype(np.float32)).astype(inputs[first].dtype)
+        inputs[first + 1] = moments_of(x)
+        if "LayerNorm" in call.op:
+            inputs[first + 2] = fold_norm(inputs[3], *inputs[1:3], *inputs[4:first])
+    return inputs
+
+
+def close(found: Array, expected: Array, tolerance: float) -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def run(call: Call, inputs: list[Any], target: Target = HOPPER, params: Tiling | None = None) -> list[Array]:
+    chosen = linear.implement(call, params, target) if params else schedules.implement(call, target)
+    return EmulatedExecutable(call, chosen, target).run(*inputs)
+
+
+def defined(define: Define, call: Call, inputs: list[Array]) -> list[Array]:
+    kinds, results = (tuple(map(as_float, types)) for types in (call.inputs, call.outputs))
+    return define(replace(call, inputs=kinds, outputs=results), *inputs)
+
+
+def check_moments(define: Define, call: Call, target: Target = HOPPER, params: Tiling | None = None) -> None:
+    inputs = random_inputs(call)
+    for found, expected, tolerance in zip(
+        run(call, inputs, target, params), defined(define, call, inputs), (EXACT, ROUNDED, EXACT), strict=True
+    ):
+        close(found, expected, tolerance)
+
+
+def check_deferred(define: Define, call: Call, target: Target = HOPPER, params: Tiling | None = None) -> None:
+    inputs = random_inputs(call)
+    (found,), (expected,) = run(call, inputs, target, params), defined(define, call, inputs)
+    close(found, expected, ROUNDED if call.outputs[0].tiled else EXACT)
+
+
+@pytest.mark.parametrize("target", [HOPPER, AMPERE], ids=str)
+@pytest.mark.parametrize("shape", [(9, 64, 72), (16, 192, 100), (33, 128, 200), (64, 192, 64)], ids=str)
+def test_the_product_in_front_hands_on_what_the_norm_needs(
+    define: Define, shape: tuple[int, int, int], target: Target
+) -> None:
+    check_moments(define, moments_call(*shape, bias=shape[0] % 2 == 1), target)
+
+
+BEHIND = [
+    ("RMSNormLinear", (9, 100, 64)),
+    ("RMSNormLinearBias", (64, 203, 192)),
+    ("RMSNormGatedLinearSilu", (33, 72, 128)),
+    ("RMSNormGatedLinearGeluBias", (17, 100, 320)),
+    ("LayerNormLinear", (16, 65, 128)),
+    ("LayerNormLinearBiasRelu", (33, 136, 320)),
+    ("LayerNormGatedLinearGeluTanh", (64, 40, 64)),
+]
+
+
+@pytest.mark.parametrize("target", [HOPPER, AMPERE], ids=str)
+@pytest.mark.parametrize(("name", "shape"), BEHIND, ids=str)
+def test_the_product_behind_normalises_its_sums(
+    define: Define, name: str, shape: tuple[int, int, int], target: Target
+) -> None:
+    check_deferred(define, deferred_call(name, *shape, tiled_y="Gated" in name or "Relu" in name), target)
+
+
+@pytest.mark.parametrize(
+    ("target", "tiling"),
+    [
+        (HOPPER, Tiling(24, 3, 3)),  # a tile of 16 steps in three blocks: the last to come hands on
+        (HOPPER, Tiling(16, 2, 2)),  # two token tiles
+        (HOPPER, Tiling(24, 2, 1, shared=False)),
+        (AMPERE, Tiling(32, 3, 3)),
+    ],
+    ids=str,
+)
+def test_either_product_may_be_cut_in_many_ways(define: Define, target: Target, tiling: Tiling) -> None:
+    check_moments(define, moments_call(20, 192, 1000), target, tiling)
+    check_deferred(define, deferred_call("LayerNormLinearBias", 20, 200, 640), target, tiling)
+
+
+@pytest.mark.parametrize("weight", ["i8", "i4"])
+def test_quantised_weights_take_part(define: Define, weight: DType) -> None:
+    """As what they stand for."""
+    group = 32 if weight == "i4" else 0
+    for call, at in ((moments_call(17, 128, 192), 1), (deferred_call("LayerNormLinearBiasRelu", 17, 72, 128), 3)):
+        inputs: list[Any] = list(random_inputs(call))
+        quantised = quantize(inputs[at].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
+        kinds = list(call.inputs)
+        kinds[at] = TensorType(quantised.shape, weight, constant=True, group=group)
+        stored, plain = list(inputs), list(inputs)
+        stored[at], plain[at] = quantised, quantised.values()
+        found = run(replace(call, inputs=tuple(kinds)), stored)
+        expected = defined(define, call, plain)
+        for one, other in zip(found, expected, strict=True):
+            close(one, other, 2 * ROUNDED)  # the values are rounded to bfloat16
+
+
+# -- when it is done -------------------------------------------------------------------------------------------------
+
+
+def launches(call: Call) -> int:
+    return len(schedules.implement(call, HOPPER).launches)
+
+
+@pytest.mark.parametrize("m", [1, 8, 9, 16, 64])
+def test_a_norm_is_no_launch_of_its_own(m: int) -> None:
+    assert launches(moments_call(m, 128, 128)) == 1
+    assert launches(deferred_call("RMSNormGatedLinearSilu", m, 128, 128, tiled_y=True)) == 1
+
+
+@pytest.mark.parametrize("m", [1, 8, 65, 512])
+def test_few_and_many_tokens_do_without_what_is_handed_on(m: int) -> None:
+    """So that nobody writes it, and nobody reads it."""
+    front, behind = moments_call(m, 128, 128), deferred_call("LayerNormLinearBias", m, 128, 128)
+    assert settled(front) == linear_call("LinearResidual", m, 128, 128, tiled_x=True)
+    assert settled(behind) == linear_call("LayerNormLinearBias", m, 128, 128)
+    for call, untouched in ((front, [("output", 1), ("output", 2)]), (behind, [("input", i) for i in (5, 6, 7)])):
+        implementation = schedules.implement(call, HOPPER)
+        operands = [(o.kind, o.index) for launch in implementation.launches for o in launch.operands]
+        assert not set(untouched) & set(operands)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_only_bfloat16_has_the_range_for_sums_that_are_not_normalised(dtype: DType) -> None:
+    front, behind = moments_call(16, 128, 128, dtype), deferred_call("RMSNormLinear", 16, 128, 128, dtype)
+    assert not settled(front).op.endswith("Moments")
+    assert "Deferred" not in settled(behind).op
+    assert launches(behind) == 2
+
+
+def test_few_tokens_of_quantised_weights_keep_the_kernel_that_reads_codes() -> None:
+    for call, at in ((moments_call(16, 128, 128), 1), (deferred_call("RMSNormLinear", 16, 128, 128), 2)):
+        kinds = list(call.inputs)
+        kinds[at] = TensorType((128, 128), "i8", constant=True)
+        assert settled(replace(call, inputs=tuple(kinds))).op in ("llmc.LinearResidual", "llmc.RMSNormLinear")
+
+
+# -- how exact it is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mean", [0.0, 2.0, 6.0])
+def test_a_mean_of_many_deviations_costs_what_rounding_before_centring_must(define: Define, mean: float) -> None:
+    """x ∘ g is rounded while the mean is in it: by √(1 + mean²) times what the norm would be.  Rounding takes 2⁻⁸/√3 of
+    a number in the mean where it is a power of two, and down to half of that just below the next."""
+    call = deferred_call("LayerNormLinear", 32, 256, 512)
+    inputs = random_inputs(call, mean)
+    (found,) = run(call, inputs)
+    (exact,) = define(linear_call("LayerNormLinear", 32, 256, 512), *inputs[:4])
+    g = inputs[1].astype(np.float64)
+    weight = inputs[3].astype(np.float64)
+    most = 2**-8 / np.sqrt(3) * np.sqrt((1 + mean**2) * ((weight * g) ** 2).sum(1).mean())
+    error = np.sqrt(((found - exact) ** 2).mean())
+    assert most / 2 < error < most
+
+
+def test_moments_are_exact_beside_any_mean(define: Define) -> None:
+    call = moments_call(16, 64, 64)
+    inputs = random_inputs(call)
+    inputs[2] += np.float32(1000)
+    _, _, found = run(call, inputs)
+    _, _, expected = defined(define, call, inputs)
+    np.testing.assert_allclose(found[..., 1], expected[..., 1], rtol=1e-3)
