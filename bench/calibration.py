@@ -32,7 +32,7 @@ from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.binding import Model
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"
-SCHEMES = (Scheme(8), Scheme(4, 32), Scheme(4, 128))
+SCHEMES = (Scheme(8), Scheme(8, number="fp"), Scheme(4, 32), Scheme(4, 128))
 N_TOKENS = 256
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -125,7 +125,8 @@ def decode_record(
 
 def prefill_record(manifest: dict[str, Any], model: Model, prompt: list[int], threads: int) -> dict[str, Any]:
     """A prompt's tokens a second, and the share of the peak of the unit that multiplies its linear layers."""
-    kind = "int8" if manifest["quant"] else manifest["model"]["dtype"]
+    quant = manifest["quant"] and manifest["quant"]["name"]
+    kind = {None: manifest["model"]["dtype"], "fp8": "bf16"}.get(quant, "int8")
     fresh(model, prompt)
     seconds, peaks = [], [arithmetic_peak(threads, kind)]
     for _ in range(PREFILL_TIMES):

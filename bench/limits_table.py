@@ -27,7 +27,7 @@ def table(folder: Path = RECORDS) -> str:
 
 
 def bits(record: dict[str, Any]) -> int:
-    return {"int8": 8, "int4": 4}.get(str(record.get("quant")), 16)
+    return {"int8": 8, "fp8": 8, "int4": 4}.get(str(record.get("quant")), 16)
 
 
 def rows(record: dict[str, Any]) -> list[str]:

@@ -59,9 +59,11 @@ def known_limits(manifest: Mapping[str, Any], machine: str) -> Limits | None:
 
 
 def weight_dtype(manifest: Mapping[str, Any]) -> str:
-    """How tuned records name the artifact's weights, which decide the instruction that multiplies: bf16, i8, …"""
+    """How tuned records name the artifact's weights, which decide the instruction that multiplies: bf16, i8, f8, …"""
     quant = (manifest.get("quant") or {}).get("name")
-    return str(quant).replace("int", "i") if quant else str(manifest.get("model", {}).get("dtype", ""))
+    return (
+        str(quant).replace("int", "i").replace("fp", "f") if quant else str(manifest.get("model", {}).get("dtype", ""))
+    )
 
 
 def tuned_machines(manifest: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 F32_BAR = 2e-4
 LOW_PRECISION_BAR = 1.5
-QUANT_BARS = {"int8": 0.01, "fp8": 0.05, "int4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
+QUANT_BARS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")

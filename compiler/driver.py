@@ -124,8 +124,6 @@ def compile_model(
 def check_request(machine: Target, batch: Sequence[int], scheme: Scheme | None, calibrate: str | Path | None) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
-    if scheme and scheme.name == "fp8" and machine.kind == "cpu":
-        raise LlmcError("fp8 weights are for GPUs so far", place="--quant fp8", hint="use --quant int8")
     check_file(calibrate, scheme)
     c_compiler()
     if machine.kind == "cuda":

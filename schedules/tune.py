@@ -208,6 +208,6 @@ def multiplier(job: Job, target: Target) -> str:
     weight = job.signature.weight
     if weight.startswith("i"):
         return "vpdpbusd" if target.has("avx512_vnni") else ""
-    if weight == "bf16" and target.has("avx512_bf16"):
+    if weight in ("bf16", "f8") and target.has("avx512_bf16"):
         return "dpbf16"
     return "fma512" if target.lanes == 16 else "fma256"

@@ -61,10 +61,11 @@ def perplexity(path: Path, sequences: Iterable[list[int]]) -> float:
     ("options", "bar", "per_weight"),
     [
         ({"quant": "int8"}, 0.001, 1.05),
+        ({"quant": "fp8"}, 0.005, 1.05),
         ({"quant": "int4"}, 0.02, 0.6),
         ({"quant": "int4", "quant_group": 128, "quant_lm_head": True}, 0.02, 0.6),
     ],
-    ids=["int8", "int4", "int4 in groups of 128, lm_head too"],
+    ids=["int8", "fp8", "int4", "int4 in groups of 128, lm_head too"],
 )
 def test_held_out_perplexity_stays(
     exact: float, sequences: list[list[int]], tmp_path: Path, options: dict[str, Any], bar: float, per_weight: float

@@ -55,7 +55,7 @@ SYSTEMS = {
         ("onnxruntime", "onnx_ir"),
         "llmc[bench]",
         repeats=True,
-        precisions=dict.fromkeys(("f32", "bf16", "int8", "int4"), "f32"),
+        precisions=dict.fromkeys(("f32", "bf16", "int8", "int4", "fp8"), "f32"),
     ),
     "llama.cpp": System(
         "llama.cpp",

@@ -187,7 +187,7 @@ class Contest:
     def arithmetic_peak(self) -> float:
         if self.subject.device == "cuda":
             return gpu_arithmetic_peak()
-        kind = "int8" if self.subject.quant else self.subject.dtype
+        kind = {None: self.subject.dtype, "fp8": "bf16"}.get(self.subject.quant, "int8")
         return arithmetic_peak(self.request.threads, kind) or arithmetic_peak(self.request.threads, "f32")
 
 

@@ -56,7 +56,7 @@ def bits(manifest: dict[str, Any]) -> float:
     """Of most weights of an artifact, scales included."""
     quant = manifest.get("quant")
     if quant:
-        return {"int8": 8.1, "int4": 4.5}.get(quant["name"], 8.0)
+        return {"int8": 8.1, "int4": 4.5, "fp8": 8.1}.get(quant["name"], 8.0)
     return 8 * DTYPE_BYTES[manifest["model"]["dtype"]]
 
 

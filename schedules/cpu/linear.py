@@ -9,6 +9,7 @@ of 16 outputs, whose accumulators fill the vector registers.  The weight has one
 
 Every output is one sum over k in order, in one accumulator, whatever the tiles: the same bits for every M.
 bf16: x is rounded to bf16 and products are summed in f32, two at a time where the CPU has vdpbf16ps.
+fp8: codes become pairs of bf16 in registers, exactly, and go on as those do; a row's scale multiplies its finished sum.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.panel_layout import PANEL, Panels, PanelVector, panel_count
+from llmc.schedules.cpu.quant_layout import Fp8Panels
 from llmc.schedules.rule import Rule
 
 _LINEAR = re.compile(r"llmc\.Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?")
@@ -35,13 +37,13 @@ class Linear:
     """What is computed: x [m, k] times a weight [parts * n, k].
 
     dot: how a step of the sum is done: "dpbf16" takes pairs of bf16 in one instruction, "fma" takes f32, widened from
-    bf16 where the weight is.  parts: 2 for a gated layer (gate, up), else 1.
+    bf16 where the weight is, or fp8.  parts: 2 for a gated layer (gate, up), else 1.
     """
 
     m: int
     n: int
     k: int
-    weight: Literal["bf16", "f32"]
+    weight: Literal["bf16", "f32", "f8"]
     dot: Literal["dpbf16", "fma"]
     parts: int = 1
     bias: bool = False
@@ -51,7 +53,7 @@ class Linear:
     @property
     def step(self) -> int:
         """k in a 32-bit word of the weight."""
-        return 2 if self.weight == "bf16" else 1
+        return {"f32": 1, "bf16": 2, "f8": 4}[self.weight]
 
     @property
     def steps(self) -> int:
@@ -60,15 +62,29 @@ class Linear:
     @property
     def words(self) -> int:
         """32-bit words that x takes in a step, for one row."""
-        return 1 if self.dot == "dpbf16" else self.step
+        return self.step // 2 if self.dot == "dpbf16" else self.step
+
+    @property
+    def rounds_x(self) -> bool:
+        """Whether x is rounded to bf16."""
+        return self.weight != "f32"
 
     @property
     def panels(self) -> int:
         return panel_count(self.n, self.parts)
 
     @property
+    def panel_words(self) -> int:
+        """32-bit words of a panel."""
+        return (self.steps + (1 if self.weight == "f8" else 0)) * PANEL
+
+    @property
+    def layout(self) -> Panels | Fp8Panels:
+        return Fp8Panels(self.parts) if self.weight == "f8" else Panels(self.weight, self.parts)
+
+    @property
     def weight_bytes(self) -> int:
-        return Panels(self.weight, self.parts).n_bytes((self.parts * self.n, self.k))
+        return self.layout.n_bytes((self.parts * self.n, self.k))
 
 
 @dataclass(frozen=True)
@@ -136,13 +152,13 @@ def parse(call: Call, target: Target) -> Linear | None:
     if bias and not (rest[0] and rest[0].constant):
         return None
     parts = 2 if gated else 1
-    is_bf16 = weight.dtype == "bf16"
+    stored: Literal["bf16", "f8", "f32"] = weight.dtype if weight.dtype in ("bf16", "f8") else "f32"
     linear = Linear(
         m=x.shape[0],
         n=weight.shape[0] // parts,
         k=weight.shape[1],
-        weight="bf16" if is_bf16 else "f32",
-        dot="dpbf16" if is_bf16 and target.has("avx512_bf16") else "fma",
+        weight=stored,
+        dot="dpbf16" if stored != "f32" and target.has("avx512_bf16") else "fma",
         parts=parts,
         bias=bias,
         activation=name["activation"] or "",
@@ -200,7 +216,7 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
             2 * linear.m * linear.n * linear.parts * linear.k,
         )
     )
-    layouts: dict[int, Layout] = {1: Panels(linear.weight, linear.parts)}
+    layouts: dict[int, Layout] = {1: linear.layout}
     if linear.bias:
         layouts[2] = PanelVector(linear.parts)
     return Implementation(

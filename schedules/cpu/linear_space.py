@@ -80,7 +80,7 @@ def _cut(linear: Linear, shape: Tiles) -> Iterator[Tiles]:
 
 def cost(linear: Linear, tiles: Tiles) -> float:
     """Cycles a thread, roughly."""
-    terms = linear.step if linear.dot == "fma" else 1
+    terms = linear.words
     row_tiles, grid = tiles.row_tiles(linear), tiles.grid(linear)
     a_step = max(tiles.rows * tiles.panels, LATENCY, (tiles.rows + tiles.panels) / 2) * terms
     arithmetic = row_tiles * linear.panels / tiles.panels * linear.steps * a_step

@@ -7,7 +7,7 @@
 
 so that a step of a tile reads the `rows` words it broadcasts from one cache line.  Bytes: 4 M K read, 2 M K or 4 M K
 written: nothing beside the product.  Rows past M are left as they are (they end in rows of y that are never stored);
-the half step past an odd K is zero.
+what a step has past the last K is zero.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Place:
             words = T.bind(T.call_extern("int32x8", "llmc_cvtbf16", values))
             n_words = WIDTH // 2
         else:
-            words = T.bind(VECTOR.float(VECTOR.round_bf16(values)) if self.linear.weight == "bf16" else values)
+            words = T.bind(VECTOR.float(VECTOR.round_bf16(values)) if self.linear.rounds_x else values)
             n_words = WIDTH
         first = self.word(column)
         if self.rows == 1:
@@ -74,17 +74,17 @@ class Place:
             T.buffer_store(self.packed, Shuffle([words], [i]), [first + i * self.rows + row])
 
     def tail(self, column: int, row: Any, x: Any, start: Any) -> None:
-        """The columns of a row from `column` on, fewer than 16, and zero up to a whole step."""
+        """The columns of a row from `column` on, fewer than 16, and zeros up to a whole step."""
         linear = self.linear
-        for k in range(column, linear.steps * linear.step, linear.step):
-            within = range(k, min(k + linear.step, linear.k))
-            values = [x[start + at] for at in within]
-            if linear.weight == "bf16":
+        each = 2 if linear.rounds_x else 1
+        for k in range(column, linear.steps * linear.step, each):
+            values = [x[start + at] for at in range(k, min(k + each, linear.k))]
+            if linear.rounds_x:
                 bits = [SCALAR.round_bf16(value) for value in values]
-                values = [SCALAR.float(b) for b in bits] + [T.float32(0)] * (len(bits) % 2)
+                values = [SCALAR.float(b) for b in bits] + [T.float32(0)] * (each - len(bits))
                 if linear.dot == "dpbf16":
-                    low = T.bitwise_and(T.shift_right(bits[0], 16), 0xFFFF)
-                    values = [T.bitwise_or(low, bits[1]) if len(bits) == 2 else low]
+                    low, high = (*bits, T.int32(0), T.int32(0))[:2]
+                    values = [T.bitwise_or(T.bitwise_and(T.shift_right(low, 16), 0xFFFF), high)]
             for i, value in enumerate(values):
                 T.buffer_store(self.packed, value, [self.word(k) + i * self.rows + row])
 

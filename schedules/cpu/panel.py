@@ -5,10 +5,12 @@
             for row tile, for tile in the group:
                 sums [rows][panels][16] = 0, or from scratch  in registers
                 for step in the chunk:
-                    w[p]       = W[panel p][step]             16 outputs; bf16: two k each
+                    w[p]       = W[panel p][step]             16 outputs; bf16: two k each; fp8: four, unpacked
                     sums[r][p] += x[row tile][step][r] * w[p]
                 sums to scratch; after the last chunk, row by row:
                     y[row][16 p …] = act(sums + bias) + residual,  or act(gate + bias) * (up + bias)
+
+In fp8 sums are multiplied by the rows' scales before all else.
 
 Bytes: W once for M up to a tile's rows; beyond, W once from memory (a chunk of a group's panels stays in the second
 level cache while all row tiles pass) and x once for every unit.  Operations: 2 M N K.
@@ -25,9 +27,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.activations import ACTIVATIONS
-from llmc.schedules.cpu.lanes import AVX512_BF16, Lanes, share
+from llmc.schedules.cpu.fp8_pairs import llvm_code, pairs
+from llmc.schedules.cpu.lanes import Lanes, share
 from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel_layout import PANEL
+from llmc.schedules.cpu.quant_dot import times
 
 VECTOR = Lanes(PANEL)
 FIRST_LEVEL, SECOND_LEVEL = 3, 2  # LLVM's names for the caches that a prefetch fills
@@ -39,7 +43,7 @@ def product_function(linear: Linear, tiles: Tiles) -> Any:
         T.func_name("product")
         product = Product(linear, tiles)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        llvm = AVX512_BF16 if linear.dot == "dpbf16" else ""
+        llvm = llvm_code(linear.weight == "f8", linear.dot == "dpbf16")
         with T.attr(0, "pragma_import_llvm", llvm), share(tiles.grid(linear), task, n_tasks) as unit:
             product.unit(unit)
     return builder.get()
@@ -51,10 +55,10 @@ class Product:
     def __init__(self, linear: Linear, tiles: Tiles) -> None:
         self.linear, self.tiles = linear, tiles
         row_tiles = tiles.row_tiles(linear)
-        word = "int32" if linear.weight == "bf16" else "float32"
+        word = "float32" if linear.weight == "f32" else "int32"
         x_words = row_tiles * linear.steps * linear.words * tiles.rows
         self.x = T.arg("x", T.buffer((x_words,), "int32" if linear.dot == "dpbf16" else "float32"))
-        self.weight = T.arg("weight", T.buffer((linear.panels * linear.steps * PANEL,), word))
+        self.weight = T.arg("weight", T.buffer((linear.panels * linear.panel_words,), word))
         if linear.bias:
             self.bias = T.arg("bias", T.buffer((linear.panels * PANEL,), "float32"))
         if linear.residual:
@@ -106,15 +110,16 @@ class Product:
         linear, tiles = self.linear, self.tiles
         weights = []
         for p in range(tiles.panels):
-            at = ((panel + p) * linear.steps + step) * PANEL
+            at = (panel + p) * linear.panel_words + step * PANEL
             for ahead, locality in ((tiles.near, FIRST_LEVEL), (tiles.far, SECOND_LEVEL)):
                 if ahead:
                     _prefetch(self.weight, at + ahead * PANEL, locality)
             weights.append(T.bind(self.weight[VECTOR.at(at)]))
-        if linear.dot == "fma" and linear.weight == "bf16":
-            terms = [[VECTOR.low_bf16(w) for w in weights], [VECTOR.high_bf16(w) for w in weights]]
-        else:
-            terms = [weights]
+        terms = [weights]
+        if linear.weight == "f8":
+            terms = [[VECTOR.keep(pairs(w, half), "int32") for w in weights] for half in ("first", "second")]
+        if linear.dot == "fma" and linear.weight != "f32":
+            terms = [[widen(w) for w in words] for words in terms for widen in (VECTOR.low_bf16, VECTOR.high_bf16)]
         for i, vectors in enumerate(terms):
             vectors = [T.bind(vector) for vector in vectors]
             words = ((row_tile * linear.steps + step) * linear.words + i) * tiles.rows
@@ -143,10 +148,16 @@ class Product:
         """16 outputs, without the residual, from the sums of the panels they come from."""
         linear = self.linear
         sums = [self.scratch[VECTOR.at(start + part * PANEL)] for part in range(linear.parts)]
+        if linear.weight == "f8":
+            sums = [times(s, self.row_scales(panel + part)) for part, s in enumerate(sums)]
         if linear.bias:
             sums = [s + self.bias[VECTOR.at((panel + part) * PANEL)] for part, s in enumerate(sums)]
         value = ACTIVATIONS[linear.activation](VECTOR, T.bind(sums[0]))
         return T.bind(value * sums[1] if linear.parts == 2 else value)
+
+    def row_scales(self, panel: Any) -> Any:
+        """What multiplies the sums of a panel in fp8: its last 16 words."""
+        return VECTOR.float(self.weight[VECTOR.at((panel + 1) * self.linear.panel_words - PANEL)])
 
     def store(self, row: Any, column: Any, value: Any, spare: Any) -> None:
         """y[row][column …] = value + residual, as far as there are columns; `spare` is scratch to take value apart."""

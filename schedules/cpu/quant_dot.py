@@ -15,18 +15,21 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
+TIMES = """
+declare <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float>)
+define linkonce_odr <16 x float> @llmc_times(<16 x float> %a, <16 x float> %b) alwaysinline nounwind {
+  %x = fmul <16 x float> %a, %b
+  %r = call <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float> %x)
+  ret <16 x float> %r }
+"""
+
 _SHARED = """
 target triple = "x86_64-unknown-linux-gnu"
-declare <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float>)
 declare i32 @llvm.vector.reduce.smax.v16i32(<16 x i32>)
 declare i32 @llvm.vector.reduce.add.v16i32(<16 x i32>)
 define linkonce_odr <16 x float> @llmc_halves(<8 x i32> %h) alwaysinline nounwind {
   %x = bitcast <8 x i32> %h to <16 x half>
   %r = fpext <16 x half> %x to <16 x float>
-  ret <16 x float> %r }
-define linkonce_odr <16 x float> @llmc_times(<16 x float> %a, <16 x float> %b) alwaysinline nounwind {
-  %x = fmul <16 x float> %a, %b
-  %r = call <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float> %x)
   ret <16 x float> %r }
 define linkonce_odr <4 x i32> @llmc_bytes(<16 x i32> %v) alwaysinline nounwind {
   %x = trunc <16 x i32> %v to <16 x i8>
@@ -97,7 +100,7 @@ _DOTS = {
 
 def llvm_code(dot: str) -> str:
     """The functions above, for a kernel's `pragma_import_llvm`."""
-    return _SHARED + _DOTS[dot]
+    return _SHARED + TIMES + _DOTS[dot]
 
 
 def dot4(c: Any, w: Any, x: Any) -> Any:

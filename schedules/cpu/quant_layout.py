@@ -6,8 +6,11 @@
                               as code + 8
                 [2][16] f16 scales
 
-Codes are stored without a sign, as the byte products of x86 want one of their operands.  K is filled up to whole
-blocks (i8: see `block_of`; i4: pairs of groups, so that a pair and its scales are whole cache lines) with code 0.
+    f8      panel: [K/4][16] int32 of four codes as in fp8_words.py, in the places of bf16, then [16] f32 scales * 2**8
+
+Codes of integers are stored without a sign, as the byte products of x86 want one of their operands.  K is filled up to
+whole words, or blocks (i8: see `block_of`; i4: pairs of groups, so that a pair and its scales are whole cache lines),
+with code 0.
 """
 
 from __future__ import annotations
@@ -20,11 +23,15 @@ from typing import Any
 import numpy as np
 
 from llmc.schedules.cpu.panel_layout import PANEL, panel_count
+from llmc.schedules.fp8_words import fp8_words
 
 Array = np.ndarray[Any, Any]
 
 ZERO = {"i8": 128, "i4": 8}
 """What is added to a code where it is stored."""
+
+FP8_IN_F16 = np.float32(2**8)
+"""What an e4m3 code counts, over what its bits count in the places of f16."""
 
 _WORKERS = 2
 
@@ -106,6 +113,37 @@ class Int4Panels:
     def __str__(self) -> str:
         order = f"[N/16][K/{2 * self.group}]{{[2][{self.group // 8}][16][8], f16 [2][16]}}"
         return f"i4 {order}{', gate and up alternating' if self.parts == 2 else ''}"
+
+
+@dataclass(frozen=True)
+class Fp8Panels:
+    """A weight [parts * N, K] in fp8."""
+
+    parts: int = 1
+
+    def panel_words(self, k: int) -> int:
+        """int32 words of a panel."""
+        return (ceil(k / 4) + 1) * PANEL
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
+
+    def pack(self, array: Any) -> Array:
+        """`array` is a compiler.quantize.Quantized."""
+        k = array.shape[1]
+
+        def panel(codes: Array, scales: Array) -> Array:
+            stored = np.zeros((PANEL, padded(k, 4)), np.uint8)
+            stored[: len(codes), :k] = codes.view(np.uint8)
+            words = fp8_words(stored.view(np.uint32), "bf16")
+            lanes = np.zeros(PANEL, np.float32)
+            lanes[: len(codes)] = scales[:, 0] * FP8_IN_F16
+            return np.concatenate([np.ascontiguousarray(words.T).reshape(-1), lanes.view(np.uint32)])
+
+        return _in_panels(array, self.parts, self.panel_words(k), panel)
+
+    def __str__(self) -> str:
+        return f"f8 [N/16]{{[K/4][16][4], f32 [16]}}{', gate and up alternating' if self.parts == 2 else ''}"
 
 
 def pair_words(group: int) -> int:

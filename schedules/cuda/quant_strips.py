@@ -6,7 +6,7 @@
 
 Lane 4 g + t and half h stand for rows g and g + 8 and, of 32 elements along K, for the eight that mma.m16n8k16 wants in
 this lane: 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t, 16 + 2 t, … (fragment_order).  Bytes of a word: elements 0, 2, 1, 3 of four
-(fp8: with their bits as `fp8_words` puts them); nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of
+(fp8: with their bits as in fp8_words.py); nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of
 an int4 piece: groups of 32 [g][half][2], of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what
 is padding is zero.
 
@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmc.schedules.cuda.tile_layout import TILE, gated_rows, tile_rows
+from llmc.schedules.fp8_words import fp8_words
 
 Array = np.ndarray[Any, Any]
 
@@ -163,24 +164,6 @@ def fragment_order(codes: Array) -> Array:
     whole = np.pad(codes, ((0, 0), (0, -codes.shape[1] % TILE)))
     pairs = whole.view(np.uint16).reshape(len(whole), -1, 4, 4)
     return np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(len(whole), -1).view(whole.dtype)
-
-
-def fp8_words(codes: Array, element: Literal["bf16", "f16"]) -> Array:
-    """uint32 with the bits of e4m3 codes 0 and 1 where the two halves have those of `element`, and of codes 2 and 3
-    around them (`Fp8Codes` of include/codes.cuh), of uint32 whose bytes are the codes."""
-
-    def bits(pair: Array, mask: int, shift: int) -> Array:
-        moved: Array = (pair & np.uint32(mask * 0x10001)) << np.uint32(shift)
-        return moved
-
-    first = codes & np.uint32(0xFF) | (codes & np.uint32(0xFF00)) << np.uint32(8)
-    second = codes >> np.uint32(16) & np.uint32(0xFF) | (codes & np.uint32(0xFF000000)) >> np.uint32(8)
-    if element == "f16":
-        words = bits(first, 0x80, 8) | bits(first, 0x7F, 7) | bits(second, 0x80, 7) | bits(second, 0x7F, 0)
-    else:
-        words = bits(first, 0x80, 8) | bits(first, 0x7F, 4)
-        words |= bits(second, 0x80, 4) | bits(second, 0x70, 8) | bits(second, 0x0F, 0)
-    return words
 
 
 def nibble_words(chunks: Array) -> Array:

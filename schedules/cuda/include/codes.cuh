@@ -47,8 +47,8 @@ struct Int8Codes {
     static __device__ __forceinline__ uint32_t second(T type, uint32_t word) { return signed_bytes(type, word >> 8); }
 };
 
-// Floats: the first two lie as T wants them, the second two (in capitals) around them. Sign, exponent and mantissa in
-// each half of a word, from bit 15 down:
+// Floats: the first two lie as T wants them, the second two (in capitals) around them (schedules/fp8_words.py). Sign,
+// exponent and mantissa in each half of a word, from bit 15 down:
 //
 //     bf16    s EEE S eeee mmm E MMM    times 2^120: the exponent's bias is 127, not 7
 //     f16     s S eeee mmm EEEE MMM     times 2^8: it is 15
