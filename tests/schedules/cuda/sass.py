@@ -17,18 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]*)", re.MULTILINE)
+_LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?(.*?);")
+_LABEL = re.compile(r"^\s*(\.L_x_\d+|\$[\w$]+):")
+_TARGET = re.compile(r"`\((\.L_x_\d+|\$[\w$]+)\)")
+_ENDS = re.compile(r"(EXIT|RET|BRX|BRA(\.\w+)* +`)")
+"""What follows is not reached, unless there is a condition in front, or behind as in BRA P0, …"""
+_REGISTER = re.compile(r"\bR(\d+)\b")
 _USAGE = re.compile(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+)")
 
 
 @dataclass(frozen=True)
 class Sass:
     """One kernel's machine code.  listed: its instructions in order, with their modifiers ("LDG.E.128"); instructions:
-    how often each stands there."""
+    how often each stands there; text: as nvdisasm shows it."""
 
     registers: int
     stack_bytes: int
     shared_bytes: int
     listed: tuple[str, ...]
+    text: str
 
     @functools.cached_property
     def instructions(self) -> Counter[str]:
@@ -59,7 +66,29 @@ def read_sass(cubin: bytes) -> Sass:
         text = _output("nvdisasm", "-c", str(path))
     assert usage, "cuobjdump says nothing about resources"
     registers, stack, shared = map(int, usage.groups())
-    return Sass(registers, stack, shared, tuple(_INSTRUCTION.findall(text)))
+    return Sass(registers, stack, shared, tuple(_INSTRUCTION.findall(text)), text)
+
+
+def registers_behind(sass: Sass, start: str) -> int:
+    """How many registers are named in what can be reached from the first instruction whose name starts so."""
+    code, labels = [], {}
+    for line in sass.text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif found := _LINE.match(line):
+            code.append((found[1] or "", found[2]))
+    reached: set[int] = set()
+    ahead = [next(place for place, (_, text) in enumerate(code) if text.startswith(start))]
+    while ahead:
+        place = ahead.pop()
+        if place in reached or place == len(code):
+            continue
+        reached.add(place)
+        condition, text = code[place]
+        ahead += [labels[name] for name in _TARGET.findall(text) if name in labels]
+        if condition or not _ENDS.match(text):
+            ahead.append(place + 1)
+    return 1 + max((int(n) for place in reached for n in _REGISTER.findall(code[place][1])), default=-1)
 
 
 def missing_tool() -> str:

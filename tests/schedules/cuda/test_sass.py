@@ -15,7 +15,7 @@ from llmc.schedules.cuda import compile as cuda
 from llmc.schedules.cuda import linear, sample
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
-from tests.schedules.cuda.sass import Sass, missing_tool, read_sass
+from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
@@ -117,6 +117,7 @@ def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case:
         assert sass.registers * launch.kernel.n_threads <= REGISTERS
         if sass.count("USETMAXREG"):  # or warpgroups wait for registers that the block never had
             assert sass.registers * launch.kernel.n_threads >= 128 * 40 + 256 * 232
+            assert 0 < registers_behind(sass, "USETMAXREG.DEALLOC") <= 40
         if launch is main:
             assert [name for name in case.wants if not sass.count(name)] == []
             assert sass.having("LDG", "128") or not case.wide
