@@ -71,7 +71,8 @@ def read_sass(cubin: bytes) -> Sass:
 
 def registers_behind(sass: Sass, start: str) -> int:
     """How many registers are named in what can be reached from the first instruction whose name starts so."""
-    code, labels = [], {}
+    code: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
     for line in sass.text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(code)
