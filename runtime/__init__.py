@@ -20,7 +20,7 @@ def load(
     *,
     threads: int = 0,
     kv_tokens: int = 0,
-    device: int | None = None,
+    device: int | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Open an artifact for running; see `llmc.runtime.binding.load`."""

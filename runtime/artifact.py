@@ -47,6 +47,11 @@ def program_section(name: str, program: int) -> str:
     return f"{name}.{program}" if program else name
 
 
+def runs_on(target: str, machine: str) -> bool:
+    """Whether "cuda:sm_90a" is what "cuda:sm_90a", or "cuda", asks for."""
+    return machine in (target, target.partition(":")[0])
+
+
 def is_weights(section: str) -> bool:
     return section.split(".")[0] == "weights"
 
@@ -108,13 +113,42 @@ class ArtifactFile:
             raise self._damaged(name)
         return data
 
-    def manifest(self) -> dict[str, Any]:
-        """What the artifact says of itself: model, target, sizes, plans, parity certificate."""
-        return self._json("manifest")
+    def manifest(self, program: int = 0) -> dict[str, Any]:
+        """What the artifact says of itself: model, target, sizes, plans, parity certificate; as a program has it."""
+        said = self._json("manifest")
+        own = self._said_of_programs(said)[program:]
+        return {**said, **own[0]} if own else said
 
-    def graph(self) -> dict[str, Any] | None:
+    @property
+    def targets(self) -> list[str]:
+        """The target of each program, in the order of preference; "" where the manifest does not say."""
+        said = self._json("manifest")
+        found = [one.get("target") for one in self._said_of_programs(said) or [said]]
+        return [str(target.get("name", "")) if isinstance(target, dict) else "" for target in found]
+
+    def _said_of_programs(self, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """For each program what differs from the first one's; nothing when there is but one."""
+        said = manifest.get("targets", [])
+        if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
+            raise self._damaged("manifest")
+        return said
+
+    def program_for(self, target: str) -> int:
+        """The number of the first program for a target, "cuda:sm_90a", or a kind of device, "cuda".
+
+        Raises LlmcError: there is none.
+        """
+        targets = self.targets
+        for number, name in enumerate(targets):
+            if runs_on(name, target):
+                return number
+        hint = f"it has {', '.join(targets)}"
+        raise LlmcError(f"the artifact has no program for {target}", place=str(self.path), hint=hint)
+
+    def graph(self, program: int = 0) -> dict[str, Any] | None:
         """The record of the passes and the text of the final graph, if the artifact keeps it."""
-        return self._json("graph") if "graph" in self.sections else None
+        name = self.section_of("graph", program)
+        return self._json(name) if name in self.sections else None
 
     def tokenizer_json(self) -> str | None:
         """The tokenizer as its own JSON file, or None: then only token ids can be used."""
@@ -127,13 +161,18 @@ class ArtifactFile:
 
     @property
     def n_programs(self) -> int:
-        """How many kinds of machines the artifact is for: each has a plan and weights of its own."""
-        names = ((program_section("plan", i), program_section("weights", i)) for i in range(MAX_PROGRAMS))
-        return next((i for i, pair in enumerate(names) if not all(n in self.sections for n in pair)), MAX_PROGRAMS)
+        """How many targets the artifact is for: each has a plan of its own."""
+        names = (program_section("plan", i) for i in range(MAX_PROGRAMS))
+        return next((i for i, name in enumerate(names) if name not in self.sections), MAX_PROGRAMS)
+
+    def section_of(self, name: str, program: int) -> str:
+        """The section that a program reads: its own, or the first one's where it has none."""
+        own = program_section(name, program)
+        return own if own in self.sections else name
 
     def plan(self, program: int = 0) -> PlanTables:
         """The kernel calls of every step, with each index and range checked."""
-        weights = self._find(program_section("weights", program))
+        weights = self._find(self.section_of("weights", program))
         return unpack_plan(self.section(program_section("plan", program)), weights.n_bytes, str(self.path))
 
     def check_weights(self, progress: HashProgress | None = None) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import Generation, How
+from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
 from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
@@ -35,42 +36,29 @@ LoadProgress = Callable[[int, int], None]
 """Called with (bytes copied, bytes in all)."""
 
 
-class Info(NamedTuple):
-    """Facts about a model; see llmc_info in include/llmc.h.  Counts are in elements."""
-
-    n_vocab: int
-    n_context: int
-    n_threads: int
-    max_step_tokens: int
-    bos_token: int
-    weight_bytes: int
-    kv_bytes_per_token: int
-    kv_tokens: int
-    kv_tokens_free: int
-    device: str
-
-
 def load(
     path: str | os.PathLike[str],
     *,
     threads: int = 0,
     kv_tokens: int = 0,
-    device: int | None = None,
+    device: int | str | None = None,
     progress: LoadProgress | None = None,
 ) -> Model:
     """Open an artifact for running, after checking every section of it but the weights.
 
     threads: 0 takes as many as this process may use.  kv_tokens: room for the tokens of all sequences together;
-    0 takes the artifact's default.  device: the number of the GPU, for an artifact compiled for one; by default
-    $LLMC_CUDA_DEVICE, or the first.  progress: called while weights are copied to a GPU.
+    0 takes the artifact's default.  device: "cpu" or "cuda", whose program to run, by default the first that this
+    machine can; "cuda:1", or a number alone, says which GPU, by default $LLMC_CUDA_DEVICE, or the first.
+    progress: called while weights are copied to a GPU.
     Raises LlmcError: not an artifact, damaged, or compiled for another machine.
     """
-    if threads < 0 or kv_tokens < 0 or (device or 0) < 0:
-        fact = "threads, kv_tokens and device cannot be negative"
-        raise LlmcError(fact, place=str(path), hint="leave them out for the default")
+    if threads < 0 or kv_tokens < 0:
+        hint = "leave them out for the default"
+        raise LlmcError("threads and kv_tokens cannot be negative", place=str(path), hint=hint)
+    chosen = capi.Device.parse(device)
     file = ArtifactFile.open(path)
     try:
-        return Model(file, threads, kv_tokens, device, progress)
+        return Model(file, threads, kv_tokens, chosen, progress)
     except BaseException:
         file.close()
         raise
@@ -91,7 +79,7 @@ class Model:
         file: ArtifactFile,
         threads: int,
         kv_tokens: int,
-        device: int | None = None,
+        device: capi.Device = capi.ANY,
         progress: LoadProgress | None = None,
     ) -> None:
         self.path = file.path
@@ -102,7 +90,7 @@ class Model:
         self._handle: int | None = None
         self._profile: Profile | None = None
         options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
-        options.device = 0 if device is None else device + 1
+        options.run_on, options.device = device
         try:
             with capi.reporting(options, progress):
                 library.check(library.api.open(options, handle))
@@ -143,13 +131,17 @@ class Model:
         raw = capi.Info(size=c.sizeof(capi.Info))
         with self.running() as (api, handle):
             self._library.check(api.info(handle, raw))
-        device = (raw.device or b"CPU").decode("utf-8", "replace")
-        return Info._make((*(getattr(raw, name) for name in Info._fields[:-1]), device))
+        return Info.of(raw)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the artifact says of itself."""
-        return self._file.manifest()
+        """What the artifact says of itself, and of the program that runs."""
+        return self._file.manifest(self.info.program)
+
+    @property
+    def target(self) -> str:
+        """What the program that runs was compiled for; "" when the artifact does not say."""
+        return str(self.manifest.get("target", {}).get("name", ""))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes as c
 import os
+import re
 import threading
 from _ctypes import dlclose
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import NamedTuple
 
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
@@ -22,6 +24,8 @@ from llmc.runtime.generation import How
 API_VERSION = 1
 Status = c.c_int
 Handle = c.c_void_p
+RUN_ON = {"any": 0, "cpu": 1, "cuda": 2}
+"""LLMC_ON_*"""
 Progress = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
 
 
@@ -35,6 +39,7 @@ class Options(c.Structure):
         ("device", c.c_int32),
         ("progress", Progress),
         ("context", c.c_void_p),
+        ("run_on", c.c_int32),
     )
 
 
@@ -53,6 +58,7 @@ class Info(c.Structure):
         ("kv_tokens", c.c_uint64),
         ("kv_tokens_free", c.c_uint64),
         ("device", c.c_char_p),
+        ("program", c.c_int32),
     )
 
 
@@ -132,6 +138,23 @@ class Api(c.Structure):
     )
 
 
+class Device(NamedTuple):
+    """Which program to open, and for a GPU which one: run_on and device of llmc_options."""
+
+    run_on: int
+    device: int
+
+    @classmethod
+    def parse(cls, device: int | str | None) -> Device:
+        """None, "cpu", "cuda", "cuda:1", or a GPU's number.  Raises LlmcError."""
+        found = re.fullmatch(r"|cpu|cuda|(?:cuda:)?(\d{1,6})", "" if device is None else str(device))
+        if found is None:
+            hint = "cpu, cuda, cuda:1, or the number of a GPU"
+            raise LlmcError(f"there is no device {device!r}", place="device", hint=hint)
+        return cls(RUN_ON.get(found[0].partition(":")[0], RUN_ON["any"]), int(found[1]) + 1 if found[1] else 0)
+
+
+ANY = Device(RUN_ON["any"], 0)
 LEAST_API_BYTES = Api.profile.offset
 
 

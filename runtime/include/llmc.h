@@ -51,14 +51,18 @@ typedef enum llmc_status {
 typedef struct llmc_model llmc_model;
 typedef struct llmc_sequence llmc_sequence;
 
+/* Which programs of an artifact open may take; it has one for each target it was compiled for. */
+enum { LLMC_ON_ANY = 0, LLMC_ON_CPU = 1, LLMC_ON_CUDA = 2 };
+
 typedef struct llmc_options {
     uint32_t size;      /* sizeof(llmc_options) */
     int32_t n_threads;  /* 0: as many as this process may use */
     uint64_t kv_tokens; /* room for the tokens of all sequences together; 0: the default, or on a GPU what fits */
-    int32_t device;     /* for an artifact of a GPU: 1 + its number; 0: $LLMC_CUDA_DEVICE, or the first */
+    int32_t device;     /* of programs for GPUs: 1 + the GPU's number; 0: $LLMC_CUDA_DEVICE, or the first */
     /* Called while weights are copied to a GPU, by whoever called open; `context` is passed on. Not 0: stop. */
     int (*progress)(void *context, uint64_t n_bytes_done, uint64_t n_bytes);
     void *context;
+    int32_t run_on; /* LLMC_ON_*; the first program that this machine runs is taken, of those that are allowed */
 } llmc_options;
 
 /* Facts about a model; counts are in elements. */
@@ -69,11 +73,12 @@ typedef struct llmc_info {
     int32_t n_threads;
     int32_t max_step_tokens; /* M of the largest plan */
     int32_t bos_token;       /* or -1 */
-    uint64_t weight_bytes;
+    uint64_t weight_bytes;   /* that this program reads */
     uint64_t kv_bytes_per_token;
     uint64_t kv_tokens;      /* room in the KV cache */
     uint64_t kv_tokens_free; /* of these, in pages no sequence holds */
     const char *device;      /* what runs it: "CPU", or a GPU's name; lives as long as the model */
+    int32_t program;         /* which of the artifact's targets that is, counted from 0 */
 } llmc_info;
 
 /* How to choose the next token. NULL, or temperature 0: the most likely. */

@@ -32,56 +32,25 @@ static llmc_status check_options(const llmc_options *given, llmc_options *option
     if (given && given->size < sizeof given->size)
         return fail(LLMC_ERROR_ARGUMENT, "open", "set it to sizeof the struct", "llmc_options.size is %u", given->size);
     if (given) memcpy(options, given, given->size < sizeof *options ? given->size : sizeof *options);
+    if (options->run_on < LLMC_ON_ANY || options->run_on > LLMC_ON_CUDA)
+        return fail(LLMC_ERROR_ARGUMENT, "open", "see LLMC_ON_ANY in llmc.h", "llmc_options.run_on is %d",
+                    options->run_on);
     if (options->n_threads >= 0 && options->n_threads <= LLMC_MAX_THREADS) return LLMC_OK;
     return fail(LLMC_ERROR_ARGUMENT, "open", "0 takes as many as this process may use", "%d threads were asked for",
                 options->n_threads);
 }
 
-/* Give back what opening the program took. */
-static void close_program(llmc_model *model)
-{
-    if (model->device) model->device->close(model);
-    model->device = NULL;
-    memory_unmap(model->memory, model->memory_bytes);
-    model->memory = NULL;
-    kv_close(&model->kv);
-    plans_free(&model->plans);
-    model->plans = (plans){0};
-}
-
-static llmc_status open_program(llmc_model *model, const llmc_options *options, uint32_t number)
-{
-    model->file.program = model->file.programs[number];
-    llmc_status status = plans_load(&model->plans, &model->file);
-    if (status) return status;
-    model->device = model->plans.header.device == LLMC_DEVICE_CPU ? &cpu_device : &cuda_device;
-    return model->device->open(model, options);
-}
-
-/* The first program that this machine can run. When there is none: why not, each one's first line. */
 static llmc_status open_parts(llmc_model *model, const llmc_options *options)
 {
-    char reasons[1024] = "";
     llmc_status status = artifact_open(&model->file);
     if (!status) status = check_vocabulary(&model->file);
-    if (status) return status;
-    uint32_t n_programs = model->file.n_programs;
-    for (uint32_t i = 0; i < n_programs; i++) {
-        status = open_program(model, options, i);
-        if (status != LLMC_ERROR_TARGET || n_programs == 1) return status;
-        size_t n = strlen(reasons);
-        snprintf(reasons + n, sizeof reasons - n, "%s%.*s", i ? "; " : "", (int)strcspn(error_text(), "\n"),
-                 error_text());
-        close_program(model);
-    }
-    return fail(LLMC_ERROR_TARGET, model->file.path, "compile for this machine: --target cpu, or --target cuda",
-                "this machine runs none of the artifact's %u programs: %s", n_programs, reasons);
+    return status ? status : program_open(model, options);
 }
 
 static void model_close(llmc_model *model)
 {
     if (!model) return;
-    close_program(model);
+    program_close(model);
     artifact_close(&model->file);
     free(model);
 }
@@ -126,11 +95,12 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .n_threads = model->cuda ? 1 : model->engine.pool.n_threads,
         .max_step_tokens = (int32_t)model->plans.max_body_rows,
         .bos_token = h->bos,
-        .weight_bytes = model->file.program.weights.n_bytes,
+        .weight_bytes = model->plans.weight_bytes,
         .kv_bytes_per_token = h->kv_page_bytes / h->page_tokens,
         .kv_tokens = (uint64_t)model->kv.n_pages * h->page_tokens,
         .kv_tokens_free = (uint64_t)kv_free_pages(&model->kv) * h->page_tokens,
         .device = model->cuda ? cuda_name(model) : "CPU",
+        .program = (int32_t)model->file.number,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

@@ -19,6 +19,7 @@ enum {
     LEVEL_3 = LLMC_CPU_AVX2 | LLMC_CPU_FMA | LLMC_CPU_F16C | LLMC_CPU_BMI1 | LLMC_CPU_BMI2 | LLMC_CPU_MOVBE,
     LEVEL_4 = LEVEL_3 | LLMC_CPU_AVX512F | LLMC_CPU_AVX512BW | LLMC_CPU_AVX512CD | LLMC_CPU_AVX512DQ |
               LLMC_CPU_AVX512VL,
+    LEVEL_4_BF16 = LEVEL_4 | LLMC_CPU_AVX512_BF16 | LLMC_CPU_AVX512_VNNI,
 };
 
 #ifdef __x86_64__
@@ -83,6 +84,14 @@ llmc_status cpu_check(uint32_t needed, uint32_t present, const char *path)
                                                         : "run it on a machine with AVX2 or better";
     return fail(LLMC_ERROR_TARGET, path, hint, "this artifact needs the CPU feature%s %s, which this machine lacks",
                 n_missing > 1 ? "s" : "", names);
+}
+
+const char *cpu_level(uint32_t features)
+{
+    return features == LEVEL_3        ? "x86-64-v3"
+           : features == LEVEL_4      ? "x86-64-v4"
+           : features == LEVEL_4_BF16 ? "x86-64-v4+bf16"
+                                      : NULL;
 }
 
 /* -- threads ------------------------------------------------------------------------------------------------------ */

@@ -132,27 +132,28 @@ typedef struct bounce {
     CUevent copied[2];
 } bounce;
 
-/* While the GPU fetches one buffer, the other is filled from the file. */
+/* What this program reads of them. While the GPU fetches one buffer, the other is filled from the file. */
 static llmc_status copy_weights(llmc_model *model, const llmc_options *options, const bounce *bounce)
 {
     cuda *cuda = model->cuda;
     const cuda_driver *driver = &cuda->driver;
-    const range *weights = &model->file.program.weights;
+    const uint8_t *section = model->file.program.weights.bytes;
+    const uint64_t n_bytes = model->plans.weight_bytes;
     CUresult result = CUDA_SUCCESS;
-    for (uint64_t done = 0, turn = 0; done < weights->n_bytes && !result; turn ^= 1) {
-        uint64_t left = weights->n_bytes - done, n = left < BOUNCE_BYTES ? left : BOUNCE_BYTES;
-        if (options->progress && options->progress(options->context, done, weights->n_bytes))
+    for (uint64_t done = 0, turn = 0; done < n_bytes && !result; turn ^= 1) {
+        uint64_t left = n_bytes - done, n = left < BOUNCE_BYTES ? left : BOUNCE_BYTES;
+        if (options->progress && options->progress(options->context, done, n_bytes))
             return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "opening the model was stopped");
         result = driver->cuEventSynchronize(bounce->copied[turn]); /* one never recorded is done */
         if (result) break;
-        memcpy(bounce->bytes[turn], weights->bytes + done, n);
+        weights_copy(&model->plans, section, done, n, bounce->bytes[turn]);
         result = driver->cuMemcpyHtoDAsync(cuda->weights + done, bounce->bytes[turn], n, cuda->stream);
         if (!result) result = driver->cuEventRecord(bounce->copied[turn], cuda->stream);
         done += n;
     }
     if (!result) result = driver->cuStreamSynchronize(cuda->stream);
     if (result) return cuda_failed(model, result, "copying the weights");
-    if (options->progress) options->progress(options->context, weights->n_bytes, weights->n_bytes);
+    if (options->progress) options->progress(options->context, n_bytes, n_bytes);
     return LLMC_OK;
 }
 
@@ -195,7 +196,7 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
                     (unsigned long long)h->arena_bytes);
     uint64_t default_tokens = h->default_kv_tokens ? h->default_kv_tokens : h->n_context;
     needs needs = {
-        .weights = model->file.program.weights.n_bytes,
+        .weights = model->plans.weight_bytes,
         .page = h->kv_page_bytes,
         .activations = measure_gpu(model, parts),
         .n_free = n_free,
@@ -211,6 +212,7 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
     if (!status) status = take_host(model);
     if (status) return status;
     memory_cut(address(cuda->memory), parts, N_GPU);
+    weights_pack(&model->plans);
     model->spaces.base[LLMC_SPACE_WEIGHTS] = address(cuda->weights);
     model->spaces.base[LLMC_SPACE_KV] = model->kv.pages = address(cuda->kv);
     cuda->input = address(cuda->memory);

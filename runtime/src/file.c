@@ -147,11 +147,26 @@ static range *place_of(artifact *file, const char *name)
     return NULL;
 }
 
+/* The kernels of a program for CPUs; 0 when it is for others, or plan.c will refuse it. */
+static uint32_t count_kernels(const range *plan)
+{
+    llmc_plan_header header;
+    if (plan->n_bytes < sizeof header) return 0;
+    memcpy(&header, plan->bytes, sizeof header);
+    return header.device == LLMC_DEVICE_CPU ? header.n_kernels : 0;
+}
+
 /* Programs are those up to the first without a plan, and there is one. */
 static llmc_status count_programs(artifact *file)
 {
     uint32_t n = 0;
-    while (n < LLMC_MAX_PROGRAMS && file->programs[n].plan.bytes && file->programs[n].weights.bytes) n++;
+    const range *weights = &file->programs[0].weights;
+    for (; n < LLMC_MAX_PROGRAMS && file->programs[n].plan.bytes && weights->bytes; n++) {
+        program *program = file->programs + n;
+        if (!program->weights.bytes) program->weights = *weights;
+        program->first_kernel = file->n_kernels;
+        file->n_kernels += count_kernels(&program->plan);
+    }
     file->n_programs = n;
     file->program = file->programs[0];
     if (n) return LLMC_OK;

@@ -6,8 +6,9 @@
  *   [directory: llmc_section * n_sections]
  *   [llmc_trailer]                          the last 64 bytes of the file
  *
- * An artifact for several machines has several programs: sections "weights", "plan" and "cuda" are the first one's,
- * "weights.1", "plan.1" and "cuda.1" the next one's, up to 7. At most one is for CPUs, as the code has its kernels.
+ * An artifact for several machines has several programs: sections "plan", "weights" and "cuda" are the first one's,
+ * "plan.1", "weights.1" and "cuda.1" the next one's, up to 7. A program without weights of its own shares the first
+ * one's: the arguments of its calls say which of them it reads.
  *
  * All numbers are little-endian; sections start at multiples of 64 bytes (weights: 4096), in file order, and do
  * not overlap. runtime/format.py says the same for Python; docs/artifact.md says it in words.
@@ -96,7 +97,7 @@ enum {
 
 /* The last four are of a GPU's kernels, and 0 on a CPU. */
 typedef struct llmc_kernel_record {
-    char name[104]; /* padded with NUL; on a CPU the same order as the code's table */
+    char name[104]; /* padded with NUL; on a CPU the same order as in the code's table */
     uint32_t n_pointers;
     uint32_t n_threads;    /* of a block */
     uint32_t shared_bytes; /* dynamic shared memory of a block */
@@ -167,7 +168,8 @@ typedef struct llmc_image {
 
 /* The vocabulary section: u32 n, u32 offsets[n + 1], then the bytes of each token's text. */
 
-/* What the compiler links beside the runtime: the kernels, in the order of their records; none for a GPU. */
+/* What the compiler links beside the runtime: the kernels of all programs for CPUs, one program's after the other's, in
+ * the order of their records. */
 typedef struct llmc_kernel_entry {
     const char *name;
     int32_t (*function)(void);

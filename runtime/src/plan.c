@@ -24,6 +24,7 @@ typedef struct tables {
     const char *path;
     const uint8_t *kernels, *plans, *calls, *arguments;
     uint64_t weights_bytes;
+    uint64_t first_kernel, n_code_kernels; /* in the code's table; of all programs for CPUs */
     range images; /* the section "cuda" */
     uint32_t n_images;
 } tables;
@@ -75,11 +76,12 @@ static void make_printable(char *name, size_t n)
 /* A CPU's kernels are in the code, which says the same about them. */
 static llmc_status check_kernels(const tables *tables, uint32_t n_kernels)
 {
-    if (n_kernels != llmc_kernel_count)
-        return INVALID("the plan names %u kernels, the code has %u", n_kernels, llmc_kernel_count);
+    if (tables->n_code_kernels != llmc_kernel_count || tables->first_kernel + n_kernels > llmc_kernel_count)
+        return INVALID("the plan names %llu kernels, the code has %u", (unsigned long long)tables->n_code_kernels,
+                       llmc_kernel_count);
     for (uint32_t i = 0; i < n_kernels; i++) {
         llmc_kernel_record record;
-        const llmc_kernel_entry *entry = llmc_kernel_table + i;
+        const llmc_kernel_entry *entry = llmc_kernel_table + tables->first_kernel + i;
         memcpy(&record, tables->kernels + i * sizeof record, sizeof record);
         make_printable(record.name, sizeof record.name);
         if (strcmp(record.name, entry->name) != 0 || record.n_pointers != entry->n_pointers)
@@ -195,7 +197,7 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
             return INVALID("call %u of '%s': argument %u, %llu bytes at %llu, is not in the %llu bytes of the %s",
                            index, kernel->name, i, (unsigned long long)a.n_bytes, (unsigned long long)a.offset,
                            (unsigned long long)room[a.space], SPACE_NAMES[a.space]);
-        plans->arguments[number] = (argument){.space = a.space, .offset = a.offset};
+        plans->arguments[number] = (argument){.space = a.space, .offset = a.offset, .n_bytes = a.n_bytes};
     }
     const argument *arguments = plans->arguments + record.first_argument;
     plans->calls[index] = (call){.kernel = kernel, .arguments = arguments, .grid = record.grid};
@@ -264,6 +266,8 @@ llmc_status plans_load(plans *plans, const artifact *file)
     const range *section = &file->program.plan;
     struct tables at = {.path = file->path, .images = file->program.cuda}, *tables = &at;
     at.weights_bytes = file->program.weights.n_bytes;
+    at.first_kernel = file->program.first_kernel;
+    at.n_code_kernels = file->n_kernels;
     if (section->n_bytes < sizeof *h)
         return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
     memcpy(h, section->bytes, sizeof *h);
@@ -274,9 +278,9 @@ llmc_status plans_load(plans *plans, const artifact *file)
     at.plans = at.kernels + (uint64_t)h->n_kernels * sizeof(llmc_kernel_record);
     at.calls = at.plans + (uint64_t)h->n_plans * sizeof(llmc_plan_record);
     at.arguments = at.calls + (uint64_t)h->n_calls * sizeof(llmc_call_record);
-    plans->kernels = llmc_kernel_table;
     if (h->device == LLMC_DEVICE_CPU) status = check_kernels(tables, h->n_kernels);
     else status = load_gpu_kernels(tables, plans);
+    if (!status && h->device == LLMC_DEVICE_CPU) plans->kernels = llmc_kernel_table + at.first_kernel;
     if (status) {
         plans_free(plans);
         return status;
@@ -289,6 +293,7 @@ llmc_status plans_load(plans *plans, const artifact *file)
         status = fail(LLMC_ERROR_MEMORY, file->path, NULL, "there is no memory for a plan of %u calls", h->n_calls);
     else
         status = load_tables(plans, tables);
+    if (!status) status = weights_find(plans, at.weights_bytes, file->path);
     if (status) plans_free(plans);
     return status;
 }
@@ -300,6 +305,8 @@ void plans_free(plans *plans)
     free(plans->arguments);
     free(plans->records);
     free(plans->gpu_kernels);
+    free(plans->extents);
+    plans->extents = NULL;
     plans->records = NULL;
     plans->gpu_kernels = NULL;
     plans->all = NULL;

@@ -5,6 +5,7 @@
  *   cpu      which instructions this machine has, and how many threads to run
  *   file     the artifact: trailer, directory, sections
  *   plan     the plan section, checked and turned into calls
+ *   weights  which of the weights a program reads
  *   pool     threads, and the bell that they wait on
  *   invoke   calls a kernel
  *   profile  when each task began and ended, for who asks
@@ -15,6 +16,7 @@
  *   sequence tokens of one text: its pages and its last logits
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
+ *   program  which of an artifact's programs this machine runs
  *   api      open, close, and the table that llmc_get_api returns
  *
  * Every symbol but llmc_get_api is hidden. Nothing here prints, exits, or allocates during a step.
@@ -51,6 +53,8 @@ void sha256_portable(const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32])
 uint32_t cpu_features(void);
 /* Fails with LLMC_ERROR_TARGET, naming what is needed but not present. */
 llmc_status cpu_check(uint32_t needed, uint32_t present, const char *path);
+/* "x86-64-v4", the level that has exactly these features; NULL for others. */
+const char *cpu_level(uint32_t features);
 /* CPUs this process may use: its affinity and its cgroup's quota, rounded up. At least 1. */
 int32_t cpu_count(void);
 
@@ -64,6 +68,7 @@ typedef struct range {
 /* What one kind of machine runs. */
 typedef struct program {
     range weights, plan, cuda;
+    uint64_t first_kernel; /* where a CPU's kernels begin in the code's table */
 } program;
 
 typedef struct artifact {
@@ -73,7 +78,9 @@ typedef struct artifact {
     range vocabulary;
     program programs[LLMC_MAX_PROGRAMS];
     uint32_t n_programs;
-    program program; /* of these, the one that is opened */
+    uint32_t number; /* of these, the one that is opened */
+    program program; /* the same */
+    uint64_t n_kernels; /* of all programs for CPUs */
 } artifact;
 
 /* Find the file that this code was loaded from. */
@@ -90,6 +97,7 @@ void memory_unmap(void *bytes, uint64_t n_bytes);
 typedef struct argument {
     uint32_t space;         /* LLMC_SPACE_* */
     uint64_t offset;        /* bytes from the start of the space */
+    uint64_t n_bytes;
     char *pointer;          /* where that is in memory, for thread 0; set by plan_bind */
     uint64_t thread_stride; /* bytes from one thread's to the next one's: 0 but in scratch memory */
 } argument;
@@ -107,6 +115,13 @@ typedef struct plan {
     const call *calls; /* [n_calls] */
 } plan;
 
+/* A stretch of the weights section. */
+typedef struct extent {
+    uint64_t offset; /* in the section */
+    uint64_t n_bytes;
+    uint64_t packed; /* where it lies when stretches lie one right behind the other */
+} extent;
+
 typedef struct plans {
     llmc_plan_header header;
     plan *bodies; /* [n_bodies], by rising n_rows */
@@ -120,6 +135,9 @@ typedef struct plans {
     plan *all;           /* [header.n_plans] */
     call *calls;         /* [header.n_calls] */
     argument *arguments; /* [header.n_arguments] */
+    extent *extents;       /* [n_extents] what calls read of the weights, by rising offset */
+    uint32_t n_extents;
+    uint64_t weight_bytes; /* of all extents */
 } plans;
 
 /* Where the spaces lie in memory. */
@@ -137,6 +155,15 @@ void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads);
 void plans_free(plans *plans);
 /* Which plan [n_plans, by rising n_rows] to run next when n_rows rows are left. */
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows);
+
+/* -- weights.c ---------------------------------------------------------------------------------------------------- */
+
+/* Work out plans->extents from the arguments of all calls; the section has section_bytes. */
+llmc_status weights_find(plans *plans, uint64_t section_bytes, const char *path);
+/* Have arguments count from the start of the packed extents, and no longer from that of the section. */
+void weights_pack(plans *plans);
+/* Copy n bytes of the packed extents, from `first` on. section: the weights section. */
+void weights_copy(const plans *plans, const uint8_t *section, uint64_t first, uint64_t n, char *to);
 
 /* -- pool.c ------------------------------------------------------------------------------------------------------- */
 
@@ -328,6 +355,13 @@ llmc_status rows_keep(llmc_model *model, uint32_t n_rows);
 int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens);
 /* Give back the pages beyond its length. */
 void sequence_settle(llmc_sequence *sequence);
+
+/* -- program.c ---------------------------------------------------------------------------------------------------- */
+
+/* Open the first program that this machine runs, of those that the options allow. */
+llmc_status program_open(llmc_model *model, const llmc_options *options);
+/* Give back what opening it took. */
+void program_close(llmc_model *model);
 
 /* -- step.c, sample.c, api.c -------------------------------------------------------------------------------------- */
 

@@ -162,6 +162,55 @@ static void test_bad_settings_are_refused(void)
     REQUIRE(!api->sample(&sequence, &old, &token));
 }
 
+/* -- weights ------------------------------------------------------------------------------------------------------- */
+
+enum { SECTION_BYTES = 100000, N_ARGUMENTS = 40 };
+
+static uint32_t state = 1;
+
+static uint32_t pick(uint32_t n)
+{
+    state = state * 1664525u + 1013904223u;
+    return (state >> 8) % n;
+}
+
+/* Random arguments: what each names is where it says after packing, and nothing is packed that none is near to. */
+static void test_arguments_find_their_weights_packed(void)
+{
+    static uint8_t section[SECTION_BYTES];
+    for (size_t i = 0; i < sizeof section; i++) section[i] = (uint8_t)(i * 31 + i / 256);
+    for (int round = 0; round < 200; round++) {
+        argument arguments[N_ARGUMENTS], before[N_ARGUMENTS];
+        plans plans = {.header = {.n_arguments = pick(N_ARGUMENTS + 1)}, .arguments = arguments};
+        for (uint32_t i = 0; i < plans.header.n_arguments; i++) {
+            uint64_t offset = pick(SECTION_BYTES / 64) * 64, left = SECTION_BYTES - offset;
+            uint32_t space = pick(4) ? LLMC_SPACE_WEIGHTS : LLMC_SPACE_ARENA;
+            before[i] = arguments[i] = (argument){
+                .space = space, .offset = offset, .n_bytes = pick(5) ? pick(left < 3000 ? (uint32_t)left + 1 : 3000) : 0,
+            };
+        }
+        REQUIRE(!weights_find(&plans, SECTION_BYTES, "m.so"));
+        char *packed = malloc(plans.weight_bytes + 1);
+        REQUIRE(packed && plans.weight_bytes <= SECTION_BYTES);
+        for (uint64_t done = 0, n; done < plans.weight_bytes; done += n) {
+            n = 1 + pick(20000);
+            if (n > plans.weight_bytes - done) n = plans.weight_bytes - done;
+            weights_copy(&plans, section, done, n, packed + done);
+        }
+        weights_pack(&plans);
+        for (uint32_t i = 0; i < plans.header.n_arguments; i++) {
+            const argument *a = arguments + i;
+            if (a->space != LLMC_SPACE_WEIGHTS) REQUIRE(a->offset == before[i].offset);
+            else REQUIRE(a->offset + a->n_bytes <= plans.weight_bytes && a->offset % 64 == 0);
+            if (a->space != LLMC_SPACE_WEIGHTS || !a->n_bytes) continue;
+            REQUIRE(a->offset % 256 == before[i].offset % 256);
+            REQUIRE(memcmp(packed + a->offset, section + before[i].offset, a->n_bytes) == 0);
+        }
+        free(packed);
+        plans_free(&(struct plans){.extents = plans.extents});
+    }
+}
+
 int host_units(int argc, char **argv)
 {
     (void)argv;
@@ -175,6 +224,7 @@ int host_units(int argc, char **argv)
     test_draws_follow_the_probabilities();
     test_the_position_decides_too();
     test_bad_settings_are_refused();
+    test_arguments_find_their_weights_packed();
     puts("ok");
     return 0;
 }

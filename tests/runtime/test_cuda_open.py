@@ -142,7 +142,7 @@ def test_the_default_cache_takes_what_is_free_and_no_more(cuda: FakeCuda, writte
 
 def test_weights_are_copied_in_pieces_and_reported(cuda: FakeCuda, written: Callable[..., Path]) -> None:
     weights = toy.weights_section() + bytes(70 << 20)
-    path = written(weights=weights)
+    path = written(weights=weights, plan=ToyCudaPlan().read_weights(len(weights)).pack())
     said: list[tuple[int, int]] = []
     with llmc.load(path, progress=lambda done, total: said.append((done, total))) as model:
         assert model.logits([3, 5]).tolist() == toy.oracle([3, 5])
@@ -249,55 +249,6 @@ def use(path: Path) -> LlmcError | None:
     except LlmcError as error:
         return error
     return None
-
-
-# -- several programs -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def for_two(toy_so: Path, tmp_path: Path) -> Callable[..., Path]:
-    """An artifact for a GPU, or else a CPU."""
-
-    def write(gpu: bytes, cpu: bytes) -> Path:
-        with ArtifactFile.open(toy_so) as file:
-            code = file.section("code")
-        weights = toy.weights_section()
-        path = tmp_path / "two.so"
-        path.write_bytes(toy.pack_sections(sections(code, plan=gpu) | {"weights.1": weights, "plan.1": cpu}))
-        return path
-
-    return write
-
-
-def test_the_first_program_that_runs_here_is_taken(
-    cuda: FakeCuda, for_two: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = for_two(ToyCudaPlan().pack(), toy.ToyPlan().pack())
-    with ArtifactFile.open(path) as file:
-        assert [file.plan(i).header.device for i in range(file.n_programs)] == [1, 0]
-        file.check_weights()
-    with llmc.load(path) as model:
-        assert model.info.device == "Fake GPU 0"
-        assert model.logits([3, 5]).tolist() == toy.oracle([3, 5])
-    cuda.set(capability=80)
-    with llmc.load(path) as model:
-        assert model.info.device == "CPU"
-        assert model.logits([3, 5]).tolist() == toy.oracle([3, 5])
-    cuda.set(fail="cuMemAlloc:1:2")  # no reason to fall back, but to say so
-    assert "taking memory for the weights failed" in refusal(path).fact
-    monkeypatch.setenv("LLMC_CUDA_DRIVER", "libcuda-of-nobody.so.1")
-    with llmc.load(path) as model:
-        assert model.info.device == "CPU"
-
-
-def test_when_no_program_runs_here_each_says_why(cuda: FakeCuda, for_two: Callable[..., Path]) -> None:
-    path = for_two(ToyCudaPlan().pack(), toy.ToyPlan().pack(cpu_features=1 << 31))
-    cuda.set(capability=80)
-    assert refusal(path).fact == (
-        "this machine runs none of the artifact's 2 programs: "
-        "this artifact needs compute capability 9.0; device 0 is Fake GPU 0 with 8.0; "
-        "this artifact needs the CPU feature unknown bit 31, which this machine lacks"
-    )
 
 
 # -- the same in Python -------------------------------------------------------------------------------------------

@@ -123,6 +123,22 @@ class ToyPlan:
             self.calls.append((kernel, grid, len(self.arguments), len(arguments)))
             self.arguments += arguments
 
+    def move_weights(self, table: int, output: int) -> ToyPlan:
+        """Read the embeddings and the head's weights at these offsets."""
+        places = {0: table, VOCAB * 4 * CHANNELS: output}
+        for index, (space, offset, n_bytes) in enumerate(self.arguments):
+            if space == "weights":
+                self.arguments[index] = (space, places[offset], n_bytes)
+        return self
+
+    def read_weights(self, n_bytes: int) -> ToyPlan:
+        """Have heads name so many bytes of weights, not just those that they use."""
+        first = VOCAB * 4 * CHANNELS
+        for index, (space, offset, _) in enumerate(self.arguments):
+            if (space, offset) == ("weights", first):
+                self.arguments[index] = (space, offset, n_bytes - first)
+        return self
+
     def kernel_record(self, name: str, n_pointers: int) -> fmt.KernelRecord:
         return fmt.KernelRecord(name, n_pointers)
 
@@ -194,16 +210,16 @@ def compile_c(out: Path, sources: Sequence[Path], *flags: str, compiler: Sequenc
     return out
 
 
-def toy_sources(folder: Path) -> list[Path]:
-    """The runtime, the toy's kernels and their table."""
+def toy_sources(folder: Path, n_programs: int = 1) -> list[Path]:
+    """The runtime, the toy's kernels and their table, for so many programs that have the same kernels."""
     table = folder / "table.c"
-    table.write_text(kernel_table(ToyPlan().kernels))
+    table.write_text(kernel_table(ToyPlan().kernels * n_programs))
     return [*runtime_sources(), HERE / "toy_kernels.c", table]
 
 
-def build_code(folder: Path, *flags: str) -> bytes:
+def build_code(folder: Path, *flags: str, n_programs: int = 1) -> bytes:
     """The ELF image of a toy artifact."""
-    return compile_c(folder / "code.so", toy_sources(folder), "-O2", "-shared", *flags).read_bytes()
+    return compile_c(folder / "code.so", toy_sources(folder, n_programs), "-O2", "-shared", *flags).read_bytes()
 
 
 def build_artifact(folder: Path, *flags: str) -> Path:

@@ -204,6 +204,21 @@ CUresult fake_cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
     return CUDA_SUCCESS;
 }
 
+/* The compiler asks for these two by their plain names, before it opens anything. */
+EXPORT CUresult cuInit(unsigned flags);
+EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device);
+
+CUresult cuInit(unsigned flags)
+{
+    fake_configure();
+    return fake_cuInit(flags);
+}
+
+CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
+{
+    return fake_cuDeviceGetAttribute(value, attribute, device);
+}
+
 /* -- contexts ----------------------------------------------------------------------------------------------------- */
 
 CUresult fake_cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)

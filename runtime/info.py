@@ -1,0 +1,28 @@
+"""What a model says of itself."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmc.runtime import capi
+
+
+class Info(NamedTuple):
+    """Facts about a model; see llmc_info in include/llmc.h.  Counts are in elements."""
+
+    n_vocab: int
+    n_context: int
+    n_threads: int
+    max_step_tokens: int
+    bos_token: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    kv_tokens_free: int
+    device: str
+    program: int
+
+    @classmethod
+    def of(cls, raw: capi.Info) -> Info:
+        device = (raw.device or b"CPU").decode("utf-8", "replace")
+        return cls._make(device if name == "device" else getattr(raw, name) for name in cls._fields)
