@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import onnx_ir as ir
 
 from llmc.compiler.kernel import Kernel
 from llmc.compiler.plan import PlacedWeight, Program
@@ -160,12 +161,17 @@ def check_room(path: Path, n_bytes: int) -> None:
 
 
 def packed_weights(weights: Sequence[PlacedWeight], progress: Progress) -> Iterator[memoryview]:
-    """The weights section, a weight at a time."""
+    """The weights section, a weight at a time; one that lies there in several layouts is read once."""
     position, total = 0, sum(weight.n_bytes for weight in weights)
+    array: Any = None
+    read: ir.Value | None = None
     for weight in weights:
         if weight.offset > position:
             yield memoryview(bytes(weight.offset - position))
-        packed = weight.layout.pack(read_constant(weight)).reshape(-1).view(np.uint8).data
+        if weight.value is not read:
+            array = None  # the last one goes before the next comes
+            array, read = read_constant(weight), weight.value
+        packed = weight.layout.pack(array).reshape(-1).view(np.uint8).data
         if packed.nbytes != weight.n_bytes:
             raise AssertionError(
                 f"{weight.value.name}: {weight.layout} gave {packed.nbytes} bytes, not {weight.n_bytes}"

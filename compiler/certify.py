@@ -59,14 +59,17 @@ def certify(
 ) -> dict[str, Any]:
     """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar.
 
+    Of several programs it is the first that this machine can run; the certificate says which target's.
+
     quant: "int8" or "int4" for an artifact with such weights; "int8 KV cache" and the like for one
     that differs in its cache alone.
     """
     with load(artifact) as model:
+        target = model.target
         texts = [continue_greedily(model, prompt, describe["model"]) for prompt in prompts(model)]
     exact = reference([text.tokens for text in texts], "f32")
     own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
-    certificate = compare(texts, exact, own, dtype) | {"reference": describe}
+    certificate = compare(texts, exact, own, dtype) | {"target": target, "reference": describe}
     if quant is not None:
         certificate |= {"quant": quant, "bar": {"kl_mean": QUANT_BARS[quant]}}
     judge(certificate, describe["model"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
@@ -21,17 +21,20 @@ from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
-from llmc.compiler.target import Target, host_features, missing_device, parse_target
+from llmc.compiler.share_weights import SharedWeights, share_weights
+from llmc.compiler.target import Target, missing, never_chosen, parse_targets
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime import format as fmt
+from llmc.runtime.artifact import program_section
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache, records
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
+SUMS_TO: Mapping[str, passes.SumsTo] = {"cpu": "norms", "cuda": "products"}
 PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 512, 2048)}
 MAX_BATCH = 512
 
@@ -59,11 +62,21 @@ class Stages:
         self.progress(name, max(last[1], 1), max(last[1], 1))
 
 
+@dataclass(frozen=True)
+class Part:
+    """One target of an artifact.  graph_section: how its step graph came to be.  notes: what the user should know."""
+
+    machine: Target
+    program: Program
+    graph_section: bytes
+    notes: tuple[str, ...] = ()
+
+
 def compile_model(
     model: str | Path,
     *,
     out: str | Path | None = None,
-    target: str = "cpu",
+    target: str | Sequence[str] = "cpu",
     dtype: str | None = None,
     quant: str = "none",
     quant_group: int | None = None,
@@ -81,6 +94,7 @@ def compile_model(
     """Compile a model into an artifact.
 
     model: a folder, a hub id or a known name.  out: the artifact's path; "<name>.so" when None.
+    target: a machine, or several in the order of preference: a list, or "cuda:sm_90a,cpu".
     dtype: "f32" or "bf16", the checkpoint's own when None.  batch: the batch sizes decode is planned for.
     quant: "none", or how linear layers' weights are stored: "int8", "int4", "fp8".  quant_group: weights that share a
     scale in int4, 32 (when None) or 128.  quant_lm_head: quantise the product that makes the logits too.
@@ -91,45 +105,57 @@ def compile_model(
     Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
     """
     stages = Stages(progress)
-    machine = parse_target(target)
+    machines = parse_targets(target)
     scheme = Scheme.parse(quant, quant_group, quant_lm_head)
-    check_request(machine, batch, scheme, calibrate)
+    check_request(machines, batch, scheme, calibrate)
     with stages("load"):
-        source = load_source(str(model), weights, dtype, max_sequence, seed, has_f16=machine.kind == "cuda")
+        source = load_source(str(model), weights, dtype, max_sequence, seed, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
     path = artifact.check_place(Path(out) if out is not None else Path(f"{source.name}.so"))
     with stages("passes"):
-        step_graph, graphs = rewrite(source, scheme, Path(dump) if dump else None, machine.kind)
+        graphs = rewrite_each(source, scheme, Path(dump) if dump else None, [machine.kind for machine in machines])
     with stages("plan"):
         kv_dtype = kv_dtype or source.dtype
-        tuned = records.installed(machine)
-        program = plan(step_graph, source, machine, batch, kv_dtype, tuned)
-        artifact.check_room(path, program.weight_bytes)
+        parts, shared = plan_each(graphs, source, machines, batch, kv_dtype)
+        artifact.check_room(path, shared.n_bytes)
     with stages("kernels") as tick:
-        objects = cache.compile_kernels(program.kernels, machine, progress=tick)
+        objects = compile_each(parts, tick)
     with stages("link"):
-        code, images = linked(program, machine, objects)
-    manifest = report.manifest(source, machine, program, batch, scheme, kv_dtype, version=__version__)
+        code = link_code(parts, objects)
+    manifest = manifest_of(parts, source, batch, scheme, kv_dtype)
     with artifact.ArtifactWriter(path) as writer:
         with stages("weights") as tick:
-            write_sections(writer, code, images, program, source, machine, graphs, tick)
+            write_sections(writer, code, parts, objects, shared, source, tick)
             writer.finish(manifest)
         with stages("verify"):
-            manifest["certificate"] = certificate(writer.partial, source, machine, scheme, kv_dtype, verify)
+            manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    return report.compile_report(path, manifest, stages.seconds, (*source.notes, *tuned.notes))
+    return report.compile_report(path, manifest, stages.seconds, notes_of(source, parts), shared.bytes_by_users())
 
 
-def check_request(machine: Target, batch: Sequence[int], scheme: Scheme | None, calibrate: str | Path | None) -> None:
+def check_request(
+    machines: Sequence[Target], batch: Sequence[int], scheme: Scheme | None, calibrate: str | Path | None
+) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
     check_file(calibrate, scheme)
     c_compiler()
-    if machine.kind == "cuda":
+    if any(machine.kind == "cuda" for machine in machines):
         from llmc.schedules.cuda import compile as cuda
 
         cuda.compiler()
+
+
+def notes_of(source: SourceModel, parts: Sequence[Part]) -> list[str]:
+    """What the user should be told."""
+    tuning = dict.fromkeys(note for part in parts for note in part.notes)
+    return [*source.notes, *never_chosen([part.machine for part in parts]), *tuning]
+
+
+def have_f16(machines: Sequence[Target]) -> bool:
+    """Whether there are kernels for float16 for all of these: CPUs have none."""
+    return not any(machine.kind == "cpu" for machine in machines)
 
 
 def check_batch(batch: Sequence[int]) -> None:
@@ -140,23 +166,59 @@ def check_batch(batch: Sequence[int]) -> None:
 def rewrite(
     source: SourceModel, scheme: Scheme | None, dump: Path | None, device: str = "cpu"
 ) -> tuple[ir.Model, bytes]:
-    """Run the passes, then quantise if asked, then what only this kind of device wants; every stage goes to `dump` as
-    numbered ONNX and text.  -> the step graph, and the graph section: what each pass did."""
-    history: list[report.PassRecord] = []
+    """The step graph for one kind of device, and its graph section: see `rewrite_each`."""
+    return rewrite_each(source, scheme, dump, [device])[device]
+
+
+def rewrite_each(
+    source: SourceModel, scheme: Scheme | None, dump: Path | None, devices: Sequence[str]
+) -> dict[str, tuple[ir.Model, bytes]]:
+    """Run the passes, then quantise if asked, then what only one kind of device wants.  -> for each kind the step
+    graph, and the graph section: what each pass did.
+
+    Every stage goes to `dump` as numbered ONNX and text, for several kinds to a folder each.  Kinds part where passes
+    begin to differ: up to there a weight is one object in all of the graphs.
+    """
+    kinds = list(dict.fromkeys(devices))
+    histories = {kind: History(dump / kind if dump and len(kinds) > 1 else dump) for kind in kinds}
     exported_layer = one_layer(graph.to_text(source.graph))
 
     def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
-        if dump is not None:
-            graph.dump_stage(model, dump, len(history), name)
-        history.append(report.PassRecord(name, n_rewrites, sum(1 for _ in model.graph)))
+        for history in histories.values():
+            history.add(name, model, n_rewrites)
 
     observe("export", source.graph, 0)
     try:
-        sums_to: Literal["norms", "products"] = "products" if device == "cuda" else "norms"
-        step_graph = passes.run(source.graph, n_context=source.n_context, sums_to=sums_to, observe=observe)
+        passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+        graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
+        for kind, model in graphs.items():
+            passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
     except LlmcError as error:
         fact = f"the architecture {source.architecture} is not supported: {error.fact}"
         raise LlmcError(fact, place=error.place, hint=error.hint) from error
+    for kind, model in graphs.items():
+        finish_graph(model, scheme, kind, histories[kind].add)
+    return {
+        kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
+        for kind, model in graphs.items()
+    }
+
+
+class History:
+    """What passes did to one graph; a stage each in `dump`, if that is a folder."""
+
+    def __init__(self, dump: Path | None) -> None:
+        self.dump = dump
+        self.passes: list[report.PassRecord] = []
+
+    def add(self, name: str, model: ir.Model, n_rewrites: int) -> None:
+        if self.dump is not None:
+            graph.dump_stage(model, self.dump, len(self.passes), name)
+        self.passes.append(report.PassRecord(name, n_rewrites, sum(1 for _ in model.graph)))
+
+
+def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
+    """Quantise if asked, then what only this kind of device wants."""
     if scheme is not None:
         observe("quantize_weights", step_graph, quantize_weights(step_graph, scheme))
         if scheme.calibration is not None:
@@ -165,7 +227,26 @@ def rewrite(
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))
     graph.check_step_graph(step_graph)
-    return step_graph, report.graph_section(step_graph, history, exported_layer)
+
+
+def plan_each(
+    graphs: Mapping[str, tuple[ir.Model, bytes]],
+    source: SourceModel,
+    machines: Sequence[Target],
+    batch: Sequence[int],
+    kv_dtype: str,
+) -> tuple[list[Part], SharedWeights]:
+    """A program for each target, over one weights section."""
+    parts = []
+    for index, machine in enumerate(machines):
+        step_graph, graph_section = graphs[machine.kind]
+        tuned = records.installed(machine)
+        is_second = any(other.kind == machine.kind == "cpu" for other in machines[:index])
+        suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
+        program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix)
+        parts.append(Part(machine, program, graph_section, tuple(tuned.notes)))
+    programs, shared = share_weights([part.program for part in parts])
+    return [replace(part, program=program) for part, program in zip(parts, programs, strict=True)], shared
 
 
 def plan(
@@ -175,58 +256,105 @@ def plan(
     batch: Sequence[int],
     kv_dtype: str,
     tuned: records.Tuned | None = None,
+    suffix: str = "",
 ) -> Program:
-    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with tuned schedules, if any."""
+    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with tuned schedules, if any.
+
+    suffix: of the kernels' names, which are those of functions: programs for CPUs have their kernels in one library.
+    """
 
     def implement(call: Call) -> Implementation:
-        return schedules.implement(call, machine, tuned)
+        found = schedules.implement(call, machine, tuned)
+        return with_suffix(found, suffix) if suffix else found
 
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
     planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context, machine.kind)
     return planner.plan(sorted({1, *batch, *chunks}), sorted({1, *batch}))
 
 
+def with_suffix(implementation: Implementation, suffix: str) -> Implementation:
+    kernels = [replace(launch.kernel, name=launch.kernel.name + suffix) for launch in implementation.launches]
+    launches = (replace(launch, kernel=k) for launch, k in zip(implementation.launches, kernels, strict=True))
+    return replace(implementation, launches=tuple(launches))
+
+
+def compile_each(parts: Sequence[Part], tick: Callable[[int, int], None]) -> list[list[bytes]]:
+    """The compiled kernels of each program."""
+    total = sum(len(part.program.kernels) for part in parts)
+    objects: list[list[bytes]] = []
+    n_done = 0
+
+    def progress(done: int, _: int) -> None:
+        tick(n_done + done, total)
+
+    for part in parts:
+        objects.append(cache.compile_kernels(part.program.kernels, part.machine, progress))
+        n_done += len(objects[-1])
+    return objects
+
+
+def link_code(parts: Sequence[Part], objects: Sequence[Sequence[bytes]]) -> bytes:
+    """The runtime and the kernels of all CPUs in one shared library."""
+    kernels: list[tuple[str, int]] = []
+    files: list[bytes] = []
+    for part, compiled in zip(parts, objects, strict=True):
+        if part.machine.kind == "cpu":
+            pointers = artifact.pointer_counts(part.program)
+            kernels += [(kernel.name, pointers[i]) for i, kernel in enumerate(part.program.kernels)]
+            files += compiled
+    return link(kernels, files, cache.folder())
+
+
 def linked(program: Program, machine: Target, objects: Sequence[bytes]) -> tuple[bytes, Sequence[bytes]]:
-    """The runtime and the kernels of a CPU in one shared library; beside it the kernels of a GPU."""
-    if machine.kind == "cuda":
-        return link([], [], cache.folder()), objects
-    pointers = artifact.pointer_counts(program)
-    return link([(k.name, pointers[i]) for i, k in enumerate(program.kernels)], objects, cache.folder()), []
+    """The code of an artifact for one target; beside it the kernels of a GPU."""
+    return link_code([Part(machine, program, b"")], [objects]), objects if machine.kind == "cuda" else []
+
+
+def manifest_of(
+    parts: Sequence[Part], source: SourceModel, batch: Sequence[int], scheme: Scheme | None, kv_dtype: str
+) -> dict[str, Any]:
+    return report.of_several(
+        [report.manifest(source, p.machine, p.program, batch, scheme, kv_dtype, version=__version__) for p in parts]
+    )
 
 
 def write_sections(
     writer: artifact.ArtifactWriter,
     code: bytes,
-    images: Sequence[bytes],
-    program: Program,
+    parts: Sequence[Part],
+    objects: Sequence[Sequence[bytes]],
+    shared: SharedWeights,
     source: SourceModel,
-    machine: Target,
-    graph_section: bytes,
     tick: Callable[[int, int], None],
 ) -> None:
     """Every section but the manifest, in the file's order."""
     writer.add("code", iter([code]))
-    writer.add("weights", artifact.packed_weights(program.weights, tick), alignment=4096)
+    writer.add("weights", artifact.packed_weights(shared.placed, tick), alignment=4096)
     bos = -1 if source.bos is None else source.bos
-    writer.add("plan", iter([artifact.encode_plan(program, machine, source.eos, bos)]))
-    if images:
-        writer.add("cuda", iter([fmt.pack_images(images)]))
+    for number, (part, images) in enumerate(zip(parts, objects, strict=True)):
+        plan = artifact.encode_plan(part.program, part.machine, source.eos, bos)
+        writer.add(program_section("plan", number), iter([plan]))
+        if part.machine.kind == "cuda":
+            writer.add(program_section("cuda", number), iter([fmt.pack_images(images)]))
     if source.vocabulary is not None:
         writer.add("vocabulary", iter([artifact.encode_vocabulary(source.vocabulary)]))
     if source.tokenizer_json is not None:
         writer.add("tokenizer", iter([source.tokenizer_json]))
-    writer.add("graph", iter([graph_section]))
+    for number, part in enumerate(parts):
+        if number == 0 or part.graph_section != parts[0].graph_section:
+            writer.add(program_section("graph", number), iter([part.graph_section]))
 
 
 def certificate(
-    path: Path, source: SourceModel, machine: Target, scheme: Scheme | None, kv_dtype: str, verify: bool
+    path: Path, source: SourceModel, machines: Sequence[Target], scheme: Scheme | None, kv_dtype: str, verify: bool
 ) -> dict[str, Any]:
-    """Run the artifact against its source, unless there is a reason not to."""
-    missing = sorted(set(machine.features) - host_features()) if machine.kind == "cpu" else missing_device(machine)
+    """Compare the first program that this machine can run with its source, unless there is a reason not to."""
+    lacking = {str(machine): ", ".join(missing(machine)) for machine in machines}
+    lacks = [what if len(machines) == 1 else f"{what} for {name}" for name, what in lacking.items()]
     reasons = {
         "--verify off": not verify,
         "random weights": source.random,
-        f"this machine lacks {', '.join(missing)}": bool(missing),
+        f"this machine lacks {'; '.join(lacks)}": all(lacking.values()),
     }
     for reason, holds in reasons.items():
         if holds:

@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -83,6 +84,21 @@ def manifest(
     }
 
 
+OF_A_PROGRAM = ("target", "kv_cache", "plans", "memory", "weights", "schedules")
+
+
+def of_several(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest of an artifact with these programs: the first one's.  With several, `targets` has for each what
+    differs from that, and its target."""
+    first = manifests[0]
+    if len(manifests) == 1:
+        return first
+    targets = [
+        {key: said[key] for key in OF_A_PROGRAM if key == "target" or said[key] != first[key]} for said in manifests
+    ]
+    return {**first, "targets": targets}
+
+
 def quant_record(scheme: Scheme) -> dict[str, Any]:
     """How weights are quantised, and what they were fitted to."""
     record: dict[str, Any] = {"name": scheme.name, "group": scheme.group, "lm_head": scheme.lm_head}
@@ -124,15 +140,23 @@ def graph_section(model: ir.Model, history: Sequence[PassRecord], exported_layer
 
 
 def compile_report(
-    path: Path, said: Mapping[str, Any], seconds: Mapping[str, float], notes: Sequence[str] = ()
+    path: Path,
+    said: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    notes: Sequence[str] = (),
+    weights: Mapping[tuple[int, ...], int] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """What `llmc compile --json` prints.  notes: what the user should be told besides."""
+    """What `llmc compile --json` prints.  notes: what the user should be told besides.  weights: how many bytes only
+    these programs read, said when there are several."""
     certificate = {k: v for k, v in said["certificate"].items() if k != "prompts"}
+    targets = [each["target"]["name"] for each in said.get("targets", ())]
+    users = [{"targets": [targets[i] for i in numbers], "bytes": n} for numbers, n in weights.items() if targets]
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
         "model": said["model"]["name"],
         "target": said["target"]["name"],
+        **({"targets": targets, "weights": users} if targets else {}),
         "dtype": said["model"]["dtype"],
         "quant": said["quant"],
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},

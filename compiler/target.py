@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,46 @@ def parse_target(text: str) -> Target:
     return Target("cpu", level or host_level())
 
 
+def parse_targets(asked: str | Sequence[str]) -> tuple[Target, ...]:
+    """The targets of an artifact, in the order of preference: "cuda:sm_90a,cpu", or a list of such texts."""
+    texts = [part.strip() for text in ([asked] if isinstance(asked, str) else asked) for part in text.split(",")]
+    targets = tuple(map(parse_target, texts))
+    if not targets:
+        raise LlmcError("no target is given", place="--target", hint="leave it out for this machine's CPU")
+    for index, target in enumerate(targets):
+        if target in targets[:index]:
+            fact = f"the target {target} is given twice"
+            raise LlmcError(fact, place=f"--target {','.join(texts)}", hint="give each machine once")
+    return targets
+
+
+def never_chosen(targets: Sequence[Target]) -> list[str]:
+    """Of targets in the order of preference, those to which the ones before leave no machine, in words."""
+    notes = []
+    for index, target in enumerate(targets):
+        before = next((other for other in targets[:index] if covers(other, target)), None)
+        if before is not None:
+            asked = " unless --device cuda asks for it" if before.kind != target.kind else ""
+            notes.append(f"{target} will not run{asked}: {before}, which runs there too, stands before it")
+    return notes
+
+
+def covers(one: Target, other: Target) -> bool:
+    """Whether code for `one` runs on every machine that code for `other` runs on, as far as can be known."""
+    if one.kind != other.kind:
+        return one.kind == "cpu"  # a machine with a GPU has a CPU
+    if one.kind == "cpu":
+        return set(one.features) <= set(other.features)
+    return runs_on(one.level, other.arch)
+
+
+def missing(target: Target) -> list[str]:
+    """What this machine lacks to run code for a target, in words; empty when it lacks nothing."""
+    if target.kind == "cuda":
+        return missing_device(target)
+    return sorted(set(target.features) - host_features())
+
+
 def host_level() -> str:
     """The highest level this machine has."""
     flags = host_features()
@@ -91,13 +132,14 @@ def device_level() -> str:
     hint = f"name the architecture: --target cuda:{CUDA_LEVELS[2]} (one of {', '.join(CUDA_LEVELS)})"
     try:
         driver = ctypes.CDLL(os.environ.get("LLMC_CUDA_DRIVER", "libcuda.so.1"))
-    except OSError as error:
+        initialize, attribute = driver.cuInit, driver.cuDeviceGetAttribute
+    except (OSError, AttributeError) as error:
         raise LlmcError("this machine has no NVIDIA driver to ask", place="--target cuda", hint=hint) from error
     major, minor = ctypes.c_int(), ctypes.c_int()
     failed = (
-        driver.cuInit(0)
-        or driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+        initialize(0)
+        or attribute(ctypes.byref(major), 75, 0)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        or attribute(ctypes.byref(minor), 76, 0)
     )
     if failed:
         raise LlmcError(f"the NVIDIA driver reports no GPU (error {failed})", place="--target cuda", hint=hint)

@@ -11,7 +11,7 @@ from llmc import __version__
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.quantize import Scheme
-from llmc.compiler.target import host_features, parse_target
+from llmc.compiler.target import missing, parse_target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import records, tune, tune_import
 from llmc.schedules.tune_bench import Bench
@@ -57,9 +57,8 @@ def tune_model(
     """
     began = time.monotonic()
     machine = parse_target(target)
-    missing = sorted(set(machine.features) - host_features())
-    if missing:
-        fact = f"this machine lacks {', '.join(missing)}, and only what runs can be measured"
+    if lacking := missing(machine):
+        fact = f"this machine lacks {', '.join(lacking)}, and only what runs can be measured"
         raise LlmcError(fact, place=f"--target {target}", hint="tune on the machine that the artifact is for")
     scheme = Scheme.parse(quant, quant_group, quant_lm_head)
     driver.check_request(machine, batch, scheme, None)

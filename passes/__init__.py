@@ -33,9 +33,18 @@ Pass = Callable[[ir.Model], int]
 Observe = Callable[[str, ir.Model, int], None]
 
 
-def pipeline(n_context: int, sums_to: str = "norms") -> tuple[tuple[str, Pass], ...]:
+Steps = tuple[tuple[str, Pass], ...]
+SumsTo = Literal["norms", "products"]
+
+
+def pipeline(n_context: int, sums_to: SumsTo = "norms") -> Steps:
     """The passes in order, by name.  sums_to: see `run`."""
-    steps: tuple[tuple[str, Pass], ...] = (
+    return first_steps(n_context) + last_steps(sums_to)
+
+
+def first_steps(n_context: int) -> Steps:
+    """Those that are the same for all kinds of devices."""
+    return (
         # 1. over [batch, sequence], as exported
         ("fold_constants", fold_constants),
         ("fuse_rotary", fuse_rotary),
@@ -47,6 +56,11 @@ def pipeline(n_context: int, sums_to: str = "norms") -> tuple[tuple[str, Pass], 
         ("fold_query_scale", fold_query_scale),
         ("merge_qkv", merge_qkv),
         ("merge_gate_up", merge_gate_up),
+    )
+
+
+def last_steps(sums_to: SumsTo) -> Steps:
+    steps: Steps = (
         ("fuse_norm", fuse_norm),  # before fuse_epilogue: a sum that is normalised belongs to the norm
         ("fuse_epilogue", fuse_epilogue),
         # 3. the step graph: M tokens of any sequences, R rows of logits
@@ -58,9 +72,7 @@ def pipeline(n_context: int, sums_to: str = "norms") -> tuple[tuple[str, Pass], 
     return tuple(step for step in steps if step[0] != "fuse_norm" or sums_to == "norms")
 
 
-def run(
-    model: ir.Model, *, n_context: int, sums_to: Literal["norms", "products"] = "norms", observe: Observe | None = None
-) -> ir.Model:
+def run(model: ir.Model, *, n_context: int, sums_to: SumsTo = "norms", observe: Observe | None = None) -> ir.Model:
     """Turn an exported graph into a step graph, in place, and return it.
 
     n_context: most tokens of a sequence, the rows of position tables.
@@ -68,7 +80,12 @@ def run(
     the product before it, so that the norm can go to the product behind it (GPU: fuse_norm_linear).
     observe(name, model, n_rewrites): called after each pass.
     """
-    for name, rewrite in pipeline(n_context, sums_to):
+    return run_steps(model, pipeline(n_context, sums_to), observe)
+
+
+def run_steps(model: ir.Model, steps: Steps, observe: Observe | None = None) -> ir.Model:
+    """Some of the pipeline's passes, as `run` does it with all."""
+    for name, rewrite in steps:
         n_rewrites = rewrite(model)
         if name == "drop_dead":
             number_values(model.graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmc.compiler.target import Target, missing_device, parse_target, runs_on
+from llmc.compiler.target import Target, missing, missing_device, never_chosen, parse_target, parse_targets, runs_on
 from llmc.runtime.errors import LlmcError
 
 
@@ -40,3 +40,45 @@ def test_code_for_one_architecture_alone_runs_there_alone() -> None:
     assert runs_on("sm_80", 89)
     assert not runs_on("sm_89", 80)
     assert not runs_on("sm_80", 90)
+
+
+def test_several_targets_are_a_list_or_a_text_with_commas() -> None:
+    names = ["cuda:sm_90a", "cuda:sm_80", "cpu:x86-64-v3"]
+    assert [str(target) for target in parse_targets(names)] == names
+    assert parse_targets(", ".join(names)) == parse_targets(["cuda:sm_90a,cuda:sm_80", "cpu:x86-64-v3"])
+    assert parse_targets("cuda:sm_90a") == (Target("cuda", "sm_90a"),)
+    with pytest.raises(LlmcError, match="unknown target ''"):
+        parse_targets("cuda:sm_90a,")
+    with pytest.raises(LlmcError, match="no target is given"):
+        parse_targets([])
+
+
+def test_a_target_given_twice_is_refused_under_whichever_name() -> None:
+    here = str(parse_target("cpu"))
+    for asked in (["cuda:sm_80", "cuda:sm_80"], ["cpu", here]):
+        with pytest.raises(LlmcError, match=f"the target {asked[1]} is given twice".replace("+", r"\+")) as error:
+            parse_targets(asked)
+        assert error.value.place == f"--target {','.join(asked)}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "idle"),
+    [
+        ("cpu:x86-64-v4+bf16,cpu:x86-64-v4,cpu:x86-64-v3", {}),
+        ("cpu:x86-64-v3,cpu:x86-64-v4", {"cpu:x86-64-v4": "cpu:x86-64-v3"}),
+        ("cuda:sm_90a,cuda:sm_89,cuda:sm_80,cpu:x86-64-v3", {}),
+        ("cuda:sm_80,cuda:sm_89,cuda:sm_90a", {"cuda:sm_89": "cuda:sm_80"}),
+        ("cpu:x86-64-v4,cuda:sm_90a", {"cuda:sm_90a": "cpu:x86-64-v4"}),
+    ],
+)
+def test_a_target_behind_one_that_runs_there_too_is_noted(asked: str, idle: dict[str, str]) -> None:
+    notes = never_chosen(parse_targets(asked))
+    assert len(notes) == len(idle)
+    for note, (target, before) in zip(notes, idle.items(), strict=True):
+        assert note.startswith(f"{target} will not run")
+        assert note.endswith(f": {before}, which runs there too, stands before it")
+
+
+def test_what_is_missing_is_said_in_words(no_driver: None) -> None:
+    assert missing(parse_target("cpu")) == []
+    assert missing(Target("cuda", "sm_80")) == ["an NVIDIA GPU"]

@@ -77,22 +77,35 @@ class EmulatedGpu:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, driver: Path, log: Path) -> None:
         self.monkeypatch, self.driver, self.log = monkeypatch, driver, log
+        self.libraries: dict[Target, Path] = {}
 
-    def compile(self, folder: Path, out: Path, **options: Any) -> None:
-        """Compile without a CUDA compiler: images are names, under which the driver finds emulated kernels."""
-        compiled: list[Kernel] = []
+    def compile(self, folder: Path, out: Path, target: str = str(HOPPER), **options: Any) -> dict[str, Any]:
+        """Compile without a CUDA compiler: images are names, under which the driver finds emulated kernels.
+
+        The GPU is then one of the first target for one.
+        """
+        compiled: dict[Target, Sequence[Kernel]] = {}
+        for_a_cpu = cache.compile_kernels
 
         def images(kernels: Sequence[Kernel], target: Target, progress: Any = None) -> list[bytes]:
-            compiled.extend(kernels)
+            if target.kind == "cpu":
+                return for_a_cpu(kernels, target, progress)
+            compiled[target] = kernels
             return [CUBIN for _ in kernels]
 
         with self.monkeypatch.context() as patch:
             patch.setattr(cache, "compile_kernels", images)
-            llmc.compile(folder, out=out, target=str(HOPPER), verify=False, **options)
-        library = build_library(compiled, HOPPER)
+            report = llmc.compile(folder, out=out, target=target, **{"verify": False, **options})
+        self.libraries |= {target: build_library(kernels, target) for target, kernels in compiled.items()}
         self.monkeypatch.setenv("LLMC_CUDA_DRIVER", str(self.driver))
-        self.monkeypatch.setenv("LLMC_FAKE_CUDA_KERNELS", str(library))
         self.monkeypatch.setenv("LLMC_FAKE_CUDA_LOG", str(self.log))
+        self.become(next(iter(compiled)))
+        return report
+
+    def become(self, target: Target) -> None:
+        """Another GPU, of an architecture that was compiled for."""
+        self.monkeypatch.setenv("LLMC_FAKE_CUDA_KERNELS", str(self.libraries[target]))
+        self.monkeypatch.setenv("LLMC_FAKE_CUDA", f"capability={target.arch}")
 
     def complaints(self) -> list[str]:
         """What the driver found wrong with how it was used."""
