@@ -47,7 +47,13 @@ def list_option(name: str, default: str, help: str) -> Callable[[Any], Any]:
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of weights, llmc's and the baselines'.")
 @click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8"]), default="none", show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["f32", "bf16", "int8"]), help="Of llmc's KV cache.  [default: dtype]")
-@click.option("--target", metavar="TARGET", default="cpu", show_default=True, help="As in llmc compile.")
+@click.option(
+    "--target",
+    metavar="TARGET,…",
+    default="cpu",
+    show_default=True,
+    help="As in llmc compile; the first one here runs.",
+)
 @click.option(
     "--weights",
     type=click.Choice(["real", "random"]),
@@ -159,7 +165,13 @@ def show(records: list[Record], plot: tuple[Path, ...], markdown: bool, as_json:
         say(f"drawn: {path}")
     if as_json:
         panels = [
-            {"name": panel.name, "title": panel.title, "precision": panel.precision, "points": points(record, panel)}
+            {
+                "name": panel.name,
+                "title": panel.title,
+                "precision": panel.precision,
+                "target": panel.model.get("target"),
+                "points": points(record, panel),
+            }
             for record in records
             for panel in record.panels
         ]

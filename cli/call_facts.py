@@ -54,8 +54,8 @@ class CallFacts(NamedTuple):
 
 
 def shortened(kernel: str) -> str:
-    """A kernel's name without the hash that tells kernels of one shape apart."""
-    return re.sub(r"_[0-9a-f]{8}$", "", kernel)
+    """A kernel's name without the hash, and the CPU's level, that tell kernels of one shape apart."""
+    return re.sub(r"_[0-9a-f]{8}(_v\d\w*)?$", "", kernel)
 
 
 def facts_of_plan(tables: PlanTables, plan: PlanRecord, manifest: Mapping[str, Any]) -> list[CallFacts]:

@@ -29,10 +29,13 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option("-o", "--out", metavar="FILE.so", type=click.Path(path_type=Path), help="[default: the model's name]")
 @click.option(
     "--target",
+    "targets",
     metavar="TARGET",
-    default="cpu",
+    default=["cpu"],
+    multiple=True,
     show_default=True,
-    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …, cuda (this machine's GPU), cuda:sm_90a, …",
+    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …, cuda (this machine's GPU), cuda:sm_90a, …; several, "
+    "the best first: the file runs on all of them.",
 )
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
 @click.option(
@@ -80,7 +83,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 def command(
     model: str,
     out: Path | None,
-    target: str,
+    targets: tuple[str, ...],
     dtype: str | None,
     quant: str,
     quant_group: str | None,
@@ -105,7 +108,7 @@ def command(
         report = compile_model(
             model,
             out=out,
-            target=target,
+            target=",".join(targets),
             dtype=dtype,
             quant=quant,
             quant_group=int(quant_group) if quant_group else None,
@@ -147,9 +150,17 @@ def summary(report: Mapping[str, Any]) -> str:
     """The report of a compile, for people."""
     seconds = report.get("seconds", {})
     stages = ", ".join(f"{stage} {in_seconds(value)}" for stage, value in seconds.items())
+    targets = ", ".join(report.get("targets", [report["target"]]))
+    shares = ", ".join(f"{in_bytes(each['bytes'])} for {names(each, report)}" for each in report.get("weights", ()))
     lines = [
-        f"{report['path']}  {in_bytes(report['bytes'])}  {report['model']}, {report['dtype']}, {report['target']}",
+        f"{report['path']}  {in_bytes(report['bytes'])}  {report['model']}, {report['dtype']}, {targets}",
+        *([f"weights      {shares}"] if shares else []),
         f"time         {in_seconds(sum(seconds.values()))}: {stages}",
         f"certificate  {certificate_in_words(report['certificate'])}",
     ]
     return "\n".join(lines)
+
+
+def names(share: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """Whose weights these are."""
+    return "all" if share["targets"] == report["targets"] else " and ".join(share["targets"])

@@ -14,6 +14,7 @@ from llmc.cli import schedules_view
 from llmc.cli.call_facts import CallFacts, facts_of_plan
 from llmc.cli.output import artifact_argument, certificate_in_words, in_bytes, json_option, print_json, table
 from llmc.runtime import ArtifactFile, LlmcError
+from llmc.runtime.artifact import program_section
 from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
 from llmc.runtime.plan import PlanTables
 
@@ -30,9 +31,12 @@ Said = dict[str, Any]
 @click.option("--manifest", "views", flag_value="manifest", multiple=True, help="The manifest, as JSON.")
 @click.option("--html", metavar="REPORT.html", type=click.Path(), help="Write all of it as one page for a browser.")
 @click.option("--profile", metavar="TRACE.json", type=click.Path(), help="Times for --html, from llmc run --profile.")
+@click.option("--for", "target", metavar="TARGET", help="Which of its targets.  [default: the first]")
 @json_option
-def command(artifact: str, views: tuple[str, ...], html: str | None, profile: str | None, as_json: bool) -> None:
-    """Show what an artifact holds: model, target, sizes, plans, parity certificate.
+def command(
+    artifact: str, views: tuple[str, ...], html: str | None, profile: str | None, target: str | None, as_json: bool
+) -> None:
+    """Show what an artifact holds: model, targets, sizes, plans, parity certificate.
 
     Nothing of the artifact is executed, so this is safe on a file from anywhere and for any machine's artifact.
     """
@@ -42,11 +46,12 @@ def command(artifact: str, views: tuple[str, ...], html: str | None, profile: st
         raise click.UsageError("--profile goes with --html")
     collect, write = VIEWS[views[0] if views else "summary"]
     with ArtifactFile.open(artifact) as file:
+        program = None if target is None else file.program_for(target)
         if html is not None:
-            said = write_report(file, html, profile)
+            said = write_report(file, html, profile, program)
             write = write_place
         else:
-            said = collect(file)
+            said = collect(file, program or 0)
     if as_json:
         print_json(said)
     else:
@@ -61,8 +66,8 @@ def printable(text: str) -> str:
 # -- the page ---------------------------------------------------------------------
 
 
-def write_report(file: ArtifactFile, place: str, profile: str | None) -> Said:
-    """Write the page at `place`, whole or not at all.  Raises LlmcError."""
+def write_report(file: ArtifactFile, place: str, profile: str | None, program: int | None) -> Said:
+    """Write the page at `place`, whole or not at all; of the program that the profile is of.  Raises LlmcError."""
     from llmc.cli.html.page import write_page
     from llmc.cli.trace_summary import read_summary
 
@@ -71,9 +76,13 @@ def write_report(file: ArtifactFile, place: str, profile: str | None) -> Said:
         raise LlmcError("the report's place is a directory", place=place, hint="name a file: --html report.html")
     if path.exists() and path.samefile(file.path):
         raise LlmcError("the report would replace the artifact", place=place, hint="name a file: --html report.html")
-    digest = file.sections["plan"].sha256.hex()
-    summary = read_summary(profile, digest, str(file.path)) if profile is not None else None
-    text = write_page(file, summary)
+    summary = None
+    if profile is not None:
+        wanted = range(file.n_programs) if program is None else [program]
+        digests = {file.sections[program_section("plan", i)].sha256.hex(): i for i in wanted}
+        summary = read_summary(profile, digests, str(file.path))
+        program = digests[summary["plan_sha256"]]
+    text = write_page(file, summary, program or 0)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -92,8 +101,8 @@ def write_place(said: Said) -> str:
 # -- summary --------------------------------------------------------------------
 
 
-def collect_summary(file: ArtifactFile) -> Said:
-    manifest, plan = file.manifest(), file.plan()
+def collect_summary(file: ArtifactFile, program: int = 0) -> Said:
+    manifest, plan = file.manifest(program), file.plan(program)
     return {
         "path": str(file.path),
         "bytes": file.n_bytes,
@@ -102,6 +111,7 @@ def collect_summary(file: ArtifactFile) -> Said:
         "created": manifest.get("created"),
         "model": without(manifest.get("model", {}), "config"),
         "target": manifest.get("target", {}),
+        **({"targets": file.targets} if file.n_programs > 1 else {}),
         "kv_cache": manifest.get("kv_cache", {}),
         "memory": manifest.get("memory", {}),
         "sections": [
@@ -123,6 +133,7 @@ def write_summary(said: Said) -> str:
         "model": f"{model.get('name')} ({model.get('type')}), {model.get('n_layers')} layers, {model.get('dtype')}, "
         f"{model.get('weights')} weights",
         "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
+        **({"targets": f"{', '.join(said['targets'])}; shown:"} if "targets" in said else {}),
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
         f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
@@ -139,8 +150,8 @@ def write_summary(said: Said) -> str:
 # -- plan -----------------------------------------------------------------------
 
 
-def collect_plan(file: ArtifactFile) -> Said:
-    tables, manifest = file.plan(), file.manifest()
+def collect_plan(file: ArtifactFile, program: int = 0) -> Said:
+    tables, manifest = file.plan(program), file.manifest(program)
     schedules = manifest.get("schedules", [])
     header = tables.header
     return {
@@ -211,8 +222,8 @@ def arguments_in_words(call: Mapping[str, Any]) -> str:
 # -- graph, manifest ---------------------------------------------------
 
 
-def collect_graph(file: ArtifactFile) -> Said:
-    graph = file.graph()
+def collect_graph(file: ArtifactFile, program: int = 0) -> Said:
+    graph = file.graph(program)
     if graph is None:
         raise LlmcError("the artifact does not keep its graph", place=str(file.path))
     return graph
@@ -227,8 +238,8 @@ def write_graph(said: Said) -> str:
     return "\n\n".join([*parts, said["final"].rstrip()])
 
 
-def collect_manifest(file: ArtifactFile) -> Said:
-    return file.manifest()
+def collect_manifest(file: ArtifactFile, program: int = 0) -> Said:
+    return file.manifest(program)
 
 
 def write_manifest(said: Said) -> str:
@@ -241,7 +252,7 @@ def without(values: Mapping[str, Any], key: str) -> Said:
     return {name: value for name, value in values.items() if name != key}
 
 
-VIEWS: dict[str, tuple[Callable[[ArtifactFile], Said], Callable[[Said], str]]] = {
+VIEWS: dict[str, tuple[Callable[[ArtifactFile, int], Said], Callable[[Said], str]]] = {
     "summary": (collect_summary, write_summary),
     "graph": (collect_graph, write_graph),
     "plan": (collect_plan, write_plan),

@@ -21,6 +21,7 @@ from llmc.cli.call_facts import CallFacts, facts_of_plan
 from llmc.cli.machine_limits import Limits, known_limits, machine_name
 from llmc.cli.trace_summary import VERSION, Said
 from llmc.runtime import ArtifactFile, LlmcError
+from llmc.runtime.artifact import program_section
 from llmc.runtime.format import PLAN_KINDS
 from llmc.runtime.plan import PlanTables
 from llmc.runtime.profile import Events, Profile, ProfiledStep
@@ -52,10 +53,10 @@ class Measured(NamedTuple):
     model: str
 
     @classmethod
-    def of(cls, profile: Profile, artifact: str, n_threads: int) -> Measured:
+    def of(cls, profile: Profile, artifact: str, n_threads: int, program: int = 0) -> Measured:
         with ArtifactFile.open(artifact) as file:
-            tables, manifest = file.plan(), file.manifest()
-            digest = file.sections["plan"].sha256.hex()
+            tables, manifest = file.plan(program), file.manifest(program)
+            digest = file.sections[program_section("plan", program)].sha256.hex()
         calls = {fact.number: fact for plan in tables.plans for fact in facts_of_plan(tables, plan, manifest)}
         machine = machine_name(n_threads)
         name = str(manifest.get("model", {}).get("name", ""))
@@ -209,9 +210,12 @@ def check_place(path: str) -> None:
         raise LlmcError(f"the trace cannot be written: {reason}", place=path)
 
 
-def save(path: str, profile: Profile, artifact: str, n_threads: int) -> Said:
-    """Write the trace.  -> its sums.  Raises LlmcError when the file cannot be written."""
-    measured = Measured.of(profile, artifact, n_threads)
+def save(path: str, profile: Profile, artifact: str, n_threads: int, program: int = 0) -> Said:
+    """Write the trace.  -> its sums.  program: of the artifact's, the one that ran.
+
+    Raises LlmcError when the file cannot be written.
+    """
+    measured = Measured.of(profile, artifact, n_threads, program)
     said = summary(measured)
     write_trace(path, measured, said)
     return said

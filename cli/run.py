@@ -26,6 +26,17 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
         raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
 
 
+def parse_device(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """cpu, cuda, cuda:1, 1."""
+    from llmc.runtime.capi import Device
+
+    try:
+        Device.parse(text)
+    except LlmcError as error:
+        raise click.BadParameter(f"{text!r} is none of {error.hint}") from None
+    return text
+
+
 @click.command(short_help="Generate from an artifact.")
 @artifact_argument
 @click.option("-p", "--prompt", metavar="TEXT", help="Continue this text.")
@@ -67,7 +78,11 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
 )
 @click.option(
-    "--device", metavar="N", type=click.IntRange(0), help="Number of the GPU.  [default: $LLMC_CUDA_DEVICE, or 0]"
+    "--device",
+    metavar="cpu|cuda|cuda:N|N",
+    callback=parse_device,
+    help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
+    "$LLMC_CUDA_DEVICE, or 0]",
 )
 @click.option(
     "--profile", metavar="TRACE.json", type=click.Path(), help="Time every kernel; the trace opens in Perfetto."
@@ -85,7 +100,7 @@ def command(
     seed: int | None,
     ignore_eos: bool,
     threads: int,
-    device: int | None,
+    device: str | None,
     profile: str | None,
     as_json: bool,
 ) -> None:
@@ -121,7 +136,7 @@ def command(
             print_json(said | report)
 
 
-def opened(artifact: str, threads: int, device: int | None) -> Model:
+def opened(artifact: str, threads: int, device: str | None) -> Model:
     """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
 
     def progress(done: int, total: int) -> None:
@@ -146,7 +161,7 @@ def profiling(model: Model, path: str | None) -> Iterator[dict[str, Any]]:
             yield report
         except KeyboardInterrupt as error:  # what has run so far is worth seeing
             interrupted = error
-    said = profile_trace.save(path, profile, str(model.path), model.info.n_threads)
+    said = profile_trace.save(path, profile, str(model.path), model.info.n_threads, model.info.program)
     report["profile"] = {"trace": path, **said}
     say(profile_table.write(said))
     if interrupted:
@@ -234,6 +249,8 @@ def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any
         "decode_tokens_per_s": generation.decode_tokens_per_s,
         "load_s": load_s,
         "threads": model.info.n_threads,
+        "target": model.target,
+        "device": model.info.device,
         "stop": generation.stop,
     }
 
@@ -241,9 +258,11 @@ def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any
 def timing(model: Model, generation: Generation, load_s: float) -> str:
     """One line about a generation's speed."""
     n, threads = len(generation.tokens), model.info.n_threads
+    target = f"{model.target} | " if "targets" in model.manifest else ""
     return (
         f"prompt {len(generation.prompt)} tokens in {in_seconds(generation.prefill_s)}, "
         f"{generation.prefill_tokens_per_s:.1f} tok/s | "
         f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | "
-        f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | end: {generation.stop}"
+        f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | "
+        f"{target}end: {generation.stop}"
     )

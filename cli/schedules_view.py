@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,8 @@ Said = dict[str, Any]
 FAMILIES = ("GEMV", "flat GEMM", "GEMM")
 
 
-def collect(file: ArtifactFile) -> Said:
-    schedules = file.manifest().get("schedules", [])
+def collect(file: ArtifactFile, program: int = 0) -> Said:
+    schedules = file.manifest(program).get("schedules", [])
     return {"schedules": schedules, "switches": switches(schedules)}
 
 
@@ -77,8 +78,8 @@ def weight_in_words(record: Mapping[str, Any]) -> str:
     """bf16 [4096, 11008]: of a schedule, or of a tuned record."""
     if "n" in record:
         return f"{record['weight']} [{record['n']}, {record['k']}]"
-    dtype, _, shape = record["call"].partition("(")[2].split("], ")[1].partition("[")
-    return f"{dtype} [{shape.partition(']')[0].replace(',', ', ')}]"
+    found = re.search(r"(\w+)\[(\d+),(\d+)\]!", record["call"])  # the first matrix that is a constant
+    return f"{found[1]} [{found[2]}, {found[3]}]" if found else ""
 
 
 def share_in_words(found: Mapping[str, Any]) -> str:

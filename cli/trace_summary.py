@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ Said = dict[str, Any]
 VERSION = 1
 
 
-def read_summary(path: str, plan_sha256: str, artifact: str) -> Said:
-    """The sums in a trace.  Raises LlmcError: no such file, no trace of llmc, or of another artifact."""
+def read_summary(path: str, plans: Collection[str], artifact: str) -> Said:
+    """The sums in a trace of one of these plans, given by their hashes.
+
+    Raises LlmcError: no such file, no trace of llmc, or of another artifact.
+    """
     hint = f"llmc run {artifact} -p TEXT --profile {path}"
     try:
         said: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -24,6 +28,6 @@ def read_summary(path: str, plan_sha256: str, artifact: str) -> Said:
     found = said.get("llmc") if isinstance(said, dict) else None
     if not isinstance(found, dict) or found.get("version") != VERSION:
         raise LlmcError("this is no trace that this llmc wrote", place=path, hint=hint)
-    if found.get("plan_sha256") != plan_sha256:
+    if found.get("plan_sha256") not in plans:
         raise LlmcError(f"the profile is of another artifact than {artifact}", place=path, hint=hint)
     return found

@@ -11,6 +11,7 @@ import click
 
 from llmc.cli.output import artifact_argument, compiler_installed, in_bytes, json_option, print_json
 from llmc.runtime import ArtifactFile, LlmcError, load
+from llmc.runtime.artifact import is_weights
 
 if TYPE_CHECKING:
     from llmc.runtime.artifact import HashProgress
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-6
 """Share of the logits' range by which another machine's math library may differ."""
+OTHER_TARGET = 1.5
+"""How many times the certified error, or the compiler's bar, another target than the certificate's may be off."""
 
 
 class Check(NamedTuple):
@@ -52,9 +55,9 @@ def command(artifact: str, against: str | None, as_json: bool) -> None:
 def verify(artifact: str, against: str | None) -> Iterator[Check]:
     """The checks, each as it is made; after damage is found the artifact is not run."""
     with ArtifactFile.open(artifact) as file:
-        others = ", ".join(name for name in file.sections if name != "weights")
+        others = ", ".join(name for name in file.sections if not is_weights(name))
         yield Check("sections", "passed", f"{others} are as written")
-        weights = in_bytes(file.sections["weights"].n_bytes)
+        weights = in_bytes(sum(section.n_bytes for name, section in file.sections.items() if is_weights(name)))
         try:
             with hashing_bar() as progress:
                 file.check_weights(progress)
@@ -89,9 +92,35 @@ def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
         return
     tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
     with load(artifact) as model:
+        own = model.target == certificate.get("target", model.target)
+        if "targets" in model.manifest:
+            other = "" if own else f", the certificate is {certificate['target']}'s"
+            yield Check("target", "passed", f"{model.target}{other}")
+        if not own:
+            tolerance = OTHER_TARGET * max(tolerance, bar_of(certificate))
         for index, prompt in enumerate(certificate["prompts"], 1):
-            yield replay_greedy(model, f"prompt {index}", prompt)
-            yield replay_logits(model, f"prompt {index}", prompt, tolerance)
+            name = f"prompt {index}"
+            yield replay_greedy(model, name, prompt) if own else replay_text(model, name, prompt, tolerance)
+            yield replay_logits(model, name, prompt, tolerance)
+
+
+def bar_of(certificate: Mapping[str, Any]) -> float:
+    """The largest error of logits that the compiler lets pass, where it has such a bar."""
+    bar = certificate.get("bar", {})
+    relative = bar.get("relative_error", 0.0) * certificate["logit_range"]
+    return float(relative or bar.get("times_reference_error", 0.0) * certificate.get("reference_error", 0.0))
+
+
+def replay_text(model: Model, name: str, prompt: Mapping[str, Any], tolerance: float) -> Check:
+    """Another target's greedy tokens: at each place this one's choice is the same, or as good within its error."""
+    wanted, first = prompt["greedy"], len(prompt["tokens"]) - 1
+    logits = model.logits(prompt["tokens"] + wanted)[first : first + len(wanted)]
+    best = logits.argmax(-1)
+    for index, (row, token, want) in enumerate(zip(logits, best, wanted, strict=True)):
+        if not row[token] - row[want] <= 2 * tolerance:
+            return Check(name, "failed", f"greedy token {index + 1} is {token}, was {want} when compiled")
+    n_same = int((best == wanted).sum())
+    return Check(name, "passed", f"{n_same} of {len(wanted)} greedy tokens as when compiled, the others as likely")
 
 
 def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any]) -> Check:
@@ -127,7 +156,10 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
         from llmc.compiler.frontend import load_source
 
         model = manifest["model"]
-        loaded = load_source(source, weights="real", dtype=model["dtype"], max_sequence=model["n_context"], seed=0)
+        dtype, has_f16 = model["dtype"], model["dtype"] == "f16"
+        loaded = load_source(
+            source, weights="real", dtype=dtype, max_sequence=model["n_context"], seed=0, has_f16=has_f16
+        )
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
             certificate = certify_source(Path(artifact), loaded, quant)

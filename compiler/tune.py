@@ -61,7 +61,7 @@ def tune_model(
         fact = f"this machine lacks {', '.join(lacking)}, and only what runs can be measured"
         raise LlmcError(fact, place=f"--target {target}", hint="tune on the machine that the artifact is for")
     scheme = Scheme.parse(quant, quant_group, quant_lm_head)
-    driver.check_request(machine, batch, scheme, None)
+    driver.check_request([machine], batch, scheme, None)
     path = Path(out) if out is not None else records.folder() / records.file_name(machine)
     source = load_source(str(model), weights="random", dtype=dtype)
     step_graph, _ = driver.rewrite(source, scheme, None)

@@ -12,6 +12,7 @@ from llmc import __version__
 from llmc.bench.chart import memory
 from llmc.bench.chart.record import Panel
 from llmc.bench.chart.request import Request, files_folder, in_k
+from llmc.compiler.target import missing, parse_target
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 
@@ -189,6 +190,8 @@ def read_config_of(model: str) -> dict[str, Any]:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """An artifact's manifest, and its size as artifact_bytes."""
+    """An artifact's manifest, as the program has it that runs here, and its size as artifact_bytes."""
     with ArtifactFile.open(path) as file:
-        return {**file.manifest(), "artifact_bytes": path.stat().st_size}
+        targets = [parse_target(name) for name in file.targets] if file.n_programs > 1 else []
+        program = next((number for number, target in enumerate(targets) if not missing(target)), 0)
+        return {**file.manifest(program), "artifact_bytes": path.stat().st_size}

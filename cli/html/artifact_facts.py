@@ -46,13 +46,16 @@ class Plan(NamedTuple):
 
 
 class Facts:
-    """An open artifact, its JSON and its plans; `profile` is what profile_trace.summary made of a run."""
+    """An open artifact, its JSON and its plans; `profile` is what profile_trace.summary made of a run.
 
-    def __init__(self, file: ArtifactFile, profile: Mapping[str, Any] | None) -> None:
+    program: the number of that for one of its targets.
+    """
+
+    def __init__(self, file: ArtifactFile, profile: Mapping[str, Any] | None, program: int = 0) -> None:
         self.file, self.profile = file, profile
-        self.manifest: Said = file.manifest()
-        self.graph: Said = file.graph() or {}
-        self.tables: PlanTables = file.plan()
+        self.manifest: Said = file.manifest(program)
+        self.graph: Said = file.graph(program) or {}
+        self.tables: PlanTables = file.plan(program)
         measured = {(p["kind"], p["rows"]): p for p in (profile or {}).get("plans", ())}
         self.plans = [
             Plan(kind, plan.n_rows, facts_of_plan(self.tables, plan, self.manifest), measured.get((kind, plan.n_rows)))

@@ -16,10 +16,10 @@ SECTIONS = (pipeline, layer, plan, memory, schedules, certificate)
 NAMES = ("pipeline", "layer", "plan", "memory", "schedules", "certificate")
 
 
-def write_page(file: ArtifactFile, profile: Mapping[str, Any] | None) -> str:
+def write_page(file: ArtifactFile, profile: Mapping[str, Any] | None, program: int = 0) -> str:
     """The whole page.  Raises LlmcError when the manifest lacks what the page shows."""
     try:
-        return page(Facts(file, profile))
+        return page(Facts(file, profile, program))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         fact = f"the manifest lacks what the report shows: {type(error).__name__}: {error}"
         raise LlmcError(fact, place=str(file.path), hint="compile the model again with this llmc") from error
@@ -87,7 +87,9 @@ def tile(what: str, figure: str, exact: str) -> Markup:
 def footnote(facts: Facts) -> str:
     features = ", ".join(map(str, facts.manifest.get("target", {}).get("cpu_features", ())))
     needs = f" It needs {features}." if features else ""
+    others = [name for name in facts.file.targets if name != facts.manifest.get("target", {}).get("name")]
+    also = f" The file is for {', '.join(others)} too: llmc inspect --for TARGET." if others else ""
     return (
         f"{facts.file.path.name}, compiled by llmc {facts.manifest.get('llmc')} on {facts.manifest.get('created')}."
-        f"{needs} Read from the file; nothing of it was executed."
+        f"{needs}{also} Read from the file; nothing of it was executed."
     )

@@ -18,6 +18,7 @@ from llmc.bench.peers.protocol import Loading
 from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from tests.bench.chart_fakes import MANIFEST
+from tests.runtime.stub_artifact import manifest, plan_section, write_stub
 
 CONFIG = {
     "model_type": "llama",
@@ -135,6 +136,19 @@ def test_an_artifact_is_measured_beside_hugging_face(
     assert len(measured) == 8
     assert all(point["tokens_per_s"]["median"] > 0 for point in measured), result.stderr
     assert all(point["times_hf"]["median"] > 0 for point in measured if point["system"] == "llmc")
+
+
+def test_of_an_artifact_for_several_machines_what_runs_here_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMC_CUDA_DRIVER", "libcuda-of-nobody.so.1")
+    said = manifest() | {"target": {"name": "cuda:sm_90a"}}
+    others = [{"target": {"name": "cuda:sm_90a"}}, {"target": {"name": "cpu:x86-64-v3"}, "batch": [7]}]
+    two = {"plan.1": plan_section(), "manifest": said | {"targets": others}}
+    found = subjects.manifest_of(write_stub(tmp_path / "two.so", **two))
+    assert (found["target"]["name"], found["batch"]) == ("cpu:x86-64-v3", [7])
+    found = subjects.manifest_of(write_stub(tmp_path / "one.so", manifest=said))
+    assert found["target"]["name"] == "cuda:sm_90a"
 
 
 @pytest.mark.parametrize(

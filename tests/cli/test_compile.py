@@ -89,6 +89,23 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
     }
 
 
+def test_several_targets_reach_the_driver_in_their_order(asked: dict[str, Any]) -> None:
+    compile_("m", "--target", "cuda:sm_90a,cuda:sm_80", "--target", "cpu")
+    assert asked["target"] == "cuda:sm_90a,cuda:sm_80,cpu"
+    compile_("m")
+    assert asked["target"] == "cpu"
+
+
+def test_the_summary_says_which_targets_the_weights_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = ["cuda:sm_90a", "cuda:sm_80", "cpu:x86-64-v4"]
+    users = (targets[:2], targets[2:], targets)
+    weights = [{"targets": names, "bytes": n * 10**6} for names, n in zip(users, (9, 8, 1), strict=True)]
+    install(monkeypatch, lambda model, **options: {**REPORT, "targets": targets, "weights": weights})
+    path, shares, *_ = compile_("m").stdout.splitlines()
+    assert path == "m.so  5.2 MB  m, bf16, cuda:sm_90a, cuda:sm_80, cpu:x86-64-v4"
+    assert shares == "weights      9.0 MB for cuda:sm_90a and cuda:sm_80, 8.0 MB for cpu:x86-64-v4, 1.0 MB for all"
+
+
 def test_what_is_not_said_is_left_to_the_driver(asked: dict[str, Any]) -> None:
     compile_("m")
     assert (asked["out"], asked["dtype"], asked["max_sequence"]) == (None, None, None)

@@ -56,6 +56,7 @@ def test_json_is_one_object_with_the_generated_ids_only(stub: Path, model: Model
     assert said["tokens"] == tokens
     assert said["text"] == model.decode(tokens, after=[1, 2, 3])
     assert (said["n_prompt_tokens"], said["threads"], said["stop"]) == (3, 3, "length")
+    assert (said["target"], said["device"]) == ("cpu:x86-64-v3", "CPU")
     numbers = ("prefill_s", "prefill_tokens_per_s", "decode_s", "decode_tokens_per_s", "load_s")
     assert all(said[name] > 0 for name in numbers)
 
@@ -105,6 +106,8 @@ def test_greedy_json_has_no_seed(stub: Path) -> None:
         ["-p", "x", "--temperature", "-1"],
         ["-p", "x", "--top-p", "0"],
         ["-p", "x", "--threads", "-1"],
+        ["-p", "x", "--device", "gpu"],
+        ["-p", "x", "--device", "-1"],
     ],
 )
 def test_wrong_usage_ends_with_2(stub: Path, arguments: list[str]) -> None:
