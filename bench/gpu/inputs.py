@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil, log2
 from typing import Any
 
 import numpy as np
 
+from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
@@ -127,13 +128,18 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     tables, n_pages = page_tables(rows, n_columns)
     heads, dim = call.attribute("kv_num_heads"), call.attribute("head_dim")
     dtype = call.attribute("kv_dtype")
-    arrays: dict[int, Constant] = {0: exact(normal(f"{call} qkv", kinds[0].shape), dtype)}
+    hold = kv_codes.kept if dtype == "int8" else partial(exact, dtype=dtype)
+    qkv = exact(normal(f"{call} qkv", kinds[0].shape), call.outputs[0].dtype)
+    if dtype == "int8":  # quarter turns change no code
+        own = qkv.reshape(m, -1, dim)[:, -2 * heads :]
+        own[:] = hold(own)
+    arrays: dict[int, Constant] = {0: qkv}
     if rotary:
         turns = np.resize(np.arange(4), kinds[1].shape[1]) + positions[:, None]
         arrays[1], arrays[2] = (np.ascontiguousarray(QUARTERS[turns % 4][..., part]) for part in (0, 1))
     arrays[at], arrays[at + 1] = positions, tables
     shape = (n_pages, heads, PAGE_TOKENS, dim)
-    keys, values = (exact(normal(f"{call} {name}", shape), dtype) for name in "kv")
+    keys, values = (hold(normal(f"{call} {name}", shape)) for name in "kv")
     return Inputs(arrays, keys, values, rows)
 
 

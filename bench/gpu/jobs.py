@@ -128,7 +128,7 @@ ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (150, 6, 2, 80, 0, {"window": 90}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
-KV_DTYPES: tuple[DType, ...] = ("bf16", "f16")
+KV_DTYPES = ("bf16", "f16", "int8")
 ODD_PAGES = 9
 
 
@@ -138,7 +138,7 @@ def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
         for dtype, group in weights_of(m, few):
             jobs.add(odd_name(op, dtype, group, m, n, k), linear_call(op, m, n, k, dtype, group), most, tuned=False)
     for shape in ODD_ATTENTION[:: 5 if few else 1]:
-        for kv_dtype in KV_DTYPES[: 1 if few else None]:
+        for kv_dtype in KV_DTYPES[:: 2 if few else 1]:
             name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
             special = "".join(f" {key}={value}" for key, value in shape[5].items())
             jobs.add(name + special, attention_call(*shape[:5], kv_dtype, **shape[5]), most, tuned=False)
@@ -179,8 +179,8 @@ def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> 
     return Call(f"llmc.{name}", tuple(inputs), (y,), (("epsilon", 1e-5),) if norms else ())
 
 
-def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: DType, **special: Any) -> Call:
-    """A layer's attention, the first of two."""
+def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: str, **special: Any) -> Call:
+    """A layer's attention, the first of two; an int8 cache is one of a bf16 model."""
     attributes: dict[str, Any] = {
         "num_heads": heads,
         "kv_num_heads": kv_heads,
@@ -198,7 +198,7 @@ def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int,
     turn = [TensorType((m, rotary_dim // 2), "f32")] * 2 if rotary_dim else []
     ids = [TensorType((m,), "i32"), TensorType((m, ODD_PAGES), "i32")]
     cache = TensorType((1, kv_heads, PAGE_TOKENS, dim), "f32")
-    out = TensorType((m, heads * dim), dtype, tiled=True)
+    out = TensorType((m, heads * dim), "f16" if dtype == "f16" else "bf16", tiled=True)
     op = "llmc.RotaryPagedAttention" if rotary_dim else "llmc.PagedAttention"
     inputs = (qkv, *turn, *ids, cache, cache)
     return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))

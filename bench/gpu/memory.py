@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu import bits
+from llmc.bench.gpu import bits, kv_codes
 from llmc.bench.gpu.bits import POISON, Array
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import MOST_CONSTANTS, Inputs, constant, make
@@ -126,10 +126,13 @@ def upload_cache(device: Device, call: Call, inputs: Inputs, layer_bytes: int) -
 
 
 def page_part(inputs: Inputs, page: int, dtype: str) -> Array:
-    """A page's bytes for one layer: for each key head K, then V, each [D/8][64][8] of 2 bytes or [64][D] of f32."""
+    """A page's bytes for one layer: for each key head K, then V, each [D/8][64][8] of 2 bytes or [64][D] of f32; or as
+    codes (kv_codes.py)."""
     assert inputs.keys is not None
     assert inputs.values is not None
     both = np.stack([inputs.keys[page], inputs.values[page]], axis=1)  # [KH, 2, 64, D]
+    if dtype == "int8":
+        return kv_codes.page_part(both)
     if DTYPE_BYTES[dtype] == 2:
         heads, _, _, dim = both.shape
         both = both.reshape(heads, 2, PAGE_TOKENS, dim // 8, 8).transpose(0, 1, 3, 2, 4)

@@ -1,8 +1,8 @@
 """Attention over a paged KV cache, with or without rotary positions.
 
-Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype
-(include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes k and v into the
-pages, and one that attends: arithmetic is the limit, 4 H D operations a token of context and row
+Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype,
+2 KH (D + 4) in int8 (include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes
+k and v into the pages, and one that attends: arithmetic is the limit, 4 H D operations a token of context and row
 (include/attention_tile.cuh; on Hopper include/attention_wgmma.cuh).  In float32 all steps are two launches
 (include/attention_float32.cuh).
 """
@@ -16,17 +16,19 @@ from functools import partial
 
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
-from llmc.schedules.cuda.attention_shape import CUDA_TYPES, Attention, parse
+from llmc.schedules.cuda.attention_shape import KV_BYTES, Attention, parse
 from llmc.schedules.rule import Rule
 
 MOST_STREAMED_ROWS = 64
 """Steps of at most so many rows are small."""
-STREAM_BLOCKS = 2
-"""Blocks of a small step that share a multiprocessor."""
+STREAM_BLOCKS, CODED_STREAM_BLOCKS = 2, 3
+"""Blocks of a small step that share a multiprocessor.  Codes take more instructions for fewer bytes: more warps."""
 STREAM_WARPS = 4
 MOST_SLOTS = 8
 LEAST_PAGES = 4
 """Of a split: to merge two takes about as long as to attend so many, which have come before queries are there."""
+LEAST_SLOT_BYTES = 4
+"""Of all slots together, for each element of a token: what the sums of a block take, in float32."""
 TILE_ROWS, TILE_THREADS = 64, 128
 MOST_WGMMA_DIM = 128
 """Longest head whose queries and sums fit a warpgroup's registers."""
@@ -95,9 +97,9 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
         return Float32()
     chip = CHIPS[target.arch]
     slots = most_slots(a, chip)
-    if a.rows <= MOST_STREAMED_ROWS and slots >= 2:
-        return Stream(max(1, min(STREAM_BLOCKS * chip.processors // units(a), a.pages // LEAST_PAGES)), slots)
-    if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
+    if a.rows <= MOST_STREAMED_ROWS and slots:
+        return Stream(max(1, min(stream_blocks(a) * chip.processors // units(a), a.pages // LEAST_PAGES)), slots)
+    if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM and not a.is_coded:
         return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
     return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
 
@@ -145,24 +147,29 @@ def unit_queries(a: Attention) -> int:
     return 16 if a.group > 16 else min(a.rows, 16 // a.group) * a.group
 
 
+def stream_blocks(a: Attention) -> int:
+    return CODED_STREAM_BLOCKS if a.is_coded and a.head_dim <= 128 else STREAM_BLOCKS  # registers: 168 a thread for 3
+
+
 def stream_bytes(a: Attention, slots: int) -> int:
     """Shared memory of a block: copies of K or V, queries, the step's own keys and values."""
     fresh_rows = -(-a.rows // 16) * 16
-    return DTYPE_BYTES[a.kv_dtype] * a.head_dim * (PAGE_TOKENS * slots + 16 + 2 * fresh_rows)
+    return a.token_bytes * (PAGE_TOKENS * slots + 2 * fresh_rows) + 16 * a.head_dim * a.factor_bytes
 
 
 def most_slots(a: Attention, chip: Chip) -> int:
-    """As many as let STREAM_BLOCKS blocks share a multiprocessor, or at least 2; fewer where that is too much."""
-    share = chip.shared_bytes // STREAM_BLOCKS - RESERVED_BYTES
+    """As many as let stream_blocks share a multiprocessor, or the least that warps' sums find room in; none where that
+    is too much."""
+    share = chip.shared_bytes // stream_blocks(a) - RESERVED_BYTES
     slots = MOST_SLOTS
-    while slots > 2 and stream_bytes(a, slots) > share:
+    while slots > LEAST_SLOT_BYTES // KV_BYTES[a.kv_dtype] and stream_bytes(a, slots) > share:
         slots -= 1
     return slots if stream_bytes(a, slots) <= chip.block_bytes - RESERVED_BYTES else 0
 
 
 def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     merges = params.splits > 1
-    arguments = (*inputs(a), Argument("kv", "T", Operand("kv")), Argument("out", "Out", Operand("output")))
+    arguments = (*inputs(a), Argument("kv", "Kv", Operand("kv")), Argument("out", "Out", Operand("output")))
     if merges:
         arguments += (
             Argument("partial", "float", Operand("temp")),
@@ -186,21 +193,23 @@ def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[in
 
 
 def tile_bytes(a: Attention, stages: int) -> int:
-    """Shared memory of a block: K and V of pages; queries too, where registers do not hold them."""
-    head = PAGE_TOKENS * a.head_dim * DTYPE_BYTES[a.kv_dtype]
-    return head * (2 * stages + (a.head_dim > 128))
+    """Shared memory of a block: K and V of pages; room for codes as what is multiplied; queries too, where registers
+    do not hold them."""
+    head = PAGE_TOKENS * a.head_dim * a.factor_bytes
+    return 2 * stages * PAGE_TOKENS * a.token_bytes + head * (a.is_coded + (a.head_dim > 128))
 
 
 def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     tiles = -(-a.rows // (TILE_ROWS * max(params.groups, 1)))
-    n_bytes = DTYPE_BYTES[a.kv_dtype]
-    kv, queries = Argument("kv", "T", Operand("kv")), Argument("queries", "T", Operand("temp"))
+    n_bytes = a.factor_bytes
+    kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
     reads = inputs(a)
+    call = APPEND_CODES if a.is_coded else APPEND
     append = Launch(
-        kernel_of("append", a, a.source(), (*reads, kv, queries), APPEND, APPEND_THREADS, 0),
+        kernel_of("append", a, a.source(), (*reads, kv, queries), call, APPEND_THREADS, 0),
         tuple(argument.operand for argument in (*reads, kv, queries)),
         -(-a.rows // APPEND_ROWS) * a.kv_heads,
-        a.rows * (a.heads + 2 * a.kv_heads) * a.head_dim * (4 + n_bytes),
+        a.rows * (4 * (a.heads + 2 * a.kv_heads) + n_bytes * a.heads) * a.head_dim + appended_bytes(a),
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
     arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
@@ -223,7 +232,7 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
 
 
 def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
-    kv, queries = Argument("kv", "T", Operand("kv")), Argument("queries", "T", Operand("temp"))
+    kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
     reads = inputs(a)
     arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
     append = Launch(
@@ -247,11 +256,12 @@ def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
 
 STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters});"
 APPEND = "attention_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
+APPEND_CODES = APPEND.replace("append", "append_codes")
 ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out);"
 ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out);"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out);"
-HEADERS = {STREAM: "stream", APPEND: "tile", ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
+HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
 
 
@@ -278,7 +288,12 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
 def in_and_out_bytes(a: Attention) -> int:
     """What a step brings and takes away."""
     columns = 4 * (a.heads + 2 * a.kv_heads) + DTYPE_BYTES[a.out] * a.heads
-    return a.rows * columns * a.head_dim + a.rows * (a.layer_bytes // PAGE_TOKENS)
+    return a.rows * columns * a.head_dim + appended_bytes(a)
+
+
+def appended_bytes(a: Attention) -> int:
+    """What a step adds to the cache."""
+    return a.rows * (a.layer_bytes // PAGE_TOKENS)
 
 
 def kernel_of(
@@ -288,8 +303,7 @@ def kernel_of(
     names = {argument.name for argument in arguments}
     optional = ("qkv", "cos", "sin", "partial", "counters")
     body = call.format(**{pointer: pointer if pointer in names else "nullptr" for pointer in optional})
-    types = {"T": CUDA_TYPES[a.kv_dtype], "Out": CUDA_TYPES[a.out]}
-    parameters = ", ".join(f"{types.get(x.type, x.type)} *{x.name}" for x in arguments)
+    parameters = ", ".join(f"{a.types.get(x.type, x.type)} *{x.name}" for x in arguments)
     header = f'#include "attention_{HEADERS.get(call, "float32")}.cuh"'
     bounds = f'extern "C" __global__ void __launch_bounds__({n_threads})'
     digest = hashlib.sha256(f"{shape}{parameters}{body}".encode()).hexdigest()[:8]

@@ -2,7 +2,8 @@
 
 A page's part for one layer is, for each key head, K and then V, both [D/8][64 tokens][8 elements]: eight tokens of a
 chunk of 16 bytes lie together, an 8x8 matrix of `ldmatrix` and a core matrix of `wgmma` (include/attention.cuh).
-float32 caches are [64 tokens][D] (include/attention_float32.cuh).
+float32 caches are [64 tokens][D] (include/attention_float32.cuh), int8 ones [D/16][64 tokens][16 codes] and then a
+float32 scale for each token (include/attention_codes.cuh).
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call
+from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import attention_sizes
 
 MOST_HEAD_DIM = 256
-CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float"}
+CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
+KV_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "int8": 1}
+SCALE_BYTES = 4
+"""Of an int8 token: one scale for its key of each head, one for its value."""
 
 
 @dataclass(frozen=True)
 class Attention:
     """M = rows rows of `heads` query heads, `kv_heads` key heads of D = head_dim elements, up to `pages` pages each.
 
-    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache and of the operands of
-    products.  out: the result's dtype; tiled: whether it lies in tiles (compiler/kernel.py).
+    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  out: the result's dtype;
+    tiled: whether it lies in tiles (compiler/kernel.py).
     """
 
     rows: int
@@ -47,20 +51,44 @@ class Attention:
         return self.heads // self.kv_heads
 
     @property
+    def is_coded(self) -> bool:
+        return self.kv_dtype == "int8"
+
+    @property
+    def factor(self) -> str:
+        """Dtype of the operands of products."""
+        return "f16" if self.is_coded else self.kv_dtype
+
+    @property
+    def factor_bytes(self) -> int:
+        return KV_BYTES[self.factor]
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's K, or V, for one layer and key head."""
+        return self.head_dim * KV_BYTES[self.kv_dtype] + (SCALE_BYTES if self.is_coded else 0)
+
+    @property
     def layer_bytes(self) -> int:
         """Of a page, for one layer."""
-        return 2 * self.kv_heads * PAGE_TOKENS * self.head_dim * DTYPE_BYTES[self.kv_dtype]
+        return 2 * self.kv_heads * PAGE_TOKENS * self.token_bytes
 
     @property
     def context(self) -> int:
         """Tokens that a row attends on average."""
         return self.pages * PAGE_TOKENS // 2
 
+    @property
+    def types(self) -> dict[str, str]:
+        """Shape's, as C++ says them."""
+        names = {"T": self.factor, "Kv": self.kv_dtype, "Out": self.out}
+        return {name: CUDA_TYPES[dtype] for name, dtype in names.items()}
+
     def source(self, **tiles: int) -> str:
         """`struct Shape` of include/attention.cuh, with a kernel's own tile sizes."""
         numbers = {field.name: getattr(self, field.name) for field in fields(self)} | tiles
-        elements = self.n_layers * self.layer_bytes // DTYPE_BYTES[self.kv_dtype]
-        members = [f"using T = {CUDA_TYPES[self.kv_dtype]};", f"using Out = {CUDA_TYPES[self.out]};"]
+        elements = self.n_layers * self.layer_bytes // KV_BYTES[self.kv_dtype]
+        members = [f"using {name} = {kind};" for name, kind in self.types.items()]
         members += [
             f"static constexpr {kind} {name} = {literal(numbers[name])};"
             for name, kind in (*MEMBERS.items(), *((tile, "int") for tile in tiles))

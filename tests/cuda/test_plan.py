@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmc.compiler import driver
-from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, Program
 from llmc.compiler.target import Target
 
@@ -14,9 +14,13 @@ BATCH = (1, 2, 4, 8, 16, 32, 64)
 
 
 @pytest.fixture(scope="module", params=["llama2-7b", "opt-6.7b"])
-def planned(request: pytest.FixtureRequest) -> tuple[Program, int, int]:
+def source(request: pytest.FixtureRequest) -> SourceModel:
+    return load_source(request.param, "random", "bf16")
+
+
+@pytest.fixture(scope="module")
+def planned(source: SourceModel) -> tuple[Program, int, int]:
     """The program, its layers, and the bytes of the weights that a step reads whole."""
-    source = load_source(request.param, "random", "bf16")
     tables = ("embed_tokens", "embed_positions")
     weights = [w for name, w in source.weights.items() if not any(table in name for table in tables)]
     n_bytes = sum(weight.stored_bytes for weight in weights)
@@ -50,3 +54,18 @@ def test_a_norm_is_prepared_where_it_is_applied_to_sums(planned: tuple[Program, 
     names = [program.kernels[call.kernel].name for call in body.calls]
     for word in ("_moments_", "_deferred_"):
         assert sum(word in name for name in names) == (2 * n_layers - 1 if 8 < batch <= 64 else 0)
+
+
+def test_an_int8_cache_is_about_half_of_what_attention_reads(
+    planned: tuple[Program, int, int], source: SourceModel
+) -> None:
+    """A key or value of 128 elements takes 132 bytes in a page, and not 256."""
+    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    coded, plain = driver.plan(step_graph, source, HOPPER, (8,), "int8"), planned[0]
+    assert coded.kv_page_bytes / plain.kv_page_bytes == 132 / 256
+    for n_rows in (8, 512):
+        read = []
+        for program in (coded, plain):
+            (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == n_rows)
+            read.append(max(call.n_bytes for call in body.calls if "Attention" in call.node))
+        assert read[0] / read[1] < 0.53 if n_rows == 8 else read[0] < read[1]

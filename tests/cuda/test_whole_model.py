@@ -40,26 +40,30 @@ def decoded(model: Model, n: int, text: Decoded | None = None) -> Decoded:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize(
+    ("family", "kv_dtype"), [("llama", "bf16"), ("opt", "bf16"), ("llama", "int8"), ("opt", "int8")]
+)
 def test_greedy_tokens_are_the_cpus(
-    family: str, checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+    family: str, kv_dtype: str, checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
 ) -> None:
-    """Where the two best are closer together than twice the error of bf16, either may win."""
+    """Where the two best are closer together than twice the error of bf16, either may win.  Beside an int8 cache it is
+    larger: the GPU rounds queries and weights to 11 bits, the CPU to 15; and an element near the middle between two
+    codes takes the one or the other."""
     folder = checkpoint(family)
-    llmc.compile(folder, out=tmp_path / "cpu.so", dtype="bf16", batch=BATCH, verify=False)
+    llmc.compile(folder, out=tmp_path / "cpu.so", dtype="bf16", kv_dtype=kv_dtype, batch=BATCH, verify=False)
     with llmc.load(tmp_path / "cpu.so", kv_tokens=2048) as model:
         wanted = {n: decoded(model, n) for n in BATCH}
         logits = model.logits(PROMPTS[7])
-    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=BATCH)
+    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", kv_dtype=kv_dtype, batch=BATCH)
     n_ties = 0
     with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
-        assert error < 0.01 * np.ptp(logits)
+        assert error < {"bf16": 0.01, "int8": 0.025}[kv_dtype] * np.ptp(logits)
         for n in BATCH:
             found = decoded(model, n, wanted[n])
             for turn in range(N_TOKENS):
                 for a, b, lead in zip(found.tokens[turn], wanted[n].tokens[turn], wanted[n].leads[turn], strict=True):
                     assert a == b or lead < 2 * error, f"batch {n}, token {turn}: {a}, not {b}, {lead:.3f} ahead"
                     n_ties += a != b
-    assert n_ties <= sum(BATCH) * N_TOKENS / 36
+    assert n_ties <= sum(BATCH) * N_TOKENS / {"bf16": 36, "int8": 18}[kv_dtype]
     assert emulated_gpu.complaints() == []

@@ -7,13 +7,13 @@
 //
 // Eight tokens of a chunk are 128 bytes in a row: one 8x8 matrix as ldmatrix wants it, and a core matrix of wgmma's
 // layout without a swizzle, for K (k contiguous) and for V (n contiguous) alike. Nothing is padded, any 16 tokens or
-// any run of chunks can be copied alone, and no access has a bank conflict.
+// any run of chunks can be copied alone, and no access has a bank conflict. (int8: attention_codes.cuh.)
 //
 // Shape, a struct of constants, comes with each kernel (schedules/cuda/attention_shape.py writes it):
-//     T, Out                 element of the cache and of the operands of products; of the result
+//     T, Kv, Out             element of the operands of products; of the cache, T or uint8_t; of the result
 //     rows, pages            rows of the step (M); pages of the longest sequence
 //     heads, kv_heads, head_dim, rotary_dim, interleaved, scale, softcap, window          as the operator's
-//     page_elements          elements of T from one page to the next
+//     page_elements          elements of Kv from one page to the next
 //     tiled                  whether the result is tiled (tiles.cuh) or row-major
 #pragma once
 
@@ -29,12 +29,19 @@ constexpr int kGroup = Shape::heads / Shape::kv_heads;
 template <class Shape>
 constexpr int kRowColumns = (Shape::heads + 2 * Shape::kv_heads) * Shape::head_dim;  // of qkv
 
+// Whether the cache holds codes, each token's with a scale.
 template <class Shape>
-constexpr int kHeadElements = kPageTokens *Shape::head_dim;  // of K, or V, of one page and head
+constexpr bool kCoded = sizeof(typename Shape::Kv) == 1;
+
+template <class Shape>
+constexpr int kTokenElements = Shape::head_dim + (kCoded<Shape> ? 4 : 0);  // of Kv: K, or V, of one token and head
+
+template <class Shape>
+constexpr int kHeadElements = kPageTokens *kTokenElements<Shape>;  // of one page
 
 // K of one page and key head; V follows.
 template <class Shape>
-__device__ __forceinline__ typename Shape::T *page_head(typename Shape::T *kv, int page, int kv_head) {
+__device__ __forceinline__ typename Shape::Kv *page_head(typename Shape::Kv *kv, int page, int kv_head) {
     return kv + int64_t(page) * Shape::page_elements + kv_head * 2 * kHeadElements<Shape>;
 }
 
@@ -126,14 +133,27 @@ __device__ __forceinline__ Eight turned_eight(const float *x, const float *cos, 
     return y;
 }
 
-// Chunk `chunk` of head `head` of a row of qkv (queries, keys, values), as the products take it.
+// as(elements) of chunk `chunk` of head `head` of a row of qkv (queries, keys, values), turned.
+template <class Shape, class As>
+__device__ __forceinline__ auto head_eight(const float *qkv, const float *cos, const float *sin, int row, int head,
+                                           int chunk, As as) {
+    constexpr int half = Shape::rotary_dim / 2;
+    const float *x = qkv + int64_t(row) * kRowColumns<Shape> + head * Shape::head_dim;
+    if (head >= Shape::heads + Shape::kv_heads) return as(load_eight(x + 8 * chunk));
+    return as(turned_eight<Shape>(x, cos + row * half, sin + row * half, 8 * chunk));
+}
+
+// The same as the products take it; and as it is.
 template <class Shape>
 __device__ __forceinline__ uint4 head_chunk(const float *qkv, const float *cos, const float *sin, int row, int head,
                                             int chunk) {
-    constexpr int half = Shape::rotary_dim / 2;
-    const float *x = qkv + int64_t(row) * kRowColumns<Shape> + head * Shape::head_dim;
-    if (head >= Shape::heads + Shape::kv_heads) return pack_eight<typename Shape::T>(load_eight(x + 8 * chunk));
-    return pack_eight<typename Shape::T>(turned_eight<Shape>(x, cos + row * half, sin + row * half, 8 * chunk));
+    return head_eight<Shape>(qkv, cos, sin, row, head, chunk,
+                             [](const Eight &x) { return pack_eight<typename Shape::T>(x); });
+}
+template <class Shape>
+__device__ __forceinline__ Eight head_eight(const float *qkv, const float *cos, const float *sin, int row, int head,
+                                            int chunk) {
+    return head_eight<Shape>(qkv, cos, sin, row, head, chunk, [](const Eight &x) { return x; });
 }
 
 // ---- results -------------------------------------------------------------------------------------------------------
@@ -211,11 +231,13 @@ struct Queries {
 };
 
 // What 16 rows have gathered. A lane has of rows g = lane/4 and g + 8 (index 0, 1) the columns 8j + 2(lane%4) + {0, 1}:
-// o[j][0, 1] and o[j][2, 3]; `most`, the largest score, is the row's, `sum` is this lane's part of it.
+// o[j][0, 1] and o[j][2, 3]; `most`, the largest score, is the row's, `sum` is this lane's part of it. Values that are
+// codes have an order of columns and a `unit` of their own, see attention_codes.cuh.
 template <class Shape>
 struct Gathered {
     float o[Shape::head_dim / 8][4];
     float most[2], sum[2];
+    float unit, per_unit;
 };
 
 template <class Shape>

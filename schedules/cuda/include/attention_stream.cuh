@@ -14,7 +14,8 @@
 // page, token i being row i of the step, and writes its own rows' into the pages. Whatever a page holds at their places
 // is never read: copies put zeros there instead.
 //
-// Bytes: 4 D a token of context and key head in 2-byte T; operations: 4 D a token and query head. Memory is the limit.
+// Bytes: 4 D a token of context and key head in 2-byte T, 2 (D + 4) in int8; operations: 4 D a token and query head.
+// Memory is the limit.
 //
 // Beside what attention.cuh lists, Shape has:
 //     splits      blocks that may share a unit
@@ -23,87 +24,34 @@
 // `partial` and `counters` are read and written only where splits > 1; counters are zero before and after.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_codes.cuh"
+#include "attention_unit.cuh"
 
-constexpr int kStreamWarps = 4;
-constexpr int kStreamThreads = 32 * kStreamWarps;
-constexpr int kTokens = kPageTokens / kStreamWarps;  // of a page, for one warp
-
+// A lane's part of 16 tokens' codes of K or V, from a page to shared memory: that of `token`, every other chunk; zeros if
+// not `valid`. Two chunks on a token lies 4 places away (chunk_place), four chunks on at the same place.
 template <class Shape>
-struct Stream {
-    static constexpr int D = Shape::head_dim, group = kGroup<Shape>;
-    static constexpr int head_tiles = (group + 15) / 16;                        // of 16 query heads of a group
-    static constexpr int tile_heads = head_tiles > 1 ? 16 : group;
-    static constexpr int unit_rows = 16 / tile_heads < Shape::rows ? 16 / tile_heads : Shape::rows;  // at most
-    static constexpr int units = Shape::rows * Shape::kv_heads * head_tiles;
-    static constexpr int queries = unit_rows * tile_heads;                      // rows of the product, at most 16
-    static constexpr int fresh_rows = (Shape::rows + 15) / 16 * 16;
-    static constexpr int per_lane = (Shape::rows + 31) / 32;                    // rows of the step
-    static constexpr int block = kTokens * D;                                   // elements of K or V of 16 tokens
-
-    // Shared memory: ring [warps][slots][D/8][16][8], queries [D/8][16][8], new keys [rows/16][K, V][D/8][16][8].
-    // The ring then takes, of each warp, o [queries][D] and (most, sum) [queries], in float32.
-    static constexpr int ring = kStreamWarps * Shape::slots * block;
-};
-
-// A unit as one block sees it.
-struct Part {
-    int row, count;        // its rows of the step
-    int kv_head, head;     // its key head, its first query head
-    int first, last;       // their positions
-    int begin, end;        // pages of this split
-    int split, splits;     // of those that have work
-};
-
-// The step's own rows that belong to the unit's sequence. Lane l knows of rows l and l + 32.
-template <class Shape>
-struct Fresh {
-    int at[Stream<Shape>::per_lane];  // position, or -1: not of this sequence, or beyond its last row
-    int least, n;
-};
-
-template <class Shape>
-__device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const int *page_table, const Part &part) {
-    Fresh<Shape> fresh;
-    fresh.least = part.last, fresh.n = 0;
+__device__ __forceinline__ void copy_codes(uint8_t *to, const uint8_t *page, int token, bool valid) {
+    constexpr int D = Shape::head_dim;
+    const int first = kTokens * warp_index(), upper = lane_index() / kTokens;
+    const int to_place = chunk_place<kTokens>(token / 8 * 8, token % 8, upper);
+    const int from_place = chunk_place<kPageTokens>(first + token / 8 * 8, token % 8, upper);
+    uint8_t *const to_by_parity[2] = {to + to_place, to + (to_place ^ 4 * 16)};
+    const uint8_t *const from_by_parity[2] = {page + from_place, page + (from_place ^ 4 * 16)};
 #pragma unroll
-    for (int j = 0; j < Stream<Shape>::per_lane; j++) {
-        const int row = 32 * j + lane_index();
-        fresh.at[j] = -1;
-        if (row < Shape::rows) {
-            const int at = positions[row];
-            if (at >= 0 && at <= part.last && same_sequence<Shape>(page_table, row, part.row + part.count - 1, at))
-                fresh.at[j] = at;
-        }
-        fresh.n += __popc(__ballot_sync(kAllLanes, fresh.at[j] >= 0));
-        int least = fresh.at[j] >= 0 ? fresh.at[j] : part.last;
-        for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(kAllLanes, least, offset));
-        fresh.least = min(fresh.least, least);
-    }
-    return fresh;
-}
-
-// Bit t: the pages hold token first + t, t < 16, and some row of the unit may look at it.
-template <class Shape>
-__device__ __forceinline__ uint32_t cached_tokens(const Fresh<Shape> &fresh, int last, int first) {
-    if (first + kTokens <= fresh.least) return 0xffff;
-    uint32_t mine = 0;
-#pragma unroll
-    for (int j = 0; j < Stream<Shape>::per_lane; j++) {
-        const int t = fresh.at[j] - first;
-        if (fresh.at[j] >= 0 && t >= 0 && t < kTokens) mine |= 1u << t;
-    }
-    for (int offset = 16; offset > 0; offset /= 2) mine |= __shfl_xor_sync(kAllLanes, mine, offset);
-    const int n = min(max(last + 1 - first, 0), kTokens);
-    return ((1u << n) - 1) & ~mine;
+    for (int i = 0; i < (D + 16) / 32; i++)
+        if (D % 32 == 0 || 2 * i + upper < D / 16)
+            cp_async_16(to_by_parity[i % 2] + 2 * i * kTokens * 16, from_by_parity[i % 2] + 2 * i * kPageTokens * 16,
+                        valid);
+    if (!upper)
+        cp_async_4(scales_of<Shape, kTokens>(to) + token, scales_of<Shape, kPageTokens>(page) + first + token, valid);
 }
 
 // The copies of one warp's tokens: entry 2i is K of page begin + i, entry 2i + 1 its V.
 template <class Shape>
 struct Copies {
-    using T = typename Shape::T;
-    T *slots;
-    const T *kv;
+    using Kv = typename Shape::Kv;
+    Kv *slots;
+    const Kv *kv;
     const int *pages;
     int next, n, slot;  // the entry to ask for, how many there are, where it goes
 
@@ -112,13 +60,18 @@ struct Copies {
             const int page = part.begin + next / 2, token = lane_index() % kTokens;
             const int first = page * kPageTokens + kTokens * warp_index();
             const bool valid = cached_tokens<Shape>(fresh, part.last, first) >> token & 1;
-            const T *from = page_head<Shape>(const_cast<T *>(kv), pages[page], part.kv_head) +
-                            next % 2 * kHeadElements<Shape> + 8 * (kTokens * warp_index() + token);
-            T *to = slots + slot * Stream<Shape>::block + 8 * token;
+            const Kv *from =
+                page_head<Shape>(const_cast<Kv *>(kv), pages[page], part.kv_head) + next % 2 * kHeadElements<Shape>;
+            Kv *to = slots + slot * Stream<Shape>::block;
+            if constexpr (kCoded<Shape>) {
+                copy_codes<Shape>(to, from, token, valid);
+            } else {
+                from += 8 * (kTokens * warp_index() + token), to += 8 * token;
 #pragma unroll
-            for (int i = 0; i < Shape::head_dim / 16; i++) {
-                const int chunk = 2 * i + lane_index() / kTokens;
-                cp_async_16(to + chunk * kTokens * 8, from + chunk * kPageTokens * 8, valid);
+                for (int i = 0; i < Shape::head_dim / 16; i++) {
+                    const int chunk = 2 * i + lane_index() / kTokens;
+                    cp_async_16(to + chunk * kTokens * 8, from + chunk * kPageTokens * 8, valid);
+                }
             }
             next++;
             slot = slot + 1 == Shape::slots ? 0 : slot + 1;
@@ -126,39 +79,6 @@ struct Copies {
         cp_async_commit();
     }
 };
-
-// Which part of which unit this block has; false: none.
-template <class Shape>
-__device__ __forceinline__ bool find_unit(const int *positions, const int *page_table, Part &part) {
-    using S = Stream<Shape>;
-    const int unit = blockIdx.x % S::units;
-    part.split = blockIdx.x / S::units;  // first splits first: those that leave at once come last
-    part.row = unit / (Shape::kv_heads * S::head_tiles);
-    part.kv_head = unit / S::head_tiles % Shape::kv_heads;
-    part.head = part.kv_head * S::group + unit % S::head_tiles * S::tile_heads;
-    part.count = 1;
-    if constexpr (S::unit_rows > 1) {
-        const uint64_t joined = continued<Shape>(positions, page_table, 0, Shape::rows);
-        if (ones_down(joined, part.row) % S::unit_rows) return false;  // an earlier row's unit has it
-        part.count = min(1 + ones_up(joined, part.row + 1), S::unit_rows);
-    }
-    part.first = positions[part.row];
-    part.last = part.first + part.count - 1;
-    return true;
-}
-
-// Shares the pages out; false: nothing is left for this block.
-template <class Shape>
-__device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &part) {
-    const int cached = fresh.least + fresh.n == part.last + 1 ? fresh.least : part.last + 1;
-    const int begin = Shape::window ? max(part.first - Shape::window + 1, 0) / kPageTokens : 0;
-    const int n = max((cached + kPageTokens - 1) / kPageTokens - begin, 0);
-    part.splits = max(min(n / Shape::least, Shape::splits), 1);
-    if (part.split >= part.splits) return false;
-    part.begin = begin + n * part.split / part.splits;
-    part.end = begin + n * (part.split + 1) / part.splits;
-    return true;
-}
 
 // The unit's queries [D/8][16][8], zeros below them.
 template <class Shape>
@@ -169,9 +89,14 @@ __device__ __forceinline__ void form_queries(const float *qkv, const float *cos,
     for (int i = threadIdx.x; i < 16 * chunks; i += kStreamThreads) {
         const int query = i / chunks, chunk = i % chunks, row = query / S::tile_heads, head = query % S::tile_heads;
         uint4 x = make_uint4(0, 0, 0, 0);
-        if (row < part.count && (S::head_tiles == 1 || part.head + head < (part.kv_head + 1) * S::group))
-            x = head_chunk<Shape>(qkv, cos, sin, part.row + row, part.head + head, chunk);
-        put_chunk(q + 8 * (chunk * 16 + query), x);
+        const bool is_here = row < part.count && (S::head_tiles == 1 || part.head + head < (part.kv_head + 1) * S::group);
+        if constexpr (kCoded<Shape>) {
+            if (is_here) x = pack_query(head_eight<Shape>(qkv, cos, sin, part.row + row, part.head + head, chunk));
+            put_query<Shape>(q, query, chunk, x);
+        } else {
+            if (is_here) x = head_chunk<Shape>(qkv, cos, sin, part.row + row, part.head + head, chunk);
+            put_chunk(q + 8 * (chunk * 16 + query), x);
+        }
     }
 }
 
@@ -201,6 +126,33 @@ __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, co
     }
 }
 
+// The same in int8: vectors of a row and K or V, each by lanes of one warp.
+template <class Shape>
+__device__ __forceinline__ void form_codes(const float *qkv, const float *cos, const float *sin, const int *page_table,
+                                           const Part &part, const int *at, uint8_t *fresh, uint8_t *kv) {
+    using S = Stream<Shape>;
+    constexpr int lanes = kVectorLanes<Shape>;
+    const bool writes = part.head == part.kv_head * S::group;
+    const int chunk = threadIdx.x % lanes;
+    for (int i = (kStreamThreads - 1 - threadIdx.x) / lanes; i < 2 * S::fresh_rows; i += kStreamThreads / lanes) {
+        const int is_value = i % 2, row = i / 2;
+        const bool is_here = at[row] >= 0, has_chunk = chunk < S::D / 8;
+        Eight x = {};
+        if (is_here && has_chunk) {
+            const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
+            x = head_eight<Shape>(qkv, cos, sin, row, head, chunk);
+        }
+        const Codes codes = quantise<lanes>(x);
+        if (!has_chunk) continue;
+        if (is_here && writes && row >= part.row && row < part.row + part.count) {
+            const int page = page_table[row * Shape::pages + at[row] / kPageTokens];
+            put_codes<Shape, kPageTokens>(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape>,
+                                          at[row] % kPageTokens, chunk, codes);
+        }
+        put_codes<Shape, 16>(fresh + (row / 16 * 2 + is_value) * S::block, row % 16, chunk, codes);
+    }
+}
+
 // 16 keys of this warp, the lane's at positions key(0..15), negative: not there.
 template <class Shape, class Key>
 __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part, float (&s)[2][4], bool masked,
@@ -223,7 +175,7 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const Queries
     const auto arrived = [&] {
         cp_async_wait<Shape::slots - 1>();
         __syncwarp();
-        const typename Shape::T *tokens = copies.slots + slot * S::block;
+        const typename Shape::Kv *tokens = copies.slots + slot * S::block;
         slot = slot + 1 == Shape::slots ? 0 : slot + 1;
         return tokens;
     };
@@ -278,14 +230,21 @@ __device__ __forceinline__ void hand_over(const Gathered<Shape> &state, float *o
     using S = Stream<Shape>;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int query = lane_index() / 4 + 8 * half, column = 2 * (lane_index() % 4);
+        const int query = lane_index() / 4 + 8 * half, first = kCoded<Shape> ? 0 : 2 * (lane_index() % 4);
         const float sum = row_sum(state.sum[half]);
         if (query < S::queries) {
             if (lane_index() % 4 == 0) tops[warp_index() * S::queries + query] = make_float2(state.most[half], sum);
-            float *to = o + (warp_index() * S::queries + query) * S::D + column;
+            float *to = o + (warp_index() * S::queries + query) * S::D + first;
 #pragma unroll
-            for (int j = 0; j < S::D / 8; j++)
-                *reinterpret_cast<float2 *>(to + 8 * j) = make_float2(state.o[j][2 * half], state.o[j][2 * half + 1]);
+            for (int j = 0; j < S::D / 8; j++) {
+                if constexpr (kCoded<Shape>) {
+                    const Column mine = column<Shape>(j);
+                    to[mine.at] = state.o[j][2 * half] * value_unit(state);
+                    to[mine.at + mine.codes] = state.o[j][2 * half + 1] * value_unit(state);
+                } else {
+                    *reinterpret_cast<float2 *>(to + 8 * j) = make_float2(state.o[j][2 * half], state.o[j][2 * half + 1]);
+                }
+            }
         }
     }
 }
@@ -342,11 +301,14 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
 // out [M, H D], partial, counters [units]; a block for each (split, unit).
 template <class Shape>
 __device__ __forceinline__ void attention_stream(const float *qkv, const float *cos, const float *sin,
-                                                 const int *positions, const int *page_table, typename Shape::T *kv,
+                                                 const int *positions, const int *page_table, typename Shape::Kv *kv,
                                                  typename Shape::Out *out, float *partial, uint32_t *counters) {
     using S = Stream<Shape>;
     using T = typename Shape::T;
-    T *ring = reinterpret_cast<T *>(dynamic_shared()), *q = ring + S::ring, *new_keys = q + S::block;
+    using Kv = typename Shape::Kv;
+    Kv *ring = reinterpret_cast<Kv *>(dynamic_shared());
+    T *q = reinterpret_cast<T *>(ring + S::ring);
+    Kv *new_keys = reinterpret_cast<Kv *>(q + 16 * S::D);
     __shared__ int new_at[S::fresh_rows];
 
     // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them.
@@ -378,16 +340,22 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
 
     const bool has_new = part.split == part.splits - 1;
     form_queries<Shape>(qkv, cos, sin, part, q);
-    if (has_new) form_keys<Shape>(qkv, cos, sin, page_table, part, new_at, new_keys, kv);
+    if (has_new) {
+        if constexpr (kCoded<Shape>)
+            form_codes<Shape>(qkv, cos, sin, page_table, part, new_at, new_keys, kv);
+        else
+            form_keys<Shape>(qkv, cos, sin, page_table, part, new_at, new_keys, kv);
+    }
     __syncthreads();
 
     Queries<Shape, 16> queries;
     queries.load(q);
     Gathered<Shape> state;
     clear(state);
+    if constexpr (kCoded<Shape>) clear_unit(state);
     walk_pages<Shape>(state, queries, part, fresh, copies);
     if (has_new && 16 * warp_index() < Shape::rows) {
-        const T *keys = new_keys + 2 * warp_index() * S::block;
+        const Kv *keys = new_keys + 2 * warp_index() * S::block;
         float s[2][4];
         score<Shape, kTokens, kTokens>(s, queries, keys);
         attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * warp_index() + i]; });

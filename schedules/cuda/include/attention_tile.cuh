@@ -1,9 +1,4 @@
-// Attention of large steps (prefill), two launches.
-//
-// attention_append: eight rows of one key head and its group a block.
-//     turn q and k by their positions, write k and v into the pages, and q as a page's K would lie:
-//     queries [ceil(M/64)][heads][D/8][64 rows][8]
-//     Bytes: (4 + 2) (H + 2 KH) D a row.
+// Attention of large steps (prefill), after attention_append (attention_rows.cuh).
 //
 // attention_tile: 64 rows of one query head a block, 16 a warp; the pages go by, two at a time in shared memory.
 //
@@ -17,91 +12,24 @@
 //     stages      pages in shared memory, 1 or 2
 #pragma once
 
-#include "attention.cuh"
-
-constexpr int kAppendRows = 8;
-constexpr int kAppendThreads = 128;
-constexpr int kTileThreads = 128;
-constexpr int kTileRows = 64;
-
-// Queries of tile `tile` and head `head` [D/8][64][8].
-template <class Shape>
-__device__ __forceinline__ typename Shape::T *query_tile(typename Shape::T *queries, int tile, int head) {
-    return queries + (int64_t(tile) * Shape::heads + head) * kHeadElements<Shape>;
-}
-
-// A block for each (8 rows, key head).
-template <class Shape>
-__device__ __forceinline__ void attention_append(const float *qkv, const float *cos, const float *sin,
-                                                 const int *positions, const int *page_table, typename Shape::T *kv,
-                                                 typename Shape::T *queries) {
-    constexpr int chunks = Shape::head_dim / 8, group = kGroup<Shape>;
-    const int kv_head = blockIdx.x % Shape::kv_heads;
-    const int row = blockIdx.x / Shape::kv_heads * kAppendRows + threadIdx.x % kAppendRows;
-    wait_for_previous();
-    let_next_start();
-    const int at = row < Shape::rows ? positions[row] : -1;
-    if (at < 0) return;
-    const int page = page_table[row * Shape::pages + at / kPageTokens];
-    for (int i = threadIdx.x / kAppendRows; i < (group + 2) * chunks; i += kAppendThreads / kAppendRows) {
-        const int part = i / chunks, chunk = i % chunks;  // the group's query heads, then K, then V
-        const bool is_query = part < group, is_value = part > group;
-        const int head = is_query ? kv_head * group + part : Shape::heads + is_value * Shape::kv_heads + kv_head;
-        const uint4 x = head_chunk<Shape>(qkv, cos, sin, row, head, chunk);
-        typename Shape::T *to = page_head<Shape>(kv, page, kv_head) + is_value * kHeadElements<Shape>;
-        int token = at % kPageTokens;
-        if (is_query) to = query_tile<Shape>(queries, row / kTileRows, head), token = row % kTileRows;
-        store_16(to + 8 * (chunk * kPageTokens + token), x);
-    }
-}
+#include "attention_widen.cuh"
 
 template <class Shape>
 struct Tile {
     static constexpr int D = Shape::head_dim;
     static constexpr int tiles = (Shape::rows + kTileRows - 1) / kTileRows;
     static constexpr bool keeps_queries = Queries<Shape, kTileRows>::in_registers;
-    static constexpr int stage = 2 * kHeadElements<Shape>;   // K and V of a page
-    // Shared memory: stages, then the queries; where they are kept, they come by way of the last stage.
-    static constexpr int queries_at = keeps_queries ? (Shape::stages - 1) * stage : Shape::stages * stage;
+    static constexpr int stage = 2 * kHeadElements<Shape>;   // of Kv: K and V of a page
+    // Shared memory: stages; room for K or V as T, where the cache holds codes; the queries. Where these are kept, they
+    // come by way of the last stage, or of that room. Places are counted in Kv.
+    static constexpr int wide_at = Shape::stages * stage;
+    static constexpr int wide = kCoded<Shape> ? kPageTokens * D * int(sizeof(typename Shape::T)) : 0;
+    static constexpr int queries_at = !keeps_queries ? wide_at + wide : wide_at - (kCoded<Shape> ? 0 : stage);
 };
-
-// Rows [begin, end) of a tile: one sequence at positions first … last.
-struct Stretch {
-    int begin, end, first, last;
-};
-
-// Its rows among [from, from + n).
-__device__ __forceinline__ Stretch part_of(const Stretch &stretch, int from, int n) {
-    const int begin = max(stretch.begin, from), end = min(stretch.end, from + n);
-    return {begin, end, stretch.first + begin - stretch.begin, stretch.first + end - 1 - stretch.begin};
-}
-
-// The first page that any of its rows sees; the last is that of its last position.
-template <class Shape>
-__device__ __forceinline__ int first_page(const Stretch &rows) {
-    return Shape::window ? max(rows.first - Shape::window + 1, 0) / kPageTokens : 0;
-}
-
-// Whether some row sees some token of the page; whether each of `n` rows sees all of them.
-template <class Shape>
-__device__ __forceinline__ bool sees_some(const Stretch &rows, int page) {
-    return rows.begin < rows.end && page * kPageTokens <= rows.last && page >= first_page<Shape>(rows);
-}
-template <class Shape>
-__device__ __forceinline__ bool sees_all(const Stretch &rows, int page, int n) {
-    const int token = page * kPageTokens;
-    return rows.end - rows.begin == n && token + kPageTokens - 1 <= rows.first &&
-           (!Shape::window || token > rows.last - Shape::window);
-}
-template <class Shape>
-__device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
-    const int at = rows.first + row - rows.begin;
-    return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - Shape::window);
-}
 
 // Asks for K and V of a page; zeros for tokens after the last, which may never have been written.
 template <class Shape>
-__device__ __forceinline__ void ask_page(typename Shape::T *stage, const typename Shape::T *from, int tokens) {
+__device__ __forceinline__ void ask_page(typename Shape::Kv *stage, const typename Shape::Kv *from, int tokens) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < 2 * kHeadElements<Shape> / 8; i += kTileThreads)
         cp_async_16(stage + 8 * i, from + 8 * i, i % kPageTokens < tokens);
@@ -125,13 +53,18 @@ __device__ __forceinline__ void attend_page(Gathered<Shape> &state, const Querie
 template <class Shape>
 __device__ __forceinline__ void attend_stretch(Gathered<Shape> &state, const Queries<Shape, kTileRows> &queries,
                                                const Stretch &stretch, const int *pages,
-                                               const typename Shape::T *kv, int kv_head, typename Shape::T *stages) {
+                                               const typename Shape::Kv *kv, int kv_head, typename Shape::Kv *stages) {
     using S = Tile<Shape>;
+    using Kv = typename Shape::Kv;
     const auto ask = [&](int page) {
-        if (page * kPageTokens <= stretch.last)
-            ask_page<Shape>(stages + page % Shape::stages * S::stage,
-                            page_head<Shape>(const_cast<typename Shape::T *>(kv), pages[page], kv_head),
-                            stretch.last + 1 - page * kPageTokens);
+        if (page * kPageTokens <= stretch.last) {
+            Kv *stage = stages + page % Shape::stages * S::stage;
+            const Kv *from = page_head<Shape>(const_cast<Kv *>(kv), pages[page], kv_head);
+            if constexpr (kCoded<Shape>)
+                ask_codes<Shape>(stage, from, stretch.last + 1 - page * kPageTokens);
+            else
+                ask_page<Shape>(stage, from, stretch.last + 1 - page * kPageTokens);
+        }
         cp_async_commit();
     };
     const int begin = first_page<Shape>(stretch);
@@ -140,46 +73,32 @@ __device__ __forceinline__ void attend_stretch(Gathered<Shape> &state, const Que
         ask(page + Shape::stages - 1);
         cp_async_wait<Shape::stages - 1>();
         __syncthreads();
-        attend_page<Shape>(state, queries, stretch, page, stages + page % Shape::stages * S::stage);
+        if constexpr (kCoded<Shape>)
+            attend_codes<Shape>(state, queries, stretch, page, stages + page % Shape::stages * S::stage,
+                                reinterpret_cast<typename Shape::T *>(stages + S::wide_at));
+        else
+            attend_page<Shape>(state, queries, stretch, page, stages + page % Shape::stages * S::stage);
         __syncthreads();
-    }
-}
-
-template <class Shape>
-__device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const int *positions, int first_row, int head,
-                                           typename Shape::Out *out) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int row = first_row + 16 * warp_index() + lane_index() / 4 + 8 * half;
-        const float sum = row_sum(state.sum[half]);
-        if (row >= Shape::rows) continue;
-        const bool is_padding = positions[row] < 0;
-        const float scale = is_padding ? 0.f : 1.f / sum;
-#pragma unroll
-        for (int j = 0; j < Shape::head_dim / 8; j++) {
-            const float x[2] = {is_padding ? 0.f : state.o[j][2 * half] * scale,
-                                is_padding ? 0.f : state.o[j][2 * half + 1] * scale};
-            write_result<Shape>(out, row, head * Shape::head_dim + 8 * j + 2 * (lane_index() % 4), x);
-        }
     }
 }
 
 // A block for each (tile, head), the last tiles first.
 template <class Shape>
 __device__ __forceinline__ void attention_tile(const typename Shape::T *queries, const int *positions,
-                                               const int *page_table, const typename Shape::T *kv,
+                                               const int *page_table, const typename Shape::Kv *kv,
                                                typename Shape::Out *out) {
     using S = Tile<Shape>;
     using T = typename Shape::T;
     const int head = blockIdx.x % Shape::heads, tile = S::tiles - 1 - blockIdx.x / Shape::heads;
     const int first_row = tile * kTileRows, n = min(Shape::rows - first_row, kTileRows);
-    T *stages = reinterpret_cast<T *>(dynamic_shared()), *q = stages + S::queries_at;
+    auto *stages = reinterpret_cast<typename Shape::Kv *>(dynamic_shared());
+    T *q = reinterpret_cast<T *>(stages + S::queries_at);
     const uint64_t joined = continued<Shape>(positions, page_table, first_row, n);
     wait_for_previous();
     let_next_start();
 
     const T *from = query_tile<Shape>(const_cast<T *>(queries), tile, head);
-    for (int i = threadIdx.x; i < kHeadElements<Shape> / 8; i += kTileThreads) cp_async_16(q + 8 * i, from + 8 * i);
+    for (int i = threadIdx.x; i < kTileRows * S::D / 8; i += kTileThreads) cp_async_16(q + 8 * i, from + 8 * i);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();
@@ -189,6 +108,7 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
 
     Gathered<Shape> state;
     clear(state);
+    if constexpr (kCoded<Shape>) clear_unit(state);
     for (Stretch stretch = {0, 0, 0, 0}; stretch.begin < n; stretch.begin = stretch.end) {
         stretch.first = positions[first_row + stretch.begin];
         stretch.end = stretch.begin + 1 + ones_up(joined, stretch.begin + 1);
@@ -197,7 +117,7 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
         attend_stretch<Shape>(state, rows, stretch, page_table + (first_row + stretch.end - 1) * Shape::pages, kv,
                               head / kGroup<Shape>, stages);
     }
-    write_rows<Shape>(state, positions, first_row, head, out);
+    write_rows<Shape>(state, positions, first_row, head, out, value_unit(state));
     if (head == Shape::heads - 1)
         for (int row = first_row; row < first_row + n; row++)
             write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, kTileThreads);

@@ -127,13 +127,20 @@ __device__ __forceinline__ uint32_t load_acquire(const uint32_t *counter) {
     return value;
 }
 
-// ---- asynchronous copies of 16 bytes (sm_80 and up) ----------------------------------------------------------------
+// ---- asynchronous copies of 16 and 4 bytes (sm_80 and up) ----------------------------------------------------------------
 
 // shared[0..16) = global[0..16), some time before the wait; zeros instead where `valid` is false. Past L1.
 // 9.7.9.25.3.1 cp.async
 __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid = true) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// The same of 4 bytes, by way of L1.
+__device__ __forceinline__ void cp_async_4(void *shared, const void *global, bool valid = true) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 4 : 0)
                  : "memory");
 }
 

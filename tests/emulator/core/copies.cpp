@@ -38,6 +38,7 @@ std::deque<BulkCopy> bulk_copies;
 struct SmallCopy {
     unsigned char *shared;
     const void *global;
+    uint32_t n_bytes;
     bool valid;
     int group;
 };
@@ -178,15 +179,15 @@ bool land_one_copy() {
     return true;
 }
 
-void cp_async_16(void *shared, const void *global, bool valid) {
+void cp_async(void *shared, const void *global, uint32_t n_bytes, bool valid, const char *what) {
     const uint32_t address = shared_address(shared);
-    if (address % 16) fail("cp_async_16: shared memory + %#x is not aligned to 16 bytes", address);
-    shared_pointer(address, 16, "cp_async_16");
-    if (valid) check_global(global, 16, 16, "cp_async_16");
-    copy_begins(shared, 16, "cp_async_16");
-    memset(shared, kPoison, 16);
+    if (address % n_bytes) fail("%s: shared memory + %#x is not aligned to %u bytes", what, address, n_bytes);
+    shared_pointer(address, n_bytes, what);
+    if (valid) check_global(global, n_bytes, n_bytes, what);
+    copy_begins(shared, n_bytes, what);
+    memset(shared, kPoison, n_bytes);
     ThreadCopies &mine = of_threads[current];
-    mine.small.push_back({static_cast<unsigned char *>(shared), global, valid, mine.group});
+    mine.small.push_back({static_cast<unsigned char *>(shared), global, n_bytes, valid, mine.group});
 }
 
 void cp_async_commit() { of_threads[current].group++; }
@@ -196,10 +197,10 @@ void cp_async_wait(int n_pending) {
     while (!mine.small.empty() && mine.small.front().group < mine.group - n_pending) {
         const SmallCopy &copy = mine.small.front();
         if (copy.valid)
-            memcpy(copy.shared, copy.global, 16);
+            memcpy(copy.shared, copy.global, copy.n_bytes);
         else
-            memset(copy.shared, 0, 16);
-        copy_lands(copy.shared, 16, current / 32, this_moment().time);
+            memset(copy.shared, 0, copy.n_bytes);
+        copy_lands(copy.shared, copy.n_bytes, current / 32, this_moment().time);
         mine.small.pop_front();
     }
 }

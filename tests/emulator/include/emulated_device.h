@@ -37,7 +37,10 @@ inline uint32_t load_acquire(const uint32_t *counter) {
 }
 
 inline void cp_async_16(void *shared, const void *global, bool valid = true) {
-    emulated::cp_async_16(shared, global, valid);
+    emulated::cp_async(shared, global, 16, valid, "cp_async_16");
+}
+inline void cp_async_4(void *shared, const void *global, bool valid = true) {
+    emulated::cp_async(shared, global, 4, valid, "cp_async_4");
 }
 inline void cp_async_commit() { emulated::cp_async_commit(); }
 template <int kPending>

@@ -43,7 +43,7 @@ void mbarrier_init(uint64_t *barrier, uint32_t n_arrivals);
 void mbarrier_arrive(uint64_t *barrier, uint32_t n_bytes);
 void mbarrier_wait(uint64_t *barrier, uint32_t parity);
 void bulk_copy(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier);
-void cp_async_16(void *shared, const void *global, bool valid);
+void cp_async(void *shared, const void *global, uint32_t n_bytes, bool valid, const char *what);
 void cp_async_commit();
 void cp_async_wait(int n_pending);
 void fence_async_shared();

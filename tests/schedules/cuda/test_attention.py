@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention
 from tests.emulator.emulate import EmulatedExecutable
+from tests.schedules.cuda.kv_pages import in_page_order, to_codes
 
 Array = np.ndarray[Any, Any]
 Define = Callable[..., list[Array]]
@@ -23,7 +24,7 @@ Row = tuple[int, int] | None
 N_PAGES, PAGES = 24, 10
 TARGET = Target("cuda", "sm_90a")
 TOLERANCE = {"bf16": 4e-3, "f16": 6e-4, "f32": 2e-6}
-"""Of the largest result: inputs are exact in the cache's dtype, the weights of the values are rounded to it."""
+"""Of the largest result: inputs are exact in what is multiplied, the weights of the values are rounded to it."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,18 @@ class Model:
     interleaved: int = 0
     softcap: float = 0.0
     window: int = 0
-    kv_dtype: DType = "bf16"
+    kv_dtype: str = "bf16"
     tiled: bool = True
+    out: DType = "bf16"  # of a tiled result beside a cache of int8; others are of their cache's
 
     @property
     def columns(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
+
+    @property
+    def factor(self) -> str:
+        """What is multiplied."""
+        return "f16" if self.kv_dtype == "int8" else self.kv_dtype
 
     def call(self, m: int) -> Call:
         def f32(*shape: int) -> TensorType:
@@ -61,7 +68,9 @@ class Model:
         }
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
         cache = f32(N_PAGES, self.kv_heads, PAGE_TOKENS, self.head_dim)
-        out = TensorType((m, self.heads * self.head_dim), self.kv_dtype if self.tiled else "f32", tiled=self.tiled)
+        dtype = self.out if self.kv_dtype == "int8" else cast(DType, self.kv_dtype)
+        dtype = dtype if self.tiled else "f32"
+        out = TensorType((m, self.heads * self.head_dim), dtype, tiled=self.tiled)
         if not self.rotary_dim:
             inputs = (f32(m, self.columns), *ids, cache, cache)
             return Call("llmc.PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))
@@ -92,7 +101,7 @@ class Machine:
     def __post_init__(self) -> None:
         generator = np.random.default_rng(sum(self.lengths))
         shape = (N_PAGES, self.model.kv_heads, PAGE_TOKENS, self.model.head_dim)
-        self.caches = [self.exact(generator.standard_normal(shape)) for _ in range(2)]
+        self.caches = [self.kept(self.drawn(generator, shape)) for _ in range(2)]
         numbers = [int(page) for page in generator.permutation(N_PAGES)]
         self.tables = []
         for length in self.lengths:
@@ -101,15 +110,38 @@ class Machine:
         self.generator = generator
 
     def exact(self, x: Array) -> Array:
-        """Numbers that the cache's dtype holds."""
-        return np.asarray(x.astype(np.float32).astype(numpy_dtype(self.model.kv_dtype)).astype(np.float32))
+        """Numbers that what is multiplied holds."""
+        return np.asarray(x.astype(np.float32).astype(numpy_dtype(self.model.factor)).astype(np.float32))
+
+    def drawn(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+        """Keys or values [..., D]: for codes, the largest of a vector is 127 times a power of 2."""
+        x = generator.standard_normal(shape)
+        if self.model.kv_dtype != "int8":
+            return self.exact(x)
+        peak = 127 * 2.0 ** generator.integers(-7, -4, (*shape[:-1], 1))
+        largest = np.abs(x) == np.abs(x).max(-1, keepdims=True)
+        return np.asarray(np.where(largest, np.sign(x) * peak, x / np.abs(x).max(-1, keepdims=True) * peak), np.float32)
+
+    def kept(self, x: Array) -> Array:
+        """Keys or values [..., D] as the cache holds them."""
+        if self.model.kv_dtype != "int8":
+            return x
+        codes, scales = to_codes(x)
+        return np.asarray(codes * scales[..., None], np.float32)
+
+    def as_kept(self, qkv: Array) -> Array:
+        """A step's qkv, its keys and values as the cache will hold them.  (Quarter turns do not change a code.)"""
+        x = qkv.reshape(len(qkv), -1, self.model.head_dim).copy()
+        x[:, self.model.heads :] = self.kept(x[:, self.model.heads :])
+        return x.reshape(qkv.shape)
 
     def inputs(self, rows: Sequence[Row]) -> list[Array]:
         """The step's inputs, without the caches.  Angles are quarter turns, so that turned numbers are exact too."""
         model, m = self.model, len(rows)
         at = np.array([row[1] if row else -1 for row in rows], np.int32)
         table = np.stack([self.tables[row[0]] if row else np.full(PAGES, -1, np.int32) for row in rows])
-        qkv = self.exact(self.generator.standard_normal((m, model.columns)))
+        keys = self.drawn(self.generator, (m, 2 * model.kv_heads, model.head_dim)).reshape(m, -1)
+        qkv = np.concatenate([self.exact(self.generator.standard_normal((m, model.heads * model.head_dim))), keys], 1)
         quarters = self.generator.integers(0, 4, (m, model.rotary_dim // 2))
         turn = [np.array(column, np.float32)[quarters] for column in ([1, 0, -1, 0], [0, 1, 0, -1])]
         for numbers in (qkv, *turn):
@@ -124,15 +156,14 @@ class Machine:
                 known[table[position // PAGE_TOKENS], position % PAGE_TOKENS] = True
         for sequence, position in filter(None, rows):
             known[self.tables[sequence][position // PAGE_TOKENS], position % PAGE_TOKENS] = False
-        stored = numpy_dtype(self.model.kv_dtype)
-        kept = [np.where(known[:, None, :, None], cache, np.nan).astype(stored) for cache in self.caches]
-        layer = in_page_order(np.stack(kept, axis=2), self.model)
+        kept = [np.where(known[:, None, :, None], cache, np.nan) for cache in self.caches]
+        layer = in_page_order(np.stack(kept, axis=2), self.model.kv_dtype)
         return np.concatenate([np.full_like(layer, 0xFF), layer], axis=1)  # the other layer's part, then this one's
 
     def check(self, rows: Sequence[Row], define: Define, run: EmulatedExecutable) -> None:
         inputs = self.inputs(rows)
         m = len(rows)
-        clean = [np.nan_to_num(x) for x in inputs[:-2]]
+        clean = [self.as_kept(np.nan_to_num(inputs[0])), *(np.nan_to_num(x) for x in inputs[1:-2])]
         expected, *expected_caches = define(self.model.definition(m), *clean, inputs[-2].astype(np.int64),
                                             inputs[-1].astype(np.int64), *self.caches)  # fmt: skip
         pool = self.pool(rows)
@@ -140,9 +171,8 @@ class Machine:
         flat = pool.reshape(-1)
         zeros = np.zeros_like(self.caches[0])
         out, *_ = run.run(*inputs, zeros, zeros, kv=flat[layer_bytes:])
-        np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE[self.model.kv_dtype] * np.abs(expected).max())
-        written = [cache.astype(numpy_dtype(self.model.kv_dtype)) for cache in expected_caches]
-        after = in_page_order(np.stack(written, axis=2), self.model)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(self.model) * np.abs(expected).max())
+        after = in_page_order(np.stack(expected_caches, axis=2), self.model.kv_dtype)
         np.testing.assert_array_equal(pool[:, :layer_bytes], before[:, :layer_bytes])
         untouched = before[:, layer_bytes:] == pool[:, layer_bytes:]
         np.testing.assert_array_equal(np.where(untouched, after, pool[:, layer_bytes:]), after)
@@ -150,12 +180,9 @@ class Machine:
         np.testing.assert_array_equal(pool[:, layer_bytes:][poison], after[poison])
 
 
-def in_page_order(kv: Array, model: Model) -> Array:
-    """[n_pages, KH, 2, 64, D] -> the bytes of each page's part for a layer."""
-    if model.kv_dtype != "f32":
-        shape = (*kv.shape[:4], model.head_dim // 8, 8)
-        kv = kv.reshape(shape).swapaxes(3, 4)
-    return np.ascontiguousarray(kv).reshape(N_PAGES, -1).view(np.uint8).copy()
+def tolerance(model: Model) -> float:
+    """Of codes: what their products, or a narrower result, are rounded to."""
+    return max(TOLERANCE[model.factor], TOLERANCE[model.out] if model.kv_dtype == "int8" and model.tiled else 0)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +209,15 @@ def finest(params: Any) -> Any:
 Kernels = Callable[..., EmulatedExecutable]
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 127, 128, 513])
-def test_one_row_at_the_edges_of_pages_and_splits(length: int, define: Define, kernels: Kernels) -> None:
-    Machine(Model(), (length,)).check([(0, length - 1)], define, kernels(Model(), 1))
+EDGES = (1, 63, 64, 65, 127, 128, 513)
+INT8 = Model(kv_dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("model", "length"), [*((Model(), n) for n in EDGES), *((INT8, n) for n in (1, 64, 65, 513))], ids=str
+)
+def test_one_row_at_the_edges_of_pages_and_splits(model: Model, length: int, define: Define, kernels: Kernels) -> None:
+    Machine(model, (length,)).check([(0, length - 1)], define, kernels(model, 1))
 
 
 MODELS = [
@@ -195,6 +228,12 @@ MODELS = [
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
     Model(heads=20, kv_heads=1, head_dim=32, rotary_dim=8),
     Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, window=70, kv_dtype="f32", tiled=False),
+    Model(heads=4, kv_heads=2, head_dim=64, rotary_dim=64, kv_dtype="int8"),
+    Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1, kv_dtype="int8", out="f16"),
+    Model(heads=6, kv_heads=2, head_dim=96, rotary_dim=32, softcap=20.0, kv_dtype="int8", tiled=False),
+    Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100, kv_dtype="int8"),
+    Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64, kv_dtype="int8", out="f16"),
+    Model(heads=20, kv_heads=1, head_dim=16, rotary_dim=0, window=30, kv_dtype="int8"),
 ]
 STEP: list[Row] = [(0, 64), (1, 129), None, (2, 0), (2, 1), (2, 2), (3, 200), (1, 130)]
 LENGTHS = (65, 131, 3, 201)
@@ -211,23 +250,38 @@ def test_large_steps_of_several_sequences(model: Model, define: Define, kernels:
     Machine(model, LENGTHS).check([*rows, None], define, kernels(model, 70))
 
 
-@pytest.mark.parametrize("params", [attention.Tile(2), attention.Tile(3, 1), attention.Tile(2, 2)], ids=str)
-def test_a_large_step_goes_on_from_tile_to_tile(params: attention.Tile, define: Define, kernels: Kernels) -> None:
-    machine = Machine(Model(), (270, 30))
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        (Model(), attention.Tile(2)),
+        (Model(), attention.Tile(3, 1)),
+        (Model(), attention.Tile(2, 2)),
+        (INT8, attention.Tile(2)),
+        (INT8, attention.Tile(1)),
+    ],
+    ids=str,
+)
+def test_a_large_step_goes_on_from_tile_to_tile(
+    model: Model, params: attention.Tile, define: Define, kernels: Kernels
+) -> None:
+    machine = Machine(model, (270, 30))
     rows: list[Row] = [*((0, i) for i in range(270)), *((1, i) for i in range(9))]
     for start in (0, 139):
-        machine.check(rows[start : start + 140], define, kernels(Model(), 140, params))
+        machine.check(rows[start : start + 140], define, kernels(model, 140, params))
 
 
-@pytest.mark.parametrize("m", [2, 3, 16, 40])
-def test_a_step_of_one_sequence_takes_its_own_keys_from_qkv(m: int, define: Define, kernels: Kernels) -> None:
+@pytest.mark.parametrize(("model", "m"), [*((Model(), m) for m in (2, 3, 16, 40)), (INT8, 3), (INT8, 40)], ids=str)
+def test_a_step_of_one_sequence_takes_its_own_keys_from_qkv(
+    model: Model, m: int, define: Define, kernels: Kernels
+) -> None:
     for end in (m, 64 + m // 2, 200):
-        Machine(Model(), (end,)).check([(0, i) for i in range(end - m, end)], define, kernels(Model(), m))
+        Machine(model, (end,)).check([(0, i) for i in range(end - m, end)], define, kernels(model, m))
 
 
-def test_a_step_may_take_up_any_positions_of_a_sequence_again(define: Define, kernels: Kernels) -> None:
+@pytest.mark.parametrize("model", [Model(), INT8], ids=str)
+def test_a_step_may_take_up_any_positions_of_a_sequence_again(model: Model, define: Define, kernels: Kernels) -> None:
     rows: list[Row] = [(0, 63), (0, 7), (0, 64), (1, 5), None, (0, 199), (1, 4), (0, 128)]
-    Machine(Model(), (200, 6)).check(rows, define, kernels(Model(), 8))
+    Machine(model, (200, 6)).check(rows, define, kernels(model, 8))
 
 
 @pytest.mark.parametrize(("splits", "least"), [(1, 1), (3, 1), (3, 2)])
@@ -240,6 +294,6 @@ def test_what_these_kernels_cannot_do_is_said() -> None:
     with pytest.raises(LlmcError, match="heads of 16, 32 … 256 elements, not 24"):
         attention.match(Model(head_dim=24, rotary_dim=0).call(1), TARGET)
     call = Model().call(1)
-    int8 = tuple((name, "int8" if name == "kv_dtype" else value) for name, value in call.attributes)
-    with pytest.raises(LlmcError, match="a KV cache of int8"):
-        attention.match(replace(call, attributes=int8), TARGET)
+    int4 = tuple((name, "int4" if name == "kv_dtype" else value) for name, value in call.attributes)
+    with pytest.raises(LlmcError, match="a KV cache of int4"):
+        attention.match(replace(call, attributes=int4), TARGET)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ def unavailable() -> str:
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "all is here")
 
 LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
+LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ CASES = {
     ),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
+    "attention of one token over int8": Case("sm_90a", LLAMA_INT8.call(1), ("HMMA.16816.F32", "LDGSTS.E.BYPASS")),
+    "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
+    "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),
     "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
     "128 tokens on Ada": layer("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
     "128 tokens on Blackwell": layer("sm_100a", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", tiled_x=True),

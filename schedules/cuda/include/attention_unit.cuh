@@ -1,0 +1,113 @@
+// What a block of attention_stream.cuh has to do: its rows and heads of a small step, its pages, and which of their tokens
+// are there.
+#pragma once
+
+#include "attention.cuh"
+
+constexpr int kStreamWarps = 4;
+constexpr int kStreamThreads = 32 * kStreamWarps;
+constexpr int kTokens = kPageTokens / kStreamWarps;  // of a page, for one warp
+
+template <class Shape>
+struct Stream {
+    static constexpr int D = Shape::head_dim, group = kGroup<Shape>;
+    static constexpr int head_tiles = (group + 15) / 16;                        // of 16 query heads of a group
+    static constexpr int tile_heads = head_tiles > 1 ? 16 : group;
+    static constexpr int unit_rows = 16 / tile_heads < Shape::rows ? 16 / tile_heads : Shape::rows;  // at most
+    static constexpr int units = Shape::rows * Shape::kv_heads * head_tiles;
+    static constexpr int queries = unit_rows * tile_heads;                      // rows of the product, at most 16
+    static constexpr int fresh_rows = (Shape::rows + 15) / 16 * 16;
+    static constexpr int per_lane = (Shape::rows + 31) / 32;                    // rows of the step
+    static constexpr int block = kTokens * kTokenElements<Shape>;               // of Kv: K or V of 16 tokens
+
+    // Shared memory: ring [warps][slots] of blocks, queries [D/8][16][8], new keys [rows/16][K, V] of blocks. A block is
+    // [D/8][16][8] of T, or [D/16][16][16] codes and [16] scales.
+    // The ring then takes, of each warp, o [queries][D], and the queries' place (most, sum) [queries], in float32.
+    static constexpr int ring = kStreamWarps * Shape::slots * block;
+    static_assert(ring * int(sizeof(typename Shape::Kv)) >= 4 * kStreamWarps * queries * D, "o finds room");
+};
+
+// A unit as one block sees it.
+struct Part {
+    int row, count;        // its rows of the step
+    int kv_head, head;     // its key head, its first query head
+    int first, last;       // their positions
+    int begin, end;        // pages of this split
+    int split, splits;     // of those that have work
+};
+
+// The step's own rows that belong to the unit's sequence. Lane l knows of rows l and l + 32.
+template <class Shape>
+struct Fresh {
+    int at[Stream<Shape>::per_lane];  // position, or -1: not of this sequence, or beyond its last row
+    int least, n;
+};
+
+template <class Shape>
+__device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const int *page_table, const Part &part) {
+    Fresh<Shape> fresh;
+    fresh.least = part.last, fresh.n = 0;
+#pragma unroll
+    for (int j = 0; j < Stream<Shape>::per_lane; j++) {
+        const int row = 32 * j + lane_index();
+        fresh.at[j] = -1;
+        if (row < Shape::rows) {
+            const int at = positions[row];
+            if (at >= 0 && at <= part.last && same_sequence<Shape>(page_table, row, part.row + part.count - 1, at))
+                fresh.at[j] = at;
+        }
+        fresh.n += __popc(__ballot_sync(kAllLanes, fresh.at[j] >= 0));
+        int least = fresh.at[j] >= 0 ? fresh.at[j] : part.last;
+        for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(kAllLanes, least, offset));
+        fresh.least = min(fresh.least, least);
+    }
+    return fresh;
+}
+
+// Bit t: the pages hold token first + t, t < 16, and some row of the unit may look at it.
+template <class Shape>
+__device__ __forceinline__ uint32_t cached_tokens(const Fresh<Shape> &fresh, int last, int first) {
+    if (first + kTokens <= fresh.least) return 0xffff;
+    uint32_t mine = 0;
+#pragma unroll
+    for (int j = 0; j < Stream<Shape>::per_lane; j++) {
+        const int t = fresh.at[j] - first;
+        if (fresh.at[j] >= 0 && t >= 0 && t < kTokens) mine |= 1u << t;
+    }
+    for (int offset = 16; offset > 0; offset /= 2) mine |= __shfl_xor_sync(kAllLanes, mine, offset);
+    const int n = min(max(last + 1 - first, 0), kTokens);
+    return ((1u << n) - 1) & ~mine;
+}
+
+// Which part of which unit this block has; false: none.
+template <class Shape>
+__device__ __forceinline__ bool find_unit(const int *positions, const int *page_table, Part &part) {
+    using S = Stream<Shape>;
+    const int unit = blockIdx.x % S::units;
+    part.split = blockIdx.x / S::units;  // first splits first: those that leave at once come last
+    part.row = unit / (Shape::kv_heads * S::head_tiles);
+    part.kv_head = unit / S::head_tiles % Shape::kv_heads;
+    part.head = part.kv_head * S::group + unit % S::head_tiles * S::tile_heads;
+    part.count = 1;
+    if constexpr (S::unit_rows > 1) {
+        const uint64_t joined = continued<Shape>(positions, page_table, 0, Shape::rows);
+        if (ones_down(joined, part.row) % S::unit_rows) return false;  // an earlier row's unit has it
+        part.count = min(1 + ones_up(joined, part.row + 1), S::unit_rows);
+    }
+    part.first = positions[part.row];
+    part.last = part.first + part.count - 1;
+    return true;
+}
+
+// Shares the pages out; false: nothing is left for this block.
+template <class Shape>
+__device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &part) {
+    const int cached = fresh.least + fresh.n == part.last + 1 ? fresh.least : part.last + 1;
+    const int begin = Shape::window ? max(part.first - Shape::window + 1, 0) / kPageTokens : 0;
+    const int n = max((cached + kPageTokens - 1) / kPageTokens - begin, 0);
+    part.splits = max(min(n / Shape::least, Shape::splits), 1);
+    if (part.split >= part.splits) return false;
+    part.begin = begin + n * part.split / part.splits;
+    part.end = begin + n * (part.split + 1) / part.splits;
+    return true;
+}
