@@ -127,7 +127,7 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
         model, system, task, *rest = name.split()
         room = room_of(kit, name)
         kind = (model, room if system == LLMC else HF)
-        for other in [key for key in loaded if key[0] != model or room == MANY != key[1]]:
+        for other in [key for key in loaded if key[0] != model or (key[1] == MANY) != (room == MANY)]:
             loaded.pop(other).close()
         if kind not in loaded:
             loaded[kind] = opened(kit, model, system, room)

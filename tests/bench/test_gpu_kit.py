@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmc.bench.gpu import bits, carry, micro, plan, prepare
+from llmc.bench.gpu import bits, carry, micro, plan, prepare, work
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.fill import Model, packed_codes
 from llmc.bench.gpu.jobs import Jobs, add_model
@@ -339,6 +339,17 @@ def test_an_artifact_is_filled_with_the_weights_that_compiling_gives_it(
         assert file.plan().header.n_vocab == LLAMA["vocab_size"]
     data = (tmp_path / "tiny.so").read_bytes()
     assert data[place.offset : place.offset + len(weights)] == weights
+
+
+def test_a_system_that_failed_twice_is_not_tried_further(model_kit: Path, tmp_path: Path) -> None:
+    kit, journal = Kit(model_kit / "kit"), Journal(tmp_path / "results.jsonl")
+    (part,) = plan.named("models in short")
+    load, logits, *rest = work.waiting(part, kit, journal)
+    assert [load, logits, rest[2]] == ["tiny llmc load", "tiny llmc logits", "tiny llmc decode 1x40"]
+    for item in (load, logits):
+        assert rest[2] in work.waiting(part, kit, journal)
+        journal.append("whole", item, "failed", error="")
+    assert work.waiting(part, kit, journal) == [item for item in rest if " llmc " not in item]
 
 
 def test_codes_of_fp8_stand_for_what_the_format_says() -> None:
