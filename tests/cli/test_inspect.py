@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.cli.main import main
+from llmc.cli.schedules_view import switches, weight_in_words, write
+from llmc.compiler.kernel import Call, TensorType
 from tests.runtime.stub_artifact import KERNELS, WEIGHTS, manifest, write_stub
 
 
@@ -111,3 +113,37 @@ def test_what_is_no_artifact_ends_with_1(tmp_path: Path) -> None:
     result = inspect(tmp_path / "a.so")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: this is not an artifact\n")
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "said"),
+    [
+        (TensorType((1, 64), "bf16", tiled=True), TensorType((128, 64), "bf16", constant=True), "bf16 [128, 64]"),
+        (TensorType((1, 64), "f32"), TensorType((128, 64), "i4", constant=True, group=32), "i4g32 [128, 64]"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("op", ["llmc.LinearResidual", "llmc.RMSNormLinear"])
+def test_a_schedule_names_its_weight_however_the_rest_lies(
+    op: str, x: TensorType, weight: TensorType, said: str
+) -> None:
+    y = TensorType((1, 128), "f32")
+    others = (TensorType((64,), "bf16", constant=True),) if "Norm" in op else ()
+    behind = (y,) if "Residual" in op else ()
+    call = Call(op, (x, *others, weight, *behind), (y,))
+    assert weight_in_words({"call": str(call)}) == said
+
+
+def test_a_tuned_schedule_says_which_family_it_is_and_what_it_beat() -> None:
+    """A record whose parameters are the other family's: the table of switches follows it."""
+    y = TensorType((8, 128), "f32")
+    call = Call("llmc.Linear", (TensorType((8, 64), "f32"), TensorType((128, 64), "bf16", constant=True)), (y,))
+    measured = {"share": 0.9, "limit": "copy bandwidth", "rate": 1.0, "clean": 1.0, "time_us": 1.0, "heuristic_us": 2.0}
+    measured |= {"beat": "GEMV, 132 blocks", "beat_ratio": 1.5}
+    record = {"plan": "body", "m": 8, "op": "llmc.Linear", "call": str(call), "nodes": 1, "family": "flat GEMM"}
+    record |= {"params": "128x16 tiles", "bytes": 1, "operations": 1, "measured": measured}
+    said = {"schedules": [record], "switches": switches([record])}
+    lines = write(said).splitlines()
+    assert "flat GEMM, 128x16 tiles" in lines[1]
+    assert "GEMV, 132 blocks: 1.50x; the rule's own: 2.00x" in lines[1]
+    assert lines[-1].split() == ["bf16", "[128,", "64]", "-", "8", "-"]
