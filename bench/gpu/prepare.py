@@ -47,6 +47,7 @@ PARTS = (
     "schedules/cuda/__init__.py",
     "schedules/cuda/deferred_norm.py",
     "schedules/cuda/quant_strips.py",
+    "schedules/fp8_words.py",
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""
