@@ -1,11 +1,12 @@
 """Linear layers of more than 16 tokens on a GPU: y = act(x Wᵀ + bias) + residual, and gated ones.
 
     on Hopper by wgmma, weights streamed by bulk copies          include/gemm_wgmma.cuh
+        quantised weights, from registers                        include/gemm_wgmma_codes.cuh
     on others by mma.sync, fetched by cp.async                   include/gemm_mma.cuh
     weights in f32 by ordinary multiply-adds                     include/gemm_fma.cuh
 
-x lies in tiles already, in the weight's type (linear.py sees to it).  One layout of the weight serves these and the
-GEMV (tile_layout.py); how the product is cut up: gemm_tiles.py.
+x lies in tiles already, in what is multiplied (linear.py sees to it).  One layout of the weight serves these and the
+GEMV (gemv_weight.py); how the product is cut up: gemm_tiles.py.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, O
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.cuda.source import C_TYPES
-from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
 FMA_THREADS, FMA_TILE = 256, 64
 
 
 def default_params(op: LinearOp, target: Target) -> Tiling:
-    """The tiling that is best on paper."""
+    """The tiling that is best on paper; the one there is for weights in f32."""
+    if op.element == "f32":
+        return Tiling(FMA_TILE, 1, ceil(op.m / FMA_TILE) * ceil(op.n / FMA_TILE), shared=False)
     return gemm_tiles.default_tiling(op, target)
 
 
@@ -64,9 +67,7 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
 
 def layouts(op: LinearOp) -> dict[int, Layout]:
     """How the call's constants must lie."""
-    weight: Layout = RowMajor("f32")
-    if op.element != "f32":
-        weight = GatedTiles(op.element) if op.gated else Tiles(op.element)
+    weight: Layout = RowMajor("f32") if op.element == "f32" else weight_format(op).layout
     vectors = {op.bias_input: op.bias, _next_weight_input(op): op.moments, _folded_input(op): _is_folded(op)}
     return {op.weight_input: weight, **{index: RowMajor("f32") for index, there in vectors.items() if there}}
 
@@ -106,6 +107,7 @@ def _others(op: LinearOp) -> list[tuple[str, str, Operand]]:
 
 def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     kind, n_threads = ("Wgmma", 384) if gemm_tiles.DEVICES[target.arch].wgmma else ("Mma", 256)
+    function = f"gemm_{kind.lower()}{'_codes' if kind == 'Wgmma' and op.weight != op.element else ''}"
     cut = f"{params.tokens}, {params.stages}, {params.blocks}, {params.n_shared(op)}, {params.band}, {params.cluster}"
     shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages)
     declarations = (
@@ -116,11 +118,11 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     parts = ", float4 *parts, uint32_t *counters" if is_cut else ""
     arguments = f"x, weight, {_epilogue(op)}, {'parts, counters' if is_cut else 'nullptr, nullptr'}"
     return _kernel(
-        f"gemm_{op.element}_{op.words}",
-        f"gemm_{kind.lower()}.cuh",
+        f"gemm_{op.weight}_{op.words}",
+        f"{function}.cuh",
         _layer(op) + declarations,
-        f"const {element} *x, const {element} *weight{_other_parameters(op)}{parts}",
-        f"gemm_{kind.lower()}<Cut>({arguments});",
+        f"const {element} *x, const void *weight{_other_parameters(op)}{parts}",
+        f"{function}<Cut>({arguments});",
         n_threads,
         shared_bytes,
         params.cluster,
@@ -139,6 +141,7 @@ def _f32_kernel(op: LinearOp) -> Kernel:
 def _layer(op: LinearOp) -> str:
     """The layer as the headers want it described."""
     element = C_TYPES[op.element]
+    weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
     flags = {
         "kGated": op.gated,
         "kBias": op.bias or _is_folded(op),
@@ -149,6 +152,7 @@ def _layer(op: LinearOp) -> str:
         "struct Layer {\n"
         f"    using T = {element};\n"
         f"    using Y = {element if op.tiled_y else 'float'};\n"
+        f"{weight}"
         f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k};\n"
         f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
         f"    static constexpr Activation kActivation = Activation::{op.activation};\n"

@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
-from typing import Protocol
 
 from llmc.compiler.target import Target
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp
 
 TILE_ROWS, STEP = 128, 64
 """Stored rows of the weight in a tile, and of K in a step."""
-TILE_BYTES = 2 * 64 * STEP
-"""Of one of the weight's tiles: 64 rows, a warpgroup's."""
+GROUPS, PIECES = 2, 4
+"""Warpgroups of a block, and pieces of 16 rows that each takes in a step."""
 
 WGMMA_TOKENS = (16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Widths of wgmma."""
@@ -30,27 +31,14 @@ MMA_TOKENS = tuple(range(16, 129, 16))
 FLAT_TOKENS = 64
 """Up to here a product waits for the weight's bytes, not for the units that multiply."""
 
-CLUSTER_TOKENS = 128
-"""From here on two blocks may bring their tokens together: narrower tiles are mostly weight."""
+NOT_HIDDEN = 0.2
+"""Of a step's products or the making of their operands from codes, whichever is shorter: they run side by side.  An
+estimate."""
 
 MOST_STAGES = 12
-"""Beyond this more bytes on their way bring nothing."""
-
-
-class Shape(Protocol):
-    """What the cut depends on: x [m, k] times a weight of n_tile_rows tiles of 64 stored rows; gated: two rows make an
-    output; deferred: sums are normalised."""
-
-    @property
-    def m(self) -> int: ...
-    @property
-    def n(self) -> int: ...
-    @property
-    def k(self) -> int: ...
-    @property
-    def gated(self) -> bool: ...
-    @property
-    def deferred(self) -> bool: ...
+FLIGHT_BYTES = 64 << 10
+"""On their way to a multiprocessor for memory to be as busy as can be; with half of them it loses about 8 %.  More than
+these, or more stages, bring nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,105 +96,116 @@ class Tiling:
         """What takes a tile for itself: blocks, or clusters of them."""
         return self.blocks // self.cluster
 
-    def row_tiles(self, shape: Shape) -> int:
-        return ceil(tile_rows(shape) / (2 * self.cluster))
+    def row_tiles(self, op: LinearOp) -> int:
+        return ceil(tile_rows(op) / (2 * self.cluster))
 
-    def token_tiles(self, shape: Shape) -> int:
-        return ceil(shape.m / self.tokens)
+    def token_tiles(self, op: LinearOp) -> int:
+        return ceil(op.m / self.tokens)
 
-    def n_tiles(self, shape: Shape) -> int:
-        return self.row_tiles(shape) * self.token_tiles(shape)
+    def n_tiles(self, op: LinearOp) -> int:
+        return self.row_tiles(op) * self.token_tiles(op)
 
-    def n_shared(self, shape: Shape) -> int:
+    def n_shared(self, op: LinearOp) -> int:
         """Tiles that are shared out."""
-        return self.n_tiles(shape) % self.workers if self.shared else 0
+        return self.n_tiles(op) % self.workers if self.shared else 0
 
-    def n_parts(self, shape: Shape) -> int:
+    def n_parts(self, op: LinearOp) -> int:
         """Parts of shared tiles that are kept until the tile is complete."""
-        shared = self.n_shared(shape)
+        shared = self.n_shared(op)
         return shared + self.workers - 1 if shared else 0
 
-    def parts_bytes(self, shape: Shape) -> int:
-        return self.n_parts(shape) * self.cluster * TILE_ROWS * self.tokens * 4
+    def parts_bytes(self, op: LinearOp) -> int:
+        return self.n_parts(op) * self.cluster * TILE_ROWS * self.tokens * 4
 
-    def counter_bytes(self, shape: Shape) -> int:
+    def counter_bytes(self, op: LinearOp) -> int:
         """One for each shared tile and warpgroup."""
-        return self.n_shared(shape) * self.cluster * 2 * 4
+        return self.n_shared(op) * self.cluster * 2 * 4
 
 
-def tile_rows(shape: Shape) -> int:
+def tile_rows(op: LinearOp) -> int:
     """Tiles of 64 stored rows of the weight."""
-    return ceil(shape.n / 64) * (2 if shape.gated else 1)
+    return ceil(op.n / 64) * (2 if op.gated else 1)
 
 
-def steps(shape: Shape) -> int:
-    return ceil(shape.k / STEP)
+def steps(op: LinearOp) -> int:
+    return ceil(op.k / STEP)
 
 
-def weight_bytes(shape: Shape) -> int:
-    """Of the weight in tiles, with its padding."""
-    return tile_rows(shape) * steps(shape) * TILE_BYTES
+def weight_bytes(op: LinearOp) -> int:
+    """Of the weight with its padding, and of the scales of its rows."""
+    return weight_format(op).layout.n_bytes((op.rows, op.k))
 
 
-def stage_bytes(tokens: int) -> int:
-    return 2 * TILE_BYTES + tokens * STEP * 2
+def step_bytes(op: LinearOp) -> int:
+    """Of the weight, for a block's step."""
+    return GROUPS * PIECES * weight_format(op).piece_bytes
 
 
-def shared_bytes(shape: Shape, tokens: int, stages: int) -> int:
-    """Shared memory of a block: the ring, 32 tokens of both warpgroups on their way out, barriers, and what a deferred
-    norm is for each token."""
-    staging = 2 * 32 * ((32 if shape.gated else 64) + 4) * 4
-    norms = 8 * (ceil(shape.m / tokens) * tokens if shape.deferred else 1)
-    return stages * (stage_bytes(tokens) + 16) + staging + norms + 24
+def x_bytes(tokens: int) -> int:
+    """Of x, for a step."""
+    return tokens * STEP * 2
 
 
-def default_tiling(shape: Shape, target: Target) -> Tiling:
-    return space(shape, target)[0]
+def shared_bytes(op: LinearOp, tokens: int, stages: int) -> int:
+    """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both warpgroups
+    on their way out, barriers, and what a deferred norm is for each token."""
+    stage_bytes = ceil(step_bytes(op) / 1024) * 1024 + x_bytes(tokens)
+    staging = 2 * 32 * ((32 if op.gated else 64) + 4) * 4
+    norms = 8 * (ceil(op.m / tokens) * tokens if op.deferred else 1)
+    return stages * (stage_bytes + 16) + staging + norms + 24
 
 
-def space(shape: Shape, target: Target) -> list[Tiling]:
+def default_tiling(op: LinearOp, target: Target) -> Tiling:
+    return space(op, target)[0]
+
+
+def space(op: LinearOp, target: Target) -> list[Tiling]:
     """Every tiling worth measuring: the best on paper, the best of the other size of clusters, then by cost."""
     device = DEVICES[target.arch]
-    tilings = set(_tilings(shape, device))
-    ordered = sorted(tilings, key=lambda each: (cost_us(shape, each, device), each.cluster, each.tokens))
+    tilings = set(_tilings(op, device))
+    ordered = sorted(tilings, key=lambda each: (cost_us(op, each, device), each.cluster, each.tokens))
     best = {tiling.cluster: tiling for tiling in reversed(ordered)}
     return sorted(ordered, key=lambda each: best[each.cluster] is not each)
 
 
-def _tilings(shape: Shape, device: Device) -> Iterator[Tiling]:
-    for tokens in _widths(shape, device):
-        n_stages = max(s for s in range(2, MOST_STAGES + 1) if shared_bytes(shape, tokens, s) <= device.shared_bytes)
-        token_tiles = ceil(shape.m / tokens)
-        clusters = {1, device.cluster} if tokens >= CLUSTER_TOKENS else {1}
+def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
+    most_stages = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
+    for tokens in _widths(op, device):
+        n_stages = max(s for s in range(2, most_stages + 1) if shared_bytes(op, tokens, s) <= device.shared_bytes)
+        token_tiles = ceil(op.m / tokens)
+        clusters = {1, device.cluster} if x_bytes(tokens) >= step_bytes(op) else {1}  # others are mostly weight
         for band, cluster in product({token_tiles, min(token_tiles, 4)}, clusters):
             whole = Tiling(tokens, n_stages, device.n_blocks, shared=False, band=band, cluster=cluster)
-            n_tiles, most = whole.n_tiles(shape), whole.workers
+            n_tiles, most = whole.n_tiles(op), whole.workers
             yield replace(whole, blocks=min(most, n_tiles) * cluster)
             for workers in {most, most // n_tiles * n_tiles}:
                 tiling = replace(whole, blocks=workers * cluster, shared=True)
-                if workers and workers <= tiling.n_shared(shape) * steps(shape):
+                if workers and workers <= tiling.n_shared(op) * steps(op):
                     yield tiling
 
 
-def _widths(shape: Shape, device: Device) -> Iterator[int]:
+def _widths(op: LinearOp, device: Device) -> Iterator[int]:
     """Widths of a tile: for each number of token tiles the narrowest that holds them."""
     widths = WGMMA_TOKENS if device.wgmma else MMA_TOKENS
-    for token_tiles in range(1, ceil(shape.m / 64) + 1):
-        fitting = [width for width in widths if width * token_tiles >= shape.m]
-        if fitting and shared_bytes(shape, fitting[0], 2) <= device.shared_bytes:
+    for token_tiles in range(1, ceil(op.m / 64) + 1):
+        fitting = [width for width in widths if width * token_tiles >= op.m]
+        if fitting and shared_bytes(op, fitting[0], 2) <= device.shared_bytes:
             yield fitting[0]
 
 
-def cost_us(shape: Shape, tiling: Tiling, device: Device) -> float:
-    """Time on paper: what the busiest block multiplies and fetches, and not less than what memory gives all of them."""
-    tokens, n_steps = tiling.tokens, steps(shape)
-    rounds, rest = divmod(tiling.n_tiles(shape), tiling.workers)
+def cost_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
+    """Time on paper: what the busiest block multiplies, fetches, and turns from codes into operands, and not less than
+    what memory gives all of them."""
+    tokens, n_steps = tiling.tokens, steps(op)
+    rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
     busiest = rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
     columns = max(tokens, 32)  # a narrower product waits for the weight's rows as long as one of 32
     multiply = 2 * TILE_ROWS * columns * STEP / (device.operations / device.n_blocks)
-    fetch = (2 * TILE_BYTES + tokens * STEP * 2 / tiling.cluster) / (device.l2 / device.n_blocks)
-    memory = (weight_bytes(shape) + shape.m * (2 * shape.k + 4 * shape.n)) / device.memory
-    parts = 2 * tiling.parts_bytes(shape) / device.l2 + (device.fixed_us if tiling.n_parts(shape) else 0)
+    fetch = (step_bytes(op) + x_bytes(tokens) / tiling.cluster) / (device.l2 / device.n_blocks)
+    operands = GROUPS * PIECES * weight_format(op).operands_ns / 1000
+    compute = max(multiply, operands) + NOT_HIDDEN * min(multiply, operands)
+    memory = (weight_bytes(op) + op.m * (2 * op.k + 4 * op.n)) / device.memory
+    parts = 2 * tiling.parts_bytes(op) / device.l2 + (device.fixed_us if tiling.n_parts(op) else 0)
     finish = 2 * TILE_ROWS * tokens * 4 / (device.l2 / device.n_blocks)  # of the last tile, which nothing hides
     fixed = device.fixed_us + (device.cluster_us if tiling.cluster > 1 else 0)
-    return fixed + max(busiest * max(multiply, fetch), memory) + parts + finish
+    return fixed + max(busiest * max(compute, fetch), memory) + parts + finish

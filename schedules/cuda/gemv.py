@@ -18,7 +18,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
 from llmc.compiler.target import Target
-from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
+from llmc.schedules.cuda.gemm_tiles import DEVICES, FLIGHT_BYTES, Device
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.cuda.norm import c_bool
@@ -36,9 +36,6 @@ STRIP, COLUMN = 16, 64
 
 REGISTERS = 512
 """Of a lane of one of a multiprocessor's four parts, which its warps share."""
-
-FLIGHT_BYTES = 64 << 10
-"""On their way to a multiprocessor for memory to be as busy as can be; with half of them it loses about 8 %."""
 
 STAGE_NS = 120.0
 """From a stage's arrival until its registers are asked for again, besides the pieces' own work."""

@@ -1,4 +1,4 @@
-"""How a GEMV's weight is stored, and read: include/gemv_weight.cuh, include/gemv_quant.cuh."""
+"""How a product's weight is stored, and read: include/gemv_weight.cuh, include/gemv_quant.cuh."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 @dataclass(frozen=True)
 class WeightFormat:
     """layout: of the constant.  c_type: what reads it in a kernel.  n_bytes: of what must be read, without padding.
-    piece_bytes: of 16 rows by 64 of K; piece_ns: to multiply it.
-    sides: strips that a warp may take at a time."""
+    piece_bytes: of 16 rows by 64 of K; piece_ns: for a warp of a GEMV to multiply it; operands_ns: for a multiprocessor
+    to turn its codes into what is multiplied (include/gemm_codes.cuh).
+    sides: strips that a warp of a GEMV may take at a time."""
 
     layout: Layout
     c_type: str
     n_bytes: int
     piece_bytes: int
     piece_ns: float
+    operands_ns: float
     sides: tuple[int, ...]
 
 
@@ -31,13 +33,16 @@ def weight_format(op: LinearOp) -> WeightFormat:
     assert op.element != "f32"
     element, size = C_TYPES[op.element], op.rows * op.k
     if op.weight == "i8":
-        return WeightFormat(Int8Strips(op.gated), f"Int8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, (1, 2, 4))
+        strips = Int8Strips(op.gated)
+        return WeightFormat(strips, f"Int8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, 15.0, (1, 2, 4))
     if op.weight == "f8":
-        strips = Fp8Strips(op.gated, op.element)
-        return WeightFormat(strips, f"Fp8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, (1, 2, 4))
+        floats = Fp8Strips(op.gated, op.element)
+        return WeightFormat(floats, f"Fp8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, 15.0, (1, 2, 4))
     if op.weight == "i4":
         layout = Int4Strips(op.group, op.gated)
         n_bytes = size // 2 + 2 * op.rows * ceil(op.k / op.group)
-        return WeightFormat(layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 70.0, (1, 2, 4))
+        return WeightFormat(
+            layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 70.0, 21.0, (1, 2, 4)
+        )
     tiles = GatedTiles(op.element) if op.gated else Tiles(op.element)
-    return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, (1, 2))
+    return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, 0.0, (1, 2))

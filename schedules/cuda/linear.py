@@ -1,13 +1,11 @@
 """Linear layers on a GPU, for every M: which kernels, in which order.
 
     [norm]          a launch of its own where the product cannot do it: x' in tiles (norm.py)
-    [dequantise]    weights of 8 or 4 bits and more than 16 tokens: back to tiles, in what is multiplied
     product         GEMV (gemv.py) or GEMM (gemm.py): the parameters say which
 
 On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measured may choose the GEMM for fewer.  The
-GEMV takes no more; weights in f32 have a GEMM alone; beside codes it would read the weight three times, so few tokens
-are the GEMV's.  Where a norm is deferred (deferred_norm.py), both
-products are the GEMM's.
+GEMV takes no more; weights in f32 have a GEMM alone.  Where a norm is deferred (deferred_norm.py), both products are
+the GEMM's.
 
 The operators: linear_op.py.  Every kernel reads the one layout that a weight has (tile_layout.py).
 """
@@ -16,22 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import Call, Implementation, Launch, Operand, RowMajor, TensorType
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import dequantise, gemm, gemv
+from llmc.schedules.cuda import gemm, gemv
 from llmc.schedules.cuda import norm as norms
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
-from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp, parse
 from llmc.schedules.rule import Rule
 
 Params = Gemv | Tiling
-QUANTISED = ("i8", "i4", "f8")
 
 
 def match(call: Call, target: Target) -> Params | None:
@@ -50,8 +45,6 @@ def space(call: Call, target: Target) -> Iterable[Params]:
     if not takes_gemv(op):
         return gemm.space(product_of(op, target, by_gemv=False), target)
     own = gemv.space(product_of(op, target, by_gemv=True), target)
-    if not takes_either(op):
-        return own
     other = list(gemm.space(product_of(op, target, by_gemv=False), target))
     return [*own[:2], *other[:2], *own[2:], *other[2:]]
 
@@ -61,19 +54,11 @@ def takes_gemv(op: LinearOp) -> bool:
     return op.m <= gemv.MOST_TOKENS and op.element != "f32" and not (op.deferred or op.moments)
 
 
-def takes_either(op: LinearOp) -> bool:
-    """Whether the GEMM is worth measuring beside the GEMV."""
-    return takes_gemv(op) and op.weight not in QUANTISED
-
-
 def product_of(op: LinearOp, target: Target, *, by_gemv: bool) -> LinearOp:
-    """The product's own part of the op: what is left when, in front of it, x has been normalised or brought to tiles,
-    and the weight has been brought back from codes."""
+    """The product's own part of the op: what is left when x has been normalised or brought to tiles in front of it."""
     if by_gemv:
         inside = gemv.takes_norm(op, target) or (op.tiled_x and not op.norm)
         return op if inside else replace(op, norm="", epsilon=0.0, tiled_x=True)
-    if op.weight in QUANTISED:
-        op = replace(op, weight=op.element, group=0)
     return op if op.deferred else replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
 
 
@@ -91,42 +76,9 @@ def implement(call: Call, params: Params, target: Target) -> Implementation:
         implementation = gemv.implement(inner, product, params, target)
     else:
         implementation = gemm.implement(inner, product, params, target)
-    if product.weight != op.weight:
-        implementation = behind_dequantising(replace(op, norm=product.norm), implementation)
     if (product.norm, product.tiled_x) != (op.norm, op.tiled_x):
         implementation = behind_norm(op, product, implementation)
     return implementation
-
-
-def behind_dequantising(op: LinearOp, implementation: Implementation) -> Implementation:
-    """The product's launches behind the one that brings the weight back to tiles, the first temporary.  op: without the
-    norm, which is in front of both."""
-    front = dequantise.launch(op, [Operand("input", op.weight_input), Operand("temp", 0)])
-    weight = Operand("input", op.weight_input)
-    launches = [
-        replace(reread(launch, {weight: Operand("temp", 0)}, {"temp": 1}), kernel=waiting(launch.kernel))
-        for launch in implementation.launches
-    ]
-    return replace(
-        implementation,
-        launches=(front, *launches),
-        temps=(dequantise.tiles_bytes(op), *implementation.temps),
-        layouts={**implementation.layouts, op.weight_input: weight_format(op).layout},
-    )
-
-
-def waiting(kernel: Kernel) -> Kernel:
-    """The kernel, started only when the one in front has ended: its weight is no constant, but what that one writes."""
-    name = f"{kernel.name}_waiting"
-    return replace(
-        kernel, name=name, key=f"waiting {kernel.key}", build=partial(renamed, kernel, name), dependent=False
-    )
-
-
-def renamed(kernel: Kernel, name: str) -> str:
-    """The kernel's source under another name."""
-    source: str = kernel.build()
-    return source.replace(kernel.name, name)
 
 
 def x_type(product: LinearOp) -> TensorType:

@@ -7,6 +7,7 @@ import pytest
 from llmc.compiler import driver
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, Program
+from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target
 
 HOPPER = Target("cuda", "sm_90a")
@@ -69,3 +70,33 @@ def test_an_int8_cache_is_about_half_of_what_attention_reads(
             (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == n_rows)
             read.append(max(call.n_bytes for call in body.calls if "Attention" in call.node))
         assert read[0] / read[1] < 0.53 if n_rows == 8 else read[0] < read[1]
+
+
+@pytest.fixture(scope="module")
+def by_scheme() -> dict[str, Program]:
+    """Llama-2-7B planned for decode of 32 and 64 sequences, by how its weights are quantised."""
+    programs = {}
+    for name in ("none", "int8", "fp8", "int4"):
+        source = load_source("llama2-7b", "random", "bf16")
+        step_graph, _ = driver.rewrite(source, Scheme.parse(name), None, "cuda")
+        programs[name] = driver.plan(step_graph, source, HOPPER, (32, 64), "bf16")
+    return programs
+
+
+@pytest.mark.parametrize("batch", [32, 64])
+@pytest.mark.parametrize(("scheme", "bytes_a_weight"), [("int8", 1.0), ("fp8", 1.0), ("int4", 0.5625)])
+def test_a_step_of_a_batch_reads_codes_alone_in_as_many_launches(
+    by_scheme: dict[str, Program], batch: int, scheme: str, bytes_a_weight: float
+) -> None:
+    """The weights of 32 layers: four of 4096 x 4096, three of 4096 x 11008."""
+    plain, quantised = (
+        [plan for plan in by_scheme[name].plans if plan.n_rows == batch and plan.kind == BODY]
+        for name in ("none", scheme)
+    )
+    assert [len(plan.calls) for plan in plain] == [len(plan.calls) for plan in quantised]
+    n_weights = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    moved, of_bf16 = (
+        sum(call.n_bytes for plan in plans for call in plan.calls if "Linear" in call.node)
+        for plans in (quantised, plain)
+    )
+    assert of_bf16 - moved == pytest.approx((2 - bytes_a_weight) * n_weights, rel=0.01)

@@ -353,6 +353,18 @@ def test_a_missing_proxy_fence_is_caught() -> None:
         registers_product(mutant(REGISTERS_A, "fence_async_shared();"))
 
 
+def test_a_register_that_a_product_still_reads_may_not_change() -> None:
+    wait = "wgmma_wait<0>(d);"
+    with pytest.raises(LlmcError, match="registers that a wgmma reads changed"):
+        registers_product(mutant(REGISTERS_A, wait, f"fragments[3][2] = 0; {wait}"))
+
+
+def test_registers_that_were_written_need_a_fence_before_the_product() -> None:
+    fenced = "wgmma_fence(d);"
+    with pytest.raises(LlmcError, match="A's registers without a wgmma_fence"):
+        registers_product(mutant(REGISTERS_A, fenced, f"{fenced} wgmma_commit();"))
+
+
 @pytest.mark.parametrize("shape", [(1, 64), (8, 128), (13, 100)])
 def test_tiling_a_matrix_and_back_gives_the_matrix(shape: tuple[int, int]) -> None:
     x = normal(*shape)

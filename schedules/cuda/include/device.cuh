@@ -320,6 +320,15 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+// Bit by bit any function of three in one instruction: kTable is the function of 0xf0, 0xcc and 0xaa. (From `a & b | c`
+// with two constants the compiler makes two instructions.) 9.7.8.6 lop3
+template <uint8_t kTable>
+__device__ __forceinline__ uint32_t bits_of(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(int(kTable)));
+    return d;
+}
+
 #endif  // LLMC_EMULATE
 
 // ---- the same on both ----------------------------------------------------------------------------------------------

@@ -4,13 +4,15 @@
 // warpgroups owns 128 stored rows of W by kTokens tokens, a warp 16 rows of them.
 //
 //     stage s + kStages - 1   cp.async, 16 bytes a lane, in memory's order: conflict-free as it lies
-//     stage s                 a k-step of 16: ldmatrix of 16 x 16 of W, then kTokens/16 times 16 x 16 of x and two
-//                             mma.m16n8k16 each
+//     stage s                 a k-step of 16: ldmatrix of 16 x 16 of W, or a quarter of a piece of codes, which a warp
+//                             takes apart in registers; then kTokens/16 times 16 x 16 of x and two mma.m16n8k16 each
 //
 // Bytes and operations are those of gemm_wgmma.cuh.
 #pragma once
 
+#include "gemm_codes.cuh"
 #include "gemm_epilogue.cuh"
+#include "gemv_quant.cuh"
 
 constexpr int kMmaThreads = 256;
 
@@ -39,7 +41,7 @@ struct Fetcher {
         const Place place = Tiling::place_of(now.tile);
         for (int group = 0; group < Tiling::tile_rows_at(place); group++) {
             const unsigned char *from = Tiling::weight_at(weight, place, group, now.begin);
-            copy(shared.stages[stage] + group * kTileBytes, from, kTileBytes / 16);
+            copy(shared.stages[stage] + group * Tiling::kGroupBytes, from, Tiling::kGroupBytes / 16);
         }
     }
 
@@ -50,26 +52,47 @@ struct Fetcher {
     }
 };
 
+// Adds 16 of K, which a holds of the weight, to a warp's sums.
+template <class Tiling>
+__device__ __forceinline__ void multiply_step(float (&sums)[Tiling::kSums], const uint32_t (&a)[4],
+                                              const unsigned char *stage, int k_step) {
+    const int lane = lane_index(), matrix = lane / 8, row = lane % 8;
+    const unsigned char *b_row = stage + Tiling::kWeightBytes + (matrix / 2 * 8 + row) * 128;
+#pragma unroll
+    for (int pair = 0; pair < Tiling::kTokens / 16; pair++) {
+        uint32_t b[4];
+        ldmatrix_x4(b, b_row + pair * 2048 + ((2 * k_step + matrix % 2) ^ row) * 16);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float (&d)[4] = *reinterpret_cast<float (*)[4]>(&sums[(2 * pair + half) * 4]);
+            const uint32_t b_half[2] = {b[2 * half], b[2 * half + 1]};
+            mma_16816<typename Tiling::L::T>(d, a, b_half);
+        }
+    }
+}
+
 // Adds a stage's 64 of K to a warp's sums.
 template <class Tiling>
 __device__ __forceinline__ void multiply_stage(float (&sums)[Tiling::kSums], const unsigned char *stage, int warp) {
-    const int lane = lane_index(), matrix = lane / 8, row = lane % 8;
-    const unsigned char *a_row = stage + (warp * 16 + matrix % 2 * 8 + row) * 128;
-    const unsigned char *b_row = stage + Tiling::kWeightBytes + (matrix / 2 * 8 + row) * 128;
+    using Weight = typename Tiling::L::Weight;
+    if constexpr (Weight::kByChunks) {
+        const int lane = lane_index(), matrix = lane / 8, row = lane % 8;
+        const unsigned char *a_row = stage + (warp * 16 + matrix % 2 * 8 + row) * 128;
 #pragma unroll
-    for (int k_step = 0; k_step < 4; k_step++) {
-        uint32_t a[4];
-        ldmatrix_x4(a, a_row + ((2 * k_step + matrix / 2) ^ row) * 16);
+        for (int k_step = 0; k_step < 4; k_step++) {
+            uint32_t a[4];
+            ldmatrix_x4(a, a_row + ((2 * k_step + matrix / 2) ^ row) * 16);
+            multiply_step<Tiling>(sums, a, stage, k_step);
+        }
+    } else {
+        Weight codes;
+        codes.take(stage + warp * Weight::kPieceBytes);
 #pragma unroll
-        for (int pair = 0; pair < Tiling::kTokens / 16; pair++) {
-            uint32_t b[4];
-            ldmatrix_x4(b, b_row + pair * 2048 + ((2 * k_step + matrix % 2) ^ row) * 16);
+        for (int half = 0; half < 2; half++) {
+            uint32_t a[2][4];
+            operands_of<typename Tiling::L::T>(a, codes, half);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float (&d)[4] = *reinterpret_cast<float (*)[4]>(&sums[(2 * pair + half) * 4]);
-                const uint32_t b_half[2] = {b[2 * half], b[2 * half + 1]};
-                mma_16816<typename Tiling::L::T>(d, a, b_half);
-            }
+            for (int i = 0; i < 2; i++) multiply_step<Tiling>(sums, a[i], stage, 2 * half + i);
         }
     }
 }
@@ -103,6 +126,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     int stage = 0;
     typename Tiling::W work(blockIdx.x);
     for (Stretch stretch; work.next(stretch);) {
+        const RowScales<Tiling> scales(weight, Tiling::place_of(stretch.tile), group);
         float sums[Tiling::kSums];
 #pragma unroll
         for (int i = 0; i < Tiling::kSums; i++) sums[i] = 0;
@@ -119,6 +143,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
             multiply_stage<Tiling>(sums, shared.stages[stage], warp);
             stage = stage + 1 == Tiling::kStages ? 0 : stage + 1;
         }
+        scales.apply(sums);
         finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
                                epilogue, parts, counters);
     }

@@ -3,7 +3,7 @@
 // Two warpgroups own a tile, 64 rows each: one row of W's own tiles. A step of 64 along K is a stage of a ring in
 // shared memory, where all lies as in global memory:
 //
-//     stage   [W: 2 tiles of 64 rows x 128 bytes] [x: kTokens rows x 128 bytes]
+//     stage   [W: 64 rows for each warpgroup, a tile or four pieces of codes] [x: kTokens rows x 128 bytes]
 //
 // Tiles are counted kBand token tiles at a time, down the rows of W: blocks side by side share rows of W and tokens in
 // L2. A cluster of blocks owns a tile of as many times 128 rows, each block 128 of them; a block whose rows lie past the
@@ -18,8 +18,8 @@ struct Place {
     int tile_row, token;
 };
 
-// `Layer` is that of epilogue.cuh, with kK. kStages: of the ring. kBlocks: of the grid; kCluster: of a cluster.
-// kShared: Work's.
+// `Layer` is that of epilogue.cuh, with kK, T, and how a Weight lies (gemv_weight.cuh, gemv_quant.cuh). kStages: of the
+// ring. kBlocks: of the grid; kCluster: of a cluster. kShared: Work's.
 template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1>
 struct Tiling {
     static_assert(kBlocks % kCluster_ == 0, "the grid is whole clusters");
@@ -27,7 +27,9 @@ struct Tiling {
     static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_;
     static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
     static constexpr int kTileGroups = kGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
-    static constexpr int kWeightBytes = kGroups * kTileBytes, kStageBytes = kWeightBytes + kTokens * kRowBytes;
+    static constexpr int kGroupBytes = 4 * L::Weight::kPieceBytes;  // of the weight, for a warpgroup's step
+    static constexpr int kWeightBytes = round_up(kGroups * kGroupBytes, 1024);  // x is swizzled by 1024
+    static constexpr int kStageBytes = kWeightBytes + kTokens * kRowBytes;
 
     static constexpr int n_tile_rows = tile_rows(L::kN, L::kGated), n_steps = ceil_div(L::kK, kTile);
     static constexpr int n_row_tiles = ceil_div(n_tile_rows, kTileGroups), n_token_tiles = ceil_div(L::kM, kTokens);
@@ -39,7 +41,6 @@ struct Tiling {
     // Which of Work's blocks this is, or is part of; and the cluster's how many-th.
     static __device__ int worker() { return blockIdx.x / kCluster; }
     static __device__ int rank() { return blockIdx.x % kCluster; }
-
 
     // This block's part of a tile.
     static __device__ Place place_of(int tile) {
@@ -57,7 +58,8 @@ struct Tiling {
 
     // What a step needs of the weight, for one warpgroup, and of x.
     static __device__ const unsigned char *weight_at(const void *weight, const Place &place, int group, int step) {
-        return static_cast<const unsigned char *>(weight) + tile_offset(place.tile_row + group, step, n_steps);
+        const int64_t at = int64_t(place.tile_row + group) * n_steps + step;
+        return static_cast<const unsigned char *>(weight) + at * kGroupBytes;
     }
     static __device__ const unsigned char *x_at(const void *x, const Place &place, int step) {
         return static_cast<const unsigned char *>(x) + 2 * activation_index(kPaddedM, place.token, kTile * step);

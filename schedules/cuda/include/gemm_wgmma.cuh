@@ -19,6 +19,7 @@
 #pragma once
 
 #include "gemm_epilogue.cuh"
+#include "gemv_weight.cuh"
 
 // Shared memory of a block.
 template <class Tiling>
@@ -55,14 +56,14 @@ struct Producer {
     __device__ void copy_weight(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
         const int n_groups = Tiling::tile_rows_at(place), n_tokens = Tiling::tokens_at(place);
-        mbarrier_arrive_expect(&shared.full[stage], n_groups * kTileBytes + n_tokens * kRowBytes);
+        mbarrier_arrive_expect(&shared.full[stage], n_groups * Tiling::kGroupBytes + n_tokens * kRowBytes);
         for (int group = 0; group < n_groups; group++) {
             const unsigned char *from = Tiling::weight_at(weight, place, group, now.begin);
-            unsigned char *to = shared.stages[stage] + group * kTileBytes;
+            unsigned char *to = shared.stages[stage] + group * Tiling::kGroupBytes;
             if constexpr (Tiling::n_token_tiles == 1) {  // nobody reads it again
-                bulk_copy_streaming(to, from, kTileBytes, &shared.full[stage]);
+                bulk_copy_streaming(to, from, Tiling::kGroupBytes, &shared.full[stage]);
             } else {
-                bulk_copy(to, from, kTileBytes, &shared.full[stage]);
+                bulk_copy(to, from, Tiling::kGroupBytes, &shared.full[stage]);
             }
         }
     }
@@ -154,11 +155,21 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
     give_back<Tiling>(&shared.empty[previous], group);
 }
 
-// x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
+// The way to sum a stretch of a weight in tiles. (gemm_wgmma_codes.cuh has another, for quantised weights.)
 template <class Tiling>
+struct TileSums {
+    __device__ __forceinline__ void operator()(float (&sums)[Tiling::kSums], const Stretch &stretch,
+                                               const Warpgroup &group, WgmmaShared<Tiling> &shared,
+                                               RingPosition<Tiling::kStages> &at) const {
+        sum_stretch<Tiling>(sums, stretch, group, shared, at);
+    }
+};
+
+// x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
+template <class Tiling, class Sum = TileSums<Tiling>>
 __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
                                            Epilogue<typename Tiling::L> epilogue, float4 *parts,
-                                           uint32_t *counters) {
+                                           uint32_t *counters, const Sum &sum = {}) {
     constexpr bool kNorms = Tiling::L::kNorm != Norm::none;
     using Shared = WgmmaShared<Tiling>;
     Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
@@ -202,7 +213,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         typename Tiling::W work(Tiling::worker());
         for (Stretch stretch; work.next(stretch);) {
             float sums[Tiling::kSums];
-            sum_stretch<Tiling>(sums, stretch, group, shared, at);
+            sum(sums, stretch, group, shared, at);
             if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
             finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
                                    epilogue, parts, counters);

@@ -24,11 +24,11 @@
 
 // Nibbles 0 and 4 of a word, which are codes + 8.
 __device__ __forceinline__ uint32_t nibbles(bf16 type, uint32_t word) {
-    return subtract2(type, (word & 0x000f000f) | 0x43004300, 0x43084308);
+    return subtract2(type, bits_of<kAndOr>(word, 0x000f000f, 0x43004300), 0x43084308);
 }
 
 __device__ __forceinline__ uint32_t nibbles(f16 type, uint32_t word) {
-    return subtract2(type, (word & 0x000f000f) | 0x64006400, 0x64086408);
+    return subtract2(type, bits_of<kAndOr>(word, 0x000f000f, 0x64006400), 0x64086408);
 }
 
 // Which piece of a weight it is: those of four strips are neighbours, as rows of a tile are.

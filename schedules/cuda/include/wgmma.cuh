@@ -42,6 +42,13 @@ __device__ __forceinline__ void pin_registers(float (&d)[R]) {
     for (int i = 0; i < R; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// The same of an A: behind the wgmma_wait() of a product that reads it, it keeps those registers from other use till then.
+template <int R>
+__device__ __forceinline__ void pin_registers(uint32_t (&a)[R]) {
+#pragma unroll
+    for (int i = 0; i < R; i++) asm volatile("" : "+r"(a[i])::"memory");
+}
+
 // Before the first wgmma(), and whenever registers that the next one takes (d, or a from registers) were written.
 template <int... R>
 __device__ __forceinline__ void wgmma_fence(float (&...d)[R]) {

@@ -93,6 +93,8 @@ struct Pending {
     uint64_t fingerprint;
     int group;
     float *first_d;
+    std::vector<const uint32_t *> a_registers;  // of each thread, if A comes from there
+    uint64_t a_fingerprint;
 };
 // Accumulators under way, known by thread 0's pointer.
 struct Accumulator {
@@ -104,7 +106,8 @@ struct Warpgroup {
     std::deque<Pending> pending;
     std::deque<Accumulator> accumulators;
     int group;
-    bool fenced;
+    bool fenced;    // since the last wait
+    bool fenced_a;  // since the last commit: registers that a product reads were written before
 } warpgroups[kWarps / 4];
 
 const uint64_t kPoisonedPair = 0xffffffffffffffff;
@@ -152,6 +155,12 @@ uint64_t fingerprint(const uint16_t *elements, int count, uint64_t hash) {
         hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
         hash ^= hash >> 29;
     }
+    return hash;
+}
+
+uint64_t fingerprint(const std::vector<const uint32_t *> &registers) {
+    uint64_t hash = 1;
+    for (const uint32_t *of_thread : registers) hash = fingerprint(reinterpret_cast<const uint16_t *>(of_thread), 8, hash);
     return hash;
 }
 
@@ -220,25 +229,37 @@ void complete_wgmma(const uint64_t *values, uint32_t) {
     Warpgroup &group = warpgroups[current / 128];
     Accumulator &to = open_accumulator(group, values, first.n);
     uint16_t a[64 * 16], b[256 * 16];
-    if (first.a_registers)
+    std::vector<const uint32_t *> a_registers;
+    if (first.a_registers) {
+        if (!group.fenced_a) fail("wgmma on A's registers without a wgmma_fence since the last wgmma_commit");
+        for (int thread = 0; thread < 128; thread++) a_registers.push_back(part(thread).a_registers);
         for (int thread = 0; thread < 128; thread++)
             for (int r = 0; r < 4; r++)
                 for (int i = 0; i < 2; i++)
                     a[(thread / 32 * 16 + thread % 32 / 4 + 8 * (r & 1)) * 16 + 2 * (thread % 4) + i + 8 * (r >> 1)] =
                         uint16_t(part(thread).a_registers[r] >> 16 * i);
-    else
+    } else {
         read_operand(first.a, "wgmma's A", 64, true, a, [](const void *p) { check_async_read(p, 16, "wgmma's A"); });
+    }
     read_operand(first.b, "wgmma's B", first.n, !first.transpose_b, b,
                  [](const void *p) { check_async_read(p, 16, "wgmma's B"); });
     multiply(to, a, b, first.is_bf16, first.accumulate);
-    Pending product = {first.a, first.b, !first.a_registers, first.transpose_b, first.n, 0, group.group, to.d[0]};
+    Pending product = {first.a, first.b, !first.a_registers, first.transpose_b, first.n, 0, group.group, to.d[0],
+                       a_registers, fingerprint(a_registers)};
     product.fingerprint = fingerprint(product, [](const void *) {});
     group.pending.push_back(product);
     to.n_pending++;
 }
 
-void complete_fence(const uint64_t *, uint32_t) { warpgroups[current / 128].fenced = true; }
-void complete_commit(const uint64_t *, uint32_t) { warpgroups[current / 128].group++; }
+void complete_fence(const uint64_t *, uint32_t) {
+    Warpgroup &group = warpgroups[current / 128];
+    group.fenced = group.fenced_a = true;
+}
+void complete_commit(const uint64_t *, uint32_t) {
+    Warpgroup &group = warpgroups[current / 128];
+    group.group++;
+    group.fenced_a = false;
+}
 
 void complete_wait(const uint64_t *values, uint32_t) {
     Warpgroup &group = warpgroups[current / 128];
@@ -249,6 +270,8 @@ void complete_wait(const uint64_t *values, uint32_t) {
         const auto note = [](const void *p) { note_async_read(p, 16, current / 128 * 4, 4); };
         if (fingerprint(product, note) != product.fingerprint)
             fail("shared memory that a wgmma reads changed between the wgmma and its wgmma_wait");
+        if (fingerprint(product.a_registers) != product.a_fingerprint)
+            fail("registers that a wgmma reads changed between the wgmma and its wgmma_wait");
         for (auto open = group.accumulators.begin(); open != group.accumulators.end(); ++open) {
             if (open->d[0] != product.first_d || --open->n_pending) continue;
             for_each_register(*open, [&](float &d, size_t at) {
@@ -287,7 +310,7 @@ void start_products() {
         group.pending.clear();
         group.accumulators.clear();
         group.group = 0;
-        group.fenced = false;
+        group.fenced = group.fenced_a = false;
     }
 }
 

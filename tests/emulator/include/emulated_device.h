@@ -80,3 +80,11 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 }
 
 inline float exp2_approx(float x) { return exp2f(x); }
+
+template <uint8_t kTable>
+inline uint32_t bits_of(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d = 0;
+    for (int i = 0; i < 8; i++)
+        if (kTable >> i & 1) d |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+    return d;
+}

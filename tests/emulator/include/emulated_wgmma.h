@@ -1,6 +1,9 @@
 // The twins of wgmma.cuh's functions: the same names and meanings, described there.
 #pragma once
 
+template <int R>
+inline void pin_registers(uint32_t (&)[R]) {}
+
 template <int... R>
 inline void wgmma_fence(float (&...d)[R]) { ((void)d, ...), emulated::wgmma_fence(); }
 inline void wgmma_commit() { emulated::wgmma_commit(); }

@@ -23,6 +23,7 @@ _TARGET = re.compile(r"`\((\.L_x_\d+|\$[\w$]+)\)")
 _ENDS = re.compile(r"(EXIT|RET|BRX|BRA(\.\w+)* +`)")
 """What follows is not reached, unless there is a condition in front, or behind as in BRA P0, …"""
 _REGISTER = re.compile(r"\bR(\d+)\b")
+_FROM_REGISTERS = re.compile(r"HGMMA\S* R\d+, R\d+, gdesc")
 _USAGE = re.compile(r"REG:(\d+).*?STACK:(\d+).*?SHARED:(\d+)")
 
 
@@ -36,6 +37,11 @@ class Sass:
     shared_bytes: int
     listed: tuple[str, ...]
     text: str
+
+    @property
+    def products_from_registers(self) -> int:
+        """Products of warpgroups whose left matrix is in registers."""
+        return len(_FROM_REGISTERS.findall(self.text))
 
     @functools.cached_property
     def instructions(self) -> Counter[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmc import schedules
-from llmc.compiler.kernel import Call, Launch, TensorType
+from llmc.compiler.kernel import Call, DType, Launch, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
@@ -41,12 +41,14 @@ LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 
 @dataclass(frozen=True)
 class Case:
-    """A call on an architecture.  wants: instructions that its main kernel has; wide: 16-byte loads are among them."""
+    """A call on an architecture.  wants: instructions that its main kernel has; wide: 16-byte loads are among them;
+    from_registers: so do all its products take the weight."""
 
     level: str
     call: Call
     wants: tuple[str, ...]
     wide: bool = True
+    from_registers: bool = False
 
 
 def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
@@ -54,6 +56,13 @@ def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool
 
 
 FP8 = quantised_call(linear_call("RMSNormGatedLinearSilu", 1, 11008, 4096, tiled_y=True), "f8")
+
+
+def codes(name: str, m: int, n: int, k: int, weight: DType, group: int, *wants: str) -> Case:
+    call = linear_call(name, m, n, k, tiled_x=True, tiled_y="Gated" in name)
+    wanted = (*wants, "UBLKCP")
+    return Case("sm_90a", quantised_call(call, weight, group), wanted, wide=False, from_registers=True)
+
 
 CASES = {
     "qkv of one token": layer("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
@@ -91,8 +100,13 @@ CASES = {
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
     ),
+    "int8 down of 32 tokens": codes("LinearResidual", 32, 4096, 11008, "i8", 0, "HGMMA.64x32x16.F32.BF16"),
+    "int4 gate and up of 64 tokens": codes(
+        "GatedLinearSilu", 64, 11008, 4096, "i4", 32, "HGMMA.64x64x16.F32.BF16", "HFMA2.BF16_V2"
+    ),
+    "fp8 gate and up of 1024 tokens": codes("GatedLinearSilu", 1024, 11008, 4096, "f8", 0, "HGMMA.64x256x16.F32.BF16"),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
-    "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False),
+    "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True),
     "attention of one token over int8": Case("sm_90a", LLAMA_INT8.call(1), ("HMMA.16816.F32", "LDGSTS.E.BYPASS")),
     "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
     "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),
@@ -125,6 +139,7 @@ def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case:
         if launch is main:
             assert [name for name in case.wants if not sass.count(name)] == []
             assert sass.having("LDG", "128") or not case.wide
+            assert sass.products_from_registers == (sass.count("HGMMA") if case.from_registers else 0)
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -170,6 +185,20 @@ def test_a_step_of_a_long_prompt_is_one_group_of_products_and_no_fence_of_the_gp
     assert sass.count("USETMAXREG") == 2
     assert sass.count("MEMBAR.ALL.GPU") == 0
     assert sass.count("LDL") == sass.count("STL") == 0
+
+
+@pytest.mark.parametrize(
+    ("weight", "group", "most"), [("i8", 0, 115), ("f8", 0, 115), ("i4", 32, 160), ("i4", 128, 150)]
+)
+def test_a_step_of_codes_takes_the_instructions_that_are_counted_on(weight: DType, group: int, most: int) -> None:
+    """As include/gemm_codes.cuh counts them: from a step's wait to its last product."""
+    call = quantised_call(linear_call("LinearResidual", 32, 4096, 11008, tiled_x=True), weight, group)
+    (launch,) = schedules.implement(call, Target("cuda", "sm_90a")).launches
+    sass, _ = compiled(launch, "sm_90a")
+    products = [place for place, name in enumerate(sass.listed) if name.startswith("HGMMA")]
+    wait = max(place for place in range(products[0]) if sass.listed[place].startswith("SYNCS.PHASECHK"))
+    assert len(products) == 4
+    assert products[-1] - wait < most
 
 
 def test_a_spill_is_seen() -> None:
