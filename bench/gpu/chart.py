@@ -72,7 +72,9 @@ def add(journal: Journal, found: dict[str, Measured]) -> None:
     read = round(rates.get(limits.COPY_LIMIT, 0.0) / 1e9, 2)
     for (model, system), entry in loads_in(latest):
         before = measured.loads.get((model, system), {})
-        if system == whole.LLMC and before.get("created") != entry.get("created"):
+        if system == whole.LLMC and before and before.get("created") != entry.get("created"):
+            if not any(item.startswith(f"{model} {system} decode") and seconds_of(e) for item, e in latest.items()):
+                continue  # another artifact, and the machine was lost before it made a step
             measured.samples.pop((model, system), None)
         measured.loads[model, system] = entry
     for item, entry in latest.items():

@@ -94,6 +94,8 @@ def test_many_sequences_are_kept_but_not_drawn(results: Results) -> None:
 def test_of_two_visits_the_artifact_measured_last_counts(results: Results, tmp_path: Path) -> None:
     second = Results(tmp_path / "second.jsonl")
     second.model("opt-6.7b", created="tuned")
+    (record,) = records_of([results.path, second.path])  # lost before it made a step: the first stands
+    assert record.panels[0].model["compiled"] == {"opt-6.7b": "first"}
     second.decode("opt-6.7b", "llmc", "1x128", 0.001)
     second.decode("opt-6.7b", "hf", "1x128", 0.010)
     (record,) = records_of([results.path, second.path])
