@@ -85,6 +85,9 @@ llmc_status program_open(llmc_model *model, const llmc_options *options)
         program_close(model);
     }
     if (!n_allowed) return none_allowed(model, options);
-    return fail(LLMC_ERROR_TARGET, file->path, "compile for this machine too: --target cpu, or --target cuda",
-                "this machine runs none of the artifact's %u programs: %s", n_allowed, reasons);
+    const char *kind = options->run_on == LLMC_ON_ANY ? "" : options->run_on == LLMC_ON_CPU ? " for CPUs" : " for GPUs";
+    return fail(LLMC_ERROR_TARGET, file->path,
+                n_allowed < file->n_programs ? "it has programs for other devices: leave the choice to it"
+                                             : "compile for this machine too: --target cpu, or --target cuda",
+                "this machine runs none of the artifact's %u programs%s: %s", n_allowed, kind, reasons);
 }

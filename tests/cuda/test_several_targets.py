@@ -82,8 +82,8 @@ def test_a_machine_for_none_of_them_is_told_of_each(
     result = CliRunner().invoke(main, ["run", str(several.path), "--tokens", "1", "--device", "cuda"])
     assert result.exit_code == 1
     lacks = f"this machine has no NVIDIA driver ({NOBODY})"
-    fact = f"this machine runs none of the artifact's 2 programs: {HOPPER} ({lacks}), {AMPERE} ({lacks})"
-    hint = "compile for this machine too: --target cpu, or --target cuda"
+    fact = f"this machine runs none of the artifact's 2 programs for GPUs: {HOPPER} ({lacks}), {AMPERE} ({lacks})"
+    hint = "it has programs for other devices: leave the choice to it"
     assert result.stderr == f"error: {fact}\n  at: {several.path}\n  hint: {hint}\n"
 
 
