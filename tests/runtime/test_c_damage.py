@@ -199,6 +199,18 @@ def test_other_kernels_than_the_plan_names_are_refused(openings: Openings) -> No
     assert facts[2].startswith("the plan names 15 kernels, the code has 16")
 
 
+def test_hostile_second_programs_are_refused_or_not_looked_at(openings: Openings) -> None:
+    good = toy.ToyPlan().pack()
+    seconds = [b"", good[:119], good[:-1], *(toy.ToyPlan().pack(n_kernels=n) for n in (0, 1, 2**31, 2**32 - 1)), good]
+    files = [toy.pack_sections(toy.toy_sections(**{"plan.1": second})) for second in seconds]
+    results = openings(files)
+    assert [status for status, _ in results] == [OK, OK, FORMAT, OK, FORMAT, FORMAT, FORMAT, FORMAT]
+    assert results[-2][1] == "the plan names 4294967311 kernels, the code has 16"
+    first = toy.ToyPlan().pack(cpu_features=1 << 31)
+    spoiled = [toy.pack_sections(toy.toy_sections(**{"plan": first, "plan.1": second})) for second in seconds]
+    assert {status for status, _ in openings(spoiled)} == {FORMAT}
+
+
 def test_an_artifact_for_another_machine_is_refused(openings: Openings) -> None:
     plan = toy.ToyPlan().pack(cpu_features=1 << 31)
     [(status, fact)] = openings([toy.pack_sections(toy.toy_sections(plan=plan))])
