@@ -16,7 +16,7 @@ from functools import partial
 
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
-from llmc.schedules.cuda.attention_shape import KV_BYTES, Attention, parse
+from llmc.schedules.cuda.attention_shape import KV_BYTES, SCALE_BYTES, Attention, parse
 from llmc.schedules.rule import Rule
 
 MOST_STREAMED_ROWS = 64
@@ -99,7 +99,7 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     slots = most_slots(a, chip)
     if a.rows <= MOST_STREAMED_ROWS and slots:
         return Stream(max(1, min(stream_blocks(a) * chip.processors // units(a), a.pages // LEAST_PAGES)), slots)
-    if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM and not a.is_coded:
+    if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
     return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
 
@@ -199,6 +199,12 @@ def tile_bytes(a: Attention, stages: int) -> int:
     return 2 * stages * PAGE_TOKENS * a.token_bytes + head * (a.is_coded + (a.head_dim > 128))
 
 
+def ring_bytes(a: Attention, stages: int) -> int:
+    """The same for `wgmma`: K and V as they are multiplied, and of codes their scales."""
+    scales = 2 * PAGE_TOKENS * SCALE_BYTES if a.is_coded else 0
+    return stages * (2 * PAGE_TOKENS * a.head_dim * a.factor_bytes + scales)
+
+
 def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     tiles = -(-a.rows // (TILE_ROWS * max(params.groups, 1)))
     n_bytes = a.factor_bytes
@@ -213,13 +219,14 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
     arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
+    shared_bytes = (ring_bytes if params.groups else tile_bytes)(a, params.stages)
     if params.groups:
         shape = a.source(stages=params.stages, groups=params.groups)
-        kernel_parts = (shape, arguments, ATTEND_WGMMA, 128 * params.groups + 32)
+        kernel_parts = (shape, arguments, ATTEND_WGMMA, 128 * params.groups + (128 if a.is_coded else 32))
     else:
         kernel_parts = (a.source(stages=params.stages), arguments, ATTEND_TILE, TILE_THREADS)
     attend = Launch(
-        kernel_of("wgmma" if params.groups else "tile", a, *kernel_parts, tile_bytes(a, params.stages)),
+        kernel_of("wgmma" if params.groups else "tile", a, *kernel_parts, shared_bytes),
         tuple(argument.operand for argument in arguments),
         tiles * a.heads,
         a.context * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a) // 2,

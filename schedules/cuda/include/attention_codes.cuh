@@ -34,10 +34,13 @@
 
 // ---- where they lie ------------------------------------------------------------------------------------------------
 
+// Where a token lies in a chunk's row of 8, and which token lies there.
+__device__ __forceinline__ int token_at(int token, int chunk) { return token ^ (chunk % 4 * 2 + chunk % 2); }
+
 // Byte of chunk `chunk` of token `first` + `token` in [D/16][kPitch][16]; first a multiple of 8, token less.
 template <int kPitch>
 __device__ __forceinline__ int chunk_place(int first, int token, int chunk) {
-    return 16 * (chunk * kPitch + first + (token ^ (chunk % 4 * 2 + chunk % 2)));
+    return 16 * (chunk * kPitch + first + token_at(token, chunk));
 }
 
 template <class Shape, int kPitch>

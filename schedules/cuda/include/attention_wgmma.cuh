@@ -11,48 +11,19 @@
 // V of a page that is not full comes by chunks, its valid tokens only: what was never written could be NaN, and 0 * NaN
 // is NaN. (K may: such scores are masked.) So the ring's V begins as zeros.
 //
+// Of codes, the page goes through the registers of a warpgroup that does nothing else (attention_widen_ring.cuh).
+//
 // Beside what attention.cuh lists, Shape has:
 //     stages      pages in shared memory
 //     groups      warpgroups with rows, 1 or 2
 #pragma once
 
-#include "attention_tile.cuh"
+#include "attention_widen_ring.cuh"
 
 #ifdef LLMC_HAS_WGMMA
 
 template <class Shape>
-struct Warpgroups {
-    static constexpr int threads = 128 * Shape::groups + 32, rows = kTileRows * Shape::groups;
-    static constexpr int blocks = (Shape::rows + rows - 1) / rows;  // for each head
-    static constexpr int head_bytes = kHeadElements<Shape> * int(sizeof(typename Shape::T));
-};
-
-// For each page of the ring: its K, its V have come; all warps are done with it.
-template <class Shape>
-struct Ring {
-    uint64_t keys[Shape::stages], values[Shape::stages], done[Shape::stages];
-};
-
-// Where a warp is in the ring.
-template <class Shape>
-struct Place {
-    int stage = 0;
-    uint32_t parity = 0;
-
-    __device__ __forceinline__ void next() {
-        stage++;
-        if (stage == Shape::stages) stage = 0, parity ^= 1;
-    }
-};
-
-// K and V of stage `stage`.
-template <class Shape>
-__device__ __forceinline__ typename Shape::T *stage_of(int stage) {
-    return reinterpret_cast<typename Shape::T *>(dynamic_shared()) + stage * 2 * kHeadElements<Shape>;
-}
-
-template <class Shape>
-__device__ __forceinline__ void fetch_page(const typename Shape::T *from, int tokens, const Place<Shape> &place,
+__device__ __forceinline__ void fetch_page(const typename Shape::Kv *from, int tokens, const Place<Shape> &place,
                                            Ring<Shape> &ring) {
     using W = Warpgroups<Shape>;
     typename Shape::T *to = stage_of<Shape>(place.stage);
@@ -64,7 +35,7 @@ __device__ __forceinline__ void fetch_page(const typename Shape::T *from, int to
         mbarrier_arrive_expect(&ring.values[place.stage], n * (W::head_bytes / kPageTokens));
     }
     __syncwarp();
-    to += kHeadElements<Shape>, from += kHeadElements<Shape>;
+    to += W::head, from += W::head;
     if (n == kPageTokens) {
         if (lane == 0) bulk_copy(to, from, W::head_bytes, &ring.values[place.stage]);
     } else if (lane < Shape::head_dim / 8) {
@@ -92,7 +63,7 @@ __device__ __forceinline__ void multiply_page(Gathered<Shape> &state, const uint
                                               Ring<Shape> &ring) {
     using T = typename Shape::T;
     constexpr int D = Shape::head_dim, chunk = kPageTokens * 16, eight = 128;  // bytes to the next chunk, 8 tokens
-    const T *keys = stage_of<Shape>(place.stage), *values = keys + kHeadElements<Shape>;
+    const T *keys = stage_of<Shape>(place.stage), *values = keys + Warpgroups<Shape>::head;
     const bool used = sees_some<Shape>(rows, page);
     mbarrier_wait(&ring.keys[place.stage], place.parity);
     float s[kPageTokens / 8][4];
@@ -104,6 +75,7 @@ __device__ __forceinline__ void multiply_page(Gathered<Shape> &state, const uint
             wgmma<kPageTokens, T>(scores, q[i], plain_descriptor(keys + i * 2 * kPageTokens * 8, chunk, eight), i > 0);
         wgmma_commit();
         wgmma_wait<0>(scores);
+        if constexpr (kCoded<Shape>) scale_scores<kPageTokens>(s, stage_scales<Shape>(place.stage));
         const int row = 16 * warp_index() + lane_index() / 4;
         weigh<Shape, kPageTokens>(state, s, !sees_all<Shape>(rows, page, kTileRows), [&](int half, int i) {
             return sees<Shape>(rows, row + 8 * half, page * kPageTokens + i);
@@ -111,6 +83,8 @@ __device__ __forceinline__ void multiply_page(Gathered<Shape> &state, const uint
     }
     mbarrier_wait(&ring.values[place.stage], place.parity);
     if (!used) return;
+    if constexpr (kCoded<Shape>)
+        scale_weights<Shape, kPageTokens>(state, s, stage_scales<Shape>(place.stage) + kPageTokens);
     uint32_t p[kPageTokens / 16][4];
 #pragma unroll
     for (int n = 0; n < kPageTokens / 16; n++) {
@@ -142,19 +116,19 @@ __device__ __forceinline__ void for_each_stretch(const int *positions, const int
     }
 }
 
-// V of the ring as zeros, and the ring's barriers.
+// The ring's barriers; V in it as zeros, where whole tokens are left out.
 template <class Shape>
 __device__ __forceinline__ void prepare(Ring<Shape> &ring) {
     using W = Warpgroups<Shape>;
-    for (int i = threadIdx.x; i < Shape::stages * kHeadElements<Shape> / 8; i += W::threads) {
-        const int stage = i / (kHeadElements<Shape> / 8), chunk = i % (kHeadElements<Shape> / 8);
-        put_chunk(stage_of<Shape>(stage) + kHeadElements<Shape> + 8 * chunk, make_uint4(0, 0, 0, 0));
+    for (int i = threadIdx.x; !kCoded<Shape> && i < Shape::stages * W::head / 8; i += W::threads) {
+        const int stage = i / (W::head / 8), chunk = i % (W::head / 8);
+        put_chunk(stage_of<Shape>(stage) + W::head + 8 * chunk, make_uint4(0, 0, 0, 0));
     }
     fence_async_shared();
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Shape::stages; stage++) {
-            mbarrier_init(&ring.keys[stage], 1);
-            mbarrier_init(&ring.values[stage], 1);
+            mbarrier_init(&ring.keys[stage], kCoded<Shape> ? W::fetching : 1);
+            mbarrier_init(&ring.values[stage], kCoded<Shape> ? W::fetching : 1);
             mbarrier_init(&ring.done[stage], 4 * Shape::groups);
         }
         fence_mbarrier_init();
@@ -165,10 +139,11 @@ __device__ __forceinline__ void prepare(Ring<Shape> &ring) {
 // A block for each (64 * groups rows, head), the last rows first. queries: as many tiles as the blocks have.
 template <class Shape>
 __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries, const int *positions,
-                                                const int *page_table, const typename Shape::T *kv,
+                                                const int *page_table, const typename Shape::Kv *kv,
                                                 typename Shape::Out *out) {
     using W = Warpgroups<Shape>;
     using T = typename Shape::T;
+    using Kv = typename Shape::Kv;
     __shared__ Ring<Shape> ring;
     const int head = blockIdx.x % Shape::heads, block = W::blocks - 1 - blockIdx.x / Shape::heads;
     const int first_row = block * W::rows, n = min(Shape::rows - first_row, W::rows), group = warp_index() / 4;
@@ -179,9 +154,14 @@ __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries
     Place<Shape> place;
     if (group == Shape::groups) {
         for_each_stretch<Shape>(positions, page_table, first_row, n, [&](const Stretch &stretch, const int *pages) {
-            for (int page = first_page<Shape>(stretch); page * kPageTokens <= stretch.last; page++, place.next())
-                fetch_page<Shape>(page_head<Shape>(const_cast<T *>(kv), pages[page], head / kGroup<Shape>),
-                                  stretch.last + 1 - page * kPageTokens, place, ring);
+            for (int page = first_page<Shape>(stretch); page * kPageTokens <= stretch.last; page++, place.next()) {
+                const auto *from = page_head<Shape>(const_cast<Kv *>(kv), pages[page], head / kGroup<Shape>);
+                const int tokens = stretch.last + 1 - page * kPageTokens;
+                if constexpr (kCoded<Shape>)
+                    widen_page<Shape>(from, tokens, place, ring, threadIdx.x % 128);
+                else
+                    fetch_page<Shape>(from, tokens, place, ring);
+            }
         });
         return;
     }
@@ -189,6 +169,7 @@ __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries
     read_queries<Shape>(q, query_tile<Shape>(const_cast<T *>(queries), block * Shape::groups + group, head));
     Gathered<Shape> state;
     clear(state);
+    if constexpr (kCoded<Shape>) clear_unit(state);
     for_each_stretch<Shape>(positions, page_table, first_row, n, [&](const Stretch &stretch, const int *) {
         const Stretch rows = part_of(stretch, kTileRows * group, kTileRows);
         for (int page = first_page<Shape>(stretch); page * kPageTokens <= stretch.last; page++, place.next()) {
@@ -196,7 +177,7 @@ __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries
             if (lane_index() == 0) mbarrier_arrive(&ring.done[place.stage]);
         }
     });
-    write_rows<Shape>(state, positions, first_row, head, out);
+    write_rows<Shape>(state, positions, first_row, head, out, value_unit(state));
     if (head == Shape::heads - 1)
         for (int row = first_row; row < first_row + n; row++)
             write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, 128 * Shape::groups);

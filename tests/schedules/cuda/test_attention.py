@@ -256,8 +256,9 @@ def test_large_steps_of_several_sequences(model: Model, define: Define, kernels:
         (Model(), attention.Tile(2)),
         (Model(), attention.Tile(3, 1)),
         (Model(), attention.Tile(2, 2)),
-        (INT8, attention.Tile(2)),
         (INT8, attention.Tile(1)),
+        (INT8, attention.Tile(3, 1)),
+        (INT8, attention.Tile(2, 2)),
     ],
     ids=str,
 )

@@ -177,6 +177,9 @@ CASES: dict[str, Callable[[], Case]] = {
         ROWS, ("attention_rows.cuh", "attention_tile.cuh"), AMPERE
     ),
     "attention of a few rows in int8": lambda: attention_case(STEP, (), HOPPER, kv_dtype="int8"),
+    "attention of many rows in int8 on Hopper": lambda: attention_case(
+        ROWS, ("attention_widen_ring.cuh",), HOPPER, kv_dtype="int8"
+    ),
     "attention of many rows in int8": lambda: attention_case(ROWS, ("attention_widen.cuh",), AMPERE, kv_dtype="int8"),
 }
 
@@ -299,6 +302,7 @@ OFFSETS = [
         "(2 * c * kPageTokens + token), widened(bytes.y, bytes.x)",
     ),
     ("attention of many rows in int8", "attention_widen.cuh", "is_value = part > group;", "is_value = part >= group;"),
+    ("attention of many rows in int8 on Hopper", "attention_widen_ring.cuh", "thread < tokens ?", "thread <= tokens ?"),
     ("attention of many rows in int8", "attention_widen.cuh", "token < tokens", "token <= tokens"),
 ]
 
