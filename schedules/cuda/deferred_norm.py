@@ -22,7 +22,8 @@ FEWEST, MOST = 9, 64
 """Tokens."""
 
 FEWEST_QUANTISED = 17
-"""Of weights in 8 or 4 bits, integers or not: fewer tokens have a product that reads them as they are (gemv.py)."""
+"""Of weights in 8 or 4 bits, integers or not: on paper fewer tokens have a GEMV that is as much faster than the GEMM as
+the norms' launches take, with int4 by more."""
 
 ELEMENT = "bf16"
 

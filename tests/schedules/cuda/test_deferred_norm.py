@@ -190,7 +190,7 @@ def test_only_bfloat16_has_the_range_for_sums_that_are_not_normalised(dtype: DTy
     assert launches(behind) == 2
 
 
-def test_few_tokens_of_quantised_weights_keep_the_kernel_that_reads_codes() -> None:
+def test_few_tokens_of_quantised_weights_keep_the_gemv() -> None:
     for call, at in ((moments_call(16, 128, 128), 1), (deferred_call("RMSNormLinear", 16, 128, 128), 2)):
         kinds = list(call.inputs)
         kinds[at] = TensorType((128, 128), "i8", constant=True)
