@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,27 +45,40 @@ def decoded(model: Model, prompts: list[list[int]], text: Decoded | None = None,
 
 
 @pytest.mark.parametrize(
-    ("family", "kv_dtype"), [("llama", "bf16"), ("opt", "bf16"), ("llama", "int8"), ("opt", "int8")]
+    ("family", "kv_dtype", "quant"),
+    [
+        ("llama", "bf16", "none"),
+        ("opt", "bf16", "none"),
+        ("llama", "int8", "none"),
+        ("opt", "int8", "none"),
+        ("llama", "bf16", "fp8"),
+    ],
 )
 def test_greedy_tokens_are_the_cpus(
-    family: str, kv_dtype: str, checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+    family: str,
+    kv_dtype: str,
+    quant: str,
+    checkpoint: Callable[[str], Path],
+    emulated_gpu: EmulatedGpu,
+    tmp_path: Path,
 ) -> None:
     """Where the two best are closer together than twice the error of bf16, either may win.  Beside an int8 cache it is
     larger: the GPU rounds queries and weights to 11 bits, the CPU to 15; and an element near the middle between two
     codes takes the one or the other."""
-    folder = checkpoint(family)
-    llmc.compile(folder, out=tmp_path / "cpu.so", dtype="bf16", kv_dtype=kv_dtype, batch=BATCH, verify=False)
+    folder, batch = checkpoint(family), BATCH if quant == "none" else (1, 8)
+    options: dict[str, Any] = {"dtype": "bf16", "quant": quant, "kv_dtype": kv_dtype, "batch": batch}
+    llmc.compile(folder, out=tmp_path / "cpu.so", verify=False, **options)
     with llmc.load(tmp_path / "cpu.so", kv_tokens=2048) as model:
-        wanted = {n: decoded(model, PROMPTS[:n]) for n in BATCH}
+        wanted = {n: decoded(model, PROMPTS[:n]) for n in batch}
         logits = model.logits(PROMPTS[7])
-    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", kv_dtype=kv_dtype, batch=BATCH)
+    emulated_gpu.compile(folder, tmp_path / "gpu.so", **options)
     n_ties = 0
     with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < {"bf16": 0.01, "int8": 0.025}[kv_dtype] * np.ptp(logits)
-        for n in BATCH:
+        for n in batch:
             n_ties += count_ties(decoded(model, PROMPTS[:n], wanted[n]), wanted[n], error)
-    assert n_ties <= sum(BATCH) * N_TOKENS / {"bf16": 36, "int8": 18}[kv_dtype]
+    assert n_ties <= sum(batch) * N_TOKENS / {"bf16": 36, "int8": 18}[kv_dtype]
     assert emulated_gpu.complaints() == []
 
 

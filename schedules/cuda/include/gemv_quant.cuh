@@ -14,8 +14,8 @@
 //
 // Codes become numbers as codes.cuh says; a mask takes two that are 16 bits apart, which are neighbours along K.
 //
-// Instructions beside the products for two weights, as they stand in machine code: int8 5.5 in bf16, 3.5 in f16; fp8 3.5
-// (2 for the two codes that lie in place, 5 for those around them); int4 3.8. A multiprocessor of an H200 issues 4 a
+// Instructions beside the products for two weights, as they stand in machine code: int8 3.5 in bf16, 2.5 in f16; fp8 3.5
+// (2 for the two codes that lie in place, 5 for those around them); int4 2.8. A multiprocessor of an H200 issues 4 a
 // clock, for 32 lanes each, in which memory brings 18.6 bytes: 13.8 for two weights in 8 bits, 6.9 for two in 4.
 #pragma once
 
