@@ -4,9 +4,9 @@
     [{RMS,Layer}Norm]GatedLinear{Silu|Gelu|GeluTanh}[Bias]                  act(x' Wgᵀ + bg) · (x' Wuᵀ + bu)
 
 Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N, K] (gated: [2N, K]), [bias], [residual
-[M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of
-it (…Moments) the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's vectors
-as W makes them [2, rows of W], which have the bias in them.
+[M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of it (…Moments)
+the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's vectors as W makes
+them [2, rows of W], which have the bias in them.
 """
 
 from __future__ import annotations

@@ -222,6 +222,21 @@ struct Writer {
     }
 };
 
+// Brings the epilogue's constants to L2, by kThreads threads of each block, all blocks together: they come from memory,
+// and each block would wait for its own at its end.
+template <class Tiling, int kThreads>
+__device__ __forceinline__ void prefetch_constants(const Epilogue<typename Tiling::L> &epilogue, int thread) {
+    using L = typename Tiling::L;
+    constexpr int n_rows = L::kGated ? 2 * L::kN : L::kN;
+    if constexpr (L::kBias || L::kMoments || L::kNorm == Norm::layer) {
+        for (int n = 8 * (blockIdx.x * kThreads + thread); n < n_rows; n += 8 * gridDim.x * kThreads) {
+            if constexpr (L::kBias) prefetch_l2(epilogue.bias + n);
+            if constexpr (L::kMoments) prefetch_l2(epilogue.next.weight + n);
+            if constexpr (L::kNorm == Norm::layer) prefetch_l2(epilogue.front.weight_sums + n);
+        }
+    }
+}
+
 // Finishes the sums of a warpgroup's rows and stores their outputs.
 template <class Tiling>
 __device__ __forceinline__ void store_sums(const float (&sums)[Tiling::kSums], const Place &place,

@@ -107,6 +107,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
     const Fetcher<Tiling> fetcher{shared, x, weight};
     let_next_start();
+    prefetch_constants<Tiling, kMmaThreads>(epilogue, threadIdx.x);
 
     constexpr int kAhead = Tiling::kStages - 1;
     Walk early(blockIdx.x), ahead(blockIdx.x);

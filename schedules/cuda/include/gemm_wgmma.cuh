@@ -6,7 +6,7 @@
 // 8 KiB and more fill a ring of stages, each 64 of K:
 //
 //     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it
-//                    the others: what a norm in front comes to for each token (gemm_norm.cuh)
+//                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh)
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
 //
@@ -32,7 +32,7 @@ struct WgmmaShared {
     uint32_t arrived[Tiling::kGroups];
 };
 
-constexpr int kNormThreads = 96;  // beside the producer's warp
+constexpr int kOtherThreads = 96;  // of the producer's warpgroup
 
 // A position in the ring: which stage, and the parity of the round it is in.
 template <int kStages>
@@ -178,7 +178,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             mbarrier_init(&shared.full[stage], 1);
             mbarrier_init(&shared.empty[stage], 4 * Tiling::kTileGroups);  // a warp gives back for itself
         }
-        mbarrier_init(&shared.normed, kNormThreads);
+        mbarrier_init(&shared.normed, kOtherThreads);
         fence_mbarrier_init();
     }
     __syncthreads();
@@ -187,7 +187,8 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
 
     if (warp_index() < 4) {
         set_max_registers_down<40>();
-        const bool merges = kNorms && warp_index() > 0, fetches = warp_index() == 0 && elect_one();
+        const bool other = warp_index() > 0, fetches = warp_index() == 0 && elect_one();
+        if (other) prefetch_constants<Tiling, kOtherThreads>(epilogue, threadIdx.x - 32);
         const Producer<Tiling> producer{shared, x, weight};
         const int n_early = fetches ? producer.run_ahead() : 0;
         if constexpr (Tiling::kCluster > 1) {
@@ -196,9 +197,9 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         }
         if (fetches) producer.run(n_early);
         if constexpr (kNorms) {
-            if (merges) {
+            if (other) {
                 wait_for_previous();  // for the moments
-                merge_norms<Tiling, kNormThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
+                merge_norms<Tiling, kOtherThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
                                                   threadIdx.x - 32);
                 mbarrier_arrive(&shared.normed);
             }

@@ -95,7 +95,7 @@ CASES = {
         "sm_90a", moments_call(16, 4096, 11008), ("HGMMA.64x16x16.F32.BF16", "UBLKCP", "SHFL")
     ),
     "qkv of 64 tokens, behind LayerNorm": Case(
-        "sm_90a", deferred_call("LayerNormLinearBias", 64, 12288, 4096), ("HGMMA.64x64x16.F32.BF16", "UBLKCP"), False
+        "sm_90a", deferred_call("LayerNormLinearBias", 64, 12288, 4096), ("HGMMA.64x64x16.F32.BF16", "CCTL"), False
     ),
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
