@@ -109,7 +109,7 @@ CASES = {
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True),
     "attention of one token over int8": Case("sm_90a", LLAMA_INT8.call(1), ("HMMA.16816.F32", "LDGSTS.E.BYPASS")),
     "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
-    "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HGMMA", "PRMT")),
+    "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HGMMA", "PRMT"), from_registers=True),
     "attention of 512 tokens over int8 on Ampere": Case("sm_80", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),
     "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
     "128 tokens on Ada": layer("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
