@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llmc.runtime.errors import LlmcError
+
 Read = Callable[[int, int], float]
 """(threads, bytes) -> seconds of reading a buffer of so many bytes once."""
 
@@ -46,10 +48,11 @@ def arithmetic_peak(threads: int, kind: str) -> float:
 def library(name: str) -> ctypes.CDLL:
     """A C file beside this one, compiled for this machine."""
     source = Path(__file__).with_name(f"{name}.c")
-    out = Path(tempfile.mkdtemp(prefix="llmc-bench-")) / f"{name}.so"
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-    subprocess.run([*c_compiler(), *flags, str(source), "-o", str(out), "-lpthread"], check=True)
-    return ctypes.CDLL(str(out))
+    with tempfile.TemporaryDirectory(prefix="llmc-bench-") as folder:  # what is loaded stays when its file goes
+        out = Path(folder) / f"{name}.so"
+        subprocess.run([*c_compiler(), *flags, str(source), "-o", str(out), "-lpthread"], check=True)
+        return ctypes.CDLL(str(out))
 
 
 def c_compiler() -> list[str]:
@@ -100,8 +103,12 @@ def cpu_name() -> str:
 
 
 def gpu_name() -> str:
+    """Raises LlmcError where PyTorch, which runs beside llmc, has none."""
     import torch
 
+    if not torch.cuda.is_available():
+        hint = "measure on a machine with one, or an artifact of --target cpu"
+        raise LlmcError("PyTorch finds no NVIDIA GPU on this machine", hint=hint)
     return str(torch.cuda.get_device_name())
 
 

@@ -156,7 +156,7 @@ def summary(report: Mapping[str, Any]) -> str:
         f"{report['path']}  {in_bytes(report['bytes'])}  {report['model']}, {report['dtype']}, {targets}",
         *([f"weights      {shares}"] if shares else []),
         f"time         {in_seconds(sum(seconds.values()))}: {stages}",
-        f"certificate  {certificate_in_words(report['certificate'])}",
+        f"certificate  {certificate_in_words(report['certificate'], 'targets' in report)}",
     ]
     return "\n".join(lines)
 

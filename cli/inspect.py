@@ -140,7 +140,7 @@ def write_summary(said: Said) -> str:
         f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}",
         "kernels": f"{said['n_kernels']}",
         **{k: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[k]) for k in PLAN_KINDS if plans[k]},
-        "certificate": certificate_in_words(said["certificate"]),
+        "certificate": certificate_in_words(said["certificate"], "targets" in said),
     }
     sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]

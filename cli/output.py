@@ -40,7 +40,8 @@ def in_seconds(seconds: float) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 100:
         return f"{seconds:.1f} s"
-    return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -57,8 +58,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def certificate_in_words(certificate: Mapping[str, Any]) -> str:
-    """What a parity certificate says, in one line."""
+def certificate_in_words(certificate: Mapping[str, Any], several: bool = False) -> str:
+    """What a parity certificate says, in one line.  several: the artifact is for several targets: on which, too."""
     status = certificate.get("status", "missing")
     if status != "passed":
         return f"{status}: {certificate['reason']}" if "reason" in certificate else str(status)
@@ -69,7 +70,8 @@ def certificate_in_words(certificate: Mapping[str, Any]) -> str:
         said.append(f"{certificate['top1_agreement']:.1%} of most likely tokens agree")
     if "kl_mean" in certificate:
         said.append(f"KL {certificate['kl_mean']:.1e} nats")
-    return f"passed: {', '.join(said)}" if said else "passed"
+    status += f" on {certificate['target']}" if several and "target" in certificate else ""
+    return f"{status}: {', '.join(said)}" if said else str(status)
 
 
 @contextmanager

@@ -228,6 +228,8 @@ def write_trace(path: str, measured: Measured, said: Mapping[str, Any]) -> None:
             write_events(file, measured)
             file.write(f'],\n"displayTimeUnit": "ns",\n"llmc": {json.dumps(said)}}}\n')
     except OSError as error:
+        if Path(path).is_file():  # no half of a trace; a device keeps its name
+            Path(path).unlink()
         raise LlmcError(f"the trace cannot be written: {error.strerror}", place=path) from None
 
 

@@ -24,10 +24,20 @@ def write(said: Said) -> str:
     parts = []
     if linear:
         parts += [linear_table(linear), switch_table(said["switches"])]
-    titles = ("plan", "m", "op", "nodes", "rule", "params", "layout", "bytes")
     if others or not linear:
-        parts.append(table(titles, [tuple(record.get(title, "") for title in titles) for record in others]))
+        parts.append(other_table(others))
     return "\n\n".join(parts)
+
+
+def other_table(records: Sequence[Said]) -> str:
+    """One line for each other operator and M."""
+    layout = ("layout",) if any(record.get("layout") for record in records) else ()
+    named = ("plan", "m", "op", "nodes", "rule", "params", *layout)
+    rows = []
+    for record in records:
+        said = {**record, "op": str(record.get("op", "")).removeprefix("llmc.")}
+        rows.append((*(said.get(title, "") for title in named), in_bytes(record["bytes"]) if "bytes" in record else ""))
+    return table((*named, "moves"), rows)
 
 
 def linear_table(records: Iterable[Said]) -> str:

@@ -78,7 +78,11 @@ def command(
     what: dict[str, Any] = {"quant": quant, "quant_group": group, "quant_lm_head": quant_lm_head}
     if not (model or imported):
         raise click.UsageError("Missing argument 'MODEL'.")
+    if "," in target:
+        raise click.UsageError("--target: one at a time is tuned")
     if imported or emit or target.startswith("cuda"):
+        if dtype == "f32":
+            raise click.UsageError("--dtype f32: for GPUs products of bf16 are tuned")
         tune_gpu(model, imported, emit, out, target, {"batch": batch, **what}, budget or BUDGET_S, as_json)
         return
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr):

@@ -57,19 +57,28 @@ def tune_gpu(
 
 
 def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A kit's folder for one model's calls."""
+    """A kit's folder for one model's calls.  Raises LlmcError."""
     from llmc.bench.gpu.prepare import Wanted
     from llmc.bench.gpu.prepare import prepare as write_kit
     from llmc.compiler.target import parse_target
 
     wanted = Wanted(model, **options, max_sequence=None)
-    return write_kit(folder, parse_target(target), [wanted], most=MOST, carried=False, odd="none")
+    try:
+        return write_kit(folder, parse_target(target), [wanted], most=MOST, carried=False, odd="none")
+    except OSError as error:
+        raise LlmcError(f"the folder cannot be written: {error.strerror}", place=str(folder)) from None
 
 
 def measure_here(
     model: str | None, out: Path | None, target: str, options: Mapping[str, Any], budget: float
 ) -> list[dict[str, Any]]:
-    """A kit, its run on this machine, and what it found."""
+    """A kit, its run on this machine, and what it found.  Raises LlmcError, before anything is compiled if no GPU is
+    here."""
+    from llmc.compiler.target import missing, parse_target
+
+    if lacks := ", ".join(missing(parse_target(target))):
+        hint = "--emit DIR writes a folder that measures on a machine that has it"
+        raise LlmcError(f"this machine lacks {lacks}", place=f"--target {target}", hint=hint)
     with tempfile.TemporaryDirectory(prefix="llmc-tune-") as folder:
         kit, found = Path(folder, "kit"), Path(folder, "out")
         prepare(str(model), kit, target, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,9 +66,23 @@ def verify(artifact: str, against: str | None) -> Iterator[Check]:
             return
         yield Check("weights", "passed", f"{weights} as written")
         manifest = file.manifest()
+        targets = file.targets
+    if against is not None:
+        check_target(artifact, targets)
     yield from replay(artifact, manifest.get("certificate", {}))
     if against is not None:
         yield compare(artifact, against, manifest)
+
+
+def check_target(artifact: str, targets: Sequence[str]) -> None:
+    """What is to be compared has to run.  Raises LlmcError when this machine is none of the artifact's targets."""
+    with compiler_installed():
+        from llmc.compiler.target import missing, parse_target
+
+        lacking = [", ".join(missing(parse_target(name))) for name in targets]
+    if all(lacking):
+        hint = "compare it on a machine that it was compiled for"
+        raise LlmcError(f"this machine lacks {'; '.join(dict.fromkeys(lacking))}", place=artifact, hint=hint)
 
 
 @contextmanager

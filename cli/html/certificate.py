@@ -15,12 +15,14 @@ def show(facts: Facts) -> Child:
     if status != "passed":
         reason = certificate.get("reason", "the artifact carries none")
         return section("certificate", "Parity certificate", paragraph(badge(status), " ", str(reason)))
+    several = len(facts.file.targets) > 1 and "target" in certificate
+    where = f" On {certificate['target']}:" if several else ""
     return section(
         "certificate",
         "Parity certificate",
         paragraph(
             badge(status),
-            f" Compared with Hugging Face's implementation in {certificate.get('dtype', '?')} at "
+            f"{where} Compared with Hugging Face's implementation in {certificate.get('dtype', '?')} at "
             f"{certificate.get('n_positions', '?')} positions when it was compiled; ",
             element("code", "llmc verify"),
             " replays it.",

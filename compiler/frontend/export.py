@@ -60,6 +60,8 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
         except LlmcError:
             raise
         except Exception as error:  # torch and transformers raise anything at all
+            if _was_interrupted(error):
+                raise KeyboardInterrupt from error
             raise _unsupported(config, f"exporting it failed: {_first_line(error)}") from error
     graph_model.metadata_props.update(
         {
@@ -266,6 +268,15 @@ def _unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
         f"the architecture {model_class.__name__} is not supported: {reason}",
         hint="Llama, OPT, Qwen 2 and 3, Mistral, Gemma, Phi 3, GPT-2 and their kin are",
     )
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: PyTorch makes one of its own of it in C++, which names it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

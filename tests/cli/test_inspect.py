@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.cli.main import main
+from llmc.cli.output import certificate_in_words, in_seconds
 from llmc.cli.schedules_view import switches, weight_in_words, write
 from llmc.compiler.kernel import Call, TensorType
 from tests.runtime.stub_artifact import KERNELS, WEIGHTS, manifest, write_stub
@@ -78,7 +79,7 @@ def test_the_graph_view_counts_nodes_pass_by_pass(stub: Path) -> None:
 
 
 def test_the_schedules_view_names_the_rule_of_each_operator(stub: Path) -> None:
-    assert "llmc.Linear" in inspect(stub, "--schedules").stdout
+    assert "  Linear  " in inspect(stub, "--schedules").stdout
     assert in_json(stub, "--schedules")["schedules"] == manifest()["schedules"]
 
 
@@ -147,3 +148,14 @@ def test_a_tuned_schedule_says_which_family_it_is_and_what_it_beat() -> None:
     assert "flat GEMM, 128x16 tiles" in lines[1]
     assert "GEMV, 132 blocks: 1.50x; the rule's own: 2.00x" in lines[1]
     assert lines[-1].split() == ["bf16", "[128,", "64]", "-", "8", "-"]
+
+
+def test_the_certificate_of_several_targets_says_on_which_it_was_made() -> None:
+    certificate = {"status": "passed", "relative_error": 0.001, "target": "cpu:x86-64-v4"}
+    assert certificate_in_words(certificate) == "passed: logits within 1.0e-03 of their range"
+    said = certificate_in_words(certificate, several=True)
+    assert said == "passed on cpu:x86-64-v4: logits within 1.0e-03 of their range"
+
+
+def test_durations_carry_their_seconds() -> None:
+    assert [in_seconds(s) for s in (0.003, 12.5, 119.7, 125)] == ["3 ms", "12.5 s", "2 min 0 s", "2 min 5 s"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from llmc.cli import machine_limits, profile_table
+from llmc.cli import machine_limits, profile_table, profile_trace
 from llmc.cli.call_facts import contracted, facts_of_plan
 from llmc.cli.machine_limits import Limits
 from llmc.cli.main import main
@@ -118,6 +119,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(toy_so: 
         result = run(toy_so, "--tokens", "1", "--profile", place)
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith(f"error: {said}\n  at: {place}")
+
+
+def test_a_full_disk_leaves_no_half_of_a_trace(toy_so: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: IO[str], _: object) -> None:
+        file.write("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(profile_trace, "write_events", full)
+    result = run(toy_so, "--tokens", "1", "--profile", tmp_path / "trace.json")
+    assert result.exit_code == 1
+    assert "error: the trace cannot be written: No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_artifact_that_cannot_measure_says_so_and_leaves_no_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,32 @@ def test_a_folder_is_made_for_the_model(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_folder_for_a_cpu_is_refused(tmp_path: Path) -> None:
     result = tune("m", "--emit", tmp_path / "kit")
     assert "error: a folder to measure with elsewhere is made for GPUs alone" in result.stderr
+
+
+def test_a_machine_without_a_gpu_is_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_CUDA_DRIVER", "libcuda-of-nobody.so.1")
+    result = tune("a model", "--target", "cuda:sm_90a")
+    assert result.exit_code == 1
+    assert "error: this machine lacks an NVIDIA GPU\n  at: --target cuda:sm_90a\n  hint: --emit DIR" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target", "cuda:sm_90a,cpu"], "one at a time"),
+        (["--target", "cuda:sm_90a", "--dtype", "f32"], "products of bf16 are tuned"),
+    ],
+)
+def test_what_is_not_tuned_is_refused(options: list[str], said: str) -> None:
+    result = tune("a model", *options)
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare, "prepare", full)
+    result = tune("a model", "--target", "cuda:sm_90a", "--emit", tmp_path / "kit")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: the folder cannot be written: No space left on device\n  at: {tmp_path / 'kit'}\n"

@@ -125,6 +125,16 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
     assert "against other: the compiled model does not match its source" in result.stderr
 
 
+def test_against_needs_a_machine_that_the_artifact_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_CUDA_DRIVER", "libcuda-of-nobody.so.1")
+    said = manifest() | {"target": {"name": "cuda:sm_90a", "cpu_features": []}}
+    path = write_stub(tmp_path / "a.so", manifest=said)
+    result = verify(path, "--against", "model")
+    assert result.exit_code == 1
+    hint = "compare it on a machine that it was compiled for"
+    assert result.stderr == f"error: this machine lacks an NVIDIA GPU\n  at: {path}\n  hint: {hint}\n"
+
+
 def test_against_without_the_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llmc.compiler.certify", None)
     missing = ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from llmc.compiler.frontend import SourceModel, graph_cache, load_source
+from llmc.compiler.frontend import SourceModel, export, graph_cache, load_source
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.known import KNOWN_MODELS, KnownModel
 from llmc.compiler.weights import Weight
@@ -275,3 +275,16 @@ def test_known_models_have_as_many_parameters_as_published(name: str, n_paramete
         model = AutoModelForCausalLM.from_config(parse_config(KNOWN_MODELS[name].config, name))
     model.tie_weights()
     assert sum(parameter.numel() for parameter in model.parameters()) == n_parameters
+
+
+def test_ctrl_c_inside_pytorch_is_no_fault_of_the_model(
+    tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its C++ turns the interrupt into a TypeError whose text names it."""
+
+    def interrupted(*_: object) -> None:
+        raise TypeError('empty_strided(): failed to unpack the object at pos 1 with error "KeyboardInterrupt: <EMPTY>')
+
+    monkeypatch.setattr(export, "_export_repeated", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.export_graph(tiny_config("llama"))
