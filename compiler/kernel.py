@@ -152,6 +152,7 @@ class Implementation:
     kv_layer_bytes: bytes one page takes for this layer, when the call keeps a KV cache.
     rule: the name of the schedule that answered; params: its tuning parameters, as text; family: what people call a
     kernel of this kind ("GEMV"), where there are several.
+    op: the operator that is executed, where that is another than the call's; else empty.
     measured: what `llmc tune` found when the parameters are its choice (a record of schedules/records.py); empty when
     they are the rule's own.
     """
@@ -164,6 +165,7 @@ class Implementation:
     rule: str = ""
     params: str = ""
     family: str = ""
+    op: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -111,7 +111,7 @@ def schedule_record(choice: Choice) -> dict[str, Any]:
     return {
         "plan": fmt.PLAN_KINDS[choice.kind],
         "m": choice.n_rows,
-        "op": choice.call.op,
+        "op": choice.implementation.op or choice.call.op,
         "call": str(choice.call),
         "nodes": len(choice.nodes),
         "node": choice.nodes[0],

@@ -63,7 +63,13 @@ def product_of(op: LinearOp, target: Target, *, by_gemv: bool) -> LinearOp:
 
 
 def implement(call: Call, params: Params, target: Target) -> Implementation:
-    call = settled(call)
+    executed = settled(call)
+    implementation = implement_settled(executed, params, target)
+    return implementation if executed.op == call.op else replace(implementation, op=executed.op)
+
+
+def implement_settled(call: Call, params: Params, target: Target) -> Implementation:
+    """Of a call whose norms are deferred if it says so."""
     op = parse(call)
     assert op is not None, "implement follows match"
     product = product_of(op, target, by_gemv=isinstance(params, Gemv))

@@ -201,4 +201,4 @@ def test_the_switch_points_are_a_table_of_their_own(artifact: Path) -> None:
 
 def test_other_operators_follow(artifact: Path) -> None:
     text = CliRunner().invoke(main, ["inspect", "--schedules", str(artifact)]).stdout
-    assert "llmc.AddRMSNorm" in text.split("\n\n")[2]
+    assert "  AddRMSNorm  " in text.split("\n\n")[2]

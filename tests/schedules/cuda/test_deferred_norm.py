@@ -178,6 +178,7 @@ def test_few_and_many_tokens_do_without_what_is_handed_on(m: int) -> None:
     assert settled(behind) == linear_call("LayerNormLinearBias", m, 128, 128)
     for call, untouched in ((front, [("output", 1), ("output", 2)]), (behind, [("input", i) for i in (5, 6, 7)])):
         implementation = schedules.implement(call, HOPPER)
+        assert implementation.op == settled(call).op
         operands = [(o.kind, o.index) for launch in implementation.launches for o in launch.operands]
         assert not set(untouched) & set(operands)
 
