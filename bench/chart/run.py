@@ -26,6 +26,7 @@ def run(
     Interrupted or out of time it is not, and holds what was measured until then.  Raises LlmcError.
     """
     baselines.check(request.against)
+    is_new = path is not None and not path.exists()
     record = open_record(request, path, resume=resume)
     if command not in record.commands:
         record.commands.append(command)
@@ -39,6 +40,10 @@ def run(
                 Contest(subject, request, record, say, deadline).run()
     except (KeyboardInterrupt, OutOfTime):
         return record, False
+    except LlmcError:
+        if is_new and path is not None and not record.panels:
+            path.unlink(missing_ok=True)
+        raise
     return record, True
 
 

@@ -253,7 +253,7 @@ def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
         kernel_of("float32", a, a.source(), arguments, FLOAT32_ATTEND, FLOAT32_THREADS, 0),
         tuple(argument.operand for argument in arguments),
         -(-a.rows * a.heads * 32 // FLOAT32_THREADS),
-        a.rows * a.context * (a.layer_bytes // PAGE_TOKENS) + 8 * a.rows * a.heads * a.head_dim,
+        a.rows * a.context * (a.layer_bytes // PAGE_TOKENS) + (4 + DTYPE_BYTES[a.out]) * a.rows * a.heads * a.head_dim,
         4 * a.rows * a.context * a.heads * a.head_dim,
     )
     return (append, attend), (4 * a.rows * a.heads * a.head_dim,)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from llmc.bench import limits
 from llmc.bench.chart.record import Record
 from llmc.bench.chart.request import Task, number, numbers
 from llmc.cli.main import main
+from llmc.runtime.errors import LlmcError
 from tests.bench.chart_fakes import Fakes, fakes
 
 __all__ = ["fakes"]
@@ -197,3 +199,15 @@ def test_lengths_are_numbers_and_thousands() -> None:
 def test_a_picture_that_cannot_be_is_refused_before_measuring(fakes: Fakes, file: Path, name: str) -> None:
     bench("--output", file, "--plot", file.parent / name, ending=1)
     assert not file.exists()
+
+
+def test_what_cannot_begin_leaves_no_record(file: Path) -> None:
+    result = CliRunner().invoke(main, ["bench", str(file.with_suffix(".so")), "--output", str(file)])
+    assert (result.exit_code, "error: no such file" in result.stderr) == (1, True)
+    assert not file.exists()
+
+
+def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(LlmcError, match="PyTorch finds no NVIDIA GPU on this machine"):
+        limits.gpu_name()

@@ -1,4 +1,4 @@
-// Attention in float32 throughout, for models kept so: exact before it is fast. Two launches for steps of any size.
+// Attention in float32 throughout, for caches kept so: exact before it is fast. Two launches for steps of any size.
 //
 // float32_append: a block a row.     Turns q and k, writes k and v into the pages, q to queries [M, heads * D].
 // float32_attend: a warp for each (row, query head); its pages go by one at a time:
@@ -52,7 +52,7 @@ __device__ __forceinline__ float float32_score(const float *q, const float *key)
 
 template <class Shape>
 __device__ __forceinline__ void float32_attend(const float *queries, const int *positions, const int *page_table,
-                                               const float *kv, float *out) {
+                                               const float *kv, typename Shape::Out *out) {
     constexpr int D = Shape::head_dim, per_lane = (D + 31) / 32;
     const int unit = blockIdx.x * (kFloat32Threads / 32) + warp_index(), lane = lane_index();
     const int row = unit / Shape::heads, head = unit % Shape::heads;
@@ -89,6 +89,10 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
         }
     }
 #pragma unroll
-    for (int j = 0; j < per_lane; j++)
-        if (lane + 32 * j < D) out[int64_t(unit) * D + lane + 32 * j] = at < 0 ? 0.f : o[j] / sum;
+    for (int j = 0; j < per_lane; j++) {  // even lanes write their column and the next one's
+        const float x = at < 0 ? 0.f : o[j] / sum, pair[2] = {x, __shfl_down_sync(kAllLanes, x, 1)};
+        const int d = lane + 32 * j;
+        if (lane % 2 == 0 && d < D) write_result<Shape>(out, row, head * D + d, pair);
+    }
+    if (head == Shape::heads - 1) write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, lane, 32);
 }

@@ -40,7 +40,7 @@ class Model:
     window: int = 0
     kv_dtype: str = "bf16"
     tiled: bool = True
-    out: DType = "bf16"  # of a tiled result beside a cache of int8; others are of their cache's
+    out: DType | None = None  # of a tiled result; by default its cache's, bf16 beside int8
 
     @property
     def columns(self) -> int:
@@ -50,6 +50,11 @@ class Model:
     def factor(self) -> str:
         """What is multiplied."""
         return "f16" if self.kv_dtype == "int8" else self.kv_dtype
+
+    @property
+    def result(self) -> DType:
+        own = "bf16" if self.kv_dtype == "int8" else cast(DType, self.kv_dtype)
+        return (self.out or own) if self.tiled else "f32"
 
     def call(self, m: int) -> Call:
         def f32(*shape: int) -> TensorType:
@@ -68,9 +73,7 @@ class Model:
         }
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
         cache = f32(N_PAGES, self.kv_heads, PAGE_TOKENS, self.head_dim)
-        dtype = self.out if self.kv_dtype == "int8" else cast(DType, self.kv_dtype)
-        dtype = dtype if self.tiled else "f32"
-        out = TensorType((m, self.heads * self.head_dim), dtype, tiled=self.tiled)
+        out = TensorType((m, self.heads * self.head_dim), self.result, tiled=self.tiled)
         if not self.rotary_dim:
             inputs = (f32(m, self.columns), *ids, cache, cache)
             return Call("llmc.PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))
@@ -181,8 +184,8 @@ class Machine:
 
 
 def tolerance(model: Model) -> float:
-    """Of codes: what their products, or a narrower result, are rounded to."""
-    return max(TOLERANCE[model.factor], TOLERANCE[model.out] if model.kv_dtype == "int8" and model.tiled else 0)
+    """What products, or a narrower result, are rounded to."""
+    return max(TOLERANCE[model.factor], TOLERANCE[model.result])
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,8 @@ MODELS = [
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
     Model(heads=20, kv_heads=1, head_dim=32, rotary_dim=8),
     Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, window=70, kv_dtype="f32", tiled=False),
+    Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, kv_dtype="f32", out="bf16"),
+    Model(heads=2, kv_heads=1, head_dim=64, rotary_dim=32, kv_dtype="bf16", out="f16"),
     Model(heads=4, kv_heads=2, head_dim=64, rotary_dim=64, kv_dtype="int8"),
     Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1, kv_dtype="int8", out="f16"),
     Model(heads=6, kv_heads=2, head_dim=96, rotary_dim=32, softcap=20.0, kv_dtype="int8", tiled=False),
