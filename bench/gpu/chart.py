@@ -54,7 +54,7 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
         for path in paths:
             add(Journal(path), found)
         records = [record_of(measured, names) for measured in found.values()]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         fact = f"the measurements cannot be understood: {type(error).__name__}: {error}"
         raise LlmcError(fact, place=names, hint="name the results.jsonl of a run of the kit") from None
     if not any(panel.samples for record in records for panel in record.panels):
@@ -109,9 +109,10 @@ def loads_in(latest: dict[str, Entry]) -> Iterator[tuple[tuple[str, str], Entry]
 def seconds_of(entry: Entry) -> list[float]:
     """Of its steps; none where they are no times."""
     seconds = entry.get("seconds")
-    if not isinstance(seconds, list) or not all(isinstance(s, int | float) and isfinite(s) and s > 0 for s in seconds):
+    if not isinstance(seconds, list) or not all(isinstance(s, int | float) and isfinite(s) for s in seconds):
         return []
-    return [round(float(s), 7) for s in seconds]
+    rounded = [round(float(s), 7) for s in seconds]
+    return rounded if all(s > 0 for s in rounded) else []
 
 
 def record_of(measured: Measured, names: str) -> Record:

@@ -148,3 +148,27 @@ def test_a_record_says_where_it_is_from(results: Results, tmp_path: Path) -> Non
     record = Record.read(tmp_path / "chart-gpu.json")
     assert record.commands == ["llmc bench --from results.jsonl"]
     assert record.machine_in_words == "Invented GPU, driver 1.0"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        '{"stage": "facts", "item": "device", "event": "done", "at": 1, "memory_bytes": Infinity}',
+        '{"stage": "whole", "item": "opt-6.7b llmc decode 1x128", "event": "done", "at": 1e300, "seconds": [1.0]}',
+        '{"stage": "whole", "item": "opt-6.7b", "event": "done", "at": 1}',
+        "[" * 100_000,
+    ],
+    ids=range(4),
+)
+def test_what_makes_no_sense_is_one_clear_line(hostile: str, results: Results) -> None:
+    with results.path.open("a") as file:
+        file.write(hostile + "\n")
+    result = bench("--from", results.path, "--markdown")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the measurements cannot be understood: ")
+
+
+def test_a_time_of_nothing_is_no_time(results: Results) -> None:
+    results.decode("opt-6.7b", "llmc", "2x128", 1e-320)
+    (record,) = records_of([results.path])
+    assert "decode 2x128" not in {sample.task for sample in record.panels[0].samples}
