@@ -28,6 +28,7 @@ from llmc.compiler.kernel import Kernel
 from llmc.compiler.plan import Program
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target, parse_target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache, records
 
 HERE = Path(__file__).resolve().parent
@@ -116,8 +117,10 @@ def prepare(
 ) -> dict[str, Any]:
     """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.
 
-    Returns a report: path, jobs, candidates, kernels, bytes.
+    Returns a report: path, jobs, candidates, kernels, bytes.  Raises LlmcError: the folder is another's.
     """
+    if (out / "llmc").exists() and not (out / "kit.json").exists():  # it would be replaced
+        raise LlmcError("the folder has an llmc that is no kit's", place=str(out), hint="name a folder of its own")
     jobs = Jobs(target, {}, {})
     planned = [plan_model(wanted, target) for wanted in models]
     for each in planned:

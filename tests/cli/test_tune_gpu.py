@@ -192,3 +192,13 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path, monke
     result = tune("a model", "--target", "cuda:sm_90a", "--emit", tmp_path / "kit")
     assert result.exit_code == 1
     assert result.stderr == f"error: the folder cannot be written: No space left on device\n  at: {tmp_path / 'kit'}\n"
+
+
+def test_a_folder_with_another_llmc_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "llmc" / "mine.py"
+    mine.parent.mkdir()
+    mine.touch()
+    result = tune("a model", "--target", "cuda:sm_90a", "--emit", tmp_path)
+    assert result.exit_code == 1
+    assert f"error: the folder has an llmc that is no kit's\n  at: {tmp_path}" in result.stderr
+    assert mine.exists()
