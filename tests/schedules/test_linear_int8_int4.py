@@ -17,13 +17,13 @@ from llmc.compiler.target import Target
 from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of
 from llmc.schedules.execute import Executable
+from tests.schedules.test_linear import NAMES
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 
 SCHEMES = [Scheme(8), Scheme(4, 32), Scheme(4, 128)]
 SHAPES = [(1, 33, 100), (5, 100, 300), (17, 40, 128)]
-NAMES = [name for name in ops.OPERATORS if name.startswith(("Linear", "GatedLinear"))]
 
 
 def quant_call(name: str, m: int, n: int, k: int, scheme: Scheme) -> Call:
