@@ -63,7 +63,7 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
     """The parts one after the other; meanwhile the models that are measured first are filled with weights."""
     from llmc.bench.gpu import plan, whole
     from llmc.bench.gpu.summary import write_summary
-    from llmc.bench.gpu.watch import end, run_parts
+    from llmc.bench.gpu.watch import end, missing_device, run_parts
 
     own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
     filling = None
@@ -81,6 +81,8 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
                         filling.wait(max(1.0, end_at - time.time()))
                 run_parts(group, kit, journal, own, end_at)
                 write_summary(kit, journal)
+                if said := missing_device(journal):
+                    sys.exit(f"error: the GPU cannot be used: {said}\n  hint: run this where nvidia-smi lists one")
     finally:
         if filling and filling.poll() is None:
             end(filling)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmc.bench.gpu import facts
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.plan import Part
@@ -44,6 +45,14 @@ def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequen
         if [(part, item) for part in parts for item in waiting(part, kit, journal)] == left:
             part, item = left[0]  # it dies before it begins anything
             journal.append(part.stage.name, item, "failed", error=f"no process could begin it: {last_words(log)}")
+            if (part.stage.name, item) == (facts.STAGE, facts.DEVICE):
+                return  # without a device nothing else can begin either
+
+
+def missing_device(journal: Journal) -> str:
+    """Why no process could open the device; "" where one could, or none has tried."""
+    entry = journal.latest(facts.STAGE).get(facts.DEVICE, {})
+    return str(entry.get("error", "")) if entry.get("event") == "failed" else ""
 
 
 def watch(process: subprocess.Popen[bytes], longest: float, journal: Journal, end_at: float) -> int:

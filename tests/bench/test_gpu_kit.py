@@ -143,6 +143,11 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(kit: Path, out: Path, *options: str, **environment: str) -> Journal:
     """run.py of the kit, alone: it sees nothing of this checkout."""
+    started(kit, out, *options, **environment).check_returncode()
+    return Journal(out / "results.jsonl")
+
+
+def started(kit: Path, out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "LLMC_CUDA_DRIVER": str(kit / "libcuda.so.1"),
@@ -151,8 +156,7 @@ def run(kit: Path, out: Path, *options: str, **environment: str) -> Journal:
         **environment,
     }
     command = [sys.executable, "-P", str(kit / "kit" / "run.py"), "-o", str(out), *options]
-    subprocess.run(command, env=environment, check=True, cwd=out.parent)
-    return Journal(out / "results.jsonl")
+    return subprocess.run(command, env=environment, check=False, cwd=out.parent, stderr=subprocess.PIPE, text=True)
 
 
 def outcomes(journal: Journal, stage: str) -> dict[str, str]:
@@ -272,10 +276,13 @@ def test_a_run_out_of_time_does_nothing_and_says_so(kit: Path, tmp_path: Path) -
     assert not journal.latest("check")
 
 
-def test_without_a_driver_every_stage_says_so(kit: Path, tmp_path: Path) -> None:
-    journal = run(kit, tmp_path / "out", "--stages", "a", LLMC_CUDA_DRIVER="libcuda-of-nobody.so.1")
-    assert set(outcomes(journal, "facts").values()) == {"failed"}
-    assert "no NVIDIA driver" in journal.latest("facts")["device"]["error"]
+def test_a_run_without_a_driver_ends_at_once_and_says_so(kit: Path, tmp_path: Path) -> None:
+    done = started(kit, tmp_path / "out", "--stages", "abc", LLMC_CUDA_DRIVER="libcuda-of-nobody.so.1")
+    assert done.returncode == 1
+    assert "error: the GPU cannot be used: no process could begin it: this machine has no NVIDIA driver" in done.stderr
+    journal = Journal(tmp_path / "out" / "results.jsonl")
+    assert outcomes(journal, "facts") == {"device": "failed"}
+    assert not outcomes(journal, "micro") | outcomes(journal, "check")
 
 
 # -- tuning, and coming home ------------------------------------------------------------------------------------------
