@@ -5,8 +5,6 @@
 
 #include "device.cuh"
 
-constexpr int ELEMENTWISE_THREADS = 256;
-
 namespace elementwise {
 
 __device__ __forceinline__ float Add(float a, float b) { return a + b; }

@@ -39,11 +39,6 @@ __device__ __forceinline__ int64_t strip_offset(int strip, int column, int colum
 // Bytes from a tile's start to chunk `chunk` of row `row`.
 __device__ __forceinline__ int chunk_offset(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
 
-// Bytes a tiled activation of k columns takes; m_padded is M rounded up to 8.
-__host__ __device__ constexpr int64_t activation_bytes(int m_padded, int k) {
-    return int64_t(ceil_div(k, kTile)) * m_padded * kRowBytes;
-}
-
 // Where element k of row `row` of a tiled activation lies, in elements of 2 bytes.
 __device__ __forceinline__ int64_t activation_index(int m_padded, int row, int k) {
     return int64_t(k / kTile) * m_padded * kTile + (chunk_offset(row, k % kTile / 8) / 2 + k % 8);
