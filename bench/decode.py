@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llmc.bench.limits import arithmetic_peak, cpu_name, reader
+from llmc.bench.limits import arithmetic_peak, cpu_name, multiplied, reader
 from llmc.runtime import load
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.binding import Model
@@ -126,7 +126,7 @@ def decode_record(
 def prefill_record(manifest: dict[str, Any], model: Model, prompt: list[int], threads: int) -> dict[str, Any]:
     """A prompt's tokens a second, and the share of the peak of the unit that multiplies its linear layers."""
     quant = manifest["quant"] and manifest["quant"]["name"]
-    kind = {None: manifest["model"]["dtype"], "fp8": "bf16"}.get(quant, "int8")
+    kind = multiplied(manifest["model"]["dtype"], quant)
     fresh(model, prompt)
     seconds, peaks = [], [arithmetic_peak(threads, kind)]
     for _ in range(PREFILL_TIMES):

@@ -37,6 +37,11 @@ def reader() -> Read:
     return read
 
 
+def multiplied(dtype: str, quant: str | None) -> str:
+    """What products of such weights multiply on a CPU: a key of KINDS."""
+    return {None: dtype, "fp8": "bf16"}.get(quant, "int8")
+
+
 def arithmetic_peak(threads: int, kind: str) -> float:
     """Operations a second of `kind` (a key of KINDS), a multiply-add counted as two; 0 where there is no such unit."""
     function = library("arithmetic_peak").operations_per_second

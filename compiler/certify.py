@@ -61,7 +61,7 @@ def certify(
 
     Of several programs it is the first that this machine can run; the certificate says which target's.
 
-    quant: "int8" or "int4" for an artifact with such weights; "int8 KV cache" and the like for one
+    quant: "int8", "int4" or "fp8" for an artifact with such weights; "int8 KV cache" and the like for one
     that differs in its cache alone.
     """
     with load(artifact) as model:

@@ -16,7 +16,15 @@ from llmc.bench.chart import baselines, memory
 from llmc.bench.chart.record import Panel, Record, Sample
 from llmc.bench.chart.request import READ_TOKENS, Request, Task, prompt
 from llmc.bench.chart.subjects import Subject
-from llmc.bench.limits import Read, arithmetic_peak, gpu_arithmetic_peak, gpu_copy_bandwidth, memory_available, reader
+from llmc.bench.limits import (
+    Read,
+    arithmetic_peak,
+    gpu_arithmetic_peak,
+    gpu_copy_bandwidth,
+    memory_available,
+    multiplied,
+    reader,
+)
 from llmc.bench.peers.process import PeerError, PeerProcess
 from llmc.bench.peers.quiet import Neighbours, wait_for_quiet
 
@@ -187,7 +195,7 @@ class Contest:
     def arithmetic_peak(self) -> float:
         if self.subject.device == "cuda":
             return gpu_arithmetic_peak()
-        kind = {None: self.subject.dtype, "fp8": "bf16"}.get(self.subject.quant, "int8")
+        kind = multiplied(self.subject.dtype, self.subject.quant)
         return arithmetic_peak(self.request.threads, kind) or arithmetic_peak(self.request.threads, "f32")
 
 

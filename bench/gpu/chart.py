@@ -67,7 +67,7 @@ def add(journal: Journal, found: dict[str, Measured]) -> None:
     machine = machine_of(journal)
     rates = limits.found(journal)
     measured = found.setdefault(f"{machine['gpu']} {machine['driver']}", Measured(machine, rates))
-    measured.rates = {name: max(rate, measured.rates.get(name, 0.0)) for name, rate in rates.items()} or measured.rates
+    measured.rates = {n: max(r.get(n, 0.0) for r in (rates, measured.rates)) for n in rates | measured.rates}
     latest = journal.latest(whole.STAGE)
     read = round(rates.get(limits.COPY_LIMIT, 0.0) / 1e9, 2)
     for (model, system), entry in loads_in(latest):

@@ -1,6 +1,6 @@
 """An artifact whose weights are made where it is run: everything but them is carried, they are drawn from a seed.
 
-A model's folder in the kit: model.json (sections, where each constant lies and how it is made, the configuration),
+A model's folder in the kit: model.json (where each constant lies and how it is made, the configuration),
 sections.zip (all sections but the weights), tables.npz (constants that are computed: positions).  What is drawn is what
 `llmc compile --weights random` draws, bit for bit, so Hugging Face can be given the same numbers under its own names.
 """

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from llmc.bench.gpu.kit import call_to_json, layout_to_json
+from llmc.bench.gpu.measure import is_decode
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules import records, rules
@@ -15,7 +16,6 @@ from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
-MOST_DECODED = 64
 
 
 @dataclass
@@ -91,7 +91,7 @@ def lengths_of(call: Call) -> tuple[int, ...]:
     kind = call.inputs[4 if "Rotary" in call.op else 2]
     assert kind is not None
     m, room = kind.shape[0], kind.shape[1] * PAGE_TOKENS
-    decode = m <= MOST_DECODED
+    decode = is_decode(m)
     wanted = DECODE_LENGTHS if decode else PROMPT_LENGTHS
     return tuple(n for n in wanted if n <= room and (decode or n >= m)) or (min(room, max(m, DECODE_LENGTHS[0])),)
 

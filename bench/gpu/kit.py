@@ -2,7 +2,7 @@
 
     kit.json      jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models
     kernels.zip   NAME.cubin of every kernel
-    models/       artifacts without their weights (artifact.py)
+    models/       artifacts without their weights (carry.py writes them, fill.py fills them)
     run.py llmc/  the programs
 
 A job is written by jobs.py; what it says of a call and a launch are the fields of compiler/kernel.py.

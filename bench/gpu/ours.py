@@ -12,10 +12,9 @@ from llmc import __version__
 from llmc.bench.gpu.filled import model_of, ready
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.whole import prompt_of
+from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.runtime import binding, load
 from llmc.runtime.generation import How
-
-PAGE_TOKENS = 64
 
 
 class Ours:

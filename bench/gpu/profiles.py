@@ -36,8 +36,8 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
         path = shutil.which(TOOL)
         if path is None:
             raise RuntimeError(f"{TOOL} is not on this machine")
-        kernels = measure.find(kit, call)[0].candidates[measure.find(kit, call)[1]].launches
-        pattern = "|".join(sorted({launch.kernel for launch in kernels}))
+        job, index, _ = measure.find(kit, call)
+        pattern = "|".join(sorted({launch.kernel for launch in job.candidates[index].launches}))
         command = [path, "--clock-control", "none", "-k", f"regex:{pattern}", "--launch-skip", "2", "-c", "2"]
         for section in SECTIONS:
             command += ["--section", section]

@@ -30,8 +30,8 @@ Array = np.ndarray[Any, Any]
 ZERO = {"i8": 128, "i4": 8}
 """What is added to a code where it is stored."""
 
-FP8_IN_F16 = np.float32(2**8)
-"""What an e4m3 code counts, over what its bits count in the places of f16."""
+FP8_IN_PAIRS = np.float32(2**8)
+"""What an e4m3 code counts, over the bf16 that fp8_pairs.py makes of it."""
 
 _WORKERS = 2
 
@@ -137,7 +137,7 @@ class Fp8Panels:
             stored[: len(codes), :k] = codes.view(np.uint8)
             words = fp8_words(stored.view(np.uint32), "bf16")
             lanes = np.zeros(PANEL, np.float32)
-            lanes[: len(codes)] = scales[:, 0] * FP8_IN_F16
+            lanes[: len(codes)] = scales[:, 0] * FP8_IN_PAIRS
             return np.concatenate([np.ascontiguousarray(words.T).reshape(-1), lanes.view(np.uint32)])
 
         return _in_panels(array, self.parts, self.panel_words(k), panel)

@@ -22,11 +22,13 @@ from llmc.schedules.rule import Rule
 MOST_STREAMED_ROWS = 64
 """Steps of at most so many rows are small."""
 STREAM_BLOCKS, CODED_STREAM_BLOCKS = 2, 3
-"""Blocks of a small step that share a multiprocessor.  Codes take more instructions for fewer bytes: more warps."""
+"""Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
+for fewer bytes: more warps."""
 STREAM_WARPS = 4
 MOST_SLOTS = 8
 LEAST_PAGES = 4
-"""Of a split: to merge two takes about as long as to attend so many, which have come before queries are there."""
+"""Of a split: on paper to merge two takes about as long as to attend so many, which have come before queries are
+there."""
 LEAST_SLOT_BYTES = 4
 """Of all slots together, for each element of a token: what the sums of a block take, in float32."""
 TILE_ROWS, TILE_THREADS = 64, 128

@@ -47,8 +47,8 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
     x = Operand("input", op.scaled_input if op.deferred else 0)
     operands = [x, Operand("input", op.weight_input), *(operand for _, _, operand in _others(op))]
     if op.element == "f32":
-        grid = ceil(op.m / FMA_TILE) * ceil(op.n / FMA_TILE)
-        launch = Launch(_f32_kernel(op), tuple(operands), grid, 4 * op.rows * op.k + op.vector_bytes, op.n_operations)
+        n_bytes = 4 * op.rows * op.k + op.vector_bytes
+        launch = Launch(_f32_kernel(op), tuple(operands), params.blocks, n_bytes, op.n_operations)
         return Implementation((launch,), layouts=layouts(op), family="GEMM")
     temps = []
     if params.n_parts(op):

@@ -17,6 +17,7 @@ from math import ceil
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.cuda.tile_layout import tile_rows
 
 TILE_ROWS, STEP = 128, 64
 """Stored rows of the weight in a tile, and of K in a step."""
@@ -37,13 +38,13 @@ estimate."""
 
 MOST_STAGES = 12
 FLIGHT_BYTES = 64 << 10
-"""On their way to a multiprocessor for memory to be as busy as can be; with half of them it loses about 8 %.  More than
-these, or more stages, bring nothing."""
+"""On their way to a multiprocessor for memory to be as busy as can be; on paper half of them lose about 8 %,
+and more than these, or more stages, bring nothing."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """An architecture, by what its data sheets and our measurements say.
+    """An architecture, by what its data sheets say, and by estimates on paper.
 
     n_blocks: multiprocessors of its usual card.  shared_bytes: of a block.  Rates: bytes a µs from memory and from L2
     (all blocks together), operations a µs; fixed_us: of a launch, and of putting a shared tile together.  cluster:
@@ -97,7 +98,7 @@ class Tiling:
         return self.blocks // self.cluster
 
     def row_tiles(self, op: LinearOp) -> int:
-        return ceil(tile_rows(op) / (2 * self.cluster))
+        return ceil(tile_rows(op.n, gated=op.gated) / (2 * self.cluster))
 
     def token_tiles(self, op: LinearOp) -> int:
         return ceil(op.m / self.tokens)
@@ -120,11 +121,6 @@ class Tiling:
     def counter_bytes(self, op: LinearOp) -> int:
         """One for each shared tile and warpgroup."""
         return self.n_shared(op) * self.cluster * 2 * 4
-
-
-def tile_rows(op: LinearOp) -> int:
-    """Tiles of 64 stored rows of the weight."""
-    return ceil(op.n / 64) * (2 if op.gated else 1)
 
 
 def steps(op: LinearOp) -> int:

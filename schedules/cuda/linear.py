@@ -7,7 +7,7 @@ On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measu
 GEMV takes no more; weights in f32 have a GEMM alone.  Where a norm is deferred (deferred_norm.py), both products are
 the GEMM's.
 
-The operators: linear_op.py.  Every kernel reads the one layout that a weight has (tile_layout.py).
+The operators: linear_op.py.  Every kernel reads the one layout that a weight has (gemv_weight.py).
 """
 
 from __future__ import annotations

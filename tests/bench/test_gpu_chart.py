@@ -139,7 +139,10 @@ def test_results_without_a_model_are_one_line(line: str, tmp_path: Path) -> None
     answer = bench("--from", path)
     assert answer.exit_code == 1
     assert answer.stderr.startswith("error: ")
-    with pytest.raises(LlmcError):
+
+
+def test_results_that_are_not_there_are_said(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="the measurements cannot be read"):
         records_of([tmp_path / "nothing.jsonl"])
 
 

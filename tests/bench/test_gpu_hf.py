@@ -38,7 +38,7 @@ OPT = {
     "word_embed_proj_dim": 64,
     "do_layer_norm_before": True,
 }
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+WAITS = ("aten::item", "_local_scalar_dense", "nonzero", "masked_select")
 """Operators whose result the CPU must see."""
 
 
@@ -95,6 +95,9 @@ def test_a_step_that_is_recorded_waits_for_nothing(subject: hf.HuggingFace) -> N
     with subject.steps(2, 20, 30, "hf-graph") as step, Waiting() as waiting:
         step()
     assert waiting.found == []
+    with Waiting() as waiting:
+        torch.ones(1).item()
+    assert waiting.found
 
 
 def test_times_are_of_the_steps_that_count(subject: hf.HuggingFace) -> None:

@@ -15,8 +15,9 @@
 // 0.8 µs an H200 needs 29 KiB an SM.
 //
 // The first ring of weights, and kAhead stages a warp beyond it (to L2), are asked for before the kernel in front has
-// ended: memory works on while this one waits, and reads and normalises x. So it must be let in when the one in front has
-// asked for its own last weights, not before: the total is the same, and memory would lie idle between the two.
+// ended: memory works on while this one waits, and reads and normalises x. On paper it is best let in when the one in front
+// has asked for its own last weights, not before: the total is the same, and memory would lie idle between the two. kEarly
+// is the opposite, to be measured.
 #pragma once
 
 #include "epilogue.cuh"

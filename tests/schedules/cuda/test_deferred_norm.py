@@ -11,13 +11,14 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.fold_norm import fold_norm
-from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
+from llmc.compiler.kernel import Call, DType, TensorType
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from tests.emulator.emulate import EmulatedExecutable
+from tests.schedules.cuda.test_gemm import random_inputs as product_inputs
 from tests.schedules.cuda.test_linear import as_float, linear_call
 
 Array = np.ndarray[Any, Any]
@@ -31,7 +32,7 @@ EXACT, ROUNDED = 1e-5, 2**-8
 def moments_call(m: int, n: int, k: int, dtype: DType = "bf16", *, bias: bool = False, tiled_x: bool = True) -> Call:
     """The product in front of a norm."""
     plain = linear_call(f"Linear{'Bias' * bias}Residual", m, n, k, dtype, tiled_x=tiled_x)
-    scaled = TensorType((m, n), dtype if dtype != "f32" else "f32", tiled=dtype != "f32")
+    scaled = TensorType((m, n), dtype, tiled=dtype != "f32")
     outputs = (*plain.outputs, scaled, TensorType((n // 64, m, 2), "f32"))
     weight = TensorType((n,), dtype, constant=True)
     return replace(plain, op=f"{plain.op}Moments", inputs=(*plain.inputs, weight), outputs=outputs)
@@ -54,12 +55,7 @@ def moments_of(y: Array) -> Array:
 
 def random_inputs(call: Call, mean: float = 0.5) -> list[Array]:
     """Inputs of either call, with what the product in front would have handed on.  mean: of x, whose deviation is 1."""
-    generator = np.random.default_rng(0)
-    inputs = []
-    for kind in call.inputs:
-        assert kind is not None
-        scale = kind.shape[-1] ** -0.5 if len(kind.shape) == 2 and kind.constant else 1.0
-        inputs.append((generator.standard_normal(kind.shape) * scale).astype(numpy_dtype(kind.dtype)))
+    inputs = product_inputs(call)
     if "Deferred" in call.op:
         x = inputs[0] = inputs[0] + np.float32(mean)
         first = len(inputs) - 2 - ("LayerNorm" in call.op)
