@@ -6,6 +6,7 @@ about a rounding of the type that is multiplied.  Everything runs twice and must
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -59,6 +60,13 @@ def is_odd(kit: Kit, name: str) -> bool:
 def find(kit: Kit, name: str) -> tuple[Job, int]:
     job, _, index = name.rpartition(" #")
     return kit.jobs[job], int(index)
+
+
+def family(kit: Kit, name: str) -> tuple[str, str]:
+    """The operator, and the first word of the kernel's name: one that hangs has relatives."""
+    job, index = find(kit, name)
+    kernel = job.candidates[index].launches[-1].kernel
+    return job.call.op, re.split(r"_(?=b?f\d|int8|m\d)", kernel)[0]
 
 
 def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:

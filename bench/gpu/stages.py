@@ -20,7 +20,7 @@ class Stage:
     letter: str
     module: ModuleType
     says: str
-    longest: float = 60.0
+    longest: float = 20.0
     on_device: bool = True
 
     @property
@@ -33,7 +33,7 @@ STAGES = (
     Stage("b", micro, "primitives with known answers"),
     Stage("c", check, "every kernel against PyTorch"),
     Stage("d", sanitize, "compute-sanitizer", 150.0, on_device=False),
-    Stage("e", limits, "copies and cuBLAS"),
+    Stage("e", limits, "copies and cuBLAS", 60.0),
     Stage("f", measure, "tuning"),
     Stage("g", whole, "whole models", 180.0, on_device=False),
     Stage("h", profiles, "profiles of what falls short", 100.0, on_device=False),

@@ -14,7 +14,7 @@ from llmc.bench.gpu import facts
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.plan import Part
-from llmc.bench.gpu.work import DONE, OUT_OF_TIME, waiting
+from llmc.bench.gpu.work import DONE, OUT_OF_TIME, TOO_LONG, waiting
 
 WAIT_S = 0.05
 MOST_RESTARTS = 60
@@ -79,7 +79,7 @@ def settle_crash(parts: Sequence[Part], journal: Journal, status: int, said: str
     for stage in {part.stage.name for part in parts}:
         for item, entry in journal.latest(stage).items():
             if entry["event"] == "begin" and entry["at"] > began - 1:
-                reason = "took too long, or was stopped" if status == -9 else f"ended the process ({status})"
+                reason = f"{TOO_LONG}, or was stopped" if status == -9 else f"ended the process ({status})"
                 journal.append(stage, item, "failed", error=f"{reason}: {said}")
 
 

@@ -18,6 +18,7 @@ DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
 """Exit status: everything is done; the device is lost to this process; not all fitted into the time."""
 MOST_FAILURES = 2
 """Of a system with a model: what fails twice is not tried further."""
+TOO_LONG = "took too long"
 Run = Callable[[str], dict[str, Any]]
 
 
@@ -95,8 +96,8 @@ def is_well() -> bool:
 
 
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
-    """The part's items that are not settled, but for what is known to lead to nothing: candidates whose kernels are
-    wrong, systems that failed before."""
+    """The part's items that are not settled, but for what is known to lead to nothing: kernels of a family that hung,
+    candidates whose kernels are wrong, systems that failed before."""
     stage = part.stage
     latest = journal.latest(stage.name)
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
@@ -104,6 +105,9 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     if stage.module is measure:
         wrong = {item for item, entry in journal.latest(check.STAGE).items() if entry["event"] == "failed"}
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
+    if stage.module is check:
+        hung = {check.family(kit, item) for item in settled if TOO_LONG in str(latest[item].get("error"))}
+        return [item for item in left if check.family(kit, item) not in hung]
     if stage.module is whole:
         failed = [tuple(item.split()[:2]) for item, entry in latest.items() if entry["event"] == "failed"]
         return [item for item in left if failed.count(tuple(item.split()[:2])) < MOST_FAILURES]

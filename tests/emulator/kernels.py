@@ -42,7 +42,8 @@ extern "C" __global__ void k(const float *x, float *partial, uint32_t *counter, 
     __shared__ float sums[4];
     __shared__ bool last;
     const float sum = warp_sum(x[128 * blockIdx.x + threadIdx.x]);
-    if (lane_index() == 0) sums[warp_index()] = sum;
+    const int warp = warp_index();
+    if (lane_index() == 0) sums[warp] = sum;
     __syncthreads();
     if (threadIdx.x == 37) partial[blockIdx.x] = sums[0] + sums[1] + sums[2] + sums[3];
     __syncthreads();  // partial is written

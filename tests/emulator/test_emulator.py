@@ -124,6 +124,12 @@ def test_a_shuffle_that_lanes_miss_is_a_deadlock() -> None:
         launch(divergent, normal(128), np.zeros((3, 128), np.float32))
 
 
+def test_a_warp_s_index_is_asked_for_by_all_its_lanes() -> None:
+    divergent = mutant(WARP, "float sum = warp_sum(v);", "float sum = v; if (threadIdx.x & 1) sum = warp_index();")
+    with pytest.raises(LlmcError, match=r"in warp_index|while other lanes of the warp are in"):
+        launch(divergent, normal(128), np.zeros((3, 128), np.float32))
+
+
 def test_warps_meet_at_named_barriers() -> None:
     x = normal(128)
     y = launch(NAMED, x, np.zeros_like(x), shared_bytes=256)[1]

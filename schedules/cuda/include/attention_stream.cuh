@@ -228,13 +228,14 @@ __device__ __forceinline__ void finish(typename Shape::Out *out, const Part &par
 template <class Shape>
 __device__ __forceinline__ void hand_over(const Gathered<Shape> &state, float *o, float2 *tops) {
     using S = Stream<Shape>;
+    const int warp = warp_index();
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int query = lane_index() / 4 + 8 * half, first = kCoded<Shape> ? 0 : 2 * (lane_index() % 4);
         const float sum = row_sum(state.sum[half]);
         if (query < S::queries) {
-            if (lane_index() % 4 == 0) tops[warp_index() * S::queries + query] = make_float2(state.most[half], sum);
-            float *to = o + (warp_index() * S::queries + query) * S::D + first;
+            if (lane_index() % 4 == 0) tops[warp * S::queries + query] = make_float2(state.most[half], sum);
+            float *to = o + (warp * S::queries + query) * S::D + first;
 #pragma unroll
             for (int j = 0; j < S::D / 8; j++) {
                 if constexpr (kCoded<Shape>) {
@@ -354,11 +355,12 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     clear(state);
     if constexpr (kCoded<Shape>) clear_unit(state);
     walk_pages<Shape>(state, queries, part, fresh, copies);
-    if (has_new && 16 * warp_index() < Shape::rows) {
-        const Kv *keys = new_keys + 2 * warp_index() * S::block;
+    const int first_row = 16 * warp_index();
+    if (has_new && first_row < Shape::rows) {
+        const Kv *keys = new_keys + first_row / 8 * S::block;
         float s[2][4];
         score<Shape, kTokens, kTokens>(s, queries, keys);
-        attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * warp_index() + i]; });
+        attend<Shape>(state, part, s, true, [&](int i) { return new_at[first_row + i]; });
         add_values<Shape, kTokens, kTokens>(state, s, keys + S::block);
     }
 

@@ -40,7 +40,9 @@ using f16 = __half;
 // ---- threads -------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x & 31; }
-__device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0); }  // uniform
+
+// The same in all lanes, and known to be so; all lanes of the warp ask together, as in __shfl_sync.
+__device__ __forceinline__ int warp_index() { return __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0); }
 
 // The launch's dynamic shared memory, 1024-byte aligned. (Fixed-size `__shared__` variables are fine too.)
 __device__ __forceinline__ unsigned char *dynamic_shared() {

@@ -33,8 +33,9 @@ __device__ __forceinline__ void norm_rows(const float *x, const float *residual,
     const Input rows = {N::kAdds ? sum : x, weight, bias};  // a thread comes back to the chunks it has written
     typename Input::RowMoments all;
     if constexpr (N::kNorm != Norm::none) {
-        const auto part = rows.template moments<kThreads>(row, warp_index() * 32);
-        if (lane_index() == 0) parts[warp_index()] = part;
+        const int warp = warp_index();
+        const auto part = rows.template moments<kThreads>(row, warp * 32);
+        if (lane_index() == 0) parts[warp] = part;
         __syncthreads();
         for (int i = 0; i < N::kWarps; i++) all.merge(parts[i]);
     }

@@ -76,7 +76,8 @@ __device__ inline u64 block_max(u64 x, SampleShared &shared) {
         const u64 other = __shfl_xor_sync(ALL_LANES, x, offset);
         x = other > x ? other : x;
     }
-    if (lane_index() == 0) shared.parts[warp_index()] = x;
+    const int own = warp_index();
+    if (lane_index() == 0) shared.parts[own] = x;
     __syncthreads();
     u64 best = 0;
     for (int warp = 0; warp < SAMPLE_WARPS; warp++) best = shared.parts[warp] > best ? shared.parts[warp] : best;
@@ -91,11 +92,12 @@ struct BlockPrefix {
 
 __device__ inline BlockPrefix block_prefix(u64 x, SampleShared &shared) {
     const u64 through = warp_prefix(x);
-    if (lane_index() == 31) shared.parts[warp_index()] = through;
+    const int own = warp_index();
+    if (lane_index() == 31) shared.parts[own] = through;
     __syncthreads();
     BlockPrefix prefix = {through - x, 0};
     for (int warp = 0; warp < SAMPLE_WARPS; warp++) {
-        if (warp < warp_index()) prefix.before += shared.parts[warp];
+        if (warp < own) prefix.before += shared.parts[warp];
         prefix.total += shared.parts[warp];
     }
     __syncthreads();

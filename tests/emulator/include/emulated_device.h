@@ -2,7 +2,10 @@
 #pragma once
 
 inline int lane_index() { return int(threadIdx.x & 31); }
-inline int warp_index() { return int(threadIdx.x >> 5); }
+inline int warp_index() {
+    emulated::warp_collective("warp_index", 0xffffffffu, 0);
+    return int(threadIdx.x >> 5);
+}
 inline unsigned char *dynamic_shared() { return emulated::dynamic_shared(); }
 inline uint32_t shared_address(const void *shared) { return emulated::shared_address(shared); }
 inline void named_barrier(int id, int n_threads) { emulated::arrive_at_barrier(id, n_threads, true, "named_barrier"); }
