@@ -3,7 +3,8 @@
     cpu                    this machine
     cpu:x86-64-v3          AVX2 and FMA
     cpu:x86-64-v4          AVX-512 (F, BW, CD, DQ, VL)
-    cpu:x86-64-v4+bf16     … and AVX512_BF16 and VNNI (Zen 4, Cooper Lake, Sapphire Rapids)
+    cpu:x86-64-v4+bf16     … and AVX512_BF16 and VNNI (Zen 4, Cooper Lake)
+    cpu:x86-64-v4+amx      … and AMX with bf16 and int8 (Sapphire Rapids, Granite Rapids)
     cuda                   this machine's first NVIDIA GPU
     cuda:sm_90a            Hopper (H100, H200); sm_80 (A100), sm_89 (L40, RTX 40), sm_100a (B200)
 
@@ -17,6 +18,7 @@ import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from llmc.runtime.errors import LlmcError
@@ -24,7 +26,12 @@ from llmc.runtime.errors import LlmcError
 V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 V4_BF16 = (*V4, "avx512_bf16", "avx512_vnni")
-LEVELS = {"x86-64-v3": V3, "x86-64-v4": V4, "x86-64-v4+bf16": V4_BF16}
+V4_AMX = (*V4_BF16, "amx_bf16", "amx_int8", "amx_tile")
+LEVELS = {"x86-64-v3": V3, "x86-64-v4": V4, "x86-64-v4+bf16": V4_BF16, "x86-64-v4+amx": V4_AMX}
+AMX = frozenset(V4_AMX) - frozenset(V4_BF16)
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
+"""Of Linux on x86-64: the number of a system call, one of its requests, and the state component it is about."""
+CPUINFO = Path("/proc/cpuinfo")
 CUDA_LEVELS = ("sm_80", "sm_89", "sm_90a", "sm_100a")
 
 
@@ -119,11 +126,19 @@ def host_level() -> str:
 
 
 def host_features() -> frozenset[str]:
-    """CPU feature flags of this machine."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    """CPU feature flags of this machine, those of AMX only where the system lets this process use it."""
+    for line in CPUINFO.read_text().splitlines():
         if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
+            flags = frozenset(line.partition(":")[2].split())
+            return flags - AMX if flags & AMX and not tiles_allowed() else flags
     return frozenset()
+
+
+@cache
+def tiles_allowed() -> bool:
+    """Asks the system to let this process use AMX's tile registers, as the runtime does (cpu.c); whether it does."""
+    refused: int = ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA)
+    return refused == 0
 
 
 def device_level() -> str:

@@ -40,6 +40,9 @@ CPU_FEATURES = {
     "avx512vl": 1 << 10,
     "avx512_bf16": 1 << 11,
     "avx512_vnni": 1 << 12,
+    "amx_tile": 1 << 13,
+    "amx_bf16": 1 << 14,
+    "amx_int8": 1 << 15,
 }
 
 SPACES = (

@@ -15,6 +15,7 @@ from llmc.schedules.rule import Rule
 FAMILIES = {
     "cpu": (
         "cpu.quant_linear",
+        "cpu.amx_linear",
         "cpu.linear",
         "cpu.attention",
         "cpu.norm",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.kernel import Call, Implementation, Operand, RowMajor, numpy_dtype
-from llmc.compiler.target import Target
+from llmc.compiler.target import Target, tiles_allowed
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache
 
@@ -36,6 +36,8 @@ class Executable:
     def __init__(self, call: Call, implementation: Implementation, target: Target) -> None:
         self.call = call
         self.implementation = implementation
+        if target.has("amx_tile"):
+            tiles_allowed()
         kernels = {launch.kernel.name: launch.kernel for launch in implementation.launches}
         objects = cache.compile_kernels(list(kernels.values()), target)
         library = load_objects(objects)

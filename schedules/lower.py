@@ -27,7 +27,13 @@ LIBRARY_FUNCTIONS = frozenset(
 )
 """What a kernel may call: these are in libc and libm."""
 
-_LLVM_FEATURES = {"avx512_bf16": "+avx512bf16", "avx512_vnni": "+avx512vnni"}
+_LLVM_FEATURES = {
+    "avx512_bf16": "+avx512bf16",
+    "avx512_vnni": "+avx512vnni",
+    "amx_tile": "+amx-tile",
+    "amx_bf16": "+amx-bf16",
+    "amx_int8": "+amx-int8",
+}
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> bytes:

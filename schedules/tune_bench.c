@@ -173,4 +173,29 @@ PEAK(fma256, "avx2,fma", floats8, "vfmadd231ps")
 PEAK(fma512, "avx512f", floats16, "vfmadd231ps")
 PEAK(dpbf16, "avx512f,avx512bf16", floats16, "vdpbf16ps")
 PEAK(vpdpbusd, "avx512f,avx512vnni", floats16, "vpdpbusd")
+
+/* AMX: four sums from two tiles of each side, with numbers in them: zeros would be faster, as they take less power. An
+ * instruction does sixteen rows, and counts as sixteen. */
+#define TILES_PEAK(name, instruction)                                                                        \
+    SHOWN int32_t measure_##name(const void *unused, const int32_t *grid, int32_t task, int32_t n_tasks)    \
+    {                                                                                                       \
+        const int32_t n = (int32_t)((int64_t)*grid * (task + 1) / n_tasks - (int64_t)*grid * task / n_tasks); \
+        struct { uint8_t palette, nothing[15]; uint16_t row_bytes[16]; uint8_t rows[16]; } shapes = {1, {0}, {0}, {0}}; \
+        uint16_t numbers[16][32];                                                                           \
+        (void)unused;                                                                                       \
+        for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 64, shapes.rows[i] = 16;                          \
+        for (int i = 0; i < 16 * 32; i++) numbers[i / 32][i % 32] = 0x3f3e; /* bf16 0.74 */                  \
+        __asm__ volatile("ldtilecfg %0" : : "m"(shapes)); /* and zeroes the tiles */                        \
+        __asm__ volatile("tileloadd (%0, %1), %%tmm4\n\ttileloadd (%0, %1), %%tmm5\n\t"                    \
+                         "tileloadd (%0, %1), %%tmm6\n\ttileloadd (%0, %1), %%tmm7"                          \
+                         : : "r"(numbers), "r"((int64_t)64), "m"(numbers));                                 \
+        for (int64_t i = 0; i < (int64_t)n * ROUNDS * CHAINS / 16 / 4; i++)                                 \
+            __asm__ volatile(instruction " %tmm6, %tmm4, %tmm0\n\t" instruction " %tmm7, %tmm4, %tmm1\n\t" \
+                             instruction " %tmm6, %tmm5, %tmm2\n\t" instruction " %tmm7, %tmm5, %tmm3\n\t"); \
+        __asm__ volatile("tilerelease");                                                                    \
+        return 0;                                                                                           \
+    }
+
+TILES_PEAK(tdpbf16ps, "tdpbf16ps")
+TILES_PEAK(tdpbsud, "tdpbsud")
 #endif

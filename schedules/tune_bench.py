@@ -21,7 +21,7 @@ import numpy as np
 
 from llmc.compiler import link
 from llmc.compiler.kernel import Call, Operand, RowMajor, numpy_dtype
-from llmc.compiler.target import Target
+from llmc.compiler.target import Target, tiles_allowed
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache
 from llmc.schedules.execute import Array, Executable
@@ -39,8 +39,8 @@ SHORTEST_NS = 500_000
 MOST_RUNS = 500
 PATIENCE = 3
 """How many times the rounds asked for are measured, when the machine is loaded."""
-MULTIPLY_ADDS = {"fma256": 8, "fma512": 16, "dpbf16": 32, "vpdpbusd": 64}
-"""Instructions whose rate is measured, and the multiply-adds of each."""
+MULTIPLY_ADDS = {"fma256": 8, "fma512": 16, "dpbf16": 32, "vpdpbusd": 64, "tdpbf16ps": 512, "tdpbsud": 1024}
+"""Instructions whose rate is measured, and the multiply-adds of each; of AMX's for one of sixteen rows."""
 
 
 BUSY = 0.97
@@ -98,6 +98,8 @@ class Bench:
 
     def __init__(self, target: Target, n_threads: int = 0) -> None:
         self.target = target
+        if target.has("amx_tile"):
+            tiles_allowed()
         self._library = _library()
         self._engine = self._library.measure_open(n_threads)
         if not self._engine:

@@ -1,9 +1,12 @@
 /* cpu.c - which instructions this machine has, and how many threads to run. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "runtime.h"
 
@@ -11,8 +14,8 @@
 
 /* Names as in /proc/cpuinfo, in the order of the bits LLMC_CPU_*. */
 static const char *const NAMES[] = {
-    "avx2",     "fma",      "f16c",     "bmi1",     "bmi2",        "movbe",       "avx512f",
-    "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni",
+    "avx2",     "fma",      "f16c",     "bmi1",        "bmi2",        "movbe",    "avx512f",  "avx512bw",
+    "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8",
 };
 enum {
     N_NAMES = sizeof NAMES / sizeof *NAMES,
@@ -20,12 +23,18 @@ enum {
     LEVEL_4 = LEVEL_3 | LLMC_CPU_AVX512F | LLMC_CPU_AVX512BW | LLMC_CPU_AVX512CD | LLMC_CPU_AVX512DQ |
               LLMC_CPU_AVX512VL,
     LEVEL_4_BF16 = LEVEL_4 | LLMC_CPU_AVX512_BF16 | LLMC_CPU_AVX512_VNNI,
+    LEVEL_4_AMX = LEVEL_4_BF16 | LLMC_CPU_AMX_TILE | LLMC_CPU_AMX_BF16 | LLMC_CPU_AMX_INT8,
 };
+/* Of cpuid's leaf 7, in edx; older compilers' cpuid.h does not name them. */
+enum { EDX_AMX_BF16 = 1 << 22, EDX_AMX_TILE = 1 << 24, EDX_AMX_INT8 = 1 << 25 };
+/* Requests to arch_prctl, and the part of a thread's state that tiles are; older kernels' headers lack them. */
+enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
 
 #ifdef __x86_64__
 #include <cpuid.h>
 
-/* Which register files the operating system saves: bits 1, 2 for ymm, bits 5, 6, 7 for zmm and masks. */
+/* Which register files the operating system saves: bits 1, 2 for ymm, bits 5, 6, 7 for zmm and masks, 17, 18 for
+ * tiles. */
 static uint32_t saved_registers(void)
 {
     uint32_t low, high;
@@ -38,7 +47,7 @@ uint32_t cpu_features(void)
     unsigned a, b, c, d, a1 = 0, features = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
     uint32_t saved = c & bit_OSXSAVE ? saved_registers() : 0;
-    int ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
+    int ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6, tiles = (saved & 0x60000) == 0x60000;
     if (c & bit_MOVBE) features |= LLMC_CPU_MOVBE;
     if (ymm && c & bit_FMA) features |= LLMC_CPU_FMA;
     if (ymm && c & bit_F16C) features |= LLMC_CPU_F16C;
@@ -57,12 +66,26 @@ uint32_t cpu_features(void)
     if (zmm && b & bit_AVX512VL) features |= LLMC_CPU_AVX512VL;
     if (zmm && c & bit_AVX512VNNI) features |= LLMC_CPU_AVX512_VNNI;
     if (zmm && a1 & bit_AVX512BF16) features |= LLMC_CPU_AVX512_BF16;
+    if (tiles && d & EDX_AMX_TILE) features |= LLMC_CPU_AMX_TILE;
+    if (tiles && d & EDX_AMX_BF16) features |= LLMC_CPU_AMX_BF16;
+    if (tiles && d & EDX_AMX_INT8) features |= LLMC_CPU_AMX_INT8;
     return features;
+}
+
+/* 0, or an error number. */
+static int ask_for_tiles(void)
+{
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 0 : errno;
 }
 #else
 uint32_t cpu_features(void)
 {
     return 0;
+}
+
+static int ask_for_tiles(void)
+{
+    return ENOSYS;
 }
 #endif
 
@@ -79,11 +102,23 @@ llmc_status cpu_check(uint32_t needed, uint32_t present, const char *path)
         if (bit < N_NAMES) snprintf(names + n, sizeof names - n, "%s%s", separator, NAMES[bit]);
         else snprintf(names + n, sizeof names - n, "%sunknown bit %u", separator, bit);
     }
-    const char *hint = (present & LEVEL_4) == LEVEL_4   ? "compile with --target cpu:x86-64-v4"
-                       : (present & LEVEL_3) == LEVEL_3 ? "compile with --target cpu:x86-64-v3"
-                                                        : "run it on a machine with AVX2 or better";
+    const char *hint = (present & LEVEL_4_BF16) == LEVEL_4_BF16 ? "compile with --target cpu:x86-64-v4+bf16"
+                       : (present & LEVEL_4) == LEVEL_4         ? "compile with --target cpu:x86-64-v4"
+                       : (present & LEVEL_3) == LEVEL_3         ? "compile with --target cpu:x86-64-v3"
+                                                                : "run it on a machine with AVX2 or better";
     return fail(LLMC_ERROR_TARGET, path, hint, "this artifact needs the CPU feature%s %s, which this machine lacks",
                 n_missing > 1 ? "s" : "", names);
+}
+
+/* Linux gives a process tiles when it asks for them, and to all its threads, unless one of these has an alternate stack
+ * for signals that is too small to save them on. */
+llmc_status cpu_allow(uint32_t needed, const char *path)
+{
+    int refused = needed & LLMC_CPU_AMX_TILE ? ask_for_tiles() : 0;
+    if (!refused) return LLMC_OK;
+    return fail(LLMC_ERROR_TARGET, path, "compile with --target cpu:x86-64-v4+bf16",
+                "the system does not let this process use AMX, which this artifact needs: %s",
+                refused == ENOSPC ? "a thread's stack for signals is too small" : strerror(refused));
 }
 
 const char *cpu_level(uint32_t features)
@@ -91,6 +126,7 @@ const char *cpu_level(uint32_t features)
     return features == LEVEL_3        ? "x86-64-v3"
            : features == LEVEL_4      ? "x86-64-v4"
            : features == LEVEL_4_BF16 ? "x86-64-v4+bf16"
+           : features == LEVEL_4_AMX  ? "x86-64-v4+amx"
                                       : NULL;
 }
 

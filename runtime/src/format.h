@@ -57,6 +57,9 @@ enum {
     LLMC_CPU_AVX512VL = 1u << 10,
     LLMC_CPU_AVX512_BF16 = 1u << 11,
     LLMC_CPU_AVX512_VNNI = 1u << 12,
+    LLMC_CPU_AMX_TILE = 1u << 13,
+    LLMC_CPU_AMX_BF16 = 1u << 14,
+    LLMC_CPU_AMX_INT8 = 1u << 15,
 };
 
 /* llmc_plan_header.device: what runs the plans. */

@@ -273,6 +273,7 @@ llmc_status plans_load(plans *plans, const artifact *file)
     memcpy(h, section->bytes, sizeof *h);
     llmc_status status = check_header(tables, h, section->n_bytes);
     if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
+    if (!status) status = cpu_allow(h->cpu_features, file->path);
     if (status) return status;
     at.kernels = section->bytes + sizeof *h;
     at.plans = at.kernels + (uint64_t)h->n_kernels * sizeof(llmc_kernel_record);

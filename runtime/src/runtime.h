@@ -53,6 +53,9 @@ void sha256_portable(const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32])
 uint32_t cpu_features(void);
 /* Fails with LLMC_ERROR_TARGET, naming what is needed but not present. */
 llmc_status cpu_check(uint32_t needed, uint32_t present, const char *path);
+/* Ask the system for tiles, where AMX is needed; for a process that has them nothing changes. Fails with
+ * LLMC_ERROR_TARGET when it refuses. */
+llmc_status cpu_allow(uint32_t needed, const char *path);
 /* "x86-64-v4", the level that has exactly these features; NULL for others. */
 const char *cpu_level(uint32_t features);
 /* CPUs this process may use: its affinity and its cgroup's quota, rounded up. At least 1. */

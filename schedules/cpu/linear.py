@@ -245,10 +245,14 @@ def packing_kernel(linear: Linear, tiles: Tiles) -> Kernel:
 
 
 def product_kernel(linear: Linear, tiles: Tiles) -> Kernel:
+    return keyed_kernel(product_name(linear), partial(build_product, linear, tiles))
+
+
+def product_name(linear: Linear) -> str:
     epilogue = f"{'gated_' * (linear.parts == 2)}{'bias_' * linear.bias}{linear.activation.lower()}"
     shape = f"m{linear.m}_n{linear.n}_k{linear.k}"
     words = ("linear", linear.weight, shape, epilogue.strip("_"), "residual" * linear.residual)
-    return keyed_kernel("_".join(filter(None, words)), partial(build_product, linear, tiles))
+    return "_".join(filter(None, words))
 
 
 def keyed_kernel(name: str, build: partial[Any]) -> Kernel:

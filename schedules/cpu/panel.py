@@ -58,13 +58,19 @@ class Product:
         word = "float32" if linear.weight == "f32" else "int32"
         x_words = row_tiles * linear.steps * linear.words * tiles.rows
         self.x = T.arg("x", T.buffer((x_words,), "int32" if linear.dot == "dpbf16" else "float32"))
-        self.weight = T.arg("weight", T.buffer((linear.panels * linear.panel_words,), word))
+        self.declare((linear.panels * linear.panel_words, word), tiles.scratch_words(linear))
+
+    def declare(self, weight: tuple[int, str], scratch_words: int) -> None:
+        """The operands behind x.  weight: its words, and their type."""
+        linear = self.linear
+        n_words, word = weight
+        self.weight = T.arg("weight", T.buffer((n_words,), word))
         if linear.bias:
             self.bias = T.arg("bias", T.buffer((linear.panels * PANEL,), "float32"))
         if linear.residual:
             self.residual = T.arg("residual", T.buffer((linear.m * linear.n,), "float32"))
         self.y = T.arg("y", T.buffer((linear.m * linear.n,), "float32"))
-        self.scratch = T.arg("scratch", T.buffer((tiles.scratch_words(linear),), "float32"))
+        self.scratch = T.arg("scratch", T.buffer((scratch_words,), "float32"))
 
     def unit(self, unit: Any) -> None:
         linear, tiles = self.linear, self.tiles
@@ -74,7 +80,7 @@ class Product:
             waiting = row_tile if chunks > 1 else 0
             place = T.bind((waiting * tiles.group + member) * (tiles.rows * tiles.panels * PANEL))
             self.accumulate(chunk, chunks, row_tile, panel, place)
-            with _last(chunk, chunks):
+            with if_last(chunk, chunks):
                 self.finish(row_tile, panel, place)
 
     def accumulate(self, chunk: Any, chunks: int, row_tile: Any, panel: Any, place: Any) -> None:
@@ -113,7 +119,7 @@ class Product:
             at = (panel + p) * linear.panel_words + step * PANEL
             for ahead, locality in ((tiles.near, FIRST_LEVEL), (tiles.far, SECOND_LEVEL)):
                 if ahead:
-                    _prefetch(self.weight, at + ahead * PANEL, locality)
+                    prefetch(self.weight, at + ahead * PANEL, locality)
             weights.append(T.bind(self.weight[VECTOR.at(at)]))
         terms = [weights]
         if linear.weight == "f8":
@@ -192,7 +198,7 @@ def _loop(extent: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _last(index: Any, extent: int) -> Iterator[None]:
+def if_last(index: Any, extent: int) -> Iterator[None]:
     """Runs in the last pass of a `_loop`."""
     if extent == 1:
         yield
@@ -201,5 +207,5 @@ def _last(index: Any, extent: int) -> Iterator[None]:
             yield
 
 
-def _prefetch(buffer: Any, index: Any, locality: int) -> None:
+def prefetch(buffer: Any, index: Any, locality: int) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, locality, 1))

@@ -59,13 +59,7 @@ class QuantProduct(Product):
         self.x = T.arg("words", T.buffer((rows * quant.steps,), "int32"))
         self.x_scales = T.arg("scales", T.buffer((rows * quant.blocks,), "float32"))
         self.corrections = T.arg("corrections", T.buffer((rows * quant.blocks,), "int32"))
-        self.weight = T.arg("weight", T.buffer((layer.panels * quant.panel_words,), "int32"))
-        if layer.bias:
-            self.bias = T.arg("bias", T.buffer((layer.panels * PANEL,), "float32"))
-        if layer.residual:
-            self.residual = T.arg("residual", T.buffer((layer.m * layer.n,), "float32"))
-        self.y = T.arg("y", T.buffer((layer.m * layer.n,), "float32"))
-        self.scratch = T.arg("scratch", T.buffer((tiles.rows * tiles.panels * PANEL,), "float32"))
+        self.declare((layer.panels * quant.panel_words, "int32"), tiles.rows * tiles.panels * PANEL)
         self.places = [(r, p) for r in range(tiles.rows) for p in range(tiles.panels)]
 
     def unit(self, unit: Any) -> None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from llmc.compiler.target import Target, missing, missing_device, never_chosen, parse_target, parse_targets, runs_on
+from llmc.compiler.target import (
+    LEVELS,
+    Target,
+    missing,
+    missing_device,
+    never_chosen,
+    parse_target,
+    parse_targets,
+    runs_on,
+)
 from llmc.runtime.errors import LlmcError
 
 
@@ -64,7 +75,8 @@ def test_a_target_given_twice_is_refused_under_whichever_name() -> None:
 @pytest.mark.parametrize(
     ("asked", "idle"),
     [
-        ("cpu:x86-64-v4+bf16,cpu:x86-64-v4,cpu:x86-64-v3", {}),
+        ("cpu:x86-64-v4+amx,cpu:x86-64-v4+bf16,cpu:x86-64-v4,cpu:x86-64-v3", {}),
+        ("cpu:x86-64-v4+bf16,cpu:x86-64-v4+amx", {"cpu:x86-64-v4+amx": "cpu:x86-64-v4+bf16"}),
         ("cpu:x86-64-v3,cpu:x86-64-v4", {"cpu:x86-64-v4": "cpu:x86-64-v3"}),
         ("cuda:sm_90a,cuda:sm_89,cuda:sm_80,cpu:x86-64-v3", {}),
         ("cuda:sm_80,cuda:sm_89,cuda:sm_90a", {}),
@@ -77,6 +89,18 @@ def test_a_target_behind_one_that_runs_there_too_is_noted(asked: str, idle: dict
     for note, (target, before) in zip(notes, idle.items(), strict=True):
         assert note.startswith(f"{target} will not run")
         assert note.endswith(f": {before}, which runs there too, stands before it")
+
+
+@pytest.mark.parametrize(("allowed", "level"), [(True, "x86-64-v4+amx"), (False, "x86-64-v4+bf16")])
+def test_amx_counts_where_the_system_lets_us_use_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, allowed: bool, level: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {' '.join(LEVELS['x86-64-v4+amx'])}\n")
+    monkeypatch.setattr("llmc.compiler.target.CPUINFO", cpuinfo)
+    monkeypatch.setattr("llmc.compiler.target.tiles_allowed", lambda: allowed)
+    assert parse_target("cpu") == Target("cpu", level)
+    assert missing(Target("cpu", "x86-64-v4+amx")) == ([] if allowed else ["amx_bf16", "amx_int8", "amx_tile"])
 
 
 def test_what_is_missing_is_said_in_words(no_driver: None) -> None:

@@ -1,5 +1,7 @@
 /* host units - parts of the runtime alone: hashing, CPU features, the choice of plans, sampling. */
+#define _GNU_SOURCE
 #include <math.h>
+#include <signal.h>
 #include <string.h>
 
 #include "host.h"
@@ -38,7 +40,27 @@ static void test_missing_features_are_named(void)
                                       "  at: m.so\n  hint: compile with --target cpu:x86-64-v3") == 0);
     REQUIRE(cpu_check(LLMC_CPU_AVX2 | LLMC_CPU_FMA | 1u << 31, 0, "m.so") == LLMC_ERROR_TARGET);
     REQUIRE(strstr(api->last_error(), "features avx2, fma, unknown bit 31, which"));
+    REQUIRE(cpu_check(LLMC_CPU_AMX_TILE | LLMC_CPU_AMX_BF16, (1u << 13) - 1, "m.so") == LLMC_ERROR_TARGET);
+    REQUIRE(strcmp(api->last_error(),
+                   "this artifact needs the CPU features amx_tile, amx_bf16, which this machine lacks\n"
+                   "  at: m.so\n  hint: compile with --target cpu:x86-64-v4+bf16") == 0);
+    REQUIRE(strcmp(cpu_level((1u << 16) - 1), "x86-64-v4+amx") == 0);
     REQUIRE(cpu_count() >= 1);
+}
+
+/* Linux gives tiles to all threads of a process or to none, so one whose signal stack has no room for them is enough. */
+static void test_tiles_are_asked_for_and_a_refusal_is_said(void)
+{
+    static char stack[1 << 13];
+    stack_t small = {.ss_sp = stack, .ss_size = sizeof stack}, none = {.ss_flags = SS_DISABLE};
+    REQUIRE(cpu_allow(LLMC_CPU_AVX2, "m.so") == LLMC_OK);
+    REQUIRE(sigaltstack(&small, NULL) == 0);
+    REQUIRE(cpu_allow(LLMC_CPU_AMX_TILE, "m.so") == LLMC_ERROR_TARGET);
+    REQUIRE(strstr(api->last_error(), "the system does not let this process use AMX, which this artifact needs: "));
+    REQUIRE(sigaltstack(&none, NULL) == 0);
+    if (!(cpu_features() & LLMC_CPU_AMX_TILE)) return;
+    REQUIRE(strstr(api->last_error(), "a thread's stack for signals is too small"));
+    REQUIRE(cpu_allow(LLMC_CPU_AMX_TILE, "m.so") == LLMC_OK);
 }
 
 /* -- plan_choose -------------------------------------------------------------------------------------------------- */
@@ -218,6 +240,7 @@ int host_units(int argc, char **argv)
     test_known_digests();
     test_both_ways_of_hashing_agree();
     test_missing_features_are_named();
+    test_tiles_are_asked_for_and_a_refusal_is_said();
     test_plans_fit_the_rows();
     test_greedy_takes_the_first_maximum();
     test_infinite_logits_are_drawn_alone();

@@ -14,11 +14,11 @@ import pytest
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc import schedules
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
 from llmc.compiler.target import LEVELS, Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import lower
-from llmc.schedules.cpu import linear
 from llmc.schedules.execute import Executable
 
 
@@ -75,23 +75,27 @@ def test_a_local_buffer_that_would_come_from_the_heap_is_refused(host: Target) -
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
 @pytest.mark.parametrize(
     ("level", "registers", "dots"),
-    [("x86-64-v3", "ymm", False), ("x86-64-v4", "zmm", False), ("x86-64-v4+bf16", "zmm", True)],
+    [
+        ("x86-64-v3", "ymm", "vfmadd"),
+        ("x86-64-v4", "zmm", "vfmadd"),
+        ("x86-64-v4+bf16", "zmm", "vdpbf16ps"),
+        ("x86-64-v4+amx", "zmm", "tdpbf16ps"),
+    ],
 )
 def test_each_level_uses_the_instructions_it_has_and_no_others(
-    tmp_path: Path, level: str, registers: str, dots: bool
+    tmp_path: Path, level: str, registers: str, dots: str
 ) -> None:
     target = Target("cpu", level)
     inputs = (TensorType((4, 64), "f32"), TensorType((64, 64), "bf16", constant=True))
     call = Call("llmc.LinearSilu", inputs, (TensorType((4, 64), "f32"),))
-    tiles = linear.match(call, target)
-    assert tiles is not None
     path = tmp_path / "product.o"
-    path.write_bytes(lower.compile_kernel(linear.implement(call, tiles, target).launches[-1].kernel, target))
+    path.write_bytes(lower.compile_kernel(schedules.implement(call, target).launches[-1].kernel, target))
     text = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True).stdout
     assert registers in text
     assert ("zmm" in text) == (registers == "zmm")
-    assert ("vdpbf16ps" in text) == dots
-    assert ("vfmadd" in text) or dots
+    assert dots in text
+    assert ("vdpbf16ps" in text) == (dots == "vdpbf16ps")
+    assert text.count("ldtilecfg") == text.count("tilerelease") == (dots == "tdpbf16ps")
     assert not re.search(r"\bcall", text)
 
 

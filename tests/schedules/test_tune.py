@@ -16,9 +16,9 @@ from llmc.cli.main import main
 from llmc.compiler.kernel import Call, DType, TensorType
 from llmc.compiler.plan import Choice
 from llmc.compiler.report import schedule_record
-from llmc.compiler.target import Target
+from llmc.compiler.target import LEVELS, Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records, tune
+from llmc.schedules import records, rules, tune
 from llmc.schedules.cpu import linear, linear_space
 from llmc.schedules.tune_bench import Bench, Sample
 from llmc.schedules.tune_search import Job, search
@@ -196,17 +196,17 @@ def test_a_damaged_file_is_refused_before_anything_is_measured(tmp_path: Path) -
     assert (machine.heats, path.read_text()) == ([], "{")
 
 
-@pytest.mark.parametrize("level", ["x86-64-v3", "x86-64-v4", "x86-64-v4+bf16"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("m", [1, 2, 5, 8, 16, 33, 128, 512])
 @pytest.mark.parametrize("op", ["Linear", "GatedLinearSilu"])
 def test_the_space_holds_the_default_and_one_layout(op: str, m: int, level: str) -> None:
     target = Target("cpu", level)
     call = linear_call(m, 1024, 4096, "bf16", op)
-    default = linear.match(call, target)
-    space = list(linear.space(call, target))
+    rule, default = next((rule, p) for rule in rules("cpu") if (p := rule.match(call, target)) is not None)
+    space = list(rule.space(call, target))
     assert default in space
     assert len(space) == len(set(space))
-    layouts = {str(linear.implement(call, tiles, target).layouts) for tiles in space}
+    layouts = {str(rule.implement(call, tiles, target).layouts) for tiles in space}
     assert len(layouts) == 1
     layer = linear.parse(call, target)
     assert layer is not None

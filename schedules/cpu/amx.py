@@ -1,0 +1,138 @@
+"""AMX in TIR: sums of products of tiles, as LLVM code that is inlined.
+
+A tile register holds up to 16 rows of 64 bytes.  A block of sums is `across` tiles of x by `panels` of the weight; a
+tile of sums is [rows][16] float32, one of x [rows][16][2] bf16, one of a weight [16][16][2] bf16: 16 steps of a panel
+as they lie in memory (panel_layout.py).
+
+llmc_tiles_open, llmc_tiles_close       around a task: the registers' shapes; their release, so that the system has no
+                                        more to save than before when it switches threads
+llmc_sums_zero                          sums = 0
+llmc_sums_load, llmc_sums_store(at, n)  from and to memory, rows n bytes apart
+llmc_sums_add(x, w, n)                  sums += products of the x tiles, one behind the other, and the weight's, n bytes
+                                        apart
+llmc_sums_add_p(x, w)                   the same for panel p alone
+
+tdpbf16ps adds up the 16 products of even elements and those of odd ones, in order, and adds these two to what was
+there: so the order is the same whatever the number of rows, and of tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script import builder as T
+
+REGISTERS = 8
+ROWS, ROW_BYTES = 16, 64
+TILE_BYTES = ROWS * ROW_BYTES
+
+_DECLARED = """
+declare void @llvm.x86.ldtilecfg(ptr)
+declare void @llvm.x86.tilerelease()
+declare void @llvm.x86.tilezero(i8 immarg)
+declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
+declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
+declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+"""
+
+
+@dataclass(frozen=True)
+class TileBlock:
+    """What a kernel keeps in tile registers: sums, then tiles of x, then as many of the weight as there is room for.
+
+    rows: of a tile of x and of sums.  across: tiles of x.  panels: of the weight.
+    """
+
+    rows: int
+    across: int
+    panels: int
+
+    @property
+    def sums(self) -> dict[tuple[int, int], int]:
+        """The register of each (tile of x, panel)."""
+        return {(a, p): a * self.panels + p for a in range(self.across) for p in range(self.panels)}
+
+    @property
+    def x(self) -> range:
+        return range(len(self.sums), len(self.sums) + self.across)
+
+    @property
+    def weights(self) -> range:
+        return range(self.x.stop, REGISTERS)
+
+    def llvm_code(self) -> str:
+        """The functions above, for a kernel's `pragma_import_llvm`."""
+        parts = [
+            self._tiles("load", "tileloadd64"),
+            self._tiles("store", "tilestored64"),
+            _function("llmc_tiles_open", "", ["call void @llvm.x86.ldtilecfg(ptr @llmc_tile_shapes)"]),
+            _function("llmc_tiles_close", "", ["call void @llvm.x86.tilerelease()"]),
+            _function("llmc_sums_zero", "", [f"call void @llvm.x86.tilezero(i8 {t})" for t in self.sums.values()]),
+            self._products(),
+            *map(self._products_of, range(self.panels)),
+        ]
+        return _DECLARED + self._shapes() + "".join(parts)
+
+    def _shapes(self) -> str:
+        """What ldtilecfg reads: palette 1, then bytes of a row (u16) and rows (u8) of each register."""
+        rows = [ROWS if register in self.weights else self.rows for register in range(REGISTERS)]
+        shapes = bytes([1, *[0] * 15]) + bytes([ROW_BYTES, 0] * REGISTERS + [0] * 16) + bytes(rows + [0] * 8)
+        text = "".join(f"\\{byte:02X}" for byte in shapes)
+        return f'@llmc_tile_shapes = private constant [{len(shapes)} x i8] c"{text}", align 64\n'
+
+    def _tiles(self, verb: str, instruction: str) -> str:
+        """Between a block of sums in memory and the registers."""
+        lines = []
+        for (a, p), register in self.sums.items():
+            lines += [
+                f"%row{register} = mul i64 %stride, {a * self.rows}",
+                f"%start{register} = add i64 %row{register}, {p * ROW_BYTES}",
+                f"%at{register} = getelementptr i8, ptr %at, i64 %start{register}",
+                f"call void @llvm.x86.{instruction}(i8 {register}, ptr %at{register}, i64 %stride)",
+            ]
+        return _function(f"llmc_sums_{verb}", "ptr %at, i64 %stride", lines)
+
+    def _products(self) -> str:
+        lines = self._x_tiles()
+        for p in range(self.panels):
+            weight = self.weights[p % len(self.weights)]
+            lines += [f"%panel{p} = mul i64 %apart, {p}", *_load(weight, "%w", f"%panel{p}", f"w{p}")]
+            lines += self._multiply(p, weight)
+        return _function("llmc_sums_add", "ptr %x, ptr %w, i64 %apart", lines)
+
+    def _products_of(self, panel: int) -> str:
+        weight = self.weights[0]
+        lines = [*self._x_tiles(), *_load(weight, "%w", "0", "w0"), *self._multiply(panel, weight)]
+        return _function(f"llmc_sums_add_{panel}", "ptr %x, ptr %w", lines)
+
+    def _x_tiles(self) -> list[str]:
+        return [
+            line
+            for a, register in enumerate(self.x)
+            for line in _load(register, "%x", f"{a * self.rows * ROW_BYTES}", f"x{a}")
+        ]
+
+    def _multiply(self, panel: int, weight: int) -> list[str]:
+        return [
+            f"call void @llvm.x86.tdpbf16ps(i8 {self.sums[a, panel]}, i8 {x}, i8 {weight})"
+            for a, x in enumerate(self.x)
+        ]
+
+
+def _load(register: int, base: str, offset: str, name: str) -> list[str]:
+    return [
+        f"%{name} = getelementptr i8, ptr {base}, i64 {offset}",
+        f"call void @llvm.x86.tileloadd64(i8 {register}, ptr %{name}, i64 {ROW_BYTES})",
+    ]
+
+
+def _function(name: str, parameters: str, lines: list[str]) -> str:
+    body = "".join(f"  {line}\n" for line in lines)
+    return f"define linkonce_odr i32 @{name}({parameters}) alwaysinline nounwind {{\n{body}  ret i32 0 }}\n"
+
+
+def call(name: str, *arguments: Any) -> None:
+    """One of the functions above; numbers are counted in int64."""
+    values = [T.int64(a) if isinstance(a, int) else a for a in arguments]
+    T.evaluate(T.call_extern("int32", f"llmc_{name}", *values))

@@ -1,0 +1,155 @@
+"""Linear layers of bf16 weights on AMX, for every M: what linear.py computes, in tile registers.
+
+Two launches, as there:
+    round x to bf16, into tiles of 32 columns (amx_pack.py)
+    multiply, block by block, and finish each block with bias, activation and residual (amx_panel.py)
+
+A block is up to 32 rows of x, one tile or two, by 2 panels of 16 outputs.  The weight lies as for other levels.
+
+Every output is one sum over k in order, 32 at a time, whatever the blocks: the same bits for every M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from math import ceil
+from typing import Any
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
+from llmc.compiler.target import Target
+from llmc.schedules.cpu import linear as vector
+from llmc.schedules.cpu.amx import ROWS, TileBlock
+from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
+from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.rule import Rule
+
+TILE_K = 32
+"""Elements along k of a tile of x: 64 bytes of bf16."""
+TILE_WORDS = TILE_K // 2
+"""32-bit words of a row of such a tile."""
+REST_WORDS = ROWS * PANEL
+"""Scratch memory for the last steps of a panel that fill no tile, with zeros behind them."""
+
+CHUNK = 512
+"""Steps of k that a unit's panels are cut into, where several blocks of rows read them."""
+GROUP = 4
+"""Blocks side by side of a unit, where there are several blocks of rows."""
+NEAR, FAR = 16, 128
+"""Prefetching for a single block of rows: how many steps ahead a panel's cache lines are asked for."""
+
+
+def match(call: Call, target: Target) -> Tiles | None:
+    layer = parse(call, target)
+    return default_tiles(layer) if layer else None
+
+
+def parse(call: Call, target: Target) -> Linear | None:
+    """The layer that a call asks for, if AMX multiplies its weights, or None."""
+    layer = vector.parse(call, target) if target.has("amx_bf16") else None
+    return layer if layer and layer.weight == "bf16" else None
+
+
+def default_tiles(layer: Linear) -> Tiles:
+    blocks = ceil(layer.m / (2 * ROWS))
+    rows = even(ceil(layer.m / blocks))
+    if blocks == 1:
+        return Tiles(rows, 2, layer.steps, 1, NEAR, FAR)
+    group = next(g for g in (GROUP, 2, 1) if layer.panels % (2 * g) == 0)
+    return cut(layer, Tiles(rows, 2, CHUNK, group))
+
+
+def even(rows: int) -> int:
+    """Rows of a block: two tiles have the same number of them."""
+    return rows if rows <= ROWS else rows + rows % 2
+
+
+def cut(layer: Linear, tiles: Tiles) -> Tiles:
+    """The same with about as many steps at a time, whole tiles of them, in equal parts; a chunk ahead is asked for."""
+    chunks = ceil(layer.steps / tiles.steps)
+    steps = ceil(layer.steps / chunks / ROWS) * ROWS
+    return Tiles(tiles.rows, tiles.panels, min(steps, layer.steps), tiles.group, 0, steps)
+
+
+def space(call: Call, target: Target) -> Iterable[Tiles]:
+    """Blocks worth measuring, the most promising first."""
+    layer = parse(call, target)
+    if layer is None:
+        return
+    default = default_tiles(layer)
+    yield default
+    yield from (tiles for tiles in dict.fromkeys(_blocks(layer)) if tiles != default)
+
+
+def _blocks(layer: Linear) -> Iterator[Tiles]:
+    for most_rows, panels in ((2 * ROWS, 2), (ROWS, 4), (ROWS, 2), (2 * ROWS, 1)):
+        rows = even(ceil(layer.m / ceil(layer.m / most_rows)))
+        if panels < layer.parts or (most_rows > ROWS >= rows):
+            continue
+        if layer.m <= rows:
+            yield from (Tiles(rows, panels, layer.steps, 1, n, f) for n in (0, 8, 16, 32) for f in (0, 64, 128))
+            continue
+        for group in (1, 2, 4, 8):
+            if layer.panels % (panels * group) == 0:
+                yield from (cut(layer, Tiles(rows, panels, steps, group)) for steps in (256, 512, 1024, layer.steps))
+
+
+def tile_block(tiles: Tiles) -> TileBlock:
+    across = ceil(tiles.rows / ROWS)
+    return TileBlock(tiles.rows // across, across, tiles.panels)
+
+
+def tiles_of_k(layer: Linear) -> int:
+    return ceil(layer.k / TILE_K)
+
+
+def scratch_words(layer: Linear, tiles: Tiles) -> int:
+    return tiles.scratch_words(layer) + (REST_WORDS if layer.steps % ROWS else 0)
+
+
+def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
+    layer = parse(call, target)
+    assert layer is not None, "implement follows match"
+    x = Operand("temp", 0)
+    grid = tiles.row_tiles(layer) * ceil(layer.k / vector.PACKING_COLUMNS)
+    packing = Launch(packing_kernel(layer, tiles), (Operand("input", 0), x), grid, 6 * layer.m * layer.k)
+    others = [Operand("input", index) for index in range(1, len(call.inputs))]
+    product = Launch(
+        product_kernel(layer, tiles),
+        (x, *others, Operand("output", 0), Operand("scratch")),
+        tiles.grid(layer),
+        layer.weight_bytes + 4 * layer.m * (layer.k + layer.n * (2 if layer.residual else 1)),
+        2 * layer.m * layer.n * layer.parts * layer.k,
+    )
+    layouts: dict[int, Layout] = {1: layer.layout}
+    if layer.bias:
+        layouts[2] = PanelVector(layer.parts)
+    x_bytes = tiles.row_tiles(layer) * tiles.rows * tiles_of_k(layer) * TILE_WORDS * 4
+    return Implementation(
+        (packing, product), (x_bytes,), 4 * scratch_words(layer, tiles), layouts, family=tiles.family(layer.m)
+    )
+
+
+def packing_kernel(layer: Linear, tiles: Tiles) -> Kernel:
+    """The kernel that brings x into tiles; the same for every n, every weight and every epilogue."""
+    name = f"pack_tiles_m{layer.m}_k{layer.k}_by{tiles.rows}"
+    return keyed_kernel(name, partial(build_packing, layer.m, layer.k, tiles.rows))
+
+
+def product_kernel(layer: Linear, tiles: Tiles) -> Kernel:
+    return keyed_kernel(f"amx_{vector.product_name(layer)}", partial(build_product, layer, tiles))
+
+
+def build_packing(m: int, k: int, rows: int) -> Any:
+    from llmc.schedules.cpu import amx_pack  # TVM is imported only when something is compiled
+
+    return amx_pack.packing_function(m, k, rows)
+
+
+def build_product(layer: Linear, tiles: Tiles) -> Any:
+    from llmc.schedules.cpu import amx_panel
+
+    return amx_panel.product_function(layer, tiles)
+
+
+RULES = (Rule("linear_amx", match, implement, space),)

@@ -1,0 +1,116 @@
+"""The product of a linear layer on AMX, block by block.
+
+    for unit in parallel:                                     grid = panels of W / (panels a block * group)
+        for chunk of k:                                       one when x and W's panels fit the cache
+            for block of rows of x, for block of panels in the group:
+                sums [rows][panels][16] = 0, or from scratch  in tile registers
+                for 32 k in the chunk:
+                    sums += x[block][32 k] * W[panels][32 k]  rows / 16 * panels tdpbf16ps
+                sums to scratch; after the last chunk finished as panel.py does
+
+Where K is no multiple of 32 the last steps of a panel are copied to scratch memory, with zeros behind them.
+
+Bytes: W once from memory, while all blocks of rows pass; x once for every unit.  Operations: 2 M N K.  The limit is
+memory for M up to several hundred.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from llmc.schedules.cpu.amx import ROW_BYTES, ROWS, call
+from llmc.schedules.cpu.amx_linear import TILE_WORDS, scratch_words, tile_block, tiles_of_k
+from llmc.schedules.cpu.lanes import share
+from llmc.schedules.cpu.linear import Linear, Tiles
+from llmc.schedules.cpu.panel import FIRST_LEVEL, SECOND_LEVEL, VECTOR, Product, if_last, prefetch
+from llmc.schedules.cpu.panel_layout import PANEL
+
+
+def product_function(linear: Linear, tiles: Tiles) -> Any:
+    """(x, weight[, bias][, residual], y, scratch, task, n_tasks); x as amx_pack.py lays it out."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("product")
+        product = AmxProduct(linear, tiles)
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with T.attr(0, "pragma_import_llvm", product.block.llvm_code()):
+            call("tiles_open")
+            with share(tiles.grid(linear), task, n_tasks) as unit:
+                product.unit(unit)
+            call("tiles_close")
+    return builder.get()
+
+
+class AmxProduct(Product):
+    """The loop nest of panel.py, with a chunk of k summed up in tile registers."""
+
+    def __init__(self, linear: Linear, tiles: Tiles) -> None:
+        self.linear, self.tiles, self.block = linear, tiles, tile_block(tiles)
+        x_words = tiles.row_tiles(linear) * tiles.rows * tiles_of_k(linear) * TILE_WORDS
+        self.x = T.arg("x", T.buffer((x_words,), "int32"))
+        self.declare((linear.panels * linear.panel_words, "int32"), scratch_words(linear, tiles))
+
+    def accumulate(self, chunk: Any, chunks: int, row_tile: Any, panel: Any, place: Any) -> None:
+        linear, tiles = self.linear, self.tiles
+        a_chunk, whole = tiles.steps // ROWS, linear.steps // ROWS
+        at, stride = T.address_of(self.scratch[place]), tiles.panels * ROW_BYTES
+        if chunks == 1:
+            call("sums_zero")
+        else:
+            with T.If(chunk == 0):
+                with T.Then():
+                    call("sums_zero")
+                with T.Else():
+                    call("sums_load", at, stride)
+        first = chunk * a_chunk
+        with T.serial(first, T.min(first + a_chunk, whole)) as k_tile:
+            self.prefetch(chunk, chunks, row_tile, panel, k_tile)
+            self.add(row_tile, panel, k_tile)
+        if linear.steps % ROWS:
+            with if_last(chunk, chunks):
+                self.add_rest(row_tile, panel, whole)
+        call("sums_store", at, stride)
+
+    def prefetch(self, chunk: Any, chunks: int, row_tile: Any, panel: Any, k_tile: Any) -> None:
+        """Asks for what of the weight comes next: of a block alone, some steps ahead; of several, each its share of the
+        next chunk, or of the next unit's first."""
+        linear, tiles = self.linear, self.tiles
+        row_tiles = tiles.row_tiles(linear)
+        if row_tiles == 1:
+            asked = [(tiles.near, FIRST_LEVEL), (tiles.far, SECOND_LEVEL)]
+            wanted = [(ahead * PANEL, level, range(ROWS)) for ahead, level in asked if ahead]
+        else:
+            each = -(-ROWS // row_tiles)
+            to_next = tiles.steps * PANEL
+            to_unit = tiles.group * tiles.panels * linear.panel_words - (chunks - 1) * to_next
+            ahead = T.Select(chunk == chunks - 1, T.int32(to_unit), T.int32(to_next)) if chunks > 1 else to_unit
+            wanted = [(ahead + row_tile * each * PANEL, SECOND_LEVEL, range(each))] if tiles.far else []
+        for ahead, level, lines in wanted:
+            for p in range(tiles.panels):
+                first = T.bind((panel + p) * linear.panel_words + k_tile * TILE_WORDS * PANEL + ahead)
+                for line in lines:
+                    prefetch(self.weight, first + line * PANEL, level)
+
+    def add(self, row_tile: Any, panel: Any, k_tile: Any) -> None:
+        """Adds the products of 32 k."""
+        weight = self.weight[panel * self.linear.panel_words + k_tile * TILE_WORDS * PANEL]
+        call("sums_add", self.x_tiles(row_tile, k_tile), T.address_of(weight), self.linear.panel_words * 4)
+
+    def add_rest(self, row_tile: Any, panel: Any, k_tile: int) -> None:
+        """Adds the products of the last k, of each panel from a copy that zeros fill up."""
+        linear, tiles = self.linear, self.tiles
+        rest = tiles.scratch_words(linear)
+        n_steps = linear.steps % ROWS
+        for p in range(tiles.panels):
+            first = (panel + p) * linear.panel_words + k_tile * TILE_WORDS * PANEL
+            for step in range(ROWS):
+                words = self.weight[VECTOR.at(first + step * PANEL)] if step < n_steps else VECTOR.all(0)
+                VECTOR.store(self.scratch, rest + step * PANEL, VECTOR.float(words))
+            call(f"sums_add_{p}", self.x_tiles(row_tile, k_tile), T.address_of(self.scratch[rest]))
+
+    def x_tiles(self, row_tile: Any, k_tile: Any) -> Any:
+        """Where the tiles of x for a block's rows and 32 k begin."""
+        at = (row_tile * tiles_of_k(self.linear) + k_tile) * self.tiles.rows * TILE_WORDS
+        return T.address_of(self.x[at])

@@ -1,0 +1,82 @@
+"""Products in tile registers: what test_linear.py asks of every level, at the edges of tiles, blocks and chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmc import schedules
+from llmc.compiler.target import Target
+from llmc.schedules.cpu import amx_linear
+from llmc.schedules.execute import Executable
+from tests.schedules.conftest import LEVELS_HERE
+from tests.schedules.test_linear import linear_call, product, random_inputs
+
+Array = np.ndarray[Any, Any]
+Run = Callable[..., list[Array]]
+
+AMX = Target("cpu", "x86-64-v4+amx")
+SHAPES = [
+    (1, 16, 1),
+    (15, 17, 31),
+    (16, 100, 32),
+    (17, 48, 33),
+    (31, 32, 65),
+    (32, 33, 96),
+    (33, 64, 34),
+    (65, 40, 1100),
+]
+
+needs_amx = pytest.mark.skipif(AMX.level not in LEVELS_HERE, reason="needs a CPU with AMX")
+
+
+@needs_amx
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_edge_of_a_tile_is_right(run: Run, shape: tuple[int, int, int]) -> None:
+    call = linear_call("Linear", *shape, "bf16")
+    x, weight = random_inputs(call)
+    (y,) = run(call, x, weight, target=AMX, n_tasks=3)
+    np.testing.assert_allclose(y, product(x, weight), atol=3e-6)
+
+
+@needs_amx
+@pytest.mark.parametrize("op", ["LinearBias", "GatedLinearSilu"])
+def test_blocks_and_neighbours_change_no_bit(op: str) -> None:
+    rows, weight, *bias = random_inputs(linear_call(op, 70, 128, 1130, "bf16"))
+    seen: dict[int, bytes] = {}
+    for m in (1, 16, 17, 70):
+        call = linear_call(op, m, 128, 1130, "bf16")
+        space = list(amx_linear.space(call, AMX))
+        for tiles in space[:: max(1, len(space) // 3)]:
+            executable = Executable(call, amx_linear.implement(call, tiles, AMX), AMX)
+            (y,) = executable.run(rows[70 - m :], weight, *bias, n_tasks=2)
+            for row in range(m):
+                assert seen.setdefault(70 - m + row, y[row].tobytes()) == y[row].tobytes(), (m, tiles, row)
+
+
+@pytest.mark.parametrize("m", [1, 16, 17, 32, 33, 100, 512])
+def test_every_block_fits_the_registers(m: int) -> None:
+    call = linear_call("Linear", m, 256, 2048, "bf16")
+    space = list(amx_linear.space(call, AMX))
+    assert len(space) > 5
+    for tiles in space:
+        block = amx_linear.tile_block(tiles)
+        assert block.rows <= 16
+        assert len(block.weights) >= 1
+        assert block.rows * block.across == tiles.rows
+
+
+def test_only_bf16_on_a_level_that_has_it_is_multiplied_in_tiles() -> None:
+    call = linear_call("Linear", 4, 64, 64, "bf16")
+    assert schedules.implement(call, AMX).rule == "linear_amx"
+    assert schedules.implement(call, Target("cpu", "x86-64-v4+bf16")).rule == "linear"
+    assert schedules.implement(linear_call("Linear", 4, 64, 64, "f32"), AMX).rule == "linear"
+
+
+def test_a_weight_lies_as_on_other_levels() -> None:
+    call = linear_call("GatedLinearSiluBias", 4, 64, 63, "bf16")
+    others = schedules.implement(call, Target("cpu", "x86-64-v4+bf16"))
+    assert schedules.implement(call, AMX).layouts == others.layouts
