@@ -209,5 +209,5 @@ def multiplier(job: Job, target: Target) -> str:
     if weight.startswith("i"):
         return "vpdpbusd" if target.has("avx512_vnni") else ""
     if weight in ("bf16", "f8") and target.has("avx512_bf16"):
-        return "tdpbf16ps" if target.has("amx_bf16") and weight == "bf16" else "dpbf16"
+        return "tdpbf16ps" if target.has("amx_bf16") else "dpbf16"
     return "fma512" if target.lanes == 16 else "fma256"

@@ -1,10 +1,13 @@
-"""Linear layers of bf16 weights on AMX, for every M: what linear.py computes, in tile registers.
+"""Linear layers of bf16 and fp8 weights on AMX, for every M: what linear.py computes, in tile registers.
 
 Two launches, as there:
     round x to bf16, into tiles of 32 columns (amx_pack.py)
     multiply, block by block, and finish each block with bias, activation and residual (amx_panel.py)
 
 A block is up to 32 rows of x, one tile or two, by 2 panels of 16 outputs.  The weight lies as for other levels.
+
+fp8 becomes pairs of bf16 in scratch memory: a chunk of a unit's panels once, for all blocks of rows; for a single block
+a few tiles before they are used, so that they stay in the first level cache.
 
 Every output is one sum over k in order, 32 at a time, whatever the blocks: the same bits for every M.
 """
@@ -13,15 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear as vector
-from llmc.schedules.cpu.amx import ROWS, TileBlock
+from llmc.schedules.cpu.amx import ROWS, TILE_BYTES, TileBlock
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
 from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.cpu.quant_layout import padded
 from llmc.schedules.rule import Rule
 
 TILE_K = 32
@@ -31,8 +35,10 @@ TILE_WORDS = TILE_K // 2
 REST_WORDS = ROWS * PANEL
 """Scratch memory for the last steps of a panel that fill no tile, with zeros behind them."""
 
-CHUNK = 512
-"""Steps of k that a unit's panels are cut into, where several blocks of rows read them."""
+CHUNK = 32
+"""Tiles along k that a unit's panels are cut into, where several blocks of rows read them."""
+WIDENED = 4
+"""Tiles along k of a panel that are widened at a time, for a single block of rows."""
 GROUP = 4
 """Blocks side by side of a unit, where there are several blocks of rows."""
 NEAR, FAR = 16, 128
@@ -47,7 +53,7 @@ def match(call: Call, target: Target) -> Tiles | None:
 def parse(call: Call, target: Target) -> Linear | None:
     """The layer that a call asks for, if AMX multiplies its weights, or None."""
     layer = vector.parse(call, target) if target.has("amx_bf16") else None
-    return layer if layer and layer.weight == "bf16" else None
+    return layer if layer and layer.weight != "f32" else None
 
 
 def default_tiles(layer: Linear) -> Tiles:
@@ -56,7 +62,7 @@ def default_tiles(layer: Linear) -> Tiles:
     if blocks == 1:
         return Tiles(rows, 2, layer.steps, 1, NEAR, FAR)
     group = next(g for g in (GROUP, 2, 1) if layer.panels % (2 * g) == 0)
-    return cut(layer, Tiles(rows, 2, CHUNK, group))
+    return cut(layer, Tiles(rows, 2, CHUNK * tile_steps(layer), group))
 
 
 def even(rows: int) -> int:
@@ -67,7 +73,7 @@ def even(rows: int) -> int:
 def cut(layer: Linear, tiles: Tiles) -> Tiles:
     """The same with about as many steps at a time, whole tiles of them, in equal parts; a chunk ahead is asked for."""
     chunks = ceil(layer.steps / tiles.steps)
-    steps = ceil(layer.steps / chunks / ROWS) * ROWS
+    steps = padded(ceil(layer.steps / chunks), tile_steps(layer))
     return Tiles(tiles.rows, tiles.panels, min(steps, layer.steps), tiles.group, 0, steps)
 
 
@@ -91,7 +97,8 @@ def _blocks(layer: Linear) -> Iterator[Tiles]:
             continue
         for group in (1, 2, 4, 8):
             if layer.panels % (panels * group) == 0:
-                yield from (cut(layer, Tiles(rows, panels, steps, group)) for steps in (256, 512, 1024, layer.steps))
+                lengths = [*(n * tile_steps(layer) for n in (16, 32, 64)), layer.steps]
+                yield from (cut(layer, Tiles(rows, panels, steps, group)) for steps in lengths)
 
 
 def tile_block(tiles: Tiles) -> TileBlock:
@@ -103,7 +110,21 @@ def tiles_of_k(layer: Linear) -> int:
     return ceil(layer.k / TILE_K)
 
 
+def tile_steps(layer: Linear) -> int:
+    """Steps of the weight, which are 32-bit words of a lane, in a tile's 32 elements along k."""
+    return TILE_K // layer.step
+
+
+def wide_tiles(layer: Linear, tiles: Tiles) -> tuple[int, int]:
+    """Tiles of an fp8 weight that lie in scratch memory as bf16: of how many panels, and how many of each."""
+    if tiles.row_tiles(layer) == 1:
+        return tiles.panels, WIDENED
+    return tiles.group * tiles.panels, ceil(tiles.steps / tile_steps(layer))
+
+
 def scratch_words(layer: Linear, tiles: Tiles) -> int:
+    if layer.weight == "f8":
+        return tiles.scratch_words(layer) + prod(wide_tiles(layer, tiles)) * TILE_BYTES // 4
     return tiles.scratch_words(layer) + (REST_WORDS if layer.steps % ROWS else 0)
 
 

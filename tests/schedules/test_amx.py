@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from llmc import schedules
+from llmc.compiler.kernel import DType
+from llmc.compiler.quantize import quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import amx_linear
 from llmc.schedules.execute import Executable
 from tests.schedules.conftest import LEVELS_HERE
 from tests.schedules.test_linear import linear_call, product, random_inputs
+from tests.schedules.test_linear_fp8 import FP8
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
@@ -43,16 +46,17 @@ def test_every_edge_of_a_tile_is_right(run: Run, shape: tuple[int, int, int]) ->
 
 
 @needs_amx
-@pytest.mark.parametrize("op", ["LinearBias", "GatedLinearSilu"])
-def test_blocks_and_neighbours_change_no_bit(op: str) -> None:
-    rows, weight, *bias = random_inputs(linear_call(op, 70, 128, 1130, "bf16"))
+@pytest.mark.parametrize(("op", "dtype"), [("LinearBias", "bf16"), ("GatedLinearSilu", "bf16"), ("Linear", "f8")])
+def test_blocks_and_neighbours_change_no_bit(op: str, dtype: DType) -> None:
+    rows, weight, *bias = random_inputs(linear_call(op, 70, 128, 1130))
+    stored: Any = quantize(weight, FP8) if dtype == "f8" else weight
     seen: dict[int, bytes] = {}
     for m in (1, 16, 17, 70):
-        call = linear_call(op, m, 128, 1130, "bf16")
+        call = linear_call(op, m, 128, 1130, dtype)
         space = list(amx_linear.space(call, AMX))
         for tiles in space[:: max(1, len(space) // 3)]:
             executable = Executable(call, amx_linear.implement(call, tiles, AMX), AMX)
-            (y,) = executable.run(rows[70 - m :], weight, *bias, n_tasks=2)
+            (y,) = executable.run(rows[70 - m :], stored, *bias, n_tasks=2)
             for row in range(m):
                 assert seen.setdefault(70 - m + row, y[row].tobytes()) == y[row].tobytes(), (m, tiles, row)
 
@@ -69,10 +73,11 @@ def test_every_block_fits_the_registers(m: int) -> None:
         assert block.rows * block.across == tiles.rows
 
 
-def test_only_bf16_on_a_level_that_has_it_is_multiplied_in_tiles() -> None:
+def test_only_what_becomes_bf16_on_a_level_that_has_it_is_multiplied_in_tiles() -> None:
     call = linear_call("Linear", 4, 64, 64, "bf16")
     assert schedules.implement(call, AMX).rule == "linear_amx"
     assert schedules.implement(call, Target("cpu", "x86-64-v4+bf16")).rule == "linear"
+    assert schedules.implement(linear_call("Linear", 4, 64, 64, "f8"), AMX).rule == "linear_amx"
     assert schedules.implement(linear_call("Linear", 4, 64, 64, "f32"), AMX).rule == "linear"
 
 
