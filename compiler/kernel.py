@@ -41,6 +41,9 @@ TILE_ROWS, TILE_COLUMNS = 8, 64
 16-byte chunk c of row m lies at chunk c ^ (m % 8).  This is how Hopper's shared memory wants it ("128-byte swizzle"),
 so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
 
+PART_COLUMNS = 16
+"""Columns of a matrix whose moments a product in front of a norm hands on (ops_deferred_norm.py)."""
+
 
 @dataclass(frozen=True)
 class TensorType:

@@ -9,9 +9,9 @@ A norm multiplies a row by one number 1/d (and takes the mean away), and so may 
     RMS      norm(y) Wᵀ         =  (scaled Wᵀ) / d
     layer    norm(y) Wᵀ + bias  =  (scaled Wᵀ - mean · (W g)) / d + (W b + bias)        folded = [W g; W b + bias]
 
-moments [N/64, M, 2]: of each 64 columns of y their mean, and the sum of the squared differences from it.  The deferred
-operators take y, the norm's weights and the bias too: where a schedule gains nothing by the rest, it does without
-`scaled`, `moments` and `folded`.  See ops_linear.py for all else.
+moments [N/16, M, 2]: of each 16 columns of y their mean, and the sum of the squared differences from it.  The deferred
+operators take them of parts of any width, all alike.  They also take y, the norm's weights and the bias: where a
+schedule gains nothing by the rest, it does without `scaled`, `moments` and `folded`.  See ops_linear.py for all else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.kernel import TILE_COLUMNS
+from llmc.compiler.kernel import PART_COLUMNS
 from llmc.compiler.ops_define import ATTRIBUTE_TYPES, Attributes, Dim, Dims, define
 from llmc.compiler.ops_linear import (
     ACTIVATIONS,
@@ -51,8 +51,8 @@ def deferred_name(product: str) -> str:
 
 
 def moments(op: Any, y: ir.Value) -> ir.Value:
-    """[N/64, M, 2] of y [M, N]."""
-    parts = op.Reshape(y, op.ints(0, -1, TILE_COLUMNS))
+    """[N/16, M, 2] of y [M, N]."""
+    parts = op.Reshape(y, op.ints(0, -1, PART_COLUMNS))
     mean = op.ReduceMean(parts, op.ints(-1), keepdims=1)
     difference = op.Sub(parts, mean)
     squares = op.ReduceSum(op.Mul(difference, difference), op.ints(-1), keepdims=1)
@@ -60,12 +60,15 @@ def moments(op: Any, y: ir.Value) -> ir.Value:
     return result
 
 
-def mean_and_factor(op: Any, norm: str, moments: ir.Value, epsilon: Any) -> tuple[ir.Value | None, ir.Value]:
+def mean_and_factor(
+    op: Any, norm: str, scaled: ir.Value, moments: ir.Value, epsilon: Any
+) -> tuple[ir.Value | None, ir.Value]:
     """Of each row [M, 1]: the mean that is taken away, None for RMSNorm, and 1/d."""
+    columns = op.Div(op.Shape(scaled, start=1), op.Shape(moments, start=0, end=1))  # of a part
     means, squares = op.Split(moments, axis=-1, num_outputs=2, n_results=2)
     mean = None if norm == "RMSNorm" else op.ReduceMean(means, op.ints(0), keepdims=0)
     from_mean = means if mean is None else op.Sub(means, mean)
-    each = op.Add(op.Div(squares, op.scalar(float(TILE_COLUMNS))), op.Mul(from_mean, from_mean))
+    each = op.Add(op.Div(squares, op.Cast(columns, to=int(ir.DataType.FLOAT))), op.Mul(from_mean, from_mean))
     variance = op.ReduceMean(each, op.ints(0), keepdims=0)
     return mean, op.Reciprocal(op.Sqrt(op.Add(variance, op.scalar(epsilon))))
 
@@ -82,12 +85,12 @@ def define_moments(bias: bool) -> None:
     def shapes(s: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
         m, n = s[0][0], s[1][0]
         assert isinstance(n, int)
-        return [(m, n), (m, n), (n // TILE_COLUMNS, m, 2)]
+        return [(m, n), (m, n), (n // PART_COLUMNS, m, 2)]
 
     inputs = ["x", "weight", *["bias"] * bias, "residual", "norm_weight"]
     doc = (
-        f"y = {name}, y ∘ norm_weight, moments of y.    x [M, K], W [N, K], norm_weight [N], N a multiple of 64 -> "
-        "[M, N], [M, N], [N/64, M, 2]."
+        f"y = {name}, y ∘ norm_weight, moments of y.    x [M, K], W [N, K], norm_weight [N], N a multiple of 16 -> "
+        "[M, N], [M, N], [N/16, M, 2]."
     )
     define(moments_name(name), inputs, {}, body, shapes, doc)
 
@@ -99,7 +102,7 @@ def define_deferred(norm: str, name: str, bias: bool, finish: Callable[..., Any]
 
     def body(op: Any, *inputs: ir.Value, epsilon: Any) -> Any:
         rest = list(inputs[weight_at + 1 + bias :])
-        mean, factor = mean_and_factor(op, norm, rest[1], epsilon)
+        mean, factor = mean_and_factor(op, norm, rest[0], rest[1], epsilon)
         sums = op.MatMul(rest[0], op.Transpose(inputs[weight_at], perm=[1, 0]))
         if mean is None:
             sums = op.Mul(sums, factor)
@@ -114,7 +117,7 @@ def define_deferred(norm: str, name: str, bias: bool, finish: Callable[..., Any]
         {"epsilon": ATTRIBUTE_TYPES["float"]},
         body,
         lambda s, _: [(*s[0][:-1], width(s[weight_at][0]))],
-        f"{norm}(x), then {name}, where scaled = x ∘ norm_weight [M, K], moments are those of x [K/64, M, 2]"
+        f"{norm}(x), then {name}, where scaled = x ∘ norm_weight [M, K], moments are those of parts of x [parts, M, 2]"
         f"{', and folded [2, rows of W] = [W norm_weight; W norm_bias + bias]' * folded}.    -> [M, N].",
     )
 

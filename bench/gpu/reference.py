@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from llmc.bench.gpu.bits import Stored
 from llmc.bench.gpu.inputs import Inputs
-from llmc.compiler.kernel import PAGE_TOKENS, TILE_COLUMNS, Call
+from llmc.compiler.kernel import PAGE_TOKENS, Call
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -75,7 +75,7 @@ def deferred_sums(call: Call, norm: str, bias: bool, inputs: list[torch.Tensor])
     scaled, moments, *folded = rest[bias:]
     means, squares = moments.unbind(-1)
     mean = means.mean(0) if folded else torch.zeros_like(means[0])
-    variance = (squares / TILE_COLUMNS + (means - mean) ** 2).mean(0)
+    variance = (squares * (len(moments) / scaled.shape[1]) + (means - mean) ** 2).mean(0)
     factor = torch.rsqrt(variance + float(call.attribute("epsilon")))[:, None]
     if folded:
         return (scaled @ weight.T - mean[:, None] * folded[0][0]) * factor + folded[0][1]

@@ -1,11 +1,14 @@
 """When the norm between two products is deferred to the sums of the one behind, on a GPU (ops_deferred_norm.py).
 
-    tokens      1 – 8       9 – 64                                     more
-    in front    y           y, y ∘ g rounded and tiled, moments        y
-    behind      normalises  multiplies y ∘ g, normalises its sums      behind a launch that normalises
+    tokens        bf16: 9 – 64; in 8 or 4 bits: 1 – 8, 17 – 64        else
+    in front      y, y ∘ g rounded and tiled, moments                 y
+    behind        multiplies y ∘ g, normalises its sums               normalises, or is behind a launch that does
 
-Few tokens are normalised by each block for itself, and many are no burden as a launch.  Both products have to decide
-alike, so that this is asked of what both see: the type of y ∘ g, and how their weights are stored.
+Both products have to decide alike, so that this is asked of what both see: the type of y ∘ g, and how their weights are
+stored.  Up to 8 tokens of weights in 8 or 4 bits they are both the GEMV's, else the GEMM's.
+
+Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM.  The operator
+says 16; the call as it is executed says which.
 
 y ∘ g is rounded before its mean is taken away and before it is divided: relative to y, as the norm itself would be.
 bfloat16 has the range for it; float16 has not, where sums grow large, and keeps its launch.  Where the mean of y is as
@@ -16,16 +19,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmc.compiler.kernel import Call, TensorType
+from llmc.compiler.kernel import PART_COLUMNS, TILE_COLUMNS, Call, DType, TensorType
 
 FEWEST, MOST = 9, 64
 """Tokens."""
 
+FEW = 8
+"""Tokens up to which products of weights in 8 or 4 bits are the GEMV's where a norm is deferred.  On an H200 a GEMV in
+int8 that normalises x in each block was 3.5 – 5 µs slower than its bytes take, one that takes x as it is 2."""
+
 FEWEST_QUANTISED = 17
-"""Of weights in 8 or 4 bits, integers or not: on paper fewer tokens have a GEMV that is as much faster than the GEMM as
-the norms' launches take, with int4 by more."""
+"""Of weights in 8 or 4 bits that a GEMM multiplies: on paper fewer tokens have a GEMV that is as much faster than the
+GEMM as the norms' launches take, with int4 by more."""
 
 ELEMENT = "bf16"
+
+QUANTISED: tuple[DType, ...] = ("i8", "f8", "i4")
 
 
 def prepares(call: Call) -> bool:
@@ -39,15 +48,38 @@ def applies(call: Call) -> bool:
 
 
 def settled(call: Call) -> Call:
-    """The call as it is executed: as it stands where the norm is deferred, and as the product without that where it is
-    not.  Other calls are left alone."""
-    if prepares(call) and not is_deferred(call.outputs[1], call.inputs[1]):
-        return replace(call, op=call.op.removesuffix("Moments"), inputs=call.inputs[:-1], outputs=call.outputs[:1])
+    """The call as it is executed: with moments of its family's parts where the norm is deferred, and as the product
+    without that where it is not.  Other calls are left alone."""
+    if prepares(call):
+        y, scaled, _ = call.outputs
+        if not is_deferred(scaled, call.inputs[1]):
+            return replace(call, op=call.op.removesuffix("Moments"), inputs=call.inputs[:-1], outputs=(y,))
+        return replace(call, outputs=(y, scaled, moments_type(scaled, call.inputs[1])))
     if applies(call):
         n = n_plain_inputs(call)
-        if not is_deferred(call.inputs[n], call.inputs[2 + is_layer(call)]):
+        scaled_x, weight = call.inputs[n], call.inputs[2 + is_layer(call)]
+        if not is_deferred(scaled_x, weight):
             return replace(call, op=call.op.replace("Deferred", ""), inputs=call.inputs[:n])
+        return replace(call, inputs=(*call.inputs[: n + 1], moments_type(scaled_x, weight), *call.inputs[n + 2 :]))
     return call
+
+
+def moments_type(scaled: TensorType | None, weight: TensorType | None) -> TensorType:
+    """What moments beside y ∘ g are where the norm is deferred."""
+    assert scaled is not None
+    assert weight is not None
+    m, columns = scaled.shape
+    return TensorType((columns // part_columns(m, weight.dtype), m, 2), "f32")
+
+
+def part_columns(m: int, weight: DType) -> int:
+    """Of a part of y, beside m tokens and products whose weights are stored so."""
+    return PART_COLUMNS if by_gemv(m, weight) else TILE_COLUMNS
+
+
+def by_gemv(m: int, weight: DType) -> bool:
+    """Whether it is the GEMV that executes the products of a deferred norm."""
+    return m <= FEW and weight in QUANTISED
 
 
 def is_layer(call: Call) -> bool:
@@ -63,5 +95,6 @@ def is_deferred(scaled: TensorType | None, weight: TensorType | None) -> bool:
     """scaled: y ∘ g.  weight: of either product."""
     assert scaled is not None
     assert weight is not None
+    m = scaled.shape[0]
     fewest = FEWEST if weight.dtype == ELEMENT else FEWEST_QUANTISED
-    return scaled.tiled and scaled.dtype == ELEMENT and fewest <= scaled.shape[0] <= MOST
+    return scaled.tiled and scaled.dtype == ELEMENT and (fewest <= m <= MOST or by_gemv(m, weight.dtype))

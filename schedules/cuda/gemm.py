@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from functools import partial
 from math import ceil
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.cuda.linear_operands import epilogue, is_folded, layouts, other_parameters, others
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.cuda.source import C_TYPES
 
@@ -45,7 +46,7 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
     assert op.deferred or not op.norm, "other norms go in front"
     assert op.tiled_x == (op.element != "f32")
     x = Operand("input", op.scaled_input if op.deferred else 0)
-    operands = [x, Operand("input", op.weight_input), *(operand for _, _, operand in _others(op))]
+    operands = [x, Operand("input", op.weight_input), *(operand for _, _, operand in others(op))]
     if op.element == "f32":
         n_bytes = 4 * op.rows * op.k + op.vector_bytes
         launch = Launch(_f32_kernel(op), tuple(operands), params.blocks, n_bytes, op.n_operations)
@@ -65,43 +66,6 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
     )
 
 
-def layouts(op: LinearOp) -> dict[int, Layout]:
-    """How the call's constants must lie."""
-    weight: Layout = RowMajor("f32") if op.element == "f32" else weight_format(op).layout
-    vectors = {op.bias_input: op.bias, _next_weight_input(op): op.moments, _folded_input(op): _is_folded(op)}
-    return {op.weight_input: weight, **{index: RowMajor("f32") for index, there in vectors.items() if there}}
-
-
-def _next_weight_input(op: LinearOp) -> int:
-    """The weight of the norm behind."""
-    return op.residual_input + 1
-
-
-def _folded_input(op: LinearOp) -> int:
-    return op.scaled_input + 2
-
-
-def _is_folded(op: LinearOp) -> bool:
-    """Whether LayerNorm's vectors come folded, with the bias in them."""
-    return op.deferred and op.norm == "layer"
-
-
-def _others(op: LinearOp) -> list[tuple[str, str, Operand]]:
-    """What the kernel takes beside x and the weight: name, C type, operand."""
-    y = C_TYPES[op.element] if op.tiled_y else "float"
-    present = (
-        (op.bias and not _is_folded(op), "bias", "const float", Operand("input", op.bias_input)),
-        (op.residual, "residual", "const float", Operand("input", op.residual_input)),
-        (op.deferred, "moments", "const float2", Operand("input", op.scaled_input + 1)),
-        (_is_folded(op), "folded", "const float", Operand("input", _folded_input(op))),
-        (op.moments, "next_weight", "const float", Operand("input", _next_weight_input(op))),
-        (True, "y", y, Operand("output", 0)),
-        (op.moments, "scaled", C_TYPES[op.element], Operand("output", 1)),
-        (op.moments, "next_moments", "float2", Operand("output", 2)),
-    )
-    return [(name, kind, operand) for there, name, kind, operand in present if there]
-
-
 # -- the product ---------------------------------------------------------------------------------------------------
 
 
@@ -116,12 +80,12 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     )
     element, is_cut = C_TYPES[op.element], params.n_parts(op) > 0
     parts = ", float4 *parts, uint32_t *counters" if is_cut else ""
-    arguments = f"x, weight, {_epilogue(op)}, {'parts, counters' if is_cut else 'nullptr, nullptr'}"
+    arguments = f"x, weight, {epilogue(op)}, {'parts, counters' if is_cut else 'nullptr, nullptr'}"
     return _kernel(
         f"gemm_{op.weight}_{op.words}",
         f"{function}.cuh",
         _layer(op) + declarations,
-        f"const {element} *x, const void *weight{_other_parameters(op)}{parts}",
+        f"const {element} *x, const void *weight{other_parameters(op)}{parts}",
         f"{function}<Cut>({arguments});",
         n_threads,
         shared_bytes,
@@ -130,8 +94,8 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
 
 
 def _f32_kernel(op: LinearOp) -> Kernel:
-    parameters = f"const float *x, const float *weight{_other_parameters(op)}"
-    body = f"gemm_fma<Layer>(x, weight, {_epilogue(op)});"
+    parameters = f"const float *x, const float *weight{other_parameters(op)}"
+    body = f"gemm_fma<Layer>(x, weight, {epilogue(op)});"
     return _kernel(f"gemm_f32_{op.words}", "gemm_fma.cuh", _layer(op), parameters, body, FMA_THREADS, 0)
 
 
@@ -144,7 +108,7 @@ def _layer(op: LinearOp) -> str:
     weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
     flags = {
         "kGated": op.gated,
-        "kBias": op.bias or _is_folded(op),
+        "kBias": op.bias or is_folded(op),
         "kResidual": op.residual,
         "kMoments": op.moments,
     }
@@ -160,21 +124,6 @@ def _layer(op: LinearOp) -> str:
         f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
         "};\n\n"
     )
-
-
-def _epilogue(op: LinearOp) -> str:
-    bias = f"folded + {op.rows}" if _is_folded(op) else "bias" if op.bias else "nullptr"
-    parts = [bias, "residual" if op.residual else "nullptr", "y"]
-    if op.moments:
-        parts.append("{next_weight, scaled, next_moments}")
-    elif op.deferred:
-        parts += ["{}", f"{{moments, {'folded' if _is_folded(op) else 'nullptr'}}}"]
-    return f"Epilogue<Layer>{{{', '.join(parts)}}}"
-
-
-def _other_parameters(op: LinearOp) -> str:
-    """Parameters for all but x and the weight, each with a comma before it."""
-    return "".join(f", {kind} *{name}" for name, kind, _ in _others(op))
 
 
 def _kernel(

@@ -5,7 +5,7 @@
 
 On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measured may choose the GEMM for fewer.  The
 GEMV takes no more; weights in f32 have a GEMM alone.  Where a norm is deferred (deferred_norm.py), both products are
-the GEMM's.
+of one family, and no measurement decides which: what one hands on is what the other takes.
 
 The operators: linear_op.py.  Every kernel reads the one layout that a weight has (gemv_weight.py).
 """
@@ -20,7 +20,7 @@ from llmc.compiler.kernel import Call, Implementation, Launch, Operand, RowMajor
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm, gemv
 from llmc.schedules.cuda import norm as norms
-from llmc.schedules.cuda.deferred_norm import settled
+from llmc.schedules.cuda.deferred_norm import by_gemv, settled
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from llmc.schedules.cuda.linear_op import LinearOp, parse
@@ -44,22 +44,36 @@ def space(call: Call, target: Target) -> Iterable[Params]:
         return ()
     if not takes_gemv(op):
         return gemm.space(product_of(op, target, by_gemv=False), target)
-    own = gemv.space(product_of(op, target, by_gemv=True), target)
+    inside = product_of(op, target, by_gemv=True)
+    own = gemv.space(inside, target)
+    if op.deferred or op.moments:
+        return own
     other = list(gemm.space(product_of(op, target, by_gemv=False), target))
-    return [*own[:2], *other[:2], *own[2:], *other[2:]]
+    apart = [replace(params, apart=True) for params in gemv.space(stripped(op), target)[:2]] if inside.norm else []
+    return [*own[:2], *other[:1], *apart[:1], *other[1:2], *own[2:], *apart[1:], *other[2:]]
 
 
 def takes_gemv(op: LinearOp) -> bool:
     """Whether the GEMV can execute it; where it can, it is the choice on paper."""
-    return op.m <= gemv.MOST_TOKENS and op.element != "f32" and not (op.deferred or op.moments)
+    if op.deferred or op.moments:
+        return by_gemv(op.m, op.weight)
+    return op.element != "f32" and op.m <= gemv.MOST_TOKENS
 
 
-def product_of(op: LinearOp, target: Target, *, by_gemv: bool) -> LinearOp:
-    """The product's own part of the op: what is left when x has been normalised or brought to tiles in front of it."""
-    if by_gemv:
+def product_of(op: LinearOp, target: Target, *, by_gemv: bool, apart: bool = False) -> LinearOp:
+    """The product's own part of the op: what is left when x has been normalised or brought to tiles in front of it.
+    apart: a norm is in front although the GEMV could take it."""
+    if op.deferred:
+        return op
+    if by_gemv and not (apart and op.norm):
         inside = gemv.takes_norm(op, target) or (op.tiled_x and not op.norm)
-        return op if inside else replace(op, norm="", epsilon=0.0, tiled_x=True)
-    return op if op.deferred else replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
+        return op if inside else stripped(op)
+    return stripped(op)
+
+
+def stripped(op: LinearOp) -> LinearOp:
+    """What is left of the op behind a launch that normalises x, and writes it as it is multiplied."""
+    return replace(op, norm="", epsilon=0.0, tiled_x=op.element != "f32")
 
 
 def implement(call: Call, params: Params, target: Target) -> Implementation:
@@ -72,12 +86,12 @@ def implement_settled(call: Call, params: Params, target: Target) -> Implementat
     """Of a call whose norms are deferred if it says so."""
     op = parse(call)
     assert op is not None, "implement follows match"
-    product = product_of(op, target, by_gemv=isinstance(params, Gemv))
+    product = product_of(op, target, by_gemv=isinstance(params, Gemv), apart=isinstance(params, Gemv) and params.apart)
     name = call.op.removeprefix("llmc.").removeprefix("RMSNorm").removeprefix("LayerNorm")
     vectors = call.inputs[op.weight_input + 1 :]
     weight = TensorType((op.rows, op.k), product.weight, constant=True, group=product.group)
-    stripped = Call(f"llmc.{name}", (x_type(product), weight, *vectors), call.outputs)
-    inner = call if product == op or op.deferred else stripped
+    left = Call(f"llmc.{name}", (x_type(product), weight, *vectors), call.outputs)
+    inner = call if product == op or op.deferred else left
     if isinstance(params, Gemv):
         implementation = gemv.implement(inner, product, params, target)
     else:

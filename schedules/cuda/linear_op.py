@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from llmc.compiler.kernel import TILE_COLUMNS, Call, DType, TensorType
+from llmc.compiler.kernel import Call, DType, TensorType
+from llmc.schedules.cuda.deferred_norm import part_columns
 
 Element = Literal["bf16", "f16", "f32"]
 
@@ -104,14 +105,13 @@ class LinearOp:
         vectors = 4 * (self.rows * self.bias + self.k * {"": 0, "rms": 1, "layer": 2}[self.norm])
         if self.deferred:
             folded = 2 * self.rows if self.norm == "layer" else self.rows * self.bias
-            vectors = 4 * folded + moments_bytes(self.m, self.k)
-        prepared = (2 * self.m + 4) * self.n + moments_bytes(self.m, self.n) if self.moments else 0
+            vectors = 4 * folded + self.moments_bytes(self.k)
+        prepared = (2 * self.m + 4) * self.n + self.moments_bytes(self.n) if self.moments else 0
         return x + y + vectors + 4 * self.m * self.n * self.residual + prepared
 
-
-def moments_bytes(m: int, columns: int) -> int:
-    """Of the moments of a matrix."""
-    return 8 * m * (columns // TILE_COLUMNS)
+    def moments_bytes(self, columns: int) -> int:
+        """Of the moments of m rows of so many columns."""
+        return 8 * self.m * (columns // part_columns(self.m, self.weight))
 
 
 def parse(call: Call) -> LinearOp | None:

@@ -74,13 +74,25 @@ def test_an_int8_cache_is_about_half_of_what_attention_reads(
 
 @pytest.fixture(scope="module")
 def by_scheme() -> dict[str, Program]:
-    """Llama-2-7B planned for decode of 32 and 64 sequences, by how its weights are quantised."""
+    """Llama-2-7B planned for decode, by how its weights are quantised."""
     programs = {}
     for name in ("none", "int8", "fp8", "int4"):
         source = load_source("llama2-7b", "random", "bf16")
         step_graph, _ = driver.rewrite(source, Scheme.parse(name), None, "cuda")
-        programs[name] = driver.plan(step_graph, source, HOPPER, (32, 64), "bf16")
+        programs[name] = driver.plan(step_graph, source, HOPPER, (1, 8, 16, 32, 64), "bf16")
     return programs
+
+
+@pytest.mark.parametrize(("batch", "deferred"), [(1, True), (8, True), (16, False), (32, True)])
+@pytest.mark.parametrize("scheme", ["int8", "fp8", "int4"])
+def test_few_tokens_of_quantised_weights_prepare_their_norms(
+    by_scheme: dict[str, Program], batch: int, deferred: bool, scheme: str
+) -> None:
+    """All but the model's first, which follows no product; the last, in the head's step, is before a weight in bf16."""
+    (body,) = (plan for plan in by_scheme[scheme].plans if plan.n_rows == batch and plan.kind == BODY)
+    names = [by_scheme[scheme].kernels[call.kernel].name for call in body.calls]
+    for word in ("_moments_", "_deferred_"):
+        assert sum(word in name for name in names) == 63 * deferred
 
 
 @pytest.mark.parametrize("batch", [32, 64])

@@ -26,24 +26,24 @@ __device__ __forceinline__ float activate(float x) {
     return x;
 }
 
-// What a product hands on to the norm behind it (gemm_norm.cuh).
+// What a product hands on to the norm behind it (gemm_norm.cuh, gemv_norm.cuh).
 template <class L>
 struct HandedOn {
     const float *weight;    // [n], the norm's
     typename L::T *scaled;  // y ∘ weight, tiled
-    float2 *moments;        // of y [n/64][m]: mean of 64 outputs, and the sum of squared differences from it
+    float2 *moments;        // of y's parts [n/64][m], a GEMV's [n/16][m]: mean, and sum of squared differences from it
 };
 
 // What a product takes of the norm in front of it.
 struct TakenOver {
-    const float2 *moments;     // of x [k/64][m]
+    const float2 *moments;     // of x's parts [k/64][m], a GEMV's [k/16][m]
     const float *weight_sums;  // [n], gated [2 n]: a row's sum over k of W g
     const float2 *norms;       // of each token its mean and 1/d, in shared memory
 };
 
 // A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, T, and `Y`: float, or the T of a tiled
-// result; a GEMM's also kMoments, whether it prepares the norm behind it, and kNorm, what it applies to its sums. The
-// pointers of operands it lacks are null and never read.
+// result; kMoments, whether it prepares the norm behind it; and kNorm, which a GEMM applies to its sums, and a GEMV if it
+// is kDeferred. The pointers of operands it lacks are null and never read.
 template <class L>
 struct Epilogue {
     const float *bias;      // [n], gated [2 n]: of gate rows, then of up rows
@@ -62,13 +62,17 @@ struct Epilogue {
         float residual[4];
     };
 
-    // Brings the bias of strips first … end - 1 to L2; a whole block calls.
-    __device__ void prefetch_bias(int first, int end) const {
-        if constexpr (L::kBias) {
-            for (int n = first * kOutputs + 8 * threadIdx.x; n < min(end * kOutputs, L::kN); n += 8 * blockDim.x) {
-                prefetch_l2(bias + n);
-                if constexpr (L::kGated) prefetch_l2(bias + L::kN + n);
-            }
+    // Brings the constants of strips first … end - 1 to L2; a whole block calls.
+    __device__ void prefetch_constants(int first, int end) const {
+        if constexpr (L::kBias) prefetch_rows(bias, first, end);
+        if constexpr (L::kMoments) prefetch_rows(next.weight, first, end);
+        if constexpr (L::kDeferred && L::kNorm == Norm::layer) prefetch_rows(front.weight_sums, first, end);
+    }
+
+    __device__ void prefetch_rows(const float *vector, int first, int end) const {
+        for (int n = first * kOutputs + 8 * threadIdx.x; n < min(end * kOutputs, L::kN); n += 8 * blockDim.x) {
+            prefetch_l2(vector + n);
+            if constexpr (L::kGated) prefetch_l2(vector + L::kN + n);
         }
     }
 

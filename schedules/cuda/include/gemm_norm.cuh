@@ -13,16 +13,6 @@
 template <class Tiling>
 constexpr int kNormedTokens = Tiling::L::kNorm == Norm::none ? 1 : Tiling::n_token_tiles * Tiling::kTokens;
 
-// A part of a row as its moments say it is; RMSNorm takes the mean as 0.
-template <bool kCentred>
-__device__ __forceinline__ Moments<kCentred> moments_of(float2 part) {
-    Moments<kCentred> moments;
-    moments.count = kTile;
-    moments.mean = kCentred ? part.x : 0;
-    moments.squares = kCentred ? part.y : part.y + kTile * part.x * part.x;
-    return moments;
-}
-
 constexpr int kNormBarrier = 3;  // behind those of warpgroups that multiply
 
 // norms[token] = (mean, 1/d) from parts [K/64][M], by kThreads threads: each merges every kShares-th part of a token,
@@ -39,7 +29,7 @@ __device__ __forceinline__ void merge_norms(float2 *norms, const float2 *parts, 
         RowMoments mine;
 #pragma unroll 4
         for (int part = share; part < kParts; part += kShares) {
-            mine.merge(moments_of<L::kNorm == Norm::layer>(parts[part * L::kM + token]));
+            mine.merge(moments_of<L::kNorm == Norm::layer>(parts[part * L::kM + token], kTile));
         }
         shares[share * kColumns + token] = mine;
     }

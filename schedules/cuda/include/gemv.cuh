@@ -15,16 +15,18 @@
 // 0.8 µs an H200 needs 29 KiB an SM.
 //
 // The first ring of weights, and kAhead stages a warp beyond it (to L2), are asked for before the kernel in front has
-// ended: memory works on while this one waits, and reads and normalises x. On paper it is best let in when the one in front
-// has asked for its own last weights, not before: the total is the same, and memory would lie idle between the two. kEarly
-// is the opposite, to be measured.
+// ended: memory works on while this one waits, and reads and normalises x, or merges what a deferred norm is made of. A
+// kernel that reads x as it comes lets the next one in when it has asked for its own last weights: the total is the same,
+// and memory would lie idle between the two. Where each block normalises x for itself the next one has more to do than to
+// wait, and is let in at once (kEarly): so it was measured.
 #pragma once
 
 #include "epilogue.cuh"
+#include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_weight.cuh"
 
-// A GEMV `G` is what GemvX and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
+// A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
 // and kEarly: whether the next kernel is let in at once.
 template <class G>
 struct GemvOperands {
@@ -38,6 +40,7 @@ template <class G>
 struct Gemv {
     using X = GemvX<G>;
     using Weight = typename G::Weight;
+    using DeferredNorm = GemvNorm<G>;
 
     static constexpr int kColumns = X::kColumns, kTokenTiles = X::kTokenTiles;
     static constexpr int kStoredStrips = 4 * tile_rows(G::kN, G::kGated);
@@ -60,13 +63,16 @@ struct Gemv {
         }
     };
 
-    // Shared memory: x, sums, the warps' rings, moments.
+    // Shared memory: x, sums, the warps' rings, then norms that are deferred, or moments of a row's parts.
     const GemvOperands<G> &in;
     const int warp = warp_index();
     const int end = share(blockIdx.x + 1);
     Position next = {share(blockIdx.x), 0};  // the next to ask for
     unsigned char *const shared = dynamic_shared();
     unsigned char *const ring = shared + X::kBytes + kSumsBytes + warp * kRingBytes;
+    unsigned char *const behind_rings = shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes;
+
+    __device__ float2 *norms() const { return reinterpret_cast<float2 *>(behind_rings); }
 
     static __device__ int share(int block) { return static_cast<int>(int64_t(block) * kBands / G::kBlocks); }
 
@@ -113,8 +119,8 @@ struct Gemv {
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) ask_weights(stage);
         prefetch();
-        in.epilogue.prefetch_bias(next.band * G::kSide, end * G::kSide);
-        NormInput<G>{nullptr, in.norm_weight, in.norm_bias}.prefetch();
+        in.epilogue.prefetch_constants(next.band * G::kSide, end * G::kSide);
+        if constexpr (!G::kDeferred) NormInput<G>{nullptr, in.norm_weight, in.norm_bias}.prefetch();
         wait_for_previous();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
@@ -122,9 +128,9 @@ struct Gemv {
             cp_async_commit();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kSharedX) {
-            auto *moments = reinterpret_cast<float *>(shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes);
-            X::fill(shared, in.x, in.norm_weight, in.norm_bias, moments);
+            X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
+        if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
         next.advance();
         const int begin = share(blockIdx.x);
         for (int band = begin; band < end; band++) {
@@ -169,6 +175,7 @@ struct Gemv {
     // What the sums of a fragment of a band need from memory before they are stored.
     struct Addends {
         typename Epilogue<G>::Addends addends;
+        typename DeferredNorm::Rows rows;
         float scales[2];  // of rows g and g + 8
     };
 
@@ -184,6 +191,7 @@ struct Gemv {
         Addends read = {};
         if (!is_fragment(band, fragment)) return read;
         read.addends = in.epilogue.read(strip_of(band, fragment), token_of(fragment));
+        read.rows = DeferredNorm::read(in.epilogue, strip_of(band, fragment));
         if constexpr (Weight::kRowScales) {
             const auto *scales = reinterpret_cast<const float *>(in.weight + Weight::offset(kStoredStrips, 0, kColumns));
             for (int i = 0; i < 2; i++) {
@@ -216,7 +224,12 @@ struct Gemv {
             if constexpr (Weight::kRowScales) {
                 for (int j = 0; j < 4; j++) total[j] *= addends.scales[j / 2];
             }
-            in.epilogue.write(strip_of(band, i), token_of(i), total, addends.addends);
+            if constexpr (G::kDeferred) DeferredNorm::apply(total, norms(), token_of(i), addends.rows);
+            if constexpr (G::kMoments) {
+                DeferredNorm::write(in.epilogue, strip_of(band, i), token_of(i), total, addends.addends, addends.rows);
+            } else {
+                in.epilogue.write(strip_of(band, i), token_of(i), total, addends.addends);
+            }
         }
     }
 };

@@ -13,14 +13,15 @@
 #include "norm.cuh"
 
 // A GEMV `G` is a layer (epilogue.cuh) that also says: kK, T, where x is (kTiledX: tiled T, else f32 [M,K]), kNorm,
-// kNormBias, kEpsilon, kWarps, kSharedX, and its Weight. Its tokens are taken 8 at a time.
+// kNormBias, kEpsilon, kDeferred (whether the norm is left to the sums), kWarps, kSharedX, and its Weight. Its tokens are
+// taken 8 at a time.
 template <class G>
 struct GemvX {
     static constexpr int kColumns = ceil_div(G::kK, kTile), kTokenTiles = ceil_div(G::kM, 8);
     static constexpr int kBytes = G::kSharedX ? kColumns * G::kM * kRowBytes : 0;  // of shared memory
     static constexpr int kThreads = 32 * G::kWarps;
     static constexpr int kParts = G::kWarps > G::kM ? G::kWarps / G::kM : 1;  // of a row, when it is normalised
-    static constexpr int kMomentsBytes = G::kNorm == Norm::none ? 0 : round_up(12 * kParts * G::kM, 16);
+    static constexpr int kMomentsBytes = G::kNorm == Norm::none || G::kDeferred ? 0 : round_up(12 * kParts * G::kM, 16);
 
     // What a lane multiplies in one column, of a token in each 8: eight elements of each half.
     struct Column {

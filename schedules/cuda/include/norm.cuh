@@ -70,11 +70,12 @@ struct Moments {
         count = total;
     }
 
-    // Those of all lanes' parts together, in every lane.
-    __device__ Moments over_warp() const {
+    // Those of the parts of kLanes lanes side by side together, in each of them.
+    template <int kLanes = 32>
+    __device__ Moments over_lanes() const {
         Moments all = *this;
 #pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) {
+        for (int offset = kLanes / 2; offset > 0; offset /= 2) {
             Moments other;
             other.count = __shfl_xor_sync(0xffffffffu, all.count, offset);
             if constexpr (kCentred) other.mean = __shfl_xor_sync(0xffffffffu, all.mean, offset);
@@ -86,6 +87,16 @@ struct Moments {
 
     __device__ float factor(float epsilon) const { return rsqrtf(squares / count + epsilon); }
 };
+
+// Of a part of `count` elements as a product hands it on: (mean, squares), whose mean RMSNorm takes as 0.
+template <bool kCentred>
+__device__ __forceinline__ Moments<kCentred> moments_of(float2 part, int count) {
+    Moments<kCentred> moments;
+    moments.count = count;
+    moments.mean = kCentred ? part.x : 0;
+    moments.squares = kCentred ? part.y : part.y + count * part.x * part.x;
+    return moments;
+}
 
 enum class Norm { none, rms, layer };
 
@@ -125,7 +136,7 @@ struct NormInput {
                 if (chunk < kChunks) mine.add(v[i], N::kK % 8 == 0 ? 8 : min(8, N::kK - 8 * chunk));
             }
         }
-        return mine.over_warp();
+        return mine.over_lanes();
     }
 
     // Calls put(chunk, values) for a row's chunks first, + kStride, … below kEnd, normalised; zeros past the row's end.

@@ -14,9 +14,11 @@ from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import Call, DType, TensorType
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import linear
+from llmc.schedules.cuda import gemv, linear
 from llmc.schedules.cuda.deferred_norm import settled
-from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
+from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.linear_op import parse
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_gemm import random_inputs as product_inputs
 from tests.schedules.cuda.test_linear import as_float, linear_call
@@ -28,27 +30,44 @@ HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
 EXACT, ROUNDED = 1e-5, 2**-8
 """Errors as a share of the largest result: sums are in f32, a tiled result is rounded once."""
 
+SCHEMES: dict[DType, Scheme] = {"i8": Scheme(8), "i4": Scheme(4, 32), "f8": Scheme(8, number="fp")}
 
-def moments_call(m: int, n: int, k: int, dtype: DType = "bf16", *, bias: bool = False, tiled_x: bool = True) -> Call:
-    """The product in front of a norm."""
+
+def moments_call(
+    m: int, n: int, k: int, dtype: DType = "bf16", *, bias: bool = False, tiled_x: bool = True, columns: int = 64
+) -> Call:
+    """The product in front of a norm.  columns: of a part of its result."""
     plain = linear_call(f"Linear{'Bias' * bias}Residual", m, n, k, dtype, tiled_x=tiled_x)
     scaled = TensorType((m, n), dtype, tiled=dtype != "f32")
-    outputs = (*plain.outputs, scaled, TensorType((n // 64, m, 2), "f32"))
+    outputs = (*plain.outputs, scaled, TensorType((n // columns, m, 2), "f32"))
     weight = TensorType((n,), dtype, constant=True)
     return replace(plain, op=f"{plain.op}Moments", inputs=(*plain.inputs, weight), outputs=outputs)
 
 
-def deferred_call(name: str, m: int, n: int, k: int, dtype: DType = "bf16", *, tiled_y: bool = False) -> Call:
-    """The product behind a norm; name: without "Deferred"."""
+def deferred_call(
+    name: str, m: int, n: int, k: int, dtype: DType = "bf16", *, tiled_y: bool = False, columns: int = 64
+) -> Call:
+    """The product behind a norm; name: without "Deferred"; columns: of a part of x."""
     plain = linear_call(name, m, n, k, dtype, tiled_y=tiled_y)
     rows = 2 * n if "Gated" in name else n
-    more = [TensorType((m, k), dtype, tiled=dtype != "f32"), TensorType((k // 64, m, 2), "f32")]
+    more = [TensorType((m, k), dtype, tiled=dtype != "f32"), TensorType((k // columns, m, 2), "f32")]
     more += [TensorType((2, rows), "f32", constant=True)] * name.startswith("Layer")
     return replace(plain, op=f"llmc.Deferred{name}", inputs=(*plain.inputs, *more))
 
 
-def moments_of(y: Array) -> Array:
-    parts = y.astype(np.float64).reshape(len(y), -1, 64)
+def stored_as(call: Call, weight: DType) -> Call:
+    """Of few tokens, with a weight in 8 or 4 bits."""
+    kinds, at = list(call.inputs), weight_at(call)
+    kinds[at] = TensorType(as_float(kinds[at]).shape, weight, constant=True, group=32 if weight == "i4" else 0)
+    return replace(call, inputs=tuple(kinds))
+
+
+def weight_at(call: Call) -> int:
+    return next(i for i, kind in enumerate(call.inputs) if kind and kind.constant and len(kind.shape) == 2)
+
+
+def moments_of(y: Array, columns: int) -> Array:
+    parts = y.astype(np.float64).reshape(len(y), -1, columns)
     mean = parts.mean(-1)
     return np.stack([mean, ((parts - mean[..., None]) ** 2).sum(-1)], -1).swapaxes(0, 1).astype(np.float32)
 
@@ -60,7 +79,7 @@ def random_inputs(call: Call, mean: float = 0.5) -> list[Array]:
         x = inputs[0] = inputs[0] + np.float32(mean)
         first = len(inputs) - 2 - ("LayerNorm" in call.op)
         inputs[first] = (x * inputs[1].astype(np.float32)).astype(inputs[first].dtype)
-        inputs[first + 1] = moments_of(x)
+        inputs[first + 1] = moments_of(x, x.shape[1] // len(inputs[first + 1]))
         if "LayerNorm" in call.op:
             inputs[first + 2] = fold_norm(inputs[3], *inputs[1:3], *inputs[4:first])
     return inputs
@@ -70,17 +89,24 @@ def close(found: Array, expected: Array, tolerance: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-def run(call: Call, inputs: list[Any], target: Target = HOPPER, params: Tiling | None = None) -> list[Array]:
+def run(call: Call, inputs: list[Any], target: Target = HOPPER, params: linear.Params | None = None) -> list[Array]:
     chosen = linear.implement(call, params, target) if params else schedules.implement(call, target)
     return EmulatedExecutable(call, chosen, target).run(*inputs)
 
 
 def defined(define: Define, call: Call, inputs: list[Array]) -> list[Array]:
+    """A GEMM's moments are those of four of the operator's parts."""
     kinds, results = (tuple(map(as_float, types)) for types in (call.inputs, call.outputs))
-    return define(replace(call, inputs=kinds, outputs=results), *inputs)
+    if not call.op.endswith("Moments"):
+        return define(replace(call, inputs=kinds, outputs=results), *inputs)
+    m, n = call.outputs[0].shape
+    fine = (*results[:2], TensorType((n // 16, m, 2), "f32"))
+    y, scaled, moments = define(replace(call, inputs=kinds, outputs=fine), *inputs)
+    columns = n // as_float(call.outputs[2]).shape[0]
+    return [y, scaled, moments if columns == 16 else moments_of(y, columns)]
 
 
-def check_moments(define: Define, call: Call, target: Target = HOPPER, params: Tiling | None = None) -> None:
+def check_moments(define: Define, call: Call, target: Target = HOPPER, params: linear.Params | None = None) -> None:
     inputs = random_inputs(call)
     for found, expected, tolerance in zip(
         run(call, inputs, target, params), defined(define, call, inputs), (EXACT, ROUNDED, EXACT), strict=True
@@ -88,7 +114,7 @@ def check_moments(define: Define, call: Call, target: Target = HOPPER, params: T
         close(found, expected, tolerance)
 
 
-def check_deferred(define: Define, call: Call, target: Target = HOPPER, params: Tiling | None = None) -> None:
+def check_deferred(define: Define, call: Call, target: Target = HOPPER, params: linear.Params | None = None) -> None:
     inputs = random_inputs(call)
     (found,), (expected,) = run(call, inputs, target, params), defined(define, call, inputs)
     close(found, expected, ROUNDED if call.outputs[0].tiled else EXACT)
@@ -138,19 +164,85 @@ def test_either_product_may_be_cut_in_many_ways(define: Define, target: Target, 
 
 @pytest.mark.parametrize("weight", ["i8", "i4"])
 def test_quantised_weights_take_part(define: Define, weight: DType) -> None:
-    """As what they stand for."""
-    group = 32 if weight == "i4" else 0
-    for call, at in ((moments_call(17, 128, 192), 1), (deferred_call("LayerNormLinearBiasRelu", 17, 72, 128), 3)):
-        inputs: list[Any] = list(random_inputs(call))
-        quantised = quantize(inputs[at].astype(np.float32), Scheme(8 if weight == "i8" else 4, group))
-        kinds = list(call.inputs)
-        kinds[at] = TensorType(quantised.shape, weight, constant=True, group=group)
-        stored, plain = list(inputs), list(inputs)
-        stored[at], plain[at] = quantised, quantised.values()
-        found = run(replace(call, inputs=tuple(kinds)), stored)
-        expected = defined(define, call, plain)
-        for one, other in zip(found, expected, strict=True):
-            close(one, other, 2 * ROUNDED)  # the values are rounded to bfloat16
+    """As what they stand for; their values are rounded to bfloat16."""
+    for call in (moments_call(17, 128, 192), deferred_call("LayerNormLinearBiasRelu", 17, 72, 128)):
+        check_quantised(define, call, weight, 2 * ROUNDED)
+
+
+def quantised_inputs(call: Call, weight: DType) -> tuple[list[Any], list[Any]]:
+    """Inputs of either call with a weight in codes, and with what they stand for."""
+    at = weight_at(call)
+    inputs: list[Any] = list(random_inputs(call))
+    quantised = quantize(inputs[at].astype(np.float32), SCHEMES[weight])
+    if "DeferredLayer" in call.op:
+        inputs[-1] = fold_norm(quantised.values(), *inputs[1:3], *inputs[4 : len(inputs) - 3])
+    stored, plain = list(inputs), list(inputs)
+    stored[at], plain[at] = quantised, quantised.values()
+    return stored, plain
+
+
+def check_quantised(
+    define: Define,
+    call: Call,
+    weight: DType,
+    tolerance: float,
+    params: linear.Params | None = None,
+    target: Target = HOPPER,
+) -> None:
+    stored, plain = quantised_inputs(call, weight)
+    found = run(stored_as(call, weight), stored, target, params)
+    for one, other, kind in zip(found, defined(define, call, plain), call.outputs, strict=True):
+        close(one, other, max(tolerance, ROUNDED * kind.tiled))
+
+
+@pytest.mark.parametrize("target", [HOPPER, AMPERE], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "weight"),
+    [((1, 64, 72), "i8"), ((1, 128, 320), "i4"), ((3, 64, 64), "f8"), ((7, 192, 1100), "i8"), ((8, 128, 64), "i4")],
+    ids=str,
+)
+def test_few_tokens_are_the_gemvs_in_front(
+    define: Define, shape: tuple[int, int, int], weight: DType, target: Target
+) -> None:
+    check_quantised(define, moments_call(*shape, bias=shape[0] % 2 == 1, columns=16), weight, EXACT, target=target)
+
+
+@pytest.mark.parametrize("target", [HOPPER, AMPERE], ids=str)
+@pytest.mark.parametrize(
+    ("name", "shape", "weight"),
+    [
+        ("RMSNormLinear", (1, 100, 64), "i8"),
+        ("RMSNormGatedLinearSilu", (1, 72, 1088), "i4"),
+        ("LayerNormLinearBias", (2, 65, 192), "f8"),
+        ("RMSNormLinearBias", (5, 203, 192), "i8"),
+        ("RMSNormGatedLinearGeluBias", (7, 100, 320), "f8"),
+        ("LayerNormLinear", (6, 65, 128), "i4"),
+        ("LayerNormLinearBiasRelu", (8, 136, 320), "i8"),
+    ],
+    ids=str,
+)
+def test_few_tokens_are_the_gemvs_behind(
+    define: Define, name: str, shape: tuple[int, int, int], weight: DType, target: Target
+) -> None:
+    call = deferred_call(name, *shape, tiled_y="Gated" in name or "Relu" in name, columns=16)
+    check_quantised(define, call, weight, EXACT, target=target)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        Gemv(6, 2, 1, 1, 1, shared_x=True),  # a block of all bands, x kept
+        Gemv(4, 3, 2, 3, 2, shared_x=False),  # two tokens share a warp, twice
+        Gemv(9, 2, 2, 2, 0, shared_x=False, early=True),  # a token a warp
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("m", [1, 5, 8])
+def test_either_gemv_may_be_cut_in_many_ways(define: Define, m: int, params: Gemv) -> None:
+    check_quantised(define, moments_call(m, 192, 1000, columns=16), "i8", EXACT, params)
+    check_quantised(define, deferred_call("LayerNormLinearBias", m, 200, 640, columns=16), "i8", EXACT, params)
+    gated = deferred_call("RMSNormGatedLinearSilu", m, 72, 640, tiled_y=True, columns=16)
+    check_quantised(define, gated, "i4", EXACT, params)
 
 
 # -- when it is done -------------------------------------------------------------------------------------------------
@@ -187,11 +279,40 @@ def test_only_bfloat16_has_the_range_for_sums_that_are_not_normalised(dtype: DTy
     assert launches(behind) == 2
 
 
-def test_few_tokens_of_quantised_weights_keep_the_gemv() -> None:
-    for call, at in ((moments_call(16, 128, 128), 1), (deferred_call("RMSNormLinear", 16, 128, 128), 2)):
-        kinds = list(call.inputs)
-        kinds[at] = TensorType((128, 128), "i8", constant=True)
-        assert settled(replace(call, inputs=tuple(kinds))).op in ("llmc.LinearResidual", "llmc.RMSNormLinear")
+@pytest.mark.parametrize("weight", ["i8", "f8", "i4"])
+@pytest.mark.parametrize("m", [1, 8, 9, 16, 17, 64, 65])
+def test_the_number_of_tokens_says_which_family_takes_quantised_weights(weight: DType, m: int) -> None:
+    """To 8 the GEMV; to 16 it as well, with nothing deferred; to 64 the GEMM."""
+    deferred = m <= 8 or 17 <= m <= 64
+    for call in (moments_call(m, 128, 128), deferred_call("RMSNormLinear", m, 128, 128)):
+        executed = settled(stored_as(call, weight))
+        assert (executed.op == call.op) == deferred
+        assert isinstance(linear.match(executed, HOPPER), Gemv if m <= 16 else Tiling)
+        if deferred:
+            moments = executed.inputs[-1] if "Deferred" in call.op else executed.outputs[2]
+            assert as_float(moments).shape == (128 // (16 if m <= 8 else 64), m, 2)
+
+
+def test_candidates_of_a_deferred_norm_are_of_its_family() -> None:
+    for call in (moments_call(4, 128, 128), deferred_call("RMSNormLinear", 4, 128, 128)):
+        assert all(isinstance(params, Gemv) for params in linear.space(stored_as(call, "i8"), HOPPER))
+
+
+LLAMA = [
+    deferred_call("RMSNormLinear", 8, 12288, 4096),
+    moments_call(8, 4096, 4096),
+    deferred_call("RMSNormGatedLinearSilu", 8, 11008, 4096, tiled_y=True),
+    moments_call(8, 4096, 11008),
+]
+
+
+@pytest.mark.parametrize("call", LLAMA, ids=lambda call: call.op)
+def test_the_next_kernel_of_eight_tokens_has_room_beside_each_product(call: Call) -> None:
+    call = settled(stored_as(call, "i8"))
+    params, op = linear.match(call, HOPPER), parse(call)
+    assert isinstance(params, Gemv)
+    assert op is not None
+    assert gemv.leaves_room(op, params, DEVICES[HOPPER.arch])
 
 
 # -- how exact it is -------------------------------------------------------------------------------------------------

@@ -182,6 +182,21 @@ def test_few_tokens_are_either_familys_and_both_are_right(define: Define, name: 
     check(call, define, other_family(call, target), target)
 
 
+@pytest.mark.parametrize("name", ["RMSNormGatedLinearSilu", "LayerNormLinearBias"])
+def test_a_norm_may_be_a_launch_of_its_own(define: Define, name: str) -> None:
+    call = linear_call(name, 3, 72, 200)
+    params = next(params for params in linear.space(call, TARGET) if isinstance(params, Gemv) and params.apart)
+    assert len(linear.implement(call, params, TARGET).launches) == 2
+    check(call, define, params)
+
+
+def test_the_next_kernel_is_let_in_at_once_where_each_block_normalises_x() -> None:
+    for name, early in (("RMSNormLinear", True), ("LinearResidual", False)):
+        params = found(linear_call(name, 1, 4096, 4096, tiled_x=not early))
+        assert isinstance(params, Gemv)
+        assert params.early == early
+
+
 def test_a_tuned_record_chooses_the_family() -> None:
     call = linear_call("RMSNormLinear", 8, 128, 256)
     params, signature = other_family(call), records.signature(call, TARGET)

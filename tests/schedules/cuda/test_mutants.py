@@ -21,7 +21,7 @@ from llmc.schedules.cuda.gemv import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
 from tests.schedules.cuda.test_attention import LENGTHS, STEP, Machine, Model, Row, finest
-from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
+from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, quantised_inputs, stored_as
 from tests.schedules.cuda.test_deferred_norm import random_inputs as handed_inputs
 from tests.schedules.cuda.test_linear import linear_call, quantised, random_inputs
 
@@ -86,9 +86,11 @@ def attention_case(
     return Case(attention.implement(call, params, target), target, run, headers, spare)
 
 
-def norm_case(call: Call, params: Tiling, target: Target = HOPPER) -> Case:
-    """Either product of a deferred norm."""
-    inputs = handed_inputs(call)
+def norm_case(call: Call, params: linear.Params, target: Target = HOPPER, weight: DType | None = None) -> Case:
+    """Either product of a deferred norm.  weight: in what codes it is."""
+    inputs = quantised_inputs(call, weight)[0] if weight else handed_inputs(call)
+    if weight:
+        call = stored_as(call, weight)
 
     def run(implementation: Implementation) -> list[Array]:
         return EmulatedExecutable(call, implementation, target).run(*inputs)
@@ -323,9 +325,14 @@ OFFSETS += [
 
 
 BEHIND = deferred_call("LayerNormLinear", 20, 72, 640)
+FEW_IN_FRONT = moments_call(7, 128, 200, columns=16)
+FEW_BEHIND = deferred_call("LayerNormLinear", 7, 72, 640, columns=16)
+FEW = Gemv(6, 2, 2, 2, 1, shared_x=False)
 NORMS: dict[str, Callable[[], Case]] = {
     "in front of a norm": lambda: norm_case(moments_call(20, 128, 200), Tiling(24, 2, 1, shared=False)),
     "behind a norm": lambda: norm_case(BEHIND, Tiling(24, 2, 1, shared=False)),
+    "in front of a norm, few tokens": lambda: norm_case(FEW_IN_FRONT, FEW, weight="i8"),
+    "behind a norm, few tokens": lambda: norm_case(FEW_BEHIND, FEW, weight="i8"),
     "behind a norm on Ampere": lambda: norm_case(BEHIND, Tiling(32, 2, 1, shared=False), AMPERE),
 }
 
@@ -341,6 +348,21 @@ OFFSETS += [
     ("behind a norm", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
     ("behind a norm", "gemm_wgmma.cuh", "mbarrier_arrive(&shared.normed);", ";"),
     ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed, 0);", ";"),
+    ("in front of a norm, few tokens", "gemv_norm.cuh", "moments[strip * G::kM + token]", "moments[strip * G::kM]"),
+    ("in front of a norm, few tokens", "gemv_norm.cuh", "v[i] * rows.scales[i]", "v[i] * rows.scales[0]"),
+    ("in front of a norm, few tokens", "gemv_norm.cuh", "offset = 16; offset > 2;", "offset = 16; offset > 4;"),
+    ("behind a norm, few tokens", "gemv_norm.cuh", "first = warp_index() * kTogether;", "first = warp_index();"),
+    ("behind a norm, few tokens", "gemv_norm.cuh", "template over_lanes<kLanes>()", "template over_lanes<32>()"),
+    ("behind a norm, few tokens", "gemv_norm.cuh", "norm.x * rows.weight_sums[i]", "norm.x * rows.weight_sums[0]"),
+    (
+        "behind a norm, few tokens",
+        "gemv_norm.cuh",
+        "const float2 norm = norms[token];",
+        "const float2 norm = norms[0];",
+    ),
+    ("behind a norm, few tokens", "gemv.cuh", "+ G::kWarps * kRingBytes;", "+ (G::kWarps - 1) * kRingBytes;"),
+    ("behind a norm, few tokens", "gemv.cuh", "wait_for_previous();", ";"),
+    ("behind a norm, few tokens", "gemv.cuh", "__syncthreads();", ";"),
     ("behind a norm on Ampere", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
 ]
 

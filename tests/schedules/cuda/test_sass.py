@@ -17,7 +17,7 @@ from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
-from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
+from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 
 REGISTERS = 65536
@@ -96,6 +96,18 @@ CASES = {
     ),
     "qkv of 64 tokens, behind LayerNorm": Case(
         "sm_90a", deferred_call("LayerNormLinearBias", 64, 12288, 4096), ("HGMMA.64x64x16.F32.BF16", "CCTL"), False
+    ),
+    "down of 8 tokens, in front of a norm": Case(
+        "sm_90a",
+        stored_as(moments_call(8, 4096, 11008, columns=16), "i8"),
+        ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.LTC128B.128", "SHFL"),
+        False,
+    ),
+    "qkv of 8 tokens, behind LayerNorm": Case(
+        "sm_90a",
+        stored_as(deferred_call("LayerNormLinearBias", 8, 12288, 4096, columns=16), "i8"),
+        ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.64"),
+        False,
     ),
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
