@@ -54,20 +54,18 @@ struct Gemv {
 
     using Sums = float[G::kSide][kTokenTiles][4];
 
-    // A group of kStages columns of a warp.
+    // A group of kStages columns of a warp, and where a lane finds the weights and x of its first: what follows is at
+    // constant distances, so that asking takes no arithmetic.
     struct Position {
         int band, group;
-
-        __device__ void advance() {
-            if (++group == kGroups) group = 0, band++;
-        }
+        const unsigned char *weights, *x;
     };
 
     // Shared memory: x, sums, the warps' rings, then norms that are deferred, or moments of a row's parts.
     const GemvOperands<G> &in;
     const int warp = warp_index();
     const int end = share(blockIdx.x + 1);
-    Position next = {share(blockIdx.x), 0};  // the next to ask for
+    Position next = at(share(blockIdx.x), 0);  // the next to ask for
     unsigned char *const shared = dynamic_shared();
     unsigned char *const ring = shared + X::kBytes + kSumsBytes + warp * kRingBytes;
     unsigned char *const behind_rings = shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes;
@@ -79,36 +77,51 @@ struct Gemv {
     __device__ int column(int group, int stage) const { return warp + G::kWarps * (group * G::kStages + stage); }
     __device__ bool is_column(int group, int stage) const { return kWhole || column(group, stage) < kColumns; }
 
+    // The strips of a band lie side by side.
+    static_assert(4 % G::kSide == 0, "a band is in one row of tiles");
+
+    __device__ Position at(int band, int group) const {
+        const unsigned char *weights = in.weight + Weight::offset(band * G::kSide, column(group, 0), kColumns);
+        return {band, group, weights, static_cast<const unsigned char *>(in.x) + column(group, 0) * X::kColumnStep};
+    }
+
+    __device__ __forceinline__ void advance(Position &position) const {
+        if (++position.group == kGroups) {
+            position = at(position.band + 1, 0);
+        } else {
+            position.weights += G::kStages * G::kWarps * Weight::kColumnStep;
+            position.x += G::kStages * G::kWarps * X::kColumnStep;
+        }
+    }
+
     // Asks for the weights of one stage of the group `next`.
     __device__ __forceinline__ void ask_weights(int stage) const {
         if (!is_column(next.group, stage)) return;
 #pragma unroll
         for (int side = 0; side < G::kSide; side++) {
-            const int64_t first = Weight::offset(next.band * G::kSide + side, column(next.group, 0), kColumns);
             Weight::ask(ring + stage * kStageBytes + side * Weight::kPieceBytes,
-                        in.weight + first + stage * (G::kWarps * Weight::kColumnStep));
+                        next.weights + stage * (G::kWarps * Weight::kColumnStep) + side * Weight::kPieceBytes);
         }
     }
 
-    __device__ __forceinline__ void ask_x(int group, int stage) const {
+    __device__ __forceinline__ void ask_x(const Position &position, int stage) const {
         if constexpr (!G::kSharedX) {
-            if (is_column(group, stage)) {
-                X::ask(ring + stage * kStageBytes + G::kSide * Weight::kPieceBytes, in.x, column(group, stage));
+            if (is_column(position.group, stage)) {
+                X::ask(ring + stage * kStageBytes + G::kSide * Weight::kPieceBytes,
+                       position.x + stage * (G::kWarps * X::kColumnStep));
             }
         }
     }
 
     // The stages that follow the ring, to L2.
     __device__ void prefetch() const {
-        Position at = next;
-        at.advance();
-        for (int i = 0; i < G::kAhead; i += G::kStages, at.advance()) {
-            for (int stage = 0; stage < G::kStages && at.band < end; stage++) {
-                if (!is_column(at.group, stage)) break;
-                for (int side = 0; side < G::kSide; side++) {
-                    const int64_t from = Weight::offset(at.band * G::kSide + side, column(at.group, stage), kColumns);
-                    prefetch_piece<Weight::kPieceBytes>(in.weight + from);
-                }
+        Position position = next;
+        advance(position);
+        for (int i = 0; i < G::kAhead; i += G::kStages, advance(position)) {
+            for (int stage = 0; stage < G::kStages && position.band < end; stage++) {
+                if (!is_column(position.group, stage)) break;
+                const unsigned char *from = position.weights + stage * (G::kWarps * Weight::kColumnStep);
+                prefetch_piece<G::kSide * Weight::kPieceBytes>(from);
             }
         }
     }
@@ -124,21 +137,21 @@ struct Gemv {
         wait_for_previous();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
-            ask_x(0, stage);
+            ask_x(next, stage);
             cp_async_commit();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kSharedX) {
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
         if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
-        next.advance();
+        advance(next);
         const int begin = share(blockIdx.x);
         for (int band = begin; band < end; band++) {
             const int turn = band - begin, mine = (warp + G::kWarps - turn * kFragments % G::kWarps) % G::kWarps;
             const Addends addends = read(band, mine);  // early, for it comes from far
             Sums sums = {};
 #pragma unroll 1
-            for (int group = 0; group < kGroups; group++, next.advance()) {
+            for (int group = 0; group < kGroups; group++, advance(next)) {
                 if (!G::kEarly && next.band == end) let_next_start();
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
@@ -147,7 +160,7 @@ struct Gemv {
                     if constexpr (Weight::kGroupScales) __syncwarp();  // lanes share scales
                     if (next.band < end) {
                         ask_weights(stage);
-                        ask_x(next.group, stage);
+                        ask_x(next, stage);
                     }
                     cp_async_commit();
                 }

@@ -54,11 +54,12 @@ struct GemvX {
 
     // Asks for a column of a tiled x, kSlotBytes of shared memory for a warp: each lane for the chunks that it multiplies,
     // or, in order, for the rows as they lie.
-    static constexpr int kSlotBytes = G::kSharedX ? 0 : kTokenTiles * 1024;
+    // Rows in order are as many as there are tokens: of one token eight lanes bring 128 bytes.
+    static constexpr int kColumnStep = round_up(G::kM, 8) * kRowBytes;  // bytes of a tiled x from a column to the next
+    static constexpr int kSlotBytes = G::kSharedX ? 0 : G::Weight::kByChunks ? kTokenTiles * 1024 : G::kM * kRowBytes;
 
-    static __device__ void ask(unsigned char *slot, const void *tiled, int column) {
+    static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *slab) {
         const int g = lane_index() / 4, t = lane_index() % 4;
-        const unsigned char *slab = static_cast<const unsigned char *>(tiled) + column * (round_up(G::kM, 8) * kRowBytes);
 #pragma unroll
         for (int i = 0; i < 2 * kTokenTiles; i++) {
             if constexpr (G::Weight::kByChunks) {
@@ -66,7 +67,7 @@ struct GemvX {
                 cp_async_16(slot + (32 * i + lane_index()) * 16, slab + chunk_offset(token, t + i % 2 * 4), is_token(token));
             } else {
                 const int at = 32 * i + lane_index();
-                cp_async_16(slot + at * 16, slab + at * 16, is_token(at / 8));
+                if (is_token(at / 8)) cp_async_16(slot + at * 16, slab + at * 16);
             }
         }
     }
@@ -79,7 +80,7 @@ struct GemvX {
             if constexpr (G::Weight::kByChunks) {
                 eight = load_16(slot + (32 * i + lane_index()) * 16);
             } else {
-                const int row = i / 2 * 8 + lane_index() % 8;
+                const int row = min(i / 2 * 8 + lane_index() % 8, G::kM - 1);  // any for a token that is not there
                 eight = load_matrices(slot + chunk_offset(row, lane_index() / 8 + i % 2 * 4));
             }
         }
