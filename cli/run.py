@@ -14,8 +14,9 @@ from llmc.cli.output import artifact_argument, in_bytes, in_seconds, json_option
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Model, Sequence
+    from llmc.runtime.binding import Model
     from llmc.runtime.generation import Generation, How
+    from llmc.runtime.sequence import Sequence
 
 
 def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:

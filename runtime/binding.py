@@ -1,4 +1,4 @@
-"""An artifact as a Python object: `load`, `Model`, `Sequence`.
+"""An artifact as a Python object: `load`, `Model`; its sequences are in sequence.py.
 
 Everything runs in the artifact's own C runtime; this module checks what it is given, keeps handles, and turns
 failures into LlmcError.  Calls on one model are made one at a time, from any thread.
@@ -21,9 +21,10 @@ import numpy.typing as npt
 from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.generation import Generation, How
+from llmc.runtime.generation import GREEDY, Generation, How
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
+from llmc.runtime.sequence import Sequence
 from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
-GREEDY = How()
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes copied, bytes in all)."""
 
@@ -89,6 +89,7 @@ class Model:
         self._library = library = capi.Library.of(file)
         self._handle: int | None = None
         self._profile: Profile | None = None
+        self._turn: c.Array[capi.AdvanceInput] = (capi.AdvanceInput * 1)()  # kept from call to call
         options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
         options.run_on, options.device = device
         try:
@@ -257,6 +258,37 @@ class Model:
             self.check(api.sample_many(handle, raw, len(listed)))
             return [int(entry.token) for entry in raw]
 
+    @cached_property
+    def runs_ahead(self) -> bool:
+        """Whether `advance` returns while its step still runs: on a GPU, by a runtime that can."""
+        return capi.has(self._library.api, "advance") and self.info.device != "CPU"
+
+    def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
+        """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.
+
+        On a GPU the tokens are here while their step still runs, and whatever is asked next waits for it only as far
+        as it must; `Sequence.truncate` takes a token back without waiting.  On an error nothing is appended to any.
+        """
+        listed = list(inputs)
+        with self.running() as (api, handle):
+            if self._profile is not None or not capi.has(api, "advance"):
+                return self._sample_and_step(listed)
+            n = len(listed)
+            if len(self._turn) < n:
+                self._turn = (capi.AdvanceInput * n)()
+            turn = self._turn
+            for entry, (sequence, how) in zip(turn, listed, strict=False):
+                entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
+            self.check(api.advance(handle, turn, n))
+            return [entry.token for entry in turn[:n]]
+
+    def _sample_and_step(self, inputs: list[tuple[Sequence, How]]) -> list[int]:
+        """`advance` in two calls: for an artifact that is older than it, and to have a profile of the step alone."""
+        tokens = self.sample(inputs)
+        ids = np.array(tokens, dtype=np.int32)
+        self.run_step([(sequence, ids[i : i + 1], None) for i, (sequence, _) in enumerate(inputs)])
+        return tokens
+
     @contextmanager
     def profile(self) -> Iterator[Profile]:
         """Keep when each task of the steps made meanwhile began and ended.
@@ -333,107 +365,3 @@ class Model:
             if handle in self._sequences:
                 self._sequences.remove(handle)
                 self._library.api.sequence_free(handle)
-
-
-class Sequence:
-    """Tokens and their KV cache; made by Model.sequence.  A context manager; `close` gives its pages back."""
-
-    def __init__(self, model: Model, handle: capi.Handle) -> None:
-        assert handle.value is not None
-        self.model, self._handle = model, handle.value
-        self._open = True
-        model.adopt(self._handle)
-
-    @property
-    def handle(self) -> int:
-        """The llmc_sequence."""
-        if not self._open:
-            raise LlmcError("the sequence is closed", place=str(self.model.path))
-        return self._handle
-
-    @property
-    def length(self) -> int:
-        """Tokens in the sequence."""
-        with self.model.running() as (api, _):
-            return int(api.sequence_length(self.handle))
-
-    def feed(self, tokens: Iterable[int]) -> None:
-        """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are."""
-        self._feed(self.model.check_ids(tokens), None)
-
-    def feed_for_logits(self, tokens: Iterable[int]) -> Logits:
-        """Append tokens, and give the logits after each: float32 [n, n_vocab]."""
-        ids = self.model.check_ids(tokens)
-        logits = np.empty((len(ids), self.model.info.n_vocab), dtype=np.float32)
-        self._feed(ids, logits)
-        return logits
-
-    def logits(self) -> Logits:
-        """float32 [n_vocab]: the logits after the last token fed (a copy)."""
-        out = c.POINTER(c.c_float)()
-        with self.model.running() as (api, _):
-            self.model.check(api.logits(self.handle, out))
-            return np.ctypeslib.as_array(out, (self.model.info.n_vocab,)).copy()
-
-    def sample(self, how: How = GREEDY) -> int:
-        """The next token, chosen from the logits after the last one fed; it is not appended."""
-        token = c.c_int32()
-        with self.model.running() as (api, _):
-            self.model.check(api.sample(self.handle, capi.sampling(how), token))
-        return token.value
-
-    def fork(self) -> Sequence:
-        """A copy that shares its full pages with this one."""
-        out = capi.Handle()
-        with self.model.running() as (api, _):
-            self.model.check(api.sequence_fork(self.handle, out))
-            return Sequence(self.model, out)
-
-    def repeat(self, n: int) -> Sequence:
-        """For measurements: a sequence of n tokens that shares nothing with this one and repeats its keys and values.
-
-        Nothing is computed; longer than this one it takes 64 tokens here.  Raises LlmcError: no room, or an artifact
-        whose runtime cannot.
-        """
-        out = capi.Handle()
-        with self.model.running() as (api, _):
-            if not capi.has(api, "sequence_repeat"):
-                fact = "the artifact's runtime cannot repeat a sequence"
-                raise LlmcError(fact, place=str(self.model.path), hint="compile the model again with this llmc")
-            self.model.check(api.sequence_repeat(self.handle, n, out))
-            return Sequence(self.model, out)
-
-    def truncate(self, n: int) -> None:
-        """Keep the first n tokens, forget the rest and the logits."""
-        with self.model.running() as (api, _):
-            self.model.check(api.sequence_truncate(self.handle, n))
-
-    def close(self) -> None:
-        """Give the pages back; closing twice is fine."""
-        if self._open:
-            self._open = False
-            self.model.release(self._handle)
-
-    def __enter__(self) -> Sequence:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self.close()
-
-    def _feed(self, ids: Ids, logits: Logits | None) -> None:
-        """In chunks, so that Ctrl-C is heard between them."""
-        before, chunk = self.length, self.model.info.max_step_tokens
-        phase: Phase = "prefill" if before == 0 or len(ids) > 1 else "decode"
-        self.model.check_length(before + len(ids))
-        try:
-            for start in range(0, len(ids), chunk):
-                rows = slice(start, start + chunk)
-                self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])], phase)
-        except BaseException:
-            if self.length > before:
-                self.truncate(before)
-            raise

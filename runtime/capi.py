@@ -14,8 +14,8 @@ import threading
 from _ctypes import dlclose
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
@@ -80,6 +80,12 @@ class SampleInput(c.Structure):
     _fields_ = (("sequence", Handle), ("how", c.POINTER(Sampling)), ("token", c.c_int32))
 
 
+class AdvanceInput(c.Structure):
+    """llmc_advance_input"""
+
+    _fields_ = (("sequence", Handle), ("how", c.POINTER(Sampling)), ("token", c.c_int32))
+
+
 class StepInput(c.Structure):
     """llmc_step_input"""
 
@@ -135,6 +141,7 @@ class Api(c.Structure):
         ("profile", c.CFUNCTYPE(Status, Handle, c.POINTER(Profile))),
         ("sequence_repeat", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(Handle))),
         ("sample_many", c.CFUNCTYPE(Status, Handle, c.POINTER(SampleInput), c.c_size_t)),
+        ("advance", c.CFUNCTYPE(Status, Handle, c.POINTER(AdvanceInput), c.c_size_t)),
     )
 
 
@@ -167,6 +174,12 @@ def has(api: Api, function: str) -> bool:
 def sampling(how: How) -> Sampling:
     """llmc_sampling of these settings."""
     return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed)
+
+
+@lru_cache(maxsize=256)
+def pointer_to(how: How) -> Any:
+    """The same to point at, for as long as these settings are in use; None for greedy ones."""
+    return c.pointer(sampling(how)) if how.temperature else None
 
 
 @contextmanager

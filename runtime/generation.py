@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Model, Sequence
+    from llmc.runtime.binding import Model
+    from llmc.runtime.sequence import Sequence
 
 Stop = Literal["eos", "length", "context"]
 
@@ -45,12 +47,16 @@ class How:
         return cls(temperature, top_k, top_p, random.getrandbits(32) if seed is None else seed)
 
 
+GREEDY = How()
+
+
 class Generation(Iterator[int]):
-    """The tokens that follow a prompt, computed as they are asked for.
+    """The tokens that follow a prompt, computed as they are asked for; on a GPU the next one is on its way already.
 
     tokens: generated so far, the end token included.  stop: why it ended ("eos", "length": max_tokens reached,
     "context": the sequence is full), None until then.  prefill_s: until the first token was known.
-    decode_s: for those after it, without the time the caller takes between them.
+    decode_s: for those after it; without the time the caller takes between them, but where the model runs ahead it is
+    the time from one token's arrival to the next one's, as the caller's time is the step's too.
     """
 
     def __init__(
@@ -90,32 +96,57 @@ class Generation(Iterator[int]):
         return (len(self.tokens) - 1) / self.decode_s if self.decode_s else 0.0
 
     def _run(self) -> Generator[int, None, None]:
-        sequence = self._sequence or self.model.sequence()
+        model = self.model
+        sequence = self._sequence or model.sequence()
+        n_fed = sequence.length  # of the tokens that the caller finds in it afterwards
         try:
             start = perf_counter()
             sequence.feed(self.prompt)
+            n_fed += len(self.prompt)
             if self.max_tokens < 1:
                 self.stop, self.prefill_s = "length", perf_counter() - start
                 return
-            token = sequence.sample(self.how)
-            self.prefill_s = perf_counter() - start
+            most = min(self.max_tokens, model.info.n_context - n_fed + 1)
             while True:
+                token = self._next(sequence, is_last=len(self.tokens) + 1 == most)
+                arrived = perf_counter()
+                if self.tokens:
+                    self.decode_s += arrived - start
+                    n_fed += 1
+                else:
+                    self.prefill_s = arrived - start
                 self.tokens.append(token)
-                self.stop = self._why_stop(token, sequence)
+                self.stop = self._why_stop(token, most)
+                if self.stop == "eos":
+                    self._take_back(sequence, n_fed)
                 yield token
                 if self.stop:
                     return
-                start = perf_counter()
-                sequence.feed([token])
-                token = sequence.sample(self.how)
-                self.decode_s += perf_counter() - start
+                start = arrived if model.runs_ahead else perf_counter()
         finally:
-            if sequence is not self._sequence:
+            if sequence is self._sequence:
+                self._take_back(sequence, n_fed)
+            else:
                 sequence.close()
 
-    def _why_stop(self, token: int, sequence: Sequence) -> Stop | None:
+    def _next(self, sequence: Sequence, is_last: bool) -> int:
+        """The next token; the step on it is under way already unless it is known to be the last."""
+        if self.model.runs_ahead and not is_last:
+            return self.model.advance([(sequence, self.how)])[0]
+        if self.tokens and not self.model.runs_ahead:
+            sequence.feed(self.tokens[-1:])
+        return sequence.sample(self.how)
+
+    def _take_back(self, sequence: Sequence, n: int) -> None:
+        """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""
+        with suppress(LlmcError):  # closed meanwhile
+            if sequence.length > n:
+                sequence.truncate(n)
+
+    def _why_stop(self, token: int, most: int) -> Stop | None:
+        """most: tokens that may be said before max_tokens or the context ends them."""
         if not self.ignore_eos and self.model.is_eos(token):
             return "eos"
-        if len(self.tokens) >= self.max_tokens:
-            return "length"
-        return "context" if sequence.length >= self.model.info.n_context else None
+        if len(self.tokens) < most:
+            return None
+        return "length" if most == self.max_tokens else "context"

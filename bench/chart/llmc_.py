@@ -7,8 +7,9 @@ from typing import Any
 
 from llmc import __version__
 from llmc.bench.peers.protocol import Loading, Refusal, serve, timed
+from llmc.bench.steps import step_seconds
 from llmc.runtime import load
-from llmc.runtime.binding import Sequence
+from llmc.runtime.sequence import Sequence
 
 
 class Llmc:
@@ -39,13 +40,10 @@ class Llmc:
         sequences = [self.original.repeat(context) for _ in range(batch)]
         try:
             self.model.step([(sequence, prompt[:1]) for sequence in sequences])
-            return [timed(lambda: self.step(sequences)) for _ in range(steps)]
+            return step_seconds(self.model, sequences, steps)
         finally:
             for sequence in sequences:
                 sequence.close()
-
-    def step(self, sequences: list[Sequence]) -> None:
-        self.model.step([(sequence, [sequence.sample()]) for sequence in sequences])
 
     def forget(self) -> None:
         """Give back the pages of the original: the cache has room for one task at a time."""

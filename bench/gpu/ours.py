@@ -12,9 +12,10 @@ from llmc import __version__
 from llmc.bench.gpu.filled import model_of, ready
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.whole import prompt_of
+from llmc.bench.steps import step_seconds
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.runtime import binding, load
-from llmc.runtime.generation import How
+from llmc.runtime import load
+from llmc.runtime.sequence import Sequence as Text
 
 
 class Ours:
@@ -57,20 +58,15 @@ class Ours:
 
     def decode(self, batch: int, length: int, system: str) -> list[float]:
         """Seconds of single steps of `batch` sequences, the last of which makes them `length` tokens long."""
-        first, steps, greedy = self.settings["first"], self.settings["steps"], How()
+        first, steps = self.settings["first"], self.settings["steps"]
         context = max(1, length - first - steps)
-        sequences: list[binding.Sequence] = []
+        sequences: list[Text] = []
         try:
             with self.model.sequence() as original:
                 original.feed(prompt_of(min(context, self.settings["read"]), self.n_vocab))
                 sequences += [original.repeat(context) for _ in range(batch)]
             self.model.step([(sequence, prompt_of(1, self.n_vocab)) for sequence in sequences])
-            seconds = []
-            for _ in range(min(first + steps, length - context) - 1):
-                began = time.perf_counter()
-                chosen = self.model.sample([(sequence, greedy) for sequence in sequences])
-                self.model.step([(s, [token]) for s, token in zip(sequences, chosen, strict=True)])
-                seconds.append(time.perf_counter() - began)
+            seconds = step_seconds(self.model, sequences, min(first + steps, length - context) - 1)
         finally:
             for sequence in sequences:
                 sequence.close()

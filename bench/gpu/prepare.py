@@ -36,6 +36,7 @@ PACKAGE = Path(llmc.__file__).parent
 PARTS = (
     "__init__.py",
     "bench/__init__.py",
+    "bench/steps.py",
     "bench/gpu/*.py",
     "compiler/__init__.py",
     "compiler/fold_norm.py",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from llmc.bench.peers.protocol import Loading, serve, timed
+from llmc.bench.steps import step_seconds
 from llmc.compiler.driver import compile_model
 from llmc.runtime import load
-from llmc.runtime.binding import Sequence
+from llmc.runtime.sequence import Sequence
 
 
 class Llmc:
@@ -52,10 +53,7 @@ class Llmc:
             for sequence, prompt in zip(sequences, prompts, strict=True):
                 sequence.feed(prompt[:-1])
         self.model.step([(sequence, prompt[-1:]) for sequence, prompt in zip(sequences, prompts, strict=True)])
-        return [timed(lambda: self.step(sequences)) for _ in range(steps)]
-
-    def step(self, sequences: list[Sequence]) -> None:
-        self.model.step([(sequence, [sequence.sample()]) for sequence in sequences])
+        return step_seconds(self.model, sequences, steps)
 
 
 if __name__ == "__main__":

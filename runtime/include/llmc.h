@@ -97,6 +97,13 @@ typedef struct llmc_sample_input {
     int32_t token;            /* out */
 } llmc_sample_input;
 
+/* A sequence's part of advance. */
+typedef struct llmc_advance_input {
+    llmc_sequence *sequence;
+    const llmc_sampling *how; /* NULL: the most likely */
+    int32_t token;            /* out */
+} llmc_advance_input;
+
 /* A sequence's part of a step: tokens[n_tokens] to append. */
 typedef struct llmc_step_input {
     llmc_sequence *sequence;
@@ -175,6 +182,15 @@ typedef struct llmc_api {
     /* sample() for several sequences at once, which on a GPU costs little more than for one. After an error no token
      * counts. */
     llmc_status (*sample_many)(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs);
+
+    /* -- running ahead: there if `size` reaches so far ---------------------- */
+    /* sample_many(), and a step() on the tokens it gives: of different sequences, at most info.max_step_tokens. A GPU
+     * takes the tokens from where it has chosen them, and advance returns as soon as they are known: the step goes on
+     * while the caller reads them, and the next advance finds it done, or nearly. Every other call that needs the
+     * step's results waits for them, and reports what went wrong in it. On a CPU advance returns when the step is done.
+     * When it fails nothing is appended to any sequence, and after LLMC_ERROR_KERNEL they have no logits. A token too
+     * many, such as one behind the end of a text, is taken back by sequence_truncate, which does not wait. */
+    llmc_status (*advance)(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

@@ -158,6 +158,7 @@ static const llmc_api API = {
     .profile = profile,
     .sequence_repeat = sequence_repeat,
     .sample_many = sample_many,
+    .advance = advance,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

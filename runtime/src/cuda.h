@@ -126,6 +126,8 @@ typedef struct cuda {
     uint32_t n_modules;
     CUfunction *functions; /* [header.n_kernels] */
     CUgraphExec *graphs;   /* [header.n_plans] in the order of plans.all; NULL: not captured */
+    CUgraphExec *pairs;    /* [plans.n_heads] a head behind the body of as many tokens; NULL: not captured */
+    CUevent known;         /* the tokens of a step that runs ahead have reached the host */
     CUevent *events;       /* [n_events] for a profile */
     uint32_t n_events;
     CUdeviceptr weights, kv, memory;
@@ -160,9 +162,11 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options);
 /* -- cuda_graph.c ------------------------------------------------------------------------------------------------- */
 
 llmc_status cuda_load_kernels(llmc_model *model);
-/* Make a graph of each plan. */
+/* Make a graph of each plan, and one of each pair of plans that a step of single tokens takes. */
 llmc_status cuda_capture(llmc_model *model);
 /* Start a plan. */
 llmc_status cuda_start(llmc_model *model, const plan *plan);
+/* Start a body, then a head; either may be NULL. */
+llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head);
 
 #endif

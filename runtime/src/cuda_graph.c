@@ -74,7 +74,7 @@ llmc_status cuda_load_kernels(llmc_model *model)
 
 /* -- launches ----------------------------------------------------------------------------------------------------- */
 
-/* is_first: of its plan, so that there is no kernel in front to overlap with. */
+/* is_first: of its graph, so that there is no kernel in front to overlap with. */
 static CUresult launch(const llmc_model *model, const call *call, int is_first)
 {
     const cuda *cuda = model->cuda;
@@ -98,23 +98,25 @@ static CUresult launch(const llmc_model *model, const call *call, int is_first)
     return cuda->driver.cuLaunchKernelEx(&config, cuda->functions[index], parameters, NULL);
 }
 
-static CUresult launch_all(const llmc_model *model, const plan *plan)
+static CUresult launch_all(const llmc_model *model, const plan *plan, int is_first)
 {
     CUresult result = CUDA_SUCCESS;
-    for (uint32_t i = 0; i < plan->n_calls && !result; i++) result = launch(model, plan->calls + i, i == 0);
+    for (uint32_t i = 0; i < plan->n_calls && !result; i++) result = launch(model, plan->calls + i, is_first && !i);
     return result;
 }
 
 /* -- graphs ------------------------------------------------------------------------------------------------------- */
 
-static CUresult capture(const llmc_model *model, const plan *plan, CUgraphExec *executable)
+/* Of one plan, or of two, the second behind the first. */
+static CUresult capture(const llmc_model *model, const plan *plan, const struct plan *second, CUgraphExec *executable)
 {
     const cuda_driver *driver = &model->cuda->driver;
     CUstream stream = model->cuda->stream;
     CUgraph graph = NULL;
     CUresult result = driver->cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
     if (result) return result;
-    result = launch_all(model, plan);
+    result = launch_all(model, plan, 1);
+    if (!result && second) result = launch_all(model, second, 0);
     CUresult ended = driver->cuStreamEndCapture(stream, &graph);
     if (!result) result = ended;
     if (!result) result = driver->cuGraphInstantiateWithFlags(executable, graph, 0);
@@ -124,17 +126,30 @@ static CUresult capture(const llmc_model *model, const plan *plan, CUgraphExec *
     return result;
 }
 
+/* The body that as many sequences take one token through as a head has rows, or NULL. */
+static const plan *body_of(const plans *plans, const plan *head)
+{
+    const plan *body = plan_choose(plans->bodies, plans->n_bodies, head->n_rows);
+    return body->n_rows < head->n_rows ? NULL : body;
+}
+
 llmc_status cuda_capture(llmc_model *model)
 {
     cuda *cuda = model->cuda;
-    uint32_t n = model->plans.header.n_plans;
+    const plans *plans = &model->plans;
+    uint32_t n = plans->header.n_plans;
+    CUresult result = CUDA_SUCCESS;
     cuda->graphs = calloc(n + 1ull, sizeof *cuda->graphs);
-    if (!cuda->graphs) return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u graphs", n);
-    for (uint32_t i = 0; i < n; i++) {
-        CUresult result = capture(model, model->plans.all + i, cuda->graphs + i);
-        if (result) return cuda_failed(model, result, "making a graph of a plan");
+    cuda->pairs = calloc(plans->n_heads + 1ull, sizeof *cuda->pairs);
+    if (!cuda->graphs || !cuda->pairs)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u graphs", n);
+    for (uint32_t i = 0; i < n && !result; i++) result = capture(model, plans->all + i, NULL, cuda->graphs + i);
+    for (uint32_t i = 0; i < plans->n_heads && !result; i++) {
+        const plan *body = body_of(plans, plans->heads + i);
+        if (body) result = capture(model, body, plans->heads + i, cuda->pairs + i);
     }
-    CUresult result = cuda->driver.cuStreamSynchronize(cuda->stream);
+    if (result) return cuda_failed(model, result, "making a graph of a plan");
+    result = cuda->driver.cuStreamSynchronize(cuda->stream);
     return result ? cuda_failed(model, result, "making graphs of the plans") : LLMC_OK;
 }
 
@@ -202,4 +217,15 @@ llmc_status cuda_start(llmc_model *model, const plan *plan)
     if (cuda->is_one_by_one) return run_one_by_one(model, plan);
     CUresult result = cuda->driver.cuGraphLaunch(cuda->graphs[plan - model->plans.all], cuda->stream);
     return result ? cuda_lose(model, result, "") : LLMC_OK;
+}
+
+llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head)
+{
+    cuda *cuda = model->cuda;
+    if (body && head && cuda->pairs && !model->engine.profile && body == body_of(&model->plans, head)) {
+        CUresult result = cuda->driver.cuGraphLaunch(cuda->pairs[head - model->plans.heads], cuda->stream);
+        return result ? cuda_lose(model, result, "") : LLMC_OK;
+    }
+    llmc_status status = body ? cuda_start(model, body) : LLMC_OK;
+    return status || !head ? status : cuda_start(model, head);
 }

@@ -106,7 +106,12 @@ static llmc_status take_host(llmc_model *model)
 {
     cuda *cuda = model->cuda;
     const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows;
-    memory_part parts[N_HOST], owners = {r * sizeof *model->owners, &model->owners};
+    memory_part parts[N_HOST], ordinary[] = {
+        {r * sizeof *model->owners, &model->owners},
+        {r * sizeof *model->sources, &model->sources},
+        {model->plans.max_body_rows * sizeof *model->turn, &model->turn},
+    };
+    enum { N_ORDINARY = sizeof ordinary / sizeof *ordinary };
     measure_input(model, parts);
     parts[4] = (memory_part){r * sizeof *model->chosen, &model->chosen};
     parts[5] = (memory_part){s * sizeof *model->drawn, &model->drawn};
@@ -116,12 +121,12 @@ static llmc_status take_host(llmc_model *model)
     if (result) return cuda_failed(model, result, "taking pinned memory of the host");
     cuda->pinned = pinned;
     memory_cut(cuda->pinned, parts, N_HOST);
-    model->memory_bytes = memory_measure(&owners, 1);
+    model->memory_bytes = memory_measure(ordinary, N_ORDINARY);
     model->memory = memory_map(model->memory_bytes);
     if (!model->memory)
         return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %llu rows of logits",
                     (unsigned long long)r);
-    memory_cut(model->memory, &owners, 1);
+    memory_cut(model->memory, ordinary, N_ORDINARY);
     return LLMC_OK;
 }
 

@@ -40,6 +40,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {r * sizeof *model->rows, &model->rows},
         {r * h->n_vocab * sizeof *model->logits, &model->logits},
         {r * sizeof *model->owners, &model->owners},
+        {m * sizeof *model->turn, &model->turn},
         {h->n_vocab * sizeof *model->candidates, &model->candidates},
     };
     enum { N_PARTS = sizeof parts / sizeof *parts };

@@ -31,7 +31,7 @@ static void run_task(engine *engine, const call *call, int32_t thread, uint32_t 
 
 /* Go on to the next call with several tasks, or to the end. One thread at a time is here: whoever has seen the last
  * task done. Once it has rung the bell the others, and the next plan, go on: so that is the last thing it does. */
-static void advance(engine *engine, int32_t thread)
+static void move_on(engine *engine, int32_t thread)
 {
     uint64_t turn = next_turn(engine);
     atomic_store(&engine->n_done, 0);
@@ -60,7 +60,7 @@ static uint64_t take_tasks(engine *engine, int32_t thread, uint64_t value)
         value = atomic_load(&engine->bell.value);
     }
     if (n_done && atomic_fetch_add(&engine->n_done, n_done) + n_done == call->n_tasks) {
-        advance(engine, thread);
+        move_on(engine, thread);
         value = atomic_load(&engine->bell.value);
     }
     return value;
@@ -99,7 +99,7 @@ llmc_status engine_run(engine *engine, const plan *plan)
     engine->n_next = 0;
     atomic_store(&engine->failed, 0);
     if (engine->profile) profile_begin(engine);
-    advance(engine, 0);
+    move_on(engine, 0);
     uint64_t value = atomic_load(&engine->bell.value);
     while (!(value & DONE)) {
         value = take_tasks(engine, 0, value);

@@ -16,6 +16,7 @@
  *   sequence tokens of one text: its pages and its last logits
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
+ *   advance  the next token and the step on it; a GPU goes on meanwhile
  *   program  which of an artifact's programs this machine runs
  *   api      open, close, and the table that llmc_get_api returns
  *
@@ -208,7 +209,7 @@ int32_t invoke(const call *call, int32_t thread, int32_t task);
 typedef struct engine {
     bell bell;                            /* whose turn it is, and how many of its tasks are left: see engine.c */
     _Alignas(64) _Atomic uint32_t n_done; /* of the current call's tasks */
-    const plan *plan;         /* this and the next two are written by whoever advances, before the bell rings */
+    const plan *plan;         /* this and the next two are written by whoever moves on, before the bell rings */
     uint32_t n_next;          /* calls before this one are done, or running */
     const call *current;      /* whose tasks are being taken */
     _Atomic uint32_t failed;   /* 1 + index of a call whose kernel failed, or 0 */
@@ -239,14 +240,15 @@ llmc_status profile(llmc_model *model, llmc_profile *profile);
 /* -- device.c, cuda.c --------------------------------------------------------------------------------------------- */
 
 /* What runs plans. It keeps the logits of the last heads in rows, and the pages of the KV cache. A step writes its
- * input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. */
+ * input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. What is started
+ * runs in order. */
 typedef struct device {
     /* Take all memory that steps need: model->kv, spaces and input. On an error close() follows. */
     llmc_status (*open)(llmc_model *model, const llmc_options *options);
     void (*close)(llmc_model *model);
     /* Start a body, then a head; either may be NULL. */
     llmc_status (*run)(llmc_model *model, const plan *body, const plan *head);
-    /* Wait for all that was started. */
+    /* Wait for all that was started; model->n_ahead is 0 then. */
     llmc_status (*finish)(llmc_model *model);
     /* Start copying a row of logits [n_vocab] to the host; `out` is written when finish returns. */
     llmc_status (*read_logits)(llmc_model *model, uint32_t row, float *out);
@@ -256,7 +258,15 @@ typedef struct device {
      * model->draws say. */
     llmc_status (*write_logits)(llmc_model *model, uint32_t row, const float *logits);
     llmc_status (*draw)(llmc_model *model, const plan *sampler);
+    /* On a GPU alone, or NULL: take the tokens [n_rows] of a body from where model->sources say, drawing first if there
+     * is a sampler; start the body and the head; return when the tokens are in model->tokens. May be called while a
+     * step runs; the input is the host's again when it returns. */
+    llmc_status (*advance)(llmc_model *model, const plan *body, const plan *head, const plan *sampler, uint32_t n_rows);
 } device;
+
+/* model->sources: a row of the last head, which has chosen the token; or one of these, the second less an index in
+ * model->draws. */
+enum { LLMC_FROM_HOST = -1, LLMC_FROM_DRAW = -2 };
 
 extern const device cpu_device, cuda_device;
 /* What the driver calls the GPU. */
@@ -309,6 +319,9 @@ struct llmc_model {
     int32_t *drawn;      /* [max_sampler_rows] */
     llmc_draw_record *draws; /* [max_sampler_rows] */
     llmc_sequence **owners;  /* [max_head_rows] whose logits a row holds, or NULL */
+    int32_t *sources;        /* [max_head_rows] where a step that runs ahead has its tokens from */
+    llmc_step_input *turn;   /* [max_body_rows] advance's input as that of a step */
+    uint32_t n_ahead;        /* rows of the device that are computed, or will be, but not in `chosen` yet */
     candidate *candidates;   /* [n_vocab] scratch memory of sample.c */
     char *memory;            /* [memory_bytes] what of these is the host's, and a CPU's arena and scratch memory */
     uint64_t memory_bytes;
@@ -366,12 +379,31 @@ llmc_status program_open(llmc_model *model, const llmc_options *options);
 /* Give back what opening it took. */
 void program_close(llmc_model *model);
 
-/* -- step.c, sample.c, api.c -------------------------------------------------------------------------------------- */
+/* -- step.c, sample.c, advance.c, api.c ---------------------------------------------------------------------------- */
 
+/* What can be refused before anything changes, but for room; counts the tokens. */
+llmc_status step_check(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t *n_tokens);
+/* Pages for the tokens of all inputs, or for none. */
+llmc_status step_reserve(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t n_tokens);
+/* Append what has run, or forget it. Returns status. */
+llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_status status);
+/* One row of a body. A padding row (sequence NULL) has position -1 and no pages: attention skips it. */
+void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position);
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);
+/* Whether the sequence has logits, and the settings are possible. */
+llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *how);
+/* Of settings that were checked: whether they are not greedy. */
+int sample_is_drawn(const llmc_sampling *how);
+/* The most likely token, where the device has found it and the host knows. */
+llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out);
+/* What a sampler is told of a sequence whose logits are in a row. */
+llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *how, llmc_draw_record *record);
+/* The error of logits none of which is a number. */
+llmc_status sample_no_number(void);
 llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);
 llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs);
+llmc_status advance(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
 
 /* Open the artifact at `path` with the kernels that this code is linked with; NULL: the file this code came from. */
 llmc_status model_open(const char *path, const llmc_options *options, llmc_model **out);

@@ -142,7 +142,7 @@ static llmc_status read_sampling(const llmc_sampling *given, llmc_sampling *how)
     return how->temperature == 0 ? LLMC_OK : check_sampling(how);
 }
 
-static llmc_status no_number(void)
+llmc_status sample_no_number(void)
 {
     return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
 }
@@ -161,7 +161,7 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
         if (best.token < 0 || is_better(c, best)) best = c;
         if (how->temperature > 0) candidates[n++] = c;
     }
-    if (best.token < 0) return no_number();
+    if (best.token < 0) return sample_no_number();
     *out = best.token;
     if (how->temperature > 0) *out = draw(candidates, n, best.logit, how, uniform(how->seed, sequence->length));
     return LLMC_OK;
@@ -169,13 +169,27 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
 
 /* -- on a GPU ----------------------------------------------------------------------------------------------------- */
 
-/* The head has found the most likely token already. */
-static llmc_status take_choice(const llmc_sequence *sequence, int32_t *out)
+llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out)
 {
     int32_t choice = sequence->row ? sequence->model->chosen[sequence->row - 1] : sequence->choice;
-    if (choice < 0) return no_number();
+    if (choice < 0) return sample_no_number();
     *out = choice;
     return LLMC_OK;
+}
+
+llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *given, llmc_draw_record *record)
+{
+    llmc_sampling how;
+    llmc_status status = read_sampling(given, &how);
+    *record = (llmc_draw_record){
+        .seed = how.seed,
+        .row = (int32_t)sequence->row - 1,
+        .position = (int32_t)sequence->length,
+        .temperature = how.temperature,
+        .top_p = how.top_p,
+        .top_k = how.top_k,
+    };
+    return status;
 }
 
 /* inputs [n_inputs] that are drawn, as many as there are rows for. */
@@ -189,39 +203,39 @@ static llmc_status draw_there(llmc_model *model, llmc_sample_input *const *input
         status = sequence_restore_row((llmc_sequence *)inputs[i]->sequence); /* const: see copy_logits in sequence.c */
     for (uint32_t i = 0; i < n_inputs; i++) ((llmc_sequence *)inputs[i]->sequence)->in_call = 0;
     for (uint32_t i = 0; i < sampler->n_rows && !status; i++) {
-        llmc_draw_record *record = model->draws + i;
-        *record = (llmc_draw_record){.row = -1};
-        if (i >= n_inputs) continue;
-        llmc_sampling how;
-        status = read_sampling(inputs[i]->how, &how);
-        *record = (llmc_draw_record){
-            .seed = how.seed,
-            .row = (int32_t)inputs[i]->sequence->row - 1,
-            .position = (int32_t)inputs[i]->sequence->length,
-            .temperature = how.temperature,
-            .top_p = how.top_p,
-            .top_k = how.top_k,
-        };
+        if (i < n_inputs) status = sample_record(inputs[i]->sequence, inputs[i]->how, model->draws + i);
+        else model->draws[i] = (llmc_draw_record){.row = -1};
     }
     if (!status) status = model->device->draw(model, sampler);
     for (uint32_t i = 0; i < n_inputs && !status; i++) {
         inputs[i]->token = model->drawn[i];
-        if (inputs[i]->token < 0) status = no_number();
+        if (inputs[i]->token < 0) status = sample_no_number();
     }
     return status;
 }
 
 /* -- the calls ---------------------------------------------------------------------------------------------------- */
 
-static llmc_status check_input(const llmc_model *model, const llmc_sample_input *input, size_t index)
+llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *given)
 {
     llmc_sampling how;
+    if (!sequence->has_logits)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "feed tokens first", "the sequence has no logits");
+    return read_sampling(given, &how);
+}
+
+int sample_is_drawn(const llmc_sampling *given)
+{
+    llmc_sampling how;
+    return !read_sampling(given, &how) && how.temperature > 0;
+}
+
+static llmc_status check_input(const llmc_model *model, const llmc_sample_input *input, size_t index)
+{
     if (!input->sequence || input->sequence->model != model)
         return fail(LLMC_ERROR_ARGUMENT, "sample_many", NULL, "input %zu has %s", index,
                     input->sequence ? "a sequence of another model" : "no sequence");
-    if (!input->sequence->has_logits)
-        return fail(LLMC_ERROR_ARGUMENT, "sample_many", "feed tokens first", "the sequence has no logits");
-    return read_sampling(input->how, &how);
+    return sample_check(input->sequence, input->how);
 }
 
 llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs)
@@ -230,6 +244,7 @@ llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_i
         return fail(LLMC_ERROR_ARGUMENT, "sample_many", NULL, "the %s NULL", model ? "inputs are" : "model is");
     llmc_status status = LLMC_OK;
     for (size_t i = 0; i < n_inputs && !status; i++) status = check_input(model, inputs + i, i);
+    if (!status) status = model->device->finish(model); /* of a step that runs ahead the choices are not known yet */
     enum { MOST = 64 };
     llmc_sample_input *waiting[MOST];
     uint32_t n_waiting = 0, most = model->plans.max_sampler_rows;
@@ -240,7 +255,7 @@ llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_i
         status = read_sampling(inputs[i].how, &how);
         if (status) break;
         if (!model->device->draw) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
-        else if (how.temperature == 0) status = take_choice(inputs[i].sequence, &inputs[i].token);
+        else if (how.temperature == 0) status = sample_choice(inputs[i].sequence, &inputs[i].token);
         else waiting[n_waiting++] = inputs + i;
         if (!status && n_waiting && n_waiting == most) {
             status = draw_there(model, waiting, n_waiting);

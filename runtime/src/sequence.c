@@ -152,7 +152,8 @@ llmc_status sequence_keep_logits(llmc_sequence *sequence)
     llmc_model *model = sequence->model;
     uint32_t row = sequence->row - 1;
     if (!sequence->row) return LLMC_OK;
-    llmc_status status = model->device->read_logits(model, row, sequence->logits);
+    llmc_status status = model->device->finish(model); /* what fails in a step that runs ahead is not this copy's */
+    if (!status) status = model->device->read_logits(model, row, sequence->logits);
     if (!status) status = model->device->finish(model);
     if (status) {
         sequence_drop_logits(sequence);

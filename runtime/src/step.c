@@ -42,8 +42,7 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
     return LLMC_OK;
 }
 
-static llmc_status check_inputs(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs,
-                                uint64_t *n_tokens)
+llmc_status step_check(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t *n_tokens)
 {
     llmc_status status = LLMC_OK;
     size_t n_good = 0;
@@ -56,8 +55,7 @@ static llmc_status check_inputs(const llmc_model *model, const llmc_step_input *
     return status;
 }
 
-/* Pages for the tokens of all inputs, or for none. */
-static llmc_status reserve(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t n_tokens)
+llmc_status step_reserve(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t n_tokens)
 {
     const kv_cache *kv = &model->kv;
     unsigned long long n_free = (unsigned long long)kv_free_pages(kv) * kv->page_tokens;
@@ -70,8 +68,7 @@ static llmc_status reserve(llmc_model *model, const llmc_step_input *inputs, siz
                 (unsigned long long)n_tokens, n_free, (unsigned long long)kv->n_pages * kv->page_tokens);
 }
 
-/* Append what has run, or forget it. */
-static llmc_status settle(const llmc_step_input *inputs, size_t n_inputs, llmc_status status)
+llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_status status)
 {
     for (size_t i = 0; i < n_inputs; i++) {
         llmc_sequence *sequence = inputs[i].sequence;
@@ -84,8 +81,7 @@ static llmc_status settle(const llmc_step_input *inputs, size_t n_inputs, llmc_s
 
 /* -- bodies and heads --------------------------------------------------------------------------------------------- */
 
-/* One row of a body. A padding row (sequence NULL) has position -1 and no pages: attention skips it. */
-static void fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position)
+void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position)
 {
     uint32_t n_columns = model->plans.header.pages_per_sequence, n_pages = sequence ? sequence->n_pages : 0;
     int32_t *pages = model->page_table + (uint64_t)row * n_columns;
@@ -99,9 +95,10 @@ static void fill_body(llmc_model *model, const llmc_step_input *inputs, const pl
 {
     for (uint32_t row = 0; row < n_rows; row++, move_on(&at, inputs)) {
         const llmc_step_input *input = inputs + at.input;
-        fill_row(model, row, input->sequence, input->tokens[at.token], input->sequence->length + (uint32_t)at.token);
+        uint32_t position = input->sequence->length + (uint32_t)at.token;
+        step_fill_row(model, row, input->sequence, input->tokens[at.token], position);
     }
-    for (uint32_t row = n_rows; row < body->n_rows; row++) fill_row(model, row, NULL, 0, 0);
+    for (uint32_t row = n_rows; row < body->n_rows; row++) step_fill_row(model, row, NULL, 0, 0);
 }
 
 static int is_wanted(const llmc_step_input *inputs, cursor at)
@@ -169,8 +166,8 @@ llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inpu
         return fail(LLMC_ERROR_ARGUMENT, "step", NULL, "the %s NULL", model ? "inputs are" : "model is");
     uint64_t n_left;
     cursor at = {0, 0};
-    llmc_status status = check_inputs(model, inputs, n_inputs, &n_left);
-    if (!status) status = reserve(model, inputs, n_inputs, n_left);
+    llmc_status status = step_check(model, inputs, n_inputs, &n_left);
+    if (!status) status = step_reserve(model, inputs, n_inputs, n_left);
     if (status) return status;
     for (size_t i = 0; i < n_inputs; i++) sequence_drop_logits(inputs[i].sequence);
     while (n_left && !status) {
@@ -180,8 +177,8 @@ llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inpu
         for (uint32_t i = 0; i < n_rows; i++) move_on(&at, inputs);
         n_left -= n_rows;
     }
-    llmc_status finished = model->device->finish(model);
-    return settle(inputs, n_inputs, status ? status : finished);
+    if (!status) status = model->device->finish(model);
+    return step_settle(inputs, n_inputs, status);
 }
 
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens)

@@ -163,7 +163,7 @@ def test_a_text_that_grows_past_the_context_begins_anew(stub: Path) -> None:
 
 def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_with_130(stub: Path) -> None:
     code = (
-        "import time\nfrom llmc.runtime.binding import Sequence\nfrom llmc.cli.main import main\n"
+        "import time\nfrom llmc.runtime.sequence import Sequence\nfrom llmc.cli.main import main\n"
         "sample = Sequence.sample\n"
         "def slow(self, how):\n    time.sleep(0.2)\n    return sample(self, how)\n"
         "Sequence.sample = slow\n"

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import llmc
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.runtime.binding import Model
+from llmc.runtime.generation import How
 from tests.cuda.conftest import BATCH, EmulatedGpu
 
 PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(12)]
@@ -117,4 +118,24 @@ def test_many_sequences_with_quantised_weights_say_what_float32_says_with_their_
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < 0.05 * np.ptp(logits)
         assert count_ties(decoded(model, prompts, wanted, n_tokens=3), wanted, error) <= 6
+    assert emulated_gpu.complaints() == []
+
+
+def test_running_ahead_says_the_same_to_the_bit(
+    checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+) -> None:
+    """Greedy ones and drawn ones side by side; three sequences in a body of eight, too."""
+    emulated_gpu.compile(checkpoint("llama"), tmp_path / "gpu.so", dtype="bf16", batch=(1, 8))
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
+        for hows in ([How()], [How(0.8, 20, 0.9, 5)], [How(), How(0.8, seed=3), How()]):
+            sequences = [model.sequence() for _ in hows]
+            model.step(list(zip(sequences, PROMPTS, strict=False)))
+            others = [sequence.fork() for sequence in sequences]
+            wanted = []
+            for _ in range(3):
+                wanted.append(model.sample(zip(others, hows, strict=True)))
+                model.step([(other, [token]) for other, token in zip(others, wanted[-1], strict=True)])
+            assert [model.advance(zip(sequences, hows, strict=True)) for _ in range(3)] == wanted
+            for sequence, other in zip(sequences, others, strict=True):
+                assert (sequence.logits() == other.logits()).all()
     assert emulated_gpu.complaints() == []

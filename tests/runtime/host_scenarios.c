@@ -1,7 +1,8 @@
 /* host scenarios ARTIFACT N_THREADS SEED N_ACTIONS - random lives of several sequences, each checked at every step.
  *
- * Sequences are born, fed alone and together, forked, cut, freed; some steps must be refused and change nothing. Every
- * logit is compared with the oracle's. With TOY_SOUND in the environment no kernel fails. */
+ * Sequences are born, fed alone and together, advanced, forked, cut, freed; some steps must be refused and change
+ * nothing. Every logit is compared with the oracle's, but not after every step: one that runs ahead would be waited
+ * for. With TOY_SOUND in the environment no kernel fails. */
 #include <string.h>
 
 #include "host.h"
@@ -19,7 +20,7 @@ typedef struct text {
 static llmc_model *model;
 static text texts[MAX_TEXTS];
 static uint64_t state;
-static int n_refused;
+static int n_refused, is_gpu;
 
 static int pick(int n)
 {
@@ -92,6 +93,51 @@ static void feed_some(void)
     }
 }
 
+/* The token that must follow: the first of the most likely, or on a GPU what tests/runtime/toy_cuda_kernels.c draws. */
+static int32_t next_token(const text *text, const llmc_sampling *how)
+{
+    float logits[TOY_VOCAB];
+    int32_t best = 0, token = -1;
+    toy_oracle(text->tokens, text->n, logits);
+    for (int32_t v = 1; v < TOY_VOCAB; v++)
+        if (logits[v] > logits[best]) best = v;
+    if (!how) return best;
+    if (is_gpu)
+        return (int32_t)((how->seed + 3 * (uint64_t)text->n + 5 * (uint64_t)how->top_k +
+                          (uint64_t)(how->temperature * 7) + (uint64_t)(how->top_p * 11) + (uint64_t)best) % TOY_VOCAB);
+    REQUIRE(!api->sample(text->sequence, how, &token));
+    return token;
+}
+
+/* Advance a random set of sequences in a random order, each in a way of its own. */
+static void advance_some(void)
+{
+    llmc_advance_input inputs[MAX_TEXTS];
+    llmc_sampling hows[MAX_TEXTS];
+    text *moved[MAX_TEXTS];
+    int32_t expected[MAX_TEXTS];
+    int n = 0, first = pick(MAX_TEXTS), turn = pick(2) ? 1 : MAX_TEXTS - 1, is_full = 0;
+    for (int k = 0; k < MAX_TEXTS; k++) {
+        text *text = texts + (first + k * turn) % MAX_TEXTS;
+        if (!text->sequence || !text->has_logits || pick(5) == 0) continue;
+        hows[n] = (llmc_sampling){sizeof hows[n], 1.0f + (float)pick(9), pick(9), 0.25f * (float)(1 + pick(4)), state};
+        const llmc_sampling *how = pick(3) ? NULL : hows + n;
+        int32_t token = next_token(text, how);
+        if (token == TOY_POISON) continue;
+        is_full |= text->n == TOY_CONTEXT;
+        expected[n] = token;
+        moved[n] = text;
+        inputs[n++] = (llmc_advance_input){text->sequence, how, -1};
+    }
+    llmc_status status = api->advance(model, inputs, (size_t)n);
+    if (status) n_refused++;
+    if (status) REQUIRE(status == (is_full ? LLMC_ERROR_ARGUMENT : LLMC_ERROR_MEMORY));
+    for (int i = 0; i < n && !status; i++) {
+        REQUIRE(inputs[i].token == expected[i]);
+        moved[i]->tokens[moved[i]->n++] = expected[i];
+    }
+}
+
 static void act(void)
 {
     text *text = texts + pick(MAX_TEXTS), *other = texts + pick(MAX_TEXTS);
@@ -118,6 +164,8 @@ static void act(void)
         llmc_sampling how = {sizeof how, temperature, pick(TOY_VOCAB + 5), top_p, state};
         int32_t token = -1;
         REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
+    } else if (action < 8) {
+        advance_some();
     } else {
         feed_some();
     }
@@ -132,10 +180,14 @@ int host_scenarios(int argc, char **argv)
     static llmc_event events[64]; /* too few: what finds no room is counted */
     llmc_profile profile = {sizeof profile, 64, 0, 0, events};
     if (state % 2) REQUIRE(!api->profile(model, &profile));
+    llmc_info info = {.size = sizeof info};
+    REQUIRE(!api->info(model, &info));
+    is_gpu = strcmp(info.device, "CPU") != 0;
     uint64_t n_free = free_tokens();
     for (int i = atoi(argv[3]); i > 0; i--) {
         act();
-        for (int k = 0; k < MAX_TEXTS; k++)
+        int is_watched = pick(3) == 0;
+        for (int k = 0; k < MAX_TEXTS && is_watched; k++)
             if (texts[k].sequence) check_text(texts + k);
     }
     for (int k = 0; k < MAX_TEXTS; k++) api->sequence_free(texts[k].sequence);

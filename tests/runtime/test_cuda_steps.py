@@ -32,12 +32,12 @@ def test_logits_agree_with_the_oracle_after_every_token(model: Model) -> None:
         assert sequence.logits() == expected
 
 
-def test_a_step_is_a_copy_a_graph_for_each_plan_and_one_wait(model: Model, cuda: FakeCuda) -> None:
+def test_a_step_is_a_copy_a_graph_and_one_wait(model: Model, cuda: FakeCuda) -> None:
     sequences = [model.sequence() for _ in range(3)]
     model.step([(sequence, [token]) for sequence, token in zip(sequences, (3, 5, 9), strict=True)])
     body, head = 1 + 3 * toy.LAYERS, 3
     page_table = 4 * 4 * toy.PAGES
-    assert cuda.calls() == [f"h2d {INPUT_BYTES + page_table}", f"graph {body}", f"graph {head}", "d2h 16", "wait"]
+    assert cuda.calls() == [f"h2d {INPUT_BYTES + page_table}", f"graph {body + head}", "d2h 16", "wait"]
 
 
 def test_the_chunks_of_a_prompt_need_no_logits_but_the_last(model: Model, cuda: FakeCuda) -> None:

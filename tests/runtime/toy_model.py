@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmc.runtime.capi import Api, Handle, Info, Options, SampleInput, Sampling, StepInput
+from llmc.runtime.capi import AdvanceInput, Api, Handle, Info, Options, SampleInput, Sampling, StepInput
 
 OK, IO, FORMAT, TARGET, MEMORY, ARGUMENT, KERNEL = range(7)
 
@@ -81,6 +81,17 @@ class Model:
             if how is not None:
                 array[i].how = c.pointer(how)
         self.check(self.api.sample_many(self.handle, array, len(inputs)))
+        return [int(entry.token) for entry in array]
+
+    def advance(self, inputs: Sequence[tuple[Text, tuple[float, int, float, int] | None]]) -> list[int]:
+        """The same, and a step on the tokens."""
+        hows = [Sampling(c.sizeof(Sampling), *how) if how else None for _, how in inputs]
+        array = (AdvanceInput * len(inputs))()
+        for entry, how, (sequence, _) in zip(array, hows, inputs, strict=True):
+            entry.sequence = sequence.handle
+            if how is not None:
+                entry.how = c.pointer(how)
+        self.check(self.api.advance(self.handle, array, len(inputs)))
         return [int(entry.token) for entry in array]
 
 

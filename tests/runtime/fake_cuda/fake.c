@@ -85,9 +85,15 @@ void fake_configure(void)
                     sscanf(word, "capability=%d", &s->capability) == 1 ||
                     sscanf(word, "version=%d", &s->version) == 1 || sscanf(word, "free=%zu", &s->n_free) == 1 ||
                     sscanf(word, "lacks=%63s", s->lacks) == 1 || sscanf(word, "kernel=%127s", s->kernel) == 1 ||
+                    sscanf(word, "deaf=%63s", s->deaf) == 1 ||
                     sscanf(word, "fail=%63[^:]:%d:%d", s->fail, &s->fail_at, &s->fail_code) == 3;
         if (!known) fake_misuse("setting %s", word);
     }
+}
+
+int fake_is_deaf(const char *name)
+{
+    return strcmp(name, fake_settings.deaf) == 0;
 }
 
 CUresult fake_enter(const char *name, int needs_context)

@@ -1,6 +1,7 @@
 /* fake.h - a stand-in for libcuda.so.1: the driver functions that the runtime calls, on the host's memory.
  *
- * It is stricter than the driver. Nothing happens before somebody waits for it, so memory reused too early shows.
+ * It is stricter than the driver. Nothing happens before somebody waits for it, and no more than is waited for, so
+ * memory reused too early shows.
  * Every copy must lie inside one allocation, every launch must be one that the kernel allows, and what is taken must be
  * given back. Kernels are functions for the CPU, found by name in libraries that tests/emulator/core/buffers.h
  * describes.
@@ -12,6 +13,7 @@
  *       lacks=NAME          the driver is too old to have this function
  *       fail=NAME:N:CODE    the n-th call of this function, counted from 1, fails with this error
  *       kernel=NAME         the GPU is lost when it runs this kernel
+ *       deaf=NAME           this function returns before what it should wait for
  */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
@@ -31,7 +33,7 @@ enum {
 typedef struct settings {
     int devices, capability, version;
     size_t n_free;
-    char lacks[64], fail[64], kernel[128];
+    char lacks[64], fail[64], deaf[64], kernel[128];
     int fail_at, fail_code;
 } settings;
 
@@ -74,6 +76,8 @@ typedef struct operation {
 CUresult fake_enqueue(CUstream stream, const operation *operation);
 /* Let it all happen. */
 CUresult fake_flush(CUstream stream);
+/* Whether this function is not to wait. */
+int fake_is_deaf(const char *name);
 
 /* -- every function of the driver: fake_cuInit and so on ---------------------------------------------------------- */
 

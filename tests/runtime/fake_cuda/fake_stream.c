@@ -28,6 +28,7 @@ typedef struct operations {
 
 struct CUstream_st {
     operations waiting;
+    size_t n_done; /* operations that have happened: the first that waits has this number */
     operations captured;
     int is_capturing;
 };
@@ -42,6 +43,7 @@ struct CUgraphExec_st {
 
 struct CUevent_st {
     CUstream stream; /* that it was recorded in last, or NULL */
+    size_t after;    /* the number of the first operation behind it */
     double time_ms;
 };
 
@@ -218,17 +220,27 @@ CUresult fake_enqueue(CUstream stream, const operation *item)
     return CUDA_SUCCESS;
 }
 
-CUresult fake_flush(CUstream stream)
+/* Let the first n of what waits happen; after a failure nothing will. */
+static CUresult happen(CUstream stream, size_t n)
 {
     CUresult result = CUDA_SUCCESS;
-    for (size_t i = 0; i < stream->waiting.n && !result; i++) {
-        const operation *item = stream->waiting.items + i;
+    operations *waiting = &stream->waiting;
+    for (size_t i = 0; i < n && !result; i++) {
+        const operation *item = waiting->items + i;
         if (item->kind == COPY) memmove(item->to, item->from, item->n_bytes);
         else if (item->kind == FILL) memset(item->to, item->value, item->n_bytes);
         else result = run(item);
     }
-    stream->waiting.n = 0;
+    if (result) n = waiting->n;
+    if (n) memmove(waiting->items, waiting->items + n, (waiting->n - n) * sizeof *waiting->items);
+    waiting->n -= n;
+    stream->n_done += n;
     return result;
+}
+
+CUresult fake_flush(CUstream stream)
+{
+    return happen(stream, stream->waiting.n);
 }
 
 CUresult fake_cuStreamCreate(CUstream *stream, unsigned flags)
@@ -258,7 +270,7 @@ CUresult fake_cuStreamSynchronize(CUstream stream)
     if (result) return result;
     if (stream->is_capturing) return fake_misuse("waiting for a stream during its capture");
     fake_log("wait");
-    return fake_flush(stream);
+    return fake_is_deaf("cuStreamSynchronize") ? CUDA_SUCCESS : fake_flush(stream);
 }
 
 /* -- graphs ------------------------------------------------------------------------------------------------------- */
@@ -362,6 +374,7 @@ CUresult fake_cuEventRecord(CUevent event, CUstream stream)
     CUresult result = fake_enter("cuEventRecord", 1);
     if (result) return result;
     event->stream = stream;
+    event->after = stream->n_done + stream->waiting.n;
     event->time_ms = clock_ms;
     for (size_t i = 0; i < stream->waiting.n; i++) event->time_ms += stream->waiting.items[i].kind == LAUNCH;
     return CUDA_SUCCESS;
@@ -370,7 +383,10 @@ CUresult fake_cuEventRecord(CUevent event, CUstream stream)
 CUresult fake_cuEventSynchronize(CUevent event)
 {
     CUresult result = fake_enter("cuEventSynchronize", 1);
-    return result || !event->stream ? result : fake_flush(event->stream);
+    if (result || !event->stream) return result;
+    fake_log("wait for an event");
+    if (event->after <= event->stream->n_done || fake_is_deaf("cuEventSynchronize")) return CUDA_SUCCESS;
+    return happen(event->stream, event->after - event->stream->n_done);
 }
 
 CUresult fake_cuEventElapsedTime(float *milliseconds, CUevent start, CUevent end)

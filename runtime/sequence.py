@@ -1,0 +1,122 @@
+"""A sequence of a model: tokens, and what the model keeps of them."""
+
+from __future__ import annotations
+
+import ctypes as c
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmc.runtime import capi
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.profile import Phase
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Ids, Logits, Model
+
+
+class Sequence:
+    """Tokens and their KV cache; made by Model.sequence.  A context manager; `close` gives its pages back."""
+
+    def __init__(self, model: Model, handle: capi.Handle) -> None:
+        assert handle.value is not None
+        self.model, self._handle = model, handle.value
+        self._open = True
+        model.adopt(self._handle)
+
+    @property
+    def handle(self) -> int:
+        """The llmc_sequence."""
+        if not self._open:
+            raise LlmcError("the sequence is closed", place=str(self.model.path))
+        return self._handle
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence."""
+        with self.model.running() as (api, _):
+            return int(api.sequence_length(self.handle))
+
+    def feed(self, tokens: Iterable[int]) -> None:
+        """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are."""
+        self._feed(self.model.check_ids(tokens), None)
+
+    def feed_for_logits(self, tokens: Iterable[int]) -> Logits:
+        """Append tokens, and give the logits after each: float32 [n, n_vocab]."""
+        ids = self.model.check_ids(tokens)
+        logits = np.empty((len(ids), self.model.info.n_vocab), dtype=np.float32)
+        self._feed(ids, logits)
+        return logits
+
+    def logits(self) -> Logits:
+        """float32 [n_vocab]: the logits after the last token fed (a copy)."""
+        out = c.POINTER(c.c_float)()
+        with self.model.running() as (api, _):
+            self.model.check(api.logits(self.handle, out))
+            return np.ctypeslib.as_array(out, (self.model.info.n_vocab,)).copy()
+
+    def sample(self, how: How = GREEDY) -> int:
+        """The next token, chosen from the logits after the last one fed; it is not appended."""
+        token = c.c_int32()
+        with self.model.running() as (api, _):
+            self.model.check(api.sample(self.handle, capi.sampling(how), token))
+        return token.value
+
+    def fork(self) -> Sequence:
+        """A copy that shares its full pages with this one."""
+        out = capi.Handle()
+        with self.model.running() as (api, _):
+            self.model.check(api.sequence_fork(self.handle, out))
+            return Sequence(self.model, out)
+
+    def repeat(self, n: int) -> Sequence:
+        """For measurements: a sequence of n tokens that shares nothing with this one and repeats its keys and values.
+
+        Nothing is computed; longer than this one it takes 64 tokens here.  Raises LlmcError: no room, or an artifact
+        whose runtime cannot.
+        """
+        out = capi.Handle()
+        with self.model.running() as (api, _):
+            if not capi.has(api, "sequence_repeat"):
+                fact = "the artifact's runtime cannot repeat a sequence"
+                raise LlmcError(fact, place=str(self.model.path), hint="compile the model again with this llmc")
+            self.model.check(api.sequence_repeat(self.handle, n, out))
+            return Sequence(self.model, out)
+
+    def truncate(self, n: int) -> None:
+        """Keep the first n tokens, forget the rest and the logits."""
+        with self.model.running() as (api, _):
+            self.model.check(api.sequence_truncate(self.handle, n))
+
+    def close(self) -> None:
+        """Give the pages back; closing twice is fine."""
+        if self._open:
+            self._open = False
+            self.model.release(self._handle)
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_open" in self.__dict__:
+            self.close()
+
+    def _feed(self, ids: Ids, logits: Logits | None) -> None:
+        """In chunks, so that Ctrl-C is heard between them."""
+        before, chunk = self.length, self.model.info.max_step_tokens
+        phase: Phase = "prefill" if before == 0 or len(ids) > 1 else "decode"
+        self.model.check_length(before + len(ids))
+        try:
+            for start in range(0, len(ids), chunk):
+                rows = slice(start, start + chunk)
+                self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])], phase)
+        except BaseException:
+            if self.length > before:
+                self.truncate(before)
+            raise
