@@ -44,13 +44,21 @@ STAGE_NS = 340.0
 470 ns for two pieces in 8 bits and 440 in 4, whatever memory could give."""
 
 
+DIGITS_STAGE_NS, DIGITS_PIECE_NS = 250.0, 30.0
+"""The same where x is in digits, and a piece: estimates, by half of the instructions."""
+
+MOST_TOKENS_IN_DIGITS = 4
+"""Their digits are the eight columns of a product."""
+
+
 @dataclass(frozen=True)
 class Gemv:
     """warps: of a block.  stages: columns of 64 that a warp copies ahead.  side: strips of 16 rows it takes at a time.
     blocks: of the grid.  ahead: columns that a warp asks for beyond its stages, before the kernel in front has ended.
     shared_x: x is kept in shared memory, not read again for each band.
     early: the next kernel is let in at once, not when the last weights have been asked for.
-    apart: a norm is a launch of its own in front, not each block's first work."""
+    apart: a norm is a launch of its own in front, not each block's first work.
+    digits: x is multiplied in two digits of 8 bits, by codes as they are (include/gemv_digits.cuh); it is shared."""
 
     warps: int
     stages: int
@@ -60,9 +68,10 @@ class Gemv:
     shared_x: bool
     early: bool = False
     apart: bool = False
+    digits: bool = False
 
     def __str__(self) -> str:
-        x = "shared" if self.shared_x else "direct"
+        x = "in digits" if self.digits else "shared" if self.shared_x else "direct"
         rows = f"{STRIP * self.side} rows, {self.stages}+{self.ahead} ahead"
         more = ", next let in at once" * self.early + ", behind a norm" * self.apart
         return f"{self.blocks} blocks of {self.warps} warps, {rows}, x {x}{more}"
@@ -96,7 +105,10 @@ def space(op: LinearOp, target: Target) -> list[Gemv]:
         return [best, *rest]
     normalises = op.norm != "" and not op.deferred
     toggled = [replace(best, early=normalises), replace(best, early=not normalises)]
-    return [*toggled, *rest[:1], *deepest(op, candidates, device), *rest[1:]]
+    if not takes_digits(op):
+        return [*toggled, *rest[:1], *deepest(op, candidates, device), *rest[1:]]
+    digits = sorted(_candidates(op, device, digits=True), key=lambda params: (cost_us(op, params, device), str(params)))
+    return [toggled[0], *different(digits)[:2], *deepest(op, digits, device), toggled[1], *rest]
 
 
 def deepest(op: LinearOp, candidates: list[Gemv], device: Device) -> list[Gemv]:
@@ -115,15 +127,21 @@ def different(candidates: list[Gemv]) -> list[Gemv]:
     return [*first.values(), *(each for each in candidates if each not in first.values())]
 
 
-def _candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
+def takes_digits(op: LinearOp) -> bool:
+    """Whether x may be multiplied in digits: it is as it will be multiplied, and codes are whole numbers."""
+    return op.m <= MOST_TOKENS_IN_DIGITS and op.tiled_x and op.element == "bf16" and op.weight in ("i8", "i4")
+
+
+def _candidates(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[Gemv]:
     columns = ceil(op.k / COLUMN)
-    places = (True, False) if op.tiled_x else (True,)
+    places = (True, False) if op.tiled_x and not digits else (True,)
     for warps, stages, side, shared_x in product(WARPS, STAGES, weight_format(op).sides, places):
         n_bands = ceil(strips(op) / side)
         fits = warps <= max(columns, WARPS[0]) and (stages - 1) * warps < max(columns, 2 * WARPS[0])
         for per_device in (1, 2):
             blocks = min(per_device * device.n_blocks, n_bands)
-            params = Gemv(warps, stages, side, blocks, ahead_of(op, warps, side, device), shared_x)
+            ahead = ahead_of(op, warps, side, device)
+            params = Gemv(warps, stages, side, blocks, ahead, shared_x, digits=digits)
             if fits and is_resident(op, params, device, per_device):
                 yield params
 
@@ -173,23 +191,25 @@ def flight_bytes(op: LinearOp, params: Gemv, device: Device) -> float:
 
 def stage_ns(op: LinearOp, params: Gemv) -> float:
     """That a warp takes for a stage, if nothing is to be waited for."""
+    if params.digits:
+        return DIGITS_STAGE_NS + DIGITS_PIECE_NS * params.side
     return STAGE_NS + weight_format(op).piece_ns * params.side * ceil(op.m / 8)
 
 
-def registers(op: LinearOp, side: int) -> int:
+def registers(op: LinearOp, params: Gemv) -> int:
     """What a thread can do with; the compiler takes more where there are more."""
     if op.m > 8 or op.weight == op.element:
         return (104 if op.m <= 8 else 120) + (32 if op.weight == "i4" else 0)
-    if op.weight == "i4":
-        return 80 if side <= 2 else 128
-    return 64 if side <= 2 else 80
+    if op.weight == "i4" and not params.digits:
+        return 80 if params.side <= 2 else 128
+    return 64 if params.side <= 2 else 80
 
 
 def is_resident(op: LinearOp, params: Gemv, device: Device, n_blocks: int) -> bool:
     """Whether a multiprocessor has room for so many blocks at a time."""
     fits = n_blocks * (shared_bytes(op, params) + 1024) <= device.shared_bytes + 1024
     warps = ceil(n_blocks * params.warps / 4)
-    return fits and registers(op, params.side) <= REGISTERS // warps // 8 * 8
+    return fits and registers(op, params) <= REGISTERS // warps // 8 * 8
 
 
 def leaves_room(op: LinearOp, params: Gemv, device: Device) -> bool:
@@ -209,18 +229,19 @@ def strips(op: LinearOp) -> int:
     return ceil(n / (8 if op.gated else STRIP))
 
 
-def x_bytes(op: LinearOp) -> int:
-    """x in shared memory."""
-    return ceil(op.k / COLUMN) * op.m * 128
+def x_bytes(op: LinearOp, *, digits: bool = False) -> int:
+    """x in shared memory; in digits with a unit for each column of a token."""
+    rows = ceil(op.k / COLUMN) * op.m
+    return ceil(rows * 132 / 16) * 16 if digits else rows * 128
 
 
 def shared_bytes(op: LinearOp, params: Gemv) -> int:
     """What include/gemv.cuh takes: x, two bands' sums, rings, and moments or deferred norms of rows."""
-    sums = 2 * params.warps * params.side * ceil(op.m / 8) * 512
+    sums = 2 * params.warps * params.side * ceil(op.m / 8) * (256 if params.digits else 512)
     norm_bytes = 8 * op.m if op.deferred else 12 * max(1, params.warps // op.m) * op.m if op.norm else 0
     x_slot = 0 if params.shared_x else ceil(op.m / 8) * 1024 if op.weight == op.element else op.m * 128
     ring = params.warps * params.stages * (params.side * weight_format(op).piece_bytes + x_slot)
-    return x_bytes(op) * params.shared_x + sums + ring + ceil(norm_bytes / 16) * 16
+    return x_bytes(op, digits=params.digits) * params.shared_x + sums + ring + ceil(norm_bytes / 16) * 16
 
 
 def implement(call: Call, op: LinearOp, params: Gemv, target: Target) -> Implementation:
@@ -265,6 +286,7 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
         "kNormBias": op.norm == "layer",
         "kSharedX": params.shared_x,
         "kEarly": params.early,
+        "kDigits": params.digits,
     }
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}"
     return (

@@ -7,7 +7,8 @@
 
 #include "device.cuh"
 
-constexpr uint8_t kAndOr = (0xf0 & 0xcc) | 0xaa, kAndXor = (0xf0 & 0xcc) ^ 0xaa;  // of bits_of()
+constexpr uint8_t kAndOr = (0xf0 & 0xcc) | 0xaa, kAndXor = (0xf0 & 0xcc) ^ 0xaa,
+                  kXorAnd = (0xf0 ^ 0xcc) & 0xaa;  // of bits_of()
 
 // Two elements of T in a register each: a - b.
 __device__ __forceinline__ uint32_t subtract2(bf16, uint32_t a, uint32_t b) {

@@ -313,6 +313,17 @@ __device__ __forceinline__ void mma_16816<f16>(float (&d)[4], const uint32_t (&a
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// D[16,8] += A[16,32] B[8,32]^T of signed bytes. d as above; with four elements a register:
+//   a = A[g][4t..], A[g+8][4t..], A[g][4t+16..], A[g+8][4t+16..]
+//   b = B[g][4t..], B[g][4t+16..]
+// 9.7.14.5.10 mma.m16n8k32
+__device__ __forceinline__ void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // ---- arithmetic ----------------------------------------------------------------------------------------------------
 
 // 2^x to about 2 ulp, denormal results as zero. 9.7.3.21 ex2.approx

@@ -22,12 +22,13 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "gemv_digits.cuh"
 #include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_weight.cuh"
 
 // A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
-// and kEarly: whether the next kernel is let in at once.
+// kEarly: whether the next kernel is let in at once, and kDigits: whether x is multiplied in digits.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
@@ -40,6 +41,7 @@ template <class G>
 struct Gemv {
     using X = GemvX<G>;
     using Weight = typename G::Weight;
+    using Digits = GemvDigits<G>;
     using DeferredNorm = GemvNorm<G>;
 
     static constexpr int kColumns = X::kColumns, kTokenTiles = X::kTokenTiles;
@@ -50,9 +52,11 @@ struct Gemv {
     static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
     static constexpr int kStageBytes = G::kSide * Weight::kPieceBytes + X::kSlotBytes;
     static constexpr int kRingBytes = G::kStages * kStageBytes;  // of a warp
-    static constexpr int kSumsBytes = 2 * G::kWarps * kFragments * 32 * sizeof(float4);
+    static constexpr int kXBytes = G::kDigits ? Digits::kBytes : X::kBytes;
+    static constexpr int kSums = G::kDigits ? 2 : 4;  // of a lane, in a fragment
+    static constexpr int kSumsBytes = 2 * G::kWarps * kFragments * 32 * kSums * int(sizeof(float));
 
-    using Sums = float[G::kSide][kTokenTiles][4];
+    using Sums = float[G::kSide][kTokenTiles][kSums];
 
     // A group of kStages columns of a warp, and where a lane finds the weights and x of its first: what follows is at
     // constant distances, so that asking takes no arithmetic.
@@ -67,8 +71,8 @@ struct Gemv {
     const int end = share(blockIdx.x + 1);
     Position next = at(share(blockIdx.x), 0);  // the next to ask for
     unsigned char *const shared = dynamic_shared();
-    unsigned char *const ring = shared + X::kBytes + kSumsBytes + warp * kRingBytes;
-    unsigned char *const behind_rings = shared + X::kBytes + kSumsBytes + G::kWarps * kRingBytes;
+    unsigned char *const ring = shared + kXBytes + kSumsBytes + warp * kRingBytes;
+    unsigned char *const behind_rings = shared + kXBytes + kSumsBytes + G::kWarps * kRingBytes;
 
     __device__ float2 *norms() const { return reinterpret_cast<float2 *>(behind_rings); }
 
@@ -140,7 +144,9 @@ struct Gemv {
             ask_x(next, stage);
             cp_async_commit();  // the first with all early weights, which have long been on their way
         }
-        if constexpr (G::kSharedX) {
+        if constexpr (G::kDigits) {
+            Digits::fill(shared, in.x, warp);
+        } else if constexpr (G::kSharedX) {
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
         if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
@@ -171,17 +177,30 @@ struct Gemv {
 
     __device__ __forceinline__ void multiply(Sums &sums, int stage, int column) const {
         const unsigned char *slot = ring + stage * kStageBytes;
-        typename X::Column x;
-        if constexpr (G::kSharedX) {
-            X::take_filled(x, shared, column);
+        if constexpr (G::kDigits) {
+            typename Digits::Column x;
+            Digits::take(x, shared, column);
+            for_each_piece(slot, [&](int side, const Weight &weight) { multiply_digits(sums[side][0], weight, x); });
         } else {
-            X::take(x, slot + G::kSide * Weight::kPieceBytes);
+            typename X::Column x;
+            if constexpr (G::kSharedX) {
+                X::take_filled(x, shared, column);
+            } else {
+                X::take(x, slot + G::kSide * Weight::kPieceBytes);
+            }
+            for_each_piece(slot, [&](int side, const Weight &weight) {
+                multiply_piece<typename G::T>(sums[side], weight, x.chunks);
+            });
         }
+    }
+
+    template <class Multiply>
+    static __device__ __forceinline__ void for_each_piece(const unsigned char *slot, const Multiply &multiply) {
 #pragma unroll
         for (int side = 0; side < G::kSide; side++) {
             Weight weight;
             weight.take(slot + side * Weight::kPieceBytes);
-            multiply_piece<typename G::T>(sums[side], weight, x.chunks);
+            multiply(side, weight);
         }
     }
 
@@ -214,15 +233,30 @@ struct Gemv {
         return read;
     }
 
+    // A warp's sums of a fragment, as the epilogue wants them. In digits lane 4 g + t has left token t of rows g and g + 8,
+    // so that those of tokens 2t and 2t + 1, of four, are neighbours.
+    static __device__ __forceinline__ void add(float (&total)[4], const float *fragment) {
+        const int lane = G::kDigits ? lane_index() / 4 * 4 + lane_index() % 2 * 2 : lane_index();
+        const float4 part = *reinterpret_cast<const float4 *>(fragment + lane * kSums);
+        total[0] += part.x, total[3] += part.w;
+        total[1] += G::kDigits ? part.z : part.y;
+        total[2] += G::kDigits ? part.y : part.z;
+    }
+
     // Adds up the warps' sums and stores the results: fragments `mine`, + kWarps, …, of which the first one's addends are
     // here. Two buffers by turns: one barrier a band keeps them apart.
     __device__ __forceinline__ void finish(int band, const Sums &sums, int turn, int mine, Addends addends) const {
-        constexpr int kBuffer = G::kWarps * kFragments * 32;
-        float4 *buffer = reinterpret_cast<float4 *>(shared + X::kBytes) + turn % 2 * kBuffer + lane_index();
+        constexpr int kFragment = 32 * kSums, kBuffer = G::kWarps * kFragments * kFragment;
+        float *buffer = reinterpret_cast<float *>(shared + kXBytes) + turn % 2 * kBuffer;
 #pragma unroll
         for (int i = 0; i < kFragments; i++) {
-            const float(&sum)[4] = sums[i / kTokenTiles][i % kTokenTiles];
-            buffer[(warp * kFragments + i) * 32] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+            const float(&sum)[kSums] = sums[i / kTokenTiles][i % kTokenTiles];
+            float *to = buffer + (warp * kFragments + i) * kFragment + lane_index() * kSums;
+            if constexpr (G::kDigits) {
+                *reinterpret_cast<float2 *>(to) = make_float2(sum[0], sum[1]);
+            } else {
+                *reinterpret_cast<float4 *>(to) = make_float4(sum[0], sum[1], sum[2], sum[3]);
+            }
         }
         __syncthreads();
 #pragma unroll
@@ -230,10 +264,7 @@ struct Gemv {
             if (i != mine) addends = read(band, i);
             if (!is_fragment(band, i)) continue;
             float total[4] = {};
-            for (int w = 0; w < G::kWarps; w++) {
-                const float4 part = buffer[(w * kFragments + i) * 32];
-                total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
-            }
+            for (int w = 0; w < G::kWarps; w++) add(total, buffer + (w * kFragments + i) * kFragment);
             if constexpr (Weight::kRowScales) {
                 for (int j = 0; j < 4; j++) total[j] *= addends.scales[j / 2];
             }

@@ -74,6 +74,15 @@ struct ByteWeight {
     }
 
     __device__ float scale(int, int) const { return 1.0f; }
+
+    // As signed bytes (gemv_digits.cuh): which word and byte of a half a lane's pairs begin in, and the left operand.
+    static constexpr float kCodeUnit = 1.0f;
+    static __device__ constexpr int word_of(int pair) { return pair / 2; }
+    static __device__ constexpr int byte_of(int pair) { return pair % 2; }
+
+    __device__ __forceinline__ void codes(uint32_t (&a)[4], int half) const {
+        a[0] = halves[half].x, a[1] = halves[half].z, a[2] = halves[half].y, a[3] = halves[half].w;
+    }
 };
 
 template <class T>
@@ -129,5 +138,19 @@ struct Int4Weight {
     __device__ float scale(int half, int row) const {
         const float2 both = unpack2<f16>(scales[half]);
         return row ? both.y : both.x;
+    }
+
+    // As signed bytes, 16 times what they stand for.
+    static constexpr float kCodeUnit = 1.0f / 16;
+    static __device__ constexpr int word_of(int pair) { return pair % 2; }
+    static __device__ constexpr int byte_of(int pair) { return pair / 2; }
+
+    __device__ __forceinline__ void codes(uint32_t (&a)[4], int half) const {
+        const uint32_t rows[2] = {half ? words.z : words.x, half ? words.w : words.y};
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            a[row] = bits_of<kXorAnd>(rows[row] << 4, 0x80808080, 0xf0f0f0f0);
+            a[row + 2] = bits_of<kXorAnd>(rows[row], 0x80808080, 0xf0f0f0f0);
+        }
     }
 };

@@ -57,6 +57,26 @@ void complete_mma(const uint64_t *values, uint32_t) {
     }
 }
 
+struct WarpBytesMma {
+    int *d;
+    const uint32_t *a, *b;
+};
+
+void complete_bytes_mma(const uint64_t *values, uint32_t) {
+    int8_t a[16][32], b[8][32];
+    for (int lane = 0; lane < 32; lane++) {
+        const auto &part = *reinterpret_cast<const WarpBytesMma *>(values[lane]);
+        const int g = lane / 4, t = lane % 4;
+        for (int r = 0; r < 4; r++) memcpy(&a[g + 8 * (r & 1)][4 * t + 16 * (r >> 1)], &part.a[r], 4);
+        for (int r = 0; r < 2; r++) memcpy(&b[g][4 * t + 16 * r], &part.b[r], 4);
+    }
+    for (int lane = 0; lane < 32; lane++) {
+        int *d = reinterpret_cast<const WarpBytesMma *>(values[lane])->d;
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < 32; k++) d[i] += a[lane / 4 + 8 * (i >> 1)][k] * b[2 * (lane % 4) + (i & 1)][k];
+    }
+}
+
 struct Load {
     uint32_t *d;
     const void *row;
@@ -296,6 +316,11 @@ void mma_16816(float *d, const uint32_t *a, const uint32_t *b, bool is_bf16) {
     const WarpMma part = {d, a, b};
     warp_collective("mma_16816", 0xffffffffu, reinterpret_cast<uint64_t>(&part),
                     is_bf16 ? complete_mma<true> : complete_mma<false>);
+}
+
+void mma_16832(int *d, const uint32_t *a, const uint32_t *b) {
+    const WarpBytesMma part = {d, a, b};
+    warp_collective("mma_16832", 0xffffffffu, reinterpret_cast<uint64_t>(&part), complete_bytes_mma);
 }
 
 void wgmma(const Product &product) {

@@ -82,6 +82,8 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
     emulated::mma_16816(d, a, b, std::is_same_v<T, bf16>);
 }
 
+inline void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulated::mma_16832(d, a, b); }
+
 inline float exp2_approx(float x) { return exp2f(x); }
 
 template <uint8_t kTable>

@@ -60,6 +60,7 @@ void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uin
 
 void ldmatrix(uint32_t *d, const void *shared_row, int n_matrices, bool transposed);
 void mma_16816(float *d, const uint32_t *a, const uint32_t *b, bool is_bf16);
+void mma_16832(int *d, const uint32_t *a, const uint32_t *b);
 
 struct Product {  // one thread's part of a wgmma
     int n;

@@ -29,6 +29,8 @@ Define = Callable[..., list[Array]]
 HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
 EXACT, ROUNDED = 1e-5, 2**-8
 """Errors as a share of the largest result: sums are in f32, a tiled result is rounded once."""
+DIGITS = 2e-5
+"""Of x in digits: numbers of it are multiples of 2^-15 of the largest in a column."""
 
 SCHEMES: dict[DType, Scheme] = {"i8": Scheme(8), "i4": Scheme(4, 32), "f8": Scheme(8, number="fp")}
 
@@ -243,6 +245,24 @@ def test_either_gemv_may_be_cut_in_many_ways(define: Define, m: int, params: Gem
     check_quantised(define, deferred_call("LayerNormLinearBias", m, 200, 640, columns=16), "i8", EXACT, params)
     gated = deferred_call("RMSNormGatedLinearSilu", m, 72, 640, tiled_y=True, columns=16)
     check_quantised(define, gated, "i4", EXACT, params)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        Gemv(6, 2, 2, 2, 1, shared_x=True, digits=True),
+        Gemv(9, 3, 1, 2, 0, shared_x=True, digits=True),  # warps with a column less
+        Gemv(3, 2, 4, 1, 0, shared_x=True, digits=True),  # many columns for a warp
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("weight", ["i8", "i4"])
+@pytest.mark.parametrize("m", [1, 3, 4])
+def test_x_may_be_multiplied_in_digits(define: Define, m: int, weight: DType, params: Gemv) -> None:
+    check_quantised(define, moments_call(m, 192, 1000, columns=16), weight, DIGITS, params)
+    check_quantised(define, deferred_call("LayerNormLinearBias", m, 200, 640, columns=16), weight, DIGITS, params)
+    gated = deferred_call("RMSNormGatedLinearSilu", m, 72, 640, tiled_y=True, columns=16)
+    check_quantised(define, gated, weight, DIGITS, params)
 
 
 # -- when it is done -------------------------------------------------------------------------------------------------
