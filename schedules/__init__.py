@@ -14,6 +14,7 @@ from llmc.schedules.rule import Rule
 
 FAMILIES = {
     "cpu": (
+        "cpu.amx_quant",
         "cpu.quant_linear",
         "cpu.amx_linear",
         "cpu.linear",

@@ -207,6 +207,8 @@ def multiplier(job: Job, target: Target) -> str:
     """The instruction whose rate bounds a call; "" where none is measured."""
     weight = job.signature.weight
     if weight.startswith("i"):
+        if job.rule.name == "linear_bytes_amx":
+            return "tdpbsud"
         return "vpdpbusd" if target.has("avx512_vnni") else ""
     if weight in ("bf16", "f8") and target.has("avx512_bf16"):
         return "tdpbf16ps" if target.has("amx_bf16") else "dpbf16"

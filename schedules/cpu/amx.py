@@ -2,7 +2,8 @@
 
 A tile register holds up to 16 rows of 64 bytes.  A block of sums is `across` tiles of x by `panels` of the weight; a
 tile of sums is [rows][16] float32, one of x [rows][16][2] bf16, one of a weight [16][16][2] bf16: 16 steps of a panel
-as they lie in memory (panel_layout.py).
+as they lie in memory (panel_layout.py).  Of bytes there are four where there are two bf16, and sums are int32; their
+tiles may be of 8 steps.
 
 llmc_tiles_open, llmc_tiles_close       around a task: the registers' shapes; their release, so that the system has no
                                         more to save than before when it switches threads
@@ -13,13 +14,15 @@ llmc_sums_add(x, w, n)                  sums += products of the x tiles, one beh
 llmc_sums_add_p(x, w)                   the same for panel p alone
 
 tdpbf16ps adds up the 16 products of even elements and those of odd ones, in order, and adds these two to what was
-there: so the order is the same whatever the number of rows, and of tiles.
+there: so the order is the same whatever the number of rows, and of tiles.  tdpbsud multiplies bytes of x that have a
+sign with bytes of the weight that have none, exactly.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from tvm.tirx.script import builder as T
 
@@ -34,6 +37,7 @@ declare void @llvm.x86.tilezero(i8 immarg)
 declare void @llvm.x86.tileloadd64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tilestored64(i8 immarg, ptr, i64)
 declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
+declare void @llvm.x86.tdpbsud(i8 immarg, i8 immarg, i8 immarg)
 """
 
 
@@ -41,12 +45,19 @@ declare void @llvm.x86.tdpbf16ps(i8 immarg, i8 immarg, i8 immarg)
 class TileBlock:
     """What a kernel keeps in tile registers: sums, then tiles of x, then as many of the weight as there is room for.
 
-    rows: of a tile of x and of sums.  across: tiles of x.  panels: of the weight.
+    rows: of a tile of x and of sums.  across: tiles of x.  panels: of the weight.  steps: 32-bit words along k of a
+    tile of x, and rows of one of the weight.
     """
 
     rows: int
     across: int
     panels: int
+    steps: int = 16
+    product: Literal["tdpbf16ps", "tdpbsud"] = "tdpbf16ps"
+
+    @property
+    def x_row_bytes(self) -> int:
+        return self.steps * 4
 
     @property
     def sums(self) -> dict[tuple[int, int], int]:
@@ -76,8 +87,9 @@ class TileBlock:
 
     def _shapes(self) -> str:
         """What ldtilecfg reads: palette 1, then bytes of a row (u16) and rows (u8) of each register."""
-        rows = [ROWS if register in self.weights else self.rows for register in range(REGISTERS)]
-        shapes = bytes([1, *[0] * 15]) + bytes([ROW_BYTES, 0] * REGISTERS + [0] * 16) + bytes(rows + [0] * 8)
+        rows = [self.steps if register in self.weights else self.rows for register in range(REGISTERS)]
+        widths = [self.x_row_bytes if register in self.x else ROW_BYTES for register in range(REGISTERS)]
+        shapes = bytes([1, *[0] * 15]) + struct.pack("<16H", *widths, *[0] * 8) + bytes(rows + [0] * 8)
         text = "".join(f"\\{byte:02X}" for byte in shapes)
         return f'@llmc_tile_shapes = private constant [{len(shapes)} x i8] c"{text}", align 64\n'
 
@@ -97,33 +109,33 @@ class TileBlock:
         lines = self._x_tiles()
         for p in range(self.panels):
             weight = self.weights[p % len(self.weights)]
-            lines += [f"%panel{p} = mul i64 %apart, {p}", *_load(weight, "%w", f"%panel{p}", f"w{p}")]
+            lines += [f"%panel{p} = mul i64 %apart, {p}", *_load(weight, "%w", f"%panel{p}", ROW_BYTES, f"w{p}")]
             lines += self._multiply(p, weight)
         return _function("llmc_sums_add", "ptr %x, ptr %w, i64 %apart", lines)
 
     def _products_of(self, panel: int) -> str:
         weight = self.weights[0]
-        lines = [*self._x_tiles(), *_load(weight, "%w", "0", "w0"), *self._multiply(panel, weight)]
+        lines = [*self._x_tiles(), *_load(weight, "%w", "0", ROW_BYTES, "w0"), *self._multiply(panel, weight)]
         return _function(f"llmc_sums_add_{panel}", "ptr %x, ptr %w", lines)
 
     def _x_tiles(self) -> list[str]:
         return [
             line
             for a, register in enumerate(self.x)
-            for line in _load(register, "%x", f"{a * self.rows * ROW_BYTES}", f"x{a}")
+            for line in _load(register, "%x", f"{a * self.rows * self.x_row_bytes}", self.x_row_bytes, f"x{a}")
         ]
 
     def _multiply(self, panel: int, weight: int) -> list[str]:
         return [
-            f"call void @llvm.x86.tdpbf16ps(i8 {self.sums[a, panel]}, i8 {x}, i8 {weight})"
+            f"call void @llvm.x86.{self.product}(i8 {self.sums[a, panel]}, i8 {x}, i8 {weight})"
             for a, x in enumerate(self.x)
         ]
 
 
-def _load(register: int, base: str, offset: str, name: str) -> list[str]:
+def _load(register: int, base: str, offset: str, row_bytes: int, name: str) -> list[str]:
     return [
         f"%{name} = getelementptr i8, ptr {base}, i64 {offset}",
-        f"call void @llvm.x86.tileloadd64(i8 {register}, ptr %{name}, i64 {ROW_BYTES})",
+        f"call void @llvm.x86.tileloadd64(i8 {register}, ptr %{name}, i64 {row_bytes})",
     ]
 
 

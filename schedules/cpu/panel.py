@@ -75,7 +75,7 @@ class Product:
     def unit(self, unit: Any) -> None:
         linear, tiles = self.linear, self.tiles
         chunks = -(-linear.steps // tiles.steps)
-        with _loop(chunks) as chunk, _loop(tiles.row_tiles(linear)) as row_tile, _loop(tiles.group) as member:
+        with loop(chunks) as chunk, loop(tiles.row_tiles(linear)) as row_tile, loop(tiles.group) as member:
             panel = T.bind((unit * tiles.group + member) * tiles.panels)
             waiting = row_tile if chunks > 1 else 0
             place = T.bind((waiting * tiles.group + member) * (tiles.rows * tiles.panels * PANEL))
@@ -188,7 +188,7 @@ class Product:
 
 
 @contextmanager
-def _loop(extent: int) -> Iterator[Any]:
+def loop(extent: int) -> Iterator[Any]:
     """A loop, or nothing at all for one pass."""
     if extent == 1:
         yield 0

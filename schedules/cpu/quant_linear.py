@@ -167,6 +167,10 @@ def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
 
 
 def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
+    return linear.keyed_kernel(product_name(quant), partial(build_product, quant, tiles))
+
+
+def product_name(quant: QuantLinear) -> str:
     layer = quant.linear
     words = (
         f"linear_{quant.weight}g{quant.block}_m{layer.m}_n{layer.n}_k{layer.k}",
@@ -175,7 +179,7 @@ def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
         layer.activation.lower(),
         "residual" * layer.residual,
     )
-    return linear.keyed_kernel("_".join(filter(None, words)), partial(build_product, quant, tiles))
+    return "_".join(filter(None, words))
 
 
 def build_packing(quant: QuantLinear, rows: int) -> Any:

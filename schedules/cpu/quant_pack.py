@@ -9,7 +9,9 @@
             scale = largest / 127;  correction = -zero * sum(q)
 
 A stored weight is its code plus `zero`, so a sum of products that begins with the correction ends with that of the
-codes.  A block of zeros (below 1e-30) has scale and codes 0; one with NaN or infinity ends in NaN or infinity.
+codes.  For AMX words lie in tiles, [row tiles][K/4/n][rows][n]; n, `tile_steps`, is 16, or 8 where a block has no more.
+
+A block of zeros (below 1e-30) has scale and codes 0; one with NaN or infinity ends in NaN or infinity.
 Bytes: 4 M K read, M K written: nothing beside the product.  Rows past M are left as they are, columns past K are 0.
 """
 
@@ -33,7 +35,7 @@ TINY = 0x0DA24260
 """1e-30 as an integer: in order with the others, and NaN above it."""
 
 
-def packing_function(quant: QuantLinear, rows: int) -> Any:
+def packing_function(quant: QuantLinear, rows: int, tile_steps: int = 1) -> Any:
     """(x, words, scales, corrections, task, n_tasks)."""
     m, k = quant.linear.m, quant.linear.k
     row_tiles = -(-m // rows)
@@ -42,7 +44,7 @@ def packing_function(quant: QuantLinear, rows: int) -> Any:
     whole = k // quant.block
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("quantise")
-        place = Place(quant, rows, row_tiles)
+        place = Place(quant, rows, row_tiles, tile_steps)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         with (
             T.attr(0, "pragma_import_llvm", llvm_code(quant.dot)),
@@ -63,8 +65,8 @@ def packing_function(quant: QuantLinear, rows: int) -> Any:
 class Place:
     """The operands, and where the parts of a block go."""
 
-    def __init__(self, quant: QuantLinear, rows: int, row_tiles: int) -> None:
-        self.quant, self.rows = quant, rows
+    def __init__(self, quant: QuantLinear, rows: int, row_tiles: int, tile_steps: int) -> None:
+        self.quant, self.rows, self.tile_steps = quant, rows, tile_steps
         n_scales = row_tiles * quant.blocks * rows
         self.x = T.arg("x", T.buffer((quant.linear.m * quant.linear.k,), "float32"))
         self.words = T.arg("words", T.buffer((row_tiles * quant.steps * rows,), "int32"))
@@ -89,12 +91,14 @@ class Place:
         some = bits >= TINY
         inverse = Lanes(1).keep(T.Select(some, T.float32(127) / most, T.float32(0)))
         sums = VECTOR.all(0)
-        first = T.bind((tile * quant.steps + T.truncdiv(column, 4)) * self.rows + row)
+        first = T.bind((tile * quant.steps + T.truncdiv(column, 4)) * self.rows + row * self.tile_steps)
         for i, vector in enumerate(vectors):
             rounded = T.nearbyint(vector * VECTOR.all(inverse))
             codes = VECTOR.keep(T.cast(rounded, VECTOR.i32), "int32")
             sums = VECTOR.keep(sums + codes, "int32")
-            self.store(WORDS.keep(low_bytes(codes), "int32"), first + i * WORDS.n * self.rows)
+            step = i * WORDS.n
+            in_tile = step % self.tile_steps
+            self.store(WORDS.keep(low_bytes(codes), "int32"), first + (step - in_tile) * self.rows + in_tile)
         at = T.bind((tile * quant.blocks + block) * self.rows + row)
         scale = T.Select(some, most / T.float32(127), T.float32(0))
         T.buffer_store(self.scales, scale, [at])
@@ -109,8 +113,8 @@ class Place:
         return vector[VECTOR.at(0)]
 
     def store(self, words: Any, at: Any) -> None:
-        """Four words of a row, which lie `rows` apart."""
-        if self.rows == 1:
+        """Four words of a row, which lie `rows` apart unless they are of one tile."""
+        if self.rows == 1 or self.tile_steps > 1:
             WORDS.store(self.words, at, words)
             return
         for i in range(WORDS.n):

@@ -10,13 +10,15 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import DType
-from llmc.compiler.quantize import quantize
+from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cpu import amx_linear
+from llmc.schedules.cpu import amx_linear, amx_quant
 from llmc.schedules.execute import Executable
 from tests.schedules.conftest import LEVELS_HERE
 from tests.schedules.test_linear import linear_call, product, random_inputs
 from tests.schedules.test_linear_fp8 import FP8
+from tests.schedules.test_linear_int8_int4 import SCHEMES, quant_call
+from tests.schedules.test_linear_int8_int4 import random_inputs as quant_inputs
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
@@ -61,6 +63,22 @@ def test_blocks_and_neighbours_change_no_bit(op: str, dtype: DType) -> None:
                 assert seen.setdefault(70 - m + row, y[row].tobytes()) == y[row].tobytes(), (m, tiles, row)
 
 
+@needs_amx
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize(("op", "m", "n", "k"), [("LinearBias", 33, 40, 200), ("GatedLinearSilu", 70, 64, 384)])
+def test_bytes_have_the_bits_of_other_levels(run: Run, op: str, m: int, n: int, k: int, scheme: Scheme) -> None:
+    call = quant_call(op, m, n, k, scheme)
+    x, weight, rest = quant_inputs(call)
+    x[3], x[4, ::7] = 0, 1e4
+    (expected,) = run(call, x, weight, *rest, target=Target("cpu", "x86-64-v4+bf16"))
+    inputs: list[Any] = [x, weight, *rest]
+    space = list(amx_quant.space(call, AMX))
+    assert schedules.implement(call, AMX).rule == "linear_bytes_amx"
+    for tiles in space[:: len(space) // 2]:
+        (y,) = Executable(call, amx_quant.implement(call, tiles, AMX), AMX).run(*inputs, n_tasks=2)
+        np.testing.assert_array_equal(y.view(np.uint32), expected.view(np.uint32))
+
+
 @pytest.mark.parametrize("m", [1, 16, 17, 32, 33, 100, 512])
 def test_every_block_fits_the_registers(m: int) -> None:
     call = linear_call("Linear", m, 256, 2048, "bf16")
@@ -79,6 +97,11 @@ def test_only_what_becomes_bf16_on_a_level_that_has_it_is_multiplied_in_tiles() 
     assert schedules.implement(call, Target("cpu", "x86-64-v4+bf16")).rule == "linear"
     assert schedules.implement(linear_call("Linear", 4, 64, 64, "f8"), AMX).rule == "linear_amx"
     assert schedules.implement(linear_call("Linear", 4, 64, 64, "f32"), AMX).rule == "linear"
+
+
+def test_few_rows_of_bytes_are_multiplied_in_vectors() -> None:
+    rules = [schedules.implement(quant_call("Linear", m, 64, 256, SCHEMES[0]), AMX).rule for m in (1, 8, 9, 128)]
+    assert rules == ["linear_int8", "linear_int8", "linear_bytes_amx", "linear_bytes_amx"]
 
 
 def test_a_weight_lies_as_on_other_levels() -> None:
