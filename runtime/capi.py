@@ -176,10 +176,14 @@ def sampling(how: How) -> Sampling:
     return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed)
 
 
-@lru_cache(maxsize=256)
 def pointer_to(how: How) -> Any:
-    """The same to point at, for as long as these settings are in use; None for greedy ones."""
-    return c.pointer(sampling(how)) if how.temperature else None
+    """The same to point at; None for greedy ones."""
+    return _pointer_to(how) if how.temperature else None
+
+
+@lru_cache(maxsize=256)
+def _pointer_to(how: How) -> Any:
+    return c.pointer(sampling(how))
 
 
 @contextmanager

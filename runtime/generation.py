@@ -78,6 +78,7 @@ class Generation(Iterator[int]):
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")
         model.check_length(len(prompt) + (sequence.length if sequence else 0))
         self._sequence = sequence
+        self._is_fed = False  # the last token is part of the sequence
         self._steps = self._run()
 
     def __next__(self) -> int:
@@ -130,12 +131,21 @@ class Generation(Iterator[int]):
                 sequence.close()
 
     def _next(self, sequence: Sequence, is_last: bool) -> int:
-        """The next token; the step on it is under way already unless it is known to be the last."""
-        if self.model.runs_ahead and not is_last:
-            return self.model.advance([(sequence, self.how)])[0]
-        if self.tokens and not self.model.runs_ahead:
+        """The next token; the step on it is under way already unless it is known to be the last, or refused: then the
+        token is here all the same, and the refusal comes when the next one is asked for."""
+        if self.tokens and not self._is_fed:
             sequence.feed(self.tokens[-1:])
-        return sequence.sample(self.how)
+        self._is_fed = self.model.runs_ahead and not is_last
+        if not self._is_fed:
+            return sequence.sample(self.how)
+        try:
+            return self.model.advance([(sequence, self.how)])[0]
+        except LlmcError as refused:
+            self._is_fed = False
+            try:
+                return sequence.sample(self.how)
+            except LlmcError:
+                raise refused from None
 
     def _take_back(self, sequence: Sequence, n: int) -> None:
         """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""

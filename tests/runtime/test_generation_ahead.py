@@ -107,6 +107,31 @@ def test_ctrl_c_leaves_the_model_usable(model: Model) -> None:
         assert said == greedy(PROMPT, 6)
 
 
+def test_a_full_cache_is_met_where_the_cpu_meets_it(cuda: FakeCuda, cuda_so: Path, toy_so: Path) -> None:
+    """The token whose step has no room is there; the refusal comes with the next one, unless there is room by then."""
+    for path in (cuda_so, toy_so):
+        with llmc.load(path, kv_tokens=8) as model, model.sequence() as holder, model.sequence() as sequence:
+            holder.feed([1])
+            generation = model.stream(PROMPT, 9, ignore_eos=True, sequence=sequence)
+            with pytest.raises(LlmcError, match="the KV cache is full"):
+                list(generation)
+            assert (generation.tokens, sequence.length) == (greedy(PROMPT, 2), 4)
+            sequence.truncate(0)
+            generation = model.stream(PROMPT, 4, ignore_eos=True, sequence=sequence)
+            tokens = [next(generation), next(generation)]
+            holder.truncate(0)
+            assert [*tokens, *generation] == greedy(PROMPT, 4)
+
+
+def test_a_kernel_that_fails_is_reported_by_the_token_behind(cuda: FakeCuda, cuda_so: Path) -> None:
+    cuda.set(kernel="turn_2")
+    with llmc.load(cuda_so) as model:
+        generation = model.stream(PROMPT, 9, ignore_eos=True)
+        assert next(generation) == greedy(PROMPT, 1)[0]
+        with pytest.raises(LlmcError, match=r"^a kernel failed on Fake GPU 0"):
+            next(generation)
+
+
 def test_a_model_closed_meanwhile_says_so(cuda: FakeCuda, cuda_so: Path) -> None:
     model = llmc.load(cuda_so)
     sequence = model.sequence()
