@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import llmc
+from llmc.bench.steps import step_seconds
 from llmc.runtime import LlmcError, capi
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import How
@@ -158,6 +159,24 @@ def test_time_between_tokens_counts_where_the_model_works_meanwhile(model: Model
     assert timed(model) > 0.1
     with llmc.load(toy_so) as other:
         assert timed(other) < 0.1
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_benchmarks_time_each_step_once(cuda: FakeCuda, cuda_so: Path, toy_so: Path, kind: str) -> None:
+    """As many steps as times, whether the model runs ahead or not; the tokens of the last have been waited for."""
+    prompts = [PROMPT, TEXT[4:9], TEXT[2:4]]
+    with llmc.load(cuda_so if kind == "gpu" else toy_so) as model:
+        sequences = [model.sequence() for _ in prompts]
+        model.step(zip(sequences, prompts, strict=True))
+        cuda.calls()
+        seconds = step_seconds(model, sequences, 4)
+        assert len(seconds) == 4
+        assert min(seconds) > 0
+        assert [sequence.length for sequence in sequences] == [len(prompt) + 4 for prompt in prompts]
+        lines = cuda.calls()
+        assert sum(line.startswith("graph") for line in lines) == 4 * (kind == "gpu")
+        assert [i for i, line in enumerate(lines) if line == "wait"] == [len(lines) - 1] * (kind == "gpu")
+        assert [sequence.sample() for sequence in sequences] == [greedy(prompt, 5)[-1] for prompt in prompts]
 
 
 def test_an_artifact_that_is_older_takes_two_calls(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
