@@ -19,7 +19,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
 from llmc.compiler.target import Target
-from llmc.schedules.cuda.gemm_tiles import DEVICES, FLIGHT_BYTES, Device
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.cuda.linear_operands import epilogue, is_folded, layouts, other_parameters, others
@@ -39,13 +39,15 @@ STRIP, COLUMN = 16, 64
 REGISTERS = 512
 """Of a lane of one of a multiprocessor's four parts, which its warps share."""
 
-STAGE_NS = 340.0
-"""From a stage's arrival until its place is asked for again, besides the pieces' own work: on an H200 six warps took
-470 ns for two pieces in 8 bits and 440 in 4, whatever memory could give."""
+STAGE_NS = 120.0
+"""From a stage's arrival until its place is asked for again, besides the pieces' own work."""
 
-
-DIGITS_STAGE_NS, DIGITS_PIECE_NS = 250.0, 30.0
+DIGITS_STAGE_NS, DIGITS_PIECE_NS = 100.0, 25.0
 """The same where x is in digits, and a piece: estimates, by half of the instructions."""
+
+ARRIVAL_US, WARP_COPIES = 0.8, 7
+"""From asking for weights to having them; copies of 16 bytes a lane that a warp has on their way.  On an H200 products
+in 16, 8 and 4 bits by six and eight warps took as long as these say, whatever their rings were."""
 
 MOST_TOKENS_IN_DIGITS = 4
 """Their digits are the eight columns of a product."""
@@ -58,7 +60,8 @@ class Gemv:
     shared_x: x is kept in shared memory, not read again for each band.
     early: the next kernel is let in at once, not when the last weights have been asked for.
     apart: a norm is a launch of its own in front, not each block's first work.
-    digits: x is multiplied in two digits of 8 bits, by codes as they are (include/gemv_digits.cuh); it is shared."""
+    digits: x is multiplied in two digits of 8 bits, by codes as they are (include/gemv_digits.cuh); it is shared.
+    bulk: stages come by bulk copies (include/gemv_ring.cuh)."""
 
     warps: int
     stages: int
@@ -69,11 +72,12 @@ class Gemv:
     early: bool = False
     apart: bool = False
     digits: bool = False
+    bulk: bool = False
 
     def __str__(self) -> str:
         x = "in digits" if self.digits else "shared" if self.shared_x else "direct"
         rows = f"{STRIP * self.side} rows, {self.stages}+{self.ahead} ahead"
-        more = ", next let in at once" * self.early + ", behind a norm" * self.apart
+        more = ", bulk copies" * self.bulk + ", next let in at once" * self.early + ", behind a norm" * self.apart
         return f"{self.blocks} blocks of {self.warps} warps, {rows}, x {x}{more}"
 
     def family(self) -> str:
@@ -91,7 +95,10 @@ def takes_norm(op: LinearOp, target: Target) -> bool:
     return op.m <= tokens and x_bytes(op) <= DEVICES[target.arch].shared_bytes - LEAST_RING_BYTES
 
 
-WARPS, STAGES = range(6, 17), range(2, 9)
+CLEARLY = 0.92
+"""Of what was measured costs what was not, where that is the choice on paper."""
+
+WARPS, STAGES = range(6, 17), range(2, 11)
 MOST_CANDIDATES = 32
 
 
@@ -99,24 +106,34 @@ def space(op: LinearOp, target: Target) -> list[Gemv]:
     """Parameters worth measuring, the best on paper first.  On an H200 blocks that normalise x are 3 – 8 µs faster if
     they let the next kernel in at once, and blocks that take x as it comes 2 – 4 µs if they do not."""
     device = DEVICES[target.arch]
-    candidates = sorted(set(_candidates(op, device)), key=lambda params: (cost_us(op, params, device), str(params)))
-    best, rest = candidates[0], different(candidates[1:])[: MOST_CANDIDATES - 1]
+    best, *rest = by_cost(op, device, digits=False, bulk=False)
     if target.arch < 90:
-        return [best, *rest]
+        return [best, *different(rest)]
     normalises = op.norm != "" and not op.deferred
-    toggled = [replace(best, early=normalises), replace(best, early=not normalises)]
-    if not takes_digits(op):
-        return [*toggled, *rest[:1], *deepest(op, candidates, device), *rest[1:]]
-    digits = sorted(_candidates(op, device, digits=True), key=lambda params: (cost_us(op, params, device), str(params)))
-    return [toggled[0], *different(digits)[:2], *deepest(op, digits, device), toggled[1], *rest]
+    own, toggled = (replace(best, early=early) for early in (normalises, not normalises))
+    if not takes_bulk(op):
+        return [own, toggled, *different(rest)[:1], *deepest(op, [best, *rest], device), *different(rest)[1:]]
+    bulk = by_cost(op, device, digits=False, bulk=True)
+    digits = by_cost(op, device, digits=True, bulk=True) if takes_digits(op) else []
+    by_lanes = by_cost(op, device, digits=True, bulk=False)[:1] if digits else []
+    first, *others = different(digits or bulk)
+    deep = deepest(op, digits or bulk, device)
+    found = [own, first, *(bulk[:1] if digits else others[:1]), *by_lanes, *deep, *others, toggled, *different(rest)]
+    if cost_us(op, first, device) < CLEARLY * cost_us(op, own, device):
+        found.insert(0, first)
+    return list(dict.fromkeys(found))
+
+
+def by_cost(op: LinearOp, device: Device, *, digits: bool, bulk: bool) -> list[Gemv]:
+    candidates = set(_candidates(op, device, digits=digits, bulk=bulk))
+    return sorted(candidates, key=lambda params: (cost_us(op, params, device), str(params)))[:MOST_CANDIDATES]
 
 
 def deepest(op: LinearOp, candidates: list[Gemv], device: Device) -> list[Gemv]:
     """One of about the best's cost that has most on its way: its blocks leave no room for the next kernel's, which come
     as soon as they end, and ask for as much at once."""
     alone = [each for each in candidates if not leaves_room(op, each, device) and each.blocks <= device.n_blocks]
-    good = [each for each in alone if cost_us(op, each, device) <= cost_us(op, candidates[0], device) + 2.5]
-    return [replace(max(good, key=lambda each: flight_bytes(op, each, device)), early=True)] if good else []
+    return [replace(max(alone, key=lambda each: flight_bytes(op, each, device)), early=True)] if alone else []
 
 
 def different(candidates: list[Gemv]) -> list[Gemv]:
@@ -127,12 +144,17 @@ def different(candidates: list[Gemv]) -> list[Gemv]:
     return [*first.values(), *(each for each in candidates if each not in first.values())]
 
 
+def takes_bulk(op: LinearOp) -> bool:
+    """Whether stages may come by bulk copies: as they lie."""
+    return op.weight != op.element and (op.tiled_x or op.deferred)
+
+
 def takes_digits(op: LinearOp) -> bool:
     """Whether x may be multiplied in digits: it is as it will be multiplied, and codes are whole numbers."""
     return op.m <= MOST_TOKENS_IN_DIGITS and op.tiled_x and op.element == "bf16" and op.weight in ("i8", "i4")
 
 
-def _candidates(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[Gemv]:
+def _candidates(op: LinearOp, device: Device, *, digits: bool, bulk: bool) -> Iterator[Gemv]:
     columns = ceil(op.k / COLUMN)
     places = (True, False) if op.tiled_x and not digits else (True,)
     for warps, stages, side, shared_x in product(WARPS, STAGES, weight_format(op).sides, places):
@@ -141,7 +163,7 @@ def _candidates(op: LinearOp, device: Device, *, digits: bool = False) -> Iterat
         for per_device in (1, 2):
             blocks = min(per_device * device.n_blocks, n_bands)
             ahead = ahead_of(op, warps, side, device)
-            params = Gemv(warps, stages, side, blocks, ahead, shared_x, digits=digits)
+            params = Gemv(warps, stages, side, blocks, ahead, shared_x, digits=digits, bulk=bulk)
             if fits and is_resident(op, params, device, per_device):
                 yield params
 
@@ -161,8 +183,9 @@ def cost_us(op: LinearOp, params: Gemv, device: Device) -> float:
     most_bands = ceil(bands / params.blocks)
     weight_bytes, x_bytes = form.n_bytes, op.m * op.k * (2 if op.tiled_x else 4)
     uneven = most_bands * params.blocks / bands
-    loss = 0.02 * (FLIGHT_BYTES / flight_bytes(op, params, device)) ** 2
-    memory_us = weight_bytes / device.memory * (1 + loss) * (0.5 + 0.5 * uneven)
+    rates = device.memory, min(params.blocks, device.n_blocks) * flight_bytes(op, params, device) / ARRIVAL_US
+    slower = float(sum(rate**-6 for rate in rates) ** (1 / 6))
+    memory_us = weight_bytes * slower * (0.5 + 0.5 * uneven)
     x_reads = params.blocks * (1 if params.shared_x else most_bands)
     l2_us = (weight_bytes + x_reads * x_bytes) / device.l2 * uneven * max(1.0, device.n_blocks / params.blocks)
     start_us = 0.5 * (1.0 + params.blocks * x_bytes / device.l2) if params.shared_x else 0.3
@@ -186,7 +209,11 @@ def flight_bytes(op: LinearOp, params: Gemv, device: Device) -> float:
     stage_bytes = params.side * form.piece_bytes
     turn_ns = 1000 * warps * stage_bytes * device.n_blocks / device.memory
     busy = min(1.0, stage_ns(op, params) / turn_ns)
-    return warps * stage_bytes * max(used * params.stages - busy, 0.25)
+    stages = max(used * params.stages - busy, 0.25)
+    if not params.bulk:
+        copies = params.side * ceil(form.piece_bytes / 512) + (0 if params.shared_x else op.m / 4)
+        stages = min(stages, WARP_COPIES / copies)
+    return warps * stage_bytes * stages
 
 
 def stage_ns(op: LinearOp, params: Gemv) -> float:
@@ -241,7 +268,8 @@ def shared_bytes(op: LinearOp, params: Gemv) -> int:
     norm_bytes = 8 * op.m if op.deferred else 12 * max(1, params.warps // op.m) * op.m if op.norm else 0
     x_slot = 0 if params.shared_x else ceil(op.m / 8) * 1024 if op.weight == op.element else op.m * 128
     ring = params.warps * params.stages * (params.side * weight_format(op).piece_bytes + x_slot)
-    return x_bytes(op, digits=params.digits) * params.shared_x + sums + ring + ceil(norm_bytes / 16) * 16
+    barriers = ceil(8 * params.warps * params.stages / 16) * 16 if params.bulk else 0
+    return x_bytes(op, digits=params.digits) * params.shared_x + sums + ring + barriers + ceil(norm_bytes / 16) * 16
 
 
 def implement(call: Call, op: LinearOp, params: Gemv, target: Target) -> Implementation:
@@ -287,6 +315,7 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
         "kSharedX": params.shared_x,
         "kEarly": params.early,
         "kDigits": params.digits,
+        "kBulk": params.bulk,
     }
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}"
     return (

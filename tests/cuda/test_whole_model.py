@@ -93,13 +93,14 @@ def count_ties(found: Decoded, wanted: Decoded, error: float) -> int:
     return n_ties
 
 
+@pytest.mark.parametrize("n", [2, 20])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_many_sequences_with_quantised_weights_say_what_float32_says_with_their_values(
-    quant: str, checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+def test_sequences_with_quantised_weights_say_what_float32_says_with_their_values(
+    quant: str, n: int, checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
 ) -> None:
     """The reference: a checkpoint whose weights are codes times scales, in float32 on the CPU.  (This model makes 4 %
     of bf16's roundings of x alone, and 10 % and more of the weights'.)"""
-    folder, n = checkpoint("llama"), 20
+    folder = checkpoint("llama")
     scheme = Scheme.parse(quant)
     assert scheme
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -117,7 +118,7 @@ def test_many_sequences_with_quantised_weights_say_what_float32_says_with_their_
     with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < 0.05 * np.ptp(logits)
-        assert count_ties(decoded(model, prompts, wanted, n_tokens=3), wanted, error) <= 6
+        assert count_ties(decoded(model, prompts, wanted, n_tokens=3), wanted, error) <= 6 * n / 20
     assert emulated_gpu.complaints() == []
 
 

@@ -25,10 +25,10 @@
 #include "gemv_digits.cuh"
 #include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
-#include "gemv_weight.cuh"
+#include "gemv_ring.cuh"
 
 // A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
-// kEarly: whether the next kernel is let in at once, and kDigits: whether x is multiplied in digits.
+// what GemvRing asks for, kEarly: whether the next kernel is let in at once, and kDigits: whether x is multiplied in digits.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
@@ -41,6 +41,7 @@ template <class G>
 struct Gemv {
     using X = GemvX<G>;
     using Weight = typename G::Weight;
+    using Ring = GemvRing<G>;
     using Digits = GemvDigits<G>;
     using DeferredNorm = GemvNorm<G>;
 
@@ -50,8 +51,6 @@ struct Gemv {
     static constexpr int kGroups = ceil_div(kColumns, G::kWarps * G::kStages);  // of kStages columns of a warp, in a band
     static constexpr bool kWhole = kColumns == kGroups * G::kWarps * G::kStages;
     static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
-    static constexpr int kStageBytes = G::kSide * Weight::kPieceBytes + X::kSlotBytes;
-    static constexpr int kRingBytes = G::kStages * kStageBytes;  // of a warp
     static constexpr int kXBytes = G::kDigits ? Digits::kBytes : X::kBytes;
     static constexpr int kSums = G::kDigits ? 2 : 4;  // of a lane, in a fragment
     static constexpr int kSumsBytes = 2 * G::kWarps * kFragments * 32 * kSums * int(sizeof(float));
@@ -65,14 +64,15 @@ struct Gemv {
         const unsigned char *weights, *x;
     };
 
-    // Shared memory: x, sums, the warps' rings, then norms that are deferred, or moments of a row's parts.
+    // Shared memory: x, sums, the warps' rings and their barriers, then norms that are deferred, or moments of a row's parts.
     const GemvOperands<G> &in;
     const int warp = warp_index();
     const int end = share(blockIdx.x + 1);
     Position next = at(share(blockIdx.x), 0);  // the next to ask for
     unsigned char *const shared = dynamic_shared();
-    unsigned char *const ring = shared + kXBytes + kSumsBytes + warp * kRingBytes;
-    unsigned char *const behind_rings = shared + kXBytes + kSumsBytes + G::kWarps * kRingBytes;
+    unsigned char *const rings = shared + kXBytes + kSumsBytes, *const barriers = rings + G::kWarps * Ring::kBytes;
+    unsigned char *const behind_rings = barriers + round_up(G::kWarps * Ring::kBarrierBytes, 16);
+    Ring ring = {rings + warp * Ring::kBytes, reinterpret_cast<uint64_t *>(barriers + warp * Ring::kBarrierBytes)};
 
     __device__ float2 *norms() const { return reinterpret_cast<float2 *>(behind_rings); }
 
@@ -98,23 +98,14 @@ struct Gemv {
         }
     }
 
-    // Asks for the weights of one stage of the group `next`.
+    // Asks for the weights, or x, of one stage of a group.
     __device__ __forceinline__ void ask_weights(int stage) const {
         if (!is_column(next.group, stage)) return;
-#pragma unroll
-        for (int side = 0; side < G::kSide; side++) {
-            Weight::ask(ring + stage * kStageBytes + side * Weight::kPieceBytes,
-                        next.weights + stage * (G::kWarps * Weight::kColumnStep) + side * Weight::kPieceBytes);
-        }
+        ring.ask_weights(stage, next.weights + stage * (G::kWarps * Weight::kColumnStep));
     }
 
     __device__ __forceinline__ void ask_x(const Position &position, int stage) const {
-        if constexpr (!G::kSharedX) {
-            if (is_column(position.group, stage)) {
-                X::ask(ring + stage * kStageBytes + G::kSide * Weight::kPieceBytes,
-                       position.x + stage * (G::kWarps * X::kColumnStep));
-            }
-        }
+        if (is_column(position.group, stage)) ring.ask_x(stage, position.x + stage * (G::kWarps * X::kColumnStep));
     }
 
     // The stages that follow the ring, to L2.
@@ -133,6 +124,7 @@ struct Gemv {
     __device__ void run() {
         if constexpr (G::kEarly) let_next_start();
         if (next.band == end) return;
+        ring.start();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) ask_weights(stage);
         prefetch();
@@ -142,7 +134,7 @@ struct Gemv {
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
             ask_x(next, stage);
-            cp_async_commit();  // the first with all early weights, which have long been on their way
+            ring.close();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kDigits) {
             Digits::fill(shared, in.x, warp);
@@ -161,14 +153,14 @@ struct Gemv {
                 if (!G::kEarly && next.band == end) let_next_start();
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
-                    cp_async_wait<G::kStages - 1>();
+                    ring.wait(stage, is_column(group, stage));
                     if (is_column(group, stage)) multiply(sums, stage, column(group, stage));
-                    if constexpr (Weight::kGroupScales) __syncwarp();  // lanes share scales
+                    ring.release();
                     if (next.band < end) {
                         ask_weights(stage);
                         ask_x(next, stage);
                     }
-                    cp_async_commit();
+                    ring.close();
                 }
             }
             finish(band, sums, turn, mine, addends);
@@ -176,7 +168,7 @@ struct Gemv {
     }
 
     __device__ __forceinline__ void multiply(Sums &sums, int stage, int column) const {
-        const unsigned char *slot = ring + stage * kStageBytes;
+        const unsigned char *slot = ring.slot(stage);
         if constexpr (G::kDigits) {
             typename Digits::Column x;
             Digits::take(x, shared, column);
@@ -186,7 +178,7 @@ struct Gemv {
             if constexpr (G::kSharedX) {
                 X::take_filled(x, shared, column);
             } else {
-                X::take(x, slot + G::kSide * Weight::kPieceBytes);
+                X::take(x, slot + Ring::kWeightBytes);
             }
             for_each_piece(slot, [&](int side, const Weight &weight) {
                 multiply_piece<typename G::T>(sums[side], weight, x.chunks);

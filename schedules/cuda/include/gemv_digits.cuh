@@ -112,6 +112,7 @@ template <class Weight, class Column>
 __device__ __forceinline__ void multiply_digits(float (&sums)[2], const Weight &weight, const Column &x) {
     const uint32_t b[2][2] = {{x.digits.x, x.digits.y}, {x.digits.z, x.digits.w}};
     int d[4] = {};
+    float groups[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t a[4];
@@ -120,13 +121,13 @@ __device__ __forceinline__ void multiply_digits(float (&sums)[2], const Weight &
         if constexpr (Weight::kGroupScales) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                sums[i] += weight.scale(half, i) * x.unit * static_cast<float>(256 * d[2 * i] + d[2 * i + 1]);
+                groups[i] += weight.scale(half, i) * static_cast<float>(256 * d[2 * i] + d[2 * i + 1]);
                 d[2 * i] = d[2 * i + 1] = 0;
             }
         }
     }
-    if constexpr (!Weight::kGroupScales) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) sums[i] += x.unit * static_cast<float>(256 * d[2 * i] + d[2 * i + 1]);
+    for (int i = 0; i < 2; i++) {
+        sums[i] += x.unit * (Weight::kGroupScales ? groups[i] : static_cast<float>(256 * d[2 * i] + d[2 * i + 1]));
     }
 }

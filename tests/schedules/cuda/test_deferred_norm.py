@@ -236,6 +236,8 @@ def test_few_tokens_are_the_gemvs_behind(
         Gemv(6, 2, 1, 1, 1, shared_x=True),  # a block of all bands, x kept
         Gemv(4, 3, 2, 3, 2, shared_x=False),  # two tokens share a warp, twice
         Gemv(9, 2, 2, 2, 0, shared_x=False, early=True),  # a token a warp
+        Gemv(6, 3, 2, 2, 2, shared_x=False, bulk=True),
+        Gemv(5, 2, 4, 1, 0, shared_x=False, bulk=True),
     ],
     ids=str,
 )
@@ -253,6 +255,7 @@ def test_either_gemv_may_be_cut_in_many_ways(define: Define, m: int, params: Gem
         Gemv(6, 2, 2, 2, 1, shared_x=True, digits=True),
         Gemv(9, 3, 1, 2, 0, shared_x=True, digits=True),  # warps with a column less
         Gemv(3, 2, 4, 1, 0, shared_x=True, digits=True),  # many columns for a warp
+        Gemv(7, 3, 2, 2, 1, shared_x=True, digits=True, bulk=True),
     ],
     ids=str,
 )
@@ -263,6 +266,34 @@ def test_x_may_be_multiplied_in_digits(define: Define, m: int, weight: DType, pa
     check_quantised(define, deferred_call("LayerNormLinearBias", m, 200, 640, columns=16), weight, DIGITS, params)
     gated = deferred_call("RMSNormGatedLinearSilu", m, 72, 640, tiled_y=True, columns=16)
     check_quantised(define, gated, weight, DIGITS, params)
+
+
+@pytest.mark.parametrize("weight", ["i8", "i4"])
+def test_digits_hold_every_size_of_x(define: Define, weight: DType) -> None:
+    """The largest significand, which has a bit more than two digits; none; and what is too small for either."""
+    call = moments_call(4, 64, 128, columns=16)
+    params = Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True)
+    stored, plain = quantised_inputs(call, weight)
+    x = np.zeros_like(stored[0])
+    x[0, :64], x[1, 64:] = 1.9921875, -1.9921875 * 2.0**90
+    x[2, :64], x[3, ::2] = 2.0**-126, 3 * 2.0**-20
+    x[2, 64:], x[3, 1::2] = np.linspace(-1, 1, 64), 1
+    for inputs in (stored, plain):
+        inputs[0] = x
+        inputs[2] = np.zeros_like(inputs[2])
+    found, expected = run(stored_as(call, weight), stored, HOPPER, params)[0], defined(define, call, plain)[0]
+    for row in range(4):
+        close(found[row], expected[row], 2 * DIGITS)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    call = moments_call(2, 64, 128, columns=16)
+    stored, _ = quantised_inputs(call, "i8")
+    stored[0] = np.ones_like(stored[0])
+    stored[0][0, 3], stored[0][1, 100] = np.inf, np.nan
+    params = Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True)
+    found = run(stored_as(call, "i8"), stored, HOPPER, params)[0]
+    assert not np.isfinite(found).any()
 
 
 # -- when it is done -------------------------------------------------------------------------------------------------

@@ -86,7 +86,14 @@ def attention_case(
     return Case(attention.implement(call, params, target), target, run, headers, spare)
 
 
-def norm_case(call: Call, params: linear.Params, target: Target = HOPPER, weight: DType | None = None) -> Case:
+def norm_case(
+    call: Call,
+    params: linear.Params,
+    target: Target = HOPPER,
+    weight: DType | None = None,
+    headers: tuple[str, ...] = (),
+    spare: tuple[str, ...] = (),
+) -> Case:
     """Either product of a deferred norm.  weight: in what codes it is."""
     inputs = quantised_inputs(call, weight)[0] if weight else handed_inputs(call)
     if weight:
@@ -95,7 +102,7 @@ def norm_case(call: Call, params: linear.Params, target: Target = HOPPER, weight
     def run(implementation: Implementation) -> list[Array]:
         return EmulatedExecutable(call, implementation, target).run(*inputs)
 
-    return Case(linear.implement(call, params, target), target, run, ())
+    return Case(linear.implement(call, params, target), target, run, headers, spare)
 
 
 ROWS: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
@@ -104,8 +111,26 @@ CASES: dict[str, Callable[[], Case]] = {
     "GEMV with a norm": lambda: linear_case(
         "RMSNormLinear",
         (3, 72, 2100),
-        ("gemv.cuh", "gemv_x.cuh"),
-        spare=("__syncwarp",),  # a lane reads only what it brought itself; quantised weights have scales for all
+        ("gemv.cuh", "gemv_ring.cuh", "gemv_x.cuh"),
+        spare=(
+            "__syncwarp",  # a lane reads only what it brought itself; quantised weights have scales for all
+            "mbarrier",  # of bulk copies
+        ),
+    ),
+    "GEMV of int8, in bulk and digits": lambda: norm_case(
+        moments_call(3, 64, 1100, columns=16),
+        Gemv(5, 2, 2, 1, 1, shared_x=True, digits=True, bulk=True),
+        weight="i8",
+        headers=("gemv_ring.cuh", "gemv_digits.cuh"),
+        spare=(
+            "cp_async",  # of copies by lanes
+            "__syncwarp",  # lanes that read, and the one that asks, meet at products between them
+        ),
+    ),
+    "GEMV of int4, in bulk and digits": lambda: norm_case(
+        deferred_call("RMSNormLinear", 3, 72, 640, columns=16),
+        Gemv(3, 2, 2, 1, 1, shared_x=True, digits=True, bulk=True),
+        weight="i4",
     ),
     "GEMM on Hopper, a long ring": lambda: linear_case(
         "LinearBias",
@@ -197,7 +222,11 @@ def survives(case: Case, mutant: Mutant, right: list[Array]) -> bool:
     return all(np.array_equal(result, other, equal_nan=True) for result, other in zip(results, right, strict=True))
 
 
-OTHERS_WAIT = ("attention of a few rows in int8", "GEMM of int8 on Hopper, shared tiles")
+OTHERS_WAIT = (
+    "attention of a few rows in int8",
+    "GEMV of int4, in bulk and digits",
+    "GEMM of int8 on Hopper, shared tiles",
+)
 """Cases whose waits are another's: those of attention_stream.cuh, and of int4."""
 
 
@@ -224,6 +253,17 @@ OFFSETS = [
         "gemv_x.cuh",
         "chunk_offset(row, lane_index() / 8",
         "chunk_offset(0, lane_index() / 8",
+    ),
+    ("GEMV of int8, in bulk and digits", "gemv_digits.cuh", "uint32_t(q + 128) >> 8", "uint32_t(q) >> 8"),
+    ("GEMV of int8, in bulk and digits", "gemv_digits.cuh", "offset = 4; offset > 0;", "offset = 2; offset > 0;"),
+    ("GEMV of int8, in bulk and digits", "gemv_ring.cuh", "parities ^= 1u << stage;", ";"),
+    ("GEMV of int8, in bulk and digits", "gemv.cuh", "lane_index() % 2 * 2 : lane_index();", "0 : lane_index();"),
+    ("GEMV of int4, in bulk and digits", "gemv_quant.cuh", "rows[row] << 4, 0x80808080", "rows[row] << 4, 0x80808000"),
+    (
+        "GEMV of int4, in bulk and digits",
+        "gemv_digits.cuh",
+        "weight.scale(half, i) *",
+        "weight.scale(half, 0) *",
     ),
     ("GEMV of int4, x column by column", "gemv_quant.cuh", "* 4 + strip % 4", "* 4 + strip % 2"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "stage + 2 * k_step", "stage + 3 * k_step"),
@@ -360,7 +400,7 @@ OFFSETS += [
         "const float2 norm = norms[token];",
         "const float2 norm = norms[0];",
     ),
-    ("behind a norm, few tokens", "gemv.cuh", "+ G::kWarps * kRingBytes;", "+ (G::kWarps - 1) * kRingBytes;"),
+    ("behind a norm, few tokens", "gemv.cuh", "+ G::kWarps * Ring::kBytes;", "+ (G::kWarps - 1) * Ring::kBytes;"),
     ("behind a norm, few tokens", "gemv.cuh", "wait_for_previous();", ";"),
     ("behind a norm, few tokens", "gemv.cuh", "__syncthreads();", ";"),
     ("behind a norm on Ampere", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),

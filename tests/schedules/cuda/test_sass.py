@@ -109,6 +109,12 @@ CASES = {
         ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.64"),
         False,
     ),
+    "int4 gate and up of one token, in bulk and digits": Case(
+        "sm_90a",
+        stored_as(deferred_call("RMSNormGatedLinearSilu", 1, 11008, 4096, tiled_y=True, columns=16), "i4"),
+        ("IMMA.16832.S8.S8", "UBLKCP", "UBLKPF.L2"),
+        False,
+    ),
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
     ),

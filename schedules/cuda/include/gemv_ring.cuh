@@ -1,0 +1,91 @@
+// The stages that a warp has on their way: kStages of them, each filled again when it has been multiplied.
+//
+//     by lanes      cp.async, 16 bytes at a time, in the order in which they are waited for
+//     in bulk       one copy for the weights of a stage and one for x, by one lane; a barrier for each stage counts bytes
+//
+// A warp whose lanes copied had about eight copies on their way, however long its ring was: so it was measured on an H200,
+// where half as many warps with twice the ring were as slow. Bulk copies are another unit's, and as many as are asked for.
+#pragma once
+
+#include "gemv_weight.cuh"
+
+// A GEMV `G` also says kSide, kStages, and kBulk: weights in codes, which lie as their lanes read them.
+template <class G>
+struct GemvRing {
+    using X = GemvX<G>;
+    using Weight = typename G::Weight;
+
+    static_assert(!G::kBulk || !Weight::kByChunks, "pieces are copied as they lie");
+    static constexpr int kWeightBytes = G::kSide * Weight::kPieceBytes;
+    static constexpr int kStageBytes = kWeightBytes + X::kSlotBytes;
+    static constexpr int kBytes = G::kStages * kStageBytes;                 // of a warp
+    static constexpr int kBarrierBytes = G::kBulk ? 8 * G::kStages : 0;  // of a warp
+
+    unsigned char *const stages;
+    uint64_t *const full;
+    uint32_t parities = 0;  // of the phases to be waited for, a bit for each stage
+
+    __device__ void start() const {
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (G::kBulk) {
+            if (lane_index() == 0) {
+                for (int stage = 0; stage < G::kStages; stage++) mbarrier_init(full + stage, 1);
+                fence_mbarrier_init();
+            }
+            __syncwarp();
+        }
+#endif
+    }
+
+    __device__ __forceinline__ unsigned char *slot(int stage) const { return stages + stage * kStageBytes; }
+
+    __device__ __forceinline__ void ask_weights(int stage, const unsigned char *from) const {
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (G::kBulk) {
+            if (lane_index() == 0) {
+                mbarrier_arrive_expect(full + stage, kStageBytes);  // x too, which may be asked for later
+                bulk_copy_streaming(slot(stage), from, kWeightBytes, full + stage);
+            }
+            return;
+        }
+#endif
+#pragma unroll
+        for (int side = 0; side < G::kSide; side++) {
+            Weight::ask(slot(stage) + side * Weight::kPieceBytes, from + side * Weight::kPieceBytes);
+        }
+    }
+
+    __device__ __forceinline__ void ask_x(int stage, const unsigned char *from) const {
+        if constexpr (!G::kSharedX) {
+#ifdef LLMC_HAS_BULK_COPY
+            if constexpr (G::kBulk) {
+                if (lane_index() == 0) bulk_copy(slot(stage) + kWeightBytes, from, X::kSlotBytes, full + stage);
+                return;
+            }
+#endif
+            X::ask(slot(stage) + kWeightBytes, from);
+        }
+    }
+
+    // What was asked for since is one stage's.
+    __device__ __forceinline__ void close() const {
+        if constexpr (!G::kBulk) cp_async_commit();
+    }
+
+    // Waits for the stage; `some`: whether it was asked for.
+    __device__ __forceinline__ void wait(int stage, bool some) {
+        if constexpr (!G::kBulk) cp_async_wait<G::kStages - 1>();
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (G::kBulk) {
+            if (!some) return;
+            mbarrier_wait(full + stage, parities >> stage & 1);
+            parities ^= 1u << stage;
+        }
+#endif
+    }
+
+    // What the lanes read of a stage is read: it may be asked for again.
+    __device__ __forceinline__ void release() const {
+        if constexpr (G::kBulk || Weight::kGroupScales) __syncwarp();  // one lane copies for others
+    }
+};
