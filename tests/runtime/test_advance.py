@@ -231,6 +231,19 @@ def test_a_full_cache_loses_nothing(artifact: Path) -> None:
         assert model.info().kv_tokens_free == 0
 
 
+def test_logits_that_come_back_to_a_row_meanwhile_keep_their_choice(cuda: FakeCuda, cuda_so: Path) -> None:
+    """A sequence that is drawn, whose logits are on the host, gets a row that the step under way would have had."""
+    with Model(cuda_so, kv_tokens=20) as model:
+        waiting = model.sequence(TEXT[5:9])  # another token is most likely behind it than behind the row's last
+        sequences = [model.sequence([i, i + 1, 5]) for i in range(3)]
+        model.advance([(sequence, None) for sequence in sequences])
+        sequences.pop(1).free()
+        with pytest.raises(Refused, match="the KV cache is full: the step has 3 tokens"):
+            model.advance([*((sequence, None) for sequence in sequences), (waiting, HOWS["drawn"](0))])
+        assert waiting.sample() == best(TEXT[5:9])
+        assert waiting.logits() == toy.oracle(TEXT[5:9])[-1]
+
+
 def test_a_kernel_that_fails_behind_the_hosts_back_is_reported_by_the_next_call(cuda: FakeCuda, cuda_so: Path) -> None:
     for call in ("advance", "sample", "logits", "feed"):
         cuda.set(kernel="pick_4")
