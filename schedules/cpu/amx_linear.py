@@ -39,8 +39,9 @@ CHUNK = 32
 """Tiles along k that a unit's panels are cut into, where several blocks of rows read them."""
 WIDENED = 4
 """Tiles along k of a panel that are widened at a time, for a single block of rows."""
-GROUP = 4
-"""Blocks side by side of a unit, where there are several blocks of rows."""
+GROUP = 2
+"""Blocks side by side of a unit, where there are several blocks of rows: of two panels each, of which panels come in
+fours."""
 NEAR, FAR = 16, 128
 """Prefetching for a single block of rows: how many steps ahead a panel's cache lines are asked for."""
 
@@ -61,8 +62,7 @@ def default_tiles(layer: Linear) -> Tiles:
     rows = even(ceil(layer.m / blocks))
     if blocks == 1:
         return Tiles(rows, 2, layer.steps, 1, NEAR, FAR)
-    group = next(g for g in (GROUP, 2, 1) if layer.panels % (2 * g) == 0)
-    return cut(layer, Tiles(rows, 2, CHUNK * tile_steps(layer), group))
+    return cut(layer, Tiles(rows, 2, CHUNK * tile_steps(layer), GROUP))
 
 
 def even(rows: int) -> int:

@@ -16,7 +16,7 @@ from llmc.cli.main import main
 from llmc.runtime import LlmcError
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md",)
+PAGES = ("README.md", "bench/README.md")
 
 
 def made(path: Path | None = None) -> Record:
