@@ -3,9 +3,10 @@
     [norm]          a launch of its own where the product cannot do it: x' in tiles (norm.py)
     product         GEMV (gemv.py) or GEMM (gemm.py): the parameters say which
 
-On paper the GEMV is faster up to 16 tokens, and match chooses so; what is measured may choose the GEMM for fewer.  The
-GEMV takes no more; weights in f32 have a GEMM alone.  Where a norm is deferred (deferred_norm.py), both products are
-of one family, and no measurement decides which: what one hands on is what the other takes.
+Up to 16 tokens both are there.  Of many weights in bf16 and f16 Hopper's GEMM is the faster at every M (measured on an
+H200), of few or quantised ones, and elsewhere, the GEMV; match chooses so, and what is measured may choose otherwise.
+Weights in f32 have a GEMM alone.  Where a norm is deferred (deferred_norm.py), both products are of one family, and no
+measurement decides which: what one hands on is what the other takes.
 
 The operators: linear_op.py.  Every kernel reads the one layout that a weight has (gemv_weight.py).
 """
@@ -21,43 +22,56 @@ from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm, gemv
 from llmc.schedules.cuda import norm as norms
 from llmc.schedules.cuda.deferred_norm import by_gemv, settled
-from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
 from llmc.schedules.cuda.gemv import Gemv
 from llmc.schedules.cuda.linear_op import LinearOp, parse
 from llmc.schedules.rule import Rule
 
 Params = Gemv | Tiling
 
+LEAST_STREAMED = 12 << 20
+"""Weights of a product that has enough of them for the GEMM's rings to pay at few tokens: of 16 million (33 MB) an H200
+takes 9.8 µs by GEMM and 10.3 by GEMV, of more the GEMM is ahead by more."""
+
 
 def match(call: Call, target: Target) -> Params | None:
     op = parse(settled(call))
     if op is None:
         return None
-    product = product_of(op, target, by_gemv=takes_gemv(op))
-    return gemv.default_params(product, target) if takes_gemv(op) else gemm.default_params(product, target)
+    if prefers_gemv(op, target):
+        return gemv.default_params(product_of(op, target, by_gemv=True), target)
+    return gemm.default_params(product_of(op, target, by_gemv=False), target)
 
 
 def space(call: Call, target: Target) -> Iterable[Params]:
-    """Parameters worth measuring, the best on paper first; where both families can, two of each before the rest."""
+    """Parameters worth measuring, the best on paper first; where both families can, some of each before the rest."""
     op = parse(settled(call))
     if op is None:
         return ()
     if not takes_gemv(op):
         return gemm.space(product_of(op, target, by_gemv=False), target)
     inside = product_of(op, target, by_gemv=True)
-    own = gemv.space(inside, target)
+    streams: list[Params] = [*gemv.space(inside, target)]
     if op.deferred or op.moments:
-        return own
-    other = list(gemm.space(product_of(op, target, by_gemv=False), target))
+        return streams
+    tiles: list[Params] = [*gemm.space(product_of(op, target, by_gemv=False), target)]
+    if not prefers_gemv(op, target):
+        return [*tiles[:4], *streams[:2], *tiles[4:], *streams[2:]]
     apart = [replace(params, apart=True) for params in gemv.space(stripped(op), target)[:2]] if inside.norm else []
-    return [*own[:2], *other[:1], *apart[:1], *other[1:2], *own[2:], *apart[1:], *other[2:]]
+    return [*streams[:2], *tiles[:1], *apart[:1], *tiles[1:2], *streams[2:], *apart[1:], *tiles[2:]]
 
 
 def takes_gemv(op: LinearOp) -> bool:
-    """Whether the GEMV can execute it; where it can, it is the choice on paper."""
+    """Whether the GEMV can execute it."""
     if op.deferred or op.moments:
         return by_gemv(op.m, op.weight)
     return op.element != "f32" and op.m <= gemv.MOST_TOKENS
+
+
+def prefers_gemv(op: LinearOp, target: Target) -> bool:
+    """Whether it is the choice where nothing was measured."""
+    is_streamed = DEVICES[target.arch].wgmma and op.weight == op.element and op.rows * op.k >= LEAST_STREAMED
+    return takes_gemv(op) and not is_streamed
 
 
 def product_of(op: LinearOp, target: Target, *, by_gemv: bool, apart: bool = False) -> LinearOp:

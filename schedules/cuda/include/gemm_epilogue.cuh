@@ -50,7 +50,7 @@ __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, 
 
 #pragma unroll
     for (int i = 0; i < kSums; i++) sums[i] = 0;
-#pragma unroll(kSums <= 32 ? 4 : 1)
+#pragma unroll(kSums <= 8 ? 4 : kSums <= 24 ? 2 : 1)
     for (int part = 0; part < n; part++) {
         const float4 *from = tile_parts + int64_t(part) * kPart;
 #pragma unroll
@@ -71,8 +71,10 @@ struct RowEpilogue {
     float bias[2];  // of rows g and g + 8
     float weight_sums[2];
 
-    __device__ RowEpilogue(int first_output, const Epilogue<L> &epilogue, int warp, int g)
-        : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0}, weight_sums{0, 0} {
+    __device__ RowEpilogue(int first_output, int warp, int g)
+        : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0}, weight_sums{0, 0} {}
+
+    __device__ void read(const Epilogue<L> &epilogue) {
         if constexpr (L::kBias) read(bias, epilogue.bias);
         if constexpr (L::kNorm == Norm::layer) read(weight_sums, epilogue.front.weight_sums);
     }
@@ -237,37 +239,50 @@ __device__ __forceinline__ void prefetch_constants(const Epilogue<typename Tilin
     }
 }
 
-// Finishes the sums of a warpgroup's rows and stores their outputs.
-template <class Tiling>
-__device__ __forceinline__ void store_sums(const float (&sums)[Tiling::kSums], const Place &place,
-                                           const Warpgroup &group, float *staging,
-                                           const Epilogue<typename Tiling::L> &epilogue) {
+// The end of a tile, for one thread: what is added to its sums is read, at once if kEarly, and they are stored.
+template <class Tiling, bool kEarly>
+struct TileEnd {
     using L = typename Tiling::L;
-    const int first_output = (place.tile_row + group.index) * kGroupOutputs<L>, warp = group.thread / 32;
-    const int end_token = min(L::kM, place.token + Tiling::kTokens);
-    Writer<L> writer{epilogue, place.token, end_token, first_output, group.thread};
-    writer.read_scale();
-    writer.read_residual(place.token);
-    const RowEpilogue<Tiling> rows(first_output, epilogue, warp, lane_index() / 4);
-#pragma unroll
-    for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
-        group.meet();  // the last tokens have left the shared memory
-        stage_tokens<Tiling>(sums, staging, rows, first / 2, warp, epilogue.front.norms + place.token);
-        group.meet();
-        writer.write(staging);
-        if (first + kStagedTokens < Tiling::kTokens) writer.read_residual(place.token + first + kStagedTokens);
-    }
-}
 
-// What follows the sums of a stretch: the whole tile's epilogue, from whoever completes it. staging, arrived: of this
-// warpgroup, in shared memory.
-template <class Tiling>
-__device__ __forceinline__ void finish_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch,
-                                               const Warpgroup &group, float *staging, uint32_t *arrived,
-                                               const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
-                                               uint32_t *counters) {
-    if (Tiling::W::n_parts > 0 && Tiling::W::is_part(stretch)) {
-        if (!add_parts<Tiling>(sums, stretch, group, parts, counters, arrived)) return;
+    Place place;
+    Warpgroup group;
+    int first_output;
+    Writer<L> writer;
+    RowEpilogue<Tiling> rows;
+
+    __device__ __forceinline__ TileEnd(const Place &place, const Warpgroup &group, const Epilogue<L> &epilogue)
+        : place(place), group(group), first_output((place.tile_row + group.index) * kGroupOutputs<L>),
+          writer{epilogue, place.token, min(L::kM, place.token + Tiling::kTokens), first_output, group.thread},
+          rows(first_output, group.thread / 32, lane_index() / 4) {
+        if constexpr (kEarly) read();
     }
-    store_sums<Tiling>(sums, Tiling::place_of(stretch.tile), group, staging, epilogue);
+
+    __device__ __forceinline__ void read() {
+        writer.read_scale();
+        writer.read_residual(place.token);
+        rows.read(writer.epilogue);
+    }
+
+    // staging: the warpgroup's, in shared memory.
+    __device__ __forceinline__ void store(const float (&sums)[Tiling::kSums], float *staging) {
+        if constexpr (!kEarly) read();
+        const float2 *norms = writer.epilogue.front.norms + place.token;
+#pragma unroll
+        for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
+            group.meet();  // the last tokens have left the shared memory
+            stage_tokens<Tiling>(sums, staging, rows, first / 2, group.thread / 32, norms);
+            group.meet();
+            writer.write(staging);
+            if (first + kStagedTokens < Tiling::kTokens) writer.read_residual(place.token + first + kStagedTokens);
+        }
+    }
+};
+
+// Whether `sums` are those of the whole tile now. arrived: the warpgroup's, in shared memory.
+template <class Tiling>
+__device__ __forceinline__ bool completes(float (&sums)[Tiling::kSums], const Stretch &stretch,
+                                          const Warpgroup &group, uint32_t *arrived, float4 *parts,
+                                          uint32_t *counters) {
+    if (Tiling::W::n_parts == 0 || !Tiling::W::is_part(stretch)) return true;
+    return add_parts<Tiling>(sums, stretch, group, parts, counters, arrived);
 }

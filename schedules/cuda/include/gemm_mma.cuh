@@ -145,7 +145,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
             stage = stage + 1 == Tiling::kStages ? 0 : stage + 1;
         }
         scales.apply(sums);
-        finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
-                               epilogue, parts, counters);
+        if (!completes<Tiling>(sums, stretch, group, &shared.arrived[group.index], parts, counters)) continue;
+        TileEnd<Tiling, false>(Tiling::place_of(stretch.tile), group, epilogue).store(sums, shared.staging[group.index]);
     }
 }

@@ -34,6 +34,11 @@ struct WgmmaShared {
 
 constexpr int kOtherThreads = 96;  // of the producer's warpgroup
 
+// Sums of few tokens take few registers: enough are left to read early what is added to them last, and for the launch
+// behind, whose blocks come beside this one's if they are a norm's, so that the product behind that can be let in.
+template <class Tiling>
+constexpr bool kFewTokens = Tiling::kTokens <= 64;
+
 // A position in the ring: which stage, and the parity of the round it is in.
 template <int kStages>
 struct RingPosition {
@@ -83,14 +88,22 @@ struct Producer {
         }
     }
 
-    // Stages whose W is under way.
+    // Stages whose W is under way; that of the next kAhead is on its way to L2.
     __device__ int run_ahead() const {
         int n_early = 0;
+        Walk ahead(Tiling::worker());
 #pragma unroll 1
-        for (Walk ahead(Tiling::worker()); ahead.any && n_early < Tiling::kStages; ahead.advance()) {
-            copy_weight(n_early++, ahead.now);
-        }
+        for (; ahead.any && n_early < Tiling::kStages; ahead.advance()) copy_weight(n_early++, ahead.now);
+#pragma unroll 1
+        for (int i = 0; ahead.any && i < Tiling::kAhead; ahead.advance(), i++) prefetch_weight(ahead.now);
         return n_early;
+    }
+
+    __device__ void prefetch_weight(const Stretch &now) const {
+        const Place place = Tiling::place_of(now.tile);
+        for (int group = 0; group < Tiling::tile_rows_at(place); group++) {
+            bulk_prefetch_l2(Tiling::weight_at(weight, place, group, now.begin), Tiling::kGroupBytes);
+        }
     }
 
     // n_early: as run_ahead() says. From here on other blocks of the cluster are reached into.
@@ -186,7 +199,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
     let_next_start();
 
     if (warp_index() < 4) {
-        set_max_registers_down<40>();
+        if constexpr (!kFewTokens<Tiling>) set_max_registers_down<40>();
         const bool other = warp_index() > 0, fetches = warp_index() == 0 && elect_one();
         if (other) prefetch_constants<Tiling, kOtherThreads>(epilogue, threadIdx.x - 32);
         const Producer<Tiling> producer{shared, x, weight};
@@ -205,19 +218,21 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             }
         }
     } else {
-        set_max_registers_up<232>();
+        if constexpr (!kFewTokens<Tiling>) set_max_registers_up<232>();
         if constexpr (Tiling::kCluster > 1) cluster_wait();
         wait_for_previous();
         epilogue.front.norms = shared.norms;
         const Warpgroup group{warp_index() / 4 - 1, int(threadIdx.x) % 128};
         RingPosition<Tiling::kStages> at;
         typename Tiling::W work(Tiling::worker());
+        float *const staging = shared.staging[group.index];
+        uint32_t *const arrived = &shared.arrived[group.index];
         for (Stretch stretch; work.next(stretch);) {
             float sums[Tiling::kSums];
+            TileEnd<Tiling, kFewTokens<Tiling>> end(Tiling::place_of(stretch.tile), group, epilogue);
             sum(sums, stretch, group, shared, at);
             if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
-            finish_stretch<Tiling>(sums, stretch, group, shared.staging[group.index], &shared.arrived[group.index],
-                                   epilogue, parts, counters);
+            if (completes<Tiling>(sums, stretch, group, arrived, parts, counters)) end.store(sums, staging);
         }
     }
 }

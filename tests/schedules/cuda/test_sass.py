@@ -65,9 +65,12 @@ def codes(name: str, m: int, n: int, k: int, weight: DType, group: int, *wants: 
 
 
 CASES = {
-    "qkv of one token": layer("sm_90a", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
+    "qkv of one token": layer("sm_80", "RMSNormLinear", 1, 12288, 4096, "HMMA.16816.F32.BF16"),
+    "qkv of one token on Hopper": layer(
+        "sm_90a", "Linear", 1, 12288, 4096, "HGMMA.64x16x16.F32.BF16", "UBLKCP", wide=False, tiled_x=True
+    ),
     "gate and up of 8 tokens": layer(
-        "sm_90a", "RMSNormGatedLinearSilu", 8, 11008, 4096, "HMMA.16816.F32.BF16", tiled_y=True
+        "sm_80", "RMSNormGatedLinearSilu", 8, 11008, 4096, "HMMA.16816.F32.BF16", tiled_y=True
     ),
     "down of 32 tokens": layer(
         "sm_90a", "LinearResidual", 32, 4096, 11008, "HGMMA.64x32x16.F32.BF16", "UBLKCP", tiled_x=True
