@@ -16,6 +16,8 @@ from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
+MOST_CACHED_TOKENS = 1 << 16
+"""Of all sequences together: of a 7B 34 GB, which leaves room on a card of 80."""
 
 
 @dataclass
@@ -93,6 +95,7 @@ def lengths_of(call: Call) -> tuple[int, ...]:
     m, room = kind.shape[0], kind.shape[1] * PAGE_TOKENS
     decode = is_decode(m)
     wanted = DECODE_LENGTHS if decode else PROMPT_LENGTHS
+    wanted = tuple(n for n in wanted if n * m <= MOST_CACHED_TOKENS or not decode)
     return tuple(n for n in wanted if n <= room and (decode or n >= m)) or (min(room, max(m, DECODE_LENGTHS[0])),)
 
 

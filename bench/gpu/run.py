@@ -34,6 +34,7 @@ def main() -> None:
     from llmc.bench.gpu import facts, plan
     from llmc.bench.gpu.journal import Journal
     from llmc.bench.gpu.kit import Kit
+    from llmc.bench.gpu.summary import write_summary
 
     options = arguments()
     kit, journal = Kit(options.kit), Journal(options.out / "results.jsonl")
@@ -52,10 +53,12 @@ def main() -> None:
     if other := set(journal.latest(KIT)) - {kit.digest}:
         sys.exit(f"error: {journal.path} has what another kit found ({other.pop()}): name another folder with -o")
     journal.append(KIT, kit.digest, "done")
-    if journal.latest(facts.STAGE):
+    parts = plan.parts_of(options.visit, options.stages)
+    if journal.latest(facts.STAGE) and plan.FACTS in parts:
         journal.ask_again(facts.STAGE, facts.items(kit))
     seconds = options.seconds or plan.SECONDS[options.visit]
-    visit(kit, journal, plan.parts_of(options.visit, options.stages), options, time.time() + seconds)
+    write_summary(kit, journal)
+    visit(kit, journal, parts, options, time.time() + seconds)
     print((options.out / "summary.md").read_text())
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
@@ -21,9 +21,9 @@ from llmc.schedules.rule import Rule
 
 MOST_STREAMED_ROWS = 64
 """Steps of at most so many rows are small."""
-STREAM_BLOCKS, CODED_STREAM_BLOCKS = 2, 3
+STREAM_BLOCKS, CODED_STREAM_BLOCKS, SHORT_STREAM_BLOCKS = 2, 3, 4
 """Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
-for fewer bytes: more warps."""
+for fewer bytes: more warps; the third where units come in several rounds, each of which begins and ends by waiting."""
 STREAM_WARPS = 4
 MOST_SLOTS = 8
 LEAST_PAGES = 4
@@ -60,14 +60,16 @@ RESERVED_BYTES = 2048
 @dataclass(frozen=True)
 class Stream:
     """splits: blocks that may share a row's context, `least` pages or more each.  slots: copies of K or V in a block's
-    shared memory."""
+    shared memory.  resident: blocks that share a multiprocessor."""
 
     splits: int
     slots: int
     least: int = LEAST_PAGES
+    resident: int = STREAM_BLOCKS
 
     def __str__(self) -> str:
-        return f"at most {self.splits} splits of at least {self.least} pages, {self.slots} copies ahead"
+        splits = f"at most {self.splits} splits of at least {self.least} pages"
+        return f"{splits}, {self.slots} copies ahead, {self.resident} blocks a multiprocessor"
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,8 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     if a.kv_dtype == "f32":
         return Float32()
     chip = CHIPS[target.arch]
-    slots = most_slots(a, chip)
-    if a.rows <= MOST_STREAMED_ROWS and slots:
-        return Stream(max(1, min(stream_blocks(a) * chip.processors // units(a), a.pages // LEAST_PAGES)), slots)
+    if a.rows <= MOST_STREAMED_ROWS and (params := stream_of(a, chip, stream_blocks(a, chip))):
+        return params
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
     return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
@@ -110,8 +111,13 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
     """Other splits and tiles worth measuring."""
     best = match(call, target)
     if isinstance(best, Stream):
+        a = parse(call)
+        assert a is not None, "match has"
+        others = (stream_of(a, CHIPS[target.arch], resident) for resident in (4, 3, 2))
         splits = sorted({1, 2, 4, 8, 16, best.splits})
-        return [Stream(n, best.slots, least) for least in (LEAST_PAGES, 2, 1) for n in splits if n > 1 or least > 2]
+        shared = [replace(best, splits=n, least=least) for least in (LEAST_PAGES, 2, 1) for n in splits]
+        candidates = [*(each for each in others if each), *(each for each in shared if each.splits > 1 or each.least > 2)]
+        return list(dict.fromkeys(candidates))
     if isinstance(best, Tile) and best.groups:
         return [Tile(2), *(Tile(stages, groups) for stages in (2, 3, 4) for groups in (1, 2))]
     return []
@@ -149,24 +155,30 @@ def unit_queries(a: Attention) -> int:
     return 16 if a.group > 16 else min(a.rows, 16 // a.group) * a.group
 
 
-def stream_blocks(a: Attention) -> int:
-    return CODED_STREAM_BLOCKS if a.is_coded and a.head_dim <= 128 else STREAM_BLOCKS  # registers: 168 a thread for 3
+def stream_blocks(a: Attention, chip: Chip) -> int:
+    if a.head_dim > 128:  # registers: 168 a thread for three blocks, 128 for four
+        return STREAM_BLOCKS
+    if a.is_coded:
+        return CODED_STREAM_BLOCKS
+    return SHORT_STREAM_BLOCKS if units(a) > 2 * STREAM_BLOCKS * chip.processors else STREAM_BLOCKS
+
+
+def stream_of(a: Attention, chip: Chip, resident: int) -> Stream | None:
+    """With as many slots as let so many blocks share a multiprocessor, fewer if there is no room for them; None where
+    there is none for one, in whose slots warps' sums must find room."""
+    least = LEAST_SLOT_BYTES // KV_BYTES[a.kv_dtype]
+    if stream_bytes(a, least) > chip.block_bytes - RESERVED_BYTES:
+        return None
+    resident = max(1, min(resident, chip.shared_bytes // (stream_bytes(a, least) + RESERVED_BYTES)))
+    share = chip.shared_bytes // resident - RESERVED_BYTES
+    slots = next((n for n in range(MOST_SLOTS, least, -1) if stream_bytes(a, n) <= share), least)
+    splits = min(resident * chip.processors // units(a), a.pages // LEAST_PAGES)
+    return Stream(max(1, splits), slots, resident=resident)
 
 
 def stream_bytes(a: Attention, slots: int) -> int:
-    """Shared memory of a block: copies of K or V, queries, the step's own keys and values."""
-    fresh_rows = -(-a.rows // 16) * 16
-    return a.token_bytes * (PAGE_TOKENS * slots + 2 * fresh_rows) + 16 * a.head_dim * a.factor_bytes
-
-
-def most_slots(a: Attention, chip: Chip) -> int:
-    """As many as let stream_blocks share a multiprocessor, or the least that warps' sums find room in; none where that
-    is too much."""
-    share = chip.shared_bytes // stream_blocks(a) - RESERVED_BYTES
-    slots = MOST_SLOTS
-    while slots > LEAST_SLOT_BYTES // KV_BYTES[a.kv_dtype] and stream_bytes(a, slots) > share:
-        slots -= 1
-    return slots if stream_bytes(a, slots) <= chip.block_bytes - RESERVED_BYTES else 0
+    """Shared memory of a block: copies of K or V, queries, keys and values of 16 rows of the step."""
+    return a.token_bytes * (PAGE_TOKENS * slots + 2 * 16) + 16 * a.head_dim * a.factor_bytes
 
 
 def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
@@ -177,9 +189,9 @@ def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[in
             Argument("partial", "float", Operand("temp")),
             Argument("counters", "uint32_t", Operand("scratch")),
         )
-    shape = a.source(splits=params.splits, slots=params.slots, least=params.least)
+    shape = a.source(splits=params.splits, slots=params.slots, least=params.least, resident=params.resident)
     shared = stream_bytes(a, params.slots)
-    kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared)
+    kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared, params.resident)
     states = 4 * units(a) * params.splits * unit_queries(a) * (a.head_dim + 2)
     launch = Launch(
         kernel,
@@ -306,7 +318,14 @@ def appended_bytes(a: Attention) -> int:
 
 
 def kernel_of(
-    name: str, a: Attention, shape: str, arguments: Sequence[Argument], call: str, n_threads: int, shared_bytes: int
+    name: str,
+    a: Attention,
+    shape: str,
+    arguments: Sequence[Argument],
+    call: str,
+    n_threads: int,
+    shared_bytes: int,
+    resident: int = 1,
 ) -> Kernel:
     """A kernel that is one call of include/attention_<…>.cuh; pointers in braces are null where there are none."""
     names = {argument.name for argument in arguments}
@@ -314,7 +333,7 @@ def kernel_of(
     body = call.format(**{pointer: pointer if pointer in names else "nullptr" for pointer in optional})
     parameters = ", ".join(f"{a.types.get(x.type, x.type)} *{x.name}" for x in arguments)
     header = f'#include "attention_{HEADERS.get(call, "float32")}.cuh"'
-    bounds = f'extern "C" __global__ void __launch_bounds__({n_threads})'
+    bounds = f'extern "C" __global__ void __launch_bounds__({n_threads}, {resident})'
     digest = hashlib.sha256(f"{shape}{parameters}{body}".encode()).hexdigest()[:8]
     full = f"attention_{name}_{a.kv_dtype}_m{a.rows}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_{digest}"
     text = f"{header}\n\n{shape}\n\n{bounds} {full}({parameters}) {{\n    {body}\n}}\n"

@@ -197,12 +197,13 @@ constexpr int kPaddedColumns = Shape::tiled ? (kColumns<Shape> + 63) / 64 * 64 :
 
 // ---- 16 rows of queries in a warp ----------------------------------------------------------------------------------
 
-// 16 rows of queries as the left operand of a product: in registers, or, for heads too long for that, in shared memory.
-template <class Shape, int kPitch>
+// 16 rows of queries as the left operand of a product: in registers, or, for heads too long for that, and where blocks
+// are many, in shared memory.
+template <class Shape, int kPitch, bool kHeld = Shape::head_dim <= 128>
 struct Queries {
     using T = typename Shape::T;
     static constexpr int steps = Shape::head_dim / 16;
-    static constexpr bool in_registers = Shape::head_dim <= 128;
+    static constexpr bool in_registers = kHeld;
     uint32_t at[in_registers ? steps : 1][4];
     const T *shared;
 
@@ -251,8 +252,8 @@ __device__ __forceinline__ void clear(Gathered<Shape> &state) {
 }
 
 // s[16, kKeys] = q k^T; keys [D/8][kPitch][8] in shared memory.
-template <class Shape, int kKeys, int kPitch, int kQueryPitch>
-__device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Shape, kQueryPitch> &queries,
+template <class Shape, int kKeys, int kPitch, int kQueryPitch, bool kHeld>
+__device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Shape, kQueryPitch, kHeld> &queries,
                                       const typename Shape::T *keys) {
     const int matrix = lane_index() / 8;
 #pragma unroll

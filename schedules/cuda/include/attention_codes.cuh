@@ -176,8 +176,8 @@ __device__ __forceinline__ void scale_weights(Gathered<Shape> &state, float (&p)
 }
 
 // s[16, kKeys] = q k^T, of codes in shared memory.
-template <class Shape, int kKeys, int kPitch, int kQueryPitch>
-__device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Shape, kQueryPitch> &queries,
+template <class Shape, int kKeys, int kPitch, int kQueryPitch, bool kHeld>
+__device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Shape, kQueryPitch, kHeld> &queries,
                                       const uint8_t *keys) {
     constexpr int fours = Shape::head_dim / 64, chunks = Shape::head_dim / 16;
     const int g = lane_index() / 4, t = lane_index() % 4;

@@ -10,8 +10,8 @@
 //                                      o[16,D] = o * keep + 2^(s - most) v                            D * 32 bytes
 //     four warps, then the unit's splits -> out: merged in order, by the last block to finish.
 //
-// The keys of the step itself are not yet in the pages: the last split forms them from qkv, attends them as one more
-// page, token i being row i of the step, and writes its own rows' into the pages. Whatever a page holds at their places
+// The keys of the step itself are not yet in the pages: the last split forms them from qkv, attends them like more
+// tokens, 16 rows of the step at a time if any is of this sequence, and writes its own rows' into the pages. Whatever a page holds at their places
 // is never read: copies put zeros there instead.
 //
 // Bytes: 4 D a token of context and key head in 2-byte T, 2 (D + 4) in int8; operations: 4 D a token and query head.
@@ -21,6 +21,7 @@
 //     splits      blocks that may share a unit
 //     least       pages of each of them, where there are several
 //     slots       copies of K or V (each 16 tokens a warp) that a block's shared memory holds
+//     resident    blocks that share a multiprocessor
 // `partial` and `counters` are read and written only where splits > 1; counters are zero before and after.
 #pragma once
 
@@ -100,17 +101,17 @@ __device__ __forceinline__ void form_queries(const float *qkv, const float *cos,
     }
 }
 
-// K and V of the step's rows that are of this sequence, zeros for the others; and the unit's own into the pages.
-// `at` [rows]: the positions, -1 for the others. The last warps begin: the first ones are still forming queries.
+// K and V of 16 rows of the step, from `first` on: zeros for those of other sequences; and the unit's own into the
+// pages. `at` [rows]: the positions, -1 for the others. The last warps begin: the first ones are still forming queries.
 template <class Shape>
 __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                          const Part &part, const int *at, typename Shape::T *fresh,
+                                          const Part &part, int first, const int *at, typename Shape::T *fresh,
                                           typename Shape::T *kv) {
     using S = Stream<Shape>;
     constexpr int chunks = S::D / 8;
     const bool writes = part.head == part.kv_head * S::group;
-    for (int i = kStreamThreads - 1 - threadIdx.x; i < 2 * chunks * S::fresh_rows; i += kStreamThreads) {
-        const int chunk = i % chunks, is_value = i / chunks % 2, row = i / (2 * chunks);
+    for (int i = kStreamThreads - 1 - threadIdx.x; i < 2 * chunks * 16; i += kStreamThreads) {
+        const int chunk = i % chunks, is_value = i / chunks % 2, row = first + i / (2 * chunks);
         uint4 x = make_uint4(0, 0, 0, 0);
         if (at[row] >= 0) {
             const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
@@ -122,20 +123,20 @@ __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, co
                          x);
             }
         }
-        put_chunk(fresh + (row / 16 * 2 + is_value) * S::block + 8 * (chunk * 16 + row % 16), x);
+        put_chunk(fresh + is_value * S::block + 8 * (chunk * 16 + row % 16), x);
     }
 }
 
 // The same in int8: vectors of a row and K or V, each by lanes of one warp.
 template <class Shape>
 __device__ __forceinline__ void form_codes(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                           const Part &part, const int *at, uint8_t *fresh, uint8_t *kv) {
+                                           const Part &part, int first, const int *at, uint8_t *fresh, uint8_t *kv) {
     using S = Stream<Shape>;
     constexpr int lanes = kVectorLanes<Shape>;
     const bool writes = part.head == part.kv_head * S::group;
     const int chunk = threadIdx.x % lanes;
-    for (int i = (kStreamThreads - 1 - threadIdx.x) / lanes; i < 2 * S::fresh_rows; i += kStreamThreads / lanes) {
-        const int is_value = i % 2, row = i / 2;
+    for (int i = (kStreamThreads - 1 - threadIdx.x) / lanes; i < 2 * 16; i += kStreamThreads / lanes) {
+        const int is_value = i % 2, row = first + i / 2;
         const bool is_here = at[row] >= 0, has_chunk = chunk < S::D / 8;
         Eight x = {};
         if (is_here && has_chunk) {
@@ -149,8 +150,19 @@ __device__ __forceinline__ void form_codes(const float *qkv, const float *cos, c
             put_codes<Shape, kPageTokens>(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape>,
                                           at[row] % kPageTokens, chunk, codes);
         }
-        put_codes<Shape, 16>(fresh + (row / 16 * 2 + is_value) * S::block, row % 16, chunk, codes);
+        put_codes<Shape, 16>(fresh + is_value * S::block, row % 16, chunk, codes);
     }
+}
+
+// The new keys and values of 16 rows, in either form.
+template <class Shape>
+__device__ __forceinline__ void form_fresh(const float *qkv, const float *cos, const float *sin, const int *page_table,
+                                           const Part &part, int first, const int *at, typename Shape::Kv *fresh,
+                                           typename Shape::Kv *kv) {
+    if constexpr (kCoded<Shape>)
+        form_codes<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
+    else
+        form_keys<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
 }
 
 // 16 keys of this warp, the lane's at positions key(0..15), negative: not there.
@@ -166,9 +178,13 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
     });
 }
 
+// A block keeps its queries in registers, unless so many share a multiprocessor that there are too few.
+template <class Shape>
+using StreamQueries = Queries<Shape, 16, Shape::head_dim <= 128 && Shape::resident < 4>;
+
 // This warp's tokens of the split's pages.
 template <class Shape>
-__device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const Queries<Shape, 16> &q, const Part &part,
+__device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQueries<Shape> &q, const Part &part,
                                            const Fresh<Shape> &fresh, Copies<Shape> &copies) {
     using S = Stream<Shape>;
     int slot = 0;
@@ -310,7 +326,7 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     Kv *ring = reinterpret_cast<Kv *>(dynamic_shared());
     T *q = reinterpret_cast<T *>(ring + S::ring);
     Kv *new_keys = reinterpret_cast<Kv *>(q + 16 * S::D);
-    __shared__ int new_at[S::fresh_rows];
+    __shared__ int new_at[16 * S::fresh_groups];
 
     // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them.
     Part part;
@@ -334,34 +350,36 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     if (warp_index() == 0) {
 #pragma unroll
         for (int j = 0; j < S::per_lane; j++)
-            if (32 * j + lane_index() < S::fresh_rows) new_at[32 * j + lane_index()] = fresh.at[j];
+            if (32 * j + lane_index() < 16 * S::fresh_groups) new_at[32 * j + lane_index()] = fresh.at[j];
     }
     __syncthreads();
     wait_for_previous();
 
-    const bool has_new = part.split == part.splits - 1;
+    uint64_t new_rows = part.split == part.splits - 1 ? fresh.rows : 0;
+    int first_new = new_rows ? (__ffsll(new_rows) - 1) / 16 * 16 : 0;
     form_queries<Shape>(qkv, cos, sin, part, q);
-    if (has_new) {
-        if constexpr (kCoded<Shape>)
-            form_codes<Shape>(qkv, cos, sin, page_table, part, new_at, new_keys, kv);
-        else
-            form_keys<Shape>(qkv, cos, sin, page_table, part, new_at, new_keys, kv);
-    }
+    if (new_rows) form_fresh<Shape>(qkv, cos, sin, page_table, part, first_new, new_at, new_keys, kv);
     __syncthreads();
 
-    Queries<Shape, 16> queries;
+    StreamQueries<Shape> queries;
     queries.load(q);
     Gathered<Shape> state;
     clear(state);
     if constexpr (kCoded<Shape>) clear_unit(state);
     walk_pages<Shape>(state, queries, part, fresh, copies);
-    const int first_row = 16 * warp_index();
-    if (has_new && first_row < Shape::rows) {
-        const Kv *keys = new_keys + first_row / 8 * S::block;
-        float s[2][4];
-        score<Shape, kTokens, kTokens>(s, queries, keys);
-        attend<Shape>(state, part, s, true, [&](int i) { return new_at[first_row + i]; });
-        add_values<Shape, kTokens, kTokens>(state, s, keys + S::block);
+    while (new_rows) {
+        if (warp_index() == first_new / 16) {
+            float s[2][4];
+            score<Shape, kTokens, kTokens>(s, queries, new_keys);
+            attend<Shape>(state, part, s, true, [&](int i) { return new_at[first_new + i]; });
+            add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
+        }
+        new_rows &= ~(uint64_t(0xffff) << first_new);
+        if (!new_rows) break;
+        first_new = (__ffsll(new_rows) - 1) / 16 * 16;
+        __syncthreads();  // the last 16 rows have been attended
+        form_fresh<Shape>(qkv, cos, sin, page_table, part, first_new, new_at, new_keys, kv);
+        __syncthreads();
     }
 
     __syncthreads();

@@ -16,12 +16,12 @@ struct Stream {
     static constexpr int unit_rows = 16 / tile_heads < Shape::rows ? 16 / tile_heads : Shape::rows;  // at most
     static constexpr int units = Shape::rows * Shape::kv_heads * head_tiles;
     static constexpr int queries = unit_rows * tile_heads;                      // rows of the product, at most 16
-    static constexpr int fresh_rows = (Shape::rows + 15) / 16 * 16;
+    static constexpr int fresh_groups = (Shape::rows + 15) / 16;                // of 16 rows of the step
     static constexpr int per_lane = (Shape::rows + 31) / 32;                    // rows of the step
     static constexpr int block = kTokens * kTokenElements<Shape>;               // of Kv: K or V of 16 tokens
 
-    // Shared memory: ring [warps][slots] of blocks, queries [D/8][16][8], new keys [rows/16][K, V] of blocks. A block is
-    // [D/8][16][8] of T, or [D/16][16][16] codes and [16] scales.
+    // Shared memory: ring [warps][slots] of blocks, queries [D/8][16][8], new keys of 16 rows [K, V] of blocks. A block
+    // is [D/8][16][8] of T, or [D/16][16][16] codes and [16] scales.
     // The ring then takes, of each warp, o [queries][D], and the queries' place (most, sum) [queries], in float32.
     static constexpr int ring = kStreamWarps * Shape::slots * block;
     static_assert(ring * int(sizeof(typename Shape::Kv)) >= 4 * kStreamWarps * queries * D, "o finds room");
@@ -41,12 +41,13 @@ template <class Shape>
 struct Fresh {
     int at[Stream<Shape>::per_lane];  // position, or -1: not of this sequence, or beyond its last row
     int least, n;
+    uint64_t rows;  // which of the step's
 };
 
 template <class Shape>
 __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const int *page_table, const Part &part) {
     Fresh<Shape> fresh;
-    fresh.least = part.last, fresh.n = 0;
+    fresh.least = part.last, fresh.n = 0, fresh.rows = 0;
 #pragma unroll
     for (int j = 0; j < Stream<Shape>::per_lane; j++) {
         const int row = 32 * j + lane_index();
@@ -56,7 +57,8 @@ __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const i
             if (at >= 0 && at <= part.last && same_sequence<Shape>(page_table, row, part.row + part.count - 1, at))
                 fresh.at[j] = at;
         }
-        fresh.n += __popc(__ballot_sync(kAllLanes, fresh.at[j] >= 0));
+        const uint32_t here = __ballot_sync(kAllLanes, fresh.at[j] >= 0);
+        fresh.n += __popc(here), fresh.rows |= uint64_t(here) << 32 * j;
         int least = fresh.at[j] >= 0 ? fresh.at[j] : part.last;
         for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(kAllLanes, least, offset));
         fresh.least = min(fresh.least, least);
