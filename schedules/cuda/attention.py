@@ -116,7 +116,10 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         others = (stream_of(a, CHIPS[target.arch], resident) for resident in (4, 3, 2))
         splits = sorted({1, 2, 4, 8, 16, best.splits})
         shared = [replace(best, splits=n, least=least) for least in (LEAST_PAGES, 2, 1) for n in splits]
-        candidates = [*(each for each in others if each), *(each for each in shared if each.splits > 1 or each.least > 2)]
+        candidates = [
+            *(each for each in others if each),
+            *(each for each in shared if each.splits > 1 or each.least > 2),
+        ]
         return list(dict.fromkeys(candidates))
     if isinstance(best, Tile) and best.groups:
         return [Tile(2), *(Tile(stages, groups) for stages in (2, 3, 4) for groups in (1, 2))]
