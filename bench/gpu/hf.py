@@ -14,7 +14,7 @@ import gc
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ from llmc.bench.gpu import fill
 from llmc.bench.gpu.fill import Model
 from llmc.bench.gpu.filled import model_of
 from llmc.bench.gpu.kit import Kit
-from llmc.bench.gpu.whole import COMPILED, FLASH, GRAPH, prompt_of
+from llmc.bench.gpu.whole import COMPILED, FLASH, GRAPH, HF, prompt_of
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Of each layer, [1, n_heads, n_tokens, head_dim]."""
@@ -90,7 +90,8 @@ class HuggingFace:
     @torch.inference_mode()
     def decode(self, batch: int, length: int, system: str) -> list[float]:
         """Seconds of steps, the last of which makes the sequences `length` tokens long; the `first` do not count."""
-        first, steps = self.settings["first"], self.settings["steps"]
+        first = self.settings["first"]
+        steps = self.settings["eager_steps" if system == HF else "steps"]
         context = max(1, length - first - steps)
         with self.steps(batch, context, length, system) as step:
             seconds = [timed(step) for _ in range(min(first + steps, length - context))]
@@ -223,6 +224,15 @@ def timed(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def warm(kit: Kit, names: Sequence[str]) -> None:
+    """Let torch.compile make the kernels that it will be timed with: it keeps them on disk, and finds them again."""
+    for name in names:
+        hugging_face = HuggingFace(kit, name)
+        for batch, length in hugging_face.settings["compiled"]:
+            hugging_face.decode(batch, length, COMPILED)
+        hugging_face.close()
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

@@ -76,14 +76,14 @@ POINTS = _of_models(
     whole.POINTS, "decode at batch 1, 2, 4, 8 and 128 – 4k, prompts of 1k – 4k, beside Hugging Face", 120, 200
 )
 QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 1 and 8, and a prompt", 25, 60)
-COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 130, 240)
+COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 80, 240)
 MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 15, 40)
 CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 120, 240)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
     1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, FEW_ODD),
-    2: (FACTS, LIMITS, SHORT, POINTS, QUANTISED, COMPILED, MANY, OWN, PROFILES, CLEAN, KERNELS),
+    2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, OWN, PROFILES, CLEAN, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
 """What a visit may take where the machine is there for fifteen minutes, both starts included."""
