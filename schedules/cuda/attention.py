@@ -163,7 +163,7 @@ def stream_blocks(a: Attention, chip: Chip) -> int:
         return STREAM_BLOCKS
     if a.is_coded:
         return CODED_STREAM_BLOCKS
-    return SHORT_STREAM_BLOCKS if units(a) > 2 * STREAM_BLOCKS * chip.processors else STREAM_BLOCKS
+    return SHORT_STREAM_BLOCKS if units(a) > STREAM_BLOCKS * chip.processors else STREAM_BLOCKS
 
 
 def stream_of(a: Attention, chip: Chip, resident: int) -> Stream | None:
