@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
 SUMS_TO: Mapping[str, passes.SumsTo] = {"cpu": "norms", "cuda": "products"}
-PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 512, 2048)}
+PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 256, 512, 1024, 2048)}
 MAX_BATCH = 512
 
 

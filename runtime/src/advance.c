@@ -83,12 +83,13 @@ typedef struct route {
 static int find_route(const llmc_model *model, const llmc_advance_input *inputs, size_t n_inputs, route *route)
 {
     const plans *plans = &model->plans;
+    const uint32_t step_rows = model->device->step_rows;
     if (!model->device->advance || n_inputs > plans->max_head_rows) return 0;
     *route = (struct route){.n_rows = (uint32_t)n_inputs};
     for (size_t i = 0; i < n_inputs; i++) route->n_draws += (uint32_t)sample_is_drawn(inputs[i].how);
-    route->body = plan_choose(plans->bodies, plans->n_bodies, n_inputs);
-    route->head = plan_choose(plans->heads, plans->n_heads, n_inputs);
-    if (route->n_draws) route->sampler = plan_choose(plans->samplers, plans->n_samplers, route->n_draws);
+    route->body = plan_choose(plans->bodies, plans->n_bodies, n_inputs, step_rows);
+    route->head = plan_choose(plans->heads, plans->n_heads, n_inputs, step_rows);
+    if (route->n_draws) route->sampler = plan_choose(plans->samplers, plans->n_samplers, route->n_draws, step_rows);
     return route->body->n_rows >= n_inputs && route->head->n_rows >= n_inputs &&
            (!route->sampler || route->sampler->n_rows >= route->n_draws);
 }

@@ -280,7 +280,9 @@ static llmc_status cuda_advance(llmc_model *model, const plan *body, const plan 
     return status;
 }
 
+/* An H200 reads the weights of a 7B in the time that it multiplies them by 190 rows. */
 const device cuda_device = {
+    .step_rows = 192,
     .open = cuda_open,
     .close = cuda_close,
     .run = cuda_run,

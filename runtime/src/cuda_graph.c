@@ -129,7 +129,7 @@ static CUresult capture(const llmc_model *model, const plan *plan, const struct 
 /* The body that as many sequences take one token through as a head has rows, or NULL. */
 static const plan *body_of(const plans *plans, const plan *head)
 {
-    const plan *body = plan_choose(plans->bodies, plans->n_bodies, head->n_rows);
+    const plan *body = plan_choose(plans->bodies, plans->n_bodies, head->n_rows, cuda_device.step_rows);
     return body->n_rows < head->n_rows ? NULL : body;
 }
 

@@ -118,6 +118,7 @@ static void cpu_copy_page(llmc_model *model, int32_t to, int32_t from)
 }
 
 const device cpu_device = {
+    .step_rows = 16,
     .open = cpu_open,
     .close = cpu_close,
     .run = cpu_run,

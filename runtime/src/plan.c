@@ -339,23 +339,21 @@ void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads)
         if (plans->calls[i].grid) plans->calls[i].n_tasks = count_tasks(plans->calls[i].grid, n_threads);
 }
 
-/* A step reads all weights however few rows it has: that costs about as much as computing STEP_ROWS rows. So a few
+/* A step reads all weights however few rows it has: that costs about as much as computing step_rows rows. So a few
  * rows of padding are cheaper than another step, and another step is cheaper than many rows of padding. */
-enum { STEP_ROWS = 16 };
-
-const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows)
+const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows)
 {
     uint32_t above = 0;
     while (above < n_plans && plans[above].n_rows < n_rows) above++;
     if (above == n_plans) return plans + n_plans - 1;
     if (above == 0 || plans[above].n_rows == n_rows) return plans + above;
     /* Cover the rows with smaller plans, the largest that fits each time, while that stays the cheaper way. */
-    uint64_t padded = STEP_ROWS + plans[above].n_rows, split = 0, left = n_rows;
+    uint64_t padded = step_rows + plans[above].n_rows, split = 0, left = n_rows;
     for (uint32_t i = above; i-- && left && split < padded;) {
         uint64_t n = left / plans[i].n_rows;
-        split += n * (STEP_ROWS + plans[i].n_rows);
+        split += n * (step_rows + plans[i].n_rows);
         left -= n * plans[i].n_rows;
     }
-    if (left) split += STEP_ROWS + plans[0].n_rows;
+    if (left) split += step_rows + plans[0].n_rows;
     return split < padded ? plans + above - 1 : plans + above;
 }

@@ -158,7 +158,7 @@ llmc_status plans_load(plans *plans, const artifact *file);
 void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads);
 void plans_free(plans *plans);
 /* Which plan [n_plans, by rising n_rows] to run next when n_rows rows are left. */
-const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows);
+const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows);
 
 /* -- weights.c ---------------------------------------------------------------------------------------------------- */
 
@@ -243,6 +243,7 @@ llmc_status profile(llmc_model *model, llmc_profile *profile);
  * input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. What is started
  * runs in order. */
 typedef struct device {
+    uint32_t step_rows; /* what reading the weights once costs, in rows computed: plan_choose */
     /* Take all memory that steps need: model->kv, spaces and input. On an error close() follows. */
     llmc_status (*open)(llmc_model *model, const llmc_options *options);
     void (*close)(llmc_model *model);

@@ -196,7 +196,7 @@ llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *gi
 static llmc_status draw_there(llmc_model *model, llmc_sample_input *const *inputs, uint32_t n_inputs)
 {
     const plans *plans = &model->plans;
-    const plan *sampler = plan_choose(plans->samplers, plans->n_samplers, n_inputs);
+    const plan *sampler = plan_choose(plans->samplers, plans->n_samplers, n_inputs, model->device->step_rows);
     llmc_status status = LLMC_OK;
     for (uint32_t i = 0; i < n_inputs; i++) ((llmc_sequence *)inputs[i]->sequence)->in_call = 1;
     for (uint32_t i = 0; i < n_inputs && !status; i++)

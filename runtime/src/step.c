@@ -145,7 +145,7 @@ static llmc_status run_tokens(llmc_model *model, const llmc_step_input *inputs, 
     fill_body(model, inputs, body, n_rows, at);
     if (!n_wanted) return device->run(model, body, NULL);
     while (n_wanted && !status) {
-        const plan *head = plan_choose(plans->heads, plans->n_heads, n_wanted);
+        const plan *head = plan_choose(plans->heads, plans->n_heads, n_wanted, device->step_rows);
         uint32_t n = n_wanted < head->n_rows ? n_wanted : head->n_rows;
         cursor first = at;
         status = device->finish(model);
@@ -171,7 +171,7 @@ llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inpu
     if (status) return status;
     for (size_t i = 0; i < n_inputs; i++) sequence_drop_logits(inputs[i].sequence);
     while (n_left && !status) {
-        const plan *body = plan_choose(model->plans.bodies, model->plans.n_bodies, n_left);
+        const plan *body = plan_choose(model->plans.bodies, model->plans.n_bodies, n_left, model->device->step_rows);
         uint32_t n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
         status = run_tokens(model, inputs, body, n_rows, at);
         for (uint32_t i = 0; i < n_rows; i++) move_on(&at, inputs);

@@ -70,7 +70,7 @@ static uint32_t chosen(uint64_t n_rows)
     static const plan bodies[] = {
         {1, 0, NULL}, {2, 0, NULL}, {4, 0, NULL}, {8, 0, NULL}, {32, 0, NULL}, {128, 0, NULL},
     };
-    return plan_choose(bodies, 6, n_rows)->n_rows;
+    return plan_choose(bodies, 6, n_rows, 16)->n_rows;
 }
 
 static void test_plans_fit_the_rows(void)
@@ -81,8 +81,10 @@ static void test_plans_fit_the_rows(void)
     REQUIRE(chosen(31) == 32 && chosen(33) == 32);
     REQUIRE(chosen(40) == 32);             /* 32 + 8 is cheaper than 88 rows of padding */
     REQUIRE(chosen(120) == 128);
+    static const plan chunks[] = {{64, 0, NULL}, {256, 0, NULL}, {512, 0, NULL}, {1024, 0, NULL}};
+    REQUIRE(plan_choose(chunks, 4, 700, 192)->n_rows == 1024 && plan_choose(chunks, 4, 700, 4)->n_rows == 512);
     static const plan wide[] = {{16, 0, NULL}};
-    REQUIRE(plan_choose(wide, 1, 1)->n_rows == 16 && plan_choose(wide, 1, 40)->n_rows == 16);
+    REQUIRE(plan_choose(wide, 1, 1, 16)->n_rows == 16 && plan_choose(wide, 1, 40, 192)->n_rows == 16);
 }
 
 /* -- sampling: a sequence made by hand, logits and nothing else --------------------------------------------------- */
