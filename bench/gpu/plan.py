@@ -83,7 +83,7 @@ PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest b
 
 VISITS = {
     1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, FEW_ODD),
-    2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, OWN, PROFILES, CLEAN, KERNELS),
+    2: (FACTS, LIMITS, SHORT, POINTS, MANY, COMPILED, QUANTISED, OWN, PROFILES, CLEAN, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
 """What a visit may take where the machine is there for fifteen minutes, both starts included."""

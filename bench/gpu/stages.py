@@ -35,7 +35,7 @@ STAGES = (
     Stage("d", sanitize, "compute-sanitizer", 150.0, on_device=False),
     Stage("e", limits, "copies and cuBLAS", 60.0),
     Stage("f", measure, "tuning"),
-    Stage("g", whole, "whole models", 180.0, on_device=False),
+    Stage("g", whole, "whole models", 90.0, on_device=False),
     Stage("h", profiles, "profiles of what falls short", 100.0, on_device=False),
 )
 
