@@ -14,7 +14,7 @@ import gc
 import importlib.util
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,7 +92,8 @@ class HuggingFace:
         """Seconds of steps, the last of which makes the sequences `length` tokens long; the `first` do not count."""
         first = self.settings["first"]
         steps = self.settings["eager_steps" if system == HF else "steps"]
-        context = max(1, length - first - steps)
+        spare = WARM_UPS + 1 if system in (GRAPH, COMPILED) else 0  # no position is beyond the model's table
+        context = max(1, length - first - steps - spare)
         with self.steps(batch, context, length, system) as step:
             seconds = [timed(step) for _ in range(min(first + steps, length - context))]
         del step  # and its cache, before memory is given back
@@ -224,15 +225,6 @@ def timed(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
-
-
-def warm(kit: Kit, names: Sequence[str]) -> None:
-    """Let torch.compile make the kernels that it will be timed with: it keeps them on disk, and finds them again."""
-    for name in names:
-        hugging_face = HuggingFace(kit, name)
-        for batch, length in hugging_face.settings["compiled"]:
-            hugging_face.decode(batch, length, COMPILED)
-        hugging_face.close()
 
 
 # -- loading ----------------------------------------------------------------------------------------------------------

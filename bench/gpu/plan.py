@@ -76,7 +76,7 @@ POINTS = _of_models(
     whole.POINTS, "decode at batch 1, 2, 4, 8 and 128 – 4k, prompts of 1k – 4k, beside Hugging Face", 120, 200
 )
 QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 1 and 8, and a prompt", 25, 60)
-COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 80, 240)
+COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 130, 240)
 MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 15, 40)
 CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 120, 240)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
-MOST_NICE = 19
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""
 if (HERE / "kit.json").exists():
@@ -43,12 +42,6 @@ def main() -> None:
         from llmc.bench.gpu.filled import fill
 
         fill(kit, options.fill.split("+"))
-        return
-    if options.warm:
-        from llmc.bench.gpu.hf import warm
-
-        os.nice(MOST_NICE)
-        warm(kit, options.warm.split("+"))
         return
     if options.work:
         from llmc.bench.gpu.work import work
@@ -70,18 +63,16 @@ def main() -> None:
 
 
 def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Namespace, end_at: float) -> None:
-    """The parts one after the other; meanwhile the models that are measured first are filled with weights, and what
-    torch.compile makes is made."""
+    """The parts one after the other; meanwhile the models that are measured first are filled with weights."""
     from llmc.bench.gpu import plan, whole
     from llmc.bench.gpu.summary import write_summary
     from llmc.bench.gpu.watch import end, missing_device, run_parts
 
     own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
-    filling = warming = None
+    filling = None
     if (models := "+".join(whole.filled_early(kit))) and any(part.stage.name == whole.STAGE for part in parts):
-        filling = start([*own, "--fill", models], options.out / "fill.txt")
-        if options.visit == 2 and kit.said["settings"]["compiled"]:
-            warming = start([*own, "--warm", models], options.out / "warm.txt")
+        with (options.out / "fill.txt").open("a") as log:
+            filling = subprocess.Popen([*own, "--fill", models], stdout=log, stderr=log, start_new_session=True)
     try:
         for group in plan.processes(parts):
             if time.time() < end_at:
@@ -94,15 +85,8 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
                 if said := missing_device(journal):
                     sys.exit(f"error: the GPU cannot be used: {said}\n  hint: run this where nvidia-smi lists one")
     finally:
-        for process in (filling, warming):
-            if process and process.poll() is None:
-                end(process)
-
-
-def start(command: list[str], said: Path) -> subprocess.Popen[bytes]:
-    """A process of its own beside this one.  said: the file for what it prints."""
-    with said.open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        if filling and filling.poll() is None:
+            end(filling)
 
 
 def arguments() -> argparse.Namespace:
@@ -114,7 +98,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", default="", help="letters [default: all]")
     parser.add_argument("--seconds", type=float, default=0.0, help="for everything [default: the visit's]")
     parser.add_argument("--fill", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--warm", default="", help=argparse.SUPPRESS)
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     return parser.parse_args()
