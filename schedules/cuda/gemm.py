@@ -73,7 +73,6 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     kind, n_threads = ("Wgmma", 384) if gemm_tiles.DEVICES[target.arch].wgmma else ("Mma", 256)
     function = f"gemm_{kind.lower()}{'_codes' if kind == 'Wgmma' and op.weight != op.element else ''}"
     cut = f"{params.tokens}, {params.stages}, {params.blocks}, {params.n_shared(op)}, {params.band}, {params.cluster}"
-    cut += f", {params.ahead}" * (params.ahead > 0)
     shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages)
     declarations = (
         f"using Cut = Tiling<Layer, {cut}>;\n"

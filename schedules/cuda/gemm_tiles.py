@@ -36,9 +36,6 @@ NOT_HIDDEN = 0.2
 """Of a step's products or the making of their operands from codes, whichever is shorter: they run side by side.  An
 estimate."""
 
-AHEAD = 4
-"""Steps that flat products may ask for beyond their ring: some 64 KiB of each multiprocessor's 32 a µs."""
-
 MOST_STAGES = 12
 FLIGHT_BYTES = 64 << 10
 """On their way to a multiprocessor for memory to be as busy as can be; on paper half of them lose about 8 %,
@@ -80,8 +77,7 @@ class Tiling:
 
     tokens: of a tile.  stages: of the ring.  blocks: of the grid.  shared: whether tiles that do not fill a round are
     shared out.  band: token tiles that lie side by side, before the next rows of the weight.  cluster: blocks that
-    bring each other their tokens; a tile is as many times 128 rows then.  ahead: steps whose weights are asked for
-    beyond the ring, before the kernel in front has ended.
+    bring each other their tokens; a tile is as many times 128 rows then.
     """
 
     tokens: int
@@ -90,13 +86,11 @@ class Tiling:
     shared: bool = True
     band: int = 1
     cluster: int = 1
-    ahead: int = 0
 
     def __str__(self) -> str:
         rest = ", rest shared out" if self.shared else ""
         blocks = f"{self.blocks} blocks" + (f" in clusters of {self.cluster}" if self.cluster > 1 else "")
-        stages = f"{self.stages}{f'+{self.ahead}' * (self.ahead > 0)} stages"
-        return f"128x{self.tokens} tiles, {stages}, {blocks}, {self.band} side by side{rest}"
+        return f"128x{self.tokens} tiles, {self.stages} stages, {blocks}, {self.band} side by side{rest}"
 
     @property
     def workers(self) -> int:
@@ -167,10 +161,7 @@ def space(op: LinearOp, target: Target) -> list[Tiling]:
     tilings = set(_tilings(op, device))
     ordered = sorted(tilings, key=lambda each: (cost_us(op, each, device), each.cluster, each.tokens))
     best = {tiling.cluster: tiling for tiling in reversed(ordered)}
-    first = sorted(ordered, key=lambda each: best[each.cluster] is not each)
-    if not device.wgmma or op.m > FLAT_TOKENS:
-        return first
-    return [tiling for each in first for tiling in (each, replace(each, ahead=AHEAD))]
+    return sorted(ordered, key=lambda each: best[each.cluster] is not each)
 
 
 def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:

@@ -56,7 +56,7 @@ def space(call: Call, target: Target) -> Iterable[Params]:
         return streams
     tiles: list[Params] = [*gemm.space(product_of(op, target, by_gemv=False), target)]
     if not prefers_gemv(op, target):
-        return [*tiles[:4], *streams[:2], *tiles[4:], *streams[2:]]
+        return [*tiles[:2], *streams[:2], *tiles[2:], *streams[2:]]
     apart = [replace(params, apart=True) for params in gemv.space(stripped(op), target)[:2]] if inside.norm else []
     return [*streams[:2], *tiles[:1], *apart[:1], *tiles[1:2], *streams[2:], *apart[1:], *tiles[2:]]
 

@@ -19,14 +19,12 @@ struct Place {
 };
 
 // `Layer` is that of epilogue.cuh, with kK, T, and how a Weight lies (gemv_weight.cuh, gemv_quant.cuh). kStages: of the
-// ring. kBlocks: of the grid; kCluster: of a cluster. kShared: Work's. kAhead: steps that
-// are asked for beyond the ring, before the kernel in front has ended.
-template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1,
-          int kAhead_ = 0>
+// ring. kBlocks: of the grid; kCluster: of a cluster. kShared: Work's.
+template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1>
 struct Tiling {
     static_assert(kBlocks % kCluster_ == 0, "the grid is whole clusters");
     using L = Layer;
-    static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_, kAhead = kAhead_;
+    static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_;
     static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
     static constexpr int kTileGroups = kGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
     static constexpr int kGroupBytes = 4 * L::Weight::kPieceBytes;  // of the weight, for a warpgroup's step

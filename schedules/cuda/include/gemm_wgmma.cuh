@@ -88,22 +88,14 @@ struct Producer {
         }
     }
 
-    // Stages whose W is under way; that of the next kAhead is on its way to L2.
+    // Stages whose W is under way.
     __device__ int run_ahead() const {
         int n_early = 0;
-        Walk ahead(Tiling::worker());
 #pragma unroll 1
-        for (; ahead.any && n_early < Tiling::kStages; ahead.advance()) copy_weight(n_early++, ahead.now);
-#pragma unroll 1
-        for (int i = 0; ahead.any && i < Tiling::kAhead; ahead.advance(), i++) prefetch_weight(ahead.now);
-        return n_early;
-    }
-
-    __device__ void prefetch_weight(const Stretch &now) const {
-        const Place place = Tiling::place_of(now.tile);
-        for (int group = 0; group < Tiling::tile_rows_at(place); group++) {
-            bulk_prefetch_l2(Tiling::weight_at(weight, place, group, now.begin), Tiling::kGroupBytes);
+        for (Walk ahead(Tiling::worker()); ahead.any && n_early < Tiling::kStages; ahead.advance()) {
+            copy_weight(n_early++, ahead.now);
         }
+        return n_early;
     }
 
     // n_early: as run_ahead() says. From here on other blocks of the cluster are reached into.
