@@ -95,8 +95,8 @@ def lengths_of(call: Call) -> tuple[int, ...]:
     m, room = kind.shape[0], kind.shape[1] * PAGE_TOKENS
     decode = is_decode(m)
     wanted = DECODE_LENGTHS if decode else PROMPT_LENGTHS
-    wanted = tuple(n for n in wanted if n * m <= MOST_CACHED_TOKENS or not decode)
-    return tuple(n for n in wanted if n <= room and (decode or n >= m)) or (min(room, max(m, DECODE_LENGTHS[0])),)
+    fits = [n for n in wanted if n <= room and (n * m <= MOST_CACHED_TOKENS if decode else n >= m)]
+    return tuple(fits) or (min(room, max(m, DECODE_LENGTHS[0])),)
 
 
 # -- of odd shapes ----------------------------------------------------------------------------------------------------
