@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmc import schedules
-from llmc.compiler.kernel import Call, DType, Launch, TensorType
+from llmc.compiler.kernel import Call, DType, Implementation, Launch, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
@@ -42,13 +42,14 @@ LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 @dataclass(frozen=True)
 class Case:
     """A call on an architecture.  wants: instructions that its main kernel has; wide: 16-byte loads are among them;
-    from_registers: so do all its products take the weight."""
+    from_registers: so do all its products take the weight.  in_digits: by the candidate that multiplies x so."""
 
     level: str
     call: Call
     wants: tuple[str, ...]
     wide: bool = True
     from_registers: bool = False
+    in_digits: bool = False
 
 
 def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
@@ -117,6 +118,7 @@ CASES = {
         stored_as(deferred_call("RMSNormGatedLinearSilu", 1, 11008, 4096, tiled_y=True, columns=16), "i4"),
         ("IMMA.16832.S8.S8", "UBLKCP", "UBLKPF.L2"),
         False,
+        in_digits=True,
     ),
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
@@ -146,9 +148,17 @@ def compiled(launch: Launch, level: str) -> tuple[Sass, str]:
     return read_sass(code), said
 
 
+def implemented(case: Case) -> Implementation:
+    target = Target("cuda", case.level)
+    if not case.in_digits:
+        return schedules.implement(case.call, target)
+    found = (each for each in linear.space(case.call, target) if isinstance(each, Gemv) and each.digits and each.bulk)
+    return linear.implement(case.call, next(found), target)
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case: Case) -> None:
-    launches = schedules.implement(case.call, Target("cuda", case.level)).launches
+    launches = implemented(case).launches
     main = max(launches, key=lambda launch: launch.n_operations)
     for launch in launches:
         sass, said = compiled(launch, case.level)
