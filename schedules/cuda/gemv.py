@@ -102,8 +102,8 @@ MOST_CANDIDATES = 32
 def space(op: LinearOp, target: Target) -> list[Gemv]:
     """Parameters worth measuring, the best on paper first of what has run on a GPU: bulk copies and digits have not.
 
-    On an H200 blocks that normalise x are 3 – 8 µs faster if they let the next kernel in at once, and blocks that take x
-    as it comes 2 – 4 µs if they do not."""
+    On an H200 blocks that normalise x are 3 – 8 µs faster if they let the next kernel in at once, and blocks that take
+    x as it comes 2 – 4 µs if they do not."""
     device = DEVICES[target.arch]
     best, *rest = by_cost(op, device, digits=False, bulk=False)
     if target.arch < 90:

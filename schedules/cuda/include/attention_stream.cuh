@@ -355,10 +355,9 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     __syncthreads();
     wait_for_previous();
 
-    uint64_t new_rows = part.split == part.splits - 1 ? fresh.rows : 0;
-    int first_new = new_rows ? (__ffsll(new_rows) - 1) / 16 * 16 : 0;
+    uint32_t groups = part.split == part.splits - 1 ? fresh.groups : 0;  // of new rows, not yet attended
     form_queries<Shape>(qkv, cos, sin, part, q);
-    if (new_rows) form_fresh<Shape>(qkv, cos, sin, page_table, part, first_new, new_at, new_keys, kv);
+    if (groups) form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
     __syncthreads();
 
     StreamQueries<Shape> queries;
@@ -367,18 +366,18 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     clear(state);
     if constexpr (kCoded<Shape>) clear_unit(state);
     walk_pages<Shape>(state, queries, part, fresh, copies);
-    while (new_rows) {
-        if (warp_index() == first_new / 16) {
+    while (groups) {
+        const int group = __ffs(groups) - 1;
+        if (warp_index() == group) {
             float s[2][4];
             score<Shape, kTokens, kTokens>(s, queries, new_keys);
-            attend<Shape>(state, part, s, true, [&](int i) { return new_at[first_new + i]; });
+            attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * group + i]; });
             add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
         }
-        new_rows &= ~(uint64_t(0xffff) << first_new);
-        if (!new_rows) break;
-        first_new = (__ffsll(new_rows) - 1) / 16 * 16;
+        groups &= groups - 1;
+        if (!groups) break;
         __syncthreads();  // the last 16 rows have been attended
-        form_fresh<Shape>(qkv, cos, sin, page_table, part, first_new, new_at, new_keys, kv);
+        form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
         __syncthreads();
     }
 

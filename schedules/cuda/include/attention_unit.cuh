@@ -41,13 +41,13 @@ template <class Shape>
 struct Fresh {
     int at[Stream<Shape>::per_lane];  // position, or -1: not of this sequence, or beyond its last row
     int least, n;
-    uint64_t rows;  // which of the step's
+    uint32_t groups;  // bit g: some of rows 16 g … 16 g + 15 of the step
 };
 
 template <class Shape>
 __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const int *page_table, const Part &part) {
     Fresh<Shape> fresh;
-    fresh.least = part.last, fresh.n = 0, fresh.rows = 0;
+    fresh.least = part.last, fresh.n = 0, fresh.groups = 0;
 #pragma unroll
     for (int j = 0; j < Stream<Shape>::per_lane; j++) {
         const int row = 32 * j + lane_index();
@@ -58,7 +58,7 @@ __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const i
                 fresh.at[j] = at;
         }
         const uint32_t here = __ballot_sync(kAllLanes, fresh.at[j] >= 0);
-        fresh.n += __popc(here), fresh.rows |= uint64_t(here) << 32 * j;
+        fresh.n += __popc(here), fresh.groups |= (bool(here & 0xffff) | bool(here >> 16) << 1) << 2 * j;
         int least = fresh.at[j] >= 0 ? fresh.at[j] : part.last;
         for (int offset = 16; offset > 0; offset /= 2) least = min(least, __shfl_xor_sync(kAllLanes, least, offset));
         fresh.least = min(fresh.least, least);
