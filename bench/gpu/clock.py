@@ -12,7 +12,7 @@ PAPER_S: dict[str, float] = {
     micro.STAGE: 1.0,
     check.STAGE: 1.0,
     limits.STAGE: 1.0,
-    measure.STAGE: 0.2,
+    measure.STAGE: 0.1,
     sanitize.STAGE: 10.0,
     profiles.STAGE: 8.0,
     "llmc load": 10.0,

@@ -28,7 +28,8 @@ def everything(kit: Kit, item: str) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Some items of a stage.  seconds: what they take, on paper; most: what they may take.  wants: which items."""
+    """Some items of a stage.  seconds: what they take, as an H200 did, or on paper where it did not get there; most:
+    what they may take.  wants: which items."""
 
     name: str
     stage: Stage
@@ -42,42 +43,42 @@ def _of_models(name: str, says: str, seconds: int, most: int) -> Part:
     return Part(name, stage_of(whole.STAGE), says, seconds, most, lambda kit, item: whole.wish_of(kit, item) == name)
 
 
-FACTS = Part("facts", stage_of(facts.STAGE), "driver, card, machine", 3, 20)
-PRIMITIVES = Part("primitives", stage_of(micro.STAGE), "small kernels with known answers", 4, 40)
+FACTS = Part("facts", stage_of(facts.STAGE), "driver, card, machine", 1, 20)
+PRIMITIVES = Part("primitives", stage_of(micro.STAGE), "small kernels with known answers", 2, 40)
 USED_FIRST = Part(
     "kernels used first",
     stage_of(check.STAGE),
     "what both models launch at batch 1 and 8 and for a prompt, against PyTorch",
-    35,
+    15,
     80,
     check.is_used_first,
 )
-LIMITS = Part("limits", stage_of(limits.STAGE), "copies within the device; cuBLAS; what a launch costs", 6, 30)
+LIMITS = Part("limits", stage_of(limits.STAGE), "copies within the device; cuBLAS; what a launch costs", 4, 30)
 SHORT = _of_models(
     whole.SHORT,
     "Llama-2-7B and OPT-6.7B: logits and tokens; decode at batch 1 and 8, 128 and 1k, beside Hugging Face",
-    80,
+    50,
     150,
 )
-TUNING = Part("tuning", stage_of(measure.STAGE), "each candidate of each call, the rules' own first", 80, 160)
+TUNING = Part("tuning", stage_of(measure.STAGE), "each candidate of each call, the rules' own first", 40, 160)
 OWN = Part(
     "tuning, own choices",
     stage_of(measure.STAGE),
     "the rules' own choices at batch 1 and 8, for the profiles to choose from",
-    10,
+    3,
     25,
     measure.is_own_at_first,
 )
 FEW_ODD = Part(
-    "odd shapes", stage_of(check.STAGE), "shapes that fill no tile, in every operator and dtype", 25, 60, check.is_odd
+    "odd shapes", stage_of(check.STAGE), "shapes that fill no tile, in every operator and dtype", 30, 60, check.is_odd
 )
-KERNELS = Part("all other kernels", stage_of(check.STAGE), "every candidate of every call, against PyTorch", 90, 300)
+KERNELS = Part("all other kernels", stage_of(check.STAGE), "every candidate of every call, against PyTorch", 60, 300)
 POINTS = _of_models(
-    whole.POINTS, "decode at batch 1, 2, 4, 8 and 128 – 4k, prompts of 1k – 4k, beside Hugging Face", 120, 200
+    whole.POINTS, "decode at batch 1, 2, 4, 8 and 128 – 4k, prompts of 1k – 4k, beside Hugging Face", 85, 200
 )
-QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 1 and 8, and a prompt", 25, 60)
+QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 1 and 8, and a prompt", 20, 60)
 COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 130, 240)
-MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 15, 40)
+MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 10, 40)
 CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 120, 240)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
@@ -111,7 +112,7 @@ def processes(parts: Iterable[Part]) -> Iterator[list[Part]]:
 
 def table() -> Iterator[str]:
     """The visits as Markdown."""
-    yield "| visit | part | stage | what | on paper, s | at most, s |"
+    yield "| visit | part | stage | what | about, s | at most, s |"
     yield "|---|---|---|---|---:|---:|"
     for visit, parts in VISITS.items():
         for part in parts:
