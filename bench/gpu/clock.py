@@ -19,6 +19,7 @@ PAPER_S: dict[str, float] = {
     "llmc logits": 1.0,
     "llmc decode": 1.0,
     "llmc prefill": 1.0,
+    "llmc timeline": 3.0,
     "hf load": 10.0,
     "hf logits": 6.0,
     "hf decode": 2.0,

@@ -17,6 +17,7 @@ from llmc.bench.gpu.filled import model_of
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.limits import COPY_LIMIT
+from llmc.bench.gpu.trace import traced
 
 STAGE = "whole"
 LLMC, HF, GRAPH, COMPILED, FLASH = "llmc", "hf", "hf-graph", "hf-compile", "hf-flash"
@@ -32,6 +33,7 @@ SHORT, POINTS, QUANTISED, COMPILED_POINTS, MANY = (
 SETTINGS: dict[str, Any] = {
     "short": [[1, 128], [8, 128], [1, 1024], [8, 1024]],
     "decode": [[batch, length] for batch in (1, 8, 2, 4) for length in (128, 1024, 2048, 4096)],
+    "timeline": [[1, 128], [8, 128]],
     "quantised": [[1, 128], [8, 128], [1, 1024]],
     "compiled": [[1, 128], [8, 128]],
     "flash": [[1, 4096], [8, 4096]],
@@ -63,16 +65,19 @@ class Wish:
     backwards: bool = False
 
 
+QUANTISED_POINTS = (("decode", "quantised"), ("timeline", "timeline"), ("prefill", "prefill"))
 WISHES = (
-    Wish(SHORT, False, (("decode", "short", (LLMC, HF, GRAPH)),), logits=True),
+    Wish(SHORT, False, (("decode", "short", (LLMC, HF, GRAPH)), ("timeline", "timeline", (LLMC,))), logits=True),
     Wish(POINTS, False, (("decode", "decode", (LLMC, HF, GRAPH)), ("prefill", "prefill", (LLMC, HF))), backwards=True),
-    Wish(QUANTISED, True, (("decode", "quantised", (LLMC,)), ("prefill", "prefill", (LLMC,)))),
+    Wish(QUANTISED, True, tuple((task, points, (LLMC,)) for task, points in QUANTISED_POINTS)),
     Wish(COMPILED_POINTS, False, (("decode", "compiled", (COMPILED,)), ("decode", "flash", (FLASH,)))),
     Wish(MANY, False, (("decode", "decode_large", (LLMC,)),), backwards=True),
 )
 SHORT_PROMPT = 96
 """Tokens of the prompt whose logits are compared."""
 NEW = 32
+MOST_KERNELS = 8
+"""Of a timeline, in the summary."""
 
 
 def items(kit: Kit) -> Iterator[str]:
@@ -141,6 +146,8 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
         if task == "prefill":
             return {"seconds": subject.prefill(int(rest[0])), "tokens": int(rest[0])}
         batch, length = map(int, rest[0].split("x"))
+        if task == "timeline":
+            return {"kernels": traced(lambda: subject.decode(batch, length, system))}
         seconds = subject.decode(batch, length, system)
         return {"seconds": seconds, "tokens_per_s": batch / median(seconds), **subject.step_bytes(batch, length)}
 
@@ -222,6 +229,10 @@ def report(journal: Journal, rates: Mapping[str, float]) -> Iterator[str]:
         if " llmc prefill " in item:
             other = ratio(results, item.replace(" llmc ", " hf "), entry)
             yield f"- {item}: {entry['tokens'] / median(entry['seconds']):.0f} tokens/s, {other or '?'} over HF"
+        elif " llmc timeline " in item:
+            for kernel in entry["kernels"][:MOST_KERNELS]:
+                us = f"{kernel['us']:.1f} µs, {kernel['advance_us']:.1f} behind the one before"
+                yield f"- {item}: {kernel['n']} times {kernel['name']}: {us}"
         elif item.endswith("hf logits"):
             yield (
                 f"- {item}: error {entry['ratio']:.2f}x HF's; {entry['agree']} of {entry['of']} tokens are the float32 "

@@ -23,6 +23,7 @@ from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit, layout_to_json
 from llmc.bench.gpu.prepare import Wanted
+from llmc.bench.gpu.trace import summed
 from llmc.cli import tune_gpu
 from llmc.cli.main import main
 from llmc.compiler import artifact
@@ -47,6 +48,7 @@ TINY: dict[str, Any] = {
     "replays": 2,
     "short": [[1, 40]],
     "decode": [[1, 40]],
+    "timeline": [[1, 40]],
     "quantised": [],
     "compiled": [],
     "flash": [],
@@ -415,5 +417,15 @@ def test_a_whole_model_runs_beside_hugging_face(model_kit: Path, tmp_path: Path)
     found = journal.results("whole")["tiny hf logits"]
     assert (found["agree"], found["of"]) == (32, 32)
     assert found["ratio"] < 1.5  # of Hugging Face's own error in bfloat16
+    assert journal.results("whole")["tiny llmc timeline 1x40"]["kernels"] == []  # no GPU, no trace
     assert "| tiny | 1x40 |" in (tmp_path / "out" / "summary.md").read_text()
     assert misuse(tmp_path / "fake.log") == []
+
+
+def test_a_trace_says_what_kernels_take_in_their_places() -> None:
+    """b begins while a still runs: what it takes is from a's end on."""
+    spans = [(0.0, 4.0, "a_0123abcd"), (3.0, 9.0, "b"), (9.5, 12.0, "a_4567cdef"), (11.0, 18.0, "b")]
+    assert summed(spans) == [
+        {"name": "b", "n": 2, "us": 6.5, "advance_us": 5.5},
+        {"name": "a", "n": 1, "us": 2.5, "advance_us": 3.0},
+    ]
