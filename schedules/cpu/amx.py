@@ -24,8 +24,6 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tvm.tirx.script import builder as T
-
 REGISTERS = 8
 ROWS, ROW_BYTES = 16, 64
 TILE_BYTES = ROWS * ROW_BYTES
@@ -146,5 +144,7 @@ def _function(name: str, parameters: str, lines: list[str]) -> str:
 
 def call(name: str, *arguments: Any) -> None:
     """One of the functions above; numbers are counted in int64."""
+    from tvm.tirx.script import builder as T  # not at the top: to choose a kernel takes no TVM
+
     values = [T.int64(a) if isinstance(a, int) else a for a in arguments]
     T.evaluate(T.call_extern("int32", f"llmc_{name}", *values))

@@ -106,6 +106,8 @@ def norm_case(
 
 
 ROWS: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
+RUN_AND_STEP: list[Row] = [*((0, i) for i in range(40, 65)), *STEP[1:]]
+"""A sequence's rows are in two groups of 16."""
 
 CASES: dict[str, Callable[[], Case]] = {
     "GEMV with a norm": lambda: linear_case(
@@ -189,7 +191,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "GEMM in f32": lambda: linear_case("Linear", (20, 70, 100), ("gemm_fma.cuh",), dtype="f32"),
     "norm": lambda: linear_case("LayerNormLinearBiasRelu", (40, 72, 200), ("norm_rows.cuh",)),
     "attention of a few rows": lambda: attention_case(
-        STEP,
+        RUN_AND_STEP,
         ("attention_stream.cuh",),
         HOPPER,
         spare=("__syncwarp",),  # before a slot is overwritten: it was read by ldmatrix, which lanes do together
