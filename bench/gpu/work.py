@@ -10,7 +10,7 @@ from typing import Any
 from llmc.bench.gpu import check, facts, measure, whole
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.driver import CudaError, Device
-from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.plan import Part
 
@@ -95,6 +95,10 @@ def is_well() -> bool:
     return True
 
 
+def is_hung(entry: Entry) -> bool:
+    return entry["event"] == "failed" and TOO_LONG in entry["error"]
+
+
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     """The part's items that are not settled, but for what is known to lead to nothing: kernels of a family that hung,
     candidates whose kernels are wrong, systems that failed before."""
@@ -106,7 +110,7 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
         wrong = {item for item, entry in journal.latest(check.STAGE).items() if entry["event"] == "failed"}
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
     if stage.module is check:
-        hung = {check.family(kit, item) for item in settled if TOO_LONG in str(latest[item].get("error"))}
+        hung = {check.family(kit, item) for item in settled if is_hung(latest[item])}
         return [item for item in left if check.family(kit, item) not in hung]
     if stage.module is whole:
         failed = [tuple(item.split()[:2]) for item, entry in latest.items() if entry["event"] == "failed"]

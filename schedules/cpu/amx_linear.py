@@ -19,12 +19,12 @@ from functools import partial
 from math import ceil, prod
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear as vector
 from llmc.schedules.cpu.amx import ROWS, TILE_BYTES, TileBlock
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
-from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.cpu.panel_layout import PANEL
 from llmc.schedules.cpu.quant_layout import padded
 from llmc.schedules.rule import Rule
 
@@ -134,21 +134,10 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
     x = Operand("temp", 0)
     grid = tiles.row_tiles(layer) * ceil(layer.k / vector.PACKING_COLUMNS)
     packing = Launch(packing_kernel(layer, tiles), (Operand("input", 0), x), grid, 6 * layer.m * layer.k)
-    others = [Operand("input", index) for index in range(1, len(call.inputs))]
-    product = Launch(
-        product_kernel(layer, tiles),
-        (x, *others, Operand("output", 0), Operand("scratch")),
-        tiles.grid(layer),
-        layer.weight_bytes + 4 * layer.m * (layer.k + layer.n * (2 if layer.residual else 1)),
-        2 * layer.m * layer.n * layer.parts * layer.k,
-    )
-    layouts: dict[int, Layout] = {1: layer.layout}
-    if layer.bias:
-        layouts[2] = PanelVector(layer.parts)
+    product = vector.product_launch(call, layer, tiles, product_kernel(layer, tiles), (x,), layer.weight_bytes)
     x_bytes = tiles.row_tiles(layer) * tiles.rows * tiles_of_k(layer) * TILE_WORDS * 4
-    return Implementation(
-        (packing, product), (x_bytes,), 4 * scratch_words(layer, tiles), layouts, family=tiles.family(layer.m)
-    )
+    layouts, family = vector.layouts_of(layer, layer.layout), tiles.family(layer.m)
+    return Implementation((packing, product), (x_bytes,), 4 * scratch_words(layer, tiles), layouts, family=family)
 
 
 def packing_kernel(layer: Linear, tiles: Tiles) -> Kernel:

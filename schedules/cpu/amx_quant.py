@@ -16,13 +16,13 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
+from llmc.compiler.kernel import Call, Implementation, Kernel
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.amx import ROWS, TileBlock
 from llmc.schedules.cpu.amx_linear import GROUP, even
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
-from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.cpu.panel_layout import PANEL
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.rule import Rule
 
@@ -101,26 +101,8 @@ def scratch_words(quant: QuantLinear, tiles: Tiles) -> int:
 def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
     quant = parse(call, target)
     assert quant is not None, "implement follows match"
-    layer = quant.linear
-    rows = tiles.row_tiles(layer) * tiles.rows
-    packed = tuple(Operand("temp", index) for index in range(3))
-    grid = quant_linear.packing_grid(quant, tiles)
-    packing = Launch(packing_kernel(quant, tiles), (Operand("input", 0), *packed), grid, 5 * layer.m * layer.k)
-    others = [Operand("input", index) for index in range(1, len(call.inputs))]
-    product = Launch(
-        product_kernel(quant, tiles),
-        (*packed, *others, Operand("output", 0), Operand("scratch")),
-        tiles.grid(layer),
-        quant.weight_bytes + 4 * layer.m * (layer.k + layer.n * (2 if layer.residual else 1)),
-        2 * layer.m * layer.n * layer.parts * layer.k,
-    )
-    layouts: dict[int, Layout] = {1: quant.layout}
-    if layer.bias:
-        layouts[2] = PanelVector(layer.parts)
-    temps = (rows * quant.k, 4 * rows * quant.blocks, 4 * rows * quant.blocks)
-    return Implementation(
-        (packing, product), temps, 4 * scratch_words(quant, tiles), layouts, family=tiles.family(layer.m)
-    )
+    kernels = packing_kernel(quant, tiles), product_kernel(quant, tiles)
+    return quant_linear.launched(quant, tiles, call, *kernels, scratch_bytes=4 * scratch_words(quant, tiles))
 
 
 def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:

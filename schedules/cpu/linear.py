@@ -206,22 +206,28 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
         launches.append(Launch(packing, (x, Operand("temp", 0)), packing_grid(linear, tiles), 8 * linear.m * linear.k))
         x = Operand("temp", 0)
         temps.append(tiles.row_tiles(linear) * tiles.rows * linear.steps * linear.words * 4)
+    launches.append(product_launch(call, linear, tiles, product_kernel(linear, tiles), (x,), linear.weight_bytes))
+    layouts, family = layouts_of(linear, linear.layout), tiles.family(linear.m)
+    return Implementation(tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts, family=family)
+
+
+def product_launch(
+    call: Call, linear: Linear, tiles: Tiles, kernel: Kernel, x: tuple[Operand, ...], weight_bytes: int
+) -> Launch:
+    """The product's launch, whatever unit multiplies.  x: the call's first input as packing leaves it."""
     others = [Operand("input", index) for index in range(1, len(call.inputs))]
-    launches.append(
-        Launch(
-            product_kernel(linear, tiles),
-            (x, *others, Operand("output", 0), Operand("scratch")),
-            tiles.grid(linear),
-            linear.weight_bytes + 4 * linear.m * (linear.k + linear.n * (2 if linear.residual else 1)),
-            2 * linear.m * linear.n * linear.parts * linear.k,
-        )
+    return Launch(
+        kernel,
+        (*x, *others, Operand("output", 0), Operand("scratch")),
+        tiles.grid(linear),
+        weight_bytes + 4 * linear.m * (linear.k + linear.n * (2 if linear.residual else 1)),
+        2 * linear.m * linear.n * linear.parts * linear.k,
     )
-    layouts: dict[int, Layout] = {1: linear.layout}
-    if linear.bias:
-        layouts[2] = PanelVector(linear.parts)
-    return Implementation(
-        tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts, family=tiles.family(linear.m)
-    )
+
+
+def layouts_of(linear: Linear, weight: Layout) -> dict[int, Layout]:
+    """How the weight and the bias lie."""
+    return {1: weight, 2: PanelVector(linear.parts)} if linear.bias else {1: weight}
 
 
 def is_packed(linear: Linear) -> bool:

@@ -24,12 +24,12 @@ from functools import partial
 from math import ceil
 from typing import Any, Literal
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, TensorType
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import linear
 from llmc.schedules.cpu.linear import Linear, Tiles
-from llmc.schedules.cpu.panel_layout import PANEL, PanelVector
+from llmc.schedules.cpu.panel_layout import PANEL
 from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of, padded
 from llmc.schedules.rule import Rule
 
@@ -128,26 +128,25 @@ def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
 
 
 def implement(quant: QuantLinear, tiles: Tiles, call: Call) -> Implementation:
+    kernels = packing_kernel(quant, tiles), product_kernel(quant, tiles)
+    return launched(quant, tiles, call, *kernels, scratch_bytes=4 * tiles.rows * tiles.panels * PANEL)
+
+
+def launched(
+    quant: QuantLinear, tiles: Tiles, call: Call, packing: Kernel, product: Kernel, *, scratch_bytes: int
+) -> Implementation:
+    """Both launches, whatever unit multiplies."""
     layer = quant.linear
     rows = tiles.row_tiles(layer) * tiles.rows
     packed = tuple(Operand("temp", index) for index in range(3))
-    packing = Launch(
-        packing_kernel(quant, tiles), (Operand("input", 0), *packed), packing_grid(quant, tiles), 5 * layer.m * layer.k
+    grid = packing_grid(quant, tiles)
+    launches = (
+        Launch(packing, (Operand("input", 0), *packed), grid, 5 * layer.m * layer.k),
+        linear.product_launch(call, layer, tiles, product, packed, quant.weight_bytes),
     )
-    others = [Operand("input", index) for index in range(1, len(call.inputs))]
-    product = Launch(
-        product_kernel(quant, tiles),
-        (*packed, *others, Operand("output", 0), Operand("scratch")),
-        tiles.grid(layer),
-        quant.weight_bytes + 4 * layer.m * (layer.k + layer.n * (2 if layer.residual else 1)),
-        2 * layer.m * layer.n * layer.parts * layer.k,
-    )
-    layouts: dict[int, Layout] = {1: quant.layout}
-    if layer.bias:
-        layouts[2] = PanelVector(layer.parts)
     temps = (rows * quant.k, 4 * rows * quant.blocks, 4 * rows * quant.blocks)
-    scratch = 4 * tiles.rows * tiles.panels * PANEL
-    return Implementation((packing, product), temps, scratch, layouts, family=tiles.family(layer.m))
+    layouts, family = linear.layouts_of(layer, quant.layout), tiles.family(layer.m)
+    return Implementation(launches, temps, scratch_bytes, layouts, family=family)
 
 
 def packing_grid(quant: QuantLinear, tiles: Tiles) -> int:

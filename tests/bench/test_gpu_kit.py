@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmc.bench.gpu import bits, carry, micro, plan, prepare, work
+from llmc.bench.gpu import bits, carry, check, micro, plan, prepare, work
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.fill import Model, packed_codes
 from llmc.bench.gpu.jobs import Jobs, add_model
@@ -372,6 +372,18 @@ def test_a_system_that_failed_twice_is_not_tried_further(model_kit: Path, tmp_pa
         assert rest[2] in work.waiting(part, kit, journal)
         journal.append("whole", item, "failed", error="")
     assert work.waiting(part, kit, journal) == [item for item in rest if " llmc " not in item]
+
+
+def test_relatives_of_a_kernel_that_hung_are_not_tried(kit: Path, tmp_path: Path) -> None:
+    opened, journal = Kit(kit / "kit"), Journal(tmp_path / "results.jsonl")
+    (part,) = plan.named("all other kernels")
+    first, *rest = work.waiting(part, opened, journal)
+    relatives = [item for item in rest if check.family(opened, item) == check.family(opened, first)]
+    assert relatives
+    journal.append("check", first, "failed", error="wrong by 1 of the largest result")
+    assert work.waiting(part, opened, journal) == rest
+    journal.append("check", first, "failed", error=f"{work.TOO_LONG}, or was stopped")
+    assert work.waiting(part, opened, journal) == [item for item in rest if item not in relatives]
 
 
 def test_codes_of_fp8_stand_for_what_the_format_says() -> None:

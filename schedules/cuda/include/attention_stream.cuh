@@ -11,8 +11,8 @@
 //     four warps, then the unit's splits -> out: merged in order, by the last block to finish.
 //
 // The keys of the step itself are not yet in the pages: the last split forms them from qkv, attends them like more
-// tokens, 16 rows of the step at a time if any is of this sequence, and writes its own rows' into the pages. Whatever a page holds at their places
-// is never read: copies put zeros there instead.
+// tokens, 16 rows of the step at a time if any is of this sequence, and writes its own rows' into the pages. Whatever a
+// page holds at their places is never read: copies put zeros there instead.
 //
 // Bytes: 4 D a token of context and key head in 2-byte T, 2 (D + 4) in int8; operations: 4 D a token and query head.
 // Memory is the limit.

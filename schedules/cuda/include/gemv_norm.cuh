@@ -13,7 +13,6 @@ constexpr int kPart = kStripRows;  // columns
 // sums, and not to x.
 template <class G>
 struct GemvNorm {
-    static constexpr int kBytes = G::kDeferred ? round_up(8 * G::kM, 16) : 0;  // of shared memory
     static constexpr bool kCentred = G::kDeferred && G::kNorm == Norm::layer;
 
     // Of rows g and g + 8 of a strip, worth reading long before their sums are ready.
