@@ -16,20 +16,34 @@ Span = tuple[float, float, str]
 DIGEST = re.compile(r"_[0-9a-f]{8}$")
 
 
-def traced(work: Callable[[], object]) -> list[dict[str, Any]]:
-    """What the kernels took that `work` launched, the most expensive first (summed); empty without a GPU."""
+LAST = 180
+"""Kernels of a step of 32 layers, and some more."""
+
+
+def traced(work: Callable[[], object]) -> dict[str, Any]:
+    """What `work` launched; nothing without a GPU.
+
+    kernels: what they took, the most expensive first (summed).  last: the last ones, each with its name, begin and end,
+    in µs from the first's begin.
+    """
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     if not torch.cuda.is_available():
         work()
-        return []
+        return {"kernels": [], "last": []}
     torch.zeros(1, device="cuda")
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         work()
         torch.cuda.synchronize()
     spans = [(e.time_range.start, e.time_range.end, e.name) for e in found.events() if "CUDA" in str(e.device_type)]
-    return summed(spans)
+    return {"kernels": summed(spans), "last": last(spans)}
+
+
+def last(spans: Sequence[Span]) -> list[tuple[str, float, float]]:
+    ordered = sorted(spans)[-LAST:]
+    start = ordered[0][0] if ordered else 0.0
+    return [(DIGEST.sub("", name), round(begin - start, 2), round(end - start, 2)) for begin, end, name in ordered]
 
 
 def summed(spans: Sequence[Span]) -> list[dict[str, Any]]:

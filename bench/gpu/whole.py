@@ -147,7 +147,7 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
             return {"seconds": subject.prefill(int(rest[0])), "tokens": int(rest[0])}
         batch, length = map(int, rest[0].split("x"))
         if task == "timeline":
-            return {"kernels": traced(lambda: subject.decode(batch, length, system))}
+            return traced(lambda: subject.decode(batch, length, system))
         seconds = subject.decode(batch, length, system)
         return {"seconds": seconds, "tokens_per_s": batch / median(seconds), **subject.step_bytes(batch, length)}
 

@@ -23,7 +23,7 @@ from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit, layout_to_json
 from llmc.bench.gpu.prepare import Wanted
-from llmc.bench.gpu.trace import summed
+from llmc.bench.gpu.trace import last, summed
 from llmc.cli import tune_gpu
 from llmc.cli.main import main
 from llmc.compiler import artifact
@@ -441,3 +441,4 @@ def test_a_trace_says_what_kernels_take_in_their_places() -> None:
         {"name": "b", "n": 2, "us": 6.5, "advance_us": 5.5},
         {"name": "a", "n": 1, "us": 2.5, "advance_us": 3.0},
     ]
+    assert last(spans[1:]) == [("b", 0.0, 6.0), ("a", 6.5, 9.0), ("b", 8.0, 15.0)]
