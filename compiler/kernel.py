@@ -41,9 +41,6 @@ TILE_ROWS, TILE_COLUMNS = 8, 64
 16-byte chunk c of row m lies at chunk c ^ (m % 8).  This is how Hopper's shared memory wants it ("128-byte swizzle"),
 so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
 
-NEXT_TAIL = 256
-"""Bytes at the end of a weight that a launch in front of its own is not told of."""
-
 PART_COLUMNS = 16
 """Columns of a matrix whose moments a product in front of a norm hands on (ops_deferred_norm.py)."""
 
@@ -111,10 +108,9 @@ class Layout(Protocol):
 @dataclass(frozen=True)
 class Operand:
     """One pointer of a launch: an input or output of the call, a temporary of the implementation, the layer's part
-    of the KV cache (its first page's), the thread's own scratch memory, or the weight of the next launch that has such
-    operands: where it begins (0), and where its last NEXT_TAIL bytes begin (1); nothing of it is read."""
+    of the KV cache (its first page's), or the thread's own scratch memory."""
 
-    kind: Literal["input", "output", "temp", "kv", "scratch", "next"]
+    kind: Literal["input", "output", "temp", "kv", "scratch"]
     index: int = 0
 
 

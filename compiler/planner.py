@@ -24,7 +24,6 @@ from llmc.compiler.bind import (
 )
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout, Operand, RowMajor, TensorType
 from llmc.compiler.memory import Buffer, aligned, lay_out
-from llmc.compiler.next_weight import NEXT, with_next_weights
 from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
 from llmc.compiler.sampling import Sampling
 from llmc.runtime.errors import LlmcError
@@ -66,8 +65,6 @@ class Placement:
             return argument("arena", self.arena[index, operand.index], implementation.temps[operand.index])
         if operand.kind == "scratch":
             return argument("scratch", 0, implementation.scratch_bytes)
-        if operand.kind == "next":
-            return NEXT[operand.index]
         if operand.kind == "kv":
             layer = node.attributes["layer"].as_int()
             return argument("kv", layer * implementation.kv_layer_bytes, implementation.kv_layer_bytes)
@@ -121,7 +118,6 @@ class Planner:
         plans = [self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes]
         choices = list(self.choices.values())
         if self.device == "cuda":
-            plans = with_next_weights(plans)
             plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
             choices += chosen
         return Program(

@@ -9,8 +9,7 @@ The layouts that a constant has lie side by side, so that it is read, and quanti
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from llmc.compiler.memory import aligned
 from llmc.compiler.plan import PlacedWeight, PlannedCall, Program
 from llmc.compiler.planner import WEIGHT_ALIGNMENT
 from llmc.compiler.quantize import QuantizedWeight
-from llmc.runtime.format import SPACES, Argument
+from llmc.runtime.format import SPACES
 
 WEIGHTS = SPACES.index("weights")
 
@@ -77,18 +76,11 @@ def layout(weight: PlacedWeight) -> Hashable:
 
 def move(program: Program, weights: Sequence[PlacedWeight]) -> Program:
     """The program with its weights at other places."""
-    pairs = sorted((old.offset, new.offset) for old, new in zip(program.weights, weights, strict=True))
-    plans = tuple(replace(plan, calls=tuple(move_call(call, pairs) for call in plan.calls)) for plan in program.plans)
+    places = {old.offset: new.offset for old, new in zip(program.weights, weights, strict=True)}
+    plans = tuple(replace(plan, calls=tuple(move_call(call, places) for call in plan.calls)) for plan in program.plans)
     return replace(program, plans=plans, weights=tuple(weights))
 
 
-def move_call(call: PlannedCall, pairs: Sequence[tuple[int, int]]) -> PlannedCall:
-    """pairs: where each weight began, and begins now, in order; an argument may point into one."""
-
-    def moved(a: Argument) -> Argument:
-        if a.space != WEIGHTS:
-            return a
-        old, new = pairs[bisect_right(pairs, a.offset, key=lambda pair: pair[0]) - 1]
-        return a._replace(offset=new + a.offset - old)
-
-    return replace(call, arguments=tuple(map(moved, call.arguments)))
+def move_call(call: PlannedCall, places: Mapping[int, int]) -> PlannedCall:
+    arguments = tuple(a._replace(offset=places[a.offset]) if a.space == WEIGHTS else a for a in call.arguments)
+    return replace(call, arguments=arguments)

@@ -21,8 +21,6 @@ GUARD_BYTES = 256
 
 
 def addresses(operand: Operand, places: dict[Operand, int]) -> int:
-    if operand.kind == "next":  # alone there is none: any memory, of which nothing is asked for
-        return places[Operand("output", 0)]
     return places[Operand(operand.kind) if operand.kind in ("kv", "scratch") else operand]
 
 

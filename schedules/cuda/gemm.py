@@ -22,16 +22,7 @@ from llmc.schedules.cuda import gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
-from llmc.schedules.cuda.linear_operands import (
-    NEXT_PARAMETERS,
-    epilogue,
-    is_folded,
-    layouts,
-    next_bytes,
-    next_operands,
-    other_parameters,
-    others,
-)
+from llmc.schedules.cuda.linear_operands import epilogue, is_folded, layouts, other_parameters, others
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.cuda.source import C_TYPES
 
@@ -64,8 +55,6 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
     if params.n_parts(op):
         operands += [Operand("temp", 0), Operand("scratch")]
         temps.append(params.parts_bytes(op))
-    if gemm_tiles.DEVICES[target.arch].wgmma:
-        operands += next_operands(op, target)
     kernel = _product_kernel(op, params, target)
     n_bytes = gemm_tiles.weight_bytes(op) + op.vector_bytes
     return Implementation(
@@ -92,14 +81,10 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     element, is_cut = C_TYPES[op.element], params.n_parts(op) > 0
     parts = ", float4 *parts, uint32_t *counters" if is_cut else ""
     arguments = f"x, weight, {epilogue(op)}, {'parts, counters' if is_cut else 'nullptr, nullptr'}"
-    n_next = next_bytes(op, target) if kind == "Wgmma" else 0
-    if kind == "Wgmma":
-        parts += NEXT_PARAMETERS * (n_next > 0)
-        arguments += ", {next, next_last}" if n_next else ", {}"
     return _kernel(
         f"gemm_{op.weight}_{op.words}",
         f"{function}.cuh",
-        _layer(op, n_next) + declarations,
+        _layer(op) + declarations,
         f"const {element} *x, const void *weight{other_parameters(op)}{parts}",
         f"{function}<Cut>({arguments});",
         n_threads,
@@ -117,7 +102,7 @@ def _f32_kernel(op: LinearOp) -> Kernel:
 # -- source --------------------------------------------------------------------------------------------------------
 
 
-def _layer(op: LinearOp, n_next: int = 0) -> str:
+def _layer(op: LinearOp) -> str:
     """The layer as the headers want it described."""
     element = C_TYPES[op.element]
     weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
@@ -132,7 +117,7 @@ def _layer(op: LinearOp, n_next: int = 0) -> str:
         f"    using T = {element};\n"
         f"    using Y = {element if op.tiled_y else 'float'};\n"
         f"{weight}"
-        f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k}, kNextBytes = {n_next};\n"
+        f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k};\n"
         f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
         f"    static constexpr Activation kActivation = Activation::{op.activation};\n"
         f"    static constexpr Norm kNorm = Norm::{op.norm or 'none'};\n"

@@ -48,9 +48,7 @@ class Device:
 
     n_blocks: multiprocessors of its usual card.  shared_bytes: of a block.  Rates: bytes a µs from memory and from L2
     (all blocks together), operations a µs; fixed_us: of a launch, and of putting a shared tile together.  cluster:
-    blocks that may form one; cluster_us: of starting together and waiting for each other, an estimate.  next_bytes: of
-    the weight behind a product that it asks for (include/next_weight.cuh): what memory delivers between the two, while
-    attention runs.
+    blocks that may form one; cluster_us: of starting together and waiting for each other, an estimate.
     """
 
     n_blocks: int
@@ -62,13 +60,12 @@ class Device:
     fixed_us: float = 2.0
     cluster: int = 1
     cluster_us: float = 1.0
-    next_bytes: int = 0
 
 
 DEVICES = {
     80: Device(108, 166_912, 1.4e6, 3.5e6, 250e6),
     89: Device(142, 101_376, 0.8e6, 3.0e6, 300e6),
-    90: Device(132, 232_448, 4.3e6, 7.5e6, 790e6, wgmma=True, cluster=2, next_bytes=24 << 20),
+    90: Device(132, 232_448, 4.3e6, 7.5e6, 790e6, wgmma=True, cluster=2),
     100: Device(148, 232_448, 6.5e6, 9.0e6, 600e6),
 }
 """By Target.arch.  sm_100a runs mma.sync here, at a part of what its own tensor instructions reach."""

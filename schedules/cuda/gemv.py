@@ -22,16 +22,7 @@ from llmc.compiler.target import Target
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
-from llmc.schedules.cuda.linear_operands import (
-    NEXT_PARAMETERS,
-    epilogue,
-    is_folded,
-    layouts,
-    next_bytes,
-    next_operands,
-    other_parameters,
-    others,
-)
+from llmc.schedules.cuda.linear_operands import epilogue, is_folded, layouts, other_parameters, others
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.cuda.source import C_TYPES
 
@@ -282,10 +273,9 @@ def implement(call: Call, op: LinearOp, params: Gemv, target: Target) -> Impleme
     """One launch."""
     form = weight_format(op)
     inputs = [op.weight_input, op.scaled_input if op.deferred else 0, *norm_inputs(op)]
-    operands = [*(Operand("input", index) for index in inputs), *(operand for _, _, operand in others(op))]
-    operands += next_operands(op, target)
-    kernel = gemv_kernel(op, params, resident_blocks(op, params, DEVICES[target.arch]), next_bytes(op, target))
-    launch = Launch(kernel, tuple(operands), params.blocks, form.n_bytes + op.vector_bytes, op.n_operations)
+    operands = (*(Operand("input", index) for index in inputs), *(operand for _, _, operand in others(op)))
+    kernel = gemv_kernel(op, params, resident_blocks(op, params, DEVICES[target.arch]))
+    launch = Launch(kernel, operands, params.blocks, form.n_bytes + op.vector_bytes, op.n_operations)
     norm_layouts: dict[int, Layout] = {index: RowMajor("f32") for index in norm_inputs(op)}
     return Implementation((launch,), layouts={**layouts(op), **norm_layouts}, family=params.family())
 
@@ -295,15 +285,15 @@ def norm_inputs(op: LinearOp) -> range:
     return range(1, 1 if op.deferred else op.weight_input)
 
 
-def gemv_kernel(op: LinearOp, params: Gemv, resident: int, n_next: int) -> Kernel:
-    """resident: blocks that a multiprocessor shall have room for.  n_next: bytes of the next weight to ask for."""
-    key = f"gemv_source({op!r}, {params!r}, {resident}, {n_next})"
+def gemv_kernel(op: LinearOp, params: Gemv, resident: int) -> Kernel:
+    """resident: blocks that a multiprocessor shall have room for."""
+    key = f"gemv_source({op!r}, {params!r}, {resident})"
     name = f"gemv_{op.weight}_{op.words}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    build = partial(gemv_source, name, op, params, resident, n_next)
+    build = partial(gemv_source, name, op, params, resident)
     return Kernel(name, key, build, 32 * params.warps, shared_bytes(op, params), dependent=True)
 
 
-def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int, n_next: int) -> str:
+def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
     """The kernel's CUDA C++."""
     form = weight_format(op)
     element = C_TYPES[op.element]
@@ -324,7 +314,6 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int, n_next: in
         "kDigits": params.digits,
         "kBulk": params.bulk,
     }
-    operands = f"weight, x, {norm_weight}, {norm_bias}, {epilogue(op)}{', {next, next_last}' * (n_next > 0)}"
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}"
     return (
         '#include "gemv.cuh"\n\n'
@@ -338,10 +327,9 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int, n_next: in
         f"    static constexpr Norm kNorm = Norm::{op.norm or 'none'};\n"
         f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
         f"    static constexpr int {sizes}, kBlocks = {params.blocks}, kAhead = {params.ahead};\n"
-        f"    static constexpr int kNextBytes = {n_next};\n"
         "};\n\n"
         f'extern "C" __global__ void __launch_bounds__({32 * params.warps}, {resident})\n'
-        f"{name}({', '.join(parameters)}{other_parameters(op)}{NEXT_PARAMETERS * (n_next > 0)}) {{\n"
-        f"    gemv<Layer>({{{operands}}});\n"
+        f"{name}({', '.join(parameters)}{other_parameters(op)}) {{\n"
+        f"    gemv<Layer>({{weight, x, {norm_weight}, {norm_bias}, {epilogue(op)}}});\n"
         "}\n"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from llmc.compiler.kernel import Layout, Operand, RowMajor
-from llmc.compiler.target import Target
-from llmc.schedules.cuda.gemm_tiles import DEVICES, FLAT_TOKENS
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.cuda.source import C_TYPES
@@ -50,19 +48,6 @@ def others(op: LinearOp) -> list[tuple[str, str, Operand]]:
 def other_parameters(op: LinearOp) -> str:
     """Parameters for them, each with a comma before it."""
     return "".join(f", {kind} *{name}" for name, kind, _ in others(op))
-
-
-def next_bytes(op: LinearOp, target: Target) -> int:
-    """How much of the weight behind it a product asks for: something where it waits for weights itself."""
-    return DEVICES[target.arch].next_bytes if op.m <= FLAT_TOKENS and op.element != "f32" else 0
-
-
-def next_operands(op: LinearOp, target: Target) -> list[Operand]:
-    return [Operand("next", 0), Operand("next", 1)] if next_bytes(op, target) else []
-
-
-NEXT_PARAMETERS = ", const unsigned char *next, const unsigned char *next_last"
-"""Parameters for them."""
 
 
 def epilogue(op: LinearOp) -> str:

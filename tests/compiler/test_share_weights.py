@@ -115,25 +115,6 @@ def test_weights_lie_apart_and_every_call_reads_one_of_them(plan: Plan) -> None:
         assert read == places
 
 
-def test_a_place_within_a_weight_moves_with_it(plan: Plan) -> None:
-    """A product is told of the next one's weight, and where its last bytes begin."""
-    alone = plan("cuda:sm_90a", dtype="bf16")[0][0].program
-    together = plan(f"{LEVELS},cuda:sm_90a", dtype="bf16")[0][-1].program
-    was, now = (places_of(program) for program in (alone, together))
-    assert was == now
-    assert any(within for _, within, _ in was)
-
-
-def places_of(program: Program) -> list[tuple[str, int, int]]:
-    """Of all arguments that are weights: which one, how far from its beginning, how many bytes."""
-    arguments = [a for step in program.plans for call in step.calls for a in call.arguments if a.space == WEIGHTS]
-    places = []
-    for a in arguments:
-        (weight,) = (w for w in program.weights if w.offset <= a.offset < w.offset + w.n_bytes)
-        places.append((str(weight.value.name), a.offset - weight.offset, a.n_bytes))
-    return places
-
-
 def test_a_weight_in_several_layouts_is_quantised_once(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     quantised: list[str] = []
     quantize = QuantizedWeight.quantized

@@ -8,7 +8,6 @@ from llmc.compiler import driver
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, Program
 from llmc.compiler.quantize import Scheme
-from llmc.compiler.share_weights import WEIGHTS
 from llmc.compiler.target import Target
 
 HOPPER = Target("cuda", "sm_90a")
@@ -47,33 +46,6 @@ def test_a_step_reads_every_weight_once(planned: tuple[Program, int, int], batch
     step = [plan for plan in program.plans if plan.n_rows == batch and plan.kind in (BODY, HEAD)]
     moved = sum(call.n_bytes for plan in step for call in plan.calls if "Linear" in call.node)
     assert moved == pytest.approx(n_bytes * (1 + activations), rel=0.03)
-
-
-@pytest.mark.parametrize("batch", [1, 8, 64])
-def test_a_product_is_told_of_the_weight_of_the_next_one(planned: tuple[Program, int, int], batch: int) -> None:
-    """The last of the body of the head's, and that of the first again."""
-    program, n_layers, _ = planned
-    places = {weight.offset: weight for weight in program.weights}
-    step = [plan for plan in program.plans if plan.n_rows == batch and plan.kind in (BODY, HEAD)]
-    calls = [call for plan in step for call in plan.calls if program.kernels[call.kernel].name.startswith("gem")]
-    own, following = [], []
-    for call in calls:
-        weights = [a for a in call.arguments if a.space == WEIGHTS]
-        begin, last = weights[-2:]
-        assert begin.offset < last.offset == begin.offset + begin.n_bytes - last.n_bytes
-        assert last.n_bytes <= 256
-        own.append(max((places[a.offset] for a in weights[:-2]), key=lambda weight: weight.n_bytes))
-        following.append(places[begin.offset])
-    assert len(calls) == 4 * n_layers + 1
-    assert following == [*own[1:], own[0]]
-
-
-@pytest.mark.parametrize("batch", [128, 512])
-def test_prompts_ask_for_their_own_weights_alone(planned: tuple[Program, int, int], batch: int) -> None:
-    program, _, _ = planned
-    (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == batch)
-    weights = [a.offset for call in body.calls for a in call.arguments if a.space == WEIGHTS]
-    assert len(weights) == len(set(weights))
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 64, 128])

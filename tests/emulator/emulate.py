@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.kernel import NEXT_TAIL, Call, Implementation, Launch, Operand, RowMajor, TensorType, numpy_dtype
+from llmc.compiler.kernel import Call, Implementation, Launch, Operand, RowMajor, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from tests.emulator.build import build_library
@@ -46,7 +46,7 @@ class EmulatedExecutable:
         kernels = [launch.kernel for launch in implementation.launches]
         # Ids and positions, and the cache of earlier steps, are there before the step's first launch.
         fixed = [i for i, kind in enumerate(call.inputs) if kind and (kind.constant or kind.dtype in ("i32", "i64"))]
-        self._early = {"kv", "next", *(f"input {index}" for index in fixed)}
+        self._early = {"kv", *(f"input {index}" for index in fixed)}
         self._library = load_library(build_library(kernels, target, checked=checked))
 
     def run(self, *inputs: Array | None, kv: Array | None = None, n_tasks: int = 1) -> list[Array]:
@@ -102,7 +102,6 @@ class EmulatedExecutable:
             contents[f"temp {index}"] = poisoned(n_bytes)
         if self.implementation.scratch_bytes:
             contents["scratch"] = np.zeros(self.implementation.scratch_bytes, np.uint8)
-        contents["next"] = poisoned(NEXT_TAIL)
         if kv is not None:
             contents["kv"] = np.ascontiguousarray(kv).reshape(-1).view(np.uint8)
         return contents
@@ -118,7 +117,7 @@ class EmulatedExecutable:
 
 
 def _name(operand: Operand) -> str:
-    return operand.kind if operand.kind in ("kv", "scratch", "next") else f"{operand.kind} {operand.index}"
+    return operand.kind if operand.kind in ("kv", "scratch") else f"{operand.kind} {operand.index}"
 
 
 def _result(memory: Array, kind: TensorType) -> Array:

@@ -5,8 +5,7 @@
 // 128 x 256 sums in registers. x and W lie in memory as wgmma reads them from shared memory, so that plain copies of
 // 8 KiB and more fill a ring of stages, each 64 of K:
 //
-//     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it, and at
-//                               last the weight of the product behind (next_weight.cuh)
+//     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it
 //                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh)
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
@@ -21,7 +20,6 @@
 
 #include "gemm_epilogue.cuh"
 #include "gemv_weight.cuh"
-#include "next_weight.cuh"
 
 // Shared memory of a block.
 template <class Tiling>
@@ -59,7 +57,6 @@ struct Producer {
 
     WgmmaShared<Tiling> &shared;
     const void *x, *weight;
-    NextWeight next;
 
     __device__ void copy_weight(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
@@ -115,7 +112,6 @@ struct Producer {
             }
             copy_x(at.stage, walk.now);
         }
-        prefetch_next<Tiling::L::kNextBytes>(next, blockIdx.x, gridDim.x);
         if constexpr (Tiling::kCluster > 1) {  // stay until the other block's warps have given back this one's stages
             for (int i = 0; i < Tiling::kStages; i++, at.advance()) wait_empty(at);
         }
@@ -178,7 +174,7 @@ struct TileSums {
 template <class Tiling, class Sum = TileSums<Tiling>>
 __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
                                            Epilogue<typename Tiling::L> epilogue, float4 *parts,
-                                           uint32_t *counters, const NextWeight &next, const Sum &sum = {}) {
+                                           uint32_t *counters, const Sum &sum = {}) {
     constexpr bool kNorms = Tiling::L::kNorm != Norm::none;
     using Shared = WgmmaShared<Tiling>;
     Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
@@ -198,7 +194,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         if constexpr (!kFewTokens<Tiling>) set_max_registers_down<40>();
         const bool other = warp_index() > 0, fetches = warp_index() == 0 && elect_one();
         if (other) prefetch_constants<Tiling, kOtherThreads>(epilogue, threadIdx.x - 32);
-        const Producer<Tiling> producer{shared, x, weight, next};
+        const Producer<Tiling> producer{shared, x, weight};
         const int n_early = fetches ? producer.run_ahead() : 0;
         if constexpr (Tiling::kCluster > 1) {
             __syncwarp();

@@ -63,6 +63,6 @@ struct CodeSums {
 template <class Tiling>
 __device__ __forceinline__ void gemm_wgmma_codes(const void *x, const void *weight,
                                                  const Epilogue<typename Tiling::L> &epilogue, float4 *parts,
-                                                 uint32_t *counters, const NextWeight &next) {
-    gemm_wgmma<Tiling>(x, weight, epilogue, parts, counters, next, CodeSums<Tiling>{weight});
+                                                 uint32_t *counters) {
+    gemm_wgmma<Tiling>(x, weight, epilogue, parts, counters, CodeSums<Tiling>{weight});
 }

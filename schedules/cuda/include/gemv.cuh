@@ -26,18 +26,15 @@
 #include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_ring.cuh"
-#include "next_weight.cuh"
 
 // A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
-// what GemvRing asks for, kEarly: whether the next kernel is let in at once, kNextBytes: how much of the next weight is
-// asked for (next_weight.cuh), and kDigits: whether x is multiplied in digits.
+// what GemvRing asks for, kEarly: whether the next kernel is let in at once, and kDigits: whether x is multiplied in digits.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
     const void *x;
     const float *norm_weight, *norm_bias;
     Epilogue<G> epilogue;
-    NextWeight next_weight = {};
 };
 
 template <class G>
@@ -153,7 +150,7 @@ struct Gemv {
             Sums sums = {};
 #pragma unroll 1
             for (int group = 0; group < kGroups; group++, advance(next)) {
-                if (next.band == end) asked_for_all();
+                if (!G::kEarly && next.band == end) let_next_start();
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
                     ring.wait(stage, is_column(group, stage));
@@ -167,14 +164,6 @@ struct Gemv {
                 }
             }
             finish(band, sums, turn, mine, addends);
-        }
-    }
-
-    // The block has asked for its last weights: now others may.
-    __device__ void asked_for_all() const {
-        if (!G::kEarly) let_next_start();
-        if (lane_index() == 0) {
-            prefetch_next<G::kNextBytes>(in.next_weight, blockIdx.x * G::kWarps + warp, G::kBlocks * G::kWarps);
         }
     }
 
