@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmc.bench.gpu import bits, carry, check, micro, plan, prepare, work
+from llmc.bench.gpu import bits, carry, check, micro, plan, prepare, sanitize, work
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.fill import Model, packed_codes
 from llmc.bench.gpu.jobs import Jobs, add_model
@@ -442,3 +442,30 @@ def test_a_trace_says_what_kernels_take_in_their_places() -> None:
         {"name": "a", "n": 1, "us": 2.5, "advance_us": 3.0},
     ]
     assert last(spans[1:]) == [("b", 0.0, 6.0), ("a", 6.5, 9.0), ("b", 8.0, 15.0)]
+
+
+SANITIZER = """#!/bin/sh
+# As compute-sanitizer: --tool NAME --error-exitcode N --print-limit N PROGRAM…; racecheck finds something in any GEMM.
+tool=$2; shift 6
+"$@" || exit
+found=$(cat "$6"/results.jsonl | grep -c 'odd gemm.*"done"')
+echo "========= ERROR SUMMARY: $tool"
+[ "$tool" = racecheck ] && [ "$found" -gt 0 ] && exit 86 || exit 0
+"""
+
+
+def test_kernels_run_under_a_sanitizer(kit: Path, tmp_path: Path) -> None:
+    """Two of its items, both at once; the others are known to have failed."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    wanted = ("memcheck odd attention", "racecheck odd gemm")
+    known = Journal(tmp_path / "known.jsonl")
+    for item in sanitize.items(Kit(kit / "kit")):
+        if item not in wanted:
+            known.append(sanitize.STAGE, item, "failed", error="left out")
+    options = ("--stages", "ad", "--resume", str(known.path))
+    journal = run(kit, tmp_path / "out", *options, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    attention, gemm = (journal.latest(sanitize.STAGE)[item] for item in wanted)
+    assert attention["kernels"] == attention["of"] > 0
+    assert gemm["error"] == "RuntimeError: racecheck, exit status 86: ERROR SUMMARY: racecheck"
