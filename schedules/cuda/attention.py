@@ -75,14 +75,21 @@ class Stream:
 @dataclass(frozen=True)
 class Tile:
     """stages: pages in a block's shared memory.  groups: warpgroups of 64 rows of a block that multiply by `wgmma`;
-    0: one of 64 rows by `mma.sync`."""
+    0: one of 64 rows by `mma.sync`.  Of `wgmma`: pad, tokens that chunks of V in shared memory are more than a page
+    apart; in_turn, whether warpgroups ask for products in turn; blocks, how many at most share the rows and heads."""
 
     stages: int
     groups: int = 0
+    pad: int = 1
+    in_turn: bool = True
+    blocks: int = 132
 
     def __str__(self) -> str:
-        unit = "wgmma" if self.groups else "mma.sync"
-        return f"tiles of {TILE_ROWS * max(self.groups, 1)} rows, {self.stages} pages at a time, {unit}"
+        rows = f"tiles of {TILE_ROWS * max(self.groups, 1)} rows, {self.stages} pages at a time"
+        if not self.groups:
+            return f"{rows}, mma.sync"
+        turns = ", in turn" if self.in_turn and self.groups > 1 else ""
+        return f"{rows} padded by {self.pad}, wgmma{turns}, at most {self.blocks} blocks"
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     if a.rows <= MOST_STREAMED_ROWS and (params := stream_of(a, chip, stream_blocks(a, chip))):
         return params
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
-        return Tile(4, 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1)
+        groups = 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1
+        return Tile(4, groups, blocks=chip.processors)
     return Tile(2 if tile_bytes(a, 2) <= chip.block_bytes - RESERVED_BYTES else 1)
 
 
@@ -122,7 +130,18 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         ]
         return list(dict.fromkeys(candidates))
     if isinstance(best, Tile) and best.groups:
-        return [Tile(2), *(Tile(stages, groups) for stages in (2, 3, 4) for groups in (1, 2))]
+        a = parse(call)
+        assert a is not None, "match has"
+        most_groups = 3 if a.head_dim <= 64 and not a.is_coded else 2  # more have not the registers
+        return [
+            best,
+            replace(best, in_turn=False),
+            replace(best, pad=0),
+            replace(best, blocks=a.rows * a.heads),  # one for each
+            *(replace(best, groups=n) for n in range(1, most_groups + 1) if n != best.groups),
+            replace(best, stages=3),
+            Tile(2),
+        ]
     return []
 
 
@@ -216,10 +235,10 @@ def tile_bytes(a: Attention, stages: int) -> int:
     return 2 * stages * PAGE_TOKENS * a.token_bytes + head * (a.is_coded + (a.head_dim > 128))
 
 
-def ring_bytes(a: Attention, stages: int) -> int:
+def ring_bytes(a: Attention, params: Tile) -> int:
     """The same for `wgmma`: K and V as they are multiplied, and of codes their scales."""
     scales = 2 * PAGE_TOKENS * SCALE_BYTES if a.is_coded else 0
-    return stages * (2 * PAGE_TOKENS * a.head_dim * a.factor_bytes + scales)
+    return params.stages * ((2 * PAGE_TOKENS + params.pad) * a.head_dim * a.factor_bytes + scales)
 
 
 def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
@@ -236,16 +255,19 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
     arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
-    shared_bytes = (ring_bytes if params.groups else tile_bytes)(a, params.stages)
+    shared_bytes = ring_bytes(a, params) if params.groups else tile_bytes(a, params.stages)
+    n_blocks = tiles * a.heads
     if params.groups:
-        shape = a.source(stages=params.stages, groups=params.groups)
-        kernel_parts = (shape, arguments, ATTEND_WGMMA, 128 * params.groups + (128 if a.is_coded else 32))
+        n_blocks = min(n_blocks, params.blocks)
+        fetching = 128 if a.is_coded or params.groups > 1 else 32
+        shape = a.source(stages=params.stages, groups=params.groups, pad=params.pad, in_turn=int(params.in_turn))
+        kernel_parts = (shape, arguments, ATTEND_WGMMA, 128 * params.groups + fetching)
     else:
         kernel_parts = (a.source(stages=params.stages), arguments, ATTEND_TILE, TILE_THREADS)
     attend = Launch(
         kernel_of("wgmma" if params.groups else "tile", a, *kernel_parts, shared_bytes),
         tuple(argument.operand for argument in arguments),
-        tiles * a.heads,
+        n_blocks,
         a.context * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a) // 2,
         4 * a.rows * a.context * a.heads * a.head_dim,
     )

@@ -272,10 +272,11 @@ __device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Sh
     }
 }
 
-// Scores -> weights, and what was gathered to the new largest score: s -> 2^(c (s - most)).
+// Scores -> weights: s -> 2^(c (s - most)), and their sum. `keep`: what each row's o, of scores before, is worth now.
 // sees(half, key) says whether the lane's row g + 8 half sees key 0..kKeys-1; it is asked only if `masked`.
 template <class Shape, int kKeys, class Sees>
-__device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys / 8][4], bool masked, Sees sees) {
+__device__ __forceinline__ void weigh_scores(Gathered<Shape> &state, float (&s)[kKeys / 8][4], float (&keep)[2],
+                                             bool masked, Sees sees) {
     constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
     if constexpr (Shape::softcap > 0.f) {
 #pragma unroll
@@ -290,7 +291,6 @@ __device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys /
             for (int i = 0; i < 4; i++)
                 if (!sees(i / 2, 8 * n + 2 * (lane_index() % 4) + i % 2)) s[n][i] = -INFINITY;
     }
-    float keep[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         float most = state.most[half];
@@ -310,11 +310,24 @@ __device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys /
         }
         state.sum[half] = fmaf(state.sum[half], keep[half], sum);
     }
+}
+
+// o to the new largest scores.
+template <class Shape>
+__device__ __forceinline__ void keep_sums(Gathered<Shape> &state, const float (&keep)[2]) {
     if (!__any_sync(kAllLanes, keep[0] != 1.f || keep[1] != 1.f)) return;  // as a rule, once a few pages have gone by
 #pragma unroll
     for (int j = 0; j < Shape::head_dim / 8; j++)
 #pragma unroll
         for (int i = 0; i < 4; i++) state.o[j][i] *= keep[i / 2];
+}
+
+// Both.
+template <class Shape, int kKeys, class Sees>
+__device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys / 8][4], bool masked, Sees sees) {
+    float keep[2];
+    weigh_scores<Shape, kKeys>(state, s, keep, masked, sees);
+    keep_sums(state, keep);
 }
 
 // o[16, D] += p[16, kKeys] v; values [D/8][kPitch][8] in shared memory.

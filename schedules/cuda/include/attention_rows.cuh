@@ -43,6 +43,9 @@ __device__ __forceinline__ void attention_append(const float *qkv, const float *
     }
 }
 
+// Which rows of a block a lane has.
+__device__ __forceinline__ int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
+
 // Rows [begin, end) of a tile: one sequence at positions first … last.
 struct Stretch {
     int begin, end, first, last;
@@ -77,16 +80,16 @@ __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
     return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - Shape::window);
 }
 
-// The tile's rows of the result; unit: what o counts.
+// The tile's rows of the result; at: positions of the lane's two rows, or less than 0; unit: what o counts.
 template <class Shape>
-__device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const int *positions, int first_row, int head,
+__device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const int (&at)[2], int first_row, int head,
                                            typename Shape::Out *out, float unit = 1.f) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const int row = first_row + 16 * warp_index() + lane_index() / 4 + 8 * half;
+        const int row = first_row + own_row(half);
         const float sum = row_sum(state.sum[half]);
         if (row >= Shape::rows) continue;
-        const bool is_padding = positions[row] < 0;
+        const bool is_padding = at[half] < 0;
         const float scale = is_padding ? 0.f : unit / sum;
 #pragma unroll
         for (int j = 0; j < Shape::head_dim / 8; j++) {

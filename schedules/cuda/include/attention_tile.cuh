@@ -117,7 +117,13 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
         attend_stretch<Shape>(state, rows, stretch, page_table + (first_row + stretch.end - 1) * Shape::pages, kv,
                               head / kGroup<Shape>, stages);
     }
-    write_rows<Shape>(state, positions, first_row, head, out, value_unit(state));
+    int at[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int row = own_row(half);
+        at[half] = row < n ? positions[first_row + row] : -1;
+    }
+    write_rows<Shape>(state, at, first_row, head, out, value_unit(state));
     if (head == Shape::heads - 1)
         for (int row = first_row; row < first_row + n; row++)
             write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, kTileThreads);

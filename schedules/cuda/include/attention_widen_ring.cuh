@@ -22,13 +22,15 @@ struct PageCodes {
         if (thread < kPageTokens) scale = thread < tokens ? scales_of<Shape, kPageTokens>(from)[thread] : 0.f;
     }
 
+    // To chunks of 8 elements of D, kPitch tokens apart.
+    template <int kPitch>
     __device__ __forceinline__ void put(f16 *to, float *scales, int thread) const {
 #pragma unroll
         for (int i = 0; i < n; i++) {
             const int place = thread + 128 * i, c = place / kPageTokens, token = token_at(place % kPageTokens, c);
             if (places % 128 != 0 && place >= places) break;
-            put_chunk(to + 8 * (2 * c * kPageTokens + token), widened(at[i].x, at[i].y));
-            put_chunk(to + 8 * ((2 * c + 1) * kPageTokens + token), widened(at[i].z, at[i].w));
+            put_chunk(to + 8 * (2 * c * kPitch + token), widened(at[i].x, at[i].y));
+            put_chunk(to + 8 * ((2 * c + 1) * kPitch + token), widened(at[i].z, at[i].w));
         }
         if (thread < kPageTokens) scales[thread] = scale;
     }
@@ -45,10 +47,10 @@ __device__ __forceinline__ void widen_page(const uint8_t *from, int tokens, cons
     keys.load(from, thread, tokens);
     values.load(from + kHeadElements<Shape>, thread, tokens);
     mbarrier_wait(&ring.done[place.stage], place.parity ^ 1);
-    keys.put(to, scales, thread);
+    keys.template put<kPageTokens>(to, scales, thread);
     fence_async_shared();
     mbarrier_arrive(&ring.keys[place.stage]);
-    values.put(to + Warpgroups<Shape>::head, scales + kPageTokens, thread);
+    values.template put<Warpgroups<Shape>::pitch>(to + Warpgroups<Shape>::keys, scales + kPageTokens, thread);
     fence_async_shared();
     mbarrier_arrive(&ring.values[place.stage]);
 }

@@ -29,6 +29,11 @@ __device__ __forceinline__ uint64_t plain_descriptor(const void *shared, int k_b
     return (address >> 4) | (uint64_t(k_bytes >> 4) << 16) | (uint64_t(n_bytes >> 4) << 32);
 }
 
+// The same matrix so many bytes further on, within shared memory.
+__device__ __forceinline__ uint64_t further(uint64_t descriptor, int bytes) {
+    return descriptor & ~0xffffffffull | uint32_t(uint32_t(descriptor) + (bytes >> 4));  // the address cannot carry
+}
+
 #ifdef LLMC_EMULATE
 #include "emulated_wgmma.h"
 #else

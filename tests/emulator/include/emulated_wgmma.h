@@ -3,6 +3,8 @@
 
 template <int R>
 inline void pin_registers(uint32_t (&)[R]) {}
+template <int R>
+inline void pin_registers(float (&)[R]) {}
 
 template <int... R>
 inline void wgmma_fence(float (&...d)[R]) { ((void)d, ...), emulated::wgmma_fence(); }

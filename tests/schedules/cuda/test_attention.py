@@ -261,9 +261,12 @@ def test_large_steps_of_several_sequences(model: Model, define: Define, kernels:
         (Model(), attention.Tile(2)),
         (Model(), attention.Tile(3, 1)),
         (Model(), attention.Tile(2, 2)),
+        (Model(), attention.Tile(2, 2, in_turn=False, blocks=3)),
+        (Model(), attention.Tile(3, 2, pad=0, blocks=3)),
+        (Model(), attention.Tile(2, 3, pad=2, blocks=1)),
         (INT8, attention.Tile(1)),
         (INT8, attention.Tile(3, 1)),
-        (INT8, attention.Tile(2, 2)),
+        (INT8, attention.Tile(2, 2, blocks=5)),
     ],
     ids=str,
 )

@@ -68,14 +68,20 @@ def linear_case(
 
 
 def attention_case(
-    rows: list[Row], headers: tuple[str, ...], target: Target, spare: tuple[str, ...] = (), kv_dtype: str = "bf16"
+    rows: list[Row],
+    headers: tuple[str, ...],
+    target: Target,
+    spare: tuple[str, ...] = (),
+    kv_dtype: str = "bf16",
+    params: attention.Tile | None = None,
 ) -> Case:
     model = Model(kv_dtype=kv_dtype)
     call = model.call(len(rows))
     machine = Machine(model, LENGTHS)
     inputs, pool = machine.inputs(rows), machine.pool(rows)
     cache = np.zeros_like(machine.caches[0])
-    params = finest(attention.match(call, target))
+    chosen = params or finest(attention.match(call, target))
+    assert chosen is not None
 
     def run(implementation: Implementation) -> list[Array]:
         after = pool.copy()
@@ -83,7 +89,7 @@ def attention_case(
         out, *_ = EmulatedExecutable(call, implementation, target).run(*inputs, cache, cache, kv=kv)
         return [out, after]
 
-    return Case(attention.implement(call, params, target), target, run, headers, spare)
+    return Case(attention.implement(call, chosen, target), target, run, headers, spare)
 
 
 def norm_case(
@@ -198,9 +204,22 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "attention of many rows on Hopper": lambda: attention_case(
         ROWS,
-        ("attention_wgmma.cuh",),
+        ("attention_wgmma.cuh", "attention_ring.cuh"),
         HOPPER,
-        spare=("__syncwarp",),  # bytes may land before they are expected: the phase still lacks its arrival
+        spare=(
+            "__syncwarp",  # bytes may land before they are expected, and lanes meet at shuffles and products
+            "named_barrier",  # turns are for speed alone
+            "ring.over",  # the ring holds less than an item's pages
+            "mbarrier_wait(&ring.known[round % 2], round",  # the one warp that fetches has looked at the rows itself
+        ),
+        params=attention.Tile(2, 2, blocks=1),
+    ),
+    "attention of many rows on Hopper, a long ring": lambda: attention_case(
+        ROWS,
+        ("attention_ring.cuh",),
+        HOPPER,
+        spare=("fence_async_shared",),  # each stage's copies come but once after its zeros
+        params=attention.Tile(11, 1, blocks=2),
     ),
     "attention of many rows on Ampere": lambda: attention_case(
         ROWS, ("attention_rows.cuh", "attention_tile.cuh"), AMPERE
@@ -309,8 +328,13 @@ OFFSETS = [
     ("GEMM on Ampere", "gemm_mma.cuh", "(2 * k_step + matrix / 2) ^ row", "(2 * k_step + matrix % 2) ^ row"),
     ("GEMM on Ampere", "gemm_mma.cuh", "pair * 2048", "pair * 1024"),
     ("attention of a few rows", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
-    ("attention of many rows on Hopper", "attention_wgmma.cuh", "keys + i * 2 * kPageTokens", "keys + i * kPageTokens"),
-    ("attention of many rows on Hopper", "attention_wgmma.cuh", "values + n * 16 * 8", "values + n * 8 * 8"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "keys, i * 2 * key_chunk", "keys, i * key_chunk"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "values, n * 2 * eight", "values, n * eight"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "(group + 1) % Shape::groups", "group"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "wgmma_wait<1>(scores())", "wgmma_wait<2>(scores())"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "ask_sums(before.stage)", "ask_sums(place.stage)"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "release(before.stage,", "release(place.stage,"),
+    ("attention of many rows on Hopper", "attention_ring.cuh", "round / 2 % 2 ^ 1", "round % 2 ^ 1"),
     ("attention of many rows on Ampere", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
     ("attention of a few rows in int8", "attention_codes.cuh", "chunk % 4 * 2 + chunk % 2", "chunk % 4 * 2"),
     (
