@@ -21,9 +21,9 @@ from llmc.schedules.rule import Rule
 
 MOST_STREAMED_ROWS = 64
 """Steps of at most so many rows are small."""
-STREAM_BLOCKS, CODED_STREAM_BLOCKS, SHORT_STREAM_BLOCKS = 2, 3, 4
+STREAM_BLOCKS, CODED_STREAM_BLOCKS, MOST_STREAM_BLOCKS = 2, 3, 4
 """Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
-for fewer bytes: more warps; the third where units come in several rounds, each of which begins and ends by waiting."""
+for fewer bytes: more warps; the third at most, so that many units are under way at once and not in rounds."""
 STREAM_WARPS = 4
 MOST_SLOTS = 8
 LEAST_PAGES = 4
@@ -59,17 +59,19 @@ RESERVED_BYTES = 2048
 
 @dataclass(frozen=True)
 class Stream:
-    """splits: blocks that may share a row's context, `least` pages or more each.  slots: copies of K or V in a block's
-    shared memory.  resident: blocks that share a multiprocessor."""
+    """splits: teams that may share a row's context, `least` pages or more each.  slots: copies of K or V in a warp's
+    shared memory.  resident: blocks that share a multiprocessor.  team: warps of a block that share a split."""
 
     splits: int
     slots: int
     least: int = LEAST_PAGES
     resident: int = STREAM_BLOCKS
+    team: int = STREAM_WARPS
 
     def __str__(self) -> str:
         splits = f"at most {self.splits} splits of at least {self.least} pages"
-        return f"{splits}, {self.slots} copies ahead, {self.resident} blocks a multiprocessor"
+        blocks = f"{self.resident} blocks a multiprocessor, teams of {self.team}"
+        return f"{splits}, {self.slots} copies ahead, {blocks}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     if a.kv_dtype == "f32":
         return Float32()
     chip = CHIPS[target.arch]
-    if a.rows <= MOST_STREAMED_ROWS and (params := stream_of(a, chip, stream_blocks(a, chip))):
+    if a.rows <= MOST_STREAMED_ROWS and (params := stream_of(a, chip, stream_team(a, chip))):
         return params
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         groups = 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1
@@ -121,7 +123,8 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
     if isinstance(best, Stream):
         a = parse(call)
         assert a is not None, "match has"
-        others = (stream_of(a, CHIPS[target.arch], resident) for resident in (4, 3, 2))
+        chip = CHIPS[target.arch]
+        others = (stream_of(a, chip, team, resident) for team in (4, 2, 1) for resident in (4, 3, 2))
         splits = sorted({1, 2, 4, 8, 16, best.splits})
         shared = [replace(best, splits=n, least=least) for least in (LEAST_PAGES, 2, 1) for n in splits]
         candidates = [
@@ -177,30 +180,43 @@ def unit_queries(a: Attention) -> int:
     return 16 if a.group > 16 else min(a.rows, 16 // a.group) * a.group
 
 
-def stream_blocks(a: Attention, chip: Chip) -> int:
+def stream_team(a: Attention, chip: Chip) -> int:
+    """As many warps for each unit as let two blocks a multiprocessor take all units at once."""
+    at_once = STREAM_BLOCKS * chip.processors
+    return next((team for team in (4, 2) if stream_grid(a, team) <= at_once), 1)
+
+
+def stream_grid(a: Attention, team: int) -> int:
+    """Blocks for each split."""
+    return -(-units(a) * team // STREAM_WARPS)
+
+
+def stream_blocks(a: Attention, chip: Chip, team: int) -> int:
     if a.head_dim > 128:  # registers: 168 a thread for three blocks, 128 for four
         return STREAM_BLOCKS
-    if a.is_coded:
-        return CODED_STREAM_BLOCKS
-    return SHORT_STREAM_BLOCKS if units(a) > STREAM_BLOCKS * chip.processors else STREAM_BLOCKS
+    least = CODED_STREAM_BLOCKS if a.is_coded else STREAM_BLOCKS
+    return max(least, min(-(-stream_grid(a, team) // chip.processors), MOST_STREAM_BLOCKS))
 
 
-def stream_of(a: Attention, chip: Chip, resident: int) -> Stream | None:
-    """With as many slots as let so many blocks share a multiprocessor, fewer if there is no room for them; None where
-    there is none for one, in whose slots warps' sums must find room."""
+def stream_of(a: Attention, chip: Chip, team: int, resident: int = 0) -> Stream | None:
+    """With as many slots as let so many blocks share a multiprocessor (0: as many as there is work for), fewer blocks
+    if there is no room for them; None where there is none for one, in whose slots warps' sums must find room."""
     least = LEAST_SLOT_BYTES // KV_BYTES[a.kv_dtype]
-    if stream_bytes(a, least) > chip.block_bytes - RESERVED_BYTES:
-        return None
-    resident = max(1, min(resident, chip.shared_bytes // (stream_bytes(a, least) + RESERVED_BYTES)))
+    if stream_bytes(a, least, team) > chip.block_bytes - RESERVED_BYTES:
+        return stream_of(a, chip, 4, resident) if team < 4 else None
+    resident = resident or stream_blocks(a, chip, team)
+    resident = max(1, min(resident, chip.shared_bytes // (stream_bytes(a, least, team) + RESERVED_BYTES)))
     share = chip.shared_bytes // resident - RESERVED_BYTES
-    slots = next((n for n in range(MOST_SLOTS, least, -1) if stream_bytes(a, n) <= share), least)
-    splits = min(resident * chip.processors // units(a), a.pages // LEAST_PAGES)
-    return Stream(max(1, splits), slots, resident=resident)
+    slots = next((n for n in range(MOST_SLOTS, least, -1) if stream_bytes(a, n, team) <= share), least)
+    splits = min(resident * chip.processors // stream_grid(a, team), a.pages // LEAST_PAGES)
+    return Stream(max(1, splits), slots, resident=resident, team=team)
 
 
-def stream_bytes(a: Attention, slots: int) -> int:
-    """Shared memory of a block: copies of K or V, queries, keys and values of 16 rows of the step."""
-    return a.token_bytes * (PAGE_TOKENS * slots + 2 * 16) + 16 * a.head_dim * a.factor_bytes
+def stream_bytes(a: Attention, slots: int, team: int) -> int:
+    """Shared memory of a block: copies of K or V, and for each team queries, and keys and values of 16 rows of the
+    step; a warp alone puts those where copies were."""
+    new = 2 * 16 * a.token_bytes if team > 1 else 0
+    return a.token_bytes * PAGE_TOKENS * slots + STREAM_WARPS // team * (new + 16 * a.head_dim * a.factor_bytes)
 
 
 def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
@@ -211,14 +227,16 @@ def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[in
             Argument("partial", "float", Operand("temp")),
             Argument("counters", "uint32_t", Operand("scratch")),
         )
-    shape = a.source(splits=params.splits, slots=params.slots, least=params.least, resident=params.resident)
-    shared = stream_bytes(a, params.slots)
+    shape = a.source(
+        team=params.team, splits=params.splits, slots=params.slots, least=params.least, resident=params.resident
+    )
+    shared = stream_bytes(a, params.slots, params.team)
     kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared, params.resident)
     states = 4 * units(a) * params.splits * unit_queries(a) * (a.head_dim + 2)
     launch = Launch(
         kernel,
         tuple(argument.operand for argument in arguments),
-        units(a) * params.splits,
+        stream_grid(a, params.team) * params.splits,
         a.rows * a.context * head_tiles(a) * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a),
         4 * a.rows * a.context * a.heads * a.head_dim,
     )

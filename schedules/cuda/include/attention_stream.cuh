@@ -2,13 +2,18 @@
 //
 // A unit is one key head and up to 16 rows of the product: the queries of its group, for as many rows of the step as
 // continue one sequence (one, when every row is another sequence's). A unit's pages are shared out among at most
-// `splits` blocks, `least` pages or more each, by its length as it is now; blocks beyond that leave at once. In a block
-// each of four warps takes 16 of a page's 64 tokens, which it streams through its own part of shared memory, K and V by
-// turns, with `slots - 1` copies ahead of the product; nothing but the end needs the block's barrier.
+// `splits` teams of `team` warps of a block, `least` pages or more each, by its length as it is now; teams beyond that
+// leave at once. A team's warps take 16 tokens at a time by turns, which each streams through its own part of shared
+// memory, K and V by turns, with `slots - 1` copies ahead of the product; nothing but the end needs the team's barrier.
 //
-//     warp w:  for page of my split:   s[16,16] = q k^T      k: tokens 16w .. 16w+15 of the page      D * 32 bytes
-//                                      o[16,D] = o * keep + 2^(s - most) v                            D * 32 bytes
-//     four warps, then the unit's splits -> out: merged in order, by the last block to finish.
+//     warp w of W:  for chunk w, w + W … of my split:   s[16,16] = q k^T      k: 16 tokens                D * 32 bytes
+//                                                       o[16,D] = o * keep + 2^(s - most) v              D * 32 bytes
+//     the team's warps, then the unit's splits -> out: merged in order, by the last team to finish.
+//
+// Few units take teams of four, so that each is short. Where there are more units than warps of a block find room at
+// once, each has a warp for itself: nothing waits for other warps, what begins and ends a unit (its row's positions and
+// pages, queries, new keys, result) is done once a warp, not once in each of four, and all units are under way together
+// instead of in rounds.
 //
 // The keys of the step itself are not yet in the pages: the last split forms them from qkv, attends them like more
 // tokens, 16 rows of the step at a time if any is of this sequence, and writes its own rows' into the pages. Whatever a
@@ -18,7 +23,8 @@
 // Memory is the limit.
 //
 // Beside what attention.cuh lists, Shape has:
-//     splits      blocks that may share a unit
+//     team        warps that share a unit, or a split of it: 4, 2 or 1
+//     splits      teams that may share a unit
 //     least       pages of each of them, where there are several
 //     slots       copies of K or V (each 16 tokens a warp) that a block's shared memory holds
 //     resident    blocks that share a multiprocessor
@@ -28,12 +34,13 @@
 #include "attention_codes.cuh"
 #include "attention_unit.cuh"
 
-// A lane's part of 16 tokens' codes of K or V, from a page to shared memory: that of `token`, every other chunk; zeros if
-// not `valid`. Two chunks on a token lies 4 places away (chunk_place), four chunks on at the same place.
+// A lane's part of 16 tokens' codes of K or V, from a page's token `first` on to shared memory: that of `token`, every
+// other chunk; zeros if not `valid`. Two chunks on a token lies 4 places away (chunk_place), four chunks on at the same
+// place.
 template <class Shape>
-__device__ __forceinline__ void copy_codes(uint8_t *to, const uint8_t *page, int token, bool valid) {
+__device__ __forceinline__ void copy_codes(uint8_t *to, const uint8_t *page, int first, int token, bool valid) {
     constexpr int D = Shape::head_dim;
-    const int first = kTokens * warp_index(), upper = lane_index() / kTokens;
+    const int upper = lane_index() / kTokens;
     const int to_place = chunk_place<kTokens>(token / 8 * 8, token % 8, upper);
     const int from_place = chunk_place<kPageTokens>(first + token / 8 * 8, token % 8, upper);
     uint8_t *const to_by_parity[2] = {to + to_place, to + (to_place ^ 4 * 16)};
@@ -47,7 +54,13 @@ __device__ __forceinline__ void copy_codes(uint8_t *to, const uint8_t *page, int
         cp_async_4(scales_of<Shape, kTokens>(to) + token, scales_of<Shape, kPageTokens>(page) + first + token, valid);
 }
 
-// The copies of one warp's tokens: entry 2i is K of page begin + i, entry 2i + 1 its V.
+// Of a warp's i-th chunk, its first token.
+template <class Shape>
+__device__ __forceinline__ int chunk_first(const Part &part, int i) {
+    return part.begin * kPageTokens + kTokens * (team_warp<Shape>() + Stream<Shape>::team * i);
+}
+
+// The copies of one warp's tokens: entry 2i is K of its i-th chunk, entry 2i + 1 its V.
 template <class Shape>
 struct Copies {
     using Kv = typename Shape::Kv;
@@ -58,16 +71,15 @@ struct Copies {
 
     __device__ __forceinline__ void ask(const Part &part, const Fresh<Shape> &fresh) {
         if (next < n) {
-            const int page = part.begin + next / 2, token = lane_index() % kTokens;
-            const int first = page * kPageTokens + kTokens * warp_index();
+            const int first = chunk_first<Shape>(part, next / 2), token = lane_index() % kTokens;
             const bool valid = cached_tokens<Shape>(fresh, part.last, first) >> token & 1;
-            const Kv *from =
-                page_head<Shape>(const_cast<Kv *>(kv), pages[page], part.kv_head) + next % 2 * kHeadElements<Shape>;
+            const Kv *from = page_head<Shape>(const_cast<Kv *>(kv), pages[first / kPageTokens], part.kv_head) +
+                             next % 2 * kHeadElements<Shape>;
             Kv *to = slots + slot * Stream<Shape>::block;
             if constexpr (kCoded<Shape>) {
-                copy_codes<Shape>(to, from, token, valid);
+                copy_codes<Shape>(to, from, first % kPageTokens, token, valid);
             } else {
-                from += 8 * (kTokens * warp_index() + token), to += 8 * token;
+                from += 8 * (first % kPageTokens + token), to += 8 * token;
 #pragma unroll
                 for (int i = 0; i < Shape::head_dim / 16; i++) {
                     const int chunk = 2 * i + lane_index() / kTokens;
@@ -87,7 +99,7 @@ __device__ __forceinline__ void form_queries(const float *qkv, const float *cos,
                                              typename Shape::T *q) {
     using S = Stream<Shape>;
     constexpr int chunks = S::D / 8;
-    for (int i = threadIdx.x; i < 16 * chunks; i += kStreamThreads) {
+    for (int i = team_thread<Shape>(); i < 16 * chunks; i += S::threads) {
         const int query = i / chunks, chunk = i % chunks, row = query / S::tile_heads, head = query % S::tile_heads;
         uint4 x = make_uint4(0, 0, 0, 0);
         const bool is_here = row < part.count && (S::head_tiles == 1 || part.head + head < (part.kv_head + 1) * S::group);
@@ -110,7 +122,7 @@ __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, co
     using S = Stream<Shape>;
     constexpr int chunks = S::D / 8;
     const bool writes = part.head == part.kv_head * S::group;
-    for (int i = kStreamThreads - 1 - threadIdx.x; i < 2 * chunks * 16; i += kStreamThreads) {
+    for (int i = S::threads - 1 - team_thread<Shape>(); i < 2 * chunks * 16; i += S::threads) {
         const int chunk = i % chunks, is_value = i / chunks % 2, row = first + i / (2 * chunks);
         uint4 x = make_uint4(0, 0, 0, 0);
         if (at[row] >= 0) {
@@ -135,7 +147,7 @@ __device__ __forceinline__ void form_codes(const float *qkv, const float *cos, c
     constexpr int lanes = kVectorLanes<Shape>;
     const bool writes = part.head == part.kv_head * S::group;
     const int chunk = threadIdx.x % lanes;
-    for (int i = (kStreamThreads - 1 - threadIdx.x) / lanes; i < 2 * 16; i += kStreamThreads / lanes) {
+    for (int i = (S::threads - 1 - team_thread<Shape>()) / lanes; i < 2 * 16; i += S::threads / lanes) {
         const int is_value = i % 2, row = first + i / 2;
         const bool is_here = at[row] >= 0, has_chunk = chunk < S::D / 8;
         Eight x = {};
@@ -182,6 +194,12 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
 template <class Shape>
 using StreamQueries = Queries<Shape, 16, Shape::head_dim <= 128 && Shape::resident < 4>;
 
+// Chunks that this warp takes.
+template <class Shape>
+__device__ __forceinline__ int chunks_of(const Part &part) {
+    return (part.n_chunks + Stream<Shape>::team - 1 - team_warp<Shape>()) / Stream<Shape>::team;
+}
+
 // This warp's tokens of the split's pages.
 template <class Shape>
 __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQueries<Shape> &q, const Part &part,
@@ -195,8 +213,8 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
         slot = slot + 1 == Shape::slots ? 0 : slot + 1;
         return tokens;
     };
-    for (int page = part.begin; page < part.end; page++) {
-        const int first = page * kPageTokens + kTokens * warp_index();
+    for (int i = 0; 2 * i < copies.n; i++) {
+        const int first = chunk_first<Shape>(part, i);
         float s[2][4];
         score<Shape, kTokens, kTokens>(s, q, arrived());
         __syncwarp();
@@ -204,14 +222,14 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
         const uint32_t cached = cached_tokens<Shape>(fresh, part.last, first);
         const bool masked = cached != 0xffff || first + kTokens - 1 > part.first ||
                             (Shape::window && first <= part.last - Shape::window);
-        attend<Shape>(state, part, s, masked, [&](int i) { return cached >> i & 1 ? first + i : -1; });
+        attend<Shape>(state, part, s, masked, [&](int key) { return cached >> key & 1 ? first + key : -1; });
         add_values<Shape, kTokens, kTokens>(state, s, arrived());
         __syncwarp();
         copies.ask(part, fresh);
     }
 }
 
-// The four warps' sums of column quad c (4 columns) of a query: x, and its (most, sum). Parts as in Stream's comment.
+// Warps' sums of column quad c (4 columns) of a query: x, and its (most, sum). Parts as in Stream's comment.
 template <class Shape>
 struct Merged {
     float x[4], most, sum;
@@ -240,16 +258,16 @@ __device__ __forceinline__ void finish(typename Shape::Out *out, const Part &par
     write_result<Shape>(out, part.row + query / heads, (part.head + query % heads) * Shape::head_dim + 4 * quad, x);
 }
 
-// Everything this warp gathered, to shared memory.
+// Everything this warp gathered for the unit's queries, to shared memory.
 template <class Shape>
-__device__ __forceinline__ void hand_over(const Gathered<Shape> &state, float *o, float2 *tops) {
+__device__ __forceinline__ void hand_over(const Gathered<Shape> &state, const Part &part, float *o, float2 *tops) {
     using S = Stream<Shape>;
-    const int warp = warp_index();
+    const int warp = team_warp<Shape>(), n = part.count * S::tile_heads;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int query = lane_index() / 4 + 8 * half, first = kCoded<Shape> ? 0 : 2 * (lane_index() % 4);
         const float sum = row_sum(state.sum[half]);
-        if (query < S::queries) {
+        if (query < n) {
             if (lane_index() % 4 == 0) tops[warp * S::queries + query] = make_float2(state.most[half], sum);
             float *to = o + (warp * S::queries + query) * S::D + first;
 #pragma unroll
@@ -269,19 +287,18 @@ __device__ __forceinline__ void hand_over(const Gathered<Shape> &state, float *o
 // Warps, then splits, merged in order. partial: o [units][splits][queries][D], (most, sum) [units][splits][queries].
 template <class Shape>
 __device__ __forceinline__ void merge(const Part &part, const float *o, const float2 *tops, typename Shape::Out *out,
-                                      float *partial, uint32_t *counters) {
+                                      float *partial, uint32_t *counters, int team) {
     using S = Stream<Shape>;
     constexpr int quads = S::D / 4;
-    const int unit = blockIdx.x % S::units;
     float2 *partial_tops = reinterpret_cast<float2 *>(partial + S::units * Shape::splits * S::queries * S::D);
     const int tile_heads = S::head_tiles == 1 ? S::tile_heads
                                               : min(S::tile_heads, (part.kv_head + 1) * S::group - part.head);
     const int n = part.count * tile_heads * quads;
-    for (int i = threadIdx.x; i < n; i += kStreamThreads) {
+    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
         const int query = i / quads, quad = i % quads;
         Merged<Shape> merged;
 #pragma unroll
-        for (int w = 0; w < kStreamWarps; w++) {
+        for (int w = 0; w < S::team; w++) {
             const float2 top = tops[w * S::queries + query];
             merged.add(reinterpret_cast<const float4 *>(o)[(w * S::queries + query) * quads + quad], top.x, top.y);
         }
@@ -289,33 +306,34 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
             finish<Shape>(out, part, query, quad, merged);
             continue;
         }
-        const int place = (unit * Shape::splits + part.split) * S::queries + query;
+        const int place = (part.unit * Shape::splits + part.split) * S::queries + query;
         reinterpret_cast<float4 *>(partial)[place * quads + quad] =
             make_float4(merged.x[0], merged.x[1], merged.x[2], merged.x[3]);
         if (quad == 0) partial_tops[place] = make_float2(merged.most, merged.sum);
     }
     if (part.splits == 1) return;
 
-    __shared__ bool is_last;
-    __syncthreads();
-    if (threadIdx.x == 0) is_last = count_up(counters + unit) == uint32_t(part.splits - 1);
-    __syncthreads();
-    if (!is_last) return;
-    for (int i = threadIdx.x; i < n; i += kStreamThreads) {
+    __shared__ int is_last[S::teams];
+    team_barrier<Shape>();
+    if (team_thread<Shape>() == 0)
+        is_last[team] = count_up(counters + part.unit) == uint32_t(part.splits - 1);
+    team_barrier<Shape>();
+    if (!is_last[team]) return;
+    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
         const int query = i / quads, quad = i % quads;
         Merged<Shape> merged;
         for (int split = 0; split < part.splits; split++) {
-            const int place = (unit * Shape::splits + split) * S::queries + query;
+            const int place = (part.unit * Shape::splits + split) * S::queries + query;
             const float2 top = partial_tops[place];
             merged.add(reinterpret_cast<const float4 *>(partial)[place * quads + quad], top.x, top.y);
         }
         finish<Shape>(out, part, query, quad, merged);
     }
-    if (threadIdx.x == 0) counters[unit] = 0;
+    if (team_thread<Shape>() == 0) counters[part.unit] = 0;
 }
 
 // qkv [M, (H + 2 KH) D], cos, sin [M, RD/2], positions [M], page_table [M, P], kv: this layer's part of page 0,
-// out [M, H D], partial, counters [units]; a block for each (split, unit).
+// out [M, H D], partial, counters [units]; a team for each (split, unit).
 template <class Shape>
 __device__ __forceinline__ void attention_stream(const float *qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
@@ -323,10 +341,15 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     using S = Stream<Shape>;
     using T = typename Shape::T;
     using Kv = typename Shape::Kv;
+    const int team = team_index<Shape>();
     Kv *ring = reinterpret_cast<Kv *>(dynamic_shared());
-    T *q = reinterpret_cast<T *>(ring + S::ring);
-    Kv *new_keys = reinterpret_cast<Kv *>(q + 16 * S::D);
-    __shared__ int new_at[16 * S::fresh_groups];
+    T *q = reinterpret_cast<T *>(ring + S::ring) + team * 16 * S::D;
+    ring += team * S::team * Shape::slots * S::block;
+    Kv *new_keys = ring;
+    if constexpr (S::team > 1)
+        new_keys = reinterpret_cast<Kv *>(q + (S::teams - team) * 16 * S::D) + team * 2 * S::block;
+    __shared__ int all_new_at[S::teams][16 * S::fresh_groups];
+    int *new_at = all_new_at[team];
 
     // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them.
     Part part;
@@ -336,58 +359,62 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
         wait_for_previous();
         const bool is_end = part.kv_head == Shape::kv_heads - 1;
         const int from = part.kv_head * S::group * S::D;
-        write_zeros<Shape>(out, part.row, from, is_end ? kPaddedColumns<Shape> : from + S::group * S::D, threadIdx.x,
-                           kStreamThreads);
+        write_zeros<Shape>(out, part.row, from, is_end ? kPaddedColumns<Shape> : from + S::group * S::D,
+                           team_thread<Shape>(), S::threads);
         return;
     }
     const Fresh<Shape> fresh = fresh_rows<Shape>(positions, page_table, part);
     if (!share_pages<Shape>(fresh, part)) return;
-    Copies<Shape> copies = {ring + warp_index() * Shape::slots * S::block, kv,
-                            page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * (part.end - part.begin), 0};
-#pragma unroll
+    Copies<Shape> copies = {ring + team_warp<Shape>() * Shape::slots * S::block, kv,
+                            page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * chunks_of<Shape>(part), 0};
+#pragma unroll 1
     for (int i = 0; i < Shape::slots; i++) copies.ask(part, fresh);
     let_next_start();
-    if (warp_index() == 0) {
+    if (team_warp<Shape>() == 0) {
 #pragma unroll
         for (int j = 0; j < S::per_lane; j++)
             if (32 * j + lane_index() < 16 * S::fresh_groups) new_at[32 * j + lane_index()] = fresh.at[j];
     }
-    __syncthreads();
+    team_barrier<Shape>();
     wait_for_previous();
 
     uint32_t groups = part.split == part.splits - 1 ? fresh.groups : 0;  // of new rows, not yet attended
     form_queries<Shape>(qkv, cos, sin, part, q);
-    if (groups) form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
-    __syncthreads();
-
     StreamQueries<Shape> queries;
-    queries.load(q);
     Gathered<Shape> state;
-    clear(state);
-    if constexpr (kCoded<Shape>) clear_unit(state);
-    walk_pages<Shape>(state, queries, part, fresh, copies);
-    while (groups) {
+    const auto walk = [&] {
+        queries.load(q);
+        clear(state);
+        if constexpr (kCoded<Shape>) clear_unit(state);
+        walk_pages<Shape>(state, queries, part, fresh, copies);
+    };
+    if constexpr (S::team == 1) {
+        team_barrier<Shape>();
+        walk();
+    }
+    for (bool walked = S::team == 1;; walked = true) {
         const int group = __ffs(groups) - 1;
-        if (warp_index() == group) {
+        if (groups) form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * group, new_at, new_keys, kv);
+        team_barrier<Shape>();
+        if constexpr (S::team > 1)
+            if (!walked) walk();
+        if (groups && team_warp<Shape>() == group % S::team) {
             float s[2][4];
             score<Shape, kTokens, kTokens>(s, queries, new_keys);
             attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * group + i]; });
             add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
         }
+        team_barrier<Shape>();  // all has been attended that was there
         groups &= groups - 1;
         if (!groups) break;
-        __syncthreads();  // the last 16 rows have been attended
-        form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
-        __syncthreads();
     }
 
-    __syncthreads();
     float *o = reinterpret_cast<float *>(ring);
     float2 *tops = reinterpret_cast<float2 *>(q);
-    hand_over<Shape>(state, o, tops);
-    __syncthreads();
-    merge<Shape>(part, o, tops, out, partial, counters);
+    hand_over<Shape>(state, part, o, tops);
+    team_barrier<Shape>();
+    merge<Shape>(part, o, tops, out, partial, counters, team);
     if (part.split == 0 && part.head + S::tile_heads >= Shape::heads)
         for (int row = part.row; row < part.row + part.count; row++)
-            write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, kStreamThreads);
+            write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, team_thread<Shape>(), S::threads);
 }

@@ -6,11 +6,13 @@
 
 constexpr int kStreamWarps = 4;
 constexpr int kStreamThreads = 32 * kStreamWarps;
-constexpr int kTokens = kPageTokens / kStreamWarps;  // of a page, for one warp
+constexpr int kTokens = 16;  // of a page, for one warp at a time
 
 template <class Shape>
 struct Stream {
     static constexpr int D = Shape::head_dim, group = kGroup<Shape>;
+    static constexpr int team = Shape::team, threads = 32 * team;               // that share a unit
+    static constexpr int teams = kStreamWarps / team;                           // of a block
     static constexpr int head_tiles = (group + 15) / 16;                        // of 16 query heads of a group
     static constexpr int tile_heads = head_tiles > 1 ? 16 : group;
     static constexpr int unit_rows = 16 / tile_heads < Shape::rows ? 16 / tile_heads : Shape::rows;  // at most
@@ -20,19 +22,48 @@ struct Stream {
     static constexpr int per_lane = (Shape::rows + 31) / 32;                    // rows of the step
     static constexpr int block = kTokens * kTokenElements<Shape>;               // of Kv: K or V of 16 tokens
 
-    // Shared memory: ring [warps][slots] of blocks, queries [D/8][16][8], new keys of 16 rows [K, V] of blocks. A block
-    // is [D/8][16][8] of T, or [D/16][16][16] codes and [16] scales.
+    // Shared memory: ring [warps][slots] of blocks, queries [teams][D/8][16][8], new keys [teams] of 16 rows [K, V] of
+    // blocks; a warp that has a unit for itself puts them in its ring, behind the pages. A block is [D/8][16][8] of T,
+    // or [D/16][16][16] codes and [16] scales.
     // The ring then takes, of each warp, o [queries][D], and the queries' place (most, sum) [queries], in float32.
     static constexpr int ring = kStreamWarps * Shape::slots * block;
     static_assert(ring * int(sizeof(typename Shape::Kv)) >= 4 * kStreamWarps * queries * D, "o finds room");
+    static_assert(team > 1 || Shape::slots >= 2, "new keys and values find room");
 };
 
-// A unit as one block sees it.
+// This thread's team in the block, its warp in the team, and its place among the team's threads; asked by whole warps.
+template <class Shape>
+__device__ __forceinline__ int team_index() {
+    return Stream<Shape>::teams == 1 ? 0 : warp_index() / Stream<Shape>::team;
+}
+template <class Shape>
+__device__ __forceinline__ int team_warp() {
+    return Stream<Shape>::team == 1 ? 0 : warp_index() % Stream<Shape>::team;
+}
+template <class Shape>
+__device__ __forceinline__ int team_thread() {
+    return threadIdx.x % Stream<Shape>::threads;
+}
+
+// The team's threads meet; other teams of the block may have left.
+template <class Shape>
+__device__ __forceinline__ void team_barrier() {
+    if constexpr (Stream<Shape>::team == 1) {
+        __syncwarp();
+    } else if constexpr (Stream<Shape>::teams == 1) {
+        __syncthreads();
+    } else {
+        named_barrier(1 + team_index<Shape>(), Stream<Shape>::threads);
+    }
+}
+
+// A unit as one team sees it.
 struct Part {
+    int unit;
     int row, count;        // its rows of the step
     int kv_head, head;     // its key head, its first query head
     int first, last;       // their positions
-    int begin, end;        // pages of this split
+    int begin, n_chunks;   // first page of this split, and how many times 16 tokens to look at from there on
     int split, splits;     // of those that have work
 };
 
@@ -81,15 +112,17 @@ __device__ __forceinline__ uint32_t cached_tokens(const Fresh<Shape> &fresh, int
     return ((1u << n) - 1) & ~mine;
 }
 
-// Which part of which unit this block has; false: none.
+// Which part of which unit this team has; false: none.
 template <class Shape>
 __device__ __forceinline__ bool find_unit(const int *positions, const int *page_table, Part &part) {
     using S = Stream<Shape>;
-    const int unit = blockIdx.x % S::units;
-    part.split = blockIdx.x / S::units;  // first splits first: those that leave at once come last
-    part.row = unit / (Shape::kv_heads * S::head_tiles);
-    part.kv_head = unit / S::head_tiles % Shape::kv_heads;
-    part.head = part.kv_head * S::group + unit % S::head_tiles * S::tile_heads;
+    constexpr int blocks = (S::units + S::teams - 1) / S::teams;  // for each split
+    part.unit = blockIdx.x % blocks * S::teams + team_index<Shape>();
+    if (S::units % S::teams && part.unit >= S::units) return false;
+    part.split = blockIdx.x / blocks;  // first splits first: those that leave at once come last
+    part.row = part.unit / (Shape::kv_heads * S::head_tiles);
+    part.kv_head = part.unit / S::head_tiles % Shape::kv_heads;
+    part.head = part.kv_head * S::group + part.unit % S::head_tiles * S::tile_heads;
     part.count = 1;
     if constexpr (S::unit_rows > 1) {
         const uint64_t joined = continued<Shape>(positions, page_table, 0, Shape::rows);
@@ -101,7 +134,7 @@ __device__ __forceinline__ bool find_unit(const int *positions, const int *page_
     return true;
 }
 
-// Shares the pages out; false: nothing is left for this block.
+// Shares the pages out; false: nothing is left for this team.
 template <class Shape>
 __device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &part) {
     const int cached = fresh.least + fresh.n == part.last + 1 ? fresh.least : part.last + 1;
@@ -110,6 +143,7 @@ __device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &par
     part.splits = max(min(n / Shape::least, Shape::splits), 1);
     if (part.split >= part.splits) return false;
     part.begin = begin + n * part.split / part.splits;
-    part.end = begin + n * (part.split + 1) / part.splits;
+    const int end = begin + n * (part.split + 1) / part.splits;
+    part.n_chunks = max((min(end * kPageTokens, cached) + kTokens - 1) / kTokens - part.begin * (kPageTokens / kTokens), 0);
     return true;
 }

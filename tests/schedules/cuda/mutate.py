@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 _CALL = r"(?:\([^()]*(?:\([^()]*(?:\([^()]*\)[^()]*)*\)[^()]*)*\))"
 SYNCHRONISING = re.compile(
-    rf"(?:wait_for_previous|__syncthreads|__syncwarp|named_barrier|fence_async_shared|mbarrier_wait|mbarrier_arrive|mbarrier_arrive_expect"
+    rf"(?:wait_for_previous|__syncthreads|__syncwarp|named_barrier|team_barrier<\w+>|fence_async_shared|mbarrier_wait|mbarrier_arrive|mbarrier_arrive_expect"
     rf"|mbarrier_arrive_in|cluster_arrive|cluster_wait"
     rf"|cp_async_wait<[^<>]*>|cp_async_commit|wgmma_fence|wgmma_commit|wgmma_wait<\d+>){_CALL};"
 )

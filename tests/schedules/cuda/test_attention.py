@@ -293,10 +293,27 @@ def test_a_step_may_take_up_any_positions_of_a_sequence_again(model: Model, defi
     Machine(model, (200, 6)).check(rows, define, kernels(model, 8))
 
 
-@pytest.mark.parametrize(("splits", "least"), [(1, 1), (3, 1), (3, 2)])
-def test_any_number_of_splits_gives_the_same(splits: int, least: int, define: Define, kernels: Kernels) -> None:
-    params = attention.Stream(splits, 3, least)
+@pytest.mark.parametrize(("splits", "least", "team"), [(1, 1, 4), (3, 1, 4), (3, 2, 4), (1, 1, 2), (3, 1, 2), (2, 1, 1)])
+def test_any_number_of_splits_and_warps_gives_the_same(
+    splits: int, least: int, team: int, define: Define, kernels: Kernels
+) -> None:
+    params = attention.Stream(splits, 3, least, team=team)
     Machine(Model(), LENGTHS).check(STEP, define, kernels(Model(), 8, params))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_a_unit_of_one_warp_or_two(model: Model, define: Define, kernels: Kernels) -> None:
+    if model.kv_dtype == "f32":
+        pytest.skip("no small step")
+    for team, slots in ((1, 4), (2, 5)):
+        params = attention.Stream(1, slots, team=team)
+        Machine(model, LENGTHS).check(STEP, define, kernels(model, 8, params))
+
+
+@pytest.mark.parametrize("model", [Model(), INT8], ids=str)
+def test_one_warp_meets_more_new_rows_than_a_group(model: Model, define: Define, kernels: Kernels) -> None:
+    params = attention.Stream(2, 4, 1, team=1)
+    Machine(model, (200, 6)).check([(0, i) for i in range(160, 200)], define, kernels(model, 40, params))
 
 
 def test_what_these_kernels_cannot_do_is_said() -> None:
