@@ -113,16 +113,33 @@ __device__ __forceinline__ uint4 pack_query(Eight x) {
     return pack_eight<f16>(x);
 }
 
-// Elements 8 chunk … 8 chunk + 7 of a query, to where its lanes look for them in [D/8][16][8].
+// Where the lanes look for elements 8 chunk … 8 chunk + 7 of a query in [D/8][16][8]: two words each at `first` and
+// `second`, the other one 64 words on.
+struct QueryPlace {
+    int first, second;
+};
 template <class Shape>
-__device__ __forceinline__ void put_query(typename Shape::T *q, int query, int chunk, uint4 x) {
+__device__ __forceinline__ QueryPlace query_place(int query, int chunk) {
     constexpr int fours = Shape::head_dim / 64 * 8;  // chunks that go by fours of 16
     const bool last = chunk >= fours;
     const int step = last ? chunk / 2 : chunk / 8 * 4 + chunk % 2 * 2, t = last ? chunk % 2 * 2 : chunk % 8 / 2;
     const int away = last ? 2 : 2 * 16 * 8;  // from the first four elements to the others: two lanes', or two k-steps'
-    uint32_t *to = reinterpret_cast<uint32_t *>(q + 8 * (2 * step * 16 + query) + 2 * t);
-    to[0] = x.x, to[16 * 4] = x.y;
-    to[away / 2] = x.z, to[away / 2 + 16 * 4] = x.w;
+    const int first = 4 * (2 * step * 16 + query) + t;
+    return {first, first + away / 2};
+}
+template <class Shape>
+__device__ __forceinline__ void put_query(typename Shape::T *q, int query, int chunk, uint4 x) {
+    const QueryPlace place = query_place<Shape>(query, chunk);
+    uint32_t *words = reinterpret_cast<uint32_t *>(q);
+    words[place.first] = x.x, words[place.first + 16 * 4] = x.y;
+    words[place.second] = x.z, words[place.second + 16 * 4] = x.w;
+}
+template <class Shape>
+__device__ __forceinline__ uint4 get_query(const typename Shape::T *q, int query, int chunk) {
+    const QueryPlace place = query_place<Shape>(query, chunk);
+    const uint32_t *words = reinterpret_cast<const uint32_t *>(q);
+    return make_uint4(words[place.first], words[place.first + 16 * 4], words[place.second],
+                      words[place.second + 16 * 4]);
 }
 
 // Scores of codes, times the keys' scales: a lane's columns are tokens 8 n + 2 t and the next.

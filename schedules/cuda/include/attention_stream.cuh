@@ -31,8 +31,8 @@
 // `partial` and `counters` are read and written only where splits > 1; counters are zero before and after.
 #pragma once
 
-#include "attention_codes.cuh"
-#include "attention_unit.cuh"
+#include "attention_fresh.cuh"
+#include "attention_merge.cuh"
 
 // A lane's part of 16 tokens' codes of K or V, from a page's token `first` on to shared memory: that of `token`, every
 // other chunk; zeros if not `valid`. Two chunks on a token lies 4 places away (chunk_place), four chunks on at the same
@@ -93,90 +93,6 @@ struct Copies {
     }
 };
 
-// The unit's queries [D/8][16][8], zeros below them.
-template <class Shape>
-__device__ __forceinline__ void form_queries(const float *qkv, const float *cos, const float *sin, const Part &part,
-                                             typename Shape::T *q) {
-    using S = Stream<Shape>;
-    constexpr int chunks = S::D / 8;
-    for (int i = team_thread<Shape>(); i < 16 * chunks; i += S::threads) {
-        const int query = i / chunks, chunk = i % chunks, row = query / S::tile_heads, head = query % S::tile_heads;
-        uint4 x = make_uint4(0, 0, 0, 0);
-        const bool is_here = row < part.count && (S::head_tiles == 1 || part.head + head < (part.kv_head + 1) * S::group);
-        if constexpr (kCoded<Shape>) {
-            if (is_here) x = pack_query(head_eight<Shape>(qkv, cos, sin, part.row + row, part.head + head, chunk));
-            put_query<Shape>(q, query, chunk, x);
-        } else {
-            if (is_here) x = head_chunk<Shape>(qkv, cos, sin, part.row + row, part.head + head, chunk);
-            put_chunk(q + 8 * (chunk * 16 + query), x);
-        }
-    }
-}
-
-// K and V of 16 rows of the step, from `first` on: zeros for those of other sequences; and the unit's own into the
-// pages. `at` [rows]: the positions, -1 for the others. The last warps begin: the first ones are still forming queries.
-template <class Shape>
-__device__ __forceinline__ void form_keys(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                          const Part &part, int first, const int *at, typename Shape::T *fresh,
-                                          typename Shape::T *kv) {
-    using S = Stream<Shape>;
-    constexpr int chunks = S::D / 8;
-    const bool writes = part.head == part.kv_head * S::group;
-    for (int i = S::threads - 1 - team_thread<Shape>(); i < 2 * chunks * 16; i += S::threads) {
-        const int chunk = i % chunks, is_value = i / chunks % 2, row = first + i / (2 * chunks);
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (at[row] >= 0) {
-            const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
-            x = head_chunk<Shape>(qkv, cos, sin, row, head, chunk);
-            if (writes && row >= part.row && row < part.row + part.count) {
-                const int page = page_table[row * Shape::pages + at[row] / kPageTokens];
-                store_16(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape> +
-                             8 * (chunk * kPageTokens + at[row] % kPageTokens),
-                         x);
-            }
-        }
-        put_chunk(fresh + is_value * S::block + 8 * (chunk * 16 + row % 16), x);
-    }
-}
-
-// The same in int8: vectors of a row and K or V, each by lanes of one warp.
-template <class Shape>
-__device__ __forceinline__ void form_codes(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                           const Part &part, int first, const int *at, uint8_t *fresh, uint8_t *kv) {
-    using S = Stream<Shape>;
-    constexpr int lanes = kVectorLanes<Shape>;
-    const bool writes = part.head == part.kv_head * S::group;
-    const int chunk = threadIdx.x % lanes;
-    for (int i = (S::threads - 1 - team_thread<Shape>()) / lanes; i < 2 * 16; i += S::threads / lanes) {
-        const int is_value = i % 2, row = first + i / 2;
-        const bool is_here = at[row] >= 0, has_chunk = chunk < S::D / 8;
-        Eight x = {};
-        if (is_here && has_chunk) {
-            const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
-            x = head_eight<Shape>(qkv, cos, sin, row, head, chunk);
-        }
-        const Codes codes = quantise<lanes>(x);
-        if (!has_chunk) continue;
-        if (is_here && writes && row >= part.row && row < part.row + part.count) {
-            const int page = page_table[row * Shape::pages + at[row] / kPageTokens];
-            put_codes<Shape, kPageTokens>(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape>,
-                                          at[row] % kPageTokens, chunk, codes);
-        }
-        put_codes<Shape, 16>(fresh + is_value * S::block, row % 16, chunk, codes);
-    }
-}
-
-// The new keys and values of 16 rows, in either form.
-template <class Shape>
-__device__ __forceinline__ void form_fresh(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                           const Part &part, int first, const int *at, typename Shape::Kv *fresh,
-                                           typename Shape::Kv *kv) {
-    if constexpr (kCoded<Shape>)
-        form_codes<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
-    else
-        form_keys<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
-}
-
 // 16 keys of this warp, the lane's at positions key(0..15), negative: not there.
 template <class Shape, class Key>
 __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part, float (&s)[2][4], bool masked,
@@ -229,109 +145,6 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
     }
 }
 
-// Warps' sums of column quad c (4 columns) of a query: x, and its (most, sum). Parts as in Stream's comment.
-template <class Shape>
-struct Merged {
-    float x[4], most, sum;
-
-    __device__ __forceinline__ Merged() : x{0.f, 0.f, 0.f, 0.f}, most(-INFINITY), sum(0.f) {}
-
-    __device__ __forceinline__ void add(float4 o, float o_most, float o_sum) {
-        constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
-        const float top = fmaxf(most, o_most);
-        if (top == -INFINITY) return;
-        const float keep = exp2_approx((most - top) * c), take = exp2_approx((o_most - top) * c);
-        x[0] = x[0] * keep + o.x * take, x[1] = x[1] * keep + o.y * take;
-        x[2] = x[2] * keep + o.z * take, x[3] = x[3] * keep + o.w * take;
-        sum = sum * keep + o_sum * take;
-        most = top;
-    }
-};
-
-// A finished column quad.
-template <class Shape>
-__device__ __forceinline__ void finish(typename Shape::Out *out, const Part &part, int query, int quad,
-                                       const Merged<Shape> &merged) {
-    constexpr int heads = Stream<Shape>::tile_heads;
-    const float scale = 1.f / merged.sum;
-    const float x[4] = {merged.x[0] * scale, merged.x[1] * scale, merged.x[2] * scale, merged.x[3] * scale};
-    write_result<Shape>(out, part.row + query / heads, (part.head + query % heads) * Shape::head_dim + 4 * quad, x);
-}
-
-// Everything this warp gathered for the unit's queries, to shared memory.
-template <class Shape>
-__device__ __forceinline__ void hand_over(const Gathered<Shape> &state, const Part &part, float *o, float2 *tops) {
-    using S = Stream<Shape>;
-    const int warp = team_warp<Shape>(), n = part.count * S::tile_heads;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int query = lane_index() / 4 + 8 * half, first = kCoded<Shape> ? 0 : 2 * (lane_index() % 4);
-        const float sum = row_sum(state.sum[half]);
-        if (query < n) {
-            if (lane_index() % 4 == 0) tops[warp * S::queries + query] = make_float2(state.most[half], sum);
-            float *to = o + (warp * S::queries + query) * S::D + first;
-#pragma unroll
-            for (int j = 0; j < S::D / 8; j++) {
-                if constexpr (kCoded<Shape>) {
-                    const Column mine = column<Shape>(j);
-                    to[mine.at] = state.o[j][2 * half] * value_unit(state);
-                    to[mine.at + mine.codes] = state.o[j][2 * half + 1] * value_unit(state);
-                } else {
-                    *reinterpret_cast<float2 *>(to + 8 * j) = make_float2(state.o[j][2 * half], state.o[j][2 * half + 1]);
-                }
-            }
-        }
-    }
-}
-
-// Warps, then splits, merged in order. partial: o [units][splits][queries][D], (most, sum) [units][splits][queries].
-template <class Shape>
-__device__ __forceinline__ void merge(const Part &part, const float *o, const float2 *tops, typename Shape::Out *out,
-                                      float *partial, uint32_t *counters, int team) {
-    using S = Stream<Shape>;
-    constexpr int quads = S::D / 4;
-    float2 *partial_tops = reinterpret_cast<float2 *>(partial + S::units * Shape::splits * S::queries * S::D);
-    const int tile_heads = S::head_tiles == 1 ? S::tile_heads
-                                              : min(S::tile_heads, (part.kv_head + 1) * S::group - part.head);
-    const int n = part.count * tile_heads * quads;
-    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
-        const int query = i / quads, quad = i % quads;
-        Merged<Shape> merged;
-#pragma unroll
-        for (int w = 0; w < S::team; w++) {
-            const float2 top = tops[w * S::queries + query];
-            merged.add(reinterpret_cast<const float4 *>(o)[(w * S::queries + query) * quads + quad], top.x, top.y);
-        }
-        if (part.splits == 1) {
-            finish<Shape>(out, part, query, quad, merged);
-            continue;
-        }
-        const int place = (part.unit * Shape::splits + part.split) * S::queries + query;
-        reinterpret_cast<float4 *>(partial)[place * quads + quad] =
-            make_float4(merged.x[0], merged.x[1], merged.x[2], merged.x[3]);
-        if (quad == 0) partial_tops[place] = make_float2(merged.most, merged.sum);
-    }
-    if (part.splits == 1) return;
-
-    __shared__ int is_last[S::teams];
-    team_barrier<Shape>();
-    if (team_thread<Shape>() == 0)
-        is_last[team] = count_up(counters + part.unit) == uint32_t(part.splits - 1);
-    team_barrier<Shape>();
-    if (!is_last[team]) return;
-    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
-        const int query = i / quads, quad = i % quads;
-        Merged<Shape> merged;
-        for (int split = 0; split < part.splits; split++) {
-            const int place = (part.unit * Shape::splits + split) * S::queries + query;
-            const float2 top = partial_tops[place];
-            merged.add(reinterpret_cast<const float4 *>(partial)[place * quads + quad], top.x, top.y);
-        }
-        finish<Shape>(out, part, query, quad, merged);
-    }
-    if (team_thread<Shape>() == 0) counters[part.unit] = 0;
-}
-
 // qkv [M, (H + 2 KH) D], cos, sin [M, RD/2], positions [M], page_table [M, P], kv: this layer's part of page 0,
 // out [M, H D], partial, counters [units]; a team for each (split, unit).
 template <class Shape>
@@ -343,15 +156,19 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     using Kv = typename Shape::Kv;
     const int team = team_index<Shape>();
     Kv *ring = reinterpret_cast<Kv *>(dynamic_shared());
-    T *q = reinterpret_cast<T *>(ring + S::ring) + team * 16 * S::D;
-    ring += team * S::team * Shape::slots * S::block;
-    Kv *new_keys = ring;
-    if constexpr (S::team > 1)
-        new_keys = reinterpret_cast<Kv *>(q + (S::teams - team) * 16 * S::D) + team * 2 * S::block;
+    T *q = reinterpret_cast<T *>(ring + S::ring);
+    unsigned char *news = reinterpret_cast<unsigned char *>(q + S::teams * 16 * S::D) + team * S::new_bytes;
+    ring += team * S::team * Shape::slots * S::block, q += team * 16 * S::D;
+    float *own = reinterpret_cast<float *>(news);
+    Kv *new_keys = S::team == 1 ? ring : reinterpret_cast<Kv *>(news);
     __shared__ int all_new_at[S::teams][16 * S::fresh_groups];
+    __shared__ float all_own_scores[S::teams][16];
     int *new_at = all_new_at[team];
+    float *own_scores = all_own_scores[team];
 
-    // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them.
+    // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them. All
+    // blocks that find room have begun, so the launch behind takes none of it away.
+    let_next_start();
     Part part;
     if (!find_unit<Shape>(positions, page_table, part)) return;
     if (part.first < 0) {  // a row that pads the step
@@ -369,8 +186,11 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
                             page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * chunks_of<Shape>(part), 0};
 #pragma unroll 1
     for (int i = 0; i < Shape::slots; i++) copies.ask(part, fresh);
-    let_next_start();
-    if (team_warp<Shape>() == 0) {
+    const bool is_last = part.split == part.splits - 1, is_alone = Shape::rows == 1 || fresh.n == 1;
+    uint32_t groups = is_last && !is_alone ? fresh.groups : 0;  // of new rows, not yet attended
+    if (!is_last || !is_alone) own = nullptr;
+    clear_queries<Shape>(q);
+    if (groups && team_warp<Shape>() == 0) {
 #pragma unroll
         for (int j = 0; j < S::per_lane; j++)
             if (32 * j + lane_index() < 16 * S::fresh_groups) new_at[32 * j + lane_index()] = fresh.at[j];
@@ -378,42 +198,41 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     team_barrier<Shape>();
     wait_for_previous();
 
-    uint32_t groups = part.split == part.splits - 1 ? fresh.groups : 0;  // of new rows, not yet attended
-    form_queries<Shape>(qkv, cos, sin, part, q);
-    StreamQueries<Shape> queries;
-    Gathered<Shape> state;
-    const auto walk = [&] {
-        queries.load(q);
-        clear(state);
-        if constexpr (kCoded<Shape>) clear_unit(state);
-        walk_pages<Shape>(state, queries, part, fresh, copies);
+    const auto form_group = [&] {
+        form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
     };
-    if constexpr (S::team == 1) {
-        team_barrier<Shape>();
-        walk();
-    }
-    for (bool walked = S::team == 1;; walked = true) {
+    form_vectors<Shape>(qkv, cos, sin, page_table, part, q, own, kv);
+    if (S::team > 1 && groups) form_group();
+    team_barrier<Shape>();
+
+    if (own) score_own<Shape>(q, own, part, own_scores);
+    StreamQueries<Shape> queries;
+    queries.load(q);
+    Gathered<Shape> state;
+    clear(state);
+    if constexpr (kCoded<Shape>) clear_unit(state);
+    walk_pages<Shape>(state, queries, part, fresh, copies);
+    for (bool formed = S::team > 1; groups; groups &= groups - 1, formed = false) {
+        if (!formed && (S::team == 1 || S::fresh_groups > 1)) {
+            team_barrier<Shape>();  // all has been attended that was there
+            form_group();
+            team_barrier<Shape>();
+        }
         const int group = __ffs(groups) - 1;
-        if (groups) form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * group, new_at, new_keys, kv);
-        team_barrier<Shape>();
-        if constexpr (S::team > 1)
-            if (!walked) walk();
-        if (groups && team_warp<Shape>() == group % S::team) {
+        if (team_warp<Shape>() == group % S::team) {
             float s[2][4];
             score<Shape, kTokens, kTokens>(s, queries, new_keys);
             attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * group + i]; });
             add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
         }
-        team_barrier<Shape>();  // all has been attended that was there
-        groups &= groups - 1;
-        if (!groups) break;
     }
 
+    team_barrier<Shape>();
     float *o = reinterpret_cast<float *>(ring);
     float2 *tops = reinterpret_cast<float2 *>(q);
     hand_over<Shape>(state, part, o, tops);
     team_barrier<Shape>();
-    merge<Shape>(part, o, tops, out, partial, counters, team);
+    merge<Shape>(part, o, tops, own ? own + S::D : nullptr, own_scores, out, partial, counters);
     if (part.split == 0 && part.head + S::tile_heads >= Shape::heads)
         for (int row = part.row; row < part.row + part.count; row++)
             write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, team_thread<Shape>(), S::threads);

@@ -22,11 +22,14 @@ struct Stream {
     static constexpr int per_lane = (Shape::rows + 31) / 32;                    // rows of the step
     static constexpr int block = kTokens * kTokenElements<Shape>;               // of Kv: K or V of 16 tokens
 
-    // Shared memory: ring [warps][slots] of blocks, queries [teams][D/8][16][8], new keys [teams] of 16 rows [K, V] of
-    // blocks; a warp that has a unit for itself puts them in its ring, behind the pages. A block is [D/8][16][8] of T,
-    // or [D/16][16][16] codes and [16] scales.
+    // Shared memory: ring [warps][slots] of blocks, queries [teams][D/8][16][8], and [teams] new keys and values: a row's
+    // own [K, V][D] in float32, or those of 16 rows [K, V] in blocks, which a warp that has a unit for itself puts into
+    // its ring, behind the pages. A block is [D/8][16][8] of T, or [D/16][16][16] codes and [16] scales.
     // The ring then takes, of each warp, o [queries][D], and the queries' place (most, sum) [queries], in float32.
     static constexpr int ring = kStreamWarps * Shape::slots * block;
+    static constexpr int own_bytes = 2 * 4 * D;
+    static constexpr int new_bytes = team == 1 ? own_bytes : 2 * block * int(sizeof(typename Shape::Kv));
+    static_assert(new_bytes >= own_bytes, "a row's own key and value find room");
     static_assert(ring * int(sizeof(typename Shape::Kv)) >= 4 * kStreamWarps * queries * D, "o finds room");
     static_assert(team > 1 || Shape::slots >= 2, "new keys and values find room");
 };
@@ -67,6 +70,13 @@ struct Part {
     int split, splits;     // of those that have work
 };
 
+// Its query heads.
+template <class Shape>
+__device__ __forceinline__ int heads_of(const Part &part) {
+    using S = Stream<Shape>;
+    return S::head_tiles == 1 ? S::tile_heads : min(S::tile_heads, (part.kv_head + 1) * S::group - part.head);
+}
+
 // The step's own rows that belong to the unit's sequence. Lane l knows of rows l and l + 32.
 template <class Shape>
 struct Fresh {
@@ -78,6 +88,7 @@ struct Fresh {
 template <class Shape>
 __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const int *page_table, const Part &part) {
     Fresh<Shape> fresh;
+    if constexpr (Shape::rows == 1) return {{lane_index() ? -1 : part.last}, part.last, 1, 1};
     fresh.least = part.last, fresh.n = 0, fresh.groups = 0;
 #pragma unroll
     for (int j = 0; j < Stream<Shape>::per_lane; j++) {

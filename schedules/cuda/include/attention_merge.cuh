@@ -1,0 +1,108 @@
+// How small steps (attention_stream.cuh) put together what warps, and then splits, have gathered of a unit.
+#pragma once
+
+#include "attention_codes.cuh"
+#include "attention_unit.cuh"
+
+// Warps' sums of column quad c (4 columns) of a query: x, and its (most, sum). Parts as in Stream's comment.
+template <class Shape>
+struct Merged {
+    float x[4], most, sum;
+
+    __device__ __forceinline__ Merged() : x{0.f, 0.f, 0.f, 0.f}, most(-INFINITY), sum(0.f) {}
+
+    __device__ __forceinline__ void add(float4 o, float o_most, float o_sum) {
+        constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
+        const float top = fmaxf(most, o_most);
+        if (top == -INFINITY) return;
+        const float keep = exp2_approx((most - top) * c), take = exp2_approx((o_most - top) * c);
+        x[0] = x[0] * keep + o.x * take, x[1] = x[1] * keep + o.y * take;
+        x[2] = x[2] * keep + o.z * take, x[3] = x[3] * keep + o.w * take;
+        sum = sum * keep + o_sum * take;
+        most = top;
+    }
+};
+
+// A finished column quad.
+template <class Shape>
+__device__ __forceinline__ void finish(typename Shape::Out *out, const Part &part, int query, int quad,
+                                       const Merged<Shape> &merged) {
+    constexpr int heads = Stream<Shape>::tile_heads;
+    const float scale = 1.f / merged.sum;
+    const float x[4] = {merged.x[0] * scale, merged.x[1] * scale, merged.x[2] * scale, merged.x[3] * scale};
+    write_result<Shape>(out, part.row + query / heads, (part.head + query % heads) * Shape::head_dim + 4 * quad, x);
+}
+
+// Everything this warp gathered for the unit's queries, to shared memory.
+template <class Shape>
+__device__ __forceinline__ void hand_over(const Gathered<Shape> &state, const Part &part, float *o, float2 *tops) {
+    using S = Stream<Shape>;
+    const int warp = team_warp<Shape>(), n = part.count * heads_of<Shape>(part);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int query = lane_index() / 4 + 8 * half, first = kCoded<Shape> ? 0 : 2 * (lane_index() % 4);
+        const float sum = row_sum(state.sum[half]);
+        if (query < n) {
+            if (lane_index() % 4 == 0) tops[warp * S::queries + query] = make_float2(state.most[half], sum);
+            float *to = o + (warp * S::queries + query) * S::D + first;
+#pragma unroll
+            for (int j = 0; j < S::D / 8; j++) {
+                if constexpr (kCoded<Shape>) {
+                    const Column mine = column<Shape>(j);
+                    to[mine.at] = state.o[j][2 * half] * value_unit(state);
+                    to[mine.at + mine.codes] = state.o[j][2 * half + 1] * value_unit(state);
+                } else {
+                    *reinterpret_cast<float2 *>(to + 8 * j) = make_float2(state.o[j][2 * half], state.o[j][2 * half + 1]);
+                }
+            }
+        }
+    }
+}
+
+// Warps, a row's own key and value (their scores [queries], values [D]; null: none), then splits, merged in order. partial: o [units][splits][queries][D], (most, sum) [units][splits][queries].
+template <class Shape>
+__device__ __forceinline__ void merge(const Part &part, const float *o, const float2 *tops, const float *own_value,
+                                      const float *own_scores, typename Shape::Out *out, float *partial,
+                                      uint32_t *counters) {
+    using S = Stream<Shape>;
+    constexpr int quads = S::D / 4;
+    float2 *partial_tops = reinterpret_cast<float2 *>(partial + S::units * Shape::splits * S::queries * S::D);
+    const int n = part.count * heads_of<Shape>(part) * quads;
+    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
+        const int query = i / quads, quad = i % quads;
+        Merged<Shape> merged;
+#pragma unroll
+        for (int w = 0; w < S::team; w++) {
+            const float2 top = tops[w * S::queries + query];
+            merged.add(reinterpret_cast<const float4 *>(o)[(w * S::queries + query) * quads + quad], top.x, top.y);
+        }
+        if (own_value) merged.add(reinterpret_cast<const float4 *>(own_value)[quad], own_scores[query], 1.f);
+        if (part.splits == 1) {
+            finish<Shape>(out, part, query, quad, merged);
+            continue;
+        }
+        const int place = (part.unit * Shape::splits + part.split) * S::queries + query;
+        reinterpret_cast<float4 *>(partial)[place * quads + quad] =
+            make_float4(merged.x[0], merged.x[1], merged.x[2], merged.x[3]);
+        if (quad == 0) partial_tops[place] = make_float2(merged.most, merged.sum);
+    }
+    if (part.splits == 1) return;
+
+    __shared__ int all_last[S::teams];
+    int &is_last = all_last[team_index<Shape>()];
+    team_barrier<Shape>();
+    if (team_thread<Shape>() == 0) is_last = count_up(counters + part.unit) == uint32_t(part.splits - 1);
+    team_barrier<Shape>();
+    if (!is_last) return;
+    for (int i = team_thread<Shape>(); i < n; i += S::threads) {
+        const int query = i / quads, quad = i % quads;
+        Merged<Shape> merged;
+        for (int split = 0; split < part.splits; split++) {
+            const int place = (part.unit * Shape::splits + split) * S::queries + query;
+            const float2 top = partial_tops[place];
+            merged.add(reinterpret_cast<const float4 *>(partial)[place * quads + quad], top.x, top.y);
+        }
+        finish<Shape>(out, part, query, quad, merged);
+    }
+    if (team_thread<Shape>() == 0) counters[part.unit] = 0;
+}
