@@ -213,8 +213,8 @@ def stream_of(a: Attention, chip: Chip, team: int, resident: int = 0) -> Stream 
 
 
 def stream_bytes(a: Attention, slots: int, team: int) -> int:
-    """Shared memory of a block: copies of K or V, and for each team queries, and keys and values of 16 rows of the step,
-    or, as a warp alone puts those where copies were, a row's own in float32."""
+    """Shared memory of a block: copies of K or V; for each team queries, and keys and values of 16 rows of the step, or
+    a row's own in float32, as a warp alone puts those where copies were."""
     new = 2 * (16 * a.token_bytes if team > 1 else 4 * a.head_dim)
     return a.token_bytes * PAGE_TOKENS * slots + STREAM_WARPS // team * (new + 16 * a.head_dim * a.factor_bytes)
 

@@ -203,7 +203,7 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     };
     form_vectors<Shape>(qkv, cos, sin, page_table, part, q, own, kv);
     if (S::team > 1 && groups) form_group();
-    team_barrier<Shape>();
+    team_barrier<Shape>();  // queries are there
 
     if (own) score_own<Shape>(q, own, part, own_scores);
     StreamQueries<Shape> queries;
@@ -216,7 +216,7 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
         if (!formed && (S::team == 1 || S::fresh_groups > 1)) {
             team_barrier<Shape>();  // all has been attended that was there
             form_group();
-            team_barrier<Shape>();
+            team_barrier<Shape>();  // 16 new keys are there
         }
         const int group = __ffs(groups) - 1;
         if (team_warp<Shape>() == group % S::team) {
@@ -231,7 +231,7 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     float *o = reinterpret_cast<float *>(ring);
     float2 *tops = reinterpret_cast<float2 *>(q);
     hand_over<Shape>(state, part, o, tops);
-    team_barrier<Shape>();
+    team_barrier<Shape>();  // sums are there
     merge<Shape>(part, o, tops, own ? own + S::D : nullptr, own_scores, out, partial, counters);
     if (part.split == 0 && part.head + S::tile_heads >= Shape::heads)
         for (int row = part.row; row < part.row + part.count; row++)

@@ -293,7 +293,9 @@ def test_a_step_may_take_up_any_positions_of_a_sequence_again(model: Model, defi
     Machine(model, (200, 6)).check(rows, define, kernels(model, 8))
 
 
-@pytest.mark.parametrize(("splits", "least", "team"), [(1, 1, 4), (3, 1, 4), (3, 2, 4), (1, 1, 2), (3, 1, 2), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("splits", "least", "team"), [(1, 1, 4), (3, 1, 4), (3, 2, 4), (1, 1, 2), (3, 1, 2), (2, 1, 1)]
+)
 def test_any_number_of_splits_and_warps_gives_the_same(
     splits: int, least: int, team: int, define: Define, kernels: Kernels
 ) -> None:
