@@ -72,8 +72,9 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
 def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     kind, n_threads = ("Wgmma", 384) if gemm_tiles.DEVICES[target.arch].wgmma else ("Mma", 256)
     function = f"gemm_{kind.lower()}{'_codes' if kind == 'Wgmma' and op.weight != op.element else ''}"
-    cut = f"{params.tokens}, {params.stages}, {params.blocks}, {params.n_shared(op)}, {params.band}, {params.cluster}"
-    shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages)
+    numbers = (params.tokens, params.stages, params.blocks, params.n_shared(op), params.band, params.cluster)
+    cut = ", ".join([*map(str, numbers), *["true"] * params.along])
+    shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages, along=params.along)
     declarations = (
         f"using Cut = Tiling<Layer, {cut}>;\n"
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'

@@ -2,9 +2,9 @@
 
 A tile is 128 stored rows of the weight by `tokens` tokens; a block sums it in steps of 64 along K, fetched ahead into
 a ring of `stages` stages of shared memory.  Blocks take whole tiles in rounds; tiles that do not fill one are shared
-out step by step (include/gemm_work.cuh), or left to as many blocks as there are.  A cluster of blocks takes a tile of
-as many times 128 rows and brings its tokens once: half as many of their bytes from L2, which is what a step of 256
-tokens waits for.
+out step by step (include/gemm_work.cuh), or left to as many blocks as there are.  Few tiles can be cut in two: tiles of
+64 rows, whose K the two warpgroups of a block share (`along`).  A cluster of blocks takes a tile of as many times 128
+rows and brings its tokens once: half as many of their bytes from L2, which is what a step of 256 tokens waits for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ TILE_ROWS, STEP = 128, 64
 """Stored rows of the weight in a tile, and of K in a step."""
 GROUPS, PIECES = 2, 4
 """Warpgroups of a block, and pieces of 16 rows that each takes in a step."""
+STAGED_TOKENS = 32
+"""Whose results a warpgroup brings to shared memory together, on their way out."""
 
 WGMMA_TOKENS = (16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """Widths of wgmma."""
@@ -77,7 +79,7 @@ class Tiling:
 
     tokens: of a tile.  stages: of the ring.  blocks: of the grid.  shared: whether tiles that do not fill a round are
     shared out.  band: token tiles that lie side by side, before the next rows of the weight.  cluster: blocks that
-    bring each other their tokens; a tile is as many times 128 rows then.
+    bring each other their tokens; a tile is as many times 128 rows then.  along: a tile is 64 rows, a step 128 of K.
     """
 
     tokens: int
@@ -86,11 +88,17 @@ class Tiling:
     shared: bool = True
     band: int = 1
     cluster: int = 1
+    along: bool = False
 
     def __str__(self) -> str:
         rest = ", rest shared out" if self.shared else ""
         blocks = f"{self.blocks} blocks" + (f" in clusters of {self.cluster}" if self.cluster > 1 else "")
-        return f"128x{self.tokens} tiles, {self.stages} stages, {blocks}, {self.band} side by side{rest}"
+        return f"{self.rows}x{self.tokens} tiles, {self.stages} stages, {blocks}, {self.band} side by side{rest}"
+
+    @property
+    def rows(self) -> int:
+        """Stored rows of the weight in a block's tile."""
+        return TILE_ROWS // 2 if self.along else TILE_ROWS
 
     @property
     def workers(self) -> int:
@@ -98,7 +106,7 @@ class Tiling:
         return self.blocks // self.cluster
 
     def row_tiles(self, op: LinearOp) -> int:
-        return ceil(tile_rows(op.n, gated=op.gated) / (2 * self.cluster))
+        return ceil(64 * tile_rows(op.n, gated=op.gated) / (self.rows * self.cluster))
 
     def token_tiles(self, op: LinearOp) -> int:
         return ceil(op.m / self.tokens)
@@ -116,15 +124,15 @@ class Tiling:
         return shared + self.workers - 1 if shared else 0
 
     def parts_bytes(self, op: LinearOp) -> int:
-        return self.n_parts(op) * self.cluster * TILE_ROWS * self.tokens * 4
+        return self.n_parts(op) * self.cluster * self.rows * self.tokens * 4
 
     def counter_bytes(self, op: LinearOp) -> int:
         """One for each shared tile and warpgroup."""
         return self.n_shared(op) * self.cluster * 2 * 4
 
 
-def steps(op: LinearOp) -> int:
-    return ceil(op.k / STEP)
+def steps(op: LinearOp, *, along: bool = False) -> int:
+    return ceil(op.k / (2 * STEP if along else STEP))
 
 
 def weight_bytes(op: LinearOp) -> int:
@@ -138,17 +146,22 @@ def step_bytes(op: LinearOp) -> int:
 
 
 def x_bytes(tokens: int) -> int:
-    """Of x, for a step."""
+    """Of x, for 64 of K."""
     return tokens * STEP * 2
 
 
-def shared_bytes(op: LinearOp, tokens: int, stages: int) -> int:
+def shared_bytes(op: LinearOp, tokens: int, stages: int, *, along: bool = False) -> int:
     """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both warpgroups
     on their way out, barriers, and what a deferred norm is for each token."""
-    stage_bytes = ceil(step_bytes(op) / 1024) * 1024 + x_bytes(tokens)
-    staging = 2 * 32 * ((32 if op.gated else 64) + 4) * 4
+    stage_bytes = ceil(step_bytes(op) / 1024) * 1024 + x_bytes(tokens) * (2 if along else 1)
+    staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
     norms = 8 * (ceil(op.m / tokens) * tokens if op.deferred else 1)
     return stages * (stage_bytes + 16) + staging + norms + 24
+
+
+def staged_outputs(op: LinearOp) -> int:
+    """Of a warpgroup's 64 rows."""
+    return 32 if op.gated else 64
 
 
 def default_tiling(op: LinearOp, target: Target) -> Tiling:
@@ -156,18 +169,18 @@ def default_tiling(op: LinearOp, target: Target) -> Tiling:
 
 
 def space(op: LinearOp, target: Target) -> list[Tiling]:
-    """Every tiling worth measuring: the best on paper, the best of the other size of clusters, then by cost."""
+    """Every tiling worth measuring: the best on paper, the best of other kinds (clusters of two, K shared by the
+    warpgroups), then by cost."""
     device = DEVICES[target.arch]
     tilings = set(_tilings(op, device))
-    ordered = sorted(tilings, key=lambda each: (cost_us(op, each, device), each.cluster, each.tokens))
-    best = {tiling.cluster: tiling for tiling in reversed(ordered)}
-    return sorted(ordered, key=lambda each: best[each.cluster] is not each)
+    ordered = sorted(tilings, key=lambda each: (each.along, cost_us(op, each, device), each.cluster, each.tokens))
+    best = {(tiling.cluster, tiling.along): tiling for tiling in reversed(ordered)}
+    return sorted(ordered, key=lambda each: best[each.cluster, each.along] is not each)
 
 
 def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
-    most_stages = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
     for tokens in _widths(op, device):
-        n_stages = max(s for s in range(2, most_stages + 1) if shared_bytes(op, tokens, s) <= device.shared_bytes)
+        n_stages = stages_of(op, tokens, device)
         token_tiles = ceil(op.m / tokens)
         clusters = {1, device.cluster} if x_bytes(tokens) >= step_bytes(op) else {1}  # others are mostly weight
         for band, cluster in product({token_tiles, min(token_tiles, 4)}, clusters):
@@ -178,6 +191,23 @@ def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
                 tiling = replace(whole, blocks=workers * cluster, shared=True)
                 if workers and workers <= tiling.n_shared(op) * steps(op):
                     yield tiling
+        n_stages = stages_of(op, tokens, device, along=True)
+        if takes_along(op, tokens, device) and n_stages * step_bytes(op) >= FLIGHT_BYTES:
+            along = Tiling(tokens, n_stages, device.n_blocks, shared=False, along=True)
+            yield replace(along, blocks=min(device.n_blocks, along.n_tiles(op)))
+
+
+def stages_of(op: LinearOp, tokens: int, device: Device, *, along: bool = False) -> int:
+    """As many as there is room for, and use."""
+    most = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
+    fitting = (s for s in range(2, most + 1) if shared_bytes(op, tokens, s, along=along) <= device.shared_bytes)
+    return max(fitting, default=0)
+
+
+def takes_along(op: LinearOp, tokens: int, device: Device) -> bool:
+    """Whether warpgroups can share K: it is whole steps, and sums of all tokens pass where results are staged."""
+    fits = 128 * (tokens // 2) <= GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4)
+    return device.wgmma and op.m <= tokens <= FLAT_TOKENS and ceil(op.k / STEP) % 2 == 0 and fits
 
 
 def _widths(op: LinearOp, device: Device) -> Iterator[int]:
@@ -192,12 +222,14 @@ def _widths(op: LinearOp, device: Device) -> Iterator[int]:
 def cost_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
     """Time on paper: what the busiest block multiplies, fetches, and turns from codes into operands, and not less than
     what memory gives all of them."""
-    tokens, n_steps = tiling.tokens, steps(op)
+    tokens, n_steps = tiling.tokens, steps(op, along=tiling.along)
     rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
     busiest = rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
     columns = max(tokens, 32)  # a narrower product waits for the weight's rows as long as one of 32
     multiply = 2 * TILE_ROWS * columns * STEP / (device.operations / device.n_blocks)
-    fetch = (step_bytes(op) + x_bytes(tokens) / tiling.cluster) / (device.l2 / device.n_blocks)
+    fetch = (step_bytes(op) + x_bytes(tokens) * (2 if tiling.along else 1) / tiling.cluster) / (
+        device.l2 / device.n_blocks
+    )
     operands = GROUPS * PIECES * weight_format(op).operands_ns / 1000
     compute = max(multiply, operands) + NOT_HIDDEN * min(multiply, operands)
     memory = (weight_bytes(op) + op.m * (2 * op.k + 4 * op.n)) / device.memory

@@ -74,10 +74,11 @@ struct RowScales {
 
     __device__ RowScales(const void *weight, const Place &place, const Warpgroup &group) {
         if constexpr (Weight::kRowScales) {
-            if (group.index >= Tiling::tile_rows_at(place)) return;
+            const int own = Tiling::kAlong ? 0 : group.index;  // of the tile's rows of W's tiles
+            if (own >= Tiling::tile_rows_at(place)) return;
             const unsigned char *behind =
-                static_cast<const unsigned char *>(weight) + int64_t(Tiling::n_tile_rows) * Tiling::n_steps * Tiling::kGroupBytes;
-            const int row = (place.tile_row + group.index) * kTile + group.thread / 32 * kStripRows + lane_index() / 4;
+                static_cast<const unsigned char *>(weight) + int64_t(Tiling::n_tile_rows) * Tiling::n_columns * Tiling::kGroupBytes;
+            const int row = (place.tile_row + own) * kTile + group.thread / 32 * kStripRows + lane_index() / 4;
 #pragma unroll
             for (int h = 0; h < 2; h++) scales[h] = reinterpret_cast<const float *>(behind)[row + 8 * h];
         }

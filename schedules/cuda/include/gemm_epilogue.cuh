@@ -30,7 +30,7 @@ __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, 
                           uint32_t *counters, uint32_t *arrived) {
     using W = typename Tiling::W;
     constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128, kPart = Tiling::kTileGroups * kGroupPart;
-    const int owner = Tiling::rank() * Tiling::kGroups + group.index;
+    const int owner = Tiling::rank() * Tiling::kRowGroups + group.index;
     const int first = W::first_block(stretch.tile), n = W::last_block(stretch.tile) - first + 1;
     float4 *tile_parts = parts + int64_t(first + stretch.tile) * kPart + owner * kGroupPart + group.thread;
 

@@ -48,7 +48,7 @@ struct Fetcher {
     __device__ void copy_x(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
         unsigned char *to = shared.stages[stage] + Tiling::kWeightBytes;
-        copy(to, Tiling::x_at(x, place, now.begin), Tiling::tokens_at(place) * 8);
+        copy(to, Tiling::x_at(x, place, now.begin, 0), Tiling::tokens_at(place) * 8);
     }
 };
 

@@ -5,6 +5,13 @@
 //
 //     stage   [W: 64 rows for each warpgroup, a tile or four pieces of codes] [x: kTokens rows x 128 bytes]
 //
+// Of a weight with few rows two warpgroups take the same 64 of them and share K (kAlong): a stage is two steps then,
+//
+//     stage   [W: 64 rows by 128 of K, a tile or four pieces for each warpgroup] [x: kTokens x 128 bytes, for each]
+//
+// and there are twice as many tiles, so that none has to be shared out: putting its parts together is what the kernel
+// behind would wait for.
+//
 // Tiles are counted kBand token tiles at a time, down the rows of W: blocks side by side share rows of W and tokens in
 // L2. A cluster of blocks owns a tile of as many times 128 rows, each block 128 of them; a block whose rows lie past the
 // last one goes along, and stores nothing.
@@ -20,18 +27,24 @@ struct Place {
 
 // `Layer` is that of epilogue.cuh, with kK, T, and how a Weight lies (gemv_weight.cuh, gemv_quant.cuh). kStages: of the
 // ring. kBlocks: of the grid; kCluster: of a cluster. kShared: Work's.
-template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1>
+template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1,
+          bool kAlong_ = false>
 struct Tiling {
     static_assert(kBlocks % kCluster_ == 0, "the grid is whole clusters");
     using L = Layer;
     static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_;
+    static constexpr bool kAlong = kAlong_;
     static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
-    static constexpr int kTileGroups = kGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
+    static constexpr int kRowGroups = kAlong ? 1 : kGroups, kHalves = kAlong ? 2 : 1;  // rows of W's tiles, and steps
+    static constexpr int kTileGroups = kRowGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
     static constexpr int kGroupBytes = 4 * L::Weight::kPieceBytes;  // of the weight, for a warpgroup's step
     static constexpr int kWeightBytes = round_up(kGroups * kGroupBytes, 1024);  // x is swizzled by 1024
-    static constexpr int kStageBytes = kWeightBytes + kTokens * kRowBytes;
+    static constexpr int kXBytes = kTokens * kRowBytes;
+    static constexpr int kStageBytes = kWeightBytes + kHalves * kXBytes;
 
-    static constexpr int n_tile_rows = tile_rows(L::kN, L::kGated), n_steps = ceil_div(L::kK, kTile);
+    static constexpr int n_tile_rows = tile_rows(L::kN, L::kGated);
+    static constexpr int n_columns = ceil_div(L::kK, kTile), n_steps = n_columns / kHalves;
+    static_assert(n_columns % kHalves == 0, "both warpgroups have something to multiply in every step");
     static constexpr int n_row_tiles = ceil_div(n_tile_rows, kTileGroups), n_token_tiles = ceil_div(L::kM, kTokens);
     static constexpr int kPaddedM = round_up(L::kM, 8);
     static constexpr bool kFullTiles = n_tile_rows % kTileGroups == 0;  // each warpgroup has rows in every tile
@@ -47,22 +60,23 @@ struct Tiling {
         constexpr int kBandTiles = kBand * n_row_tiles;
         const int band = tile / kBandTiles, within = tile % kBandTiles;
         const int width = n_token_tiles % kBand == 0 ? kBand : min(kBand, n_token_tiles - band * kBand);
-        return {within / width * kTileGroups + rank() * kGroups, (band * kBand + within % width) * kTokens};
+        return {within / width * kTileGroups + rank() * kRowGroups, (band * kBand + within % width) * kTokens};
     }
 
     // Of a tile at the edge: how many rows of W's tiles there are, and how many rows of x.
     static __device__ int tile_rows_at(const Place &place) {
-        return max(0, min(kGroups, n_tile_rows - place.tile_row));
+        return max(0, min(kRowGroups, n_tile_rows - place.tile_row));
     }
     static __device__ int tokens_at(const Place &place) { return min(kTokens, kPaddedM - place.token); }
 
     // What a step needs of the weight, for one warpgroup, and of x.
     static __device__ const unsigned char *weight_at(const void *weight, const Place &place, int group, int step) {
-        const int64_t at = int64_t(place.tile_row + group) * n_steps + step;
+        const int64_t at = int64_t(place.tile_row + (kAlong ? 0 : group)) * n_columns + kHalves * step + (kAlong ? group : 0);
         return static_cast<const unsigned char *>(weight) + at * kGroupBytes;
     }
-    static __device__ const unsigned char *x_at(const void *x, const Place &place, int step) {
-        return static_cast<const unsigned char *>(x) + 2 * activation_index(kPaddedM, place.token, kTile * step);
+    static __device__ const unsigned char *x_at(const void *x, const Place &place, int step, int half) {
+        const int first = kTile * (kHalves * step + half);
+        return static_cast<const unsigned char *>(x) + 2 * activation_index(kPaddedM, place.token, first);
     }
 };
 

@@ -33,6 +33,7 @@ struct WgmmaShared {
 };
 
 constexpr int kOtherThreads = 96;  // of the producer's warpgroup
+constexpr int kFreeBarrier = kNormBarrier + 1, kThereBarrier = kFreeBarrier + 1;
 
 // Sums of few tokens take few registers: enough are left to read early what is added to them last, and for the launch
 // behind, whose blocks come beside this one's if they are a norm's, so that the product behind that can be let in.
@@ -60,8 +61,9 @@ struct Producer {
 
     __device__ void copy_weight(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
-        const int n_groups = Tiling::tile_rows_at(place), n_tokens = Tiling::tokens_at(place);
-        mbarrier_arrive_expect(&shared.full[stage], n_groups * Tiling::kGroupBytes + n_tokens * kRowBytes);
+        const int n_groups = Tiling::kAlong ? Tiling::kGroups : Tiling::tile_rows_at(place);
+        const int n_x_bytes = Tiling::kHalves * Tiling::tokens_at(place) * kRowBytes;
+        mbarrier_arrive_expect(&shared.full[stage], n_groups * Tiling::kGroupBytes + n_x_bytes);
         for (int group = 0; group < n_groups; group++) {
             const unsigned char *from = Tiling::weight_at(weight, place, group, now.begin);
             unsigned char *to = shared.stages[stage] + group * Tiling::kGroupBytes;
@@ -75,12 +77,16 @@ struct Producer {
 
     __device__ void copy_x(int stage, const Stretch &now) const {
         const Place place = Tiling::place_of(now.tile);
-        const unsigned char *from = Tiling::x_at(x, place, now.begin);
         unsigned char *to = shared.stages[stage] + Tiling::kWeightBytes;
         const int n_tokens = Tiling::tokens_at(place);
         if constexpr (Tiling::kCluster == 1) {
-            bulk_copy(to, from, n_tokens * kRowBytes, &shared.full[stage]);
+            for (int half = 0; half < Tiling::kHalves; half++) {
+                const unsigned char *from = Tiling::x_at(x, place, now.begin, half);
+                bulk_copy(to + half * Tiling::kXBytes, from, n_tokens * kRowBytes, &shared.full[stage]);
+            }
         } else {  // this block's share, whole swizzled 8 rows, to all
+            static_assert(Tiling::kHalves == 1, "of a cluster");
+            const unsigned char *from = Tiling::x_at(x, place, now.begin, 0);
             const int share = round_up(ceil_div(n_tokens, Tiling::kCluster), 8), begin = Tiling::rank() * share;
             const int n_bytes = min(share, n_tokens - begin) * kRowBytes, offset = begin * kRowBytes;
             if (n_bytes <= 0) return;
@@ -133,12 +139,18 @@ __device__ __forceinline__ void give_back(uint64_t *empty, const Warpgroup &grou
     }
 }
 
+// Where a warpgroup's x is in a stage.
+template <class Tiling>
+__device__ __forceinline__ unsigned char *x_of(unsigned char *stage, const Warpgroup &group) {
+    return stage + Tiling::kWeightBytes + (Tiling::kAlong ? group.index * Tiling::kXBytes : 0);
+}
+
 // Sums a stretch of a tile into `sums`, giving back each stage once its products are done.
 template <class Tiling>
 __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group,
                             WgmmaShared<Tiling> &shared, RingPosition<Tiling::kStages> &at) {
     const uint64_t rows = k_major_descriptor(shared.stages[0] + group.index * kTileBytes);
-    const uint64_t tokens = k_major_descriptor(shared.stages[0] + Tiling::kWeightBytes);
+    const uint64_t tokens = k_major_descriptor(x_of<Tiling>(shared.stages[0], group));
     int previous = 0;
     for (int step = stretch.begin; step < stretch.end; step++) {
         mbarrier_wait(&shared.full[at.stage], at.parity);
@@ -158,6 +170,25 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
     }
     wgmma_wait<0>(sums);
     give_back<Tiling>(&shared.empty[previous], group);
+}
+
+// The second warpgroup's sums of a tile, to the first, where both share K: through the memory where results are staged,
+// which the first has not begun to use, and does not use before it has read them.
+template <class Tiling>
+__device__ __forceinline__ void hand_over(const float (&sums)[Tiling::kSums], float *exchange, int thread) {
+    named_barrier(kFreeBarrier, 256);
+#pragma unroll
+    for (int i = 0; i < Tiling::kSums; i++) exchange[128 * i + thread] = sums[i];
+    named_barrier_arrive(kThereBarrier, 256);
+}
+
+template <class Tiling>
+__device__ __forceinline__ void take_over(float (&sums)[Tiling::kSums], const float *exchange, int thread) {
+    static_assert(128 * Tiling::kSums <= Tiling::kGroups * kStagedFloats<typename Tiling::L>, "they fit");
+    named_barrier_arrive(kFreeBarrier, 256);
+    named_barrier(kThereBarrier, 256);
+#pragma unroll
+    for (int i = 0; i < Tiling::kSums; i++) sums[i] += exchange[128 * i + thread];
 }
 
 // The way to sum a stretch of a weight in tiles. (gemm_wgmma_codes.cuh has another, for quantised weights.)
@@ -181,7 +212,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Tiling::kStages; stage++) {
             mbarrier_init(&shared.full[stage], 1);
-            mbarrier_init(&shared.empty[stage], 4 * Tiling::kTileGroups);  // a warp gives back for itself
+            mbarrier_init(&shared.empty[stage], 4 * Tiling::kGroups * Tiling::kCluster);  // a warp gives back for itself
         }
         mbarrier_init(&shared.normed, kOtherThreads);
         fence_mbarrier_init();
@@ -221,8 +252,15 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         uint32_t *const arrived = &shared.arrived[group.index];
         for (Stretch stretch; work.next(stretch);) {
             float sums[Tiling::kSums];
+            if (Tiling::kAlong && group.index == 1) {
+                sum(sums, stretch, group, shared, at);
+                if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // it is made in the same memory
+                hand_over<Tiling>(sums, shared.staging[0], group.thread);
+                continue;
+            }
             TileEnd<Tiling, kFewTokens<Tiling>> end(Tiling::place_of(stretch.tile), group, epilogue);
             sum(sums, stretch, group, shared, at);
+            if constexpr (Tiling::kAlong) take_over<Tiling>(sums, shared.staging[0], group.thread);
             if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
             if (completes<Tiling>(sums, stretch, group, arrived, parts, counters)) end.store(sums, staging);
         }

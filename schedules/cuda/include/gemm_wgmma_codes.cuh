@@ -25,7 +25,7 @@ struct CodeSums {
                                                const Warpgroup &group, WgmmaShared<Tiling> &shared,
                                                RingPosition<Tiling::kStages> &at) const {
         const RowScales<Tiling> scales(weight, Tiling::place_of(stretch.tile), group);
-        const uint64_t tokens = k_major_descriptor(shared.stages[0] + Tiling::kWeightBytes);
+        const uint64_t tokens = k_major_descriptor(x_of<Tiling>(shared.stages[0], group));
         const int own_piece = group.index * Tiling::kGroupBytes + group.thread / 32 * Weight::kPieceBytes;
         uint32_t a[2][2][4] = {};  // [half][k-step]
         int previous = 0;

@@ -155,6 +155,7 @@ def test_the_product_behind_normalises_its_sums(
         (HOPPER, Tiling(24, 3, 3)),  # a tile of 16 steps in three blocks: the last to come hands on
         (HOPPER, Tiling(16, 2, 2)),  # two token tiles
         (HOPPER, Tiling(24, 2, 1, shared=False)),
+        (HOPPER, Tiling(24, 2, 2, shared=False, along=True)),
         (AMPERE, Tiling(32, 3, 3)),
     ],
     ids=str,

@@ -130,6 +130,23 @@ def test_blocks_of_a_cluster_bring_each_other_their_tokens(
     check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "tiled_y", "tiling"),
+    [
+        ("LinearBias", (1, 130, 640), "bf16", False, Tiling(16, 2, 3, shared=False, along=True)),
+        ("GatedLinearSiluBias", (7, 100, 256), "bf16", True, Tiling(16, 3, 2, shared=False, along=True)),
+        ("LinearBiasGeluResidual", (33, 200, 250), "f16", False, Tiling(40, 2, 1, shared=False, along=True)),
+        ("LinearResidual", (64, 65, 512), "bf16", False, Tiling(64, 3, 3, shared=True, along=True)),  # two in three
+        ("Linear", (60, 200, 128), "bf16", True, Tiling(32, 2, 5, shared=False, band=2, along=True)),
+    ],
+    ids=str,
+)
+def test_warpgroups_may_share_k(
+    define: Define, name: str, shape: tuple[int, int, int], dtype: DType, tiled_y: bool, tiling: Tiling
+) -> None:
+    check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
+
+
 @pytest.mark.parametrize("name", ["LinearBiasGeluResidual", "GatedLinearSiluBias"])
 @pytest.mark.parametrize("m", [3, 65])
 def test_weights_in_f32_are_multiplied_in_f32(define: Define, name: str, m: int) -> None:
@@ -179,7 +196,8 @@ def test_every_tiling_covers_the_product_and_fits_the_machine(level: str, m: int
         op = layer(m, *shape)
         for tiling in gemm.space(op, target):
             assert tiling.tokens * tiling.token_tiles(op) >= m
-            assert gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages) <= device.shared_bytes
+            n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along)
+            assert n_bytes <= device.shared_bytes
             assert 0 < tiling.blocks <= device.n_blocks
             assert tiling.blocks % tiling.cluster == 0
             assert tiling.cluster == 1 or (device.wgmma and tiling.tokens >= 128)

@@ -91,6 +91,8 @@ def test_codes_are_multiplied_from_registers_in_one_launch(
         ((260, 100, 130), INT8, Tiling(256, 2, 2, band=2), HOPPER),
         ((64, 200, 500), INT8, Tiling(64, 3, 2, cluster=2, shared=False), HOPPER),
         ((40, 130, 500), INT4, Tiling(40, 2, 4, cluster=2), HOPPER),  # the second block's second 64 rows are not there
+        ((8, 130, 640), INT8, Tiling(16, 3, 3, shared=False, along=True), HOPPER),
+        ((17, 130, 256), INT4, Tiling(24, 2, 2, shared=False, along=True), HOPPER),
         ((20, 130, 1000), INT8, Tiling(32, 3, 3), ADA),
         ((200, 130, 200), INT4, Tiling(48, 4, 3, band=3), ADA),
     ],
@@ -125,7 +127,8 @@ def test_rings_of_codes_fit_the_machine(m: int, weight: Weight) -> None:
         for shape in LAYERS:
             op = layer(m, shape, weight)
             for tiling in gemm.space(op, target):
-                assert gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages) <= device.shared_bytes
+                n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along)
+                assert n_bytes <= device.shared_bytes
                 if m <= gemm_tiles.FLAT_TOKENS and target == HOPPER:
                     assert tiling.stages * gemm_tiles.step_bytes(op) >= gemm_tiles.FLIGHT_BYTES
 

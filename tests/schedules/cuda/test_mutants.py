@@ -149,7 +149,17 @@ CASES: dict[str, Callable[[], Case]] = {
             "mbarrier_arrive_in",
             "shared.normed",  # no norm either: NORMS
             "__syncwarp",
+            "kFreeBarrier",  # no K is shared: below
+            "kThereBarrier",
         ),
+        tiled_x=True,
+    ),
+    "GEMM on Hopper, K shared": lambda: linear_case(
+        "LinearBias",
+        (40, 330, 256),
+        ("gemm_wgmma.cuh",),
+        params=Tiling(40, 3, 1, shared=False, along=True),  # a tile is shorter than the ring
+        spare=("wait_for_previous", "cluster", "mbarrier_arrive_in", "shared.normed", "__syncwarp"),  # as above
         tiled_x=True,
     ),
     "GEMV of int4, x column by column": lambda: linear_case(
@@ -172,6 +182,8 @@ CASES: dict[str, Callable[[], Case]] = {
             "__syncthreads",  # who initialises the barriers also asks for the first copies here
             "mbarrier_arrive(empty)",  # of a block alone
             "__syncwarp",  # the cluster's barrier makes lanes meet here
+            "kFreeBarrier",  # no K is shared
+            "kThereBarrier",
         ),
         tiled_x=True,
     ),
@@ -290,13 +302,16 @@ OFFSETS = [
         "mbarrier_arrive_in(empty, lane)",
         "mbarrier_arrive_in(empty, 1)",
     ),
-    ("GEMM in clusters", "gemm_wgmma.cuh", "4 * Tiling::kTileGroups", "4 * Tiling::kGroups"),
+    ("GEMM in clusters", "gemm_wgmma.cuh", "4 * Tiling::kGroups * Tiling::kCluster", "4 * Tiling::kGroups"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "(1 << Tiling::kCluster) - 1", "1 << Tiling::rank()"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "(1 << Tiling::kCluster) - 1", "2 >> Tiling::rank()"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to + offset, from + 64 * 128 - offset"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "to + offset, from + offset", "to, from"),
     ("GEMM in clusters", "gemm_wgmma.cuh", "i < Tiling::kStages; i++, at", "i < Tiling::kStages - 1; i++, at"),
-    ("GEMM in clusters", "gemm_tile.cuh", "rank() * kGroups, (band", "0, (band"),
+    ("GEMM in clusters", "gemm_tile.cuh", "rank() * kRowGroups, (band", "0, (band"),
+    ("GEMM on Hopper, K shared", "gemm_tile.cuh", "kHalves * step + (kAlong ? group : 0);", "kHalves * step;"),
+    ("GEMM on Hopper, K shared", "gemm_tile.cuh", "kTile * (kHalves * step + half);", "kTile * kHalves * step;"),
+    ("GEMM on Hopper, K shared", "gemm_wgmma.cuh", "group.index * Tiling::kXBytes : 0", "0 : 0"),
     ("GEMM of int4 on Hopper, a long ring", "gemm_wgmma_codes.cuh", "wgmma_wait<1>", "wgmma_wait<2>"),
     ("GEMM of int4 on Hopper, a long ring", "gemm_wgmma_codes.cuh", "(a[half], codes, half)", "(a[0], codes, half)"),
     ("GEMM of int4 on Hopper, a long ring", "gemm_wgmma_codes.cuh", "a[half][i]", "a[half][0]"),
@@ -379,7 +394,7 @@ OFFSETS += [
     ("behind a norm", "gemm_wgmma.cuh", "wait_for_previous();  // for the moments", ";"),
     ("behind a norm", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
     ("behind a norm", "gemm_wgmma.cuh", "mbarrier_arrive(&shared.normed);", ";"),
-    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed, 0);", ";"),
+    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so", ";"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "moments[strip * G::kM + token]", "moments[strip * G::kM]"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "v[i] * rows.scales[i]", "v[i] * rows.scales[0]"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "offset = 16; offset > 2;", "offset = 16; offset > 4;"),
