@@ -42,7 +42,7 @@ def weight_format(op: LinearOp) -> WeightFormat:
         layout = Int4Strips(op.group, op.gated)
         n_bytes = size // 2 + 2 * op.rows * ceil(op.k / op.group)
         return WeightFormat(
-            layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 70.0, 21.0, (1, 2, 4)
+            layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 50.0, 21.0, (1, 2, 4)
         )
     tiles = GatedTiles(op.element) if op.gated else Tiles(op.element)
     return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, 0.0, (1, 2))

@@ -23,7 +23,7 @@ from llmc.schedules.cuda import gemm, gemv
 from llmc.schedules.cuda import norm as norms
 from llmc.schedules.cuda.deferred_norm import by_gemv, settled
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
-from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.cuda.linear_op import LinearOp, parse
 from llmc.schedules.rule import Rule
 

@@ -244,6 +244,17 @@ __device__ __forceinline__ void mbarrier_arrive_in(uint64_t *barrier, int rank) 
         : "memory");
 }
 
+// Stores 16 bytes, aligned so, in block `rank` of the cluster where `shared` lies in this one, some time later; the barrier
+// that lies there where `barrier` lies in this one counts them. It publishes nothing else. 9.7.9.12 st.async
+__device__ __forceinline__ void store_in(void *shared, float4 value, uint64_t *barrier, int rank) {
+    asm volatile(
+        "{ .reg .b32 there, counts; mapa.shared::cluster.u32 there, %0, %6; mapa.shared::cluster.u32 counts, %1, %6;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%2, %3, %4, %5}, [counts]; }" ::"r"(
+            shared_address(shared)),
+        "r"(shared_address(barrier)), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(rank)
+        : "memory");
+}
+
 // bulk_copy() to all blocks of the cluster whose bit is set in `ranks`: each gets the bytes, and its own barrier counts
 // them, at the places that `shared` and `barrier` have in this one. 9.7.9.25.4.1 cp.async.bulk
 __device__ __forceinline__ void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes,

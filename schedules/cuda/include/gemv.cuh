@@ -2,6 +2,8 @@
 //
 //     block    a fair share of W's bands, one after the other         a band: kSide strips (16 rows) side by side
 //     warp w   columns w, w + kWarps, … (64 of K each) of every band, copied kStages stages ahead of its products
+//     cluster  of two blocks, where a block alone would have too few bands: both take the same, and the second's warps
+//              stand behind the first's, kWarps + w, … (gemv_split.cuh)
 //
 //          K ->   w0  w1  w2  w3  w0  w1  w2  w3              a stage: one column of a band; a ring of kStages in shared
 //     band 0     [ 0 | 0 | 0 | 0 | 1 | 1 | 1 | 1 ]            memory for each warp, filled again as it is used, from one
@@ -26,9 +28,11 @@
 #include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_ring.cuh"
+#include "gemv_split.cuh"
 
 // A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
-// what GemvRing asks for, kEarly: whether the next kernel is let in at once, and kDigits: whether x is multiplied in digits.
+// what GemvRing asks for, kSplit: blocks that share bands, kEarly: whether the next kernel is let in at once, and kDigits:
+// whether x is multiplied in digits.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
@@ -48,64 +52,76 @@ struct Gemv {
     static constexpr int kColumns = X::kColumns, kTokenTiles = X::kTokenTiles;
     static constexpr int kStoredStrips = 4 * tile_rows(G::kN, G::kGated);
     static constexpr int kBands = ceil_div(Epilogue<G>::kStrips, G::kSide);
-    static constexpr int kGroups = ceil_div(kColumns, G::kWarps * G::kStages);  // of kStages columns of a warp, in a band
-    static constexpr bool kWhole = kColumns == kGroups * G::kWarps * G::kStages;
+    static constexpr int kSteps = kColumns / G::kDepth, kBeside = G::kSplit * G::kWarps;  // warps that share a band
+    static constexpr int kGroups = ceil_div(kSteps, kBeside * G::kStages);  // of kStages steps of a warp, in a band
+    static constexpr bool kWhole = kSteps == kGroups * kBeside * G::kStages;
+    static constexpr int kStepBytes = kBeside * G::kDepth * Weight::kColumnStep;  // from a warp's step to its next
+    static constexpr int kStepXBytes = kBeside * G::kDepth * X::kColumnStep;
     static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
     static constexpr int kXBytes = G::kDigits ? Digits::kBytes : X::kBytes;
     static constexpr int kSums = G::kDigits ? 2 : 4;  // of a lane, in a fragment
-    static constexpr int kSumsBytes = 2 * G::kWarps * kFragments * 32 * kSums * int(sizeof(float));
+    static constexpr int kBuffers = G::kBulk ? 1 : 2;  // what one takes is room for stages
+    static constexpr int kSumsBytes = kBuffers * G::kWarps * kFragments * 32 * kSums * int(sizeof(float));
+    using Split = GemvSplit<G::kSplit, kFragments>;
 
     using Sums = float[G::kSide][kTokenTiles][kSums];
 
-    // A group of kStages columns of a warp, and where a lane finds the weights and x of its first: what follows is at
+    // A group of kStages steps of a warp, of kDepth columns each, and where a lane finds the weights and x of its first: what follows is at
     // constant distances, so that asking takes no arithmetic.
     struct Position {
         int band, group;
         const unsigned char *weights, *x;
     };
 
-    // Shared memory: x, sums, the warps' rings and their barriers, then norms that are deferred, or moments of a row's parts.
+    // Shared memory: x, sums, the warps' rings and their barriers, what comes from the other block, then norms that are
+    // deferred, or moments of a row's parts.
     const GemvOperands<G> &in;
     const int warp = warp_index();
-    const int end = share(blockIdx.x + 1);
-    Position next = at(share(blockIdx.x), 0);  // the next to ask for
+    const int end = share(blockIdx.x / G::kSplit + 1);
     unsigned char *const shared = dynamic_shared();
     unsigned char *const rings = shared + kXBytes + kSumsBytes, *const barriers = rings + G::kWarps * Ring::kBytes;
-    unsigned char *const behind_rings = barriers + round_up(G::kWarps * Ring::kBarrierBytes, 16);
+    const Split split = {barriers + round_up(G::kWarps * Ring::kBarrierBytes, 16)};
+    unsigned char *const behind_rings = split.place + Split::kBytes;
+    Position next = at(share(blockIdx.x / G::kSplit), 0);  // the next to ask for
     Ring ring = {rings + warp * Ring::kBytes, reinterpret_cast<uint64_t *>(barriers + warp * Ring::kBarrierBytes)};
 
     __device__ float2 *norms() const { return reinterpret_cast<float2 *>(behind_rings); }
 
-    static __device__ int share(int block) { return static_cast<int>(int64_t(block) * kBands / G::kBlocks); }
+    static __device__ int share(int cluster) {
+        return static_cast<int>(int64_t(cluster) * kBands / (G::kBlocks / G::kSplit));
+    }
 
-    __device__ int column(int group, int stage) const { return warp + G::kWarps * (group * G::kStages + stage); }
-    __device__ bool is_column(int group, int stage) const { return kWhole || column(group, stage) < kColumns; }
+    __device__ int step(int group, int stage) const {
+        return split.rank() * G::kWarps + warp + kBeside * (group * G::kStages + stage);
+    }
+    __device__ bool is_step(int group, int stage) const { return kWhole || step(group, stage) < kSteps; }
 
     // The strips of a band lie side by side.
     static_assert(4 % G::kSide == 0, "a band is in one row of tiles");
+    static_assert(kColumns % G::kDepth == 0 && G::kBlocks % G::kSplit == 0, "whole steps, and whole clusters");
 
     __device__ Position at(int band, int group) const {
-        const unsigned char *weights = in.weight + Weight::offset(band * G::kSide, column(group, 0), kColumns);
-        return {band, group, weights, static_cast<const unsigned char *>(in.x) + column(group, 0) * X::kColumnStep};
+        const int column = step(group, 0) * G::kDepth;
+        const unsigned char *weights = in.weight + Weight::offset(band * G::kSide, column, kColumns);
+        return {band, group, weights, static_cast<const unsigned char *>(in.x) + column * X::kColumnStep};
     }
 
     __device__ __forceinline__ void advance(Position &position) const {
         if (++position.group == kGroups) {
             position = at(position.band + 1, 0);
         } else {
-            position.weights += G::kStages * G::kWarps * Weight::kColumnStep;
-            position.x += G::kStages * G::kWarps * X::kColumnStep;
+            position.weights += G::kStages * kStepBytes;
+            position.x += G::kStages * kStepXBytes;
         }
     }
 
     // Asks for the weights, or x, of one stage of a group.
     __device__ __forceinline__ void ask_weights(int stage) const {
-        if (!is_column(next.group, stage)) return;
-        ring.ask_weights(stage, next.weights + stage * (G::kWarps * Weight::kColumnStep));
+        if (is_step(next.group, stage)) ring.ask_weights(stage, next.weights + stage * kStepBytes);
     }
 
     __device__ __forceinline__ void ask_x(const Position &position, int stage) const {
-        if (is_column(position.group, stage)) ring.ask_x(stage, position.x + stage * (G::kWarps * X::kColumnStep));
+        if (is_step(position.group, stage)) ring.ask_x(stage, position.x + stage * kStepXBytes);
     }
 
     // The stages that follow the ring, to L2.
@@ -114,9 +130,8 @@ struct Gemv {
         advance(position);
         for (int i = 0; i < G::kAhead; i += G::kStages, advance(position)) {
             for (int stage = 0; stage < G::kStages && position.band < end; stage++) {
-                if (!is_column(position.group, stage)) break;
-                const unsigned char *from = position.weights + stage * (G::kWarps * Weight::kColumnStep);
-                prefetch_piece<G::kSide * Weight::kPieceBytes>(from);
+                if (!is_step(position.group, stage)) break;
+                prefetch_piece<Ring::kWeightBytes>(position.weights + stage * kStepBytes);
             }
         }
     }
@@ -127,23 +142,25 @@ struct Gemv {
         ring.start();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) ask_weights(stage);
+        split.start();
         prefetch();
         in.epilogue.prefetch_constants(next.band * G::kSide, end * G::kSide);
         if constexpr (!G::kDeferred) NormInput<G>{nullptr, in.norm_weight, in.norm_bias}.prefetch();
         wait_for_previous();
+        split.meet();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
             ask_x(next, stage);
             ring.close();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kDigits) {
-            Digits::fill(shared, in.x, warp);
+            Digits::fill(shared, in.x, step(0, 0));
         } else if constexpr (G::kSharedX) {
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
         if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
         advance(next);
-        const int begin = share(blockIdx.x);
+        const int begin = share(blockIdx.x / G::kSplit);
         for (int band = begin; band < end; band++) {
             const int turn = band - begin, mine = (warp + G::kWarps - turn * kFragments % G::kWarps) % G::kWarps;
             const Addends addends = read(band, mine);  // early, for it comes from far
@@ -153,8 +170,8 @@ struct Gemv {
                 if (!G::kEarly && next.band == end) let_next_start();
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
-                    ring.wait(stage, is_column(group, stage));
-                    if (is_column(group, stage)) multiply(sums, stage, column(group, stage));
+                    ring.wait(stage, is_step(group, stage));
+                    if (is_step(group, stage)) multiply(sums, stage, step(group, stage));
                     ring.release();
                     if (next.band < end) {
                         ask_weights(stage);
@@ -167,21 +184,31 @@ struct Gemv {
         }
     }
 
-    __device__ __forceinline__ void multiply(Sums &sums, int stage, int column) const {
+    __device__ __forceinline__ void multiply(Sums &sums, int stage, int step) const {
         const unsigned char *slot = ring.slot(stage);
+#pragma unroll
+        for (int i = 0; i < G::kDepth; i++) {
+            const unsigned char *x = slot + Ring::kWeightBytes + i * X::kSlotBytes;
+            multiply_column(sums, slot + i * (G::kSide * Weight::kPieceBytes), x, step * G::kDepth + i);
+        }
+    }
+
+    __device__ __forceinline__ void multiply_column(Sums &sums, const unsigned char *weights, const unsigned char *x_slot,
+                                                    int column) const {
         if constexpr (G::kDigits) {
             typename Digits::Column x;
             Digits::take(x, shared, column);
-            for_each_piece(slot, [&](int side, const Weight &weight) { multiply_digits(sums[side][0], weight, x); });
+            for_each_piece(weights, [&](int side, const Weight &weight) { multiply_digits(sums[side][0], weight, x); });
         } else {
             typename X::Column x;
             if constexpr (G::kSharedX) {
                 X::take_filled(x, shared, column);
             } else {
-                X::take(x, slot + Ring::kWeightBytes);
+                X::take(x, x_slot);
             }
-            for_each_piece(slot, [&](int side, const Weight &weight) {
-                multiply_piece<typename G::T>(sums[side], weight, x.chunks);
+            const ColumnStart<typename G::T, Weight, kTokenTiles> start(x.chunks);
+            for_each_piece(weights, [&](int side, const Weight &weight) {
+                multiply_piece(sums[side], weight, x.chunks, start);
             });
         }
     }
@@ -236,10 +263,12 @@ struct Gemv {
     }
 
     // Adds up the warps' sums and stores the results: fragments `mine`, + kWarps, …, of which the first one's addends are
-    // here. Two buffers by turns: one barrier a band keeps them apart.
+    // here. Two buffers by turns: one barrier a band keeps them apart; of a single one the last band's sums must be read.
     __device__ __forceinline__ void finish(int band, const Sums &sums, int turn, int mine, Addends addends) const {
         constexpr int kFragment = 32 * kSums, kBuffer = G::kWarps * kFragments * kFragment;
-        float *buffer = reinterpret_cast<float *>(shared + kXBytes) + turn % 2 * kBuffer;
+        float *buffer = reinterpret_cast<float *>(shared + kXBytes) + turn % kBuffers * kBuffer;
+        if constexpr (kBuffers == 1) named_barrier(1, 32 * G::kWarps);
+        split.expect(turn);
 #pragma unroll
         for (int i = 0; i < kFragments; i++) {
             const float(&sum)[kSums] = sums[i / kTokenTiles][i % kTokenTiles];
@@ -253,10 +282,15 @@ struct Gemv {
         __syncthreads();
 #pragma unroll
         for (int i = mine; i < kFragments; i += G::kWarps) {
-            if (i != mine) addends = read(band, i);
-            if (!is_fragment(band, i)) continue;
             float total[4] = {};
             for (int w = 0; w < G::kWarps; w++) add(total, buffer + (w * kFragments + i) * kFragment);
+            if (!split.owns(i)) {
+                split.send(turn, i, total);
+                continue;
+            }
+            split.receive(turn, i, total);  // of a band that is cut off too: what is sent must have come
+            if (i != mine) addends = read(band, i);
+            if (!is_fragment(band, i)) continue;
             if constexpr (Weight::kRowScales) {
                 for (int j = 0; j < 4; j++) total[j] *= addends.scales[j / 2];
             }

@@ -20,9 +20,10 @@
 // A GEMV `G` with kDigits, of M <= 4 tokens whose x lies tiled.
 template <class G>
 struct GemvDigits {
-    static_assert(!G::kDigits || (G::kM <= 4 && G::kTiledX && G::kSharedX), "tokens in digits");
+    static_assert(!G::kDigits || (G::kM <= 4 && G::kTiledX && G::kSharedX && G::kDepth == 1), "tokens in digits");
     static constexpr int kColumns = ceil_div(G::kK, kTile);
-    static constexpr int kItems = ceil_div(kColumns, G::kWarps) * G::kM;  // of a warp: a column of a token
+    static constexpr int kStride = G::kSplit * G::kWarps;  // from a warp's column to its next
+    static constexpr int kItems = ceil_div(kColumns, kStride) * G::kM;  // of a warp: a column of a token
     static constexpr int kPasses = ceil_div(kItems, 4), kTogether = kPasses < 8 ? kPasses : 4;
     static constexpr int kTokenBytes = 128;  // of a column: [digit][t] 16 bytes
     static constexpr int kUnits = kColumns * G::kM * kTokenBytes;  // where units begin
@@ -39,13 +40,13 @@ struct GemvDigits {
         x.unit = reinterpret_cast<const float *>(shared + kUnits)[first + min(lane_index() % 4, G::kM - 1)];
     }
 
-    // Each warp brings the columns that it multiplies, eight lanes one of them: no other waits for it.
-    static __device__ void fill(unsigned char *shared, const void *tiled, int warp) {
+    // Each warp brings the columns that it multiplies, `first` and on, eight lanes one of them: no other waits for it.
+    static __device__ void fill(unsigned char *shared, const void *tiled, int first) {
         for (int pass = 0; pass < kPasses; pass += kTogether) {
             uint32_t pairs[kTogether][4];
 #pragma unroll
             for (int i = 0; i < kTogether; i++) {
-                const Item item = {pass + i, warp};
+                const Item item = {pass + i, first};
                 const auto *x = static_cast<const unsigned char *>(tiled) + item.column * (round_up(G::kM, 8) * kRowBytes);
 #pragma unroll
                 for (int p = 0; p < 4; p++) {
@@ -54,7 +55,7 @@ struct GemvDigits {
                 }
             }
 #pragma unroll
-            for (int i = 0; i < kTogether; i++) put({pass + i, warp}, shared, pairs[i]);
+            for (int i = 0; i < kTogether; i++) put({pass + i, first}, shared, pairs[i]);
         }
         __syncwarp();
     }
@@ -64,9 +65,9 @@ struct GemvDigits {
         int column, token, half, t;
         bool is_there;
 
-        __device__ Item(int pass, int warp) {
+        __device__ Item(int pass, int first) {
             const int index = pass * 4 + lane_index() / 8;
-            column = warp + index / G::kM * G::kWarps, token = index % G::kM;
+            column = first + index / G::kM * kStride, token = index % G::kM;
             half = lane_index() / 4 % 2, t = lane_index() % 4;
             is_there = column < kColumns;
         }

@@ -9,15 +9,17 @@
 
 #include "gemv_weight.cuh"
 
-// A GEMV `G` also says kSide, kStages, and kBulk: weights in codes, which lie as their lanes read them.
+// A GEMV `G` also says kSide, kStages, kDepth: columns of a stage, and kBulk: weights in codes, which lie as their lanes
+// read them.
 template <class G>
 struct GemvRing {
     using X = GemvX<G>;
     using Weight = typename G::Weight;
 
     static_assert(!G::kBulk || !Weight::kByChunks, "pieces are copied as they lie");
-    static constexpr int kWeightBytes = G::kSide * Weight::kPieceBytes;
-    static constexpr int kStageBytes = kWeightBytes + X::kSlotBytes;
+    static_assert(G::kDepth == 1 || G::kSide == 4, "only whole columns are neighbours");
+    static constexpr int kPieces = G::kDepth * G::kSide, kWeightBytes = kPieces * Weight::kPieceBytes;
+    static constexpr int kStageBytes = kWeightBytes + G::kDepth * X::kSlotBytes;
     static constexpr int kBytes = G::kStages * kStageBytes;                 // of a warp
     static constexpr int kBarrierBytes = G::kBulk ? 8 * G::kStages : 0;  // of a warp
 
@@ -50,20 +52,15 @@ struct GemvRing {
         }
 #endif
 #pragma unroll
-        for (int side = 0; side < G::kSide; side++) {
-            Weight::ask(slot(stage) + side * Weight::kPieceBytes, from + side * Weight::kPieceBytes);
+        for (int piece = 0; piece < kPieces; piece++) {
+            Weight::ask(slot(stage) + piece * Weight::kPieceBytes, from + piece * Weight::kPieceBytes);
         }
     }
 
     __device__ __forceinline__ void ask_x(int stage, const unsigned char *from) const {
         if constexpr (!G::kSharedX) {
-#ifdef LLMC_HAS_BULK_COPY
-            if constexpr (G::kBulk) {
-                if (lane_index() == 0) bulk_copy(slot(stage) + kWeightBytes, from, X::kSlotBytes, full + stage);
-                return;
-            }
-#endif
-            X::ask(slot(stage) + kWeightBytes, from);
+#pragma unroll
+            for (int i = 0; i < G::kDepth; i++) ask_column_of_x(stage, i, from + i * X::kColumnStep);
         }
     }
 
@@ -87,5 +84,17 @@ struct GemvRing {
     // What the lanes read of a stage is read: it may be asked for again.
     __device__ __forceinline__ void release() const {
         if constexpr (G::kBulk || Weight::kGroupScales) __syncwarp();  // one lane copies for others
+    }
+
+  private:
+    __device__ __forceinline__ void ask_column_of_x(int stage, int i, const unsigned char *from) const {
+        unsigned char *to = slot(stage) + kWeightBytes + i * X::kSlotBytes;
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (G::kBulk) {
+            if (lane_index() == 0) bulk_copy(to, from, X::kSlotBytes, full + stage);
+            return;
+        }
+#endif
+        X::ask(to, from);
     }
 };

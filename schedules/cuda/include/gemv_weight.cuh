@@ -62,27 +62,53 @@ struct PlainWeight {
     }
 };
 
+// sums += 16 rows of the weight, of half a column, by 8 tokens of x.
+template <class T>
+__device__ __forceinline__ void multiply_half(float (&sums)[4], const uint32_t (&a)[2][4], const uint4 &x) {
+    const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+    mma_16816<T>(sums, a[0], b[0]);
+    mma_16816<T>(sums, a[1], b[1]);
+}
+
+// What sums of each half of a column begin with, in all rows: nothing, or what takes away an offset that codes are
+// multiplied with.
+template <class T, class Weight, int kTokenTiles>
+struct ColumnStart {
+    float sums[Weight::kGroupScales ? kTokenTiles : 1][2][4];
+
+    __device__ __forceinline__ explicit ColumnStart(const uint4 (&x)[kTokenTiles][2]) : sums() {
+        if constexpr (Weight::kGroupScales) {
+            constexpr uint32_t kPair = Weight::kMinusOffset;
+            constexpr uint32_t a[2][4] = {{kPair, kPair, kPair, kPair}, {kPair, kPair, kPair, kPair}};
+#pragma unroll
+            for (int i = 0; i < 2 * kTokenTiles; i++) multiply_half<T>(sums[i / 2][i % 2], a, x[i / 2][i % 2]);
+        }
+    }
+};
+
 // sums[tile] += 16 rows of the weight by 8 tokens of x, over the 64 k of a column.
 template <class T, class Weight, int kTokenTiles>
 __device__ __forceinline__ void multiply_piece(float (&sums)[kTokenTiles][4], const Weight &weight,
-                                               const uint4 (&x)[kTokenTiles][2]) {
+                                               const uint4 (&x)[kTokenTiles][2],
+                                               const ColumnStart<T, Weight, kTokenTiles> &start) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t a[2][4];
-        weight.fragments(a, half);
+        if constexpr (Weight::kGroupScales) {
+            weight.raised_fragments(a, half);
+        } else {
+            weight.fragments(a, half);
+        }
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; tile++) {
-            const uint4 chunk = x[tile][half];
-            const uint32_t b[2][2] = {{chunk.x, chunk.y}, {chunk.z, chunk.w}};
             if constexpr (Weight::kGroupScales) {
-                float part[4] = {};
-                mma_16816<T>(part, a[0], b[0]);
-                mma_16816<T>(part, a[1], b[1]);
+                const float(&first)[4] = start.sums[tile][half];
+                float part[4] = {first[0], first[1], first[2], first[3]};
+                multiply_half<T>(part, a, x[tile][half]);
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[tile][i] += weight.scale(half, i / 2) * part[i];
             } else {
-                mma_16816<T>(sums[tile], a[0], b[0]);
-                mma_16816<T>(sums[tile], a[1], b[1]);
+                multiply_half<T>(sums[tile], a, x[tile][half]);
             }
         }
     }

@@ -26,12 +26,15 @@ struct Mbarrier {
 };
 std::vector<Mbarrier> mbarriers;
 
+constexpr uint32_t kValueBytes = 16;  // what a thread stores in another block
+
 struct BulkCopy {
     int rank;  // of the block it goes to
     unsigned char *shared;
-    const void *global;
+    const void *global;  // or null: `value`
     uint32_t n_bytes;
     uint64_t *barrier;
+    unsigned char value[kValueBytes];
 };
 std::deque<BulkCopy> bulk_copies;
 
@@ -88,7 +91,7 @@ void begin(int rank, void *shared, const void *global, uint32_t n_bytes, uint64_
     find_known(barrier, what);
     copy_begins(shared, n_bytes, what);
     memset(shared, kPoison, n_bytes);
-    bulk_copies.push_back({rank, static_cast<unsigned char *>(shared), global, n_bytes, barrier});
+    bulk_copies.push_back({rank, static_cast<unsigned char *>(shared), global, n_bytes, barrier, {}});
 }
 
 }  // namespace
@@ -166,11 +169,21 @@ void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uin
     }
 }
 
+void store_in(void *shared, const void *value, uint64_t *barrier, int rank) {
+    const uint32_t address = shared_address(shared);
+    if (address % kValueBytes) fail("store_in: shared memory + %#x is not aligned to 16 bytes", address);
+    shared_pointer(address, kValueBytes, "store_in");
+    check_there(rank, "store_in");
+    auto *counts = reinterpret_cast<uint64_t *>(shared_of(rank, barrier));
+    begin(rank, shared_of(rank, shared), nullptr, kValueBytes, counts, "store_in");
+    memcpy(bulk_copies.back().value, value, kValueBytes);
+}
+
 bool land_one_copy() {
     if (bulk_copies.empty()) return false;
     const BulkCopy copy = order == 1 ? bulk_copies.back() : bulk_copies.front();
     order == 1 ? bulk_copies.pop_back() : bulk_copies.pop_front();
-    memcpy(copy.shared, copy.global, copy.n_bytes);
+    memcpy(copy.shared, copy.global ? copy.global : copy.value, copy.n_bytes);
     Mbarrier &barrier = find(copy.barrier, "a bulk copy's end");
     copy_lands(copy.shared, copy.n_bytes, barrier.clock, barrier.phase + 1);
     note_remote(barrier.rank, barrier.clock, barrier.phase + 1);

@@ -108,8 +108,8 @@ int launch(const Kernel &kernel, Body body, int grid, void **arguments, char *er
             if (n_threads < 1 || n_threads > kMaxThreads) fail("%d threads; a block has 1 to 1024", n_threads);
             n_fibers = n_threads * kernel.cluster;
             if (grid % kernel.cluster) fail("a grid of %d blocks; clusters have %d", grid, kernel.cluster);
-            if (kernel.cluster > kMaxCluster || n_fibers > kMaxThreads || (kernel.cluster > 1 && n_threads % 128))
-                fail("clusters of %d blocks of %d threads: the emulator has 2 blocks, 1024 threads and whole warpgroups",
+            if (kernel.cluster > kMaxCluster || n_fibers > kMaxThreads || (kernel.cluster > 1 && n_threads % 32))
+                fail("clusters of %d blocks of %d threads: the emulator has 2 blocks, 1024 threads and whole warps",
                      kernel.cluster, n_threads);
             block_size = {unsigned(n_threads), 1, 1}, grid_size = {unsigned(grid), 1, 1};
             checked = kernel.checked;

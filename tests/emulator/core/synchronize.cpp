@@ -99,6 +99,7 @@ const uint64_t *warp_collective(const char *what, uint32_t mask, uint64_t value,
 
 void warpgroup_collective(const char *what, uint64_t value, Complete complete) {
     const int group = current / 128;
+    if (n_blocks() > 1 && n_threads % 128) fail("%s in a cluster needs blocks of whole warpgroups", what);
     if ((group + 1) * 128 > n_fibers) fail("%s needs a whole warpgroup; the block has %d threads", what, n_threads);
     meet(of_warpgroups[group], what, group * 128, 128, current & 127, value, complete);
 }

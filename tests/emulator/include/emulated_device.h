@@ -68,6 +68,9 @@ inline int cluster_rank() { return emulated::cluster_rank(); }
 inline void cluster_arrive() { emulated::cluster_arrive(); }
 inline void cluster_wait() { emulated::cluster_wait(); }
 inline void mbarrier_arrive_in(uint64_t *barrier, int rank) { emulated::mbarrier_arrive_in(barrier, rank); }
+inline void store_in(void *shared, float4 value, uint64_t *barrier, int rank) {
+    emulated::store_in(shared, &value, barrier, rank);
+}
 inline void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, uint32_t ranks) {
     emulated::bulk_copy_multicast(shared, global, n_bytes, barrier, ranks);
 }

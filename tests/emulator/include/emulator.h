@@ -54,6 +54,7 @@ int cluster_rank();
 void cluster_arrive();
 void cluster_wait();
 void mbarrier_arrive_in(uint64_t *barrier, int rank);
+void store_in(void *shared, const void *value, uint64_t *barrier, int rank);  // 16 bytes
 void bulk_copy_multicast(void *shared, const void *global, uint32_t n_bytes, uint64_t *barrier, uint32_t ranks);
 
 // ---- tensor cores (core/tensor.cpp)

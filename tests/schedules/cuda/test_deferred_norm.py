@@ -14,10 +14,10 @@ from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import Call, DType, TensorType
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import gemv, linear
+from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
-from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_params import Gemv, leaves_room
 from llmc.schedules.cuda.linear_op import parse
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_gemm import random_inputs as product_inputs
@@ -239,12 +239,17 @@ def test_few_tokens_are_the_gemvs_behind(
         Gemv(9, 2, 2, 2, 0, shared_x=False, early=True),  # a token a warp
         Gemv(6, 3, 2, 2, 2, shared_x=False, bulk=True),
         Gemv(5, 2, 4, 1, 0, shared_x=False, bulk=True),
+        Gemv(5, 2, 4, 2, 0, shared_x=False, bulk=True, split=2),  # a block of one band, the other of both
+        Gemv(3, 2, 4, 4, 1, shared_x=True, bulk=True, split=2),
+        Gemv(6, 2, 2, 2, 1, shared_x=False, split=2),
+        Gemv(4, 3, 4, 2, 1, shared_x=False, bulk=True, split=2, depth=2),
+        Gemv(2, 2, 4, 1, 1, shared_x=False, depth=2),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("m", [1, 5, 8])
 def test_either_gemv_may_be_cut_in_many_ways(define: Define, m: int, params: Gemv) -> None:
-    check_quantised(define, moments_call(m, 192, 1000, columns=16), "i8", EXACT, params)
+    check_quantised(define, moments_call(m, 192, 1024 if params.depth > 1 else 1000, columns=16), "i8", EXACT, params)
     check_quantised(define, deferred_call("LayerNormLinearBias", m, 200, 640, columns=16), "i8", EXACT, params)
     gated = deferred_call("RMSNormGatedLinearSilu", m, 72, 640, tiled_y=True, columns=16)
     check_quantised(define, gated, "i4", EXACT, params)
@@ -257,6 +262,7 @@ def test_either_gemv_may_be_cut_in_many_ways(define: Define, m: int, params: Gem
         Gemv(9, 3, 1, 2, 0, shared_x=True, digits=True),  # warps with a column less
         Gemv(3, 2, 4, 1, 0, shared_x=True, digits=True),  # many columns for a warp
         Gemv(7, 3, 2, 2, 1, shared_x=True, digits=True, bulk=True),
+        Gemv(5, 2, 4, 2, 1, shared_x=True, digits=True, bulk=True, split=2),
     ],
     ids=str,
 )
@@ -359,12 +365,32 @@ LLAMA = [
 
 
 @pytest.mark.parametrize("call", LLAMA, ids=lambda call: call.op)
-def test_the_next_kernel_of_eight_tokens_has_room_beside_each_product(call: Call) -> None:
-    call = settled(stored_as(call, "i8"))
-    params, op = linear.match(call, HOPPER), parse(call)
-    assert isinstance(params, Gemv)
+@pytest.mark.parametrize("weight", ["i8", "i4"])
+def test_first_candidates_read_memory_in_order_with_and_without_room_for_the_next_kernel(
+    call: Call, weight: DType
+) -> None:
+    call = settled(stored_as(call, weight))
+    own, *others = [params for params in linear.space(call, HOPPER) if isinstance(params, Gemv)][:9]
+    op = parse(call)
     assert op is not None
-    assert gemv.leaves_room(op, params, DEVICES[HOPPER.arch])
+    assert own == linear.match(call, HOPPER)
+    assert (own.side, own.bulk, own.digits) == (4, True, False)
+    assert all(params.side == 4 and params.bulk for params in others)
+    assert {params.split for params in (own, *others)} == {1, 2}
+    assert {leaves_room(op, params, DEVICES[HOPPER.arch]) for params in (own, *others)} == {True, False}
+
+
+def test_blocks_share_a_band_where_there_are_fewer_bands_than_multiprocessors() -> None:
+    for n, split in ((4096, 2), (12288, 2), (22016, 1)):
+        params = linear.match(stored_as(linear_call("Linear", 1, n, 4096, tiled_x=True), "i8"), HOPPER)
+        assert isinstance(params, Gemv)
+        assert params.split == split
+
+
+def test_whole_numbers_are_multiplied_only_where_widening_takes_longer() -> None:
+    for weight, m, some in (("i8", 1, False), ("i4", 4, True), ("i4", 5, False)):
+        call = stored_as(deferred_call("RMSNormLinear", m, 4096, 4096, columns=16), weight)
+        assert any(isinstance(params, Gemv) and params.digits for params in linear.space(call, HOPPER)) == some
 
 
 # -- how exact it is -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from llmc.compiler.target import Target
 from llmc.schedules import records
 from llmc.schedules.cuda import gemv, linear
 from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.cuda.linear_op import parse
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles, tile_activation, untile_activation
 from tests.emulator.emulate import EmulatedExecutable

@@ -17,7 +17,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, linear
 from llmc.schedules.cuda.compile import INCLUDE
 from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_params import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
 from tests.schedules.cuda.test_attention import LENGTHS, Machine, Model, Row, finest
@@ -121,6 +121,7 @@ CASES: dict[str, Callable[[], Case]] = {
         spare=(
             "__syncwarp",  # a lane reads only what it brought itself; quantised weights have scales for all
             "mbarrier",  # of bulk copies
+            "named_barrier",  # of a single buffer of sums
         ),
     ),
     "GEMV of int8, in bulk and digits": lambda: norm_case(
@@ -132,6 +133,13 @@ CASES: dict[str, Callable[[], Case]] = {
             "cp_async",  # of copies by lanes
             "__syncwarp",  # lanes that read, and the one that asks, meet at products between them
         ),
+    ),
+    "GEMV of int8, two blocks to a band": lambda: norm_case(
+        deferred_call("RMSNormLinear", 3, 200, 1088, columns=16),
+        Gemv(5, 2, 4, 2, 1, shared_x=False, bulk=True, split=2),
+        weight="i8",
+        headers=("gemv.cuh", "gemv_split.cuh"),
+        spare=("__syncwarp",),  # the cluster's barrier makes lanes meet here
     ),
     "GEMV of int4, in bulk and digits": lambda: norm_case(
         deferred_call("RMSNormLinear", 3, 72, 640, columns=16),
@@ -292,6 +300,14 @@ OFFSETS = [
         "weight.scale(half, i) *",
         "weight.scale(half, 0) *",
     ),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "fragment % 2 == rank()", "fragment % 2 != 0"),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "turn % 2 * kSent + fragment", "fragment"),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "kSent + fragment / 2", "kSent"),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "barrier(i), 1 + kSent", "barrier(i), 1"),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "turn / 2 % 2);", "0);"),
+    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "value, barrier(turn), rank() ^ 1", "value, barrier(turn), 0"),
+    ("GEMV of int8, two blocks to a band", "gemv.cuh", "blockIdx.x / G::kSplit), 0)", "blockIdx.x), 0)"),
+    ("GEMV of int8, two blocks to a band", "gemv.cuh", "split.rank() * G::kWarps + warp", "warp"),
     ("GEMV of int4, x column by column", "gemv_quant.cuh", "* 4 + strip % 4", "* 4 + strip % 2"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "stage + 2 * k_step", "stage + 3 * k_step"),
     ("GEMM on Hopper, a long ring", "gemm_wgmma.cuh", "k_step > 0 ||", "k_step >= 0 ||"),

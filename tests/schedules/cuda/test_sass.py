@@ -15,7 +15,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
 from llmc.schedules.cuda import linear, sample
 from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv import Gemv
+from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as
@@ -105,13 +105,13 @@ CASES = {
     "down of 8 tokens, in front of a norm": Case(
         "sm_90a",
         stored_as(moments_call(8, 4096, 11008, columns=16), "i8"),
-        ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.LTC128B.128", "SHFL"),
+        ("HMMA.16816.F32.BF16", "UBLKCP", "SHFL", "STAS.128", "UCGABAR_ARV"),
         False,
     ),
     "qkv of 8 tokens, behind LayerNorm": Case(
         "sm_90a",
         stored_as(deferred_call("LayerNormLinearBias", 8, 12288, 4096, columns=16), "i8"),
-        ("HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.LTC128B.128", "LDG.E.64"),
+        ("HMMA.16816.F32.BF16", "UBLKCP", "STAS.128", "LDG.E.64"),
         False,
     ),
     "int4 gate and up of one token, in bulk and digits": Case(

@@ -1,0 +1,140 @@
+"""Which GEMVs are worth measuring for a product, the best on paper (gemv_cost.py) first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from math import ceil
+
+from llmc.compiler.target import Target
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
+from llmc.schedules.cuda.gemv_cost import ahead_of, cost_us, flight_bytes
+from llmc.schedules.cuda.gemv_params import COLUMN, Gemv, bands, is_resident, leaves_room, steps, strips
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp
+
+WARPS, STAGES = range(6, 17), range(2, 11)
+MOST_CANDIDATES = 32
+
+MOST_TOKENS_IN_DIGITS = 4
+"""Their digits are the eight columns of a product."""
+
+STREAM_WARPS = range(8, 17, 2)
+MEASURED_WARPS = (8, 12, 16)
+"""By bulk copies; those of which each is measured."""
+
+
+def space(op: LinearOp, target: Target) -> list[Gemv]:
+    """Parameters worth measuring, the best on paper first.
+
+    On an H200 blocks that normalise x are 3 – 8 µs faster if they let the next kernel in at once, and blocks that take
+    x as it comes 2 – 4 µs if they do not, by copies of lanes.  Of weights in codes bands of four strips, by bulk copies,
+    took 21.6 to 22.7 µs for 22016 x 4096 in int8, of two 33, of one 26 to 48."""
+    device = DEVICES[target.arch]
+    if target.arch >= 90 and op.weight != op.element:
+        return stream_space(op, device)
+    best, *rest = by_cost(op, device, lane_candidates(op, device))[:MOST_CANDIDATES]
+    if target.arch < 90:
+        return [best, *different(rest)]
+    normalises = op.norm != "" and not op.deferred
+    own, toggled = (replace(best, early=early) for early in (normalises, not normalises))
+    return [own, toggled, *different(rest)[:1], *deepest(op, [best, *rest], device), *different(rest)[1:]]
+
+
+def by_cost(op: LinearOp, device: Device, candidates: Iterator[Gemv]) -> list[Gemv]:
+    return sorted(set(candidates), key=lambda params: (cost_us(op, params, device), str(params)))
+
+
+def deepest(op: LinearOp, candidates: list[Gemv], device: Device) -> list[Gemv]:
+    """One of about the best's cost that has most on its way: its blocks leave no room for the next kernel's, which come
+    as soon as they end, and ask for as much at once."""
+    alone = [each for each in candidates if not leaves_room(op, each, device) and each.blocks <= device.n_blocks]
+    return [replace(max(alone, key=lambda each: flight_bytes(op, each, device)), early=True)] if alone else []
+
+
+def different(candidates: list[Gemv]) -> list[Gemv]:
+    """The first of each few numbers of warps and strips, then the rest: what differs by a stage is measured last."""
+    first: dict[tuple[int, int], Gemv] = {}
+    for each in candidates:
+        first.setdefault((each.warps // 3, each.side), each)
+    return [*first.values(), *(each for each in candidates if each not in first.values())]
+
+
+def lane_candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
+    """Stages come by copies of lanes."""
+    columns = ceil(op.k / COLUMN)
+    places = (True, False) if op.tiled_x else (True,)
+    for warps, stages, side, shared_x in product(WARPS, STAGES, weight_format(op).sides, places):
+        n_bands = ceil(strips(op) / side)
+        fits = warps <= max(columns, WARPS[0]) and (stages - 1) * warps < max(columns, 2 * WARPS[0])
+        for per_device in (1, 2):
+            blocks = min(per_device * device.n_blocks, n_bands)
+            params = Gemv(warps, stages, side, blocks, 0, shared_x)
+            if fits and is_resident(op, params, device, per_device):
+                yield replace(params, ahead=ahead_of(op, params, device))
+
+
+# -- weights in codes, by bulk copies --------------------------------------------------------------------------------
+
+
+def stream_space(op: LinearOp, device: Device) -> list[Gemv]:
+    """Of each number of blocks that share a band, with and without room for the next kernel, few and many warps; then
+    what else differs."""
+    ordered = streams_by_cost(op, device)
+    own = ordered[0]
+    alike = [each for each in ordered if each.side == own.side]
+    first: dict[object, Gemv] = {}
+    for each in alike:
+        if each.warps in MEASURED_WARPS:
+            first.setdefault((each.split, leaves_room(op, each, device), each.warps), each)
+    others = [each for each in first.values() if leaves_room(op, each, device) != leaves_room(op, own, device)][:1]
+    others += [each for each in alike if each.depth != own.depth][:1]
+    others += streams_by_cost(op, device, digits=True)[:1] if takes_digits(op) else []
+    sides = {each.side: each for each in reversed(ordered)}
+    toggled = replace(own, early=not own.early)
+    found = [own, *others, *first.values(), toggled, *sides.values(), *different(ordered[:MOST_CANDIDATES])]
+    return list(dict.fromkeys(found))[:MOST_CANDIDATES]
+
+
+def streams_by_cost(op: LinearOp, device: Device, *, digits: bool = False) -> list[Gemv]:
+    """Of those that are as good on paper, many warps first: 12 and 16 were better than 6 and 8 on an H200."""
+
+    def order(params: Gemv) -> tuple[float, int, str]:
+        return round(cost_us(op, params, device), 1), -params.warps, str(params)
+
+    return sorted(streams(op, device, digits=digits), key=order)
+
+
+def takes_digits(op: LinearOp) -> bool:
+    """Whether multiplying x in digits is worth measuring: it is as it will be multiplied, codes are whole numbers, and to
+    widen them takes most of the instructions that memory leaves time for (int8 gained nothing by it on an H200)."""
+    return op.m <= MOST_TOKENS_IN_DIGITS and op.tiled_x and op.element == "bf16" and op.weight == "i4"
+
+
+def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[Gemv]:
+    shared_x = digits or not op.tiled_x
+    depths = (1, 2) if op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0 else (1,)
+    cuts = [(side, depth) for side in weight_format(op).sides for depth in depths if side == 4 or depth == 1]
+    for warps, stages, (side, depth) in product(STREAM_WARPS, STAGES, cuts):
+        for split in (1, device.cluster) if side == 4 else (1,):
+            params = Gemv(warps, stages, side, split, 0, shared_x, digits=digits, bulk=True, split=split, depth=depth)
+            own_steps = ceil(steps(op, params) / split)
+            fits = warps <= max(own_steps, 8) and (stages - 1) * warps < max(own_steps, 16)
+            if fits and is_resident(op, params, device, 1):
+                params = replace(params, early=lets_in_at_once(op, params, device), ahead=ahead_of(op, params, device))
+                yield from (replace(params, blocks=blocks) for blocks in grids(op, params, device))
+
+
+def lets_in_at_once(op: LinearOp, params: Gemv, device: Device) -> bool:
+    """The next kernel: where blocks have x to normalise first, or leave no room for its blocks."""
+    return (op.norm != "" and not op.deferred) or not leaves_room(op, params, device)
+
+
+def grids(op: LinearOp, params: Gemv, device: Device) -> set[int]:
+    """As many blocks as there are multiprocessors; of pairs also as few as have no more bands each, all the same: a last
+    band that few pairs have takes longer than one that many blocks have."""
+    workers, n_bands = device.n_blocks // params.split, bands(op, params)
+    even = ceil(n_bands / ceil(n_bands / workers))
+    most = min(workers, n_bands)
+    return {params.split * most} | ({params.split * even} if params.split > 1 else set())
