@@ -72,6 +72,12 @@ def multicast(seed: int) -> tuple[list[Array], dict[int, Array]]:
     return [w, x, np.zeros((MULTICAST_BLOCKS, 128), np.float32)], {2: (w * (x[:, :128] - x[:, 128:])).sum(1)}
 
 
+def exchange(seed: int) -> tuple[list[Array], dict[int, Array]]:
+    x = normal(f"exchange {seed}", (MULTICAST_BLOCKS, 37, 128))
+    swapped = x.sum(1).reshape(-1, 2, 128)[:, ::-1].reshape(-1, 128)
+    return [x, np.zeros((MULTICAST_BLOCKS, 128), np.float32)], {1: swapped}
+
+
 def fragments(seed: int) -> tuple[list[Array], dict[int, Array]]:
     a, b = (exact(normal(f"fragments {n} {seed}", (n, 16)), "bf16") for n in (16, 8))
     out = np.zeros((16, 8), np.float32)
@@ -88,6 +94,7 @@ MICROS = {
         Micro("order", 128, 0, ORDER_BLOCKS, order, ORDER_LAUNCHES),
         Micro("counter", 128, 0, COUNTER_BLOCKS, counter),
         Micro("multicast", 256, 3 * 3 * 512 + 6 * 8, MULTICAST_BLOCKS, multicast),
+        Micro("exchange", 128, 2 * 512 + 2 * 8, MULTICAST_BLOCKS, exchange),
         Micro("fragments", 32, 768, 1, fragments),
     )
 }

@@ -20,8 +20,8 @@ ARRIVAL_US, WARP_COPIES = 0.8, 7
 in 16, 8 and 4 bits by six and eight warps took as long as these say, whatever their rings were."""
 
 BULK_ARRIVAL_US = 2.3
-"""Of bulk copies, while memory is about as busy as it can be: four products in int8 on an H200, of 54 to 110 KB on their
-way to a multiprocessor, took as long as this says."""
+"""Of bulk copies, while memory is about as busy as it can be: products in int8 on an H200, of 54 to 110 KB on their way
+to a multiprocessor, took as long as this says."""
 
 DISORDER = {1: 1.6, 2: 1.3, 4: 1.0}
 """By strips of a band: how much longer memory takes for the weight in codes.  Those of four strips are one stretch of

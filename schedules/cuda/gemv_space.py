@@ -28,9 +28,9 @@ MEASURED_WARPS = (8, 12, 16)
 def space(op: LinearOp, target: Target) -> list[Gemv]:
     """Parameters worth measuring, the best on paper first.
 
-    On an H200 blocks that normalise x are 3 – 8 µs faster if they let the next kernel in at once, and blocks that take
-    x as it comes 2 – 4 µs if they do not, by copies of lanes.  Of weights in codes bands of four strips, by bulk copies,
-    took 21.6 to 22.7 µs for 22016 x 4096 in int8, of two 33, of one 26 to 48."""
+    On an H200, by copies of lanes, blocks that normalise x are 3 – 8 µs faster if they let the next kernel in at once,
+    and blocks that take x as it comes 2 – 4 µs if they do not.  A weight in codes, 22016 x 4096 in int8, took 21.6 to
+    22.7 µs in bands of four strips by bulk copies, 33 in bands of two, 26 to 48 of one."""
     device = DEVICES[target.arch]
     if target.arch >= 90 and op.weight != op.element:
         return stream_space(op, device)
@@ -107,8 +107,8 @@ def streams_by_cost(op: LinearOp, device: Device, *, digits: bool = False) -> li
 
 
 def takes_digits(op: LinearOp) -> bool:
-    """Whether multiplying x in digits is worth measuring: it is as it will be multiplied, codes are whole numbers, and to
-    widen them takes most of the instructions that memory leaves time for (int8 gained nothing by it on an H200)."""
+    """Whether multiplying x in digits is worth measuring: it is as it will be multiplied, and to widen codes takes half
+    of the instructions that memory leaves time for.  (int8 gained nothing by it on an H200.)"""
     return op.m <= MOST_TOKENS_IN_DIGITS and op.tiled_x and op.element == "bf16" and op.weight == "i4"
 
 
@@ -120,7 +120,8 @@ def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[G
         for split in (1, device.cluster) if side == 4 else (1,):
             params = Gemv(warps, stages, side, split, 0, shared_x, digits=digits, bulk=True, split=split, depth=depth)
             own_steps = ceil(steps(op, params) / split)
-            fits = warps <= max(own_steps, 8) and (stages - 1) * warps < max(own_steps, 16)
+            least = STREAM_WARPS[0]
+            fits = warps <= max(own_steps, least) and (stages - 1) * warps < max(own_steps, 2 * least)
             if fits and is_resident(op, params, device, 1):
                 params = replace(params, early=lets_in_at_once(op, params, device), ahead=ahead_of(op, params, device))
                 yield from (replace(params, blocks=blocks) for blocks in grids(op, params, device))
@@ -132,8 +133,8 @@ def lets_in_at_once(op: LinearOp, params: Gemv, device: Device) -> bool:
 
 
 def grids(op: LinearOp, params: Gemv, device: Device) -> set[int]:
-    """As many blocks as there are multiprocessors; of pairs also as few as have no more bands each, all the same: a last
-    band that few pairs have takes longer than one that many blocks have."""
+    """As many blocks as there are multiprocessors; of pairs also as few as have no more bands each: a last band takes
+    few pairs longer than many blocks."""
     workers, n_bands = device.n_blocks // params.split, bands(op, params)
     even = ceil(n_bands / ceil(n_bands / workers))
     most = min(workers, n_bands)

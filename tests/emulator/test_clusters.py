@@ -1,4 +1,4 @@
-"""Blocks of a cluster on the emulator: the kit's kernel for multicast copies, and what is said when it is broken."""
+"""Blocks of a cluster on the emulator: the kit's kernels for them, and what is said when they are broken."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from tests.emulator.test_emulator import launch, mutant
 
 Array = np.ndarray[Any, Any]
 
-MULTICAST = (
-    (Path(__file__).resolve().parents[2] / "bench" / "gpu" / "micro" / "multicast.cu")
-    .read_text()
-    .replace("micro_multicast", "k")
-)
+MICRO = Path(__file__).resolve().parents[2] / "bench" / "gpu" / "micro"
+MULTICAST = (MICRO / "multicast.cu").read_text().replace("micro_multicast", "k")
+EXCHANGE = (MICRO / "exchange.cu").read_text().replace("micro_exchange", "k")
 BYTES = 3 * 1536 + 6 * 8
 
 
@@ -75,76 +73,42 @@ def test_faults_between_the_blocks_of_a_cluster_are_caught(old: str, new: str, s
         add_up(mutant(MULTICAST, old, new))
 
 
-# Each block sends its squares to the other, twice, and adds what it gets.
-EXCHANGE = """
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) k(const float *x, float *y) {
-        float *inbox = reinterpret_cast<float *>(dynamic_shared());
-        uint64_t *arrived = reinterpret_cast<uint64_t *>(dynamic_shared() + 1024);
-        const int other = cluster_rank() ^ 1;
-        if (threadIdx.x == 0) {
-            mbarrier_init(arrived, 5);
-            fence_mbarrier_init();
-            mbarrier_arrive_expect(arrived, 512);
-        }
-        cluster_arrive();
-        cluster_wait();  // the other's barrier is ready
-        float sum = 0;
-        for (int round = 0; round < 2; round++) {
-            if (threadIdx.x % 4 == 0) {
-                const float *v = x + 128 * blockIdx.x + threadIdx.x;
-                const float a = v[0] + round, b = v[1], c = v[2], d = v[3];
-                store_in(inbox + threadIdx.x, make_float4(a * a, b * b, c * c, d * d), arrived, other);
-            }
-            if (lane_index() == 0) mbarrier_arrive_in(arrived, other);
-            mbarrier_wait(arrived, round);
-            sum += inbox[threadIdx.x];
-            __syncthreads();  // all have read
-            if (threadIdx.x == 0 && round == 0) mbarrier_arrive_expect(arrived, 512);
-            if (round == 0) {
-                cluster_arrive();
-                cluster_wait();  // in both blocks
-            }
-        }
-        y[128 * blockIdx.x + threadIdx.x] = sum;
-    }
-"""
+def exchanged(source: str, *, checked: bool = True) -> None:
+    x = np.random.default_rng(0).standard_normal((4, 37, 128)).astype(np.float32)
+    found = launch(source, x, np.zeros((4, 128), np.float32), grid=4, shared_bytes=1040, checked=checked)[1]
+    assert np.allclose(found, x.sum(1)[[1, 0, 3, 2]], atol=1e-4), "differ"
 
 
-def exchanged(source: str) -> None:
-    x = np.arange(512, dtype=np.float32)
-    found = launch(source, x, np.zeros(512, np.float32), grid=4, shared_bytes=1032)[1]
-    first = x.copy()
-    first[::4] += 1
-    swapped = (x * x + first * first).reshape(2, 2, 128)[:, ::-1].reshape(-1)
-    assert np.array_equal(found, swapped), "differ"
-
-
-def test_what_is_stored_in_another_block_is_there_when_its_barrier_has_counted_it() -> None:
-    exchanged(EXCHANGE)
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_is_stored_in_another_block_is_there_when_its_barrier_has_counted_it(checked: bool) -> None:
+    exchanged(EXCHANGE, checked=checked)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("mbarrier_wait(arrived, round);", ";", "under way|race"),
-        ("mbarrier_arrive_expect(arrived, 512);\n        }", "mbarrier_arrive(arrived);\n        }", "under way|race|one arr"),
-        ("d * d), arrived, other)", "d * d), arrived, other ^ 1)", "differ|race|under way|deadlock"),
-        ("d * d), arrived, other)", "d * d), arrived, 2)", "store_in: block 2 of a cluster of 2"),
-        ("store_in(inbox + threadIdx.x,", "store_in(inbox + threadIdx.x + 1,", "not aligned to 16 bytes"),
-        ("store_in(inbox + threadIdx.x,", "store_in(inbox + threadIdx.x + 256,", "store_in touches shared memory"),
-        ("store_in(inbox + threadIdx.x,", "store_in(const_cast<float *>(x),", "is no pointer to shared memory"),
-        ("cluster_wait();  // in both blocks", "cluster_wait();", None),
-        ("cluster_arrive();\n                cluster_wait();  // in both blocks", ";", "race|under way|one arrival too many"),
-        ("arrived, 512);\n            if (round", "arrived, 528);\n            if (round", "deadlock"),
-        ("cluster_arrive();\n        cluster_wait();  // the other's", "__syncthreads();  // the other's", "no barrier since"),
+        ("mbarrier_wait(full, row / 2 % 2);", ";", "under way|race"),
+        ("mbarrier_arrive_expect(full, kRowBytes)", "mbarrier_arrive(full)", "under way|race|one arrival too many"),
+        ("(full, kRowBytes)", "(full, kRowBytes + 16)", "deadlock"),
+        ("four, full, other)", "four, full, other ^ 1)", "differ|race|under way|deadlock"),
+        ("four, full, other)", "four, full, 2)", "store_in: block 2 of a cluster of 2"),
+        ("place + 4 * lane_index(), four", "place + 1 + 4 * lane_index(), four", "not aligned to 16 bytes"),
+        ("place + 4 * lane_index(), four", "place + 260 + 4 * lane_index(), four", "store_in touches shared memory"),
+        ("store_in(place + 4 * lane_index(), four", "store_in(y, four", "is no pointer to shared memory"),
+        ("if (lane_index() == 0) mbarrier_arrive_in(full, other);", "", "deadlock"),
+        ("inbox + row % 2 * kRow", "inbox", "race: store_in writes shared memory|under way"),
+        ("__syncthreads();  // all have read", ";", "race|one arrival too many"),
+        ("for (int row = 0; row", "for (int row = cluster_rank(); row", "has ended|may end before|deadlock|differ"),
+        (
+            "    cluster_arrive();\n    cluster_wait();  // the other block's barriers are ready too",
+            "    __syncthreads();",
+            "with no barrier since thread 0 initialised it",
+        ),
     ],
 )
-def test_faults_of_stores_in_another_block_are_caught(old: str, new: str, says: str | None) -> None:
-    source = mutant(EXCHANGE, old, new)
-    if says is None:
-        return exchanged(source)
+def test_faults_of_stores_in_another_block_are_caught(old: str, new: str, says: str) -> None:
     with pytest.raises((LlmcError, AssertionError), match=says):
-        exchanged(source)
+        exchanged(mutant(EXCHANGE, old, new))
 
 
 def test_a_grid_is_made_of_whole_clusters() -> None:

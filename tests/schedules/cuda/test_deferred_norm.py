@@ -382,15 +382,15 @@ def test_first_candidates_read_memory_in_order_with_and_without_room_for_the_nex
 
 def test_blocks_share_a_band_where_there_are_fewer_bands_than_multiprocessors() -> None:
     for n, split in ((4096, 2), (12288, 2), (22016, 1)):
-        params = linear.match(stored_as(linear_call("Linear", 1, n, 4096, tiled_x=True), "i8"), HOPPER)
+        params = linear.match(stored_as(deferred_call("RMSNormLinear", 1, n, 4096, columns=16), "i8"), HOPPER)
         assert isinstance(params, Gemv)
         assert params.split == split
 
 
-def test_whole_numbers_are_multiplied_only_where_widening_takes_longer() -> None:
-    for weight, m, some in (("i8", 1, False), ("i4", 4, True), ("i4", 5, False)):
-        call = stored_as(deferred_call("RMSNormLinear", m, 4096, 4096, columns=16), weight)
-        assert any(isinstance(params, Gemv) and params.digits for params in linear.space(call, HOPPER)) == some
+@pytest.mark.parametrize(("weight", "m", "some"), [("i8", 1, False), ("i4", 4, True), ("i4", 5, False)])
+def test_whole_numbers_are_multiplied_only_where_widening_takes_long(weight: DType, m: int, some: bool) -> None:
+    call = stored_as(deferred_call("RMSNormLinear", m, 4096, 4096, columns=16), weight)
+    assert any(isinstance(params, Gemv) and params.digits for params in linear.space(call, HOPPER)) == some
 
 
 # -- how exact it is -------------------------------------------------------------------------------------------------

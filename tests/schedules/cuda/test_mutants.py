@@ -305,7 +305,12 @@ OFFSETS = [
     ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "kSent + fragment / 2", "kSent"),
     ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "barrier(i), 1 + kSent", "barrier(i), 1"),
     ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "turn / 2 % 2);", "0);"),
-    ("GEMV of int8, two blocks to a band", "gemv_split.cuh", "value, barrier(turn), rank() ^ 1", "value, barrier(turn), 0"),
+    (
+        "GEMV of int8, two blocks to a band",
+        "gemv_split.cuh",
+        "value, barrier(turn), rank() ^ 1",
+        "value, barrier(turn), 0",
+    ),
     ("GEMV of int8, two blocks to a band", "gemv.cuh", "blockIdx.x / G::kSplit), 0)", "blockIdx.x), 0)"),
     ("GEMV of int8, two blocks to a band", "gemv.cuh", "split.rank() * G::kWarps + warp", "warp"),
     ("GEMV of int4, x column by column", "gemv_quant.cuh", "* 4 + strip % 4", "* 4 + strip % 2"),
