@@ -57,7 +57,7 @@ def registers(op: LinearOp, params: Gemv) -> int:
     if op.m > 8 or op.weight == op.element:
         return (104 if op.m <= 8 else 120) + (32 if op.weight == "i4" else 0)
     if op.weight == "i4" and not params.digits:
-        return 80 if params.depth == 1 else 120
+        return 120 if params.depth > 1 else 96 if params.side > 2 else 80
     return 64 if params.side <= 2 else 80
 
 

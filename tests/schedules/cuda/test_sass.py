@@ -114,6 +114,18 @@ CASES = {
         ("HMMA.16816.F32.BF16", "UBLKCP", "STAS.128", "LDG.E.64"),
         False,
     ),
+    "int4 down of 8 tokens with a bias, in front of a norm": Case(
+        "sm_90a",
+        stored_as(moments_call(8, 4096, 11008, bias=True, columns=16), "i4"),
+        ("HMMA.16816.F32.BF16", "UBLKCP", "STAS.128"),
+        False,
+    ),
+    "int4 output of one token, in front of a norm": Case(
+        "sm_90a",
+        stored_as(moments_call(1, 4096, 4096, bias=True, columns=16), "i4"),
+        ("HMMA.16816.F32.BF16", "UBLKCP", "STAS.128"),
+        False,
+    ),
     "int4 gate and up of one token, in bulk and digits": Case(
         "sm_90a",
         stored_as(deferred_call("RMSNormGatedLinearSilu", 1, 11008, 4096, tiled_y=True, columns=16), "i4"),
