@@ -16,13 +16,24 @@ from llmc.compiler.bind import (
     ALIASES,
     STEP_INPUTS,
     Binding,
+    attended_values,
     call_of,
     constant_type,
     is_constant,
     shape_of,
     tiled_values,
 )
-from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import (
+    FEW_ROWS,
+    PAGE_TOKENS,
+    Call,
+    Implementation,
+    Kernel,
+    Layout,
+    Operand,
+    RowMajor,
+    TensorType,
+)
 from llmc.compiler.memory import Buffer, aligned, lay_out
 from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
 from llmc.compiler.sampling import Sampling
@@ -107,7 +118,9 @@ class Planner:
         self.head_nodes = [node for node in self.graph if node.outputs[0] in after_rows]
         self.body_nodes = [node for node in self.graph if node.outputs[0] not in after_rows]
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
-        self.tiled = tiled_values(self.graph) if self.device == "cuda" else {}
+        on_gpu = self.device == "cuda"
+        self.tiled = tiled_values(self.graph) if on_gpu else {}
+        self.attended = attended_values(self.graph, self.kv_dtype) if on_gpu else {}
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
         """Bodies for M in `bodies`, heads for R in `heads`."""
@@ -143,7 +156,8 @@ class Planner:
 
     def binding(self, m: int, r: int) -> Binding:
         pages = -(-self.n_context // PAGE_TOKENS)
-        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers, self.tiled)
+        tiled = self.tiled | self.attended if m > FEW_ROWS else self.tiled
+        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers, tiled)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """The body's results that the head reads: at the start of the arena, with room for the largest body."""

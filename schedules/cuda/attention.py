@@ -14,13 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import DTYPE_BYTES, FEW_ROWS, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.attention_shape import KV_BYTES, SCALE_BYTES, Attention, parse
 from llmc.schedules.rule import Rule
 
-MOST_STREAMED_ROWS = 64
-"""Steps of at most so many rows are small."""
 STREAM_BLOCKS, CODED_STREAM_BLOCKS, MOST_STREAM_BLOCKS = 2, 3, 4
 """Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
 for fewer bytes: more warps; the third at most, so that many units are under way at once and not in rounds."""
@@ -34,7 +32,7 @@ LEAST_SLOT_BYTES = 4
 TILE_ROWS, TILE_THREADS = 64, 128
 MOST_WGMMA_DIM = 128
 """Longest head whose queries and sums fit a warpgroup's registers."""
-APPEND_ROWS, APPEND_THREADS = 8, 128
+APPEND_ROWS, APPEND_HEADS, APPEND_THREADS = 8, 16, 128
 FLOAT32_THREADS = 128
 
 
@@ -108,8 +106,10 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
         return None
     if a.kv_dtype == "f32":
         return Float32()
+    if a.qkv != "f32" and (a.is_coded or a.rows <= FEW_ROWS):
+        return None  # rounded once more they would give other codes, or in the step's own launch cost accuracy alone
     chip = CHIPS[target.arch]
-    if a.rows <= MOST_STREAMED_ROWS and (params := stream_of(a, chip, stream_team(a, chip))):
+    if a.rows <= FEW_ROWS and (params := stream_of(a, chip, stream_team(a, chip))):
         return params
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         groups = 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1
@@ -261,15 +261,15 @@ def ring_bytes(a: Attention, params: Tile) -> int:
 
 def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     tiles = -(-a.rows // (TILE_ROWS * max(params.groups, 1)))
-    n_bytes = a.factor_bytes
+    n_bytes, n_heads = a.factor_bytes, a.heads + 2 * a.kv_heads
     kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
     reads = inputs(a)
     call = APPEND_CODES if a.is_coded else APPEND
     append = Launch(
         kernel_of("append", a, a.source(), (*reads, kv, queries), call, APPEND_THREADS, 0),
         tuple(argument.operand for argument in (*reads, kv, queries)),
-        -(-a.rows // APPEND_ROWS) * a.kv_heads,
-        a.rows * (4 * (a.heads + 2 * a.kv_heads) + n_bytes * a.heads) * a.head_dim + appended_bytes(a),
+        -(-a.rows // APPEND_ROWS) * (a.kv_heads if a.is_coded else -(-n_heads // APPEND_HEADS)),
+        a.rows * (DTYPE_BYTES[a.qkv] * n_heads + n_bytes * a.heads) * a.head_dim + appended_bytes(a),
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
     arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
@@ -286,7 +286,7 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
         kernel_of("wgmma" if params.groups else "tile", a, *kernel_parts, shared_bytes),
         tuple(argument.operand for argument in arguments),
         n_blocks,
-        a.context * (a.layer_bytes // PAGE_TOKENS) + in_and_out_bytes(a) // 2,
+        a.context * (a.layer_bytes // PAGE_TOKENS) + (n_bytes + DTYPE_BYTES[a.out]) * a.rows * a.heads * a.head_dim,
         4 * a.rows * a.context * a.heads * a.head_dim,
     )
     return (append, attend), (n_bytes * tiles * max(params.groups, 1) * TILE_ROWS * a.heads * a.head_dim,)
@@ -343,7 +343,8 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
     tables = ("cos", "sin") if a.rotary_dim else ()
     first_id = 3 if a.rotary_dim else 1
     return (
-        *(Argument(name, "const float", Operand("input", i)) for i, name in enumerate(("qkv", *tables))),
+        Argument("qkv", f"const {a.types['Qkv']}", Operand("input", 0)),
+        *(Argument(name, "const float", Operand("input", i)) for i, name in enumerate(tables, 1)),
         Argument("positions", "const int", Operand("input", first_id)),
         Argument("page_table", "const int", Operand("input", first_id + 1)),
     )
@@ -351,7 +352,7 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
 
 def in_and_out_bytes(a: Attention) -> int:
     """What a step brings and takes away."""
-    columns = 4 * (a.heads + 2 * a.kv_heads) + DTYPE_BYTES[a.out] * a.heads
+    columns = DTYPE_BYTES[a.qkv] * (a.heads + 2 * a.kv_heads) + DTYPE_BYTES[a.out] * a.heads
     return a.rows * columns * a.head_dim + appended_bytes(a)
 
 

@@ -26,8 +26,9 @@ SCALE_BYTES = 4
 class Attention:
     """M = rows rows of `heads` query heads, `kv_heads` key heads of D = head_dim elements, up to `pages` pages each.
 
-    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  out: the result's dtype;
-    tiled: whether it lies in tiles (compiler/kernel.py).
+    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
+    and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
+    whether it lies in tiles.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Attention:
     window: int
     n_layers: int
     kv_dtype: str
+    qkv: str
     out: str
     tiled: bool
 
@@ -81,7 +83,7 @@ class Attention:
     @property
     def types(self) -> dict[str, str]:
         """Shape's, as C++ says them."""
-        names = {"T": self.factor, "Kv": self.kv_dtype, "Out": self.out}
+        names = {"T": self.factor, "Kv": self.kv_dtype, "Qkv": self.qkv, "Out": self.out}
         return {name: CUDA_TYPES[dtype] for name, dtype in names.items()}
 
     def source(self, **tiles: int) -> str:
@@ -120,4 +122,6 @@ def parse(call: Call) -> Attention | None:
     if head_dim % 16 or head_dim > MOST_HEAD_DIM:
         fact = f"attention on NVIDIA GPUs takes heads of 16, 32 … {MOST_HEAD_DIM} elements, not {head_dim}"
         raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
-    return Attention(**sizes, kv_dtype=kv_dtype, out=call.outputs[0].dtype, tiled=call.outputs[0].tiled)
+    qkv, out = call.inputs[0], call.outputs[0]
+    assert qkv is not None
+    return Attention(**sizes, kv_dtype=kv_dtype, qkv=qkv.dtype, out=out.dtype, tiled=out.tiled)

@@ -58,6 +58,15 @@ def test_a_norm_is_prepared_where_it_is_applied_to_sums(planned: tuple[Program, 
         assert sum(word in name for name in names) == (2 * n_layers - 1 if 8 < batch <= 64 else 0)
 
 
+def test_what_attention_does_not_turn_comes_rounded_in_prompts(
+    planned: tuple[Program, int, int], source: SourceModel
+) -> None:
+    choices = [choice for choice in planned[0].choices if choice.call.op.endswith("PagedAttention")]
+    rounded = {choice.n_rows: qkv.tiled for choice in choices if (qkv := choice.call.inputs[0])}
+    assert rounded == {m: m > 64 and source.name == "opt-6.7b" for m in rounded}
+    assert {64, 512} <= rounded.keys()
+
+
 def test_an_int8_cache_is_about_half_of_what_attention_reads(
     planned: tuple[Program, int, int], source: SourceModel
 ) -> None:
@@ -69,7 +78,8 @@ def test_an_int8_cache_is_about_half_of_what_attention_reads(
         read = []
         for program in (coded, plain):
             (body,) = (plan for plan in program.plans if plan.kind == BODY and plan.n_rows == n_rows)
-            read.append(max(call.n_bytes for call in body.calls if "Attention" in call.node))
+            *_, attends = (call for call in body.calls if "Attention" in call.node)  # behind what fills the pages
+            read.append(attends.n_bytes)
         assert read[0] / read[1] < 0.53 if n_rows == 8 else read[0] < read[1]
 
 

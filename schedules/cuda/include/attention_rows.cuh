@@ -1,15 +1,25 @@
 // Rows of large steps (prefill): their queries, their keys and values in the pages, and what they see of them.
 //
-// attention_append: eight rows of one key head and its group a block.
+// attention_append: eight rows of up to 16 heads a block; a thread has 16 elements of several heads of one row, that
+// are turned by the same angles, which it reads once.
 //     turn q and k by their positions, write k and v into the pages, and q as a page's K would lie:
 //     queries [ceil(M/64)][heads][D/8][64 rows][8]
-//     Bytes: (4 + 2) (H + 2 KH) D a row.
+//     Bytes: (4 or 2 + 2) (H + 2 KH) D a row.
+//
+// qkv is float32, or rounded to T already and tiled (tiles.cuh). What is not turned is the same numbers then; what is
+// has been rounded twice, which the compiler does not ask for (compiler/bind.py: attended_values).
+//
+// Beside what attention.cuh lists, Shape has:
+//     Qkv     element of qkv: float, or T
 #pragma once
 
 #include "attention.cuh"
+#include "tiles.cuh"
 
 constexpr int kAppendRows = 8;
 constexpr int kAppendThreads = 128;
+constexpr int kAppendHeads = 16;
+constexpr int kAppendAhead = 4;  // heads of a thread that are asked for together
 constexpr int kTileRows = 64;
 
 // Queries of tile `tile` and head `head` [D/8][64][8].
@@ -18,28 +28,144 @@ __device__ __forceinline__ typename Shape::T *query_tile(typename Shape::T *quer
     return queries + (int64_t(tile) * Shape::heads + head) * (kTileRows * Shape::head_dim);
 }
 
-// A block for each (8 rows, key head).
+// A row of qkv.
+template <class Q>
+struct QkvRow;
+
+template <>
+struct QkvRow<float> {
+    struct Chunk {
+        uint4 low, high;
+    };
+    const float *from;
+
+    __device__ __forceinline__ QkvRow(const float *qkv, int row, int, int columns)
+        : from(qkv + int64_t(row) * columns) {}
+    // Eight elements from a column on that is a multiple of 8: as they lie, and as numbers.
+    __device__ __forceinline__ Chunk load(int column) const { return {load_16(from + column), load_16(from + column + 4)}; }
+    __device__ static __forceinline__ Eight numbers(const Chunk &chunk) {
+        Eight x;
+        *reinterpret_cast<uint4 *>(x.at) = chunk.low;
+        *reinterpret_cast<uint4 *>(x.at + 4) = chunk.high;
+        return x;
+    }
+    __device__ __forceinline__ float operator[](int column) const { return from[column]; }
+};
+
+template <class Q>
+struct QkvRow {
+    using Chunk = uint4;
+    const Q *from;
+    int row, m_padded;
+
+    __device__ __forceinline__ QkvRow(const Q *qkv, int row, int m, int)
+        : from(qkv), row(row), m_padded(round_up(m, 8)) {}
+    __device__ __forceinline__ Chunk load(int column) const {
+        return load_16(from + activation_index(m_padded, row, column));
+    }
+    __device__ static __forceinline__ Eight numbers(const Chunk &chunk) {
+        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+        Eight x;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 pair = unpack2<Q>(words[i]);
+            x.at[2 * i] = pair.x, x.at[2 * i + 1] = pair.y;
+        }
+        return x;
+    }
+    __device__ __forceinline__ float operator[](int column) const {
+        return to_float(from[activation_index(m_padded, row, column)]);
+    }
+};
+
+// Two chunks of a head's vector that a thread has of each of its heads, and the angles that turn them.
 template <class Shape>
-__device__ __forceinline__ void attention_append(const float *qkv, const float *cos, const float *sin,
+struct Turn {
+    static constexpr int half = Shape::rotary_dim / 2;
+    static constexpr bool in_chunks = half > 0 && half % 8 == 0 && !Shape::interleaved;  // which turn each other
+    const float *cos_row, *sin_row;
+    int chunk[2];
+    bool turns;
+    Eight cos, sin;
+
+    __device__ __forceinline__ Turn(const float *all_cos, const float *all_sin, int row, int unit)
+        : cos_row(all_cos + row * half), sin_row(all_sin + row * half), chunk{2 * unit, 2 * unit + 1}, turns(false) {
+        if constexpr (in_chunks) {
+            turns = unit < half / 8;
+            if (!turns) return;
+            chunk[0] = unit, chunk[1] = unit + half / 8;
+            cos = load_eight(cos_row + 8 * unit), sin = load_eight(sin_row + 8 * unit);
+        }
+    }
+
+    // x: the chunks as they are; element(d): any of the vector. Pairs (a, b) -> (a cos - b sin, b cos + a sin), as
+    // turned_eight() has them.
+    template <class Element>
+    __device__ __forceinline__ void apply(Eight (&x)[2], Element element) const {
+        if constexpr (in_chunks) {
+            if (!turns) return;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float a = x[0].at[i], b = x[1].at[i];
+                x[0].at[i] = fmaf(a, cos.at[i], -b * sin.at[i]);
+                x[1].at[i] = fmaf(b, cos.at[i], a * sin.at[i]);
+            }
+        } else if constexpr (half > 0) {
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int d = 8 * chunk[j] + i;
+                    if (d >= Shape::rotary_dim) break;
+                    const bool second = Shape::interleaved ? d % 2 : d >= half;
+                    const float other = element(Shape::interleaved ? d ^ 1 : second ? d - half : d + half);
+                    const int angle = Shape::interleaved ? d / 2 : second ? d - half : d;
+                    x[j].at[i] = fmaf(x[j].at[i], cos_row[angle], (second ? other : -other) * sin_row[angle]);
+                }
+        }
+    }
+};
+
+// A block for each (8 rows, 16 heads of qkv).
+template <class Shape>
+__device__ __forceinline__ void attention_append(const typename Shape::Qkv *qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
                                                  typename Shape::T *queries) {
-    constexpr int chunks = Shape::head_dim / 8, group = kGroup<Shape>;
-    const int kv_head = blockIdx.x % Shape::kv_heads;
-    const int row = blockIdx.x / Shape::kv_heads * kAppendRows + threadIdx.x % kAppendRows;
+    using T = typename Shape::T;
+    using Row = QkvRow<typename Shape::Qkv>;
+    constexpr int D = Shape::head_dim, units = D / 16, at_once = kAppendThreads / kAppendRows / units;
+    constexpr int n_heads = Shape::heads + 2 * Shape::kv_heads, parts = ceil_div(n_heads, kAppendHeads);
+    const int lane = threadIdx.x / kAppendRows, row = blockIdx.x / parts * kAppendRows + threadIdx.x % kAppendRows;
+    const int first = blockIdx.x % parts * kAppendHeads, end = min(first + kAppendHeads, n_heads);
+    const int at = row < Shape::rows && lane < at_once * units ? positions[row] : -1;
+    const int page = at >= 0 ? page_table[row * Shape::pages + at / kPageTokens] : 0;
     wait_for_previous();
     let_next_start();
-    const int at = row < Shape::rows ? positions[row] : -1;
     if (at < 0) return;
-    const int page = page_table[row * Shape::pages + at / kPageTokens];
-    for (int i = threadIdx.x / kAppendRows; i < (group + 2) * chunks; i += kAppendThreads / kAppendRows) {
-        const int part = i / chunks, chunk = i % chunks;  // the group's query heads, then K, then V
-        const bool is_query = part < group, is_value = part > group;
-        const int head = is_query ? kv_head * group + part : Shape::heads + is_value * Shape::kv_heads + kv_head;
-        const uint4 x = head_chunk<Shape>(qkv, cos, sin, row, head, chunk);
-        typename Shape::T *to = page_head<Shape>(kv, page, kv_head) + is_value * kHeadElements<Shape>;
-        int token = at % kPageTokens;
-        if (is_query) to = query_tile<Shape>(queries, row / kTileRows, head), token = row % kTileRows;
-        store_16(to + 8 * (chunk * kPageTokens + token), x);
+    const Turn<Shape> turn(cos, sin, row, lane % units);
+    const Row from(qkv, row, Shape::rows, kRowColumns<Shape>);
+    for (int base = first + lane / units; base < end; base += at_once * kAppendAhead) {
+        typename Row::Chunk raw[kAppendAhead][2];
+#pragma unroll
+        for (int i = 0; i < kAppendAhead; i++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                if (base + i * at_once < end) raw[i][j] = from.load((base + i * at_once) * D + 8 * turn.chunk[j]);
+#pragma unroll
+        for (int i = 0; i < kAppendAhead; i++) {
+            const int head = base + i * at_once, kv_head = head - Shape::heads;
+            if (head >= end) break;
+            Eight x[2] = {Row::numbers(raw[i][0]), Row::numbers(raw[i][1])};
+            if (kv_head < Shape::kv_heads) turn.apply(x, [&](int d) { return from[head * D + d]; });
+            T *to;
+            if (kv_head < 0)
+                to = query_tile<Shape>(queries, row / kTileRows, head) + 8 * (row % kTileRows);
+            else
+                to = page_head<Shape>(kv, page, kv_head % Shape::kv_heads) + 8 * (at % kPageTokens) +
+                     kv_head / Shape::kv_heads * kHeadElements<Shape>;
+#pragma unroll
+            for (int j = 0; j < 2; j++) store_16(to + 8 * kPageTokens * turn.chunk[j], pack_eight<T>(x[j]));
+        }
     }
 }
 

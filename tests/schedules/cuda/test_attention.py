@@ -41,6 +41,7 @@ class Model:
     kv_dtype: str = "bf16"
     tiled: bool = True
     out: DType | None = None  # of a tiled result; by default its cache's, bf16 beside int8
+    rounded: bool = False  # qkv lies in tiles
 
     @property
     def columns(self) -> int:
@@ -73,18 +74,19 @@ class Model:
         }
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
         cache = f32(N_PAGES, self.kv_heads, PAGE_TOKENS, self.head_dim)
+        qkv = TensorType((m, self.columns), cast(DType, self.factor if self.rounded else "f32"), tiled=self.rounded)
         out = TensorType((m, self.heads * self.head_dim), self.result, tiled=self.tiled)
         if not self.rotary_dim:
-            inputs = (f32(m, self.columns), *ids, cache, cache)
+            inputs = (qkv, *ids, cache, cache)
             return Call("llmc.PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))
         attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
         turn = f32(m, self.rotary_dim // 2)
-        turned_inputs = (f32(m, self.columns), turn, turn, *ids, cache, cache)
+        turned_inputs = (qkv, turn, turn, *ids, cache, cache)
         return Call("llmc.RotaryPagedAttention", turned_inputs, (out, cache, cache), tuple(sorted(attributes.items())))
 
     def definition(self, m: int) -> Call:
         """The same, of float32."""
-        call = self.call(m)
+        call = replace(self, rounded=False).call(m)
         result = replace(call.outputs[0], dtype="f32", tiled=False)
         ours = ("n_layers", "kv_dtype", "page_tokens")
         attributes = (*((name, value) for name, value in call.attributes if name not in ours), ("layer", 0))
@@ -249,7 +251,9 @@ def test_small_steps_of_several_sequences(model: Model, define: Define, kernels:
     Machine(model, LENGTHS).check(STEP, define, kernels(model, 8))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=str)
+@pytest.mark.parametrize(
+    "model", [*MODELS, *(replace(m, rounded=True) for m in MODELS if m.kv_dtype in ("bf16", "f16"))], ids=str
+)
 def test_large_steps_of_several_sequences(model: Model, define: Define, kernels: Kernels) -> None:
     rows: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200)]
     Machine(model, LENGTHS).check([*rows, None], define, kernels(model, 70))
@@ -316,6 +320,12 @@ def test_a_unit_of_one_warp_or_two(model: Model, define: Define, kernels: Kernel
 def test_one_warp_meets_more_new_rows_than_a_group(model: Model, define: Define, kernels: Kernels) -> None:
     params = attention.Stream(2, 4, 1, team=1)
     Machine(model, (200, 6)).check([(0, i) for i in range(160, 200)], define, kernels(model, 40, params))
+
+
+def test_rounded_keys_are_for_large_steps_and_caches_of_the_same_numbers() -> None:
+    assert attention.match(Model(rounded=True).call(65), TARGET) is not None
+    assert attention.match(Model(rounded=True).call(64), TARGET) is None
+    assert attention.match(replace(INT8, rounded=True).call(65), TARGET) is None
 
 
 def test_what_these_kernels_cannot_do_is_said() -> None:
