@@ -11,19 +11,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from llmc.bench.gpu import bits, carry, check, micro, plan, prepare, sanitize, work
+from llmc.bench.gpu import carry, check, micro, plan, prepare, sanitize, work
 from llmc.bench.gpu.clock import Clock
-from llmc.bench.gpu.fill import Model, packed_codes
+from llmc.bench.gpu.fill import Model
 from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
-from llmc.bench.gpu.kit import Kit, layout_to_json
+from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.prepare import Wanted
-from llmc.bench.gpu.trace import last, summed
 from llmc.cli import tune_gpu
 from llmc.cli.main import main
 from llmc.compiler import artifact
@@ -32,7 +29,6 @@ from llmc.compiler.target import Target
 from llmc.compiler.tune import import_tuning
 from llmc.runtime import ArtifactFile
 from llmc.schedules import cache, records
-from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
 from tests.test_layout import imported
@@ -386,23 +382,6 @@ def test_relatives_of_a_kernel_that_hung_are_not_tried(kit: Path, tmp_path: Path
     assert work.waiting(part, opened, journal) == [item for item in rest if item not in relatives]
 
 
-def test_codes_of_fp8_stand_for_what_the_format_says() -> None:
-    codes = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(bits.e4m3(), codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
-    values = np.random.default_rng(0).normal(0, 100, 1000).clip(-448, 448).astype(np.float32)
-    nearest = values.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    ours = bits.e4m3()[bits.e4m3_of(values).view(np.uint8)]
-    np.testing.assert_array_equal(np.abs(ours - values), np.abs(nearest - values))
-
-
-@pytest.mark.parametrize("layout", [Int8Strips(), Fp8Strips(True), Int4Strips(32), Int4Strips(128, True)], ids=str)
-def test_made_up_codes_fill_their_place(layout: Any) -> None:
-    shape = (384, 256)
-    data = packed_codes(layout_to_json(layout), shape, layout.n_bytes(shape))
-    assert data.nbytes == layout.n_bytes(shape)
-    assert data.any()
-
-
 def test_what_is_folded_into_a_product_behind_layer_norm_is_filled_too(tmp_path: Path) -> None:
     """Decode of 64 has a norm's vectors multiplied by the weight of the product behind it."""
     (tmp_path / "opt").mkdir()
@@ -432,16 +411,6 @@ def test_a_whole_model_runs_beside_hugging_face(model_kit: Path, tmp_path: Path)
     assert journal.results("whole")["tiny llmc timeline 1x40"]["kernels"] == []  # no GPU, no trace
     assert "| tiny | 1x40 |" in (tmp_path / "out" / "summary.md").read_text()
     assert misuse(tmp_path / "fake.log") == []
-
-
-def test_a_trace_says_what_kernels_take_in_their_places() -> None:
-    """b begins while a still runs: what it takes is from a's end on."""
-    spans = [(0.0, 4.0, "a_0123abcd"), (3.0, 9.0, "b"), (9.5, 12.0, "a_4567cdef"), (11.0, 18.0, "b")]
-    assert summed(spans) == [
-        {"name": "b", "n": 2, "us": 6.5, "advance_us": 5.5},
-        {"name": "a", "n": 1, "us": 2.5, "advance_us": 3.0},
-    ]
-    assert last(spans[1:]) == [("b", 0.0, 6.0), ("a", 6.5, 9.0), ("b", 8.0, 15.0)]
 
 
 SANITIZER = """#!/bin/sh
