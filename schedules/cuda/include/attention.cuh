@@ -158,14 +158,19 @@ __device__ __forceinline__ Eight head_eight(const float *qkv, const float *cos, 
 
 // ---- results -------------------------------------------------------------------------------------------------------
 
+// Where column c of a row of a tiled result lies.
+template <class Shape>
+__device__ __forceinline__ typename Shape::Out *tiled_place(typename Shape::Out *out, int row, int c) {
+    constexpr int padded_rows = (Shape::rows + 7) / 8 * 8;
+    const int chunk = (c % 64 / 8) ^ (row % 8);
+    return out + (int64_t(c / 64) * padded_rows + row) * 64 + 8 * chunk + c % 8;
+}
+
 // Columns c, c+1 … c+kCount-1 of a row of the result [M, heads * D]: kCount 2 or 4, c a multiple of it.
 template <class Shape, int kCount>
 __device__ __forceinline__ void write_result(typename Shape::Out *out, int row, int c, const float (&x)[kCount]) {
     if constexpr (Shape::tiled) {
-        constexpr int padded_rows = (Shape::rows + 7) / 8 * 8;
-        const int chunk = (c % 64 / 8) ^ (row % 8);
-        typename Shape::Out *to = out + (int64_t(c / 64) * padded_rows + row) * 64 + 8 * chunk + c % 8;
-        uint32_t *pairs = reinterpret_cast<uint32_t *>(to);
+        uint32_t *pairs = reinterpret_cast<uint32_t *>(tiled_place<Shape>(out, row, c));
         if constexpr (kCount == 4) {
             *reinterpret_cast<uint2 *>(pairs) =
                 make_uint2(pack2<typename Shape::Out>(x[0], x[1]), pack2<typename Shape::Out>(x[2], x[3]));

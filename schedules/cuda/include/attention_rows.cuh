@@ -206,22 +206,50 @@ __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
     return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - Shape::window);
 }
 
+// Word i of lane t goes to word t of lane i, for each four lanes of a warp.
+__device__ __forceinline__ void turn_words(uint32_t (&words)[4]) {
+#pragma unroll
+    for (int bit = 1; bit <= 2; bit *= 2) {
+        const bool high = lane_index() & bit;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i & bit) continue;
+            const uint32_t other = __shfl_xor_sync(kAllLanes, high ? words[i] : words[i + bit], bit);
+            words[i] = high ? other : words[i], words[i + bit] = high ? words[i + bit] : other;
+        }
+    }
+}
+
 // The tile's rows of the result; at: positions of the lane's two rows, or less than 0; unit: what o counts.
+// A tiled result leaves in chunks of 16 bytes, of which each of four lanes has two elements.
 template <class Shape>
 __device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const int (&at)[2], int first_row, int head,
                                            typename Shape::Out *out, float unit = 1.f) {
+    constexpr int D = Shape::head_dim, whole = Shape::tiled ? D / 32 * 4 : 0;  // chunks that leave so
+    const int t = lane_index() % 4, column = head * D;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int row = first_row + own_row(half);
         const float sum = row_sum(state.sum[half]);
-        if (row >= Shape::rows) continue;
-        const bool is_padding = at[half] < 0;
+        const bool is_padding = at[half] < 0, is_there = row < Shape::rows;
         const float scale = is_padding ? 0.f : unit / sum;
+        const auto value = [&](int j, int i) { return is_padding ? 0.f : state.o[j][2 * half + i] * scale; };
+        if constexpr (whole > 0) {
 #pragma unroll
-        for (int j = 0; j < Shape::head_dim / 8; j++) {
-            const float x[2] = {is_padding ? 0.f : state.o[j][2 * half] * scale,
-                                is_padding ? 0.f : state.o[j][2 * half + 1] * scale};
-            write_result<Shape>(out, row, head * Shape::head_dim + 8 * j + 2 * (lane_index() % 4), x);
+            for (int j = 0; j < whole; j += 4) {
+                uint32_t words[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) words[i] = pack2<typename Shape::Out>(value(j + i, 0), value(j + i, 1));
+                turn_words(words);
+                if (is_there)
+                    store_16(tiled_place<Shape>(out, row, column + 8 * (j + t)),
+                             make_uint4(words[0], words[1], words[2], words[3]));
+            }
+        }
+#pragma unroll
+        for (int j = whole; j < D / 8; j++) {
+            const float x[2] = {value(j, 0), value(j, 1)};
+            if (is_there) write_result<Shape>(out, row, column + 8 * j + 2 * t, x);
         }
     }
 }
