@@ -124,7 +124,8 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         a = parse(call)
         assert a is not None, "match has"
         chip = CHIPS[target.arch]
-        others = (stream_of(a, chip, team, resident) for team in (4, 2, 1) for resident in (4, 3, 2))
+        others = [stream_of(a, chip, best.team, resident) for resident in (4, 3, 2)]
+        others += [stream_of(a, chip, team) for team in (4, 2, 1) if team in (best.team * 2, best.team // 2)]
         splits = sorted({1, 2, 4, 8, 16, best.splits})
         shared = [replace(best, splits=n, least=least) for least in (LEAST_PAGES, 2, 1) for n in splits]
         candidates = [

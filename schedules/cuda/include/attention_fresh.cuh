@@ -87,6 +87,7 @@ __device__ __forceinline__ void score_own(const typename Shape::T *q, const floa
     const int n = heads_of<Shape>(part), chunk = threadIdx.x % lanes;
     for (int base = 0; base < n; base += at_once) {
         const int query = base + at_once - 1 - team_thread<Shape>() / lanes;
+        if (!__any_sync(kAllLanes, query < n)) continue;
         float sum = 0.f;
         if (query < n && chunk < S::D / 8) {
             uint4 x;

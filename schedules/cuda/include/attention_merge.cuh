@@ -4,22 +4,23 @@
 #include "attention_codes.cuh"
 #include "attention_unit.cuh"
 
-// Warps' sums of column quad c (4 columns) of a query: x, and its (most, sum). Parts as in Stream's comment.
+// Parts' sums of a column quad (4 columns) of a query: x, and its (most, sum). All parts' largest scores are seen first, so
+// that no part waits for another.
 template <class Shape>
 struct Merged {
     float x[4], most, sum;
 
     __device__ __forceinline__ Merged() : x{0.f, 0.f, 0.f, 0.f}, most(-INFINITY), sum(0.f) {}
 
-    __device__ __forceinline__ void add(float4 o, float o_most, float o_sum) {
+    __device__ __forceinline__ void see(float o_most) { most = fmaxf(most, o_most); }
+
+    // top: (most, sum) of the part.
+    __device__ __forceinline__ void add(float4 o, float2 top) {
         constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
-        const float top = fmaxf(most, o_most);
-        if (top == -INFINITY) return;
-        const float keep = exp2_approx((most - top) * c), take = exp2_approx((o_most - top) * c);
-        x[0] = x[0] * keep + o.x * take, x[1] = x[1] * keep + o.y * take;
-        x[2] = x[2] * keep + o.z * take, x[3] = x[3] * keep + o.w * take;
-        sum = sum * keep + o_sum * take;
-        most = top;
+        const float base = most == -INFINITY ? 0.f : most, take = exp2_approx((top.x - base) * c);
+        x[0] = fmaf(o.x, take, x[0]), x[1] = fmaf(o.y, take, x[1]);
+        x[2] = fmaf(o.z, take, x[2]), x[3] = fmaf(o.w, take, x[3]);
+        sum = fmaf(top.y, take, sum);
     }
 };
 
@@ -59,7 +60,8 @@ __device__ __forceinline__ void hand_over(const Gathered<Shape> &state, const Pa
     }
 }
 
-// Warps, a row's own key and value (their scores [queries], values [D]; null: none), then splits, merged in order. partial: o [units][splits][queries][D], (most, sum) [units][splits][queries].
+// Warps, and a row's own key and value (scores [queries], value [D]; null: none), then splits, merged in order.
+// partial: o [units][splits][queries][D], (most, sum) [units][splits][queries].
 template <class Shape>
 __device__ __forceinline__ void merge(const Part &part, const float *o, const float2 *tops, const float *own_value,
                                       const float *own_scores, typename Shape::Out *out, float *partial,
@@ -72,11 +74,15 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
         const int query = i / quads, quad = i % quads;
         Merged<Shape> merged;
 #pragma unroll
+        for (int w = 0; w < S::team; w++) merged.see(tops[w * S::queries + query].x);
+        if (own_value) merged.see(own_scores[query]);
+#pragma unroll
         for (int w = 0; w < S::team; w++) {
-            const float2 top = tops[w * S::queries + query];
-            merged.add(reinterpret_cast<const float4 *>(o)[(w * S::queries + query) * quads + quad], top.x, top.y);
+            const int place = w * S::queries + query;
+            merged.add(reinterpret_cast<const float4 *>(o)[place * quads + quad], tops[place]);
         }
-        if (own_value) merged.add(reinterpret_cast<const float4 *>(own_value)[quad], own_scores[query], 1.f);
+        if (own_value)
+            merged.add(reinterpret_cast<const float4 *>(own_value)[quad], make_float2(own_scores[query], 1.f));
         if (part.splits == 1) {
             finish<Shape>(out, part, query, quad, merged);
             continue;
@@ -97,11 +103,13 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
     for (int i = team_thread<Shape>(); i < n; i += S::threads) {
         const int query = i / quads, quad = i % quads;
         Merged<Shape> merged;
-        for (int split = 0; split < part.splits; split++) {
-            const int place = (part.unit * Shape::splits + split) * S::queries + query;
-            const float2 top = partial_tops[place];
-            merged.add(reinterpret_cast<const float4 *>(partial)[place * quads + quad], top.x, top.y);
-        }
+        const auto place = [&](int split) { return (part.unit * Shape::splits + split) * S::queries + query; };
+#pragma unroll 4
+        for (int split = 0; split < part.splits; split++) merged.see(partial_tops[place(split)].x);
+#pragma unroll 4
+        for (int split = 0; split < part.splits; split++)
+            merged.add(reinterpret_cast<const float4 *>(partial)[place(split) * quads + quad],
+                       partial_tops[place(split)]);
         finish<Shape>(out, part, query, quad, merged);
     }
     if (team_thread<Shape>() == 0) counters[part.unit] = 0;

@@ -93,17 +93,19 @@ struct Copies {
     }
 };
 
-// 16 keys of this warp, the lane's at positions key(0..15), negative: not there.
+// 16 keys of this warp, the lane's at positions key(0..15), negative: not there. is_first: o is still zeros.
 template <class Shape, class Key>
 __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part, float (&s)[2][4], bool masked,
-                                       Key key) {
+                                       bool is_first, Key key) {
     constexpr int heads = Stream<Shape>::tile_heads;
     const int at[2] = {part.first + lane_index() / 4 / heads, part.first + (lane_index() / 4 + 8) / heads};
-    weigh<Shape, kTokens>(state, s, masked, [&](int half, int i) {
+    float keep[2];
+    weigh_scores<Shape, kTokens>(state, s, keep, masked, [&](int half, int i) {
         const int position = key(i);
         return position >= 0 && position <= at[half] && at[half] <= part.last &&
                (!Shape::window || position > at[half] - Shape::window);
     });
+    if (!is_first) keep_sums(state, keep);
 }
 
 // A block keeps its queries in registers, unless so many share a multiprocessor that there are too few.
@@ -114,6 +116,31 @@ using StreamQueries = Queries<Shape, 16, Shape::head_dim <= 128 && Shape::reside
 template <class Shape>
 __device__ __forceinline__ int chunks_of(const Part &part) {
     return (part.n_chunks + Stream<Shape>::team - 1 - team_warp<Shape>()) / Stream<Shape>::team;
+}
+
+// s[16,16] = q k^T of a chunk. Where a warp has registers for it, every other product goes to sums of its own: each of a
+// sum's products waits for the one before, and with few warps nothing else is there to do.
+template <class Shape>
+__device__ __forceinline__ void score_chunk(float (&s)[2][4], const StreamQueries<Shape> &q,
+                                            const typename Shape::Kv *keys) {
+    if constexpr (kCoded<Shape> || !StreamQueries<Shape>::in_registers) {
+        score<Shape, kTokens, kTokens>(s, q, keys);
+    } else {
+        const int matrix = lane_index() / 8;
+        float odd[2][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[0][i] = s[1][i] = odd[0][i] = odd[1][i] = 0.f;
+#pragma unroll
+        for (int i = 0; i < Shape::head_dim / 16; i++) {
+            uint32_t a[4], k[4];
+            q.step(a, i);
+            ldmatrix_x4(k, keys + 8 * ((2 * i + matrix % 2) * kTokens + matrix / 2 * 8 + lane_index() % 8));
+            mma_16816<typename Shape::T>(i % 2 ? odd[0] : s[0], a, {k[0], k[1]});
+            mma_16816<typename Shape::T>(i % 2 ? odd[1] : s[1], a, {k[2], k[3]});
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[0][i] += odd[0][i], s[1][i] += odd[1][i];
+    }
 }
 
 // This warp's tokens of the split's pages.
@@ -132,13 +159,13 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
     for (int i = 0; 2 * i < copies.n; i++) {
         const int first = chunk_first<Shape>(part, i);
         float s[2][4];
-        score<Shape, kTokens, kTokens>(s, q, arrived());
+        score_chunk<Shape>(s, q, arrived());
         __syncwarp();
         copies.ask(part, fresh);
         const uint32_t cached = cached_tokens<Shape>(fresh, part.last, first);
         const bool masked = cached != 0xffff || first + kTokens - 1 > part.first ||
                             (Shape::window && first <= part.last - Shape::window);
-        attend<Shape>(state, part, s, masked, [&](int key) { return cached >> key & 1 ? first + key : -1; });
+        attend<Shape>(state, part, s, masked, i == 0, [&](int key) { return cached >> key & 1 ? first + key : -1; });
         add_values<Shape, kTokens, kTokens>(state, s, arrived());
         __syncwarp();
         copies.ask(part, fresh);
@@ -166,8 +193,11 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     int *new_at = all_new_at[team];
     float *own_scores = all_own_scores[team];
 
-    // The step's inputs and the pages of earlier steps were there before the step began: no need to wait for them. All
-    // blocks that find room have begun, so the launch behind takes none of it away.
+    // Positions and page tables are copied to the GPU before the step's graph, and earlier steps wrote their pages in
+    // graphs before it. The graph's first kernel waits for all of that, and each other one begins after blocks of the one
+    // before it have begun: so they may be read before the wait. What this step's own kernels write (qkv; cos and sin,
+    // which are gathered) may not: only the wait says that those have ended.
+    // The launch behind begins when all blocks here have, so it takes no room away from them.
     let_next_start();
     Part part;
     if (!find_unit<Shape>(positions, page_table, part)) return;
@@ -221,8 +251,8 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
         const int group = __ffs(groups) - 1;
         if (team_warp<Shape>() == group % S::team) {
             float s[2][4];
-            score<Shape, kTokens, kTokens>(s, queries, new_keys);
-            attend<Shape>(state, part, s, true, [&](int i) { return new_at[16 * group + i]; });
+            score_chunk<Shape>(s, queries, new_keys);
+            attend<Shape>(state, part, s, true, false, [&](int i) { return new_at[16 * group + i]; });
             add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
         }
     }

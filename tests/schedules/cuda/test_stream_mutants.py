@@ -32,7 +32,8 @@ def test_no_wait_can_be_left_out() -> None:
 
 
 OFFSETS = [
-    (BLOCKS, "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
+    (BLOCKS, "attention_stream.cuh", "* kTokens + matrix / 2 * 8", "* kTokens + matrix % 2 * 8"),
+    (BLOCKS, "attention_stream.cuh", "odd[0][i], s[1][i] += odd[1][i];", "odd[0][i];"),
     (BLOCKS, "attention_fresh.cuh", "own + is_value * S::D, page", "own, page"),
     (BLOCKS, "attention_fresh.cuh", "fmaf(pair.x, key.at[2 * i],", "fmaf(pair.x, key.at[0],"),
     (BLOCKS, "attention_merge.cuh", "own_scores[query], 1.f", "own_scores[0], 1.f"),
