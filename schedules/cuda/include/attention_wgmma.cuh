@@ -112,6 +112,9 @@ struct Consumer {
     using W = Warpgroups<Shape>;
     static constexpr int D = Shape::head_dim;
     static constexpr int key_chunk = 16 * kPageTokens, value_chunk = 16 * W::pitch, eight = 128;  // bytes to the next
+    static constexpr int stage_bytes = W::stage * int(sizeof(T));
+    const uint64_t first_keys = plain_descriptor(stage_of<Shape>(0), key_chunk, eight);
+    const uint64_t first_values = plain_descriptor(stage_of<Shape>(0) + W::keys, eight, value_chunk);
     Gathered<Shape> state;
     uint32_t q[D / 16][4], p[kPageTokens / 16][4];
     float s[kPageTokens / 8][4];
@@ -135,18 +138,20 @@ struct Consumer {
                     tile + ((2 * i + r / 2) * kTileRows + row + r % 2 * 8) * 8 + 2 * (lane_index() % 4));
     }
 
-    // s = q K^T, of the page at `place`, begins.
-    __device__ __forceinline__ void ask_scores() {
-        const uint64_t keys = plain_descriptor(stage_of<Shape>(place.stage), key_chunk, eight);
+    // K and V of a stage as products see them. To be asked for before the turn: it takes a while.
+    __device__ __forceinline__ uint64_t keys_of(int stage) const { return further(first_keys, stage * stage_bytes); }
+    __device__ __forceinline__ uint64_t values_of(int stage) const { return further(first_values, stage * stage_bytes); }
+
+    // s = q K^T begins.
+    __device__ __forceinline__ void ask_scores(uint64_t keys) {
         wgmma_fence(scores());
 #pragma unroll
         for (int i = 0; i < D / 16; i++) wgmma<kPageTokens, T>(scores(), q[i], further(keys, i * 2 * key_chunk), i > 0);
         wgmma_commit();
     }
 
-    // o += p V, of a page, begins.
-    __device__ __forceinline__ void ask_sums(int stage) {
-        const uint64_t values = plain_descriptor(stage_of<Shape>(stage) + W::keys, eight, value_chunk);
+    // o += p V begins.
+    __device__ __forceinline__ void ask_sums(uint64_t values) {
         wgmma_fence(sums());
 #pragma unroll
         for (int n = 0; n < kPageTokens / 16; n++) wgmma<D, T, true>(sums(), p[n], further(values, n * 2 * eight));
@@ -188,9 +193,10 @@ struct Consumer {
     // Pages [page, end), which the rows see. Scores are a page ahead of sums.
     __device__ __forceinline__ void attend_pages(const Stretch &rows, int page, int end, Ring<Shape> &ring) {
         float keep[2];
+        uint64_t keys = keys_of(place.stage);
         mbarrier_wait(&ring.keys[place.stage], place.parity);
         turns.take();
-        ask_scores();
+        ask_scores(keys);
         turns.pass();
         wgmma_wait<0>(scores());
         weigh_page(rows, page, keep);
@@ -199,10 +205,12 @@ struct Consumer {
         for (page++; page < end; page++) {
             const Place<Shape> before = place;
             place.next();
+            keys = keys_of(place.stage);
+            const uint64_t values = values_of(before.stage);
             mbarrier_wait(&ring.keys[place.stage], place.parity);
             turns.take();
-            ask_scores();
-            ask_sums(before.stage);
+            ask_scores(keys);
+            ask_sums(values);
             turns.pass();
             wgmma_wait<1>(scores());
             weigh_page(rows, page, keep);
@@ -213,7 +221,7 @@ struct Consumer {
             release(before.stage, ring);
             take_weights(keep);
         }
-        ask_sums(place.stage);
+        ask_sums(values_of(place.stage));
         wgmma_wait<0>(sums());
         release(place.stage, ring);
         place.next();

@@ -361,7 +361,7 @@ OFFSETS = [
     ("attention of many rows on Hopper", "attention_wgmma.cuh", "values, n * 2 * eight", "values, n * eight"),
     ("attention of many rows on Hopper", "attention_wgmma.cuh", "(group + 1) % Shape::groups", "group"),
     ("attention of many rows on Hopper", "attention_wgmma.cuh", "wgmma_wait<1>(scores())", "wgmma_wait<2>(scores())"),
-    ("attention of many rows on Hopper", "attention_wgmma.cuh", "ask_sums(before.stage)", "ask_sums(place.stage)"),
+    ("attention of many rows on Hopper", "attention_wgmma.cuh", "values_of(before.stage)", "values_of(place.stage)"),
     ("attention of many rows on Hopper", "attention_wgmma.cuh", "release(before.stage,", "release(place.stage,"),
     ("attention of many rows on Hopper", "attention_ring.cuh", "round / 2 % 2 ^ 1", "round % 2 ^ 1"),
     ("attention of many rows on Ampere", "attention.cuh", "16 * n + matrix / 2 * 8", "16 * n + matrix % 2 * 8"),
