@@ -80,7 +80,7 @@ class Tile:
 
     stages: int
     groups: int = 0
-    pad: int = 1
+    pad: int = 0
     in_turn: bool = True
     blocks: int = 132
 
@@ -140,7 +140,7 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         return [
             best,
             replace(best, in_turn=False),
-            replace(best, pad=0),
+            replace(best, pad=1),
             replace(best, blocks=a.rows * a.heads),  # one for each
             *(replace(best, groups=n) for n in range(1, most_groups + 1) if n != best.groups),
             replace(best, stages=3),

@@ -380,11 +380,12 @@ def test_first_candidates_read_memory_in_order_with_and_without_room_for_the_nex
     assert {leaves_room(op, params, DEVICES[HOPPER.arch]) for params in (own, *others)} == {True, False}
 
 
-def test_blocks_share_a_band_where_there_are_fewer_bands_than_multiprocessors() -> None:
-    for n, split in ((4096, 2), (12288, 2), (22016, 1)):
+def test_pairs_of_blocks_have_as_many_bands_each() -> None:
+    """1, 3 and 6 of 64 rows."""
+    for n, blocks in ((4096, 128), (12288, 128), (22016, 116)):
         params = linear.match(stored_as(deferred_call("RMSNormLinear", 1, n, 4096, columns=16), "i8"), HOPPER)
         assert isinstance(params, Gemv)
-        assert params.split == split
+        assert (params.split, params.blocks) == (2, blocks)
 
 
 @pytest.mark.parametrize(("weight", "m", "some"), [("i8", 1, False), ("i4", 4, True), ("i4", 5, False)])

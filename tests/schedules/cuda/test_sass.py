@@ -123,7 +123,7 @@ CASES = {
     "int4 output of one token, in front of a norm": Case(
         "sm_90a",
         stored_as(moments_call(1, 4096, 4096, bias=True, columns=16), "i4"),
-        ("HMMA.16816.F32.BF16", "UBLKCP", "STAS.128"),
+        ("IMMA.16832.S8.S8", "UBLKCP", "STAS.128"),
         False,
     ),
     "int4 gate and up of one token, in bulk and digits": Case(
