@@ -23,7 +23,7 @@ from dataclasses import replace
 from llmc.compiler.kernel import PART_COLUMNS, TILE_COLUMNS, Call, DType, TensorType
 
 FEWEST, MOST = 1, 64
-"""Tokens.  On an H200 a step of Llama-2-7B in bf16 is 1 % shorter so at one token, 2 % at eight, 5 – 10 % at 16 – 64."""
+"""Tokens.  On an H200 a step of Llama-2-7B in bf16 is 1 % shorter so at one token, 2 % at 8, 5 – 10 % at 16 – 64."""
 
 WIDE, FEWEST_OF_NARROW = 3584, 9
 """Columns of x from which on all products are the GEMM's at any number of tokens (linear.LEAST_STREAMED); others have a
