@@ -79,12 +79,12 @@ POINTS = _of_models(
 QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 1 and 8, and a prompt", 20, 60)
 COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 130, 240)
 MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 10, 40)
-CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 120, 240)
+CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 60, 240)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
     1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, FEW_ODD),
-    2: (FACTS, LIMITS, SHORT, POINTS, MANY, COMPILED, QUANTISED, OWN, PROFILES, CLEAN, KERNELS),
+    2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
 """What a visit may take where the machine is there for fifteen minutes, both starts included."""
