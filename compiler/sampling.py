@@ -1,7 +1,10 @@
 """How tokens are chosen on a GPU: a launch at the end of every head, and plans that draw.
 
-    head of R rows       … -> logits [R, V] -> llmc.ChooseTokens -> chosen [R]            the most likely
-    sampler of R rows    logits [R of the largest head, V], draws [R] -> llmc.DrawTokens -> chosen [R]
+    head of R rows       … -> logits [R, V] -> llmc.ChooseTokens -> tokens [R]            the most likely
+    sampler of R rows    logits [R of the largest head, V], draws [R] -> llmc.DrawTokens -> tokens [R]
+
+Tokens go to three places: `chosen`, whence they can be copied to any row of the next step; `next`, which are that
+step's own if its rows are the same; and `told`, memory of the host. So nothing need be copied between two steps.
 
 On a CPU the runtime does this itself (runtime/src/sample.c), which says what is drawn.
 """
@@ -14,18 +17,27 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, 
 from llmc.compiler.plan import SAMPLER, Choice, PlannedCall, StepPlan
 from llmc.runtime.format import DRAW_BYTES, SPACES, Argument
 
-SPACE_OF = {("input", 0): "logits", ("input", 1): "draws", ("output", 0): "chosen"}
+SPACE_OF = {
+    ("input", 0): "logits",
+    ("input", 1): "draws",
+    ("output", 0): "chosen",
+    ("output", 1): "next",
+    ("output", 2): "told",
+}
 
 
 def choose_call(n_rows: int, n_vocab: int) -> Call:
-    """logits f32[R, V] -> where each row is largest, i32[R]: the first among equals, -1 where none is a number."""
-    return Call("llmc.ChooseTokens", (TensorType((n_rows, n_vocab), "f32"),), (TensorType((n_rows,), "i32"),))
+    """logits f32[R, V] -> where each row is largest, i32[R]: the first among equals, -1 where none is a number.
+
+    Three times: the second has 0 instead of -1.
+    """
+    return Call("llmc.ChooseTokens", (TensorType((n_rows, n_vocab), "f32"),), (TensorType((n_rows,), "i32"),) * 3)
 
 
 def draw_call(n_rows: int, n_logits: int, n_vocab: int) -> Call:
-    """logits f32[rows, V], draws (llmc_draw_record) u8[R, 32] -> the token drawn for each, i32[R]."""
+    """logits f32[rows, V], draws (llmc_draw_record) u8[R, 32] -> the token drawn for each, i32[R], as choose_call."""
     logits, draws = TensorType((n_logits, n_vocab), "f32"), TensorType((n_rows, DRAW_BYTES), "u8")
-    return Call("llmc.DrawTokens", (logits, draws), (TensorType((n_rows,), "i32"),))
+    return Call("llmc.DrawTokens", (logits, draws), (TensorType((n_rows,), "i32"),) * 3)
 
 
 class Sampling:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -57,6 +57,8 @@ SPACES = (
     "scratch",
     "chosen",
     "draws",
+    "next",
+    "told",
 )
 PLAN_KINDS = ("body", "head", "sampler")
 DEVICES = ("cpu", "cuda")

@@ -168,6 +168,7 @@ def _room(header: PlanHeader, plan: PlanRecord, head_rows: int, weight_bytes: in
     kind, ids = PLAN_KINDS[plan.kind], 4 * plan.n_rows
     body, head, sampler = (ids if kind == name else 0 for name in PLAN_KINDS)
     logits = 4 * head_rows if sampler else head
+    chosen = (head or sampler) if header.device else 0
     return (
         header.arena_bytes,
         weight_bytes,
@@ -178,6 +179,8 @@ def _room(header: PlanHeader, plan: PlanRecord, head_rows: int, weight_bytes: in
         head,
         logits * header.n_vocab,
         header.scratch_bytes,
-        (head or sampler) if header.device else 0,
+        chosen,
         sampler // 4 * DRAW_BYTES,
+        chosen,
+        chosen,
     )

@@ -1,9 +1,8 @@
 /* cuda.c - a GPU as what runs plans.
  *
- * A step writes its input to pinned memory; one copy, the graph of a body and a head, and a copy of the tokens chosen
- * go to one stream, and the host waits once. Logits stay where the head wrote them until somebody asks for them, or
- * another head would write there. A step that runs ahead has its tokens copied from the choices of the one before, by
- * the stream, and the host waits for those alone: by then the pinned input has been read. */
+ * A step writes its input to pinned memory; one copy and the graph of a body and a head go to one stream, and the host
+ * waits once: the tokens chosen are in its memory then. Logits stay where the head wrote them until somebody asks for
+ * them, or another head would write there. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -13,6 +12,11 @@
 const char *cuda_name(const llmc_model *model)
 {
     return model->cuda->name;
+}
+
+const int32_t *cuda_told(const cuda *cuda, uint32_t turn)
+{
+    return cuda->told + (uint64_t)turn * cuda->told_rows;
 }
 
 static CUdeviceptr space(const llmc_model *model, int space)
@@ -26,6 +30,7 @@ static llmc_status open_in_context(llmc_model *model, const llmc_options *option
 {
     cuda *cuda = model->cuda;
     CUresult result = cuda->driver.cuStreamCreate(&cuda->stream, CU_STREAM_NON_BLOCKING);
+    if (!result) result = cuda->driver.cuStreamCreate(&cuda->beside, CU_STREAM_NON_BLOCKING);
     if (!result) result = cuda->driver.cuEventCreate(&cuda->known, CU_EVENT_DISABLE_TIMING);
     if (result) return cuda_failed(model, result, "making a stream");
     llmc_status status = cuda_load_kernels(model);
@@ -56,18 +61,20 @@ static void give_back(llmc_model *model)
 {
     cuda *cuda = model->cuda;
     const cuda_driver *driver = &cuda->driver;
+    if (cuda->beside) driver->cuStreamSynchronize(cuda->beside);
     if (cuda->stream) driver->cuStreamSynchronize(cuda->stream);
     for (uint32_t i = 0; i < cuda->n_events; i++) driver->cuEventDestroy(cuda->events[i]);
     if (cuda->known) driver->cuEventDestroy(cuda->known);
-    for (uint32_t i = 0; cuda->graphs && i < model->plans.header.n_plans; i++)
+    for (uint32_t i = 0; cuda->graphs && i < 2 * model->plans.header.n_plans; i++)
         if (cuda->graphs[i]) driver->cuGraphExecDestroy(cuda->graphs[i]);
-    for (uint32_t i = 0; cuda->pairs && i < model->plans.n_heads; i++)
+    for (uint32_t i = 0; cuda->pairs && i < 2 * model->plans.n_heads; i++)
         if (cuda->pairs[i]) driver->cuGraphExecDestroy(cuda->pairs[i]);
     if (cuda->pinned) driver->cuMemFreeHost(cuda->pinned);
     if (cuda->memory) driver->cuMemFree(cuda->memory);
     if (cuda->kv) driver->cuMemFree(cuda->kv);
     if (cuda->weights) driver->cuMemFree(cuda->weights);
     for (uint32_t i = 0; i < cuda->n_modules; i++) driver->cuModuleUnload(cuda->modules[i]);
+    if (cuda->beside) driver->cuStreamDestroy(cuda->beside);
     if (cuda->stream) driver->cuStreamDestroy(cuda->stream);
 }
 
@@ -93,29 +100,26 @@ static void cuda_close(llmc_model *model)
 
 /* -- a step ------------------------------------------------------------------------------------------------------- */
 
-/* From the first row to the end of the body's page table; the rows alone when the body has run before. */
-static CUresult copy_input(llmc_model *model, const plan *body)
+CUresult cuda_copy_input(const llmc_model *model, uint32_t turn, const void *from, const void *end, CUstream stream)
 {
     const cuda *cuda = model->cuda;
-    const char *from = (const char *)model->rows, *end = (const char *)(model->rows + model->plans.max_head_rows);
-    if (body) end = (const char *)(model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence);
-    return cuda->driver.cuMemcpyHtoDAsync((uintptr_t)cuda->input, from, (size_t)(end - from), cuda->stream);
+    const char *first = from;
+    const char *to = cuda->input + turn * cuda->input_bytes + (first - (const char *)model->tokens);
+    return cuda->driver.cuMemcpyHtoDAsync((uintptr_t)to, first, (size_t)((const char *)end - first), stream);
 }
 
-static CUresult read_chosen(const llmc_model *model, uint32_t n_rows)
+const int32_t *cuda_page_table_end(const llmc_model *model, const plan *body)
 {
-    return model->cuda->driver.cuMemcpyDtoHAsync(model->chosen, space(model, LLMC_SPACE_CHOSEN),
-                                                 n_rows * sizeof *model->chosen, model->cuda->stream);
+    return model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence;
 }
 
+/* The rows alone when the body has run before. */
 static llmc_status start_plans(llmc_model *model, const plan *body, const plan *head)
 {
-    CUresult result = copy_input(model, body);
-    if (result) return cuda_lose(model, result, "copying a step's input");
-    llmc_status status = cuda_start_pair(model, body, head);
-    if (status || !head) return status;
-    result = read_chosen(model, head->n_rows);
-    return result ? cuda_lose(model, result, "") : LLMC_OK;
+    const int32_t *from = body ? model->tokens : model->rows;
+    const int32_t *end = body ? cuda_page_table_end(model, body) : model->rows + model->plans.max_head_rows;
+    CUresult result = cuda_copy_input(model, cuda_next_turn(model, body, head), from, end, model->cuda->stream);
+    return result ? cuda_lose(model, result, "copying a step's input") : cuda_start_pair(model, body, head);
 }
 
 static llmc_status cuda_run(llmc_model *model, const plan *body, const plan *head)
@@ -134,10 +138,12 @@ static llmc_status cuda_finish(llmc_model *model)
     if (!cuda->is_running && !model->n_ahead) return LLMC_OK;
     llmc_status status = cuda_enter(model);
     if (status) return status;
-    CUresult result = model->n_ahead ? read_chosen(model, model->n_ahead) : CUDA_SUCCESS;
-    if (!result) result = cuda->driver.cuStreamSynchronize(cuda->stream);
+    CUresult result = cuda->driver.cuStreamSynchronize(cuda->stream);
     if (result) status = cuda_lose(model, result, "");
-    else model->n_ahead = 0;
+    else {
+        memcpy(model->chosen, cuda_told(cuda, cuda->turn), cuda->n_told * sizeof *model->chosen);
+        model->n_ahead = cuda->n_told = 0;
+    }
     cuda->is_running = 0;
     cuda_leave(model);
     return status;
@@ -196,7 +202,7 @@ static llmc_status start_sampler(llmc_model *model, const plan *sampler)
     cuda *cuda = model->cuda;
     CUresult result = cuda->driver.cuMemcpyHtoDAsync(space(model, LLMC_SPACE_DRAWS), model->draws,
                                                      sampler->n_rows * sizeof *model->draws, cuda->stream);
-    return result ? cuda_lose(model, result, "copying the sampler's input") : cuda_start(model, sampler);
+    return result ? cuda_lose(model, result, "copying the sampler's input") : cuda_start(model, sampler, cuda->turn);
 }
 
 static llmc_status start_draws(llmc_model *model, const plan *sampler)
@@ -217,67 +223,6 @@ static llmc_status cuda_draw(llmc_model *model, const plan *sampler)
     status = start_draws(model, sampler);
     cuda_leave(model);
     return status ? status : cuda_finish(model);
-}
-
-/* -- ahead -------------------------------------------------------------------------------------------------------- */
-
-/* The row of the choices [R] that row i's token is taken from, before the sampler or behind it; -1: it is not. */
-static int32_t source_of(const llmc_model *model, uint32_t i, int is_drawn)
-{
-    int32_t source = model->sources[i];
-    return is_drawn ? LLMC_FROM_DRAW - source : source;
-}
-
-/* Choices to tokens; neighbours go together, so that it is one copy unless sequences changed places. */
-static CUresult copy_tokens(const llmc_model *model, uint32_t n_rows, int is_drawn)
-{
-    const cuda *cuda = model->cuda;
-    const size_t size = sizeof *model->tokens;
-    CUdeviceptr to = space(model, LLMC_SPACE_TOKENS), chosen = space(model, LLMC_SPACE_CHOSEN);
-    CUresult result = CUDA_SUCCESS;
-    for (uint32_t i = 0, n = 1; i < n_rows && !result; i += n, n = 1) {
-        int32_t from = source_of(model, i, is_drawn);
-        if (from < 0) continue;
-        while (i + n < n_rows && source_of(model, i + n, is_drawn) == from + (int32_t)n) n++;
-        result = cuda->driver.cuMemcpyDtoDAsync(to + i * size, chosen + (uint32_t)from * size, n * size, cuda->stream);
-    }
-    return result;
-}
-
-/* The input, the tokens among it: the device's own come from where they were chosen, and go to the host too. What the
- * driver refuses while a step still runs is most likely that step's. */
-static llmc_status start_input(llmc_model *model, const plan *body, const plan *sampler, uint32_t n_rows)
-{
-    cuda *cuda = model->cuda;
-    const char *doing = cuda->is_running ? "" : "copying a step's input";
-    cuda->is_running = 1;
-    CUresult result = copy_input(model, body);
-    if (!result) result = copy_tokens(model, n_rows, 0);
-    if (result) return cuda_lose(model, result, doing);
-    llmc_status status = sampler ? start_sampler(model, sampler) : LLMC_OK;
-    if (status) return status;
-    if (sampler) result = copy_tokens(model, n_rows, 1);
-    if (!result)
-        result = cuda->driver.cuMemcpyDtoHAsync(model->tokens, space(model, LLMC_SPACE_TOKENS),
-                                                n_rows * sizeof *model->tokens, cuda->stream);
-    if (!result) result = cuda->driver.cuEventRecord(cuda->known, cuda->stream);
-    return result ? cuda_lose(model, result, doing) : LLMC_OK;
-}
-
-static llmc_status cuda_advance(llmc_model *model, const plan *body, const plan *head, const plan *sampler,
-                                uint32_t n_rows)
-{
-    cuda *cuda = model->cuda;
-    llmc_status status = cuda_enter(model);
-    if (status) return status;
-    status = start_input(model, body, sampler, n_rows);
-    if (!status) status = cuda_start_pair(model, body, head);
-    if (!status) {
-        CUresult result = cuda->driver.cuEventSynchronize(cuda->known);
-        if (result) status = cuda_lose(model, result, "");
-    }
-    cuda_leave(model);
-    return status;
 }
 
 /* An H200 reads the weights of a 7B in the time that it multiplies them by 190 rows. */

@@ -3,7 +3,12 @@
  *   cuda_driver   the driver's functions, each in the version pinned here, and the words for its errors
  *   cuda_memory   what the model needs and what is free; weights from the file to the GPU
  *   cuda_graph    a plan's launches, captured once as a graph; or one by one, to find or to time a kernel
+ *   cuda_ahead    a step that is given to the GPU while the one before it runs
  *   cuda          open, close, and a step: the GPU as a `device`
+ *
+ * A step's input lies twice on the GPU, and so does what tokens are told to. Steps take turns: the input of one is
+ * copied while the one before it reads the other, and where that one writes the tokens it chooses is where this one
+ * reads them. Graphs have addresses in them, so there is one for each turn.
  *
  * Types, functions and constants are those of cuda.h of CUDA 12, by the same names; a test compares them with it.
  * The artifact is not linked with the driver, so that it opens on a machine without one and says so. */
@@ -36,6 +41,7 @@ enum {
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
     CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT = 9,
     CU_SHAREDMEM_CARVEOUT_MAX_SHARED = 100,
+    CU_MEMHOSTALLOC_DEVICEMAP = 2,
     CU_STREAM_NON_BLOCKING = 1,
     CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1,
     CU_EVENT_DEFAULT = 0,
@@ -79,6 +85,8 @@ typedef struct CUlaunchConfig {
     X(cuMemAlloc, 3020, (CUdeviceptr *at, size_t n_bytes))                                            \
     X(cuMemFree, 3020, (CUdeviceptr at))                                                              \
     X(cuMemAllocHost, 3020, (void **at, size_t n_bytes))                                              \
+    X(cuMemHostAlloc, 2020, (void **at, size_t n_bytes, unsigned flags))                              \
+    X(cuMemHostGetDevicePointer, 3020, (CUdeviceptr *at, void *host, unsigned flags))                 \
     X(cuMemFreeHost, 2000, (void *at))                                                                \
     X(cuMemcpyHtoDAsync, 3020, (CUdeviceptr to, const void *from, size_t n_bytes, CUstream stream))   \
     X(cuMemcpyDtoHAsync, 3020, (void *to, CUdeviceptr from, size_t n_bytes, CUstream stream))         \
@@ -122,17 +130,24 @@ typedef struct cuda {
     CUdevice device;
     CUcontext context;
     CUstream stream;
+    CUstream beside; /* copies the input of a step while the one before it runs */
     CUmodule *modules;     /* [n_modules] */
     uint32_t n_modules;
     CUfunction *functions; /* [header.n_kernels] */
-    CUgraphExec *graphs;   /* [header.n_plans] in the order of plans.all; NULL: not captured */
-    CUgraphExec *pairs;    /* [plans.n_heads] a head behind the body of as many tokens; NULL: not captured */
+    CUgraphExec *graphs;   /* [2, header.n_plans] by turn, in the order of plans.all; NULL: not captured */
+    CUgraphExec *pairs;    /* [2, plans.n_heads] a head behind the body of as many tokens; NULL: not captured */
     CUevent known;         /* the tokens of a step that runs ahead have reached the host */
     CUevent *events;       /* [n_events] for a profile */
     uint32_t n_events;
     CUdeviceptr weights, kv, memory;
-    char *input;           /* of a step, on the GPU: rows, tokens, positions, page table, as from model->rows on */
-    char *pinned;          /* memory of the host that the GPU copies from and to */
+    char *input;           /* [2, input_bytes] of a step, on the GPU, as from model->tokens on */
+    uint64_t input_bytes;  /* tokens, rows, positions, page table */
+    int64_t shift[LLMC_N_SPACES]; /* bytes from where a space lies in turn 0 to where it lies in turn 1 */
+    char *pinned;          /* memory of the host that the GPU copies from and to, and that its kernels write to */
+    int32_t *told;         /* [2, told_rows] there: what was chosen in each turn */
+    uint32_t told_rows;
+    uint32_t n_told;       /* rows told in this turn that model->chosen does not have yet */
+    uint32_t turn;         /* of the last step, 0 or 1 */
     int is_running;        /* something was started whose end is not yet known */
     int is_dependent;      /* a kernel may start before the one in front has ended, in graphs too */
     int is_one_by_one;     /* $LLMC_CUDA_SYNC: wait for each kernel, to find the one that fails */
@@ -156,17 +171,30 @@ llmc_status cuda_lose(llmc_model *model, CUresult result, const char *where);
 
 /* -- cuda_memory.c ------------------------------------------------------------------------------------------------ */
 
-/* Take memory for weights, cache and activations, set model->kv, spaces and input, and copy the weights. */
+/* Take memory for weights, cache and activations, set model->kv, spaces, shift and input, and copy the weights. */
 llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options);
 
 /* -- cuda_graph.c ------------------------------------------------------------------------------------------------- */
 
 llmc_status cuda_load_kernels(llmc_model *model);
-/* Make a graph of each plan, and one of each pair of plans that a step of single tokens takes. */
+/* Make a graph of each plan, and one of each pair of plans that a step of single tokens takes; of pairs and samplers one
+ * for each turn. */
 llmc_status cuda_capture(llmc_model *model);
-/* Start a plan. */
-llmc_status cuda_start(llmc_model *model, const plan *plan);
-/* Start a body, then a head; either may be NULL. */
+/* Start a plan, in turn 0 unless it is a sampler. */
+llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn);
+/* The turn of the next step, if it has this body and this head: the other one, or 0 if that has no graph. */
+uint32_t cuda_next_turn(const llmc_model *model, const plan *body, const plan *head);
+/* Start a body, then a head, in cuda_next_turn; either may be NULL. */
 llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head);
+
+/* -- cuda_ahead.c, cuda.c ------------------------------------------------------------------------------------------ */
+
+/* What the kernels of a turn have told the host, [told_rows]. */
+const int32_t *cuda_told(const cuda *cuda, uint32_t turn);
+/* Copy the part of a step's input between two of the host's addresses, from model->tokens on, to a turn's. */
+CUresult cuda_copy_input(const llmc_model *model, uint32_t turn, const void *from, const void *end, CUstream stream);
+/* The end of what a body reads of the page table. */
+const int32_t *cuda_page_table_end(const llmc_model *model, const plan *body);
+llmc_status cuda_advance(llmc_model *model, const plan *body, const plan *head, const plan *sampler, uint32_t n_rows);
 
 #endif

@@ -1,7 +1,8 @@
 /* cuda_graph.c - kernels, and the launches of a plan.
  *
  * All that changes from step to step lies in the GPU's memory, so the launches of a plan are always the same: they are
- * captured once, as a graph, and a step is one call to the driver a plan. */
+ * captured once, as a graph, and a step is one call to the driver a plan. Where a step's input lies alternates, so what
+ * runs ahead is captured for both turns. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,14 +76,14 @@ llmc_status cuda_load_kernels(llmc_model *model)
 /* -- launches ----------------------------------------------------------------------------------------------------- */
 
 /* is_first: of its graph, so that there is no kernel in front to overlap with. */
-static CUresult launch(const llmc_model *model, const call *call, int is_first)
+static CUresult launch(const llmc_model *model, const call *call, uint32_t turn, int is_first)
 {
     const cuda *cuda = model->cuda;
     uint32_t index = (uint32_t)(call->kernel - model->plans.kernels);
     const llmc_kernel_record *record = model->plans.records + index;
     void *values[LLMC_MAX_POINTERS], *parameters[LLMC_MAX_POINTERS];
     for (uint32_t i = 0; i < record->n_pointers; i++) {
-        values[i] = call->arguments[i].pointer;
+        values[i] = call->arguments[i].pointer + (turn ? cuda->shift[call->arguments[i].space] : 0);
         parameters[i] = values + i;
     }
     CUlaunchAttribute dependent = {.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION};
@@ -98,25 +99,27 @@ static CUresult launch(const llmc_model *model, const call *call, int is_first)
     return cuda->driver.cuLaunchKernelEx(&config, cuda->functions[index], parameters, NULL);
 }
 
-static CUresult launch_all(const llmc_model *model, const plan *plan, int is_first)
+static CUresult launch_all(const llmc_model *model, const plan *plan, uint32_t turn, int is_first)
 {
     CUresult result = CUDA_SUCCESS;
-    for (uint32_t i = 0; i < plan->n_calls && !result; i++) result = launch(model, plan->calls + i, is_first && !i);
+    for (uint32_t i = 0; i < plan->n_calls && !result; i++)
+        result = launch(model, plan->calls + i, turn, is_first && !i);
     return result;
 }
 
 /* -- graphs ------------------------------------------------------------------------------------------------------- */
 
 /* Of one plan, or of two, the second behind the first. */
-static CUresult capture(const llmc_model *model, const plan *plan, const struct plan *second, CUgraphExec *executable)
+static CUresult capture(const llmc_model *model, const plan *plan, const struct plan *second, uint32_t turn,
+                        CUgraphExec *executable)
 {
     const cuda_driver *driver = &model->cuda->driver;
     CUstream stream = model->cuda->stream;
     CUgraph graph = NULL;
     CUresult result = driver->cuStreamBeginCapture(stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
     if (result) return result;
-    result = launch_all(model, plan, 1);
-    if (!result && second) result = launch_all(model, second, 0);
+    result = launch_all(model, plan, turn, 1);
+    if (!result && second) result = launch_all(model, second, turn, 0);
     CUresult ended = driver->cuStreamEndCapture(stream, &graph);
     if (!result) result = ended;
     if (!result) result = driver->cuGraphInstantiateWithFlags(executable, graph, 0);
@@ -133,21 +136,42 @@ static const plan *body_of(const plans *plans, const plan *head)
     return body->n_rows < head->n_rows ? NULL : body;
 }
 
+/* Of every plan, but in turn 1 of samplers alone. */
+static CUresult capture_plans(llmc_model *model, uint32_t turn)
+{
+    const plans *plans = &model->plans;
+    const uint32_t n = plans->header.n_plans;
+    CUgraphExec *graphs = model->cuda->graphs + (uint64_t)turn * n;
+    CUresult result = CUDA_SUCCESS;
+    for (uint32_t i = turn ? n - plans->n_samplers : 0; i < n && !result; i++)
+        result = capture(model, plans->all + i, NULL, turn, graphs + i);
+    return result;
+}
+
+static CUresult capture_pairs(llmc_model *model, uint32_t turn)
+{
+    const plans *plans = &model->plans;
+    CUgraphExec *pairs = model->cuda->pairs + (uint64_t)turn * plans->n_heads;
+    CUresult result = CUDA_SUCCESS;
+    for (uint32_t i = 0; i < plans->n_heads && !result; i++) {
+        const plan *body = body_of(plans, plans->heads + i);
+        if (body) result = capture(model, body, plans->heads + i, turn, pairs + i);
+    }
+    return result;
+}
+
 llmc_status cuda_capture(llmc_model *model)
 {
     cuda *cuda = model->cuda;
     const plans *plans = &model->plans;
     uint32_t n = plans->header.n_plans;
     CUresult result = CUDA_SUCCESS;
-    cuda->graphs = calloc(n + 1ull, sizeof *cuda->graphs);
-    cuda->pairs = calloc(plans->n_heads + 1ull, sizeof *cuda->pairs);
+    cuda->graphs = calloc(2ull * n + 1, sizeof *cuda->graphs);
+    cuda->pairs = calloc(2ull * plans->n_heads + 1, sizeof *cuda->pairs);
     if (!cuda->graphs || !cuda->pairs)
         return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u graphs", n);
-    for (uint32_t i = 0; i < n && !result; i++) result = capture(model, plans->all + i, NULL, cuda->graphs + i);
-    for (uint32_t i = 0; i < plans->n_heads && !result; i++) {
-        const plan *body = body_of(plans, plans->heads + i);
-        if (body) result = capture(model, body, plans->heads + i, cuda->pairs + i);
-    }
+    for (uint32_t turn = 0; turn < 2 && !result; turn++) result = capture_plans(model, turn);
+    for (uint32_t turn = 0; turn < 2 && !result; turn++) result = capture_pairs(model, turn);
     if (result) return cuda_failed(model, result, "making a graph of a plan");
     result = cuda->driver.cuStreamSynchronize(cuda->stream);
     return result ? cuda_failed(model, result, "making graphs of the plans") : LLMC_OK;
@@ -155,11 +179,11 @@ llmc_status cuda_capture(llmc_model *model)
 
 /* -- one by one --------------------------------------------------------------------------------------------------- */
 
-static llmc_status run_one_by_one(llmc_model *model, const plan *plan)
+static llmc_status run_one_by_one(llmc_model *model, const plan *plan, uint32_t turn)
 {
     const cuda_driver *driver = &model->cuda->driver;
     for (uint32_t i = 0; i < plan->n_calls; i++) {
-        CUresult result = launch(model, plan->calls + i, 1);
+        CUresult result = launch(model, plan->calls + i, turn, 1);
         if (!result) result = driver->cuStreamSynchronize(model->cuda->stream);
         if (!result) continue;
         char where[160];
@@ -185,7 +209,7 @@ static CUresult have_events(cuda *cuda, uint32_t n)
 
 /* With an event before each kernel and after the last, which keeps kernels from overlapping. The GPU's clock is not the
  * host's: the last event is taken to happen when the host sees it. */
-static llmc_status run_timed(llmc_model *model, const plan *plan)
+static llmc_status run_timed(llmc_model *model, const plan *plan, uint32_t turn)
 {
     cuda *cuda = model->cuda;
     const cuda_driver *driver = &cuda->driver;
@@ -194,7 +218,7 @@ static llmc_status run_timed(llmc_model *model, const plan *plan)
     CUresult result = have_events(cuda, n + 1);
     if (!result) result = driver->cuEventRecord(cuda->events[0], cuda->stream);
     for (uint32_t i = 0; i < n && !result; i++) {
-        result = launch(model, plan->calls + i, 1);
+        result = launch(model, plan->calls + i, turn, 1);
         if (!result) result = driver->cuEventRecord(cuda->events[i + 1], cuda->stream);
     }
     if (!result) result = driver->cuStreamSynchronize(cuda->stream);
@@ -210,22 +234,38 @@ static llmc_status run_timed(llmc_model *model, const plan *plan)
     return result ? cuda_lose(model, result, "") : LLMC_OK;
 }
 
-llmc_status cuda_start(llmc_model *model, const plan *plan)
+llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn)
 {
     cuda *cuda = model->cuda;
-    if (model->engine.profile) return run_timed(model, plan);
-    if (cuda->is_one_by_one) return run_one_by_one(model, plan);
-    CUresult result = cuda->driver.cuGraphLaunch(cuda->graphs[plan - model->plans.all], cuda->stream);
+    if (model->engine.profile) return run_timed(model, plan, turn);
+    if (cuda->is_one_by_one) return run_one_by_one(model, plan, turn);
+    const CUgraphExec *graphs = cuda->graphs + (uint64_t)turn * model->plans.header.n_plans;
+    CUresult result = cuda->driver.cuGraphLaunch(graphs[plan - model->plans.all], cuda->stream);
     return result ? cuda_lose(model, result, "") : LLMC_OK;
+}
+
+/* Whether there is one graph of both. */
+static int is_pair(const llmc_model *model, const plan *body, const plan *head)
+{
+    return body && head && model->cuda->pairs && !model->engine.profile && body == body_of(&model->plans, head);
+}
+
+uint32_t cuda_next_turn(const llmc_model *model, const plan *body, const plan *head)
+{
+    return is_pair(model, body, head) ? !model->cuda->turn : 0;
 }
 
 llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head)
 {
     cuda *cuda = model->cuda;
-    if (body && head && cuda->pairs && !model->engine.profile && body == body_of(&model->plans, head)) {
-        CUresult result = cuda->driver.cuGraphLaunch(cuda->pairs[head - model->plans.heads], cuda->stream);
+    const plans *plans = &model->plans;
+    cuda->turn = cuda_next_turn(model, body, head);
+    if (head) cuda->n_told = head->n_rows;
+    if (is_pair(model, body, head)) {
+        const CUgraphExec *pairs = cuda->pairs + (uint64_t)cuda->turn * plans->n_heads;
+        CUresult result = cuda->driver.cuGraphLaunch(pairs[head - plans->heads], cuda->stream);
         return result ? cuda_lose(model, result, "") : LLMC_OK;
     }
-    llmc_status status = body ? cuda_start(model, body) : LLMC_OK;
-    return status || !head ? status : cuda_start(model, head);
+    llmc_status status = body ? cuda_start(model, body, 0) : LLMC_OK;
+    return status || !head ? status : cuda_start(model, head, 0);
 }

@@ -69,16 +69,27 @@ static char *address(CUdeviceptr at)
     return (char *)(uintptr_t)at;
 }
 
-/* The parts of a step's input lie in this order on the host and on the GPU, so that one copy brings them all; the page
- * table is last, as a small body needs little of it. */
-enum { N_INPUT = 4, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 5 };
+/* The parts of a step's input lie in this order on the host and on the GPU, so that one copy brings them all, or all but
+ * the tokens; the page table is last, as a small body needs little of it. */
+enum { N_INPUT = 4, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 6 };
+
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Rows that a head or a sampler may choose tokens for. */
+static uint64_t most_chosen(const plans *plans)
+{
+    return larger(plans->max_head_rows, plans->max_sampler_rows);
+}
 
 static void measure_input(llmc_model *model, memory_part parts[N_INPUT])
 {
     const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows;
     const uint64_t n_columns = model->plans.header.pages_per_sequence;
-    parts[0] = (memory_part){r * sizeof *model->rows, &model->rows};
-    parts[1] = (memory_part){m * sizeof *model->tokens, &model->tokens};
+    parts[0] = (memory_part){larger(m, most_chosen(&model->plans)) * sizeof *model->tokens, &model->tokens};
+    parts[1] = (memory_part){r * sizeof *model->rows, &model->rows};
     parts[2] = (memory_part){m * sizeof *model->positions, &model->positions};
     parts[3] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
 }
@@ -86,41 +97,69 @@ static void measure_input(llmc_model *model, memory_part parts[N_INPUT])
 static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
 {
     const llmc_plan_header *h = &model->plans.header;
-    const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows, n = r > s ? r : s;
+    const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows, n = most_chosen(&model->plans);
     char **base = model->spaces.base;
     measure_input(model, parts);
-    parts[0].at = &base[LLMC_SPACE_ROWS];
-    parts[1].at = &base[LLMC_SPACE_TOKENS];
+    model->cuda->input_bytes = memory_measure(parts, N_INPUT);
+    parts[0].at = &base[LLMC_SPACE_TOKENS];
+    parts[1].at = &base[LLMC_SPACE_ROWS];
     parts[2].at = &base[LLMC_SPACE_POSITIONS];
     parts[3].at = &base[LLMC_SPACE_PAGE_TABLE];
-    parts[4] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
-    parts[5] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
-    parts[6] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
-    parts[7] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
-    parts[8] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
+    parts[4] = (memory_part){model->cuda->input_bytes, &base[LLMC_SPACE_NEXT]}; /* of turn 1: it begins with tokens */
+    parts[5] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
+    parts[6] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
+    parts[7] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
+    parts[8] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
+    parts[9] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
     return memory_measure(parts, N_GPU);
 }
 
-/* The host's side: pinned what the GPU copies, ordinary memory for the rest. */
-static llmc_status take_host(llmc_model *model)
+/* What lies somewhere else in turn 1: the input, and where tokens are written for the other turn and the host. */
+static void set_shift(cuda *cuda)
+{
+    const int64_t n_bytes = (int64_t)cuda->input_bytes;
+    cuda->shift[LLMC_SPACE_TOKENS] = cuda->shift[LLMC_SPACE_ROWS] = n_bytes;
+    cuda->shift[LLMC_SPACE_POSITIONS] = cuda->shift[LLMC_SPACE_PAGE_TABLE] = n_bytes;
+    cuda->shift[LLMC_SPACE_NEXT] = -n_bytes;
+    cuda->shift[LLMC_SPACE_TOLD] = (int64_t)(cuda->told_rows * sizeof *cuda->told);
+}
+
+/* Pinned memory of the host: what the GPU copies, and what its kernels write. */
+static llmc_status take_pinned(llmc_model *model)
 {
     cuda *cuda = model->cuda;
-    const uint64_t r = model->plans.max_head_rows, s = model->plans.max_sampler_rows;
-    memory_part parts[N_HOST], ordinary[] = {
+    const uint64_t s = model->plans.max_sampler_rows;
+    const uint64_t line = LLMC_ALIGNMENT / sizeof *cuda->told;
+    memory_part parts[N_HOST];
+    cuda->told_rows = (uint32_t)((most_chosen(&model->plans) + line - 1) / line * line);
+    measure_input(model, parts);
+    parts[4] = (memory_part){s * sizeof *model->drawn, &model->drawn};
+    parts[5] = (memory_part){s * sizeof *model->draws, &model->draws};
+    parts[6] = (memory_part){2ull * cuda->told_rows * sizeof *cuda->told, &cuda->told};
+    const uint64_t n_bytes = memory_measure(parts, N_HOST);
+    void *pinned = NULL;
+    CUdeviceptr mapped = 0;
+    CUresult result = cuda->driver.cuMemHostAlloc(&pinned, n_bytes, CU_MEMHOSTALLOC_DEVICEMAP);
+    if (result) return cuda_failed(model, result, "taking pinned memory of the host");
+    cuda->pinned = pinned;
+    memset(pinned, 0, n_bytes);
+    memory_cut(cuda->pinned, parts, N_HOST);
+    result = cuda->driver.cuMemHostGetDevicePointer(&mapped, pinned, 0);
+    if (result) return cuda_failed(model, result, "mapping pinned memory of the host");
+    model->spaces.base[LLMC_SPACE_TOLD] = address(mapped) + ((char *)cuda->told - cuda->pinned);
+    return LLMC_OK;
+}
+
+static llmc_status take_ordinary(llmc_model *model)
+{
+    const uint64_t r = model->plans.max_head_rows;
+    memory_part ordinary[] = {
+        {r * sizeof *model->chosen, &model->chosen},
         {r * sizeof *model->owners, &model->owners},
         {r * sizeof *model->sources, &model->sources},
         {model->plans.max_body_rows * sizeof *model->turn, &model->turn},
     };
     enum { N_ORDINARY = sizeof ordinary / sizeof *ordinary };
-    measure_input(model, parts);
-    parts[4] = (memory_part){r * sizeof *model->chosen, &model->chosen};
-    parts[5] = (memory_part){s * sizeof *model->drawn, &model->drawn};
-    parts[6] = (memory_part){s * sizeof *model->draws, &model->draws};
-    void *pinned = NULL;
-    CUresult result = cuda->driver.cuMemAllocHost(&pinned, memory_measure(parts, N_HOST));
-    if (result) return cuda_failed(model, result, "taking pinned memory of the host");
-    cuda->pinned = pinned;
-    memory_cut(cuda->pinned, parts, N_HOST);
     model->memory_bytes = memory_measure(ordinary, N_ORDINARY);
     model->memory = memory_map(model->memory_bytes);
     if (!model->memory)
@@ -214,13 +253,15 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
     uint64_t kv_bytes = model->kv.n_pages * needs.page;
     if (!status) status = take(model, &cuda->kv, kv_bytes, "taking memory for the KV cache");
     if (!status) status = take(model, &cuda->memory, needs.activations, "taking memory for activations");
-    if (!status) status = take_host(model);
+    if (!status) status = take_pinned(model);
+    if (!status) status = take_ordinary(model);
     if (status) return status;
     memory_cut(address(cuda->memory), parts, N_GPU);
     weights_pack(&model->plans);
     model->spaces.base[LLMC_SPACE_WEIGHTS] = address(cuda->weights);
     model->spaces.base[LLMC_SPACE_KV] = model->kv.pages = address(cuda->kv);
     cuda->input = address(cuda->memory);
+    set_shift(cuda);
     /* Counters must be zero; the rest is so that nothing depends on what was there before. */
     result = cuda->driver.cuMemsetD8Async(cuda->memory, 0, needs.activations, cuda->stream);
     if (!result && kv_bytes) result = cuda->driver.cuMemsetD8Async(cuda->kv, 0, kv_bytes, cuda->stream);

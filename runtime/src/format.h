@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define LLMC_FORMAT_VERSION 2u
+#define LLMC_FORMAT_VERSION 3u
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_MAX_SECTIONS 64u
@@ -141,7 +141,9 @@ enum {
     LLMC_SPACE_SCRATCH = 8,    /* see llmc_plan_header.scratch_bytes */
     LLMC_SPACE_CHOSEN = 9,     /* i32 [R]: the token chosen for each row, -1 for none; a GPU's alone */
     LLMC_SPACE_DRAWS = 10,     /* llmc_draw_record [R], of a sampler */
-    LLMC_N_SPACES = 11,
+    LLMC_SPACE_NEXT = 11,      /* i32 [R]: the tokens of the step behind, CHOSEN but 0 for none; a GPU's alone */
+    LLMC_SPACE_TOLD = 12,      /* i32 [R]: CHOSEN once more, in memory of the host; a GPU's alone */
+    LLMC_N_SPACES = 13,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */

@@ -16,7 +16,8 @@ enum {
 };
 
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
-    "arena", "weights", "kv", "tokens", "positions", "page table", "rows", "logits", "scratch", "chosen", "draws",
+    "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
+    "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -164,6 +165,7 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_LOGITS] = logits * 4 * h->n_vocab;
     n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
     n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && plan->kind != LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
+    n_bytes[LLMC_SPACE_NEXT] = n_bytes[LLMC_SPACE_TOLD] = n_bytes[LLMC_SPACE_CHOSEN];
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
 
@@ -233,16 +235,17 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     return LLMC_OK;
 }
 
-/* A GPU's heads and samplers say which token they choose. */
+/* A GPU's heads and samplers say which token they choose, in all places. */
 static llmc_status check_choices(const plans *plans, const tables *tables)
 {
+    const uint32_t places = 1u << LLMC_SPACE_CHOSEN | 1u << LLMC_SPACE_NEXT | 1u << LLMC_SPACE_TOLD;
     for (uint32_t i = plans->n_bodies; i < plans->header.n_plans; i++) {
-        int chooses = 0;
+        uint32_t found = 0;
         const plan *plan = plans->all + i;
         for (uint32_t k = 0; k < plan->n_calls; k++)
             for (uint32_t a = 0; a < plan->calls[k].kernel->n_pointers; a++)
-                chooses |= plan->calls[k].arguments[a].space == LLMC_SPACE_CHOSEN;
-        if (!chooses) return INVALID("plan %u, of %u rows, chooses no tokens", i, plan->n_rows);
+                found |= 1u << plan->calls[k].arguments[a].space;
+        if ((found & places) != places) return INVALID("plan %u, of %u rows, chooses no tokens", i, plan->n_rows);
     }
     return LLMC_OK;
 }

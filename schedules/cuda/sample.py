@@ -1,10 +1,10 @@
 """The next token from rows of logits, on a GPU: include/sample.cuh.
 
-    llmc.ChooseTokens   logits [R, V] -> i32 [R]                   the most likely token of each row
-    llmc.DrawTokens     logits [R, V], draws u8 [S, 32] -> i32 [S]   tokens drawn as `draws` say
+    llmc.ChooseTokens   logits [R, V] -> i32 [R], three times                   the most likely token of each row
+    llmc.DrawTokens     logits [R, V], draws u8 [S, 32] -> i32 [S], three times   tokens drawn as `draws` say
 
 Neither is an operator of the graph: compiler/sampling.py asks for them.  A row of `draws` is an llmc_draw_record of
-runtime/src/format.h.  -1: no logit of the row is a number.
+runtime/src/format.h.  -1: no logit of the row is a number; the second result, which an embedding reads, has 0 there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
 THREADS = 1024
+TOKENS = tuple(Operand("output", index) for index in range(3))
 CHOOSE, DRAW = "llmc.ChooseTokens", "llmc.DrawTokens"
 PASSES = 15
 """Times that a drawing block reads its row when both top-k and top-p cut."""
@@ -30,19 +31,20 @@ def match(op: str, call: Call, target: Target) -> int | None:
 def implement_choose(call: Call, n_vocab: int, target: Target) -> Implementation:
     """One block a row."""
     name = f"choose_{n_vocab}"
-    source = partial(sample_source, f"{name}(const float *logits, int *chosen)", f"choose<{n_vocab}>(logits, chosen)")
+    parameters = f"{name}(const float *logits, int *chosen, int *next, int *told)"
+    source = partial(sample_source, parameters, f"choose<{n_vocab}>(logits, {{chosen, next, told}})")
     kernel = Kernel(name, f"choose_source({n_vocab})", source, n_threads=THREADS, dependent=True)
     n_rows = call.outputs[0].shape[0]
-    return Implementation((Launch(kernel, (Operand("input", 0), Operand("output", 0)), n_rows, 4 * n_rows * n_vocab),))
+    return Implementation((Launch(kernel, (Operand("input", 0), *TOKENS), n_rows, 4 * n_rows * n_vocab),))
 
 
 def implement_draw(call: Call, n_vocab: int, target: Target) -> Implementation:
     """One block a draw."""
     name = f"draw_{n_vocab}"
-    parameters = f"{name}(const float *logits, const Draw *draws, int *chosen)"
-    source = partial(sample_source, parameters, f"draw<{n_vocab}>(logits, draws, chosen)")
+    parameters = f"{name}(const float *logits, const Draw *draws, int *chosen, int *next, int *told)"
+    source = partial(sample_source, parameters, f"draw<{n_vocab}>(logits, draws, {{chosen, next, told}})")
     kernel = Kernel(name, f"draw_source({n_vocab})", source, n_threads=THREADS, dependent=True)
-    operands = (Operand("input", 0), Operand("input", 1), Operand("output", 0))
+    operands = (Operand("input", 0), Operand("input", 1), *TOKENS)
     n_draws = call.outputs[0].shape[0]
     return Implementation((Launch(kernel, operands, n_draws, 4 * n_draws * n_vocab * PASSES),))
 

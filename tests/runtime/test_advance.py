@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes as c
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from llmc.runtime.capi import Profile as RawProfile
+from llmc.runtime.profile import EVENT
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.test_cuda_steps import INPUT_BYTES
@@ -19,8 +22,12 @@ HOWS: dict[str, Callable[[int], How | None]] = {
     "drawn": lambda i: (1.5, 5, 0.5, 3 + i),
     "mixed": lambda i: (2.0, 0, 1.0, 17 * i) if i % 2 else (0.0, 0, 1.0, 0),
 }
-STEP = f"h2d {INPUT_BYTES + 4 * 4 * toy.PAGES}"
-"""The input of a body of 4."""
+INPUT = f"h2d {INPUT_BYTES - 64 + 4 * 4 * toy.PAGES}"
+"""Of a body of 4, without tokens."""
+BESIDE = " (stream 2)"
+SENT = [INPUT + BESIDE, "wait" + BESIDE]
+"""While the step before runs."""
+TOKENS = "h2d 16"
 GRAPH = f"graph {1 + 3 * toy.LAYERS + 3}"
 """A body and its head."""
 
@@ -92,45 +99,104 @@ def test_tokens_and_logits_are_those_of_sample_and_step(model: Model, batch: int
     check(sequences, texts)
 
 
-def test_in_the_steady_state_the_host_waits_for_tokens_alone(gpu: Model, cuda: FakeCuda) -> None:
+def test_in_the_steady_state_nothing_is_copied_between_two_steps(gpu: Model, cuda: FakeCuda) -> None:
     sequences, texts = begun(gpu, 3)
     follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
     for _ in range(3):
         cuda.calls()
         follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
-        assert cuda.calls() == [STEP, "d2d 12", "d2h 12", GRAPH, "wait for an event"]
+        assert cuda.calls() == [*SENT, GRAPH, "wait for an event"]
     check(sequences, texts)
 
 
 def test_draws_are_made_between_two_steps(gpu: Model, cuda: FakeCuda) -> None:
     sequences, texts = begun(gpu, 3)
     hows = [HOWS["drawn"](i) for i in range(3)]
-    for turn in range(3):
+    for _ in range(3):
         cuda.calls()
         wanted = [drawn(3 + i, len(text), 1.5, 5, 0.5, best(text)) for i, text in enumerate(texts)]
         follow(gpu, list(zip(sequences, texts, hows, strict=True)))
-        if turn:
-            draws = ["h2d 128", "graph 1"]
-            assert cuda.calls() == [STEP, *draws, "d2d 12", "d2h 12", GRAPH, "wait for an event"]
+        draws = "h2d 128" + BESIDE
+        assert cuda.calls()[-6:] == [SENT[0], draws, SENT[1], "graph 1", GRAPH, "wait for an event"]
         assert [text[-1] for text in texts] == wanted
     check(sequences, texts)
 
 
 def test_sequences_may_change_places_and_drop_out(gpu: Model, cuda: FakeCuda) -> None:
     sequences, texts = begun(gpu, 4)
-    rows = [0, 1, 2, 3]
-    for order, copies in (([3, 1, 2, 0], ["d2d 4", "d2d 8", "d2d 4"]), ([0, 1, 2, 3], ["d2d 4", "d2d 8", "d2d 4"])):
-        follow(gpu, [(sequences[i], texts[i], None) for i in rows])
+    follow(gpu, [(sequence, text, None) for sequence, text in zip(sequences, texts, strict=True)])
+    placed = [TOKENS, "d2d 4", "d2d 8", "d2d 4", "d2h 16"]
+    for order, copies in (([3, 1, 2, 0], placed), ([3, 1, 2, 0], []), ([0, 1, 2, 3], placed), ([0, 1, 2, 3], [])):
         cuda.calls()
         follow(gpu, [(sequences[i], texts[i], None) for i in order])
-        assert [line for line in cuda.calls() if line.startswith("d2d") or line == "wait"] == copies
-        rows = order
+        assert cuda.calls() == [*SENT, *copies, GRAPH, "wait for an event"]
     sequences.pop(1).free()
     texts.pop(1)
     cuda.calls()
     follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
-    assert [line for line in cuda.calls() if line.startswith("d2d") or line == "wait"] == ["d2d 4", "d2d 8"]
+    assert cuda.calls() == [*SENT, TOKENS, "d2d 4", "d2d 8", "d2h 12", GRAPH, "wait for an event"]
     check(sequences, texts)
+
+
+def test_a_sequence_may_join(gpu: Model, cuda: FakeCuda) -> None:
+    """In front or behind; the step under way goes on when nobody has to be looked after."""
+    sequences, texts = begun(gpu, 2)
+    for place in (0, 3):
+        for _ in range(3):
+            follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
+        texts.insert(place, TEXT[place + 4 : place + 9])
+        sequences.insert(place, gpu.sequence(texts[place]))
+        follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
+        cuda.calls()
+        follow(gpu, [(s, t, None) for s, t in zip(sequences, texts, strict=True)])
+        assert cuda.calls() == [*SENT, GRAPH, "wait for an event"]
+    check(sequences, texts)
+
+
+@pytest.mark.parametrize("hasty", [0, 1])
+def test_some_are_drawn_beside_others_in_turn(cuda: FakeCuda, cuda_so: Path, hasty: int) -> None:
+    """Who is drawn changes from step to step, and with it where tokens come from."""
+    cuda.set(hasty=hasty)
+    with Model(cuda_so, kv_tokens=640) as model:
+        sequences, texts = begun(model, 4)
+        for mask in (0, 0, 5, 5, 15, 15, 0, 8, 15, 6, 0, 0):
+            hows = [HOWS["drawn"](i) if mask >> i & 1 else None for i in range(4)]
+            wanted = [
+                drawn(3 + i, len(text), 1.5, 5, 0.5, best(text)) if how else best(text)
+                for i, (text, how) in enumerate(zip(texts, hows, strict=True))
+            ]
+            follow(model, list(zip(sequences, texts, hows, strict=True)))
+            assert [text[-1] for text in texts] == wanted
+        check(sequences, texts)
+
+
+@pytest.mark.parametrize("kind", HOWS)
+def test_a_gpu_may_be_done_before_the_host_looks(cuda: FakeCuda, cuda_so: Path, kind: str) -> None:
+    """The next step has chosen its tokens by the time that those of this one are read."""
+    cuda.set(hasty=1)
+    with Model(cuda_so, kv_tokens=640) as model:
+        test_tokens_and_logits_are_those_of_sample_and_step(model, 4, kind)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", HOWS)
+def test_plans_without_a_graph_of_both_take_their_turn(cuda: FakeCuda, cuda_so: Path, kind: str, n: int) -> None:
+    """While steps are profiled there is no graph: all use the input of turn 0, and then others take turns again."""
+    with Model(cuda_so, kv_tokens=640) as model:
+        sequences, texts = begun(model, n)
+        hows = [HOWS[kind](i) for i in range(n)]
+        events = (c.c_char * 65536)()
+        for is_profiled in (0, 1, 1, 1, 0, 1, 0, 0, 1, 0):
+            into = RawProfile(c.sizeof(RawProfile), 65536 // EVENT.itemsize, 0, 0, c.addressof(events))
+            model.check(model.api.profile(model.handle, c.byref(into) if is_profiled else None))
+            wanted = [
+                drawn(3 + i, len(text), 1.5, 5, 0.5, best(text)) if kind == "drawn" else None
+                for i, text in enumerate(texts)
+            ]
+            follow(model, list(zip(sequences, texts, hows, strict=True)))
+            assert kind != "drawn" or [text[-1] for text in texts] == wanted
+        model.check(model.api.profile(model.handle, None))
+        check(sequences, texts)
 
 
 def test_who_sits_out_keeps_its_logits(gpu: Model, cuda: FakeCuda) -> None:

@@ -226,7 +226,7 @@ CANNOT_FAIL = ("cuGetErrorName", "cuGetErrorString", "cuDriverGetVersion")
 )
 def test_every_call_that_fails_is_an_error_and_leaks_nothing(cuda: FakeCuda, cuda_so: Path, function: str) -> None:
     """The n-th call of each function fails, for every n that opening, a step and a draw come to."""
-    for n in range(1, 60):
+    for n in range(1, 100):
         cuda.set(fail=f"{function}:{n}:2")
         error = use(cuda_so)
         assert cuda.live == 0
@@ -234,7 +234,7 @@ def test_every_call_that_fails_is_an_error_and_leaks_nothing(cuda: FakeCuda, cud
         assert failed == (error is not None) or function in CALLED_TO_CLOSE
         if not failed:
             break
-    assert 1 < n < 59
+    assert 1 < n < 99
 
 
 def use(path: Path) -> LlmcError | None:

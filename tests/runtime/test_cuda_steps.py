@@ -15,7 +15,7 @@ from tests.runtime.toy_cuda import FakeCuda, drawn, sections
 from tests.runtime.toy_model import KERNEL, Model, Refused
 
 INPUT_BYTES = 64 + 64 + 64
-"""Of a step, before the page table: rows [4], tokens [16] and positions [16], rounded up."""
+"""Of a step, before the page table: tokens [16], rows [4] and positions [16], rounded up."""
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def test_a_step_is_a_copy_a_graph_and_one_wait(model: Model, cuda: FakeCuda) -> 
     model.step([(sequence, [token]) for sequence, token in zip(sequences, (3, 5, 9), strict=True)])
     body, head = 1 + 3 * toy.LAYERS, 3
     page_table = 4 * 4 * toy.PAGES
-    assert cuda.calls() == [f"h2d {INPUT_BYTES + page_table}", f"graph {body + head}", "d2h 16", "wait"]
+    assert cuda.calls() == [f"h2d {INPUT_BYTES + page_table}", f"graph {body + head}", "wait"]
 
 
 def test_the_chunks_of_a_prompt_need_no_logits_but_the_last(model: Model, cuda: FakeCuda) -> None:
     model.sequence(TEXT[:20])
     body = f"graph {1 + 3 * toy.LAYERS}"
     copies = [f"h2d {INPUT_BYTES + 4 * m * toy.PAGES}" for m in (16, 4)]
-    assert cuda.calls() == [copies[0], body, "wait", copies[1], body, "graph 3", "d2h 4", "wait"]
+    assert cuda.calls() == [copies[0], body, "wait", copies[1], body, "graph 3", "wait"]
 
 
 def test_the_greedy_token_is_known_without_another_copy(model: Model, cuda: FakeCuda) -> None:

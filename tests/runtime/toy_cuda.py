@@ -20,6 +20,11 @@ CUBIN = b"\x7fELF, as the fake driver sees it"
 SM_90A = 90 | fmt.CUDA_EXACT
 
 
+def told(n_rows: int) -> list[tuple[str, int, int]]:
+    """Where so many tokens are written."""
+    return [(space, 0, 4 * n_rows) for space in ("chosen", "next", "told")]
+
+
 class ToyCudaPlan(ToyPlan):
     """The toy's plans for a GPU: a head ends with choosing, and samplers are there."""
 
@@ -28,11 +33,11 @@ class ToyCudaPlan(ToyPlan):
         self.header = self.header._replace(device=fmt.DEVICES.index("cuda"), cuda_arch=SM_90A)
         logits = ("logits", 0, 4 * max(heads) * VOCAB)
         for s in SAMPLERS:
-            operands = [logits, ("draws", 0, fmt.DRAW_BYTES * s), ("chosen", 0, 4 * s)]
+            operands = [logits, ("draws", 0, fmt.DRAW_BYTES * s), *told(s)]
             self.add_plan(2, s, [(f"draw_{s}", s, operands)])
 
     def head_calls(self, r: int) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
-        operands = [("logits", 0, 4 * r * VOCAB), ("chosen", 0, 4 * r)]
+        operands = [("logits", 0, 4 * r * VOCAB), *told(r)]
         return [*super().head_calls(r), (f"choose_{r}", r, operands)]
 
     def kernel_record(self, name: str, n_pointers: int) -> fmt.KernelRecord:

@@ -8,30 +8,38 @@
 #include "format.h"
 #include "toy_kernels.c"
 
-/* logits [R, VOCAB] -> chosen i32 [R] */
-static int32_t choose(const float *logits, int32_t *chosen, int32_t task, int32_t n_tasks)
+/* row [VOCAB] */
+static int32_t best_of(const float *row)
 {
-    (void)n_tasks;
-    const float *row = logits + (int64_t)task * TOY_VOCAB;
     int32_t best = -1;
     for (int32_t v = 0; v < TOY_VOCAB; v++)
         if (!isnan(row[v]) && (best < 0 || row[v] > row[best])) best = v;
-    chosen[task] = best;
+    return best;
+}
+
+/* The token of a task, to chosen, next and told, i32 [n_tasks] each. */
+static int32_t put(int32_t token, void **to, int32_t task)
+{
+    int32_t *const chosen = to[0], *const next = to[1], *const told = to[2];
+    chosen[task] = told[task] = token;
+    next[task] = token < 0 ? 0 : token;
     return 0;
 }
 
-/* logits [max R, VOCAB], draws [S] -> chosen i32 [S]; tests/runtime/toy_cuda.py says the same */
-static int32_t draw(const float *logits, const llmc_draw_record *draws, int32_t *chosen, int32_t task, int32_t n_tasks)
+/* logits [R, VOCAB] -> tokens [R] */
+static int32_t choose(const float *logits, void **to, int32_t task)
+{
+    return put(best_of(logits + (int64_t)task * TOY_VOCAB), to, task);
+}
+
+/* logits [max R, VOCAB], draws [S] -> tokens [S]; tests/runtime/toy_cuda.py says the same */
+static int32_t draw(const float *logits, const llmc_draw_record *draws, void **to, int32_t task)
 {
     const llmc_draw_record *d = draws + task;
-    int32_t best = -1;
-    chosen[task] = -1;
-    if (d->row < 0) return 0;
-    choose(logits + (int64_t)d->row * TOY_VOCAB, &best, 0, n_tasks);
+    if (d->row < 0) return put(-1, to, task);
     uint64_t sum = d->seed + 3 * (uint64_t)d->position + 5 * (uint64_t)d->top_k + (uint64_t)(d->temperature * 7) +
-                   (uint64_t)(d->top_p * 11) + (uint64_t)best;
-    chosen[task] = (int32_t)(sum % TOY_VOCAB);
-    return 0;
+                   (uint64_t)(d->top_p * 11) + (uint64_t)best_of(logits + (int64_t)d->row * TOY_VOCAB);
+    return put((int32_t)(sum % TOY_VOCAB), to, task);
 }
 
 #define RUN(name, call)                                                                      \
@@ -50,8 +58,8 @@ static int32_t draw(const float *logits, const llmc_draw_record *draws, int32_t 
 #define RUN_HEAD(r)                                              \
     RUN(pick_##r, pick(r, a[0], a[1], a[2], block, grid))        \
     RUN(project_##r, project(r, a[0], a[1], a[2], block, grid))  \
-    RUN(choose_##r, choose(a[0], a[1], block, grid))
-#define RUN_SAMPLER(s) RUN(draw_##s, draw(a[0], a[1], a[2], block, grid))
+    RUN(choose_##r, choose(a[0], a + 1, block))
+#define RUN_SAMPLER(s) RUN(draw_##s, draw(a[0], a[1], a + 2, block))
 
 RUN_BODY(2)
 RUN_BODY(4)
@@ -64,13 +72,13 @@ RUN_SAMPLER(4)
 #define ENTRY(name, n_pointers, shared_bytes) {#name, n_pointers, 32, shared_bytes, 1, run_##name}
 #define BODY_ENTRIES(m) \
     ENTRY(embed_##m, 3, 0), ENTRY(store_##m, 4, 0), ENTRY(attend_##m, 6, 65536), ENTRY(turn_##m, 2, 1024)
-#define HEAD_ENTRIES(r) ENTRY(pick_##r, 3, 0), ENTRY(project_##r, 3, 0), ENTRY(choose_##r, 2, 0)
+#define HEAD_ENTRIES(r) ENTRY(pick_##r, 3, 0), ENTRY(project_##r, 3, 0), ENTRY(choose_##r, 4, 0)
 
 const emulated_kernel *emulated_kernels(int *count)
 {
     static const emulated_kernel kernels[] = {
         BODY_ENTRIES(2),   BODY_ENTRIES(4),  BODY_ENTRIES(16),      HEAD_ENTRIES(1),
-        HEAD_ENTRIES(4),   ENTRY(draw_1, 3, 0), ENTRY(draw_4, 3, 0),
+        HEAD_ENTRIES(4),   ENTRY(draw_1, 5, 0), ENTRY(draw_4, 5, 0),
     };
     *count = sizeof kernels / sizeof *kernels;
     return kernels;

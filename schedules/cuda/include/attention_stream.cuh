@@ -193,10 +193,12 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     int *new_at = all_new_at[team];
     float *own_scores = all_own_scores[team];
 
-    // Positions and page tables are copied to the GPU before the step's graph, and earlier steps wrote their pages in
-    // graphs before it. The graph's first kernel waits for all of that, and each other one begins after blocks of the one
-    // before it have begun: so they may be read before the wait. What this step's own kernels write (qkv; cos and sin,
-    // which are gathered) may not: only the wait says that those have ended.
+    // Positions and page tables are on the GPU when the step's graph is launched (the host has waited for the copy), or are
+    // copied in front of it in its stream; no kernel writes them, and what is copied while the graph runs goes to the other
+    // half of the input. Earlier steps wrote their pages in graphs before it. The graph's first kernel waits for all of
+    // that, and each other one begins after blocks of the one before it have begun: so they may be read before the wait.
+    // What this step's own kernels write (qkv; cos and sin, which are gathered) may not: only the wait says that those have
+    // ended.
     // The launch behind begins when all blocks here have, so it takes no room away from them.
     let_next_start();
     Part part;

@@ -130,13 +130,26 @@ template <int V> __device__ u64 best_rank(const float *logits, SampleShared &sha
 
 __device__ __forceinline__ int token_of(u64 rank) { return rank ? int(~unsigned(rank)) : -1; }
 
-// logits [gridDim.x, V] -> chosen [gridDim.x]
-template <int V> __device__ void choose(const float *logits, int *chosen) {
+// Where tokens go, [gridDim.x] each: chosen, to be copied from; next, what the step behind embeds, so that it is always a
+// token; told, memory of the host, which reads it when the kernel has ended.
+struct Tokens {
+    int *chosen, *next, *told;
+
+    // The block's own, by one thread.
+    __device__ __forceinline__ void put(int token) const {
+        chosen[blockIdx.x] = token;
+        next[blockIdx.x] = token < 0 ? 0 : token;
+        told[blockIdx.x] = token;
+    }
+};
+
+// logits [gridDim.x, V] -> tokens [gridDim.x]
+template <int V> __device__ void choose(const float *logits, const Tokens &tokens) {
     __shared__ SampleShared shared;
     wait_for_previous();
     let_next_start();
     const u64 best = best_rank<V>(logits + long(blockIdx.x) * V, shared);
-    if (threadIdx.x == 0) chosen[blockIdx.x] = token_of(best);
+    if (threadIdx.x == 0) tokens.put(token_of(best));
 }
 
 // ---- walks ---------------------------------------------------------------------------------------------------------
@@ -281,15 +294,15 @@ __device__ __forceinline__ u64 below(double limit, u64 most) {
     return target < most ? target : most;
 }
 
-// logits [rows, V], draws [gridDim.x] -> chosen [gridDim.x]: the token, or -1 where no logit is a number
-template <int V> __device__ void draw(const float *logits, const Draw *draws, int *chosen) {
+// logits [rows, V], draws [gridDim.x] -> tokens [gridDim.x]: the token, or -1 where no logit is a number
+template <int V> __device__ void draw(const float *logits, const Draw *draws, const Tokens &tokens) {
     constexpr int VOCABULARY_BITS = V <= 1 << 18 ? 18 : 30; // sums of weights are below 2^63
     __shared__ SampleShared shared;
     wait_for_previous();
     let_next_start();
     const Draw how = draws[blockIdx.x];
     if (how.row < 0) {
-        if (threadIdx.x == 0) chosen[blockIdx.x] = -1;
+        if (threadIdx.x == 0) tokens.put(-1);
         return;
     }
     logits += long(how.row) * V;
@@ -311,5 +324,5 @@ template <int V> __device__ void draw(const float *logits, const Draw *draws, in
         token = cuts_k || cuts_p ? walk_best<V>(logits, weight, target, shared).token
                                  : walk_tokens<V>(logits, weight, target, shared).token;
     }
-    if (threadIdx.x == 0) chosen[blockIdx.x] = token;
+    if (threadIdx.x == 0) tokens.put(token);
 }

@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../emulator/core/buffers.h"
 #include "fake.h"
 
 enum { MOST_BLOCKS = 256, GUARD_BYTES = 64, POISON = 0xff, ALIGNMENT = 512 };
@@ -12,7 +11,7 @@ enum { MOST_BLOCKS = 256, GUARD_BYTES = 64, POISON = 0xff, ALIGNMENT = 512 };
 typedef struct block {
     char *at; /* NULL: a free place in the list */
     size_t n_bytes;
-    int is_pinned;
+    int is_pinned, may_map, is_mapped; /* mapped: kernels may touch it, at the host's address, as all are one space */
 } block;
 
 static block blocks[MOST_BLOCKS];
@@ -40,6 +39,12 @@ int fake_is_pinned(const void *at, size_t n_bytes)
     return find(at, n_bytes, 1) != NULL;
 }
 
+int fake_is_mapped(const void *at, size_t n_bytes)
+{
+    const block *b = find(at, n_bytes, 1);
+    return b && b->is_mapped;
+}
+
 void fake_show_buffers(void *library)
 {
     void (*set)(const emulated_buffer *, int);
@@ -49,8 +54,9 @@ void fake_show_buffers(void *library)
     if (!symbol) return;
     memcpy(&set, &symbol, sizeof set);
     for (int i = 0; i < MOST_BLOCKS; i++)
-        if (blocks[i].at && !blocks[i].is_pinned)
-            buffers[n++] = (emulated_buffer){blocks[i].at, blocks[i].n_bytes, GUARD_BYTES, "device memory"};
+        if (blocks[i].at && (!blocks[i].is_pinned || blocks[i].is_mapped))
+            buffers[n++] = (emulated_buffer){blocks[i].at, blocks[i].n_bytes, GUARD_BYTES,
+                                             blocks[i].is_pinned ? "mapped memory" : "device memory"};
     set(buffers, n);
 }
 
@@ -68,7 +74,7 @@ static CUresult take(char **at, size_t n_bytes, int is_pinned)
     *at = aligned_alloc(ALIGNMENT, rounded + ALIGNMENT);
     if (!*at) return CUDA_ERROR_OUT_OF_MEMORY;
     memset(*at, POISON, rounded + ALIGNMENT);
-    blocks[place] = (block){*at, n_bytes, is_pinned};
+    blocks[place] = (block){.at = *at, .n_bytes = n_bytes, .is_pinned = is_pinned};
     if (!is_pinned) n_used += n_bytes;
     fake_count(is_pinned ? PINNED : ALLOCATIONS, 1);
     fake_log("%s %zu", is_pinned ? "pin" : "alloc", n_bytes);
@@ -121,6 +127,29 @@ CUresult fake_cuMemAllocHost(void **at, size_t n_bytes)
     return result;
 }
 
+CUresult fake_cuMemHostAlloc(void **at, size_t n_bytes, unsigned flags)
+{
+    char *bytes = NULL;
+    CUresult result = fake_enter("cuMemHostAlloc", 1);
+    if (!result && flags != CU_MEMHOSTALLOC_DEVICEMAP) return fake_misuse("pinned memory with flags %u", flags);
+    if (!result) result = take(&bytes, n_bytes, 1);
+    if (result) return result;
+    ((block *)find(bytes, 0, 1))->may_map = 1;
+    *at = bytes;
+    return CUDA_SUCCESS;
+}
+
+CUresult fake_cuMemHostGetDevicePointer(CUdeviceptr *at, void *host, unsigned flags)
+{
+    CUresult result = fake_enter("cuMemHostGetDevicePointer", 1);
+    block *b = (block *)find(host, 0, 1);
+    if (result) return result;
+    if (flags || !b || !b->may_map) return fake_misuse("memory that is not to be mapped");
+    b->is_mapped = 1;
+    *at = (uintptr_t)host;
+    return CUDA_SUCCESS;
+}
+
 CUresult fake_cuMemFreeHost(void *at)
 {
     fake_enter("cuMemFreeHost", 1);
@@ -144,7 +173,7 @@ CUresult fake_cuMemcpyHtoDAsync(CUdeviceptr to, const void *from, size_t n_bytes
     void *device = (void *)(uintptr_t)to;
     if (result) return result;
     if (!fake_is_device(device, n_bytes)) return fake_misuse("%zu bytes are copied outside the GPU's memory", n_bytes);
-    fake_log("h2d %zu%s", n_bytes, fake_is_pinned(from, n_bytes) ? "" : " unpinned");
+    fake_log("h2d %zu%s%s", n_bytes, fake_is_pinned(from, n_bytes) ? "" : " unpinned", fake_stream_name(stream));
     return copy(device, from, n_bytes, from, stream);
 }
 
@@ -154,7 +183,7 @@ CUresult fake_cuMemcpyDtoHAsync(void *to, CUdeviceptr from, size_t n_bytes, CUst
     const void *device = (const void *)(uintptr_t)from;
     if (result) return result;
     if (!fake_is_device(device, n_bytes)) return fake_misuse("%zu bytes are copied outside the GPU's memory", n_bytes);
-    fake_log("d2h %zu%s", n_bytes, fake_is_pinned(to, n_bytes) ? "" : " unpinned");
+    fake_log("d2h %zu%s%s", n_bytes, fake_is_pinned(to, n_bytes) ? "" : " unpinned", fake_stream_name(stream));
     return copy(to, device, n_bytes, to, stream);
 }
 
@@ -166,7 +195,7 @@ CUresult fake_cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n_bytes
     if (result) return result;
     if (!fake_is_device(target, n_bytes) || !fake_is_device(source, n_bytes))
         return fake_misuse("%zu bytes are copied outside the GPU's memory", n_bytes);
-    fake_log("d2d %zu", n_bytes);
+    fake_log("d2d %zu%s", n_bytes, fake_stream_name(stream));
     return copy(target, source, n_bytes, NULL, stream);
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 def choose(logits: Array, *, checked: bool = True) -> list[int]:
     call = choose_call(*logits.shape)
     implementation = sample.implement_choose(call, logits.shape[1], HOPPER)
-    (tokens,) = EmulatedExecutable(call, implementation, HOPPER, checked=checked).run(logits)
-    return [int(token) for token in tokens]
+    return agreed(EmulatedExecutable(call, implementation, HOPPER, checked=checked).run(logits))
+
+
+def agreed(places: Sequence[Array]) -> list[int]:
+    """What was written to chosen, next and told."""
+    chosen, following, told = ([int(token) for token in place] for place in places)
+    assert chosen == told
+    assert following == [max(token, 0) for token in chosen]
+    return chosen
 
 
 def draw(logits: Array, draws: list[tuple[int, int, tuple[float, int, float, int]]]) -> list[int]:
@@ -67,8 +74,7 @@ def draw(logits: Array, draws: list[tuple[int, int, tuple[float, int, float, int
     records = [(seed, row, position, t, p, k, 0) for row, position, (t, k, p, seed) in draws]
     call = draw_call(len(draws), *logits.shape)
     executable = EmulatedExecutable(call, sample.implement_draw(call, logits.shape[1], HOPPER), HOPPER)
-    (tokens,) = executable.run(logits, np.array(records, DRAW).view(np.uint8).reshape(len(draws), -1))
-    return [int(token) for token in tokens]
+    return agreed(executable.run(logits, np.array(records, DRAW).view(np.uint8).reshape(len(draws), -1)))
 
 
 def random_logits(n_rows: int, n_vocab: int, scale: float = 3) -> Array:
