@@ -28,6 +28,7 @@ WIDTH_IN, PANEL_IN, HEAD_IN, FOOT_IN = 8.8, 2.95, 0.42, 0.3
 GROUP_GAP = 0.7
 """Between batch sizes, in widths of a length's slot."""
 HEADROOM = 1.22
+FEW_POINTS = 0.25
 LABEL_SHARE = 0.055
 """Of a panel's height, a label's."""
 STYLE: dict[Any, Any] = {
@@ -106,8 +107,12 @@ def draw_panel(axes: Axes, record: Record, panel: Panel) -> None:
 
 
 def in_order(panel: Panel) -> list[str]:
-    """The baselines, then llmc."""
-    return [name for name in shown(panel) if name != "llmc"] + ["llmc"]
+    """The baselines, then llmc.  What was measured at a few points alone is left to the table."""
+    n_points = len(panel.batches) * len(panel.lengths)
+    tasks = {name: {s.task for s in panel.samples if s.system == name} for name in panel.systems}
+    n_decoded = {name: sum(task.startswith("decode") for task in each) for name, each in tasks.items()}
+    few = {name for name, n in n_decoded.items() if 0 < n < FEW_POINTS * n_points}
+    return [name for name in shown(panel) if name not in {"llmc", *few}] + ["llmc"]
 
 
 def bar(

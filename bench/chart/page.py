@@ -17,6 +17,7 @@ from typing import Any
 from llmc.bench.chart.record import Panel, Rate, Record
 from llmc.bench.chart.request import Task, in_k
 
+NOT_MEASURED = "not measured"
 MARKED = re.compile(r"(<!-- chart (\S+)((?: \S+)+) -->\n).*?(<!-- end chart -->)", re.DOTALL)
 
 
@@ -60,11 +61,12 @@ def why_missing(panel: Panel, system: str, task: Task) -> str:
         if "reason" in unfit:
             return str(unfit["reason"])
         return f"needs {unfit['needs'] / 1e9:.1f} GB, {unfit['free'] / 1e9:.1f} GB free"
-    return "left out" if system in panel.left_out else "not measured"
+    return "left out" if system in panel.left_out else NOT_MEASURED
 
 
 def table(record: Record, panel: Panel) -> str:
-    """Lengths down, batch sizes across; llmc's cells with its speed-up and its share of the limit."""
+    """Lengths down, batch sizes across; llmc's cells with its speed-up and its share of the limit.  Others have a row where
+    there is something to say."""
     base = base_of(panel)
     lines = [
         f"| {panel.title}, {panel.precision} | | " + " | ".join(f"batch {batch}" for batch in panel.batches) + " |",
@@ -74,6 +76,8 @@ def table(record: Record, panel: Panel) -> str:
         mark = "\\*" if length > panel.published_context else ""
         for index, system in enumerate(shown(panel)):
             cells = [cell(record, panel, system, base, Task(batch, length)) for batch in panel.batches]
+            if index and set(cells) == {NOT_MEASURED}:
+                continue
             first = f"{in_k(length)}{mark}" if index == 0 else ""
             lines.append(f"| {first} | {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -99,9 +103,11 @@ def facts(record: Record, panel: Panel) -> str:
     titles = [f"prefill {in_k(n)}, tok/s (first token)" for n in prefills]
     titles += ["peak memory", "loaded in", "weights", "version"]
     lines = [f"| {panel.title}, {panel.precision} | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
-    for system in shown(panel):
+    for index, system in enumerate(shown(panel)):
         said = panel.systems.get(system, {})
         cells = [prefill_cell(record, panel, system, Task(0, n)) for n in prefills]
+        if index and set(cells) == {NOT_MEASURED}:
+            continue
         cells += [
             f"{said['peak_bytes'] / 1e9:.2f} GB" if said.get("peak_bytes") else "–",
             f"{said['load_s']:.2g} s" if "load_s" in said else "–",
