@@ -65,8 +65,8 @@ def why_missing(panel: Panel, system: str, task: Task) -> str:
 
 
 def table(record: Record, panel: Panel) -> str:
-    """Lengths down, batch sizes across; llmc's cells with its speed-up and its share of the limit.  Others have a row where
-    there is something to say."""
+    """Lengths down, batch sizes across; llmc's cells with its speed-up and its share of the limit.  Others have a row
+    where there is something to say."""
     base = base_of(panel)
     lines = [
         f"| {panel.title}, {panel.precision} | | " + " | ".join(f"batch {batch}" for batch in panel.batches) + " |",
