@@ -19,7 +19,8 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,9 +156,13 @@ def params_of(record: Record, rule: Rule, call: Call, target: Target, default: A
     """The record's parameters as the rule's own kind, if the rule still offers them for this call."""
     if record.rule != rule.name:
         return None
-    if record.params == asdict(default):
-        return default
-    return next((p for p in rule.space(call, target) if asdict(p) == record.params), None)
+    return next((p for p in chain([default], rule.space(call, target)) if is_said(p, record.params)), None)
+
+
+def is_said(params: Any, said: Mapping[str, Any]) -> bool:
+    """Whether a record says these parameters.  One that does not know a field is older, and means its default."""
+    defaults = {f.name: f.default for f in fields(params) if f.default is not MISSING}
+    return asdict(params) == {**defaults, **said}
 
 
 # -- files ------------------------------------------------------------------------

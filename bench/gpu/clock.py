@@ -26,7 +26,7 @@ PAPER_S: dict[str, float] = {
     "hf prefill": 2.0,
     "hf-graph decode": 3.0,
     "hf-flash decode": 3.0,
-    "hf-compile decode": 60.0,
+    "hf-compile decode": 40.0,
 }
 LAST, SPARE, LEAST_SHARE = 5, 1.5, 0.5
 """So many items are looked back at; the next may take so many times longer; and it is not expected to take less than

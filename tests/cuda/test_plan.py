@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llmc.compiler import driver
@@ -9,6 +11,7 @@ from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, Program
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target
+from llmc.schedules import records
 
 HOPPER = Target("cuda", "sm_90a")
 BATCH = (1, 2, 4, 8, 16, 32, 64)
@@ -46,6 +49,19 @@ def test_a_step_reads_every_weight_once(planned: tuple[Program, int, int], batch
     step = [plan for plan in program.plans if plan.n_rows == batch and plan.kind in (BODY, HEAD)]
     moved = sum(call.n_bytes for plan in step for call in plan.calls if "Linear" in call.node)
     assert moved == pytest.approx(n_bytes * (1 + activations), rel=0.03)
+
+
+def test_what_was_measured_of_prompts_is_chosen(
+    source: SourceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that the rules offer no longer would be left out without a word, but for a note."""
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path))
+    tuned = records.installed(HOPPER)
+    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    program = driver.plan(step_graph, source, HOPPER, (1,), "bf16", tuned)
+    measured = {choice.n_rows for choice in program.choices if choice.implementation.measured}
+    assert measured >= {128, 512, 2048}
+    assert tuned.notes == []
 
 
 @pytest.mark.parametrize("batch", [1, 8, 16, 64, 128])

@@ -15,6 +15,7 @@ from llmc.compiler.target import LEVELS, Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import records
 from llmc.schedules.cpu import linear
+from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.records import Record, Signature, Tuned
 
 TARGET = Target("cpu", "x86-64-v4+bf16")
@@ -166,6 +167,14 @@ def test_params_that_the_rule_does_not_offer_are_ignored_with_a_note(change: dic
     assert schedules.implement(CALL, TARGET, tuned).measured == {}
     assert schedules.implement(CALL, TARGET, tuned).params == schedules.implement(CALL, TARGET).params
     assert len(tuned.notes) == 1
+
+
+def test_a_record_that_does_not_know_a_parameter_means_its_default() -> None:
+    params = Tiling(16, 11, 96, shared=False)
+    said = {name: value for name, value in asdict(params).items() if name != "along"}
+    assert records.is_said(params, said)
+    assert not records.is_said(replace(params, along=True), said)
+    assert not records.is_said(params, {**said, "another": 1})
 
 
 def test_a_record_of_another_rule_is_ignored_with_a_note() -> None:
