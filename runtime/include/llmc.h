@@ -188,8 +188,8 @@ typedef struct llmc_api {
      * takes the tokens from where it has chosen them, and advance returns as soon as they are known: the step goes on
      * while the caller reads them, and the next advance finds it done, or nearly. Every other call that needs the
      * step's results waits for them, and reports what went wrong in it. On a CPU advance returns when the step is done.
-     * When it fails nothing is appended to any sequence, and after LLMC_ERROR_KERNEL they have no logits. A token too
-     * many, such as one behind the end of a text, is taken back by sequence_truncate, which does not wait. */
+     * When it fails nothing is appended to any sequence, and after an LLMC_ERROR_KERNEL of the step they have no logits.
+     * A token too many, such as one behind the end of a text, is taken back by sequence_truncate, which does not wait. */
     llmc_status (*advance)(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
 } llmc_api;
 

@@ -243,8 +243,10 @@ static llmc_status check_choices(const plans *plans, const tables *tables)
         uint32_t found = 0;
         const plan *plan = plans->all + i;
         for (uint32_t k = 0; k < plan->n_calls; k++)
-            for (uint32_t a = 0; a < plan->calls[k].kernel->n_pointers; a++)
-                found |= 1u << plan->calls[k].arguments[a].space;
+            for (uint32_t a = 0; a < plan->calls[k].kernel->n_pointers; a++) {
+                const argument *to = plan->calls[k].arguments + a;
+                if (!to->offset && to->n_bytes == plan->n_rows * 4ull) found |= 1u << to->space;
+            }
         if ((found & places) != places) return INVALID("plan %u, of %u rows, chooses no tokens", i, plan->n_rows);
     }
     return LLMC_OK;

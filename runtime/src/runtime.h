@@ -311,7 +311,7 @@ struct llmc_model {
     struct cuda *cuda; /* NULL on a CPU */
     kv_cache kv;
     spaces spaces;
-    int32_t *tokens;     /* [max_body_rows] */
+    int32_t *tokens;     /* [max_body_rows]; on a GPU as many as a head or a sampler has rows, if those are more */
     int32_t *positions;  /* [max_body_rows] */
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
     int32_t *rows;       /* [max_head_rows] */
