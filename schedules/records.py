@@ -59,7 +59,7 @@ def signature(call: Call, target: Target) -> Signature | None:
     """The call's signature; None for calls that nobody tunes."""
     if target.kind == "cuda" and call.op.endswith("PagedAttention"):
         return _of_attention(call, target)
-    call = settled(call)
+    call = settled(call, target)
     operator = _OPERATOR.match(call.op)
     x = call.inputs[0] if call.inputs else None
     weight = next((kind for kind in call.inputs if kind and kind.constant and len(kind.shape) == 2), None)

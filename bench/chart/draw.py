@@ -29,6 +29,7 @@ GROUP_GAP = 0.7
 """Between batch sizes, in widths of a length's slot."""
 HEADROOM = 1.22
 FEW_POINTS = 0.25
+"""Of a panel's points: what has fewer is left to the table."""
 LABEL_SHARE = 0.055
 """Of a panel's height, a label's."""
 STYLE: dict[Any, Any] = {

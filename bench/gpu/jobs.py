@@ -32,7 +32,7 @@ class Jobs:
         """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone."""
         if name in self.said:
             return
-        call = settled(call)
+        call = settled(call, self.target)
         rule, own = chosen(call, self.target)
         candidates = [own, *(params for params in rule.space(call, self.target) if params != own)]
         signature = records.signature(call, self.target) if tuned else None

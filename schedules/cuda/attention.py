@@ -51,7 +51,7 @@ CHIPS = {
     90: Chip(132, 228 << 10, 227 << 10),
     100: Chip(148, 228 << 10, 227 << 10),
 }
-RESERVED_BYTES = 2048
+RESERVED_BYTES = 2432
 """Of shared memory, in each block: the driver's, and variables of fixed size."""
 
 

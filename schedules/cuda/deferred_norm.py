@@ -1,6 +1,6 @@
 """When the norm between two products is deferred to the sums of the one behind, on a GPU (ops_deferred_norm.py).
 
-    tokens        bf16: 1 – 64, of narrow models 9 – 64;
+    tokens        bf16: 1 – 64 on Hopper, of narrow models and elsewhere 9 – 64;
                   in 8 or 4 bits: 1 – 8, 17 – 64                      else
     in front      y, y ∘ g rounded and tiled, moments                 y
     behind        multiplies y ∘ g, normalises its sums               normalises, or is behind a launch that does
@@ -21,13 +21,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmc.compiler.kernel import PART_COLUMNS, TILE_COLUMNS, Call, DType, TensorType
+from llmc.compiler.target import Target
 
 FEWEST, MOST = 1, 64
 """Tokens.  On an H200 a step of Llama-2-7B in bf16 is 1 % shorter so at one token, 2 % at 8, 5 – 10 % at 16 – 64."""
 
-WIDE, FEWEST_OF_NARROW = 3584, 9
-"""Columns of x from which on all products are the GEMM's at any number of tokens (linear.LEAST_STREAMED); others have a
-GEMV up to 8 tokens, which normalises x itself."""
+WIDE, FEWEST_ELSE = 3584, 9
+"""Columns of x from which on Hopper's products are the GEMM's at any number of tokens (linear.LEAST_STREAMED); others
+have a GEMV up to 8 tokens, which normalises x itself."""
 
 FEW = 8
 """Tokens up to which products of weights in 8 or 4 bits are the GEMV's where a norm is deferred.  On an H200 a GEMV in
@@ -52,18 +53,18 @@ def applies(call: Call) -> bool:
     return call.op.startswith("llmc.Deferred")
 
 
-def settled(call: Call) -> Call:
+def settled(call: Call, target: Target) -> Call:
     """The call as it is executed: with moments of its family's parts where the norm is deferred, and as the product
     without that where it is not.  Other calls are left alone."""
     if prepares(call):
         y, scaled, _ = call.outputs
-        if not is_deferred(scaled, call.inputs[1]):
+        if not is_deferred(scaled, call.inputs[1], target):
             return replace(call, op=call.op.removesuffix("Moments"), inputs=call.inputs[:-1], outputs=(y,))
         return replace(call, outputs=(y, scaled, moments_type(scaled, call.inputs[1])))
     if applies(call):
         n = n_plain_inputs(call)
         scaled_x, weight = call.inputs[n], call.inputs[2 + is_layer(call)]
-        if not is_deferred(scaled_x, weight):
+        if not is_deferred(scaled_x, weight, target):
             return replace(call, op=call.op.replace("Deferred", ""), inputs=call.inputs[:n])
         return replace(call, inputs=(*call.inputs[: n + 1], moments_type(scaled_x, weight), *call.inputs[n + 2 :]))
     return call
@@ -96,12 +97,12 @@ def n_plain_inputs(call: Call) -> int:
     return len(call.inputs) - 2 - is_layer(call)
 
 
-def is_deferred(scaled: TensorType | None, weight: TensorType | None) -> bool:
+def is_deferred(scaled: TensorType | None, weight: TensorType | None, target: Target) -> bool:
     """scaled: y ∘ g.  weight: of either product."""
     assert scaled is not None
     assert weight is not None
     m = scaled.shape[0]
     fewest = FEWEST_QUANTISED
     if weight.dtype == ELEMENT:
-        fewest = FEWEST if scaled.shape[1] >= WIDE else FEWEST_OF_NARROW
+        fewest = FEWEST if scaled.shape[1] >= WIDE and target.level == "sm_90a" else FEWEST_ELSE
     return scaled.tiled and scaled.dtype == ELEMENT and (fewest <= m <= MOST or by_gemv(m, weight.dtype))

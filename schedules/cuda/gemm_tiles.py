@@ -243,7 +243,7 @@ def cost_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
     busiest = rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
     columns = max(tokens, 32)  # a narrower product waits for the weight's rows as long as one of 32
     multiply = 2 * TILE_ROWS * columns * STEP / (device.operations / device.n_blocks)
-    port = PORT if op.m <= FLAT_TOKENS else device.l2 / device.n_blocks
+    port = PORT if device.wgmma and op.m <= FLAT_TOKENS else device.l2 / device.n_blocks
     fetch = (step_bytes(op) + x_bytes(tokens) * (2 if tiling.along else 1) / tiling.cluster) / port
     operands = GROUPS * PIECES * weight_format(op).operands_ns / 1000
     compute = max(multiply, operands) + NOT_HIDDEN * min(multiply, operands)

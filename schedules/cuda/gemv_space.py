@@ -21,6 +21,7 @@ MOST_TOKENS_IN_DIGITS = 4
 """Their digits are the eight columns of a product."""
 
 MOST_K_IN_DIGITS = 8192
+MOST_MEASURED_IN_MODELS = 8
 
 STREAM_WARPS = range(8, 17, 2)
 MEASURED_WARPS = (8, 12, 16)
@@ -100,7 +101,8 @@ def stream_space(op: LinearOp, device: Device) -> list[Gemv]:
 
 
 def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
-    """What was fastest in whole models on an H200 (Llama-2-7B, 1 and 8 tokens), where a kernel's neighbours are others:
+    """What was fastest in whole models on an H200 (Llama-2-7B, 1 and 8 tokens), where a kernel's neighbours are others;
+    of more tokens, and of K so short that a warp would have nothing to do, that is not known:
 
     - pairs of blocks of 16 warps, as many in each round of bands;
     - a ring that leaves no room for the next kernel's blocks, which is let in at once: of a weight of 16 million codes
@@ -108,7 +110,7 @@ def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
     - int4 two columns at a time, or in digits where that is offered and K is short: each block makes its own of all x.
 
     None where that does not fit."""
-    if device.cluster < 2:
+    if device.cluster < 2 or op.m > MOST_MEASURED_IN_MODELS:
         return None
     digits = takes_digits(op) and op.k <= MOST_K_IN_DIGITS
     pairs_of_columns = op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0
@@ -116,7 +118,7 @@ def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
     for warps, (depth, stages) in product((16, 12, 8), cuts):
         shared_x = digits or not op.tiled_x
         params = Gemv(warps, stages, 4, 2, 0, shared_x, True, digits=digits, bulk=True, split=2, depth=depth)
-        if steps(op, params) >= warps and is_resident(op, params, device, 1):
+        if steps(op, params) >= params.split * warps and is_resident(op, params, device, 1):
             return replace(params, ahead=ahead_of(op, params, device), blocks=min(grids(op, params, device)))
     return None
 

@@ -35,7 +35,7 @@ takes 9.8 µs by GEMM and 10.3 by GEMV, of more the GEMM is ahead by more."""
 
 
 def match(call: Call, target: Target) -> Params | None:
-    op = parse(settled(call))
+    op = parse(settled(call, target))
     if op is None:
         return None
     if prefers_gemv(op, target):
@@ -45,7 +45,7 @@ def match(call: Call, target: Target) -> Params | None:
 
 def space(call: Call, target: Target) -> Iterable[Params]:
     """Parameters worth measuring, the best on paper first; where both families can, some of each before the rest."""
-    op = parse(settled(call))
+    op = parse(settled(call, target))
     if op is None:
         return ()
     if not takes_gemv(op):
@@ -91,7 +91,7 @@ def stripped(op: LinearOp) -> LinearOp:
 
 
 def implement(call: Call, params: Params, target: Target) -> Implementation:
-    executed = settled(call)
+    executed = settled(call, target)
     implementation = implement_settled(executed, params, target)
     return implementation if executed.op == call.op else replace(implementation, op=executed.op)
 

@@ -1,4 +1,4 @@
-// y[M,N] = act(x Wᵀ + bias) + residual with mma.sync, for M > 16 tokens on any GPU since sm_80.
+// y[M,N] = act(x Wᵀ + bias) + residual with mma.sync, for any M on any GPU since sm_80.
 //
 // The same tiles, sums and epilogue as gemm_wgmma.cuh, but every thread fetches and multiplies: a block of two
 // warpgroups owns 128 stored rows of W by kTokens tokens, a warp 16 rows of them.

@@ -1,4 +1,4 @@
-// y[M,N] = act(x Wᵀ + bias) + residual on Hopper's tensor cores, for M > 16 tokens.
+// y[M,N] = act(x Wᵀ + bias) + residual on Hopper's tensor cores, for any M.
 //
 // The weight is the left matrix of wgmma: a block owns 128 stored rows of it, 64 a warpgroup, times kTokens tokens. Few
 // tokens make a narrow product, and the weights stream by as fast as memory gives them; many tokens make a tile of
@@ -9,6 +9,7 @@
 //                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh)
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
+//                    (or both the same 64 rows, and half of K each: gemm_tile.cuh)
 //
 // Two blocks may form a cluster, on the same tokens and neighbouring rows: each fetches half of x's part of a stage for
 // both, and a stage is filled again when the warps of both have given it back.

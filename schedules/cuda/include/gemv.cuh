@@ -2,8 +2,8 @@
 //
 //     block    a fair share of W's bands, one after the other         a band: kSide strips (16 rows) side by side
 //     warp w   columns w, w + kWarps, … (64 of K each) of every band, copied kStages stages ahead of its products
-//     cluster  of two blocks, where a block alone would have too few bands: both take the same, and the second's warps
-//              stand behind the first's, kWarps + w, … (gemv_split.cuh)
+//     cluster  of two blocks, of weights in codes as a rule: both take the same bands, and the second's warps stand
+//              behind the first's, kWarps + w, … (gemv_split.cuh)
 //
 //          K ->   w0  w1  w2  w3  w0  w1  w2  w3              a stage: one column of a band; a ring of kStages in shared
 //     band 0     [ 0 | 0 | 0 | 0 | 1 | 1 | 1 | 1 ]            memory for each warp, filled again as it is used, from one
@@ -24,7 +24,7 @@
 // ended: memory works on while this one waits, and reads and normalises x, or merges what a deferred norm is made of. A
 // kernel that reads x as it comes lets the next one in when it has asked for its own last weights: the total is the same,
 // and memory would lie idle between the two. Where each block normalises x for itself the next one has more to do than to
-// wait, and is let in at once (kEarly): so it was measured.
+// wait, and is let in at once (kEarly): so it was measured. So is it behind a kernel whose ring leaves its blocks no room.
 #pragma once
 
 #include "epilogue.cuh"
@@ -70,8 +70,8 @@ struct Gemv {
 
     using Sums = float[G::kSide][kTokenTiles][kSums];
 
-    // A group of kStages steps of a warp, of kDepth columns each, and where a lane finds the weights and x of its first: what follows is at
-    // constant distances, so that asking takes no arithmetic.
+    // A group of kStages steps of a warp, of kDepth columns each, and where a lane finds the weights and x of its first:
+    // what follows is at constant distances, so that asking takes no arithmetic.
     struct Position {
         int band, group;
         const unsigned char *weights, *x;

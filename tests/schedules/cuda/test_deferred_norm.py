@@ -320,11 +320,11 @@ def test_a_norm_is_no_launch_of_its_own(m: int) -> None:
 def test_few_and_many_tokens_do_without_what_is_handed_on(m: int) -> None:
     """So that nobody writes it, and nobody reads it."""
     front, behind = moments_call(m, 128, 128), deferred_call("LayerNormLinearBias", m, 128, 128)
-    assert settled(front) == linear_call("LinearResidual", m, 128, 128, tiled_x=True)
-    assert settled(behind) == linear_call("LayerNormLinearBias", m, 128, 128)
+    assert settled(front, HOPPER) == linear_call("LinearResidual", m, 128, 128, tiled_x=True)
+    assert settled(behind, HOPPER) == linear_call("LayerNormLinearBias", m, 128, 128)
     for call, untouched in ((front, [("output", 1), ("output", 2)]), (behind, [("input", i) for i in (5, 6, 7)])):
         implementation = schedules.implement(call, HOPPER)
-        assert implementation.op == settled(call).op
+        assert implementation.op == settled(call, HOPPER).op
         operands = [(o.kind, o.index) for launch in implementation.launches for o in launch.operands]
         assert not set(untouched) & set(operands)
 
@@ -332,8 +332,8 @@ def test_few_and_many_tokens_do_without_what_is_handed_on(m: int) -> None:
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
 def test_only_bfloat16_has_the_range_for_sums_that_are_not_normalised(dtype: DType) -> None:
     front, behind = moments_call(16, 128, 128, dtype), deferred_call("RMSNormLinear", 16, 128, 128, dtype)
-    assert not settled(front).op.endswith("Moments")
-    assert "Deferred" not in settled(behind).op
+    assert not settled(front, HOPPER).op.endswith("Moments")
+    assert "Deferred" not in settled(behind, HOPPER).op
     assert launches(behind) == 2
 
 
@@ -343,7 +343,7 @@ def test_the_number_of_tokens_says_which_family_takes_quantised_weights(weight: 
     """To 8 the GEMV; to 16 it as well, with nothing deferred; to 64 the GEMM."""
     deferred = m <= 8 or 17 <= m <= 64
     for call in (moments_call(m, 128, 128), deferred_call("RMSNormLinear", m, 128, 128)):
-        executed = settled(stored_as(call, weight))
+        executed = settled(stored_as(call, weight), HOPPER)
         assert (executed.op == call.op) == deferred
         assert isinstance(linear.match(executed, HOPPER), Gemv if m <= 16 else Tiling)
         if deferred:
@@ -369,7 +369,7 @@ LLAMA = [
 def test_first_candidates_read_memory_in_order_with_and_without_room_for_the_next_kernel(
     call: Call, weight: DType
 ) -> None:
-    call = settled(stored_as(call, weight))
+    call = settled(stored_as(call, weight), HOPPER)
     own, *others = [params for params in linear.space(call, HOPPER) if isinstance(params, Gemv)][:9]
     op = parse(call)
     assert op is not None
