@@ -21,7 +21,10 @@ MOST_TOKENS_IN_DIGITS = 4
 """Their digits are the eight columns of a product."""
 
 MOST_K_IN_DIGITS = 8192
+"""Each block makes the digits of all of a token's x: of 11008 that took longer than they save."""
+
 MOST_MEASURED_IN_MODELS = 8
+"""Tokens."""
 
 STREAM_WARPS = range(8, 17, 2)
 MEASURED_WARPS = (8, 12, 16)
@@ -113,13 +116,13 @@ def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
     if device.cluster < 2 or op.m > MOST_MEASURED_IN_MODELS:
         return None
     digits = takes_digits(op) and op.k <= MOST_K_IN_DIGITS
-    pairs_of_columns = op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0
-    cuts = [(2, 2)] * pairs_of_columns + [(1, stages) for stages in range(4 if op.weight == "i4" else 2, 1, -1)]
+    cuts = [(2, 2)] * (2 in depths(op, digits=digits))
+    cuts += [(1, stages) for stages in range(4 if op.weight == "i4" else 2, 1, -1)]
     for warps, (depth, stages) in product((16, 12, 8), cuts):
         shared_x = digits or not op.tiled_x
-        params = Gemv(warps, stages, 4, 2, 0, shared_x, True, digits=digits, bulk=True, split=2, depth=depth)
+        params = Gemv(warps, stages, 4, 2, 0, shared_x, digits=digits, bulk=True, split=2, depth=depth)
         if steps(op, params) >= params.split * warps and is_resident(op, params, device, 1):
-            return replace(params, ahead=ahead_of(op, params, device), blocks=min(grids(op, params, device)))
+            return placed(op, params, device, min(grids(op, params, device)))
     return None
 
 
@@ -140,8 +143,8 @@ def takes_digits(op: LinearOp) -> bool:
 
 def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[Gemv]:
     shared_x = digits or not op.tiled_x
-    depths = (1, 2) if op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0 else (1,)
-    cuts = [(side, depth) for side in weight_format(op).sides for depth in depths if side == 4 or depth == 1]
+    sides, deep = weight_format(op).sides, depths(op, digits=digits)
+    cuts = [(side, depth) for side in sides for depth in deep if side == 4 or depth == 1]
     for warps, stages, (side, depth) in product(STREAM_WARPS, STAGES, cuts):
         for split in (1, device.cluster) if side == 4 else (1,):
             params = Gemv(warps, stages, side, split, 0, shared_x, digits=digits, bulk=True, split=split, depth=depth)
@@ -149,8 +152,18 @@ def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[G
             least = STREAM_WARPS[0]
             fits = warps <= max(own_steps, least) and (stages - 1) * warps < max(own_steps, 2 * least)
             if fits and is_resident(op, params, device, 1):
-                params = replace(params, early=lets_in_at_once(op, params, device), ahead=ahead_of(op, params, device))
-                yield from (replace(params, blocks=blocks) for blocks in grids(op, params, device))
+                yield from (placed(op, params, device, blocks) for blocks in grids(op, params, device))
+
+
+def depths(op: LinearOp, *, digits: bool) -> tuple[int, ...]:
+    """Neighbouring columns that a stage may have."""
+    return (1, 2) if op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0 else (1,)
+
+
+def placed(op: LinearOp, params: Gemv, device: Device, blocks: int) -> Gemv:
+    """With a grid, and what follows from the rest."""
+    early, ahead = lets_in_at_once(op, params, device), ahead_of(op, params, device)
+    return replace(params, blocks=blocks, early=early, ahead=ahead)
 
 
 def lets_in_at_once(op: LinearOp, params: Gemv, device: Device) -> bool:
