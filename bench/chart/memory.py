@@ -47,6 +47,19 @@ def kv_elements(model: dict[str, Any]) -> int:
     return int(2 * model["n_layers"] * (config.get("num_key_value_heads") or heads) * head_dim)
 
 
+def attention_width(model: dict[str, Any]) -> int:
+    """Elements of all queries of a token, in all layers."""
+    config = model["config"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(model["n_layers"] * config["num_attention_heads"] * head_dim)
+
+
+def head_weights(model: dict[str, Any]) -> int:
+    """Of the product that gives logits."""
+    config = model["config"]
+    return int(model["n_vocab"] * (config.get("word_embed_proj_dim") or config["hidden_size"]))
+
+
 def n_weights(manifest: dict[str, Any]) -> int:
     """About how many weights a model has."""
     return int(8 * manifest["memory"]["weight_bytes"] / bits(manifest))

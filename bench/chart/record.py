@@ -172,12 +172,22 @@ class Record:
         bandwidth, peak = self.bandwidth(panel), panel.peak_operations_per_s
         if not bandwidth or not panel.model:
             return None
-        rows = task.batch or task.length
         cache = task.batch * task.length * panel.model["kv_bytes_per_token"]
         seconds = (panel.model["step_bytes"] + cache) / bandwidth
         if peak:
-            seconds = max(seconds, 2 * rows * panel.model["n_weights"] / peak)
+            seconds = max(seconds, operations(panel.model, task) / peak)
         return float(task.n_tokens / seconds)
+
+
+def operations(model: dict[str, Any], task: Task) -> float:
+    """What the products of a task are: of a decode step, or of a whole prompt, whose last token alone needs logits, and
+    in which every token attends to those before it.  (What older records don't say of a model counts as nothing.)"""
+    n_weights, n = model["n_weights"], task.length
+    if task.batch:
+        return float(2 * task.batch * n_weights)
+    head, width = model.get("head_weights", 0), model.get("attention_width", 0)
+    attention = 2 * 2 * width * n * (n + 1) / 2
+    return float(2 * n * (n_weights - head) + 2 * head + attention)
 
 
 def spread(rates: Iterable[float]) -> Rate | None:

@@ -112,6 +112,8 @@ def panel_of(name: str, manifest: dict[str, Any], published: int, request: Reque
             "step_bytes": memory.step_bytes(manifest),
             "kv_bytes_per_token": manifest["kv_cache"]["bytes_per_token"],
             "n_weights": round(8 * memory.step_bytes(manifest) / memory.bits(manifest)),
+            "head_weights": memory.head_weights(manifest["model"]),
+            "attention_width": memory.attention_width(manifest["model"]),
             "target": manifest["target"]["name"],
             "compiled": {manifest["model"]["name"]: manifest.get("created", "")},
         },

@@ -159,9 +159,19 @@ def model_facts(said: Entry, base: str, quant: str | None) -> dict[str, Any]:
         "step_bytes": said["step_bytes"],
         "kv_bytes_per_token": said["kv_bytes_per_token"],
         "n_weights": round(8 * said["step_bytes"] / memory.bits(manifest)),
+        **shape_of(said, base),
         "target": said["target"],
         "compiled": {base: said["created"]},
     }
+
+
+def shape_of(said: Entry, base: str) -> dict[str, int]:
+    """What of a prompt's operations its weights don't tell; nothing where a model's configuration is not known."""
+    config = said.get("config") or known_config(base)
+    if not config:
+        return {}
+    model = {"config": config, "n_layers": config["num_hidden_layers"], "n_vocab": config["vocab_size"]}
+    return {"head_weights": memory.head_weights(model), "attention_width": memory.attention_width(model)}
 
 
 def systems_of(measured: Measured, model: str, base: str, panel: Panel) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,10 +206,15 @@ def task_of(text: str) -> Task:
 
 
 def published_context(name: str, otherwise: int) -> int:
+    return int(known_config(name).get("max_position_embeddings", otherwise))
+
+
+def known_config(name: str) -> dict[str, Any]:
+    """Of a known model; else nothing."""
     from llmc.compiler.frontend.known import KNOWN_MODELS
 
     known = KNOWN_MODELS.get(name.lower())
-    return int(known.config["max_position_embeddings"]) if known else otherwise
+    return dict(known.config) if known else {}
 
 
 def saved(records: Iterable[Record], path: Path) -> list[Record]:

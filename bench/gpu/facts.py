@@ -17,6 +17,7 @@ STAGE = "facts"
 DEVICE, MACHINE = "device", "machine"
 PACKAGES = ("numpy", "torch", "transformers", "triton")
 CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+BUSY = "clocks.sm,power.draw,temperature.gpu,clocks_throttle_reasons.active"
 TOOLS = ("nvcc", "compute-sanitizer", "ncu", "nvidia-smi")
 
 
@@ -55,9 +56,24 @@ def version(package: str) -> str | None:
 
 def asked_of_smi(fields: str) -> str | None:
     """As nvidia-smi says it: the driver's own interface knows no version but CUDA's, and no clock that is in use."""
+    asked = smi(fields)
+    return answered(asked) if asked else None
+
+
+def smi(fields: str) -> subprocess.Popen[str] | None:
+    """nvidia-smi, asked, for answered(); nothing where it is not there."""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
         return None
-    return answer.stdout.strip().splitlines()[0] if answer.stdout.strip() else None
+
+
+def answered(asked: subprocess.Popen[str]) -> str | None:
+    """The first line that it says."""
+    try:
+        said = asked.communicate(timeout=30)[0].strip()
+    except subprocess.TimeoutExpired:
+        asked.kill()
+        return None
+    return said.splitlines()[0] if said and not asked.returncode else None

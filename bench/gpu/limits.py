@@ -3,7 +3,7 @@ and what a launch costs that has next to nothing to do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -11,19 +11,24 @@ from typing import Any
 import numpy as np
 
 from llmc.bench.gpu.driver import Device, Kernel
+from llmc.bench.gpu.facts import BUSY, answered, smi
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
 
 STAGE = "limits"
 COPY, TORCH_COPY, PRODUCT, LAUNCH = "copy", "copy by PyTorch", "cuBLAS bf16", "launch"
+SUSTAINED = "cuBLAS bf16 sustained"
 COPY_LIMIT, PRODUCT_LIMIT = "copy bandwidth", "cuBLAS bf16"
 """As tuned records name them."""
 TIMES, TOGETHER = 7, 5
+LATE = 0.5
+"""Of a sustained run, the part that counts: clocks have settled by then."""
 
 
 def items(kit: Kit) -> Iterator[str]:
     yield from (COPY, TORCH_COPY, LAUNCH)
     yield from (f"{PRODUCT} {'x'.join(map(str, shape))}" for shape in kit.said["settings"]["products"])
+    yield SUSTAINED
 
 
 def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
@@ -37,6 +42,8 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
             return torch_copy(n_bytes)
         if name == LAUNCH:
             return launch(device, kit)
+        if name == SUSTAINED:
+            return sustained(kit.said["settings"]["products"][0], kit.said["settings"]["sustained_s"])
         m, n, k = map(int, name.removeprefix(f"{PRODUCT} ").split("x"))
         return product(m, n, k)
 
@@ -95,21 +102,53 @@ def product(m: int, n: int, k: int) -> dict[str, Any]:
     return {"gflop_per_s": 2 * m * n * k / seconds / 1e9, "us": 1e6 * seconds}
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
-    """The median of some runs, after three that do not count."""
+def sustained(shape: Sequence[int], seconds: float) -> dict[str, Any]:
+    """The same for as long as some long prompts take: a card that draws all its power turns its clock down, for
+    cuBLAS as for others.  While it runs, nvidia-smi says what the clock is, and why.  No limit: the best is one."""
     import time
 
     import torch
 
-    def once() -> float:
-        began = time.perf_counter()
-        for _ in range(TOGETHER):  # the host's part of one would show
-            work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return (time.perf_counter() - began) / TOGETHER
+    m, n, k = shape
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(m, k, dtype=torch.bfloat16, device=device)
+    weight = torch.randn(n, k, dtype=torch.bfloat16, device=device)
+    asked, began = smi(BUSY), time.perf_counter()
+    times: list[float] = []
+    while not times or time.perf_counter() - began < seconds:
+        times.append(together_s(lambda: x @ weight.T))
+    late = times[int(LATE * len(times)) :]
+    return {
+        "sustained_gflop_per_s": 2 * m * n * k / median(late) / 1e9,
+        "products": TOGETHER * len(times),
+        "clocks": asked and answered(asked),
+    }
 
-    return median([once() for _ in range(TIMES + 3)][3:])
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """The median of some runs, after three that do not count."""
+    return median([together_s(work) for _ in range(TIMES + 3)][3:])
+
+
+def together_s(work: Callable[[], Any]) -> float:
+    """Of one of some in a row: the host's part of one alone would show."""
+    import time
+
+    import torch
+
+    began = time.perf_counter()
+    for _ in range(TOGETHER):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / TOGETHER
+
+
+def said(journal: Journal) -> Iterator[str]:
+    """What a long run came to, in words."""
+    if long := journal.results(STAGE).get(SUSTAINED):
+        rate, clocks = long["sustained_gflop_per_s"], long["clocks"]
+        yield f"{SUSTAINED}: {rate:,.0f} G/s over {long['products']} products; {BUSY}: {clocks or 'not known'}"
 
 
 def found(journal: Journal) -> dict[str, float]:

@@ -52,6 +52,7 @@ class Ours:
             "created": self.model.manifest.get("created", ""),
             "weight_bytes": self.said["weight_bytes"],
             "step_bytes": self.step_bytes(0, 0)["bytes"],
+            "config": self.model.manifest["model"]["config"],
             "kv_bytes_per_token": self.model.info.kv_bytes_per_token,
             "device": self.model.info.device,
         }

@@ -36,7 +36,7 @@ def run_under(
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "LLMC_REFERENCE": "cpu"},
+            env={**os.environ, "LLMC_REFERENCE": "cpu", "OMP_NUM_THREADS": "1"},  # many of these run beside each other
         )
         found = {item: entry for item, entry in journal.latest(stage).items() if wanted(item)}
         return answer.returncode, answer.stdout + answer.stderr, found

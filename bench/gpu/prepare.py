@@ -62,6 +62,7 @@ SETTINGS: dict[str, Any] = {
     "copy_bytes": 2 << 30,
     "launches": 200,
     "products": [[8192, 8192, 8192], [2048, 12288, 4096], [2048, 4096, 4096], [2048, 22016, 4096], [2048, 4096, 11008]],
+    "sustained_s": 1.0,
     "l2_bytes": 60 << 20,
     "shortest_ms": 1.0,
     "replays": 7,

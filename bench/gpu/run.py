@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""
+LATEST_S = 10
+"""Behind its deadline a process that works ends, even if it hangs, and even if nobody watches it."""
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
@@ -46,6 +49,7 @@ def main() -> None:
     if options.work:
         from llmc.bench.gpu.work import work
 
+        signal.alarm(max(1, int(options.deadline - time.time()) + LATEST_S))
         sys.exit(work(plan.named(options.work), kit, journal, options.deadline))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():

@@ -33,6 +33,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     rates = limits.found(journal)
     yield ""
     yield ", ".join(f"{name}: {rate / 1e9:,.0f} G/s" for name, rate in rates.items()) or "no limit is measured"
+    yield from limits.said(journal)
     yield ""
     yield from table(("call", "µs", "of the limit", "schedule", "own: µs"), best_rows(journal, rates))
     yield ""

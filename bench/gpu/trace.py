@@ -16,8 +16,8 @@ Span = tuple[float, float, str]
 DIGEST = re.compile(r"_[0-9a-f]{8}$")
 
 
-LAST = 180
-"""Kernels of a step of 32 layers, and some more."""
+LAST = 300
+"""Kernels of a step of 32 layers, and some more; of a prompt's, which has norms besides."""
 
 
 def traced(work: Callable[[], object]) -> dict[str, Any]:

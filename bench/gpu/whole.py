@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "short": [[1, 128], [8, 128], [1, 1024], [8, 1024]],
     "decode": [[batch, length] for batch in (1, 8, 2, 4) for length in (128, 1024, 2048, 4096)],
     "timeline": [[1, 128], [8, 128]],
+    "traced_prompts": [2048],
     "quantised": [[1, 128], [8, 128], [1, 1024]],
     "compiled": [[1, 128], [8, 128]],
     "flash": [[1, 4096], [8, 4096]],
@@ -68,7 +69,16 @@ class Wish:
 QUANTISED_POINTS = (("decode", "quantised"), ("timeline", "timeline"), ("prefill", "prefill"))
 WISHES = (
     Wish(SHORT, False, (("decode", "short", (LLMC, HF, GRAPH)), ("timeline", "timeline", (LLMC,))), logits=True),
-    Wish(POINTS, False, (("decode", "decode", (LLMC, HF, GRAPH)), ("prefill", "prefill", (LLMC, HF))), backwards=True),
+    Wish(
+        POINTS,
+        False,
+        (
+            ("prefill", "prefill", (LLMC, HF)),
+            ("timeline", "traced_prompts", (LLMC,)),
+            ("decode", "decode", (LLMC, HF, GRAPH)),
+        ),
+        backwards=True,
+    ),
     Wish(QUANTISED, True, tuple((task, points, (LLMC,)) for task, points in QUANTISED_POINTS)),
     Wish(COMPILED_POINTS, False, (("decode", "compiled", (COMPILED,)), ("decode", "flash", (FLASH,)))),
     Wish(MANY, False, (("decode", "decode_large", (LLMC,)),), backwards=True),
@@ -145,6 +155,8 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
             return compare(subject, journal, model, system)
         if task == "prefill":
             return {"seconds": subject.prefill(int(rest[0])), "tokens": int(rest[0])}
+        if task == "timeline" and "x" not in rest[0]:
+            return traced(lambda: subject.prefill(int(rest[0])))
         batch, length = map(int, rest[0].split("x"))
         if task == "timeline":
             return traced(lambda: subject.decode(batch, length, system))

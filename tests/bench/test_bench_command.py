@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.bench import limits
-from llmc.bench.chart.record import Record
+from llmc.bench.chart.record import Record, operations
 from llmc.bench.chart.request import Task, number, numbers
 from llmc.cli.main import main
 from llmc.runtime.errors import LlmcError
@@ -44,6 +44,15 @@ def test_systems_take_turns_at_every_point(fakes: Fakes, file: Path) -> None:
     assert [line for line in lines if "load" not in line and warm_up not in line] == [
         line for line in turns * 2 if warm_up not in line
     ]
+
+
+def test_a_prompt_is_set_against_all_that_it_multiplies() -> None:
+    """100 weights for each of three tokens, logits (20 of them) for the last; attention to 1 + 2 + 3 tokens, scores and
+    sums of 8 elements a layer."""
+    model = {"n_weights": 100, "head_weights": 20, "attention_width": 8}
+    assert operations(model, Task(0, 3)) == 2 * (3 * 80 + 20) + 2 * 2 * 8 * (1 + 2 + 3)
+    assert operations({"n_weights": 100}, Task(0, 3)) == 2 * 3 * 100
+    assert operations(model, Task(4, 3)) == 2 * 4 * 100
 
 
 def test_the_record_has_what_the_chart_needs(fakes: Fakes, file: Path) -> None:

@@ -39,12 +39,14 @@ TINY: dict[str, Any] = {
     "copy_bytes": 1 << 16,
     "launches": 2,
     "products": [[64, 64, 64]],
+    "sustained_s": 0.0,
     "l2_bytes": 1 << 12,
     "shortest_ms": 0.0,
     "replays": 2,
     "short": [[1, 40]],
     "decode": [[1, 40]],
     "timeline": [[1, 40]],
+    "traced_prompts": [40],
     "quantised": [],
     "compiled": [],
     "flash": [],
@@ -428,7 +430,7 @@ def test_kernels_run_under_a_sanitizer(kit: Path, tmp_path: Path) -> None:
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(SANITIZER)
     tool.chmod(0o755)
-    wanted = ("memcheck odd attention", "racecheck odd gemm")
+    wanted = ("memcheck odd attention bf16", "racecheck odd gemm")
     known = Journal(tmp_path / "known.jsonl")
     for item in sanitize.items(Kit(kit / "kit")):
         if item not in wanted:
@@ -437,4 +439,5 @@ def test_kernels_run_under_a_sanitizer(kit: Path, tmp_path: Path) -> None:
     journal = run(kit, tmp_path / "out", *options, PATH=f"{tmp_path}:{os.environ['PATH']}")
     attention, gemm = (journal.latest(sanitize.STAGE)[item] for item in wanted)
     assert attention["kernels"] == attention["of"] > 0
+    assert "odd attention bf16" in attention["slowest"]
     assert gemm["error"] == "RuntimeError: racecheck, exit status 86: ERROR SUMMARY: racecheck"
