@@ -98,6 +98,23 @@ __device__ __forceinline__ uint4 pack_eight(const Eight &x) {
                       pack2<T>(x.at[6], x.at[7]));
 }
 
+// Elements 2 i and 2 i + 1 of what pack_eight() made; and all of them.
+template <class T>
+__device__ __forceinline__ float2 unpack_pair(uint4 packed, int i) {
+    const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
+    return unpack2<T>(words[i]);
+}
+template <class T>
+__device__ __forceinline__ Eight unpack_eight(uint4 packed) {
+    Eight x;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float2 pair = unpack_pair<T>(packed, i);
+        x.at[2 * i] = pair.x, x.at[2 * i + 1] = pair.y;
+    }
+    return x;
+}
+
 // To shared memory.
 template <class T>
 __device__ __forceinline__ void put_chunk(T *shared, uint4 chunk) {

@@ -34,12 +34,7 @@ __device__ __forceinline__ void put_own(float *own, typename Shape::Kv *page, in
     } else {
         const uint4 packed = pack_eight<typename Shape::T>(x);
         if (page) store_16(page + 8 * (chunk * kPageTokens + token), packed);
-        const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float2 pair = unpack2<typename Shape::T>(words[i]);
-            kept.at[2 * i] = pair.x, kept.at[2 * i + 1] = pair.y;
-        }
+        kept = unpack_eight<typename Shape::T>(packed);
     }
     put_eight(own + 8 * chunk, kept);
 }
@@ -96,11 +91,10 @@ __device__ __forceinline__ void score_own(const typename Shape::T *q, const floa
             } else {
                 x = load_16(q + 8 * (chunk * 16 + query));
             }
-            const uint32_t words[4] = {x.x, x.y, x.z, x.w};
             const Eight key = load_eight(own + 8 * chunk);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const float2 pair = unpack2<typename Shape::T>(words[i]);
+                const float2 pair = unpack_pair<typename Shape::T>(x, i);
                 sum = fmaf(pair.x, key.at[2 * i], fmaf(pair.y, key.at[2 * i + 1], sum));
             }
         }

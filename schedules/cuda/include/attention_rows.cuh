@@ -63,16 +63,7 @@ struct QkvRow {
     __device__ __forceinline__ Chunk load(int column) const {
         return load_16(from + activation_index(m_padded, row, column));
     }
-    __device__ static __forceinline__ Eight numbers(const Chunk &chunk) {
-        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-        Eight x;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float2 pair = unpack2<Q>(words[i]);
-            x.at[2 * i] = pair.x, x.at[2 * i + 1] = pair.y;
-        }
-        return x;
-    }
+    __device__ static __forceinline__ Eight numbers(const Chunk &chunk) { return unpack_eight<Q>(chunk); }
     __device__ __forceinline__ float operator[](int column) const {
         return to_float(from[activation_index(m_padded, row, column)]);
     }
