@@ -172,8 +172,68 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
     }
 }
 
+// The first copies of this warp's tokens: as many as find room.
+template <class Shape>
+__device__ __forceinline__ Copies<Shape> begin_copies(typename Shape::Kv *ring, const typename Shape::Kv *kv,
+                                                      const int *page_table, const Part &part,
+                                                      const Fresh<Shape> &fresh) {
+    using S = Stream<Shape>;
+    Copies<Shape> copies = {ring + team_warp<Shape>() * Shape::slots * S::block, kv,
+                            page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * chunks_of<Shape>(part), 0};
+#pragma unroll 1
+    for (int i = 0; i < Shape::slots; i++) copies.ask(part, fresh);
+    return copies;
+}
+
+// Positions of the step's rows, for all warps of the team; by its first.
+template <class Shape>
+__device__ __forceinline__ void put_positions(int *new_at, const Fresh<Shape> &fresh) {
+    using S = Stream<Shape>;
+#pragma unroll
+    for (int j = 0; j < S::per_lane; j++)
+        if (32 * j + lane_index() < 16 * S::fresh_groups) new_at[32 * j + lane_index()] = fresh.at[j];
+}
+
+// 16 rows of the step as keys and values, at positions `at`.
+template <class Shape>
+__device__ __forceinline__ void attend_fresh(Gathered<Shape> &state, const StreamQueries<Shape> &q, const Part &part,
+                                             const typename Shape::Kv *keys, const int *at) {
+    float s[2][4];
+    score_chunk<Shape>(s, q, keys);
+    attend<Shape>(state, part, s, true, false, [&](int i) { return at[i]; });
+    add_values<Shape, kTokens, kTokens>(state, s, keys + Stream<Shape>::block);
+}
+
+// The result of a row that pads the step: zeros, by the teams of each group's first heads.
+template <class Shape>
+__device__ __forceinline__ void write_padding(const Part &part, typename Shape::Out *out) {
+    using S = Stream<Shape>;
+    if (part.split || part.head % kGroup<Shape>) return;
+    wait_for_previous();
+    const bool is_end = part.kv_head == Shape::kv_heads - 1;
+    const int from = part.kv_head * S::group * S::D;
+    write_zeros<Shape>(out, part.row, from, is_end ? kPaddedColumns<Shape> : from + S::group * S::D,
+                       team_thread<Shape>(), S::threads);
+}
+
+// The columns by which a tiled result is padded, by the team of the last heads.
+template <class Shape>
+__device__ __forceinline__ void write_end(const Part &part, typename Shape::Out *out) {
+    using S = Stream<Shape>;
+    if (part.split == 0 && part.head + S::tile_heads >= Shape::heads)
+        for (int row = part.row; row < part.row + part.count; row++)
+            write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, team_thread<Shape>(), S::threads);
+}
+
 // qkv [M, (H + 2 KH) D], cos, sin [M, RD/2], positions [M], page_table [M, P], kv: this layer's part of page 0,
 // out [M, H D], partial, counters [units]; a team for each (split, unit).
+//
+// Positions and page tables are on the GPU when the step's graph is launched (the host has waited for the copy), or are
+// copied in front of it in its stream; no kernel writes them, and what is copied while the graph runs goes to the other
+// half of the input. Earlier steps wrote their pages in graphs before it. The graph's first kernel waits for all of
+// that, and each other one begins after blocks of the one before it have begun: so they may be read before the wait.
+// What this step's own kernels write (qkv; cos and sin, which are gathered) may not: only the wait says that those have
+// ended. The launch behind begins when all blocks here have, so it takes no room away from them.
 template <class Shape>
 __device__ __forceinline__ void attention_stream(const float *qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
@@ -181,52 +241,29 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
     using S = Stream<Shape>;
     using T = typename Shape::T;
     using Kv = typename Shape::Kv;
+    __shared__ int all_new_at[S::teams][16 * S::fresh_groups];
+    __shared__ float all_own_scores[S::teams][16];
     const int team = team_index<Shape>();
     Kv *ring = reinterpret_cast<Kv *>(dynamic_shared());
     T *q = reinterpret_cast<T *>(ring + S::ring);
     unsigned char *news = reinterpret_cast<unsigned char *>(q + S::teams * 16 * S::D) + team * S::new_bytes;
     ring += team * S::team * Shape::slots * S::block, q += team * 16 * S::D;
-    float *own = reinterpret_cast<float *>(news);
+    float *own = reinterpret_cast<float *>(news), *own_scores = all_own_scores[team];
     Kv *new_keys = S::team == 1 ? ring : reinterpret_cast<Kv *>(news);
-    __shared__ int all_new_at[S::teams][16 * S::fresh_groups];
-    __shared__ float all_own_scores[S::teams][16];
     int *new_at = all_new_at[team];
-    float *own_scores = all_own_scores[team];
 
-    // Positions and page tables are on the GPU when the step's graph is launched (the host has waited for the copy), or are
-    // copied in front of it in its stream; no kernel writes them, and what is copied while the graph runs goes to the other
-    // half of the input. Earlier steps wrote their pages in graphs before it. The graph's first kernel waits for all of
-    // that, and each other one begins after blocks of the one before it have begun: so they may be read before the wait.
-    // What this step's own kernels write (qkv; cos and sin, which are gathered) may not: only the wait says that those have
-    // ended.
-    // The launch behind begins when all blocks here have, so it takes no room away from them.
     let_next_start();
     Part part;
     if (!find_unit<Shape>(positions, page_table, part)) return;
-    if (part.first < 0) {  // a row that pads the step
-        if (part.split || part.head % kGroup<Shape>) return;
-        wait_for_previous();
-        const bool is_end = part.kv_head == Shape::kv_heads - 1;
-        const int from = part.kv_head * S::group * S::D;
-        write_zeros<Shape>(out, part.row, from, is_end ? kPaddedColumns<Shape> : from + S::group * S::D,
-                           team_thread<Shape>(), S::threads);
-        return;
-    }
+    if (part.first < 0) return write_padding<Shape>(part, out);
     const Fresh<Shape> fresh = fresh_rows<Shape>(positions, page_table, part);
     if (!share_pages<Shape>(fresh, part)) return;
-    Copies<Shape> copies = {ring + team_warp<Shape>() * Shape::slots * S::block, kv,
-                            page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * chunks_of<Shape>(part), 0};
-#pragma unroll 1
-    for (int i = 0; i < Shape::slots; i++) copies.ask(part, fresh);
+    Copies<Shape> copies = begin_copies<Shape>(ring, kv, page_table, part, fresh);
     const bool is_last = part.split == part.splits - 1, is_alone = Shape::rows == 1 || fresh.n == 1;
     uint32_t groups = is_last && !is_alone ? fresh.groups : 0;  // of new rows, not yet attended
     if (!is_last || !is_alone) own = nullptr;
     clear_queries<Shape>(q);
-    if (groups && team_warp<Shape>() == 0) {
-#pragma unroll
-        for (int j = 0; j < S::per_lane; j++)
-            if (32 * j + lane_index() < 16 * S::fresh_groups) new_at[32 * j + lane_index()] = fresh.at[j];
-    }
+    if (groups && team_warp<Shape>() == 0) put_positions<Shape>(new_at, fresh);
     team_barrier<Shape>();
     wait_for_previous();
 
@@ -251,21 +288,14 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
             team_barrier<Shape>();  // 16 new keys are there
         }
         const int group = __ffs(groups) - 1;
-        if (team_warp<Shape>() == group % S::team) {
-            float s[2][4];
-            score_chunk<Shape>(s, queries, new_keys);
-            attend<Shape>(state, part, s, true, false, [&](int i) { return new_at[16 * group + i]; });
-            add_values<Shape, kTokens, kTokens>(state, s, new_keys + S::block);
-        }
+        if (team_warp<Shape>() == group % S::team)
+            attend_fresh<Shape>(state, queries, part, new_keys, new_at + 16 * group);
     }
-
     team_barrier<Shape>();
     float *o = reinterpret_cast<float *>(ring);
     float2 *tops = reinterpret_cast<float2 *>(q);
     hand_over<Shape>(state, part, o, tops);
     team_barrier<Shape>();  // sums are there
     merge<Shape>(part, o, tops, own ? own + S::D : nullptr, own_scores, out, partial, counters);
-    if (part.split == 0 && part.head + S::tile_heads >= Shape::heads)
-        for (int row = part.row; row < part.row + part.count; row++)
-            write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, team_thread<Shape>(), S::threads);
+    write_end<Shape>(part, out);
 }
