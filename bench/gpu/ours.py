@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Ours:
             "created": self.model.manifest.get("created", ""),
             "weight_bytes": self.said["weight_bytes"],
             "step_bytes": self.step_bytes(0, 0)["bytes"],
+            "n_weights": sum(prod(w["shape"]) for w in self._read_by_steps()),
             "config": self.model.manifest["model"]["config"],
             "kv_bytes_per_token": self.model.info.kv_bytes_per_token,
             "device": self.model.info.device,
@@ -87,10 +89,12 @@ class Ours:
 
     def step_bytes(self, batch: int, length: int) -> dict[str, int]:
         """What a step must read: weights, without the tables of which it looks up rows, and the contexts."""
-        weights = self.said["weights"]
-        tables = sum(w["bytes"] for w in weights if w["layout"]["kind"] == "RowMajor" and w["bytes"] > 1 << 20)
         cache = batch * length * self.model.info.kv_bytes_per_token
-        return {"bytes": sum(w["bytes"] for w in weights) - tables + cache}
+        return {"bytes": sum(w["bytes"] for w in self._read_by_steps()) + cache}
+
+    def _read_by_steps(self) -> list[dict[str, Any]]:
+        """The weights, without the tables."""
+        return [w for w in self.said["weights"] if w["layout"]["kind"] != "RowMajor" or w["bytes"] <= 1 << 20]
 
     def logits(self, prompt: list[int]) -> np.ndarray[Any, Any]:
         return self.model.logits(prompt)

@@ -38,8 +38,10 @@ class Results:
         with self.path.open("a") as file:
             file.write(json.dumps({"stage": stage, "item": item, "event": event, "at": 1.8e9, **said}) + "\n")
 
-    def model(self, name: str, quant: str = "none", created: str = "first", step_bytes: int = 10**9) -> None:
-        sizes: dict[str, Any] = {"weight_bytes": 2 * step_bytes, "step_bytes": step_bytes}
+    def model(
+        self, name: str, quant: str = "none", created: str = "first", step_bytes: int = 10**9, **counted: int
+    ) -> None:
+        sizes: dict[str, Any] = {"weight_bytes": 2 * step_bytes, "step_bytes": step_bytes, **counted}
         self.say("whole", f"{name} llmc load", quant=quant, created=created, version="llmc 0", **sizes, **LOAD)
         if quant == "none":
             self.say("whole", f"{name} hf load", load_s=9.0, version="transformers 0")
@@ -115,6 +117,14 @@ def test_quantised_weights_stand_beside_what_they_were_quantised_from(results: R
     ratio = record.speedup(panel, "llmc", "hf", Task(1, 128))
     assert ratio
     assert ratio.median == pytest.approx(8.0)
+
+
+def test_how_many_weights_a_step_multiplies_is_counted_or_guessed_from_bytes(results: Results) -> None:
+    results.model("opt-6.7b-int4", "int4", step_bytes=4_500_000, n_weights=7_900_000)
+    results.decode("opt-6.7b-int4", "llmc", "1x128", 0.001)
+    plain, quantised = records_of([results.path])[0].panels
+    assert (plain.model["n_weights"], quantised.model["n_weights"]) == (5 * 10**8, 7_900_000)
+    assert plain.model["head_weights"] == 50272 * 4096  # as a model of that name has
 
 
 def test_two_cards_are_two_records(results: Results, tmp_path: Path) -> None:
