@@ -76,7 +76,8 @@ class Stream:
 class Tile:
     """stages: pages in a block's shared memory.  groups: warpgroups of 64 rows of a block that multiply by `wgmma`;
     0: one of 64 rows by `mma.sync`.  Of `wgmma`: pad, tokens that chunks of V in shared memory are more than a page
-    apart; in_turn, whether warpgroups ask for products in turn; blocks, how many at most share the rows and heads."""
+    apart, for the tuner to choose (with heads of 128 an H200 gained nothing by it); in_turn, whether warpgroups ask for
+    products in turn; blocks, how many at most share the rows and heads."""
 
     stages: int
     groups: int = 0

@@ -23,7 +23,7 @@ class Gemv:
     shared_x: x is kept in shared memory, not read again for each band.
     early: the next kernel is let in at once, not when the last weights have been asked for.
     apart: a norm is a launch of its own in front, not each block's first work.
-    digits: x is multiplied in two digits of 8 bits, by codes as they are (include/gemv_digits.cuh); it is shared.
+    digits: x is multiplied in two digits of 8 bits, by int4 codes as they are (include/gemv_digits.cuh); it is shared.
     bulk: stages come by bulk copies (include/gemv_ring.cuh).
     split: blocks, of a cluster, that share bands (include/gemv_split.cuh).
     depth: neighbouring columns in a stage, of four strips."""

@@ -1,4 +1,4 @@
-// Products of whole numbers: codes of 8 and 4 bits as they are stored, by x in two digits of 8 bits. Nothing is widened.
+// Products of whole numbers: codes of 4 bits as they are stored, by x in two digits of 8 bits. Nothing is widened.
 //
 // Of a column (64 of K) a token's x is q · unit, unit a power of two for which the largest |q| has 15 bits; q = 256 high +
 // low, both signed bytes. A number of 8 significant bits is exact unless it is smaller than a 128th of the column's
@@ -10,9 +10,8 @@
 // so that lane 4 g + t has both digits of the sums of token t, rows g and g + 8. Which element of K a byte stands for is
 // the weight's matter (quant_strips.py); x is stored in the same order, 16 bytes for each digit and t:
 //
-//     word i (of two a half), byte b      pair p of the lane's four, element b / 2 of the pair
-//     8 bits                              p = 2 i + b % 2
-//     4 bits                              p = i + 2 (b % 2)           (the low nibbles of a word, then the high ones)
+//     word i (of two a half), byte b      element b / 2 of the lane's pair i + 2 (b % 2)
+//                                         (the low nibbles of a word, then the high ones)
 #pragma once
 
 #include "gemv_quant.cuh"
@@ -21,6 +20,7 @@
 template <class G>
 struct GemvDigits {
     static_assert(!G::kDigits || (G::kM <= 4 && G::kTiledX && G::kSharedX && G::kDepth == 1), "tokens in digits");
+    static_assert(!G::kDigits || G::Weight::kGroupScales, "codes of 4 bits");
     static constexpr int kColumns = ceil_div(G::kK, kTile);
     static constexpr int kStride = G::kSplit * G::kWarps;  // from a warp's column to its next
     static constexpr int kItems = ceil_div(kColumns, kStride) * G::kM;  // of a warp: a column of a token
@@ -112,23 +112,17 @@ struct GemvDigits {
 template <class Weight, class Column>
 __device__ __forceinline__ void multiply_digits(float (&sums)[2], const Weight &weight, const Column &x) {
     const uint32_t b[2][2] = {{x.digits.x, x.digits.y}, {x.digits.z, x.digits.w}};
-    int d[4] = {};
     float groups[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t a[4];
+        int d[4] = {};
         weight.codes(a, half);
         mma_16832(d, a, b[half]);
-        if constexpr (Weight::kGroupScales) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                groups[i] += weight.scale(half, i) * static_cast<float>(256 * d[2 * i] + d[2 * i + 1]);
-                d[2 * i] = d[2 * i + 1] = 0;
-            }
-        }
+        for (int i = 0; i < 2; i++)
+            groups[i] += weight.scale(half, i) * static_cast<float>(256 * d[2 * i] + d[2 * i + 1]);
     }
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sums[i] += x.unit * (Weight::kGroupScales ? groups[i] : static_cast<float>(256 * d[2 * i] + d[2 * i + 1]));
-    }
+    for (int i = 0; i < 2; i++) sums[i] += x.unit * groups[i];
 }

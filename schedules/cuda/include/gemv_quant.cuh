@@ -90,15 +90,6 @@ struct ByteWeight {
     }
 
     __device__ float scale(int, int) const { return 1.0f; }
-
-    // As signed bytes (gemv_digits.cuh): which word and byte of a half a lane's pairs begin in, and the left operand.
-    static constexpr float kCodeUnit = 1.0f;
-    static __device__ constexpr int word_of(int pair) { return pair / 2; }
-    static __device__ constexpr int byte_of(int pair) { return pair % 2; }
-
-    __device__ __forceinline__ void codes(uint32_t (&a)[4], int half) const {
-        a[0] = halves[half].x, a[1] = halves[half].z, a[2] = halves[half].y, a[3] = halves[half].w;
-    }
 };
 
 template <class T>
@@ -156,7 +147,8 @@ struct Int4Weight {
         return row ? both.y : both.x;
     }
 
-    // As signed bytes, 16 times what they stand for.
+    // As signed bytes (gemv_digits.cuh), 16 times what they stand for: which word and byte of a half a lane's pairs begin
+    // in, and the left operand.
     static constexpr float kCodeUnit = 1.0f / 16;
     static __device__ constexpr int word_of(int pair) { return pair % 2; }
     static __device__ constexpr int byte_of(int pair) { return pair / 2; }

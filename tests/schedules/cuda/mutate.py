@@ -24,7 +24,7 @@ SYNCHRONISING = re.compile(
 )
 """Statements that make threads, copies or products wait for each other."""
 
-MACHINE = ("device.cuh", "wgmma.cuh")
+MACHINE = ("device.cuh", "bulk_copy.cuh", "wgmma.cuh")
 """Headers that say what the machine does, not what a kernel does."""
 
 
