@@ -26,6 +26,20 @@ static CUdeviceptr space(const llmc_model *model, int space)
 
 /* -- open and close ----------------------------------------------------------------------------------------------- */
 
+/* What graphs take of the GPU's memory the driver says only by refusing: then the cache gives way, by more each time. */
+static llmc_status bind_and_capture(llmc_model *model, const llmc_options *options)
+{
+    llmc_status status;
+    uint64_t n_bytes = 64 << 20;
+    do {
+        plans_bind(&model->plans, &model->spaces, 1);
+        status = model->cuda->is_one_by_one ? LLMC_OK : cuda_capture(model);
+        if (status) cuda_drop_graphs(model);
+        n_bytes *= 2;
+    } while (status == LLMC_ERROR_MEMORY && cuda_shrink_cache(model, options, n_bytes / 2));
+    return status;
+}
+
 static llmc_status open_in_context(llmc_model *model, const llmc_options *options)
 {
     cuda *cuda = model->cuda;
@@ -35,9 +49,7 @@ static llmc_status open_in_context(llmc_model *model, const llmc_options *option
     if (result) return cuda_failed(model, result, "making a stream");
     llmc_status status = cuda_load_kernels(model);
     if (!status) status = cuda_take_memory(model, options);
-    if (status) return status;
-    plans_bind(&model->plans, &model->spaces, 1);
-    return cuda->is_one_by_one ? LLMC_OK : cuda_capture(model);
+    return status ? status : bind_and_capture(model, options);
 }
 
 static llmc_status cuda_open(llmc_model *model, const llmc_options *options)
@@ -65,10 +77,7 @@ static void give_back(llmc_model *model)
     if (cuda->stream) driver->cuStreamSynchronize(cuda->stream);
     for (uint32_t i = 0; i < cuda->n_events; i++) driver->cuEventDestroy(cuda->events[i]);
     if (cuda->known) driver->cuEventDestroy(cuda->known);
-    for (uint32_t i = 0; cuda->graphs && i < 2 * model->plans.header.n_plans; i++)
-        if (cuda->graphs[i]) driver->cuGraphExecDestroy(cuda->graphs[i]);
-    for (uint32_t i = 0; cuda->pairs && i < 2 * model->plans.n_heads; i++)
-        if (cuda->pairs[i]) driver->cuGraphExecDestroy(cuda->pairs[i]);
+    cuda_drop_graphs(model);
     if (cuda->pinned) driver->cuMemFreeHost(cuda->pinned);
     if (cuda->memory) driver->cuMemFree(cuda->memory);
     if (cuda->kv) driver->cuMemFree(cuda->kv);

@@ -173,6 +173,9 @@ llmc_status cuda_lose(llmc_model *model, CUresult result, const char *where);
 
 /* Take memory for weights, cache and activations, set model->kv, spaces, shift and input, and copy the weights. */
 llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options);
+/* Take a cache that is smaller by n_bytes, or of one page, so that what memory did not suffice for may find room. 0: its
+ * size was asked for, or is one page. Arguments are to be bound anew. */
+int cuda_shrink_cache(llmc_model *model, const llmc_options *options, uint64_t n_bytes);
 
 /* -- cuda_graph.c ------------------------------------------------------------------------------------------------- */
 
@@ -180,6 +183,9 @@ llmc_status cuda_load_kernels(llmc_model *model);
 /* Make a graph of each plan, and one of each pair of plans that a step of single tokens takes; of pairs and samplers one
  * for each turn. */
 llmc_status cuda_capture(llmc_model *model);
+void cuda_drop_graphs(llmc_model *model);
+/* Launches in all of them. */
+uint64_t cuda_count_nodes(const llmc_model *model);
 /* Start a plan, in turn 0 unless it is a sampler. */
 llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn);
 /* The turn of the next step, if it has this body and this head: the other one, or 0 if that has no graph. */

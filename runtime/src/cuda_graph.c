@@ -177,6 +177,33 @@ llmc_status cuda_capture(llmc_model *model)
     return result ? cuda_failed(model, result, "making graphs of the plans") : LLMC_OK;
 }
 
+void cuda_drop_graphs(llmc_model *model)
+{
+    cuda *cuda = model->cuda;
+    const plans *plans = &model->plans;
+    for (uint32_t i = 0; cuda->graphs && i < 2 * plans->header.n_plans; i++)
+        if (cuda->graphs[i]) cuda->driver.cuGraphExecDestroy(cuda->graphs[i]);
+    for (uint32_t i = 0; cuda->pairs && i < 2 * plans->n_heads; i++)
+        if (cuda->pairs[i]) cuda->driver.cuGraphExecDestroy(cuda->pairs[i]);
+    free(cuda->graphs);
+    free(cuda->pairs);
+    cuda->graphs = cuda->pairs = NULL;
+}
+
+uint64_t cuda_count_nodes(const llmc_model *model)
+{
+    const plans *plans = &model->plans;
+    const uint32_t n = plans->header.n_plans;
+    uint64_t n_nodes = 0;
+    if (model->cuda->is_one_by_one) return 0;
+    for (uint32_t i = 0; i < n; i++) n_nodes += (i < n - plans->n_samplers ? 1ull : 2ull) * plans->all[i].n_calls;
+    for (uint32_t i = 0; i < plans->n_heads; i++) {
+        const plan *head = plans->heads + i, *body = body_of(plans, head);
+        if (body) n_nodes += 2ull * (body->n_calls + head->n_calls);
+    }
+    return n_nodes;
+}
+
 /* -- one by one --------------------------------------------------------------------------------------------------- */
 
 static llmc_status run_one_by_one(llmc_model *model, const plan *plan, uint32_t turn)

@@ -11,14 +11,15 @@
 #include "cuda.h"
 
 enum {
-    SPARE_BYTES = 64 << 20,  /* left free: graphs, and what the driver takes as it goes */
+    SPARE_BYTES = 64 << 20,  /* left free: what the driver takes as it goes */
+    NODE_BYTES = 8 << 10,    /* and that for each launch in a graph: an estimate, see cuda_shrink_cache */
     BOUNCE_BYTES = 32 << 20, /* of each of the two buffers that weights pass through */
 };
 
 /* -- room --------------------------------------------------------------------------------------------------------- */
 
 typedef struct needs {
-    uint64_t weights, page, activations, n_free;
+    uint64_t weights, page, activations, spare, n_free;
     uint64_t kv_tokens;
     int is_asked; /* that many tokens, and not as many as fit */
 } needs;
@@ -34,7 +35,7 @@ static llmc_status check_room(const llmc_model *model, needs *needs)
 {
     const double gb = 1e9;
     uint64_t page_tokens = model->plans.header.page_tokens, n_pages = pages_of(model, needs->kv_tokens);
-    uint64_t fixed = needs->weights + needs->activations + SPARE_BYTES;
+    uint64_t fixed = needs->weights + needs->activations + needs->spare;
     uint64_t left = needs->n_free > fixed ? needs->n_free - fixed : 0;
     int fits = !needs->page ? needs->n_free >= fixed : n_pages <= left / needs->page;
     if (fits) return LLMC_OK;
@@ -224,6 +225,36 @@ static llmc_status upload(llmc_model *model, const llmc_options *options)
     return status;
 }
 
+/* -- the cache ---------------------------------------------------------------------------------------------------- */
+
+/* For n_tokens. Nothing may depend on what was there before. */
+static llmc_status take_cache(llmc_model *model, uint64_t n_tokens)
+{
+    cuda *cuda = model->cuda;
+    llmc_status status = kv_open(&model->kv, &model->plans.header, n_tokens, model->file.path);
+    const uint64_t n_bytes = model->kv.n_pages * model->kv.page_bytes;
+    if (!status) status = take(model, &cuda->kv, n_bytes, "taking memory for the KV cache");
+    if (status) return status;
+    model->spaces.base[LLMC_SPACE_KV] = model->kv.pages = address(cuda->kv);
+    CUresult result = n_bytes ? cuda->driver.cuMemsetD8Async(cuda->kv, 0, n_bytes, cuda->stream) : CUDA_SUCCESS;
+    return result ? cuda_failed(model, result, "clearing the KV cache") : LLMC_OK;
+}
+
+int cuda_shrink_cache(llmc_model *model, const llmc_options *options, uint64_t n_bytes)
+{
+    cuda *cuda = model->cuda;
+    const kv_cache kv = model->kv;
+    if (options->kv_tokens || !kv.page_bytes || kv.n_pages < 2) return 0;
+    uint64_t less = n_bytes / kv.page_bytes + 1;
+    if (less >= kv.n_pages) less = kv.n_pages - 1;
+    CUresult result = cuda->driver.cuStreamSynchronize(cuda->stream); /* it may still be clearing it */
+    if (!result) result = cuda->driver.cuMemFree(cuda->kv);
+    if (result) return 0;
+    cuda->kv = 0;
+    kv_close(&model->kv);
+    return !take_cache(model, (kv.n_pages - less) * kv.page_tokens);
+}
+
 /* -- all of it ---------------------------------------------------------------------------------------------------- */
 
 llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
@@ -243,15 +274,14 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
         .weights = model->plans.weight_bytes,
         .page = h->kv_page_bytes,
         .activations = measure_gpu(model, parts),
+        .spare = SPARE_BYTES + cuda_count_nodes(model) * NODE_BYTES,
         .n_free = n_free,
         .kv_tokens = options->kv_tokens ? options->kv_tokens : default_tokens,
         .is_asked = options->kv_tokens != 0,
     };
     llmc_status status = check_room(model, &needs);
-    if (!status) status = kv_open(&model->kv, h, needs.kv_tokens, model->file.path);
     if (!status) status = take(model, &cuda->weights, needs.weights, "taking memory for the weights");
-    uint64_t kv_bytes = model->kv.n_pages * needs.page;
-    if (!status) status = take(model, &cuda->kv, kv_bytes, "taking memory for the KV cache");
+    if (!status) status = take_cache(model, needs.kv_tokens);
     if (!status) status = take(model, &cuda->memory, needs.activations, "taking memory for activations");
     if (!status) status = take_pinned(model);
     if (!status) status = take_ordinary(model);
@@ -259,12 +289,10 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
     memory_cut(address(cuda->memory), parts, N_GPU);
     weights_pack(&model->plans);
     model->spaces.base[LLMC_SPACE_WEIGHTS] = address(cuda->weights);
-    model->spaces.base[LLMC_SPACE_KV] = model->kv.pages = address(cuda->kv);
     cuda->input = address(cuda->memory);
     set_shift(cuda);
     /* Counters must be zero; the rest is so that nothing depends on what was there before. */
     result = cuda->driver.cuMemsetD8Async(cuda->memory, 0, needs.activations, cuda->stream);
-    if (!result && kv_bytes) result = cuda->driver.cuMemsetD8Async(cuda->kv, 0, kv_bytes, cuda->stream);
     if (result) return cuda_failed(model, result, "clearing memory");
     return upload(model, options);
 }

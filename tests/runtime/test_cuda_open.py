@@ -140,6 +140,30 @@ def test_the_default_cache_takes_what_is_free_and_no_more(cuda: FakeCuda, writte
         assert model.tokens([1, 2], 3)
 
 
+def test_the_default_cache_gives_way_to_graphs(cuda: FakeCuda, written: Callable[..., Path]) -> None:
+    """How much of a GPU's memory they take shows only when the driver has no more of it."""
+    path = written(plan=ToyCudaPlan().pack(default_kv_tokens=1 << 28))
+    cuda.set(free=300_000_000)
+    with llmc.load(path) as model:
+        alone = model.info.kv_tokens * model.info.kv_bytes_per_token
+    cuda.set(free=300_000_000, node=1_000_000)
+    with llmc.load(path) as model:
+        n_bytes = model.info.kv_tokens * model.info.kv_bytes_per_token
+        assert alone / 4 < n_bytes < alone - 20_000_000
+        assert model.logits([3, 5]).tolist() == toy.oracle([3, 5])
+    assert cuda.live == 0
+
+
+def test_graphs_that_find_no_room_are_an_error_where_the_cache_gives_no_way(cuda: FakeCuda, cuda_so: Path) -> None:
+    cuda.set(free=100_000_000, node=4_000_000)
+    error = refusal(cuda_so, kv_tokens=1000)
+    assert error.fact == "making a graph of a plan failed on Fake GPU 0: CUDA_ERROR_OUT_OF_MEMORY (2: out of memory)"
+    assert error.hint == "free memory on the GPU, or ask for room for fewer tokens (kv_tokens)"
+    cuda.set(free=100_000_000, node=90_000_000)
+    assert refusal(cuda_so).fact == error.fact  # one page would not help either
+    assert cuda.live == 0
+
+
 def test_weights_are_copied_in_pieces_and_reported(cuda: FakeCuda, written: Callable[..., Path]) -> None:
     weights = toy.weights_section() + bytes(70 << 20)
     path = written(weights=weights, plan=ToyCudaPlan().read_weights(len(weights)).pack())

@@ -11,6 +11,7 @@
  *   LLMC_FAKE_CUDA_KERNELS  libraries of kernels, separated by colons
  *   LLMC_FAKE_CUDA          settings, separated by blanks, read whenever a model is opened:
  *       devices=1 capability=90 version=13000 free=BYTES
+ *       node=BYTES          of memory that a graph takes for each launch
  *       lacks=NAME          the driver is too old to have this function
  *       fail=NAME:N:CODE    the n-th call of this function, counted from 1, fails with this error
  *       kernel=NAME         the GPU is lost when it runs this kernel
@@ -35,7 +36,7 @@ enum {
 
 typedef struct settings {
     int devices, capability, version, hasty;
-    size_t n_free;
+    size_t n_free, node_bytes;
     char lacks[64], fail[64], deaf[64], kernel[128];
     int fail_at, fail_code;
 } settings;
@@ -61,6 +62,8 @@ int fake_is_device(const void *at, size_t n_bytes); /* inside one allocation */
 int fake_is_pinned(const void *at, size_t n_bytes);
 int fake_is_mapped(const void *at, size_t n_bytes); /* pinned, and the address that kernels know it by */
 int fake_is_capturing(void);
+/* Of the GPU's memory, what the driver itself takes, or gives back (n_bytes < 0). 0: there is not so much. */
+int fake_use(int64_t n_bytes);
 /* Tell a library of kernels what they may touch. */
 void fake_show_buffers(void *library);
 

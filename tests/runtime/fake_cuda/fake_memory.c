@@ -62,6 +62,13 @@ void fake_show_buffers(void *library)
 
 /* -- taking and giving back --------------------------------------------------------------------------------------- */
 
+int fake_use(int64_t n_bytes)
+{
+    if (n_bytes > 0 && (size_t)n_bytes > fake_settings.n_free - n_used) return 0;
+    n_used += (size_t)n_bytes;
+    return 1;
+}
+
 static CUresult take(char **at, size_t n_bytes, int is_pinned)
 {
     size_t rounded = (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;

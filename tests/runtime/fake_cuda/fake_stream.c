@@ -24,6 +24,7 @@ struct CUgraph_st {
 
 struct CUgraphExec_st {
     operations launches;
+    int64_t n_bytes;
 };
 
 struct CUevent_st {
@@ -200,7 +201,10 @@ CUresult fake_cuGraphInstantiateWithFlags(CUgraphExec *executable, CUgraph graph
     CUresult result = fake_enter("cuGraphInstantiateWithFlags", 1);
     if (result) return result;
     if (flags) return fake_misuse("flags of a graph");
+    const int64_t n_bytes = (int64_t)(graph->launches.n * fake_settings.node_bytes);
+    if (!fake_use(n_bytes)) return CUDA_ERROR_OUT_OF_MEMORY;
     *executable = calloc(1, sizeof **executable);
+    (*executable)->n_bytes = n_bytes;
     for (size_t i = 0; i < graph->launches.n; i++) append(&(*executable)->launches, graph->launches.items + i);
     fake_log("instantiate %zu", graph->launches.n);
     fake_count(GRAPHS, 1);
@@ -225,6 +229,7 @@ CUresult fake_cuGraphLaunch(CUgraphExec executable, CUstream stream)
 CUresult fake_cuGraphExecDestroy(CUgraphExec executable)
 {
     fake_enter("cuGraphExecDestroy", 1);
+    fake_use(-executable->n_bytes);
     clear(&executable->launches);
     free(executable);
     fake_count(GRAPHS, -1);
