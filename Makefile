@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
 	@test -x $(BIN)/pip || python3 -m venv $(VENV)
 	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e '.[compiler,zig,cuda,dev]'
+	@$(PIP) install -c constraints.txt -e '.[compiler,serve,zig,cuda,dev]'
 	@touch $@
 
 run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story

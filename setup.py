@@ -4,7 +4,7 @@ from setuptools import setup
 
 FOLDERS = ["compiler", "compiler.frontend", "passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
 
-FOLDERS += ["bench", "bench.chart", "bench.gpu", "bench.peers", "schedules.cuda"]
+FOLDERS += ["runtime.serve", "bench", "bench.chart", "bench.gpu", "bench.peers", "schedules.cuda"]
 
 setup(
     packages=["llmc", *(f"llmc.{folder}" for folder in FOLDERS)],

@@ -340,6 +340,8 @@ def write_sections(
         writer.add("vocabulary", iter([artifact.encode_vocabulary(source.vocabulary)]))
     if source.tokenizer_json is not None:
         writer.add("tokenizer", iter([source.tokenizer_json]))
+    if source.chat is not None:
+        writer.add("chat", iter([source.chat]))
     for number, part in enumerate(parts):
         if number == 0 or part.graph_section != parts[0].graph_section:
             writer.add(program_section("graph", number), iter([part.graph_section]))

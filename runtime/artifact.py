@@ -159,6 +159,15 @@ class ArtifactFile:
         except UnicodeDecodeError:
             raise self._damaged("tokenizer") from None
 
+    def chat(self) -> dict[str, Any] | None:
+        """How messages become a prompt, or None: "template", in Jinja, and "tokens", by name what it may write."""
+        if "chat" not in self.sections:
+            return None
+        said = self._json("chat")
+        if not isinstance(said.get("template"), str) or not isinstance(said.get("tokens"), dict):
+            raise self._damaged("chat")
+        return said
+
     @property
     def n_programs(self) -> int:
         """How many targets the artifact is for: each has a plan of its own."""

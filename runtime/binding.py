@@ -157,6 +157,11 @@ class Model:
     def has_tokenizer(self) -> bool:
         return "tokenizer" in self._file.sections
 
+    @cached_property
+    def chat(self) -> dict[str, Any] | None:
+        """How messages become a prompt: "template" and "tokens"; None when the artifact does not say."""
+        return self._file.chat()
+
     def is_eos(self, token: int) -> bool:
         """Whether this token ends a text."""
         with self.running() as (api, handle):
@@ -254,7 +259,7 @@ class Model:
                 return [sequence.sample(how) for sequence, how in listed]
             raw = (capi.SampleInput * len(listed))()
             for entry, (sequence, how) in zip(raw, listed, strict=True):
-                entry.sequence, entry.how = sequence.handle, c.pointer(capi.sampling(how))
+                entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
             self.check(api.sample_many(handle, raw, len(listed)))
             return [int(entry.token) for entry in raw]
 

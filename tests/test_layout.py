@@ -109,6 +109,18 @@ def test_running_imports_little() -> None:
     assert not wrong
 
 
+def test_only_the_server_imports_what_serves() -> None:
+    """starlette, uvicorn and jinja2 are an extra; the command looks for them before it imports the server."""
+    extra = {"starlette", "uvicorn", "jinja2"}
+    wrong = []
+    for path in sources(*FOLDERS, "llmc"):
+        serves = name_of(path).startswith("runtime/serve/") or name_of(path) == "cli/serve.py"
+        names = [name for name in imported(path) if name.split(".")[0] in extra]
+        names += [name for name in imported_of_llmc(path) if within(name, ("runtime.serve",))]
+        wrong += [f"{name_of(path)} imports {name}" for name in names if not serves]
+    assert not wrong
+
+
 def test_every_pass_has_a_test() -> None:
     passes = [path.stem for path in sources("passes") if defines(path, path.stem)]
     assert passes

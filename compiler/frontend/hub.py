@@ -15,6 +15,7 @@ TEXT_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from llmc.compiler.frontend import hub
 from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
+from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
 from llmc.compiler.frontend.graph_cache import exported_graph
@@ -33,7 +34,7 @@ class SourceModel:
         Its initializers are `Weight`s stored in `dtype`, under the checkpoint's names.  Passes may change it.
     weights: the same tensors by name, in the checkpoint's own dtype: what a reference computes with.
     n_context: most tokens of a sequence.  eos: tokens that end a text; bos: the one that begins it, if any.
-    tokenizer_json, vocabulary: see frontend.tokens; None for a model without a tokenizer.
+    tokenizer_json, vocabulary: see frontend.tokens; None for a model without a tokenizer.  chat: see frontend.chat.
     folder: where its files lie; None where there are none.  random: whether the weights are made up.
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
     """
@@ -54,6 +55,7 @@ class SourceModel:
     random: bool
     digest: str
     notes: tuple[str, ...] = ()
+    chat: bytes | None = None
 
     @property
     def architecture(self) -> str:
@@ -118,6 +120,7 @@ def load_source(
         random=weights == "random",
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
         notes=tuple(notes),
+        chat=read_chat(folder) if folder and text.tokenizer_json is not None else None,
     )
 
 

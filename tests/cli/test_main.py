@@ -99,7 +99,9 @@ def test_a_closed_pipe_is_no_news(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["--help", "run a.so -p Once", "inspect a.so", "verify a.so"])
+@pytest.mark.parametrize(
+    "command", ["--help", "run a.so -p Once", "inspect a.so", "verify a.so", "serve none.so --port 0"]
+)
 def test_only_compile_imports_the_compiler(tmp_path: Path, command: str) -> None:
     write_stub(tmp_path / "a.so")
     code = (

@@ -23,9 +23,17 @@ WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in "é→".encode(
 
 
 @cache
-def stub_code(n_vocab: int = N_VOCAB) -> bytes:
-    """The stub model as a shared object."""
-    flags = [f"-DN_VOCAB={n_vocab}", '-DSTUB_PLACE="at: the stub"', f"-I{INCLUDE}", "-std=c11", "-Wall", "-Werror"]
+def stub_code(n_vocab: int = N_VOCAB, step_ms: int = 0) -> bytes:
+    """The stub model as a shared object.  step_ms: what a step takes at least."""
+    flags = [
+        f"-DN_VOCAB={n_vocab}",
+        f"-DSTEP_MS={step_ms}",
+        '-DSTUB_PLACE="at: the stub"',
+        f"-I{INCLUDE}",
+        "-std=c11",
+        "-Wall",
+        "-Werror",
+    ]
     with TemporaryDirectory() as folder:
         out = Path(folder) / "code.so"
         subprocess.run(["cc", "-shared", "-fPIC", *flags, "-o", out, HERE / "stub_model.c"], check=True)

@@ -4,11 +4,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <threads.h>
+#include <time.h>
 
 #include "llmc.h"
 
 #ifndef N_VOCAB
 #define N_VOCAB 64
+#endif
+#ifndef STEP_MS
+#define STEP_MS 0
 #endif
 enum { N_CONTEXT = 48, MAX_STEP = 8, KV_TOKENS = 160, EOS = 2 };
 
@@ -123,7 +128,9 @@ static void compute(const llmc_sequence *sequence, float *logits)
 
 static llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs)
 {
+    const struct timespec pause = {.tv_nsec = STEP_MS * 1000000};
     size_t n = 0;
+    if (STEP_MS) thrd_sleep(&pause, NULL);
     for (size_t i = 0; i < n_inputs; i++) {
         n += inputs[i].n_tokens;
         if ((size_t)inputs[i].sequence->n + inputs[i].n_tokens > N_CONTEXT)

@@ -1,0 +1,110 @@
+"""`llmc serve`: an artifact behind HTTP."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmc.cli.output import artifact_argument, in_bytes, say
+from llmc.cli.run import parse_device
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
+
+
+@click.command(short_help="Serve an artifact over HTTP.")
+@artifact_argument
+@click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
+@click.option(
+    "--port", metavar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
+)
+@click.option(
+    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
+)
+@click.option(
+    "--device", metavar="cpu|cuda|cuda:N|N", callback=parse_device, help="As in llmc run.  [default: what is here]"
+)
+@click.option(
+    "--max-batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Most texts in a step.  [default: the largest batch the file was compiled for, at least 8]",
+)
+@click.option(
+    "--queue", metavar="N", type=click.IntRange(0), default=64, show_default=True, help="Most texts that wait."
+)
+@click.option(
+    "--kv-tokens",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Room for the tokens of all texts.  [default: max-batch whole contexts, or what memory holds]",
+)
+@click.option(
+    "--chunk",
+    metavar="N",
+    type=click.IntRange(2),
+    help="Tokens of a step that reads prompts beside texts that go on.  [default: 32; on a GPU 256]",
+)
+@click.option("--name", metavar="NAME", help="Of the model, for clients.  [default: the file's]")
+@click.option(
+    "--api-key", metavar="KEY", envvar="LLMC_API_KEY", help="What clients have to send.  [default: $LLMC_API_KEY]"
+)
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 3600),
+    default=5.0,
+    show_default=True,
+    help="Texts may end for so long after Ctrl-C or SIGTERM.",
+)
+def command(artifact: str, **options: Any) -> None:
+    """Serve an artifact over HTTP, in the form of OpenAI's API.
+
+    \b
+    POST /v1/completions  POST /v1/chat/completions  GET /v1/models
+    GET /health           GET /metrics (Prometheus)
+
+    Texts of all clients are generated together: a new one joins at the next step. The address is printed on standard
+    output as soon as requests are answered. Ctrl-C or SIGTERM ends the server, with exit code 0; a second one at once.
+    """
+    with packages_for_serving():
+        from llmc.runtime.serve.server import Options, serve
+    given = {name: value for name, value in options.items() if value is not None}
+    serve(artifact, Options(**given), announce, progress if sys.stderr.isatty() else None)
+    say("stopped")
+
+
+def announce(address: str, model: Model) -> None:
+    """The address on standard output, for people and scripts; the rest beside it."""
+    click.echo(f"{model.path.name} is served at {address}")
+    sys.stdout.flush()
+    info = model.info
+    threads = f", {info.n_threads} thread{'s' if info.n_threads != 1 else ''}" if info.device == "CPU" else ""
+    room = f"room for {info.kv_tokens} tokens ({in_bytes(info.kv_tokens * info.kv_bytes_per_token)})"
+    say(f"{info.device}{threads}; contexts of {info.n_context} tokens, {room}; Ctrl-C stops")
+
+
+def progress(done: int, total: int) -> None:
+    """How much of the weights a GPU has already."""
+    click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
+
+
+@contextmanager
+def packages_for_serving() -> Iterator[None]:
+    """Say how to get what is missing of them."""
+    try:
+        import jinja2  # noqa: F401
+        import starlette  # noqa: F401
+
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "llmc"):
+            raise
+        hint = "pip install 'llmc[serve]'"
+        raise LlmcError(f"serving needs the Python package {missing}, which is not installed", hint=hint) from None

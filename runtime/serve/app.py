@@ -1,0 +1,251 @@
+"""The endpoints, on an event loop that never waits for the model."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llmc.runtime.binding import Model
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.engine import Closing, Engine, Full
+from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.job import Ask, Job, Said
+from llmc.runtime.serve.replies import DONE, Reply, event
+from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
+from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+RETRY_AFTER_S = 1
+
+
+class Service:
+    """What the endpoints share."""
+
+    def __init__(self, model: Model, engine: Engine, name: str, api_key: str | None = None) -> None:
+        """name: of the model, for clients.  api_key: what they have to send, if anything."""
+        self.engine, self.name, self.api_key = engine, name, api_key
+        self.n_vocab, self.bos = model.info.n_vocab, model.info.bos_token
+        self.tokenizer = model.tokenizer if model.has_tokenizer else None
+        self.template = template_of(model)
+        self.created = int(time.time())
+        self.responses: Counter[int] = Counter()
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/v1/models", self.guarded(self.models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self.guarded(self.one_model), methods=["GET"]),
+            Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
+            Route("/v1/chat/completions", self.guarded(self.chat), methods=["POST"]),
+            Route("/health", self.counted(self.health), methods=["GET"]),
+            Route("/metrics", self.counted(self.metrics), methods=["GET"]),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: self.not_found, Exception: self.failed}
+        return Starlette(routes=routes, exception_handlers=handlers)
+
+    # -- around every endpoint --------------------------------------------------
+
+    def guarded(self, endpoint: Endpoint) -> Endpoint:
+        """Only with the key, if there is one."""
+
+        async def respond(request: Request) -> Response:
+            if self.api_key is not None:
+                given = request.headers.get("authorization", "").removeprefix("Bearer ")
+                if not secrets.compare_digest(given.encode(), self.api_key.encode()):
+                    raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+            return await endpoint(request)
+
+        return self.counted(respond)
+
+    def counted(self, endpoint: Endpoint) -> Endpoint:
+        async def respond(request: Request) -> Response:
+            try:
+                response = await endpoint(request)
+            except ApiError as error:
+                response = error_response(error)
+            self.responses[response.status_code] += 1
+            return response
+
+        return respond
+
+    async def not_found(self, request: Request, error: HTTPException) -> Response:
+        self.responses[error.status_code] += 1
+        fact = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        return error_response(ApiError(error.status_code, fact, headers=error.headers))
+
+    async def failed(self, request: Request, error: Exception) -> Response:
+        self.responses[500] += 1
+        return error_response(ApiError(500, f"unexpected {type(error).__name__}; the server's log has more"))
+
+    # -- facts --------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        room = self.engine.room
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "llmc",
+            "max_model_len": room,
+        }
+
+    async def models(self, request: Request) -> Response:
+        return json_response({"object": "list", "data": [self.facts()]})
+
+    async def one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self.name:
+            raise ApiError(404, f"the model {name!r} is not served here; {self.name!r} is", code="model_not_found")
+        return json_response(self.facts())
+
+    async def health(self, request: Request) -> Response:
+        failure = self.engine.failure
+        return json_response({"status": f"failing: {failure}" if failure else "ok"}, 503 if failure else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        page = self.engine.meters.page(self.engine.state, self.responses)
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+    # -- texts --------------------------------------------------------------------
+
+    async def completions(self, request: Request) -> Response:
+        asked = read_completion(await read_json(request), self.name, self.engine.max_batch)
+        prompts = [await run_in_threadpool(self.ids_of, prompt) for prompt in asked.prompts]
+        echoes = []
+        if asked.echo:
+            pairs = zip(asked.prompts, prompts, strict=True)
+            echoes = [self.text_of(prompt, ids) for prompt, ids in pairs for _ in range(asked.wanted.n)]
+        return await self.generate(request, asked.wanted, prompts, Reply("completion", self.name, echoes=echoes))
+
+    async def chat(self, request: Request) -> Response:
+        asked = read_chat(await read_json(request), self.name, self.engine.max_batch)
+        if isinstance(self.template, ApiError):
+            raise self.template
+        text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs)
+        ids = await run_in_threadpool(self.ids_of, text, False)
+        return await self.generate(request, asked.wanted, [ids], Reply("chat", self.name))
+
+    def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
+        """Token ids as `llmc run` makes them.  special: with what begins a prompt."""
+        ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
+        return check_ids(ids, self.n_vocab, self.engine.room)
+
+    def encode(self, text: str, special: bool) -> tuple[int, ...]:
+        if self.tokenizer is None:
+            fact = "this model has no tokenizer: give token ids, and ask for 'return_token_ids'"
+            raise ApiError(400, fact, param="prompt", code="no_tokenizer")
+        try:
+            ids = tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
+        except (TypeError, ValueError):  # half a surrogate pair is a string in JSON, but no text
+            raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
+        return ids or ((self.bos,) if special and self.bos >= 0 else ())
+
+    def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
+
+    async def generate(
+        self, request: Request, wanted: Wanted, prompts: Sequence[tuple[int, ...]], reply: Reply
+    ) -> Response:
+        reply.with_ids = wanted.with_ids
+        news: asyncio.Queue[Said] = asyncio.Queue()
+        jobs = [
+            self.job(wanted, ids, at * wanted.n + i, news) for at, ids in enumerate(prompts) for i in range(wanted.n)
+        ]
+        self.submit(jobs, wanted.n)
+        if wanted.stream:
+            return EventStream(self.events(wanted, jobs, reply, news), lambda: self.engine.cancel(jobs))
+        try:
+            texts = await unless_gone(request.receive, collect(jobs, news))
+        finally:
+            self.engine.cancel(jobs)
+        return json_response(reply.whole(jobs, texts)) if texts is not None else Response(status_code=CLIENT_GONE)
+
+    def job(self, wanted: Wanted, ids: tuple[int, ...], index: int, news: asyncio.Queue[Said]) -> Job:
+        room = self.engine.room
+        how = wanted.how_of(index % wanted.n)
+        ask = Ask(ids, wanted.max_tokens or room, how, wanted.stops, wanted.ignore_eos)
+        return Job(ask, room, self.tokenizer, news.put_nowait, index, wanted.stream)
+
+    def submit(self, jobs: Sequence[Job], n: int) -> None:
+        """Into the engine, of n texts a prompt the first as the others' leader."""
+        most = self.engine.max_batch + self.engine.queue
+        if len(jobs) > most:
+            raise ApiError(400, f"the request asks for {len(jobs)} texts; at most {most} are made at once")
+        leaders = jobs[::n]
+        for at, leader in enumerate(leaders):
+            leader.followers = list(jobs[at * n + 1 : (at + 1) * n])
+            for follower in leader.followers:
+                follower.is_leader = False
+        try:
+            self.engine.submit(leaders)
+        except Full:
+            after = {"retry-after": str(RETRY_AFTER_S)}
+            raise ApiError(503, "the queue is full; try again", code="queue_full", headers=after) from None
+        except Closing:
+            raise closing() from None
+
+    async def events(
+        self, wanted: Wanted, jobs: Sequence[Job], reply: Reply, news: asyncio.Queue[Said]
+    ) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        for opening in reply.openings(jobs):
+            yield event(opening)
+        n_open = len(jobs)
+        while n_open:
+            said = await news.get()
+            if said.error is not None:
+                yield event(api_error(said.error).body())
+                return
+            yield event(reply.chunk(said.job, said.text, said.finish))
+            n_open -= said.finish is not None
+        if wanted.with_usage:
+            yield event(reply.usage_chunk(jobs))
+        yield DONE
+
+
+def template_of(model: Model) -> ChatTemplate | ApiError:
+    """The model's chat template, or what those who chat are told."""
+    chat = model.chat
+    if chat is None or not model.has_tokenizer:
+        return ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template")
+    try:
+        return ChatTemplate(chat["template"], chat["tokens"])
+    except ApiError as error:
+        return error
+
+
+async def collect(jobs: Sequence[Job], news: asyncio.Queue[Said]) -> list[str]:
+    """The whole texts of jobs.  Raises ApiError when one fails."""
+    texts: list[list[str]] = [[] for _ in jobs]
+    n_open = len(jobs)
+    while n_open:
+        said = await news.get()
+        if said.error is not None:
+            raise api_error(said.error)
+        texts[said.job.index].append(said.text)
+        n_open -= said.finish is not None
+    return ["".join(pieces) for pieces in texts]
+
+
+def api_error(error: Exception) -> ApiError:
+    """What a client is told of an error of the engine's."""
+    if isinstance(error, Closing):
+        return closing()
+    return ApiError(500, error.fact if isinstance(error, LlmcError) else f"unexpected {type(error).__name__}")
+
+
+def closing() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")

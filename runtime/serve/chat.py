@@ -1,0 +1,59 @@
+"""Messages as one text, by the template that the model was trained with."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmc.runtime.serve.fields import ApiError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+class ChatTemplate:
+    """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox: it is a program of others'."""
+
+    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
+        """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
+        self._tokens = dict(tokens)
+        try:
+            self._template = compiled(source)
+        except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
+            raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], also: Mapping[str, Any]) -> str:
+        """The prompt, up to where the answer begins.  also: more variables.  Raises ApiError when it refuses."""
+        variables = {"add_generation_prompt": True, "tools": None, "documents": None, **self._tokens, **also}
+        try:
+            return self._template.render({**variables, "messages": [dict(message) for message in messages]})
+        except Exception as error:  # of the template's making
+            fact = f"the chat template refuses these messages: {error}"
+            raise ApiError(400, fact, param="messages", code="invalid_value") from None
+
+
+def compiled(source: str) -> Template:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = now
+    return environment.from_string(source)
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own would escape what HTML needs escaped."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def refuse(message: str) -> None:
+    raise ValueError(message)
+
+
+def now(pattern: str) -> str:
+    return datetime.datetime.now().strftime(pattern)

@@ -1,0 +1,91 @@
+"""Reading the fields of a request, and what is said of those that are wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """A request that is answered with an error in OpenAI's form.
+
+    status: of HTTP.  param: the field that is wrong.  code: for programs.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """{"error": …}"""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def wrong(name: str, fact: str) -> ApiError:
+    return ApiError(400, f"'{name}' {fact}", param=name, code="invalid_value")
+
+
+class Fields:
+    """The object of a request.  A field that is null is one that is not there."""
+
+    def __init__(self, body: object) -> None:
+        if not isinstance(body, dict):
+            raise ApiError(400, "the body of the request is no JSON object")
+        self._body: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
+
+    def get(self, name: str) -> Any:
+        return self._body.get(name)
+
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """As OpenAI does: a misspelled field shall not go unnoticed."""
+        for name in self._body:
+            if name not in known:
+                raise ApiError(400, f"unrecognized request argument supplied: {name}", param=name)
+
+    def refuse(self, reasons: Mapping[str, tuple[tuple[object, ...], str]]) -> None:
+        """Fields that are only accepted with values that change nothing: by name those values, and why no others."""
+        for name, (harmless, reason) in reasons.items():
+            value = self.get(name)
+            if value is not None and not any(type(value) is type(good) and value == good for good in harmless):
+                raise ApiError(400, f"'{name}' is not supported: {reason}", param=name, code="unsupported_parameter")
+
+    def integer(self, name: str, default: int, least: int, most: int) -> int:
+        value = self._body.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise wrong(name, f"must be a whole number from {least} to {most}")
+        return value
+
+    def number(self, name: str, default: float, fits: Callable[[float], bool], what: str) -> float:
+        value = self._body.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+            raise wrong(name, f"must be a number {what}")
+        return float(value)
+
+    def boolean(self, name: str) -> bool:
+        return self.of_type(name, bool, False, "true or false")
+
+    def of_type(self, name: str, kind: type[T], default: T, what: str) -> T:
+        value = self._body.get(name, default)
+        if not isinstance(value, kind):
+            raise wrong(name, f"must be {what}")
+        return value
+
+    def texts(self, name: str, most: int) -> tuple[str, ...]:
+        """A string or a list of some; none of them empty."""
+        value = self._body.get(name, [])
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or len(listed) > most or not all(isinstance(s, str) and s for s in listed):
+            raise wrong(name, f"must be a string, or a list of at most {most}; none of them empty")
+        return tuple(listed)

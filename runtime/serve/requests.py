@@ -1,0 +1,206 @@
+"""What a client may ask for, checked: the bodies of /v1/completions and /v1/chat/completions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmc.runtime.generation import How
+from llmc.runtime.serve.fields import ApiError, Fields, wrong
+
+MAX_STOPS = 16
+COMPLETION_TOKENS = 16
+"""OpenAI's default for completions; chat goes on until the context is full."""
+HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens")
+REPLY_FIELDS = ("model", "stream", "stream_options", "return_token_ids")
+IGNORED_FIELDS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+)
+"""They say who asks and how the request is handled, never what the text should be."""
+NO_PENALTIES = "the runtime samples by temperature, top_k and top_p"
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "frequency_penalty": ((0, 0.0), NO_PENALTIES),
+    "presence_penalty": ((0, 0.0), NO_PENALTIES),
+    "logit_bias": (({},), NO_PENALTIES),
+}
+REFUSED_IN_COMPLETIONS = {
+    **REFUSED,
+    "logprobs": ((), "texts come without probabilities"),
+    "suffix": (("",), "texts are continued, not filled in"),
+    "best_of": ((1,), "ask for 'n' texts"),
+}
+REFUSED_IN_CHATS = {
+    **REFUSED,
+    "logprobs": ((False,), "texts come without probabilities"),
+    "top_logprobs": ((0,), "texts come without probabilities"),
+    "tools": (([],), "answers are text"),
+    "tool_choice": (("none", "auto"), "answers are text"),
+    "functions": (([],), "answers are text"),
+    "function_call": (("none", "auto"), "answers are text"),
+    "response_format": (({"type": "text"},), "answers are text"),
+    "modalities": ((["text"],), "answers are text"),
+    "audio": ((), "answers are text"),
+    "prediction": ((), "answers are not predicted"),
+    "reasoning_effort": ((), "the model's template decides; see 'chat_template_kwargs'"),
+    "verbosity": ((), "the model's template decides; see 'chat_template_kwargs'"),
+    "web_search_options": ((), "nothing is searched"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What both kinds of request say.
+
+    max_tokens: None: until the context is full.  n: texts for each prompt.  seed: of the first text, drawn if the
+    client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.
+    """
+
+    max_tokens: int | None
+    how: How
+    stops: tuple[str, ...]
+    n: int
+    ignore_eos: bool
+    stream: bool
+    with_usage: bool
+    with_ids: bool
+
+    def how_of(self, index: int) -> How:
+        """How the tokens of the prompt's text number `index` are chosen."""
+        how = self.how
+        return How(how.temperature, how.top_k, how.top_p, (how.seed + index) % (1 << 64))
+
+
+Prompt = str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """/v1/completions: texts or token ids to continue; echo: the answer begins with the prompt."""
+
+    wanted: Wanted
+    prompts: tuple[Prompt, ...]
+    echo: bool
+
+
+@dataclass(frozen=True)
+class Chat:
+    """/v1/chat/completions: messages for the template, and what else it is told."""
+
+    wanted: Wanted
+    messages: tuple[dict[str, Any], ...]
+    template_kwargs: dict[str, Any]
+
+
+def read_completion(body: object, model: str, most_texts: int) -> Completion:
+    """Raises ApiError.  model: the name that is served.  most_texts: of one prompt."""
+    fields = Fields(body)
+    fields.refuse(REFUSED_IN_COMPLETIONS)
+    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_COMPLETIONS, "prompt", "echo"})
+    wanted = read_wanted(fields, model, most_texts, fields.integer("max_tokens", COMPLETION_TOKENS, 1, 1 << 31))
+    return Completion(wanted, read_prompts(fields.get("prompt")), fields.boolean("echo"))
+
+
+def read_chat(body: object, model: str, most_texts: int) -> Chat:
+    """Raises ApiError."""
+    fields = Fields(body)
+    fields.refuse(REFUSED_IN_CHATS)
+    also = ("messages", "max_completion_tokens", "chat_template_kwargs")
+    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_CHATS, *also})
+    given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
+    limits = [fields.integer(name, 1, 1, 1 << 31) for name in given]
+    wanted = read_wanted(fields, model, most_texts, min(limits, default=None))
+    kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
+    return Chat(wanted, read_messages(fields.get("messages")), kwargs)
+
+
+def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None) -> Wanted:
+    name = fields.of_type("model", str, model, "a string")
+    if name != model:
+        raise ApiError(
+            404, f"the model {name!r} is not served here; {model!r} is", param="model", code="model_not_found"
+        )
+    seed = fields.integer("seed", random.getrandbits(32), -(1 << 63), (1 << 64) - 1)
+    options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
+    options.refuse_unknown(("include_usage", "include_obfuscation"))
+    return Wanted(
+        max_tokens=max_tokens,
+        how=How(
+            temperature=fields.number("temperature", 1.0, lambda value: 0 <= value <= 2, "from 0 to 2"),
+            top_k=max(0, fields.integer("top_k", 0, -1, (1 << 31) - 1)),
+            top_p=fields.number("top_p", 1.0, lambda value: 0 < value <= 1, "above 0, at most 1"),
+            seed=seed % (1 << 64),
+        ),
+        stops=fields.texts("stop", MAX_STOPS),
+        n=fields.integer("n", 1, 1, most_texts),
+        ignore_eos=fields.boolean("ignore_eos"),
+        stream=fields.boolean("stream"),
+        with_usage=options.boolean("include_usage"),
+        with_ids=fields.boolean("return_token_ids"),
+    )
+
+
+def read_prompts(value: object) -> tuple[Prompt, ...]:
+    """A text, texts, token ids, or lists of token ids."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and is_ids(value):
+        return (tuple(value),)
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    if isinstance(value, list) and value and all(is_ids(one) for one in value):
+        return tuple(map(tuple, value))
+    raise wrong("prompt", "must be a text, a list of texts, a list of token ids, or a list of such lists")
+
+
+def is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
+def read_messages(value: object) -> tuple[dict[str, Any], ...]:
+    """Messages with a role and a content that is text; what else they have goes to the template as it is."""
+    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
+        raise wrong("messages", "must be a list of objects with 'role' and 'content'")
+    return tuple(read_message(f"messages[{index}]", message) for index, message in enumerate(value))
+
+
+def read_message(place: str, message: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(message.get("role"), str):
+        raise wrong(f"{place}.role", "must be a string")
+    return {**message, "content": read_content(f"{place}.content", message.get("content"))}
+
+
+def read_content(place: str, content: object) -> str:
+    """A text, or parts of one that are put together."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise wrong(place, "must be a text, or a list of parts")
+    return "".join(text_of_part(f"{place}[{index}]", part) for index, part in enumerate(content))
+
+
+def text_of_part(place: str, part: object) -> str:
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise wrong(place, 'must be {"type": "text", "text": …}: the model reads nothing else')
+
+
+def check_ids(ids: Sequence[int], n_vocab: int, room: int) -> tuple[int, ...]:
+    """A prompt that can be run.  room: most tokens of a sequence."""
+    if not ids:
+        raise wrong("prompt", "has no tokens")
+    if len(ids) > room:
+        fact = f"the prompt has {len(ids)} tokens; a sequence holds {room} here"
+        raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
+    for token in ids:
+        if not 0 <= token < n_vocab:
+            raise wrong("prompt", f"has the token {token}; ids go from 0 to {n_vocab - 1}")
+    return tuple(ids)

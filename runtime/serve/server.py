@@ -1,0 +1,183 @@
+"""`serve`: the socket, the model, the event loop, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from llmc.runtime import load
+from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.binding import LoadProgress, Model
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.app import Service
+from llmc.runtime.serve.engine import Engine
+from llmc.runtime.serve.job import Said
+
+LEAST_BATCH = 8
+MEMORY_SHARE = 0.8
+"""Of a CPU's memory, beside the weights, what the KV cache may grow to when nobody says how large it is."""
+SECONDS_AFTER_GRACE = 2
+"""For answers to reach their clients after the last text was ended."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `serve` is told; 0 and None are defaults.
+
+    max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
+    beside texts that go on.  name: of the model, for clients.  grace: seconds that texts have to end after a signal.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int = 0
+    device: str | None = None
+    max_batch: int = 0
+    queue: int = 64
+    kv_tokens: int = 0
+    chunk: int = 0
+    name: str | None = None
+    api_key: str | None = None
+    grace: float = 5.0
+
+
+def serve(
+    artifact: str, options: Options, announce: Callable[[str, Model], None], progress: LoadProgress | None = None
+) -> None:
+    """Serve an artifact until SIGINT or SIGTERM.
+
+    announce: called with the address and the model once requests are answered.  Raises LlmcError: no such artifact,
+    an address that cannot be had.
+    """
+    with listening(options.host, options.port) as listener, open_model(artifact, options, progress) as model:
+        asyncio.run(run(model, listener, options, announce))
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at the address; who connects waits until the model is there."""
+    place = f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise LlmcError(f"there is no address {host!r}: {error}", place="--host") from None
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(1)  # of two servers that bound the port the second learns of it here
+            listener.setblocking(False)
+        except OSError as error:
+            hint = "stop what uses it, or give another --port; 0 takes a free one"
+            raise LlmcError(f"cannot listen: {error.strerror}", place=place, hint=hint) from None
+        yield listener
+
+
+def open_model(artifact: str, options: Options, progress: LoadProgress | None) -> Model:
+    """With room for as many whole contexts as there are texts in a step, or what there is memory for."""
+
+    def opened(kv_tokens: int) -> Model:
+        device = options.device
+        return load(artifact, threads=options.threads, kv_tokens=kv_tokens, device=device, progress=progress)
+
+    if options.kv_tokens:
+        return opened(options.kv_tokens)
+    with ArtifactFile.open(artifact) as file:
+        manifest = file.manifest()
+    n_context = int(manifest.get("model", {}).get("n_context") or 0)
+    n_texts = batch_of(manifest.get("batch"), options)
+    while n_context and n_texts > 1:
+        try:
+            model = opened(n_texts * n_context)
+        except LlmcError:  # a GPU says at once that it has not the memory; whatever else is wrong is said below
+            n_texts //= 2
+            continue
+        most = tokens_in_memory(model)
+        if most is None or most >= n_texts * n_context:
+            return model
+        model.close()
+        return opened(max(most, n_context))
+    return opened(0)
+
+
+def batch_of(compiled_for: object, options: Options) -> int:
+    """Texts in a step: as many as decoding was compiled for, unless it is said."""
+    sizes = [size for size in compiled_for if isinstance(size, int)] if isinstance(compiled_for, list) else []
+    return options.max_batch or max([*sizes, LEAST_BATCH])
+
+
+def tokens_in_memory(model: Model) -> int | None:
+    """Room in the KV cache for which a CPU's memory is certain to suffice; None: it is not the CPU's."""
+    info = model.info
+    if info.device != "CPU" or not info.kv_bytes_per_token:
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    return int(max(0, available - info.weight_bytes) * MEMORY_SHARE) // info.kv_bytes_per_token
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, but for signals: `run` handles them."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run(model: Model, listener: socket.socket, options: Options, announce: Callable[[str, Model], None]) -> None:
+    """Serve until a signal comes; then texts have `grace` seconds to end."""
+    loop = asyncio.get_running_loop()
+    max_batch = batch_of(model.manifest.get("batch"), options)
+
+    def post(news: list[Said]) -> None:
+        loop.call_soon_threadsafe(deliver, news)
+
+    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, chunk=options.chunk)
+    service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
+    config = uvicorn.Config(
+        service.app(),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(options.grace) + SECONDS_AFTER_GRACE,
+    )
+    server = Server(config)
+
+    def leave() -> None:
+        engine.drain(0 if server.should_exit else options.grace)  # the second time: now
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, leave)
+    engine.start()
+    loop.call_soon(announce, address_of(listener, options.host), model)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        engine.drain(0)
+        await asyncio.to_thread(engine.close)
+
+
+def deliver(news: list[Said]) -> None:
+    """On the event loop: to whoever waits."""
+    for said in news:
+        said.job.listen(said)
+
+
+def address_of(listener: socket.socket, host: str) -> str:
+    """As a client writes it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -1,0 +1,82 @@
+"""Requests and responses: bodies of a bounded size, streams that end with their client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.replies import encoded
+
+T = TypeVar("T")
+MAX_BODY_BYTES = 8 << 20
+CLIENT_GONE = 499
+"""nginx's status for a client that did not wait; nobody receives it."""
+
+
+async def read_json(request: Request) -> object:
+    """The body of a request.  Raises ApiError: another type, too large, or not JSON."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, "the content type of the request must be application/json")
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                fact = f"the body of the request is larger than {MAX_BODY_BYTES >> 20} MiB"
+                raise ApiError(413, fact, headers={"connection": "close"})
+    except ClientDisconnect:
+        raise ApiError(CLIENT_GONE, "the client has gone") from None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body of the request is not JSON: {error}") from None
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(encoded(value), status, headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(error.body(), error.status, error.headers)
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of the work; None when the client has gone before, and the work is given up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnect(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        """close: called at the end, whoever made it."""
+        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_gone(receive, self.stream_response(send))
+        finally:
+            self._close()

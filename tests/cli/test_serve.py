@@ -1,0 +1,61 @@
+"""`llmc serve` as a command: what keeps it from serving is one line."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from llmc.cli.main import main
+from tests.runtime.stub_artifact import write_stub
+
+
+def serve(artifact: Path, *arguments: object) -> Result:
+    return CliRunner().invoke(main, ["serve", str(artifact), *map(str, arguments)])
+
+
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = serve(write_stub(tmp_path / "a.so"), "--port", port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"error: cannot listen: Address already in use\n  at: 127.0.0.1:{port}\n"
+        "  hint: stop what uses it, or give another --port; 0 takes a free one\n"
+    )
+
+
+def test_an_address_that_is_none_is_named(tmp_path: Path) -> None:
+    result = serve(write_stub(tmp_path / "a.so"), "--host", "no.such.host.invalid")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: there is no address 'no.such.host.invalid'")
+
+
+def test_a_file_that_is_no_artifact_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.so"
+    path.write_text("no")
+    result = serve(path, "--port", 0)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[:2] == ["error: this is not an artifact", f"  at: {path}"]
+
+
+@pytest.mark.parametrize("package", ["jinja2", "starlette", "uvicorn"])
+def test_a_missing_package_is_named_with_what_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "llmc.runtime.serve.server", raising=False)
+    result = serve(tmp_path / "a.so")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"error: serving needs the Python package {package}, which is not installed\n"
+        "  hint: pip install 'llmc[serve]'\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--max-batch", "0"], ["--queue", "-1"], ["--grace", "-1"]])
+def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    assert serve(tmp_path / "a.so", *arguments).exit_code == 2

@@ -1,0 +1,119 @@
+"""Servers of the stub model, each a process of its own, and a client for them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.stub_artifact import manifest, stub_code, write_stub
+
+ROOT = Path(__file__).parents[3]
+COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name='llmc')"]
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'judge' %}{{ raise_exception('no judge here') }}{% endif %}"
+    "{{ bos_token + ' ' + m.content | trim }}{% endfor %}{% if add_generation_prompt %} a{% endif %}{{ also }}"
+)
+CHAT = {"template": TEMPLATE, "tokens": {"bos_token": "<s>"}}
+KEY = "secret"
+
+
+def write_served_stub(path: Path, **changes: Any) -> Path:
+    """A stub whose pages are as small as the model counts them."""
+    said = manifest()
+    return write_stub(path, manifest={**said, "kv_cache": {**said["kv_cache"], "page_tokens": 1}}, chat=CHAT, **changes)
+
+
+class Server:
+    """A running `llmc serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self.process, self.address = process, address.removeprefix("http://")
+
+    @contextmanager
+    def open(self, method: str, path: str, body: object = None, **headers: str) -> Iterator[http.client.HTTPResponse]:
+        """The response as it begins; its body is still to be read.  body: bytes are sent as they are."""
+        connection = http.client.HTTPConnection(self.address, timeout=30)
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        given = {"content-type": "application/json", "authorization": f"Bearer {KEY}", **headers}
+        with closing(connection):
+            connection.request(method, path, data, {name.replace("_", "-"): value for name, value in given.items()})
+            with connection.getresponse() as response:
+                yield response
+
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+        """(status, the body: parsed if it is JSON)."""
+        with self.open(method, path, body, **headers) as response:
+            text = response.read().decode()
+        return response.status, json.loads(text) if response.headers["content-type"] == "application/json" else text
+
+    def complete(self, **body: Any) -> dict[str, Any]:
+        """A completion that must succeed."""
+        status, said = self.ask("POST", "/v1/completions", {"temperature": 0, "ignore_eos": True, **body})
+        assert status == 200, said
+        return dict(said)
+
+    def metric(self, name: str) -> int:
+        status, page = self.ask("GET", "/metrics")
+        assert status == 200
+        return next(int(line.split()[1]) for line in page.splitlines() if line.startswith(f"llmc_{name} "))
+
+
+@contextmanager
+def serving(artifact: Path, *arguments: object) -> Iterator[Server]:
+    """A server until the end of the block, where it is asked to stop."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [*COMMAND, "serve", str(artifact), "--port", "0", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert " is served at http://127.0.0.1:" in line, process.communicate()
+            yield Server(process, line.split()[-1])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, words = process.communicate(timeout=30)
+            assert (process.returncode, "Traceback" in words) == (0, False), words
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_served_stub(tmp_path_factory.mktemp("stub") / "stub.so")
+
+
+@pytest.fixture(scope="module")
+def slow_stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step of it takes 20 ms."""
+    return write_served_stub(tmp_path_factory.mktemp("slow") / "slow.so", code=stub_code(step_ms=20))
+
+
+@pytest.fixture(scope="module")
+def server(stub: Path) -> Iterator[Server]:
+    with serving(stub) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow_server(slow_stub: Path) -> Iterator[Server]:
+    """One text at a time, and one that waits; with a key."""
+    with serving(slow_stub, "--max-batch", 1, "--queue", 1, "--api-key", KEY, "--grace", 0.2) as server:
+        yield server
+
+
+def events_of(response: http.client.HTTPResponse) -> Iterator[Any]:
+    """The server-sent events, parsed; the last one as text."""
+    for line in response:
+        if line.strip():
+            assert line.startswith(b"data: ")
+            text = line[6:].decode().strip()
+            yield text if text == "[DONE]" else json.loads(text)

@@ -1,0 +1,260 @@
+"""The engine's turns, on the project's own runtime with a toy's kernels: what is said is what each text says alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import llmc
+from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.binding import Model
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.serve.engine import Closing, Engine, Full
+from llmc.runtime.serve.job import Ask, Job, Said
+from tests.runtime import toy_artifact as toy
+from tests.runtime.toy_cuda import FakeCuda
+
+PAGE, CONTEXT = toy.PAGE_TOKENS, toy.CONTEXT
+MANIFEST = b'{"kv_cache": {"page_tokens": %d}}' % PAGE
+DRAWN = How(temperature=1.0, top_k=20, seed=7)
+
+
+def prompt(n: int, salt: int = 0) -> tuple[int, ...]:
+    """Tokens that are not the poisonous one."""
+    return tuple((7 * i * i + 3 + salt) % toy.POISON for i in range(n))
+
+
+@pytest.fixture(scope="module")
+def artifact(toy_so: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with ArtifactFile.open(toy_so) as file:
+        code = file.section("code")
+    path = tmp_path_factory.mktemp("serve") / "toy.so"
+    path.write_bytes(toy.pack_sections(toy.toy_sections(code, manifest=MANIFEST)))
+    return path
+
+
+@pytest.fixture
+def model(artifact: Path) -> Iterator[Model]:
+    with llmc.load(artifact, threads=1) as model:
+        yield model
+
+
+class Served:
+    """An engine whose turns the test takes, and what its jobs were told."""
+
+    def __init__(self, model: Model, max_batch: int = 4, queue: int = 8, chunk: int = 4) -> None:
+        self.model, self.news = model, list[Said]()
+        self.engine = Engine(model, self.news.extend, max_batch=max_batch, queue=queue, chunk=chunk)
+
+    def job(self, ids: Sequence[int], n: int = 6, how: How = GREEDY) -> Job:
+        return Job(Ask(tuple(ids), n, how, ignore_eos=True), self.engine.room, None, self.news.append)
+
+    def submit(self, *jobs: Job) -> None:
+        self.engine.submit(jobs)
+
+    def turn(self) -> None:
+        assert self.engine.collect()
+        self.engine.turn()
+
+    def finish(self, *jobs: Job) -> None:
+        """Turns until these have ended."""
+        for _ in range(500):
+            if all(job.finish for job in jobs) or any(said.error for said in self.news):
+                break
+            self.turn()
+        assert not [said.error for said in self.news if said.error]
+        assert all(job.finish for job in jobs)
+
+    def check(self, *jobs: Job) -> None:
+        """Each has said what it says alone; gives up what is kept."""
+        self.engine.pages.clear()
+        for job in jobs:
+            ask = job.ask
+            assert job.tokens == list(self.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True))
+
+    def leave(self) -> None:
+        """All pages are free once nothing is kept."""
+        self.engine.pages.clear()
+        assert self.engine.pages.n_free == self.engine.pages.total
+
+
+def test_texts_that_join_while_others_go_on_say_what_they_say_alone(model: Model) -> None:
+    served = Served(model, max_batch=3)
+    asked = ((3, GREEDY), (17, DRAWN), (1, GREEDY), (22, GREEDY), (9, DRAWN))
+    jobs = [served.job(prompt(n, n), 8, how) for n, how in asked]
+    for job in jobs:
+        served.submit(job)
+        served.turn()
+    served.finish(*jobs)
+    served.check(*jobs)
+    assert served.engine.meters.counts["generated_tokens"] == 5 * 8
+    served.leave()
+
+
+def test_a_long_prompt_lets_others_go_on(model: Model) -> None:
+    served = Served(model, chunk=4)
+    first, late = served.job(prompt(2), 12), served.job(prompt(24, 1), 2)
+    served.submit(first)
+    served.turn()
+    served.submit(late)
+    said = []
+    while not late.n_said:
+        served.turn()
+        said.append(first.n_said)
+    assert said == list(range(1, len(said) + 1))
+    assert len(said) >= 24 // 4
+    served.finish(first, late)
+    served.check(first, late)
+
+
+def test_who_has_to_give_way_goes_on_later_and_says_the_same(artifact: Path) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:  # 8 pages
+        served = Served(model)
+        jobs = [served.job(prompt(7, salt), 14, how) for salt, how in ((0, GREEDY), (20, DRAWN), (40, GREEDY))]
+        served.submit(*jobs)
+        served.finish(*jobs)
+        served.check(*jobs)
+        assert served.engine.meters.counts["preemptions"] > 0
+        served.leave()
+
+
+def test_texts_are_begun_in_the_order_they_came(artifact: Path) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+        served = Served(model)
+        large, larger, small = served.job(prompt(18), 2), served.job(prompt(20, 3), 2), served.job(prompt(2, 9), 2)
+        served.submit(large, larger, small)
+        served.turn()
+        assert (large.sequence is not None, larger.sequence, small.sequence) == (True, None, None)
+        assert served.engine.state[:2] == (1, 2)
+        served.finish(large, larger, small)
+        served.check(large, larger, small)
+
+
+def test_a_text_ends_where_the_context_or_the_cache_does(artifact: Path) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=3 * PAGE) as model:
+        served = Served(model)
+        job = served.job(prompt(5), 100)
+        served.submit(job)
+        served.finish(job)
+        assert job.finish == "length"
+        assert job.n_said == 3 * PAGE - 5 + 1  # the last one needs no room
+        served.leave()
+
+
+def test_prompts_that_begin_alike_share_pages(model: Model) -> None:
+    served = Served(model)
+    first, second = (served.job((*prompt(11), last), 4) for last in (1, 2))
+    served.submit(first)
+    while not first.n_said:
+        served.turn()
+    served.submit(second)
+    served.finish(first, second)
+    third = served.job((*first.ids[:13], 5), 4)  # a conversation that goes on
+    served.submit(third)
+    served.finish(third)
+    served.check(first, second, third)
+    assert [job.n_reused for job in (first, second, third)] == [0, 2 * PAGE, 3 * PAGE]
+    served.leave()
+
+
+def test_ended_texts_are_given_up_when_their_pages_are_needed(artifact: Path) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+        served = Served(model)
+        for salt in range(4):
+            job = served.job(prompt(15, 5 * salt), 3)
+            served.submit(job)
+            served.finish(job)
+            served.check(job)
+        assert served.engine.meters.counts["preemptions"] == 0
+        served.leave()
+
+
+def test_several_texts_of_a_prompt_read_it_once(model: Model) -> None:
+    served = Served(model)
+    jobs = [served.job(prompt(6), 5, How(1.0, seed=seed)) for seed in (1, 2, 3)]
+    jobs[0].followers = jobs[1:]
+    served.submit(jobs[0])
+    assert served.engine.state.waiting == 3
+    served.finish(*jobs)
+    served.check(*jobs)
+    assert served.engine.meters.counts["prompt_tokens"] == 6
+    served.leave()
+
+
+def test_cancelled_texts_free_their_pages_before_the_next_step(model: Model) -> None:
+    served = Served(model, max_batch=1)
+    running, waiting, last = (served.job(prompt(9, salt), 9) for salt in (0, 1, 2))
+    served.submit(running, waiting, last)
+    served.turn()
+    served.engine.cancel([running, waiting])
+    served.turn()
+    assert running.sequence is None
+    assert last.sequence is not None
+    served.finish(last)
+    served.check(last)
+    assert served.engine.meters.counts["cancelled"] == 2
+    served.leave()
+
+
+def test_a_full_queue_refuses_and_loses_nobody(model: Model) -> None:
+    served = Served(model, max_batch=1, queue=2)
+    jobs = [served.job(prompt(3, salt), 3) for salt in range(3)]
+    served.submit(*jobs)
+    with pytest.raises(Full):
+        served.submit(served.job(prompt(2)))
+    served.finish(*jobs)
+    served.check(*jobs)
+
+
+def test_a_step_that_fails_ends_those_in_it_and_no_others(model: Model) -> None:
+    served = Served(model)
+    bad, good = served.job((1, 2, toy.POISON), 3), served.job(prompt(4), 3)
+    served.submit(bad)
+    served.turn()
+    [said] = served.news
+    assert said.job is bad
+    assert isinstance(said.error, LlmcError)
+    assert served.engine.failure is said.error
+    served.news.clear()
+    served.submit(good)
+    served.finish(good)
+    served.check(good)
+    assert served.engine.failure is None
+    served.leave()
+
+
+def test_a_closed_engine_tells_those_who_wait(model: Model) -> None:
+    served = Served(model, max_batch=1)
+    jobs = [served.job(prompt(3, salt), 20) for salt in range(2)]
+    served.submit(*jobs)
+    served.turn()
+    served.engine.start()
+    served.engine.close()
+    ended = {id(said.job): said for said in served.news}
+    assert all(job.finish or isinstance(ended[id(job)].error, Closing) for job in jobs)
+    with pytest.raises(Closing):
+        served.submit(jobs[0])
+
+
+def test_a_gpu_that_runs_ahead_says_the_same(cuda: FakeCuda, cuda_so: Path, tmp_path: Path) -> None:
+    with ArtifactFile.open(cuda_so) as file:
+        sections = {name: file.section(name) for name in file.sections}
+    path = tmp_path / "toy.so"
+    path.write_bytes(toy.pack_sections({**sections, "manifest": MANIFEST}))
+    with llmc.load(path) as model:
+        assert model.runs_ahead
+        served = Served(model)
+        jobs = [
+            served.job(prompt(n, n), 3 + n, how)
+            for n, how in ((3, GREEDY), (12, How(1.0, top_k=20, seed=2)), (5, GREEDY))
+        ]
+        served.submit(*jobs[:2])
+        for _ in range(6):
+            served.turn()
+        served.submit(jobs[2])
+        served.finish(*jobs)
+        served.check(*jobs)
+        served.leave()

@@ -1,0 +1,260 @@
+"""`llmc serve` from outside: what clients get, what they are refused, and what happens when they go."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmc
+from llmc.runtime.binding import Model
+from tests.runtime.serve.conftest import KEY, Server, events_of, serving, write_served_stub
+from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB
+
+CHATS = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def model(stub: Path) -> Iterator[Model]:
+    with llmc.load(stub) as model:
+        yield model
+
+
+def text_after(model: Model, prompt: str | list[int], n: int) -> str:
+    return "".join(model.generate(prompt, n, ignore_eos=True))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def test_a_text_is_what_llmc_run_says(server: Server, model: Model) -> None:
+    said = server.complete(prompt="Once upon", max_tokens=9, return_token_ids=True)
+    tokens = model.tokens("Once upon", 9, ignore_eos=True)
+    [choice] = said["choices"]
+    assert choice["token_ids"] == tokens
+    assert choice["text"] == text_after(model, "Once upon", 9)
+    assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "length", None)
+    assert (said["object"], said["model"]) == ("text_completion", "stub")
+    usage = said["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (3, 9, 12)
+
+
+def test_clients_at_once_get_what_each_gets_alone(server: Server, model: Model) -> None:
+    prompts = [[3 + client, *range(4, 4 + 3 * client)] for client in range(10)]
+
+    def ask(prompt: list[int]) -> Any:
+        said = server.complete(prompt=prompt, max_tokens=14, return_token_ids=True)
+        return said["choices"][0]["token_ids"]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        assert list(pool.map(ask, prompts)) == [model.tokens(prompt, 14, ignore_eos=True) for prompt in prompts]
+
+
+def test_a_stream_is_the_text_in_pieces(server: Server, model: Model) -> None:
+    body = {"prompt": [5, 6], "max_tokens": 12, "temperature": 0, "ignore_eos": True, "stream": True}
+    with server.open("POST", COMPLETIONS, {**body, "stream_options": {"include_usage": True}}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *chunks, usage, done = events_of(response)
+    assert done == "[DONE]"
+    pieces = [chunk["choices"][0]["text"] for chunk in chunks]
+    assert len(pieces) > 6
+    assert "".join(pieces) == text_after(model, [5, 6], 12)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 12)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+
+
+def test_messages_become_a_prompt_by_the_models_template(server: Server, model: Model) -> None:
+    parts = [{"type": "text", "text": "Once "}, {"type": "text", "text": " upon "}]
+    messages = [{"role": "user", "content": parts}]
+    body = {"messages": messages, "max_completion_tokens": 7, "temperature": 0, "ignore_eos": True}
+    prompt = model.encode("<s> Once  upon a.", special=False)
+    wanted = "".join(model.generate(prompt, 7, ignore_eos=True))
+    status, said = server.ask("POST", CHATS, {**body, "chat_template_kwargs": {"also": "."}})
+    assert status == 200
+    assert said["object"] == "chat.completion"
+    assert said["choices"][0]["message"] == {"role": "assistant", "content": wanted, "refusal": None}
+    with server.open("POST", CHATS, {**body, "chat_template_kwargs": {"also": "."}, "stream": True}) as response:
+        first, *chunks, _ = events_of(response)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == wanted
+
+
+def test_a_template_may_refuse(server: Server) -> None:
+    status, said = server.ask("POST", CHATS, {"messages": [{"role": "judge", "content": "x"}]})
+    assert (status, said["error"]["param"]) == (400, "messages")
+    assert "no judge" in said["error"]["message"]
+
+
+def test_stop_strings_end_a_text_and_are_no_part_of_it(server: Server, model: Model) -> None:
+    text = text_after(model, [9], 20)
+    stop = text[11:14]
+    [choice] = server.complete(prompt=[9], max_tokens=20, stop=["nowhere", stop])["choices"]
+    assert choice["text"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_several_prompts_and_texts_come_in_order(server: Server, model: Model) -> None:
+    said = server.complete(prompt=["Once", "time"], n=2, max_tokens=5, temperature=1, seed=3, echo=True)
+    assert [choice["index"] for choice in said["choices"]] == [0, 1, 2, 3]
+    wanted = [
+        prompt + "".join(model.generate(prompt, 5, temperature=1, seed=seed, ignore_eos=True))
+        for prompt in ("Once", "time")
+        for seed in (3, 4)
+    ]
+    assert [choice["text"] for choice in said["choices"]] == wanted
+    assert said["usage"]["prompt_tokens"] == 4
+
+
+def test_what_is_served_is_listed(server: Server) -> None:
+    status, said = server.ask("GET", "/v1/models")
+    assert (status, [one["id"] for one in said["data"]]) == (200, ["stub"])
+    assert server.ask("GET", "/v1/models/stub")[1] == said["data"][0]
+    assert server.ask("GET", "/v1/models/other")[0] == 404
+    assert server.ask("GET", "/health") == (200, {"status": "ok"})
+
+
+def test_metrics_count(server: Server) -> None:
+    before = server.metric("generated_tokens_total")
+    server.complete(prompt=[7], max_tokens=4)
+    assert server.metric("generated_tokens_total") == before + 4
+    assert (server.metric("running"), server.metric("waiting")) == (0, 0)
+    assert server.metric("first_token_seconds_count") > 0
+
+
+GOOD: dict[str, Any] = {"prompt": [1], "max_tokens": 1}
+TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        (COMPLETIONS, b"{", 400, None),
+        (COMPLETIONS, b"[" * 100_000, 400, None),
+        (COMPLETIONS, [1], 400, None),
+        (COMPLETIONS, {}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": []}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": [1, "a"]}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": [True]}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": [N_VOCAB]}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": [1] * (N_CONTEXT + 1)}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": "\ud800"}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": [[1]] * 100}, 400, None),
+        (COMPLETIONS, {**GOOD, "max_tokens": 0}, 400, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": "9"}, 400, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "temperature": -1}, 400, "temperature"),
+        (COMPLETIONS, {**GOOD, "temperature": float("nan")}, 400, "temperature"),
+        (COMPLETIONS, {**GOOD, "top_p": 0}, 400, "top_p"),
+        (COMPLETIONS, {**GOOD, "top_k": 1.5}, 400, "top_k"),
+        (COMPLETIONS, {**GOOD, "seed": 1 << 64}, 400, "seed"),
+        (COMPLETIONS, {**GOOD, "n": 9}, 400, "n"),
+        (COMPLETIONS, {**GOOD, "stop": ""}, 400, "stop"),
+        (COMPLETIONS, {**GOOD, "stream": 1}, 400, "stream"),
+        (COMPLETIONS, {**GOOD, "stream_options": {"frob": 1}}, 400, "frob"),
+        (COMPLETIONS, {**GOOD, "logprobs": 1}, 400, "logprobs"),
+        (COMPLETIONS, {**GOOD, "presence_penalty": 0.5}, 400, "presence_penalty"),
+        (COMPLETIONS, {**GOOD, "frob": 1}, 400, "frob"),
+        (COMPLETIONS, {**GOOD, "model": "gpt-4"}, 404, "model"),
+        (CHATS, {}, 400, "messages"),
+        (CHATS, {"messages": [{"content": "x"}]}, 400, "messages[0].role"),
+        (CHATS, {"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content"),
+        (CHATS, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0]"),
+        (CHATS, {**TALK, "max_tokens": 0}, 400, "max_tokens"),
+        (CHATS, {**TALK, "tools": [{"type": "function"}]}, 400, "tools"),
+        (CHATS, {**TALK, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ("/v1/nothing", GOOD, 404, None),
+        ("/health", GOOD, 405, None),
+    ],
+)
+def test_what_is_wrong_is_named(server: Server, path: str, body: object, status: int, param: str | None) -> None:
+    given, said = server.ask("POST", path, body)
+    assert (given, said["error"]["param"]) == (status, param), said
+    assert said["error"]["type"] == "invalid_request_error"
+    assert said["error"]["message"]
+
+
+def test_fields_that_change_nothing_are_taken(server: Server) -> None:
+    harmless = {
+        "user": "me",
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "best_of": 1,
+        "n": None,
+    }
+    assert len(server.complete(**GOOD, **harmless)["choices"]) == 1
+
+
+def test_bodies_of_any_size_or_type_are_not_taken(server: Server) -> None:
+    status, said = server.ask("POST", COMPLETIONS, b'{"prompt": "' + b"a" * (9 << 20))
+    assert (status, said["error"]["message"]) == (413, "the body of the request is larger than 8 MiB")
+    assert server.ask("POST", COMPLETIONS, GOOD, content_type="text/plain")[0] == 415
+
+
+def test_a_key_is_asked_for(slow_server: Server) -> None:
+    assert slow_server.ask("POST", COMPLETIONS, GOOD, authorization="Bearer other")[0] == 401
+    status, said = slow_server.ask("GET", "/v1/models", authorization="")
+    assert (status, said["error"]["code"]) == (401, "invalid_api_key")
+    assert slow_server.ask("GET", "/health", authorization="")[0] == 200
+    assert slow_server.ask("GET", "/v1/models", authorization=f"Bearer {KEY}")[0] == 200
+
+
+LONG: dict[str, Any] = {"prompt": [1], "max_tokens": 45, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_makes_room_at_once(slow_server: Server, stream: bool) -> None:
+    before = slow_server.metric("cancelled_total")
+    host, port = slow_server.address.split(":")
+    with socket.create_connection((host, int(port))) as client:
+        body = json.dumps({**LONG, "stream": stream})
+        head = f"POST {COMPLETIONS} HTTP/1.1", "Host: x", f"Authorization: Bearer {KEY}"
+        lines = (*head, "Content-Type: application/json", f"Content-Length: {len(body)}", "", body)
+        client.sendall("\r\n".join(lines).encode())
+        wait_until(lambda: slow_server.metric("running") == 1)
+    wait_until(lambda: slow_server.metric("running") == 0)
+    assert slow_server.metric("cancelled_total") == before + 1
+
+
+def test_a_full_queue_says_when_to_come_again(slow_server: Server) -> None:
+    def stream(**body: Any) -> Any:
+        return slow_server.open("POST", COMPLETIONS, {**LONG, "stream": True, **body})
+
+    with stream() as first, stream(max_tokens=2) as second:
+        wait_until(lambda: slow_server.metric("waiting") == 1)
+        with stream() as third:
+            assert (third.status, third.headers["retry-after"]) == (503, "1")
+        assert [list(events_of(response))[-1] for response in (first, second)] == ["[DONE]"] * 2
+
+
+def test_ctrl_c_ends_texts_in_bounded_time(slow_stub: Path) -> None:
+    """That the exit code is 0 is checked by `serving`."""
+    with serving(slow_stub, "--max-batch", 1, "--grace", 0.2) as server:
+        with server.open("POST", COMPLETIONS, {**LONG, "stream": True}) as response:
+            events = events_of(response)
+            next(events)
+            server.process.send_signal(2)
+            assert list(events)[-1]["error"]["code"] == "shutting_down"
+        server.process.wait(timeout=10)
+
+
+def test_a_model_without_tokenizer_takes_ids(tmp_path: Path) -> None:
+    path = write_served_stub(tmp_path / "a.so", tokenizer=None)
+    with serving(path, "--name", "ids", "--kv-tokens", 40) as server:
+        said = server.complete(prompt=[1, 2], max_tokens=3, return_token_ids=True, model="ids")
+        assert (said["choices"][0]["text"], len(said["choices"][0]["token_ids"])) == ("", 3)
+        assert server.ask("POST", COMPLETIONS, {"prompt": "x"})[1]["error"]["code"] == "no_tokenizer"
+        assert server.ask("POST", CHATS, TALK)[1]["error"]["code"] == "no_chat_template"
+        assert server.metric("kv_pages") == 40
