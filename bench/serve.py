@@ -83,7 +83,8 @@ def runtime_alone(options: argparse.Namespace, n: int) -> float:
         start = time.perf_counter()
         for _ in range(options.tokens):
             model.advance([(sequence, GREEDY) for sequence in sequences])
-        return round(n * options.tokens / (time.perf_counter() - start), 1)
+        seconds = time.perf_counter() - start
+    return round(float(n * options.tokens) / seconds, 1)
 
 
 @contextmanager
