@@ -54,7 +54,7 @@ def linear_table(records: Iterable[Said]) -> str:
                 weight_in_words(record),
                 record["nodes"],
                 f"{record['family']}, {record['params']}",
-                "tuned" if found else "heuristic",
+                "tuned in place" if found.get("in_place") else "tuned" if found else "heuristic",
                 share_in_words(found) if found else "",
                 beat_in_words(found) if found else "",
                 in_bytes(record["bytes"]),
@@ -93,10 +93,12 @@ def weight_in_words(record: Mapping[str, Any]) -> str:
 
 
 def share_in_words(found: Mapping[str, Any]) -> str:
-    """97 % of read bandwidth (35 GB/s); a question mark where other programs disturbed most of the measurement."""
+    """97 % of read bandwidth (35 GB/s); a question mark where other programs disturbed most of the measurement.  What
+    was measured in place is said of a layer."""
     unit = "GB/s" if found["limit"].endswith("bandwidth") else "GOP/s"
     doubt = "?" if found["clean"] < 0.25 else ""
-    return f"{100 * found['share']:.0f} %{doubt} of {found['limit']} ({found['rate']:.0f} {unit})"
+    layer = "a layer " if found.get("in_place") else ""
+    return f"{layer}{100 * found['share']:.0f} %{doubt} of {found['limit']} ({found['rate']:.0f} {unit})"
 
 
 def beat_in_words(found: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ STDERR = 2
 MOST = 16
 """Candidates of a call."""
 DEFAULT_TARGET = "cuda:sm_90a"
-STAGES = "abcef"
-"""Of a kit's run: is it right, what is the limit, how fast is each candidate."""
+STAGES = "abcefi"
+"""Of a kit's run: is it right, what is the limit, how fast is each candidate, alone and in its place."""
 
 
 def tune_gpu(
@@ -105,7 +105,9 @@ def kit_in_words(said: Mapping[str, Any]) -> str:
 def records_in_words(said: Mapping[str, Any]) -> str:
     records = said["records"]
     faster = [record for record in records if record["time_us"] < record["heuristic_us"]]
+    n_in_place = sum(bool(record.get("in_place")) for record in records)
+    tuned = f"{len(records)} tuned" + (f" ({n_in_place} in place)" if n_in_place else "")
     return (
         f"{said['path']}  {said['target']}, {said['machine']}\n"
-        f"{len(records)} tuned, {len(faster)} of them faster than the rule's own choice; {said['kept']} known before"
+        f"{tuned}, {len(faster)} of them faster than the rule's own choice; {said['kept']} known before"
     )

@@ -90,6 +90,8 @@ class Record:
     tried: how many were measured.  clean: of the samples, the part during which every thread kept its processor; where
     it is low the machine was loaded, and time and share are worth little.
     date, machine, llmc: when, on which CPU with how many threads, and by which version.
+    in_place: of a GPU's calls that were measured between those of a model's layer, in which layers; times and share are
+    then a layer's.
     """
 
     signature: Signature
@@ -107,15 +109,19 @@ class Record:
     date: str
     machine: str
     llmc: str
+    in_place: str = ""
 
     def to_json(self) -> dict[str, Any]:
         said = {name: value for name, value in vars(self).items() if name != "signature"}
+        if not self.in_place:
+            del said["in_place"]
         return {**self.signature._asdict(), **said, "params": dict(self.params)}
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Record:
         """Raises KeyError or TypeError where something is missing or of another kind."""
         key = Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
+        said = {"in_place": "", **said}
         rest = {f.name: of_kind(said[f.name], f.type) for f in fields(cls) if f.name != "signature"}
         return cls(key, **rest)
 

@@ -2,7 +2,8 @@
 
 Of each call the fastest parameters are kept, if they are clearly faster than the rule's own; of attention, which is
 measured at several lengths of context with the same parameters, those whose times are shortest on the geometric mean.
-Only what one card measured with one driver is compared.
+What was measured in place (tune_in_place.py) stands before what was measured alone.  Only what one card measured with
+one driver is compared.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, isfinite, log
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records
+from llmc.schedules import records, tune_in_place
 from llmc.schedules.records import Record, Signature
+from llmc.schedules.tune_in_place import check_fields, records_in_place, signature_of
+from llmc.schedules.tune_limits import COPY, PRODUCT, Entry, geometric_mean, limit_of, needed_us
 from llmc.schedules.tune_search import BETTER
 
-COPY, PRODUCT = "copy bandwidth", "cuBLAS bf16"
 RATES = {"gb_per_s": COPY, "gflop_per_s": PRODUCT}
-Entry = Mapping[str, Any]
 Params = str
 """Parameters as JSON, so that they can be compared."""
 TUNED_FIELDS = {"rule": str, "words": str, "params": dict, "signature": dict, "own": bool, "length": int}
@@ -33,12 +34,18 @@ LATEST = 1e11
 
 @dataclass
 class Found:
-    """What one card measured with one driver.  measured: the last entry of each item of the tuner."""
+    """What one card measured with one driver.  measured: the last entry of each item of the tuner; in_place: of calls
+    between those of a layer."""
 
     device: Entry = field(default_factory=dict)
     driver: str | None = None
     rates: dict[str, float] = field(default_factory=dict)
     measured: dict[str, Entry] = field(default_factory=dict)
+    in_place: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self.measured.values(), *self.in_place.values()]
 
     @property
     def machine(self) -> str:
@@ -50,13 +57,13 @@ class Found:
 
 def import_records(sources: Sequence[Path], target: Target, out: Path | None, version: str) -> list[dict[str, Any]]:
     """Bring the records in runs' results.jsonl into the file `out`, or each card's into its own of the user's; new ones
-    replace those of the same call.
+    replace those of the same call, but for what this version has measured in place, which only the like replaces.
 
     Returns a report a card: path, target, machine, records, kept: how many were there already, left_out: lines that
     could not be used.  Raises LlmcError: nothing usable in it, several cards for one file, another architecture.
     """
     left_out: list[str] = []
-    runs = [run for run in found_in(sources, left_out) if run.measured]
+    runs = [run for run in found_in(sources, left_out) if run.entries]
     reports: dict[Path, dict[str, Any]] = {}
     cards = sorted({str(run.device.get("name", "")) for run in runs})
     if out is not None and len(cards) > 1:
@@ -64,9 +71,9 @@ def import_records(sources: Sequence[Path], target: Target, out: Path | None, ve
         raise LlmcError(fact, place=str(out), hint="leave -o out: each has a file of its own")
     for run in runs:
         check_architecture(run, target)
-        found = list(records_of(run, version))
         path = out or records.folder() / records.file_name(target, str(run.device.get("name", "")))
         known = records.load(path, target)
+        found = [record for record in records_of(run, version) if stands_before(record, known.get(record.signature))]
         before = set(known) - {record.signature for record in found}
         if found:
             records.save(path, target, (known | {record.signature: record for record in found}).values())
@@ -77,6 +84,10 @@ def import_records(sources: Sequence[Path], target: Target, out: Path | None, ve
         place = ", ".join(map(str, sources)) + (f" ({left_out[0]})" if left_out else "")
         raise LlmcError("the file has no tuning in it", place=place, hint=hint)
     return list(reports.values())
+
+
+def stands_before(new: Record, known: Record | None) -> bool:
+    return bool(new.in_place) or known is None or not known.in_place or known.llmc != new.llmc
 
 
 def check_architecture(run: Found, target: Target) -> None:
@@ -107,7 +118,7 @@ def found_in(sources: Iterable[Path], left_out: list[str]) -> list[Found]:
                     run = take(entry, run, runs)
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 left_out.append(f"{source.name} line {number}: {' '.join(str(error).split())[:80]}")
-    return sorted(runs.values(), key=lambda run: max((entry["at"] for entry in run.measured.values()), default=0.0))
+    return sorted(runs.values(), key=lambda run: max((entry["at"] for entry in run.entries), default=0.0))
 
 
 def lines_of(source: Path) -> list[str]:
@@ -147,22 +158,21 @@ def take(entry: Entry, run: Found, runs: dict[str, Found]) -> Found:
                 run.rates[name] = max(run.rates.get(name, 0.0), 1e9 * number(entry, key))
     elif entry["stage"] == "tune":
         run.measured[entry["item"]] = checked(entry)
+    elif entry["stage"] == tune_in_place.STAGE:
+        tune_in_place.check(entry)
+        for name in tune_in_place.TIMES[entry["of"]]:
+            number(entry, name)
+        run.in_place[entry["item"]] = entry
     return run
 
 
 def checked(entry: Entry) -> Entry:
     """A measurement of the tuner.  Raises ValueError, TypeError or KeyError for what is none."""
-    for name, kind in TUNED_FIELDS.items():
-        if not isinstance(entry[name], kind) or (kind is int and isinstance(entry[name], bool)):
-            raise TypeError(f"{name} is no {kind.__name__}")
+    check_fields(entry, TUNED_FIELDS)
     for name in ("us", "bytes", "operations"):
         number(entry, name)
-    signature_of(entry)
+    signature_of(entry["signature"])
     return entry
-
-
-def signature_of(entry: Entry) -> Signature:
-    return Signature(*(records.of_kind(entry["signature"][n], kind) for n, kind in Signature.__annotations__.items()))
 
 
 def number(entry: Entry, name: str, most: float = 1e18) -> float:
@@ -177,11 +187,20 @@ def number(entry: Entry, name: str, most: float = 1e18) -> float:
 
 
 def records_of(run: Found, version: str) -> Iterator[Record]:
+    """A record for each call; where it was measured in place, that one."""
+    in_place = {
+        record.signature: record for record in records_in_place(run.in_place.values(), run.machine, run.rates, version)
+    }
+    yield from in_place.values()
+    yield from (record for record in records_alone(run, version) if record.signature not in in_place)
+
+
+def records_alone(run: Found, version: str) -> Iterator[Record]:
     """A record for each call that was measured with the rule's own parameters, at every length that these were."""
     groups: dict[Signature, dict[Params, list[Entry]]] = {}
     for entry in run.measured.values():
         params = json.dumps(entry["params"], sort_keys=True)
-        groups.setdefault(signature_of(entry), {}).setdefault(params, []).append(entry)
+        groups.setdefault(signature_of(entry["signature"]), {}).setdefault(params, []).append(entry)
     for signature, candidates in groups.items():
         record = best_of(signature, candidates, run, version)
         if record is not None:
@@ -199,7 +218,7 @@ def best_of(signature: Signature, candidates: Mapping[Params, list[Entry]], run:
     ranked = sorted(whole, key=mean_us)
     best = ranked[0] if mean_us(ranked[0]) < BETTER * mean_us(own) else own
     others = [entries for entries in ranked if entries is not best]
-    limit = max(run.rates, key=lambda name: needed_us(best, name, run.rates))
+    limit = limit_of(best, run.rates)
     return Record(
         signature=signature,
         rule=best[0]["rule"],
@@ -221,10 +240,4 @@ def best_of(signature: Signature, candidates: Mapping[Params, list[Entry]], run:
 
 def mean_us(entries: Sequence[Entry]) -> float:
     """The geometric mean over lengths of context, or the one time there is."""
-    return exp(sum(log(max(entry["us"], 1e-6)) for entry in entries) / len(entries))
-
-
-def needed_us(entries: Sequence[Entry], limit: str, rates: Mapping[str, float]) -> float:
-    """What the limit alone would take, in the same mean."""
-    key = "bytes" if limit == COPY else "operations"
-    return exp(sum(log(max(1e6 * entry[key] / rates[limit], 1e-9)) for entry in entries) / len(entries))
+    return geometric_mean(entry["us"] for entry in entries)

@@ -34,7 +34,7 @@ def item(job: Job, index: int) -> str:
 
 def items(kit: Kit) -> Iterator[str]:
     """Candidates in turn: what models launch first, the rest of theirs, odd shapes; then every job's next candidate."""
-    jobs = sorted(kit.jobs.values(), key=order)
+    jobs = sorted((job for job in kit.jobs.values() if job.signature or not job.of_chain), key=order)
     for index in range(max((len(job.candidates) for job in jobs), default=0)):
         yield from (item(job, index) for job in jobs if index < len(job.candidates))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from llmc.bench.gpu import check, facts, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
 from llmc.bench.gpu.journal import Journal
 
 PAPER_S: dict[str, float] = {
@@ -13,6 +13,7 @@ PAPER_S: dict[str, float] = {
     check.STAGE: 1.0,
     limits.STAGE: 1.0,
     measure.STAGE: 0.1,
+    in_place.STAGE: 0.1,
     sanitize.STAGE: 10.0,
     profiles.STAGE: 8.0,
     "llmc load": 10.0,

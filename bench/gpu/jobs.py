@@ -28,8 +28,18 @@ class Jobs:
     kernels: dict[str, Kernel]
     said: dict[str, dict[str, Any]]
 
-    def add(self, name: str, call: Call, most: int, lengths: Sequence[int] = (), *, tuned: bool = True) -> None:
-        """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone."""
+    def add(
+        self,
+        name: str,
+        call: Call,
+        most: int,
+        lengths: Sequence[int] = (),
+        *,
+        tuned: bool = True,
+        of_chain: bool = False,
+    ) -> None:
+        """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone.
+        of_chain: it is there for a chain of layers alone."""
         if name in self.said:
             return
         call = settled(call, self.target)
@@ -42,6 +52,7 @@ class Jobs:
             "call": call_to_json(call),
             "signature": signature._asdict() if signature else None,
             "lengths": list(lengths) if signature else [],
+            "of_chain": of_chain,
             "candidates": [self._candidate(rule, call, params) for params in islice(candidates, most)],
         }
 

@@ -1,6 +1,6 @@
 """The folder that is carried to the GPU machine, as its programs see it.
 
-    kit.json      jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models
+    kit.json      jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models; chains
     kernels.zip   NAME.cubin of every kernel
     models/       artifacts without their weights (carry.py writes them, fill.py fills them)
     run.py llmc/  the programs
@@ -63,6 +63,7 @@ class Job:
 
     signature: what a tuned record of it is filed under; None: it is checked, but not tuned.
     lengths: for attention, contexts to measure it at.
+    of_chain: it is there for a chain of layers (chain.py): not timed alone, and without a signature not checked either.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Job:
     candidates: tuple[Candidate, ...]
     signature: dict[str, Any] | None
     lengths: tuple[int, ...] = ()
+    of_chain: bool = False
 
     @property
     def is_attention(self) -> bool:
@@ -121,6 +123,7 @@ def job_of(said: Mapping[str, Any]) -> Job:
         tuple(map(candidate_of, said["candidates"])),
         said["signature"],
         tuple(said["lengths"]),
+        said["of_chain"],
     )
 
 

@@ -50,7 +50,7 @@ def item(job: Job, index: int, length: int) -> str:
 
 def items(kit: Kit) -> Iterator[str]:
     """All jobs' own choices first, then what is second on paper, …; jobs in the order in which they are checked."""
-    jobs = sorted((job for job in kit.jobs.values() if job.signature), key=order)
+    jobs = sorted((job for job in kit.jobs.values() if job.signature and not job.of_chain), key=order)
     for index in range(max((len(job.candidates) for job in jobs), default=0)):
         for job in jobs:
             if index < len(job.candidates):
@@ -166,10 +166,11 @@ class Random:
         n = POOL_BYTES // 2
         self._pool = device.upload(bits.bits_of(normal("pool", (64, n // 64)) * np.float32(0.02), "bf16"))
 
-    def bytes(self, n_bytes: int) -> int:
+    def bytes(self, n_bytes: int, pool: int | None = None) -> int:
+        """pool: of POOL_BYTES to copy from, if not normal numbers in bf16."""
         address = self._device.allocate(n_bytes)
         for start in range(0, n_bytes, POOL_BYTES):
-            self._device.copy(address + start, self._pool, min(POOL_BYTES, n_bytes - start))
+            self._device.copy(address + start, pool or self._pool, min(POOL_BYTES, n_bytes - start))
         return address
 
     def copies(self, job: Job, candidate: Candidate, length: int, size: Size) -> range:
@@ -179,17 +180,18 @@ class Random:
         if job.is_attention:
             n_layers = call.attribute("n_layers")
             n_bytes = n_cached_pages(job, length) * candidate.kv_layer_bytes * n_layers
-            self._make_room(n_bytes)
+            self.make_room(n_bytes)
             self._shared[Operand("kv")] = self.bytes(n_bytes)
             return range(n_layers)
         cold = sum(constant_bytes(kind, candidate.layouts.get(i)) for i, kind in enumerate(call.inputs) if kind)
         n = max(2, -(-COLD * size.l2_bytes // max(cold, 1)))
         return range(min(n, MOST_LAUNCHES))
 
-    def _make_room(self, n_bytes: int) -> None:
+    def make_room(self, n_bytes: int) -> None:
+        """Raises ValueError where there is not so much."""
         free = self._device.facts()["free_bytes"]
         if n_bytes > SHARE_OF_MEMORY * free:
-            raise ValueError(f"the cache would take {n_bytes / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free")
+            raise ValueError(f"it would take {n_bytes / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free")
 
     def places(self, job: Job, candidate: Candidate, length: int, copy: int) -> dict[Operand, int]:
         """Addresses of the operands; all but what must be cold is the same for all copies."""

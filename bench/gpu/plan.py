@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmc.bench.gpu import check, facts, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.stages import STAGES, Stage, stage_of
 
@@ -61,6 +61,9 @@ SHORT = _of_models(
     150,
 )
 TUNING = Part("tuning", stage_of(measure.STAGE), "each candidate of each call, the rules' own first", 40, 160)
+IN_PLACE = Part(
+    "tuning in place", stage_of(in_place.STAGE), "each candidate of each call of a layer, between the others", 40, 90
+)
 OWN = Part(
     "tuning, own choices",
     stage_of(measure.STAGE),
@@ -83,7 +86,7 @@ CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over prim
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
-    1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, FEW_ODD),
+    1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, IN_PLACE, FEW_ODD),
     2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}

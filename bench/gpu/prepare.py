@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import llmc
 from llmc.bench.gpu import micro, whole
+from llmc.bench.gpu.chains import add_chains
 from llmc.bench.gpu.jobs import Jobs, add_model, add_odd
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
@@ -46,6 +47,8 @@ PARTS = (
     "schedules/__init__.py",
     "schedules/records.py",
     "schedules/rule.py",
+    "schedules/tune_in_place.py",
+    "schedules/tune_limits.py",
     "schedules/cuda/__init__.py",
     "schedules/cuda/deferred_norm.py",
     "schedules/cuda/quant_strips.py",
@@ -53,7 +56,7 @@ PARTS = (
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""
-ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py", "chart.py")
+ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py", "chains.py", "chart.py")
 Odd = Literal["all", "few", "none"]
 BATCH = (1, 2, 4, 8, 16, 32, 64)
 QUANTISED_BATCH = (1, 2, 4, 8)
@@ -66,8 +69,13 @@ SETTINGS: dict[str, Any] = {
     "l2_bytes": 60 << 20,
     "shortest_ms": 1.0,
     "replays": 7,
+    "in_place": [
+        *([1, 128], [8, 128], [1, 1024], [8, 1024]),
+        *([2, 128], [4, 128], [16, 128], [64, 128], [512, 512], [2048, 2048]),
+    ],
     **whole.SETTINGS,
 }
+"""in_place: rows, and the length of context, of the layers in which candidates are measured."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,14 @@ def prepare(
         raise LlmcError("the folder has an llmc that is no kit's", place=str(out), hint="name a folder of its own")
     jobs = Jobs(target, {}, {})
     planned = [plan_model(wanted, target) for wanted in models]
+    settings = {**SETTINGS, **(settings or {})}
     for each in planned:
         add_model(jobs, (choice.call for choice in each.program.choices), most)
+    chains = [
+        chain
+        for each in planned
+        for chain in add_chains(jobs, each.wanted.name, each.program, most, settings["in_place"])
+    ]
     if odd != "none":
         add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
     kernels = {**jobs.kernels, **micro_kernels()}
@@ -140,10 +154,11 @@ def prepare(
             write_model(out / "models" / each.wanted.name, each, target)
     said = {
         "target": str(target),
-        "settings": {**SETTINGS, **(settings or {})},
+        "settings": settings,
         "kernels": {name: kernel_to_json(kernel) for name, kernel in kernels.items()},
         "jobs": list(jobs.said.values()),
         "models": [each.wanted.name for each in planned] if carried else [],
+        "chains": chains,
     }
     (out / "kit.json").write_text(json.dumps(said))
     write_programs(out)

@@ -1,6 +1,6 @@
 """On a machine with an NVIDIA GPU: is llmc right, how fast is it, which schedules are best?
 
-    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefgh] [--seconds 330]
+    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefghi] [--seconds 330]
 
 Needs this folder (bench/gpu/prepare.py makes it), NumPy and the driver; for what is compared, PyTorch and transformers.
 Everything that is found is a line of OUT/results.jsonl at once; OUT/summary.md is written after every part.  A run that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from llmc.bench.gpu import check, facts, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.shares import share_of
@@ -18,6 +18,7 @@ NAMES = {
     measure.STAGE: "tuning",
     whole.STAGE: "whole models",
     profiles.STAGE: "profiles",
+    in_place.STAGE: "tuning in place",
 }
 
 
@@ -36,6 +37,8 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from limits.said(journal)
     yield ""
     yield from table(("call", "µs", "of the limit", "schedule", "own: µs"), best_rows(journal, rates))
+    yield ""
+    yield from table(("layer of", "own: µs", "best: µs", "saved", "other choices"), in_place.rows(kit, journal))
     yield ""
     yield from whole.report(journal, rates)
     yield from failures(journal)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
-from llmc.bench.gpu import check, facts, measure, whole
+from llmc.bench.gpu import check, facts, in_place, measure, whole
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.driver import CudaError, Device
 from llmc.bench.gpu.journal import Entry, Journal
@@ -28,12 +29,12 @@ def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float) -> int:
         runners = {part.stage.name: part.stage.module.runner(kit, journal) for part in parts}
         return do(parts, runners.__getitem__, kit, journal, end)
     try:
-        with Device() as device:
+        with Device() as device, ExitStack() as opened:
             made: dict[str, Run] = {}
 
             def runner(stage: str) -> Run:
                 if stage not in made:
-                    made[stage] = on_device(stage, parts, device, kit, journal)
+                    made[stage] = on_device(stage, parts, device, kit, journal, opened)
                 return made[stage]
 
             return do(parts, runner, kit, journal, end)
@@ -42,14 +43,18 @@ def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float) -> int:
         return BROKEN
 
 
-def on_device(stage: str, parts: Sequence[Part], device: Device, kit: Kit, journal: Journal) -> Run:
+def on_device(stage: str, parts: Sequence[Part], device: Device, kit: Kit, journal: Journal, opened: ExitStack) -> Run:
+    """How the stage's items are done.  opened: what is closed before the device is."""
     module = next(part.stage.module for part in parts if part.stage.name == stage)
-    if module is not measure:
+    if module not in (measure, in_place):
         found: Run = module.runner(device, kit)
         return found
     settings = kit.said["settings"]
     l2_bytes = int(journal.one(facts.STAGE, facts.DEVICE).get("l2_bytes") or settings["l2_bytes"])
-    return measure.runner(device, kit, measure.Size(l2_bytes, settings["shortest_ms"], settings["replays"]))
+    size = measure.Size(l2_bytes, settings["shortest_ms"], settings["replays"])
+    if module is in_place:
+        return opened.enter_context(in_place.InPlace(device, kit, size, journal.results(in_place.STAGE))).measure
+    return measure.runner(device, kit, size)
 
 
 def do(parts: Sequence[Part], runner: Callable[[str], Run], kit: Kit, journal: Journal, end: float) -> int:
@@ -99,6 +104,10 @@ def is_hung(entry: Entry) -> bool:
     return entry["event"] == "failed" and TOO_LONG in entry["error"]
 
 
+def wrong_of(journal: Journal, stage: str) -> set[str]:
+    return {item for item, entry in journal.latest(stage).items() if entry["event"] == "failed"}
+
+
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     """The part's items that are not settled, but for what is known to lead to nothing: kernels of a family that hung,
     candidates whose kernels are wrong, systems that failed before."""
@@ -107,8 +116,11 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
     left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
     if stage.module is measure:
-        wrong = {item for item, entry in journal.latest(check.STAGE).items() if entry["event"] == "failed"}
+        wrong = wrong_of(journal, check.STAGE)
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
+    if stage.module is in_place:
+        stages = (check.STAGE, measure.STAGE, in_place.STAGE)
+        return list(in_place.usable(kit, left, set().union(*(wrong_of(journal, name) for name in stages))))
     if stage.module is check:
         hung = {check.family(kit, item) for item in settled if is_hung(latest[item])}
         return [item for item in left if check.family(kit, item) not in hung]

@@ -61,7 +61,8 @@ def cell(record: Record | None) -> Markup:
     about = [str(record.get("rule", "")), params, f"{record['nodes']} nodes, {in_bytes(record['bytes'])} each"]
     about += [f"layout {record['layout']}"] if record.get("layout") else []
     if found:
-        about += [f"tuned: {share_in_words(found)}", beat_in_words(found)]
+        where = f" between the calls of {found['in_place']}" if found.get("in_place") else ""
+        about += [f"tuned{where}: {share_in_words(found)}", beat_in_words(found)]
     class_ = f"family{FAMILIES.index(family)}" if family in FAMILIES else "plain"
     return element(
         "span",

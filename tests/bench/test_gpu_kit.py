@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmc.bench.gpu import carry, check, micro, plan, prepare, sanitize, work
-from llmc.bench.gpu.clock import Clock
+from llmc.bench.gpu.chains import add_chains
 from llmc.bench.gpu.fill import Model
 from llmc.bench.gpu.jobs import Jobs, add_model
 from llmc.bench.gpu.journal import Journal
@@ -25,6 +25,7 @@ from llmc.cli import tune_gpu
 from llmc.cli.main import main
 from llmc.compiler import artifact
 from llmc.compiler.kernel import Call, Kernel
+from llmc.compiler.plan import Program
 from llmc.compiler.target import Target
 from llmc.compiler.tune import import_tuning
 from llmc.runtime import ArtifactFile
@@ -43,6 +44,7 @@ TINY: dict[str, Any] = {
     "l2_bytes": 1 << 12,
     "shortest_ms": 0.0,
     "replays": 2,
+    "in_place": [[1, 40]],
     "short": [[1, 40]],
     "decode": [[1, 40]],
     "timeline": [[1, 40]],
@@ -123,14 +125,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Wanted:
 
 @pytest.fixture(scope="module")
 def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kit of a model, of whose calls a few are left to tune."""
+    """A kit of a model, of whose calls a few are left to tune, and in their places those of them at M = 1."""
     folder = tmp_path_factory.mktemp("kit")
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
         prepare.prepare(folder / "kit", TARGET, [model], most=2, odd="few", settings=TINY)
     path = folder / "kit" / "kit.json"
     said = json.loads(path.read_text())
-    said["jobs"] = [job for job in said["jobs"] if job["name"] in TUNED]
+    (chain,) = said["chains"]
+    in_chain = {step["job"] for step in chain["steps"]}
+    said["jobs"] = [job for job in said["jobs"] if job["name"] in {*TUNED, *in_chain}]
+    for job in said["jobs"]:
+        if job["name"] not in TUNED:
+            job |= {"of_chain": True, "candidates": job["candidates"][:1]}
     path.write_text(json.dumps(said))
     launches = [launch for job in said["jobs"] for each in job["candidates"] for launch in each["launches"]]
     needed = {launch["kernel"] for launch in launches}
@@ -225,15 +232,6 @@ def test_results_of_another_kit_are_not_gone_on_with(kit: Path, tmp_path: Path) 
         assert "has what another kit found (another)" in done.stderr
 
 
-def test_what_another_card_or_driver_said_is_forgotten(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "results.jsonl")
-    for name, driver, kept in (("one", 1, 0), ("one", 1, 1), ("one", 2, 0), ("other", 2, 0)):
-        journal.append("facts", "device", "done", name=name)
-        journal.append("facts", "machine", "done", driver=driver)
-        assert len(journal.results("check")) == kept
-        journal.append("check", "kernel", "done")
-
-
 def test_a_kernel_that_kills_its_context_is_recorded_and_left_behind(kit: Path, tmp_path: Path) -> None:
     """The next process goes on with the next kernel, and the tuner does not touch what is known to be wrong."""
     journal = run(kit, tmp_path / "out", "--stages", "b", LLMC_FAKE_CUDA="kernel=micro_order")
@@ -242,32 +240,6 @@ def test_a_kernel_that_kills_its_context_is_recorded_and_left_behind(kit: Path, 
     assert "CUDA_ERROR_LAUNCH_FAILED" in journal.latest("micro")["order"]["error"]
     assert list(found.values()).count("done") == len(found) - 1
     assert "- micro order: cuStreamSynchronize" in (tmp_path / "out" / "summary.md").read_text()
-
-
-def test_what_does_not_fit_into_the_time_is_left_out_for_what_does(tmp_path: Path) -> None:
-    """How long an item takes is seen by the last ones of its kind; paper says it before there is one."""
-    journal = Journal(tmp_path / "results.jsonl")
-    paper = Clock(journal).expected("whole", "m hf-compile decode 1x128")
-    assert paper > 10 * Clock(journal).expected("whole", "m llmc decode 1x128")
-    journal.append("whole", "m hf-compile decode 1x128", "done", took_s=2 * paper)
-    journal.append("whole", "m llmc decode 8x128", "done", took_s=0.01)
-    clock = Clock(journal)
-    assert clock.expected("whole", "other hf-compile decode 8x128") > 2 * paper
-    assert 0.01 < clock.expected("whole", "m llmc decode 1x128") < 1.0
-
-
-def test_the_plan_is_the_one_that_the_page_shows() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text()
-    shown = page.partition("<!-- plan -->\n")[2].partition("\n<!-- end plan -->")[0]
-    assert shown == "\n".join(plan.table())
-
-
-def test_every_part_comes_in_either_visit_and_its_paper_fits_its_share() -> None:
-    first, second = (plan.parts_of(visit) for visit in (1, 2))
-    assert {part.name for part in first} == {part.name for part in second}
-    assert all(part.seconds <= part.most for part in first)
-    assert sum(part.seconds for part in plan.VISITS[1]) < plan.SECONDS[1]
-    assert [part.name for part in plan.named("facts+tune")] == ["facts", "tune"]
 
 
 def test_a_run_out_of_time_checks_no_kernel(kit: Path, tmp_path: Path) -> None:
@@ -323,12 +295,16 @@ def test_a_machine_with_both_tunes_at_once(
     """llmc tune MODEL --target cuda: a kit, its run, and the records, on this machine."""
     Made(monkeypatch)
     first = TUNED[0]
-    kept = add_model
+    kept, chained = add_model, add_chains
 
     def few(jobs: Jobs, calls: Iterable[Call], most: int) -> None:
         kept(jobs, [call for call in calls if str(records.signature(call, TARGET)) == first], most)
 
+    def own(jobs: Jobs, model: str, program: Program, most: int, wanted: Iterable[Sequence[int]]) -> Any:
+        return chained(jobs, model, program, 1, wanted)
+
     monkeypatch.setattr(prepare, "add_model", few)
+    monkeypatch.setattr(prepare, "add_chains", own)
     monkeypatch.setattr(prepare, "micro_kernels", dict)
     monkeypatch.setattr(prepare, "SETTINGS", {**prepare.SETTINGS, **TINY})
     monkeypatch.setattr(tune_gpu, "MOST", 2)
@@ -341,7 +317,21 @@ def test_a_machine_with_both_tunes_at_once(
     assert (report["path"], report["left_out"]) == (str(tmp_path / "tuned" / "fake-gpu-0.json"), [])
     (record,) = report["records"]
     assert f"{record['op']} {record['weight']} [{record['n']}, {record['k']}] M={record['m']}" == first
-    assert record["tried"] == 2
+    assert (record["tried"], record["in_place"]) == (2, "tiny M=1 @40")
+
+
+def test_candidates_are_measured_in_their_places(model_kit: Path, tmp_path: Path) -> None:
+    """A model's layer, between its attentions, on the driver whose clock knows no kernel from another."""
+    journal = run(model_kit, tmp_path / "out", "--stages", "ai")
+    chain = "tiny M=1 @40"
+    first, attention, _ = TUNED
+    tried = [f"{chain}: {first} #1", f"{chain}: {attention} #1"]
+    assert outcomes(journal, "in place") == dict.fromkeys([f"{chain}: own", *tried, f"{chain}: best"], "done")
+    found = journal.results("in place")
+    assert found[f"{chain}: own"]["us"] == found[f"{chain}: best"]["own_us"] > 0
+    assert len({found[item]["base_us"] for item in tried}) == 1
+    assert f"| {chain} | {found[f'{chain}: own']['us']:.1f} |" in (tmp_path / "out" / "summary.md").read_text()
+    assert misuse(tmp_path / "fake.log") == []
 
 
 # -- models without their weights -------------------------------------------------------------------------------------

@@ -147,6 +147,8 @@ def test_a_tuned_schedule_says_which_family_it_is_and_what_it_beat() -> None:
     lines = write(said).splitlines()
     assert "flat GEMM, 128x16 tiles" in lines[1]
     assert "GEMV, 132 blocks: 1.50x; the rule's own: 2.00x" in lines[1]
+    measured["in_place"] = "a model M=8 @128"
+    assert "  tuned in place  a layer 90 % of copy bandwidth" in write(said).splitlines()[1]
     assert lines[-1].split() == ["bf16", "[128,", "64]", "-", "8", "-"]
 
 

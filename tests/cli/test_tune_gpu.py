@@ -100,7 +100,17 @@ def test_the_rules_own_choice_stands_unless_another_is_clearly_faster(us: float,
     assert record["heuristic_us"] == 12.5
 
 
+def in_place(of: str, **said: Any) -> str:
+    return line("in place", f"layer: {of}", of=of, chain="layer", us=1.0, **said)
+
+
 HOSTILE = [
+    in_place("nothing"),
+    in_place("own", bytes=1, operations=1, calls=[3]),
+    in_place("own", bytes=-1, operations=1, calls=[]),
+    in_place("best", own_us=1.0, choice=[]),
+    in_place("candidate", base_us=1.0, noise=0.0, signature=[]),
+    line("in place", "layer: own", of=["own"]),
     "[" * 100_000,
     "[1]",
     '{"event": "done"}',

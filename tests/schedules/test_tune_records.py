@@ -62,7 +62,9 @@ def test_a_signature_leaves_the_epilogue_out_and_keeps_the_weight() -> None:
 def test_a_file_of_records_reads_back_the_same(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.json"
     many = [record(signature=SIGNATURE._replace(m=m), share=1.0 / m) for m in (8, 1, 2)]
+    many[0] = replace(many[0], in_place="a layer")
     records.save(path, TARGET, many)
+    assert path.read_text().count("in_place") == 1
     assert records.load(path, TARGET) == {each.signature: each for each in many}
 
 

@@ -1,0 +1,28 @@
+"""What a GPU's limits alone would take for what was measured (bench/gpu), at one or several lengths of context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import exp, log
+from typing import Any
+
+COPY, PRODUCT = "copy bandwidth", "cuBLAS bf16"
+Entry = Mapping[str, Any]
+"""A line of results.jsonl; of what it takes, `bytes` and `operations`."""
+
+
+def geometric_mean(values: Iterable[float], least: float = 1e-6) -> float:
+    found = [log(max(value, least)) for value in values]
+    return exp(sum(found) / len(found))
+
+
+def needed_us(entries: Sequence[Entry], limit: str, rates: Mapping[str, float]) -> float:
+    """What the limit alone would take: the geometric mean.  rates: bytes and operations a second, by the limits'
+    names."""
+    key = "bytes" if limit == COPY else "operations"
+    return geometric_mean((1e6 * entry[key] / rates[limit] for entry in entries), 1e-9)
+
+
+def limit_of(entries: Sequence[Entry], rates: Mapping[str, float]) -> str:
+    """The limit that takes longest."""
+    return max(rates, key=lambda name: needed_us(entries, name, rates))
