@@ -2,14 +2,16 @@
 model's layer, all others held fixed.
 
 A call may have been measured in several chains (of models, or of lengths of context); the geometric mean of a
-candidate's ratios to the rule's own choice decides, of candidates that were measured in all of them.
+candidate's ratios to the rule's own choice decides, of candidates that were measured in all of them.  A chain that
+was cut off counts only where no other one has the call.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,14 +72,14 @@ class Call:
     own: Entry
     tried: dict[str, dict[str, Entry]] = field(default_factory=dict)
 
-    @property
-    def chains(self) -> set[str]:
-        return {chain for entries in self.tried.values() for chain in entries}
-
-    def complete(self) -> list[list[Entry]]:
-        """The candidates that were measured in every chain, the fastest first."""
-        found = [list(entries.values()) for entries in self.tried.values() if set(entries) == self.chains]
-        return sorted(found, key=ratio)
+    def ranked(self, finished: Set[str]) -> list[list[Entry]]:
+        """The lines of each candidate that was measured in every chain that counts, the fastest first.  finished:
+        chains that were not cut off."""
+        n_tried = Counter(chain for entries in self.tried.values() for chain in entries)
+        most = max(n_tried.values(), default=0)
+        chains = set(n_tried) & finished or {chain for chain, n in n_tried.items() if n == most}
+        complete = [entries for entries in self.tried.values() if chains <= set(entries)]
+        return sorted(([entries[chain] for chain in sorted(chains)] for entries in complete), key=ratio)
 
 
 def ratio(entries: Iterable[Entry]) -> float:
@@ -106,8 +108,8 @@ def records_in_place(
             if call:
                 call.tried.setdefault(params, {})[entry["chain"]] = entry
     for signature, call in calls.items():
-        if rates and call.complete():
-            yield record_of(signature, call, Measured(machine, rates, version, chains, best))
+        if rates and (ranked := call.ranked(set(best))):
+            yield record_of(signature, call, ranked, Measured(machine, rates, version, chains, best))
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,8 @@ class Measured:
         return False
 
 
-def record_of(signature: Signature, call: Call, run: Measured) -> Record:
+def record_of(signature: Signature, call: Call, ranked: list[list[Entry]], run: Measured) -> Record:
     """The record of the fastest candidate, or of the rule's own choice where none is clearly faster."""
-    ranked = call.complete()
     first = ranked[0]
     noise = sum(entry["noise"] for entry in first) / len(first)
     wins = is_better(ratio(first), 1.0, noise) and not run.refutes(first)
@@ -141,7 +142,8 @@ def record_of(signature: Signature, call: Call, run: Measured) -> Record:
     chosen = first[0] if wins else call.own
     others = [(ratio(entries), str(entries[0]["words"])) for entries in ranked[wins:]]
     beat_ratio, beat = min([*others, *[(1.0, str(call.own["words"]))] * wins])
-    chains = [run.chains[name] for name in sorted(call.chains)]
+    names = [entry["chain"] for entry in first]
+    chains = [run.chains[name] for name in names]
     limit = limit_of(chains, run.rates)
     return Record(
         signature=signature,
@@ -159,5 +161,5 @@ def record_of(signature: Signature, call: Call, run: Measured) -> Record:
         date=time.strftime("%Y-%m-%d", time.gmtime(max(entry["at"] for entry in first))),
         machine=run.machine,
         llmc=run.version,
-        in_place=", ".join(sorted(call.chains)),
+        in_place=", ".join(names),
     )

@@ -127,8 +127,9 @@ class Laid:
         self._kv = self._cache(chain.arena_bytes + cold * self.n_copies)
         self._arena = random.bytes(chain.arena_bytes)
         candidates = [each for step in chain.steps for each in step.job.candidates]
-        self._scratch = device.allocate(n_scratch := max(each.scratch_bytes for each in candidates))
-        device.fill(self._scratch, 0, max(1, n_scratch))
+        self._n_scratch = max(1, *(each.scratch_bytes for each in candidates))
+        self._scratch = device.allocate(self._n_scratch)
+        self.clear()
         temps = [each.temps for each in candidates]
         most = max(map(len, temps))
         self._temps = [device.allocate(max(t[i] for t in temps if i < len(t))) for i in range(most)]
@@ -148,6 +149,10 @@ class Laid:
         self._random.make_room(n_bytes + n_others)
         fill = self._random.codes if job.call.attribute("kv_dtype") == "int8" else self._random.bytes
         return fill(n_bytes)
+
+    def clear(self) -> None:
+        """Counters are zero, whatever a wrong candidate has left."""
+        self._device.fill(self._scratch, 0, self._n_scratch)
 
     def run(self, choice: Choice) -> Callable[[], None]:
         """A function that launches all copies of the chain once."""

@@ -12,12 +12,13 @@ where it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import cycle
 from statistics import median, quantiles
 from typing import Any
 
+from llmc.bench.gpu import check, measure
 from llmc.bench.gpu.chain import Chain, Choice, Laid, RandomBits, chains, is_alike
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.journal import Entry, Journal
@@ -30,6 +31,8 @@ from llmc.schedules.tune_in_place import BEST, CANDIDATE, OWN, is_better
 STAGE = tune_in_place.STAGE
 FEW, MANY = 3, 8
 """Pairs of replays: of every candidate, and again of those that are no slower than the base by then."""
+FAR = 1.3
+"""Alone and in place differed by 9 % at most on an H200."""
 LONGER = 2
 """A replay is so many times as long as one of a candidate alone: between two of them the device has nothing to do."""
 
@@ -57,10 +60,10 @@ def find(kit: Kit, name: str) -> tuple[str, str, int]:
     return (chain, job, int(index)) if job else (chain, what, 0)
 
 
-def usable(kit: Kit, names: Iterable[str], wrong: Set[str]) -> Iterator[str]:
-    """Items of chains that run, without candidates that are known to be wrong.  wrong: items that failed, of this stage
-    and of those that check or measure candidates alone, which of attention say a length of context too."""
-    bad = {re.sub(r" @\d+(?= #)", "", name.rpartition(": ")[2]) for name in wrong if " #" in name}
+def usable(kit: Kit, names: Iterable[str], journal: Journal) -> Iterator[str]:
+    """Items of chains that run, without candidates that are known to be wrong, or far slower alone."""
+    wrong = {item for stage in (check.STAGE, measure.STAGE, STAGE) for item in journal.failed(stage)}
+    bad = {candidate_of(name) for name in wrong} | far_slower(journal)
     sound = {
         chain.name
         for chain in chains(kit)
@@ -70,6 +73,23 @@ def usable(kit: Kit, names: Iterable[str], wrong: Set[str]) -> Iterator[str]:
         chain, _, what = name.partition(": ")
         if chain in sound and what not in bad:
             yield name
+
+
+def candidate_of(name: str) -> str:
+    """The job and the index, without a chain or a length of context."""
+    return re.sub(r" @\d+(?= #)", "", name.rpartition(": ")[2])
+
+
+def far_slower(journal: Journal) -> set[str]:
+    """Candidates that take FAR times as long as the rule's own choice alone, at every length of context."""
+    alone = journal.results(measure.STAGE)
+    fastest: dict[str, float] = {}
+    for name, entry in alone.items():
+        own = alone.get(f"{name.rpartition(' #')[0]} #0")
+        if own and own["us"]:
+            candidate = candidate_of(name)
+            fastest[candidate] = min(fastest.get(candidate, FAR), entry["us"] / own["us"])
+    return {candidate for candidate, ratio in fastest.items() if ratio >= FAR}
 
 
 def winners(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
@@ -114,6 +134,7 @@ class InPlace:
         chain_name, what, index = find(self._kit, name)
         chain = self._chains[chain_name]
         laid = self._opened(chain)
+        laid.clear()
         won = winners(chain, self._known)
         if what == OWN:
             found = self._own(laid)

@@ -79,6 +79,10 @@ class Journal:
         """Those that are done."""
         return {item: entry for item, entry in self.latest(stage).items() if entry["event"] == "done"}
 
+    def failed(self, stage: str) -> set[str]:
+        """Items that failed."""
+        return {item for item, entry in self.latest(stage).items() if entry["event"] == "failed"}
+
     def one(self, stage: str, item: str) -> Mapping[str, Any]:
         """What was found for an item; nothing where it is not done."""
         return self.results(stage).get(item, {})

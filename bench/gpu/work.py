@@ -104,10 +104,6 @@ def is_hung(entry: Entry) -> bool:
     return entry["event"] == "failed" and TOO_LONG in entry["error"]
 
 
-def wrong_of(journal: Journal, stage: str) -> set[str]:
-    return {item for item, entry in journal.latest(stage).items() if entry["event"] == "failed"}
-
-
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     """The part's items that are not settled, but for what is known to lead to nothing: kernels of a family that hung,
     candidates whose kernels are wrong, systems that failed before."""
@@ -116,11 +112,10 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
     left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
     if stage.module is measure:
-        wrong = wrong_of(journal, check.STAGE)
+        wrong = journal.failed(check.STAGE)
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
     if stage.module is in_place:
-        stages = (check.STAGE, measure.STAGE, in_place.STAGE)
-        return list(in_place.usable(kit, left, set().union(*(wrong_of(journal, name) for name in stages))))
+        return list(in_place.usable(kit, left, journal))
     if stage.module is check:
         hung = {check.family(kit, item) for item in settled if is_hung(latest[item])}
         return [item for item in left if check.family(kit, item) not in hung]

@@ -284,12 +284,33 @@ def test_a_candidate_whose_weight_lies_otherwise_is_timed_and_does_not_win(tmp_p
     assert found[f"{CHAIN}: best"]["choice"] == {}
 
 
+def test_a_chain_that_was_cut_off_does_not_hide_candidates_of_another(
+    kit: Kit, journal: Journal, tmp_path: Path
+) -> None:
+    done(kit, journal, Fake(), "in place")
+    for item, entry in journal.results(in_place.STAGE).items():
+        if entry["of"] != "best" and ATTENTION_ITEM not in item:
+            rest = {key: value for key, value in entry.items() if key not in ("stage", "item", "event", "at")}
+            rest |= {"chain": "cut off", "us": 1.0}
+            journal.append(in_place.STAGE, item.replace(CHAIN, "cut off"), "done", **rest)
+    (report,) = tune_import.import_records([journal.path], TARGET, tmp_path / "tuned.json", "1")
+    assert [(record["in_place"], record["heuristic_us"]) for record in report["records"]] == [
+        (CHAIN, 27.0 if "Attention" in record["op"] else 30.0) for record in report["records"]
+    ]
+
+
 def test_kernels_that_are_wrong_are_not_put_in_place(kit: Kit, journal: Journal) -> None:
     part = plan.IN_PLACE
     everything = work.waiting(part, kit, journal)
     journal.append("tune", f"{ATTENTION_ITEM} @40 #1", "failed", error="another result")
     rest = [item for item in everything if ATTENTION_ITEM not in item]
     assert work.waiting(part, kit, journal) == rest
+    for index, us in enumerate((10.0, 12.9)):  # not so much slower alone that its place could not make up for it
+        journal.append("tune", f"{PRODUCT_ITEM} #{index}", "done", us=us)
+    assert work.waiting(part, kit, journal) == rest
+    journal.append("tune", f"{PRODUCT_ITEM} #1", "done", us=13.1)
+    assert len(work.waiting(part, kit, journal)) == len(rest) - 1
+    journal.append("tune", f"{PRODUCT_ITEM} #1", "done", us=10.0)
     journal.append("in place", f"another: {PRODUCT_ITEM} #1", "failed", error="hangs")
     assert work.waiting(part, kit, journal) == [item for item in rest if PRODUCT_ITEM not in item]
 
