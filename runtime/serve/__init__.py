@@ -1,8 +1,8 @@
 """`llmc serve`: an artifact behind HTTP, in the form of OpenAI's API.
 
-    app ──► requests, chat ──► engine ──► llmc.runtime
-     └────► replies                └────► pages, job
+    app ──► requests, chat ──► engine ──► batch ──► llmc.runtime
+     └────► replies                         └────► job, pages, probs
 
 server.py starts it; app.py is HTTP, on an event loop; engine.py owns the model, on a thread of its own.  Needs the
-extra llmc[serve]: starlette and uvicorn in app.py, replies.py and server.py, jinja2 in chat.py.
+extra llmc[serve]: starlette and uvicorn in app.py, transport.py and server.py, jinja2 in chat.py.
 """

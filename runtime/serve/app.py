@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import product
 from typing import Any
 
 from starlette.applications import Starlette
@@ -121,12 +122,14 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         asked = read_completion(await read_json(request), self.name, self.engine.max_batch)
+        wanted = asked.wanted
         prompts = [await run_in_threadpool(self.ids_of, prompt) for prompt in asked.prompts]
         echoes = []
         if asked.echo:
             pairs = zip(asked.prompts, prompts, strict=True)
-            echoes = [self.text_of(prompt, ids) for prompt, ids in pairs for _ in range(asked.wanted.n)]
-        return await self.generate(request, asked.wanted, prompts, Reply("completion", self.name, echoes=echoes))
+            echoes = [self.text_of(prompt, ids) for prompt, ids in pairs for _ in range(wanted.n)]
+        reply = Reply("completion", self.name, wanted.with_ids, wanted.n_top is not None, echoes)
+        return await self.generate(request, wanted, prompts, reply)
 
     async def chat(self, request: Request) -> Response:
         asked = read_chat(await read_json(request), self.name, self.engine.max_batch)
@@ -134,7 +137,9 @@ class Service:
             raise self.template
         text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs)
         ids = await run_in_threadpool(self.ids_of, text, False)
-        return await self.generate(request, asked.wanted, [ids], Reply("chat", self.name))
+        wanted = asked.wanted
+        reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None)
+        return await self.generate(request, wanted, [ids], reply)
 
     def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
         """Token ids as `llmc run` makes them.  special: with what begins a prompt."""
@@ -159,10 +164,18 @@ class Service:
     async def generate(
         self, request: Request, wanted: Wanted, prompts: Sequence[tuple[int, ...]], reply: Reply
     ) -> Response:
-        reply.with_ids = wanted.with_ids
         news: asyncio.Queue[Said] = asyncio.Queue()
+        scores = bool(reply.echoes) and wanted.n_top is not None
         jobs = [
-            self.job(wanted, ids, at * wanted.n + i, news) for at, ids in enumerate(prompts) for i in range(wanted.n)
+            Job(
+                self.ask(wanted, ids, i, scores),
+                self.engine.room,
+                self.tokenizer,
+                news.put_nowait,
+                index,
+                wanted.stream,
+            )
+            for index, (ids, i) in enumerate(product(prompts, range(wanted.n)))
         ]
         self.submit(jobs, wanted.n)
         if wanted.stream:
@@ -173,11 +186,11 @@ class Service:
             self.engine.cancel(jobs)
         return json_response(reply.whole(jobs, texts)) if texts is not None else Response(status_code=CLIENT_GONE)
 
-    def job(self, wanted: Wanted, ids: tuple[int, ...], index: int, news: asyncio.Queue[Said]) -> Job:
-        room = self.engine.room
-        how = wanted.how_of(index % wanted.n)
-        ask = Ask(ids, wanted.max_tokens or room, how, wanted.stops, wanted.ignore_eos)
-        return Job(ask, room, self.tokenizer, news.put_nowait, index, wanted.stream)
+    def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool) -> Ask:
+        """For text number i of a prompt."""
+        max_tokens = self.engine.room if wanted.max_tokens is None else wanted.max_tokens
+        how = wanted.how_of(i)
+        return Ask(ids, max_tokens, how, wanted.stops, wanted.ignore_eos, wanted.n_top, scores_prompt)
 
     def submit(self, jobs: Sequence[Job], n: int) -> None:
         """Into the engine, of n texts a prompt the first as the others' leader."""
@@ -209,7 +222,7 @@ class Service:
             if said.error is not None:
                 yield event(api_error(said.error).body())
                 return
-            yield event(reply.chunk(said.job, said.text, said.finish))
+            yield event(reply.chunk(said))
             n_open -= said.finish is not None
         if wanted.with_usage:
             yield event(reply.usage_chunk(jobs))

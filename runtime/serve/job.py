@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 from llmc.runtime.generation import GREEDY, How
 from llmc.runtime.serve.stops import StopScanner
 from llmc.runtime.text import TextStream
@@ -14,7 +16,9 @@ from llmc.runtime.text import TextStream
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from llmc.runtime.binding import Ids
     from llmc.runtime.sequence import Sequence
+    from llmc.runtime.serve.probs import TokenProb
 
 Finish = Literal["stop", "length"]
 
@@ -23,8 +27,9 @@ Finish = Literal["stop", "length"]
 class Ask:
     """What is wanted of one text.
 
-    prompt: token ids, at least one.  max_tokens: at least 1; the room in the context and the cache may end it earlier.
-    stops: strings that end it, and are not part of it.
+    prompt: token ids, at least one.  max_tokens: the room in the context and the cache may end it earlier; 0: read the
+    prompt, and say nothing.  stops: strings that end it, and are not part of it.  n_top: None: no probabilities;
+    otherwise its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.
     """
 
     prompt: tuple[int, ...]
@@ -32,14 +37,18 @@ class Ask:
     how: How = GREEDY
     stops: tuple[str, ...] = ()
     ignore_eos: bool = False
+    n_top: int | None = None
+    scores_prompt: bool = False
 
 
 class Said(NamedTuple):
-    """News of a job: text that is safe to show, why it ended if it has, or the error that ended it."""
+    """News of a job: text that is safe to show, the tokens' probabilities if they are wanted, why it ended if it has,
+    or the error that ended it."""
 
     job: Job
     text: str = ""
     finish: Finish | None = None
+    probs: tuple[TokenProb, ...] = ()
     error: Exception | None = None
 
 
@@ -49,7 +58,8 @@ class Job:
     index: among the texts of its request.  ids: the prompt and what follows it so far; the first n_fed are in the
     sequence.  sequence: None while it waits.  followers: jobs of the same prompt, which fork it once that is fed; they
     are no leaders.  shares_tail: its last page may be another's too, so that the next token may take a page more.
-    n_reused: tokens of the prompt that another sequence had already when it first began.
+    n_reused: tokens of the prompt that another sequence had already when it first began.  probs: of the tokens said;
+    prompt_probs: of the prompt's, if they are wanted, as far as they are known.
     """
 
     def __init__(
@@ -76,10 +86,13 @@ class Job:
         self.has_begun = False
         self.is_cancelled = False
         self.finish: Finish | None = None
+        self.probs: list[TokenProb] = []
+        self.prompt_probs: list[TokenProb] = []
         self.arrived = perf_counter()
         self._text = TextStream(tokenizer, ask.prompt) if tokenizer else None
         self._scanner = StopScanner(ask.stops)
         self._untold = ""
+        self._n_probs_told = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -99,6 +112,20 @@ class Job:
     def next_is_last(self) -> bool:
         return self.n_said + 1 >= self.most
 
+    @property
+    def has_to_score(self) -> bool:
+        """Whether logits of its prompt are still wanted."""
+        return self.ask.scores_prompt and len(self.prompt_probs) < len(self.ask.prompt)
+
+    @property
+    def needs_care(self) -> bool:
+        """Whether its next token is not just one more."""
+        return bool(self.n_pending or self.followers or self.most == 0 or self.ask.n_top is not None)
+
+    def next_ids(self, n: int) -> Ids:
+        """int32 [n]: what is fed next."""
+        return np.array(self.ids[self.n_fed : self.n_fed + n], dtype=np.int32)
+
     def take(self, token: int, is_end: bool) -> Said | None:
         """The next token, and what is to be told of it, if anything."""
         self.ids.append(token)
@@ -110,10 +137,15 @@ class Job:
             text += self._text.flush() if finish else ""
         text, is_stopped = self._scanner.push(text, is_last=finish is not None)
         self.finish = "stop" if is_stopped else finish
-        text = self._untold + text
-        tells = self.finish is not None or (self.streams and text != "")
-        self._untold = "" if tells else text
-        return Said(self, text, self.finish) if tells else None
+        self._untold += text
+        return self.tell() if self.finish or (self.streams and self._untold) else None
+
+    def tell(self) -> Said:
+        """All that nobody has been told yet."""
+        text, self._untold = self._untold, ""
+        probs = tuple(self.probs[self._n_probs_told :])
+        self._n_probs_told = len(self.probs)
+        return Said(self, text, self.finish, probs)
 
     def leave(self) -> None:
         """Give the pages back."""

@@ -77,7 +77,7 @@ class Pages:
 
     def begin(self, job: Job, running: Iterable[Job]) -> None:
         """Give a job its sequence: empty, or a fork of one that begins with the same full pages."""
-        ids = as_ids(job.ids[:-1])  # the last token is fed in any case: its logits are wanted
+        ids = as_ids([] if job.has_to_score else job.ids[:-1])  # the others' logits are not wanted
         kept = max(self._kept, key=lambda kept: common(kept.ids, ids), default=None)
         n, source = (common(kept.ids, ids), kept.sequence) if kept else (0, None)
         for other in running:

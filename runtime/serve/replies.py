@@ -7,9 +7,11 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
-from llmc.runtime.serve.job import Finish, Job
+from llmc.runtime.serve.job import Finish, Job, Said
+from llmc.runtime.serve.probs import TokenProb
 
 DONE = b"data: [DONE]\n\n"
 
@@ -34,6 +36,7 @@ class Reply:
     kind: Literal["completion", "chat"]
     model: str
     with_ids: bool = False
+    with_probs: bool = False
     echoes: Sequence[str] = ()
     id: str = field(init=False)
     created: int = field(init=False)
@@ -41,6 +44,7 @@ class Reply:
     def __post_init__(self) -> None:
         self.id = f"{'cmpl' if self.kind == 'completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
+        self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
 
     def head(self, is_chunk: bool) -> dict[str, Any]:
         name = "text_completion" if self.kind == "completion" else "chat.completion" + ".chunk" * is_chunk
@@ -57,7 +61,7 @@ class Reply:
             said["text"] = self.echo(job) + text
         else:
             said["message"] = {"role": "assistant", "content": text, "refusal": None}
-        said |= {"logprobs": None, "finish_reason": job.finish}
+        said |= {"logprobs": self.logprobs(job, [*job.prompt_probs, *job.probs]), "finish_reason": job.finish}
         return said | ({"token_ids": job.tokens} if self.with_ids else {})
 
     def echo(self, job: Job) -> str:
@@ -67,18 +71,20 @@ class Reply:
         """The chunks that come before any token: the prompt echoed, or who speaks."""
         for job in jobs:
             if self.kind == "chat":
-                yield self.chunk_of(job, {"delta": {"role": "assistant", "content": ""}}, None)
+                yield self.chunk_of(job, {"delta": {"role": "assistant", "content": ""}})
             elif self.echoes:
-                yield self.chunk_of(job, {"text": self.echo(job)}, None)
+                yield self.chunk_of(job, {"text": self.echo(job)})
 
-    def chunk(self, job: Job, text: str, finish: Finish | None) -> dict[str, Any]:
+    def chunk(self, said: Said) -> dict[str, Any]:
         """A piece of a text."""
-        if self.kind == "completion":
-            return self.chunk_of(job, {"text": text}, finish)
-        return self.chunk_of(job, {"delta": {"content": text} if text else {}}, finish)
+        job, text = said.job, said.text
+        what = {"text": text} if self.kind == "completion" else {"delta": {"content": text} if text else {}}
+        return self.chunk_of(job, what, said.finish, self.logprobs(job, said.probs))
 
-    def chunk_of(self, job: Job, what: dict[str, Any], finish: Finish | None) -> dict[str, Any]:
-        choice = {"index": job.index, **what, "logprobs": None, "finish_reason": finish}
+    def chunk_of(
+        self, job: Job, what: dict[str, Any], finish: Finish | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": job.index, **what, "logprobs": logprobs, "finish_reason": finish}
         if self.with_ids and finish:
             choice["token_ids"] = job.tokens
         return {**self.head(True), "choices": [choice]}
@@ -86,6 +92,37 @@ class Reply:
     def usage_chunk(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The last chunk, when the client asked for it."""
         return {**self.head(True), "choices": [], "usage": usage(jobs)}
+
+    def logprobs(self, job: Job, probs: Sequence[TokenProb]) -> dict[str, Any] | None:
+        """The probabilities of a piece's tokens; None if they are not wanted."""
+        if not self.with_probs:
+            return None
+        if self.kind == "chat":
+            return {"content": [spelled_out(one) for one in probs], "refusal": None}
+        texts = [text_of(one) for one in probs]
+        *offsets, self._offsets[job.index] = accumulate(map(len, texts), initial=self._offsets.get(job.index, 0))
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in probs],
+            "top_logprobs": [listed(one) for one in probs],
+            "text_offset": offsets,
+        }
+
+
+def text_of(one: TokenProb) -> str:
+    """A token that is half a character shows as U+FFFD."""
+    return one.text.decode("utf-8", "replace")
+
+
+def listed(one: TokenProb) -> dict[str, float | None] | None:
+    """The most likely tokens in the place of this one, and this one."""
+    return None if one.logprob is None else {text_of(top): top.logprob for top in (*one.top, one)}
+
+
+def spelled_out(one: TokenProb) -> dict[str, Any]:
+    """A token of a chat's answer, with the most likely ones in its place."""
+    tops = [{"token": text_of(top), "logprob": top.logprob, "bytes": list(top.text)} for top in one.top]
+    return {"token": text_of(one), "logprob": one.logprob, "bytes": list(one.text), "top_logprobs": tops}
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 from llmc.runtime.generation import How
 from llmc.runtime.serve.fields import ApiError, Fields, wrong
 
-MAX_STOPS = 16
+MAX_STOPS, MAX_TOP = 16, 20
+MOST_TOKENS = 1 << 31
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; chat goes on until the context is full."""
 HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens")
@@ -34,14 +35,11 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 }
 REFUSED_IN_COMPLETIONS = {
     **REFUSED,
-    "logprobs": ((), "texts come without probabilities"),
     "suffix": (("",), "texts are continued, not filled in"),
     "best_of": ((1,), "ask for 'n' texts"),
 }
 REFUSED_IN_CHATS = {
     **REFUSED,
-    "logprobs": ((False,), "texts come without probabilities"),
-    "top_logprobs": ((0,), "texts come without probabilities"),
     "tools": (([],), "answers are text"),
     "tool_choice": (("none", "auto"), "answers are text"),
     "functions": (([],), "answers are text"),
@@ -61,7 +59,8 @@ class Wanted:
     """What both kinds of request say.
 
     max_tokens: None: until the context is full.  n: texts for each prompt.  seed: of the first text, drawn if the
-    client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.
+    client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.  n_top: None:
+    no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.
     """
 
     max_tokens: int | None
@@ -72,6 +71,7 @@ class Wanted:
     stream: bool
     with_usage: bool
     with_ids: bool
+    n_top: int | None
 
     def how_of(self, index: int) -> How:
         """How the tokens of the prompt's text number `index` are chosen."""
@@ -104,25 +104,35 @@ def read_completion(body: object, model: str, most_texts: int) -> Completion:
     """Raises ApiError.  model: the name that is served.  most_texts: of one prompt."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_COMPLETIONS)
-    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_COMPLETIONS, "prompt", "echo"})
-    wanted = read_wanted(fields, model, most_texts, fields.integer("max_tokens", COMPLETION_TOKENS, 1, 1 << 31))
-    return Completion(wanted, read_prompts(fields.get("prompt")), fields.boolean("echo"))
+    also = ("prompt", "echo", "logprobs")
+    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_COMPLETIONS, *also})
+    max_tokens = fields.integer("max_tokens", COMPLETION_TOKENS, 0, MOST_TOKENS)
+    n_top = None if fields.get("logprobs") is None else fields.integer("logprobs", 0, 0, MAX_TOP)
+    wanted = read_wanted(fields, model, most_texts, max_tokens, n_top)
+    echo = fields.boolean("echo")
+    if echo and wanted.stream and n_top is not None:
+        raise wrong("echo", "cannot be streamed with 'logprobs'")
+    return Completion(wanted, read_prompts(fields.get("prompt")), echo)
 
 
 def read_chat(body: object, model: str, most_texts: int) -> Chat:
     """Raises ApiError."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_CHATS)
-    also = ("messages", "max_completion_tokens", "chat_template_kwargs")
+    also = ("messages", "max_completion_tokens", "chat_template_kwargs", "logprobs", "top_logprobs")
     fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_CHATS, *also})
     given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
-    limits = [fields.integer(name, 1, 1, 1 << 31) for name in given]
-    wanted = read_wanted(fields, model, most_texts, min(limits, default=None))
+    limits = [fields.integer(name, 1, 1, MOST_TOKENS) for name in given]
+    n_top = fields.integer("top_logprobs", 0, 0, MAX_TOP)
+    with_probs = fields.boolean("logprobs")
+    if n_top and not with_probs:
+        raise wrong("top_logprobs", "needs 'logprobs'")
+    wanted = read_wanted(fields, model, most_texts, min(limits, default=None), n_top if with_probs else None)
     kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
     return Chat(wanted, read_messages(fields.get("messages")), kwargs)
 
 
-def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None) -> Wanted:
+def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:
     name = fields.of_type("model", str, model, "a string")
     if name != model:
         raise ApiError(
@@ -145,6 +155,7 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
         stream=fields.boolean("stream"),
         with_usage=options.boolean("include_usage"),
         with_ids=fields.boolean("return_token_ids"),
+        n_top=n_top,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -137,6 +138,7 @@ class Server(uvicorn.Server):
 async def run(model: Model, listener: socket.socket, options: Options, announce: Callable[[str, Model], None]) -> None:
     """Serve until a signal comes; then texts have `grace` seconds to end."""
     loop = asyncio.get_running_loop()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # that a client has gone is no warning
     max_batch = batch_of(model.manifest.get("batch"), options)
 
     def post(news: list[Said]) -> None:

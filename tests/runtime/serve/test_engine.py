@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import llmc
@@ -52,6 +53,10 @@ class Served:
     def job(self, ids: Sequence[int], n: int = 6, how: How = GREEDY) -> Job:
         return Job(Ask(tuple(ids), n, how, ignore_eos=True), self.engine.room, None, self.news.append)
 
+    def scored(self, ids: Sequence[int], n: int, n_top: int) -> Job:
+        ask = Ask(tuple(ids), n, DRAWN, ignore_eos=True, n_top=n_top, scores_prompt=True)
+        return Job(ask, self.engine.room, None, self.news.append)
+
     def submit(self, *jobs: Job) -> None:
         self.engine.submit(jobs)
 
@@ -70,15 +75,15 @@ class Served:
 
     def check(self, *jobs: Job) -> None:
         """Each has said what it says alone; gives up what is kept."""
-        self.engine.pages.clear()
+        self.engine.batch.pages.clear()
         for job in jobs:
             ask = job.ask
             assert job.tokens == list(self.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True))
 
     def leave(self) -> None:
         """All pages are free once nothing is kept."""
-        self.engine.pages.clear()
-        assert self.engine.pages.n_free == self.engine.pages.total
+        self.engine.batch.pages.clear()
+        assert self.engine.batch.pages.n_free == self.engine.batch.pages.total
 
 
 def test_texts_that_join_while_others_go_on_say_what_they_say_alone(model: Model) -> None:
@@ -182,6 +187,30 @@ def test_several_texts_of_a_prompt_read_it_once(model: Model) -> None:
     served.check(*jobs)
     assert served.engine.meters.counts["prompt_tokens"] == 6
     served.leave()
+
+
+@pytest.mark.parametrize("kv_tokens", [0, CONTEXT + 2])
+def test_probabilities_are_those_of_the_logits(artifact: Path, kv_tokens: int) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=kv_tokens) as model:
+        served = Served(model)
+        other, job, silent = (
+            served.job(prompt(9), 6),
+            served.scored(prompt(9), 7, 3),
+            served.scored(prompt(12, 1), 0, 0),
+        )
+        served.submit(other, job, silent)
+        served.finish(other, job, silent)
+        served.leave()
+        assert silent.tokens == [] == silent.probs
+        for one in (job, silent):
+            logits = model.logits(one.ids).astype(np.float64)
+            logprobs = logits - np.log(np.exp(logits - logits.max(1)[:, None]).sum(1))[:, None] - logits.max(1)[:, None]
+            probs = [*one.prompt_probs, *one.probs]
+            assert [prob.token for prob in probs] == one.ids
+            assert probs[0].logprob is None
+            for row, prob in zip(logprobs, probs[1:], strict=False):
+                assert prob.logprob == pytest.approx(row[prob.token])
+                assert [top.logprob for top in prob.top] == pytest.approx(sorted(row, reverse=True)[: one.ask.n_top])
 
 
 def test_cancelled_texts_free_their_pages_before_the_next_step(model: Model) -> None:

@@ -19,6 +19,8 @@ from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB
 
 CHATS = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+GOOD: dict[str, Any] = {"prompt": [1], "max_tokens": 1}
+TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,26 @@ def test_several_prompts_and_texts_come_in_order(server: Server, model: Model) -
     assert said["usage"]["prompt_tokens"] == 4
 
 
+def test_probabilities_come_as_openai_gives_them(server: Server) -> None:
+    [choice] = server.complete(prompt="Once upon", max_tokens=4, logprobs=2, echo=True)["choices"]
+    said = choice["logprobs"]
+    assert [len(said[name]) for name in said] == [7] * 4  # <s>, two words, what was generated
+    assert (said["token_logprobs"][0], said["top_logprobs"][0]) == (None, None)
+    assert said["token_logprobs"][4:] == [max(top.values()) for top in said["top_logprobs"][4:]]
+    assert said["text_offset"] == [sum(map(len, said["tokens"][:i])) for i in range(7)]
+    silent = server.complete(prompt=[3, 4], max_tokens=0, logprobs=0, echo=True)
+    assert len(silent["choices"][0]["logprobs"]["tokens"]) == 2
+    assert silent["usage"]["completion_tokens"] == 0
+
+    body = {**TALK, "max_tokens": 5, "logprobs": True, "top_logprobs": 3, "temperature": 0, "ignore_eos": True}
+    whole = server.ask("POST", CHATS, body)[1]["choices"][0]["logprobs"]["content"]
+    assert [one["top_logprobs"][0]["logprob"] for one in whole] == [one["logprob"] for one in whole]
+    assert [len(one["top_logprobs"]) for one in whole] == [3] * 5
+    with server.open("POST", CHATS, {**body, "stream": True}) as response:
+        _, *chunks, _ = events_of(response)
+    assert [one for chunk in chunks for one in chunk["choices"][0]["logprobs"]["content"]] == whole
+
+
 def test_what_is_served_is_listed(server: Server) -> None:
     status, said = server.ask("GET", "/v1/models")
     assert (status, [one["id"] for one in said["data"]]) == (200, ["stub"])
@@ -134,10 +156,6 @@ def test_metrics_count(server: Server) -> None:
     assert server.metric("first_token_seconds_count") > 0
 
 
-GOOD: dict[str, Any] = {"prompt": [1], "max_tokens": 1}
-TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
-
-
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [
@@ -152,7 +170,7 @@ TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
         (COMPLETIONS, {**GOOD, "prompt": [1] * (N_CONTEXT + 1)}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": "\ud800"}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": [[1]] * 100}, 400, None),
-        (COMPLETIONS, {**GOOD, "max_tokens": 0}, 400, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": -1}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "max_tokens": "9"}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "temperature": -1}, 400, "temperature"),
         (COMPLETIONS, {**GOOD, "temperature": float("nan")}, 400, "temperature"),
@@ -163,7 +181,9 @@ TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
         (COMPLETIONS, {**GOOD, "stop": ""}, 400, "stop"),
         (COMPLETIONS, {**GOOD, "stream": 1}, 400, "stream"),
         (COMPLETIONS, {**GOOD, "stream_options": {"frob": 1}}, 400, "frob"),
-        (COMPLETIONS, {**GOOD, "logprobs": 1}, 400, "logprobs"),
+        (COMPLETIONS, {**GOOD, "logprobs": 21}, 400, "logprobs"),
+        (COMPLETIONS, {**GOOD, "logprobs": 1, "echo": True, "stream": True}, 400, "echo"),
+        (CHATS, {**TALK, "top_logprobs": 1}, 400, "top_logprobs"),
         (COMPLETIONS, {**GOOD, "presence_penalty": 0.5}, 400, "presence_penalty"),
         (COMPLETIONS, {**GOOD, "frob": 1}, 400, "frob"),
         (COMPLETIONS, {**GOOD, "model": "gpt-4"}, 404, "model"),

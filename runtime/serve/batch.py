@@ -1,0 +1,306 @@
+"""Continuous batching: every step takes what all texts have to be read.
+
+A turn gives each text that is wholly read its next token, then makes one step of what has not been read yet: the new
+token of each, and beside them a chunk of the prompts that wait, the oldest first.  So a text joins the others at the
+next step, and a long prompt makes their steps longer, but not by more than a chunk.
+
+Texts are admitted in the order they came.  One is when its prompt has room in the KV cache; what it says later may
+fill the cache all the same, and then the youngest gives its pages up, goes back to the head of the queue, and is read
+again when there is room.  A CPU gives the same bits for any chunks and neighbours, so that nobody can tell; the draws
+of a sampled text depend on its seed and the position alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.job import Job, Said
+from llmc.runtime.serve.pages import Pages
+from llmc.runtime.serve.probs import Texts, TokenProb, token_prob
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Logits, Model
+    from llmc.runtime.sequence import Sequence as TokenSequence
+    from llmc.runtime.serve.meters import Meters
+
+CPU_CHUNK, CPU_PROMPT = 32, 128
+"""Most tokens of a step beside texts that go on, and of one that reads prompts alone: where a step on a CPU takes
+little longer than for one token, and where longer ones no longer read prompts faster."""
+GPU_CHUNK = 256
+"""On a GPU, where prompts alone take the longest steps there are."""
+SCORED_CHUNK = 64
+"""Most tokens of a prompt in a step that keeps the logits of each."""
+PAGE_TOKENS = 64
+"""Of an artifact whose manifest does not say."""
+
+
+class Batch:
+    """The texts of a model, and its steps; for one thread.
+
+    running: admitted, the oldest first.  waiting: the next one first.  news: what their clients are to be told.
+    failure: of the last step, if it failed.
+    """
+
+    def __init__(self, model: Model, meters: Meters, max_batch: int, chunk: int = 0) -> None:
+        """max_batch: most texts in a step.  chunk: tokens of a step beside texts that go on; 0: the default."""
+        info = model.info
+        on_cpu, longest = info.device == "CPU", info.max_step_tokens
+        self.model, self.meters = model, meters
+        self.max_batch = min(max_batch, longest)
+        self.chunk = min(chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK), longest)
+        self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
+        self.pages = Pages(model, int(model.manifest.get("kv_cache", {}).get("page_tokens", PAGE_TOKENS)))
+        self.room = min(info.n_context, self.pages.total * self.pages.size)
+        self.running: list[Job] = []
+        self.waiting: deque[Job] = deque()
+        self.news: list[Said] = []
+        self.failure: Exception | None = None
+        self._n_vocab = info.n_vocab
+        self._may_admit = True  # nothing has changed for the better of the queue's head since it was refused: False
+        self._is_end: dict[int, bool] = {}
+        self._texts = Texts(model)
+
+    def turn(self) -> None:
+        """The next tokens, and a step."""
+        self._forget_cancelled()
+        self._admit()
+        if not self._run_ahead():
+            self._sample()
+            self._admit()
+            self._feed()
+
+    def fail(self, jobs: Iterable[Job], error: Exception) -> None:
+        """End these with an error."""
+        for job in list(jobs):
+            job.leave()
+            for one in (job, *job.followers):
+                self.news.append(Said(one, error=error))
+                self.meters.add("failed")
+            if job in self.running:
+                self.running.remove(job)
+            elif job in self.waiting:
+                self.waiting.remove(job)
+        self._may_admit = True
+
+    # -- coming and going -------------------------------------------------------
+
+    def _forget_cancelled(self) -> None:
+        gone = [job for job in self.running if job.is_cancelled]
+        for job in gone:
+            self._end(job)
+        still = [job for job in self.waiting if not job.is_cancelled]
+        self.meters.add("cancelled", len(gone) + len(self.waiting) - len(still))
+        self._may_admit |= len(still) < len(self.waiting)
+        self.waiting = deque(still)
+
+    def _admit(self) -> None:
+        """Let those in that have room, in the order they came."""
+        while self._may_admit and self.waiting:
+            job = self.waiting[0]
+            n_slots = self.max_batch - sum(1 + len(other.followers) for other in self.running)
+            try:
+                has_begun = 1 + len(job.followers) <= n_slots and self._begin(job)
+            except LlmcError as error:
+                self.fail([job], error)
+                continue
+            if not has_begun:
+                self._may_admit = False
+                return
+            self.waiting.popleft()
+            self.running.append(job)
+            self.running.sort(key=lambda job: job.number)
+
+    def _begin(self, job: Job) -> bool:
+        """Give a job a sequence if its tokens fit beside all that the others have still to read."""
+        self.pages.begin(job, self.running)
+        promised = sum(self.pages.growth(other, other.n_pending) for other in self.running)
+        spare = 1 + len(job.followers) if self.running else 0
+        if not self.pages.make_room(promised + self.pages.growth(job, job.n_pending) + spare):
+            job.leave()
+            return False
+        if not job.has_begun:
+            job.has_begun, job.n_reused = True, job.n_fed
+            self.meters.add("texts", 1 + len(job.followers))
+            self.meters.add("prompt_tokens", len(job.ids))
+            self.meters.add("reused_tokens", job.n_fed)
+        return True
+
+    def _end(self, job: Job) -> None:
+        """A running job goes; what it has read is kept for others."""
+        self.running.remove(job)
+        self.pages.keep(job)
+        job.leave()
+        self._may_admit = True
+
+    def _give_way(self) -> None:
+        """The youngest gives its pages up, and is the next to be admitted."""
+        job = self.running[-1]
+        if len(self.running) == 1 and job.shares_tail:
+            job.shares_tail = False  # those it shared with have ended
+            return
+        if len(self.running) == 1:
+            self.fail([job], LlmcError("the KV cache is full", hint="open it with more --kv-tokens"))
+            return
+        self.running.pop()
+        job.leave()
+        self.waiting.appendleft(job)
+        self._may_admit = False
+        self.meters.add("preemptions")
+
+    # -- the next tokens --------------------------------------------------------
+
+    def _sample(self) -> None:
+        """A token for each job that is wholly read."""
+        for job in [job for job in self.running if not job.n_pending and job.followers]:
+            self._fork(job)
+        for job in [job for job in self.running if not job.n_pending and job.most == 0]:
+            job.finish = "length"
+            self.news.append(job.tell())
+            self._end(job)
+        ready = [job for job in self.running if not job.n_pending]
+        if not ready:
+            return
+        try:
+            tokens = self.model.sample([(sequence_of(job), job.ask.how) for job in ready])
+        except LlmcError:
+            self._sample_each(ready)
+            return
+        for job, token in zip(ready, tokens, strict=True):
+            self._take(job, token)
+
+    def _sample_each(self, jobs: Iterable[Job]) -> None:
+        """One by one, so that only those fail that must."""
+        for job in jobs:
+            try:
+                self._take(job, sequence_of(job).sample(job.ask.how))
+            except LlmcError as error:
+                self.fail([job], error)
+
+    def _fork(self, job: Job) -> None:
+        """The prompt has been read: its followers go on from it."""
+        followers, job.followers = job.followers, []
+        for follower in followers:
+            if follower.is_cancelled:
+                continue
+            try:
+                follower.sequence = sequence_of(job).fork()
+            except LlmcError as error:
+                self.fail([follower], error)
+                continue
+            follower.n_fed, follower.n_reused, follower.shares_tail = job.n_fed, job.n_fed, True
+            follower.prompt_probs = job.prompt_probs
+            self.running.insert(self.running.index(job) + 1, follower)
+        job.shares_tail = True
+
+    def _take(self, job: Job, token: int) -> None:
+        if not job.n_said:
+            self.meters.first_token.add(perf_counter() - job.arrived)
+        if job.ask.n_top is not None:
+            logits = sequence_of(job).logits()
+            job.probs.append(token_prob(logits, token, job.ask.n_top, self._texts.of))
+        if token not in self._is_end:
+            self._is_end[token] = self.model.is_eos(token)
+        said = job.take(token, self._is_end[token])
+        self.meters.add("generated_tokens")
+        if said is not None:
+            self.news.append(said)
+        if job.finish:
+            self._end(job)
+
+    # -- the step ---------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """One step of what is to be read."""
+        inputs = self._compose()
+        while inputs and not self._make_room(inputs):
+            self._give_way()
+            inputs = self._compose()
+        if not inputs:
+            return
+        logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
+        step = [(sequence_of(job), job.next_ids(n), rows) for (job, n), rows in zip(inputs, logits, strict=True)]
+        start = perf_counter()
+        try:
+            self.model.run_step(step)
+        except LlmcError as error:
+            self.failure = error
+            self.fail([job for job, _ in inputs], error)
+            return
+        self._stepped(start)
+        for (job, n), rows in zip(inputs, logits, strict=True):
+            if rows is not None:
+                self._score(job, rows)
+            job.n_fed += n
+            job.shares_tail = False
+
+    def _score(self, job: Job, logits: Logits) -> None:
+        """The probabilities of the prompt's tokens behind those just read.  logits: float32 [n, n_vocab]."""
+        prompt = job.ask.prompt
+        if not job.prompt_probs:
+            job.prompt_probs.append(TokenProb(prompt[0], self._texts.of(prompt[0]), None))
+        for position, row in enumerate(logits, job.n_fed + 1):
+            if position < len(prompt) and position == len(job.prompt_probs):
+                job.prompt_probs.append(token_prob(row, prompt[position], job.ask.n_top or 0, self._texts.of))
+
+    def _make_room(self, inputs: Iterable[tuple[Job, int]]) -> bool:
+        """Whether there are pages for a step."""
+        n_pages = sum(self.pages.growth(job, n) for job, n in inputs)
+        return n_pages == 0 or self.pages.make_room(n_pages)
+
+    def _compose(self) -> list[tuple[Job, int]]:
+        """How many tokens of each job the next step takes: those that go on first, then prompts in a chunk."""
+        pending = [job for job in self.running if job.n_pending]
+        ongoing = [job for job in pending if job.n_pending == 1]
+        left = max(1, self.chunk - len(ongoing)) if ongoing else self.prompt_chunk
+        inputs = [(job, 1) for job in ongoing]
+        for job in pending:
+            n = min(left, job.n_pending, SCORED_CHUNK if job.has_to_score else left)
+            if job.n_pending > 1 and n:
+                inputs.append((job, n))
+                left -= n
+        return inputs
+
+    def _run_ahead(self) -> bool:
+        """Tokens and the step on them in one call, where a GPU goes on meanwhile; False: not now."""
+        jobs = self.running
+        if not jobs or not self.model.runs_ahead or any(job.needs_care for job in jobs):
+            return False
+        if not self._make_room([(job, 1) for job in jobs]):
+            return False
+        lasts = [job for job in jobs if job.next_is_last]
+        rest = [job for job in jobs if not job.next_is_last]
+        self._sample_each(lasts)
+        if not rest:
+            return True
+        start = perf_counter()
+        try:
+            tokens = self.model.advance([(sequence_of(job), job.ask.how) for job in rest])
+        except LlmcError:
+            return False  # whose fault it is comes out one by one
+        self._stepped(start)
+        for job, token in zip(rest, tokens, strict=True):
+            job.n_fed += 1
+            job.shares_tail = False
+            self._take(job, token)
+        return True
+
+    def _stepped(self, start: float) -> None:
+        self.failure = None
+        self.meters.step.add(perf_counter() - start)
+
+
+def n_texts(jobs: Sequence[Job]) -> int:
+    """Jobs, their followers included."""
+    return sum(1 + len(job.followers) for job in jobs)
+
+
+def sequence_of(job: Job) -> TokenSequence:
+    """Of a job that runs."""
+    assert job.sequence is not None
+    return job.sequence

@@ -1,0 +1,51 @@
+"""Log-probabilities of tokens, from the logits that they were chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Logits, Model
+
+
+class TokenProb(NamedTuple):
+    """A token, its text, the natural logarithm of its probability, and the most likely tokens there, best first.
+
+    Probabilities are the model's own: before temperature, top-k and top-p.  The first token of a prompt has none.
+    """
+
+    token: int
+    text: bytes
+    logprob: float | None
+    top: tuple[TokenProb, ...] = ()
+
+
+def token_prob(logits: Logits, token: int, n_top: int, text_of: Callable[[int], bytes]) -> TokenProb:
+    """logits: float32 [n_vocab], before the token.  n_top: most likely tokens that are told beside it."""
+    logprobs = logits.astype(np.float64)
+    logprobs -= logprobs.max()
+    logprobs -= np.log(np.exp(logprobs).sum())
+    n_top = min(n_top, len(logprobs))
+    best = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
+    best = best[np.lexsort((best, -logprobs[best]))]
+    top = tuple(TokenProb(int(one), text_of(int(one)), float(logprobs[one])) for one in best)
+    return TokenProb(token, text_of(token), float(logprobs[token]), top)
+
+
+class Texts:
+    """The text of each token, of special ones their names; on the model's thread."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._known: dict[int, bytes] = {}
+
+    def of(self, token: int) -> bytes:
+        if token not in self._known:
+            text = self._model.token_bytes(token)
+            if not text and self._model.has_tokenizer:
+                text = (self._model.tokenizer.id_to_token(token) or "").encode()
+            self._known[token] = text
+        return self._known[token]
