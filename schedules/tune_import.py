@@ -80,7 +80,7 @@ def import_records(sources: Sequence[Path], target: Target, out: Path | None, ve
             said = {"path": str(path), "target": str(target), "machine": run.machine, "kept": len(before)}
             reports[path] = {**said, "records": [record.to_json() for record in found], "left_out": left_out}
     if not reports:
-        hint = "it must be the results.jsonl of a run with the stages a, e and f"
+        hint = "it must be the results.jsonl of a run with the stages a, e, and f or i"
         place = ", ".join(map(str, sources)) + (f" ({left_out[0]})" if left_out else "")
         raise LlmcError("the file has no tuning in it", place=place, hint=hint)
     return list(reports.values())
