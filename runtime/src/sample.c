@@ -144,7 +144,8 @@ static llmc_status read_sampling(const llmc_sampling *given, llmc_sampling *how)
 
 llmc_status sample_no_number(void)
 {
-    return fail(LLMC_ERROR_KERNEL, "sample", NULL, "no logit of the sequence is a number");
+    return fail(LLMC_ERROR_KERNEL, "sample", "look for weights that are not finite, or too large for the model's dtype",
+                "no logit of the sequence is a number");
 }
 
 /* On the host, from all logits. */

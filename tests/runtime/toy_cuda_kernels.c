@@ -36,9 +36,10 @@ static int32_t choose(const float *logits, void **to, int32_t task)
 static int32_t draw(const float *logits, const llmc_draw_record *draws, void **to, int32_t task)
 {
     const llmc_draw_record *d = draws + task;
-    if (d->row < 0) return put(-1, to, task);
+    const int32_t best = d->row < 0 ? -1 : best_of(logits + (int64_t)d->row * TOY_VOCAB);
+    if (best < 0) return put(-1, to, task);
     uint64_t sum = d->seed + 3 * (uint64_t)d->position + 5 * (uint64_t)d->top_k + (uint64_t)(d->temperature * 7) +
-                   (uint64_t)(d->top_p * 11) + (uint64_t)best_of(logits + (int64_t)d->row * TOY_VOCAB);
+                   (uint64_t)(d->top_p * 11) + (uint64_t)best;
     return put((int32_t)(sum % TOY_VOCAB), to, task);
 }
 
