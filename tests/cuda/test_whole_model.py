@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import llmc
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.runtime.binding import Model
+from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How
-from tests.cuda.conftest import BATCH, EmulatedGpu
+from tests.cuda.conftest import BATCH, LLAMA, EmulatedGpu
 
 PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(12)]
 N_TOKENS = 6
@@ -140,3 +141,27 @@ def test_running_ahead_says_the_same_to_the_bit(
             for sequence, other in zip(sequences, others, strict=True):
                 assert (sequence.logits() == other.logits()).all()
     assert emulated_gpu.complaints() == []
+
+
+def one_layer(folder: Path, head_dim: int) -> Path:
+    """A Llama of two heads that are as wide."""
+    torch.manual_seed(2)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": head_dim}
+    AutoModelForCausalLM.from_config(LlamaConfig(**{**LLAMA.to_dict(), **sizes})).save_pretrained(folder)
+    return folder
+
+
+def test_heads_that_fill_no_power_of_two_run(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
+    folder = one_layer(tmp_path / "model", 80)
+    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=[1])
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    wanted = reference(torch.tensor([PROMPTS[7]])).logits[0].detach().numpy()
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=512) as model:
+        assert np.abs(model.logits(PROMPTS[7]) - wanted).max() < 0.03 * np.ptp(wanted)
+    assert emulated_gpu.complaints() == []
+
+
+def test_heads_too_wide_for_a_gpus_registers_are_refused(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match=r"takes heads of 16, 32 … 256 elements, not 320"):
+        emulated_gpu.compile(one_layer(tmp_path / "model", 320), tmp_path / "gpu.so", dtype="bf16", batch=[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
