@@ -13,6 +13,7 @@ from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kerne
 from llmc.compiler.target import Target
 from llmc.schedules import records, rules
 from llmc.schedules.cuda.deferred_norm import settled
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
@@ -37,14 +38,15 @@ class Jobs:
         *,
         tuned: bool = True,
         of_chain: bool = False,
+        ways: Sequence[Any] = (),
     ) -> None:
-        """A call with its `most` best candidates on paper, the rule's own choice first; a known name is left alone.
-        of_chain: it is there for a chain of layers alone."""
+        """A call with its `most` best candidates on paper, the rule's own choice first, or in these `ways` alone; a
+        known name is left alone.  of_chain: it is there for a chain of layers alone."""
         if name in self.said:
             return
         call = settled(call, self.target)
         rule, own = chosen(call, self.target)
-        candidates = [own, *(params for params in rule.space(call, self.target) if params != own)]
+        candidates = ways or [own, *(params for params in rule.space(call, self.target) if params != own)]
         signature = records.signature(call, self.target) if tuned else None
         self.said[name] = {
             "name": name,
@@ -131,6 +133,17 @@ ODD_LINEAR = (
     ("LinearSilu", 513, 200, 136),
 )
 """Operator, M, N, K; no size is a multiple of a tile."""
+ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling], ...] = (
+    ("LinearBiasResidual", "bf16", 0, 513, 328, 200, Tiling(128, 3, 4, band=2, turns=2, quick=True)),
+    ("GatedLinearSilu", "bf16", 0, 300, 264, 200, Tiling(152, 4, 4, cluster=2, turns=1, quick=True)),
+    ("LinearResidual", "f16", 0, 520, 200, 1096, Tiling(112, 6, 6, cluster=2, turns=2, quick=True)),
+    ("LinearBiasRelu", "bf16", 0, 512, 1280, 264, Tiling(256, 5, 3, False, band=2, turns=1, quick=True)),
+    ("GatedLinearGeluTanhBias", "i8", 0, 257, 200, 392, Tiling(128, 6, 4, turns=2, quick=True)),
+    ("LinearResidual", "i4", 32, 300, 328, 200, Tiling(160, 4, 2, False, turns=1, quick=True)),
+    ("LinearBiasResidual", "bf16", 0, 768, 384, 200, Tiling(256, 4, 4, quick=True)),
+    ("GatedLinearSilu", "f16", 0, 300, 72, 136, Tiling(104, 4, 3, False, quick=True)),
+)
+"""What is offered for large products alone, made to meet edges and parts of tiles.  Operator, dtype, group, M, N, K."""
 ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
     (3, 4, 4, 128, 128, {}),
@@ -151,6 +164,10 @@ def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
     for op, m, n, k in ODD_LINEAR[:: 5 if few else 1]:
         for dtype, group in weights_of(m, few):
             jobs.add(odd_name(op, dtype, group, m, n, k), linear_call(op, m, n, k, dtype, group), most, tuned=False)
+    for op, dtype, group, m, n, k, tiling in () if few else ODD_WAYS:
+        call = linear_call(op, m, n, k, dtype, group)
+        if DEVICES[jobs.target.arch].wgmma:
+            jobs.add(f"{odd_name(op, dtype, group, m, n, k)} by {tiling}", call, most, tuned=False, ways=(tiling,))
     for shape in ODD_ATTENTION[:: 5 if few else 1]:
         for kv_dtype in KV_DTYPES[:: 2 if few else 1]:
             name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"

@@ -6,7 +6,7 @@
     weights in f32 by ordinary multiply-adds                     include/gemm_fma.cuh
 
 x lies in tiles already, in what is multiplied (linear.py sees to it).  One layout of the weight serves these and the
-GEMV (gemv_weight.py); how the product is cut up: gemm_tiles.py.
+GEMV (gemv_weight.py); how the product is cut up: gemm_tiles.py, gemm_prompts.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import gemm_tiles
+from llmc.schedules.cuda import gemm_prompts, gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
@@ -33,12 +33,12 @@ def default_params(op: LinearOp, target: Target) -> Tiling:
     """The tiling that is best on paper; the one there is for weights in f32."""
     if op.element == "f32":
         return Tiling(FMA_TILE, 1, ceil(op.m / FMA_TILE) * ceil(op.n / FMA_TILE), shared=False)
-    return gemm_tiles.default_tiling(op, target)
+    return gemm_tiles.space(op, target)[0]
 
 
 def space(op: LinearOp, target: Target) -> Iterable[Tiling]:
     """Tilings worth measuring, the best on paper first; nothing to choose for weights in f32."""
-    return gemm_tiles.space(op, target) if op.element != "f32" else ()
+    return gemm_prompts.space(op, target) if op.element != "f32" else ()
 
 
 def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Implementation:
@@ -73,8 +73,8 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     kind, n_threads = ("Wgmma", 384) if gemm_tiles.DEVICES[target.arch].wgmma else ("Mma", 256)
     function = f"gemm_{kind.lower()}{'_codes' if kind == 'Wgmma' and op.weight != op.element else ''}"
     numbers = (params.tokens, params.stages, params.blocks, params.n_shared(op), params.band, params.cluster)
-    cut = ", ".join([*map(str, numbers), *["true"] * params.along])
-    shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages, along=params.along)
+    cut = ", ".join([*map(str, numbers), *special(params)])
+    shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages, along=params.along, turns=params.turns)
     declarations = (
         f"using Cut = Tiling<Layer, {cut}>;\n"
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'
@@ -92,6 +92,12 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
         shared_bytes,
         params.cluster,
     )
+
+
+def special(params: Tiling) -> list[str]:
+    """The last arguments of include/gemm_tile.cuh's Tiling, up to the last one that is not what it is anyway."""
+    n = 3 if params.quick else 2 if params.turns else 1 if params.along else 0
+    return [c_bool(params.along), str(params.turns), c_bool(params.quick)][:n]
 
 
 def _f32_kernel(op: LinearOp) -> Kernel:

@@ -5,12 +5,16 @@ a ring of `stages` stages of shared memory.  Blocks take whole tiles in rounds; 
 out step by step (include/gemm_work.cuh), or left to as many blocks as there are.  Few tiles can be cut in two: tiles of
 64 rows, whose K the two warpgroups of a block share (`along`).  A cluster of blocks takes a tile of as many times 128
 rows and brings its tokens once: half as many of their bytes from L2, which is what a step of 256 tokens waits for.
+
+In a prompt the two warpgroups of a block may own tiles alone and take turns (`turns`): one ends its tile while the
+other multiplies.  gemm_prompts.py says what that is worth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from math import ceil
 
@@ -87,6 +91,9 @@ class Tiling:
     tokens: of a tile.  stages: of the ring.  blocks: of the grid.  shared: whether tiles that do not fill a round are
     shared out.  band: token tiles that lie side by side, before the next rows of the weight.  cluster: blocks that
     bring each other their tokens; a tile is as many times 128 rows then.  along: a tile is 64 rows, a step 128 of K.
+    turns: warpgroups take tiles of as many times 64 rows in turns (ping-pong); 0: they share each tile.  quick: a tile
+    ends without branches, its residual read two rounds ahead (include/gemm_quick_end.cuh).  No hash knows the last two:
+    of tilings that cost the same on paper the first of a set is the choice, which they leave as it was.
     """
 
     tokens: int
@@ -96,16 +103,19 @@ class Tiling:
     band: int = 1
     cluster: int = 1
     along: bool = False
+    turns: int = field(default=0, hash=False)
+    quick: bool = field(default=False, hash=False)
 
     def __str__(self) -> str:
         rest = ", rest shared out" if self.shared else ""
         blocks = f"{self.blocks} blocks" + (f" in clusters of {self.cluster}" if self.cluster > 1 else "")
-        return f"{self.rows}x{self.tokens} tiles, {self.stages} stages, {blocks}, {self.band} side by side{rest}"
+        ways = ", in turns" * bool(self.turns) + ", quick ends" * self.quick
+        return f"{self.rows}x{self.tokens} tiles, {self.stages} stages, {blocks}, {self.band} side by side{rest}{ways}"
 
     @property
     def rows(self) -> int:
         """Stored rows of the weight in a block's tile."""
-        return TILE_ROWS // 2 if self.along else TILE_ROWS
+        return TILE_ROWS // 2 * (self.turns or (1 if self.along else 2))
 
     @property
     def workers(self) -> int:
@@ -147,9 +157,9 @@ def weight_bytes(op: LinearOp) -> int:
     return weight_format(op).layout.n_bytes((op.rows, op.k))
 
 
-def step_bytes(op: LinearOp) -> int:
+def step_bytes(op: LinearOp, turns: int = 0) -> int:
     """Of the weight, for a block's step."""
-    return GROUPS * PIECES * weight_format(op).piece_bytes
+    return (turns or GROUPS) * PIECES * weight_format(op).piece_bytes
 
 
 def x_bytes(tokens: int) -> int:
@@ -157,10 +167,10 @@ def x_bytes(tokens: int) -> int:
     return tokens * STEP * 2
 
 
-def shared_bytes(op: LinearOp, tokens: int, stages: int, *, along: bool = False) -> int:
+def shared_bytes(op: LinearOp, tokens: int, stages: int, *, along: bool = False, turns: int = 0) -> int:
     """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both warpgroups
     on their way out, barriers, and what a deferred norm is for each token."""
-    stage_bytes = ceil(step_bytes(op) / 1024) * 1024 + x_bytes(tokens) * (2 if along else 1)
+    stage_bytes = ceil(step_bytes(op, turns) / 1024) * 1024 + x_bytes(tokens) * (2 if along else 1)
     staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
     norms = 8 * (ceil(op.m / tokens) * tokens if op.deferred else 1)
     return stages * (stage_bytes + 16) + staging + norms + 24
@@ -174,10 +184,6 @@ def staged_outputs(op: LinearOp) -> int:
 def drawn(tiling: Tiling, device: Device) -> float:
     """Bytes a µs that the blocks draw from memory."""
     return min(device.memory, DRAWN * device.memory / device.n_blocks * tiling.blocks)
-
-
-def default_tiling(op: LinearOp, target: Target) -> Tiling:
-    return space(op, target)[0]
 
 
 def space(op: LinearOp, target: Target) -> list[Tiling]:
@@ -213,11 +219,11 @@ def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
             yield replace(along, blocks=min(device.n_blocks, along.n_tiles(op)))
 
 
-def stages_of(op: LinearOp, tokens: int, device: Device, *, along: bool = False) -> int:
+def stages_of(op: LinearOp, tokens: int, device: Device, *, along: bool = False, turns: int = 0) -> int:
     """As many as there is room for, and use."""
     most = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
-    fitting = (s for s in range(2, most + 1) if shared_bytes(op, tokens, s, along=along) <= device.shared_bytes)
-    return max(fitting, default=0)
+    bytes_of = partial(shared_bytes, op, tokens, along=along, turns=turns)
+    return max((s for s in range(2, most + 1) if bytes_of(s) <= device.shared_bytes), default=0)
 
 
 def takes_along(op: LinearOp, tokens: int, device: Device) -> bool:

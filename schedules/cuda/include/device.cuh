@@ -233,6 +233,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+// 1/x to 1 ulp, denormal numbers as zero. 9.7.3.13 rcp.approx
+__device__ __forceinline__ float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Bit by bit any function of three in one instruction: kTable is the function of 0xf0, 0xcc and 0xaa. (From `a & b | c`
 // with two constants the compiler makes two instructions.) 9.7.8.6 lop3
 template <uint8_t kTable>

@@ -12,7 +12,8 @@
 
 enum class Activation { none, relu, gelu, gelu_tanh, silu };
 
-template <Activation kActivation>
+// kQuick: quotients by an approximate reciprocal, 2 instructions instead of about 12, to about 2 ulp.
+template <Activation kActivation, bool kQuick = false>
 __device__ __forceinline__ float activate(float x) {
     if constexpr (kActivation == Activation::relu) {
         return x > 0.0f || isnan(x) ? x : 0.0f;  // NaN stays NaN
@@ -21,7 +22,8 @@ __device__ __forceinline__ float activate(float x) {
     } else if constexpr (kActivation == Activation::gelu_tanh) {
         return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
     } else if constexpr (kActivation == Activation::silu) {
-        return x / (1.0f + exp2_approx(-1.44269504f * x));
+        const float d = 1.0f + exp2_approx(-1.44269504f * x);
+        return kQuick ? x * reciprocal_approx(d) : x / d;
     }
     return x;
 }

@@ -74,7 +74,7 @@ struct RowScales {
 
     __device__ RowScales(const void *weight, const Place &place, const Warpgroup &group) {
         if constexpr (Weight::kRowScales) {
-            const int own = Tiling::kAlong ? 0 : group.index;  // of the tile's rows of W's tiles
+            const int own = Tiling::kAlong ? 0 : group.part;  // of the tile's rows of W's tiles
             if (own >= Tiling::tile_rows_at(place)) return;
             const unsigned char *behind =
                 static_cast<const unsigned char *>(weight) + int64_t(Tiling::n_tile_rows) * Tiling::n_columns * Tiling::kGroupBytes;
@@ -84,10 +84,10 @@ struct RowScales {
         }
     }
 
-    __device__ void apply(float (&sums)[Tiling::kSums]) const {
+    __device__ void apply(float (&sums)[Tiling::kRowSums]) const {
         if constexpr (Weight::kRowScales) {
 #pragma unroll
-            for (int i = 0; i < Tiling::kSums; i++) sums[i] *= scales[i / 2 % 2];
+            for (int i = 0; i < Tiling::kRowSums; i++) sums[i] *= scales[i / 2 % 2];
         }
     }
 };

@@ -24,13 +24,14 @@ constexpr int kStagedFloats = kStagedTokens * kStagedRow<L>;
 
 // Adds the parts of a shared tile. Each block leaves one in `parts` [n_parts][warpgroups][kSums/4][128 threads]; the
 // last to come adds them in the order of K and gets true, the others have nothing more to do.
-// counters [shared tiles][warpgroups] are zero again afterwards. Warpgroups: those of the tile, a cluster's.
+// counters [shared tiles][warpgroups] are zero again afterwards. Warpgroups: those that finish the tile, a cluster's.
 template <class Tiling>
 __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group, float4 *parts,
                           uint32_t *counters, uint32_t *arrived) {
     using W = typename Tiling::W;
-    constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128, kPart = Tiling::kTileGroups * kGroupPart;
-    const int owner = Tiling::rank() * Tiling::kRowGroups + group.index;
+    constexpr int kSums = Tiling::kSums, kGroupPart = kSums / 4 * 128;
+    constexpr int kOwners = Tiling::kOwners * Tiling::kCluster, kPart = kOwners * kGroupPart;
+    const int owner = Tiling::rank() * Tiling::kOwners + group.part;
     const int first = W::first_block(stretch.tile), n = W::last_block(stretch.tile) - first + 1;
     float4 *tile_parts = parts + int64_t(first + stretch.tile) * kPart + owner * kGroupPart + group.thread;
 
@@ -41,7 +42,7 @@ __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, 
     }
     group.meet();
     if (group.thread == 0) {
-        uint32_t *counter = counters + stretch.tile * Tiling::kTileGroups + owner;
+        uint32_t *counter = counters + stretch.tile * kOwners + owner;
         *arrived = count_up(counter) + 1;
         if (*arrived == n) *counter = 0;
     }
@@ -98,18 +99,18 @@ struct RowEpilogue {
 
     // Zero past the last output: a tiled y is padded with it.
     __device__ float plain(float sum, int h, float2 norm) const {
-        return is_output(h) ? activate<L::kActivation>(biased(sum, h, norm)) : 0;
+        return is_output(h) ? activate<L::kActivation, Tiling::kQuick>(biased(sum, h, norm)) : 0;
     }
 
     __device__ float gated(float gate, float up, float2 norm) const {
-        return is_output(0) ? activate<L::kActivation>(biased(gate, 0, norm)) * biased(up, 1, norm) : 0;
+        return is_output(0) ? activate<L::kActivation, Tiling::kQuick>(biased(gate, 0, norm)) * biased(up, 1, norm) : 0;
     }
 };
 
 // Brings up to 32 tokens' outputs to shared memory: staging [token][output]. sums: those of the tile's first token on;
 // norms: its tokens'.
 template <class Tiling>
-__device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kSums], float *staging,
+__device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kRowSums], float *staging,
                                              const RowEpilogue<Tiling> &rows, int first_sum, int warp,
                                              const float2 *norms) {
     using L = typename Tiling::L;
@@ -120,7 +121,7 @@ __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kSums],
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const int i = first_sum + 4 * j + c;
-            if (i >= Tiling::kSums) continue;
+            if (i >= Tiling::kRowSums) continue;
             float *at = to + (8 * j + c) * kStagedRow<L>;
             float2 norm = {};
             if constexpr (L::kNorm != Norm::none) norm = norms[2 * first_sum + 8 * j + 2 * t + c];
@@ -239,7 +240,7 @@ __device__ __forceinline__ void prefetch_constants(const Epilogue<typename Tilin
     }
 }
 
-// The end of a tile, for one thread: what is added to its sums is read, at once if kEarly, and they are stored.
+// The end of 64 rows of a tile, for one thread: what is added to its sums is read, at once if kEarly, and they are stored.
 template <class Tiling, bool kEarly>
 struct TileEnd {
     using L = typename Tiling::L;
@@ -251,7 +252,7 @@ struct TileEnd {
     RowEpilogue<Tiling> rows;
 
     __device__ __forceinline__ TileEnd(const Place &place, const Warpgroup &group, const Epilogue<L> &epilogue)
-        : place(place), group(group), first_output((place.tile_row + group.index) * kGroupOutputs<L>),
+        : place(place), group(group), first_output((place.tile_row + group.part) * kGroupOutputs<L>),
           writer{epilogue, place.token, min(L::kM, place.token + Tiling::kTokens), first_output, group.thread},
           rows(first_output, group.thread / 32, lane_index() / 4) {
         if constexpr (kEarly) read();
@@ -264,7 +265,7 @@ struct TileEnd {
     }
 
     // staging: the warpgroup's, in shared memory.
-    __device__ __forceinline__ void store(const float (&sums)[Tiling::kSums], float *staging) {
+    __device__ __forceinline__ void store(const float (&sums)[Tiling::kRowSums], float *staging) {
         if constexpr (!kEarly) read();
         const float2 *norms = writer.epilogue.front.norms + place.token;
 #pragma unroll

@@ -123,7 +123,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     }
 
     const int warp = warp_index();
-    const Warpgroup group{warp / 4, int(threadIdx.x) % 128};
+    const Warpgroup group{warp / 4, warp / 4, int(threadIdx.x) % 128};
     int stage = 0;
     typename Tiling::W work(blockIdx.x);
     for (Stretch stretch; work.next(stretch);) {

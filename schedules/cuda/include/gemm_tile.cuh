@@ -12,6 +12,10 @@
 // and there are twice as many tiles, so that none has to be shared out: putting its parts together is what the kernel
 // behind would wait for.
 //
+// Of many tokens each warpgroup may own tiles alone, every other one, of 64 or 128 rows (kTurns: how many times 64):
+//
+//     stage   [W: 64 rows by 64 of K, once or twice] [x: kTokens x 128 bytes]      one warpgroup's
+//
 // Tiles are counted kBand token tiles at a time, down the rows of W: blocks side by side share rows of W and tokens in
 // L2. A cluster of blocks owns a tile of as many times 128 rows, each block 128 of them; a block whose rows lie past the
 // last one goes along, and stores nothing.
@@ -27,18 +31,28 @@ struct Place {
 
 // `Layer` is that of epilogue.cuh, with kK, T, and how a Weight lies (gemv_weight.cuh, gemv_quant.cuh). kStages: of the
 // ring. kBlocks: of the grid; kCluster: of a cluster. kShared: Work's.
+// kQuick: how a tile ends (gemm_quick_end.cuh).
 template <class Layer, int kTokens_, int kStages_, int kBlocks, int kShared, int kBand, int kCluster_ = 1,
-          bool kAlong_ = false>
+          bool kAlong_ = false, int kTurns_ = 0, bool kQuick_ = false>
 struct Tiling {
     static_assert(kBlocks % kCluster_ == 0, "the grid is whole clusters");
     using L = Layer;
     static constexpr int kTokens = kTokens_, kStages = kStages_, kCluster = kCluster_;
     static constexpr bool kAlong = kAlong_;
-    static constexpr int kGroups = 2, kSums = kTokens / 2;  // warpgroups that multiply, and sums that a thread holds
-    static constexpr int kRowGroups = kAlong ? 1 : kGroups, kHalves = kAlong ? 2 : 1;  // rows of W's tiles, and steps
-    static constexpr int kTileGroups = kRowGroups * kCluster;  // warpgroups that own a tile, and its rows of W's tiles
-    static constexpr int kGroupBytes = 4 * L::Weight::kPieceBytes;  // of the weight, for a warpgroup's step
-    static constexpr int kWeightBytes = round_up(kGroups * kGroupBytes, 1024);  // x is swizzled by 1024
+    static constexpr int kTurns = kTurns_;
+    static constexpr bool kQuick = kQuick_;
+    static_assert(!(kAlong && kTurns), "a tile has one warpgroup, or two");
+    static constexpr int kGroups = 2;  // warpgroups that multiply
+    static constexpr int kRowGroups = kTurns ? kTurns : kAlong ? 1 : kGroups;  // rows of W's tiles in a block's tile
+    static constexpr int kHalves = kAlong ? 2 : 1;                             // steps in a stage
+    static constexpr int kOwnRows = kTurns ? kTurns : 1;                       // of them a warpgroup has so many
+    static constexpr int kReaders = kTurns ? 1 : kGroups;                      // warpgroups that read a stage
+    static constexpr int kOwners = kRowGroups / kOwnRows;                      // and finish a block's tile
+    static constexpr int kRowSums = kTokens / 2, kSums = kOwnRows * kRowSums;  // that a thread holds
+    static constexpr int kTileGroups = kRowGroups * kCluster;  // a cluster's rows of W's tiles in a tile
+    static constexpr int kGroupBytes = 4 * L::Weight::kPieceBytes;  // of the weight, for 64 rows' step
+    static constexpr int kStageGroups = kTurns ? kTurns : kGroups;  // of these in a stage
+    static constexpr int kWeightBytes = round_up(kStageGroups * kGroupBytes, 1024);  // x is swizzled by 1024
     static constexpr int kXBytes = kTokens * kRowBytes;
     static constexpr int kStageBytes = kWeightBytes + kHalves * kXBytes;
 
@@ -82,7 +96,9 @@ struct Tiling {
 
 // The threads that own 64 rows of a tile together.
 struct Warpgroup {
-    int index, thread;  // of the block's warpgroups that multiply; of the 128
+    int index;   // of the block's warpgroups that multiply
+    int part;    // of a stage's weight, and of a tile's rows: the first that is its own
+    int thread;  // of the 128
 
     __device__ void meet() const { named_barrier(1 + index, 128); }
 };

@@ -9,7 +9,7 @@
 //                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh)
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
-//                    (or both the same 64 rows, and half of K each: gemm_tile.cuh)
+//                    (or both the same 64 rows, and half of K each; or each its own tiles, in turns: gemm_tile.cuh)
 //
 // Two blocks may form a cluster, on the same tokens and neighbouring rows: each fetches half of x's part of a stage for
 // both, and a stage is filled again when the warps of both have given it back.
@@ -19,7 +19,8 @@
 // Operations: 2 M N K. Few tokens are bound by memory: 16 KiB of W a stage and block, 2 M 128 64 operations for it.
 #pragma once
 
-#include "gemm_epilogue.cuh"
+#include "gemm_quick_end.cuh"
+#include "gemm_turns.cuh"
 #include "gemv_weight.cuh"
 
 // Shared memory of a block.
@@ -39,7 +40,21 @@ constexpr int kFreeBarrier = kNormBarrier + 1, kThereBarrier = kFreeBarrier + 1;
 // Sums of few tokens take few registers: enough are left to read early what is added to them last, and for the launch
 // behind, whose blocks come beside this one's if they are a norm's, so that the product behind that can be let in.
 template <class Tiling>
-constexpr bool kFewTokens = Tiling::kTokens <= 64;
+constexpr bool kFewTokens = Tiling::kSums <= 32;
+
+// So are of a quick end, of which nothing hides that it waits if a tile is both warpgroups'.
+template <class Tiling>
+constexpr bool kReadsEarly = kFewTokens<Tiling> || (Tiling::kQuick && !Tiling::kTurns);
+
+// How 64 rows of a tile end.
+template <class Tiling, bool kEarly, bool = Tiling::kQuick>
+struct EndOf {
+    using Type = TileEnd<Tiling, kEarly>;
+};
+template <class Tiling, bool kEarly>
+struct EndOf<Tiling, kEarly, true> {
+    using Type = QuickEnd<Tiling, kEarly>;
+};
 
 // A position in the ring: which stage, and the parity of the round it is in.
 template <int kStages>
@@ -49,6 +64,11 @@ struct RingPosition {
 
     __device__ void advance() {
         if (++stage == kStages) stage = 0, parity ^= 1;
+    }
+    __device__ void pass(int n) {
+        stage += n;
+        parity ^= stage / kStages & 1;
+        stage %= kStages;
     }
 };
 
@@ -140,6 +160,12 @@ __device__ __forceinline__ void give_back(uint64_t *empty, const Warpgroup &grou
     }
 }
 
+// The sums of a warpgroup's `own`-th 64 rows.
+template <class Tiling>
+__device__ __forceinline__ float (&row_sums(float (&sums)[Tiling::kSums], int own))[Tiling::kRowSums] {
+    return reinterpret_cast<float (&)[Tiling::kRowSums]>(sums[own * Tiling::kRowSums]);
+}
+
 // Where a warpgroup's x is in a stage.
 template <class Tiling>
 __device__ __forceinline__ unsigned char *x_of(unsigned char *stage, const Warpgroup &group) {
@@ -150,7 +176,7 @@ __device__ __forceinline__ unsigned char *x_of(unsigned char *stage, const Warpg
 template <class Tiling>
 __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group,
                             WgmmaShared<Tiling> &shared, RingPosition<Tiling::kStages> &at) {
-    const uint64_t rows = k_major_descriptor(shared.stages[0] + group.index * kTileBytes);
+    const uint64_t rows = k_major_descriptor(shared.stages[0] + group.part * kTileBytes);
     const uint64_t tokens = k_major_descriptor(x_of<Tiling>(shared.stages[0], group));
     int previous = 0;
     for (int step = stretch.begin; step < stretch.end; step++) {
@@ -161,7 +187,11 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
         for (int k_step = 0; k_step < 4; k_step++) {
             const uint64_t offset = stage + 2 * k_step;
             const bool adds = k_step > 0 || step > stretch.begin;
-            wgmma<Tiling::kTokens, typename Tiling::L::T>(sums, rows + offset, tokens + offset, adds);
+#pragma unroll
+            for (int own = 0; own < Tiling::kOwnRows; own++) {
+                const uint64_t a = rows + offset + own * (kTileBytes / 16);
+                wgmma<Tiling::kTokens, typename Tiling::L::T>(row_sums<Tiling>(sums, own), a, tokens + offset, adds);
+            }
         }
         wgmma_commit();
         wgmma_wait<1>();
@@ -169,6 +199,7 @@ __device__ void sum_stretch(float (&sums)[Tiling::kSums], const Stretch &stretch
         previous = at.stage;
         at.advance();
     }
+    Turns<Tiling>::pass(group.index);
     wgmma_wait<0>(sums);
     give_back<Tiling>(&shared.empty[previous], group);
 }
@@ -213,7 +244,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Tiling::kStages; stage++) {
             mbarrier_init(&shared.full[stage], 1);
-            mbarrier_init(&shared.empty[stage], 4 * Tiling::kGroups * Tiling::kCluster);  // a warp gives back for itself
+            mbarrier_init(&shared.empty[stage], 4 * Tiling::kReaders * Tiling::kCluster);  // a warp gives back for itself
         }
         mbarrier_init(&shared.normed, kOtherThreads);
         fence_mbarrier_init();
@@ -246,12 +277,19 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         if constexpr (Tiling::kCluster > 1) cluster_wait();
         wait_for_previous();
         epilogue.front.norms = shared.norms;
-        const Warpgroup group{warp_index() / 4 - 1, int(threadIdx.x) % 128};
+        const int index = warp_index() / 4 - 1;
+        const Warpgroup group{index, Tiling::kTurns ? 0 : index, int(threadIdx.x) % 128};
+        Turns<Tiling> turns{index};
         RingPosition<Tiling::kStages> at;
         typename Tiling::W work(Tiling::worker());
         float *const staging = shared.staging[group.index];
         uint32_t *const arrived = &shared.arrived[group.index];
+        turns.begin();
         for (Stretch stretch; work.next(stretch);) {
+            if (!turns.take()) {
+                at.pass(stretch.end - stretch.begin);
+                continue;
+            }
             float sums[Tiling::kSums];
             if (Tiling::kAlong && group.index == 1) {
                 sum(sums, stretch, group, shared, at);
@@ -259,11 +297,19 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
                 hand_over<Tiling>(sums, shared.staging[0], group.thread);
                 continue;
             }
-            TileEnd<Tiling, kFewTokens<Tiling>> end(Tiling::place_of(stretch.tile), group, epilogue);
+            const Place place = Tiling::place_of(stretch.tile);
+            typename EndOf<Tiling, kReadsEarly<Tiling>>::Type end(place, group, epilogue);
             sum(sums, stretch, group, shared, at);
             if constexpr (Tiling::kAlong) take_over<Tiling>(sums, shared.staging[0], group.thread);
             if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
-            if (completes<Tiling>(sums, stretch, group, arrived, parts, counters)) end.store(sums, staging);
+            if (!completes<Tiling>(sums, stretch, group, arrived, parts, counters)) continue;
+            end.store(row_sums<Tiling>(sums, 0), staging);
+#pragma unroll
+            for (int own = 1; own < Tiling::kOwnRows; own++) {
+                const Warpgroup rows{group.index, own, group.thread};
+                typename EndOf<Tiling, false>::Type(place, rows, epilogue).store(row_sums<Tiling>(sums, own), staging);
+            }
         }
+        turns.end();
     }
 }

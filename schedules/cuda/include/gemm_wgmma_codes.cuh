@@ -6,7 +6,8 @@
 //     products    | half 0 of step i | half 1 of step i | half 0 of i + 1  | …
 //     registers   |  half 1 of i     |  half 0 of i + 1 |  half 1 of i + 1 | …       16 for operands, 8 or 6 for codes
 //
-// A stage is given back in the middle of the next step, when its second half has been multiplied.
+// A stage is given back in the middle of the next step, when its second half has been multiplied. A warpgroup that owns
+// 128 rows does so with 64 of them, then with the others.
 #pragma once
 
 #include "gemm_codes.cuh"
@@ -26,7 +27,7 @@ struct CodeSums {
                                                RingPosition<Tiling::kStages> &at) const {
         const RowScales<Tiling> scales(weight, Tiling::place_of(stretch.tile), group);
         const uint64_t tokens = k_major_descriptor(x_of<Tiling>(shared.stages[0], group));
-        const int own_piece = group.index * Tiling::kGroupBytes + group.thread / 32 * Weight::kPieceBytes;
+        const int own_piece = group.part * Tiling::kGroupBytes + group.thread / 32 * Weight::kPieceBytes;
         uint32_t a[2][2][4] = {};  // [half][k-step]
         int previous = 0;
         for (int step = stretch.begin; step < stretch.end; step++) {
@@ -35,27 +36,35 @@ struct CodeSums {
             codes.take(shared.stages[at.stage] + own_piece);
             const uint64_t x = tokens + at.stage * (Tiling::kStageBytes / 16);
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
+            for (int part = 0; part < 2 * Tiling::kOwnRows; part++) {
+                const int half = part % 2, own = part / 2;
+                if (part == 2) codes.take(shared.stages[at.stage] + own_piece + Tiling::kGroupBytes);
                 wgmma_wait<1>();  // the other half may be under way, this one's registers are free
                 pin_registers(a[half][0]), pin_registers(a[half][1]);
-                if (half == 1 && step > stretch.begin) give_back<Tiling>(&shared.empty[previous], group);
+                if (part == 1 && step > stretch.begin) give_back<Tiling>(&shared.empty[previous], group);
                 operands_of<T>(a[half], codes, half);
                 wgmma_fence();
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int k_step = 2 * half + i;
-                    wgmma<Tiling::kTokens, T>(sums, a[half][i], x + 2 * k_step, k_step > 0 || step > stretch.begin);
+                    const bool adds = k_step > 0 || step > stretch.begin;
+                    wgmma<Tiling::kTokens, T>(row_sums<Tiling>(sums, own), a[half][i], x + 2 * k_step, adds);
                 }
                 wgmma_commit();
             }
             previous = at.stage;
             at.advance();
         }
+        Turns<Tiling>::pass(group.index);
         wgmma_wait<0>(sums);
 #pragma unroll
         for (int i = 0; i < 4; i++) pin_registers(a[i / 2][i % 2]);
         give_back<Tiling>(&shared.empty[previous], group);
-        scales.apply(sums);
+        scales.apply(row_sums<Tiling>(sums, 0));
+        if constexpr (Tiling::kOwnRows > 1) {  // no registers are left for these before
+            const Warpgroup rows{group.index, 1, group.thread};
+            RowScales<Tiling>(weight, Tiling::place_of(stretch.tile), rows).apply(row_sums<Tiling>(sums, 1));
+        }
     }
 };
 

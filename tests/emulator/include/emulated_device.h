@@ -88,6 +88,7 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
 inline void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulated::mma_16832(d, a, b); }
 
 inline float exp2_approx(float x) { return exp2f(x); }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
 
 template <uint8_t kTable>
 inline uint32_t bits_of(uint32_t a, uint32_t b, uint32_t c) {

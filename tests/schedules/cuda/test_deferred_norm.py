@@ -363,3 +363,10 @@ def test_moments_are_exact_beside_any_mean(define: Define) -> None:
     _, _, found = run(call, inputs)
     _, _, expected = defined(define, call, inputs)
     np.testing.assert_allclose(found[..., 1], expected[..., 1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_norm_between_may_be_deferred_where_tiles_end_quickly_or_in_turns(define: Define, turns: int) -> None:
+    tiling = Tiling(24, 2, 1, shared=False, turns=turns, quick=True)
+    check_moments(define, moments_call(20, 192, 200, bias=True), params=tiling)
+    check_deferred(define, deferred_call("LayerNormLinearBias", 20, 200, 128, tiled_y=True), params=tiling)

@@ -147,6 +147,41 @@ def test_warpgroups_may_share_k(
     check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "tiled_y", "tiling"),
+    [
+        # seven tiles of 4 steps through a ring of 3; the last 64 rows are not there
+        ("LinearBias", (136, 400, 200), "bf16", False, Tiling(144, 3, 1, shared=False, turns=1)),
+        ("LinearBiasGeluResidual", (70, 200, 130), "f16", False, Tiling(40, 2, 1, shared=False, turns=2, quick=True)),
+        ("GatedLinearSiluBias", (130, 72, 200), "bf16", True, Tiling(136, 2, 2, turns=1, cluster=2, quick=True)),
+        # six tiles in four clusters, two of them shared out; a second block without rows
+        ("LinearResidual", (200, 260, 330), "bf16", False, Tiling(112, 3, 8, band=2, cluster=2, turns=2, quick=True)),
+        ("Linear", (20, 130, 1000), "bf16", True, Tiling(24, 3, 3, turns=1)),
+    ],
+    ids=str,
+)
+def test_warpgroups_may_take_tiles_in_turn(
+    define: Define, name: str, shape: tuple[int, int, int], dtype: DType, tiled_y: bool, tiling: Tiling
+) -> None:
+    check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "tiled_y", "tiling"),
+    [
+        ("LinearBiasResidual", (300, 101, 72), "bf16", False, Tiling(160, 2, 2, shared=False, quick=True)),  # N is odd
+        ("LinearSiluResidual", (288, 136, 130), "f16", True, Tiling(144, 2, 3, shared=False, quick=True)),
+        ("LinearResidual", (256, 192, 64), "bf16", False, Tiling(128, 2, 2, quick=True)),  # all tiles are full
+        ("GatedLinearSilu", (100, 72, 100), "f16", False, Tiling(112, 2, 2, shared=False, cluster=2, quick=True)),
+    ],
+    ids=str,
+)
+def test_a_tile_may_end_quickly(
+    define: Define, name: str, shape: tuple[int, int, int], dtype: DType, tiled_y: bool, tiling: Tiling
+) -> None:
+    check(product_call(name, *shape, dtype, tiled_y=tiled_y), define, tiling)
+
+
 @pytest.mark.parametrize("name", ["LinearBiasGeluResidual", "GatedLinearSiluBias"])
 @pytest.mark.parametrize("m", [3, 65])
 def test_weights_in_f32_are_multiplied_in_f32(define: Define, name: str, m: int) -> None:
@@ -196,7 +231,7 @@ def test_every_tiling_covers_the_product_and_fits_the_machine(level: str, m: int
         op = layer(m, *shape)
         for tiling in gemm.space(op, target):
             assert tiling.tokens * tiling.token_tiles(op) >= m
-            n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along)
+            n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along, turns=tiling.turns)
             assert n_bytes <= device.shared_bytes
             assert 0 < tiling.blocks <= device.n_blocks
             assert tiling.blocks % tiling.cluster == 0

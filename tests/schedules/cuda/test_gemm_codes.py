@@ -93,6 +93,9 @@ def test_codes_are_multiplied_from_registers_in_one_launch(
         ((40, 130, 500), INT4, Tiling(40, 2, 4, cluster=2), HOPPER),  # the second block's second 64 rows are not there
         ((8, 130, 640), INT8, Tiling(16, 3, 3, shared=False, along=True), HOPPER),
         ((17, 130, 256), INT4, Tiling(24, 2, 2, shared=False, along=True), HOPPER),
+        ((40, 260, 200), INT8, Tiling(40, 3, 2, shared=False, turns=1, quick=True), HOPPER),
+        ((70, 300, 200), INT8, Tiling(40, 2, 4, turns=2), HOPPER),  # three row tiles, the last half there
+        ((70, 200, 330), INT4, Tiling(80, 2, 2, shared=False, cluster=2, turns=2, quick=True), HOPPER),
         ((20, 130, 1000), INT8, Tiling(32, 3, 3), ADA),
         ((200, 130, 200), INT4, Tiling(48, 4, 3, band=3), ADA),
     ],
@@ -127,7 +130,9 @@ def test_rings_of_codes_fit_the_machine(m: int, weight: Weight) -> None:
         for shape in LAYERS:
             op = layer(m, shape, weight)
             for tiling in gemm.space(op, target):
-                n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along)
+                n_bytes = gemm_tiles.shared_bytes(
+                    op, tiling.tokens, tiling.stages, along=tiling.along, turns=tiling.turns
+                )
                 assert n_bytes <= device.shared_bytes
                 if m <= gemm_tiles.FLAT_TOKENS and target == HOPPER:
                     assert tiling.stages * gemm_tiles.step_bytes(op) >= gemm_tiles.FLIGHT_BYTES

@@ -233,6 +233,29 @@ def test_a_step_of_a_long_prompt_is_one_group_of_products_and_no_fence_of_the_gp
     assert sass.count("LDL") == sass.count("STL") == 0
 
 
+@pytest.mark.parametrize(("turns", "tokens", "stages", "most"), [(2, 128, 6, 70), (0, 256, 4, 60)])
+def test_a_quick_end_has_no_branches_and_a_turn_passes_before_the_last_products_are_done(
+    turns: int, tokens: int, stages: int, most: int
+) -> None:
+    """From one pair of barriers to the next: 16 stores to shared memory, 4 pieces from there, 4 read and 4 written."""
+    call = linear_call("LinearResidual", 2048, 4096, 4096, tiled_x=True)
+    tiling = Tiling(tokens, stages, 132, shared=False, band=4, turns=turns, quick=True)
+    (launch,) = linear.implement(call, tiling, Target("cuda", "sm_90a")).launches
+    sass, said = compiled(launch, "sm_90a")
+    assert "C75" not in said
+    assert sass.count("LDL") == sass.count("STL") == 0
+    assert sass.count(f"HGMMA.64x{tokens}x16.F32.BF16") == sass.count("HGMMA") == 4 * max(turns, 1)
+    assert (sass.count("WARPGROUP.ARRIVE"), sass.count("WARPGROUP.DEPBAR")) == (1, 2)
+    assert (sass.having("LDS", "128"), sass.having("LDG", "128"), sass.having("STG", "128")) == (32, 32, 32)
+    stores = [place for place, name in enumerate(sass.listed) if name == "STG.E.128"]
+    rounds = sass.listed[stores[0] : stores[-1]]
+    assert not [name for name in rounds if name.startswith(("BRA", "BSSY"))]
+    assert len(rounds) < 7 * most
+    if turns:
+        waits = [place for place, name in enumerate(sass.listed) if name.startswith("WARPGROUP.DEPBAR")]
+        assert "BAR.ARV" in sass.listed[waits[0] : waits[1]]
+
+
 @pytest.mark.parametrize(
     ("model", "least"), [(LLAMA, 30), (replace(LLAMA, head_dim=64, rotary_dim=64), 30), (LLAMA_INT8, 16)], ids=str
 )

@@ -1,0 +1,127 @@
+"""Ways to cut up a product of hundreds of tokens on Hopper that an H200 has still to choose between, and their times.
+
+A tile of 128 x 256 sums takes all registers of a block, so its two warpgroups end it, and the tensor cores idle: on an
+H200 the products of a prompt of 2048 tokens in bf16 took, within 2 % (gated ones 4 %; gemm_tiles.py's older figures
+rank what was measured by them),
+
+    6.7 µs + tiles of the busiest block x (0.657 µs x K / 64 + 4.4 µs, gated 6)
+
+so that ends are a tenth of the time at K = 4096.  Two things are offered against it:
+
+    in turns    each warpgroup owns tiles, and ends one while the other multiplies: one end is left, the last
+    quick       an end without branches, which were half of its instructions
+
+In turns a step is half as long, and brings more for what it multiplies: tiles of 128 x 128 32 KiB for 512 clocks of
+products, which is what 128 blocks got with such tiles that two warpgroups shared; tiles of 64 x 256 bring 40.  In
+clusters a block gets less from L2, but as much into its shared memory, and steps cannot be short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from math import ceil
+
+from llmc.compiler.target import Target
+from llmc.schedules.cuda import gemm_tiles
+from llmc.schedules.cuda.gemm_tiles import DEVICES, WGMMA_TOKENS, Device, Tiling
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp
+
+FEWEST = 256
+"""Tokens from which there are several tiles to a block in most products."""
+
+OPERATIONS = 842e6
+"""A µs, of all blocks while they multiply: what an H200 did, from the slope of its times over K."""
+
+L2, PORT = 13.2e6, 121e3
+"""Bytes a µs from L2: of all blocks together, what 128 of them with tiles of 128 x 128 were given at least; of one."""
+
+CLUSTER_STEP_US, CLUSTER_TOKEN_US = 0.27, 0.0016
+"""Of a step in a cluster, and of each of its tokens, at least: 0.48 of 128 tokens, 0.59 of 192, 0.67 of 256 were
+measured, although the first two are multiplied in 0.33 and 0.49.  Why is not known."""
+
+LAUNCH_US = 6.7
+"""Launch, first stages, end of the grid."""
+
+DRAIN_US = 0.5
+"""Of an end that no other warpgroup's products hide, on paper: the last products, and the first of the next tile."""
+
+END_US, GATED_END_US = 3.9, 5.5
+"""The rest of a tile's end, of 64 x 256 sums of each warpgroup."""
+
+QUICK_END_US = 1.9
+"""On paper: 8 rounds of 55 instructions of two warps a scheduler, 256 clocks of shared memory, two barriers: 350 – 400
+clocks.  Gated ones have 1200 instructions instead of 2300."""
+
+SUMS = 128
+"""That a thread can hold."""
+
+
+def space(op: LinearOp, target: Target) -> list[Tiling]:
+    """Every tiling worth measuring: the rule's own choice (gemm_tiles.space), in a prompt then what may be faster, the
+    best of each kind first, then the others."""
+    known = gemm_tiles.space(op, target)
+    device = DEVICES[target.arch]
+    if op.m < FEWEST or not device.wgmma:
+        return known
+    own, *others = known
+    quick = [replace(tiling, quick=True) for tiling in known]
+    ordered = sorted([*_in_turns(op, device), *quick, *others], key=lambda each: round(time_us(op, each, device), 1))
+    best = {_kind(tiling): tiling for tiling in reversed(ordered)}
+    return [own, *sorted(ordered, key=lambda each: best[_kind(each)] is not each or _kind(each) == _kind(own))]
+
+
+def _kind(tiling: Tiling) -> tuple[int, bool, int, int]:
+    return tiling.turns, tiling.quick, tiling.cluster, tiling.tokens
+
+
+def _in_turns(op: LinearOp, device: Device) -> Iterator[Tiling]:
+    """Tiles of 128 rows, and of 64, of as many tokens as a thread can hold sums of."""
+    for turns in (2, 1):
+        most = 2 * SUMS // turns
+        token_tiles = ceil(op.m / most)
+        tokens = next(width for width in WGMMA_TOKENS if width * token_tiles >= op.m)
+        n_stages = gemm_tiles.stages_of(op, tokens, device, turns=turns)
+        bands = {token_tiles, min(token_tiles, 1024 // most)}
+        for cluster, band in product((1, device.cluster), sorted(bands)):
+            whole = Tiling(tokens, n_stages, device.n_blocks, False, band, cluster, turns=turns, quick=True)
+            if whole.n_tiles(op) <= whole.workers:
+                continue  # each block has one tile, whose end nothing hides
+            yield whole
+            shared = replace(whole, shared=True)
+            if 0 < whole.workers <= shared.n_shared(op) * gemm_tiles.steps(op):
+                yield shared
+
+
+def time_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
+    """Time on paper of a product on Hopper whose blocks multiply most of the time."""
+    n_steps, step = gemm_tiles.steps(op), step_us(op, tiling, device)
+    rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
+    n_ends = rounds + (rest > 0)
+    busiest = rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
+    end = end_us(op, tiling)
+    if tiling.turns:  # a warpgroup has every other tile, and its own end before the next
+        products = max(busiest * step, ceil(n_ends / 2) * (n_steps * step + end)) + end
+    else:
+        products = busiest * step + n_ends * (DRAIN_US + end)
+    parts = 2 * tiling.parts_bytes(op) / L2 + (device.fixed_us if tiling.n_parts(op) else 0)
+    memory = (gemm_tiles.weight_bytes(op) + op.m * (2 * op.k + 4 * op.n)) / device.memory
+    return LAUNCH_US + max(products, memory) + parts
+
+
+def step_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
+    """A block's 64 of K: products, or what they are made of, whichever takes longer."""
+    multiply = 2 * tiling.rows * tiling.tokens * gemm_tiles.STEP * device.n_blocks / OPERATIONS
+    operands = tiling.rows / 16 * weight_format(op).operands_ns / 1000
+    weight, x = gemm_tiles.step_bytes(op, tiling.turns), gemm_tiles.x_bytes(tiling.tokens)
+    fetch = max((weight + x) / PORT, (weight + x / tiling.cluster) * device.n_blocks / L2)
+    together = CLUSTER_STEP_US + CLUSTER_TOKEN_US * tiling.tokens if tiling.cluster > 1 else 0
+    return max(multiply, operands, fetch, together)
+
+
+def end_us(op: LinearOp, tiling: Tiling) -> float:
+    """Of a tile, for the warpgroups that own it."""
+    whole = QUICK_END_US if tiling.quick else GATED_END_US if op.gated else END_US
+    return whole * tiling.tokens * (tiling.turns or 1) / (2 * SUMS)

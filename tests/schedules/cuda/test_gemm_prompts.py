@@ -1,0 +1,83 @@
+"""Products of prompts on Hopper: what is offered beside the rule's own choice, and how long that takes on paper."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmc.compiler.target import Target
+from llmc.schedules import records
+from llmc.schedules.cuda import gemm, gemm_prompts, gemm_tiles
+from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
+from llmc.schedules.cuda.linear_op import LinearOp
+from tests.schedules.cuda.test_gemm import LAYERS, layer
+
+HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
+DEVICE = DEVICES[HOPPER.arch]
+
+
+def measured() -> list[dict[str, Any]]:
+    """What an H200 took for products of 2048 tokens."""
+    said = json.loads((records.SHIPPED / "nvidia-h200.json").read_text())["records"]
+    return [record for record in said if record["m"] == 2048 and record["rule"] == "linear"]
+
+
+def op_of(record: dict[str, Any]) -> LinearOp:
+    weight, _, group = record["weight"].partition("g")
+    gated = "Gated" in record["op"]
+    n = record["n"] // 2 if gated else record["n"]
+    return LinearOp(record["m"], n, record["k"], "bf16", weight, int(group or 0), gated=gated, tiled_x=True)
+
+
+def test_paper_knows_what_was_measured() -> None:
+    found = measured()
+    assert len(found) > 10
+    for record in found:
+        paper_us = gemm_prompts.time_us(op_of(record), Tiling(**record["params"]), DEVICE)
+        assert paper_us == pytest.approx(record["time_us"], rel=0.05), record
+
+
+def test_paper_knows_that_narrow_tiles_are_slow_in_clusters() -> None:
+    """128 x 128 tiles of 512 tokens took 35.5 µs in clusters and 26.5 alone, 128 x 192 of 2048 334 µs in clusters."""
+    alone = Tiling(128, 6, 128, shared=False, band=4)
+    op = layer(512, 4096, 4096, False)
+    assert gemm_prompts.time_us(op, alone, DEVICE) < 30.5
+    assert gemm_prompts.time_us(op, replace(alone, cluster=2), DEVICE) == pytest.approx(35.5, rel=0.15)
+    wide = Tiling(192, 5, 132, shared=False, band=11, cluster=2)
+    assert gemm_prompts.time_us(layer(2048, 12288, 4096, False), wide, DEVICE) == pytest.approx(333.8, rel=0.05)
+
+
+@pytest.mark.parametrize("m", [256, 1000, 2048])
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+def test_what_was_not_measured_is_offered_and_never_the_rules_own(m: int, shape: tuple[int, int, bool]) -> None:
+    op = layer(m, *shape)
+    own, *others = gemm.space(op, HOPPER)
+    assert own == gemm.default_params(op, HOPPER) == gemm_tiles.space(op, HOPPER)[0]
+    assert (own.turns, own.quick) == (0, False)
+    assert len(set(others)) == len(others)
+    assert any(tiling.quick and not tiling.turns for tiling in others[:4])
+    if m == 2048:
+        assert others[0].turns == 2
+    for tiling in others:
+        n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along, turns=tiling.turns)
+        assert n_bytes <= DEVICE.shared_bytes
+        assert tiling.turns * tiling.tokens <= 2 * gemm_prompts.SUMS
+        assert tiling.blocks % tiling.cluster == 0
+
+
+def test_elsewhere_there_is_nothing_new() -> None:
+    few, many = layer(128, *LAYERS[0]), layer(2048, *LAYERS[0])
+    for op, target in ((few, HOPPER), (many, AMPERE)):
+        assert gemm.space(op, target) == gemm_tiles.space(op, target)
+
+
+def test_turns_hide_every_end_but_the_last_on_paper() -> None:
+    op = layer(2048, *LAYERS[0])
+    together = Tiling(256, 4, 132, shared=False, band=4, quick=True)
+    in_turns = Tiling(128, 6, 132, shared=False, band=8, turns=2, quick=True)
+    end_us = gemm_prompts.end_us(op, in_turns)
+    saved_us = gemm_prompts.time_us(op, together, DEVICE) - gemm_prompts.time_us(op, in_turns, DEVICE)
+    assert saved_us == pytest.approx(5 * end_us + 6 * gemm_prompts.DRAIN_US)  # six rounds of 42 µs, or twelve of 21
