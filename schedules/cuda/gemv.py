@@ -89,6 +89,7 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
         "kEarly": params.early,
         "kDigits": params.digits,
         "kBulk": params.bulk,
+        "kKept": params.kept,
     }
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}, kDepth = {params.depth}"
     grid = f"kBlocks = {params.blocks}, kSplit = {params.split}, kAhead = {params.ahead}"

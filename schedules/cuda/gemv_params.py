@@ -26,7 +26,9 @@ class Gemv:
     digits: x is multiplied in two digits of 8 bits, by int4 codes as they are (include/gemv_digits.cuh); it is shared.
     bulk: stages come by bulk copies (include/gemv_ring.cuh).
     split: blocks, of a cluster, that share bands (include/gemv_split.cuh).
-    depth: neighbouring columns in a stage, of four strips."""
+    depth: neighbouring columns in a stage, of four strips.
+    kept: each warp has x of its own columns in its own part of shared memory, for all bands, in digits or as it came
+    (include/gemv_kept.cuh)."""
 
     warps: int
     stages: int
@@ -40,9 +42,11 @@ class Gemv:
     bulk: bool = False
     split: int = 1
     depth: int = 1
+    kept: bool = False
 
     def __str__(self) -> str:
         x = "in digits" if self.digits else "shared" if self.shared_x else "direct"
+        x += " and kept" * self.kept
         rows = f"{STRIP * self.side} rows, {self.stages}+{self.ahead}{' pairs of columns' * (self.depth > 1)} ahead"
         more = ", bulk copies" * self.bulk + ", next let in at once" * self.early + ", behind a norm" * self.apart
         blocks = f"{self.blocks} blocks{' in pairs' * (self.split > 1)} of {self.warps} warps"
@@ -100,15 +104,27 @@ def x_bytes(op: LinearOp, *, digits: bool = False) -> int:
     return ceil(rows * 132 / 16) * 16 if digits else rows * 128
 
 
+def kept_bytes(op: LinearOp, params: Gemv) -> int:
+    """x in shared memory that each warp keeps of its own columns."""
+    columns = ceil(steps(op, params) / (params.split * params.warps)) * params.depth
+    if params.digits:
+        return params.warps * ceil(columns * op.m * 132 / 16) * 16
+    return params.warps * columns * ceil(op.m / 8) * 1152
+
+
+def ring_bytes(op: LinearOp, params: Gemv) -> int:
+    """Weights in the rings of a block."""
+    return params.warps * params.stages * params.depth * params.side * weight_format(op).piece_bytes
+
+
 def shared_bytes(op: LinearOp, params: Gemv) -> int:
     """What include/gemv.cuh takes: x, bands' sums, rings, what another block sends, and moments or deferred norms."""
     fragments = params.side * ceil(op.m / 8)
     sums = (1 if params.bulk else 2) * params.warps * fragments * (256 if params.digits else 512)
     inbox = 512 * fragments + 16 if params.split > 1 else 0
     norm_bytes = 8 * op.m if op.deferred else 12 * max(1, params.warps // op.m) * op.m if op.norm else 0
-    x_slot = 0 if params.shared_x else ceil(op.m / 8) * 1024 if op.weight == op.element else op.m * 128
-    stage = params.depth * (params.side * weight_format(op).piece_bytes + x_slot)
-    ring = params.warps * params.stages * stage
-    barriers = ceil(8 * params.warps * params.stages / 16) * 16 if params.bulk else 0
-    x = x_bytes(op, digits=params.digits) * params.shared_x
+    x_slot = 0 if params.shared_x or params.kept else ceil(op.m / 8) * 1024 if op.weight == op.element else op.m * 128
+    ring = ring_bytes(op, params) + params.warps * params.stages * params.depth * x_slot
+    barriers = ceil(8 * params.warps * (params.stages + params.kept) / 16) * 16 if params.bulk else 0
+    x = kept_bytes(op, params) if params.kept else x_bytes(op, digits=params.digits) * params.shared_x
     return x + sums + ring + barriers + inbox + ceil(norm_bytes / 16) * 16

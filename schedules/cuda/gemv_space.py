@@ -10,7 +10,7 @@ from math import ceil
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Device
 from llmc.schedules.cuda.gemv_cost import ahead_of, cost_us, flight_bytes
-from llmc.schedules.cuda.gemv_params import COLUMN, Gemv, bands, is_resident, leaves_room, steps, strips
+from llmc.schedules.cuda.gemv_params import COLUMN, Gemv, bands, is_resident, leaves_room, ring_bytes, steps, strips
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 
@@ -25,6 +25,9 @@ MOST_K_IN_DIGITS = 8192
 
 MOST_MEASURED_IN_MODELS = 8
 """Tokens."""
+
+LEAST_KEPT_BYTES = 64 << 10
+"""Of a ring beside an x that is kept: what memory needs on its way to a multiprocessor."""
 
 STREAM_WARPS = range(8, 17, 2)
 MEASURED_WARPS = (8, 12, 16)
@@ -97,6 +100,7 @@ def stream_space(op: LinearOp, device: Device) -> list[Gemv]:
     others = [each for each in first.values() if leaves_room(op, each, device) != leaves_room(op, own, device)][:1]
     others += [each for each in alike if each.depth != own.depth][:1]
     others += streams_by_cost(op, device, digits=True)[:1] if takes_digits(op) else []
+    others += kept_streams(op, device)
     sides = {each.side: each for each in reversed(ordered)}
     toggled = replace(own, early=not own.early)
     found = [own, *others, *first.values(), toggled, *sides.values(), *different(ordered[:MOST_CANDIDATES])]
@@ -153,6 +157,39 @@ def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[G
             fits = warps <= max(own_steps, least) and (stages - 1) * warps < max(own_steps, 2 * least)
             if fits and is_resident(op, params, device, 1):
                 yield from (placed(op, params, device, blocks) for blocks in grids(op, params, device))
+
+
+def kept_streams(op: LinearOp, device: Device) -> list[Gemv]:
+    """Pairs of blocks whose warps keep x of their own columns, in digits for few tokens, else in f16: with the deepest
+    rings, and with such that two kernels' blocks have room side by side.  On paper: no GPU has timed them yet.
+
+    Codes cost up to a third of the instructions less than beside an x that comes with them (docs/cuda.md).  Where there
+    is room beside the blocks in front, weights come while that kernel waits for its own x."""
+    if device.cluster < 2 or not takes_kept(op):
+        return []
+    deep, beside = ([*kept_rings(op, device, n_blocks)] for n_blocks in (1, 2))
+    return [*deep[:1], *beside[:2], *deep[1:4]]
+
+
+def kept_rings(op: LinearOp, device: Device, n_blocks: int) -> Iterator[Gemv]:
+    """Of each few numbers of warps the deepest ring with which so many blocks fit, none deeper than it is used.
+
+    To bring x to f16 takes as long as it saves in one band; digits of it must be made anyway."""
+    digits = takes_digits(op)
+    for warps, depth in product(MEASURED_WARPS[::-1], sorted(depths(op, digits=False), reverse=True)):
+        params = Gemv(warps, 1, 4, 2, 0, digits, digits=digits, bulk=True, split=2, depth=depth, kept=True)
+        rounds = ceil(bands(op, params) / (device.n_blocks // 2))
+        most = min(STAGES[-1], ceil(steps(op, params) / (2 * warps)) * rounds)
+        rings = (replace(params, stages=stages) for stages in range(most, min(most, 2) - 1, -1))
+        ring = next((each for each in rings if is_resident(op, each, device, n_blocks)), None)
+        enough = ring is not None and ring_bytes(op, ring) >= LEAST_KEPT_BYTES
+        if ring is not None and enough and steps(op, ring) >= 2 * warps and (digits or rounds > 1):
+            yield replace(placed(op, ring, device, min(grids(op, ring, device))), early=True)
+
+
+def takes_kept(op: LinearOp) -> bool:
+    """Whether x is worth keeping: as takes_digits, of tokens for which a GEMV is the choice."""
+    return op.m <= MOST_MEASURED_IN_MODELS and op.tiled_x and op.element == "bf16" and op.weight == "i4"
 
 
 def depths(op: LinearOp, *, digits: bool) -> tuple[int, ...]:

@@ -20,6 +20,9 @@
 // the warps read in order, a band of fewer leaves gaps. An H200 was a third slower with the first half of each 4 KB, and
 // half as slow again with a quarter.
 //
+// x comes beside the weights, or once for all bands: to the block (gemv_x.cuh), or to each warp what it multiplies itself
+// (gemv_kept.cuh).
+//
 // The first ring of weights, and kAhead stages a warp beyond it (to L2), are asked for before the kernel in front has
 // ended: memory works on while this one waits, and reads and normalises x, or merges what a deferred norm is made of. A
 // kernel that reads x as it comes lets the next one in when it has asked for its own last weights: the total is the same,
@@ -29,14 +32,15 @@
 
 #include "epilogue.cuh"
 #include "gemv_digits.cuh"
+#include "gemv_kept.cuh"
 #include "gemv_norm.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_ring.cuh"
 #include "gemv_split.cuh"
 
 // A GEMV `G` is what GemvX, GemvNorm and Epilogue ask for, and: Weight (gemv_weight.cuh), kSide, kStages, kBlocks, kAhead,
-// what GemvRing asks for, kSplit: blocks that share bands, kEarly: whether the next kernel is let in at once, and kDigits:
-// whether x is multiplied in digits.
+// what GemvRing asks for, kSplit: blocks that share bands, kEarly: whether the next kernel is let in at once, kDigits:
+// whether x is multiplied in digits, and kKept: whether each warp keeps x of its own columns.
 template <class G>
 struct GemvOperands {
     const unsigned char *weight;
@@ -62,7 +66,11 @@ struct Gemv {
     static constexpr int kStepBytes = kBeside * G::kDepth * Weight::kColumnStep;  // from a warp's step to its next
     static constexpr int kStepXBytes = kBeside * G::kDepth * X::kColumnStep;
     static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
-    static constexpr int kXBytes = G::kDigits ? Digits::kBytes : X::kBytes;
+    static constexpr int kOwn = ceil_div(kSteps, kBeside) * G::kDepth;  // columns of a warp
+    using Kept = GemvKept<G, kOwn, kBeside>;
+    static constexpr bool kReady = G::kKept && !G::kDigits;  // x is kept as f16
+    static constexpr int kOwnBytes = G::kDigits ? Digits::kPartBytes : Kept::kBytes;  // of a warp whose x is kept
+    static constexpr int kXBytes = G::kKept ? G::kWarps * kOwnBytes : G::kDigits ? Digits::kBytes : X::kBytes;
     static constexpr int kSums = G::kDigits ? 2 : 4;  // of a lane, in a fragment
     static constexpr int kBuffers = G::kBulk ? 1 : 2;  // what one takes is room for stages
     static constexpr int kSumsBytes = kBuffers * G::kWarps * kFragments * 32 * kSums * int(sizeof(float));
@@ -89,6 +97,7 @@ struct Gemv {
     Position next = at(share(blockIdx.x / G::kSplit), 0);  // the next to ask for
     Ring ring = {rings + warp * Ring::kBytes, reinterpret_cast<uint64_t *>(barriers + warp * Ring::kBarrierBytes)};
 
+    __device__ unsigned char *own_x() const { return G::kKept ? shared + warp * kOwnBytes : shared; }
     __device__ float2 *norms() const { return reinterpret_cast<float2 *>(behind_rings); }
 
     static __device__ int share(int cluster) {
@@ -97,6 +106,9 @@ struct Gemv {
 
     __device__ int step(int group, int stage) const {
         return split.rank() * G::kWarps + warp + kBeside * (group * G::kStages + stage);
+    }
+    __device__ int place_of_x(int group, int stage) const {
+        return G::kKept ? group * G::kStages + stage : step(group, stage);
     }
     __device__ bool is_step(int group, int stage) const { return kWhole || step(group, stage) < kSteps; }
 
@@ -152,17 +164,20 @@ struct Gemv {
         if constexpr (!G::kDeferred) NormInput<G>{nullptr, in.norm_weight, in.norm_bias}.prefetch();
         wait_for_previous();
         split.meet();
+        bring_x();
 #pragma unroll
         for (int stage = 0; stage < G::kStages; stage++) {
             ask_x(next, stage);
             ring.close();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kDigits) {
-            Digits::fill(shared, in.x, step(0, 0));
+            Digits::fill(own_x(), in.x, step(0, 0) * G::kDepth);
         } else if constexpr (G::kSharedX) {
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
         if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
+        typename Kept::Units units;
+        prepare_x(units);
         advance(next);
         const int begin = share(blockIdx.x / G::kSplit);
         for (int band = begin; band < end; band++) {
@@ -175,7 +190,7 @@ struct Gemv {
 #pragma unroll
                 for (int stage = 0; stage < G::kStages; stage++) {
                     ring.wait(stage, is_step(group, stage));
-                    if (is_step(group, stage)) multiply(sums, stage, step(group, stage));
+                    if (is_step(group, stage)) multiply(sums, stage, place_of_x(group, stage));
                     ring.release();
                     if (next.band < end) {
                         ask_weights(stage);
@@ -184,16 +199,41 @@ struct Gemv {
                     ring.close();
                 }
             }
+            if constexpr (kReady) in_units(sums, units);
             finish(band, sums, turn, mine, addends);
         }
     }
 
-    __device__ __forceinline__ void multiply(Sums &sums, int stage, int step) const {
+    // x that is kept.
+    __device__ void bring_x() const {
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (kReady) {
+            Kept::ask(own_x(), static_cast<const unsigned char *>(in.x), step(0, 0) * G::kDepth, ring.full + G::kStages);
+        }
+#endif
+    }
+
+    __device__ void prepare_x(typename Kept::Units &units) const {
+#ifdef LLMC_HAS_BULK_COPY
+        if constexpr (kReady) Kept::prepare(units, own_x(), step(0, 0) * G::kDepth, ring.full + G::kStages);
+#endif
+    }
+
+    static __device__ __forceinline__ void in_units(Sums &sums, const typename Kept::Units &units) {
+#pragma unroll
+        for (int i = 0; i < kFragments; i++) {
+            float(&sum)[kSums] = sums[i / kTokenTiles][i % kTokenTiles];
+            const float2 unit = units[i % kTokenTiles];
+            sum[0] *= unit.x, sum[1] *= unit.y, sum[2] *= unit.x, sum[3] *= unit.y;
+        }
+    }
+
+    __device__ __forceinline__ void multiply(Sums &sums, int stage, int place) const {
         const unsigned char *slot = ring.slot(stage);
 #pragma unroll
         for (int i = 0; i < G::kDepth; i++) {
             const unsigned char *x = slot + Ring::kWeightBytes + i * X::kSlotBytes;
-            multiply_column(sums, slot + i * (G::kSide * Weight::kPieceBytes), x, step * G::kDepth + i);
+            multiply_column(sums, slot + i * (G::kSide * Weight::kPieceBytes), x, place * G::kDepth + i);
         }
     }
 
@@ -201,8 +241,12 @@ struct Gemv {
                                                     int column) const {
         if constexpr (G::kDigits) {
             typename Digits::Column x;
-            Digits::take(x, shared, column);
+            Digits::take(x, own_x(), column);
             for_each_piece(weights, [&](int side, const Weight &weight) { multiply_digits(sums[side][0], weight, x); });
+        } else if constexpr (kReady) {
+            typename Kept::Column x;
+            Kept::take(x, own_x(), column);
+            for_each_piece(weights, [&](int side, const Weight &weight) { multiply_ready(sums[side], weight, x); });
         } else {
             typename X::Column x;
             if constexpr (G::kSharedX) {

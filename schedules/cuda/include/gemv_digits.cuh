@@ -14,20 +14,24 @@
 //                                         (the low nibbles of a word, then the high ones)
 #pragma once
 
+#include "gemv_kept.cuh"
 #include "gemv_quant.cuh"
 
 // A GEMV `G` with kDigits, of M <= 4 tokens whose x lies tiled.
 template <class G>
 struct GemvDigits {
-    static_assert(!G::kDigits || (G::kM <= 4 && G::kTiledX && G::kSharedX && G::kDepth == 1), "tokens in digits");
+    static_assert(!G::kDigits || (G::kM <= 4 && G::kTiledX && G::kSharedX), "tokens in digits");
     static_assert(!G::kDigits || G::Weight::kGroupScales, "codes of 4 bits");
     static constexpr int kColumns = ceil_div(G::kK, kTile);
-    static constexpr int kStride = G::kSplit * G::kWarps;  // from a warp's column to its next
-    static constexpr int kItems = ceil_div(kColumns, kStride) * G::kM;  // of a warp: a column of a token
+    static constexpr int kStride = G::kSplit * G::kWarps;  // from a warp's step to its next
+    static constexpr int kOwn = ceil_div(kColumns, kStride * G::kDepth) * G::kDepth;  // columns of a warp
+    static constexpr int kItems = kOwn * G::kM;  // of a warp: a column of a token
     static constexpr int kPasses = ceil_div(kItems, 4), kTogether = kPasses < 8 ? kPasses : 4;
     static constexpr int kTokenBytes = 128;  // of a column: [digit][t] 16 bytes
-    static constexpr int kUnits = kColumns * G::kM * kTokenBytes;  // where units begin
-    static constexpr int kBytes = round_up(kUnits + 4 * kColumns * G::kM, 16);  // of shared memory
+    static constexpr int kHeld = G::kKept ? kOwn : kColumns;    // side by side: a warp's own, or all
+    static constexpr int kUnits = kHeld * G::kM * kTokenBytes;  // where units begin
+    static constexpr int kPartBytes = round_up(kUnits + 4 * kHeld * G::kM, 16);
+    static constexpr int kBytes = kPartBytes * (G::kKept ? G::kWarps : 1);  // of shared memory
 
     struct Column {
         uint4 digits;  // of token lane / 8, digit lane / 4 % 2
@@ -41,6 +45,7 @@ struct GemvDigits {
     }
 
     // Each warp brings the columns that it multiplies, `first` and on, eight lanes one of them: no other waits for it.
+    // `shared`: of the block, or of the warp where it keeps its own.
     static __device__ void fill(unsigned char *shared, const void *tiled, int first) {
         for (int pass = 0; pass < kPasses; pass += kTogether) {
             uint32_t pairs[kTogether][4];
@@ -62,13 +67,13 @@ struct GemvDigits {
 
   private:
     struct Item {
-        int column, token, half, t;
+        int own, column, token, half, t;  // own: which of the warp's columns
         bool is_there;
 
         __device__ Item(int pass, int first) {
             const int index = pass * 4 + lane_index() / 8;
-            column = first + index / G::kM * kStride, token = index % G::kM;
-            half = lane_index() / 4 % 2, t = lane_index() % 4;
+            column = GemvKept<G, kOwn, kStride>::column(first, index / G::kM), token = index % G::kM;
+            own = index / G::kM, half = lane_index() / 4 % 2, t = lane_index() % 4;
             is_there = column < kColumns;
         }
     };
@@ -96,7 +101,7 @@ struct GemvDigits {
             high[word] |= (uint32_t(q + 128) >> 8 & 0xff) << place;
             low[word] |= (uint32_t(q) & 0xff) << place;
         }
-        const int index = item.column * G::kM + item.token;
+        const int index = (G::kKept ? item.own : item.column) * G::kM + item.token;
         unsigned char *to = shared + index * kTokenBytes + item.t * 16 + item.half * 8;
         *reinterpret_cast<uint2 *>(to) = make_uint2(high[0], high[1]);
         *reinterpret_cast<uint2 *>(to + 64) = make_uint2(low[0], low[1]);

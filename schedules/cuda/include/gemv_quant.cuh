@@ -141,6 +141,21 @@ struct Int4Weight {
         fragments_by(a, half, [](uint32_t word) { return raised_nibbles(T(), word); });
     }
 
+    // In f16, where a pair and the next lie in one word as they are multiplied, the next sixteenfold: raised by 1024 and by
+    // the code's own 8, or 16 times 8 (gemv_kept.cuh).
+    __device__ __forceinline__ void high_fragments(uint32_t (&a)[2][4], int half) const {
+        const uint32_t rows[2] = {half ? words.z : words.x, half ? words.w : words.y};
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t word = rows[row] >> 8 * i;
+                a[i][row] = bits_of<kAndOr>(word, 0x000f000f, 0x64006400);
+                a[i][row + 2] = bits_of<kAndOr>(word, 0x00f000f0, 0x64006400);
+            }
+        }
+    }
+
     // Of row g (0) or g + 8 (1).
     __device__ float scale(int half, int row) const {
         const float2 both = unpack2<f16>(scales[half]);

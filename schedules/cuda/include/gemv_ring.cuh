@@ -21,7 +21,8 @@ struct GemvRing {
     static constexpr int kPieces = G::kDepth * G::kSide, kWeightBytes = kPieces * Weight::kPieceBytes;
     static constexpr int kStageBytes = kWeightBytes + G::kDepth * X::kSlotBytes;
     static constexpr int kBytes = G::kStages * kStageBytes;                 // of a warp
-    static constexpr int kBarrierBytes = G::kBulk ? 8 * G::kStages : 0;  // of a warp
+    static constexpr int kBarriers = G::kBulk ? G::kStages + G::kKept : 0;  // of a warp; the last is of an x that is kept
+    static constexpr int kBarrierBytes = 8 * kBarriers;
 
     unsigned char *const stages;
     uint64_t *const full;
@@ -31,7 +32,7 @@ struct GemvRing {
 #ifdef LLMC_HAS_BULK_COPY
         if constexpr (G::kBulk) {
             if (lane_index() == 0) {
-                for (int stage = 0; stage < G::kStages; stage++) mbarrier_init(full + stage, 1);
+                for (int i = 0; i < kBarriers; i++) mbarrier_init(full + i, 1);
                 fence_mbarrier_init();
             }
             __syncwarp();
@@ -58,7 +59,7 @@ struct GemvRing {
     }
 
     __device__ __forceinline__ void ask_x(int stage, const unsigned char *from) const {
-        if constexpr (!G::kSharedX) {
+        if constexpr (!G::kSharedX && !G::kKept) {
 #pragma unroll
             for (int i = 0; i < G::kDepth; i++) ask_column_of_x(stage, i, from + i * X::kColumnStep);
         }

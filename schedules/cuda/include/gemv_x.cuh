@@ -13,8 +13,8 @@
 #include "norm.cuh"
 
 // A GEMV `G` is a layer (epilogue.cuh) that also says: kK, T, where x is (kTiledX: tiled T, else f32 [M,K]), kNorm,
-// kNormBias, kEpsilon, kDeferred (whether the norm is left to the sums), kWarps, kSharedX, and its Weight. Its tokens are
-// taken 8 at a time.
+// kNormBias, kEpsilon, kDeferred (whether the norm is left to the sums), kWarps, kSharedX, kKept (gemv_kept.cuh), and its
+// Weight. Its tokens are taken 8 at a time.
 template <class G>
 struct GemvX {
     static constexpr int kColumns = ceil_div(G::kK, kTile), kTokenTiles = ceil_div(G::kM, 8);
@@ -56,7 +56,9 @@ struct GemvX {
     // or, in order, for the rows as they lie.
     // Rows in order are as many as there are tokens: of one token eight lanes bring 128 bytes.
     static constexpr int kColumnStep = round_up(G::kM, 8) * kRowBytes;  // bytes of a tiled x from a column to the next
-    static constexpr int kSlotBytes = G::kSharedX ? 0 : G::Weight::kByChunks ? kTokenTiles * 1024 : G::kM * kRowBytes;
+    static constexpr int kSlotBytes = G::kSharedX || G::kKept ? 0
+                                      : G::Weight::kByChunks  ? kTokenTiles * 1024
+                                                              : G::kM * kRowBytes;
 
     static __device__ __forceinline__ void ask(unsigned char *slot, const unsigned char *slab) {
         const int g = lane_index() / 4, t = lane_index() % 4;

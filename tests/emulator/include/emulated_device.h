@@ -85,6 +85,12 @@ inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
     emulated::mma_16816(d, a, b, std::is_same_v<T, bf16>);
 }
 
+template <typename T>
+inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
+    for (int i = 0; i < 4; i++) d[i] = c[i];
+    mma_16816<T>(d, a, b);
+}
+
 inline void mma_16832(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulated::mma_16832(d, a, b); }
 
 inline float exp2_approx(float x) { return exp2f(x); }

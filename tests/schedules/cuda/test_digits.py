@@ -45,9 +45,12 @@ def test_x_may_be_multiplied_in_digits(define: Define, m: int, params: Gemv) -> 
 
 
 def test_digits_hold_every_size_of_x(define: Define) -> None:
+    check_every_size(define, Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True), 2 * DIGITS)
+
+
+def check_every_size(define: Define, params: Gemv, tolerance: float) -> None:
     """The largest significand, which has a bit more than two digits; none; and what is too small for either."""
     call = moments_call(4, 64, 128, columns=16)
-    params = Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True)
     stored, plain = quantised_inputs(call, "i4")
     x = np.zeros_like(stored[0])
     x[0, :64], x[1, 64:] = 1.9921875, -1.9921875 * 2.0**90
@@ -58,15 +61,18 @@ def test_digits_hold_every_size_of_x(define: Define) -> None:
         inputs[2] = np.zeros_like(inputs[2])
     found, expected = run(stored_as(call, "i4"), stored, HOPPER, params)[0], defined(define, call, plain)[0]
     for row in range(4):
-        close(found[row], expected[row], 2 * DIGITS)
+        close(found[row], expected[row], tolerance)
 
 
 def test_what_is_no_number_stays_none() -> None:
+    check_no_number(Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True))
+
+
+def check_no_number(params: Gemv) -> None:
     call = moments_call(2, 64, 128, columns=16)
     stored, _ = quantised_inputs(call, "i4")
     stored[0] = np.ones_like(stored[0])
     stored[0][0, 3], stored[0][1, 100] = np.inf, np.nan
-    params = Gemv(6, 2, 1, 2, 0, shared_x=True, digits=True)
     found = run(stored_as(call, "i4"), stored, HOPPER, params)[0]
     assert not np.isfinite(found).any()
 

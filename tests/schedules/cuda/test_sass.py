@@ -43,7 +43,7 @@ LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 @dataclass(frozen=True)
 class Case:
     """A call on an architecture.  wants: instructions that its main kernel has; wide: 16-byte loads are among them;
-    from_registers: so do all its products take the weight.  in_digits: by the candidate that multiplies x so."""
+    from_registers: so do all its products take the weight.  in_digits, keeps_x: by the candidate that treats x so."""
 
     level: str
     call: Call
@@ -51,6 +51,7 @@ class Case:
     wide: bool = True
     from_registers: bool = False
     in_digits: bool = False
+    keeps_x: bool = False
 
 
 def layer(level: str, name: str, m: int, n: int, k: int, *wants: str, wide: bool = True, **options: Any) -> Case:
@@ -133,6 +134,21 @@ CASES = {
         False,
         in_digits=True,
     ),
+    "int4 down of one token, in digits that are kept": Case(
+        "sm_90a",
+        stored_as(moments_call(1, 4096, 11008, columns=16), "i4"),
+        ("IMMA.16832.S8.S8", "UBLKCP", "STAS.128"),
+        False,
+        in_digits=True,
+        keeps_x=True,
+    ),
+    "int4 gate and up of 8 tokens, kept in f16": Case(
+        "sm_90a",
+        stored_as(deferred_call("RMSNormGatedLinearSilu", 8, 11008, 4096, tiled_y=True, columns=16), "i4"),
+        ("HMMA.16816.F32", "UBLKCP", "STAS.128"),
+        False,
+        keeps_x=True,
+    ),
     "gate and up of 33 tokens on Ampere, behind RMSNorm": Case(
         "sm_80", deferred_call("RMSNormGatedLinearSilu", 33, 2048, 768, tiled_y=True), ("HMMA.16816.F32",), False
     ),
@@ -163,9 +179,10 @@ def compiled(launch: Launch, level: str) -> tuple[Sass, str]:
 
 def implemented(case: Case) -> Implementation:
     target = Target("cuda", case.level)
-    if not case.in_digits:
+    if not (case.in_digits or case.keeps_x):
         return schedules.implement(case.call, target)
-    found = (each for each in linear.space(case.call, target) if isinstance(each, Gemv) and each.digits and each.bulk)
+    gemvs = (each for each in linear.space(case.call, target) if isinstance(each, Gemv) and each.bulk)
+    found = (each for each in gemvs if each.digits == case.in_digits and each.kept == case.keeps_x)
     return linear.implement(case.call, next(found), target)
 
 
