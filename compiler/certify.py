@@ -1,13 +1,13 @@
 """The parity certificate: the artifact against the model it was made from.
 
-A few prompts are continued greedily by the artifact. The reference, Hugging Face transformers in float32, then reads
-each whole text once: its logits at every position judge the artifact's, and its most likely token at each position,
-where it equals the artifact's choice, is what the reference itself would have generated (by induction, one pass stands
-for the whole greedy run).
+A few prompts are continued greedily by the artifact. The reference, Hugging Face transformers in float32 or, of an
+.onnx file, ONNX Runtime (onnx_reference.py), then reads each whole text once: its logits at every position judge the
+artifact's, and its most likely token at each position, where it equals the artifact's choice, is what the reference
+itself would have generated (by induction, one pass stands for the whole greedy run).
 
 The bar. float32: the largest logit error is at most 2e-4 of the logits' range. bf16: at most 1.5 times the error that
-Hugging Face makes in bf16. Both: a token may differ from the reference's only where the reference's own two best logits
-lie closer together than twice the largest error.
+the reference makes in bf16. Both: a token may differ from the reference's only where the reference's own two best
+logits lie closer together than twice the largest error.
 
 Quantised weights and a KV cache narrower than the weights are meant to differ, so that such an artifact is judged by
 its distributions alone: the mean over positions of their Kullback-Leibler divergence from the reference's, with the
@@ -81,19 +81,28 @@ def judged_as(quant: str | None, dtype: str, kv_dtype: str) -> str | None:
     return quant or (None if kv_dtype in ("f32", dtype) else f"{kv_dtype} KV cache")
 
 
-def certify_source(artifact: Path, source: SourceModel, quant: str | None = None) -> dict[str, Any]:
-    """Compare an artifact with the model it was compiled from; see `certify`."""
+def reference_of(source: SourceModel) -> tuple[ReferenceLogits, dict[str, str]]:
+    """Who judges, and the versions of what it is made of: ONNX Runtime for an .onnx file, else transformers."""
+    if source.file is not None:
+        import onnxruntime
+
+        from llmc.compiler.onnx_reference import file_logits
+
+        file = source.file
+        return lambda tokens, dtype: file_logits(file, tokens, dtype), {"onnxruntime": onnxruntime.__version__}
     import torch
     import transformers
 
     from llmc.compiler.reference import reference_logits
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return lambda tokens, dtype: reference_logits(source, tokens, dtype), versions
+
+
+def certify_source(artifact: Path, source: SourceModel, quant: str | None = None) -> dict[str, Any]:
+    """Compare an artifact with the model it was compiled from; see `certify`."""
+    reference, versions = reference_of(source)
     describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
-
-    def reference(tokens: list[list[int]], dtype: str) -> list[Logits]:
-        return reference_logits(source, tokens, dtype)
-
     return certify(artifact, reference, source.dtype, describe, quant)
 
 

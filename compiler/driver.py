@@ -93,7 +93,7 @@ def compile_model(
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
-    model: a folder, a hub id or a known name.  out: the artifact's path; "<name>.so" when None.
+    model: a folder, a hub id, a known name or an .onnx file.  out: the artifact's path; "<name>.so" when None.
     target: a machine, or several in the order of preference: a list, or "cuda:sm_90a,cpu".
     dtype: "f32" or "bf16", the checkpoint's own when None.  batch: the batch sizes decode is planned for.
     quant: "none", or how linear layers' weights are stored: "int8", "int4", "fp8".  quant_group: weights that share a
@@ -181,20 +181,23 @@ def rewrite_each(
     """
     kinds = list(dict.fromkeys(devices))
     histories = {kind: History(dump / kind if dump and len(kinds) > 1 else dump) for kind in kinds}
-    exported_layer = one_layer(graph.to_text(source.graph))
 
     def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
         for history in histories.values():
             history.add(name, model, n_rewrites)
 
-    observe("export", source.graph, 0)
     try:
+        if source.file is not None:
+            make_plain(source, observe)
+        exported_layer = one_layer(graph.to_text(source.graph))
+        observe("export" if source.file is None else "plain", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
         graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
     except LlmcError as error:
-        fact = f"the architecture {source.architecture} is not supported: {error.fact}"
+        what = "graph" if source.file is not None else f"architecture {source.architecture}"
+        fact = f"the {what} is not supported: {error.fact}"
         raise LlmcError(fact, place=error.place, hint=error.hint) from error
     for kind, model in graphs.items():
         finish_graph(model, scheme, kind, histories[kind].add)
@@ -202,6 +205,17 @@ def rewrite_each(
         kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
         for kind, model in graphs.items()
     }
+
+
+def make_plain(source: SourceModel, observe: passes.Observe) -> None:
+    """Turn an .onnx file's graph into one like our exporter's.  Whatever goes wrong is said of the file."""
+    try:
+        passes.run_steps(source.graph, passes.file_steps(source.n_context), observe)
+    except LlmcError:
+        raise
+    except Exception as error:  # the file is anybody's, and ONNX Runtime raises anything at all
+        said = " ".join(str(error).split())[:200]
+        raise LlmcError(f"{type(error).__name__}: {said}", place=source.name) from error
 
 
 class History:

@@ -13,13 +13,17 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.graph import number_values
+from llmc.passes.drop_cache import drop_cache
 from llmc.passes.drop_dead import drop_dead
+from llmc.passes.drop_expand import drop_expand
 from llmc.passes.expand_leftovers import expand_leftovers
 from llmc.passes.flatten_tokens import flatten_tokens
 from llmc.passes.fold_constants import fold_constants
 from llmc.passes.fold_query_scale import fold_query_scale
 from llmc.passes.form_activation import form_activation
+from llmc.passes.form_attention import form_attention
 from llmc.passes.form_linear import form_linear
+from llmc.passes.form_norm import form_norm
 from llmc.passes.fuse_epilogue import fuse_epilogue
 from llmc.passes.fuse_norm import fuse_norm
 from llmc.passes.fuse_rotary import fuse_rotary
@@ -27,6 +31,8 @@ from llmc.passes.gather_rows import gather_rows
 from llmc.passes.insert_kv_cache import insert_kv_cache
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
+from llmc.passes.name_positions import name_positions
+from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.tabulate_positions import tabulate_positions
 
 Pass = Callable[[ir.Model], int]
@@ -56,6 +62,22 @@ def first_steps(n_context: int) -> Steps:
         ("fold_query_scale", fold_query_scale),
         ("merge_qkv", merge_qkv),
         ("merge_gate_up", merge_gate_up),
+    )
+
+
+def file_steps(n_context: int) -> Steps:
+    """What an .onnx file's own graph goes through first, whoever wrote it: then it is as our exporter writes one.
+
+    Such a graph may lack shapes, and `drop_cache` changes them all: from `resolve_shapes` on each value has one.
+    """
+    return (
+        ("drop_cache", drop_cache),
+        ("resolve_shapes", resolve_shapes),
+        ("drop_unchanged", drop_dead),
+        ("form_attention", lambda model: form_attention(model, n_context=n_context)),
+        ("name_positions", name_positions),
+        ("drop_expand", drop_expand),
+        ("form_norm", form_norm),
     )
 
 

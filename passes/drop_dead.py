@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, producer, prune, replace
+from llmc.compiler.graph import attribute, constant, producer, prune, replace
 from llmc.compiler.graph_shapes import dims, ints
 
 
@@ -24,7 +24,7 @@ def drop_dead(model: ir.Model) -> int:
         inner = producer(node.inputs[0], "Reshape") if node.op_type == "Reshape" else None
         if same is not None and not (same.is_graph_input() and node.outputs[0].is_graph_output()):
             replace(node.outputs[0], same)
-        elif inner is not None and 0 not in (ints(node.inputs[1]) or []):  # 0 keeps a size of what comes in
+        elif inner is not None and is_absolute(node.inputs[1]):
             node.replace_input_with(0, inner.inputs[0])
             prune([inner])
     prune(reversed(graph))
@@ -32,6 +32,11 @@ def drop_dead(model: ir.Model) -> int:
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
     return n_before - len(graph)
+
+
+def is_absolute(shape: ir.Value | None) -> bool:
+    """Whether a Reshape's shape keeps no size of what comes in, as a 0 does."""
+    return constant(shape) is not None and 0 not in (ints(shape) or [])
 
 
 def unchanged(node: ir.Node) -> ir.Value | None:

@@ -17,12 +17,14 @@ def show(facts: Facts) -> Child:
         return section("certificate", "Parity certificate", paragraph(badge(status), " ", str(reason)))
     several = len(facts.file.targets) > 1 and "target" in certificate
     where = f" On {certificate['target']}:" if several else ""
+    of_file = "onnxruntime" in certificate.get("reference", {}).get("versions", {})
+    judge = "its .onnx file in ONNX Runtime" if of_file else "Hugging Face's implementation"
     return section(
         "certificate",
         "Parity certificate",
         paragraph(
             badge(status),
-            f"{where} Compared with Hugging Face's implementation in {certificate.get('dtype', '?')} at "
+            f"{where} Compared with {judge} in {certificate.get('dtype', '?')} at "
             f"{certificate.get('n_positions', '?')} positions when it was compiled; ",
             element("code", "llmc verify"),
             " replays it.",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -22,7 +22,12 @@ from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.errors import LlmcError
 
+if TYPE_CHECKING:
+    from llmc.compiler.frontend.onnx_file import OnnxFile
+
 POSITIONS = "max_position_embeddings"
+LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
+"""What configurations call the most tokens of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class SourceModel:
     name: as a person would call it.  config: the fields of its config.json.
     graph: float32, opset 23; `input_ids`, `position_ids` int64 [batch, sequence] -> `logits` [batch, sequence, V].
         Its initializers are `Weight`s stored in `dtype`, under the checkpoint's names.  Passes may change it.
+        Of an .onnx file it is the file's own graph, which `passes.file_steps` turn into one like this.
     weights: the same tensors by name, in the checkpoint's own dtype: what a reference computes with.
     n_context: most tokens of a sequence.  eos: tokens that end a text; bos: the one that begins it, if any.
     tokenizer_json, vocabulary: see frontend.tokens; None for a model without a tokenizer.  chat: see frontend.chat.
     folder: where its files lie; None where there are none.  random: whether the weights are made up.
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
+    file: the .onnx file that the graph is from; None for a model of transformers.
     """
 
     name: str
@@ -56,6 +63,7 @@ class SourceModel:
     digest: str
     notes: tuple[str, ...] = ()
     chat: bytes | None = None
+    file: OnnxFile | None = None
 
     @property
     def architecture(self) -> str:
@@ -72,7 +80,7 @@ def load_source(
     *,
     has_f16: bool = False,
 ) -> SourceModel:
-    """Load MODEL: a folder, a hub id, or a short name such as llama2-7b.  Reads no weight.
+    """Load MODEL: a folder, a hub id, a short name such as llama2-7b, or an .onnx file.  Reads no weight.
 
     dtype: f32, bf16 or, where the target has it (has_f16), f16; the checkpoint's own by default.  max_sequence: most
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
@@ -80,14 +88,15 @@ def load_source(
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
-    name, folder, fields = _find(model, weights)
-    notes = []
+    if Path(model).suffix == ".onnx":
+        return _load_file(Path(model).expanduser(), weights, dtype, max_sequence, has_f16=has_f16)
+    (name, folder, fields), notes = _find(model, weights), []
     if weights == "random" and (max_sequence or 0) > (made_for := int(fields.get(POSITIONS) or 0)) > 0:
         notes.append(f"made for {made_for} positions; its random weights have {max_sequence}")
         fields = {**fields, POSITIONS: max_sequence}
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    in_checkpoint = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
-    stored, note = choose_dtype(in_checkpoint, dtype, has_f16)
+    own = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
+    stored, note = choose_dtype(own, dtype, has_f16)
     notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
     if checkpoint is None:
@@ -124,11 +133,49 @@ def load_source(
     )
 
 
+def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | None, *, has_f16: bool) -> SourceModel:
+    """An .onnx file, with the configuration and the tokenizer that lie beside it, if any do."""
+    from llmc.compiler.frontend.onnx_file import open_onnx
+
+    if weights == "random":
+        raise LlmcError("an .onnx file has its own weights", place="--weights random")
+    file = open_onnx(path)
+    folder = path.resolve().parent if not (path.parent / "config.json").is_file() else path.parent
+    fields = read_config(folder) if (folder / "config.json").is_file() else {}
+    stored, note = choose_dtype(file.dtype, dtype, has_f16)
+    for initializer in file.graph.graph.initializers.values():
+        if isinstance(initializer.const_value, Weight):
+            initializer.const_value = initializer.const_value.stored_as(stored)
+    limit = next((int(fields[name]) for name in LIMITS if fields.get(name)), 0)
+    architectures = fields.get("architectures") or [path.name]
+    file.graph.metadata_props.update({"llmc.architecture": str(architectures[0]), "llmc.n_context": str(limit)})
+    text = read_text(folder, file.n_vocab)
+    eos, bos = read_ends(folder, fields, file.n_vocab)
+    return SourceModel(
+        name=path.resolve().parent.name if path.stem == "model" else path.stem,
+        config=fields,
+        graph=file.graph,
+        weights=file.weights,
+        dtype=stored,
+        n_layers=file.n_layers,
+        n_context=_choose_context(file.graph, max_sequence),
+        n_vocab=file.n_vocab,
+        eos=eos,
+        bos=bos,
+        tokenizer_json=text.tokenizer_json,
+        vocabulary=text.vocabulary,
+        folder=folder,
+        random=False,
+        digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + file.digest).hexdigest(),
+        notes=(note,) if note else (),
+        chat=read_chat(folder) if text.tokenizer_json is not None else None,
+        file=file,
+    )
+
+
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:
     """The model's name, its folder (None: random weights of a known name) and the fields of its configuration."""
     path = Path(model).expanduser()
-    if path.suffix == ".onnx":
-        raise LlmcError("ONNX files are not compiled yet", place=model, hint="give the folder of a Hugging Face model")
     if path.is_dir():
         return path.resolve().name, path, read_config(path)
     if path.exists():

@@ -175,7 +175,3 @@ def test_architectures_that_cannot_be_compiled(
     error = refusal(write_config(tmp_path, config, **fields), weights="random")
     assert error.fact.startswith("the architecture ")
     assert said in error.fact
-
-
-def test_onnx_files_are_not_compiled_yet() -> None:
-    assert refusal("model.onnx").fact == "ONNX files are not compiled yet"

@@ -1,0 +1,284 @@
+"""An .onnx file as a model: checked, in float32, its weights unread.
+
+What comes out is the file's own graph, whatever its inputs are: passes make a plain function of a whole sequence of it
+(passes/__init__.py, `file_steps`).  Floats are float32 throughout, since the graph is; how the file keeps its weights
+is known to each `Weight`.  Large weights lie in files beside it and are read when they are packed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+from google.protobuf.message import DecodeError
+
+from llmc.compiler.frontend.onnx_tensors import check_tensors, weight_of
+from llmc.compiler.ops import OPSET
+from llmc.compiler.weights import StoredDType, Weight
+from llmc.runtime.errors import LlmcError
+
+FIRST_OPSET, LAST_OPSET = 13, 25
+MOST_BYTES = 2 << 30
+"""Of a protobuf message: weights beyond that lie in files of their own."""
+NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "ReduceL2")
+SAMPLE_BYTES = 4096
+SMALL = 16
+"""Elements of a constant of which equal ones become one."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """path: the file.  graph: in float32, opset 23; its float initializers are `Weight`s in the dtype of the file, or
+    plain float32 tensors where they only make up positions.  weights: the former, by name.  is_float32: whether the
+    file itself computes in float32.  dtype: what most of its weights are kept in."""
+
+    path: Path
+    graph: ir.Model
+    weights: Mapping[str, Weight]
+    is_float32: bool
+    dtype: StoredDType
+    n_vocab: int
+    n_layers: int
+    digest: bytes
+
+
+def open_onnx(path: Path) -> OnnxFile:
+    """Read the graph of a causal decoder and check it.  Reads no large weight.  Raises LlmcError."""
+    proto = parse(path)
+    check_tensors(proto.graph, path)
+    check_operators(proto, path)
+    check_names(proto.graph, path)
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, path.parent)
+        prepare(model)
+    except LlmcError:
+        raise
+    except Exception as error:  # the library raises anything at all
+        raise LlmcError(f"the file is no valid ONNX graph: {first_line(error)}", place=str(path)) from error
+    n_vocab = check_interface(model.graph, path)
+    is_float32 = not widen(model.graph)
+    weights = weigh(model.graph, path)
+    n_bytes: Counter[StoredDType] = Counter()
+    for weight in weights.values():
+        n_bytes[weight.stored_dtype] += weight.stored_bytes
+    return OnnxFile(
+        path,
+        model,
+        weights,
+        is_float32,
+        n_bytes.most_common(1)[0][0] if n_bytes else "f32",
+        n_vocab,
+        sum(node.op_type in ("Attention", "Softmax") for node in model.graph),
+        digest(proto, path),
+    )
+
+
+def parse(path: Path) -> onnx.ModelProto:
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes > MOST_BYTES:
+            raise LlmcError(f"the file has {n_bytes} bytes; a valid ONNX file has at most 2 GiB", place=str(path))
+        proto = onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise LlmcError(f"the file cannot be read: {error.strerror}", place=str(path)) from error
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise LlmcError("the file is truncated, or is not ONNX", place=str(path)) from error
+    if not proto.graph.node or not proto.opset_import:
+        raise LlmcError("the file is truncated, or is not ONNX", place=str(path))
+    return proto
+
+
+def check_operators(proto: onnx.ModelProto, path: Path) -> None:
+    """Standard operators of a version that is known, and functions of the file's own made of these."""
+    if not all(isinstance(text, str) for node in proto.graph.node for text in (node.op_type, node.domain, node.name)):
+        raise LlmcError("the file is damaged: an operator's name is no text", place=str(path))
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not FIRST_OPSET <= opset <= LAST_OPSET:
+        fact = f"the graph is of opset {opset}; {FIRST_OPSET} to {LAST_OPSET} are compiled"
+        raise LlmcError(fact, place=str(path), hint="export it again with a newer opset_version")
+    functions = {(function.domain, function.name) for function in proto.functions}
+    bodies = [proto.graph.node, *(function.node for function in proto.functions)]
+    for node in (node for body in bodies for node in body):
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        place = f"node {node.name or ', '.join(map(str, node.output))} of {path}"
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in functions:
+            hint = (
+                "export the model without one runtime's own operators and without quantisation: llmc does both itself"
+            )
+            raise LlmcError(f"the operator {name} is none of standard ONNX", place=place, hint=hint)
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            hint = "export one decoder, not a merged one"
+            raise LlmcError(f"the operator {name} branches or loops, which is not compiled", place=place, hint=hint)
+
+
+def check_names(graph: onnx.GraphProto, path: Path) -> None:
+    """Every value is made once, and before it is used."""
+    known: set[object] = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                fact = f"a {node.op_type} takes {name!r}, which nothing before it makes"
+                raise LlmcError(fact, place=f"node {node.name or ', '.join(map(str, node.output))} of {path}")
+        for name in node.output:
+            if not isinstance(name, str) or (name and name in known):
+                raise LlmcError(f"the value {name!r} is made twice, or has no name", place=str(path))
+        known.update(node.output)
+    lost = [value.name for value in graph.output if value.name not in known]
+    if lost:
+        raise LlmcError(f"nothing makes the result {lost[0]!r}", place=str(path))
+
+
+def prepare(model: ir.Model) -> None:
+    """One graph of opset 23: functions inlined, constants as initializers, older forms of operators as newer ones."""
+    model.graph.opset_imports.pop("ai.onnx", None)
+    for run in (
+        ir_passes.InlinePass(),
+        ir_passes.RemoveInitializersFromInputsPass(),
+        ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        ir_passes.IdentityEliminationPass(),
+        ir_passes.DeduplicateInitializersPass(size_limit=SMALL),
+        ir_passes.RemoveUnusedNodesPass(),
+    ):
+        run(model)
+    graph = model.graph
+    model.functions.clear()
+    for node in graph:
+        modernise(graph, node)
+        while len(node.outputs) > 1 and not node.outputs[-1].uses() and not node.outputs[-1].is_graph_output():
+            if node.op_type == "Split":
+                break
+            node.resize_outputs(len(node.outputs) - 1)
+    graph.opset_imports.clear()
+    graph.opset_imports[""] = OPSET
+    model.ir_version = 10
+    for thing in (model, graph, *graph, *graph.inputs, *(value for node in graph for value in node.outputs)):
+        thing.metadata_props.clear()
+
+
+def modernise(graph: ir.Graph, node: ir.Node) -> None:
+    if node.domain == "ai.onnx":
+        node.domain = ""
+    if node.op_type in OLD_REDUCTIONS and "axes" in node.attributes and len(node.inputs) == 1:
+        axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
+        name = f"axes.{'_'.join(map(str, axes))}".replace("-", "m")
+        if name not in graph.initializers:
+            graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(axes, name=name)))
+        node.resize_inputs(2)
+        node.replace_input_with(1, graph.initializers[name])
+    if node.op_type == "Split" and len([v for v in node.inputs if v]) == 1:
+        node.attributes.setdefault("num_outputs", ir.AttrInt64("num_outputs", len(node.outputs)))
+
+
+def check_interface(graph: ir.Graph, path: Path) -> int:
+    """`input_ids` in, `logits` out.  -> the number of tokens there are."""
+    ids = next((value for value in graph.inputs if value.name == "input_ids"), None)
+    names = ", ".join(str(value.name) for value in graph.inputs)
+    if ids is None or ids.dtype != ir.DataType.INT64 or len(ids.shape or ()) != 2:
+        fact = "the graph has no input input_ids, int64 [batch, sequence]"
+        raise LlmcError(
+            fact, place=str(path), hint=f"its inputs are {names}; a causal decoder of token ids is compiled"
+        )
+    logits = next((value for value in graph.outputs if value.name == "logits"), None)
+    size = logits.shape[-1] if logits is not None and logits.shape is not None and len(logits.shape) == 3 else None
+    if not isinstance(size, int):
+        outputs = ", ".join(f"{value.name} {value.shape}" for value in graph.outputs)
+        fact = "the graph has no result logits [batch, sequence, vocabulary]"
+        raise LlmcError(fact, place=str(path), hint=f"its results are {outputs}")
+    fixed = [int(str(n)) for n in ids.shape or () if isinstance(n, int)]
+    if fixed:
+        fact = f"input_ids has the fixed shape {ids.shape}"
+        raise LlmcError(fact, place=str(path), hint="export it with dynamic axes for the batch and the sequence")
+    return size
+
+
+def widen(graph: ir.Graph) -> bool:
+    """Let every float be float32, in place.  -> whether one was narrower."""
+    found = False
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if name in ("to", "dtype") and attribute.type == ir.AttributeType.INT and attribute.value in NARROW:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+                found = True
+            elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in NARROW:
+                tensor = ir.tensor(attribute.value.numpy().astype(np.float32))
+                node.attributes[name] = ir.AttrTensor(name, tensor)
+                found = True
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.dtype in NARROW or (value.const_value is not None and value.const_value.dtype in NARROW):
+            value.dtype = ir.DataType.FLOAT
+            found = True
+    return found
+
+
+def weigh(graph: ir.Graph, path: Path) -> dict[str, Weight]:
+    """Give initializers their weights: unread, kept as in the file; what makes up positions becomes float32."""
+    weights: dict[str, Weight] = {}
+    acts = activations(graph)
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            raise LlmcError(f"the weight {name} has no values", place=str(path))
+        value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+        if tensor.dtype not in (ir.DataType.FLOAT, *NARROW):
+            value.const_value = ir.tensor(tensor.numpy(), name=name)
+            continue
+        value.dtype = ir.DataType.FLOAT
+        if tensor.size > 1 and is_weight(value, acts):
+            weights[name] = weight_of(tensor, name, path)
+            value.const_value = weights[name]
+        else:
+            value.const_value = ir.tensor(weight_of(tensor, name, path).numpy(), name=name)
+    return weights
+
+
+def activations(graph: ir.Graph) -> set[ir.Value]:
+    """Values that depend on the tokens themselves."""
+    found = {value for value in graph.inputs if value.name == "input_ids"}
+    for node in graph:
+        if node.op_type != "Shape" and any(value in found for value in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def is_weight(value: ir.Value, acts: set[ir.Value]) -> bool:
+    """Whether it meets activations, or is looked up in, itself or through what is made of it alone."""
+    for use in value.uses():
+        node = use.node
+        if node.op_type == "Gather" and use.idx == 0 and len(value.shape or ()) == 2:
+            return True
+        if any(result in acts for result in node.outputs):
+            return True
+        alone = all(v is None or v is value or v.is_initializer() for v in node.inputs)
+        if alone and any(is_weight(result, acts) for result in node.outputs):
+            return True
+    return False
+
+
+def digest(proto: onnx.ModelProto, path: Path) -> bytes:
+    """Tells files apart: the graph with what it holds, and a few KiB from the middle of each tensor beside it."""
+    data: bytes = proto.SerializeToString(deterministic=True)  # type: ignore[no-untyped-call]
+    found = hashlib.sha256(data)
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            where: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
+            with (path.parent / where["location"]).open("rb") as stream:
+                stream.seek(int(where.get("offset", 0)) + max(0, prod(tensor.dims) - SAMPLE_BYTES) // 2)
+                found.update(stream.read(SAMPLE_BYTES))
+    return found.digest()
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200]

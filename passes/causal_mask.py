@@ -1,0 +1,96 @@
+"""Whether a mask is the causal one: worked out, not recognised, since exporters write it in many ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph_run import extract, runner
+from llmc.compiler.weights import Array
+from llmc.runtime.errors import LlmcError
+
+SHORT = 13
+LONGEST = 4608
+"""Tokens of the longest sequence whose mask is worked out: sliding windows of up to 4096 are seen."""
+MASKED = -1e4
+"""What is added to a score that is not to count: this or less, down to -inf."""
+
+
+def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: str) -> int:
+    """The sliding window that a mask leaves, 0 for none.  Raises LlmcError if it is not causal.
+
+    result: the mask itself, true where a key counts, or added to the scores; or what becomes of `scores` under it.
+    """
+    n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, scores, n_context))))
+    if n_tokens > LONGEST:
+        raise LlmcError(
+            f"the attention's mask has the number {n_tokens - 2} in it, and may be a sliding window of so many tokens",
+            place=place,
+            hint=f"ask for a --max-seq of at most {LONGEST}",
+        )
+    counts = evaluated(result, scores, n_tokens, place)
+    window = int(counts[-1].sum())
+    distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    if (counts != ((distance >= 0) & (distance < window))).any():
+        seen = "all keys count" if counts.all() else "other keys than those before a token count"
+        raise LlmcError(f"the attention is not causal: {seen}", place=place)
+    return 0 if window == n_tokens else window
+
+
+def numbers_in(result: ir.Value, scores: ir.Value | None, n_context: int) -> list[int]:
+    """Whole numbers that the mask is made of and that may be a window's size."""
+    found: set[int] = {0}
+    seen = {scores, None}
+    queue: list[ir.Value | None] = [result]
+    while queue:
+        value = queue.pop()
+        if value in seen or value is None:
+            continue
+        seen.add(value)
+        tensor = value.const_value
+        if tensor is not None and tensor.size <= SHORT and tensor.dtype.is_integer():
+            found.update(abs(int(number)) for number in tensor.numpy().reshape(-1))
+        node = value.producer()
+        queue += node.inputs if node is not None and node.op_type != "Shape" else ()
+    return [number for number in found if number < n_context]
+
+
+def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: str) -> Array:
+    """bool [n_tokens, n_tokens]: whether a token (row) attends a key (column)."""
+    leaves = [value for value in ancestors(result, scores) if value.is_graph_input()]
+    part = extract(result, [*leaves, *([scores] if scores is not None else [])])
+    for value in [*part.graph.inputs, *(value for node in part.graph for value in node.outputs)]:
+        value.shape = None  # of one head, where the graph has several
+    feeds = {str(value.name): np.arange(n_tokens)[None] for value in leaves}
+    if scores is not None:
+        feeds[str(scores.name)] = np.zeros((1, 1, n_tokens, n_tokens), np.float32)
+    found = next(iter(runner(part)(feeds).values()))
+    try:
+        found = np.broadcast_to(found, (*found.shape[:-2], n_tokens, n_tokens)).reshape(-1, n_tokens, n_tokens)
+    except ValueError as error:
+        raise LlmcError(f"the attention's mask has the shape {found.shape}", place=place) from error
+    if (found != found[0]).any():
+        raise LlmcError("the attention's mask is not the same for all heads", place=place)
+    if found.dtype == np.bool_:
+        return np.asarray(found[0])
+    counts = found[0] == 0
+    if not (counts | (found[0] <= MASKED)).all():
+        fact = "the attention adds to its scores what is no mask: a bias by position (ALiBi) is not compiled"
+        raise LlmcError(fact, place=place)
+    return np.asarray(counts)
+
+
+def ancestors(result: ir.Value, scores: ir.Value | None) -> Iterable[ir.Value]:
+    """The values that the result is made from, scores and what is before them left out."""
+    seen: dict[ir.Value, None] = {}
+    queue = [result]
+    while queue:
+        value = queue.pop()
+        if value is scores or value in seen:
+            continue
+        seen[value] = None
+        node = value.producer()
+        queue += [operand for operand in (node.inputs if node is not None else ()) if operand is not None]
+    return seen

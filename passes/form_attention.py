@@ -1,0 +1,269 @@
+"""Recognise causal attention by its structure, and let its mask go.
+
+rewrite:
+    MatMul(Softmax(Add(Mul(MatMul(q, Transpose(k)), s), mask)), v)      k, v perhaps repeated for groups of heads
+    -->
+    Attention(q, k, v, is_causal=1, scale=s)
+
+    Attention(q, k, v, mask)
+    -->
+    Attention(q, k, v, is_causal=1)
+refuses: a mask that is not causal, with or without a sliding window; scores that are changed otherwise than by a
+scale, a softcap and a mask.
+
+Scales of queries and keys count, wherever they stand. The node says in its metadata the index of its layer and the
+window, as the exporter's do (compiler/frontend/export.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, emit, ints_constant, number, producer, prune, replace
+from llmc.compiler.graph_probe import sized_values
+from llmc.compiler.graph_shapes import dims
+from llmc.passes.causal_mask import read_mask
+from llmc.runtime.errors import LlmcError
+
+EXPECTED = "expected softmax(scale * q @ k^T + causal mask) @ v"
+
+
+def form_attention(model: ir.Model, *, n_context: int) -> int:
+    """Assumes shapes, written as resolve_shapes does; no cache. Leaves each attention as one causal node, its q, k and
+    v [batch, heads, sequence, D]. Returns the number of attentions formed."""
+    graph = model.graph
+    forming = Forming(graph, n_context)
+    n_rewrites = 0
+    for node in list(graph):
+        if node.graph is None:
+            continue
+        if node.op_type == "Attention":
+            n_rewrites += forming.standard(node)
+        elif node.op_type == "Softmax" and is_scores(node.inputs[0]):
+            forming.spelled_out(node)
+            n_rewrites += 1
+    prune(reversed(graph))
+    return n_rewrites
+
+
+def is_scores(value: ir.Value | None) -> bool:
+    return [str(size) for size in dims(value)[-2:]] == ["sequence", "sequence"]
+
+
+@dataclass
+class Scores:
+    """How scores came to be: scale * q @ k^T [softcapped], then masked.  product: the node of q @ k^T."""
+
+    product: ir.Node
+    scale: float = 1.0
+    softcap: float = 0.0
+    masks: list[object] = field(default_factory=list)
+
+
+class Forming:
+    """The attentions of one graph."""
+
+    def __init__(self, graph: ir.Graph, n_context: int) -> None:
+        self.graph, self.n_context = graph, n_context
+        self.sized = sized_values(graph)
+        self.windows: dict[tuple[object, ...], int] = {}  # by how a mask is applied
+        self.n_layers = 0
+
+    def emit(
+        self, before: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value, window: int, scale: float, softcap: float
+    ) -> ir.Value:
+        result = emit(before, "Attention", [q, k, v], is_causal=1, scale=scale, softcap=softcap)[0]
+        node = result.producer()
+        assert node is not None
+        node.metadata_props.update({"llmc.layer": str(self.n_layers), "llmc.window": str(window)})
+        self.n_layers += 1
+        return result
+
+    # -- an Attention node ---------------------------------------------------------------------------------------
+
+    def standard(self, node: ir.Node) -> bool:
+        """Only the mask goes, and what repeats keys and values; heads that are packed are told apart."""
+        place = f"node {node.name}"
+        q, k, v, *more = node.inputs
+        mask, cache = (more or [None])[0], more[1:]
+        if "llmc.layer" in node.metadata_props:
+            self.n_layers += 1
+            return False
+        if any(value is not None and 0 not in dims(value) for value in cache) or q is None or k is None or v is None:
+            raise LlmcError("the Attention has a cache of its own", place=place)
+        if len(dims(q)) == 3:
+            heads = [attribute(node, name) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
+            q, k, v = (split_heads(node, value, n) for value, n in zip((q, k, v), heads, strict=True))
+        window = 0 if mask is None else self.window(("given", mask), mask, None, place)
+        if mask is None and not attribute(node, "is_causal", 0):
+            raise LlmcError("the Attention is not causal and has no mask", place=place)
+        scale = attribute(node, "scale") or float(dims(q)[-1]) ** -0.5  # type: ignore[arg-type]
+        softcap = float(attribute(node, "softcap", 0.0))
+        result = self.emit(node, q, unrepeated(k), unrepeated(v), window, scale=float(scale), softcap=softcap)
+        replace(node.outputs[0], result if len(dims(node.inputs[0])) == 4 else join_heads(node, result))
+        return True
+
+    def window(self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str) -> int:
+        if key not in self.windows:
+            self.windows[key] = read_mask(result, scores, self.n_context, place)
+        return self.windows[key]
+
+    # -- softmax between two products ----------------------------------------------------------------------------
+
+    def spelled_out(self, softmax: ir.Node) -> None:
+        place = f"node {softmax.name}"
+        scores = self.scores(softmax.inputs[0])
+        after = self.product_of(softmax.outputs[0])
+        if (
+            scores is None
+            or after is None
+            or attribute(softmax, "axis", -1) not in (-1, len(dims(softmax.inputs[0])) - 1)
+        ):
+            missing = "scores" if scores is None else "a product with the values"
+            raise LlmcError(
+                f"the attention around a Softmax is not recognised: {EXPECTED}, and found no {missing} of this kind",
+                place=place,
+                hint="export with attn_implementation='sdpa' or 'eager'",
+            )
+        product, transposed = scores.product.outputs[0], scores.product.inputs[1]
+        assert softmax.inputs[0] is not None
+        window = self.window(("applied", *scores.masks), softmax.inputs[0], product, place)
+        q, of_q = unscaled(scores.product.inputs[0])
+        k, of_k = unscaled(transposed)
+        k = turned(after, k)
+        k, of_k2 = unscaled(k)
+        v = after.inputs[1]
+        if v is None or q is None or k is None or len(dims(q)) != 4 or len(dims(v)) != 4:
+            raise LlmcError("the attention's operands have no axis of heads", place=place, hint=EXPECTED)
+        scale = scores.scale * of_q * of_k * of_k2
+        result = self.emit(after, q, unrepeated(k), unrepeated(v), window, scale=scale, softcap=scores.softcap)
+        replace(after.outputs[0], result)
+
+    def scores(self, value: ir.Value | None) -> Scores | None:
+        """What is done to q @ k^T, from the softmax back."""
+        scale, softcap, masks = 1.0, 0.0, list[object]()
+        while (node := producer(value)) is not None:
+            a, b = (*node.inputs, None)[:2]
+            if node.op_type == "MatMul":
+                return Scores(node, scale, softcap, masks)
+            if node.op_type == "Add" and (a in self.sized) != (b in self.sized):
+                mask, value = (a, b) if a in self.sized else (b, a)
+                masks += ["Add", mask]
+            elif node.op_type == "Where" and a in self.sized and (b in self.sized) != (node.inputs[2] in self.sized):
+                which = 2 if b in self.sized else 1
+                masks += ["Where", which, *(operand for operand in node.inputs if operand in self.sized)]
+                value = node.inputs[which]
+            elif softcap == 0.0 and scale == 1.0 and (capped := softcapped(node)) is not None:
+                value, softcap = capped
+            elif (factor := factor_of(node)) is not None:
+                value, scale = factor[0], scale * factor[1]
+            elif node.op_type in ("Cast", "Identity"):
+                value = a
+            else:
+                break
+        return None
+
+    def product_of(self, probabilities: ir.Value) -> ir.Node | None:
+        """The product with the values; a guard against rows of NaN, which a causal mask has none of, is passed by."""
+        value = probabilities
+        while True:
+            users = [use for use in value.uses() if use.node.op_type != "IsNaN"]
+            if len(users) != 1:
+                return None
+            node, index = users[0].node, users[0].idx
+            if node.op_type == "MatMul" and index == 0:
+                return node
+            guard = node.op_type == "Where" and index == 2 and producer(node.inputs[0], "IsNaN") is not None
+            if not guard and node.op_type not in ("Cast", "Identity", "Dropout"):
+                return None
+            value = node.outputs[0]
+
+
+def factor_of(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """x and c, if the node is x * c or x / c."""
+    a, b = (*node.inputs, None)[:2]
+    if a is None or b is None or node.op_type not in ("Mul", "Div"):
+        return None
+    c = number(b)
+    if c is not None:
+        return a, c if node.op_type == "Mul" else 1 / c
+    c = number(a)
+    return (b, c) if c is not None and node.op_type == "Mul" else None
+
+
+def softcapped(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """x and c, if the node is c * tanh(x / c)."""
+    outer = factor_of(node)
+    tanh = producer(outer[0], "Tanh") if outer is not None else None
+    divided = producer(tanh.inputs[0]) if tanh is not None else None
+    inner = factor_of(divided) if divided is not None else None
+    if outer is None or inner is None or abs(outer[1] * inner[1] - 1) > 1e-5:
+        return None
+    return inner[0], outer[1]
+
+
+def unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """The value before it was multiplied by a number, and the number."""
+    scale = 1.0
+    while (node := producer(value, "Mul", "Div")) is not None and (factor := factor_of(node)) is not None:
+        value, scale = factor[0], scale * factor[1]
+    return value, scale
+
+
+def turned(before: ir.Node, transposed: ir.Value | None) -> ir.Value | None:
+    """k [batch, heads, sequence, D] from k^T, through the Transpose that made it."""
+    if transposed is None or len(dims(transposed)) != 4:
+        return None
+    node = producer(transposed, "Transpose")
+    perm = list(attribute(node, "perm") or ()) if node is not None else []
+    if node is not None and perm == [0, 1, 3, 2]:
+        return node.inputs[0]
+    if node is not None and len(perm) == 4:
+        return emit(before, "Transpose", [node.inputs[0]], perm=[perm[i] for i in (0, 1, 3, 2)])[0]
+    outer = producer(transposed, "Reshape")  # k^T as [batch * heads, D, sequence] in between
+    inner = producer(outer.inputs[0], "Transpose") if outer is not None else None
+    flat = producer(inner.inputs[0], "Reshape") if inner is not None else None
+    if flat is not None and inner is not None and list(attribute(inner, "perm")) == [0, 2, 1]:
+        k, wanted = flat.inputs[0], [dims(transposed)[i] for i in (0, 1, 3, 2)]
+        if list(dims(k)) == wanted:
+            return k
+    return emit(before, "Transpose", [transposed], perm=[0, 1, 3, 2])[0]
+
+
+def unrepeated(value: ir.Value) -> ir.Value:
+    """Keys or values before they were repeated for each query head of a group."""
+    outer = producer(value, "Reshape")
+    expand = producer(outer.inputs[0], "Expand") if outer is not None else None
+    inner = producer(expand.inputs[0], "Unsqueeze", "Reshape") if expand is not None else None
+    if expand is None or inner is None or inner.inputs[0] is None:
+        return value
+    narrow, wide, x = dims(expand.inputs[0]), dims(expand.outputs[0]), inner.inputs[0]
+    if len(wide) != 5 or narrow[2] != 1 or (*narrow[:2], *narrow[3:]) != (*wide[:2], *wide[3:]):
+        return value
+    heads = prod(size for size in wide[1:3] if isinstance(size, int))
+    fits = dims(value) == (wide[0], heads, *wide[3:]) and dims(x) == (*wide[:2], *wide[3:])
+    return x if fits else value
+
+
+def split_heads(before: ir.Node, value: ir.Value, n_heads: int) -> ir.Value:
+    """[batch, sequence, heads * D] as [batch, heads, sequence, D]."""
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    width = dims(value)[-1]
+    assert isinstance(width, int)
+    apart = emit(before, "Reshape", [value, ints_constant(graph, [0, 0, n_heads, width // n_heads])])[0]
+    return emit(before, "Transpose", [apart], perm=[0, 2, 1, 3])[0]
+
+
+def join_heads(before: ir.Node, value: ir.Value) -> ir.Value:
+    """The other way round."""
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    heads, size = dims(value)[1], dims(value)[3]
+    assert isinstance(heads, int)
+    assert isinstance(size, int)
+    apart = emit(before, "Transpose", [value], perm=[0, 2, 1, 3])[0]
+    return emit(before, "Reshape", [apart, ints_constant(graph, [0, 0, heads * size])])[0]

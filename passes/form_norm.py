@@ -1,0 +1,87 @@
+"""Recognise RMSNorm where it is spelled out.
+
+rewrite:
+    Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))     or x / Sqrt(…), or x * (1 / Sqrt(…))
+    -->
+    RMSNormalization(x, w, axis=-1, epsilon=eps)
+refuses: a mean over other axes than the last; a weight that is no vector of that axis.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, constant, emit, number, producer, replace
+from llmc.compiler.graph_shapes import dims, ints
+
+
+def form_norm(model: ir.Model) -> int:
+    """Assumes and leaves any graph with shapes. Returns the number of norms formed."""
+    n_rewrites = 0
+    for node in list(model.graph):
+        if node.op_type != "Mul" or node.graph is None:
+            continue
+        for normed, weight in (node.inputs, reversed(node.inputs)):
+            found = normalised(normed)
+            if found is None or weight is None or not is_scale(weight, found[0]):
+                continue
+            operands = [found[0], weight]
+            replace(node.outputs[0], emit(node, "RMSNormalization", operands, axis=-1, epsilon=found[1])[0])
+            n_rewrites += 1
+            break
+    return n_rewrites
+
+
+def is_scale(weight: ir.Value, x: ir.Value) -> bool:
+    """A constant of one number for each element of the last axis; one made of a constant (1 + w) too."""
+    made = producer(weight)
+    fixed = constant(weight) is not None or (
+        made is not None and all(constant(value) is not None for value in made.inputs if value is not None)
+    )
+    return fixed and dims(weight) == dims(x)[-1:]
+
+
+def normalised(value: ir.Value | None) -> tuple[ir.Value, float] | None:
+    """x and eps, if the value is x over the root of its mean square."""
+    node = producer(value, "Mul", "Div")
+    if node is None:
+        return None
+    pairs = [tuple(node.inputs)] if node.op_type == "Div" else [tuple(node.inputs), tuple(reversed(node.inputs))]
+    for x, factor in pairs:
+        root = producer(factor, "Sqrt") if node.op_type == "Div" else inverse_root(factor)
+        epsilon = mean_square(root.inputs[0], x) if root is not None else None
+        if x is not None and epsilon is not None:
+            return x, epsilon
+    return None
+
+
+def inverse_root(value: ir.Value | None) -> ir.Node | None:
+    """The Sqrt under a Reciprocal, or under 1 / …; or the root of Pow(…, -0.5)."""
+    node = producer(value, "Reciprocal", "Div", "Pow")
+    if node is None:
+        return None
+    if node.op_type == "Div":
+        return producer(node.inputs[1], "Sqrt") if number(node.inputs[0]) == 1 else None
+    if node.op_type == "Pow":
+        return node if number(node.inputs[1]) == -0.5 else None
+    return producer(node.inputs[0], "Sqrt")
+
+
+def mean_square(value: ir.Value | None, x: ir.Value | None) -> float | None:
+    """eps, if the value is the mean of x squared plus eps."""
+    add = producer(value, "Add")
+    for mean, small in (add.inputs, reversed(add.inputs)) if add is not None else ():
+        reduced = producer(mean, "ReduceMean")
+        epsilon = number(small)
+        if reduced is None or epsilon is None or not attribute(reduced, "keepdims", 1) or len(reduced.inputs) < 2:
+            continue
+        if ints(reduced.inputs[1]) in ([-1], [len(dims(x)) - 1]) and is_square(reduced.inputs[0], x):
+            return epsilon
+    return None
+
+
+def is_square(value: ir.Value | None, x: ir.Value | None) -> bool:
+    node = producer(value, "Pow", "Mul")
+    if node is None or node.inputs[0] is not x:
+        return False
+    return number(node.inputs[1]) == 2 if node.op_type == "Pow" else node.inputs[1] is x

@@ -1,0 +1,136 @@
+"""passes/form_attention.py and passes/causal_mask.py"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.compiler import graph
+from llmc.passes import causal_mask
+from llmc.passes.form_attention import form_attention
+from llmc.runtime.errors import LlmcError
+
+run = partial(form_attention, n_context=64)
+run.__name__ = "form_attention"  # type: ignore[attr-defined]
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def qkv(build: Any, kv_heads: int = 4) -> list[Any]:
+    build.sequence_inputs()
+    return [
+        build.input(name, "batch", n, "sequence", 8) for name, n in zip("qkv", (4, kv_heads, kv_heads), strict=True)
+    ]
+
+
+def places(build: Any) -> tuple[Any, Any]:
+    """Where queries and keys are, [sequence, 1] and [sequence]."""
+    zero, one = (build.constant(ir.tensor(np.array(number, np.int64))) for number in (0, 1))
+    sequence = build.op("Squeeze", build.op("Shape", build.inputs[0], start=1, end=2))
+    keys = build.op("Range", zero, sequence, one, shape=("sequence",))
+    return build.op("Unsqueeze", keys, build.constant([1])), keys
+
+
+def causal(build: Any, window: int | None = None) -> Any:
+    """bool [sequence, sequence]"""
+    queries, keys = places(build)
+    seen = build.op("LessOrEqual", keys, queries)
+    if window is None:
+        return seen
+    near = build.op("Less", build.op("Sub", queries, keys), build.constant(ir.tensor(np.array(window, np.int64))))
+    return build.op("And", seen, near)
+
+
+def added(build: Any, window: int | None = None) -> Any:
+    return build.op("Where", causal(build, window), build.constant(0.0), build.constant(LOWEST))
+
+
+def scores(build: Any, q: Any, k: Any) -> Any:
+    return build.op("MatMul", q, build.op("Transpose", k, perm=[0, 1, 3, 2]))
+
+
+def test_scores_that_are_scaled_and_masked(build: Any, check: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Add", build.op("Mul", scores(build, q, k), build.constant(0.25)), added(build))
+    check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
+
+
+def test_grouped_heads_and_a_sliding_window(build: Any, golden: Any) -> None:
+    q, k, v = qkv(build, 2)
+    ends = build.op("Shape", q, start=0, end=1), build.op("Shape", q, start=2)
+    sizes = build.op("Concat", ends[0], build.constant([2, 2]), ends[1], axis=0)
+    for_all = []
+    for value in (k, v):
+        apart = build.op("Expand", build.op("Unsqueeze", value, build.constant([2])), sizes,
+                         shape=("batch", 2, 2, "sequence", 8))  # fmt: skip
+        for_all.append(build.op("Reshape", apart, build.constant([0, 4, -1, 8]), shape=("batch", 4, "sequence", 8)))
+    x = build.op("Add", build.op("Div", scores(build, q, for_all[0]), build.constant(2.0)), added(build, 3))
+    model = build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), for_all[1]))
+    before = graph.to_text(model)
+    assert run(model) == 1
+    golden(f"{before}\n\n// form_attention\n\n{graph.to_text(model)}")
+    attention = model.graph.outputs[0].producer()
+    assert attention is not None
+    assert attention.metadata_props["llmc.window"] == "3"
+
+
+def test_scaled_queries_and_keys_and_a_guard_against_nan(build: Any, check: Any) -> None:
+    q, k, v = qkv(build)
+    q = build.op("Mul", q, build.constant(0.5))
+    turned = build.op("Mul", build.op("Transpose", k, perm=[0, 1, 3, 2]), build.constant(0.5))
+    x = build.op("Softmax", build.op("Add", build.op("MatMul", q, turned), added(build)), axis=-1)
+    x = build.op("Where", build.op("IsNaN", x), build.constant(0.0), x)
+    check(build.model(build.op("MatMul", x, v)), run, 1)
+
+
+def test_a_softcap_and_a_mask_that_chooses(build: Any, check: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Mul", scores(build, q, k), build.constant(0.25))
+    x = build.op("Mul", build.op("Tanh", build.op("Div", x, build.constant(5.0))), build.constant(5.0))
+    x = build.op("Where", causal(build), x, build.constant(LOWEST))
+    check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
+
+
+def test_a_node_with_a_mask_needs_none(build: Any, check: Any) -> None:
+    q, k, v = qkv(build, 2)
+    mask = build.op("Unsqueeze", causal(build), build.constant([0, 1]))
+    check(build.model(build.op("Attention", q, k, v, mask, scale=0.5)), run, 1)
+
+
+def test_packed_heads_are_told_apart(build: Any, check: Any) -> None:
+    build.sequence_inputs()
+    q, k, v = (build.input(name, "batch", "sequence", n) for name, n in zip("qkv", (32, 16, 16), strict=True))
+    check(build.model(build.op("Attention", q, k, v, q_num_heads=4, kv_num_heads=2, is_causal=1,
+                               shape=("batch", "sequence", 32))), run, 1)  # fmt: skip
+
+
+def test_an_attention_that_looks_ahead_is_refused(build: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Softmax", scores(build, q, k), axis=-1)
+    with pytest.raises(LlmcError, match="not causal: all keys count"):
+        run(build.model(build.op("MatMul", x, v)))
+
+
+def test_a_bias_by_position_is_refused(build: Any) -> None:
+    q, k, v = qkv(build)
+    queries, keys = places(build)
+    far = build.op("Cast", build.op("Sub", keys, queries), to=1)
+    x = build.op("Add", build.op("Add", scores(build, q, k), far), added(build))
+    with pytest.raises(LlmcError, match="ALiBi"):
+        run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
+
+
+def test_scores_that_are_changed_otherwise_are_refused_by_node(build: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Softmax", build.op("Relu", build.op("Add", scores(build, q, k), added(build))), axis=-1)
+    with pytest.raises(LlmcError, match="expected softmax"):
+        run(build.model(build.op("MatMul", x, v)))
+
+
+def test_a_window_longer_than_what_is_worked_out_is_refused(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal_mask, "LONGEST", 20)
+    q, k, v = qkv(build)
+    x = build.op("Softmax", build.op("Add", scores(build, q, k), added(build, 32)), axis=-1)
+    with pytest.raises(LlmcError, match="may be a sliding window"):
+        run(build.model(build.op("MatMul", x, v)))

@@ -1,0 +1,53 @@
+"""passes/name_positions.py"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from llmc.passes.name_positions import name_positions
+from llmc.runtime.errors import LlmcError
+
+
+def counted(build: Any, ids: Any) -> Any:
+    """0, 1, 2, … [sequence]"""
+    zero, one = (build.constant(ir.tensor(np.array(number, np.int64))) for number in (0, 1))
+    sequence = build.op("Squeeze", build.op("Shape", ids, start=1, end=2))
+    return build.op("Range", zero, sequence, one, shape=("sequence",))
+
+
+def embedded(build: Any, ids: Any) -> Any:
+    return build.op("Gather", build.weight("w", 11, 4), ids)
+
+
+def test_a_range_is_the_positions(build: Any, check: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    at = build.op("Cast", build.op("Unsqueeze", counted(build, ids), build.constant([0, 2])), to=1)
+    angles = build.op("Cos", build.op("Mul", at, build.weight("inv_freq", 4)))
+    check(build.model(build.op("Add", embedded(build, ids), angles)), name_positions, 2)
+
+
+def test_a_sum_over_a_mask_is_positions_and_a_constant(build: Any, check: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    ones = build.op("Expand", build.constant([1]), build.op("Shape", ids), shape=("batch", "sequence"))
+    last = build.constant(ir.tensor(np.array(1, np.int64)))
+    at = build.op("Add", build.op("CumSum", ones, last, shape=("batch", "sequence")), build.constant([1]))
+    check(
+        build.model(build.op("Add", embedded(build, ids), build.op("Gather", build.weight("p", 12, 4), at))),
+        name_positions,
+        2,
+    )
+
+
+def test_a_table_read_for_one_sequence_is_read_for_each(build: Any, check: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    table = build.op("Gather", build.weight("p", 12, 4), counted(build, ids))
+    check(build.model(build.op("Add", embedded(build, ids), table)), name_positions, 1)
+
+
+def test_another_use_of_the_length_is_refused(build: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    length = build.op("Cast", build.op("Shape", ids, start=1, end=2), to=1)
+    with pytest.raises(LlmcError, match="how long the sequence is"):
+        name_positions(build.model(build.op("Div", embedded(build, ids), length)))
