@@ -91,6 +91,6 @@ def shipped(target: str) -> list[dict[str, Any]]:
     place = files("llmc") / "schedules" / "tuned" / f"{target.replace(':', '-')}.json"
     try:
         records: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))["records"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return records

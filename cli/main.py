@@ -56,7 +56,17 @@ def report(error: Exception) -> None:
     """Fact, place and hint on standard error; with LLMC_TRACEBACK=1 the traceback before them."""
     if os.environ.get("LLMC_TRACEBACK"):
         click.echo("".join(traceback.format_exception(error)), err=True)
-    if not isinstance(error, LlmcError):
-        said = str(error).strip().splitlines()
-        error = LlmcError(f"unexpected {type(error).__name__}: {said[0] if said else ''}", hint=REPORT_HINT)
-    click.echo(f"error: {error}", err=True)
+    click.echo(f"error: {in_words(error)}", err=True)
+
+
+def in_words(error: Exception) -> LlmcError:
+    """What the machine refuses is the user's to settle; anything else that nobody expected is a bug."""
+    if isinstance(error, LlmcError):
+        return error
+    if isinstance(error, OSError) and error.strerror:
+        place = str(error.filename) if error.filename else None
+        return LlmcError(f"the system refuses: {error.strerror}", place=place)
+    if isinstance(error, MemoryError):
+        return LlmcError("this machine has not enough memory", hint="end other programs, or take a smaller model")
+    said = str(error).strip().splitlines()
+    return LlmcError(f"unexpected {type(error).__name__}: {said[0] if said else ''}", hint=REPORT_HINT)

@@ -39,7 +39,7 @@ class ArtifactWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self.partial = partial_path(path)
         self.sections: list[fmt.Section] = []
 
     def __enter__(self) -> ArtifactWriter:
@@ -102,10 +102,23 @@ class ArtifactWriter:
             self.partial.replace(self.path)
 
 
-def check_place(path: Path) -> Path:
-    """Refuse before any work a path that no artifact can be written to, and one that is no file to be replaced."""
-    if path.is_dir():
+def partial_path(path: Path) -> Path:
+    """Where an artifact is while it is written."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def check_place(path: Path, model: Path | None = None) -> Path:
+    """Refuse before any work a path that no artifact can be written to, and one that is no file to be replaced.
+
+    model: the folder of the model, whose own files are none.
+    """
+    if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         raise LlmcError("the output is a directory", place=f"-o {path}", hint=f"name a file: -o {path / 'model.so'}")
+    if too_long(path):
+        raise LlmcError("the output's name is too long", place=f"-o {path}", hint="choose another with -o")
+    if model and path.is_file() and path.resolve().is_relative_to(model.resolve()) and not is_artifact(path):
+        fact = "the output is a file of the model, which an artifact would replace"
+        raise LlmcError(fact, place=f"-o {path}", hint=f"name another: -o {path.with_suffix('.so')}")
     if path.exists() and not path.is_file():
         raise LlmcError("the output is a device or a pipe, which an artifact would replace", place=f"-o {path}")
     folder = existing_folder(path)
@@ -114,6 +127,23 @@ def check_place(path: Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LlmcError(f"the artifact cannot be written: no permission to write in {folder}", place=f"-o {path}")
     return path
+
+
+def too_long(path: Path) -> bool:
+    """Whether the system has no room for such a name, or for that of the artifact while it is written."""
+    try:
+        partial_path(path).exists()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the file ends as an artifact does."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - fmt.TRAILER.size))
+        return file.read(len(fmt.TRAILER_MAGIC)) == fmt.TRAILER_MAGIC
 
 
 def existing_folder(path: Path) -> Path:

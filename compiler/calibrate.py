@@ -122,7 +122,7 @@ def listed(file: Path) -> tuple[list[int], list[list[int]]]:
     place, hint = f"--calibrate {file}", "a text has another name: .txt"
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LlmcError("the file is not JSON", place=place, hint=hint) from error
     sequences = found if isinstance(found, list) and found and isinstance(found[0], list) else [found]
     if not all(isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in sequences):

@@ -107,11 +107,11 @@ def compile_model(
     stages = Stages(progress)
     machines = parse_targets(target)
     scheme = Scheme.parse(quant, quant_group, quant_lm_head)
-    check_request(machines, batch, scheme, calibrate)
+    check_request(machines, batch, scheme, calibrate, out)
     with stages("load"):
         source = load_source(str(model), weights, dtype, max_sequence, seed, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
-    path = artifact.check_place(Path(out) if out is not None else Path(f"{source.name}.so"))
+    path = artifact.check_place(Path(out) if out is not None else Path(f"{source.name}.so"), source.folder)
     with stages("passes"):
         graphs = rewrite_each(source, scheme, Path(dump) if dump else None, [machine.kind for machine in machines])
     with stages("plan"):
@@ -135,10 +135,16 @@ def compile_model(
 
 
 def check_request(
-    machines: Sequence[Target], batch: Sequence[int], scheme: Scheme | None, calibrate: str | Path | None
+    machines: Sequence[Target],
+    batch: Sequence[int],
+    scheme: Scheme | None,
+    calibrate: str | Path | None,
+    out: str | Path | None = None,
 ) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
+    if out is not None:
+        artifact.check_place(Path(out))
     check_file(calibrate, scheme)
     c_compiler()
     if any(machine.kind == "cuda" for machine in machines):

@@ -236,7 +236,7 @@ def load(path: Path, target: Target, tuned: Tuned | None = None) -> dict[Signatu
     try:
         said = json.loads(text)
         of, lines = said["target"], list(said["records"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         hint = "remove it, or run llmc tune with another -o"
         raise LlmcError("the file of tuned records is damaged", place=str(path), hint=hint) from None
     if of != str(target):

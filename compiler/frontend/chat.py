@@ -31,7 +31,7 @@ def read_object(file: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LlmcError(f"{file.name} is not JSON", place=str(file)) from error
     if not isinstance(value, dict):
         raise LlmcError(f"{file.name} is not a JSON object", place=str(file))

@@ -12,6 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     try:
         weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
         shards = sorted(set(map(str, weight_map.values())))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LlmcError("the checkpoint's index is not a table of tensors and files", place=str(index)) from error
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -112,7 +113,8 @@ def _merge(tables: Iterable[dict[str, StoredTensor]]) -> dict[str, StoredTensor]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file.  Checks that every one lies within the file and has its shape's size."""
+    """The tensors of one safetensors file.  Checks that every one lies within the file, has its shape's size and its
+    bytes for itself."""
     n_file = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -122,7 +124,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header: dict[str, Any] = json.loads(stream.read(n_header))
         header.pop("__metadata__", None)
         tensors = {name: _stored_tensor(name, file, 8 + n_header, entry) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LlmcError("the file is truncated, or is not safetensors", place=str(file)) from error
     for tensor in tensors.values():
         if tensor.offset + tensor.n_bytes > n_file:
@@ -133,8 +135,13 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 hint="download the model again",
             )
         dtype = DTYPES.get(tensor.dtype)
-        if tensor.offset < 8 or (dtype and tensor.n_bytes != prod(tensor.dims) * DTYPE_BYTES[dtype]):
+        if tensor.offset < 8 + n_header or (dtype and tensor.n_bytes != prod(tensor.dims) * DTYPE_BYTES[dtype]):
             raise LlmcError(f"tensor {tensor.name!r} has the wrong number of bytes for its shape", place=str(file))
+    in_order = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.n_bytes))
+    for one, other in pairwise(in_order):
+        if one.offset + one.n_bytes > other.offset:
+            fact = f"the file gives the same bytes to two tensors, {one.name!r} and {other.name!r}"
+            raise LlmcError(fact, place=str(file), hint="download the model again")
     return tensors
 
 

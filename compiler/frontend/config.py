@@ -23,7 +23,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise LlmcError("the folder has no config.json", place=str(folder), hint="it is not a Hugging Face model")
     try:
         fields = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LlmcError(f"config.json is not JSON: {error}", place=str(file)) from error
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise LlmcError("config.json names no model_type", place=str(file), hint="it is not a Hugging Face model")

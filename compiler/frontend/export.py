@@ -42,10 +42,15 @@ from llmc.runtime.errors import LlmcError
 
 OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
+MOST_LAYERS = 1000
+"""More would take hours and all memory before something else refuses them."""
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
     """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
+    n_layers = getattr(config, "num_hidden_layers", None) or 0
+    if n_layers > MOST_LAYERS:
+        raise LlmcError(f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}")
     with quiet():
         try:
             model = _build_without_memory(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,9 +177,9 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:
     """The model's name, its folder (None: random weights of a known name) and the fields of its configuration."""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         return path.resolve().name, path, read_config(path)
-    if path.exists():
+    if os.path.exists(path):
         raise LlmcError("a model is a folder, and this is a file", place=model)
     known = KNOWN_MODELS.get(model.lower())
     if known and weights == "random":

@@ -37,7 +37,7 @@ def read_text(folder: Path, n_vocab: int) -> Text:
         return Text(data, read_vocabulary(json.loads(data), n_vocab))
     except LlmcError as error:
         raise LlmcError(error.fact, place=str(file), hint="remove it to use token ids") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LlmcError("the tokenizer cannot be read", place=str(file), hint="remove it to use token ids") from error
 
 
@@ -114,7 +114,7 @@ def read_ends(folder: Path | None, config: dict[str, Any], n_vocab: int) -> tupl
         try:
             generation = json.loads(file.read_bytes())
             ends, begins = generation.get("eos_token_id", ends), generation.get("bos_token_id", begins)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise LlmcError("generation_config.json is not a JSON object", place=str(file)) from error
     place = str(folder) if folder else None
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -107,6 +107,26 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
         check_place(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 250, f"{'x' * 300}/a.so"])
+def test_a_name_too_long_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LlmcError, match="too long"):
+        check_place(tmp_path / name)
+
+
+def test_a_models_own_files_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "link"):
+        with pytest.raises(LlmcError, match="a file of the model"):
+            check_place(tmp_path / name, tmp_path)
+    check_place(tmp_path / "model.safetensors")
+    check_place(tmp_path / "new.so", tmp_path)
+    with ArtifactWriter(tmp_path / "old.so") as writer:
+        writer.finish({})
+        writer.publish()
+    check_place(tmp_path / "old.so", tmp_path)
+
+
 def test_a_place_below_a_file_or_without_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(LlmcError, match="is not a folder"):

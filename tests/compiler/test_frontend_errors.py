@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, FalconConfig, GptOssConfig, MixtralConfig, PretrainedConfig, T5Config
 
-from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend import hub, load_source
 from llmc.runtime.errors import LlmcError
 
 TinyModel = Callable[[str], Path]
@@ -64,12 +64,25 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ('{"model_type": "llama", "num_hidden_layers": "two"}', "the configuration is not valid"),
         ('{"model_type": "llama", "hidden_act": "wiggle"}', "the configuration describes no model: KeyError: 'wiggle'"),
         ('{"model_type": "llama", "num_hidden_layers": 0}', "the configuration describes no model: it has no layers"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000}', "it has 1000000 layers, more than 1000"),
         ('{"model_type": "llama", "num_attention_heads": 5}', "is not a multiple of the number of attention heads"),
     ],
 )
 def test_a_broken_configuration(folder: Path, text: str, fact: str) -> None:
     (folder / "config.json").write_text(text)
     assert fact in refusal(folder).fact
+
+
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_json_nested_too_deep_to_read(folder: Path, name: str) -> None:
+    (folder / name).write_text("[" * 100_000)
+    assert name in f"{refusal(folder).fact} {refusal(folder).place}"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300 + "/" + "y" * 300])
+def test_a_name_too_long_for_a_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "is_hub_id", lambda _: False)
+    assert refusal(name).fact == f"no such folder: {name}"
 
 
 def test_a_file_in_place_of_a_folder(folder: Path) -> None:
@@ -136,7 +149,16 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"[]", b'{"a": 1}', b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}']
+    "header",
+    [
+        b"[]",
+        b'{"a": 1}',
+        b"[" * 100_000,
+        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], '
+        b'"data_offsets": [4, 8]}}',
+    ],
 )
 def test_a_header_that_makes_no_sense(folder: Path, header: bytes) -> None:
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
