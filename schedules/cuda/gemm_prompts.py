@@ -61,12 +61,13 @@ SUMS = 128
 
 def space(op: LinearOp, target: Target) -> list[Tiling]:
     """Every tiling worth measuring: the rule's own choice (gemm_tiles.space), in a prompt then what may be faster, the
-    best of each kind first, then the others."""
-    known = gemm_tiles.space(op, target)
+    best of each kind first, then the others.  Fewer tokens are offered a quick end of the choice."""
+    own, *others = known = gemm_tiles.space(op, target)
     device = DEVICES[target.arch]
-    if op.m < FEWEST or not device.wgmma:
+    if not device.wgmma:
         return known
-    own, *others = known
+    if op.m < FEWEST:
+        return [own, replace(own, quick=True), *others]
     quick = [replace(tiling, quick=True) for tiling in known]
     ordered = sorted([*_in_turns(op, device), *quick, *others], key=lambda each: round(time_us(op, each, device), 1))
     best = {_kind(tiling): tiling for tiling in reversed(ordered)}

@@ -171,6 +171,7 @@ def test_warpgroups_may_take_tiles_in_turn(
     [
         ("LinearBiasResidual", (300, 101, 72), "bf16", False, Tiling(160, 2, 2, shared=False, quick=True)),  # N is odd
         ("LinearSiluResidual", (288, 136, 130), "f16", True, Tiling(144, 2, 3, shared=False, quick=True)),
+        ("LinearBiasResidual", (33, 200, 256), "bf16", False, Tiling(40, 2, 2, shared=False, along=True, quick=True)),
         ("LinearResidual", (256, 192, 64), "bf16", False, Tiling(128, 2, 2, quick=True)),  # all tiles are full
         ("GatedLinearSilu", (100, 72, 100), "f16", False, Tiling(112, 2, 2, shared=False, cluster=2, quick=True)),
     ],

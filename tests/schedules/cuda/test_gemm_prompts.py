@@ -68,10 +68,13 @@ def test_what_was_not_measured_is_offered_and_never_the_rules_own(m: int, shape:
         assert tiling.blocks % tiling.cluster == 0
 
 
-def test_elsewhere_there_is_nothing_new() -> None:
-    few, many = layer(128, *LAYERS[0]), layer(2048, *LAYERS[0])
-    for op, target in ((few, HOPPER), (many, AMPERE)):
-        assert gemm.space(op, target) == gemm_tiles.space(op, target)
+def test_fewer_tokens_may_end_quickly_and_elsewhere_there_is_nothing_new() -> None:
+    few, many = (layer(m, *LAYERS[0]) for m in (8, 2048))
+    for op in (few, many):
+        assert gemm.space(op, AMPERE) == gemm_tiles.space(op, AMPERE)
+    own, quick, *others = gemm.space(few, HOPPER)
+    assert [own, *others] == gemm_tiles.space(few, HOPPER)
+    assert quick == replace(own, quick=True)
 
 
 def test_turns_hide_every_end_but_the_last_on_paper() -> None:
