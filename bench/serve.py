@@ -6,7 +6,8 @@
 
 Each client asks for one stream after the other, greedy and of the full length; every prompt is another.  The server is
 a process of its own, and so are the clients: one for all of them, which shares the machine with the server.  Beside the
-server's figures stand the runtime's own: as many sequences, decoded together by `Model.advance`, with nobody asking.
+server's figures stand the runtime's own, right before and right after them: as many sequences, decoded together by
+`Model.advance`, with nobody asking.
 """
 
 from __future__ import annotations
@@ -51,10 +52,9 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     options = parser.parse_args()
     clients = [int(n) for n in options.clients.split(",")]
-    alone = {n: runtime_alone(options, n) for n in clients}
     with serving(options.artifact, options.threads) as address:
         load_of(address, options, clients[0], salt=0)  # the first steps bring the weights into memory
-        points = [point(address, options, n) | {"runtime_tokens_per_s": alone[n]} for n in clients]
+        points = [point(address, options, n) for n in clients]
     record = {
         "artifact": options.artifact.name,
         "machine": cpu_name(),
@@ -100,7 +100,8 @@ def serving(artifact: Path, threads: int) -> Iterator[str]:
 
 
 def point(address: str, options: argparse.Namespace, n_clients: int) -> dict[str, Any]:
-    """What so many clients get together."""
+    """What so many clients get together, between two runs of the runtime alone."""
+    before = runtime_alone(options, n_clients)
     start = time.perf_counter()
     times = load_of(address, options, n_clients, salt=1000 * n_clients)
     seconds = time.perf_counter() - start
@@ -111,6 +112,7 @@ def point(address: str, options: argparse.Namespace, n_clients: int) -> dict[str
         "first_token_ms": round(1000 * statistics.median(one.first_s for one in times), 2),
         "first_token_ms_worst": round(1000 * max(one.first_s for one in times), 2),
         "between_tokens_ms": round(1000 * statistics.median(between), 3),
+        "runtime_tokens_per_s": [before, runtime_alone(options, n_clients)],
     }
 
 
@@ -128,7 +130,7 @@ def load_of(address: str, options: argparse.Namespace, n_clients: int, salt: int
 def stream(connection: http.client.HTTPConnection, prompt: Sequence[int], n_tokens: int) -> Times:
     """Ask for a text and read it as it comes."""
     body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-    body["stream_options"] = {"include_usage": True}
+    body |= {"stream_options": {"include_usage": True}, "return_token_ids": True}
     start = time.perf_counter()
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()

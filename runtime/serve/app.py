@@ -22,7 +22,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.engine import Closing, Engine, Full
 from llmc.runtime.serve.fields import ApiError
-from llmc.runtime.serve.job import Ask, Job, Said
+from llmc.runtime.serve.job import Ask, Job, Said, Tells
 from llmc.runtime.serve.replies import DONE, Reply, event
 from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
@@ -166,15 +166,9 @@ class Service:
     ) -> Response:
         news: asyncio.Queue[Said] = asyncio.Queue()
         scores = bool(reply.echoes) and wanted.n_top is not None
+        tells: Tells = "end" if not wanted.stream else "tokens" if wanted.with_ids else "pieces"
         jobs = [
-            Job(
-                self.ask(wanted, ids, i, scores),
-                self.engine.room,
-                self.tokenizer,
-                news.put_nowait,
-                index,
-                wanted.stream,
-            )
+            Job(self.ask(wanted, ids, i, scores), self.engine.room, self.tokenizer, news.put_nowait, index, tells)
             for index, (ids, i) in enumerate(product(prompts, range(wanted.n)))
         ]
         self.submit(jobs, wanted.n)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmc.runtime.serve.probs import TokenProb
 
 Finish = Literal["stop", "length"]
+Tells = Literal["tokens", "pieces", "end"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class Ask:
 
 
 class Said(NamedTuple):
-    """News of a job: text that is safe to show, the tokens' probabilities if they are wanted, why it ended if it has,
-    or the error that ended it."""
+    """News of a job: text that is safe to show, the tokens since the last news, with their probabilities if they are
+    wanted, why it ended if it has, or the error that ended it."""
 
     job: Job
     text: str = ""
     finish: Finish | None = None
+    tokens: tuple[int, ...] = ()
     probs: tuple[TokenProb, ...] = ()
     error: Exception | None = None
 
@@ -69,11 +71,11 @@ class Job:
         tokenizer: Tokenizer | None,
         listen: Callable[[Said], None],
         index: int = 0,
-        streams: bool = True,
+        tells: Tells = "pieces",
     ) -> None:
-        """room: most tokens that a sequence can hold; the last one said needs none.  listen: told what happens: every
-        piece of the text, or all of it at the end (streams)."""
-        self.ask, self.listen, self.index, self.streams = ask, listen, index, streams
+        """room: most tokens that a sequence can hold; the last one said needs none.  listen: told what happens: each
+        token, each piece of text, or all of it at the end (tells)."""
+        self.ask, self.listen, self.index, self.tells = ask, listen, index, tells
         self.most = min(ask.max_tokens, room - len(ask.prompt) + 1)
         self.ids = list(ask.prompt)
         self.n_fed = 0
@@ -92,7 +94,7 @@ class Job:
         self._text = TextStream(tokenizer, ask.prompt) if tokenizer else None
         self._scanner = StopScanner(ask.stops)
         self._untold = ""
-        self._n_probs_told = 0
+        self._n_told = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -138,14 +140,15 @@ class Job:
         text, is_stopped = self._scanner.push(text, is_last=finish is not None)
         self.finish = "stop" if is_stopped else finish
         self._untold += text
-        return self.tell() if self.finish or (self.streams and self._untold) else None
+        is_news = self.tells == "tokens" or (self.tells == "pieces" and self._untold)
+        return self.tell() if self.finish or is_news else None
 
     def tell(self) -> Said:
         """All that nobody has been told yet."""
         text, self._untold = self._untold, ""
-        probs = tuple(self.probs[self._n_probs_told :])
-        self._n_probs_told = len(self.probs)
-        return Said(self, text, self.finish, probs)
+        tokens, probs = self.ids[len(self.ask.prompt) + self._n_told :], self.probs[self._n_told :]
+        self._n_told = self.n_said
+        return Said(self, text, self.finish, tuple(tokens), tuple(probs))
 
     def leave(self) -> None:
         """Give the pages back."""

@@ -78,15 +78,16 @@ class Reply:
     def chunk(self, said: Said) -> dict[str, Any]:
         """A piece of a text."""
         job, text = said.job, said.text
-        what = {"text": text} if self.kind == "completion" else {"delta": {"content": text} if text else {}}
-        return self.chunk_of(job, what, said.finish, self.logprobs(job, said.probs))
+        what: dict[str, Any] = (
+            {"text": text} if self.kind == "completion" else {"delta": {"content": text} if text else {}}
+        )
+        what["logprobs"] = self.logprobs(job, said.probs)
+        if self.with_ids:
+            what["token_ids"] = said.tokens
+        return self.chunk_of(job, what, said.finish)
 
-    def chunk_of(
-        self, job: Job, what: dict[str, Any], finish: Finish | None = None, logprobs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": job.index, **what, "logprobs": logprobs, "finish_reason": finish}
-        if self.with_ids and finish:
-            choice["token_ids"] = job.tokens
+    def chunk_of(self, job: Job, what: dict[str, Any], finish: Finish | None = None) -> dict[str, Any]:
+        choice = {"index": job.index, "logprobs": None, **what, "finish_reason": finish}
         return {**self.head(True), "choices": [choice]}
 
     def usage_chunk(self, jobs: Sequence[Job]) -> dict[str, Any]:

@@ -274,7 +274,12 @@ def test_a_model_without_tokenizer_takes_ids(tmp_path: Path) -> None:
     path = write_served_stub(tmp_path / "a.so", tokenizer=None)
     with serving(path, "--name", "ids", "--kv-tokens", 40) as server:
         said = server.complete(prompt=[1, 2], max_tokens=3, return_token_ids=True, model="ids")
-        assert (said["choices"][0]["text"], len(said["choices"][0]["token_ids"])) == ("", 3)
+        [choice] = said["choices"]
+        assert (choice["text"], len(choice["token_ids"])) == ("", 3)
+        body = {"prompt": [1, 2], "max_tokens": 3, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        with server.open("POST", COMPLETIONS, {**body, "stream": True}) as response:
+            *chunks, _ = events_of(response)
+        assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[token] for token in choice["token_ids"]]
         assert server.ask("POST", COMPLETIONS, {"prompt": "x"})[1]["error"]["code"] == "no_tokenizer"
         assert server.ask("POST", CHATS, TALK)[1]["error"]["code"] == "no_chat_template"
         assert server.metric("kv_pages") == 40
