@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from llmc.runtime.serve.meters import Meters
 
 CPU_CHUNK, CPU_PROMPT = 32, 128
-"""Most tokens of a step beside texts that go on, and of one that reads prompts alone: where a step on a CPU takes
-little longer than for one token, and where longer ones no longer read prompts faster."""
+"""Most tokens of a step beside texts that go on, and of one that reads prompts alone.  On a CPU 32 tokens are read
+about as fast, each, as any number, in a step that takes two to three times as long as one of a few tokens, which is bound
+by memory; 128 is where longer steps no longer read prompts faster."""
 GPU_CHUNK = 256
-"""On a GPU, where prompts alone take the longest steps there are."""
+"""On a GPU, where prompts alone take the longest steps there are.  On paper: with 7B weights in bf16 an H200 multiplies
+256 tokens in 4.4 ms (790 Tflop/s) and reads the weights in 3.1 (4.3 TB/s)."""
 SCORED_CHUNK = 64
 """Most tokens of a prompt in a step that keeps the logits of each."""
 PAGE_TOKENS = 64
@@ -125,11 +127,22 @@ class Batch:
             job.leave()
             return False
         if not job.has_begun:
-            job.has_begun, job.n_reused = True, job.n_fed
+            job.has_begun = True
             self.meters.add("texts", 1 + len(job.followers))
             self.meters.add("prompt_tokens", len(job.ids))
-            self.meters.add("reused_tokens", job.n_fed)
+            self._count_reused(job)
         return True
+
+    def _begin_again(self, job: Job) -> None:
+        """Before anything of a job is read: by now others may have more of its prompt, when they came together."""
+        job.leave()
+        self.pages.begin(job, self.running)
+        self._count_reused(job)
+
+    def _count_reused(self, job: Job) -> None:
+        if not job.n_said and job.n_fed:
+            job.n_reused = job.n_fed
+            self.meters.add("reused_tokens", job.n_fed)
 
     def _end(self, job: Job) -> None:
         """A running job goes; what it has read is kept for others."""
@@ -259,9 +272,11 @@ class Batch:
         ongoing = [job for job in pending if job.n_pending == 1]
         left = max(1, self.chunk - len(ongoing)) if ongoing else self.prompt_chunk
         inputs = [(job, 1) for job in ongoing]
-        for job in pending:
+        for job in [job for job in pending if job.n_pending > 1]:
+            if left and job.n_fed == 0:
+                self._begin_again(job)
             n = min(left, job.n_pending, SCORED_CHUNK if job.has_to_score else left)
-            if job.n_pending > 1 and n:
+            if n:
                 inputs.append((job, n))
                 left -= n
         return inputs

@@ -165,6 +165,18 @@ def test_prompts_that_begin_alike_share_pages(model: Model) -> None:
     served.leave()
 
 
+def test_prompts_that_begin_alike_are_read_once_even_when_they_come_together(model: Model) -> None:
+    served = Served(model, chunk=4)
+    jobs = [served.job((*prompt(21), last), 4) for last in (1, 2, 3)]
+    served.engine.batch.prompt_chunk = 8
+    served.submit(*jobs)
+    served.finish(*jobs)
+    served.check(*jobs)
+    assert [job.n_reused for job in jobs] == [0, 4 * PAGE, 5 * PAGE]
+    assert served.engine.meters.counts["reused_tokens"] == 9 * PAGE
+    served.leave()
+
+
 def test_ended_texts_are_given_up_when_their_pages_are_needed(artifact: Path) -> None:
     with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
         served = Served(model)
