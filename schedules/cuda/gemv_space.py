@@ -88,8 +88,8 @@ def lane_candidates(op: LinearOp, device: Device) -> Iterator[Gemv]:
 
 
 def stream_space(op: LinearOp, device: Device) -> list[Gemv]:
-    """Of each number of blocks that share a band, with and without room for the next kernel, few and many warps; then
-    what else differs."""
+    """Those whose warps keep x; of each number of blocks that share a band, with and without room for the next kernel,
+    few and many warps; then what else differs."""
     ordered = streams_by_cost(op, device)
     own = fastest_in_models(op, device) or ordered[0]
     alike = [each for each in ordered if each.side == own.side]
@@ -100,10 +100,10 @@ def stream_space(op: LinearOp, device: Device) -> list[Gemv]:
     others = [each for each in first.values() if leaves_room(op, each, device) != leaves_room(op, own, device)][:1]
     others += [each for each in alike if each.depth != own.depth][:1]
     others += streams_by_cost(op, device, digits=True)[:1] if takes_digits(op) else []
-    others += kept_streams(op, device)
     sides = {each.side: each for each in reversed(ordered)}
     toggled = replace(own, early=not own.early)
-    found = [own, *others, *first.values(), toggled, *sides.values(), *different(ordered[:MOST_CANDIDATES])]
+    found = [own, *kept_streams(op, device), *others, *first.values(), toggled, *sides.values()]
+    found += different(ordered[:MOST_CANDIDATES])
     return list(dict.fromkeys(found))[:MOST_CANDIDATES]
 
 
@@ -168,7 +168,7 @@ def kept_streams(op: LinearOp, device: Device) -> list[Gemv]:
     if device.cluster < 2 or not takes_kept(op):
         return []
     deep, beside = ([*kept_rings(op, device, n_blocks)] for n_blocks in (1, 2))
-    return [*deep[:1], *beside[:2], *deep[1:4]]
+    return [*deep[:1], *beside[:2], *deep[1:2]] if beside else deep[:3]
 
 
 def kept_rings(op: LinearOp, device: Device, n_blocks: int) -> Iterator[Gemv]:

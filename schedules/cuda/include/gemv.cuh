@@ -315,7 +315,9 @@ struct Gemv {
     __device__ __forceinline__ void finish(int band, const Sums &sums, int turn, int mine, Addends addends) const {
         constexpr int kFragment = 32 * kSums, kBuffer = G::kWarps * kFragments * kFragment;
         float *buffer = reinterpret_cast<float *>(shared + kXBytes) + turn % kBuffers * kBuffer;
-        if constexpr (kBuffers == 1) named_barrier(1, 32 * G::kWarps);
+        if constexpr (kBuffers == 1) {
+            if (!G::kKept || turn > 0) named_barrier(1, 32 * G::kWarps);
+        }
         split.expect(turn);
 #pragma unroll
         for (int i = 0; i < kFragments; i++) {
