@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 CPU_CHUNK, CPU_PROMPT = 32, 128
 """Most tokens of a step beside texts that go on, and of one that reads prompts alone.  On a CPU 32 tokens are read
-about as fast, each, as any number, in a step that takes two to three times as long as one of a few tokens, which is bound
-by memory; 128 is where longer steps no longer read prompts faster."""
+about as fast, each, as any number, in a step that takes two to three times as long as one of a few tokens, which is
+bound by memory; 128 is where longer steps no longer read prompts faster."""
 GPU_CHUNK = 256
 """On a GPU, where prompts alone take the longest steps there are.  On paper: with 7B weights in bf16 an H200 multiplies
 256 tokens in 4.4 ms (790 Tflop/s) and reads the weights in 3.1 (4.3 TB/s)."""
