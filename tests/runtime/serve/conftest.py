@@ -93,8 +93,8 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def slow_stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A step of it takes 20 ms."""
-    return write_served_stub(tmp_path_factory.mktemp("slow") / "slow.so", code=stub_code(step_ms=20))
+    """A step of it takes 40 ms."""
+    return write_served_stub(tmp_path_factory.mktemp("slow") / "slow.so", code=stub_code(step_ms=40))
 
 
 @pytest.fixture(scope="module")
