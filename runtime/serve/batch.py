@@ -296,7 +296,8 @@ class Batch:
         start = perf_counter()
         try:
             tokens = self.model.advance([(sequence_of(job), job.ask.how) for job in rest])
-        except LlmcError:
+        except LlmcError as error:
+            self.failure = error
             return False  # whose fault it is comes out one by one
         self._stepped(start)
         for job, token in zip(rest, tokens, strict=True):

@@ -280,22 +280,37 @@ def test_a_closed_engine_tells_those_who_wait(model: Model) -> None:
         served.submit(jobs[0])
 
 
-def test_a_gpu_that_runs_ahead_says_the_same(cuda: FakeCuda, cuda_so: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def gpu_model(cuda: FakeCuda, cuda_so: Path, tmp_path: Path) -> Iterator[Model]:
     with ArtifactFile.open(cuda_so) as file:
         sections = {name: file.section(name) for name in file.sections}
     path = tmp_path / "toy.so"
     path.write_bytes(toy.pack_sections({**sections, "manifest": MANIFEST}))
     with llmc.load(path) as model:
         assert model.runs_ahead
-        served = Served(model)
-        jobs = [
-            served.job(prompt(n, n), 3 + n, how)
-            for n, how in ((3, GREEDY), (12, How(1.0, top_k=20, seed=2)), (5, GREEDY))
-        ]
-        served.submit(*jobs[:2])
-        for _ in range(6):
-            served.turn()
-        served.submit(jobs[2])
-        served.finish(*jobs)
-        served.check(*jobs)
-        served.leave()
+        yield model
+
+
+def test_a_gpu_that_runs_ahead_says_the_same(gpu_model: Model) -> None:
+    served = Served(gpu_model)
+    asked = ((3, GREEDY), (12, How(1.0, top_k=20, seed=2)), (5, GREEDY))
+    jobs = [served.job(prompt(n, n), 3 + n, how) for n, how in asked]
+    served.submit(*jobs[:2])
+    for _ in range(6):
+        served.turn()
+    served.submit(jobs[2])
+    served.finish(*jobs)
+    served.check(*jobs)
+    served.leave()
+
+
+def test_a_gpu_that_fails_fails_every_text_and_is_not_healthy(gpu_model: Model) -> None:
+    served = Served(gpu_model)
+    jobs = [served.job(prompt(12, 12), 15, DRAWN), served.job(prompt(3), 20)]  # the first draws the poisonous token
+    served.submit(*jobs)
+    while len(served.news) < 2:
+        served.turn()
+    assert {said.job for said in served.news} == set(jobs)
+    assert all(isinstance(said.error, LlmcError) for said in served.news)
+    assert isinstance(served.engine.failure, LlmcError)
+    assert not served.engine.batch.running
