@@ -179,12 +179,16 @@ def in_huge_pages(chunks: Iterable[bytes | memoryview], position: int) -> Iterat
         yield bytes(waiting)
 
 
+def megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.{0 if n_bytes >= 10e6 else 2}f} MB"
+
+
 def check_room(path: Path, n_bytes: int) -> None:
     """Refuse before hours of work what will not fit on the disk."""
     free = shutil.disk_usage(existing_folder(path)).free
     if free < n_bytes:
         raise LlmcError(
-            f"the artifact needs {n_bytes / 1e6:,.0f} MB, but the disk has {free / 1e6:,.0f} MB free",
+            f"the artifact needs {megabytes(n_bytes)}, but the disk has {megabytes(free)} free",
             place=str(path),
             hint="free some space, or choose another place with -o",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import os
@@ -123,6 +124,8 @@ def run(command: list[str], folder: Path) -> None:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         lines = lines or [f"exit code {done.returncode}"]
+        if any(os.strerror(errno.ENOSPC) in line for line in lines):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # work_folder says where
         said = next((line for line in lines if "error" in line or "undefined" in line), lines[0])
         raise LlmcError(
             f"the C compiler failed: {said}", place=" ".join(command[:6]), hint="check the compiler with: cc --version"

@@ -42,15 +42,18 @@ from llmc.runtime.errors import LlmcError
 
 OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
+LIMIT = "max_position_embeddings"
 MOST_LAYERS = 1000
 """More would take hours and all memory before something else refuses them."""
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
     """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
-    n_layers = getattr(config, "num_hidden_layers", None) or 0
+    n_layers, n_context = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", LIMIT))
     if n_layers > MOST_LAYERS:
         raise LlmcError(f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}")
+    if n_context < 0:
+        raise LlmcError(f"the configuration describes no model: {LIMIT} is {n_context}")
     with quiet():
         try:
             model = _build_without_memory(config)
@@ -60,6 +63,10 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
             raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
         if not config.num_hidden_layers:
             raise LlmcError("the configuration describes no model: it has no layers")
+        for name, parameter in model.named_parameters():
+            if not parameter.numel():
+                shape = list(parameter.shape)
+                raise LlmcError(f"the configuration describes no model: {name} has the shape {shape}")
         try:
             graph_model = _export_repeated(config, model) or _export_whole(config, model)
         except LlmcError:
@@ -71,7 +78,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
     graph_model.metadata_props.update(
         {
             "llmc.architecture": type(model).__name__,
-            "llmc.n_context": str(getattr(config, "max_position_embeddings", None) or 0),
+            "llmc.n_context": str(n_context),
             "llmc.prefix": model.base_model_prefix,
         }
     )

@@ -49,6 +49,18 @@ def test_a_failed_compile_says_what_the_compiler_said(tmp_path: Path) -> None:
         link.run([*link.c_compiler(), "-c", "bad.c"], tmp_path)
 
 
+def test_a_full_temporary_folder_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "cc"
+    script.write_text("#!/bin/sh\necho 'ld: final close failed: No space left on device' >&2\nexit 1\n")
+    script.chmod(0o755)
+    with (
+        pytest.raises(LlmcError, match="temporary files: No space left on device") as caught,
+        link.work_folder() as work,
+    ):
+        link.run([str(script)], work)
+    assert "TMPDIR" in str(caught.value.hint)
+
+
 def test_without_kernels_of_a_cpu_an_artifact_needs_libc_alone(tmp_path: Path) -> None:
     (tmp_path / "code.so").write_bytes(link.link([], [], None))
     said = subprocess.run(["readelf", "-d", tmp_path / "code.so"], capture_output=True, text=True, check=True).stdout
