@@ -24,6 +24,7 @@ from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
 from llmc.passes.form_linear import form_linear
 from llmc.passes.form_norm import form_norm
+from llmc.passes.form_split import form_split
 from llmc.passes.fuse_epilogue import fuse_epilogue
 from llmc.passes.fuse_norm import fuse_norm
 from llmc.passes.fuse_rotary import fuse_rotary
@@ -78,6 +79,7 @@ def file_steps(n_context: int) -> Steps:
         ("name_positions", name_positions),
         ("drop_expand", drop_expand),
         ("form_norm", form_norm),
+        ("form_split", form_split),
     )
 
 
