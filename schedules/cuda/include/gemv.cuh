@@ -68,7 +68,8 @@ struct Gemv {
     static constexpr int kFragments = G::kSide * kTokenTiles;  // of sums, in each warp
     static constexpr int kOwn = ceil_div(kSteps, kBeside) * G::kDepth;  // columns of a warp
     using Kept = GemvKept<G, kOwn, kBeside>;
-    static constexpr bool kReady = G::kKept && !G::kDigits;  // x is kept as f16
+    static constexpr bool kReady = G::kKept && !G::kDigits;                             // x is kept as f16
+    static constexpr bool kMergedMeanwhile = G::kKept && G::kDigits && G::kDeferred;  // a norm's parts: while x comes
     static constexpr int kOwnBytes = G::kDigits ? Digits::kPartBytes : Kept::kBytes;  // of a warp whose x is kept
     static constexpr int kXBytes = G::kKept ? G::kWarps * kOwnBytes : G::kDigits ? Digits::kBytes : X::kBytes;
     static constexpr int kSums = G::kDigits ? 2 : 4;  // of a lane, in a fragment
@@ -171,11 +172,13 @@ struct Gemv {
             ring.close();  // the first with all early weights, which have long been on their way
         }
         if constexpr (G::kDigits) {
-            Digits::fill(own_x(), in.x, step(0, 0) * G::kDepth);
+            Digits::fill(own_x(), in.x, step(0, 0) * G::kDepth, [&] {
+                if constexpr (kMergedMeanwhile) DeferredNorm::merge(norms(), in.epilogue.front.moments);
+            });
         } else if constexpr (G::kSharedX) {
             X::fill(shared, in.x, in.norm_weight, in.norm_bias, reinterpret_cast<float *>(behind_rings));
         }
-        if constexpr (G::kDeferred) DeferredNorm::merge(norms(), in.epilogue.front.moments);
+        if constexpr (G::kDeferred && !kMergedMeanwhile) DeferredNorm::merge(norms(), in.epilogue.front.moments);
         typename Kept::Units units;
         prepare_x(units);
         advance(next);

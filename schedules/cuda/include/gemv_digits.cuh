@@ -45,8 +45,9 @@ struct GemvDigits {
     }
 
     // Each warp brings the columns that it multiplies, `first` and on, eight lanes one of them: no other waits for it.
-    // `shared`: of the block, or of the warp where it keeps its own.
-    static __device__ void fill(unsigned char *shared, const void *tiled, int first) {
+    // `shared`: of the block, or of the warp where it keeps its own.  `meanwhile()` while the first are on their way.
+    template <class Work>
+    static __device__ __forceinline__ void fill(unsigned char *shared, const void *tiled, int first, const Work &meanwhile) {
         for (int pass = 0; pass < kPasses; pass += kTogether) {
             uint32_t pairs[kTogether][4];
 #pragma unroll
@@ -59,6 +60,7 @@ struct GemvDigits {
                     pairs[i][p] = item.is_there ? *reinterpret_cast<const uint32_t *>(x + at) : 0;
                 }
             }
+            if (pass == 0) meanwhile();
 #pragma unroll
             for (int i = 0; i < kTogether; i++) put({pass + i, first}, shared, pairs[i]);
         }
