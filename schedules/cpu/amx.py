@@ -28,7 +28,7 @@ REGISTERS = 8
 ROWS, ROW_BYTES = 16, 64
 TILE_BYTES = ROWS * ROW_BYTES
 
-_DECLARED = """
+DECLARED = """
 declare void @llvm.x86.ldtilecfg(ptr)
 declare void @llvm.x86.tilerelease()
 declare void @llvm.x86.tilezero(i8 immarg)
@@ -75,21 +75,18 @@ class TileBlock:
         parts = [
             self._tiles("load", "tileloadd64"),
             self._tiles("store", "tilestored64"),
-            _function("llmc_tiles_open", "", ["call void @llvm.x86.ldtilecfg(ptr @llmc_tile_shapes)"]),
-            _function("llmc_tiles_close", "", ["call void @llvm.x86.tilerelease()"]),
-            _function("llmc_sums_zero", "", [f"call void @llvm.x86.tilezero(i8 {t})" for t in self.sums.values()]),
+            function("llmc_tiles_open", "", ["call void @llvm.x86.ldtilecfg(ptr @llmc_tile_shapes)"]),
+            function("llmc_tiles_close", "", ["call void @llvm.x86.tilerelease()"]),
+            function("llmc_sums_zero", "", [f"call void @llvm.x86.tilezero(i8 {t})" for t in self.sums.values()]),
             self._products(),
             *map(self._products_of, range(self.panels)),
         ]
-        return _DECLARED + self._shapes() + "".join(parts)
+        return DECLARED + self._shapes() + "".join(parts)
 
     def _shapes(self) -> str:
-        """What ldtilecfg reads: palette 1, then bytes of a row (u16) and rows (u8) of each register."""
         rows = [self.steps if register in self.weights else self.rows for register in range(REGISTERS)]
         widths = [self.x_row_bytes if register in self.x else ROW_BYTES for register in range(REGISTERS)]
-        shapes = bytes([1, *[0] * 15]) + struct.pack("<16H", *widths, *[0] * 8) + bytes(rows + [0] * 8)
-        text = "".join(f"\\{byte:02X}" for byte in shapes)
-        return f'@llmc_tile_shapes = private constant [{len(shapes)} x i8] c"{text}", align 64\n'
+        return shapes("llmc_tile_shapes", rows, widths)
 
     def _tiles(self, verb: str, instruction: str) -> str:
         """Between a block of sums in memory and the registers."""
@@ -101,26 +98,26 @@ class TileBlock:
                 f"%at{register} = getelementptr i8, ptr %at, i64 %start{register}",
                 f"call void @llvm.x86.{instruction}(i8 {register}, ptr %at{register}, i64 %stride)",
             ]
-        return _function(f"llmc_sums_{verb}", "ptr %at, i64 %stride", lines)
+        return function(f"llmc_sums_{verb}", "ptr %at, i64 %stride", lines)
 
     def _products(self) -> str:
         lines = self._x_tiles()
         for p in range(self.panels):
             weight = self.weights[p % len(self.weights)]
-            lines += [f"%panel{p} = mul i64 %apart, {p}", *_load(weight, "%w", f"%panel{p}", ROW_BYTES, f"w{p}")]
+            lines += [f"%panel{p} = mul i64 %apart, {p}", *load(weight, "%w", f"%panel{p}", ROW_BYTES, f"w{p}")]
             lines += self._multiply(p, weight)
-        return _function("llmc_sums_add", "ptr %x, ptr %w, i64 %apart", lines)
+        return function("llmc_sums_add", "ptr %x, ptr %w, i64 %apart", lines)
 
     def _products_of(self, panel: int) -> str:
         weight = self.weights[0]
-        lines = [*self._x_tiles(), *_load(weight, "%w", "0", ROW_BYTES, "w0"), *self._multiply(panel, weight)]
-        return _function(f"llmc_sums_add_{panel}", "ptr %x, ptr %w", lines)
+        lines = [*self._x_tiles(), *load(weight, "%w", "0", ROW_BYTES, "w0"), *self._multiply(panel, weight)]
+        return function(f"llmc_sums_add_{panel}", "ptr %x, ptr %w", lines)
 
     def _x_tiles(self) -> list[str]:
         return [
             line
             for a, register in enumerate(self.x)
-            for line in _load(register, "%x", f"{a * self.rows * self.x_row_bytes}", self.x_row_bytes, f"x{a}")
+            for line in load(register, "%x", f"{a * self.rows * self.x_row_bytes}", self.x_row_bytes, f"x{a}")
         ]
 
     def _multiply(self, panel: int, weight: int) -> list[str]:
@@ -130,14 +127,31 @@ class TileBlock:
         ]
 
 
-def _load(register: int, base: str, offset: str, row_bytes: int, name: str) -> list[str]:
+def shapes(name: str, rows: list[int], widths: list[int]) -> str:
+    """What ldtilecfg reads: palette 1, then bytes of a row (u16) and rows (u8) of each register."""
+    data = bytes([1, *[0] * 15]) + struct.pack("<16H", *widths, *[0] * 8) + bytes(rows + [0] * 8)
+    text = "".join(f"\\{byte:02X}" for byte in data)
+    return f'@{name} = private constant [{len(data)} x i8] c"{text}", align 64\n'
+
+
+def load(register: int, base: str, offset: str, row_bytes: int, name: str) -> list[str]:
+    """A register from `offset` bytes behind `base`, rows row_bytes apart.  name: of the address, used once."""
     return [
         f"%{name} = getelementptr i8, ptr {base}, i64 {offset}",
         f"call void @llvm.x86.tileloadd64(i8 {register}, ptr %{name}, i64 {row_bytes})",
     ]
 
 
-def _function(name: str, parameters: str, lines: list[str]) -> str:
+def store(register: int, base: str, offset: str, row_bytes: int, name: str) -> list[str]:
+    """The same to memory."""
+    return [
+        f"%{name} = getelementptr i8, ptr {base}, i64 {offset}",
+        f"call void @llvm.x86.tilestored64(i8 {register}, ptr %{name}, i64 {row_bytes})",
+    ]
+
+
+def function(name: str, parameters: str, lines: list[str]) -> str:
+    """A function that is inlined wherever it is called."""
     body = "".join(f"  {line}\n" for line in lines)
     return f"define linkonce_odr i32 @{name}({parameters}) alwaysinline nounwind {{\n{body}  ret i32 0 }}\n"
 

@@ -2,7 +2,8 @@
 
 Launches, for a step of M rows from any mix of sequences:
     append: turn q and k by their positions, write k and v into the pages       (attention_append.py)
-    attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_walk.py)
+    attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_walk.py);
+            on AMX a bf16 cache meets all rows in tiles                         (attention_amx.py)
     merge:  of a small step's splits of the context                             (attention_walk.py)
 
 Small steps (decode) take each row by itself: all query heads of a key head meet its K and V while they are in
@@ -28,6 +29,8 @@ PREFILL_ROWS = 32
 """Steps of fewer rows are small: one block, if they are one sequence, else row by row."""
 QUERY_ROWS = 64
 """Most query rows (rows times heads of a group) of a block: their scores and sums stay in the second level cache."""
+TILED_QUERY_ROWS = 128
+"""The same where tiles multiply: eight tiles' softmax between their two products, so that neither waits."""
 MANY_UNITS = 64
 """Rows times key heads that are enough for every thread, so that their splits can stay together."""
 
@@ -53,10 +56,17 @@ def parse(call: Call, target: Target) -> Attention | None:
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
     if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"] or sizes["head_dim"] % 2:
         return None
-    dots = {"f32": "fma", "bf16": "dpbf16" if target.has("avx512_bf16") else "widen", "int8": "madd16"}
+    dots = {"f32": "fma", "bf16": bf16_dot(sizes["head_dim"], target), "int8": "madd16"}
     if kv_dtype not in dots or (kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM):
         return None
     return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes)
+
+
+def bf16_dot(head_dim: int, target: Target) -> str:
+    """How a bf16 cache is multiplied: Attention.dot."""
+    if target.has("amx_bf16") and head_dim % 16 == 0:
+        return "tiles"
+    return "dpbf16" if target.has("avx512_bf16") else "widen"
 
 
 MOST_INT8_DIM = 512
@@ -70,7 +80,8 @@ def match(call: Call, target: Target) -> Blocks | None:
     if a.m < PREFILL_ROWS:
         splits = a.splits > 1 and a.m * a.kv_heads < MANY_UNITS
         return Blocks(a.m if a.m * a.group <= 2 * QUERY_ROWS else 1, splits)
-    return Blocks(max(4, min(PREFILL_ROWS, QUERY_ROWS // a.group)))
+    query_rows = TILED_QUERY_ROWS if a.dot == "tiles" else QUERY_ROWS
+    return Blocks(max(4, min(PREFILL_ROWS, query_rows // a.group)))
 
 
 def space(call: Call, target: Target) -> Iterable[Blocks]:
@@ -102,7 +113,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv))
     return Implementation(
         launches=(append, *attend),
-        temps=(4 * a.m * a.heads * a.query_words, *temps),
+        temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
         scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
     )

@@ -137,7 +137,7 @@ def keep_value(a: Attention, source: Any, start: Any, kv: Any, scales: Any, base
 
 def hand_on(a: Attention, turned: Any, q: Any, start: Any) -> None:
     """A query head, rounded as the cache's keys are, or to int16."""
-    if a.dot in ("dpbf16", "madd16"):
+    if a.query_type == "int32":
         hand_on_pairs(a, turned, q, start)
         return
     v = widest(a.head_dim, a.lanes)

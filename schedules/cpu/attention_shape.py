@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.schedules.cpu.amx import ROWS
 
 SPLIT_PAGES = 8
 """Pages of a split.  A row's context is summed up split by split and the splits are merged in order, whoever did them:
@@ -16,8 +17,9 @@ class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
     rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
-    dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "widen" as bf16 widened to float32; "madd16"
-    the cache's int8 with queries and probabilities in int16, summed in int32.
+    dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
+    registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
+    summed in int32.
 
     A page's part for one layer is KH heads: K, V and, for int8, scales.  In words of E elements (float32: E = 1; bf16
     and int8: E = 2):
@@ -110,7 +112,7 @@ class Attention:
 
     @property
     def query_type(self) -> str:
-        return "int32" if self.dot in ("dpbf16", "madd16") else "float32"
+        return "int32" if self.dot in ("dpbf16", "tiles", "madd16") else "float32"
 
     @property
     def state_words(self) -> int:
@@ -118,5 +120,26 @@ class Attention:
         return 2 * self.lanes + self.padded_dim
 
     def scratch_words(self, block: int) -> int:
-        """float32 of a thread's own memory for each query row of a block: S, P, what scales O and P V, two states."""
-        return block * self.group * (2 * PAGE_TOKENS + 2 * self.lanes + 2 * self.state_words)
+        """float32 of a thread's own memory: for each query row of a block S, P, what scales O and P V, two states; for
+        tiles half a page of values."""
+        values = PAGE_TOKENS // 4 * self.padded_dim if self.dot == "tiles" else 0
+        return self.room(block) * (2 * PAGE_TOKENS + 2 * self.lanes + 2 * self.state_words) + values
+
+    def tile_rows(self, block: int) -> int:
+        """Query rows of each tile of a block: as many in each."""
+        rows = block * self.group
+        return -(-rows // -(-rows // ROWS))
+
+    def room(self, block: int) -> int:
+        """Query rows that a block has memory for: whole tiles of them where tiles multiply."""
+        rows = block * self.group
+        return -(-rows // ROWS) * self.tile_rows(block) if self.dot == "tiles" else rows
+
+    def rows_beyond(self, block: int) -> int:
+        """Query rows that tiles read past the last one."""
+        return max(self.room(n) - n * self.group for n in (1, block))
+
+    @property
+    def tile_pairs(self) -> int:
+        """Pairs of elements of D that a product of tiles adds up; D is a multiple of them."""
+        return 16 if self.head_dim % 32 == 0 else 8

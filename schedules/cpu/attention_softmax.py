@@ -51,7 +51,7 @@ class Softmax:
         self.a, self.n, self.rows, self.v = a, n, n * a.group, Lanes(a.lanes)
         self.positions, self.scratch = positions, scratch
         words = (PAGE_TOKENS, PAGE_TOKENS, a.lanes, a.lanes, a.state_words)
-        starts = [self.rows * sum(words[: i + 1]) for i in range(len(words))]
+        starts = [a.room(n) * sum(words[: i + 1]) for i in range(len(words))]
         self.scores, self.weights, self.decays, self.steps = 0, *starts[:3]
         self.states = starts[3:]
 
@@ -149,7 +149,7 @@ class Softmax:
         a, v = self.a, self.v
         if a.is_int8:
             self.keep_steps(r, weights, scales, base)
-        elif a.dot == "dpbf16":
+        elif a.dot in ("dpbf16", "tiles"):
             for i, weight in enumerate(weights):
                 self.keep_pairs(r, i, T.call_extern(f"int32x{v.n // 2}", "llmc_cvtbf16", weight))
         else:
@@ -209,7 +209,7 @@ class Softmax:
 
 def intrinsics(a: Attention) -> str:
     """LLVM's text of the instructions that TIR has no word for: 2**n, and products of int16 and int8."""
-    text = AVX512_BF16 if a.dot == "dpbf16" else 'target triple = "x86_64-unknown-linux-gnu"\n'
+    text = AVX512_BF16 if a.dot in ("dpbf16", "tiles") else 'target triple = "x86_64-unknown-linux-gnu"\n'
     if a.lanes == 16:
         text += SCALEF
     if a.is_int8:

@@ -21,6 +21,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc.schedules.cpu.attention_amx import TiledBlock, tile_code
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.attention_softmax import State, intrinsics
 from llmc.schedules.cpu.attention_tiles import Block
@@ -41,10 +42,12 @@ class Walk:
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        self.one, self.many = (Block(a, n, q, positions, page_table, kv, scales, self.out, scratch) for n in (1, block))
+        kind = TiledBlock if a.dot == "tiles" else Block
+        self.one, self.many = (kind(a, n, q, positions, page_table, kv, scales, self.out, scratch) for n in (1, block))
 
     def imports(self) -> AbstractContextManager[Any]:
-        text: AbstractContextManager[Any] = T.attr(0, "pragma_import_llvm", intrinsics(self.a))
+        tiles = tile_code(self.a, (1, self.block)) if self.a.dot == "tiles" else ""
+        text: AbstractContextManager[Any] = T.attr(0, "pragma_import_llvm", intrinsics(self.a) + tiles)
         return text
 
 
