@@ -40,7 +40,8 @@ def cost_us(op: LinearOp, params: Gemv, device: Device) -> float:
     takes too; what a block does before it can multiply, and at each band's end."""
     most_bands = ceil(bands(op, params) / (params.blocks // params.split))
     x_bytes = op.m * op.k * (2 if op.tiled_x else 4)
-    x_reads = params.blocks * (1 if params.shared_x else most_bands / params.split)
+    reads = 1 / params.split if params.kept else 1 if params.shared_x else most_bands / params.split
+    x_reads = params.blocks * reads
     idle = max(1.0, device.n_blocks / params.blocks)
     uneven = most_bands * params.blocks / params.split / bands(op, params)
     l2_us = (weight_format(op).n_bytes + x_reads * x_bytes) / device.l2 * uneven * idle
@@ -71,7 +72,7 @@ def rate(op: LinearOp, params: Gemv, device: Device, n_blocks: int) -> float:
     each = flight / ARRIVAL_US
     if params.bulk:
         weight_bytes = params.side * weight_format(op).piece_bytes
-        with_x = 1.0 if params.shared_x else 1.0 + 128 * op.m / weight_bytes
+        with_x = 1.0 if params.shared_x or params.kept else 1.0 + 128 * op.m / weight_bytes
         each = min(flight / BULK_ARRIVAL_US, PORT / with_x)
     rates = device.memory, min(n_blocks, device.n_blocks) * each
     sharpness = 12 if params.bulk else 6
