@@ -21,8 +21,8 @@ MOST_TOKENS_IN_DIGITS = 4
 """Their digits are the eight columns of a product."""
 
 MOST_K_IN_DIGITS = 8192
-"""Where a block makes the digits of all of a token's x: of 11008 single blocks took an H200 10.1 µs and more so, and 9.1
-by x in bf16.  Pairs of blocks, whose warps make those of their own columns alone, have not been timed."""
+"""Where a block makes the digits of all of a token's x: of 11008 single blocks took an H200 10.1 µs and more so, and by
+x in bf16 9.1.  Pairs of blocks, whose warps make those of their own columns alone, have not been timed."""
 
 MOST_MEASURED_IN_MODELS = 8
 """Tokens."""
