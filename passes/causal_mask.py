@@ -14,14 +14,17 @@ from llmc.runtime.errors import LlmcError
 SHORT = 13
 LONGEST = 4608
 """Tokens of the longest sequence whose mask is worked out: sliding windows of up to 4096 are seen."""
+LARGE = 1 << 40
+"""No window is so long: what ends a slice, or masks a score."""
 MASKED = -1e4
 """What is added to a score that is not to count: this or less, down to -inf."""
 
 
-def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: str) -> int:
+def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: str, *, causal: bool = False) -> int:
     """The sliding window that a mask leaves, 0 for none.  Raises LlmcError if it is not causal.
 
     result: the mask itself, true where a key counts, or added to the scores; or what becomes of `scores` under it.
+    causal: whether keys after a token do not count anyway.
     """
     n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, scores, n_context))))
     if n_tokens > LONGEST:
@@ -31,8 +34,10 @@ def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: 
             hint=f"ask for a --max-seq of at most {LONGEST}",
         )
     counts = evaluated(result, scores, n_tokens, place)
-    window = int(counts[-1].sum())
     distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
+    if causal:
+        counts &= distance >= 0
+    window = int(counts[-1].sum())
     if (counts != ((distance >= 0) & (distance < window))).any():
         seen = "all keys count" if counts.all() else "other keys than those before a token count"
         raise LlmcError(f"the attention is not causal: {seen}", place=place)
@@ -40,7 +45,7 @@ def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: 
 
 
 def numbers_in(result: ir.Value, scores: ir.Value | None, n_context: int) -> list[int]:
-    """Whole numbers that the mask is made of and that may be a window's size."""
+    """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2."""
     found: set[int] = {0}
     seen = {scores, None}
     queue: list[ir.Value | None] = [result]
@@ -50,8 +55,11 @@ def numbers_in(result: ir.Value, scores: ir.Value | None, n_context: int) -> lis
             continue
         seen.add(value)
         tensor = value.const_value
-        if tensor is not None and tensor.size <= SHORT and tensor.dtype.is_integer():
-            found.update(abs(int(number)) for number in tensor.numpy().reshape(-1))
+        if tensor is not None and tensor.size > SHORT:  # a mask for the longest sequence, of which a part is cut
+            found.add(min(n_context, *(int(size) for size in tensor.shape.numpy() if size > 1)) - 2)
+        elif tensor is not None and tensor.dtype != ir.DataType.BOOL:
+            numbers = tensor.numpy().astype(np.float64).reshape(-1)
+            found.update(int(abs(number)) for number in numbers if number == np.round(number) and abs(number) < LARGE)
         node = value.producer()
         queue += node.inputs if node is not None and node.op_type != "Shape" else ()
     return [number for number in found if number < n_context]
@@ -74,12 +82,12 @@ def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: s
     if (found != found[0]).any():
         raise LlmcError("the attention's mask is not the same for all heads", place=place)
     if found.dtype == np.bool_:
-        return np.asarray(found[0])
+        return np.array(found[0])
     counts = found[0] == 0
     if not (counts | (found[0] <= MASKED)).all():
         fact = "the attention adds to its scores what is no mask: a bias by position (ALiBi) is not compiled"
         raise LlmcError(fact, place=place)
-    return np.asarray(counts)
+    return np.array(counts)
 
 
 def ancestors(result: ir.Value, scores: ir.Value | None) -> Iterable[ir.Value]:

@@ -97,8 +97,9 @@ class Forming:
         if len(dims(q)) == 3:
             heads = [attribute(node, name) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
             q, k, v = (split_heads(node, value, n) for value, n in zip((q, k, v), heads, strict=True))
-        window = 0 if mask is None else self.window(("given", mask), mask, None, place)
-        if mask is None and not attribute(node, "is_causal", 0):
+        causal = bool(attribute(node, "is_causal", 0))
+        window = 0 if mask is None else self.window(("given", mask, causal), mask, None, place, causal=causal)
+        if mask is None and not causal:
             raise LlmcError("the Attention is not causal and has no mask", place=place)
         scale = attribute(node, "scale") or float(dims(q)[-1]) ** -0.5  # type: ignore[arg-type]
         softcap = float(attribute(node, "softcap", 0.0))
@@ -106,9 +107,11 @@ class Forming:
         replace(node.outputs[0], result if len(dims(node.inputs[0])) == 4 else join_heads(node, result))
         return True
 
-    def window(self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str) -> int:
+    def window(
+        self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str, *, causal: bool = False
+    ) -> int:
         if key not in self.windows:
-            self.windows[key] = read_mask(result, scores, self.n_context, place)
+            self.windows[key] = read_mask(result, scores, self.n_context, place, causal=causal)
         return self.windows[key]
 
     # -- softmax between two products ----------------------------------------------------------------------------

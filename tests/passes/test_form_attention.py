@@ -98,6 +98,27 @@ def test_a_node_with_a_mask_needs_none(build: Any, check: Any) -> None:
     check(build.model(build.op("Attention", q, k, v, mask, scale=0.5)), run, 1)
 
 
+def test_a_node_that_is_causal_may_have_a_mask_that_hides_nothing(build: Any, check: Any) -> None:
+    q, k, v = qkv(build)
+    mask = build.op("Or", causal(build), build.op("Not", causal(build)))
+    check(build.model(build.op("Attention", q, k, v, mask, is_causal=1)), run, 1)
+
+
+@pytest.mark.parametrize(("window", "n_context"), [(None, 64), (40, 64), (40, 50)])
+def test_a_mask_that_is_cut_from_a_table_is_read_whole(build: Any, window: int | None, n_context: int) -> None:
+    q, k, v = qkv(build)
+    distance = np.arange(64)[:, None] - np.arange(64)
+    table = build.constant(ir.tensor((distance >= 0) & (distance < (window or 64))))
+    n = build.op("Shape", build.inputs[0], start=1, end=2)
+    ends = build.op("Concat", n, n, axis=0)
+    mask = build.op("Slice", table, build.constant([0, 0]), ends, shape=("sequence", "sequence"))
+    model = build.model(build.op("Attention", q, k, v, mask))
+    assert form_attention(model, n_context=n_context) == 1
+    attention = model.graph.outputs[0].producer()
+    assert attention is not None
+    assert attention.metadata_props["llmc.window"] == str(window or 0)
+
+
 def test_packed_heads_are_told_apart(build: Any, check: Any) -> None:
     build.sequence_inputs()
     q, k, v = (build.input(name, "batch", "sequence", n) for name, n in zip("qkv", (32, 16, 16), strict=True))
