@@ -33,7 +33,7 @@ def default_params(op: LinearOp, target: Target) -> Tiling:
     """The tiling that is best on paper; the one there is for weights in f32."""
     if op.element == "f32":
         return Tiling(FMA_TILE, 1, ceil(op.m / FMA_TILE) * ceil(op.n / FMA_TILE), shared=False)
-    return gemm_tiles.space(op, target)[0]
+    return gemm_prompts.space(op, target)[0]
 
 
 def space(op: LinearOp, target: Target) -> Iterable[Tiling]:

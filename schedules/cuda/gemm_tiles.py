@@ -13,7 +13,7 @@ other multiplies.  gemm_prompts.py says what that is worth.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil
@@ -92,8 +92,7 @@ class Tiling:
     shared out.  band: token tiles that lie side by side, before the next rows of the weight.  cluster: blocks that
     bring each other their tokens; a tile is as many times 128 rows then.  along: a tile is 64 rows, a step 128 of K.
     turns: warpgroups take tiles of as many times 64 rows in turns (ping-pong); 0: they share each tile.  quick: a tile
-    ends without branches, its residual read two rounds ahead (include/gemm_quick_end.cuh).  No hash knows the last two:
-    of tilings that cost the same on paper the first of a set is the choice, which they leave as it was.
+    ends without branches, its residual read two rounds ahead (include/gemm_quick_end.cuh).
     """
 
     tokens: int
@@ -103,8 +102,8 @@ class Tiling:
     band: int = 1
     cluster: int = 1
     along: bool = False
-    turns: int = field(default=0, hash=False)
-    quick: bool = field(default=False, hash=False)
+    turns: int = 0
+    quick: bool = False
 
     def __str__(self) -> str:
         rest = ", rest shared out" if self.shared else ""
@@ -192,8 +191,9 @@ def space(op: LinearOp, target: Target) -> list[Tiling]:
     device = DEVICES[target.arch]
     tilings = set(_tilings(op, device))
 
-    def order(each: Tiling) -> tuple[float, bool, int, int, int]:
-        return round(cost_us(op, each, device), 1), not each.along, each.cluster, each.tokens, each.n_parts(op)
+    def order(each: Tiling) -> tuple[float | int, ...]:
+        rest = (each.cluster, each.tokens, each.n_parts(op), each.band, -each.blocks, each.stages)
+        return round(cost_us(op, each, device), 1), not each.along, *rest
 
     ordered = sorted(tilings, key=order)
     best = {(tiling.cluster, tiling.along): tiling for tiling in reversed(ordered)}

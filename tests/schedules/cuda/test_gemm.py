@@ -252,13 +252,10 @@ def test_few_tokens_are_cut_so_that_memory_is_the_limit_on_paper(m: int, shape: 
 
 
 @pytest.mark.parametrize("shape", LAYERS, ids=str)
-def test_clusters_are_for_what_waits_for_l2_on_paper(shape: tuple[int, int, bool]) -> None:
-    device = gemm_tiles.DEVICES[HOPPER.arch]
-    op = layer(1024, *shape)
-    best, *others = gemm.space(op, HOPPER)
-    assert best.cluster == 2
-    alone = next(tiling for tiling in others if tiling.cluster == 1)
-    assert gemm_tiles.cost_us(op, best, device) < gemm_tiles.cost_us(op, alone, device)
+def test_clusters_are_offered_to_what_might_wait_for_l2(shape: tuple[int, int, bool]) -> None:
+    own, *others = gemm.space(layer(1024, *shape), HOPPER)
+    assert own.cluster == 1  # an H200 did not wait for it
+    assert 2 in {tiling.cluster for tiling in others[:8] if not tiling.turns}
     assert {tiling.cluster for tiling in gemm.space(layer(64, *shape), HOPPER)} == {1}
 
 

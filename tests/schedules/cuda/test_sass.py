@@ -85,7 +85,7 @@ CASES = {
         11008,
         4096,
         "HGMMA.64x256x16.F32.BF16",
-        "UBLKCP.S.G.MULTICAST",
+        "UBLKCP",
         "USETMAXREG",
         tiled_x=True,
         tiled_y=True,
