@@ -233,14 +233,9 @@ struct TileSums {
     }
 };
 
-// x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
-template <class Tiling, class Sum = TileSums<Tiling>>
-__device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
-                                           Epilogue<typename Tiling::L> epilogue, float4 *parts,
-                                           uint32_t *counters, const Sum &sum = {}) {
-    constexpr bool kNorms = Tiling::L::kNorm != Norm::none;
-    using Shared = WgmmaShared<Tiling>;
-    Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
+// The ring's barriers, and of a cluster the first half of its own.
+template <class Tiling>
+__device__ __forceinline__ void prepare(WgmmaShared<Tiling> &shared) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Tiling::kStages; stage++) {
             mbarrier_init(&shared.full[stage], 1);
@@ -251,27 +246,46 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
     }
     __syncthreads();
     if constexpr (Tiling::kCluster > 1) cluster_arrive();
+}
+
+// What the first warpgroup does: one thread fills the ring; the other warps ask for what the end of a tile reads, and
+// merge the moments of a norm.
+template <class Tiling>
+__device__ __forceinline__ void supply(WgmmaShared<Tiling> &shared, const void *x, const void *weight,
+                                       const Epilogue<typename Tiling::L> &epilogue) {
+    const bool other = warp_index() > 0, fetches = warp_index() == 0 && elect_one();
+    if (other) prefetch_constants<Tiling, kOtherThreads>(epilogue, threadIdx.x - 32);
+    const Producer<Tiling> producer{shared, x, weight};
+    const int n_early = fetches ? producer.run_ahead() : 0;
+    if constexpr (Tiling::kCluster > 1) {
+        __syncwarp();
+        cluster_wait();
+    }
+    if (fetches) producer.run(n_early);
+    if constexpr (Tiling::L::kNorm != Norm::none) {
+        if (other) {
+            wait_for_previous();  // for the moments
+            merge_norms<Tiling, kOtherThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
+                                              threadIdx.x - 32);
+            mbarrier_arrive(&shared.normed);
+        }
+    }
+}
+
+// x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
+template <class Tiling, class Sum = TileSums<Tiling>>
+__device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
+                                           Epilogue<typename Tiling::L> epilogue, float4 *parts,
+                                           uint32_t *counters, const Sum &sum = {}) {
+    constexpr bool kNorms = Tiling::L::kNorm != Norm::none;
+    using Shared = WgmmaShared<Tiling>;
+    Shared &shared = *reinterpret_cast<Shared *>(dynamic_shared());
+    prepare(shared);
     let_next_start();
 
     if (warp_index() < 4) {
         if constexpr (!kFewTokens<Tiling>) set_max_registers_down<40>();
-        const bool other = warp_index() > 0, fetches = warp_index() == 0 && elect_one();
-        if (other) prefetch_constants<Tiling, kOtherThreads>(epilogue, threadIdx.x - 32);
-        const Producer<Tiling> producer{shared, x, weight};
-        const int n_early = fetches ? producer.run_ahead() : 0;
-        if constexpr (Tiling::kCluster > 1) {
-            __syncwarp();
-            cluster_wait();
-        }
-        if (fetches) producer.run(n_early);
-        if constexpr (kNorms) {
-            if (other) {
-                wait_for_previous();  // for the moments
-                merge_norms<Tiling, kOtherThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
-                                                  threadIdx.x - 32);
-                mbarrier_arrive(&shared.normed);
-            }
-        }
+        supply(shared, x, weight, epilogue);
     } else {
         if constexpr (!kFewTokens<Tiling>) set_max_registers_up<232>();
         if constexpr (Tiling::kCluster > 1) cluster_wait();
