@@ -21,7 +21,7 @@ from llmc.schedules.tune_limits import Entry, geometric_mean, limit_of, needed_u
 STAGE = "in place"
 OWN, CANDIDATE, BEST = "own", "candidate", "best"
 """What a line is about: a chain with the rules' own choices, with one candidate, with the best of every call."""
-LEAST_GAIN = 0.01
+LEAST_GAIN = 0.005
 """Of a layer's time: what another choice than the rule's own must save."""
 
 CALL_FIELDS = {"job": str, "rule": str, "words": str, "params": dict, "signature": dict}

@@ -266,7 +266,7 @@ def test_a_gain_that_noise_explains_or_the_whole_refutes_is_none(kit: Kit, journ
     item = f"{CHAIN}: {PRODUCT_ITEM} #1"
     assert in_place.winners(chain, known) == {PRODUCT_ITEM: 1}
     assert in_place.winners(chain, {**known, item: {**known[item], "noise": 0.2}}) == {}
-    assert in_place.winners(chain, {**known, item: {**known[item], "us": 29.8}}) == {}
+    assert in_place.winners(chain, {**known, item: {**known[item], "us": 29.9}}) == {}
     best = known[f"{CHAIN}: best"]
     rest = {key: value for key, value in best.items() if key not in ("stage", "item", "event", "at", "us")}
     journal.append(in_place.STAGE, f"{CHAIN}: best", "done", us=best["own_us"], **rest)
