@@ -19,18 +19,25 @@ from llmc.schedules.records import Record, Signature, of_kind
 from llmc.schedules.tune_limits import Entry, geometric_mean, limit_of, needed_us
 
 STAGE = "in place"
-OWN, CANDIDATE, BEST = "own", "candidate", "best"
-"""What a line is about: a chain with the rules' own choices, with one candidate, with the best of every call."""
+OWN, TOGETHER, CANDIDATE, BEST = "own", "together", "candidate", "best"
+"""What a line is about: a chain with the rules' own choices, with other ones of all calls, with one candidate, with the
+best of every call."""
 LEAST_GAIN = 0.005
 """Of a layer's time: what another choice than the rule's own must save."""
 
 CALL_FIELDS = {"job": str, "rule": str, "words": str, "params": dict, "signature": dict}
 FIELDS: Mapping[str, Mapping[str, type]] = {
     OWN: {"calls": list},
+    TOGETHER: {"choice": dict},
     CANDIDATE: {**CALL_FIELDS, "index": int, "alike": bool},
     BEST: {"choice": dict},
 }
-TIMES = {OWN: ("us", "bytes", "operations"), CANDIDATE: ("us", "base_us", "noise"), BEST: ("us", "own_us")}
+TIMES = {
+    OWN: ("us", "bytes", "operations"),
+    TOGETHER: ("us", "base_us", "noise"),
+    CANDIDATE: ("us", "base_us", "noise"),
+    BEST: ("us", "own_us"),
+}
 
 
 def is_better(us: float, base_us: float, noise: float) -> bool:
@@ -92,7 +99,7 @@ def records_in_place(
 ) -> Iterator[Record]:
     """A record for each call of which candidates were measured in place, with its chains' times a layer; none without
     limits.  entries: lines of the stage, checked."""
-    by: dict[str, list[Entry]] = {OWN: [], CANDIDATE: [], BEST: []}
+    by: dict[str, list[Entry]] = {of: [] for of in FIELDS}
     for entry in entries:
         by[entry["of"]].append(entry)
     chains = {entry["chain"]: entry for entry in by[OWN]}

@@ -1,9 +1,12 @@
 """How long candidates take in their places: between the other calls of a model's layers, where they overlap with those
 and not with themselves.
 
-A graph launches a chain of layers (chain.py) with the rules' own choices.  Of each call, the most expensive first, each
-candidate then takes its place, all others held fixed; base and candidate are replayed in turns, and the medians count.
-The best joins the base where the layer is clearly faster for it, and the next call's candidates are measured so.
+A graph launches a chain of layers (chain.py) with the rules' own choices.  Some choices pay only where neighbours
+choose likewise, as blocks that leave room for the next kernel's: so first all calls take their first candidates
+together, then their second ones, and the fastest such chain is what the rest begins with, if one is faster.  Then, of
+each call, the most expensive first, each candidate takes the own choice's place, all others held fixed; base and
+candidate are replayed in turns, and the medians count.  The best joins the others where the layer is clearly faster for
+it, else the own choice does, and the next call's candidates are measured so.
 
 What an item finds depends on which candidates won before; those are known from the journal, so that a run goes on
 where it was.
@@ -26,7 +29,7 @@ from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.measure import MOST_LAUNCHES, First, Size
 from llmc.compiler.kernel import Operand
 from llmc.schedules import tune_in_place
-from llmc.schedules.tune_in_place import BEST, CANDIDATE, OWN, is_better
+from llmc.schedules.tune_in_place import BEST, CANDIDATE, OWN, TOGETHER, is_better
 
 STAGE = tune_in_place.STAGE
 FEW, MANY = 3, 8
@@ -40,13 +43,26 @@ Replay = Callable[[], None]
 
 
 def items(kit: Kit) -> Iterator[str]:
-    """Of each chain the rules' own choices, then the candidates of each call, then the best of all calls."""
+    """Of each chain the rules' own choices, then candidates of all calls together, then those of each, then the best of
+    all calls."""
     for chain in chains(kit):
         yield item(chain, OWN)
+        yield from (item(chain, f"{TOGETHER} #{index}") for index in sets(chain))
         for job in chain.jobs:
             yield from (item(chain, f"{job.name} #{index}") for index in range(1, len(job.candidates)))
         if chain.jobs:
             yield item(chain, BEST)
+
+
+def sets(chain: Chain) -> range:
+    """Candidates that several calls have."""
+    lengths = sorted((len(job.candidates) for job in chain.jobs), reverse=True)
+    return range(1, lengths[1] if len(lengths) > 1 else 1)
+
+
+def together(chain: Chain, index: int) -> dict[str, int]:
+    """All calls' index-th candidates."""
+    return {job.name: index for job in chain.jobs if index < len(job.candidates) and is_alike(job, index)}
 
 
 def item(chain: Chain, what: str) -> str:
@@ -63,7 +79,7 @@ def find(kit: Kit, name: str) -> tuple[str, str, int]:
 def usable(kit: Kit, names: Iterable[str], journal: Journal) -> Iterator[str]:
     """Items of chains that run, without candidates that are known to be wrong, or far slower alone."""
     wrong = {item for stage in (check.STAGE, measure.STAGE, STAGE) for item in journal.failed(stage)}
-    bad = {candidate_of(name) for name in wrong} | far_slower(journal)
+    bad = {candidate_of(name) for name in wrong if f": {TOGETHER} #" not in name} | far_slower(journal)
     sound = {
         chain.name
         for chain in chains(kit)
@@ -90,6 +106,27 @@ def far_slower(journal: Journal) -> set[str]:
             candidate = candidate_of(name)
             fastest[candidate] = min(fastest.get(candidate, FAR), entry["us"] / own["us"])
     return {candidate for candidate, ratio in fastest.items() if ratio >= FAR}
+
+
+def begun_with(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
+    """The fastest choice of all calls together that is clearly faster than the rules' own; else nothing."""
+    ratios = {}
+    for index in sets(chain):
+        entry = known.get(item(chain, f"{TOGETHER} #{index}"))
+        if entry and is_better(entry["us"], entry["base_us"], entry["noise"]):
+            ratios[index] = entry["us"] / entry["base_us"]
+    return together(chain, min(ratios, key=lambda index: ratios[index])) if ratios else {}
+
+
+def standing(chain: Chain, job: Job, known: Mapping[str, Entry]) -> dict[str, int]:
+    """What other calls than the job's have while its candidates are measured: those in front of it what won, those
+    behind it what was begun with."""
+    won, begun = winners(chain, known), begun_with(chain, known)
+    at = chain.jobs.index(job)
+    return {
+        **{name: begun[name] for each in chain.jobs[at + 1 :] if (name := each.name) in begun},
+        **{name: won[name] for each in chain.jobs[:at] if (name := each.name) in won},
+    }
 
 
 def winners(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
@@ -135,13 +172,15 @@ class InPlace:
         chain = self._chains[chain_name]
         laid = self._opened(chain)
         laid.clear()
-        won = winners(chain, self._known)
         if what == OWN:
             found = self._own(laid)
         elif what == BEST:
-            found = self._best(laid, won)
+            found = self._best(laid, winners(chain, self._known))
+        elif what == TOGETHER:
+            found = self._together(laid, together(chain, index))
         else:
-            found = self._candidate(laid, self._kit.jobs[what], index, won)
+            job = self._kit.jobs[what]
+            found = self._candidate(laid, job, index, standing(chain, job, self._known))
         self._known[name] = found
         return {"chain": chain.name, **found}
 
@@ -160,25 +199,31 @@ class InPlace:
             "calls": [{"job": job.name, **said(job, 0)} for job in chain.jobs],
         }
 
-    def _candidate(self, laid: Laid, job: Job, index: int, won: Mapping[str, int]) -> dict[str, Any]:
-        others = {name: other for name, other in won.items() if name != job.name}
-        base = self._replay_of(laid, others)
+    def _candidate(self, laid: Laid, job: Job, index: int, others: dict[str, int]) -> dict[str, Any]:
         self._compare(laid, job, index)
-        with self._device.graph(self._recorded(laid, {**others, job.name: index})) as candidate:
-            ours, theirs = in_turns(self._device, base, candidate, FEW)
-            if median(theirs) <= median(ours):
-                ours, theirs = in_turns(self._device, base, candidate, MANY)
         return {
             "of": CANDIDATE,
-            "us": self._us(median(theirs)),
-            "base_us": self._us(median(ours)),
-            "noise": noise(ours),
+            **self._against(laid, others, {**others, job.name: index}),
             "job": job.name,
             "index": index,
             "alike": is_alike(job, index),
             "others": others,
             **said(job, index),
         }
+
+    def _together(self, laid: Laid, choice: dict[str, int]) -> dict[str, Any]:
+        for name, index in choice.items():
+            self._compare(laid, self._kit.jobs[name], index)
+        return {"of": TOGETHER, **self._against(laid, {}, choice), "choice": choice}
+
+    def _against(self, laid: Laid, others: dict[str, int], choice: Choice) -> dict[str, Any]:
+        """Of a choice, and of the base that it is set against."""
+        base = self._replay_of(laid, others)
+        with self._device.graph(self._recorded(laid, choice)) as candidate:
+            ours, theirs = in_turns(self._device, base, candidate, FEW)
+            if median(theirs) <= median(ours):
+                ours, theirs = in_turns(self._device, base, candidate, MANY)
+        return {"us": self._us(median(theirs)), "base_us": self._us(median(ours)), "noise": noise(ours)}
 
     def _best(self, laid: Laid, won: Mapping[str, int]) -> dict[str, Any]:
         base = self._replay_of(laid, {})

@@ -35,8 +35,10 @@ TARGET = Target("cuda", "sm_90a")
 ATTENTION, PRODUCT = attention_call(1, 2, 2, 64, 0, "bf16"), linear_call("LinearResidual", 1, 384, 128, "bf16", 0)
 CHAIN = "toy M=1 @40"
 ALONE = {"attend": 20.0, "attend_b": 21.0, "multiply": 10.0, "multiply_b": 11.0, "multiply_c": 9.0, "multiply_d": 9.0}
+ALONE |= {"attend_small": 20.2, "multiply_small": 10.2}
 """µs of a kernel behind one like it."""
 LESS = {("multiply_b", "attend"): 4.0, ("attend", "multiply_c"): -3.0, ("attend", "multiply_d"): 0.9}
+LESS |= {("attend_small", "multiply_small"): 2.0}
 """µs that a kernel takes less behind another one."""
 
 
@@ -194,6 +196,21 @@ def test_a_candidate_that_is_slower_alone_and_faster_in_its_place_wins(kit: Kit,
     assert row == (CHAIN, "30.0", "27.0", "10.0 %", f"{PRODUCT_ITEM}: multiply_b")
 
 
+def test_candidates_that_pay_together_alone_are_found(tmp_path: Path, journal: Journal) -> None:
+    """Two small kernels run side by side; beside a large one either is slower."""
+    attention = job(ATTENTION, "attend", "attend_b", "attend_small")
+    product = job(PRODUCT, "multiply", "multiply_c", "multiply_small", "multiply_d")
+    kit = kit_of(tmp_path / "kit", attention, product)
+    done(kit, journal, Fake(), "in place")
+    found = journal.results(in_place.STAGE)
+    together = [found[f"{CHAIN}: together #{index}"] for index in (1, 2)]
+    assert [entry["us"] for entry in together] == [pytest.approx(30.0), pytest.approx(28.4)]
+    assert found[f"{CHAIN}: {PRODUCT_ITEM} #2"]["others"] == {ATTENTION_ITEM: 2}
+    assert found[f"{CHAIN}: best"]["choice"] == {PRODUCT_ITEM: 2, ATTENTION_ITEM: 2}
+    (report,) = tune_import.import_records([journal.path], TARGET, tmp_path / "tuned.json", "1")
+    assert {record["params"]["kernel"] for record in report["records"]} == {"attend_small", "multiply_small"}
+
+
 def test_what_won_in_its_place_stands_before_what_was_faster_alone(kit: Kit, journal: Journal, tmp_path: Path) -> None:
     out = tmp_path / "tuned.json"
     done(kit, journal, Fake(), "tune")
@@ -242,7 +259,8 @@ def test_a_run_that_is_cut_off_goes_on_with_what_won(tmp_path: Path, journal: Jo
         each.take_over(journal.path)
     done(kit, whole, Fake(), "in place")
     first = list(in_place.items(kit))
-    assert first[1].startswith(f"{CHAIN}: {PRODUCT_ITEM}")  # the more expensive call
+    assert first[1] == f"{CHAIN}: together #1"
+    assert first[2].startswith(f"{CHAIN}: {PRODUCT_ITEM}")  # the more expensive call
     for lost_at in range(2, 5):
         with pytest.raises(KeyboardInterrupt):
             done(kit, cut, Fake(lost_at), "in place")
