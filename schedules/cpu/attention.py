@@ -21,6 +21,7 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import attention_sizes
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
@@ -49,16 +50,22 @@ class Blocks:
 
 
 def parse(call: Call, target: Target) -> Attention | None:
-    """The attention that a call asks for, or None."""
+    """The attention that a call asks for, or None when it is something else.  Raises LlmcError for heads that these
+    kernels cannot take."""
     sizes = attention_sizes(call)
     if sizes is None:
         return None
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
-    if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"] or sizes["head_dim"] % 2:
+    if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"]:
         return None
+    if sizes["head_dim"] % 2:
+        raise LlmcError(f"attention takes heads of an even number of elements, not {sizes['head_dim']}", place=call.op)
     dots = {"f32": "fma", "bf16": bf16_dot(sizes["head_dim"], target), "int8": "madd16"}
-    if kv_dtype not in dots or (kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM):
+    if kv_dtype not in dots:
         return None
+    if kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM:
+        fact = f"a KV cache in int8 takes heads of up to {MOST_INT8_DIM} elements, not {sizes['head_dim']}"
+        raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
     return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes)
 
 

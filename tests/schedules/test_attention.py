@@ -15,6 +15,7 @@ import pytest
 from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import attention
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES
 from llmc.schedules.execute import Executable
@@ -355,10 +356,17 @@ def test_it_is_what_the_operator_is_defined_to_be(run: Run, define: Run, host: T
     np.testing.assert_allclose(machine.step(rows), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("kv_dtype", "f16"), ("page_tokens", 32), ("kv_num_heads", 3), ("head_dim", 63)]
-)
+@pytest.mark.parametrize(("name", "value"), [("kv_dtype", "f16"), ("page_tokens", 32), ("kv_num_heads", 3)])
 def test_what_the_kernels_cannot_do_is_refused(host: Target, name: str, value: Any) -> None:
-    call = Model().call(1)
-    other = Call(call.op, call.inputs, call.outputs, tuple({**dict(call.attributes), name: value}.items()))
-    assert attention.match(other, host) is None
+    assert attention.match(with_attribute(Model(), name, value), host) is None
+
+
+@pytest.mark.parametrize(("kv_dtype", "head_dim"), [("bf16", 63), ("int8", 514)])
+def test_heads_that_the_kernels_cannot_take_are_named(host: Target, kv_dtype: str, head_dim: int) -> None:
+    with pytest.raises(LlmcError, match=f"not {head_dim}"):
+        attention.match(with_attribute(Model(kv_dtype=kv_dtype), "head_dim", head_dim), host)
+
+
+def with_attribute(model: Model, name: str, value: Any) -> Call:
+    call = model.call(1)
+    return Call(call.op, call.inputs, call.outputs, tuple({**dict(call.attributes), name: value}.items()))
