@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -104,6 +105,34 @@ def is_hung(entry: Entry) -> bool:
     return entry["event"] == "failed" and TOO_LONG in entry["error"]
 
 
+def way_of(kit: Kit, stage: str, item: str) -> tuple[int, tuple[str, str]]:
+    """Of an item that is about a candidate: which of its call's (0: the rule's own, or a whole chain), and how it does
+    that, but for numbers."""
+    if stage == in_place.STAGE:
+        _, name, index = in_place.find(kit, item)
+        if not index:
+            return 0, ("", "")
+        job = kit.jobs[name]
+    elif stage == measure.STAGE:
+        job, index, _ = measure.find(kit, item)
+    else:
+        job, index = check.find(kit, item)
+    return index, (job.rule, re.sub(r"\d+", "", job.candidates[index].words))
+
+
+def without_relatives(kit: Kit, stage: str, items: Sequence[str], journal: Journal) -> list[str]:
+    """The items, but for candidates that do their call in the way of one that hung, in whatever stage: each could take
+    as long again.  The rules' own choices stay."""
+    hung = {
+        way_of(kit, each, item)[1]
+        for each in (check.STAGE, measure.STAGE, in_place.STAGE)
+        for item, entry in journal.latest(each).items()
+        if is_hung(entry)
+    }
+    ways = [way_of(kit, stage, item) for item in items]
+    return [item for item, (index, way) in zip(items, ways, strict=True) if not index or way not in hung]
+
+
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     """The part's items that are not settled, but for what is known to lead to nothing: kernels of a family that hung,
     candidates whose kernels are wrong, systems that failed before."""
@@ -111,6 +140,8 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     latest = journal.latest(stage.name)
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
     left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
+    if stage.module in (measure, in_place):
+        left = without_relatives(kit, stage.name, left, journal)
     if stage.module is measure:
         wrong = journal.failed(check.STAGE)
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
