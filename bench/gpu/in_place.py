@@ -15,7 +15,7 @@ where it was.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from itertools import cycle
 from statistics import median, quantiles
@@ -60,9 +60,15 @@ def sets(chain: Chain) -> range:
     return range(1, lengths[1] if len(lengths) > 1 else 1)
 
 
-def together(chain: Chain, index: int) -> dict[str, int]:
-    """All calls' index-th candidates."""
-    return {job.name: index for job in chain.jobs if index < len(job.candidates) and is_alike(job, index)}
+def all_together(kit: Kit) -> set[str]:
+    """Of any chain, what is said of candidates of all calls."""
+    return {f"{TOGETHER} #{index}" for chain in chains(kit) for index in sets(chain)}
+
+
+def together(chain: Chain, index: int, bad: Set[str]) -> dict[str, int]:
+    """All calls' index-th candidates, but for bad ones."""
+    having = (job for job in chain.jobs if index < len(job.candidates) and is_alike(job, index))
+    return {job.name: index for job in having if check.item(job, index) not in bad}
 
 
 def item(chain: Chain, what: str) -> str:
@@ -76,18 +82,24 @@ def find(kit: Kit, name: str) -> tuple[str, str, int]:
     return (chain, job, int(index)) if job else (chain, what, 0)
 
 
-def usable(kit: Kit, names: Iterable[str], journal: Journal) -> Iterator[str]:
-    """Items of chains that run, without candidates that are known to be wrong, or far slower alone."""
+def known_bad(journal: Journal) -> set[str]:
+    """Candidates that are known to be wrong, or far slower alone."""
     wrong = {item for stage in (check.STAGE, measure.STAGE, STAGE) for item in journal.failed(stage)}
-    bad = {candidate_of(name) for name in wrong if f": {TOGETHER} #" not in name} | far_slower(journal)
+    return {candidate_of(name) for name in wrong if f": {TOGETHER} #" not in name} | far_slower(journal)
+
+
+def usable(kit: Kit, names: Iterable[str], journal: Journal, relatives: Set[str]) -> Iterator[str]:
+    """Items of chains that run, without bad candidates.  relatives: of what hung."""
+    bad, failed = known_bad(journal) | relatives, journal.failed(STAGE)
     sound = {
-        chain.name
+        chain.name: chain
         for chain in chains(kit)
-        if item(chain, OWN) not in wrong and not any(f"{step.job.name} #0" in bad for step in chain.steps)
+        if item(chain, OWN) not in failed and not any(check.item(step.job, 0) in bad for step in chain.steps)
     }
     for name in names:
-        chain, _, what = name.partition(": ")
-        if chain in sound and what not in bad:
+        chain, what, index = find(kit, name)
+        known = chain in sound and name.partition(": ")[2] not in bad
+        if known and (what != TOGETHER or len(together(sound[chain], index, bad)) > 1):
             yield name
 
 
@@ -115,7 +127,8 @@ def begun_with(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
         entry = known.get(item(chain, f"{TOGETHER} #{index}"))
         if entry and is_better(entry["us"], entry["base_us"], entry["noise"]):
             ratios[index] = entry["us"] / entry["base_us"]
-    return together(chain, min(ratios, key=lambda index: ratios[index])) if ratios else {}
+    best = min(ratios, key=lambda index: ratios[index], default=0)
+    return dict(known[item(chain, f"{TOGETHER} #{best}")]["choice"]) if best else {}
 
 
 def standing(chain: Chain, job: Job, known: Mapping[str, Entry]) -> dict[str, int]:
@@ -146,10 +159,10 @@ def winners(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
 
 class InPlace:
     """The chain that is being measured: its memory, and the graph of its base.  A context manager: both are given back
-    at the end.  known: what was found before."""
+    at the end.  known: what was found before; bad: candidates that no other ones are to be together with."""
 
-    def __init__(self, device: Device, kit: Kit, size: Size, known: Mapping[str, Entry]) -> None:
-        self._device, self._size, self._known = device, size, dict(known)
+    def __init__(self, device: Device, kit: Kit, size: Size, known: Mapping[str, Entry], bad: Set[str]) -> None:
+        self._device, self._size, self._known, self._bad = device, size, dict(known), bad
         self._kit, self._chains = kit, {chain.name: chain for chain in chains(kit)}
         self._random = RandomBits(device)
         self._laid: Laid | None = None
@@ -177,7 +190,7 @@ class InPlace:
         elif what == BEST:
             found = self._best(laid, winners(chain, self._known))
         elif what == TOGETHER:
-            found = self._together(laid, together(chain, index))
+            found = self._together(laid, together(chain, index, self._bad))
         else:
             job = self._kit.jobs[what]
             found = self._candidate(laid, job, index, standing(chain, job, self._known))

@@ -13,8 +13,9 @@ from llmc.bench.gpu import check, facts, in_place, measure, whole
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.driver import CudaError, Device
 from llmc.bench.gpu.journal import Entry, Journal
-from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.plan import Part
+from llmc.schedules.tune_in_place import TOGETHER
 
 DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
 """Exit status: everything is done; the device is lost to this process; not all fitted into the time."""
@@ -54,7 +55,9 @@ def on_device(stage: str, parts: Sequence[Part], device: Device, kit: Kit, journ
     l2_bytes = int(journal.one(facts.STAGE, facts.DEVICE).get("l2_bytes") or settings["l2_bytes"])
     size = measure.Size(l2_bytes, settings["shortest_ms"], settings["replays"])
     if module is in_place:
-        return opened.enter_context(in_place.InPlace(device, kit, size, journal.results(in_place.STAGE))).measure
+        bad = in_place.known_bad(journal) | relatives(kit, journal)
+        known = journal.results(in_place.STAGE)
+        return opened.enter_context(in_place.InPlace(device, kit, size, known, bad)).measure
     return measure.runner(device, kit, size)
 
 
@@ -105,32 +108,25 @@ def is_hung(entry: Entry) -> bool:
     return entry["event"] == "failed" and TOO_LONG in entry["error"]
 
 
-def way_of(kit: Kit, stage: str, item: str) -> tuple[int, tuple[str, str]]:
-    """Of an item that is about a candidate: which of its call's (0: the rule's own, or a whole chain), and how it does
-    that, but for numbers."""
-    if stage == in_place.STAGE:
-        _, name, index = in_place.find(kit, item)
-        if not index:
-            return 0, ("", "")
-        job = kit.jobs[name]
-    elif stage == measure.STAGE:
-        job, index, _ = measure.find(kit, item)
-    else:
-        job, index = check.find(kit, item)
-    return index, (job.rule, re.sub(r"\d+", "", job.candidates[index].words))
+def way_of(job: Job, index: int) -> tuple[str, str]:
+    """How a candidate does its call, but for numbers."""
+    return job.rule, re.sub(r"\d+", "", job.candidates[index].words)
 
 
-def without_relatives(kit: Kit, stage: str, items: Sequence[str], journal: Journal) -> list[str]:
-    """The items, but for candidates that do their call in the way of one that hung, in whatever stage: each could take
-    as long again.  The rules' own choices stay."""
+def relatives(kit: Kit, journal: Journal) -> set[str]:
+    """Candidates that do their call in the way of one that hung, in whatever stage: each could take as long again.  The
+    rules' own choices are none.  Where candidates of several calls hung together, all that are to be together."""
     hung = {
-        way_of(kit, each, item)[1]
-        for each in (check.STAGE, measure.STAGE, in_place.STAGE)
-        for item, entry in journal.latest(each).items()
+        in_place.candidate_of(item)
+        for stage in (check.STAGE, measure.STAGE, in_place.STAGE)
+        for item, entry in journal.latest(stage).items()
         if is_hung(entry)
     }
-    ways = [way_of(kit, stage, item) for item in items]
-    return [item for item, (index, way) in zip(items, ways, strict=True) if not index or way not in hung]
+    parts = [what.rpartition(" #") for what in hung]
+    ways = {way_of(kit.jobs[job], int(index)) for job, _, index in parts if job in kit.jobs}
+    candidates = [(job, index) for job in kit.jobs.values() for index in range(1, len(job.candidates)) if ways]
+    found = {check.item(job, index) for job, index in candidates if way_of(job, index) in ways}
+    return found.union(*(in_place.all_together(kit) for job, _, _ in parts if job == TOGETHER))
 
 
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
@@ -140,13 +136,11 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     latest = journal.latest(stage.name)
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
     left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
-    if stage.module in (measure, in_place):
-        left = without_relatives(kit, stage.name, left, journal)
     if stage.module is measure:
-        wrong = journal.failed(check.STAGE)
+        wrong = journal.failed(check.STAGE) | relatives(kit, journal)
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]
     if stage.module is in_place:
-        return list(in_place.usable(kit, left, journal))
+        return list(in_place.usable(kit, left, journal, relatives(kit, journal)))
     if stage.module is check:
         hung = {check.family(kit, item) for item in settled if is_hung(latest[item])}
         return [item for item in left if check.family(kit, item) not in hung]

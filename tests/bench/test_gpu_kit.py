@@ -325,7 +325,7 @@ def test_candidates_are_measured_in_their_places(model_kit: Path, tmp_path: Path
     journal = run(model_kit, tmp_path / "out", "--stages", "ai")
     chain = "tiny M=1 @40"
     first, attention, _ = TUNED
-    tried = [f"{chain}: {first} #1", f"{chain}: {attention} #1"]
+    tried = [f"{chain}: {what} #1" for what in ("together", first, attention)]
     assert outcomes(journal, "in place") == dict.fromkeys([f"{chain}: own", *tried, f"{chain}: best"], "done")
     found = journal.results("in place")
     assert found[f"{chain}: own"]["us"] == found[f"{chain}: best"]["own_us"] > 0
