@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Model
 
 
+def not_empty(key: str | None) -> str | None:
+    """An empty key, as of a variable that is not set, would let everybody in."""
+    if key is not None and not key.strip():
+        raise click.BadParameter("the key is empty")
+    return key
+
+
 @click.command(short_help="Serve an artifact over HTTP.")
 @artifact_argument
 @click.option("--host", metavar="HOST", default="127.0.0.1", show_default=True, help="0.0.0.0: every interface.")
@@ -52,7 +59,11 @@ if TYPE_CHECKING:
 )
 @click.option("--name", metavar="NAME", help="Of the model, for clients.  [default: the file's]")
 @click.option(
-    "--api-key", metavar="KEY", envvar="LLMC_API_KEY", help="What clients have to send.  [default: $LLMC_API_KEY]"
+    "--api-key",
+    metavar="KEY",
+    envvar="LLMC_API_KEY",
+    callback=lambda _context, _option, key: not_empty(key),
+    help="What clients have to send.  [default: $LLMC_API_KEY]",
 )
 @click.option(
     "--grace",

@@ -8,6 +8,7 @@ arithmetic on shapes: it is simply done.  The positions of tokens are taken to b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from llmc.compiler.graph_shapes import bound, dims, infer, result_dtype, rule_of
+from llmc.compiler.graph_shapes import BROADCAST, bound, dims, infer, result_dtype, rule_of
 from llmc.compiler.graph_text import op_name
 from llmc.compiler.ops import OPSET
 from llmc.compiler.weights import Array
@@ -122,7 +123,7 @@ class Probe:
             return [np.array(self.shapes[node.inputs[0]][slice(*ends)], np.int64)]
         operands = [None if value is None else self.contents(value) for value in node.inputs]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-        if n_elements(node.op_type, operands) > MOST_ELEMENTS:
+        if n_elements(node.op_type, operands, attributes) > MOST_ELEMENTS:
             raise LlmcError(f"a {node.op_type} makes too many numbers of a few tokens", place=f"node {node.name}")
         try:
             if node.op_type in FAST and all(value is not None for value in operands):
@@ -132,7 +133,7 @@ class Probe:
             raise LlmcError(f"a {node.op_type} of shapes cannot be computed", place=f"node {node.name}") from error
 
 
-def n_elements(op: str, operands: list[Array | None]) -> int:
+def n_elements(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> int:
     """How many numbers come of it, where few operands can make many."""
     x, *rest = [np.zeros(0) if value is None else value for value in operands] or [np.zeros(0)]
     if op == "ConstantOfShape":
@@ -143,6 +144,16 @@ def n_elements(op: str, operands: list[Array | None]) -> int:
         )
     if op in ("Expand", "Tile") and rest:
         return prod(max(int(size), 1) for size in rest[0].reshape(-1)) * (x.size if op == "Tile" else 1)
+    if op == "Concat":
+        return sum(part.size for part in (x, *rest))
+    if op == "Gather" and x.ndim and rest:
+        return rest[0].size * x.size // max(1, x.shape[int(attributes.get("axis", 0)) % x.ndim])
+    if op == "MatMul" and x.ndim and rest:
+        return x.size * rest[0].size // max(1, x.shape[-1]) ** 2
+    if op in BROADCAST:
+        sizes = zip_longest(*(part.shape[::-1] for part in (x, *rest)), fillvalue=1)
+        found = prod(max(of_axis) for of_axis in sizes)
+        return 0 if found <= max(part.size for part in (x, *rest)) else found
     return 0
 
 

@@ -198,7 +198,10 @@ def transpose(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 def slice_(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     x, starts, ends, *rest = node.inputs
+    steps = ints(rest[1]) if len(rest) > 1 else None
     if x is not None and dims(x) == dims(node.outputs[0]):
+        if any(step != 1 for step in steps or ()):
+            raise flat.refusal(node, "turns the order round")
         return [flat.new[x]]
     if not rest:
         raise flat.refusal(node, "names no axes")

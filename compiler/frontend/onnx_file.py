@@ -55,7 +55,7 @@ class OnnxFile:
 def open_onnx(path: Path) -> OnnxFile:
     """Read the graph of a causal decoder and check it.  Reads no large weight.  Raises LlmcError."""
     proto = parse(path)
-    check_tensors(proto.graph, path)
+    check_tensors(proto, path)
     check_operators(proto, path)
     check_names(proto.graph, path)
     try:
@@ -225,7 +225,7 @@ def widen(graph: ir.Graph) -> bool:
 def weigh(graph: ir.Graph, path: Path) -> dict[str, Weight]:
     """Give initializers their weights: unread, kept as in the file; what makes up positions becomes float32."""
     weights: dict[str, Weight] = {}
-    acts = activations(graph)
+    meet_tokens = weights_among(graph)
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -235,7 +235,7 @@ def weigh(graph: ir.Graph, path: Path) -> dict[str, Weight]:
             value.const_value = ir.tensor(tensor.numpy(), name=name)
             continue
         value.dtype = ir.DataType.FLOAT
-        if tensor.size > 1 and is_weight(value, acts):
+        if tensor.size > 1 and value in meet_tokens:
             weights[name] = weight_of(tensor, name, path)
             value.const_value = weights[name]
         else:
@@ -252,18 +252,25 @@ def activations(graph: ir.Graph) -> set[ir.Value]:
     return found
 
 
-def is_weight(value: ir.Value, acts: set[ir.Value]) -> bool:
-    """Whether it meets activations, or is looked up in, itself or through what is made of it alone."""
-    for use in value.uses():
-        node = use.node
-        if node.op_type == "Gather" and use.idx == 0 and len(value.shape or ()) == 2:
-            return True
-        if any(result in acts for result in node.outputs):
-            return True
-        alone = all(v is None or v is value or v.is_initializer() for v in node.inputs)
-        if alone and any(is_weight(result, acts) for result in node.outputs):
-            return True
-    return False
+def weights_among(graph: ir.Graph) -> set[ir.Value]:
+    """Values that meet activations, or are looked up in, themselves or through what is made of them alone."""
+    acts = activations(graph)
+    found: set[ir.Value] = set()
+    for node in reversed(graph):
+        meets = any(result in acts for result in node.outputs)
+        made_of_it = any(result in found for result in node.outputs)
+        made = {value for value in node.inputs if value is not None and not value.is_initializer()}
+        for index, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            if meets or (made_of_it and made <= {value}) or (index == 0 and is_lookup(node, value)):
+                found.add(value)
+    return found
+
+
+def is_lookup(node: ir.Node, table: ir.Value) -> bool:
+    shape = table.const_value.shape if table.const_value is not None else table.shape
+    return node.op_type == "Gather" and shape is not None and len(shape) == 2
 
 
 def digest(proto: onnx.ModelProto, path: Path) -> bytes:
@@ -274,7 +281,7 @@ def digest(proto: onnx.ModelProto, path: Path) -> bytes:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             where: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
             with (path.parent / where["location"]).open("rb") as stream:
-                stream.seek(int(where.get("offset", 0)) + max(0, prod(tensor.dims) - SAMPLE_BYTES) // 2)
+                stream.seek(int(where.get("offset") or 0) + max(0, prod(tensor.dims) - SAMPLE_BYTES) // 2)
                 found.update(stream.read(SAMPLE_BYTES))
     return found.digest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -23,9 +24,9 @@ TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 HINT = "download the file again, with those beside it"
 
 
-def check_tensors(graph: onnx.GraphProto, path: Path) -> None:
+def check_tensors(model: onnx.ModelProto, path: Path) -> None:
     """Every tensor has as many bytes as its shape says, within the file or in one of the same folder."""
-    for tensor in tensors_of(graph):
+    for tensor in tensors_of(model):
         place = f"tensor {tensor.name} of {path}"
         if tensor.data_type not in BYTES:
             raise LlmcError("the tensor has a type that is not compiled", place=place)
@@ -57,9 +58,10 @@ BYTES: dict[int, int] = {
 """Of one element: the types that a decoder has."""
 
 
-def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Of the graph, and of the functions that it calls."""
+    yield from model.graph.initializer
+    for node in chain(model.graph.node, *(function.node for function in model.functions)):
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.TENSOR:
                 yield attribute.t
@@ -71,12 +73,14 @@ def check_external(tensor: onnx.TensorProto, wanted: int, path: Path) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     name = PurePosixPath(location)
-    if not location or name.is_absolute() or ".." in name.parts or PureWindowsPath(location).is_absolute():
+    leaves = name.is_absolute() or ".." in name.parts or PureWindowsPath(location).is_absolute()
+    if not location or "\0" in location or leaves:
         fact = f"the tensor's file {location!r} is none of the model's folder"
         raise LlmcError(fact, place=place, hint="keep the files of one model in one folder")
     file = path.parent / location
     # A download may be links into a store of files, as the hub's cache is: then both link to one folder.
-    if file.resolve().parent not in (path.resolve().parent, (path.parent / name.parent).resolve()):
+    at = file.resolve()
+    if at.parent != path.resolve().parent and not at.is_relative_to(path.parent.resolve()):
         raise LlmcError(f"the tensor's file {location!r} is a link to another folder", place=place)
     if not file.is_file():
         raise LlmcError(f"the file {location} with the weights is missing", place=place, hint=HINT)

@@ -147,9 +147,10 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
     for initializer in file.graph.graph.initializers.values():
         if isinstance(initializer.const_value, Weight):
             initializer.const_value = initializer.const_value.stored_as(stored)
-    limit = next((int(fields[name]) for name in LIMITS if fields.get(name)), 0)
-    architectures = fields.get("architectures") or [path.name]
-    file.graph.metadata_props.update({"llmc.architecture": str(architectures[0]), "llmc.n_context": str(limit)})
+    limit = next((limit for name in LIMITS if isinstance(limit := fields.get(name), int) and limit > 0), 0)
+    given = fields.get("architectures")
+    architecture = given[0] if isinstance(given, list) and given else path.name
+    file.graph.metadata_props.update({"llmc.architecture": str(architecture), "llmc.n_context": str(limit)})
     text = read_text(folder, file.n_vocab)
     eos, bos = read_ends(folder, fields, file.n_vocab)
     return SourceModel(

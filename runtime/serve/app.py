@@ -62,8 +62,8 @@ class Service:
 
         async def respond(request: Request) -> Response:
             if self.api_key is not None:
-                given = request.headers.get("authorization", "").removeprefix("Bearer ")
-                if not secrets.compare_digest(given.encode(), self.api_key.encode()):
+                given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
+                if not secrets.compare_digest(given, self.api_key.encode(errors="surrogateescape")):
                     raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
             return await endpoint(request)
 
@@ -123,6 +123,7 @@ class Service:
     async def completions(self, request: Request) -> Response:
         asked = read_completion(await read_json(request), self.name, self.engine.max_batch)
         wanted = asked.wanted
+        self.check_number(len(asked.prompts) * wanted.n)
         prompts = [await run_in_threadpool(self.ids_of, prompt) for prompt in asked.prompts]
         echoes = []
         if asked.echo:
@@ -141,6 +142,12 @@ class Service:
         reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None)
         return await self.generate(request, wanted, [ids], reply)
 
+    def check_number(self, n_texts: int) -> None:
+        """Refuse, before any prompt is looked at, more texts than the engine ever takes."""
+        most = self.engine.max_batch + self.engine.queue
+        if n_texts > most:
+            raise ApiError(400, f"the request asks for {n_texts} texts; at most {most} are made at once")
+
     def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
         """Token ids as `llmc run` makes them.  special: with what begins a prompt."""
         ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
@@ -151,10 +158,10 @@ class Service:
             fact = "this model has no tokenizer: give token ids, and ask for 'return_token_ids'"
             raise ApiError(400, fact, param="prompt", code="no_tokenizer")
         try:
-            ids = tuple(self.tokenizer.encode(text, add_special_tokens=special).ids)
+            [encoding] = self.tokenizer.encode_batch([text], add_special_tokens=special)  # others run meanwhile
         except (TypeError, ValueError):  # half a surrogate pair is a string in JSON, but no text
             raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
-        return ids or ((self.bos,) if special and self.bos >= 0 else ())
+        return tuple(encoding.ids) or ((self.bos,) if special and self.bos >= 0 else ())
 
     def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
         if isinstance(prompt, str):
@@ -188,9 +195,6 @@ class Service:
 
     def submit(self, jobs: Sequence[Job], n: int) -> None:
         """Into the engine, of n texts a prompt the first as the others' leader."""
-        most = self.engine.max_batch + self.engine.queue
-        if len(jobs) > most:
-            raise ApiError(400, f"the request asks for {len(jobs)} texts; at most {most} are made at once")
         leaders = jobs[::n]
         for at, leader in enumerate(leaders):
             leader.followers = list(jobs[at * n + 1 : (at + 1) * n])

@@ -111,6 +111,9 @@ class Batch:
             except LlmcError as error:
                 self.fail([job], error)
                 continue
+            if not has_begun and not self.running:  # nothing will ever make more room
+                self.fail([job], cache_is_full())
+                continue
             if not has_begun:
                 self._may_admit = False
                 return
@@ -158,7 +161,7 @@ class Batch:
             job.shares_tail = False  # those it shared with have ended
             return
         if len(self.running) == 1:
-            self.fail([job], LlmcError("the KV cache is full", hint="open it with more --kv-tokens"))
+            self.fail([job], cache_is_full())
             return
         self.running.pop()
         job.leave()
@@ -309,6 +312,10 @@ class Batch:
     def _stepped(self, start: float) -> None:
         self.failure = None
         self.meters.step.add(perf_counter() - start)
+
+
+def cache_is_full() -> LlmcError:
+    return LlmcError("the KV cache is full", hint="open it with more --kv-tokens")
 
 
 def n_texts(jobs: Sequence[Job]) -> int:

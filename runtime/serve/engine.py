@@ -70,13 +70,15 @@ class Engine:
         return State(n_texts(running), n_texts(waiting), self.batch.pages.total, self._free_pages)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let jobs join, all or none; a job's followers come with it.  Raises Full or Closing."""
+        """Let jobs join, all or none; a job's followers come with it.  Raises Full or Closing.
+
+        Who has come takes a free place in the steps, if there is one, though no turn may have seen it yet.
+        """
         with self._wake:
             if self._closes_at is not None:
                 raise Closing
             state = self.state
-            n_slots = max(0, self.max_batch - state.running - state.waiting)
-            if state.waiting + n_texts(jobs) - n_slots > self.queue:
+            if state.running + state.waiting + n_texts(jobs) > self.max_batch + self.queue:
                 raise Full
             for job in jobs:
                 self._n_jobs += 1

@@ -61,7 +61,7 @@ class Pages:
         if sequence is None:
             return
         ids = as_ids(job.ids[:n])
-        longer = next((kept for kept in self._kept if common(kept.ids, ids) == n), None)
+        longer = next((kept for kept in self._kept if n and common(kept.ids, ids) == n), None)
         if n == 0 or longer is not None:
             sequence.close()
             if longer is not None:

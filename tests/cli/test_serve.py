@@ -56,6 +56,6 @@ def test_a_missing_package_is_named_with_what_installs_it(
     )
 
 
-@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--max-batch", "0"], ["--queue", "-1"], ["--grace", "-1"]])
+@pytest.mark.parametrize("arguments", [["--port", "70000"], ["--max-batch", "0"], ["--queue", "-1"], ["--api-key", ""]])
 def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str]) -> None:
     assert serve(tmp_path / "a.so", *arguments).exit_code == 2

@@ -167,6 +167,43 @@ def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
         load_source(str(path))
 
 
+def test_a_folder_that_is_a_link_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    path = write(folder, decoder(), apart=True)
+    (folder / "weights.bin").rename(elsewhere / "weights.bin")
+    (folder / "inside").symlink_to(elsewhere)
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "inside/weights.bin"
+    path.write_bytes(serialised(model))
+    with pytest.raises(LlmcError, match="a link to another folder"):
+        load_source(str(path))
+
+
+def test_a_function_reads_no_file_elsewhere(tmp_path: Path) -> None:
+    secret = TensorProto(name="secret", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    secret.external_data.add(key="location", value="../secret")
+    nodes = [helper.make_node("Constant", [], ["c"], value=secret), helper.make_node("Add", ["a", "c"], ["b"])]
+    model = decoder()
+    model.functions.append(helper.make_function("own", "F", ["a"], ["b"], nodes, model.opset_import))
+    (tmp_path / "model.onnx").write_bytes(serialised(model))
+    with pytest.raises(LlmcError, match="is none of the model's folder"):
+        load_source(str(tmp_path / "model.onnx"), max_sequence=32)
+
+
+def test_weights_that_are_made_of_each_other_again_and_again_take_no_time(tmp_path: Path) -> None:
+    model = decoder()
+    for i in range(2000):
+        made = helper.make_node("Add", [f"w{i}" if i else "output"] * 2, [f"w{i + 1}"])
+        model.graph.node.insert(i, made)
+    path = write(tmp_path, model)
+    assert "output" in open_onnx(path).weights
+
+
 def test_weights_that_are_missing_or_cut_short_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, decoder(), apart=True)
     data = (tmp_path / "weights.bin").read_bytes()

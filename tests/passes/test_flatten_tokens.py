@@ -84,6 +84,13 @@ def test_softmax_over_tokens_is_refused(build: Any) -> None:
         flatten_tokens(build.model(build.op("Softmax", embed(build), axis=1)))
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_slice_that_turns_the_order_round_is_refused(build: Any, axis: int) -> None:
+    bounds = [build.constant([number]) for number in (-1, -(1 << 62), axis, -1)]
+    with pytest.raises(LlmcError, match="Slice turns the order round"):
+        flatten_tokens(build.model(build.op("Slice", embed(build), *bounds, shape=("batch", "sequence", 8))))
+
+
 def test_sum_over_tokens_is_refused(build: Any) -> None:
     with pytest.raises(LlmcError, match=r"ReduceSum gives the shape .*not one over tokens"):
         flatten_tokens(build.model(build.op("ReduceSum", embed(build), build.constant([1]))))

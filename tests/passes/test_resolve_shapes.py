@@ -58,6 +58,17 @@ def test_nothing_is_left_out_of_a_concat(build: Any, check: Any) -> None:
     check(build.model(build.op("Concat", nothing, x, axis=2, shape=("batch", 1, "sequence", 4))), resolve_shapes, 1)
 
 
+def test_sizes_that_make_more_and_more_numbers_are_refused(build: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    x = build.op("Gather", build.weight("w", 11, 8), ids)
+    many, n = build.op("Shape", x), 3
+    for _ in range(40):
+        many, n = build.op("Concat", many, many, axis=0, shape=(2 * n,)), 2 * n
+    axes = build.op("Trilu", build.op("Unsqueeze", many, build.constant([0]), shape=(1, n)), shape=(1, n))
+    with pytest.raises(LlmcError, match="a Concat makes too many numbers"):
+        resolve_shapes(build.model(build.op("Reshape", x, axes, shape=("batch", "sequence", 8))))
+
+
 def test_an_operator_without_a_rule_is_refused_by_name(build: Any) -> None:
     ids, _ = build.sequence_inputs()
     x = build.op("Gather", build.weight("w", 11, 8), ids)

@@ -250,6 +250,44 @@ def test_a_full_queue_refuses_and_loses_nobody(model: Model) -> None:
     served.check(*jobs)
 
 
+def test_who_comes_before_a_turn_takes_a_free_place(model: Model) -> None:
+    served = Served(model, max_batch=4, queue=0)
+    jobs = [served.job(prompt(2, salt), 2) for salt in range(4)]
+    for job in jobs:
+        served.submit(job)
+    with pytest.raises(Full):
+        served.submit(served.job(prompt(2)))
+    served.finish(*jobs)
+    served.check(*jobs)
+
+
+def test_room_that_never_comes_is_not_waited_for(artifact: Path) -> None:
+    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+        served, others = Served(model), model.sequence()
+        others.feed(prompt(PAGE + 1))
+        served.submit(served.job(prompt(CONTEXT)))
+        served.turn()
+        [said] = served.news
+        assert "the KV cache is full" in str(said.error)
+        others.close()
+        served.leave()
+
+
+def test_a_text_of_less_than_a_page_keeps_no_other_alive(model: Model) -> None:
+    served = Served(model)
+    old, new = prompt(PAGE + 1), prompt(PAGE + 1, 1)
+    for ids in (old, new, prompt(1)):
+        job = served.job(ids, 1)
+        served.submit(job)
+        served.finish(job)
+    pages = served.engine.batch.pages
+    assert pages.make_room(pages.n_free + 1)
+    again = [served.job(ids, 1) for ids in (old, new)]
+    served.submit(*again)
+    served.finish(*again)
+    assert [job.n_reused for job in again] == [0, PAGE]
+
+
 def test_a_step_that_fails_ends_those_in_it_and_no_others(model: Model) -> None:
     served = Served(model)
     bad, good = served.job((1, 2, toy.POISON), 3), served.job(prompt(4), 3)

@@ -170,6 +170,7 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, {**GOOD, "prompt": [1] * (N_CONTEXT + 1)}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": "\ud800"}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": [[1]] * 100}, 400, None),
+        (COMPLETIONS, {**GOOD, "prompt": [[N_VOCAB]] * 100}, 400, None),  # counted before any is looked at
         (COMPLETIONS, {**GOOD, "max_tokens": -1}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "max_tokens": "9"}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "temperature": -1}, 400, "temperature"),

@@ -49,6 +49,11 @@ def test_templates_have_what_hugging_face_gives_them() -> None:
     assert template.render(messages, {}) == '{"role": "user", "content": "<ä>"}</s>' * 2 + "4True"
 
 
+def test_what_training_marks_in_a_template_is_text() -> None:
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}.{% endfor %}"
+    assert ChatTemplate(source, {}).render([{"role": "user", "content": "x"}] * 2, {}) == "x.x."
+
+
 @pytest.mark.parametrize("source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ nothing.at.all }}"])
 def test_templates_cannot_leave_their_sandbox(source: str) -> None:
     with pytest.raises(ApiError, match="the chat template refuses these messages"):
