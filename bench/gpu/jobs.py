@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from llmc.compiler.target import Target
 from llmc.schedules import records, rules
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
+from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
@@ -133,7 +135,12 @@ ODD_LINEAR = (
     ("LinearSilu", 513, 200, 136),
 )
 """Operator, M, N, K; no size is a multiple of a tile."""
-ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling], ...] = (
+KEPT = partial(Gemv, stages=2, side=4, blocks=2, ahead=1, bulk=True, split=2, kept=True)
+ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling | Gemv], ...] = (
+    ("LinearBiasResidual", "i4", 32, 1, 200, 1096, KEPT(5, shared_x=True, digits=True)),
+    ("LinearResidual", "i4", 32, 3, 136, 1280, KEPT(3, shared_x=True, digits=True, depth=2)),
+    ("GatedLinearSilu", "i4", 32, 7, 264, 1096, KEPT(4, shared_x=False)),
+    ("LinearBiasRelu", "i4", 32, 5, 200, 1280, KEPT(6, shared_x=False, depth=2)),
     ("LinearBiasResidual", "bf16", 0, 513, 328, 200, Tiling(128, 3, 4, band=2, turns=2, quick=True)),
     ("GatedLinearSilu", "bf16", 0, 300, 264, 200, Tiling(152, 4, 4, cluster=2, turns=1, quick=True)),
     ("LinearResidual", "f16", 0, 520, 200, 1096, Tiling(112, 6, 6, cluster=2, turns=2, quick=True)),
@@ -143,7 +150,8 @@ ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling], ...] = (
     ("LinearBiasResidual", "bf16", 0, 768, 384, 200, Tiling(256, 4, 4, quick=True)),
     ("GatedLinearSilu", "f16", 0, 300, 72, 136, Tiling(104, 4, 3, False, quick=True)),
 )
-"""What is offered for large products alone, made to meet edges and parts of tiles.  Operator, dtype, group, M, N, K."""
+"""What is offered for large products alone, or where x comes tiled, made to meet edges, parts of tiles and warps without
+a column.  Operator, dtype, group, M, N, K."""
 ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
     (3, 4, 4, 128, 128, {}),

@@ -86,7 +86,7 @@ CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over prim
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
-    1: (FACTS, PRIMITIVES, USED_FIRST, LIMITS, SHORT, TUNING, IN_PLACE, FEW_ODD),
+    1: (FACTS, PRIMITIVES, USED_FIRST, FEW_ODD, LIMITS, SHORT, TUNING, IN_PLACE),
     2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
