@@ -150,8 +150,8 @@ ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling | Gemv], ...] = (
     ("LinearBiasResidual", "bf16", 0, 768, 384, 200, Tiling(256, 4, 4, quick=True)),
     ("GatedLinearSilu", "f16", 0, 300, 72, 136, Tiling(104, 4, 3, False, quick=True)),
 )
-"""What is offered for large products alone, or where x comes tiled, made to meet edges, parts of tiles and warps without
-a column.  Operator, dtype, group, M, N, K."""
+"""What is offered for large products alone, or where x comes tiled, made to meet edges, parts of tiles, and warps
+without a column.  Operator, dtype, group, M, N, K."""
 ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
     (3, 4, 4, 128, 128, {}),
