@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -31,6 +31,8 @@ MOST_BYTES = 2 << 30
 """Of a protobuf message: weights beyond that lie in files of their own."""
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "ReduceL2")
+MOST_NODES = 1 << 17
+"""A decoder of a hundred layers has some 30,000."""
 SAMPLE_BYTES = 4096
 SMALL = 16
 """Elements of a constant of which equal ones become one."""
@@ -58,6 +60,7 @@ def open_onnx(path: Path) -> OnnxFile:
     check_tensors(proto, path)
     check_operators(proto, path)
     check_names(proto.graph, path)
+    check_calls(proto, path)
     try:
         model = ir.from_proto(proto)
         ir.external_data.set_base_dir(model.graph, path.parent)
@@ -137,6 +140,25 @@ def check_names(graph: onnx.GraphProto, path: Path) -> None:
     lost = [value.name for value in graph.output if value.name not in known]
     if lost:
         raise LlmcError(f"nothing makes the result {lost[0]!r}", place=str(path))
+
+
+def check_calls(proto: onnx.ModelProto, path: Path) -> None:
+    """No function calls itself, and with all of them written out the graph is no larger than a decoder's."""
+    pending = {(function.domain, function.name): function.node for function in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    while pending:
+        ready = [name for name, body in pending.items() if not any((n.domain, n.op_type) in pending for n in body)]
+        if not ready:
+            raise LlmcError(f"the function {next(iter(pending))[1]} calls itself", place=str(path))
+        sizes |= {name: min(MOST_NODES + 1, written_out(pending.pop(name), sizes)) for name in ready}
+    n_nodes = written_out(proto.graph.node, sizes)
+    if n_nodes > MOST_NODES:
+        raise LlmcError(f"the graph has more than {MOST_NODES} nodes, its functions written out", place=str(path))
+
+
+def written_out(nodes: Iterable[onnx.NodeProto], sizes: Mapping[tuple[str, str], int]) -> int:
+    """How many nodes come of these.  sizes: of functions."""
+    return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
 
 
 def prepare(model: ir.Model) -> None:

@@ -20,7 +20,8 @@ STORED: dict[ir.DataType, tuple[str, StoredDType]] = {
     ir.DataType.FLOAT16: ("F16", "f16"),
     ir.DataType.BFLOAT16: ("BF16", "bf16"),
 }
-TYPED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+TYPED: dict[int, str] = {Tensor.FLOAT: "float_data", Tensor.DOUBLE: "double_data", Tensor.INT64: "int64_data"}
+"""Where numbers lie that are not raw bytes; those of all other types in int32_data."""
 HINT = "download the file again, with those beside it"
 
 
@@ -39,7 +40,7 @@ def check_tensors(model: onnx.ModelProto, path: Path) -> None:
             if len(tensor.raw_data) != wanted:
                 fact = f"the tensor has {len(tensor.raw_data)} bytes; its shape {list(tensor.dims)} makes it {wanted}"
                 raise LlmcError(fact, place=place, hint=HINT)
-        elif sum(len(getattr(tensor, name)) for name in TYPED) != prod(tensor.dims):
+        elif len(getattr(tensor, TYPED.get(tensor.data_type, "int32_data"))) != prod(tensor.dims):
             raise LlmcError(f"the tensor has not as many numbers as its shape {list(tensor.dims)}", place=place)
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Logits, Model
 
 
+LEAST = -9999.0
+"""What stands for the logarithm of 0, which JSON cannot say; OpenAI's and vLLM's."""
+
+
 class TokenProb(NamedTuple):
     """A token, its text, the natural logarithm of its probability, and the most likely tokens there, best first.
 
@@ -25,9 +29,11 @@ class TokenProb(NamedTuple):
 
 def token_prob(logits: Logits, token: int, n_top: int, text_of: Callable[[int], bytes]) -> TokenProb:
     """logits: float32 [n_vocab], before the token.  n_top: most likely tokens that are told beside it."""
-    logprobs = logits.astype(np.float64)
-    logprobs -= logprobs.max()
-    logprobs -= np.log(np.exp(logprobs).sum())
+    logprobs = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))  # as sampling sees them
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logprobs -= logprobs.max()
+        logprobs -= np.log(np.exp(logprobs).sum())
+    logprobs = np.nan_to_num(logprobs, nan=LEAST, neginf=LEAST)
     n_top = min(n_top, len(logprobs))
     best = np.argpartition(-logprobs, n_top - 1)[:n_top] if n_top else np.empty(0, np.int64)
     best = best[np.lexsort((best, -logprobs[best]))]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,22 @@ def test_a_function_reads_no_file_elsewhere(tmp_path: Path) -> None:
         load_source(str(tmp_path / "model.onnx"), max_sequence=32)
 
 
+@pytest.mark.parametrize(("first", "said"), [("Identity", "more than 131072 nodes"), ("F2", "calls itself")])
+def test_functions_that_grow_without_end_are_refused(tmp_path: Path, first: str, said: str) -> None:
+    model = decoder()
+    model.opset_import.add(domain="own", version=1)
+    for level in range(3):
+        called = (first, "own" if first == "F2" else "") if level == 0 else (f"F{level - 1}", "own")
+        names = ["a", *(f"t{i}" for i in range(59)), "b"]
+        nodes = [helper.make_node(called[0], [x], [y], domain=called[1]) for x, y in pairwise(names)]
+        model.functions.append(helper.make_function("own", f"F{level}", ["a"], ["b"], nodes, model.opset_import))
+    model.graph.node[8].output[0] = "all"
+    model.graph.node.append(helper.make_node("F2", ["all"], ["logits"], domain="own"))
+    (tmp_path / "model.onnx").write_bytes(serialised(model))
+    with pytest.raises(LlmcError, match=said):
+        load_source(str(tmp_path / "model.onnx"), max_sequence=32)
+
+
 def test_weights_that_are_made_of_each_other_again_and_again_take_no_time(tmp_path: Path) -> None:
     model = decoder()
     for i in range(2000):
@@ -217,6 +234,12 @@ def test_weights_that_are_missing_or_cut_short_are_refused(tmp_path: Path) -> No
 
 def short_tensor(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].raw_data = b"1234"
+
+
+def numbers_of_another_type(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[2]
+    tensor.ClearField("raw_data")  # type: ignore[no-untyped-call]
+    tensor.double_data.extend(RATES.tolist())
 
 
 def negative_size(model: onnx.ModelProto) -> None:
@@ -259,6 +282,7 @@ def fixed(model: onnx.ModelProto) -> None:
     ("spoil", "said"),
     [
         (short_tensor, "4 bytes; its shape"),
+        (numbers_of_another_type, "not as many numbers"),
         (negative_size, "negative size"),
         (strange_type, "a type that is not compiled"),
         (foreign_operator, "MatMulNBits is none of standard ONNX"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.meters import Meters, State
+from llmc.runtime.serve.probs import token_prob
 from llmc.runtime.serve.stops import StopScanner
 
 
@@ -63,6 +65,13 @@ def test_templates_cannot_leave_their_sandbox(source: str) -> None:
 def test_a_template_that_is_none_is_an_error_of_those_who_chat() -> None:
     with pytest.raises(ApiError, match="the model's chat template cannot be read"):
         ChatTemplate("{% for %}", {})
+
+
+def test_impossible_tokens_have_a_probability_that_json_can_say() -> None:
+    logits = np.array([0, -np.inf, 0, np.nan], np.float32)
+    one = token_prob(logits, 0, 4, lambda token: b"%d" % token)
+    assert one.logprob == pytest.approx(np.log(0.5))
+    assert [(top.token, top.logprob) for top in one.top[2:]] == [(1, -9999.0), (3, -9999.0)]
 
 
 def test_the_metrics_are_prometheus_text() -> None:
