@@ -35,6 +35,9 @@ SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
 MOST_ELEMENTS = 1 << 22
 """Of what a probe holds: sizes, positions and masks of a few tokens, but for weights."""
 
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+"""Operators whose results follow from nothing."""
+
 FAST: Mapping[str, Callable[..., Any]] = {
     "Add": np.add,
     "Concat": lambda *parts, axis: np.concatenate(parts, axis),
@@ -73,7 +76,8 @@ class Probe:
 
     def add(self, node: ir.Node) -> None:
         """Shapes of a node's results, its operands having theirs."""
-        if node.domain or not (rule_of(node) or all(value in self.sized for value in node.outputs)):
+        is_known = rule_of(node) or all(value in self.sized for value in node.outputs)
+        if node.domain or node.op_type in RANDOM or not is_known:
             raise LlmcError(
                 f"the operator {op_name(node)} is not compiled",
                 place=f"node {node.name}",

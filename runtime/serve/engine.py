@@ -130,9 +130,10 @@ class Engine:
         """The next tokens, a step, and the news of both."""
         try:
             self.batch.turn()
-        except Exception as error:  # a bug: whoever waits has to be told, and others may be luckier
+        except BaseException as error:  # a bug, or a tokenizer's panic: whoever waits is told, others may be luckier
             traceback.print_exc(file=sys.stderr)
-            self.batch.fail([*self.batch.running, *self.batch.waiting], error)
+            said = error if isinstance(error, Exception) else RuntimeError(str(error))
+            self.batch.fail([*self.batch.running, *self.batch.waiting], said)
         self._tell()
 
     def _tell(self) -> None:

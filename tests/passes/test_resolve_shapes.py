@@ -58,6 +58,14 @@ def test_nothing_is_left_out_of_a_concat(build: Any, check: Any) -> None:
     check(build.model(build.op("Concat", nothing, x, axis=2, shape=("batch", 1, "sequence", 4))), resolve_shapes, 1)
 
 
+def test_noise_is_refused_by_name(build: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    x = build.op("Gather", build.weight("w", 11, 8), ids)
+    noise = build.op("RandomNormalLike", build.weight("like", 8), shape=(8,))
+    with pytest.raises(LlmcError, match="RandomNormalLike is not compiled"):
+        resolve_shapes(build.model(build.op("Add", x, noise, shape=("batch", "sequence", 8))))
+
+
 def test_sizes_that_make_more_and_more_numbers_are_refused(build: Any) -> None:
     ids, _ = build.sequence_inputs()
     x = build.op("Gather", build.weight("w", 11, 8), ids)

@@ -305,6 +305,27 @@ def test_a_step_that_fails_ends_those_in_it_and_no_others(model: Model) -> None:
     served.leave()
 
 
+def test_a_panic_ends_texts_and_not_the_engine(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        """As pyo3's: no Exception."""
+
+    def panic() -> None:
+        raise Panic("out of range")
+
+    served = Served(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.engine.batch, "turn", panic)
+        served.submit(served.job(prompt(3)))
+        served.turn()
+    [said] = served.news
+    assert str(said.error) == "out of range"
+    served.news.clear()
+    good = served.job(prompt(3))
+    served.submit(good)
+    served.finish(good)
+    served.check(good)
+
+
 def test_a_closed_engine_tells_those_who_wait(model: Model) -> None:
     served = Served(model, max_batch=1)
     jobs = [served.job(prompt(3, salt), 20) for salt in range(2)]
