@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
@@ -13,6 +14,9 @@ from llmc.runtime.errors import LlmcError
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 artifact_argument = click.argument("artifact", metavar="FILE.so", type=click.Path())
+threads_option = click.option(
+    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
+)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -74,14 +78,22 @@ def certificate_in_words(certificate: Mapping[str, Any], several: bool = False) 
     return f"{status}: {', '.join(said)}" if said else str(status)
 
 
+def show_upload(done: int, total: int) -> None:
+    """How much of the weights a GPU has already, in a line of its own that each call writes over."""
+    click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
+
+
 @contextmanager
-def compiler_installed() -> Iterator[None]:
-    """For commands that need the compiler: say how to get what is missing of it."""
+def installed(doing: str, extra: str) -> Iterator[None]:
+    """For commands that need the packages of one of llmc's extras: say how to get what is missing of them."""
     try:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", "llmc"):
             raise
-        hint = "pip install 'llmc[compiler]'"
-        raise LlmcError(f"compiling needs the Python package {missing}, which is not installed", hint=hint) from None
+        hint = f"pip install 'llmc[{extra}]'"
+        raise LlmcError(f"{doing} needs the Python package {missing}, which is not installed", hint=hint) from None
+
+
+compiler_installed = partial(installed, "compiling", "compiler")

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.output import artifact_argument, in_bytes, in_seconds, json_option, print_json, say
+from llmc.cli.output import (
+    artifact_argument,
+    in_seconds,
+    json_option,
+    print_json,
+    say,
+    show_upload,
+    threads_option,
+)
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
@@ -75,9 +83,7 @@ def parse_device(context: click.Context, option: click.Parameter, text: str | No
     "--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text.  [default: drawn]"
 )
 @click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
-@click.option(
-    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
-)
+@threads_option
 @click.option(
     "--device",
     metavar="cpu|cuda|cuda:N|N",
@@ -139,11 +145,7 @@ def command(
 
 def opened(artifact: str, threads: int, device: str | None) -> Model:
     """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
-
-    def progress(done: int, total: int) -> None:
-        click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
-
-    return load(artifact, threads=threads, device=device, progress=progress if sys.stderr.isatty() else None)
+    return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
 
 
 @contextmanager

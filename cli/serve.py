@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.output import artifact_argument, in_bytes, say
+from llmc.cli.output import artifact_argument, in_bytes, installed, say, show_upload, threads_option
 from llmc.cli.run import parse_device
-from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -30,9 +27,7 @@ def not_empty(key: str | None) -> str | None:
 @click.option(
     "--port", metavar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
 )
-@click.option(
-    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
-)
+@threads_option
 @click.option(
     "--device", metavar="cpu|cuda|cuda:N|N", callback=parse_device, help="As in llmc run.  [default: what is here]"
 )
@@ -83,10 +78,13 @@ def command(artifact: str, **options: Any) -> None:
     Texts of all clients are generated together: a new one joins at the next step. The address is printed on standard
     output as soon as requests are answered. Ctrl-C or SIGTERM ends the server, with exit code 0; a second one at once.
     """
-    with packages_for_serving():
+    with installed("serving", "serve"):
+        import jinja2  # noqa: F401
+        import starlette  # noqa: F401
+
         from llmc.runtime.serve.server import Options, serve
     given = {name: value for name, value in options.items() if value is not None}
-    serve(artifact, Options(**given), announce, progress if sys.stderr.isatty() else None)
+    serve(artifact, Options(**given), announce, show_upload if sys.stderr.isatty() else None)
     say("stopped")
 
 
@@ -98,24 +96,3 @@ def announce(address: str, model: Model) -> None:
     threads = f", {info.n_threads} thread{'s' if info.n_threads != 1 else ''}" if info.device == "CPU" else ""
     room = f"room for {info.kv_tokens} tokens ({in_bytes(info.kv_tokens * info.kv_bytes_per_token)})"
     say(f"{info.device}{threads}; contexts of {info.n_context} tokens, {room}; Ctrl-C stops")
-
-
-def progress(done: int, total: int) -> None:
-    """How much of the weights a GPU has already."""
-    click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
-
-
-@contextmanager
-def packages_for_serving() -> Iterator[None]:
-    """Say how to get what is missing of them."""
-    try:
-        import jinja2  # noqa: F401
-        import starlette  # noqa: F401
-
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", "llmc"):
-            raise
-        hint = "pip install 'llmc[serve]'"
-        raise LlmcError(f"serving needs the Python package {missing}, which is not installed", hint=hint) from None

@@ -12,7 +12,7 @@ import click
 
 from llmc.cli.compile import parse_batch, terminated_as_interrupted
 from llmc.cli.main import INTERRUPTED
-from llmc.cli.output import compiler_installed, json_option, print_json, say
+from llmc.cli.output import compiler_installed, json_option, print_json, say, threads_option
 from llmc.cli.schedules_view import microseconds, share_in_words, weight_in_words
 from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
 
@@ -34,9 +34,7 @@ from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
     help="Batch sizes to tune decoding for; prefill is tuned too.",
 )
 @click.option("--budget", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help="Stop after this time.")
-@click.option(
-    "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
-)
+@threads_option
 @click.option("--again", is_flag=True, help="Measure anew what this machine has measured before.")
 @click.option(
     "--emit",
