@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--record", type=Path)
     options = parser.parse_args()
     clients = [int(n) for n in options.clients.split(",")]
+    if options.tokens < 2:
+        parser.error("--tokens: at least 2, for there is something between tokens then")
     with serving(options.artifact, options.threads) as address:
         load_of(address, options, clients[0], salt=0)  # the first steps bring the weights into memory
         points = [point(address, options, n) for n in clients]
@@ -69,7 +71,7 @@ def main() -> None:
 
 
 def prompt_of(n_tokens: int, number: int) -> list[int]:
-    """Token ids; prompts of different numbers differ from the second token on."""
+    """Token ids; prompts of different numbers differ within their first three tokens."""
     return [1, 3 + number % 997, *(5 + (7 * i + number) % 900 for i in range(n_tokens - 2))]
 
 

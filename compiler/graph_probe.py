@@ -87,9 +87,9 @@ class Probe:
             for value in node.outputs:
                 self.shapes[value] = self.contents(value).shape
             return
-        twin = ir.Node("", node.op_type, [self.operand(node, i) for i in range(len(node.inputs))])
-        twin = ir.Node("", node.op_type, twin.inputs, node.attributes.values(), num_outputs=len(node.outputs))
-        twin.name = node.name
+        operands = [self.operand(node, i) for i in range(len(node.inputs))]
+        attributes = node.attributes.values()
+        twin = ir.Node("", node.op_type, operands, attributes, num_outputs=len(node.outputs), name=node.name)
         try:
             infer(twin)
             found = [tuple(int(str(size)) for size in value.shape or ()) for value in twin.outputs[: shaped(node)]]

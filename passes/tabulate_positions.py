@@ -14,11 +14,13 @@ than n_context.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, attribute, emit, evaluate, producer, replace, unused_name, weight_of
-from llmc.compiler.graph_run import extract
+from llmc.compiler.graph import add_constant, attribute, emit, producer, replace, unused_name, weight_of
+from llmc.compiler.graph_run import Arrays, extract, runner
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.weights import Array, Weight
 from llmc.runtime.errors import LlmcError
@@ -77,7 +79,7 @@ def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weigh
     weight = weight_of(node.inputs[0]) if node is not None else None
     if node is None or weight is None or node.inputs[1] is None or attribute(node, "axis", 0) != 0:
         return None
-    rows = at_positions(extract(node.inputs[1], [positions]), np.arange(n_context))
+    rows = at_positions(runner(extract(node.inputs[1], [positions])), np.arange(n_context))
     if rows.min() < 0 or rows.max() >= weight.dims[0]:
         raise LlmcError(
             f"the model has learned positions for fewer than {n_context} tokens",
@@ -96,10 +98,10 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weig
     rest = [size for size in dims(value)[2:] if isinstance(size, int)]
 
     def read() -> Array:
-        forwards = at_positions(part, np.arange(n_context))
-        backwards = at_positions(part, np.arange(n_context)[::-1])
+        run, positions = runner(part), np.arange(n_context)
+        forwards, backwards = at_positions(run, positions), at_positions(run, positions[::-1])
         ends = slice(0, 2), slice(-2, None)  # what looks at the last position, or the first, sees another there
-        agree = [np.allclose(at_positions(part, np.arange(n_context)[end]), forwards[end], 1e-5, 1e-5) for end in ends]
+        agree = [np.allclose(at_positions(run, positions[end]), forwards[end], 1e-5, 1e-5) for end in ends]
         if not np.array_equal(forwards, backwards[::-1]) or not all(agree):
             raise LlmcError(
                 "a value depends on the positions of several tokens", place=f"value {part.graph.outputs[0].name}"
@@ -109,7 +111,7 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weig
     return Weight.computed(f"table.{node.op_type.lower()}", (n_context, *rest), read)
 
 
-def at_positions(part: ir.Model, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:
+def at_positions(run: Callable[[Arrays], Arrays], positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:
     """What a part of the graph gives for one sequence with these positions."""
-    result: Array = next(iter(evaluate(part, {"position_ids": positions[None]}).values()))[0]
+    result: Array = next(iter(run({"position_ids": positions[None]}).values()))[0]
     return result

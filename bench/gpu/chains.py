@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-from llmc.bench.gpu.jobs import Jobs, lengths_of
+from llmc.bench.gpu.jobs import Jobs
 from llmc.bench.gpu.kit import call_to_json
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.plan import BODY, PlannedCall, Program, StepPlan
@@ -70,7 +70,7 @@ def job_of(jobs: Jobs, model: str, call: Call, most: int) -> str:
     known = jobs.said.get(name)
     if known and known["call"] != call_to_json(settled(call, jobs.target)):
         name = f"{name} of {model}"
-    jobs.add(name, call, most, lengths_of(call), of_chain=True)
+    jobs.add(name, call, most, of_chain=True)
     return name
 
 

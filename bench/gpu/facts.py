@@ -75,5 +75,6 @@ def answered(asked: subprocess.Popen[str]) -> str | None:
         said = asked.communicate(timeout=30)[0].strip()
     except subprocess.TimeoutExpired:
         asked.kill()
+        asked.communicate()
         return None
     return said.splitlines()[0] if said and not asked.returncode else None

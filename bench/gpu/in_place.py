@@ -75,7 +75,7 @@ def item(chain: Chain, what: str) -> str:
     return f"{chain.name}: {what}"
 
 
-def find(kit: Kit, name: str) -> tuple[str, str, int]:
+def find(name: str) -> tuple[str, str, int]:
     """The chain's name, what it is about, and for a candidate the job's name and its index; else 0."""
     chain, _, what = name.partition(": ")
     job, _, index = what.rpartition(" #")
@@ -97,7 +97,7 @@ def usable(kit: Kit, names: Iterable[str], journal: Journal, relatives: Set[str]
         if item(chain, OWN) not in failed and not any(check.item(step.job, 0) in bad for step in chain.steps)
     }
     for name in names:
-        chain, what, index = find(kit, name)
+        chain, what, index = find(name)
         known = chain in sound and name.partition(": ")[2] not in bad
         if known and (what != TOGETHER or len(together(sound[chain], index, bad)) > 1):
             yield name
@@ -181,7 +181,7 @@ class InPlace:
 
         Raises ValueError where there is no room, and where a candidate gives another result than the rule's own choice.
         """
-        chain_name, what, index = find(self._kit, name)
+        chain_name, what, index = find(name)
         chain = self._chains[chain_name]
         laid = self._opened(chain)
         laid.clear()

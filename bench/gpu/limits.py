@@ -14,12 +14,12 @@ from llmc.bench.gpu.driver import Device, Kernel
 from llmc.bench.gpu.facts import BUSY, answered, smi
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
+from llmc.schedules import tune_limits
 
 STAGE = "limits"
 COPY, TORCH_COPY, PRODUCT, LAUNCH = "copy", "copy by PyTorch", "cuBLAS bf16", "launch"
 SUSTAINED = "cuBLAS bf16 sustained"
-COPY_LIMIT, PRODUCT_LIMIT = "copy bandwidth", "cuBLAS bf16"
-"""As tuned records name them."""
+COPY_LIMIT, PRODUCT_LIMIT = tune_limits.COPY, tune_limits.PRODUCT
 TIMES, TOGETHER = 7, 5
 LATE = 0.5
 """Of a sustained run, the part that counts: clocks have settled by then."""
@@ -92,14 +92,18 @@ def launch(device: Device, kit: Kit) -> dict[str, Any]:
 
 
 def product(m: int, n: int, k: int) -> dict[str, Any]:
+    seconds = seconds_of(multiplication(m, n, k))
+    return {"gflop_per_s": 2 * m * n * k / seconds / 1e9, "us": 1e6 * seconds}
+
+
+def multiplication(m: int, n: int, k: int) -> Callable[[], Any]:
     """x [m, k] times a weight [n, k], bf16, of normal numbers: zeros would be faster than what models have."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(m, k, dtype=torch.bfloat16, device=device)
     weight = torch.randn(n, k, dtype=torch.bfloat16, device=device)
-    seconds = seconds_of(lambda: x @ weight.T)
-    return {"gflop_per_s": 2 * m * n * k / seconds / 1e9, "us": 1e6 * seconds}
+    return lambda: x @ weight.T
 
 
 def sustained(shape: Sequence[int], seconds: float) -> dict[str, Any]:
@@ -107,16 +111,12 @@ def sustained(shape: Sequence[int], seconds: float) -> dict[str, Any]:
     cuBLAS as for others.  While it runs, nvidia-smi says what the clock is, and why.  No limit: the best is one."""
     import time
 
-    import torch
-
     m, n, k = shape
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.randn(m, k, dtype=torch.bfloat16, device=device)
-    weight = torch.randn(n, k, dtype=torch.bfloat16, device=device)
+    multiply = multiplication(m, n, k)
     asked, began = smi(BUSY), time.perf_counter()
     times: list[float] = []
     while not times or time.perf_counter() - began < seconds:
-        times.append(together_s(lambda: x @ weight.T))
+        times.append(together_s(multiply))
     late = times[int(LATE * len(times)) :]
     return {
         "sustained_gflop_per_s": 2 * m * n * k / median(late) / 1e9,

@@ -18,11 +18,18 @@ def read_chat(folder: Path) -> bytes | None:
     """
     config = read_object(folder / CONFIG)
     file = folder / TEMPLATE
-    template = file.read_text(encoding="utf-8") if file.is_file() else default_of(config.get("chat_template"))
+    template = read_text(file) if file.is_file() else default_of(config.get("chat_template"))
     if template is None:
         return None
     tokens = {name: text_of(value) for name, value in config.items() if name.endswith("_token")}
     return json.dumps({"template": template, "tokens": {k: v for k, v in tokens.items() if v is not None}}).encode()
+
+
+def read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LlmcError(f"{file.name} is not text in UTF-8", place=str(file)) from error
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
     while n_context and n_texts > 1:
         try:
             model = opened(n_texts * n_context)
-        except LlmcError:  # a GPU says at once that it has not the memory; whatever else is wrong is said below
+        except LlmcError:  # most often a GPU that has not the memory; whatever else is wrong is said below
             n_texts //= 2
             continue
         most = tokens_in_memory(model)

@@ -151,6 +151,13 @@ def steps(op: LinearOp, *, along: bool = False) -> int:
     return ceil(op.k / (2 * STEP if along else STEP))
 
 
+def busiest_steps(op: LinearOp, tiling: Tiling) -> int:
+    """Of the block, or cluster, that has most to do."""
+    n_steps = steps(op, along=tiling.along)
+    rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
+    return rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
+
+
 def weight_bytes(op: LinearOp) -> int:
     """Of the weight with its padding, and of the scales of its rows."""
     return weight_format(op).layout.n_bytes((op.rows, op.k))
@@ -244,9 +251,7 @@ def _widths(op: LinearOp, device: Device) -> Iterator[int]:
 def cost_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
     """Time on paper: what the busiest block multiplies, fetches, and turns from codes into operands, and not less than
     what memory gives all of them."""
-    tokens, n_steps = tiling.tokens, steps(op, along=tiling.along)
-    rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
-    busiest = rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
+    tokens, busiest = tiling.tokens, busiest_steps(op, tiling)
     columns = max(tokens, 32)  # a narrower product waits for the weight's rows as long as one of 32
     multiply = 2 * TILE_ROWS * columns * STEP / (device.operations / device.n_blocks)
     port = PORT if device.wgmma and op.m <= FLAT_TOKENS else device.l2 / device.n_blocks

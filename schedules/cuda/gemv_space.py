@@ -143,7 +143,7 @@ def streams_by_cost(op: LinearOp, device: Device, *, digits: bool = False) -> li
 def takes_digits(op: LinearOp) -> bool:
     """Whether multiplying x in digits is worth measuring: it is as it will be multiplied, and to widen codes takes half
     of the instructions that memory leaves time for.  (int8 gained nothing by it on an H200.)"""
-    return op.m <= MOST_TOKENS_IN_DIGITS and op.tiled_x and op.element == "bf16" and op.weight == "i4"
+    return op.m <= MOST_TOKENS_IN_DIGITS and takes_kept(op)
 
 
 def streams(op: LinearOp, device: Device, *, digits: bool = False) -> Iterator[Gemv]:
@@ -189,7 +189,7 @@ def kept_rings(op: LinearOp, device: Device, n_blocks: int) -> Iterator[Gemv]:
 
 
 def takes_kept(op: LinearOp) -> bool:
-    """Whether x is worth keeping: as takes_digits, of tokens for which a GEMV is the choice."""
+    """Whether x is worth keeping: it is as it will be multiplied, of tokens for which a GEMV is the choice."""
     return op.m <= MOST_MEASURED_IN_MODELS and op.tiled_x and op.element == "bf16" and op.weight == "i4"
 
 

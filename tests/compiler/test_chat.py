@@ -54,6 +54,12 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, config: st
         chat_of(tmp_path, config)
 
 
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ \xff }}")
+    with pytest.raises(LlmcError, match=r"chat_template\.jinja is not text in UTF-8"):
+        chat_of(tmp_path, {})
+
+
 def test_an_artifact_gives_it_back(tmp_path: Path) -> None:
     said = {"template": "x", "tokens": {}}
     with ArtifactFile.open(write_stub(tmp_path / "a.so", chat=said)) as file:

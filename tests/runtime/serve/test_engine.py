@@ -180,11 +180,17 @@ def test_prompts_that_begin_alike_are_read_once_even_when_they_come_together(mod
 def test_ended_texts_are_given_up_when_their_pages_are_needed(artifact: Path) -> None:
     with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
         served = Served(model)
-        for salt in range(4):
-            job = served.job(prompt(15, 5 * salt), 3)
+        first, *others = jobs = [served.job(prompt(15, 5 * salt), 3) for salt in range(4)]
+        for job in jobs:
             served.submit(job)
             served.finish(job)
-            served.check(job)
+        last, again = (served.job(job.ask.prompt, 1) for job in (others[-1], first))
+        for job in (last, again):
+            served.submit(job)
+            served.finish(job)
+        assert last.n_reused > 0
+        assert again.n_reused == 0
+        served.check(*jobs)
         assert served.engine.meters.counts["preemptions"] == 0
         served.leave()
 
@@ -228,6 +234,7 @@ def test_probabilities_are_those_of_the_logits(artifact: Path, kv_tokens: int) -
 def test_cancelled_texts_free_their_pages_before_the_next_step(model: Model) -> None:
     served = Served(model, max_batch=1)
     running, waiting, last = (served.job(prompt(9, salt), 9) for salt in (0, 1, 2))
+    waiting.followers = [served.job(prompt(9, 1), 9) for _ in range(2)]
     served.submit(running, waiting, last)
     served.turn()
     served.engine.cancel([running, waiting])
@@ -236,7 +243,7 @@ def test_cancelled_texts_free_their_pages_before_the_next_step(model: Model) -> 
     assert last.sequence is not None
     served.finish(last)
     served.check(last)
-    assert served.engine.meters.counts["cancelled"] == 2
+    assert served.engine.meters.counts["cancelled"] == 4
     served.leave()
 
 

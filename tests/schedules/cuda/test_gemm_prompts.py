@@ -40,13 +40,15 @@ def test_paper_knows_what_was_measured() -> None:
         assert paper_us == pytest.approx(record["time_us"], rel=0.05), record
 
 
-@pytest.mark.parametrize("m", [128, 512, 2048])
-def test_the_rules_own_choice_is_near_the_best_that_was_measured(m: int) -> None:
-    """Of the same kind, or no slower on paper."""
-    for record in measured(m):
+@pytest.mark.parametrize(("m", "within"), [(128, 1.2), (512, 1.15), (2048, 1.05)])
+def test_the_rules_own_choice_is_near_the_best_that_was_measured(m: int, within: float) -> None:
+    """On paper, which is so near to what was measured, where it is another one."""
+    found = measured(m)
+    assert len(found) > 10
+    for record in found:
         op, best = op_of(record), Tiling(**record["params"])
         own = gemm.default_params(op, HOPPER)
-        assert gemm_prompts.time_us(op, own, DEVICE) <= gemm_prompts.time_us(op, best, DEVICE), record
+        assert own == best or gemm_prompts.time_us(op, own, DEVICE) <= within * record["time_us"], record
         assert own.tokens >= 128
         assert own.band <= 4
 
