@@ -139,6 +139,12 @@ class Model:
         """What the artifact says of itself, and of the program that runs."""
         return self._file.manifest(self.info.program)
 
+    @cached_property
+    def page_tokens(self) -> int:
+        """Tokens of a page of the KV cache."""
+        info = self.info
+        return info.page_tokens or self._file.plan(info.program).header.page_tokens
+
     @property
     def target(self) -> str:
         """What the program that runs was compiled for; "" when the artifact does not say."""

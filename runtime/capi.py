@@ -26,6 +26,8 @@ Status = c.c_int
 Handle = c.c_void_p
 RUN_ON = {"any": 0, "cpu": 1, "cuda": 2}
 """LLMC_ON_*"""
+NO_MEMORY = 4
+"""LLMC_ERROR_MEMORY"""
 Progress = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint64, c.c_uint64)
 
 
@@ -59,6 +61,7 @@ class Info(c.Structure):
         ("kv_tokens_free", c.c_uint64),
         ("device", c.c_char_p),
         ("program", c.c_int32),
+        ("page_tokens", c.c_int32),
     )
 
 
@@ -285,7 +288,7 @@ class Library:
                 hint = line.removeprefix("hint: ")
             else:
                 place = line.removeprefix("at: ")
-        raise LlmcError(fact, place=place, hint=hint)
+        raise LlmcError(fact, place=place, hint=hint, status=status)
 
 
 def _file_state(descriptor: int) -> tuple[int, int]:

@@ -7,11 +7,12 @@ class LlmcError(Exception):
     """A request that failed for a reason the user can act on.
 
     fact: what is so, in one line.  place: where it was found (a file, a tensor, an option).  hint: what to do.
+    status: the llmc_status (include/llmc.h) of a call of an artifact's runtime; 0: it was not one that failed.
     """
 
-    def __init__(self, fact: str, *, place: str | None = None, hint: str | None = None) -> None:
+    def __init__(self, fact: str, *, place: str | None = None, hint: str | None = None, status: int = 0) -> None:
         super().__init__(fact)
-        self.fact, self.place, self.hint = fact, place, hint
+        self.fact, self.place, self.hint, self.status = fact, place, hint, status
 
     def __str__(self) -> str:
         parts = [self.fact]

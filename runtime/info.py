@@ -21,6 +21,7 @@ class Info(NamedTuple):
     kv_tokens_free: int
     device: str
     program: int
+    page_tokens: int
 
     @classmethod
     def of(cls, raw: capi.Info) -> Info:

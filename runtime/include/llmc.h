@@ -79,6 +79,7 @@ typedef struct llmc_info {
     uint64_t kv_tokens_free; /* of these, in pages no sequence holds */
     const char *device;      /* what runs it: "CPU", or a GPU's name; lives as long as the model */
     int32_t program;         /* which of the artifact's targets that is, counted from 0 */
+    int32_t page_tokens;     /* of a page of the KV cache; 0: the artifact is older than this field */
 } llmc_info;
 
 /* How to choose the next token. NULL, or temperature 0: the most likely. */

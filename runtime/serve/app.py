@@ -21,7 +21,7 @@ from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.engine import Closing, Engine, Full
-from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.job import Ask, Job, Said, Tells
 from llmc.runtime.serve.replies import DONE, Reply, event
 from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
@@ -107,7 +107,7 @@ class Service:
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self.name:
-            raise ApiError(404, f"the model {name!r} is not served here; {self.name!r} is", code="model_not_found")
+            raise no_such_model(name, self.name)
         return json_response(self.facts())
 
     async def health(self, request: Request) -> Response:

@@ -38,8 +38,6 @@ GPU_CHUNK = 256
 256 tokens in 4.4 ms (776 TFLOP/s) and reads the weights in 3.1 (4.3 TB/s)."""
 SCORED_CHUNK = 64
 """Most tokens of a prompt in a step that keeps the logits of each."""
-PAGE_TOKENS = 64
-"""Of an artifact whose manifest does not say."""
 
 
 class Batch:
@@ -57,13 +55,14 @@ class Batch:
         self.max_batch = min(max_batch, longest)
         self.chunk = min(chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK), longest)
         self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
-        self.pages = Pages(model, int(model.manifest.get("kv_cache", {}).get("page_tokens", PAGE_TOKENS)))
+        self.pages = Pages(model, model.page_tokens)
         self.room = min(info.n_context, self.pages.total * self.pages.size)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.news: list[Said] = []
         self.failure: Exception | None = None
         self._n_vocab = info.n_vocab
+        self._n_steps = 0
         self._may_admit = True  # nothing has changed for the better of the queue's head since it was refused: False
         self._is_end: dict[int, bool] = {}
         self._texts = Texts(model)
@@ -122,7 +121,7 @@ class Batch:
 
     def _begin(self, job: Job) -> bool:
         """Give a job a sequence if its tokens fit beside all that the others have still to read."""
-        self.pages.begin(job, self.running)
+        self._find_prefix(job)
         promised = sum(self.pages.growth(other, other.n_pending) for other in self.running)
         spare = 1 + len(job.followers) if self.running else 0
         if not self.pages.make_room(promised + self.pages.growth(job, job.n_pending) + spare):
@@ -136,10 +135,17 @@ class Batch:
         return True
 
     def _begin_again(self, job: Job) -> None:
-        """Before anything of a job is read: by now others may have more of its prompt, when they came together."""
+        """Before anything of a job is read: others may have read more of its prompt since it was admitted."""
+        if job.looked_at_step == self._n_steps:
+            return
         job.leave()
-        self.pages.begin(job, self.running)
+        self._find_prefix(job)
         self._count_reused(job)
+
+    def _find_prefix(self, job: Job) -> None:
+        """A sequence for a job, with what another one has of its prompt."""
+        self.pages.begin(job, self.running)
+        job.looked_at_step = self._n_steps
 
     def _count_reused(self, job: Job) -> None:
         if not job.n_said and job.n_fed:
@@ -310,6 +316,7 @@ class Batch:
 
     def _stepped(self, start: float) -> None:
         self.failure = None
+        self._n_steps += 1
         self.meters.step.add(perf_counter() - start)
 
 

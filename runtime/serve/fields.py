@@ -33,6 +33,12 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def no_such_model(asked: str, served: str, param: str | None = None) -> ApiError:
+    """For who asks for another model than the one that is served."""
+    fact = f"the model {asked!r} is not served here; {served!r} is"
+    return ApiError(404, fact, param=param, code="model_not_found")
+
+
 def wrong(name: str, fact: str) -> ApiError:
     return ApiError(400, f"'{name}' {fact}", param=name, code="invalid_value")
 

@@ -60,7 +60,8 @@ class Job:
     index: among the texts of its request.  ids: the prompt and what follows it so far; the first n_fed are in the
     sequence.  sequence: None while it waits.  followers: jobs of the same prompt, which fork it once that is fed; they
     are no leaders.  shares_tail: its last page may be another's too, so that the next token may take a page more.
-    n_reused: tokens of the prompt that another sequence had already when it first began.  probs: of the tokens said;
+    n_reused: tokens of the prompt that another sequence had already when it first began; looked_at_step: how many steps
+    there had been when such a sequence was last looked for.  probs: of the tokens said;
     prompt_probs: of the prompt's, if they are wanted, as far as they are known.
     """
 
@@ -84,6 +85,7 @@ class Job:
         self.followers: list[Job] = []
         self.shares_tail = False
         self.n_reused = 0
+        self.looked_at_step = -1
         self.is_leader = True
         self.has_begun = False
         self.is_cancelled = False

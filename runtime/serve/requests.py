@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmc.runtime.generation import How
-from llmc.runtime.serve.fields import ApiError, Fields, wrong
+from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
 
 MAX_STOPS, MAX_TOP = 16, 20
 MOST_TOKENS = 1 << 31
@@ -135,9 +135,7 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
 def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:
     name = fields.of_type("model", str, model, "a string")
     if name != model:
-        raise ApiError(
-            404, f"the model {name!r} is not served here; {model!r} is", param="model", code="model_not_found"
-        )
+        raise no_such_model(name, model, "model")
     seed = fields.integer("seed", random.getrandbits(32), -(1 << 63), (1 << 64) - 1)
     options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
     options.refuse_unknown(("include_usage", "include_obfuscation"))

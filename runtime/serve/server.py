@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from llmc.runtime import load
+from llmc.runtime import capi, load
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.binding import LoadProgress, Model
 from llmc.runtime.errors import LlmcError
@@ -97,7 +97,9 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
     while n_context and n_texts > 1:
         try:
             model = opened(n_texts * n_context)
-        except LlmcError:  # most often a GPU that has not the memory; whatever else is wrong is said below
+        except LlmcError as error:
+            if error.status != capi.NO_MEMORY:
+                raise
             n_texts //= 2
             continue
         most = tokens_in_memory(model)

@@ -101,6 +101,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .kv_tokens_free = (uint64_t)kv_free_pages(&model->kv) * h->page_tokens,
         .device = model->cuda ? cuda_name(model) : "CPU",
         .program = (int32_t)model->file.number,
+        .page_tokens = (int32_t)h->page_tokens,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

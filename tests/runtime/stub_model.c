@@ -60,7 +60,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
 {
     const llmc_info info = {
         sizeof info, N_VOCAB, N_CONTEXT, model->n_threads, MAX_STEP, 1, 4096, 256, (uint64_t)model->n_kv,
-        (uint64_t)(model->n_kv - model->n_kv_used), "CPU",
+        (uint64_t)(model->n_kv - model->n_kv_used), "CPU", 0, 1,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

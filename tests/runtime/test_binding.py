@@ -47,6 +47,16 @@ def test_info_comes_from_the_runtime(model: Model) -> None:
     assert model.token_bytes(7) == b"<7>"
 
 
+def test_pages_are_as_large_as_the_runtime_says_or_an_older_one_was_planned_for(
+    stub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with llmc.load(stub) as model:
+        assert model.page_tokens == 1
+    with llmc.load(stub) as model:
+        monkeypatch.setattr(Model, "info", model.info._replace(page_tokens=0))
+        assert model.page_tokens == 64
+
+
 def test_greedy_tokens_are_the_most_likely_ones(model: Model) -> None:
     prompt = list(range(3, 3 + 2 * MAX_STEP + 3))
     assert model.tokens(prompt, max_tokens=9, ignore_eos=True) == argmax_by_hand(model, prompt, 9)
@@ -206,7 +216,8 @@ def test_the_words_of_the_runtime_become_fact_place_and_hint(stub: Path) -> None
     with pytest.raises(LlmcError) as refused:
         llmc.load(stub, threads=99)
     error = refused.value
-    assert (error.fact, error.place, error.hint) == ("this machine lacks threads", "the stub", "take fewer")
+    said = (error.fact, error.place, error.hint, error.status)
+    assert said == ("this machine lacks threads", "the stub", "take fewer", 3)
 
 
 def test_an_artifact_opens_twice_and_outlives_its_first_model(stub: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.stub_artifact import manifest, stub_code, write_stub
+from tests.runtime.stub_artifact import stub_code, write_stub
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name='llmc')"]
@@ -28,9 +28,8 @@ KEY = "secret"
 
 
 def write_served_stub(path: Path, **changes: Any) -> Path:
-    """A stub whose pages are as small as the model counts them."""
-    said = manifest()
-    return write_stub(path, manifest={**said, "kv_cache": {**said["kv_cache"], "page_tokens": 1}}, chat=CHAT, **changes)
+    """A stub that chats."""
+    return write_stub(path, chat=CHAT, **changes)
 
 
 class Server:

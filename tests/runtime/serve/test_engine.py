@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import llmc
-from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, How
@@ -19,7 +18,6 @@ from tests.runtime import toy_artifact as toy
 from tests.runtime.toy_cuda import FakeCuda
 
 PAGE, CONTEXT = toy.PAGE_TOKENS, toy.CONTEXT
-MANIFEST = b'{"kv_cache": {"page_tokens": %d}}' % PAGE
 DRAWN = How(temperature=1.0, top_k=20, seed=7)
 
 
@@ -28,18 +26,9 @@ def prompt(n: int, salt: int = 0) -> tuple[int, ...]:
     return tuple((7 * i * i + 3 + salt) % toy.POISON for i in range(n))
 
 
-@pytest.fixture(scope="module")
-def artifact(toy_so: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with ArtifactFile.open(toy_so) as file:
-        code = file.section("code")
-    path = tmp_path_factory.mktemp("serve") / "toy.so"
-    path.write_bytes(toy.pack_sections(toy.toy_sections(code, manifest=MANIFEST)))
-    return path
-
-
 @pytest.fixture
-def model(artifact: Path) -> Iterator[Model]:
-    with llmc.load(artifact, threads=1) as model:
+def model(toy_so: Path) -> Iterator[Model]:
+    with llmc.load(toy_so, threads=1) as model:
         yield model
 
 
@@ -115,8 +104,8 @@ def test_a_long_prompt_lets_others_go_on(model: Model) -> None:
     served.check(first, late)
 
 
-def test_who_has_to_give_way_goes_on_later_and_says_the_same(artifact: Path) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:  # 8 pages
+def test_who_has_to_give_way_goes_on_later_and_says_the_same(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=CONTEXT + 2) as model:  # 8 pages
         served = Served(model)
         jobs = [served.job(prompt(7, salt), 14, how) for salt, how in ((0, GREEDY), (20, DRAWN), (40, GREEDY))]
         served.submit(*jobs)
@@ -126,8 +115,8 @@ def test_who_has_to_give_way_goes_on_later_and_says_the_same(artifact: Path) -> 
         served.leave()
 
 
-def test_texts_are_begun_in_the_order_they_came(artifact: Path) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+def test_texts_are_begun_in_the_order_they_came(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=CONTEXT + 2) as model:
         served = Served(model)
         large, larger, small = served.job(prompt(18), 2), served.job(prompt(20, 3), 2), served.job(prompt(2, 9), 2)
         served.submit(large, larger, small)
@@ -138,8 +127,8 @@ def test_texts_are_begun_in_the_order_they_came(artifact: Path) -> None:
         served.check(large, larger, small)
 
 
-def test_a_text_ends_where_the_context_or_the_cache_does(artifact: Path) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=3 * PAGE) as model:
+def test_a_text_ends_where_the_context_or_the_cache_does(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=3 * PAGE) as model:
         served = Served(model)
         job = served.job(prompt(5), 100)
         served.submit(job)
@@ -177,8 +166,28 @@ def test_prompts_that_begin_alike_are_read_once_even_when_they_come_together(mod
     served.leave()
 
 
-def test_ended_texts_are_given_up_when_their_pages_are_needed(artifact: Path) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+def test_a_text_looks_for_its_prefix_once_unless_others_read_meanwhile(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, looked = Served(model, chunk=4), list[Job]()
+    begin = served.engine.batch.pages.begin
+
+    def counted(job: Job, running: Iterable[Job]) -> None:
+        looked.append(job)
+        begin(job, running)
+
+    monkeypatch.setattr(served.engine.batch.pages, "begin", counted)
+    first, late, later = (served.job(prompt(9, salt), 4) for salt in (0, 20, 40))
+    served.submit(first)
+    served.turn()
+    served.submit(late, later)  # one of them waits while the other is read
+    served.finish(first, late, later)
+    assert [looked.count(job) for job in (first, late, later)] == [1, 1, 2]
+    served.check(first, late, later)
+
+
+def test_ended_texts_are_given_up_when_their_pages_are_needed(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=CONTEXT + 2) as model:
         served = Served(model)
         first, *others = jobs = [served.job(prompt(15, 5 * salt), 3) for salt in range(4)]
         for job in jobs:
@@ -208,8 +217,8 @@ def test_several_texts_of_a_prompt_read_it_once(model: Model) -> None:
 
 
 @pytest.mark.parametrize("kv_tokens", [0, CONTEXT + 2])
-def test_probabilities_are_those_of_the_logits(artifact: Path, kv_tokens: int) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=kv_tokens) as model:
+def test_probabilities_are_those_of_the_logits(toy_so: Path, kv_tokens: int) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=kv_tokens) as model:
         served = Served(model)
         other, job, silent = (
             served.job(prompt(9), 6),
@@ -268,8 +277,8 @@ def test_who_comes_before_a_turn_takes_a_free_place(model: Model) -> None:
     served.check(*jobs)
 
 
-def test_room_that_never_comes_is_not_waited_for(artifact: Path) -> None:
-    with llmc.load(artifact, threads=1, kv_tokens=CONTEXT + 2) as model:
+def test_room_that_never_comes_is_not_waited_for(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=CONTEXT + 2) as model:
         served, others = Served(model), model.sequence()
         others.feed(prompt(PAGE + 1))
         served.submit(served.job(prompt(CONTEXT)))
@@ -347,12 +356,8 @@ def test_a_closed_engine_tells_those_who_wait(model: Model) -> None:
 
 
 @pytest.fixture
-def gpu_model(cuda: FakeCuda, cuda_so: Path, tmp_path: Path) -> Iterator[Model]:
-    with ArtifactFile.open(cuda_so) as file:
-        sections = {name: file.section(name) for name in file.sections}
-    path = tmp_path / "toy.so"
-    path.write_bytes(toy.pack_sections({**sections, "manifest": MANIFEST}))
-    with llmc.load(path) as model:
+def gpu_model(cuda: FakeCuda, cuda_so: Path) -> Iterator[Model]:
+    with llmc.load(cuda_so) as model:
         assert model.runs_ahead
         yield model
 
