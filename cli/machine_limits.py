@@ -6,12 +6,13 @@ number of threads.  The fastest measurement counts: others were made while somet
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from llmc.runtime.parse_json import parse_json
 
 READING = "read bandwidth"
 
@@ -90,7 +91,7 @@ def shipped(target: str) -> list[dict[str, Any]]:
     """The tuned records that come with llmc for a target."""
     place = files("llmc") / "schedules" / "tuned" / f"{target.replace(':', '-')}.json"
     try:
-        records: list[dict[str, Any]] = json.loads(place.read_text(encoding="utf-8"))["records"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        records: list[dict[str, Any]] = parse_json(place.read_text(encoding="utf-8"))["records"]
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     return records

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 
 Said = dict[str, Any]
 VERSION = 1
@@ -20,10 +20,10 @@ def read_summary(path: str, plans: Collection[str], artifact: str) -> Said:
     """
     hint = f"llmc run {artifact} -p TEXT --profile {path}"
     try:
-        said: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        said: Any = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise LlmcError(f"the profile cannot be read: {error.strerror}", place=path, hint=hint) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise LlmcError("the profile is not valid JSON", place=path, hint=hint) from None
     found = said.get("llmc") if isinstance(said, dict) else None
     if not isinstance(found, dict) or found.get("version") != VERSION:

@@ -8,7 +8,6 @@ that codes are never kept, in memory or on disk.  To read one that lies behind b
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +23,7 @@ from llmc.compiler.graph_stream import Stream
 from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 from llmc.runtime.text import load_tokenizer
 
 SEQUENCE_TOKENS = 512
@@ -121,8 +121,8 @@ def listed(file: Path) -> tuple[list[int], list[list[int]]]:
     """Nothing, and the token ids of a JSON list: of numbers, which is one sequence, or of such lists."""
     place, hint = f"--calibrate {file}", "a text has another name: .txt"
     try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        found = parse_json(file.read_bytes())
+    except ValueError as error:
         raise LlmcError("the file is not JSON", place=place, hint=hint) from error
     sequences = found if isinstance(found, list) and found and isinstance(found[0], list) else [found]
     if not all(isinstance(tokens, list) and all(type(token) is int for token in tokens) for tokens in sequences):

@@ -7,7 +7,6 @@ size, and no memory is taken on the word of a header: a hostile file gives an Ll
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import struct
@@ -28,6 +27,7 @@ from llmc.runtime.format import (
     WEIGHTS_ALIGNMENT,
     Section,
 )
+from llmc.runtime.parse_json import parse_json
 from llmc.runtime.plan import PlanTables, unpack_plan
 
 REQUIRED_SECTIONS = ("code", "weights", "plan", "manifest")
@@ -191,8 +191,8 @@ class ArtifactFile:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            value = json.loads(self.section(name))
-        except (ValueError, RecursionError):
+            value = parse_json(self.section(name))
+        except ValueError:
             raise self._damaged(name) from None
         if not isinstance(value, dict):
             raise self._damaged(name)

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 from llmc.schedules.cuda.deferred_norm import prepares, settled
 from llmc.schedules.rule import Rule
 
@@ -234,9 +235,9 @@ def load(path: Path, target: Target, tuned: Tuned | None = None) -> dict[Signatu
     except (OSError, UnicodeDecodeError) as error:
         raise LlmcError(f"the tuned records cannot be read: {error}", place=str(path)) from None
     try:
-        said = json.loads(text)
+        said = parse_json(text)
         of, lines = said["target"], list(said["records"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         hint = "remove it, or run llmc tune with another -o"
         raise LlmcError("the file of tuned records is damaged", place=str(path), hint=hint) from None
     if of != str(target):

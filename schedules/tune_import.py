@@ -18,6 +18,7 @@ from typing import Any
 
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 from llmc.schedules import records, tune_in_place
 from llmc.schedules.records import Record, Signature
 from llmc.schedules.tune_in_place import check_fields, records_in_place, signature_of
@@ -116,7 +117,7 @@ def found_in(sources: Iterable[Path], left_out: list[str]) -> list[Found]:
                 entry = entry_of(line)
                 if entry is not None:
                     run = take(entry, run, runs)
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError) as error:
                 left_out.append(f"{source.name} line {number}: {' '.join(str(error).split())[:80]}")
     return sorted(runs.values(), key=lambda run: max((entry["at"] for entry in run.entries), default=0.0))
 
@@ -132,7 +133,7 @@ def entry_of(line: str) -> Entry | None:
     """What a line says that is done; None for other lines.  Raises ValueError or TypeError for what is no such line."""
     if not line.strip():
         return None
-    entry = json.loads(line)
+    entry = parse_json(line)
     if not isinstance(entry, dict):
         raise TypeError("no JSON object")
     if entry.get("event") != "done":

@@ -18,7 +18,7 @@ ALLOWED = {
     "runtime": ("runtime",),
     "compiler": ("compiler", "runtime", "llmc"),
     "passes": ("passes", "compiler", "runtime.errors"),
-    "schedules": ("schedules", "compiler", "runtime.errors"),
+    "schedules": ("schedules", "compiler", "runtime.errors", "runtime.parse_json"),
     "bench": ("bench", "passes", "schedules", "compiler", "runtime", "llmc"),
     "cli": ("cli", "bench", "compiler", "runtime", "llmc"),
     "llmc": ("compiler.driver", "runtime"),
@@ -119,6 +119,17 @@ def test_only_the_server_imports_what_serves() -> None:
         names += [name for name in imported_of_llmc(path) if within(name, ("runtime.serve",))]
         wrong += [f"{name_of(path)} imports {name}" for name in names if not serves]
     assert not wrong
+
+
+def test_json_from_outside_is_read_in_one_place() -> None:
+    """Whatever is wrong with it is then a ValueError, depth too."""
+    users = {
+        name_of(path)
+        for path in sources("compiler", "passes", "schedules", "runtime", "cli")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.load", "json.loads")
+    }
+    assert users == {"runtime/parse_json.py"}
 
 
 def test_every_pass_has_a_test() -> None:

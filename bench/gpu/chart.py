@@ -54,7 +54,7 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
         for path in paths:
             add(Journal(path), found)
         records = [record_of(measured, names) for measured in found.values()]
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         fact = f"the measurements cannot be understood: {type(error).__name__}: {error}"
         raise LlmcError(fact, place=names, hint="name the results.jsonl of a run of the kit") from None
     if not any(panel.samples for record in records for panel in record.panels):

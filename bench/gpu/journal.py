@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from llmc.runtime.parse_json import parse_json
+
 Event = Literal["begin", "done", "failed"]
 Entry = dict[str, Any]
 TELLS_APART = {"device": "name", "machine": "driver"}
@@ -65,7 +67,7 @@ class Journal:
             return
         for line in lines:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 continue
             if isinstance(entry, dict):

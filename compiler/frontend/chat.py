@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 
 CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 
@@ -37,8 +38,8 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = parse_json(file.read_bytes())
+    except ValueError as error:
         raise LlmcError(f"{file.name} is not JSON", place=str(file)) from error
     if not isinstance(value, dict):
         raise LlmcError(f"{file.name} is not a JSON object", place=str(file))

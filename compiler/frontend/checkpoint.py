@@ -7,7 +7,6 @@ A file is an 8-byte length, a JSON header {name: {dtype, shape, data_offsets}} a
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
 from llmc.compiler.weights import Array, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -90,9 +90,9 @@ def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:
 
 def _open_shards(folder: Path, index: Path) -> dict[str, StoredTensor]:
     try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = parse_json(index.read_bytes())["weight_map"]
         shards = sorted(set(map(str, weight_map.values())))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the checkpoint's index is not a table of tensors and files", place=str(index)) from error
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -121,10 +121,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             (n_header,) = struct.unpack("<Q", stream.read(8))
             if n_header > min(n_file - 8, LONGEST_HEADER):
                 raise LlmcError("the file is truncated, or is not safetensors", place=str(file))
-            header: dict[str, Any] = json.loads(stream.read(n_header))
+            header: dict[str, Any] = parse_json(stream.read(n_header))
         header.pop("__metadata__", None)
         tensors = {name: _stored_tensor(name, file, 8 + n_header, entry) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the file is truncated, or is not safetensors", place=str(file)) from error
     for tensor in tensors.values():
         if tensor.offset + tensor.n_bytes > n_file:

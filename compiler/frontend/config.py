@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,8 +22,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise LlmcError("the folder has no config.json", place=str(folder), hint="it is not a Hugging Face model")
     try:
-        fields = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(file.read_bytes())
+    except ValueError as error:
         raise LlmcError(f"config.json is not JSON: {error}", place=str(file)) from error
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise LlmcError("config.json names no model_type", place=str(file), hint="it is not a Hugging Face model")

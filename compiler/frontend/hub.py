@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from llmc.compiler.frontend.checkpoint import INDEX, SINGLE
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TEXT_FILES = (
@@ -66,7 +66,7 @@ def _download(hub_id: str, weights: bool) -> Path:
     files = {entry.rfilename for entry in listed}
     wanted = [name for name in TEXT_FILES if name in files]
     if weights and INDEX in files:
-        index = json.loads(Path(hf_hub_download(hub_id, INDEX, etag_timeout=TIMEOUT_S)).read_bytes())
+        index = parse_json(Path(hf_hub_download(hub_id, INDEX, etag_timeout=TIMEOUT_S)).read_bytes())
         wanted += [INDEX, *sorted(set(index["weight_map"].values()))]
     elif weights and SINGLE in files:
         wanted.append(SINGLE)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import MAX_EOS
+from llmc.runtime.parse_json import parse_json
 from llmc.runtime.text import load_tokenizer
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
@@ -34,10 +34,10 @@ def read_text(folder: Path, n_vocab: int) -> Text:
         return Text()
     try:
         load_tokenizer(data.decode(), str(file))
-        return Text(data, read_vocabulary(json.loads(data), n_vocab))
+        return Text(data, read_vocabulary(parse_json(data), n_vocab))
     except LlmcError as error:
         raise LlmcError(error.fact, place=str(file), hint="remove it to use token ids") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the tokenizer cannot be read", place=str(file), hint="remove it to use token ids") from error
 
 
@@ -112,9 +112,9 @@ def read_ends(folder: Path | None, config: dict[str, Any], n_vocab: int) -> tupl
     file = folder / "generation_config.json" if folder else None
     if file and file.is_file():
         try:
-            generation = json.loads(file.read_bytes())
+            generation = parse_json(file.read_bytes())
             ends, begins = generation.get("eos_token_id", ends), generation.get("bos_token_id", begins)
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (ValueError, AttributeError) as error:
             raise LlmcError("generation_config.json is not a JSON object", place=str(file)) from error
     place = str(folder) if folder else None
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
@@ -34,8 +34,8 @@ async def read_json(request: Request) -> object:
     except ClientDisconnect:
         raise ApiError(CLIENT_GONE, "the client has gone") from None
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        return parse_json(body)
+    except ValueError as error:
         raise ApiError(400, f"the body of the request is not JSON: {error}") from None
 
 
