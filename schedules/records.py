@@ -121,10 +121,15 @@ class Record:
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Record:
         """Raises KeyError or TypeError where something is missing or of another kind."""
-        key = Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
+        key = signature_of(said)
         said = {"in_place": "", **said}
         rest = {f.name: of_kind(said[f.name], f.type) for f in fields(cls) if f.name != "signature"}
         return cls(key, **rest)
+
+
+def signature_of(said: Mapping[str, Any]) -> Signature:
+    """The one whose fields these are, among others.  Raises KeyError or TypeError."""
+    return Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
 
 
 def of_kind(value: Any, kind: Any) -> Any:

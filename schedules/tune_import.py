@@ -12,23 +12,22 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
-from llmc.schedules import records, tune_in_place
-from llmc.schedules.records import Record, Signature
-from llmc.schedules.tune_in_place import check_fields, records_in_place, signature_of
-from llmc.schedules.tune_limits import COPY, PRODUCT, Entry, geometric_mean, limit_of, needed_us
+from llmc.schedules import records, tune_lines
+from llmc.schedules.records import Record, Signature, signature_of
+from llmc.schedules.tune_in_place import records_in_place
+from llmc.schedules.tune_limits import COPY, PRODUCT, geometric_mean, limit_of, needed_us
+from llmc.schedules.tune_lines import Entry
 from llmc.schedules.tune_search import BETTER
 
 RATES = {"gb_per_s": COPY, "gflop_per_s": PRODUCT}
 Params = str
 """Parameters as JSON, so that they can be compared."""
-TUNED_FIELDS = {"rule": str, "words": str, "params": dict, "signature": dict, "own": bool, "length": int}
 LATEST = 1e11
 """Seconds since 1970 that a date may have."""
 
@@ -140,7 +139,7 @@ def entry_of(line: str) -> Entry | None:
         return None
     if not all(isinstance(entry.get(name), str) for name in ("stage", "item")):
         raise TypeError("no stage, or no item")
-    number(entry, "at", LATEST)
+    tune_lines.number(entry, "at", LATEST)
     return entry
 
 
@@ -156,32 +155,12 @@ def take(entry: Entry, run: Found, runs: dict[str, Found]) -> Found:
     if entry["stage"] == "limits":
         for key, name in RATES.items():
             if entry.get(key) is not None:
-                run.rates[name] = max(run.rates.get(name, 0.0), 1e9 * number(entry, key))
+                run.rates[name] = max(run.rates.get(name, 0.0), 1e9 * tune_lines.number(entry, key))
     elif entry["stage"] == "tune":
-        run.measured[entry["item"]] = checked(entry)
-    elif entry["stage"] == tune_in_place.STAGE:
-        tune_in_place.check(entry)
-        for name in tune_in_place.TIMES[entry["of"]]:
-            number(entry, name)
-        run.in_place[entry["item"]] = entry
+        run.measured[entry["item"]] = tune_lines.alone(entry)
+    elif entry["stage"] == tune_lines.IN_PLACE:
+        run.in_place[entry["item"]] = tune_lines.in_place(entry)
     return run
-
-
-def checked(entry: Entry) -> Entry:
-    """A measurement of the tuner.  Raises ValueError, TypeError or KeyError for what is none."""
-    check_fields(entry, TUNED_FIELDS)
-    for name in ("us", "bytes", "operations"):
-        number(entry, name)
-    signature_of(entry["signature"])
-    return entry
-
-
-def number(entry: Entry, name: str, most: float = 1e18) -> float:
-    """A field that is a number from 0 to `most`.  Raises ValueError."""
-    value = entry.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value) or not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r:.40}")
-    return float(value)
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------

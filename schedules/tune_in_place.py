@@ -10,65 +10,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any
 
-from llmc.schedules.records import Record, Signature, of_kind
-from llmc.schedules.tune_limits import Entry, geometric_mean, limit_of, needed_us
+from llmc.schedules.records import Record, Signature, signature_of
+from llmc.schedules.tune_limits import geometric_mean, limit_of, needed_us
+from llmc.schedules.tune_lines import BEST, CANDIDATE, OWN, Entry
 
-STAGE = "in place"
-OWN, TOGETHER, CANDIDATE, BEST = "own", "together", "candidate", "best"
-"""What a line is about: a chain with the rules' own choices, with other ones of all calls, with one candidate, with the
-best of every call."""
 LEAST_GAIN = 0.005
 """Of a layer's time: what another choice than the rule's own must save."""
-
-CALL_FIELDS = {"job": str, "rule": str, "words": str, "params": dict, "signature": dict}
-FIELDS: Mapping[str, Mapping[str, type]] = {
-    OWN: {"calls": list},
-    TOGETHER: {"choice": dict},
-    CANDIDATE: {**CALL_FIELDS, "index": int, "alike": bool},
-    BEST: {"choice": dict},
-}
-TIMES = {
-    OWN: ("us", "bytes", "operations"),
-    TOGETHER: ("us", "base_us", "noise"),
-    CANDIDATE: ("us", "base_us", "noise"),
-    BEST: ("us", "own_us"),
-}
 
 
 def is_better(us: float, base_us: float, noise: float) -> bool:
     """Whether a layer of `us` is clearly faster than one of base_us.  noise: by which share the latter varies."""
     return us < (1 - max(LEAST_GAIN, noise)) * base_us
-
-
-def signature_of(said: Mapping[str, Any]) -> Signature:
-    """Raises KeyError or TypeError."""
-    return Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
-
-
-def check(entry: Entry) -> None:
-    """Of a line of the stage, all but its times (TIMES).  Raises ValueError, TypeError or KeyError for what is none."""
-    check_fields(entry, {"of": str})
-    of = entry["of"]
-    if of not in FIELDS:
-        raise ValueError(f"of is {of:.40}")
-    check_fields(entry, {"chain": str, **FIELDS[of]})
-    for call in (entry,) if of == CANDIDATE else entry["calls"] if of == OWN else ():
-        check_fields(call, CALL_FIELDS)
-        signature_of(call["signature"])
-
-
-def check_fields(said: Any, fields: Mapping[str, type]) -> None:
-    for name, kind in fields.items():
-        if not isinstance(said[name], kind) or (kind is int and isinstance(said[name], bool)):
-            raise TypeError(f"{name} is no {kind.__name__}")
-
-
-# -- choosing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -99,7 +55,7 @@ def records_in_place(
 ) -> Iterator[Record]:
     """A record for each call of which candidates were measured in place, with its chains' times a layer; none without
     limits.  entries: lines of the stage, checked."""
-    by: dict[str, list[Entry]] = {of: [] for of in FIELDS}
+    by: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by[entry["of"]].append(entry)
     chains = {entry["chain"]: entry for entry in by[OWN]}
@@ -109,7 +65,7 @@ def records_in_place(
         for call in entry["calls"]:
             calls.setdefault(signature_of(call["signature"]), Call(call))
     for entry in by[CANDIDATE]:
-        if entry["chain"] in chains and entry["alike"]:
+        if entry["chain"] in chains:
             call = calls.get(signature_of(entry["signature"]))
             params = json.dumps(entry["params"], sort_keys=True)
             if call:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import exp, log
-from typing import Any
+
+from llmc.schedules.tune_lines import Entry
 
 COPY, PRODUCT = "copy bandwidth", "cuBLAS bf16"
-Entry = Mapping[str, Any]
-"""A line of results.jsonl; of what it takes, `bytes` and `operations`."""
 
 
 def geometric_mean(values: Iterable[float], least: float = 1e-6) -> float:
@@ -26,3 +25,11 @@ def needed_us(entries: Sequence[Entry], limit: str, rates: Mapping[str, float]) 
 def limit_of(entries: Sequence[Entry], rates: Mapping[str, float]) -> str:
     """The limit that takes longest."""
     return max(rates, key=lambda name: needed_us(entries, name, rates))
+
+
+def share_of(entry: Entry, rates: Mapping[str, float]) -> tuple[str, float] | None:
+    """What bounds a call that took `us`, and the part of that limit it reaches; None where no limit is measured."""
+    if not rates or not entry["us"]:
+        return None
+    limit = limit_of([entry], rates)
+    return limit, needed_us([entry], limit, rates) / entry["us"]

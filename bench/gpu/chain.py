@@ -7,7 +7,7 @@ of their own.  Weights are random bits: what they lead to is finite and means no
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,6 +26,7 @@ from llmc.bench.gpu.measure import (
     constant_bytes,
     n_cached_pages,
     step_ids,
+    weight_bytes,
     work,
 )
 from llmc.bench.gpu.memory import launches
@@ -70,8 +71,14 @@ class Chain:
         times: dict[str, float] = {}
         for step in self.steps:
             times[step.job.name] = times.get(step.job.name, 0.0) + self.least_us(step.job)
-        jobs = {step.job.name: step.job for step in self.steps if step.job.signature and len(step.job.candidates) > 1}
+        jobs = {step.job.name: step.job for step in self.steps if step.job.signature and others(step.job)}
         return sorted(jobs.values(), key=lambda job: -times[job.name])
+
+    @cached_property
+    def sets(self) -> list[int]:
+        """Candidates that several calls have."""
+        n_calls = Counter(index for job in self.jobs for index in others(job))
+        return sorted(index for index, n in n_calls.items() if n > 1)
 
     def least_us(self, job: Job) -> float:
         n_bytes, n_operations = work(job, job.candidates[0], self.length)
@@ -201,10 +208,9 @@ class Laid:
         return self._once((job.name, operand), lambda: self._random.bytes(kind.n_bytes))
 
     def _weight(self, copy: int, number: int, index: int, kind: TensorType, layout: dict[str, Any] | None) -> int:
-        """Each copy's own; of a constant that lies in several ways, one for each."""
+        """Each copy's own."""
         fill = self._random.codes if kind.dtype in CODED else self._random.bytes
-        key = (copy, number, index, json.dumps(layout, sort_keys=True))
-        return self._once(key, lambda: fill(constant_bytes(kind, layout)))
+        return self._once((copy, number, index), lambda: fill(constant_bytes(kind, layout)))
 
     def _once(self, key: tuple[object, ...], make: Callable[[], int]) -> int:
         if key not in self._made:
@@ -212,12 +218,9 @@ class Laid:
         return self._made[key]
 
 
-def weight_bytes(job: Job, candidate: Candidate) -> int:
-    kinds = enumerate(job.call.inputs)
-    return sum(constant_bytes(kind, candidate.layouts.get(index)) for index, kind in kinds if kind)
-
-
-def is_alike(job: Job, index: int) -> bool:
-    """Whether a candidate takes its constants as the rule's own choice does.  A record speaks of one number of rows;
-    the weight lies once for all of them, so that a choice with another layout would put it into the artifact twice."""
-    return job.candidates[index].layouts == job.candidates[0].layouts
+def others(job: Job) -> list[int]:
+    """Candidates besides the rule's own, 0, that take their constants as it does.  A record speaks of one number of
+    rows; the weight lies once for all of them, so that a choice with another layout would put it into the artifact
+    twice."""
+    own, *rest = job.candidates
+    return [index for index, candidate in enumerate(rest, 1) if candidate.layouts == own.layouts]

@@ -22,16 +22,16 @@ from statistics import median, quantiles
 from typing import Any
 
 from llmc.bench.gpu import check, measure
-from llmc.bench.gpu.chain import Chain, Choice, Laid, RandomBits, chains, is_alike
+from llmc.bench.gpu.chain import Chain, Choice, Laid, RandomBits, chains, others
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.measure import MOST_LAUNCHES, First, Size
 from llmc.compiler.kernel import Operand
-from llmc.schedules import tune_in_place
-from llmc.schedules.tune_in_place import BEST, CANDIDATE, OWN, TOGETHER, is_better
+from llmc.schedules.tune_in_place import is_better
+from llmc.schedules.tune_lines import BEST, CANDIDATE, IN_PLACE, OWN, TOGETHER
 
-STAGE = tune_in_place.STAGE
+STAGE = IN_PLACE
 FEW, MANY = 3, 8
 """Pairs of replays: of every candidate, and again of those that are no slower than the base by then."""
 FAR = 1.3
@@ -47,27 +47,21 @@ def items(kit: Kit) -> Iterator[str]:
     all calls."""
     for chain in chains(kit):
         yield item(chain, OWN)
-        yield from (item(chain, f"{TOGETHER} #{index}") for index in sets(chain))
+        yield from (item(chain, f"{TOGETHER} #{index}") for index in chain.sets)
         for job in chain.jobs:
-            yield from (item(chain, f"{job.name} #{index}") for index in range(1, len(job.candidates)))
+            yield from (item(chain, f"{job.name} #{index}") for index in others(job))
         if chain.jobs:
             yield item(chain, BEST)
 
 
-def sets(chain: Chain) -> range:
-    """Candidates that several calls have."""
-    lengths = sorted((len(job.candidates) for job in chain.jobs), reverse=True)
-    return range(1, lengths[1] if len(lengths) > 1 else 1)
-
-
 def all_together(kit: Kit) -> set[str]:
     """Of any chain, what is said of candidates of all calls."""
-    return {f"{TOGETHER} #{index}" for chain in chains(kit) for index in sets(chain)}
+    return {f"{TOGETHER} #{index}" for chain in chains(kit) for index in chain.sets}
 
 
 def together(chain: Chain, index: int, bad: Set[str]) -> dict[str, int]:
     """All calls' index-th candidates, but for bad ones."""
-    having = (job for job in chain.jobs if index < len(job.candidates) and is_alike(job, index))
+    having = (job for job in chain.jobs if index in others(job))
     return {job.name: index for job in having if check.item(job, index) not in bad}
 
 
@@ -123,7 +117,7 @@ def far_slower(journal: Journal) -> set[str]:
 def begun_with(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
     """The fastest choice of all calls together that is clearly faster than the rules' own; else nothing."""
     ratios = {}
-    for index in sets(chain):
+    for index in chain.sets:
         entry = known.get(item(chain, f"{TOGETHER} #{index}"))
         if entry and is_better(entry["us"], entry["base_us"], entry["noise"]):
             ratios[index] = entry["us"] / entry["base_us"]
@@ -146,11 +140,11 @@ def winners(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
     """Of each call for which another choice than the rule's own was clearly faster, the fastest by now."""
     found: dict[str, int] = {}
     for job in chain.jobs:
-        tried = {i: known.get(item(chain, f"{job.name} #{i}")) for i in range(1, len(job.candidates))}
+        tried = {i: known.get(item(chain, f"{job.name} #{i}")) for i in others(job)}
         better = {
             index: entry["us"] / entry["base_us"]
             for index, entry in tried.items()
-            if entry and entry["alike"] and is_better(entry["us"], entry["base_us"], entry["noise"])
+            if entry and is_better(entry["us"], entry["base_us"], entry["noise"])
         }
         if better:
             found[job.name] = min(better, key=lambda index: better[index])
@@ -219,7 +213,6 @@ class InPlace:
             **self._against(laid, others, {**others, job.name: index}),
             "job": job.name,
             "index": index,
-            "alike": is_alike(job, index),
             "others": others,
             **said(job, index),
         }
@@ -293,8 +286,6 @@ class InPlace:
     def _compare(self, laid: Laid, job: Job, index: int) -> None:
         """Raises ValueError where the candidate's result is not the own choice's, of the same weights and of what the
         calls in front of it make."""
-        if not is_alike(job, index):
-            return
         number = max(number for number, step in enumerate(laid.chain.steps) if step.job is job)
         output, first = Operand("output", 0), First()
         for before in range(number):

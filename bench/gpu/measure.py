@@ -183,8 +183,7 @@ class Random:
             self.make_room(n_bytes)
             self._shared[Operand("kv")] = self.bytes(n_bytes)
             return range(n_layers)
-        cold = sum(constant_bytes(kind, candidate.layouts.get(i)) for i, kind in enumerate(call.inputs) if kind)
-        n = max(2, -(-COLD * size.l2_bytes // max(cold, 1)))
+        n = max(2, -(-COLD * size.l2_bytes // max(weight_bytes(job, candidate), 1)))
         return range(min(n, MOST_LAUNCHES))
 
     def make_room(self, n_bytes: int) -> None:
@@ -225,6 +224,12 @@ class Random:
 
 def is_cache(job: Job, index: int) -> bool:
     return job.is_attention and index >= len(job.call.inputs) - 2
+
+
+def weight_bytes(job: Job, candidate: Candidate) -> int:
+    """Of all constants of the call, in the candidate's layouts."""
+    kinds = enumerate(job.call.inputs)
+    return sum(constant_bytes(kind, candidate.layouts.get(index)) for index, kind in kinds if kind)
 
 
 def constant_bytes(kind: TensorType, layout: dict[str, Any] | None) -> int:

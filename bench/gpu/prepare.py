@@ -49,6 +49,7 @@ PARTS = (
     "schedules/rule.py",
     "schedules/tune_in_place.py",
     "schedules/tune_limits.py",
+    "schedules/tune_lines.py",
     "schedules/cuda/__init__.py",
     "schedules/cuda/deferred_norm.py",
     "schedules/cuda/quant_strips.py",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
-from llmc.bench.gpu.shares import share_of
+from llmc.schedules.tune_limits import share_of
 
 NAMES = {
     facts.STAGE: "driver and machine",

@@ -15,7 +15,7 @@ from llmc.bench.gpu.driver import CudaError, Device
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.plan import Part
-from llmc.schedules.tune_in_place import TOGETHER
+from llmc.schedules.tune_lines import TOGETHER
 
 DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
 """Exit status: everything is done; the device is lost to this process; not all fitted into the time."""

@@ -292,14 +292,18 @@ def test_a_gain_that_noise_explains_or_the_whole_refutes_is_none(kit: Kit, journ
     assert {record["params"]["kernel"] for record in report["records"]} == {"attend", "multiply"}
 
 
-def test_a_candidate_whose_weight_lies_otherwise_is_timed_and_does_not_win(tmp_path: Path, journal: Journal) -> None:
-    """It gets weights in its own layout; the artifact has one for all numbers of rows."""
-    product = job(PRODUCT, "multiply", "multiply_b")
-    product["candidates"][1] = candidate(PRODUCT, "multiply_b", "GatedTiles")
-    done(kit_of(tmp_path / "kit", job(ATTENTION, "attend"), product), journal, Fake(), "in place")
-    found = journal.results(in_place.STAGE)
-    assert found[f"{CHAIN}: {PRODUCT_ITEM} #1"]["us"] == pytest.approx(27)
-    assert found[f"{CHAIN}: best"]["choice"] == {}
+def test_candidates_whose_weight_lies_otherwise_are_left_out(tmp_path: Path) -> None:
+    """The artifact has one layout for all numbers of rows."""
+    product = job(PRODUCT, "multiply", "multiply_b", "multiply_c", "multiply_d")
+    for index in (1, 3):
+        product["candidates"][index] = candidate(PRODUCT, "multiply_b", "GatedTiles")
+    kit = kit_of(tmp_path / "kit", job(ATTENTION, "attend", "attend_b", "attend_small"), product)
+    tried = ["together #2", f"{ATTENTION_ITEM} #1", f"{ATTENTION_ITEM} #2", f"{PRODUCT_ITEM} #2"]
+    items = [item.removeprefix(f"{CHAIN}: ") for item in in_place.items(kit)]
+    assert (items[0], sorted(items[1:-1]), items[-1]) == ("own", sorted(tried), "best")
+    product["candidates"][2] = product["candidates"][1]
+    kit = kit_of(tmp_path / "another", job(ATTENTION, "attend"), product)
+    assert list(in_place.items(kit)) == [f"{CHAIN}: own"]
 
 
 def test_a_chain_that_was_cut_off_does_not_hide_candidates_of_another(
