@@ -74,7 +74,7 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     function = f"gemm_{kind.lower()}{'_codes' if kind == 'Wgmma' and op.weight != op.element else ''}"
     numbers = (params.tokens, params.stages, params.blocks, params.n_shared(op), params.band, params.cluster)
     cut = ", ".join([*map(str, numbers), *special(params)])
-    shared_bytes = gemm_tiles.shared_bytes(op, params.tokens, params.stages, along=params.along, turns=params.turns)
+    shared_bytes = params.shared_bytes(op)
     declarations = (
         f"using Cut = Tiling<Layer, {cut}>;\n"
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from math import ceil
 
@@ -146,6 +145,15 @@ class Tiling:
         """One for each shared tile and warpgroup."""
         return self.n_shared(op) * self.cluster * 2 * 4
 
+    def shared_bytes(self, op: LinearOp) -> int:
+        """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both
+        warpgroups on their way out, barriers, and what a deferred norm is for each token."""
+        x_step = x_bytes(self.tokens) * (2 if self.along else 1)
+        stage_bytes = ceil(step_bytes(op, self.turns) / 1024) * 1024 + x_step
+        staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
+        norms = 8 * (self.token_tiles(op) * self.tokens if op.deferred else 1)
+        return self.stages * (stage_bytes + 16) + staging + norms + 24
+
 
 def steps(op: LinearOp, *, along: bool = False) -> int:
     return ceil(op.k / (2 * STEP if along else STEP))
@@ -171,15 +179,6 @@ def step_bytes(op: LinearOp, turns: int = 0) -> int:
 def x_bytes(tokens: int) -> int:
     """Of x, for 64 of K."""
     return tokens * STEP * 2
-
-
-def shared_bytes(op: LinearOp, tokens: int, stages: int, *, along: bool = False, turns: int = 0) -> int:
-    """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both warpgroups
-    on their way out, barriers, and what a deferred norm is for each token."""
-    stage_bytes = ceil(step_bytes(op, turns) / 1024) * 1024 + x_bytes(tokens) * (2 if along else 1)
-    staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
-    norms = 8 * (ceil(op.m / tokens) * tokens if op.deferred else 1)
-    return stages * (stage_bytes + 16) + staging + norms + 24
 
 
 def staged_outputs(op: LinearOp) -> int:
@@ -229,8 +228,8 @@ def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
 def stages_of(op: LinearOp, tokens: int, device: Device, *, along: bool = False, turns: int = 0) -> int:
     """As many as there is room for, and use."""
     most = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
-    bytes_of = partial(shared_bytes, op, tokens, along=along, turns=turns)
-    return max((s for s in range(2, most + 1) if bytes_of(s) <= device.shared_bytes), default=0)
+    rings = (Tiling(tokens, stages, 1, along=along, turns=turns) for stages in range(2, most + 1))
+    return max((ring.stages for ring in rings if ring.shared_bytes(op) <= device.shared_bytes), default=0)
 
 
 def takes_along(op: LinearOp, tokens: int, device: Device) -> bool:
@@ -244,7 +243,7 @@ def _widths(op: LinearOp, device: Device) -> Iterator[int]:
     widths = WGMMA_TOKENS if device.wgmma else MMA_TOKENS
     for token_tiles in range(1, ceil(op.m / 64) + 1):
         fitting = [width for width in widths if width * token_tiles >= op.m]
-        if fitting and shared_bytes(op, fitting[0], 2) <= device.shared_bytes:
+        if fitting and Tiling(fitting[0], 2, 1).shared_bytes(op) <= device.shared_bytes:
             yield fitting[0]
 
 

@@ -30,6 +30,9 @@ MOST_MEASURED_IN_MODELS = 8
 LEAST_KEPT_BYTES = 64 << 10
 """Of a ring beside an x that is kept: what memory needs on its way to a multiprocessor."""
 
+PAIR = 2
+"""Blocks, of a cluster, that keep x, each of its own columns alone."""
+
 STREAM_WARPS = range(8, 17, 2)
 MEASURED_WARPS = (8, 12, 16)
 """By bulk copies; those of which each is measured."""
@@ -166,7 +169,7 @@ def kept_streams(op: LinearOp, device: Device) -> list[Gemv]:
 
     Codes cost up to a third of the instructions less than beside an x that comes with them (docs/cuda.md).  Where there
     is room beside the blocks in front, weights come while that kernel waits for its own x."""
-    if device.cluster < 2 or not takes_kept(op):
+    if device.cluster < PAIR or not takes_kept(op):
         return []
     deep, beside = ([*kept_rings(op, device, n_blocks)] for n_blocks in (1, 2))
     return [*deep[:1], *beside[:2], *deep[1:2]] if beside else deep[:3]
@@ -178,13 +181,13 @@ def kept_rings(op: LinearOp, device: Device, n_blocks: int) -> Iterator[Gemv]:
     To bring x to f16 takes as long as it saves in one band; digits of it must be made anyway."""
     digits = takes_digits(op)
     for warps, depth in product(MEASURED_WARPS[::-1], sorted(depths(op, digits=False), reverse=True)):
-        params = Gemv(warps, 1, 4, 2, 0, digits, digits=digits, bulk=True, split=2, depth=depth, kept=True)
-        rounds = ceil(bands(op, params) / (device.n_blocks // 2))
-        most = min(STAGES[-1], ceil(steps(op, params) / (2 * warps)) * rounds)
+        params = Gemv(warps, 1, 4, PAIR, 0, digits, digits=digits, bulk=True, split=PAIR, depth=depth, kept=True)
+        rounds = ceil(bands(op, params) / (device.n_blocks // PAIR))
+        most = min(STAGES[-1], ceil(steps(op, params) / (PAIR * warps)) * rounds)
         rings = (replace(params, stages=stages) for stages in range(most, min(most, 2) - 1, -1))
         ring = next((each for each in rings if is_resident(op, each, device, n_blocks)), None)
         enough = ring is not None and ring_bytes(op, ring) >= LEAST_KEPT_BYTES
-        if ring is not None and enough and steps(op, ring) >= 2 * warps and (digits or rounds > 1):
+        if ring is not None and enough and steps(op, ring) >= PAIR * warps and (digits or rounds > 1):
             yield replace(placed(op, ring, device, min(grids(op, ring, device))), early=True)
 
 

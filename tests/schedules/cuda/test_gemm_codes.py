@@ -130,10 +130,7 @@ def test_rings_of_codes_fit_the_machine(m: int, weight: Weight) -> None:
         for shape in LAYERS:
             op = layer(m, shape, weight)
             for tiling in gemm.space(op, target):
-                n_bytes = gemm_tiles.shared_bytes(
-                    op, tiling.tokens, tiling.stages, along=tiling.along, turns=tiling.turns
-                )
-                assert n_bytes <= device.shared_bytes
+                assert tiling.shared_bytes(op) <= device.shared_bytes
                 if m <= gemm_tiles.FLAT_TOKENS and target == HOPPER:
                     assert tiling.stages * gemm_tiles.step_bytes(op) >= gemm_tiles.FLIGHT_BYTES
 

@@ -76,8 +76,7 @@ def test_what_was_not_measured_is_offered_and_never_the_rules_own(m: int, shape:
     if m == 2048:
         assert others[0].turns == 2
     for tiling in others:
-        n_bytes = gemm_tiles.shared_bytes(op, tiling.tokens, tiling.stages, along=tiling.along, turns=tiling.turns)
-        assert n_bytes <= DEVICE.shared_bytes
+        assert tiling.shared_bytes(op) <= DEVICE.shared_bytes
         assert tiling.turns * tiling.tokens <= 2 * gemm_prompts.SUMS
         assert tiling.blocks % tiling.cluster == 0
 
