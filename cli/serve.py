@@ -68,6 +68,22 @@ def not_empty(key: str | None) -> str | None:
     show_default=True,
     help="Texts may end for so long after Ctrl-C or SIGTERM.",
 )
+@click.option(
+    "--limit-concurrency",
+    metavar="N",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Most connections; those beyond are asked to come again.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 86400),
+    default=60.0,
+    show_default=True,
+    help="A client is given up that takes so long to send a request, or to read on.",
+)
 def command(artifact: str, **options: Any) -> None:
     """Serve an artifact over HTTP, in the form of OpenAI's API.
 

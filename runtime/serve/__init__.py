@@ -4,5 +4,5 @@
      └────► replies                         └────► job, pages, probs
 
 server.py starts it; app.py is HTTP, on an event loop; engine.py owns the model, on a thread of its own.  Needs the
-extra llmc[serve]: starlette and uvicorn in app.py, transport.py and server.py, jinja2 in chat.py.
+extra llmc[serve]: starlette and uvicorn in app.py, transport.py, connections.py and server.py, jinja2 in chat.py.
 """

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from itertools import product
 from typing import Any
 
@@ -32,7 +32,10 @@ RETRY_AFTER_S = 1
 
 
 class Service:
-    """What the endpoints share."""
+    """What the endpoints share.
+
+    connections: those that are open; with more than most_connections only /health and /metrics answer.
+    """
 
     def __init__(self, model: Model, engine: Engine, name: str, api_key: str | None = None) -> None:
         """name: of the model, for clients.  api_key: what they have to send, if anything."""
@@ -42,6 +45,8 @@ class Service:
         self.template = template_of(model)
         self.created = int(time.time())
         self.responses: Counter[int] = Counter()
+        self.connections: Collection[object] = ()
+        self.most_connections = 0
 
     def app(self) -> Starlette:
         routes = [
@@ -58,9 +63,12 @@ class Service:
     # -- around every endpoint --------------------------------------------------
 
     def guarded(self, endpoint: Endpoint) -> Endpoint:
-        """Only with the key, if there is one."""
+        """Only with the key, if there is one, and when there are not too many connections."""
 
         async def respond(request: Request) -> Response:
+            if len(self.connections) > self.most_connections:
+                again = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
+                raise ApiError(503, "too many connections; try again", code="too_many_connections", headers=again)
             if self.api_key is not None:
                 given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
                 if not secrets.compare_digest(given, self.api_key.encode(errors="surrogateescape")):
@@ -115,13 +123,13 @@ class Service:
         return json_response({"status": f"failing: {failure}" if failure else "ok"}, 503 if failure else 200)
 
     async def metrics(self, request: Request) -> Response:
-        page = self.engine.meters.page(self.engine.state, self.responses)
+        page = self.engine.meters.page(self.engine.state, self.responses, len(self.connections))
         return Response(page, media_type="text/plain; version=0.0.4")
 
     # -- texts --------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
-        asked = read_completion(await read_json(request), self.name, self.engine.max_batch)
+        asked = await read_json(request, lambda body: read_completion(body, self.name, self.engine.max_batch))
         wanted = asked.wanted
         self.check_number(len(asked.prompts) * wanted.n)
         prompts = [await run_in_threadpool(self.ids_of, prompt) for prompt in asked.prompts]
@@ -133,7 +141,7 @@ class Service:
         return await self.generate(request, wanted, prompts, reply)
 
     async def chat(self, request: Request) -> Response:
-        asked = read_chat(await read_json(request), self.name, self.engine.max_batch)
+        asked = await read_json(request, lambda body: read_chat(body, self.name, self.engine.max_batch))
         if isinstance(self.template, ApiError):
             raise self.template
         text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs)

@@ -66,10 +66,11 @@ class Meters:
     def add(self, counter: str, n: int = 1) -> None:
         self.counts[counter] += n
 
-    def page(self, state: State, responses: Mapping[int, int]) -> str:
-        """The text that Prometheus reads.  responses: to HTTP requests, by status."""
+    def page(self, state: State, responses: Mapping[int, int], n_connections: int) -> str:
+        """The text that Prometheus reads.  responses: to HTTP requests, by status.  n_connections: that are open."""
         lines = list(block("http_responses_total", "counter", "Responses by status.", ()))
         lines += [f'llmc_http_responses_total{{status="{status}"}} {n}' for status, n in sorted(responses.items())]
+        lines += block("open_connections", "gauge", "Open connections.", (f"llmc_open_connections {n_connections}",))
         for name, text in COUNTERS.items():
             lines += block(f"{name}_total", "counter", text, (f"llmc_{name}_total {self.counts[name]}",))
         for name, text in GAUGES.items():

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -18,6 +19,7 @@ from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.binding import LoadProgress, Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.app import Service
+from llmc.runtime.serve.connections import Connection, Limits
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.job import Said
 
@@ -34,6 +36,7 @@ class Options:
 
     max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
     beside texts that go on.  name: of the model, for clients.  grace: seconds that texts have to end after a signal.
+    limit_concurrency: connections.  timeout: seconds that a client may take to send a request, or not read its answer.
     """
 
     host: str = "127.0.0.1"
@@ -47,6 +50,8 @@ class Options:
     name: str | None = None
     api_key: str | None = None
     grace: float = 5.0
+    limit_concurrency: int = 512
+    timeout: float = 60.0
 
 
 def serve(
@@ -148,9 +153,10 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
 
     engine = Engine(model, post, max_batch=max_batch, queue=options.queue, chunk=options.chunk)
     service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
+    limits = Limits(options.limit_concurrency, options.timeout)
     config = uvicorn.Config(
         service.app(),
-        http="h11",
+        http=partial(Connection, limits),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -160,6 +166,7 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
         timeout_graceful_shutdown=int(options.grace) + SECONDS_AFTER_GRACE,
     )
     server = Server(config)
+    service.connections, service.most_connections = server.server_state.connections, limits.connections
 
     def leave() -> None:
         engine.drain(0 if server.should_exit else options.grace)  # the second time: now

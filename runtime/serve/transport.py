@@ -6,22 +6,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llmc.runtime.parse_json import parse_json
+from llmc.runtime.parse_json import parse_json, parse_json_patiently
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 8 << 20
+LARGE_BODY_BYTES = 256 << 10
+"""Larger bodies are read on a thread, and so that others run meanwhile."""
 CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody receives it."""
 
 
-async def read_json(request: Request) -> object:
-    """The body of a request.  Raises ApiError: another type, too large, or not JSON."""
+async def read_json(request: Request, read: Callable[[object], T]) -> T:
+    """What is read from the body of a request.  Raises ApiError: another type, too large, or not JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the content type of the request must be application/json")
     body = bytearray()
@@ -33,8 +36,14 @@ async def read_json(request: Request) -> object:
                 raise ApiError(413, fact, headers={"connection": "close"})
     except ClientDisconnect:
         raise ApiError(CLIENT_GONE, "the client has gone") from None
+    if len(body) <= LARGE_BODY_BYTES:
+        return read(parsed(body, parse_json))
+    return await run_in_threadpool(lambda: read(parsed(body, parse_json_patiently)))
+
+
+def parsed(body: bytearray, parse: Callable[[bytearray], object]) -> object:
     try:
-        return parse_json(body)
+        return parse(body)
     except ValueError as error:
         raise ApiError(400, f"the body of the request is not JSON: {error}") from None
 

@@ -1,16 +1,30 @@
 """runtime/parse_json.py"""
 
+import json
+from collections.abc import Callable
+
 import pytest
 
-from llmc.runtime.parse_json import parse_json
+from llmc.runtime.parse_json import parse_json, parse_json_patiently
 
 
 def test_json_is_read_from_bytes_and_from_text() -> None:
     assert parse_json(b'{"a": [1]}') == parse_json('{"a": [1]}') == {"a": [1]}
 
 
-@pytest.mark.parametrize("text", ["", "{", b"\xff", "[" * 100_000, "1" * 5000], ids=range(5))
-def test_whatever_is_wrong_is_a_value_error(text: bytes | str) -> None:
+@pytest.mark.parametrize("value", [{"a": [1, -2.5e3, True, None, {"b": "é\n\ud800"}]}, [], "x", [[[]]]], ids=range(4))
+def test_patience_changes_nothing(value: object) -> None:
+    assert parse_json_patiently(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b"1" * 5000], ids=range(5))
+@pytest.mark.parametrize("parse", [parse_json, parse_json_patiently])
+def test_whatever_is_wrong_is_a_value_error(parse: Callable[[bytes], object], text: bytes) -> None:
     with pytest.raises(ValueError, match=r".") as error:
-        parse_json(text)
+        parse(text)
     assert len(str(error.value)) < 200
+
+
+def test_patience_has_an_end() -> None:
+    with pytest.raises(ValueError, match="more than 65536 lists and objects"):
+        parse_json_patiently(b"[" + b"[]," * (1 << 16) + b"1]")

@@ -162,6 +162,7 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, b"{", 400, None),
         (COMPLETIONS, b"[" * 100_000, 400, None),
         (COMPLETIONS, [1], 400, None),
+        (COMPLETIONS, b'{"prompt": [1' + b",1" * 200_000 + b"]}", 400, "prompt"),  # large enough for a thread
         (COMPLETIONS, {}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": []}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": [1, "a"]}, 400, "prompt"),

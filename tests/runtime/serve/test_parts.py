@@ -79,7 +79,7 @@ def test_the_metrics_are_prometheus_text() -> None:
     meters.add("generated_tokens", 3)
     for seconds in (0.001, 0.03, 99):
         meters.step.add(seconds)
-    page = meters.page(State(1, 2, 30, 4), {200: 5}).splitlines()
+    page = meters.page(State(1, 2, 30, 4), {200: 5}, 6).splitlines()
     assert {"llmc_generated_tokens_total 3", "llmc_waiting 2", 'llmc_http_responses_total{status="200"} 5'} <= set(page)
     assert {'llmc_step_seconds_bucket{le="0.05"} 2', 'llmc_step_seconds_bucket{le="+Inf"} 3'} <= set(page)
     names = {line.split()[2] for line in page if line.startswith("# TYPE")}
