@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.random_weights import random_weight
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontend.convert_checkpoint import ConvertedTensor
 
 
 def random_weights(graph: ir.Model, dtype: StoredDType, *, std: float, seed: int) -> dict[str, Weight]:
@@ -21,12 +27,33 @@ def random_weights(graph: ir.Model, dtype: StoredDType, *, std: float, seed: int
     return tensors
 
 
-def checkpoint_weights(graph: ir.Model, checkpoint: Mapping[str, StoredTensor], *, place: str) -> dict[str, Weight]:
+def checkpoint_weights(
+    graph: ir.Model, checkpoint: Mapping[str, StoredTensor], fields: dict[str, Any], *, place: str
+) -> dict[str, Weight]:
     """The checkpoint's tensor for each initializer without a value, under all of its names.
 
+    fields: of config.json.  Where the checkpoint has other names than the model, or other pieces, transformers' table
+    of such changes is asked (convert_checkpoint.py, which imports torch).
     Refuses a tensor that is missing, has another shape than the model's, or a dtype that is not a plain float.
     """
     prefix = graph.metadata_props["llmc.prefix"]
+    tensors, missing = _bind(graph, checkpoint, prefix)
+    if missing:
+        convert = import_module("llmc.compiler.frontend.convert_checkpoint")
+        wanted = {spelling for value in unread(graph) for spelling in spellings(names(value), prefix)}
+        config = parse_config(fields, place)
+        converted = convert.convert_checkpoint(checkpoint, wanted, graph.metadata_props["llmc.architecture"], config)
+        tensors, missing = _bind(graph, converted, prefix)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise LlmcError(f"the checkpoint lacks the tensor {missing[0]!r}{more}", place=place)
+    return tensors
+
+
+def _bind(
+    graph: ir.Model, checkpoint: Mapping[str, StoredTensor | ConvertedTensor], prefix: str
+) -> tuple[dict[str, Weight], list[str]]:
+    """Weights by name, and the names of those that the checkpoint lacks."""
     tensors: dict[str, Weight] = {}
     missing: list[str] = []
     for value in unread(graph):
@@ -41,10 +68,7 @@ def checkpoint_weights(graph: ir.Model, checkpoint: Mapping[str, StoredTensor], 
             )
         else:
             tensors.update(dict.fromkeys(names(value), stored.weight(value.name or "")))
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise LlmcError(f"the checkpoint lacks the tensor {missing[0]!r}{more}", place=place)
-    return tensors
+    return tensors, missing
 
 
 def unread(graph: ir.Model) -> list[ir.Value]:

@@ -105,7 +105,7 @@ def load_source(
         tensors = random_weights(graph, stored, std=std, seed=seed)
         contents = f"random {stored} {std} {seed}".encode()
     else:
-        tensors = checkpoint_weights(graph, checkpoint, place=str(folder))
+        tensors = checkpoint_weights(graph, checkpoint, fields, place=str(folder))
         contents = sample(checkpoint)
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
