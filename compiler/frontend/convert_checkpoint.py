@@ -79,8 +79,8 @@ class ConvertedTensor:
                 place=str(self.file),
                 hint="config.json and the weights are not of the same model",
             ) from error
-        tensor: torch.Tensor = result[0] if isinstance(result, list) else result
-        return tensor
+        value: torch.Tensor = result[0] if isinstance(result, list) else result
+        return value
 
 
 Tensor: TypeAlias = StoredTensor | ConvertedTensor
