@@ -151,15 +151,33 @@ def emit(
 
 
 def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol | np.ndarray[Any, Any], name: str) -> ir.Value:
-    """The initializer of this name, registered now unless it is there already."""
-    if name in graph.initializers:
-        return graph.initializers[name]
+    """The initializer that holds this tensor, registered now under this name unless it is there already.
+
+    Another tensor may have the name, for those of an .onnx file are its own: then it is one like it.
+    """
     tensor = ir.tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
+    known = graph.initializers.get(name)
+    while known is not None and not same_tensor(known.const_value, tensor):
+        name = f"{name}.ours"
+        known = graph.initializers.get(name)
+    if known is not None:
+        return known
     tensor.name = name
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def same_tensor(a: ir.TensorProtocol | None, b: ir.TensorProtocol) -> bool:
+    """Whether both hold the same numbers.  Weights are not read: they do if they are made of the same ones alike."""
+    if a is b:
+        return True
+    if a is None or (a.dtype, tuple(a.shape)) != (b.dtype, tuple(b.shape)):
+        return False
+    if isinstance(a, Weight) or isinstance(b, Weight):
+        return isinstance(a, Weight) and isinstance(b, Weight) and a.made_of == b.made_of != ()
+    return a.tobytes() == b.tobytes()
 
 
 def ints_constant(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
@@ -200,10 +218,19 @@ def prune(nodes: Iterable[ir.Node]) -> int:
 
 def number_values(graph: ir.Graph) -> None:
     """Name nodes and values in order, as `to_text` does; inputs, results and weights of the graph keep theirs."""
-    n_values = 0
     for index, node in enumerate(graph):
         node.name = f"{index}.{node.op_type}"
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.name = f"%{n_values}"
-            n_values += 1
+    name_results(graph, "%")
+
+
+def name_results(graph: ir.Graph, prefix: str) -> None:
+    """Name what nodes make prefix0, prefix1, … in order, but for results of the graph; no input and no weight has
+    such a name."""
+    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    results = [value for node in graph for value in node.outputs]
+    for index, value in enumerate(results):
+        if not value.is_graph_output():
+            name = f"{prefix}{index}"
+            while name in taken:
+                name += "_"
+            value.name = name

@@ -71,6 +71,7 @@ class Program:
     arena_bytes: int
     scratch_bytes: int
     kv_page_bytes: int
+    n_layers: int
     n_context: int
     n_vocab: int
     page_tokens: int = PAGE_TOKENS

@@ -142,6 +142,7 @@ class Planner:
             self.arena_bytes,
             self.scratch_bytes,
             self.kv_layer_bytes * self.n_layers,
+            self.n_layers,
             self.n_context,
             shape_of(self.logits, largest)[-1],
         )

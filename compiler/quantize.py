@@ -153,6 +153,7 @@ class QuantizedWeight(Weight):
         super().__init__(f"{source.name}.{scheme.name}", source.dims, source.numpy)
         self.source, self.scheme, self.group = source, scheme, scheme.group
         self.stored_dtype = scheme.dtype
+        self.made_of = (scheme, source)
 
     def quantized(self) -> Quantized:
         """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""

@@ -52,7 +52,7 @@ def manifest(
             "source_sha256": source.digest,
             "notes": list(source.notes),
             "dtype": source.dtype,
-            "n_layers": source.n_layers,
+            "n_layers": program.n_layers,
             "n_context": program.n_context,
             "n_vocab": program.n_vocab,
             "bos": source.bos,

@@ -28,7 +28,7 @@ class Weight(ir.LazyTensor):
     """A lazily read constant of the graph.
 
     name: what the checkpoint calls it, or what a pass named it.  dims: its shape in plain ints.
-    stored_dtype: how the artifact keeps it.
+    stored_dtype: how the artifact keeps it.  made_of: what a pass made it of, and how; () for a checkpoint's own.
     `read()` gives the values, of this shape, as float32, float16 or bfloat16; they are cast to the stored dtype.
     """
 
@@ -38,6 +38,7 @@ class Weight(ir.LazyTensor):
         self.dims = tuple(int(size) for size in shape)
         self.stored_dtype: StoredDType = stored_dtype
         self._read = read
+        self.made_of: tuple[object, ...] = ()
         graph_shape = ir.Shape(self.dims, frozen=True)
         super().__init__(lambda: ir.tensor(self.numpy()), ir.DataType.FLOAT, graph_shape, name=name)
 
@@ -48,10 +49,17 @@ class Weight(ir.LazyTensor):
 
     @classmethod
     def computed(
-        cls, name: str, shape: Sequence[int], read: Callable[[], Array], stored_dtype: StoredDType = "f32"
+        cls,
+        name: str,
+        shape: Sequence[int],
+        read: Callable[[], Array],
+        stored_dtype: StoredDType = "f32",
+        made_of: tuple[object, ...] = (),
     ) -> Weight:
         """A weight that `read` works out, from other weights or from nothing (a table)."""
-        return cls(name, shape, read, stored_dtype)
+        weight = cls(name, shape, read, stored_dtype)
+        weight.made_of = made_of
+        return weight
 
     @classmethod
     def concat(cls, parts: Sequence[Weight], axis: int = 0, name: str | None = None) -> Weight:
@@ -59,11 +67,12 @@ class Weight(ir.LazyTensor):
         shape = list(parts[0].dims)
         shape[axis] = sum(part.dims[axis] for part in parts)
         stored = {part.stored_dtype for part in parts}
-        return cls(
+        return cls.computed(
             name or "+".join(part.name or "" for part in parts),
             shape,
             lambda: np.concatenate([part.stored() for part in parts], axis),
             stored.pop() if len(stored) == 1 else "f32",
+            ("concat", axis, *parts),
         )
 
     def slice(self, start: int, stop: int, axis: int = 0, name: str | None = None) -> Weight:

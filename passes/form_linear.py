@@ -88,6 +88,6 @@ def transposed(node: ir.Node, matrix: ir.Value | None) -> ir.Value | None:
         return turned.stored().T
 
     name = f"{matrix.name}.T"
-    derived = Weight.computed(name, weight.dims[::-1], read, weight.stored_dtype)
+    derived = Weight.computed(name, weight.dims[::-1], read, weight.stored_dtype, ("turned", weight))
     assert isinstance(node.graph, ir.Graph)
     return add_constant(node.graph, derived, name)

@@ -163,6 +163,8 @@ def test_a_file_and_its_folder_compile_to_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"dtype": "f32", "batch": (1, 2)}
     llmc.compile(tmp_path / "folder", out=tmp_path / "folder.so", verify=False, **options)
     report = llmc.compile(tmp_path / "tiny.onnx", out=tmp_path / "file.so", max_sequence=192, **options)
+    with llmc.load(tmp_path / "file.so") as file:
+        assert file.manifest["model"]["n_layers"] == N_LAYERS
     certificate = report["certificate"]
     assert (certificate["status"], *certificate["reference"]["versions"]) == ("passed", "onnxruntime")
     tokens = [5, 17, 3, 99, 42]

@@ -8,6 +8,7 @@ is known to each `Weight`.  Large weights lie in files beside it and are read wh
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 from google.protobuf.message import DecodeError
 
-from llmc.compiler.frontend.onnx_tensors import check_tensors, weight_of
+from llmc.compiler.frontend.onnx_tensors import BYTES, check_tensors, tensors_of, weight_of
+from llmc.compiler.graph import ints_constant, name_results, unused_name
 from llmc.compiler.ops import OPSET
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
@@ -34,6 +36,8 @@ OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceS
 MOST_NODES = 1 << 17
 """A decoder of a hundred layers has some 30,000."""
 SAMPLE_BYTES = 4096
+OURS = re.compile(r"tokens|positions|position_ids|page_table|rows|[kv]_cache\..*|(%|result\.).*")
+"""Names of a step graph's inputs, and those that values are given."""
 SMALL = 16
 """Elements of a constant of which equal ones become one."""
 
@@ -50,13 +54,12 @@ class OnnxFile:
     is_float32: bool
     dtype: StoredDType
     n_vocab: int
-    n_layers: int
     digest: bytes
 
 
 def open_onnx(path: Path) -> OnnxFile:
     """Read the graph of a causal decoder and check it.  Reads no large weight.  Raises LlmcError."""
-    proto = parse(path)
+    proto, contents = parse(path)
     check_tensors(proto, path)
     check_operators(proto, path)
     check_names(proto.graph, path)
@@ -82,24 +85,25 @@ def open_onnx(path: Path) -> OnnxFile:
         is_float32,
         n_bytes.most_common(1)[0][0] if n_bytes else "f32",
         n_vocab,
-        sum(node.op_type in ("Attention", "Softmax") for node in model.graph),
-        digest(proto, path),
+        digest(contents, proto, path),
     )
 
 
-def parse(path: Path) -> onnx.ModelProto:
+def parse(path: Path) -> tuple[onnx.ModelProto, bytes]:
+    """The file as it says, and its SHA-256."""
     try:
         n_bytes = path.stat().st_size
         if n_bytes > MOST_BYTES:
             raise LlmcError(f"the file has {n_bytes} bytes; a valid ONNX file has at most 2 GiB", place=str(path))
-        proto = onnx.load(str(path), load_external_data=False)
+        data = path.read_bytes()
+        proto = onnx.load_model_from_string(data)
     except OSError as error:
         raise LlmcError(f"the file cannot be read: {error.strerror}", place=str(path)) from error
     except (DecodeError, ValueError, RuntimeError) as error:
         raise LlmcError("the file is truncated, or is not ONNX", place=str(path)) from error
     if not proto.graph.node or not proto.opset_import:
         raise LlmcError("the file is truncated, or is not ONNX", place=str(path))
-    return proto
+    return proto, hashlib.sha256(data).digest()
 
 
 def check_operators(proto: onnx.ModelProto, path: Path) -> None:
@@ -174,6 +178,7 @@ def prepare(model: ir.Model) -> None:
     ):
         run(model)
     graph = model.graph
+    rename(graph)
     model.functions.clear()
     for node in graph:
         modernise(graph, node)
@@ -188,16 +193,21 @@ def prepare(model: ir.Model) -> None:
         thing.metadata_props.clear()
 
 
+def rename(graph: ir.Graph) -> None:
+    """Let nothing of the file have a name that passes give to what they make: weights keep theirs otherwise."""
+    for name, value in list(graph.initializers.items()):
+        if OURS.fullmatch(name):
+            value.name = unused_name(graph, f"{name}.file")
+    name_results(graph, "result.")
+
+
 def modernise(graph: ir.Graph, node: ir.Node) -> None:
     if node.domain == "ai.onnx":
         node.domain = ""
     if node.op_type in OLD_REDUCTIONS and "axes" in node.attributes and len(node.inputs) == 1:
-        axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
-        name = f"axes.{'_'.join(map(str, axes))}".replace("-", "m")
-        if name not in graph.initializers:
-            graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(axes, name=name)))
+        axes = node.attributes.pop("axes").as_ints()
         node.resize_inputs(2)
-        node.replace_input_with(1, graph.initializers[name])
+        node.replace_input_with(1, ints_constant(graph, axes))
     if node.op_type == "Split" and len([v for v in node.inputs if v]) == 1:
         node.attributes.setdefault("num_outputs", ir.AttrInt64("num_outputs", len(node.outputs)))
 
@@ -295,16 +305,16 @@ def is_lookup(node: ir.Node, table: ir.Value) -> bool:
     return node.op_type == "Gather" and shape is not None and len(shape) == 2
 
 
-def digest(proto: onnx.ModelProto, path: Path) -> bytes:
-    """Tells files apart: the graph with what it holds, and a few KiB from the middle of each tensor beside it."""
-    data: bytes = proto.SerializeToString(deterministic=True)  # type: ignore[no-untyped-call]
-    found = hashlib.sha256(data)
-    for tensor in proto.graph.initializer:
+def digest(contents: bytes, proto: onnx.ModelProto, path: Path) -> bytes:
+    """Tells files apart: by the file's contents, and a few KiB from the middle of each tensor beside it."""
+    found = hashlib.sha256(contents)
+    for tensor in tensors_of(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             where: dict[str, Any] = {entry.key: entry.value for entry in tensor.external_data}
+            n_bytes = prod(tensor.dims) * BYTES[tensor.data_type]
             with (path.parent / where["location"]).open("rb") as stream:
-                stream.seek(int(where.get("offset") or 0) + max(0, prod(tensor.dims) - SAMPLE_BYTES) // 2)
-                found.update(stream.read(SAMPLE_BYTES))
+                stream.seek(int(where.get("offset") or 0) + max(0, n_bytes - SAMPLE_BYTES) // 2)
+                found.update(stream.read(min(n_bytes, SAMPLE_BYTES)))
     return found.digest()
 
 

@@ -52,7 +52,6 @@ class SourceModel:
     graph: ir.Model
     weights: Mapping[str, Weight]
     dtype: StoredDType
-    n_layers: int
     n_context: int
     n_vocab: int
     eos: tuple[int, ...]
@@ -119,7 +118,6 @@ def load_source(
         graph=graph,
         weights=tensors,
         dtype=stored,
-        n_layers=sum(node.op_type == "Attention" for node in graph.graph),
         n_context=_choose_context(graph, max_sequence),
         n_vocab=n_vocab,
         eos=eos,
@@ -159,7 +157,6 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
         graph=file.graph,
         weights=file.weights,
         dtype=stored,
-        n_layers=file.n_layers,
         n_context=_choose_context(file.graph, max_sequence),
         n_vocab=file.n_vocab,
         eos=eos,

@@ -229,6 +229,22 @@ def give_an_attribute_too_many(model: ir.Model) -> None:
     attention(model).attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
 
 
+def test_a_constant_is_shared_with_an_equal_one_and_no_other() -> None:
+    whole = step_graph().graph
+    weight, other = (Weight.of_array("w", np.full(2, number, np.float32)) for number in (1, 2))
+    for name, array in (("numbers", np.zeros(2, np.float32)), ("ints.3", np.array([3]))):
+        first = graph.add_constant(whole, array, name)
+        assert graph.add_constant(whole, array.copy(), name) is first
+        assert graph.add_constant(whole, array + 1, name) is not first
+        assert graph.add_constant(whole, array.astype(np.float64), name) is not first
+        assert graph.add_constant(whole, weight, name) is not first
+    kept = graph.add_constant(whole, weight, "w")
+    assert graph.add_constant(whole, weight, "w") is kept
+    assert graph.add_constant(whole, other, "w") is not kept
+    joined = [graph.add_constant(whole, Weight.concat([weight, other]), "both") for _ in range(2)]
+    assert joined[0] is joined[1]
+
+
 def leave_a_weight_unused(model: ir.Model) -> None:
     graph.add_constant(model.graph, np.zeros(2, np.float32), "unused")
 

@@ -31,7 +31,8 @@ def planned(source: SourceModel) -> tuple[Program, int, int]:
     if source.config["model_type"] == "opt":  # the embedding makes the logits too
         n_bytes += sum(w.stored_bytes for name, w in source.weights.items() if "embed_tokens" in name)
     step_graph, _ = driver.rewrite(source, None, None, "cuda")
-    return driver.plan(step_graph, source, HOPPER, BATCH, "bf16"), source.n_layers, n_bytes
+    program = driver.plan(step_graph, source, HOPPER, BATCH, "bf16")
+    return program, program.n_layers, n_bytes
 
 
 @pytest.mark.parametrize("batch", BATCH)
