@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.memory import Checked, inputs_of
+from llmc.compiler.kernel import Call
 
 STAGE = "check"
 TOLERANCE = {"bf16": 2**-7, "f16": 2**-10, "f32": 1e-4}
@@ -71,24 +72,21 @@ def family(kit: Kit, name: str) -> tuple[str, str]:
 
 def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
     """run(item) -> what was found; raises ValueError for a wrong result."""
-    reference = lru_cache(maxsize=4)(partial(expected_of, kit))
+    from llmc.bench.gpu.reference import expected
+
+    @lru_cache(maxsize=4)
+    def reference(call: Call) -> Any:
+        return expected(call, inputs_of(call, LENGTH))
 
     def run(name: str) -> dict[str, Any]:
         job, index = find(kit, name)
-        expected = reference(job.name)
+        right = reference(job.call)
         with device.kept():
             checked = Checked(device, kit, job, inputs_of(job.call, LENGTH))
             y, again = (checked.run(job.candidates[index]) for _ in range(2))
-        return compare(job, y, again, expected)
+        return compare(job, y, again, right)
 
     return run
-
-
-def expected_of(kit: Kit, job: str) -> Any:
-    from llmc.bench.gpu.reference import expected
-
-    call = kit.jobs[job].call
-    return expected(call, inputs_of(call, LENGTH))
 
 
 def compare(job: Job, y: Any, again: Any, expected: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmc.bench.gpu.fill import Model
+from llmc.bench.gpu.journal import last_line
 from llmc.bench.gpu.kit import Kit
 
 FOLDER = "llmc-gpu-models"
@@ -41,7 +42,7 @@ def ready(kit: Kit, name: str) -> Path:
         command = [sys.executable, str(kit.folder / "run.py"), "--kit", str(kit.folder), "--fill", name]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode:
-            raise RuntimeError(f"{name} could not be written: {(answer.stderr.strip().splitlines() or ['?'])[-1]}")
+            raise RuntimeError(f"{name} could not be written: {last_line(answer.stderr)}")
     return path
 
 

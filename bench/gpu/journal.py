@@ -19,6 +19,9 @@ Event = Literal["begin", "done", "failed"]
 Entry = dict[str, Any]
 TELLS_APART = {"device": "name", "machine": "driver"}
 """Of the facts that tell one machine from another, the field that does."""
+TAIL_BYTES = 1 << 16
+"""The last line is looked for in: those of timelines are the longest, of 20 KB."""
+LONGEST_ERROR = 500
 
 
 class Journal:
@@ -60,18 +63,21 @@ class Journal:
             entries.append(entry)
         return entries
 
+    def last(self) -> Entry:
+        """The last whole line; nothing where there is none."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+                return [{}, *entries_in(file.read().splitlines())][-1]
+        except FileNotFoundError:
+            return {}
+
     def _whole(self) -> Iterator[Entry]:
         try:
             lines = self.path.read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return
-        for line in lines:
-            try:
-                entry = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(entry, dict):
-                yield entry
+        yield from entries_in(lines)
 
     def latest(self, stage: str) -> dict[str, Entry]:
         """The last entry of each item of a stage."""
@@ -88,3 +94,24 @@ class Journal:
     def one(self, stage: str, item: str) -> Mapping[str, Any]:
         """What was found for an item; nothing where it is not done."""
         return self.results(stage).get(item, {})
+
+
+def entries_in(lines: Iterable[str | bytes]) -> Iterator[Entry]:
+    """Without lines that were cut off."""
+    for line in lines:
+        try:
+            entry = parse_json(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, as a line has it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_ERROR]
+
+
+def last_line(text: str) -> str:
+    """What a program said last, which is why it ended."""
+    return text.strip().rpartition("\n")[2][:LONGEST_ERROR]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def main() -> None:
         from llmc.bench.gpu.work import work
 
         signal.alarm(max(1, int(options.deadline - time.time()) + LATEST_S))
-        sys.exit(work(plan.named(options.work), kit, journal, options.deadline))
+        sys.exit(work(plan.named(options.work), kit, journal, options.deadline, options.since))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():
         journal.take_over(options.resume)
@@ -104,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fill", default="", help=argparse.SUPPRESS)
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--since", type=float, default=math.inf, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmc.bench.gpu import facts
-from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu import facts, stages
+from llmc.bench.gpu.journal import Journal, last_line
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.plan import Part
 from llmc.bench.gpu.work import DONE, OUT_OF_TIME, TOO_LONG, waiting
@@ -19,14 +19,14 @@ from llmc.bench.gpu.work import DONE, OUT_OF_TIME, TOO_LONG, waiting
 WAIT_S = 0.05
 MOST_RESTARTS = 60
 START_S = 120.0
-"""How long a process may take before it begins its first item: it imports PyTorch."""
+"""How long a process may take before it begins its first item: it imports PyTorch where that is not cached yet."""
 GRACE_S = 5.0
 """Beyond the end of the run: an item that is nearly done may be."""
 
 
 def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequence[str], end_at: float) -> None:
     """All items of the parts, in as many processes as it takes, within the time."""
-    log = journal.path.with_name("log.txt")
+    log, since = journal.path.with_name("log.txt"), time.time()
     for _ in range(MOST_RESTARTS):
         left = [(part, item) for part in parts for item in waiting(part, kit, journal)]
         if not left or time.time() >= end_at:
@@ -35,10 +35,10 @@ def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequen
             out.write(f"--- {', '.join(part.name for part in parts)}: {len(left)} left\n")
             out.flush()
             names = "+".join(part.name for part in parts)
-            arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}"]
+            arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}", "--since", f"{since:.0f}"]
             process = subprocess.Popen(arguments, stdout=out, stderr=out, start_new_session=True)
         began = time.time()
-        status = watch(process, max(part.stage.longest for part in parts), journal, end_at)
+        status = watch(process, journal, end_at)
         if status in (DONE, OUT_OF_TIME) or time.time() >= end_at:
             return
         settle_crash(parts, journal, status, last_words(log), began)
@@ -55,15 +55,16 @@ def missing_device(journal: Journal) -> str:
     return str(entry.get("error", "")) if entry.get("event") == "failed" else ""
 
 
-def watch(process: subprocess.Popen[bytes], longest: float, journal: Journal, end_at: float) -> int:
-    """Waits for the process, and ends it when an item takes too long; its exit status."""
-    began, size, since = time.time(), file_size(journal.path), time.time()
+def watch(process: subprocess.Popen[bytes], journal: Journal, end_at: float) -> int:
+    """Waits for the process, and ends it when an item takes longer than those of its stage may; its exit status."""
+    size, since, longest = file_size(journal.path), time.time(), START_S
     while process.poll() is None:
         time.sleep(WAIT_S)
-        if file_size(journal.path) != size:
-            size, since = file_size(journal.path), time.time()
-        patience = max(longest, START_S if since - began < 1 else 0)
-        if time.time() - since > patience or time.time() > end_at + GRACE_S:
+        if (grown := file_size(journal.path)) != size:
+            size, since = grown, time.time()
+            stage = journal.last().get("stage")
+            longest = next((each.longest for each in stages.STAGES if each.name == stage), longest)
+        if time.time() > min(since + longest, end_at + GRACE_S):
             end(process)
     return int(process.wait())
 
@@ -85,10 +86,9 @@ def settle_crash(parts: Sequence[Part], journal: Journal, status: int, said: str
 
 def last_words(log: Path) -> str:
     try:
-        lines = log.read_text(errors="replace").strip().splitlines()
+        return last_line(log.read_text(errors="replace"))
     except OSError:
         return ""
-    return lines[-1][:300] if lines else ""
 
 
 def file_size(path: Path) -> int:

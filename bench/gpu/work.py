@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from math import inf
 from typing import Any
 
 from llmc.bench.gpu import check, facts, in_place, measure, whole
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.driver import CudaError, Device
-from llmc.bench.gpu.journal import Entry, Journal
+from llmc.bench.gpu.journal import Entry, Journal, one_line
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.plan import Part
 from llmc.schedules.tune_lines import TOGETHER
@@ -25,11 +26,11 @@ TOO_LONG = "took too long"
 Run = Callable[[str], dict[str, Any]]
 
 
-def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float) -> int:
-    """end: when to stop.  -> the process's exit status."""
+def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float, since: float = inf) -> int:
+    """end: when to stop.  since: when the first process for these parts was started.  -> the process's exit status."""
     if not parts[0].stage.on_device:
         runners = {part.stage.name: part.stage.module.runner(kit, journal) for part in parts}
-        return do(parts, runners.__getitem__, kit, journal, end)
+        return do(parts, runners.__getitem__, kit, journal, end, since)
     try:
         with Device() as device, ExitStack() as opened:
             made: dict[str, Run] = {}
@@ -39,7 +40,7 @@ def work(parts: Sequence[Part], kit: Kit, journal: Journal, end: float) -> int:
                     made[stage] = on_device(stage, parts, device, kit, journal, opened)
                 return made[stage]
 
-            return do(parts, runner, kit, journal, end)
+            return do(parts, runner, kit, journal, end, since)
     except CudaError as error:
         print(error, file=sys.stderr)
         return BROKEN
@@ -61,32 +62,46 @@ def on_device(stage: str, parts: Sequence[Part], device: Device, kit: Kit, journ
     return measure.runner(device, kit, size)
 
 
-def do(parts: Sequence[Part], runner: Callable[[str], Run], kit: Kit, journal: Journal, end: float) -> int:
-    clock, status = Clock(journal), DONE
+def do(
+    parts: Sequence[Part], runner: Callable[[str], Run], kit: Kit, journal: Journal, end: float, since: float = inf
+) -> int:
+    """As work(), with runners by their stages' names."""
+    clock, status, begun = Clock(journal), DONE, beginnings(journal, since)
     for part in parts:
-        deadline = min(end, time.time() + part.most)
+        deadline = min(end, begun.get(part.name, time.time()) + part.most)
         for item in waiting(part, kit, journal):
             expected = clock.expected(part.stage.name, item)
             if time.time() + expected > deadline:
                 status = OUT_OF_TIME
                 continue
-            if not one(part.stage.name, item, runner, journal, clock):
+            if not one(part, item, runner, journal, clock):
                 return BROKEN
     return status
 
 
-def one(stage: str, item: str, runner: Callable[[str], Run], journal: Journal, clock: Clock) -> bool:
+def beginnings(journal: Journal, since: float) -> dict[str, float]:
+    """When parts began their first items, in whatever process: another one has no more time for them than what this
+    one had left."""
+    found: dict[str, float] = {}
+    for entry in journal.entries():
+        if entry.get("event") == "begin" and "part" in entry and entry["at"] >= since:
+            found.setdefault(entry["part"], entry["at"])
+    return found
+
+
+def one(part: Part, item: str, runner: Callable[[str], Run], journal: Journal, clock: Clock) -> bool:
     """Does an item; whether the device can still be used after it."""
-    journal.append(stage, item, "begin")
-    began = time.time()
+    stage = part.stage.name
     try:
-        found = runner(stage)(item)
+        run = runner(stage)  # which may import PyTorch: before anything begins, so that no item is blamed for it
+        journal.append(stage, item, "begin", part=part.name)
+        began = time.time()
+        found = run(item)
     except CudaError as error:
         journal.append(stage, item, "failed", error=str(error))
         return False
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        journal.append(stage, item, "failed", error=said[:500])
+        journal.append(stage, item, "failed", error=one_line(error))
         return stage != whole.STAGE or (not whole.is_recorded(item) and is_well())
     took = time.time() - began
     clock.took(stage, item, took)

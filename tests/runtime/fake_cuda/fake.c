@@ -86,7 +86,7 @@ void fake_configure(void)
                     sscanf(word, "version=%d", &s->version) == 1 || sscanf(word, "hasty=%d", &s->hasty) == 1 ||
                     sscanf(word, "free=%zu", &s->n_free) == 1 || sscanf(word, "node=%zu", &s->node_bytes) == 1 ||
                     sscanf(word, "lacks=%63s", s->lacks) == 1 || sscanf(word, "kernel=%127s", s->kernel) == 1 ||
-                    sscanf(word, "deaf=%63s", s->deaf) == 1 ||
+                    sscanf(word, "hangs=%127s", s->hangs) == 1 || sscanf(word, "deaf=%63s", s->deaf) == 1 ||
                     sscanf(word, "fail=%63[^:]:%d:%d", s->fail, &s->fail_at, &s->fail_code) == 3;
         if (!known) fake_misuse("setting %s", word);
     }

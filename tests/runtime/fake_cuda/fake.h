@@ -15,6 +15,7 @@
  *       lacks=NAME          the driver is too old to have this function
  *       fail=NAME:N:CODE    the n-th call of this function, counted from 1, fails with this error
  *       kernel=NAME         the GPU is lost when it runs this kernel
+ *       hangs=NAME          this kernel never ends
  *       deaf=NAME           this function returns before what it should wait for
  *       hasty=1             what is asked for happens before the call returns
  */
@@ -37,7 +38,7 @@ enum {
 typedef struct settings {
     int devices, capability, version, hasty;
     size_t n_free, node_bytes;
-    char lacks[64], fail[64], deaf[64], kernel[128];
+    char lacks[64], fail[64], deaf[64], kernel[128], hangs[128];
     int fail_at, fail_code;
 } settings;
 

@@ -1,7 +1,9 @@
 /* fake_stream.c - streams, launches, graphs and events. */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fake.h"
 
@@ -88,6 +90,7 @@ static CUresult run(const operation *item)
     char error[2000] = "";
     clock_ms += 1;
     fake_show_buffers(item->function->library);
+    while (strcmp(kernel->name, fake_settings.hangs) == 0) pause();
     int failed = strcmp(kernel->name, fake_settings.kernel) == 0 ||
                  kernel->run(item->grid, (void **)item->arguments, error, sizeof error) != 0;
     if (!failed) return CUDA_SUCCESS;
