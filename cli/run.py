@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from llmc.cli.output import (
     artifact_argument,
     in_seconds,
+    installed,
     json_option,
     print_json,
     say,
@@ -24,6 +26,7 @@ from llmc.runtime import LlmcError, load
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.generation import Generation, How
+    from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
 
 
@@ -82,6 +85,12 @@ def parse_device(context: click.Context, option: click.Parameter, text: str | No
 @click.option(
     "--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text.  [default: drawn]"
 )
+@click.option(
+    "--json-schema",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Generate JSON of this schema, and nothing else.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
 @threads_option
 @click.option(
@@ -105,6 +114,7 @@ def command(
     top_k: int,
     top_p: float,
     seed: int | None,
+    json_schema: str | None,
     ignore_eos: bool,
     threads: int,
     device: str | None,
@@ -122,6 +132,8 @@ def command(
         raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
     if interactive and as_json:
         raise click.UsageError("--json is for one prompt, not for -i")
+    if interactive and json_schema:
+        raise click.UsageError("--json-schema is for one prompt, not for -i")
     start = perf_counter()
     with opened(artifact, threads, device) as model:
         load_s = perf_counter() - start
@@ -133,7 +145,8 @@ def command(
                 converse(model, max_tokens, how, ignore_eos)
                 return
             given = tokens if tokens is not None else str(prompt)
-            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos)
+            constraint = following(model, json_schema) if json_schema else None
+            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
             if as_json:
                 said = result(model, generation, load_s)
             else:
@@ -146,6 +159,20 @@ def command(
 def opened(artifact: str, threads: int, device: str | None) -> Model:
     """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
     return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
+
+
+def following(model: Model, path: str) -> Constraint:
+    """What the schema in a file says."""
+    from llmc.runtime.grammar import Grammar
+    from llmc.runtime.parse_json import parse_json
+
+    try:
+        schema = parse_json(Path(path).read_bytes())
+    except ValueError as error:
+        raise LlmcError(f"this is not JSON: {error}", place=path) from None
+    with installed("following a schema", "serve"):
+        guide = model.guide
+    return guide.constraint(Grammar.of_schema(schema))
 
 
 @contextmanager

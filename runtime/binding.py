@@ -22,6 +22,7 @@ from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, How
+from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
 from llmc.runtime.sequence import Sequence
@@ -168,6 +169,11 @@ class Model:
         """How messages become a prompt: "template" and "tokens"; None when the artifact does not say."""
         return self._file.chat()
 
+    @cached_property
+    def guide(self) -> Guide:
+        """Follows grammars; needs llguidance."""
+        return Guide(self)
+
     def is_eos(self, token: int) -> bool:
         """Whether this token ends a text."""
         with self.running() as (api, handle):
@@ -203,14 +209,17 @@ class Model:
         top_p: float = 1.0,
         seed: int | None = None,
         ignore_eos: bool = False,
+        grammar: Grammar | None = None,
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
         temperature 0 is greedy; otherwise seed None draws one.  Ends at an end token (unless ignored), after
-        max_tokens, or when the context is full.  Raises LlmcError at once for a prompt that cannot be run.
+        max_tokens, when the context is full, or when the text is all that its grammar says.  Raises LlmcError at once
+        for a prompt that cannot be run, or a grammar that is none.
         """
         how = How.choose(temperature, top_k, top_p, seed)
-        generation = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos)
+        constraint = self.guide.constraint(grammar) if grammar else None
+        generation = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
         return text_pieces(generation, TextStream(self.tokenizer, generation.prompt))
 
     def tokens(
@@ -236,10 +245,11 @@ class Model:
         *,
         ignore_eos: bool = False,
         sequence: Sequence | None = None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence)
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""
@@ -260,6 +270,7 @@ class Model:
     def sample(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as Sequence.sample chooses it; on a GPU at about the cost of one."""
         listed = list(inputs)
+        self.check_masks(how for _, how in listed)
         with self.running() as (api, handle):
             if not capi.has(api, "sample_many"):
                 return [sequence.sample(how) for sequence, how in listed]
@@ -274,6 +285,13 @@ class Model:
         """Whether `advance` returns while its step still runs: on a GPU, by a runtime that can."""
         return capi.has(self._library.api, "advance") and self.info.device != "CPU"
 
+    def check_masks(self, hows: Iterable[How]) -> None:
+        """Raise LlmcError where some tokens alone are allowed, and the runtime cannot heed it."""
+        for how in (how for how in hows if how.allowed is not None):
+            info = self.info
+            info.check_masks(str(self.path))
+            how.check_mask(info.n_vocab)
+
     def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.
 
@@ -281,6 +299,7 @@ class Model:
         as it must; `Sequence.truncate` takes a token back without waiting.  On an error nothing is appended to any.
         """
         listed = list(inputs)
+        self.check_masks(how for _, how in listed)
         with self.running() as (api, handle):
             if self._profile is not None or not capi.has(api, "advance"):
                 return self._sample_and_step(listed)

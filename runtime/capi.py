@@ -62,6 +62,7 @@ class Info(c.Structure):
         ("device", c.c_char_p),
         ("program", c.c_int32),
         ("page_tokens", c.c_int32),
+        ("sampling_bytes", c.c_uint32),
     )
 
 
@@ -74,6 +75,7 @@ class Sampling(c.Structure):
         ("top_k", c.c_int32),
         ("top_p", c.c_float),
         ("seed", c.c_uint64),
+        ("allowed", c.c_void_p),
     )
 
 
@@ -176,11 +178,14 @@ def has(api: Api, function: str) -> bool:
 
 def sampling(how: How) -> Sampling:
     """llmc_sampling of these settings."""
-    return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed)
+    allowed = None if how.allowed is None else how.allowed.ctypes.data
+    return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed, allowed)
 
 
 def pointer_to(how: How) -> Any:
-    """The same to point at; None for greedy ones."""
+    """The same to point at; None for greedy ones that allow all tokens.  how has to live as long."""
+    if how.allowed is not None:
+        return c.pointer(sampling(how))
     return _pointer_to(how) if how.temperature else None
 
 

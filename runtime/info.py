@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes as c
 from typing import NamedTuple
 
 from llmc.runtime import capi
+from llmc.runtime.errors import LlmcError
 
 
 class Info(NamedTuple):
@@ -22,6 +24,13 @@ class Info(NamedTuple):
     device: str
     program: int
     page_tokens: int
+    sampling_bytes: int
+
+    def check_masks(self, place: str) -> None:
+        """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""
+        if self.sampling_bytes < c.sizeof(capi.Sampling):
+            fact = "the artifact's runtime cannot choose among some tokens only"
+            raise LlmcError(fact, place=place, hint="compile the model again with this llmc")
 
     @classmethod
     def of(cls, raw: capi.Info) -> Info:

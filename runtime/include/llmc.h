@@ -80,6 +80,7 @@ typedef struct llmc_info {
     const char *device;      /* what runs it: "CPU", or a GPU's name; lives as long as the model */
     int32_t program;         /* which of the artifact's targets that is, counted from 0 */
     int32_t page_tokens;     /* of a page of the KV cache; 0: the artifact is older than this field */
+    uint32_t sampling_bytes; /* sizeof(llmc_sampling) as the artifact knows it; 0: it is older than this field */
 } llmc_info;
 
 /* How to choose the next token. NULL, or temperature 0: the most likely. */
@@ -89,6 +90,11 @@ typedef struct llmc_sampling {
     int32_t top_k;     /* keep the k most likely; 0 keeps all */
     float top_p;       /* then the smallest set whose probability reaches p; 1 keeps all */
     uint64_t seed;     /* with the position of the token decides the draw: the same seed, the same text */
+    /* NULL, or a bit for each token, [(n_vocab + 31) / 32], bit i % 32 of word i / 32: a token whose bit is 0 is not
+     * chosen, as if it were no part of the vocabulary. On a GPU the logits of such a sequence are copied to the host,
+     * which chooses, and advance does not run ahead. A runtime whose info.sampling_bytes ends before this field does
+     * not see it. */
+    const uint32_t *allowed;
 } llmc_sampling;
 
 /* A sequence's part of sample_many. */

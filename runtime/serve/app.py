@@ -19,9 +19,11 @@ from starlette.routing import Route
 
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.grammar import Constraint
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.engine import Closing, Engine, Full
 from llmc.runtime.serve.fields import ApiError, no_such_model
+from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells
 from llmc.runtime.serve.replies import DONE, Reply, event
 from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
@@ -39,7 +41,7 @@ class Service:
 
     def __init__(self, model: Model, engine: Engine, name: str, api_key: str | None = None) -> None:
         """name: of the model, for clients.  api_key: what they have to send, if anything."""
-        self.engine, self.name, self.api_key = engine, name, api_key
+        self.model, self.engine, self.name, self.api_key = model, engine, name, api_key
         self.n_vocab, self.bos = model.info.n_vocab, model.info.bos_token
         self.tokenizer = model.tokenizer if model.has_tokenizer else None
         self.template = template_of(model)
@@ -182,9 +184,13 @@ class Service:
         news: asyncio.Queue[Said] = asyncio.Queue()
         scores = bool(reply.echoes) and wanted.n_top is not None
         tells: Tells = "end" if not wanted.stream else "tokens" if wanted.with_ids else "pieces"
+        constraints: Sequence[Constraint | None] = [None] * (len(prompts) * wanted.n)
+        if wanted.format is not None:
+            constraints = await run_in_threadpool(self.constraints, wanted.format, len(constraints))
+        asks = [self.ask(wanted, ids, i, scores) for ids, i in product(prompts, range(wanted.n))]
         jobs = [
-            Job(self.ask(wanted, ids, i, scores), self.engine.room, self.tokenizer, news.put_nowait, index, tells)
-            for index, (ids, i) in enumerate(product(prompts, range(wanted.n)))
+            Job(ask, self.engine.room, self.tokenizer, news.put_nowait, index, tells, constraint)
+            for index, (ask, constraint) in enumerate(zip(asks, constraints, strict=True))
         ]
         self.submit(jobs, wanted.n)
         if wanted.stream:
@@ -194,6 +200,17 @@ class Service:
         finally:
             self.engine.cancel(jobs)
         return json_response(reply.whole(jobs, texts)) if texts is not None else Response(status_code=CLIENT_GONE)
+
+    def constraints(self, wanted: Format, n: int) -> list[Constraint]:
+        """For n texts of this format.  Raises ApiError."""
+        try:
+            first = self.model.guide.constraint(wanted.grammar)
+        except LlmcError as error:
+            raise ApiError(400, error.fact, param=wanted.param, code="invalid_value") from None
+        except ModuleNotFoundError as error:
+            fact = f"'{wanted.param}' needs the Python package {error.name}, which the server does not have"
+            raise ApiError(400, fact, param=wanted.param, code="unsupported_parameter") from None
+        return [first, *(first.copy() for _ in range(n - 1))]
 
     def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool) -> Ask:
         """For text number i of a prompt."""

@@ -188,7 +188,7 @@ class Batch:
         if not ready:
             return
         try:
-            tokens = self.model.sample([(sequence_of(job), job.ask.how) for job in ready])
+            tokens = self.model.sample([(sequence_of(job), job.next_how()) for job in ready])
         except LlmcError:
             self._sample_each(ready)
             return
@@ -199,7 +199,7 @@ class Batch:
         """One by one, so that only those fail that must."""
         for job in jobs:
             try:
-                self._take(job, sequence_of(job).sample(job.ask.how))
+                self._take(job, sequence_of(job).sample(job.next_how()))
             except LlmcError as error:
                 self.fail([job], error)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from llmc.runtime.binding import Ids
+    from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.probs import TokenProb
 
@@ -73,10 +74,11 @@ class Job:
         listen: Callable[[Said], None],
         index: int = 0,
         tells: Tells = "pieces",
+        constraint: Constraint | None = None,
     ) -> None:
         """room: most tokens that a sequence can hold; the last one said needs none.  listen: told what happens: each
-        token, each piece of text, or all of it at the end (tells)."""
-        self.ask, self.listen, self.index, self.tells = ask, listen, index, tells
+        token, each piece of text, or all of it at the end (tells).  constraint: what it has to look like."""
+        self.ask, self.listen, self.index, self.tells, self.constraint = ask, listen, index, tells, constraint
         self.most = min(ask.max_tokens, room - len(ask.prompt) + 1)
         self.ids = list(ask.prompt)
         self.n_fed = 0
@@ -124,7 +126,13 @@ class Job:
     @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
-        return bool(self.n_pending or self.followers or self.most == 0 or self.ask.n_top is not None)
+        is_plain = self.ask.n_top is None and self.constraint is None
+        return bool(self.n_pending or self.followers or self.most == 0 or not is_plain)
+
+    def next_how(self) -> How:
+        """How its next token is chosen.  Raises LlmcError: its grammar gave up."""
+        how = self.ask.how
+        return how if self.constraint is None else how.among(self.constraint.allowed())
 
     def next_ids(self, n: int) -> Ids:
         """int32 [n]: what is fed next."""
@@ -133,8 +141,11 @@ class Job:
     def take(self, token: int, is_end: bool) -> Said | None:
         """The next token, and what is to be told of it, if anything."""
         self.ids.append(token)
-        ends = is_end and not self.ask.ignore_eos
-        finish: Finish | None = "stop" if ends else "length" if self.n_said >= self.most else None
+        ends, is_whole = is_end and not self.ask.ignore_eos, False
+        if self.constraint is not None:
+            self.constraint.take(token)
+            is_whole = self.constraint.is_over
+        finish: Finish | None = "stop" if ends or is_whole else "length" if self.n_said >= self.most else None
         text = ""
         if self._text is not None:
             text = "" if ends else self._text.push(token)

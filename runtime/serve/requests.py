@@ -9,12 +9,13 @@ from typing import Any
 
 from llmc.runtime.generation import How
 from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
+from llmc.runtime.serve.formats import FORMAT_FIELDS, Format, read_format
 
 MAX_STOPS, MAX_TOP = 16, 20
 MOST_TOKENS = 1 << 31
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; chat goes on until the context is full."""
-HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens")
+HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens", *FORMAT_FIELDS)
 REPLY_FIELDS = ("model", "stream", "stream_options", "return_token_ids")
 IGNORED_FIELDS = (
     "user",
@@ -44,7 +45,6 @@ REFUSED_IN_CHATS = {
     "tool_choice": (("none", "auto"), "answers are text"),
     "functions": (([],), "answers are text"),
     "function_call": (("none", "auto"), "answers are text"),
-    "response_format": (({"type": "text"},), "answers are text"),
     "modalities": ((["text"],), "answers are text"),
     "audio": ((), "answers are text"),
     "prediction": ((), "answers are not predicted"),
@@ -60,7 +60,8 @@ class Wanted:
 
     max_tokens: None: until the context is full.  n: texts for each prompt.  seed: of the first text, drawn if the
     client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.  n_top: None:
-    no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.
+    no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.  format: what the
+    texts have to look like.
     """
 
     max_tokens: int | None
@@ -72,6 +73,7 @@ class Wanted:
     with_usage: bool
     with_ids: bool
     n_top: int | None
+    format: Format | None
 
     def how_of(self, index: int) -> How:
         """How the tokens of the prompt's text number `index` are chosen."""
@@ -154,6 +156,7 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
         with_usage=options.boolean("include_usage"),
         with_ids=fields.boolean("return_token_ids"),
         n_top=n_top,
+        format=read_format(fields),
     )
 
 

@@ -79,14 +79,17 @@ typedef struct route {
     uint32_t n_rows, n_draws;
 } route;
 
-/* The plans for so many sequences; 0 when they do not fit or the device cannot. */
+/* The plans for so many sequences; 0 when they do not fit, the device cannot, or the host has to choose a token. */
 static int find_route(const llmc_model *model, const llmc_advance_input *inputs, size_t n_inputs, route *route)
 {
     const plans *plans = &model->plans;
     const uint32_t step_rows = model->device->step_rows;
     if (!model->device->advance || n_inputs > plans->max_head_rows) return 0;
     *route = (struct route){.n_rows = (uint32_t)n_inputs};
-    for (size_t i = 0; i < n_inputs; i++) route->n_draws += (uint32_t)sample_is_drawn(inputs[i].how);
+    for (size_t i = 0; i < n_inputs; i++) {
+        if (sample_is_masked(inputs[i].how)) return 0;
+        route->n_draws += (uint32_t)sample_is_drawn(inputs[i].how);
+    }
     route->body = plan_choose(plans->bodies, plans->n_bodies, n_inputs, step_rows);
     route->head = plan_choose(plans->heads, plans->n_heads, n_inputs, step_rows);
     if (route->n_draws) route->sampler = plan_choose(plans->samplers, plans->n_samplers, route->n_draws, step_rows);

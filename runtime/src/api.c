@@ -102,6 +102,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .device = model->cuda ? cuda_name(model) : "CPU",
         .program = (int32_t)model->file.number,
         .page_tokens = (int32_t)h->page_tokens,
+        .sampling_bytes = sizeof(llmc_sampling),
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

@@ -159,6 +159,7 @@ static llmc_status take_ordinary(llmc_model *model)
         {r * sizeof *model->owners, &model->owners},
         {r * sizeof *model->sources, &model->sources},
         {model->plans.max_body_rows * sizeof *model->turn, &model->turn},
+        {model->plans.header.n_vocab * sizeof *model->candidates, &model->candidates},
     };
     enum { N_ORDINARY = sizeof ordinary / sizeof *ordinary };
     model->memory_bytes = memory_measure(ordinary, N_ORDINARY);

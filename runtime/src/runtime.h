@@ -289,6 +289,8 @@ llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens
 llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *how);
 /* Of settings that were checked: whether they are not greedy. */
 int sample_is_drawn(const llmc_sampling *how);
+/* Whether some tokens are not allowed: then the host chooses. */
+int sample_is_masked(const llmc_sampling *how);
 /* The most likely token, where the device has found it and the host knows. */
 llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out);
 /* What a sampler is told of a sequence whose logits are in a row. */

@@ -148,6 +148,11 @@ llmc_status sample_no_number(void)
                 "no logit of the sequence is a number");
 }
 
+static int is_allowed(const llmc_sampling *how, uint32_t token)
+{
+    return !how->allowed || how->allowed[token / 32] >> token % 32 & 1;
+}
+
 /* On the host, from all logits. */
 static llmc_status sample_here(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
 {
@@ -155,13 +160,16 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
     llmc_status status = sequence_logits(sequence, &logits);
     if (status) return status;
     candidate *candidates = sequence->model->candidates, best = {0, -1};
-    uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0;
+    uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0, n_allowed = 0;
     for (uint32_t i = 0; i < n_vocab; i++) {
+        if (!is_allowed(how, i)) continue;
+        n_allowed++;
         if (isnan(logits[i])) continue;
         candidate c = {logits[i], (int32_t)i};
         if (best.token < 0 || is_better(c, best)) best = c;
         if (how->temperature > 0) candidates[n++] = c;
     }
+    if (!n_allowed) return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "no token is allowed");
     if (best.token < 0) return sample_no_number();
     *out = best.token;
     if (how->temperature > 0) *out = draw(candidates, n, best.logit, how, uniform(how->seed, sequence->length));
@@ -231,6 +239,12 @@ int sample_is_drawn(const llmc_sampling *given)
     return !read_sampling(given, &how) && how.temperature > 0;
 }
 
+int sample_is_masked(const llmc_sampling *given)
+{
+    llmc_sampling how;
+    return !read_sampling(given, &how) && how.allowed;
+}
+
 static llmc_status check_input(const llmc_model *model, const llmc_sample_input *input, size_t index)
 {
     if (!input->sequence || input->sequence->model != model)
@@ -255,7 +269,7 @@ llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_i
         llmc_sampling how;
         status = read_sampling(inputs[i].how, &how);
         if (status) break;
-        if (!model->device->draw) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
+        if (!model->device->draw || how.allowed) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
         else if (how.temperature == 0) status = sample_choice(inputs[i].sequence, &inputs[i].token);
         else waiting[n_waiting++] = inputs + i;
         if (!status && n_waiting && n_waiting == most) {

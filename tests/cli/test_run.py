@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import llmc
 from llmc.cli.main import main
 from llmc.runtime.binding import Model
-from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB, write_stub
+from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB, characters_json, write_stub
 
 PROMPT = "Once upon"
 
@@ -132,6 +132,19 @@ def test_text_without_a_tokenizer_ends_with_1_and_says_how_to_go_on(tmp_path: Pa
     assert (result.exit_code, result.stdout) == (1, "")
     assert "has no tokenizer" in result.stderr
     assert "--tokens" in result.stderr
+
+
+def test_a_text_follows_a_schema(tmp_path: Path) -> None:
+    stub, schema = write_stub(tmp_path / "a.so", tokenizer=characters_json()), tmp_path / "schema.json"
+    schema.write_text('{"enum": ["yes", "no"]}')
+    result = run(stub, "--tokens", "5", "--json-schema", schema, "--json")
+    said = json.loads(result.stdout)
+    with llmc.load(stub) as model:
+        assert model.decode(said["tokens"]) in ('"yes"', '"no"')
+    assert said["stop"] == "grammar"
+    schema.write_text("{")
+    assert run(stub, "--tokens", "5", "--json-schema", schema).stderr.startswith("error: this is not JSON: ")
+    assert run(stub, "-i", "--json-schema", schema).exit_code == 2
 
 
 def test_an_artifact_for_another_machine_ends_with_1(stub: Path) -> None:

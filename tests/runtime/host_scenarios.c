@@ -120,7 +120,8 @@ static void advance_some(void)
     for (int k = 0; k < MAX_TEXTS; k++) {
         text *text = texts + (first + k * turn) % MAX_TEXTS;
         if (!text->sequence || !text->has_logits || pick(5) == 0) continue;
-        hows[n] = (llmc_sampling){sizeof hows[n], 1.0f + (float)pick(9), pick(9), 0.25f * (float)(1 + pick(4)), state};
+        hows[n] = (llmc_sampling){sizeof hows[n], 1.0f + (float)pick(9), pick(9), 0.25f * (float)(1 + pick(4)), state,
+                                  NULL};
         const llmc_sampling *how = pick(3) ? NULL : hows + n;
         int32_t token = next_token(text, how);
         if (token == TOY_POISON) continue;
@@ -161,7 +162,7 @@ static void act(void)
         REQUIRE(api->sequence_truncate(text->sequence, n + 1) == LLMC_ERROR_ARGUMENT);
     } else if (action == 2 && text->has_logits) {
         float temperature = 1.0f + (float)pick(300), top_p = 0.05f + 0.19f * (float)pick(6);
-        llmc_sampling how = {sizeof how, temperature, pick(TOY_VOCAB + 5), top_p, state};
+        llmc_sampling how = {sizeof how, temperature, pick(TOY_VOCAB + 5), top_p, state, NULL};
         int32_t token = -1;
         REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
     } else if (action < 8) {

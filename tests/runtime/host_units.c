@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <math.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "host.h"
@@ -104,9 +105,11 @@ static void set_logits(const float values[N_VOCAB])
     model.device = &cpu_device;
 }
 
+static const uint32_t *allowed; /* NULL: all */
+
 static int32_t drawn(float temperature, int32_t top_k, float top_p, uint64_t seed)
 {
-    llmc_sampling how = {sizeof how, temperature, top_k, top_p, seed};
+    llmc_sampling how = {sizeof how, temperature, top_k, top_p, seed, allowed};
     int32_t token = -1;
     REQUIRE(!api->sample(&sequence, &how, &token));
     REQUIRE(token >= 0 && token < N_VOCAB);
@@ -175,15 +178,37 @@ static void test_the_position_decides_too(void)
 static void test_bad_settings_are_refused(void)
 {
     const llmc_sampling bad[] = {
-        {sizeof bad[0], -1, 0, 1, 0},      {sizeof bad[0], NAN, 0, 1, 0}, {sizeof bad[0], INFINITY, 0, 1, 0},
-        {sizeof bad[0], 1, -1, 1, 0},      {sizeof bad[0], 1, 0, 0, 0},   {sizeof bad[0], 1, 0, 1.5f, 0},
-        {sizeof bad[0], 1, 0, NAN, 0},     {0, 1, 0, 1, 0},
+        {sizeof bad[0], -1, 0, 1, 0, NULL},      {sizeof bad[0], NAN, 0, 1, 0, NULL},
+        {sizeof bad[0], INFINITY, 0, 1, 0, NULL}, {sizeof bad[0], 1, -1, 1, 0, NULL},
+        {sizeof bad[0], 1, 0, 0, 0, NULL},       {sizeof bad[0], 1, 0, 1.5f, 0, NULL},
+        {sizeof bad[0], 1, 0, NAN, 0, NULL},     {0, 1, 0, 1, 0, NULL},
     };
     int32_t token;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         REQUIRE(api->sample(&sequence, bad + i, &token) == LLMC_ERROR_ARGUMENT);
-    const llmc_sampling old = {8, 0.5f, -9, -9, 9}; /* a caller that knows size and temperature only */
+    const llmc_sampling old = {8, 0.5f, -9, -9, 9, NULL}; /* a caller that knows size and temperature only */
     REQUIRE(!api->sample(&sequence, &old, &token));
+}
+
+static void test_tokens_that_are_not_allowed_are_not_chosen(void)
+{
+    const float p[N_VOCAB] = {0.05f, 0.4f, 0.1f, 0.2f, 0.02f, 0.03f, 0.05f, 0.15f};
+    const uint32_t some = 1 << 0 | 1 << 2 | 1 << 7, one = ~0xffu | 1 << 4, none = ~0xffu;
+    float values[N_VOCAB];
+    for (int i = 0; i < N_VOCAB; i++) values[i] = logf(p[i]);
+    set_logits(values);
+    allowed = &some;
+    REQUIRE(drawn(0, 0, 1, 0) == 7);
+    check_frequencies(1, 0, 1, (double[N_VOCAB]){0.05 / 0.3, 0, 0.1 / 0.3, 0, 0, 0, 0, 0.15 / 0.3});
+    check_frequencies(1, 2, 1, (double[N_VOCAB]){0, 0, 0.4, 0, 0, 0, 0, 0.6}); /* the best of those that are allowed */
+    allowed = &one;
+    for (uint64_t seed = 0; seed < 50; seed++) REQUIRE(drawn(1, 0, 0.5f, seed) == 4);
+    llmc_sampling how = {sizeof how, 1, 0, 1, 0, &none};
+    int32_t token;
+    REQUIRE(api->sample(&sequence, &how, &token) == LLMC_ERROR_ARGUMENT);
+    how.size = offsetof(llmc_sampling, allowed); /* a caller that does not know of it */
+    REQUIRE(!api->sample(&sequence, &how, &token));
+    allowed = NULL;
 }
 
 /* -- weights ------------------------------------------------------------------------------------------------------- */
@@ -249,6 +274,7 @@ int host_units(int argc, char **argv)
     test_draws_follow_the_probabilities();
     test_the_position_decides_too();
     test_bad_settings_are_refused();
+    test_tokens_that_are_not_allowed_are_not_chosen();
     test_arguments_find_their_weights_packed();
     puts("ok");
     return 0;

@@ -61,6 +61,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
     const llmc_info info = {
         sizeof info, N_VOCAB, N_CONTEXT, model->n_threads, MAX_STEP, 1, 4096, 256, (uint64_t)model->n_kv,
         (uint64_t)(model->n_kv - model->n_kv_used), "CPU", 0, 1,
+        sizeof(llmc_sampling),
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -165,16 +166,25 @@ static llmc_status logits(const llmc_sequence *sequence, const float **out)
     return LLMC_OK;
 }
 
+static int is_allowed(const llmc_sampling *how, int32_t token)
+{
+    return !how || !how->allowed || how->allowed[token / 32] >> token % 32 & 1;
+}
+
 static llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
 {
-    int32_t best = 0;
+    int32_t best = -1;
     if (!sequence->n)
         return fail(LLMC_ERROR_ARGUMENT, "the sequence is empty");
-    for (int32_t v = 1; v < N_VOCAB; v++)
-        if (sequence->logits[v] > sequence->logits[best])
+    for (int32_t v = 0; v < N_VOCAB; v++)
+        if (is_allowed(how, v) && (best < 0 || sequence->logits[v] > sequence->logits[best]))
             best = v;
-    if (how && how->temperature > 0)
-        best = (int32_t)(((uint64_t)best + how->seed) % N_VOCAB);
+    if (best < 0)
+        return fail(LLMC_ERROR_ARGUMENT, "no token is allowed");
+    for (uint64_t i = 0; how && how->temperature > 0 && i < how->seed % N_VOCAB; i++)
+        do
+            best = (best + 1) % N_VOCAB;
+        while (!is_allowed(how, best));
     *out = best;
     return LLMC_OK;
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import llmc
 from llmc.runtime import LlmcError
+from llmc.runtime.generation import GREEDY, How
 from tests.runtime import toy_artifact as toy
 
 PROMPT = [(7 * i * i + 3) % toy.VOCAB for i in range(21)]
@@ -30,6 +32,25 @@ def test_logits_and_tokens_are_the_oracles(artifact: Path, threads: int) -> None
         assert model.tokens(PROMPT, n, ignore_eos=True) == text[len(PROMPT) :]
         assert model.info.n_threads == threads
         assert model.info.kv_tokens_free == model.info.kv_tokens
+
+
+def test_tokens_are_chosen_among_those_that_are_allowed(artifact: Path) -> None:
+    n_words = -(-toy.VOCAB // 32)
+    mask = np.random.default_rng(1).integers(0, 1 << 32, n_words, dtype=np.uint32)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: toy.VOCAB].astype(bool)
+    wanted = int(np.where(bits, toy.oracle(PROMPT)[-1], -np.inf).argmax())
+    with llmc.load(artifact) as model, model.sequence() as sequence:
+        sequence.feed(PROMPT)
+        assert sequence.sample(GREEDY.among(mask)) == wanted
+        drawn = {model.sample([(sequence, How(99.0, seed=seed, allowed=mask))])[0] for seed in range(50)}
+        assert len(drawn) > 5
+        assert bits[list(drawn)].all()
+        wrong: Any
+        for wrong in (mask[:-1], mask.astype(np.int32), np.zeros(2 * n_words, np.uint32)[::2]):
+            with pytest.raises(LlmcError, match="the allowed tokens are"):
+                sequence.sample(GREEDY.among(wrong))
+        assert model.advance([(sequence, GREEDY.among(mask))]) == [wanted]
+        assert sequence.length == len(PROMPT) + 1
 
 
 def test_an_artifact_has_several_models_and_leaves_when_the_last_is_closed(artifact: Path) -> None:

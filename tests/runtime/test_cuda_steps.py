@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes as c
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_the_greedy_token_is_known_without_another_copy(model: Model, cuda: Fake
     assert sequence.sample() == logits.index(max(logits))
     assert sequence.logits() == logits
     assert cuda.calls() == []
+
+
+def test_the_host_chooses_among_tokens_that_are_allowed(model: Model, cuda: FakeCuda) -> None:
+    other, sequence = model.sequence(TEXT[:3]), model.sequence(TEXT[:5])
+    best = sequence.sample()
+    mask = (c.c_uint32 * 2)(~(1 << best) & 0xFFFFFFFF if best < 32 else -1, ~(1 << best - 32) if best >= 32 else -1)
+    logits = toy.oracle(TEXT[:5])[-1]
+    wanted = max((token for token in range(toy.VOCAB) if token != best), key=lambda token: logits[token])
+    how = (0.0, 0, 1.0, 0, c.addressof(mask))
+    cuda.calls()
+    assert model.sample_many([(sequence, how), (other, None)]) == [wanted, other.sample()]
+    assert cuda.calls() == [f"d2h {4 * toy.VOCAB} unpinned", "wait"]
+    assert model.advance([(sequence, how), (other, None)])[0] == wanted
+    assert sequence.logits() == toy.oracle([*TEXT[:5], wanted])[-1]
+    mask[0] = mask[1] = 0
+    with pytest.raises(Refused, match="no token is allowed"):
+        model.sample_many([(other, (1.0, 0, 1.0, 0, c.addressof(mask)))])
 
 
 def test_logits_of_all_tokens_are_given_when_asked(model: Model) -> None:

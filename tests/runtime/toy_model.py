@@ -11,6 +11,9 @@ from llmc.runtime.capi import AdvanceInput, Api, Handle, Info, Options, SampleIn
 
 OK, IO, FORMAT, TARGET, MEMORY, ARGUMENT, KERNEL = range(7)
 
+How = tuple[float, int, float, int] | tuple[float, int, float, int, int]
+"""temperature, top_k, top_p, seed, and perhaps the address of what is allowed."""
+
 
 class Refused(Exception):
     """A call that did not return LLMC_OK."""
@@ -71,8 +74,8 @@ class Model:
         self.check(self.api.step(self.handle, array, len(inputs)))
         return [list(room) for room in rooms]
 
-    def sample_many(self, inputs: Sequence[tuple[Text, tuple[float, int, float, int] | None]]) -> list[int]:
-        """For each sequence the next token; how: temperature, top_k, top_p, seed, or None."""
+    def sample_many(self, inputs: Sequence[tuple[Text, How | None]]) -> list[int]:
+        """For each sequence the next token."""
         hows = [Sampling(c.sizeof(Sampling), *how) if how else None for _, how in inputs]
         array = (SampleInput * len(inputs))()
         for i, (sequence, _) in enumerate(inputs):
@@ -83,7 +86,7 @@ class Model:
         self.check(self.api.sample_many(self.handle, array, len(inputs)))
         return [int(entry.token) for entry in array]
 
-    def advance(self, inputs: Sequence[tuple[Text, tuple[float, int, float, int] | None]]) -> list[int]:
+    def advance(self, inputs: Sequence[tuple[Text, How | None]]) -> list[int]:
         """The same, and a step on the tokens."""
         hows = [Sampling(c.sizeof(Sampling), *how) if how else None for _, how in inputs]
         array = (AdvanceInput * len(inputs))()

@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 
+import llmc
+from llmc.runtime.binding import Model
 from tests.runtime.stub_artifact import stub_code, write_stub
+from tests.runtime.toy_cuda import FakeCuda
 
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name='llmc')"]
@@ -107,6 +110,19 @@ def slow_server(slow_stub: Path) -> Iterator[Server]:
     """One text at a time, and one that waits; with a key."""
     with serving(slow_stub, "--max-batch", 1, "--queue", 1, "--api-key", KEY, "--grace", 0.2) as server:
         yield server
+
+
+@pytest.fixture
+def model(toy_so: Path) -> Iterator[Model]:
+    with llmc.load(toy_so, threads=1) as model:
+        yield model
+
+
+@pytest.fixture
+def gpu_model(cuda: FakeCuda, cuda_so: Path) -> Iterator[Model]:
+    with llmc.load(cuda_so) as model:
+        assert model.runs_ahead
+        yield model
 
 
 def events_of(response: http.client.HTTPResponse) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ import pytest
 import llmc
 from llmc.runtime.binding import Model
 from tests.runtime.serve.conftest import KEY, Server, events_of, serving, write_served_stub
-from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB
+from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB, characters_json
 
 CHATS = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+SCHEMA_PARAM = "response_format.json_schema.schema"
 GOOD: dict[str, Any] = {"prompt": [1], "max_tokens": 1}
 TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 
@@ -140,6 +142,53 @@ def test_probabilities_come_as_openai_gives_them(server: Server) -> None:
     assert [one for chunk in chunks for one in chunk["choices"][0]["logprobs"]["content"]] == whole
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "ok": {"type": "boolean"}},
+    "required": ["n", "ok"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def json_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a model that can say JSON."""
+    path = write_served_stub(tmp_path_factory.mktemp("json") / "a.so", tokenizer=characters_json())
+    with serving(path) as server:
+        yield server
+
+
+def test_answers_have_the_format_that_is_wanted(json_server: Server) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    body = {**TALK, "temperature": 1, "seed": 3, "n": 3, "response_format": wanted}
+    status, said = json_server.ask("POST", CHATS, body)
+    assert status == 200, said
+    for choice in said["choices"]:
+        assert choice["finish_reason"] == "stop"
+        assert json.loads(choice["message"]["content"]).keys() == {"n", "ok"}
+    with json_server.open("POST", CHATS, {**body, "n": 1, "stream": True}) as response:
+        pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in list(events_of(response))[:-1]]
+    assert "".join(pieces) == said["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("how", "pattern"),
+    [
+        ({"guided_choice": ["left", "right"]}, "left|right"),
+        ({"guided_regex": "[0-9]{3}"}, "[0-9]{3}"),
+        ({"structured_outputs": {"json": {"enum": [12, 34]}}}, "12|34"),
+        ({"structured_outputs": {"choice": ["a", "b"]}, "response_format": {"type": "text"}}, "a|b"),
+        ({"grammar": 'root ::= "x" [yz]'}, "xy|xz"),
+        ({"guided_json": json.dumps(SCHEMA), "prompt": [[4], [9]]}, r'\{"n":[0-9]+,"ok":(true|false)\}'),
+        ({"response_format": {"type": "json_object"}, "max_tokens": 5}, r"\{.*"),
+    ],
+)
+def test_completions_take_vllms_and_llama_cpps_fields(json_server: Server, how: dict[str, Any], pattern: str) -> None:
+    for choice in json_server.complete(**{"prompt": [9], "max_tokens": 40, **how})["choices"]:
+        assert re.fullmatch(pattern, choice["text"], re.DOTALL), choice
+        assert choice["finish_reason"] == "stop" or "max_tokens" in how
+
+
 def test_what_is_served_is_listed(server: Server) -> None:
     status, said = server.ask("GET", "/v1/models")
     assert (status, [one["id"] for one in said["data"]]) == (200, ["stub"])
@@ -195,7 +244,15 @@ def test_metrics_count(server: Server) -> None:
         (CHATS, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0]"),
         (CHATS, {**TALK, "max_tokens": 0}, 400, "max_tokens"),
         (CHATS, {**TALK, "tools": [{"type": "function"}]}, 400, "tools"),
-        (CHATS, {**TALK, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        (CHATS, {**TALK, "response_format": {"type": "xml"}}, 400, "response_format.type"),
+        (CHATS, {**TALK, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
+        (CHATS, {**TALK, "response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, 400, SCHEMA_PARAM),
+        (COMPLETIONS, {**GOOD, "guided_json": {"type": "strin"}}, 400, "guided_json"),
+        (COMPLETIONS, {**GOOD, "guided_json": "{"}, 400, "guided_json"),
+        (COMPLETIONS, {**GOOD, "guided_regex": "("}, 400, "guided_regex"),
+        (COMPLETIONS, {**GOOD, "guided_choice": []}, 400, "guided_choice"),
+        (COMPLETIONS, {**GOOD, "guided_regex": "a", "guided_choice": ["a"]}, 400, "guided_choice"),
+        (COMPLETIONS, {**GOOD, "structured_outputs": {"xml": 1}}, 400, "structured_outputs.xml"),
         ("/v1/nothing", GOOD, 404, None),
         ("/health", GOOD, 405, None),
     ],

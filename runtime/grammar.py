@@ -1,0 +1,143 @@
+"""Texts that have to look like something: a JSON schema, a regular expression, one of some choices, a grammar.
+
+A Guide knows a model's vocabulary; a Constraint follows one text and says which tokens may come next.  Both are
+llguidance's work (MIT; `pip install 'llmc[serve]'`), which is imported when a Guide is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import Mask
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from llmc.runtime.binding import Model
+
+Kind = Literal["json_schema", "regex", "choice", "grammar"]
+WHITESPACE = r"[ \t\n\r]{0,40}"
+"""Between the parts of JSON: indented as anybody would, and a model that likes blanks comes to an end."""
+MOST_WORDS = 200
+"""Characters of what is wrong with a grammar."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a whole text looks like.  kind, source: as llguidance reads them."""
+
+    kind: Kind
+    source: str
+
+    @classmethod
+    def of_schema(cls, schema: object) -> Grammar:
+        """JSON of this schema (JSON Schema, draft 2020-12, but for some rare keywords).  True: any JSON."""
+        return cls("json_schema", json.dumps(schema))
+
+    @classmethod
+    def of_regex(cls, pattern: str) -> Grammar:
+        """What the expression matches as a whole, in the syntax of Rust's regex, which has no references back."""
+        return cls("regex", pattern)
+
+    @classmethod
+    def of_choice(cls, choices: Sequence[str]) -> Grammar:
+        return cls("choice", json.dumps(list(choices)))
+
+    @classmethod
+    def of_rules(cls, rules: str) -> Grammar:
+        """Context-free: llguidance's kind of Lark, or llama.cpp's GBNF."""
+        return cls("grammar", rules)
+
+
+class Guide:
+    """A model's vocabulary, for grammars over its texts; made once, in about a second."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises LlmcError: no tokenizer, an older artifact; ModuleNotFoundError: no llguidance."""
+        from llguidance import LLTokenizer
+
+        info = model.info
+        self.place, self.n_vocab = str(model.path), info.n_vocab
+        info.check_masks(self.place)
+        tokenizer = model.tokenizer
+        n_words = max(self.n_vocab, tokenizer.get_vocab_size(with_added_tokens=True))
+        eos = [token for token in model.manifest.get("model", {}).get("eos") or () if model.is_eos(token)]
+        try:
+            self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=n_words, eos_token=eos or None)
+        except ValueError as error:
+            fact = f"the tokenizer cannot follow a grammar: {shortened(str(error))}"
+            raise LlmcError(fact, place=self.place) from None
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """For a text at its beginning.  Raises LlmcError for a grammar that is none, or too large."""
+        from llguidance import LLMatcher, LLParserLimits, grammar_from
+
+        try:
+            if grammar.kind == "json_schema":
+                options: Any = {"whitespace_pattern": WHITESPACE}
+                text = LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+            else:
+                text = grammar_from(grammar.kind, grammar.source)
+        except ValueError as error:
+            raise self._refusal(str(error)) from None
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        constraint = Constraint(matcher, self._tokenizer.vocab_size, self.n_vocab)
+        if not matcher.is_error():
+            constraint.look()  # most of what a large expression costs is spent here, rather than between two steps
+        if matcher.is_error():
+            raise self._refusal(matcher.get_error())
+        return constraint
+
+    def _refusal(self, words: str) -> LlmcError:
+        return LlmcError(f"the grammar cannot be used: {shortened(words)}", place=self.place)
+
+
+class Constraint:
+    """One text that follows a grammar: ask what is allowed, then take the token that was chosen."""
+
+    def __init__(self, matcher: LLMatcher, n_words: int, n_vocab: int) -> None:
+        """n_words: tokens that the matcher knows, n_vocab of which the model does."""
+        self._matcher, self._n_words, self._n_vocab = matcher, n_words, n_vocab
+        self._allowed: Mask | None = None
+
+    def copy(self) -> Constraint:
+        """For another text at the same place."""
+        copied = Constraint(self._matcher.deep_copy(), self._n_words, self._n_vocab)
+        copied._allowed = self._allowed
+        return copied
+
+    def look(self) -> Mask:
+        """What may come next: uint32 [(n_vocab + 31) / 32], see How.allowed; found out once a token."""
+        if self._allowed is None:
+            words = np.zeros(-(-self._n_words // 32), np.uint32)
+            self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            self._allowed = words[: -(-self._n_vocab // 32)]
+        return self._allowed
+
+    def allowed(self) -> Mask:
+        """The same.  Raises LlmcError when the grammar cannot be followed any more."""
+        allowed = self.look()
+        if self._matcher.is_error():
+            raise LlmcError(f"the grammar gave up: {shortened(self._matcher.get_error())}")
+        return allowed
+
+    def take(self, token: int) -> None:
+        """The next token; one that is not allowed is an error of the next `allowed`."""
+        self._matcher.consume_token(token)
+        self._allowed = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is whole, and nothing can follow."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
+
+
+def shortened(words: str) -> str:
+    """In one line."""
+    return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_WORDS]

@@ -1,0 +1,91 @@
+"""What an answer is wanted to look like, as OpenAI's clients say it, and vLLM's, and those of llama.cpp's server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llmc.runtime.grammar import Grammar
+from llmc.runtime.parse_json import parse_json
+from llmc.runtime.serve.fields import Fields, wrong
+
+KINDS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+}
+"""vLLM's older fields, and llama.cpp's two, each as vLLM's 'structured_outputs' calls it."""
+FORMAT_FIELDS = ("response_format", "structured_outputs", *KINDS)
+ANY_OBJECT = {"type": "object"}
+
+
+class Format(NamedTuple):
+    """param: the field that asks for it."""
+
+    param: str
+    grammar: Grammar
+
+
+def read_format(fields: Fields) -> Format | None:
+    """None: an answer may look like anything.  Raises ApiError."""
+    found = [
+        *read_response_format(fields.of_type("response_format", dict, {}, "an object")),
+        *read_structured(fields.of_type("structured_outputs", dict, {}, "an object")),
+        *(read_kind(name, kind, fields.get(name)) for name, kind in KINDS.items() if fields.get(name) is not None),
+    ]
+    if len(found) > 1:
+        raise wrong(found[1].param, f"cannot be had together with '{found[0].param}'")
+    return found[0] if found else None
+
+
+def read_response_format(value: Mapping[str, Any]) -> list[Format]:
+    """OpenAI's: {"type": "json_schema", "json_schema": {"schema": …}}, {"type": "json_object"}, {"type": "text"}."""
+    kind = value.get("type") if value else "text"
+    if kind == "text":
+        return []
+    if kind == "json_object":
+        return [Format("response_format", Grammar.of_schema(ANY_OBJECT))]
+    if kind != "json_schema":
+        raise wrong("response_format.type", "must be 'text', 'json_object' or 'json_schema'")
+    said = value.get("json_schema")
+    if not isinstance(said, dict) or "schema" not in said:
+        raise wrong("response_format.json_schema", "must be an object with 'schema'")
+    return [read_kind("response_format.json_schema.schema", "json", said["schema"])]
+
+
+def read_structured(value: Mapping[str, Any]) -> list[Format]:
+    """vLLM's: {"json": …}, {"regex": …}, {"choice": …}, {"grammar": …} or {"json_object": true}."""
+    given = {name: one for name, one in value.items() if one is not None and one is not False}
+    for name in given:
+        if name not in ("json", "regex", "choice", "grammar", "json_object"):
+            raise wrong(f"structured_outputs.{name}", "is not known here")
+    return [read_kind(f"structured_outputs.{name}", name, one) for name, one in given.items()]
+
+
+def read_kind(param: str, kind: str, value: object) -> Format:
+    if kind == "json_object":
+        return Format(param, Grammar.of_schema(ANY_OBJECT))
+    if kind == "json":
+        return Format(param, Grammar.of_schema(read_schema(param, value)))
+    if kind == "choice":
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) and one for one in value):
+            raise wrong(param, "must be a list of texts; none of them empty")
+        return Format(param, Grammar.of_choice(value))
+    if not isinstance(value, str) or not value:
+        raise wrong(param, "must be a text")
+    return Format(param, Grammar.of_regex(value) if kind == "regex" else Grammar.of_rules(value))
+
+
+def read_schema(param: str, value: object) -> object:
+    """A schema, or the JSON of one."""
+    if isinstance(value, str):
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise wrong(param, f"is not JSON: {error}") from None
+    if not isinstance(value, dict | bool):
+        raise wrong(param, "must be a JSON schema: an object")
+    return value
