@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,11 +26,13 @@ from llmc.compiler.plan import PlacedWeight, Program
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
+from llmc.runtime.artifact import ELF_MAGIC
 from llmc.runtime.errors import LlmcError
 
 Progress = Callable[[int, int], None]
 
 HUGE_PAGE_BYTES = 2 << 20
+PARTIAL = re.compile(r"\..+\.\d+\.partial")
 
 
 class ArtifactWriter:
@@ -45,7 +49,7 @@ class ArtifactWriter:
     def __enter__(self) -> ArtifactWriter:
         with self.reporting():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file: BinaryIO = self.partial.open("w+b")
+            self.file = open_locked(self.partial)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,6 +109,29 @@ class ArtifactWriter:
 def partial_path(path: Path) -> Path:
     """Where an artifact is while it is written."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def open_locked(path: Path) -> BinaryIO:
+    """The file, made anew, and locked for as long as it is open: remove_abandoned leaves it alone."""
+    while True:
+        file = path.open("w+b")
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is ever removed there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        file.close()  # removed before it was locked
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove artifacts that were being written when their process was killed: no process, on whatever machine, has
+    locked them."""
+    for path in folder.glob(".*.partial"):
+        if PARTIAL.fullmatch(path.name):
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if file.read(len(ELF_MAGIC)) in (b"", ELF_MAGIC):
+                    path.unlink()
 
 
 def check_place(path: Path, model: Path | None = None) -> Path:
@@ -184,8 +211,10 @@ def megabytes(n_bytes: int) -> str:
 
 
 def check_room(path: Path, n_bytes: int) -> None:
-    """Refuse before hours of work what will not fit on the disk."""
-    free = shutil.disk_usage(existing_folder(path)).free
+    """Refuse before hours of work what will not fit on the disk; what killed processes left there makes room."""
+    folder = existing_folder(path)
+    remove_abandoned(folder)
+    free = shutil.disk_usage(folder).free
     if free < n_bytes:
         raise LlmcError(
             f"the artifact needs {megabytes(n_bytes)}, but the disk has {megabytes(free)} free",

@@ -1,12 +1,16 @@
 """compiler/artifact.py"""
 
 import errno
+import fcntl
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
@@ -17,6 +21,7 @@ from llmc.compiler.artifact import (
     check_room,
     encode_vocabulary,
     in_huge_pages,
+    remove_abandoned,
 )
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
@@ -77,6 +82,53 @@ def test_a_disk_without_room_is_refused_at_the_start(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     with pytest.raises(LlmcError, match=r"needs 13,500 MB, but the disk has 1,000 MB free"):
         check_room(tmp_path / "a.so", int(13.5e9))
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from llmc.compiler.artifact import ArtifactWriter
+with ArtifactWriter(Path(sys.argv[1])) as writer:
+    writer.add("code", iter([b"\x7fELF" + bytes(1 << 20)]))
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    """Not while it lives: the lock on the file tells, and ends with whoever has it."""
+    others = [".notes.12.partial", ".a.so.partial"]
+    for name in others:
+        (tmp_path / name).write_text("somebody else's")
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "a.so")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        said = process.stdout.readline()
+        check_room(tmp_path / "b.so", 1)
+        left = {path.name for path in tmp_path.iterdir()}
+        process.kill()
+    assert (said, left) == ("writing\n", {*others, f".a.so.{process.pid}.partial"})
+    check_room(tmp_path / "b.so", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_an_artifact_whose_file_is_removed_before_it_is_locked_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may see the file in between, and take it for one that was left."""
+    lock, n_locked = fcntl.flock, 0
+
+    def late(file: BinaryIO, how: int) -> None:
+        nonlocal n_locked
+        if how == fcntl.LOCK_EX and not n_locked:
+            remove_abandoned(tmp_path)
+        n_locked += 1
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write(tmp_path / "a.so", {"version": 1})
+    assert n_locked > 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.so"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
