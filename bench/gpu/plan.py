@@ -62,7 +62,7 @@ SHORT = _of_models(
 )
 TUNING = Part("tuning", stage_of(measure.STAGE), "each candidate of each call, the rules' own first", 40, 160)
 IN_PLACE = Part(
-    "tuning in place", stage_of(in_place.STAGE), "each candidate of each call of a layer, between the others", 40, 90
+    "tuning in place", stage_of(in_place.STAGE), "each candidate of each call of a layer, between the others", 60, 100
 )
 OWN = Part(
     "tuning, own choices",

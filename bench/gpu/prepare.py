@@ -72,7 +72,8 @@ SETTINGS: dict[str, Any] = {
     "replays": 7,
     "in_place": [
         *([1, 128], [8, 128], [1, 1024], [8, 1024]),
-        *([2, 128], [4, 128], [16, 128], [64, 128], [512, 512], [2048, 2048]),
+        *([2, 128], [4, 128], [16, 128], [64, 128]),
+        *([2048, 2048], [1024, 1024], [512, 512]),
     ],
     **whole.SETTINGS,
 }
@@ -226,6 +227,7 @@ def main() -> None:
         model, _, quant = pair.partition(":")
         wanted.append(Wanted(model, quant, batch=QUANTISED_BATCH))
     print(json.dumps(prepare(options.out, parse_target(options.target), wanted, most=options.most), indent=1))
+    print(f"carry {options.out} to the machine with the GPU; there: python run.py --visit 1 -o OUT", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def main() -> None:
     if journal.latest(facts.STAGE) and plan.FACTS in parts:
         journal.ask_again(facts.STAGE, facts.items(kit))
     seconds = options.seconds or plan.SECONDS[options.visit]
+    print(f"{seconds:.0f} seconds; findings: {journal.path}, in words: {options.out / 'summary.md'}", flush=True)
     write_summary(kit, journal)
     visit(kit, journal, parts, options, time.time() + seconds)
     print((options.out / "summary.md").read_text())

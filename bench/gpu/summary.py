@@ -28,18 +28,17 @@ def write_summary(kit: Kit, journal: Journal) -> None:
 
 def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     device, machine = (journal.one(facts.STAGE, name) for name in (facts.DEVICE, facts.MACHINE))
-    yield f"# {device.get('name', 'no device')}, driver {machine.get('driver')}, CUDA {device.get('cuda')}"
+    versions = {"driver": machine.get("driver"), "CUDA": device.get("cuda")}
+    said = [f"{name} {version}" for name, version in versions.items() if version]
+    yield ", ".join([f"# {device.get('name', 'no device')}", *said])
     yield ""
     yield from table(("stage", "done", "failed", "seconds"), (counts(journal, stage) for stage in NAMES))
     rates = limits.found(journal)
-    yield ""
     yield ", ".join(f"{name}: {rate / 1e9:,.0f} G/s" for name, rate in rates.items()) or "no limit is measured"
     yield from limits.said(journal)
     yield ""
     yield from table(("call", "µs", "of the limit", "schedule", "own: µs"), best_rows(journal, rates))
-    yield ""
     yield from table(("layer of", "own: µs", "best: µs", "saved", "other choices"), in_place.rows(kit, journal))
-    yield ""
     yield from whole.report(journal, rates)
     yield from failures(journal)
 
@@ -71,7 +70,8 @@ def best_rows(journal: Journal, rates: Mapping[str, float]) -> Iterator[tuple[ob
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    titles = list(titles)
-    yield f"| {' | '.join(titles)} |"
-    yield "|" + "---|" * len(titles)
-    yield from (f"| {' | '.join(map(str, row))} |" for row in rows)
+    """As Markdown, with an empty line behind it; nothing where there are no rows."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    if lines:
+        titles = list(titles)
+        yield from (f"| {' | '.join(titles)} |", "|" + "---|" * len(titles), *lines, "")

@@ -34,6 +34,7 @@ def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequen
         with log.open("a") as out:
             out.write(f"--- {', '.join(part.name for part in parts)}: {len(left)} left\n")
             out.flush()
+            said_from = out.tell()
             names = "+".join(part.name for part in parts)
             arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}", "--since", f"{since:.0f}"]
             process = subprocess.Popen(arguments, stdout=out, stderr=out, start_new_session=True)
@@ -41,10 +42,11 @@ def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequen
         status = watch(process, journal, end_at)
         if status in (DONE, OUT_OF_TIME) or time.time() >= end_at:
             return
-        settle_crash(parts, journal, status, last_words(log), began)
+        said = last_words(log, said_from)
+        settle_crash(parts, journal, status, said, began)
         if [(part, item) for part in parts for item in waiting(part, kit, journal)] == left:
             part, item = left[0]  # it dies before it begins anything
-            journal.append(part.stage.name, item, "failed", error=f"no process could begin it: {last_words(log)}")
+            journal.append(part.stage.name, item, "failed", error=f"no process could begin it: {said}")
             if (part.stage.name, item) == (facts.STAGE, facts.DEVICE):
                 return  # without a device nothing else can begin either
 
@@ -81,14 +83,12 @@ def settle_crash(parts: Sequence[Part], journal: Journal, status: int, said: str
         for item, entry in journal.latest(stage).items():
             if entry["event"] == "begin" and entry["at"] > began - 1:
                 reason = f"{TOO_LONG}, or was stopped" if status == -9 else f"ended the process ({status})"
-                journal.append(stage, item, "failed", error=f"{reason}: {said}")
+                journal.append(stage, item, "failed", error=f"{reason}: {said}" if said else reason)
 
 
-def last_words(log: Path) -> str:
-    try:
-        return last_line(log.read_text(errors="replace"))
-    except OSError:
-        return ""
+def last_words(log: Path, start: int) -> str:
+    """The last line of what a process said, which stands in the log from there on."""
+    return last_line(log.read_bytes()[start:].decode(errors="replace"))
 
 
 def file_size(path: Path) -> int:
