@@ -1,15 +1,18 @@
 """What a graph of dynamic shapes comes to: its values' shapes, and the contents of those that follow from sizes alone.
 
-A graph is probed at two pairs of sizes, (batch, sequence).  Dimensions that agree are numbers, and those that are the
-batch, the sequence or their product at both are called that.  So no rule is needed for the ways in which exporters do
-arithmetic on shapes: it is simply done.  The positions of tokens are taken to be 0, 1, 2, …
+A graph is probed at two pairs of sizes, (batch, sequence).  Dimensions that agree are numbers, and those that are
+multiples of the batch, the sequence or their product at both are called that.  So no rule is needed for the ways in
+which exporters do arithmetic on shapes: it is simply done.  The positions of tokens are taken to be 0, 1, 2, …
+
+What is so for these lengths need not be for others: Min(sequence, 4096), sequence > 4096, sequence % 4096.  So it is
+held against what is at one token, at the longest sequence that is asked for, and around each number a length meets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,12 @@ from llmc.runtime.errors import LlmcError
 
 PROBES = ({"batch": 2, "sequence": 11}, {"batch": 3, "sequence": 13})
 """Primes: a product of two is no other's, and no size of a head or a layer is in both."""
+MOST_PROBES = 24
+"""Each takes half a second for a graph of 5000 nodes."""
+FEW = 16
+"""Elements of what may be sizes."""
+BENDS = ("Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Slice")
+"""Operators whose results need not grow evenly with a length."""
 
 SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Reshape", "Expand", "Squeeze", "Unsqueeze", "Split"), (1,)),
@@ -57,10 +66,11 @@ class Probe:
     """The graph at one pair of sizes.
 
     shapes: of every value, in numbers.  contents(value): of a value in `sized`, which follows from sizes alone.
+    is_long: whether what has many elements for many tokens is not made just for its shape.
     """
 
-    def __init__(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:
-        self.sizes = dict(sizes)
+    def __init__(self, graph: ir.Graph, sizes: Mapping[str, int], *, is_long: bool = False) -> None:
+        self.sizes, self.is_long = dict(sizes), is_long
         self.shapes: dict[ir.Value, tuple[int, ...]] = {}
         self.known: dict[ir.Value, Array] = {}
         self.sized = sized_values(graph)
@@ -84,8 +94,9 @@ class Probe:
                 hint="export the plain decoder: no control flow, no operators of one runtime",
             )
         if rule_of(node) is None or node.op_type == "Shape":
+            known = self.made(node) if self.is_long else None
             for value in node.outputs:
-                self.shapes[value] = self.contents(value).shape
+                self.shapes[value] = known if known is not None else self.contents(value).shape
             return
         operands = [self.operand(node, i) for i in range(len(node.inputs))]
         attributes = node.attributes.values()
@@ -96,6 +107,23 @@ class Probe:
         except (ValueError, IndexError, TypeError, AttributeError, AssertionError, KeyError) as error:
             raise LlmcError(f"the shapes of a {node.op_type} do not fit", place=f"node {node.name}") from error
         self.shapes.update(zip(node.outputs, found, strict=False))
+
+    def made(self, node: ir.Node) -> tuple[int, ...] | None:
+        """The shape of what the node makes of sizes; None where it has to be made to know."""
+        shapes = [self.shapes[value] for value in node.inputs if value is not None]
+        first = 0 if node.op_type == "ConstantOfShape" else 1
+        if node.op_type in ("CumSum", "ScatterND"):
+            return shapes[0]
+        if node.op_type == "GatherND":
+            n_batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+            return (*shapes[1][:-1], *shapes[0][n_batch + shapes[1][-1] :])
+        if node.op_type in ("ConstantOfShape", "Tile") and (value := node.inputs[first]) is not None:
+            numbers = [int(number) for number in self.contents(value)]
+            return tuple(a * b for a, b in zip(numbers, shapes[0] if first else [1] * len(numbers), strict=True))
+        if node.op_type == "Range":
+            start, end, step = (float(self.contents(value).reshape(-1)[0]) for value in node.inputs if value)
+            return (max(0, ceil((end - start) / step)),)
+        return None
 
     def operand(self, node: ir.Node, index: int) -> ir.Value | None:
         """A value of the operand's shape; of its contents too where they say a shape."""
@@ -189,24 +217,83 @@ def sized_values(graph: ir.Graph) -> set[ir.Value]:
     return sized
 
 
-def dimension(sizes: tuple[int, int]) -> int | ir.SymbolicDim:
-    """One dimension from what it was at the two probes."""
-    if sizes[0] == sizes[1]:
-        return sizes[0]
-    names = {tuple(probe[name] for probe in PROBES): name for name in ("batch", "sequence")}
-    names[tuple(probe["batch"] * probe["sequence"] for probe in PROBES)] = "batch*sequence"
-    return ir.SymbolicDim(names.get(sizes, f"size_{sizes[0]}_{sizes[1]}"))
+def dimension(found: Sequence[int], probes: Sequence[Probe]) -> int | ir.SymbolicDim:
+    """One dimension from what it was at the probes."""
+    if len(set(found)) == 1:
+        return found[0]
+    for name, units in (
+        ("batch", [probe.sizes["batch"] for probe in probes]),
+        ("sequence", [probe.sizes["sequence"] for probe in probes]),
+        ("batch*sequence", [prod(probe.sizes.values()) for probe in probes]),
+    ):
+        if found[0] and all(size * units[0] == found[0] * unit for size, unit in zip(found, units, strict=True)):
+            times = found[0] / units[0]
+            return ir.SymbolicDim(name if times == 1 else f"{name}*{times:g}")
+    return ir.SymbolicDim("_".join(map(str, ("size", *found))))
 
 
-def settle_shapes(graph: ir.Graph) -> tuple[Probe, Probe]:
-    """Give every value its shape, of numbers and the symbols batch and sequence, and its type.  -> the probes."""
-    probes = Probe(graph, PROBES[0]), Probe(graph, PROBES[1])
+def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) -> list[int]:
+    """One token, the most, and the lengths at which a size may bend: around the numbers that lengths are compared with,
+    divided by and cut at.  Of too many the longest."""
+    found = {1, n_context}
+    for node in graph:
+        if node.op_type not in BENDS:
+            continue
+        cut = node.op_type == "Slice" and len({probe.shapes[node.inputs[0]] for probe in probes if node.inputs[0]}) > 1
+        operands = [value for value in node.inputs[cut:] if value is not None and value in probes[0].sized]
+        small = [value for value in operands if all(prod(probe.shapes[value]) <= FEW for probe in probes)]
+        contents = [[probe.contents(value).reshape(-1).tolist() for probe in probes] for value in small]
+        if not cut and all(a == b for a, b in contents):
+            continue
+        numbers = [number for a, b in contents if a == b for number in a if abs(number) <= n_context]
+        found.update(int(abs(number)) + step for number in numbers if number == int(number) for step in (-1, 0, 1))
+    short = {probe.sizes["sequence"] for probe in probes}
+    lengths = sorted(length for length in found - short if 1 <= length <= n_context)
+    return lengths[-MOST_PROBES:]
+
+
+def refuse_bend(node: ir.Node, found: Sequence[int], probes: Sequence[Probe]) -> None:
+    """A dimension that is a number or goes with the length for few tokens has to be so for many."""
+    few, said = dimension(found[:2], probes[:2]), dimension(found, probes)
+    if str(few).startswith("size") or str(few) == str(said):
+        return
+    wrong = next(i for i in range(3, len(found) + 1) if str(dimension(found[:i], probes[:i])) != str(few)) - 1
+    n_tokens = probes[wrong].sizes["sequence"]
+    raise LlmcError(
+        f"a {node.op_type} gives a size of {found[wrong]} for {n_tokens} tokens, which is {few} for 11 and for 13",
+        place=f"node {node.name}",
+        hint=shorter(n_tokens),
+    )
+
+
+def shorter(n_tokens: int) -> str:
+    if n_tokens < PROBES[0]["sequence"]:
+        return "the graph has to do for sequences of any length, from one token on"
+    return f"ask for a --max-seq of less than {n_tokens}"
+
+
+def settle_shapes(graph: ir.Graph, n_context: int | None = None) -> tuple[Probe, ...]:
+    """Give every value its shape, of numbers and the symbols batch and sequence, and its type.  -> the probes.
+
+    n_context: the longest sequence, up to which shapes have to be so; None where they are known to be.
+    Raises LlmcError if what is made of tokens has another shape then.
+    """
+    probes: tuple[Probe, ...] = (Probe(graph, PROBES[0]), Probe(graph, PROBES[1]))
+    for n_tokens in [] if n_context is None else telling_lengths(graph, probes, n_context):
+        try:
+            probes += (Probe(graph, {"batch": 2, "sequence": n_tokens}, is_long=True),)
+        except (LlmcError, ArithmeticError, ValueError, IndexError) as error:
+            said = error if isinstance(error, LlmcError) else LlmcError("shapes do not fit")
+            fact, hint = f"for sequences of {n_tokens} tokens {said.fact}", shorter(n_tokens)
+            raise LlmcError(fact, place=said.place, hint=hint) from error
     for node in graph:
         for value in node.outputs:
             if value not in probes[0].shapes:
                 continue
-            sizes = zip(*(probe.shapes[value] for probe in probes), strict=True)
-            value.shape = ir.Shape([dimension((a, b)) for a, b in sizes])
+            sizes = list(zip(*(probe.shapes[value] for probe in probes), strict=True))
+            value.shape = ir.Shape([dimension(found, probes) for found in sizes])
+            for found in sizes if value not in probes[0].sized else ():
+                refuse_bend(node, found, probes)
             if value in probes[0].sized and (rule_of(node) is None or value in probes[0].known):
                 value.dtype = ir.DataType.from_numpy(probes[0].contents(value).dtype)
             else:

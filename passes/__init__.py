@@ -73,10 +73,10 @@ def file_steps(n_context: int) -> Steps:
     """
     return (
         ("drop_cache", drop_cache),
-        ("resolve_shapes", resolve_shapes),
+        ("resolve_shapes", lambda model: resolve_shapes(model, n_context=n_context)),
         ("drop_unchanged", drop_dead),
         ("form_attention", lambda model: form_attention(model, n_context=n_context)),
-        ("name_positions", name_positions),
+        ("name_positions", lambda model: name_positions(model, n_context=n_context)),
         ("drop_expand", drop_expand),
         ("form_norm", form_norm),
         ("form_split", form_split),

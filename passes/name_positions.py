@@ -15,6 +15,8 @@ Found by what a value holds, 0, 1, 2, … or these and a constant, not by how it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -27,12 +29,12 @@ MOST_OFFSET = 1024
 """Of a position within a table: OPT's is 2."""
 
 
-def name_positions(model: ir.Model) -> int:
+def name_positions(model: ir.Model, *, n_context: int) -> int:
     """Assumes inputs `input_ids` and `position_ids` [batch, sequence], shapes, and attention without masks. Leaves no
     value over tokens that depends on sizes. Returns the number of values that are now made of position_ids."""
     graph = model.graph
     positions = graph.inputs[1]
-    probes = settle_shapes(graph)
+    probes = settle_shapes(graph, n_context)
     counted = lengths(graph)
     n_rewrites = 0
     for node in list(graph):
@@ -62,18 +64,17 @@ def lengths(graph: ir.Graph) -> set[ir.Value]:
     return sizes
 
 
-def counts(value: ir.Value, probes: tuple[Probe, Probe]) -> int | None:
+def counts(value: ir.Value, probes: Sequence[Probe]) -> int | None:
     """c, if the value is c, c + 1, c + 2, … along the sequence: [sequence], [1, sequence], [batch, sequence, 1], …"""
     shape = [str(size) for size in dims(value)]
     if "sequence" not in (shape[:1] if len(shape) == 1 else shape[1:]) or not set(shape) <= {"1", "batch", "sequence"}:
         return None
     if shape.count("sequence") > 1 or "batch" in shape[1:]:
         return None
-    offset = 0
+    offset = int(probes[0].contents(value).reshape(-1)[0])
     for probe in probes:
         found = probe.contents(value)
         rows = found.reshape(-1, probe.sizes["sequence"])
-        offset = int(rows[0, 0])
         if not 0 <= offset <= MOST_OFFSET or (rows != np.arange(rows.shape[1]) + offset).any():
             return None
     return offset

@@ -8,32 +8,34 @@ rewrite:
     Concat(nothing [batch, 4, 0, 16], k)
     -->
     k
-refuses: an operator that has no rule for its shape and whose result depends on the tokens; sizes that depend on them.
+refuses: an operator that has no rule for its shape and whose result depends on the tokens; sizes that depend on them;
+shapes of activations that are other ones for long sequences.  A size of that kind is left as it is written, for a mask
+may be made of it.
 
 What is left is the same for the same sizes, so that equal parts, the masks of all layers say, become one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, prune, replace
-from llmc.compiler.graph_probe import PROBES, Probe, settle_shapes
+from llmc.compiler.graph_probe import FEW, Probe, settle_shapes
 from llmc.compiler.graph_shapes import dims
-from llmc.compiler.weights import Array, Weight
+from llmc.compiler.weights import Weight
 
-MOST = 16
-"""Elements of a vector of sizes."""
-AXES = {tuple(probe[name] for probe in PROBES): axis for axis, name in enumerate(("batch", "sequence"))}
+AXES = ("batch", "sequence")
 
 
-def resolve_shapes(model: ir.Model) -> int:
-    """Assumes inputs `input_ids` and `position_ids` [batch, sequence]. Leaves a shape and a type on every value.
-    Returns the number of values that are written otherwise."""
+def resolve_shapes(model: ir.Model, *, n_context: int) -> int:
+    """Assumes inputs `input_ids` and `position_ids` [batch, sequence]. Leaves a shape and a type on every value, and
+    sizes that are so for 1 to n_context tokens. Returns the number of values that are written otherwise."""
     graph = model.graph
-    probes = settle_shapes(graph)
+    probes = settle_shapes(graph, n_context)
     plain = plain_values(graph, probes[0])
     n_rewrites = 0
     for node in list(graph):
@@ -41,7 +43,7 @@ def resolve_shapes(model: ir.Model) -> int:
             n_rewrites += drop_nothing(node)
         for value in node.outputs:
             if value in plain and len(value.uses()) and not is_written(value, graph):
-                n_rewrites += write(node, value, [probe.contents(value) for probe in probes])
+                n_rewrites += write(node, value, probes)
     prune(reversed(graph))
     CommonSubexpressionEliminationPass()(model)
     return n_rewrites
@@ -55,7 +57,7 @@ def plain_values(graph: ir.Graph, probe: Probe) -> set[ir.Value]:
         if node.op_type == "Shape" or all(value is None or value in follows for value in node.inputs):
             follows.update(node.outputs)
             plain.update(value for value in node.outputs if value.shape is not None and len(value.shape) < 2)
-    return {value for value in plain if np.prod(probe.shapes[value], dtype=int) <= MOST}
+    return {value for value in plain if np.prod(probe.shapes[value], dtype=int) <= FEW}
 
 
 def is_written(value: ir.Value, graph: ir.Graph) -> bool:
@@ -72,13 +74,15 @@ def is_written(value: ir.Value, graph: ir.Graph) -> bool:
     )
 
 
-def write(node: ir.Node, value: ir.Value, found: list[Array]) -> bool:
-    """Replace a result of the node, given what it holds at the two probes."""
+def write(node: ir.Node, value: ir.Value, probes: Sequence[Probe]) -> bool:
+    """Replace a result of the node, given what it holds at the probes."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    if found[0].shape != found[1].shape:
+    found = [probe.contents(value) for probe in probes]
+    axes = {tuple(probe.sizes[name] for probe in probes): axis for axis, name in enumerate(AXES)}
+    if len({array.shape for array in found}) > 1:
         return False
-    if np.array_equal(found[0], found[1]):
+    if all(np.array_equal(found[0], array) for array in found):
         name = f"sizes.{found[0].dtype}.{'_'.join(map(str, found[0].reshape(-1)))}{'.0' * (found[0].ndim == 0)}"
         replace(value, add_constant(graph, np.ascontiguousarray(found[0]), name.replace("-", "m")))
         return True
@@ -86,9 +90,9 @@ def write(node: ir.Node, value: ir.Value, found: list[Array]) -> bool:
         return False
     parts: list[int | ir.Value] = []
     for sizes in zip(*(array.reshape(-1).tolist() for array in found), strict=True):
-        if sizes[0] != sizes[1] and sizes not in AXES:
+        if len(set(sizes)) > 1 and sizes not in axes:
             return False
-        parts.append(sizes[0] if sizes[0] == sizes[1] else size(node, AXES[sizes]))
+        parts.append(size(node, axes[sizes]) if sizes in axes else sizes[0])
     joined = [part if isinstance(part, ir.Value) else ints_constant(graph, [part]) for part in parts]
     if found[0].ndim == 0:
         replace(value, emit(node, "Squeeze", [joined[0]])[0])

@@ -10,6 +10,7 @@ import pytest
 from llmc.compiler import graph
 from llmc.passes import causal_mask
 from llmc.passes.form_attention import form_attention
+from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.runtime.errors import LlmcError
 
 run = partial(form_attention, n_context=64)
@@ -117,6 +118,21 @@ def test_a_mask_that_is_cut_from_a_table_is_read_whole(build: Any, window: int |
     attention = model.graph.outputs[0].producer()
     assert attention is not None
     assert attention.metadata_props["llmc.window"] == str(window or 0)
+
+
+def test_a_window_of_at_most_the_sequence_is_not_lost(build: Any) -> None:
+    q, k, v = qkv(build)
+    queries, keys = places(build)
+    length = build.op("Squeeze", build.op("Shape", build.inputs[0], start=1, end=2))
+    size = build.op("Min", length, build.constant(ir.tensor(np.array(40, np.int64))))
+    near = build.op("Less", build.op("Sub", queries, keys), size)
+    mask = build.op("And", near, build.op("LessOrEqual", keys, queries))
+    model = build.model(build.op("Attention", q, k, v, mask))
+    resolve_shapes(model, n_context=64)
+    assert run(model) == 1
+    attention = model.graph.outputs[0].producer()
+    assert attention is not None
+    assert attention.metadata_props["llmc.window"] == "40"
 
 
 def test_packed_heads_are_told_apart(build: Any, check: Any) -> None:

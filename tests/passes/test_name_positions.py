@@ -1,5 +1,6 @@
 """passes/name_positions.py"""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 from llmc.passes.name_positions import name_positions
 from llmc.runtime.errors import LlmcError
+
+run = partial(name_positions, n_context=64)
+run.__name__ = "name_positions"  # type: ignore[attr-defined]
 
 
 def counted(build: Any, ids: Any) -> Any:
@@ -25,7 +29,7 @@ def test_a_range_is_the_positions(build: Any, check: Any) -> None:
     ids, _ = build.sequence_inputs()
     at = build.op("Cast", build.op("Unsqueeze", counted(build, ids), build.constant([0, 2])), to=1)
     angles = build.op("Cos", build.op("Mul", at, build.weight("inv_freq", 4)))
-    check(build.model(build.op("Add", embedded(build, ids), angles)), name_positions, 2)
+    check(build.model(build.op("Add", embedded(build, ids), angles)), run, 2)
 
 
 def test_a_sum_over_a_mask_is_positions_and_a_constant(build: Any, check: Any) -> None:
@@ -35,7 +39,7 @@ def test_a_sum_over_a_mask_is_positions_and_a_constant(build: Any, check: Any) -
     at = build.op("Add", build.op("CumSum", ones, last, shape=("batch", "sequence")), build.constant([1]))
     check(
         build.model(build.op("Add", embedded(build, ids), build.op("Gather", build.weight("p", 12, 4), at))),
-        name_positions,
+        run,
         2,
     )
 
@@ -43,11 +47,20 @@ def test_a_sum_over_a_mask_is_positions_and_a_constant(build: Any, check: Any) -
 def test_a_table_read_for_one_sequence_is_read_for_each(build: Any, check: Any) -> None:
     ids, _ = build.sequence_inputs()
     table = build.op("Gather", build.weight("p", 12, 4), counted(build, ids))
-    check(build.model(build.op("Add", embedded(build, ids), table)), name_positions, 1)
+    check(build.model(build.op("Add", embedded(build, ids), table)), run, 1)
+
+
+def test_positions_that_do_not_go_on_counting_are_refused(build: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    last = build.constant(ir.tensor(np.array(40, np.int64)))
+    at = build.op("Unsqueeze", build.op("Min", counted(build, ids), last), build.constant([0, 2]))
+    angles = build.op("Cos", build.op("Mul", build.op("Cast", at, to=1), build.weight("inv_freq", 4)))
+    with pytest.raises(LlmcError, match="how long the sequence is"):
+        run(build.model(build.op("Add", embedded(build, ids), angles)))
 
 
 def test_another_use_of_the_length_is_refused(build: Any) -> None:
     ids, _ = build.sequence_inputs()
     length = build.op("Cast", build.op("Shape", ids, start=1, end=2), to=1)
     with pytest.raises(LlmcError, match="how long the sequence is"):
-        name_positions(build.model(build.op("Div", embedded(build, ids), length)))
+        run(build.model(build.op("Div", embedded(build, ids), length)))
