@@ -134,7 +134,7 @@ class Probe:
         if index in SHAPE_OPERANDS.get(node.op_type, ()):
             if value not in self.sized:
                 raise LlmcError(f"a {node.op_type}'s sizes depend on the tokens", place=f"node {node.name}")
-            twin.const_value = ir.tensor(np.ascontiguousarray(self.contents(value)))
+            twin.const_value = ir.tensor(self.contents(value).copy(order="C"))
         return twin
 
     def contents(self, value: ir.Value) -> Array:
@@ -235,7 +235,7 @@ def dimension(found: Sequence[int], probes: Sequence[Probe]) -> int | ir.Symboli
 def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) -> list[int]:
     """One token, the most, and the lengths at which a size may bend: around the numbers that lengths are compared with,
     divided by and cut at.  Of too many the longest."""
-    found = {1, n_context}
+    found, longest = {1, n_context}, max(probe.sizes["sequence"] for probe in probes)
     for node in graph:
         if node.op_type not in BENDS:
             continue
@@ -246,7 +246,8 @@ def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) ->
         if not cut and all(a == b for a, b in contents):
             continue
         numbers = [number for a, b in contents if a == b for number in a if abs(number) <= n_context]
-        found.update(int(abs(number)) + step for number in numbers if number == int(number) for step in (-1, 0, 1))
+        ends = [int(abs(number)) for number in numbers if number == int(number)]
+        found.update(end + step for end in ends for step in ((0, 1) if end > longest else (-1, 0, 1)))
     short = {probe.sizes["sequence"] for probe in probes}
     lengths = sorted(length for length in found - short if 1 <= length <= n_context)
     return lengths[-MOST_PROBES:]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph_run import extract, runner
+from llmc.compiler.graph_shapes import dims
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
 SHORT = 13
 LONGEST = 4608
 """Tokens of the longest sequence whose mask is worked out: sliding windows of up to 4096 are seen."""
+CHANGES = ("Add", "Cast", "Div", "Mul", "Reshape", "Where")
+"""Operators between a product and a softmax."""
+FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 LARGE = 1 << 40
 """No window is so long: what ends a slice, or masks a score."""
 MASKED = -1e4
-"""What is added to a score that is not to count: this or less, down to -inf."""
+"""What hides a key: this or less, down to -inf, added to its score or in place of it.  exp(x) is 0 in float32 from
+x = -104 on, so such a key counts for nothing at any length, unless its score is larger than all others by 9896."""
+ALIBI = "the attention adds to its scores a bias that is linear in distance (ALiBi), which is not compiled"
+FILLS = ("Cast", "Expand", "Mul", "Where")
+"""Operators that take what scores are filled with, and no size of a window."""
 
 
 def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: str, *, causal: bool = False) -> int:
@@ -57,12 +65,20 @@ def numbers_in(result: ir.Value, scores: ir.Value | None, n_context: int) -> lis
         tensor = value.const_value
         if tensor is not None and tensor.size > SHORT:  # a mask for the longest sequence, of which a part is cut
             found.add(min(n_context, *(int(size) for size in tensor.shape.numpy() if size > 1)) - 2)
-        elif tensor is not None and tensor.dtype != ir.DataType.BOOL:
+        elif tensor is not None and tensor.dtype != ir.DataType.BOOL and not is_fill(value):
             numbers = tensor.numpy().astype(np.float64).reshape(-1)
             found.update(int(abs(number)) for number in numbers if number == np.round(number) and abs(number) < LARGE)
         node = value.producer()
         queue += node.inputs if node is not None and node.op_type != "Shape" else ()
     return [number for number in found if number < n_context]
+
+
+def is_fill(value: ir.Value) -> bool:
+    """Whether the number is what hides keys: -10000.0, say, which is no window of 10000 tokens."""
+    tensor = value.const_value
+    if tensor is None or tensor.size != 1 or tensor.dtype not in FLOATS:
+        return False
+    return float(tensor.numpy().reshape(-1)[0]) <= MASKED and all(use.node.op_type in FILLS for use in value.uses())
 
 
 def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: str) -> Array:
@@ -79,15 +95,47 @@ def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: s
         found = np.broadcast_to(found, (*found.shape[:-2], n_tokens, n_tokens)).reshape(-1, n_tokens, n_tokens)
     except ValueError as error:
         raise LlmcError(f"the attention's mask has the shape {found.shape}", place=place) from error
+    if found.dtype != np.bool_ and is_alibi(found[:, -1]):
+        raise LlmcError(ALIBI, place=place)
     if (found != found[0]).any():
         raise LlmcError("the attention's mask is not the same for all heads", place=place)
     if found.dtype == np.bool_:
         return np.array(found[0])
     counts = found[0] == 0
-    if not (counts | (found[0] <= MASKED)).all():
-        fact = "the attention adds to its scores what is no mask: a bias by position (ALiBi) is not compiled"
-        raise LlmcError(fact, place=place)
+    others = found[0][~counts & (found[0] > MASKED)]
+    if others.size and np.isin(found[0], (0, others[0])).all():
+        fact = f"the attention hides keys by adding {others[0]:g} to their scores, after which they may still count"
+        raise LlmcError(fact, place=place, hint=f"a mask has {MASKED:g} or less where keys are hidden")
+    if others.size:
+        raise LlmcError("the attention adds to its scores what is no mask: a bias by position", place=place)
     return np.array(counts)
+
+
+def is_alibi(last: Array) -> bool:
+    """Whether a bias [heads, keys] of the last token, for which all keys count, goes with their distance."""
+    steps = np.diff(last.astype(np.float64), axis=-1)
+    return bool((last > MASKED).all() and steps.any() and np.allclose(steps, steps[:, :1], rtol=1e-3))
+
+
+def adds_alibi(scores: ir.Value | None, sized: Container[ir.Value]) -> bool:
+    """Whether such a bias is among what is added on the way to scores that are not recognised."""
+    queue, seen = [scores], set[ir.Value | None]()
+    while queue:
+        value = queue.pop()
+        node = value.producer() if value is not None and value not in sized and value not in seen else None
+        seen.add(value)
+        if node is None or node.op_type not in CHANGES:
+            continue
+        queue += node.inputs
+        for bias in node.inputs if node.op_type == "Add" else ():
+            if bias is None or bias not in sized or bias.is_initializer() or dims(bias)[-1:] != dims(value)[-1:]:
+                continue
+            leaves = [leaf for leaf in ancestors(bias, None) if leaf.is_graph_input()]
+            feeds = {str(leaf.name): np.arange(SHORT)[None] for leaf in leaves}
+            found = next(iter(runner(extract(bias, leaves))(feeds).values()))
+            if is_alibi(found.reshape(-1, SHORT)):
+                return True
+    return False
 
 
 def ancestors(result: ir.Value, scores: ir.Value | None) -> Iterable[ir.Value]:

@@ -25,7 +25,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
 from llmc.compiler.graph_shapes import dims
-from llmc.passes.causal_mask import read_mask
+from llmc.passes.causal_mask import ALIBI, adds_alibi, read_mask
 from llmc.runtime.errors import LlmcError
 
 EXPECTED = "expected softmax(scale * q @ k^T + causal mask) @ v"
@@ -125,6 +125,8 @@ class Forming:
             or after is None
             or attribute(softmax, "axis", -1) not in (-1, len(dims(softmax.inputs[0])) - 1)
         ):
+            if adds_alibi(softmax.inputs[0], self.sized):
+                raise LlmcError(ALIBI, place=place)
             missing = "scores" if scores is None else "a product with the values"
             raise LlmcError(
                 f"the attention around a Softmax is not recognised: {EXPECTED}, and found no {missing} of this kind",

@@ -17,7 +17,7 @@ What is left is the same for the same sizes, so that equal parts, the masks of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, prune, replace
 from llmc.compiler.graph_probe import FEW, Probe, settle_shapes
 from llmc.compiler.graph_shapes import dims
-from llmc.compiler.weights import Weight
+from llmc.compiler.weights import Array, Weight
 
 AXES = ("batch", "sequence")
 
@@ -37,13 +37,15 @@ def resolve_shapes(model: ir.Model, *, n_context: int) -> int:
     graph = model.graph
     probes = settle_shapes(graph, n_context)
     plain = plain_values(graph, probes[0])
+    found = {value: [probe.contents(value) for probe in probes] for value in plain if value.uses()}
+    axes = {tuple(probe.sizes[name] for probe in probes): axis for axis, name in enumerate(AXES)}
     n_rewrites = 0
     for node in list(graph):
         if node.op_type == "Concat":
             n_rewrites += drop_nothing(node)
         for value in node.outputs:
-            if value in plain and len(value.uses()) and not is_written(value, graph):
-                n_rewrites += write(node, value, probes)
+            if value in found and len(value.uses()) and not is_written(value, graph):
+                n_rewrites += write(node, value, found[value], axes)
     prune(reversed(graph))
     CommonSubexpressionEliminationPass()(model)
     return n_rewrites
@@ -74,17 +76,15 @@ def is_written(value: ir.Value, graph: ir.Graph) -> bool:
     )
 
 
-def write(node: ir.Node, value: ir.Value, probes: Sequence[Probe]) -> bool:
-    """Replace a result of the node, given what it holds at the probes."""
+def write(node: ir.Node, value: ir.Value, found: Sequence[Array], axes: Mapping[tuple[int, ...], int]) -> bool:
+    """Replace a result of the node.  found: what it holds at the probes.  axes: what batch and sequence are there."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    found = [probe.contents(value) for probe in probes]
-    axes = {tuple(probe.sizes[name] for probe in probes): axis for axis, name in enumerate(AXES)}
     if len({array.shape for array in found}) > 1:
         return False
     if all(np.array_equal(found[0], array) for array in found):
         name = f"sizes.{found[0].dtype}.{'_'.join(map(str, found[0].reshape(-1)))}{'.0' * (found[0].ndim == 0)}"
-        replace(value, add_constant(graph, np.ascontiguousarray(found[0]), name.replace("-", "m")))
+        replace(value, add_constant(graph, found[0].copy(order="C"), name.replace("-", "m")))
         return True
     if found[0].dtype != np.int64:
         return False

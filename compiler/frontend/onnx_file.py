@@ -124,6 +124,8 @@ def check_operators(proto: onnx.ModelProto, path: Path) -> None:
                 "export the model without one runtime's own operators and without quantisation: llmc does both itself"
             )
             raise LlmcError(f"the operator {name} is none of standard ONNX", place=place, hint=hint)
+        if any(a.name in ("to", "dtype") and a.i and a.i not in BYTES for a in node.attribute):
+            raise LlmcError(f"the operator {name} makes numbers of a type that is not compiled", place=place)
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             hint = "export one decoder, not a merged one"
             raise LlmcError(f"the operator {name} branches or loops, which is not compiled", place=place, hint=hint)

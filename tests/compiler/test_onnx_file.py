@@ -289,6 +289,10 @@ def branch(model: onnx.ModelProto) -> None:
     model.graph.node[6].attribute.append(helper.make_attribute("then_branch", model.graph))
 
 
+def strange_cast(model: onnx.ModelProto) -> None:
+    model.graph.node[5].attribute[0].i = TensorProto.COMPLEX128
+
+
 def old(model: onnx.ModelProto) -> None:
     model.opset_import[0].version = 9
 
@@ -318,6 +322,7 @@ def fixed(model: onnx.ModelProto) -> None:
         (strange_type, "a type that is not compiled"),
         (foreign_operator, "MatMulNBits is none of standard ONNX"),
         (branch, "Add branches or loops"),
+        (strange_cast, "Cast makes numbers of a type that is not compiled"),
         (old, "opset 9; 13 to 25"),
         (unmade, "takes 'nothing', which nothing before it makes"),
         (no_tokens, "no input input_ids"),

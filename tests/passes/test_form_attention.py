@@ -158,6 +158,50 @@ def test_a_bias_by_position_is_refused(build: Any) -> None:
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
 
 
+def test_a_bias_by_position_that_differs_by_head_is_refused_by_its_name(build: Any) -> None:
+    q, k, v = qkv(build)
+    _, keys = places(build)
+    bias = build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
+    x = build.op("Add", build.op("Add", scores(build, q, k), bias), added(build))
+    with pytest.raises(LlmcError, match="ALiBi"):
+        run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
+
+
+def test_a_bias_by_position_is_found_in_scores_that_are_not_recognised(build: Any) -> None:
+    q, k, v = qkv(build)
+    _, keys = places(build)
+    bias = build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
+    flat = ("batch*4", "sequence", "sequence")
+    x = build.op("Reshape", scores(build, q, k), build.constant([-1, 6, 6]), shape=flat)
+    x = build.op("Add", build.op("Reshape", build.op("Add", x, bias, shape=flat), build.constant([-1, 4, 6, 6]),
+                                 shape=("batch", 4, "sequence", "sequence")), added(build))  # fmt: skip
+    with pytest.raises(LlmcError, match="ALiBi"):
+        run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
+
+
+def filled(build: Any, number: float, window: int | None = None) -> ir.Model:
+    q, k, v = qkv(build)
+    hidden = build.op("Cast", build.op("Not", causal(build, window)), to=1)
+    x = build.op("Add", scores(build, q, k), build.op("Mul", hidden, build.constant(number)))
+    model: ir.Model = build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v))
+    return model
+
+
+def test_what_a_mask_is_filled_with_is_no_window(build: Any) -> None:
+    assert form_attention(filled(build, -10000.0), n_context=16384) == 1
+
+
+def test_a_window_as_long_as_a_fill_is_large_is_seen(build: Any) -> None:
+    with pytest.raises(LlmcError, match="has the number 10000 in it"):
+        form_attention(filled(build, -10000.0, 10000), n_context=16384)
+
+
+def test_a_mask_after_which_keys_may_count_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="hides keys by adding -1000 to their scores") as refusal:
+        run(filled(build, -1000.0))
+    assert "-10000 or less" in str(refusal.value.hint)
+
+
 def test_scores_that_are_changed_otherwise_are_refused_by_node(build: Any) -> None:
     q, k, v = qkv(build)
     x = build.op("Softmax", build.op("Relu", build.op("Add", scores(build, q, k), added(build))), axis=-1)
