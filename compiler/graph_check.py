@@ -25,7 +25,7 @@ from llmc.runtime.errors import LlmcError
 
 SYMBOLS = frozenset({"M", "R", "P", "n_pages"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
-ATTENTION = ("llmc.PagedAttention", "llmc.RotaryPagedAttention")
+ATTENTION = tuple(f"llmc.{norm}{turned}PagedAttention" for norm in ("", "RMSNorm") for turned in ("", "Rotary"))
 
 
 def check_step_graph(model: ir.Model) -> None:

@@ -7,6 +7,7 @@ packed queries, keys and values: what passes/insert_kv_cache.py made it from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -64,7 +65,7 @@ def alone(node: ir.Node) -> tuple[ir.Model, list[ir.Value]]:
     twins |= {value: ir.Value(name=value.name, type=value.type, const_value=value.const_value) for value in kept}
     initializers = [twins[value] for value in kept]
     if op_name(node) in ATTENTION:
-        nodes = attention(node, [twins[value] for value in operands], initializers)
+        nodes = attention(node, [twins[value] for value in node.inputs[:-4] if value is not None], initializers)
     else:
         inputs = [value and twins[value] for value in node.inputs]
         nodes = [ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))]
@@ -84,24 +85,39 @@ def alone(node: ir.Node) -> tuple[ir.Model, list[ir.Value]]:
 
 def operands_of(node: ir.Node) -> list[ir.Value]:
     """What a node reads, each once; of attention no positions, page table and caches."""
-    used = list(dict.fromkeys(value for value in node.inputs if value is not None))
-    return used[:-4] if op_name(node) in ATTENTION else used
+    used = node.inputs[:-4] if op_name(node) in ATTENTION else node.inputs
+    return list(dict.fromkeys(value for value in used if value is not None))
 
 
 def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]) -> list[ir.Node]:
-    """Nodes that attend one whole sequence: (qkv[, cos, sin]) -> the first result of paged attention."""
+    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin]) -> the first result of paged
+    attention."""
     settings = attributes_of(node)
     n_heads, n_kv_heads, width = (settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
     sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([n_heads, n_kv_heads, n_kv_heads]) * width))
+    shape = ir.Value(name="shape", const_value=ir.tensor(np.array([0, -1, width])))
+    flat = ir.Value(name="flat", const_value=ir.tensor(np.array([0, -1])))
+    qkv, *rest = operands
+    nodes = [ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3)]
     initializers.append(sizes)
-    qkv, *angles = operands
-    split = ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3)
-    nodes, (q, k, v) = [split], split.outputs
-    if angles:
+
+    def then(op: str, x: ir.Value, *others: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+        nodes.append(ir.node(op, [x, *others], attributes, domain=domain))
+        return nodes[-1].outputs[0]
+
+    q, k, v = nodes[0].outputs
+    if "epsilon" in settings:
+        norms, rest = rest[:2], rest[2:]
+        initializers += [shape, flat]
+        how = {"axis": -1, "epsilon": settings["epsilon"]}
+        normed = [
+            then("RMSNormalization", then("Reshape", x, shape), w, **how) for x, w in zip((q, k), norms, strict=True)
+        ]
+        q, k = (then("Reshape", x, flat) for x in normed)
+    if rest:
         how = {name: settings[name] for name in ("rotary_dim", "interleaved")}
-        turned = [(q, n_heads), (k, n_kv_heads)]
-        nodes += [ir.node("Rotary", [x, *angles], {"num_heads": n, **how}, domain=DOMAIN) for x, n in turned]
-        q, k = nodes[1].outputs[0], nodes[2].outputs[0]
+        q = then("Rotary", q, *rest, domain=DOMAIN, num_heads=n_heads, **how)
+        k = then("Rotary", k, *rest, domain=DOMAIN, num_heads=n_kv_heads, **how)
     names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
-    nodes.append(ir.node("CausalAttention", [q, k, v], {name: settings[name] for name in names}, domain=DOMAIN))
+    then("CausalAttention", q, k, v, domain=DOMAIN, **{name: settings[name] for name in names})
     return nodes

@@ -281,3 +281,77 @@ def RotaryPagedAttention(
     k = Rotary(op, k, cos, sin, num_heads=kv_num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
     sizes = num_heads, kv_num_heads, head_dim
     return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
+
+
+def norm_heads(op: Any, x: ir.Value, weight: ir.Value, num_heads: Any, head_dim: Any, epsilon: Any) -> Any:
+    """Each head of x [M, num_heads · D] by RMSNorm over its D elements, weight [D] -> like x."""
+    heads = op.Reshape(x, op.ints(0, num_heads, head_dim))
+    return op.Reshape(op.RMSNormalization(heads, weight, axis=-1, epsilon=epsilon), op.ints(0, -1))
+
+
+@operator(attention_results)
+def RMSNormPagedAttention(
+    op: Any,
+    qkv: ir.Value,
+    query_norm: ir.Value,
+    key_norm: ir.Value,
+    positions: ir.Value,
+    page_table: ir.Value,
+    k_cache: ir.Value,
+    v_cache: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    head_dim: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+    epsilon: float,
+) -> Any:
+    """PagedAttention of queries and keys normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.
+
+    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], the rest and the results as for PagedAttention.
+    """
+    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
+    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
+    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
+    sizes = num_heads, kv_num_heads, head_dim
+    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
+
+
+@operator(attention_results)
+def RMSNormRotaryPagedAttention(
+    op: Any,
+    qkv: ir.Value,
+    query_norm: ir.Value,
+    key_norm: ir.Value,
+    cos: ir.Value,
+    sin: ir.Value,
+    positions: ir.Value,
+    page_table: ir.Value,
+    k_cache: ir.Value,
+    v_cache: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    head_dim: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+    rotary_dim: int,
+    interleaved: int,
+    epsilon: float,
+) -> Any:
+    """RotaryPagedAttention of queries and keys normalised head by head, as RMSNormPagedAttention has it; then turned.
+
+    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], cos, sin [M, rotary_dim/2], the rest as for PagedAttention.
+    """
+    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
+    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
+    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
+    q = Rotary(op, q, cos, sin, num_heads=num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
+    k = Rotary(op, k, cos, sin, num_heads=kv_num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
+    sizes = num_heads, kv_num_heads, head_dim
+    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)

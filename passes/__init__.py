@@ -26,6 +26,7 @@ from llmc.passes.form_linear import form_linear
 from llmc.passes.form_norm import form_norm
 from llmc.passes.form_split import form_split
 from llmc.passes.fuse_epilogue import fuse_epilogue
+from llmc.passes.fuse_head_norm import fuse_head_norm
 from llmc.passes.fuse_norm import fuse_norm
 from llmc.passes.fuse_rotary import fuse_rotary
 from llmc.passes.gather_rows import gather_rows
@@ -89,6 +90,7 @@ def last_steps(sums_to: SumsTo) -> Steps:
         ("fuse_epilogue", fuse_epilogue),
         # 3. the step graph: M tokens of any sequences, R rows of logits
         ("insert_kv_cache", insert_kv_cache),
+        ("fuse_head_norm", fuse_head_norm),
         ("gather_rows", gather_rows),
         ("expand_leftovers", expand_leftovers),
         ("drop_dead", drop_dead),

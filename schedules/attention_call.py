@@ -6,13 +6,24 @@ from typing import Any
 
 from llmc.compiler.kernel import Call
 
+INPUTS = {
+    f"llmc.{norm}{turned}PagedAttention": ("qkv", *norms, *angles, "positions", "page_table", "k_cache", "v_cache")
+    for norm, norms in (("", ()), ("RMSNorm", ("query_norm", "key_norm")))
+    for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
+}
+"""The operators of paged attention, and the names of their inputs in order."""
+
+
+def input_places(call: Call) -> dict[str, int]:
+    """Where each input of a call of paged attention stands, by name; no places for another call."""
+    return {name: index for index, name in enumerate(INPUTS.get(call.op, ()))}
+
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:
-    """The call's rows and pages, heads, rotary and masks, by the names that schedules give them; None: no attention."""
-    rotary = call.op == "llmc.RotaryPagedAttention"
-    if not rotary and call.op != "llmc.PagedAttention":
-        return None
-    page_table = call.inputs[4 if rotary else 2]
+    """The call's rows and pages, heads, rotary, masks and norm, by the names that schedules give them; None: no
+    attention."""
+    places = input_places(call)
+    page_table = call.inputs[places["page_table"]] if places else None
     if page_table is None:
         return None
     return {
@@ -21,10 +32,11 @@ def attention_sizes(call: Call) -> dict[str, Any] | None:
         "heads": call.attribute("num_heads"),
         "kv_heads": call.attribute("kv_num_heads"),
         "head_dim": call.attribute("head_dim"),
-        "rotary_dim": call.attribute("rotary_dim") if rotary else 0,
+        "rotary_dim": call.attribute("rotary_dim", 0),
         "interleaved": bool(call.attribute("interleaved", 0)),
         "scale": float(call.attribute("scale")),
         "softcap": float(call.attribute("softcap", 0.0)),
         "window": call.attribute("window", 0),
         "n_layers": call.attribute("n_layers"),
+        "epsilon": float(call.attribute("epsilon")) if "query_norm" in places else None,
     }

@@ -76,7 +76,8 @@ def _of_attention(call: Call, target: Target) -> Signature:
     head_dim = call.attribute("head_dim")
     n, k = (head_dim * call.attribute(heads) for heads in ("num_heads", "kv_num_heads"))
     m = call.outputs[0].shape[0]
-    return Signature(call.op.removeprefix("llmc."), n, k, m, call.attribute("kv_dtype"), target.lanes)
+    op = call.op.removeprefix("llmc.").removeprefix("RMSNorm")  # a norm of heads changes nothing that is chosen
+    return Signature(op, n, k, m, call.attribute("kv_dtype"), target.lanes)
 
 
 @dataclass(frozen=True)

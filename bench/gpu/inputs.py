@@ -14,6 +14,7 @@ import numpy as np
 from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
 
 Array = np.ndarray[Any, Any]
@@ -118,9 +119,9 @@ def codes(name: str, kind: TensorType) -> Codes:
 
 def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     """A step of one sequence's run of tokens, others' single tokens, and a row that pads it."""
-    rotary = call.op == "llmc.RotaryPagedAttention"
+    places = input_places(call)
     kinds = [kind for kind in call.inputs if kind is not None]
-    at = 3 if rotary else 1
+    at = places["positions"]
     m, n_columns = kinds[at + 1].shape
     longest = min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS)
     rows = step_rows(m, longest)
@@ -134,9 +135,12 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
         own = qkv.reshape(m, -1, dim)[:, -2 * heads :]
         own[:] = hold(own)
     arrays: dict[int, Constant] = {0: qkv}
-    if rotary:
-        turns = np.resize(np.arange(4), kinds[1].shape[1]) + positions[:, None]
-        arrays[1], arrays[2] = (np.ascontiguousarray(QUARTERS[turns % 4][..., part]) for part in (0, 1))
+    for name in places.keys() & {"query_norm", "key_norm"}:
+        arrays[places[name]] = exact(np.abs(normal(f"{call} {name}", (dim,))), "bf16")
+    if "cos" in places:
+        turns = np.resize(np.arange(4), kinds[places["cos"]].shape[1]) + positions[:, None]
+        for part, name in enumerate(("cos", "sin")):
+            arrays[places[name]] = np.ascontiguousarray(QUARTERS[turns % 4][..., part])
     arrays[at], arrays[at + 1] = positions, tables
     shape = (n_pages, heads, PAGE_TOKENS, dim)
     keys, values = (hold(normal(f"{call} {name}", shape)) for name in "kv")

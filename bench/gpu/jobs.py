@@ -13,6 +13,7 @@ from llmc.bench.gpu.measure import is_decode
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules import records, rules
+from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
@@ -105,7 +106,7 @@ def lengths_of(call: Call) -> tuple[int, ...]:
     """Contexts to measure attention at: those that the model has room for, and that a step of M rows can have."""
     if not call.op.endswith("PagedAttention"):
         return ()
-    kind = call.inputs[4 if "Rotary" in call.op else 2]
+    kind = call.inputs[input_places(call)["page_table"]]
     assert kind is not None
     m, room = kind.shape[0], kind.shape[1] * PAGE_TOKENS
     decode = is_decode(m)
@@ -158,7 +159,9 @@ ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (8, 8, 1, 80, 0, {}),
     (17, 6, 2, 96, 32, {"interleaved": 1}),
     (5, 4, 2, 64, 64, {"window": 70, "softcap": 20.0}),
+    (3, 6, 2, 128, 64, {"epsilon": 1e-6}),
     (70, 4, 2, 64, 64, {}),
+    (90, 3, 3, 80, 80, {"epsilon": 1e-5}),
     (130, 4, 4, 128, 128, {}),
     (150, 6, 2, 80, 0, {"window": 90}),
 )
@@ -238,6 +241,7 @@ def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int,
     ids = [TensorType((m,), "i32"), TensorType((m, ODD_PAGES), "i32")]
     cache = TensorType((1, kv_heads, PAGE_TOKENS, dim), "f32")
     out = TensorType((m, heads * dim), "f16" if dtype == "f16" else "bf16", tiled=True)
-    op = "llmc.RotaryPagedAttention" if rotary_dim else "llmc.PagedAttention"
-    inputs = (qkv, *turn, *ids, cache, cache)
+    norms = [TensorType((dim,), "bf16", constant=True)] * 2 if "epsilon" in special else []
+    op = f"llmc.{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}PagedAttention"
+    inputs = (qkv, *norms, *turn, *ids, cache, cache)
     return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))

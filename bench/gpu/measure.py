@@ -22,6 +22,7 @@ from llmc.bench.gpu.inputs import normal
 from llmc.bench.gpu.kit import LAYOUTS, Candidate, Job, Kit
 from llmc.bench.gpu.memory import launches, output_values
 from llmc.compiler.kernel import PAGE_TOKENS, Operand, TensorType
+from llmc.schedules.attention_call import input_places
 
 STAGE = "tune"
 POOL_BYTES = 32 << 20
@@ -249,7 +250,7 @@ def n_cached_pages(job: Job, length: int) -> int:
 
 def step_ids(job: Job, length: int) -> dict[int, bits.Array]:
     """positions and page_table: m sequences' last tokens, or the last m tokens of one prompt; pages are shuffled."""
-    at = 3 if job.call.op == "llmc.RotaryPagedAttention" else 1
+    at = input_places(job.call)["positions"]
     table_kind = job.call.inputs[at + 1]
     assert table_kind is not None
     m, columns = table_kind.shape

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmc.bench.gpu.bits import Stored
+from llmc.bench.gpu import kv_codes
+from llmc.bench.gpu.bits import Stored, exact
 from llmc.bench.gpu.inputs import Inputs
 from llmc.compiler.kernel import PAGE_TOKENS, Call
+from llmc.schedules.attention_call import input_places
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -95,13 +97,16 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     """[M, H·D]: rotate, write the step's keys and values into the pages, attend; rows that pad it give zeros."""
     heads, kv_heads = call.attribute("num_heads"), call.attribute("kv_num_heads")
     dim, m = call.attribute("head_dim"), len(inputs.rows)
-    rotary = "Rotary" in call.op
-    at = 3 if rotary else 1
-    positions, tables = inputs.array(at), inputs.array(at + 1)
+    places = input_places(call)
+    positions, tables = (inputs.array(places[name]) for name in ("positions", "page_table"))
     qkv = torch.from_numpy(inputs.array(0)).to(device).reshape(m, heads + 2 * kv_heads, dim)
     q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-    if rotary:
-        cos, sin = (torch.from_numpy(inputs.array(i)).to(device)[:, None] for i in (1, 2))
+    if "query_norm" in places:
+        weights = (torch.from_numpy(inputs.array(places[name])).to(device) for name in ("query_norm", "key_norm"))
+        normed = (F.rms_norm(x, (dim,), w, call.attribute("epsilon")) for x, w in zip((q, k), weights, strict=True))
+        q, k = (multiplied(call, x, is_key) for is_key, x in enumerate(normed))
+    if "cos" in places:
+        cos, sin = (torch.from_numpy(inputs.array(places[name])).to(device)[:, None] for name in ("cos", "sin"))
         turn = (call.attribute("rotary_dim"), bool(call.attribute("interleaved", 0)))
         q, k = rotate(q, cos, sin, *turn), rotate(k, cos, sin, *turn)
     assert inputs.keys is not None
@@ -117,6 +122,15 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
             pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
             out[row] = attend(call, q[row], *(gathered(cache, pages, int(position)) for cache in (keys, values)))
     return out.reshape(m, heads * dim)
+
+
+def multiplied(call: Call, x: torch.Tensor, is_key: int) -> torch.Tensor:
+    """Queries or keys as kernels multiply them.  (Inputs are so already, unless they are normalised; quarter turns do
+    not change it.)"""
+    dtype, numbers = call.attribute("kv_dtype"), x.cpu().numpy()
+    if dtype == "int8" and is_key:
+        return torch.from_numpy(kv_codes.kept(numbers)).to(x.device)
+    return torch.from_numpy(exact(numbers, "f16" if dtype == "int8" else dtype)).to(x.device)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, n: int, interleaved: bool) -> torch.Tensor:

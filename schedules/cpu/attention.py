@@ -1,7 +1,8 @@
 """Attention over a paged KV cache, with or without rotary positions.
 
 Launches, for a step of M rows from any mix of sequences:
-    append: turn q and k by their positions, write k and v into the pages       (attention_append.py)
+    append: normalise q and k, turn them by their positions, write k and v into the pages
+                                                                                (attention_append.py)
     attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_walk.py);
             on AMX a bf16 cache meets all rows in tiles                         (attention_amx.py)
     merge:  of a small step's splits of the context                             (attention_walk.py)
@@ -19,10 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand, RowMajor
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import attention_sizes
+from llmc.schedules.attention_call import attention_sizes, input_places
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
@@ -104,10 +105,9 @@ def space(call: Call, target: Target) -> Iterable[Blocks]:
 def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     a = parse(call, target)
     assert a is not None, "implement follows match"
-    names = ("qkv", "cos", "sin", "positions", "page_table") if a.rotary_dim else ("qkv", "positions", "page_table")
-    if call.op == "llmc.RotaryPagedAttention" and not a.rotary_dim:
-        names = ("qkv", "", "", "positions", "page_table")
-    inputs = {name: Operand("input", index) for index, name in enumerate(names) if name}
+    unread = {"k_cache", "v_cache"} | (set() if a.rotary_dim else {"cos", "sin"})
+    inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
+    norms = [name for name in inputs if name.endswith("_norm")]
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
     numbers = a.m * a.head_dim
     append = Launch(
@@ -115,7 +115,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         (*inputs.values(), *kv, q, scratch),
         a.m * a.kv_heads,
         numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
-        numbers * 3 * (a.heads + a.kv_heads),
+        numbers * (7 if norms else 3) * (a.heads + a.kv_heads),
     )
     attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv))
     return Implementation(
@@ -123,6 +123,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
         scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
+        layouts={inputs[name].index: RowMajor("f32") for name in norms},
     )
 
 

@@ -4,6 +4,8 @@
         k' = rotate(k);  write k' and v into slot (page_table[row, pos / 64], pos % 64)     unless pos = -1
         for g in G:  q temp[kv head][row][g] = rotate(q), as float32, as pairs of bf16 or as pairs of int16
 
+Where the call has a norm, rotate is of x / sqrt(mean(x²) + e) · weight, each head's x by itself.
+
 An int8 cache keeps each key and each value as multiples of 1/127 of its largest element, and that step in float32;
 queries meet it as multiples of 1/32767 of theirs.
 
@@ -20,6 +22,7 @@ from tvm.tirx.script import builder as T
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.lanes import Lanes, share, widest
+from llmc.schedules.cpu.row_kernels import row_mean
 
 ONE = Lanes(1)
 MOST_INT8, MOST_INT16 = 127.0, 32767.0
@@ -28,11 +31,15 @@ LEAST = 1e-30
 
 
 def append_kernel(a: Attention) -> Any:
-    """(qkv, [cos, sin,] positions, page_table, kv, [kv as scales,] q, scratch [D], task, n_tasks)."""
+    """(qkv, [query_norm, key_norm,] [cos, sin,] positions, page_table, kv, [kv as scales,] q, scratch [D], task,
+    n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("append")
         qkv = T.arg("qkv", T.buffer((a.m * (a.heads + 2 * a.kv_heads) * a.head_dim,), "float32"))
         half = a.rotary_dim // 2
+        norms = [None, None]
+        if a.epsilon is not None:
+            norms = [T.arg(name, T.buffer((a.head_dim,), "float32")) for name in ("query_norm", "key_norm")]
         turn = [T.arg(name, T.buffer((a.m * half,), "float32")) for name in ("cos", "sin") if half]
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
@@ -49,11 +56,12 @@ def append_kernel(a: Attention) -> Any:
             with T.If(position >= 0), T.Then():
                 base = page_start(a, page_table, row, T.truncdiv(position, PAGE_TOKENS), head)
                 slot = T.bind(T.truncmod(position, PAGE_TOKENS))
-                rotate(a, qkv, first + (a.heads + head) * a.head_dim, turn, row, turned)
+                key = Head(a, qkv, first + (a.heads + head) * a.head_dim, norms[1])
+                rotate(a, key, turn, row, turned)
                 keep_key(a, turned, kv, scales, base, slot)
                 keep_value(a, qkv, first + (a.heads + a.kv_heads + head) * a.head_dim, kv, scales, base, slot)
             with T.serial(a.group) as g:
-                rotate(a, qkv, first + (head * a.group + g) * a.head_dim, turn, row, turned)
+                rotate(a, Head(a, qkv, first + (head * a.group + g) * a.head_dim, norms[0]), turn, row, turned)
                 hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
     return builder.get()
 
@@ -69,14 +77,31 @@ def scale_start(a: Attention, base: Any) -> Any:
     return T.truncdiv(base + T.int64(a.scales_at), T.int64(4 // a.word_bytes))
 
 
-def rotate(a: Attention, source: Any, start: Any, turn: list[Any], row: Any, turned: Any) -> None:
+class Head:
+    """A query's or a key's vector [D] at `start`, normalised where there is a weight."""
+
+    def __init__(self, a: Attention, source: Any, start: Any, weight: Any) -> None:
+        self.source, self.start, self.weight = source, start, weight
+        if weight is not None:
+            v = widest(a.head_dim, a.lanes)
+            square = row_mean(v, source, start, a.head_dim, lambda value, partial: v.fma(value, value, partial))
+            self.factor = T.alloc_buffer((v.n,), "float32")
+            v.store(self.factor, 0, v.all(1.0) / T.sqrt(square + v.all(float(a.epsilon or 0))))
+
+    def load(self, v: Lanes, d: Any) -> Any:
+        """Elements d, d + 1 …"""
+        x = v.load(self.source, self.start + d)
+        return x if self.weight is None else v.keep(x * v.all(self.factor[0]) * v.load(self.weight, d))
+
+
+def rotate(a: Attention, head: Head, turn: list[Any], row: Any, turned: Any) -> None:
     """turned = (x1 cos - x2 sin, x2 cos + x1 sin, the rest as it is).  Su et al. 2021, arXiv:2104.09864."""
     half = a.rotary_dim // 2
     if half:
         step, away = (2, 1) if a.interleaved else (1, half)
         v = ONE if a.interleaved else widest(half, a.lanes)
         with T.serial(half // v.n) as i:
-            x1, x2 = v.load(source, start + i * v.n * step), v.load(source, start + i * v.n * step + away)
+            x1, x2 = head.load(v, i * v.n * step), head.load(v, i * v.n * step + away)
             cos, sin = (v.load(table, row * half + i * v.n) for table in turn)
             v.store(turned, i * v.n * step, v.fma(x1, cos, v.all(0.0) - x2 * sin))
             v.store(turned, i * v.n * step + away, v.fma(x2, cos, x1 * sin))
@@ -84,7 +109,7 @@ def rotate(a: Attention, source: Any, start: Any, turn: list[Any], row: Any, tur
     if rest:
         v = widest(rest, a.lanes)
         with T.serial(rest // v.n) as i:
-            v.store(turned, a.rotary_dim + i * v.n, v.load(source, start + a.rotary_dim + i * v.n))
+            v.store(turned, a.rotary_dim + i * v.n, head.load(v, a.rotary_dim + i * v.n))
 
 
 def stored(a: Attention, value: Any, per_unit: Any) -> Any:

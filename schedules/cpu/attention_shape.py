@@ -17,6 +17,7 @@ class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
     rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
+    epsilon: of the norm of each query and key; None: there is no norm.
     dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
     registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
     summed in int32.
@@ -41,6 +42,7 @@ class Attention:
     n_layers: int
     dot: str
     lanes: int
+    epsilon: float | None = None
 
     @property
     def group(self) -> int:

@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache, with or without rotary positions.
+"""Attention over a paged KV cache, with or without rotary positions and norms of queries and keys.
 
 Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype,
 2 KH (D + 4) in int8 (include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes
@@ -14,8 +14,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from llmc.compiler.kernel import DTYPE_BYTES, FEW_ROWS, PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import (
+    DTYPE_BYTES,
+    FEW_ROWS,
+    PAGE_TOKENS,
+    Call,
+    Implementation,
+    Kernel,
+    Launch,
+    Operand,
+    RowMajor,
+)
 from llmc.compiler.target import Target
+from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.attention_shape import KV_BYTES, SCALE_BYTES, Attention, parse
 from llmc.schedules.rule import Rule
 
@@ -107,7 +118,7 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
         return None
     if a.kv_dtype == "f32":
         return Float32()
-    if a.qkv != "f32" and (a.is_coded or a.rows <= FEW_ROWS):
+    if a.qkv != "f32" and (a.is_coded or a.rows <= FEW_ROWS or a.epsilon is not None):
         return None  # rounded once more they would give other codes, or in the step's own launch cost accuracy alone
     chip = CHIPS[target.arch]
     if a.rows <= FEW_ROWS and (params := stream_of(a, chip, stream_team(a, chip))):
@@ -162,6 +173,7 @@ def implement(call: Call, params: Stream | Tile | Float32, target: Target) -> Im
         temps=temps,
         scratch_bytes=4 * units(a) if isinstance(params, Stream) else 0,
         kv_layer_bytes=a.layer_bytes,
+        layouts={at: RowMajor("f32") for name, at in input_places(call).items() if name in NORMS},
     )
 
 
@@ -266,11 +278,11 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
     n_bytes, n_heads = a.factor_bytes, a.heads + 2 * a.kv_heads
     kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
     reads = inputs(a)
-    call = APPEND_CODES if a.is_coded else APPEND
+    call = APPEND_CODES if a.is_coded else APPEND if a.epsilon is None else APPEND_VECTORS
     append = Launch(
         kernel_of("append", a, a.source(), (*reads, kv, queries), call, APPEND_THREADS, 0),
         tuple(argument.operand for argument in (*reads, kv, queries)),
-        -(-a.rows // APPEND_ROWS) * (a.kv_heads if a.is_coded else -(-n_heads // APPEND_HEADS)),
+        -(-a.rows // APPEND_ROWS) * (-(-n_heads // APPEND_HEADS) if call is APPEND else a.kv_heads),
         a.rows * (DTYPE_BYTES[a.qkv] * n_heads + n_bytes * a.heads) * a.head_dim + appended_bytes(a),
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
@@ -323,12 +335,17 @@ def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
 STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters});"
 APPEND = "attention_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 APPEND_CODES = APPEND.replace("append", "append_codes")
+APPEND_VECTORS = APPEND.replace("attention_append", "append_vectors")
 ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out);"
 ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out);"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out);"
-HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
+HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
+HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
+
+
+NORMS = ("query_norm", "key_norm")
 
 
 @dataclass(frozen=True)
@@ -342,14 +359,10 @@ class Argument:
 
 def inputs(a: Attention) -> tuple[Argument, ...]:
     """The call's inputs that kernels read; cos and sin only where something is turned."""
-    tables = ("cos", "sin") if a.rotary_dim else ()
-    first_id = 3 if a.rotary_dim else 1
-    return (
-        Argument("qkv", f"const {a.types['Qkv']}", Operand("input", 0)),
-        *(Argument(name, "const float", Operand("input", i)) for i, name in enumerate(tables, 1)),
-        Argument("positions", "const int", Operand("input", first_id)),
-        Argument("page_table", "const int", Operand("input", first_id + 1)),
-    )
+    vectors = (*(NORMS if a.epsilon is not None else ()), *(("cos", "sin") if a.rotary_dim else ()))
+    types = {"qkv": f"const {a.types['Qkv']}"} | dict.fromkeys(vectors, "const float")
+    types |= {"positions": "const int", "page_table": "const int"}
+    return tuple(Argument(name, kind, Operand("input", i)) for i, (name, kind) in enumerate(types.items()))
 
 
 def in_and_out_bytes(a: Attention) -> int:
@@ -376,7 +389,10 @@ def kernel_of(
     """A kernel that is one call of include/attention_<…>.cuh; pointers in braces are null where there are none."""
     names = {argument.name for argument in arguments}
     optional = ("qkv", "cos", "sin", "partial", "counters")
-    body = call.format(**{pointer: pointer if pointer in names else "nullptr" for pointer in optional})
+    pointers = {pointer: pointer if pointer in names else "nullptr" for pointer in optional}
+    if names.issuperset(NORMS):
+        pointers["qkv"] = f"{{{', '.join(('qkv', *NORMS))}}}"
+    body = call.format(**pointers)
     parameters = ", ".join(f"{a.types.get(x.type, x.type)} *{x.name}" for x in arguments)
     header = f'#include "attention_{HEADERS.get(call, "float32")}.cuh"'
     bounds = f'extern "C" __global__ void __launch_bounds__({n_threads}, {resident})'

@@ -46,6 +46,7 @@ class Attention:
     qkv: str
     out: str
     tiled: bool
+    epsilon: float | None = None
 
     @property
     def group(self) -> int:
@@ -95,6 +96,8 @@ class Attention:
             f"static constexpr {kind} {name} = {literal(numbers[name])};"
             for name, kind in (*MEMBERS.items(), *((tile, "int") for tile in tiles))
         ]
+        if self.epsilon is not None:
+            members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
         members.append(f"static constexpr int64_t page_elements = {elements};")
         return "\n".join(["struct Shape {", *(f"    {member}" for member in members), "};"])
 

@@ -14,7 +14,7 @@ from llmc.compiler.reference import reference_logits
 SEQUENCES = [np.random.default_rng(n).integers(0, 131, n) for n in (90, 7)]
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gemma2", "mistral", "qwen3"])
 def test_logits_are_the_model_s(family: str, tiny_model: Callable[[str], Path]) -> None:
     source = load_source(str(tiny_model(family)))
     graph = passes.run(source.graph, n_context=source.n_context).graph

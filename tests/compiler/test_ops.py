@@ -27,6 +27,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "k": (M, KH * D),
     "v": (M, KH * D),
     "qkv": (M, (H + 2 * KH) * D),
+    "query_norm": (D,),
+    "key_norm": (D,),
     "cos": (M, 4),
     "sin": (M, 4),
     "positions": (M,),
@@ -242,6 +244,18 @@ def test_rotary_paged_attention_turns_queries_and_keys_first() -> None:
     wanted = run("PagedAttention", {"qkv": np.concatenate([q, k, v], axis=1), **plain})
     for a, b in zip(run("RotaryPagedAttention", feeds), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("turned", ["", "Rotary"])
+def test_normalised_heads_are_normalised_before_they_are_turned(turned: str) -> None:
+    feeds = inputs_of(f"RMSNorm{turned}PagedAttention")
+    q, k, v = np.split(feeds["qkv"].reshape(M, -1, D), [H, H + KH], axis=1)
+    weights = feeds["query_norm"], feeds["key_norm"]
+    q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w for x, w in zip((q, k), weights, strict=True))
+    rest = {name: array for name, array in feeds.items() if name not in ("query_norm", "key_norm")}
+    plain = rest | {"qkv": np.concatenate([q, k, v], axis=1).reshape(M, -1)}
+    for a, b in zip(run(f"RMSNorm{turned}PagedAttention", feeds), run(f"{turned}PagedAttention", plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
 
 
 def test_causal_attention_is_its_equation() -> None:

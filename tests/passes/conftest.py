@@ -106,6 +106,7 @@ def feeds_for(model: ir.Model) -> dict[str, Array]:
     tokens, positions = random.integers(0, 11, length), np.arange(length)
     feeds: dict[str, Array] = {"tokens": tokens, "positions": positions, "rows": np.arange(SIZES["R"])}
     feeds |= {"input_ids": tokens[None], "position_ids": positions[None]}
+    feeds["page_table"] = np.tile([3, 1], (length, 1))
     for value in model.graph.inputs:
         if value.name not in feeds:
             shape = graph.bind(model, SIZES)[value]

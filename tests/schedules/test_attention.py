@@ -44,6 +44,7 @@ class Model:
     softcap: float = 0.0
     window: int = 0
     kv_dtype: str = "f32"
+    epsilon: float | None = None  # of the norm of queries and keys
 
     @property
     def columns(self) -> int:
@@ -67,13 +68,22 @@ class Model:
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
         cache = f32(n_pages, self.kv_heads, PAGE_TOKENS, self.head_dim)
         results = (f32(m, self.heads * self.head_dim), cache, cache)
-        if not self.rotary_dim:
-            inputs = (f32(m, self.columns), *ids, cache, cache)
-            return Call("llmc.PagedAttention", inputs, results, tuple(sorted(attributes.items())))
-        attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
-        turn = f32(m, self.rotary_dim // 2)
-        turned_inputs = (f32(m, self.columns), turn, turn, *ids, cache, cache)
-        return Call("llmc.RotaryPagedAttention", turned_inputs, results, tuple(sorted(attributes.items())))
+        norm, norms, turned, turns = "", [], "", []
+        if self.epsilon is not None:
+            attributes["epsilon"] = self.epsilon
+            norm, norms = "RMSNorm", [TensorType((self.head_dim,), "f32", constant=True)] * 2
+        if self.rotary_dim:
+            attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
+            turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
+        inputs = (f32(m, self.columns), *norms, *turns, *ids, cache, cache)
+        return Call(f"llmc.{norm}{turned}PagedAttention", inputs, results, tuple(sorted(attributes.items())))
+
+    @property
+    def norms(self) -> list[Array]:
+        """The weights of the norms of queries and keys; none where there are none."""
+        if self.epsilon is None:
+            return []
+        return list(np.random.default_rng(7).uniform(0.3, 1.7, (2, self.head_dim)).astype(np.float32))
 
 
 @dataclass
@@ -127,7 +137,7 @@ class Machine:
         turn = [column(name, self.model.rotary_dim // 2) for name in ("cos", "sin") if self.model.rotary_dim]
         no_pages = np.full(PAGES, -1, np.int32)
         table = np.stack([s.pages if s else no_pages for s in chosen])
-        return [column("qkv", self.model.columns), *turn, np.array(at, np.int32), table]
+        return [column("qkv", self.model.columns), *self.model.norms, *turn, np.array(at, np.int32), table]
 
     def step(self, rows: Sequence[Row], n_tasks: int = 1) -> Array:
         call = self.model.call(len(rows))
@@ -151,6 +161,8 @@ class Machine:
         length = len(s.qkv)
         heads = s.qkv.astype(np.float64).reshape(length, -1, model.head_dim)
         q, k, v = np.split(heads, [model.heads, model.heads + model.kv_heads], axis=1)
+        if model.epsilon is not None:
+            q, k = (normalised(x, w, model.epsilon) for x, w in zip((q, k), model.norms, strict=True))
         q, k = turned(model, s, q), turned(model, s, k)
         if model.kv_dtype == "bf16":
             q, k, v = (x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64) for x in (q, k, v))
@@ -171,6 +183,10 @@ def in_steps(x: Array, most: int) -> Array:
     """Each head's vector as multiples of its largest element / most."""
     step = np.abs(x).max(-1, keepdims=True) / most
     return np.asarray(np.rint(x / step) * step)
+
+
+def normalised(x: Array, weight: Array, epsilon: float) -> Array:
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight)
 
 
 def turned(model: Model, s: Tokens, x: Array) -> Array:
@@ -205,6 +221,24 @@ MODELS = [
     ids=str,
 )
 def test_decode_and_prefill_agree_with_float64_and_with_each_other(
+    run: Run, host: Target, model: Model, kv_dtype: str
+) -> None:
+    check_one_sequence(Machine(replace(model, kv_dtype=kv_dtype), run, host, (131,)))
+
+
+NORMED = [
+    Model(epsilon=1e-6),
+    Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1, epsilon=1e-5),
+    Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30, epsilon=0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "model"),
+    [("f32", NORMED[1]), ("bf16", NORMED[0]), ("int8", NORMED[2])],
+    ids=str,
+)
+def test_normalised_heads_agree_with_float64_and_are_the_same_in_any_step(
     run: Run, host: Target, model: Model, kv_dtype: str
 ) -> None:
     check_one_sequence(Machine(replace(model, kv_dtype=kv_dtype), run, host, (131,)))

@@ -1,4 +1,4 @@
-// What the kernels of paged attention share: where numbers lie, rotary, and the online softmax of a warp.
+// What the kernels of paged attention share: where numbers lie, and the online softmax of a warp.
 //
 // M rows of `heads` query heads; `kv_heads` key heads of D = head_dim elements, each shared by `group` query heads.
 // A page holds 64 tokens of all layers; one layer's part of it has for each key head K and then V, both as
@@ -79,7 +79,7 @@ __device__ __forceinline__ int ones_up(uint64_t bits, int i) {
     return others ? __ffsll(others) - 1 : 64;
 }
 
-// ---- rotary --------------------------------------------------------------------------------------------------------
+// ---- eight elements ------------------------------------------------------------------------------------------------
 
 struct Eight {
     float at[8];
@@ -119,58 +119,6 @@ __device__ __forceinline__ Eight unpack_eight(uint4 packed) {
 template <class T>
 __device__ __forceinline__ void put_chunk(T *shared, uint4 chunk) {
     *reinterpret_cast<uint4 *>(shared) = chunk;
-}
-
-// Elements d .. d+7 of a head's vector x, turned: pairs (a, b) -> (a cos - b sin, b cos + a sin), a pair being
-// (i, i + RD/2), or (2i, 2i + 1) when interleaved; the rest as it is. cos, sin [RD/2]. arXiv:2104.09864.
-template <class Shape>
-__device__ __forceinline__ Eight turned_eight(const float *x, const float *cos, const float *sin, int d) {
-    constexpr int half = Shape::rotary_dim / 2;
-    Eight y = load_eight(x + d);
-    if constexpr (half % 8 == 0 && half > 0 && !Shape::interleaved) {
-        if (d < Shape::rotary_dim) {
-            const bool second = d >= half;
-            const Eight other = load_eight(second ? x + d - half : x + d + half);
-            const Eight c = load_eight(cos + (second ? d - half : d)), s = load_eight(sin + (second ? d - half : d));
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                y.at[i] = fmaf(y.at[i], c.at[i], (second ? other.at[i] : -other.at[i]) * s.at[i]);
-        }
-    } else if constexpr (half > 0) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const int e = d + i;
-            if (e >= Shape::rotary_dim) break;
-            const bool second = Shape::interleaved ? e % 2 : e >= half;
-            const float other = x[Shape::interleaved ? e ^ 1 : second ? e - half : e + half];
-            const int angle = Shape::interleaved ? e / 2 : second ? e - half : e;
-            y.at[i] = fmaf(y.at[i], cos[angle], (second ? other : -other) * sin[angle]);
-        }
-    }
-    return y;
-}
-
-// as(elements) of chunk `chunk` of head `head` of a row of qkv (queries, keys, values), turned.
-template <class Shape, class As>
-__device__ __forceinline__ auto head_eight(const float *qkv, const float *cos, const float *sin, int row, int head,
-                                           int chunk, As as) {
-    constexpr int half = Shape::rotary_dim / 2;
-    const float *x = qkv + int64_t(row) * kRowColumns<Shape> + head * Shape::head_dim;
-    if (head >= Shape::heads + Shape::kv_heads) return as(load_eight(x + 8 * chunk));
-    return as(turned_eight<Shape>(x, cos + row * half, sin + row * half, 8 * chunk));
-}
-
-// The same as the products take it; and as it is.
-template <class Shape>
-__device__ __forceinline__ uint4 head_chunk(const float *qkv, const float *cos, const float *sin, int row, int head,
-                                            int chunk) {
-    return head_eight<Shape>(qkv, cos, sin, row, head, chunk,
-                             [](const Eight &x) { return pack_eight<typename Shape::T>(x); });
-}
-template <class Shape>
-__device__ __forceinline__ Eight head_eight(const float *qkv, const float *cos, const float *sin, int row, int head,
-                                            int chunk) {
-    return head_eight<Shape>(qkv, cos, sin, row, head, chunk, [](const Eight &x) { return x; });
 }
 
 // ---- results -------------------------------------------------------------------------------------------------------

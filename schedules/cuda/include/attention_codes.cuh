@@ -30,7 +30,7 @@
 // takes with each, in 3.4 clocks of a multiprocessor of an H100, which starts 14 instructions in that time.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_heads.cuh"
 
 // ---- where they lie ------------------------------------------------------------------------------------------------
 
@@ -57,10 +57,6 @@ __device__ __forceinline__ float *scales_of(uint8_t *codes) {
 
 constexpr float kMostCode = 127.f;
 constexpr float kLeastElement = 1e-30f;  // a largest element below this counts as zero: its reciprocal would overflow
-
-// Lanes that share a head's vector, eight elements each: a power of two, so that lanes beyond D/8 have none.
-template <class Shape>
-constexpr int kVectorLanes = Shape::head_dim > 128 ? 32 : Shape::head_dim > 64 ? 16 : Shape::head_dim > 32 ? 8 : 4;
 
 // Eight elements of a vector as bytes of a page; the vector's scale.
 struct Codes {
@@ -93,6 +89,25 @@ template <class Shape, int kPitch>
 __device__ __forceinline__ void put_codes(uint8_t *to, int token, int i, const Codes &codes) {
     *reinterpret_cast<uint2 *>(to + chunk_place<kPitch>(token / 8 * 8, token % 8, i / 2) + i % 2 * 8) = codes.at;
     if (i == 0) scales_of<Shape, kPitch>(to)[token] = codes.scale;
+}
+
+// Eight elements of a key or value as a cache keeps them, codes or numbers; by as many lanes of a warp as codes want.
+template <class Shape>
+__device__ __forceinline__ auto kept_eight(const Eight &x) {
+    if constexpr (kCoded<Shape>)
+        return quantise<kVectorLanes<Shape>>(x);
+    else
+        return pack_eight<typename Shape::T>(x);
+}
+
+// The same to token `token` of [D/8][kPitch][8], or of codes.
+template <class Shape, int kPitch>
+__device__ __forceinline__ void put_kept(uint8_t *to, int token, int chunk, const Codes &codes) {
+    put_codes<Shape, kPitch>(to, token, chunk, codes);
+}
+template <class Shape, int kPitch>
+__device__ __forceinline__ void put_kept(typename Shape::T *to, int token, int chunk, uint4 numbers) {
+    store_16(to + 8 * (chunk * kPitch + token), numbers);
 }
 
 // ---- the products of a warp ----------------------------------------------------------------------------------------

@@ -10,30 +10,51 @@
 // Bytes: 8 D a token of context and query head, a group's mostly from the caches; operations: 4 D.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_heads.cuh"
 
 constexpr int kFloat32Threads = 128;
 
+// Elements d .. d+7 of a row's head to the queries, or to its page.
 template <class Shape>
-__device__ __forceinline__ void float32_append(const float *qkv, const float *cos, const float *sin,
+__device__ __forceinline__ void float32_put(const Eight &y, float *kv, float *queries, int row, int head, int d, int page,
+                                            int at) {
+    const int key = head - Shape::heads, value = key - Shape::kv_heads;
+    float *to = key < 0 ? queries + (int64_t(row) * Shape::heads + head) * Shape::head_dim
+                        : page_head<Shape>(kv, page, value < 0 ? key : value) +
+                              (value < 0 ? 0 : kHeadElements<Shape>) + at % kPageTokens * Shape::head_dim;
+    store_16(to + d, *reinterpret_cast<const uint4 *>(y.at));
+    store_16(to + d + 4, *reinterpret_cast<const uint4 *>(y.at + 4));
+}
+
+template <class Shape>
+__device__ __forceinline__ void float32_append(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                                const int *positions, const int *page_table, float *kv,
                                                float *queries) {
     constexpr int chunks = Shape::head_dim / 8, half = Shape::rotary_dim / 2;
+    constexpr int heads = Shape::heads + 2 * Shape::kv_heads;
     const int row = blockIdx.x;
     wait_for_previous();
     let_next_start();
     const int at = positions[row];
     if (at < 0) return;
     const int page = page_table[row * Shape::pages + at / kPageTokens];
-    for (int i = threadIdx.x; i < (Shape::heads + 2 * Shape::kv_heads) * chunks; i += kFloat32Threads) {
-        const int head = i / chunks, d = i % chunks * 8, key = head - Shape::heads, value = key - Shape::kv_heads;
-        const float *x = qkv + int64_t(row) * kRowColumns<Shape> + head * Shape::head_dim;
-        const Eight y = value >= 0 ? load_eight(x + d) : turned_eight<Shape>(x, cos + row * half, sin + row * half, d);
-        float *to = key < 0 ? queries + (int64_t(row) * Shape::heads + head) * Shape::head_dim
-                            : page_head<Shape>(kv, page, value < 0 ? key : value) +
-                                  (value < 0 ? 0 : kHeadElements<Shape>) + at % kPageTokens * Shape::head_dim;
-        store_16(to + d, *reinterpret_cast<const uint4 *>(y.at));
-        store_16(to + d + 4, *reinterpret_cast<const uint4 *>(y.at + 4));
+    if constexpr (kNormed<Shape>) {  // a vector by lanes of one warp
+        constexpr int lanes = kVectorLanes<Shape>;
+        const int chunk = threadIdx.x % lanes;
+        for (int base = 0; base < heads; base += kFloat32Threads / lanes) {
+            const int head = base + threadIdx.x / lanes;
+            const bool is_here = head < heads && chunk < chunks;
+            const Eight y = normed_eight<Shape>(qkv, cos, sin, row, head, chunk, is_here);
+            if (is_here) float32_put<Shape>(y, kv, queries, row, head, 8 * chunk, page, at);
+        }
+    } else {
+        for (int i = threadIdx.x; i < heads * chunks; i += kFloat32Threads) {
+            const int head = i / chunks, d = i % chunks * 8;
+            const bool is_value = head >= Shape::heads + Shape::kv_heads;
+            const float *x = qkv + int64_t(row) * kRowColumns<Shape> + head * Shape::head_dim;
+            const Eight y = is_value ? load_eight(x + d) : turned_eight<Shape>(x, cos + row * half, sin + row * half, d);
+            float32_put<Shape>(y, kv, queries, row, head, d, page, at);
+        }
     }
 }
 

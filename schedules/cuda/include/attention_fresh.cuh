@@ -42,7 +42,7 @@ __device__ __forceinline__ void put_own(float *own, typename Shape::Kv *page, in
 // The unit's queries, into zeros; and where `own` [K, V][D] is not null, the row's own key and value, there and into the
 // pages. A vector by as many lanes of one warp as codes want.
 template <class Shape>
-__device__ __forceinline__ void form_vectors(const float *qkv, const float *cos, const float *sin,
+__device__ __forceinline__ void form_vectors(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                              const int *page_table, const Part &part, typename Shape::T *q, float *own,
                                              typename Shape::Kv *kv) {
     using S = Stream<Shape>;
@@ -53,7 +53,10 @@ __device__ __forceinline__ void form_vectors(const float *qkv, const float *cos,
         const int v = base + team_thread<Shape>() / lanes, is_value = v - n_queries;
         const bool is_query = v < n_queries, is_here = v < n && chunk < S::D / 8;
         Eight x = {};
-        if (is_here) {
+        if constexpr (kNormed<Shape>) {
+            const int head = is_query ? part.head + v % heads : Shape::heads + is_value * Shape::kv_heads + part.kv_head;
+            x = normed_eight<Shape>(qkv, cos, sin, is_query ? part.row + v / heads : part.row, head, chunk, is_here);
+        } else if (is_here) {
             const int head = is_query ? part.head + v % heads : Shape::heads + is_value * Shape::kv_heads + part.kv_head;
             x = head_eight<Shape>(qkv, cos, sin, is_query ? part.row + v / heads : part.row, head, chunk);
         }
@@ -108,7 +111,7 @@ __device__ __forceinline__ void score_own(const typename Shape::T *q, const floa
 // K and V of 16 rows of the step, from `first` on: zeros for those of other sequences; and the unit's own into the
 // pages. `at` [rows]: the positions, -1 for the others. The last warps begin: the first ones are still forming queries.
 template <class Shape>
-__device__ __forceinline__ void form_keys(const float *qkv, const float *cos, const float *sin, const int *page_table,
+__device__ __forceinline__ void form_keys(HeadRows<Shape> qkv, const float *cos, const float *sin, const int *page_table,
                                           const Part &part, int first, const int *at, typename Shape::T *fresh,
                                           typename Shape::T *kv) {
     using S = Stream<Shape>;
@@ -131,10 +134,11 @@ __device__ __forceinline__ void form_keys(const float *qkv, const float *cos, co
     }
 }
 
-// The same in int8: vectors of a row and K or V, each by lanes of one warp.
+// The same where a vector is known as a whole only, as a code and a norm want it: each by lanes of one warp.
 template <class Shape>
-__device__ __forceinline__ void form_codes(const float *qkv, const float *cos, const float *sin, const int *page_table,
-                                           const Part &part, int first, const int *at, uint8_t *fresh, uint8_t *kv) {
+__device__ __forceinline__ void form_key_vectors(HeadRows<Shape> qkv, const float *cos, const float *sin,
+                                                 const int *page_table, const Part &part, int first, const int *at,
+                                                 typename Shape::Kv *fresh, typename Shape::Kv *kv) {
     using S = Stream<Shape>;
     constexpr int lanes = kVectorLanes<Shape>;
     const bool writes = part.head == part.kv_head * S::group;
@@ -143,28 +147,31 @@ __device__ __forceinline__ void form_codes(const float *qkv, const float *cos, c
         const int is_value = i % 2, row = first + i / 2;
         const bool is_here = at[row] >= 0, has_chunk = chunk < S::D / 8;
         Eight x = {};
-        if (is_here && has_chunk) {
+        if constexpr (kNormed<Shape>) {
+            const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
+            x = normed_eight<Shape>(qkv, cos, sin, row, head, chunk, is_here && has_chunk);
+        } else if (is_here && has_chunk) {
             const int head = Shape::heads + is_value * Shape::kv_heads + part.kv_head;
             x = head_eight<Shape>(qkv, cos, sin, row, head, chunk);
         }
-        const Codes codes = quantise<lanes>(x);
+        const auto kept = kept_eight<Shape>(x);
         if (!has_chunk) continue;
         if (is_here && writes && row >= part.row && row < part.row + part.count) {
             const int page = page_table[row * Shape::pages + at[row] / kPageTokens];
-            put_codes<Shape, kPageTokens>(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape>,
-                                          at[row] % kPageTokens, chunk, codes);
+            put_kept<Shape, kPageTokens>(page_head<Shape>(kv, page, part.kv_head) + is_value * kHeadElements<Shape>,
+                                         at[row] % kPageTokens, chunk, kept);
         }
-        put_codes<Shape, 16>(fresh + is_value * S::block, row % 16, chunk, codes);
+        put_kept<Shape, 16>(fresh + is_value * S::block, row % 16, chunk, kept);
     }
 }
 
 // The new keys and values of 16 rows, in either form.
 template <class Shape>
-__device__ __forceinline__ void form_fresh(const float *qkv, const float *cos, const float *sin, const int *page_table,
+__device__ __forceinline__ void form_fresh(HeadRows<Shape> qkv, const float *cos, const float *sin, const int *page_table,
                                            const Part &part, int first, const int *at, typename Shape::Kv *fresh,
                                            typename Shape::Kv *kv) {
-    if constexpr (kCoded<Shape>)
-        form_codes<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
+    if constexpr (kCoded<Shape> || kNormed<Shape>)
+        form_key_vectors<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
     else
         form_keys<Shape>(qkv, cos, sin, page_table, part, first, at, fresh, kv);
 }

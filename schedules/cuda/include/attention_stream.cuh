@@ -235,7 +235,7 @@ __device__ __forceinline__ void write_end(const Part &part, typename Shape::Out 
 // What this step's own kernels write (qkv; cos and sin, which are gathered) may not: only the wait says that those have
 // ended. The launch behind begins when all blocks here have, so it takes no room away from them.
 template <class Shape>
-__device__ __forceinline__ void attention_stream(const float *qkv, const float *cos, const float *sin,
+__device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
                                                  typename Shape::Out *out, float *partial, uint32_t *counters) {
     using S = Stream<Shape>;
@@ -254,6 +254,7 @@ __device__ __forceinline__ void attention_stream(const float *qkv, const float *
 
     let_next_start();
     Part part;
+    prefetch_norms<Shape>(qkv);
     if (!find_unit<Shape>(positions, page_table, part)) return;
     if (part.first < 0) return write_padding<Shape>(part, out);
     const Fresh<Shape> fresh = fresh_rows<Shape>(positions, page_table, part);

@@ -5,8 +5,7 @@
 // tile of 64 rows. Scales stay out of it, as in small steps.
 #pragma once
 
-#include "attention_codes.cuh"
-#include "attention_rows.cuh"
+#include "attention_vectors.cuh"
 
 constexpr int kTileThreads = 128;
 
@@ -27,35 +26,12 @@ __device__ __forceinline__ void widen(f16 *to, const uint8_t *codes, int thread,
     }
 }
 
-// attention_append in int8: vectors of a row and head, each by lanes of one warp; neighbours are rows.
+// attention_append in int8.
 template <class Shape>
-__device__ __forceinline__ void attention_append_codes(const float *qkv, const float *cos, const float *sin,
+__device__ __forceinline__ void attention_append_codes(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                                        const int *positions, const int *page_table, uint8_t *kv,
                                                        typename Shape::T *queries) {
-    constexpr int lanes = kVectorLanes<Shape>, group = kGroup<Shape>;
-    const int kv_head = blockIdx.x % Shape::kv_heads, first = blockIdx.x / Shape::kv_heads * kAppendRows;
-    const int chunk = threadIdx.x % lanes;
-    wait_for_previous();
-    let_next_start();
-    for (int base = 0; base < kAppendRows * (group + 2); base += kAppendThreads / lanes) {
-        const int i = base + threadIdx.x / lanes, row = first + i % kAppendRows, part = i / kAppendRows;
-        const bool is_query = part < group, is_value = part > group;
-        const int at = part < group + 2 && row < Shape::rows ? positions[row] : -1;
-        const bool has_chunk = at >= 0 && chunk < Shape::head_dim / 8;
-        const int head = is_query ? kv_head * group + part : Shape::heads + is_value * Shape::kv_heads + kv_head;
-        Eight x = {};
-        if (has_chunk) x = head_eight<Shape>(qkv, cos, sin, row, head, chunk);
-        const Codes codes = quantise<lanes>(x);
-        if (!has_chunk) continue;
-        if (is_query) {
-            store_16(query_tile<Shape>(queries, row / kTileRows, head) + 8 * (chunk * kTileRows + row % kTileRows),
-                     pack_query(x));
-        } else {
-            const int page = page_table[row * Shape::pages + at / kPageTokens];
-            put_codes<Shape, kPageTokens>(page_head<Shape>(kv, page, kv_head) + is_value * kHeadElements<Shape>,
-                                          at % kPageTokens, chunk, codes);
-        }
-    }
+    append_vectors<Shape>(qkv, cos, sin, positions, page_table, kv, queries);
 }
 
 // Asks for K and V of a page. Codes are numbers whatever they are; scales of tokens after the last, which may never have

@@ -42,6 +42,7 @@ class Model:
     tiled: bool = True
     out: DType | None = None  # of a tiled result; by default its cache's, bf16 beside int8
     rounded: bool = False  # qkv lies in tiles
+    epsilon: float | None = None  # of the norm of queries and keys
 
     @property
     def columns(self) -> int:
@@ -76,13 +77,16 @@ class Model:
         cache = f32(N_PAGES, self.kv_heads, PAGE_TOKENS, self.head_dim)
         qkv = TensorType((m, self.columns), cast(DType, self.factor if self.rounded else "f32"), tiled=self.rounded)
         out = TensorType((m, self.heads * self.head_dim), self.result, tiled=self.tiled)
-        if not self.rotary_dim:
-            inputs = (qkv, *ids, cache, cache)
-            return Call("llmc.PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))
-        attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
-        turn = f32(m, self.rotary_dim // 2)
-        turned_inputs = (qkv, turn, turn, *ids, cache, cache)
-        return Call("llmc.RotaryPagedAttention", turned_inputs, (out, cache, cache), tuple(sorted(attributes.items())))
+        norm, norms, turned, turns = "", [], "", []
+        if self.epsilon is not None:
+            attributes["epsilon"] = self.epsilon
+            norm, norms = "RMSNorm", [TensorType((self.head_dim,), "f32", constant=True)] * 2
+        if self.rotary_dim:
+            attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
+            turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
+        inputs = (qkv, *norms, *turns, *ids, cache, cache)
+        op = f"llmc.{norm}{turned}PagedAttention"
+        return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))
 
     def definition(self, m: int) -> Call:
         """The same, of float32."""

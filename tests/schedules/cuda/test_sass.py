@@ -38,6 +38,7 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "al
 
 LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
 LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
+QWEN3 = replace(LLAMA, kv_heads=8, epsilon=1e-6)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,12 @@ CASES = {
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True),
     "attention of one token over int8": Case("sm_90a", LLAMA_INT8.call(1), ("HMMA.16816.F32", "LDGSTS.E.BYPASS")),
+    "attention of one token that normalises": Case(
+        "sm_90a", QWEN3.call(1), ("HMMA.16816.F32.BF16", "MUFU.RSQ", "CCTL")
+    ),
+    "attention of 512 tokens that normalises": Case(
+        "sm_90a", QWEN3.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True
+    ),
     "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
     "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HGMMA", "PRMT"), from_registers=True),
     "attention of 512 tokens over int8 on Ampere": Case("sm_80", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),

@@ -1,0 +1,77 @@
+"""Let attention normalise the heads of its queries and keys, so that what a product wrote is read once.
+
+rewrite:
+    q, k, v = Split(qkv)
+    q = Reshape(RMSNormalization(Reshape(q, [-1, H, D]), wq), [-1, H·D])
+    k = Reshape(RMSNormalization(Reshape(k, [-1, KH, D]), wk), [-1, KH·D])
+    llmc.{Rotary}PagedAttention(Concat(q, k, v), …)
+    -->
+    llmc.RMSNorm{Rotary}PagedAttention(qkv, wq, wk, …)
+refuses: a norm over other than a head's D elements (OLMo 2 normalises all H·D together), with weights of each head's
+own, or with another user; queries normalised without keys, or the other way round, or with another epsilon.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
+from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.passes.insert_kv_cache import packed
+
+FUSED = {f"llmc.{turned}PagedAttention": f"llmc.RMSNorm{turned}PagedAttention" for turned in ("", "Rotary")}
+
+
+def fuse_head_norm(model: ir.Model) -> int:
+    """Assumes paged attention; leaves none whose queries and keys an operator before it normalises head by head, both
+    alike.  Returns the number of layers."""
+    n_rewrites = 0
+    for node in list(model.graph):
+        if op_name(node) in FUSED and fuse(node):
+            n_rewrites += 1
+    return n_rewrites
+
+
+def fuse(node: ir.Node) -> bool:
+    whole = producer(node.inputs[0], "Concat")
+    if whole is None or len(whole.inputs) != 3 or not used_once(whole.outputs[0]):
+        return False
+    settings = attributes_of(node)
+    q, k, v = whole.inputs
+    of_q = head_norm(q, settings["num_heads"], settings["head_dim"])
+    of_k = head_norm(k, settings["kv_num_heads"], settings["head_dim"])
+    if of_q is None or of_k is None or (epsilon := epsilon_of(of_q[0])) != epsilon_of(of_k[0]):
+        return False
+    qkv = packed(whole, of_q[1], of_k[1], v)
+    operands = [qkv, of_q[0].inputs[1], of_k[0].inputs[1], *node.inputs[1:]]
+    results = emit(node, FUSED[op_name(node)], operands, n_results=3, like=node, **settings, epsilon=epsilon)
+    for before, after in zip(node.outputs, results, strict=True):
+        after.name = before.name
+        replace(before, after)
+    return True
+
+
+def epsilon_of(norm: ir.Node) -> float:
+    return float(attribute(norm, "epsilon", 1e-5))
+
+
+def head_norm(value: ir.Value | None, n_heads: int, head_dim: int) -> tuple[ir.Node, ir.Value] | None:
+    """The RMSNormalization that made each head of `value` [M, n_heads · D], and what it was made of, as flat."""
+    norm_of = flattened(value)
+    norm = producer(norm_of, "RMSNormalization")
+    if norm is None or norm_of is None or not used_once(norm_of) or len(norm.inputs) != 2:
+        return None
+    x, weight = norm.inputs
+    if x is None or weight is None or constant(weight) is None or dims(weight) != (head_dim,):
+        return None
+    is_headed = dims(x)[1:] == (n_heads, head_dim) or (n_heads == 1 and dims(x)[1:] == (head_dim,))
+    if not is_headed or not is_last_axis(norm, attribute(norm, "axis", -1)):
+        return None
+    source = flattened(x)
+    return (norm, source) if source is not None and dims(source)[1:] == (n_heads * head_dim,) else None
+
+
+def flattened(value: ir.Value | None) -> ir.Value | None:
+    """What a Reshape with no other user made the value of; else the value."""
+    reshape = producer(value, "Reshape")
+    return reshape.inputs[0] if reshape is not None and value is not None and used_once(value) else value
