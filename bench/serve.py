@@ -2,7 +2,7 @@
 
     llmc compile examples/stories/model -o build/stories.so
     python bench/serve.py build/stories.so [--clients 1,4,8] [--requests 6] [--tokens 128] [--prompt 64]
-                                           [--record bench/records/NAME.json]
+                                           [--schema] [--record bench/records/NAME.json]
 
 Each client asks for one stream after the other, greedy and of the full length; every prompt is another.  The server is
 a process of its own, and so are the clients: one for all of them, which shares the machine with the server.  Beside the
@@ -32,6 +32,16 @@ from llmc.runtime.generation import GREEDY
 
 SERVE = "from llmc.cli.main import main; main(['serve', *__import__('sys').argv[1:]])"
 
+TURNS = 3
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+SCHEMA = {"type": "array", "minItems": 1000, "items": PERSON}
+"""No text here is long enough to come to its end."""
+
 
 class Times(NamedTuple):
     """Of one stream: seconds to its first piece of text and to its end, and the tokens in it."""
@@ -48,6 +58,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=6, help="of each client")
     parser.add_argument("--tokens", type=int, default=128, help="generated for each")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--schema", action="store_true", help="the same with texts that follow a JSON schema, in turns")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--record", type=Path)
     options = parser.parse_args()
@@ -104,35 +115,49 @@ def serving(artifact: Path, threads: int) -> Iterator[str]:
 def point(address: str, options: argparse.Namespace, n_clients: int) -> dict[str, Any]:
     """What so many clients get together, between two runs of the runtime alone."""
     before = runtime_alone(options, n_clients)
+    said: dict[str, Any] = {"clients": n_clients, **measured(address, options, n_clients, 1)}
+    if options.schema:
+        turns = [measured(address, options, n_clients, turn, bool(turn % 2)) for turn in range(2, 2 + 2 * TURNS)]
+        said["in_turns"] = {"plain": turns[::2], "schema": turns[1::2]}
+    return said | {"runtime_tokens_per_s": [before, runtime_alone(options, n_clients)]}
+
+
+def measured(
+    address: str, options: argparse.Namespace, n_clients: int, turn: int, follows_schema: bool = False
+) -> dict[str, float]:
     start = time.perf_counter()
-    times = load_of(address, options, n_clients, salt=1000 * n_clients)
+    times = load_of(address, options, n_clients, 1000 * n_clients + 100_000 * turn, follows_schema)
     seconds = time.perf_counter() - start
     between = [(one.total_s - one.first_s) / (one.n_tokens - 1) for one in times]
     return {
-        "clients": n_clients,
         "tokens_per_s": round(sum(one.n_tokens for one in times) / seconds, 1),
         "first_token_ms": round(1000 * statistics.median(one.first_s for one in times), 2),
         "first_token_ms_worst": round(1000 * max(one.first_s for one in times), 2),
         "between_tokens_ms": round(1000 * statistics.median(between), 3),
-        "runtime_tokens_per_s": [before, runtime_alone(options, n_clients)],
     }
 
 
-def load_of(address: str, options: argparse.Namespace, n_clients: int, salt: int) -> list[Times]:
+def load_of(
+    address: str, options: argparse.Namespace, n_clients: int, salt: int, follows_schema: bool = False
+) -> list[Times]:
     def client(number: int) -> list[Times]:
         with closing(http.client.HTTPConnection(address, timeout=600)) as connection:
             first = salt + number * options.requests
             prompts = [prompt_of(options.prompt, first + i) for i in range(options.requests)]
-            return [stream(connection, prompt, options.tokens) for prompt in prompts]
+            return [stream(connection, prompt, options.tokens, follows_schema) for prompt in prompts]
 
     with ThreadPoolExecutor(n_clients) as pool:
         return [times for listed in pool.map(client, range(n_clients)) for times in listed]
 
 
-def stream(connection: http.client.HTTPConnection, prompt: Sequence[int], n_tokens: int) -> Times:
+def stream(
+    connection: http.client.HTTPConnection, prompt: Sequence[int], n_tokens: int, follows_schema: bool = False
+) -> Times:
     """Ask for a text and read it as it comes."""
     body = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "ignore_eos": True, "stream": True}
     body |= {"stream_options": {"include_usage": True}, "return_token_ids": True}
+    if follows_schema:
+        body["structured_outputs"] = {"json": SCHEMA}
     start = time.perf_counter()
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     response = connection.getresponse()

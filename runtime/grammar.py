@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Model
 
 Kind = Literal["json_schema", "regex", "choice", "grammar"]
-WHITESPACE = r"[ \t\n\r]{0,40}"
-"""Between the parts of JSON: indented as anybody would, and a model that likes blanks comes to an end."""
+WHITESPACE = r"[ \t\n\r]{1,40}"
+"""Between the parts of JSON there may be this, or nothing: indented as anybody would, and a model that likes blanks
+comes to an end.  That it is never empty matters: from {0,40} llguidance makes grammars that give up."""
 MOST_WORDS = 200
 """Characters of what is wrong with a grammar."""
 

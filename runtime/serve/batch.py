@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ GPU_CHUNK = 256
 256 tokens in 4.4 ms (776 TFLOP/s) and reads the weights in 3.1 (4.3 TB/s)."""
 SCORED_CHUNK = 64
 """Most tokens of a prompt in a step that keeps the logits of each."""
+LOOKERS = 4
+"""Threads that follow grammars while a GPU makes a step."""
 
 
 class Batch:
@@ -66,6 +69,7 @@ class Batch:
         self._may_admit = True  # nothing has changed for the better of the queue's head since it was refused: False
         self._is_end: dict[int, bool] = {}
         self._texts = Texts(model)
+        self._lookers = ThreadPoolExecutor(LOOKERS, "llmc-grammar")  # has no thread until it is asked for something
 
     def turn(self) -> None:
         """The next tokens, and a step."""
@@ -88,6 +92,11 @@ class Batch:
             elif job in self.waiting:
                 self.waiting.remove(job)
         self._may_admit = True
+
+    def close(self) -> None:
+        """Give up what is kept of ended texts."""
+        self._lookers.shutdown()
+        self.pages.clear()
 
     # -- coming and going -------------------------------------------------------
 
@@ -247,18 +256,27 @@ class Batch:
         logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
         step = [(sequence_of(job), job.next_ids(n), rows) for (job, n), rows in zip(inputs, logits, strict=True)]
         start = perf_counter()
+        looks = self._look_ahead([job for job, _ in inputs])
         try:
             self.model.run_step(step)
         except LlmcError as error:
             self.failure = error
             self.fail([job for job, _ in inputs], error)
             return
+        finally:
+            wait(looks)
         self._stepped(start)
         for (job, n), rows in zip(inputs, logits, strict=True):
             if rows is not None:
                 self._score(job, rows)
             job.n_fed += n
             job.shares_tail = False
+
+    def _look_ahead(self, jobs: Iterable[Job]) -> list[Future[object]]:
+        """While a GPU makes a step, find out which tokens may follow it; a CPU has better to do."""
+        if not self.model.runs_ahead:
+            return []
+        return [self._lookers.submit(job.constraint.look) for job in jobs if job.constraint is not None]
 
     def _score(self, job: Job, logits: Logits) -> None:
         """The probabilities of the prompt's tokens behind those just read.  logits: float32 [n, n_vocab]."""

@@ -105,7 +105,7 @@ class Engine:
         self.drain(0)
         if self._thread.is_alive():
             self._thread.join()
-        self.batch.pages.clear()
+        self.batch.close()
 
     # -- the thread -------------------------------------------------------------
 

@@ -79,6 +79,22 @@ def test_a_text_that_may_end_ends_with_an_end_token(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "is_followed"),
+    [('{"a":1,"b":"no"}', True), ('{ "a": 1,\n  "b": "no" }', True), ("{" + " " * 40, True), ("{" + " " * 41, False)],
+)
+def test_json_may_be_indented_but_not_blank_for_ever(tmp_path: Path, text: str, is_followed: bool) -> None:
+    tokenizer = characters_json().replace('"K"', '"Ġ"').replace('"L"', '"Ċ"')
+    with llmc.load(write_stub(tmp_path / "b.so", tokenizer=tokenizer)) as model:
+        constraint = model.guide.constraint(Grammar.of_schema(SCHEMA))
+        for n, token in enumerate(model.encode(text)):
+            if not constraint.allowed()[token // 32] >> token % 32 & 1:
+                assert (n, is_followed) == (len(text) - 1, False)
+                return
+            constraint.take(token)
+        assert is_followed
+
+
+@pytest.mark.parametrize(
     "grammar",
     [
         Grammar.of_schema({"type": "strin"}),

@@ -26,6 +26,8 @@ class Climb:
         tokens = np.arange(32 * -(-toy.VOCAB // 32))
         return np.packbits((tokens > self.last) & (tokens < toy.POISON), bitorder="little").view(np.uint32)
 
+    look = allowed
+
     def take(self, token: int) -> None:
         self.last = token
 
