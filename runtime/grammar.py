@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llmc.runtime.binding import Model
 
-Kind = Literal["json_schema", "regex", "choice", "grammar"]
+Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 WHITESPACE = r"[ \t\n\r]{1,40}"
 """Between the parts of JSON there may be this, or nothing: indented as anybody would, and a model that likes blanks
 comes to an end.  That it is never empty matters: from {0,40} llguidance makes grammars that give up."""
@@ -51,8 +51,13 @@ class Grammar:
         return cls("choice", json.dumps(list(choices)))
 
     @classmethod
+    def of_lark(cls, rules: str) -> Grammar:
+        """Context-free, in llguidance's kind of Lark."""
+        return cls("lark", rules)
+
+    @classmethod
     def of_rules(cls, rules: str) -> Grammar:
-        """Context-free: llguidance's kind of Lark, or llama.cpp's GBNF."""
+        """Context-free, in llguidance's kind of Lark or llama.cpp's GBNF, whichever it looks like."""
         return cls("grammar", rules)
 
 

@@ -6,8 +6,10 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,13 +22,14 @@ from starlette.routing import Route
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.grammar import Constraint
-from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.chat import ChatTemplate, needs_form
 from llmc.runtime.serve.engine import Closing, Engine, Full
 from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells
 from llmc.runtime.serve.replies import DONE, Reply, event
 from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
+from llmc.runtime.serve.tools import CallScanner, Form
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -146,11 +149,26 @@ class Service:
         asked = await read_json(request, lambda body: read_chat(body, self.name, self.engine.max_batch))
         if isinstance(self.template, ApiError):
             raise self.template
-        text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs)
-        ids = await run_in_threadpool(self.ids_of, text, False)
-        wanted = asked.wanted
+        wanted, tools = asked.wanted, asked.tools
         reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None)
-        return await self.generate(request, wanted, [ids], reply)
+        offered = tools.tools if tools else None
+        text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs, offered)
+        shown = dict[int, str]()
+        if tools is not None:
+            form = needs_form(self.template, tools)
+            reply.scan = lambda: CallScanner(tools, form)
+            shown = self.shown_of(form)
+            if tools.must_call:
+                text += form.opening
+                wanted = replace(wanted, format=Format("tools", tools.grammar(form)))
+        ids = await run_in_threadpool(self.ids_of, text, False)
+        return await self.generate(request, wanted, [ids], reply, shown)
+
+    def shown_of(self, form: Form) -> dict[int, str]:
+        """Special tokens of the form of a call, which have no text otherwise."""
+        marks = [mark for mark in (form.opening.strip(), form.closing.strip()) if mark and self.tokenizer]
+        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks} if self.tokenizer else {}
+        return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
 
     def check_number(self, n_texts: int) -> None:
         """Refuse, before any prompt is looked at, more texts than the engine ever takes."""
@@ -179,7 +197,12 @@ class Service:
         return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
 
     async def generate(
-        self, request: Request, wanted: Wanted, prompts: Sequence[tuple[int, ...]], reply: Reply
+        self,
+        request: Request,
+        wanted: Wanted,
+        prompts: Sequence[tuple[int, ...]],
+        reply: Reply,
+        shown: Mapping[int, str] = MappingProxyType({}),
     ) -> Response:
         news: asyncio.Queue[Said] = asyncio.Queue()
         scores = bool(reply.echoes) and wanted.n_top is not None
@@ -187,7 +210,7 @@ class Service:
         constraints: Sequence[Constraint | None] = [None] * (len(prompts) * wanted.n)
         if wanted.format is not None:
             constraints = await run_in_threadpool(self.constraints, wanted.format, len(constraints))
-        asks = [self.ask(wanted, ids, i, scores) for ids, i in product(prompts, range(wanted.n))]
+        asks = [self.ask(wanted, ids, i, scores, shown) for ids, i in product(prompts, range(wanted.n))]
         jobs = [
             Job(ask, self.engine.room, self.tokenizer, news.put_nowait, index, tells, constraint)
             for index, (ask, constraint) in enumerate(zip(asks, constraints, strict=True))
@@ -212,11 +235,11 @@ class Service:
             raise ApiError(400, fact, param=wanted.param, code="unsupported_parameter") from None
         return [first, *(first.copy() for _ in range(n - 1))]
 
-    def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool) -> Ask:
+    def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool, shown: Mapping[int, str]) -> Ask:
         """For text number i of a prompt."""
         max_tokens = self.engine.room if wanted.max_tokens is None else wanted.max_tokens
         how = wanted.how_of(i)
-        return Ask(ids, max_tokens, how, wanted.stops, wanted.ignore_eos, wanted.n_top, scores_prompt)
+        return Ask(ids, max_tokens, how, wanted.stops, wanted.ignore_eos, wanted.n_top, scores_prompt, shown)
 
     def submit(self, jobs: Sequence[Job], n: int) -> None:
         """Into the engine, of n texts a prompt the first as the others' leader."""
@@ -245,7 +268,9 @@ class Service:
             if said.error is not None:
                 yield event(api_error(said.error).body())
                 return
-            yield event(reply.chunk(said))
+            chunk = reply.chunk(said)
+            if chunk is not None:
+                yield event(chunk)
             n_open -= said.finish is not None
         if wanted.with_usage:
             yield event(reply.usage_chunk(jobs))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.tools import PLAIN, Form, Tools, form_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,19 +22,35 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
         self._tokens = dict(tokens)
+        self.form, self.takes_tools = form_of(source), "tools" in source
         try:
             self._template = compiled(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
             raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], also: Mapping[str, Any]) -> str:
-        """The prompt, up to where the answer begins.  also: more variables.  Raises ApiError when it refuses."""
-        variables = {"add_generation_prompt": True, "tools": None, "documents": None, **self._tokens, **also}
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], also: Mapping[str, Any], tools: Sequence[Any] | None = None
+    ) -> str:
+        """The prompt, up to where the answer begins.  also: more variables.  tools: that may be called.  Raises
+        ApiError when it refuses."""
+        offered = list(tools) if tools else None
+        variables = {"add_generation_prompt": True, "tools": offered, "documents": None, **self._tokens, **also}
         try:
             return self._template.render({**variables, "messages": [dict(message) for message in messages]})
         except Exception as error:  # of the template's making
             fact = f"the chat template refuses these messages: {error}"
             raise ApiError(400, fact, param="messages", code="invalid_value") from None
+
+
+def needs_form(template: ChatTemplate, tools: Tools) -> Form:
+    """How calls of these tools are written.  Raises ApiError where the template does not take any, or where it is not
+    known how they are told from text."""
+    if not template.takes_tools:
+        raise ApiError(400, "the model's chat template takes no tools", param="tools", code="unsupported_parameter")
+    if template.form is None and not tools.must_call:
+        fact = "how this model's chat template writes calls is not known here: ask for one by 'tool_choice'"
+        raise ApiError(400, fact, param="tools", code="unsupported_parameter")
+    return template.form or PLAIN
 
 
 def compiled(source: str) -> Template:

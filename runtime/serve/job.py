@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ class Ask:
     prompt: token ids, at least one.  max_tokens: the room in the context and the cache may end it earlier; 0: read the
     prompt, and say nothing.  stops: strings that end it, and are not part of it.  n_top: None: no probabilities;
     otherwise its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.
+    shown: special tokens that have a text here.
     """
 
     prompt: tuple[int, ...]
@@ -41,6 +42,7 @@ class Ask:
     ignore_eos: bool = False
     n_top: int | None = None
     scores_prompt: bool = False
+    shown: Mapping[int, str] = field(default_factory=dict)
 
 
 class Said(NamedTuple):
@@ -148,7 +150,7 @@ class Job:
         finish: Finish | None = "stop" if ends or is_whole else "length" if self.n_said >= self.most else None
         text = ""
         if self._text is not None:
-            text = "" if ends else self._text.push(token)
+            text = "" if ends else self._text.push(token) + self.ask.shown.get(token, "")
             text += self._text.flush() if finish else ""
         text, is_stopped = self._scanner.push(text, is_last=finish is not None)
         self.finish = "stop" if is_stopped else finish

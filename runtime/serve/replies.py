@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import secrets
+import string
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
 from llmc.runtime.serve.job import Finish, Job, Said
 from llmc.runtime.serve.probs import TokenProb
+from llmc.runtime.serve.tools import Call, CallScanner
 
 DONE = b"data: [DONE]\n\n"
 
@@ -30,7 +33,8 @@ def event(value: object) -> bytes:
 class Reply:
     """One answer: whole, or as chunks.
 
-    kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.
+    kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.  scan: makes
+    what finds the calls in a text, if there are any to be found.
     """
 
     kind: Literal["completion", "chat"]
@@ -38,12 +42,14 @@ class Reply:
     with_ids: bool = False
     with_probs: bool = False
     echoes: Sequence[str] = ()
+    scan: Callable[[], CallScanner] | None = None
     id: str = field(init=False)
     created: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = f"{'cmpl' if self.kind == 'completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
+        self._scanners: dict[int, CallScanner] = {}  # by index
         self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
 
     def head(self, is_chunk: bool) -> dict[str, Any]:
@@ -60,9 +66,28 @@ class Reply:
         if self.kind == "completion":
             said["text"] = self.echo(job) + text
         else:
-            said["message"] = {"role": "assistant", "content": text, "refusal": None}
-        said |= {"logprobs": self.logprobs(job, [*job.prompt_probs, *job.probs]), "finish_reason": job.finish}
+            content, calls = self.scanned(job, text, True, False)
+            said["message"] = {"role": "assistant", "content": content, "refusal": None, **calls}
+            if calls and not content:
+                said["message"]["content"] = None
+        probs = [*job.prompt_probs, *job.probs]
+        said |= {"logprobs": self.logprobs(job, probs), "finish_reason": self.reason(job, job.finish)}
         return said | ({"token_ids": job.tokens} if self.with_ids else {})
+
+    def scanned(self, job: Job, text: str, is_last: bool, is_chunk: bool) -> tuple[str, dict[str, Any]]:
+        """-> (what of a text is said to people, {"tool_calls": …} if there are some)."""
+        if self.scan is None:
+            return text, {}
+        scanner = self._scanners.setdefault(job.index, self.scan())
+        first = scanner.n_calls
+        said, calls = scanner.push(text, is_last)
+        listed = [({"index": first + i} if is_chunk else {}) | spelled_call(call) for i, call in enumerate(calls)]
+        return said, {"tool_calls": listed} if calls else {}
+
+    def reason(self, job: Job, finish: Finish | None) -> str | None:
+        """Why a text has ended."""
+        scanner = self._scanners.get(job.index)
+        return "tool_calls" if finish == "stop" and scanner is not None and scanner.n_calls else finish
 
     def echo(self, job: Job) -> str:
         return self.echoes[job.index] if self.echoes else ""
@@ -75,18 +100,22 @@ class Reply:
             elif self.echoes:
                 yield self.chunk_of(job, {"text": self.echo(job)})
 
-    def chunk(self, said: Said) -> dict[str, Any]:
-        """A piece of a text."""
-        job, text = said.job, said.text
-        what: dict[str, Any] = (
-            {"text": text} if self.kind == "completion" else {"delta": {"content": text} if text else {}}
-        )
+    def chunk(self, said: Said) -> dict[str, Any] | None:
+        """A piece of a text; None: nothing of it is to be shown yet."""
+        job, what = said.job, dict[str, Any]()
+        if self.kind == "completion":
+            what["text"] = said.text
+        else:
+            content, calls = self.scanned(job, said.text, said.finish is not None, True)
+            what["delta"] = ({"content": content} if content else {}) | calls
+            if self.scan and not (what["delta"] or said.finish or self.with_ids or self.with_probs):
+                return None
         what["logprobs"] = self.logprobs(job, said.probs)
         if self.with_ids:
             what["token_ids"] = said.tokens
-        return self.chunk_of(job, what, said.finish)
+        return self.chunk_of(job, what, self.reason(job, said.finish))
 
-    def chunk_of(self, job: Job, what: dict[str, Any], finish: Finish | None = None) -> dict[str, Any]:
+    def chunk_of(self, job: Job, what: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": job.index, "logprobs": None, **what, "finish_reason": finish}
         return {**self.head(True), "choices": [choice]}
 
@@ -108,6 +137,13 @@ class Reply:
             "top_logprobs": [listed(one) for one in probs],
             "text_offset": offsets,
         }
+
+
+def spelled_call(call: Call) -> dict[str, Any]:
+    """With an id of nine letters and digits: some templates take no other."""
+    name = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": name, "type": "function", "function": function}
 
 
 def text_of(one: TokenProb) -> str:

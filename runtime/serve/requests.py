@@ -10,12 +10,22 @@ from typing import Any
 from llmc.runtime.generation import How
 from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
 from llmc.runtime.serve.formats import FORMAT_FIELDS, Format, read_format
+from llmc.runtime.serve.tools import Tools, read_calls, read_tools
 
 MAX_STOPS, MAX_TOP = 16, 20
 MOST_TOKENS = 1 << 31
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; chat goes on until the context is full."""
 HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens", *FORMAT_FIELDS)
+CHAT_FIELDS = (
+    "messages",
+    "max_completion_tokens",
+    "chat_template_kwargs",
+    "logprobs",
+    "top_logprobs",
+    "tools",
+    "tool_choice",
+)
 REPLY_FIELDS = ("model", "stream", "stream_options", "return_token_ids")
 IGNORED_FIELDS = (
     "user",
@@ -41,10 +51,8 @@ REFUSED_IN_COMPLETIONS = {
 }
 REFUSED_IN_CHATS = {
     **REFUSED,
-    "tools": (([],), "answers are text"),
-    "tool_choice": (("none", "auto"), "answers are text"),
-    "functions": (([],), "answers are text"),
-    "function_call": (("none", "auto"), "answers are text"),
+    "functions": (([],), "say 'tools'"),
+    "function_call": (("none", "auto"), "say 'tool_choice'"),
     "modalities": ((["text"],), "answers are text"),
     "audio": ((), "answers are text"),
     "prediction": ((), "answers are not predicted"),
@@ -100,6 +108,7 @@ class Chat:
     wanted: Wanted
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any]
+    tools: Tools | None
 
 
 def read_completion(body: object, model: str, most_texts: int) -> Completion:
@@ -121,8 +130,7 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
     """Raises ApiError."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_CHATS)
-    also = ("messages", "max_completion_tokens", "chat_template_kwargs", "logprobs", "top_logprobs")
-    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_CHATS, *also})
+    fields.refuse_unknown({*HOW_FIELDS, *REPLY_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_CHATS, *CHAT_FIELDS})
     given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
     limits = [fields.integer(name, 1, 1, MOST_TOKENS) for name in given]
     n_top = fields.integer("top_logprobs", 0, 0, MAX_TOP)
@@ -131,7 +139,10 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
         raise wrong("top_logprobs", "needs 'logprobs'")
     wanted = read_wanted(fields, model, most_texts, min(limits, default=None), n_top if with_probs else None)
     kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
-    return Chat(wanted, read_messages(fields.get("messages")), kwargs)
+    tools = read_tools(fields)
+    if tools is not None and wanted.format is not None:
+        raise wrong(wanted.format.param, "cannot be had together with 'tools'")
+    return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools)
 
 
 def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:
@@ -187,7 +198,10 @@ def read_messages(value: object) -> tuple[dict[str, Any], ...]:
 def read_message(place: str, message: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(message.get("role"), str):
         raise wrong(f"{place}.role", "must be a string")
-    return {**message, "content": read_content(f"{place}.content", message.get("content"))}
+    said = {**message, "content": read_content(f"{place}.content", message.get("content"))}
+    if said.get("tool_calls") is not None:
+        said["tool_calls"] = read_calls(f"{place}.tool_calls", said["tool_calls"])
+    return said
 
 
 def read_content(place: str, content: object) -> str:

@@ -23,10 +23,11 @@ WORDS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in "é→".encode(
 
 
 @cache
-def stub_code(n_vocab: int = N_VOCAB, step_ms: int = 0) -> bytes:
+def stub_code(n_vocab: int = N_VOCAB, step_ms: int = 0, n_context: int = N_CONTEXT) -> bytes:
     """The stub model as a shared object.  step_ms: what a step takes at least."""
     flags = [
         f"-DN_VOCAB={n_vocab}",
+        f"-DN_CONTEXT={n_context}",
         f"-DSTEP_MS={step_ms}",
         '-DSTUB_PLACE="at: the stub"',
         f"-I{INCLUDE}",

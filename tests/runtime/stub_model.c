@@ -12,10 +12,13 @@
 #ifndef N_VOCAB
 #define N_VOCAB 64
 #endif
+#ifndef N_CONTEXT
+#define N_CONTEXT 48
+#endif
 #ifndef STEP_MS
 #define STEP_MS 0
 #endif
-enum { N_CONTEXT = 48, MAX_STEP = 8, KV_TOKENS = 160, EOS = 2 };
+enum { MAX_STEP = 8, KV_TOKENS = 160, EOS = 2 };
 
 struct llmc_model {
     int32_t n_threads, n_kv_used, n_kv;

@@ -243,7 +243,7 @@ def test_metrics_count(server: Server) -> None:
         (CHATS, {"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content"),
         (CHATS, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0]"),
         (CHATS, {**TALK, "max_tokens": 0}, 400, "max_tokens"),
-        (CHATS, {**TALK, "tools": [{"type": "function"}]}, 400, "tools"),
+        (CHATS, {**TALK, "tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools"),
         (CHATS, {**TALK, "response_format": {"type": "xml"}}, 400, "response_format.type"),
         (CHATS, {**TALK, "response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
         (CHATS, {**TALK, "response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}, 400, SCHEMA_PARAM),

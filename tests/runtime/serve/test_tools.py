@@ -1,0 +1,184 @@
+"""Calls of functions: offered, demanded, found in texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from llmc.runtime.serve.fields import ApiError, Fields
+from llmc.runtime.serve.job import Ask, Job
+from llmc.runtime.serve.tools import FORMS, PLAIN, Call, CallScanner, Form, Tools, form_of, read_tools
+from tests.runtime.serve.conftest import Server, events_of, serving
+from tests.runtime.stub_artifact import characters_json, stub_code, write_stub
+
+HERMES, MISTRAL, LLAMA = FORMS
+CHATS = "/v1/chat/completions"
+TOWN = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": False}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": {**TOWN, "$defs": {"n": {"enum": [1, 23]}}}}},
+    {"type": "function", "function": {"name": "now"}},
+]
+TEMPLATE = (
+    "{% if tools %}{{ tools | length }}<tool_call>{% endif %}{% for m in messages %}{{ m.role }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.n + 1 }}{% endfor %}{% endfor %}"
+)
+
+
+def tools(choice: str = "auto") -> Tools:
+    read = read_tools(Fields({"tools": TOOLS, "tool_choice": choice}))
+    assert read is not None
+    return read
+
+
+def scanned(text: str, form: Form, choice: str = "auto", size: int = 1) -> tuple[str, list[Call]]:
+    """What is found in a text that comes in pieces of a size."""
+    scanner, said, calls = CallScanner(tools(choice), form), "", list[Call]()
+    pieces = [text[i : i + size] for i in range(0, len(text), size)]
+    for piece, is_last in [*((piece, False) for piece in pieces), ("", True)]:
+        more, found = scanner.push(piece, is_last)
+        said, calls = said + more, calls + found
+    assert scanner.n_calls == len(calls)
+    return said, calls
+
+
+F, NOW = Call("f", '{"n": 1}'), Call("now", "{}")
+F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arguments": {}}'
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("form", "text", "said", "calls"),
+    [
+        (HERMES, "a <b> {c}", "a <b> {c}", []),
+        (HERMES, f"so <tool_call>\n{F_TEXT}\n</tool_call>", "so ", [F]),
+        (HERMES, f"<tool_call>{F_TEXT}</tool_call>\n<tool_call>\n{NOW_TEXT}\n</tool_call>\n", "", [F, NOW]),
+        (HERMES, f"<tool_call>\n{F_TEXT}", "", [F]),
+        (HERMES, "<tool_call>\n{no", "<tool_call>\n{no", []),
+        (HERMES, "a <tool_", "a <tool_", []),
+        (MISTRAL, f"[TOOL_CALLS] [{F_TEXT}, {NOW_TEXT}]", "", [F, NOW]),
+        (MISTRAL, "[TOOL_CALLS] [3]", "[TOOL_CALLS] [3]", []),
+        (LLAMA, ' {"name": "f", "parameters": {"n": 1}}', "", [F]),
+        (LLAMA, '{"name": "other", "parameters": {}}', '{"name": "other", "parameters": {}}', []),
+        (LLAMA, 'It is {"name": "f", "parameters": {}}', 'It is {"name": "f", "parameters": {}}', []),
+        (LLAMA, "  ", "  ", []),
+    ],
+)
+def test_calls_are_told_from_what_is_said(form: Form, text: str, said: str, calls: list[Call], size: int) -> None:
+    assert scanned(text, form, size=size) == (said, calls)
+
+
+def test_special_tokens_of_a_form_have_a_text() -> None:
+    tokenizer = Tokenizer.from_str(characters_json())
+    a, begin = tokenizer.encode("a").ids[0], 1
+    ask = Ask((a,), 9, shown={begin: "[TOOL_CALLS]"})
+    job = Job(ask, 40, tokenizer, print, tells="tokens")
+    said = [job.take(token, False) for token in (a, begin, a)]
+    assert [one.text for one in said if one] == ["a", "[TOOL_CALLS]", "a"]
+
+
+def test_a_call_that_has_to_come_needs_no_opening() -> None:
+    assert scanned(f"{F_TEXT}\n</tool_call>", HERMES, "required") == ("", [F])
+    assert scanned(f"[{F_TEXT}]", MISTRAL, "required") == ("", [F])
+    assert scanned(F_TEXT[:-3], PLAIN, "required") == (F_TEXT[:-3], [])  # max_tokens cut it off
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        ("… <tool_call> …", HERMES),
+        ("<tool_call> <function= …", None),
+        ("[TOOL_CALLS]", MISTRAL),
+        ('in the format {"name": function name, "parameters": …}', LLAMA),
+        ("{{ messages }}", None),
+    ],
+)
+def test_templates_show_how_calls_are_written(template: str, form: Form | None) -> None:
+    assert form_of(template) is form
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"tools": [3]}, "tools[0]"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 3}}]}, "tools[0].function.parameters"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ],
+)
+def test_wrong_tools_are_named(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as error:
+        read_tools(Fields(body))
+    assert error.value.param == param
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a model that can write calls as its template shows them."""
+    path, tokenizer = tmp_path_factory.mktemp("tools") / "a.so", characters_json()
+    for letter, character in zip("JKLMNO", "_ĠĊ<>/", strict=True):
+        tokenizer = tokenizer.replace(f'"{letter}"', json.dumps(character))
+    chat = {"template": TEMPLATE, "tokens": {}}
+    write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
+    with serving(path) as server:
+        yield server
+
+
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, "temperature": 0}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_call_comes_where_one_has_to(server: Server, choice: object) -> None:
+    status, said = server.ask("POST", CHATS, {**BODY, "tool_choice": choice, "n": 3, "temperature": 1, "seed": 5})
+    assert status == 200, said
+    for one in said["choices"]:
+        assert (one["finish_reason"], one["message"]["content"]) == ("tool_calls", None)
+        [call] = one["message"]["tool_calls"]
+        arguments = json.loads(call["function"]["arguments"])
+        assert (call["type"], len(call["id"])) == ("function", 9)
+        assert call["function"]["name"] == "now" or arguments["n"] in (1, 23)
+        assert call["function"]["name"] == "f" or choice == "required"
+
+
+def test_a_call_is_streamed(server: Server) -> None:
+    body = {**BODY, "tool_choice": "required", "temperature": 0}
+    whole = server.ask("POST", CHATS, body)[1]["choices"][0]["message"]["tool_calls"][0]["function"]
+    with server.open("POST", CHATS, {**body, "stream": True}) as response:
+        _, *chunks, _ = events_of(response)
+    [call] = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
+    assert (call["index"], call["function"]) == (0, whole)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"][0]["finish_reason"]] == [
+        "tool_calls"
+    ]
+
+
+def test_an_answer_without_calls_is_text(server: Server) -> None:
+    said = server.ask("POST", CHATS, {**BODY, "max_tokens": 9, "ignore_eos": True})[1]["choices"][0]
+    assert "tool_calls" not in said["message"]
+    assert (len(said["message"]["content"]), said["finish_reason"]) == (9, "length")
+
+
+def test_earlier_calls_reach_the_template_as_objects(server: Server) -> None:
+    call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": '{"n": 1}'}}
+    talk = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "ok", "tool_call_id": "123456789"},
+    ]
+    status, said = server.ask("POST", CHATS, {**BODY, "messages": talk, "max_tokens": 1})
+    assert (status, said["usage"]["prompt_tokens"]) == (200, len("2<tool_call>userhiassistant2toolok"))
+    call["function"] = {"name": "f", "arguments": "{"}
+    assert (
+        server.ask("POST", CHATS, {**BODY, "messages": talk})[1]["error"]["param"]
+        == "messages[1].tool_calls[0].function.arguments"
+    )
+
+
+def test_tools_and_a_format_are_not_had_together(server: Server) -> None:
+    status, said = server.ask("POST", CHATS, {**BODY, "response_format": {"type": "json_object"}})
+    assert (status, said["error"]["param"]) == (400, "response_format")
