@@ -73,7 +73,9 @@ class Connection(H11Protocol):
         return ()
 
     def _give_up(self) -> None:
-        if self._waiting[0] == "send" and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        """With an answer where a request has begun and can still have one."""
+        has_begun = self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]
+        if self._waiting[0] == "send" and has_begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = encoded(TOO_SLOW.body())
             head = f"HTTP/1.1 408 {HTTPStatus(408).phrase}", "content-type: application/json", "connection: close"
             self.transport.write("\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body)

@@ -53,7 +53,12 @@ def dribble(client: socket.socket, seconds: float) -> None:
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
-@pytest.mark.parametrize("begun", [b"", HEAD, HEAD + b'Content-Length: 99\r\n\r\n{"prompt":'])
+def test_who_says_nothing_is_told_nothing(strict_server: Server) -> None:
+    with connect(strict_server) as client:
+        assert answer(client) == b""
+
+
+@pytest.mark.parametrize("begun", [HEAD, HEAD + b'Content-Length: 99\r\n\r\n{"prompt":'])
 def test_a_request_that_does_not_arrive_ends(strict_server: Server, begun: bytes) -> None:
     with connect(strict_server) as client:
         client.sendall(begun)
