@@ -60,6 +60,23 @@ def _opt(hidden: int, n_layers: int, n_heads: int, **rest: Any) -> dict[str, Any
     }
 
 
+def _qwen3(hidden: int, intermediate: int, n_layers: int, n_heads: int, *, tied: bool = False) -> dict[str, Any]:
+    rest = {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": 151936,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": tied,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "dtype": "bfloat16",
+    }
+    return _llama(hidden, intermediate, n_layers, n_heads, 8, **rest)
+
+
 _TINYLLAMA = {"max_position_embeddings": 2048, "dtype": "bfloat16"}
 _LLAMA3 = {
     "vocab_size": 128256,
@@ -70,10 +87,69 @@ _LLAMA3 = {
     "dtype": "bfloat16",
 }
 
+
+def _llama31(factor: float, **rest: Any) -> dict[str, Any]:
+    """What Llama 3.1 and 3.2 have beside Llama 3: rotary angles stretched for long contexts."""
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    return {**_LLAMA3, "max_position_embeddings": 131072, "rope_scaling": scaling, **rest}
+
+
+_MISTRAL = {
+    "model_type": "mistral",
+    "architectures": ["MistralForCausalLM"],
+    "vocab_size": 32768,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "dtype": "bfloat16",
+}
+_GEMMA3_1B = {
+    "model_type": "gemma3_text",
+    "architectures": ["Gemma3ForCausalLM"],
+    "vocab_size": 262144,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "rope_theta": 1000000,
+    "rope_local_base_freq": 10000,
+    "rms_norm_eps": 1e-6,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "dtype": "bfloat16",
+}
+
 KNOWN_MODELS = {
     "llama2-7b": KnownModel("meta-llama/Llama-2-7b-hf", _llama(4096, 11008, 32, 32, 32)),
     "llama2-13b": KnownModel("meta-llama/Llama-2-13b-hf", _llama(5120, 13824, 40, 40, 40)),
     "llama3-8b": KnownModel("meta-llama/Meta-Llama-3-8B", _llama(4096, 14336, 32, 32, 8, **_LLAMA3)),
+    "llama3.1-8b": KnownModel("meta-llama/Llama-3.1-8B", _llama(4096, 14336, 32, 32, 8, **_llama31(8.0))),
+    "llama3.2-1b": KnownModel(
+        "meta-llama/Llama-3.2-1B",
+        _llama(2048, 8192, 16, 32, 8, **_llama31(32.0, head_dim=64, tie_word_embeddings=True)),
+    ),
+    "llama3.2-3b": KnownModel(
+        "meta-llama/Llama-3.2-3B",
+        _llama(3072, 8192, 28, 24, 8, **_llama31(32.0, head_dim=128, tie_word_embeddings=True)),
+    ),
+    "mistral-7b": KnownModel("mistralai/Mistral-7B-v0.3", _llama(4096, 14336, 32, 32, 8, **_MISTRAL)),
+    "qwen3-0.6b": KnownModel("Qwen/Qwen3-0.6B", _qwen3(1024, 3072, 28, 16, tied=True)),
+    "qwen3-1.7b": KnownModel("Qwen/Qwen3-1.7B", _qwen3(2048, 6144, 28, 16, tied=True)),
+    "qwen3-4b": KnownModel("Qwen/Qwen3-4B", _qwen3(2560, 9728, 36, 32, tied=True)),
+    "qwen3-8b": KnownModel("Qwen/Qwen3-8B", _qwen3(4096, 12288, 36, 32)),
+    "qwen3-14b": KnownModel("Qwen/Qwen3-14B", _qwen3(5120, 17408, 40, 40)),
+    "qwen3-32b": KnownModel("Qwen/Qwen3-32B", _qwen3(5120, 25600, 64, 64)),
+    "gemma3-1b": KnownModel("google/gemma-3-1b-pt", _GEMMA3_1B),
     "tinyllama-1.1b": KnownModel("TinyLlama/TinyLlama-1.1B-Chat-v1.0", _llama(2048, 5632, 22, 32, 4, **_TINYLLAMA)),
     "opt-125m": KnownModel("facebook/opt-125m", _opt(768, 12, 12)),
     "opt-350m": KnownModel(
