@@ -22,21 +22,34 @@ Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
 def runner(model: ir.Model) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]]]:
     """A function from inputs to results by name, computed by ONNX Runtime on one thread. It ignores inputs that the
-    graph lacks. Reads every weight, as float32."""
+    graph lacks. Reads every weight, as float32. Raises LlmcError where ONNX Runtime refuses."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     data: bytes = ir.to_proto(with_functions(model)).SerializeToString()  # type: ignore[no-untyped-call]
-    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # a class for each complaint
+        raise not_run(model, error) from error
     inputs = [value.name for value in session.get_inputs()]
     results = [value.name for value in session.get_outputs()]
 
     def run(feeds: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        return dict(zip(results, session.run(results, {name: feeds[name] for name in inputs}), strict=True))
+        given = {name: feeds[name] for name in inputs}
+        try:
+            return dict(zip(results, session.run(results, given), strict=True))
+        except Exception as error:
+            raise not_run(model, error) from error
 
     return run
+
+
+def not_run(model: ir.Model, error: Exception) -> LlmcError:
+    said = " ".join(str(error).split())[:200]
+    names = ", ".join(str(value.name) for value in model.graph.outputs)
+    return LlmcError(f"ONNX Runtime does not run a part of the graph: {said}", place=f"value {names}"[:100])
 
 
 def evaluate(model: ir.Model, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ class OnnxFile:
 def open_onnx(path: Path) -> OnnxFile:
     """Read the graph of a causal decoder and check it.  Reads no large weight.  Raises LlmcError."""
     proto, contents = parse(path)
+    if not all(isinstance(text, str) and text.isprintable() for text in texts_of(proto)):
+        raise LlmcError("the file is damaged: a name is no line of text", place=str(path))
     check_tensors(proto, path)
     check_operators(proto, path)
     check_names(proto.graph, path)
@@ -108,8 +111,6 @@ def parse(path: Path) -> tuple[onnx.ModelProto, bytes]:
 
 def check_operators(proto: onnx.ModelProto, path: Path) -> None:
     """Standard operators of a version that is known, and functions of the file's own made of these."""
-    if not all(isinstance(text, str) for node in proto.graph.node for text in (node.op_type, node.domain, node.name)):
-        raise LlmcError("the file is damaged: an operator's name is no text", place=str(path))
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
     if not FIRST_OPSET <= opset <= LAST_OPSET:
         fact = f"the graph is of opset {opset}; {FIRST_OPSET} to {LAST_OPSET} are compiled"
@@ -129,6 +130,21 @@ def check_operators(proto: onnx.ModelProto, path: Path) -> None:
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             hint = "export one decoder, not a merged one"
             raise LlmcError(f"the operator {name} branches or loops, which is not compiled", place=place, hint=hint)
+
+
+def texts_of(proto: onnx.ModelProto) -> Iterator[object]:
+    """Names that are written on, or said; what is no UTF-8 comes as bytes."""
+    graph = proto.graph
+    yield graph.name
+    for node in chain(graph.node, *(function.node for function in proto.functions)):
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensors_of(proto):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (size.dim_param for size in value.type.tensor_type.shape.dim)
 
 
 def check_names(graph: onnx.GraphProto, path: Path) -> None:

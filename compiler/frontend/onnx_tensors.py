@@ -22,6 +22,7 @@ STORED: dict[ir.DataType, tuple[str, StoredDType]] = {
 }
 TYPED: dict[int, str] = {Tensor.FLOAT: "float_data", Tensor.DOUBLE: "double_data", Tensor.INT64: "int64_data"}
 """Where numbers lie that are not raw bytes; those of all other types in int32_data."""
+EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 HINT = "download the file again, with those beside it"
 
 
@@ -73,6 +74,10 @@ def check_external(tensor: onnx.TensorProto, wanted: int, path: Path) -> None:
     place = f"tensor {tensor.name} of {path}"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    strange = [key for key in entries if key not in EXTERNAL_KEYS]
+    if strange:
+        fact = f"where the tensor lies is not understood: {strange[0]!r}"
+        raise LlmcError(fact, place=place, hint=HINT)
     name = PurePosixPath(location)
     leaves = name.is_absolute() or ".." in name.parts or PureWindowsPath(location).is_absolute()
     if not location or "\0" in location or leaves:
