@@ -55,6 +55,7 @@ def first_steps(n_context: int) -> Steps:
     return (
         # 1. over [batch, sequence], as exported
         ("fold_constants", fold_constants),
+        ("form_norm", form_norm),
         ("fuse_rotary", fuse_rotary),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
         # 2. over M tokens of one sequence
@@ -79,7 +80,6 @@ def file_steps(n_context: int) -> Steps:
         ("form_attention", lambda model: form_attention(model, n_context=n_context)),
         ("name_positions", lambda model: name_positions(model, n_context=n_context)),
         ("drop_expand", drop_expand),
-        ("form_norm", form_norm),
         ("form_split", form_split),
     )
 

@@ -1,9 +1,13 @@
-"""Recognise RMSNorm where it is spelled out.
+"""Recognise RMSNorm where it is spelled out, and LayerNorm where RMSNorm is of what is left without the mean.
 
 rewrite:
-    Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))     or x / Sqrt(…), or x * (1 / Sqrt(…))
+    Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))    or x / Sqrt(…), x * (1 / Sqrt(…)), no eps
     -->
     RMSNormalization(x, w, axis=-1, epsilon=eps)
+
+    RMSNormalization(Sub(x, ReduceMean(x)), w)
+    -->
+    LayerNormalization(x, w)
 refuses: a mean over other axes than the last; a weight that is no vector of that axis.
 """
 
@@ -17,6 +21,24 @@ from llmc.compiler.graph_shapes import dims, ints
 
 def form_norm(model: ir.Model) -> int:
     """Assumes and leaves any graph with shapes. Returns the number of norms formed."""
+    return form_rms_norm(model) + form_layer_norm(model)
+
+
+def form_layer_norm(model: ir.Model) -> int:
+    n_rewrites = 0
+    for node in list(model.graph):
+        centred = producer(node.inputs[0], "Sub") if node.op_type == "RMSNormalization" else None
+        if centred is None or attribute(node, "axis", -1) not in (-1, len(dims(node.inputs[0])) - 1):
+            continue
+        x, mean = centred.inputs
+        if x is not None and mean_of(mean) is x:
+            settings = {"axis": -1, "epsilon": attribute(node, "epsilon", 1e-5)}
+            replace(node.outputs[0], emit(node, "LayerNormalization", [x, *node.inputs[1:]], **settings)[0])
+            n_rewrites += 1
+    return n_rewrites
+
+
+def form_rms_norm(model: ir.Model) -> int:
     n_rewrites = 0
     for node in list(model.graph):
         if node.op_type != "Mul" or node.graph is None:
@@ -68,16 +90,22 @@ def inverse_root(value: ir.Value | None) -> ir.Node | None:
 
 
 def mean_square(value: ir.Value | None, x: ir.Value | None) -> float | None:
-    """eps, if the value is the mean of x squared plus eps."""
+    """eps, if the value is the mean of x squared plus eps; 0 where it is that alone."""
     add = producer(value, "Add")
-    for mean, small in (add.inputs, reversed(add.inputs)) if add is not None else ():
-        reduced = producer(mean, "ReduceMean")
-        epsilon = number(small)
-        if reduced is None or epsilon is None or not attribute(reduced, "keepdims", 1) or len(reduced.inputs) < 2:
-            continue
-        if ints(reduced.inputs[1]) in ([-1], [len(dims(x)) - 1]) and is_square(reduced.inputs[0], x):
-            return epsilon
+    if add is None:
+        return 0.0 if is_square(mean_of(value), x) else None
+    for mean, small in (add.inputs, reversed(add.inputs)):
+        if is_square(mean_of(mean), x) and number(small) is not None:
+            return number(small)
     return None
+
+
+def mean_of(value: ir.Value | None) -> ir.Value | None:
+    """x, if the value is the mean of x over its last axis, which stays as 1."""
+    node = producer(value, "ReduceMean")
+    if node is None or not attribute(node, "keepdims", 1) or len(node.inputs) < 2 or node.inputs[0] is None:
+        return None
+    return node.inputs[0] if ints(node.inputs[1]) in ([-1], [len(dims(node.inputs[0])) - 1]) else None
 
 
 def is_square(value: ir.Value | None, x: ir.Value | None) -> bool:

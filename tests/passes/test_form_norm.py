@@ -34,3 +34,28 @@ def test_a_mean_over_another_axis_stays(build: Any, refused: Any) -> None:
 def test_a_scale_that_is_no_weight_stays(build: Any, refused: Any) -> None:
     x = build.input("x", "M", 8)
     refused(build.model(build.op("Mul", x, norm(build, x, "inverse"))), form_norm)
+
+
+def test_a_norm_without_an_epsilon_becomes_one(build: Any, check: Any) -> None:
+    x = build.input("x", "M", 8)
+    root = build.op("Sqrt", build.op("ReduceMean", build.op("Mul", x, x), build.constant([-1])))
+    check(build.model(build.op("Mul", build.op("Div", x, root), build.weight("w", 8))), form_norm, 1)
+
+
+def centred(build: Any, axis: int, other: Any = None) -> Any:
+    x = build.input("x", "M", 8)
+    mean = build.op("ReduceMean", x if other is None else other, build.constant([axis]))
+    normed = build.op("RMSNormalization", build.op("Sub", x, mean), build.weight("w", 8), axis=-1, epsilon=1e-4)
+    return build.model(normed)
+
+
+def test_a_norm_of_what_is_left_without_the_mean_is_a_layer_norm(build: Any, check: Any) -> None:
+    check(centred(build, -1), form_norm, 1)
+
+
+def test_the_mean_over_tokens_is_none(build: Any, refused: Any) -> None:
+    refused(centred(build, 0), form_norm)
+
+
+def test_the_mean_of_another_value_is_none(build: Any, refused: Any) -> None:
+    refused(centred(build, -1, build.input("y", "M", 8)), form_norm)

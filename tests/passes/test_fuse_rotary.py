@@ -71,3 +71,44 @@ def test_halves_along_another_axis_are_refused(build: Any, refused: Any) -> None
     cos, sin = (angles(build, function) for function in ("Cos", "Sin"))
     turned = build.op("Concat", build.op("Neg", part(build, x, 4, END, 1)), part(build, x, 0, 4, 1), axis=1)
     refused(build.model(build.op("Add", build.op("Mul", x, cos), build.op("Mul", turned, sin))), fuse_rotary)
+
+
+def twice(build: Any, x: Any, *shape: Any) -> Any:
+    """Each element of the last axis twice in a row, as torch.repeat_interleave is exported."""
+    axis = len(shape) - 1
+    repeated = build.op(
+        "Expand", build.op("Unsqueeze", x, build.constant([axis + 1])), build.constant([1] * (axis + 1) + [2])
+    )
+    return build.op("Reshape", repeated, build.constant([0, *shape[1:-2], -1, shape[-1]]))
+
+
+def every_second(build: Any, x: Any, start: Any, step: Any = 2) -> Any:
+    return build.op("Slice", x, *(build.constant([n]) for n in (start, END, 3, step)))
+
+
+def pairs(build: Any, kind: Any, first: Any = 1, step: Any = 2) -> Any:
+    """As GLM ("after": waves are repeated) and Cohere ("before": angles are) write it."""
+    x = build.input("x", "batch", 2, "sequence", 8)
+    f = build.input("f", "batch", "sequence", 4)
+    waves = []
+    for function in ("Cos", "Sin"):
+        if kind == "before":
+            wave = build.op("Mul", build.op(function, twice(build, f, "batch", "sequence", 8)), build.constant(1.25))
+            waves.append(build.op("Unsqueeze", wave, build.constant([1])))
+        else:
+            whole = build.op(function, build.op("Concat", f, f, axis=-1))
+            half = part(build, build.op("Unsqueeze", whole, build.constant([1])), 0, 4)
+            waves.append(twice(build, half, "batch", 1, "sequence", 8))
+    odd = build.op("Neg", every_second(build, x, first, step))
+    columns = [build.op("Unsqueeze", y, build.constant([-1])) for y in (odd, every_second(build, x, 1 - first, step))]
+    turned = build.op("Reshape", build.op("Concat", *columns, axis=-1), build.constant([0, 2, -1, 8]))
+    return build.model(build.op("Add", build.op("Mul", x, waves[0]), build.op("Mul", turned, waves[1])))
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+def test_rotation_by_pairs_becomes_one_operator(build: Any, check: Any, kind: Any) -> None:
+    check(pairs(build, kind), fuse_rotary, 1)
+
+
+def test_pairs_turned_the_other_way_round_are_refused(build: Any, refused: Any) -> None:
+    refused(pairs(build, "before", first=0), fuse_rotary)

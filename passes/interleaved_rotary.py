@@ -1,0 +1,109 @@
+"""Rotary embedding by pairs (2i, 2i + 1), as Cohere, GLM, ERNIE and Helium spell it out: what `fuse_rotary` asks of it.
+
+    Add(Mul(x, C), Mul(Reshape(Concat([-x[…, 1::2]], [x[…, 0::2]])), S))
+    C = twice(Cos(f)), Cos(twice(f)) or twice(Cos(Concat(f, f))[…, :RD/2]), S alike
+
+where twice, an Expand and a Reshape, has each element twice in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer
+from llmc.compiler.graph_shapes import dims, ints
+from llmc.passes.slices import first_part, part_of, size_of
+
+Make: TypeAlias = Callable[[ir.Node], ir.Value]
+"""Puts the nodes of a value in front of a node."""
+Waves: TypeAlias = tuple[ir.Value, Make]
+"""Cosines or sines: the value that they were found in, and how to get them [B, S, RD/2]."""
+
+
+def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
+    """x, if the value has in place of each pair (a, b) of x's last axis the pair (-b, a)."""
+    joined = producer(value, "Reshape")
+    pairs = producer(joined.inputs[0] if joined else None, "Concat")
+    if value is None or pairs is None or len(pairs.inputs) != 2 or not is_last_axis(pairs, attribute(pairs, "axis")):
+        return None
+    odd, even = (column(operand) for operand in pairs.inputs)
+    negated = producer(odd, "Neg")
+    b, a = every_second(negated.inputs[0] if negated else None), every_second(even)
+    if a is None or b is None or a[0] is not b[0] or (a[1], b[1]) != (0, 1):
+        return None
+    x = a[0]
+    return x if dims(value) == dims(x) and size_of(x) % 2 == 0 else None
+
+
+def column(value: ir.Value | None) -> ir.Value | None:
+    """x, if the value is x with one more axis of 1 behind the others."""
+    node = producer(value, "Unsqueeze")
+    if node is None or node.inputs[0] is None:
+        return None
+    return node.inputs[0] if ints(node.inputs[1]) in ([-1], [len(dims(node.inputs[0]))]) else None
+
+
+def every_second(value: ir.Value | None) -> tuple[ir.Value, int] | None:
+    """x and start, if the value is x[…, start::2]."""
+    node = producer(value, "Slice")
+    if node is None or node.inputs[0] is None or len(node.inputs) != 5:
+        return None
+    starts, ends, axes, steps = (ints(operand) for operand in node.inputs[1:])
+    if not (starts and ends and axes) or len(axes) != 1 or not is_last_axis(node, axes[0]) or steps != [2]:
+        return None
+    x = node.inputs[0]
+    return (x, starts[0]) if ends[0] >= size_of(x) else None
+
+
+def twice(value: ir.Value | None) -> ir.Value | None:
+    """y [..., n], if the value [..., 2n] has each of its elements twice in a row."""
+    joined = producer(value, "Reshape")
+    repeated = producer(joined.inputs[0] if joined else None, "Expand")
+    y = column(repeated.inputs[0]) if repeated is not None else None
+    if value is None or repeated is None or y is None:
+        return None
+    *outer, n = dims(y)
+    same = dims(repeated.outputs[0]) == (*outer, n, 2) and dims(value) == (*outer, 2 * size_of(y))
+    return y if same else None
+
+
+def waves_by_pairs(value: ir.Value | None, function: str) -> Waves | None:
+    """The waves that the value [B, 1, S, RD] has twice in a row each: of function(f), perhaps scaled."""
+    once = twice(value)
+    make = before_heads(once) if once is not None else before_twice(value, function)
+    return (value, make) if value is not None and make is not None else None
+
+
+def before_heads(value: ir.Value) -> Make | None:
+    """w [B, S, n] of Unsqueeze(w, 1), or of its first half along the last axis."""
+    x, start, stop = part_of(value) or (value, 0, size_of(value))
+    waves = unsqueezed(x)
+    if waves is None or start != 0:
+        return None
+    return lambda before: waves if stop == size_of(waves) else first_part(before, waves, stop)
+
+
+def before_twice(value: ir.Value | None, function: str) -> Make | None:
+    """function(f) of Unsqueeze(function(twice(f)), 1), times what that is scaled by."""
+    value = unsqueezed(value)
+    scaled = producer(value, "Mul")
+    scale = scaled.inputs[1] if scaled is not None and number(scaled.inputs[1]) is not None else None
+    wave = producer(scaled.inputs[0] if scaled is not None and scale is not None else value, function)
+    angles = twice(wave.inputs[0]) if wave is not None else None
+    if angles is None:
+        return None
+
+    def make(before: ir.Node) -> ir.Value:
+        waves = emit(before, function, [angles])[0]
+        return waves if scale is None else emit(before, "Mul", [waves, scale])[0]
+
+    return make
+
+
+def unsqueezed(value: ir.Value | None) -> ir.Value | None:
+    """w [B, S, n] of Unsqueeze(w, 1) [B, 1, S, n]."""
+    node = producer(value, "Unsqueeze")
+    return node.inputs[0] if node is not None and ints(node.inputs[1]) == [1] else None
