@@ -19,8 +19,29 @@ import onnx_ir as ir
 from llmc.compiler import ops
 from llmc.compiler.graph import add_constant, emit, ints_constant, op_name, replace
 from llmc.compiler.graph_shapes import attributes_of
+from llmc.passes.slices import size_of
 
-DEFINITIONS: dict[str, Callable[..., Any]] = {"llmc.Silu": ops.Silu, "llmc.Rotary": ops.Rotary}
+
+def rotary(
+    op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, *, num_heads: int, rotary_dim: int, interleaved: int
+) -> Any:
+    """llmc.Rotary in plain operators: TVM's importer does not know RotaryEmbedding."""
+    half, width, axis = rotary_dim // 2, size_of(x) // num_heads, op.ints(2)
+    heads = op.Reshape(x, op.ints(-1, num_heads, width))  # [M, H, D]
+    ends, step = (op.ints(rotary_dim), op.ints(2)) if interleaved else (op.ints(half), op.ints(1))
+    a = op.Slice(heads, op.ints(0), ends, axis, step)  # [M, H, RD/2]
+    b = op.Slice(heads, op.ints(1 if interleaved else half), op.ints(rotary_dim), axis, step)
+    cos, sin = (op.Unsqueeze(value, op.ints(1)) for value in (cos, sin))
+    parts = [op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin))]
+    if interleaved:
+        pairs = op.Concat(*(op.Unsqueeze(part, op.ints(3)) for part in parts), axis=3)
+        parts = [op.Reshape(pairs, op.ints(-1, num_heads, rotary_dim))]
+    if rotary_dim < width:
+        parts.append(op.Slice(heads, op.ints(rotary_dim), op.ints(width), axis, op.ints(1)))
+    return op.Reshape(op.Concat(*parts, axis=2), op.ints(-1, size_of(x)))
+
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {"llmc.Silu": ops.Silu, "llmc.Rotary": rotary}
 
 
 class Emitter:

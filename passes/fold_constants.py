@@ -4,7 +4,7 @@ rewrite:
     Add(w, 1.0)
     -->
     w', a weight that is computed when it is read
-refuses: a transposed weight, which `form_linear` takes as it is.
+refuses: a transposed weight, which `form_linear` takes as it is; what is made of weights and is no float32.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ def fold_constants(model: ir.Model) -> int:
     """Assumes and leaves any graph; gives every value a shape. Returns the number of nodes folded."""
     infer_missing(model.graph)
     n_rewrites = 0
+    left: set[ir.Value] = set()  # of weights, but no numbers: a comparison's result, say, becomes part of what uses it
     for node in list(model.graph):
         if node.op_type == "Transpose" or len(node.outputs) > 1 or not node.inputs:
             continue
-        if all(value is None or constant(value) is not None for value in node.inputs):
+        if all(value is None or value in left or constant(value) is not None for value in node.inputs):
             result = node.outputs[0]
-            replace(result, folded(model.graph, result))
+            part = extract(result, [])
+            if has_weights(part) and result.dtype != ir.DataType.FLOAT:
+                left.add(result)
+                continue
+            replace(result, folded(model.graph, result, part))
             n_rewrites += 1
     return n_rewrites
 
 
-def folded(graph: ir.Graph, result: ir.Value) -> ir.Value:
-    """A constant for `result`, which is made of constants: a weight read late when it is made of weights."""
-    part = extract(result, [])
+def has_weights(part: ir.Model) -> bool:
+    return any(isinstance(value.const_value, Weight) for value in part.graph.initializers.values())
+
+
+def folded(graph: ir.Graph, result: ir.Value, part: ir.Model) -> ir.Value:
+    """A constant for `result`, which `part` makes of constants: a weight read late when it is made of weights."""
 
     def read() -> Array:
         return next(iter(evaluate(part, {}).values()))

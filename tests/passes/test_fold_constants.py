@@ -39,3 +39,9 @@ def test_folded_weight_reads_what_onnx_runtime_computes(build: Any) -> None:
 def test_transposed_weight_is_refused(build: Any, refused: Any) -> None:
     matrix = build.op("Transpose", build.weight("w", 4, 8), perm=[1, 0])
     refused(build.model(build.op("MatMul", build.input("x", "M", 8), matrix)), fold_constants)
+
+
+def test_comparison_of_a_weight_is_folded_with_what_uses_it(build: Any, check: Any) -> None:
+    weight = build.weight("alpha", 8)
+    positive = build.op("Where", build.op("Greater", weight, build.constant(0.0)), weight, build.op("Neg", weight))
+    check(build.model(build.op("Mul", build.input("x", "M", 8), positive)), fold_constants, 2)

@@ -1,0 +1,75 @@
+"""Families beyond Llama and OPT: each small random model compiles, and its certificate holds it against transformers.
+
+docs/models.md says which they are.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import llmc
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS: dict[str, Any] = {"head_dim": 16}
+WINDOW: dict[str, Any] = {**HEADS, "sliding_window": 24}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "cohere": {},
+    "ernie4_5": HEADS,
+    "exaone4": {"sliding_window": 24},
+    "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
+    "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
+    "glm": HEADS,
+    "gpt_neox": {},
+    "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
+    "helium": HEADS,
+    "hunyuan_v1_dense": HEADS,
+    "nemotron": {},
+    "olmo2": {},
+    "qwen3": HEADS,
+    "smollm3": {},
+    "stablelm": {},
+}
+DOCS = Path(__file__).parents[1] / "docs" / "models.md"
+
+
+def save(family: str, folder: Path) -> Path:
+    """A small random model in float32."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES | FAMILIES[family]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # norms of one and biases of zero would hide a mistake
+                parameter.add_(torch.randn_like(parameter) / 10)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_the_family_says_what_transformers_says(family: str, tmp_path: Path) -> None:
+    report = llmc.compile(save(family, tmp_path / family), out=tmp_path / "model.so", batch=(1,), max_sequence=32)
+    assert report["certificate"]["status"] == "passed"
+    assert report["certificate"]["top1_agreement"] > 0.99
+
+
+def test_the_documentation_names_the_families_that_are_tested() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == sorted(FAMILIES)
