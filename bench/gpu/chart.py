@@ -49,17 +49,17 @@ def records_of(paths: Sequence[Path]) -> list[Record]:
     for path in paths:
         if not path.is_file():
             raise LlmcError("the measurements cannot be read", place=str(path), hint="name a results.jsonl")
-    names = " ".join(path.name for path in paths)
+    names, places = " ".join(path.name for path in paths), ", ".join(map(str, paths))
     try:
         for path in paths:
             add(Journal(path), found)
         records = [record_of(measured, names) for measured in found.values()]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         fact = f"the measurements cannot be understood: {type(error).__name__}: {error}"
-        raise LlmcError(fact, place=names, hint="name the results.jsonl of a run of the kit") from None
+        raise LlmcError(fact, place=places, hint="name the results.jsonl of a run of the kit") from None
     if not any(panel.samples for record in records for panel in record.panels):
         hint = "it must be the results.jsonl of a run with the stages a, e and g"
-        raise LlmcError("the file has no whole model in it", place=names, hint=hint)
+        raise LlmcError("the file has no whole model in it", place=places, hint=hint)
     return records
 
 

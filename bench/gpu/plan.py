@@ -48,7 +48,7 @@ PRIMITIVES = Part("primitives", stage_of(micro.STAGE), "small kernels with known
 USED_FIRST = Part(
     "kernels used first",
     stage_of(check.STAGE),
-    "what both models launch at batch 1 and 8 and for a prompt, against PyTorch",
+    "what models launch at batch 1 and 8 and for a prompt, against PyTorch",
     15,
     80,
     check.is_used_first,
@@ -56,7 +56,7 @@ USED_FIRST = Part(
 LIMITS = Part("limits", stage_of(limits.STAGE), "copies within the device; cuBLAS; what a launch costs", 4, 30)
 SHORT = _of_models(
     whole.SHORT,
-    "Llama-2-7B and OPT-6.7B: logits and tokens; decode at batch 1 and 8, 128 and 1k, beside Hugging Face",
+    "of each model logits and tokens; decode at batch 1 and 8, 128 and 1k, beside Hugging Face",
     50,
     150,
 )

@@ -45,6 +45,7 @@ PARTS = (
     "compiler/target.py",
     "runtime/*.py",
     "schedules/__init__.py",
+    "schedules/attention_call.py",
     "schedules/records.py",
     "schedules/rule.py",
     "schedules/tune_in_place.py",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
+LETTERS = "abcdefghi"
+"""Of the stages (stages.py)."""
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""
 LATEST_S = 10
@@ -81,8 +83,8 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
             filling = subprocess.Popen([*own, "--fill", models], stdout=log, stderr=log, start_new_session=True)
     try:
         for group in plan.processes(parts):
-            if time.time() < end_at:
-                print("; ".join(f"{part.stage.letter}  {part.says}" for part in group), flush=True)
+            if (left := end_at - time.time()) > 0:
+                print(f"{left:.0f} s left: {', '.join(part.name for part in group)}", flush=True)
                 if filling and group[0].stage.name == whole.STAGE:
                     with contextlib.suppress(subprocess.TimeoutExpired):  # what is timed has the machine to itself
                         filling.wait(max(1.0, end_at - time.time()))
@@ -107,7 +109,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--since", type=float, default=math.inf, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.resume and not options.resume.is_file():
+        parser.error(f"--resume: there is no file {options.resume}")
+    if unknown := set(options.stages) - set(LETTERS):
+        parser.error(f"--stages: there is no stage {sorted(unknown)[0]}, but {', '.join(LETTERS)}")
+    return options
 
 
 if __name__ == "__main__":

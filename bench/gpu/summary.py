@@ -50,10 +50,15 @@ def counts(journal: Journal, stage: str) -> tuple[str, int, int, str]:
 
 
 def failures(journal: Journal) -> Iterator[str]:
+    """One line for all items of a stage that failed for one reason."""
     for stage in NAMES:
+        alike: dict[str, list[str]] = {}
         for item, entry in journal.latest(stage).items():
             if entry["event"] == "failed":
-                yield f"- {stage} {item}: {entry['error']}"
+                alike.setdefault(entry["error"], []).append(item)
+        for error, items in alike.items():
+            more = f" and {len(items) - 1} more" if len(items) > 1 else ""
+            yield f"- {stage} {items[0]}{more}: {error}"
 
 
 def best_rows(journal: Journal, rates: Mapping[str, float]) -> Iterator[tuple[object, ...]]:

@@ -240,7 +240,8 @@ def report(journal: Journal, rates: Mapping[str, float]) -> Iterator[str]:
     for item, entry in results.items():
         if " llmc prefill " in item:
             other = ratio(results, item.replace(" llmc ", " hf "), entry)
-            yield f"- {item}: {entry['tokens'] / median(entry['seconds']):.0f} tokens/s, {other or '?'} over HF"
+            beside = f", {other} over HF" if other else ""
+            yield f"- {item}: {entry['tokens'] / median(entry['seconds']):.0f} tokens/s{beside}"
         elif " llmc timeline " in item:
             for kernel in entry["kernels"][:MOST_KERNELS]:
                 us = f"{kernel['us']:.1f} µs, {kernel['advance_us']:.1f} behind the one before"

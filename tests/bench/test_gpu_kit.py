@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from llmc.bench.gpu import check, micro, plan, sanitize, work
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
@@ -98,6 +100,21 @@ def test_a_run_out_of_time_checks_no_kernel(kit: Path, tmp_path: Path) -> None:
     journal = run(kit, tmp_path / "out", "--stages", "bc", "--seconds", "0.9")
     assert not journal.results("check")
     assert not journal.latest("check")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--resume", "nothing.jsonl"), "--resume: there is no file nothing.jsonl"),
+        (("--stages", "abz"), "--stages: there is no stage z, but a, b, c"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_runs(
+    options: tuple[str, ...], said: str, kit: Path, tmp_path: Path
+) -> None:
+    done = started(kit, tmp_path / "out", *options)
+    assert (done.returncode, said in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_a_driver_ends_at_once_and_says_so(kit: Path, tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from llmc.bench.gpu import plan
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.run import LETTERS
+from llmc.bench.gpu.stages import STAGES
+from llmc.bench.gpu.summary import failures
 
 
 def test_what_another_card_or_driver_said_is_forgotten(tmp_path: Path) -> None:
@@ -42,3 +45,11 @@ def test_every_part_comes_in_either_visit_and_its_paper_fits_its_share() -> None
     assert all(part.seconds <= part.most for part in first)
     assert sum(part.seconds for part in plan.VISITS[1]) < plan.SECONDS[1]
     assert [part.name for part in plan.named("facts+tune")] == ["facts", "tune"]
+    assert "".join(stage.letter for stage in STAGES) == LETTERS
+
+
+def test_one_reason_why_several_items_failed_is_said_once(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "results.jsonl")
+    for item, error in (("one", "no tool"), ("two", "no tool"), ("three", "another"), ("four", "no tool")):
+        journal.append("sanitize", item, "failed", error=error)
+    assert list(failures(journal)) == ["- sanitize one and 2 more: no tool", "- sanitize three: another"]
