@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import onnx_ir as ir
 
-from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType
-from llmc.compiler.ops import OPERATORS
+from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
+from llmc.compiler.ops import OPERATORS, appended_parts
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
@@ -37,12 +37,13 @@ DTYPES: Mapping[ir.DataType, DType] = {
 @dataclass(frozen=True)
 class Binding:
     """Numbers for the symbols M, R, P and n_pages; how the KV cache is stored; the count of layers; values that lie as
-    tiles, and their dtype."""
+    tiles, and their dtype; queries that lie as a page's keys do, and theirs."""
 
     sizes: Mapping[str, int]
     kv_dtype: str
     n_layers: int
     tiled: Mapping[ir.Value, DType] = field(default_factory=dict)
+    queries: Mapping[ir.Value, DType] = field(default_factory=dict)
 
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
@@ -50,6 +51,8 @@ class Binding:
             return TensorType(shape_of(value, self), "i32")
         if value in self.tiled:
             return TensorType(shape_of(value, self), self.tiled[value], tiled=True)
+        if value in self.queries:
+            return TensorType(query_shape(value, shape_of(value, self)), self.queries[value])
         if value.dtype is None or value.dtype not in DTYPES:
             raise LlmcError(f"a value of type {value.dtype} cannot be planned", place=f"value {value.name}")
         return TensorType(shape_of(value, self), DTYPES[value.dtype])
@@ -93,7 +96,7 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
     for index, value in enumerate(node.inputs):
         if value is not None and is_constant(value) and holds_settings(value):
             attributes[f"input.{index}"] = plain(cast(Any, value.const_value).numpy().tolist())
-    if node.op_type.endswith("PagedAttention"):
+    if "layer" in attributes:
         del attributes["layer"]
         attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -126,11 +129,26 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
     return found
 
 
+def turned_queries(graph: ir.Graph) -> dict[ir.Value, DType]:
+    """For a GPU: queries of products that append, which leave them as attention reads them, each with its dtype."""
+    nodes = (node for node in graph if node.domain == "llmc" and appended_parts(node.op_type))
+    return {node.outputs[0]: dtype for node in nodes if (dtype := weight_dtype(node))}
+
+
+def query_shape(value: ir.Value, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of queries [M, H·D] as a page's keys lie: [tiles of 64 rows][H][D/8][64][8], M rounded up to whole blocks."""
+    node = value.producer()
+    assert node is not None
+    heads, head_dim = (node.attributes[name].as_int() for name in ("num_heads", "head_dim"))
+    n_tiles = -(-shape[0] // QUERY_ROWS) * QUERY_ROWS // PAGE_TOKENS
+    return n_tiles, heads, head_dim // 8, PAGE_TOKENS, 8
+
+
 def writes_tiles(node: ir.Node) -> bool:
     """Whether schedules for GPUs can write the node's result as tiles."""
     if node.domain != "llmc":
         return node.op_type == "Gather"
-    return "Linear" in node.op_type or node.op_type.endswith("PagedAttention")
+    return "Linear" in node.op_type or node.op_type.endswith("Attention")
 
 
 def multiplied(node: ir.Node) -> int | None:

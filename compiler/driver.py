@@ -26,6 +26,7 @@ from llmc.compiler.target import Target, missing, never_chosen, parse_targets
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.quantize_weights import quantize_weights
+from llmc.passes.rewritten import Rewritten
 from llmc.runtime import format as fmt
 from llmc.runtime.artifact import program_section
 from llmc.runtime.errors import LlmcError
@@ -278,17 +279,19 @@ def plan(
     tuned: records.Tuned | None = None,
     suffix: str = "",
 ) -> Program:
-    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with tuned schedules, if any.
+    """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with what was tuned, if anything.
 
     suffix: of the kernels' names, which are those of functions: programs for CPUs have their kernels in one library.
     """
+    tuned = tuned or records.Tuned()
 
     def implement(call: Call) -> Implementation:
         found = schedules.implement(call, machine, tuned)
         return with_suffix(found, suffix) if suffix else found
 
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
-    planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context, machine.kind)
+    rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if machine.level == "sm_90a" else None)
+    planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context, machine.kind, rewritten.graph)
     return planner.plan(sorted({1, *batch, *chunks}), sorted({1, *batch}))
 
 

@@ -39,6 +39,9 @@ PAGE_TOKENS = 64
 FEW_ROWS = 64
 """A step of more rows (a prompt) is bound by arithmetic on a GPU, and its attention is two launches."""
 
+QUERY_ROWS = 128
+"""Rows of queries that attention of a prompt reads together, in tiles of PAGE_TOKENS rows."""
+
 TILE_ROWS, TILE_COLUMNS = 8, 64
 """A tiled matrix [M, K] of 2-byte elements is [ceil(K/64)][M rounded up to 8][64]: slabs of 64 columns, in which the
 16-byte chunk c of row m lies at chunk c ^ (m % 8).  This is how Hopper's shared memory wants it ("128-byte swizzle"),

@@ -14,7 +14,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.compiler.ops_append import append_name, appended_parts
+from llmc.compiler.ops_attention import Rotary
 from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
@@ -25,6 +26,7 @@ from llmc.compiler.ops_define import (
     Dims,
     Operator,
     function_of,
+    like_first,
     operator,
 )
 from llmc.compiler.ops_linear import (
@@ -41,6 +43,9 @@ __all__ = [
     "OPSET",
     "VERSION",
     "Operator",
+    "Rotary",
+    "append_name",
+    "appended_parts",
     "deferred_name",
     "function_of",
     "gated_linear_name",
@@ -53,10 +58,6 @@ __all__ = [
 
 
 # -- activations and norms -----------------------------------------------------------------------------------------
-
-
-def like_first(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
-    return [shapes[0]]
 
 
 def two_like_first(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
@@ -87,271 +88,3 @@ def AddLayerNorm(op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bia
     """
     total = op.Add(x, residual)
     return total, op.LayerNormalization(total, weight, bias, axis=-1, epsilon=epsilon)
-
-
-# -- attention -----------------------------------------------------------------------------------------------------
-
-
-def split_heads(op: Any, qkv: ir.Value, num_heads: Any, kv_num_heads: Any, head_dim: Any) -> Any:
-    """q [M, H·D], k, v [M, KH·D] from the rows they are packed in."""
-    queries, keys = (op.Mul(op.scalar(heads), op.scalar(head_dim)) for heads in (num_heads, kv_num_heads))
-    return op.Split(qkv, op.ints(queries, keys, keys), axis=1, n_results=3)
-
-
-def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
-    """Whether the key at one position is seen by the query at another; both int64, broadcast together."""
-    width = op.scalar(window)
-    near = op.Or(op.Equal(width, op.scalar(0)), op.Greater(keys, op.Sub(queries, width)))
-    return op.And(op.LessOrEqual(keys, queries), near)
-
-
-def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any) -> Any:
-    """softmax(cap(scale · q kᵀ)) v over the visible keys, where cap(s) = softcap · tanh(s / softcap) if softcap > 0.
-
-    q […, Q, D], k, v […, L, D], visible bool […, Q, L] -> […, Q, D].  Vaswani et al. 2017, arXiv:1706.03762.
-    """
-    scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), op.scalar(scale))
-    cap = op.scalar(softcap)
-    capped = op.Mul(cap, op.Tanh(op.Div(scores, op.Max(cap, op.scalar(1e-9)))))
-    scores = op.Where(op.Greater(cap, op.scalar(0.0)), capped, scores)
-    scores = op.Where(visible, scores, op.scalar(float("-inf")))
-    return op.MatMul(op.Softmax(scores, axis=-1), v)
-
-
-def paged(
-    op: Any, q: Any, k: Any, v: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
-    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any,
-) -> Any:  # fmt: skip
-    """Steps 1 and 2 of PagedAttention."""
-    num_heads, kv_num_heads, head_dim = sizes
-    page_tokens = op.scalar(PAGE_TOKENS)
-    real = op.GreaterOrEqual(positions, op.scalar(0))
-    at = op.Max(positions, op.scalar(0))
-    column = op.Unsqueeze(op.Div(at, page_tokens), op.ints(1))
-    page = op.Squeeze(op.GatherElements(page_table, column, axis=1), op.ints(1))
-    slot = op.Add(op.Mul(page, page_tokens), op.Mod(at, page_tokens))
-
-    groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
-    queries = op.Reshape(q, op.ints(0, kv_num_heads, groups, head_dim))  # [M, KH, H/KH, D]
-    k_cache = append(op, k_cache, k, slot, real, kv_num_heads, head_dim)
-    v_cache = append(op, v_cache, v, slot, real, kv_num_heads, head_dim)
-    pages = op.Max(page_table, op.scalar(0))  # entries past the end of a sequence may hold anything
-    keys, values = (own_pages(op, cache, pages, kv_num_heads, head_dim) for cache in (k_cache, v_cache))
-
-    n_keys = op.Squeeze(op.Shape(keys, start=2, end=3), op.ints(0))
-    seen = in_sight(op, op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3)), window)
-    out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap), op.ints(0, -1))
-    out = op.Where(op.Unsqueeze(real, op.ints(1)), out, op.scalar(0.0))
-    return out, k_cache, v_cache
-
-
-def append(op: Any, cache: Any, rows: Any, slot: Any, real: Any, kv_num_heads: Any, head_dim: Any) -> Any:
-    """The cache with each real row at its slot: [n_pages, KH, 64, D], rows [M, KH·D] -> like the cache.
-
-    A row that is not real goes to one slot past the end, which is then cut off.
-    """
-    flat = op.Reshape(op.Transpose(cache, perm=[0, 2, 1, 3]), op.ints(-1, kv_num_heads, head_dim))
-    end = op.Shape(flat, start=0, end=1)
-    flat = op.Pad(flat, op.ints(0, 0, 0, 1, 0, 0))
-    slot = op.Unsqueeze(op.Where(real, slot, end), op.ints(1))
-    flat = op.ScatterND(flat, slot, op.Reshape(rows, op.ints(0, kv_num_heads, head_dim)))
-    flat = op.Slice(flat, op.ints(0), end, op.ints(0))
-    paged = op.Reshape(flat, op.ints(-1, PAGE_TOKENS, kv_num_heads, head_dim))
-    return op.Transpose(paged, perm=[0, 2, 1, 3])
-
-
-def own_pages(op: Any, cache: Any, pages: Any, kv_num_heads: Any, head_dim: Any) -> Any:
-    """Each row's own pages one after the other: cache [n_pages, KH, 64, D], pages [M, P] -> [M, KH, P·64, D]."""
-    rows = op.Transpose(op.Gather(cache, pages, axis=0), perm=[0, 2, 1, 3, 4])  # [M, KH, P, 64, D]
-    return op.Reshape(rows, op.ints(0, kv_num_heads, -1, head_dim))
-
-
-@operator(like_first)
-def Rotary(
-    op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, *, num_heads: int, rotary_dim: int, interleaved: int
-) -> Any:
-    """Turn the first RD = rotary_dim elements of each head by pairs: (a, b) -> (a cos - b sin, b cos + a sin).
-
-    A pair is (i, i + RD/2), or (2i, 2i + 1) when interleaved. x [M, num_heads · D], cos, sin [M, RD/2] -> like x.
-    Su et al. 2021, arXiv:2104.09864.
-    """
-    batch = op.ints(0)
-    y = op.RotaryEmbedding(
-        *(op.Unsqueeze(value, batch) for value in (x, cos, sin)),
-        num_heads=num_heads,
-        rotary_embedding_dim=rotary_dim,
-        interleaved=interleaved,
-    )
-    return op.Squeeze(y, batch)
-
-
-@operator(like_first)
-def CausalAttention(
-    op: Any,
-    q: ir.Value,
-    k: ir.Value,
-    v: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-) -> Any:
-    """Attention over one sequence of M tokens, before it has a KV cache.
-
-    Row i attends rows j <= i, and only j > i - window where window > 0.
-    q [M, H·D], k, v [M, KH·D] -> [M, H·D]; see `attend` for the equation.
-    """
-    length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
-    rows = op.Range(op.scalar(0), length, op.scalar(1))
-    visible = in_sight(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
-    per_key_head = op.ints(0, kv_num_heads, -1)
-    keys, values = (op.Transpose(op.Reshape(x, per_key_head), perm=[1, 0, 2]) for x in (k, v))  # [KH, M, D]
-    groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
-    queries = op.Transpose(op.Reshape(q, op.ints(0, kv_num_heads, groups, -1)), perm=[1, 2, 0, 3])  # [KH, H/KH, M, D]
-    keys, values = (op.Unsqueeze(x, op.ints(1)) for x in (keys, values))
-    out = attend(op, queries, keys, values, visible, scale, softcap)
-    return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
-
-
-def attention_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
-    k_cache, v_cache = shapes[-2:]
-    return [(shapes[0][0], attributes["num_heads"] * attributes["head_dim"]), k_cache, v_cache]
-
-
-@operator(attention_results)
-def PagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-) -> Any:
-    """Append the step's keys and values to the paged cache, then let each row attend its own sequence.
-
-    1. Row m's key and value go to page page_table[m, pos // 64], offset pos % 64, where pos = positions[m].
-    2. Row m attends the keys at positions j <= pos in the pages of page_table[m], and only j > pos - window where
-       window > 0; see `attend` for the equation. A row with pos = -1 writes nothing and gives zeros.
-    qkv [M, (H + 2 KH)·D] (queries, keys, values), positions int64[M], page_table int64[M, P],
-    k_cache, v_cache [n_pages, KH, 64, D] -> [M, H·D] and both caches.    Kwon et al. 2023, arXiv:2309.06180.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
-
-
-@operator(attention_results)
-def RotaryPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    cos: ir.Value,
-    sin: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    rotary_dim: int,
-    interleaved: int,
-) -> Any:
-    """PagedAttention of queries and keys turned by Rotary; keys are cached turned.
-
-    qkv [M, (H + 2 KH)·D], cos, sin [M, rotary_dim/2], the rest and the results as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q = Rotary(op, q, cos, sin, num_heads=num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
-    k = Rotary(op, k, cos, sin, num_heads=kv_num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
-
-
-def norm_heads(op: Any, x: ir.Value, weight: ir.Value, num_heads: Any, head_dim: Any, epsilon: Any) -> Any:
-    """Each head of x [M, num_heads · D] by RMSNorm over its D elements, weight [D] -> like x."""
-    heads = op.Reshape(x, op.ints(0, num_heads, head_dim))
-    return op.Reshape(op.RMSNormalization(heads, weight, axis=-1, epsilon=epsilon), op.ints(0, -1))
-
-
-@operator(attention_results)
-def RMSNormPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    query_norm: ir.Value,
-    key_norm: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    epsilon: float,
-) -> Any:
-    """PagedAttention of queries and keys normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.
-
-    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], the rest and the results as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
-    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
-
-
-@operator(attention_results)
-def RMSNormRotaryPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    query_norm: ir.Value,
-    key_norm: ir.Value,
-    cos: ir.Value,
-    sin: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    rotary_dim: int,
-    interleaved: int,
-    epsilon: float,
-) -> Any:
-    """RotaryPagedAttention of queries and keys normalised head by head, as RMSNormPagedAttention has it; then turned.
-
-    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], cos, sin [M, rotary_dim/2], the rest as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
-    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
-    q = Rotary(op, q, cos, sin, num_heads=num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
-    k = Rotary(op, k, cos, sin, num_heads=kv_num_heads, rotary_dim=rotary_dim, interleaved=interleaved)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)

@@ -21,13 +21,17 @@ ResultShapes: TypeAlias = Callable[[Sequence[Dims], Attributes], Sequence[Dims]]
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator: its inputs and attributes by name, its definition, and the shapes of its results (all float32)."""
+    """An operator: its inputs and attributes by name, its definition, and the shapes of its results (all float32).
+
+    body(op, *inputs, **attributes): what the definition was traced from, for operators that are made of it.
+    """
 
     name: str
     inputs: tuple[str, ...]
     attributes: tuple[str, ...]
     function: ir.Function
     result_shapes: ResultShapes
+    body: Callable[..., Any]
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -112,7 +116,7 @@ def define(
     graph = ir.Graph(arguments, outputs, nodes=op.nodes, opset_imports={"": OPSET}, name=name, doc_string=doc)
     declared = [ir.Attr(key, kind, None) for key, kind in attributes.items()]
     function = ir.Function(DOMAIN, name, graph=graph, attributes=declared)
-    OPERATORS[name] = Operator(name, tuple(inputs), tuple(attributes), function, result_shapes)
+    OPERATORS[name] = Operator(name, tuple(inputs), tuple(attributes), function, result_shapes, body)
 
 
 def operator(result_shapes: ResultShapes) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -126,3 +130,7 @@ def operator(result_shapes: ResultShapes) -> Callable[[Callable[..., Any]], Call
         return body
 
     return register
+
+
+def like_first(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
+    return [shapes[0]]

@@ -22,6 +22,7 @@ from llmc.compiler.bind import (
     is_constant,
     shape_of,
     tiled_values,
+    turned_queries,
 )
 from llmc.compiler.kernel import (
     FEW_ROWS,
@@ -96,39 +97,53 @@ class Placement:
         return argument("arena", self.arena[root], n_bytes)
 
 
+class Body:
+    """What a graph does before it is asked which rows want logits: its nodes, and values that lie in forms of their
+    own.  head: the nodes behind it."""
+
+    def __init__(self, graph: ir.Graph, kv_dtype: str, device: str) -> None:
+        on_gpu = device == "cuda"
+        self.outputs = graph.outputs
+        self.nodes, self.head = body_and_head(graph)
+        self.tiled = tiled_values(graph) if on_gpu else {}
+        self.attended = attended_values(graph, kv_dtype) if on_gpu else {}
+        self.queries = turned_queries(graph) if on_gpu else {}
+
+
 @dataclass
 class Planner:
-    """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory."""
+    """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
+
+    rewritten: for some M another graph of the same step, whose weights and whose values that heads read have the same
+    names; None for others."""
 
     graph: ir.Graph
     implement: Implement
     kv_dtype: str
     n_context: int
     device: str = "cpu"
+    rewritten: Callable[[int], ir.Graph | None] = lambda m: None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
     arena_bytes: int = 0
     scratch_bytes: int = 0
     kv_layer_bytes: int = 0
+    bodies: dict[ir.Graph, Body] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.n_layers = sum(node.op_type.endswith("PagedAttention") for node in self.graph)
-        after_rows = values_after(self.graph, "rows")
-        self.head_nodes = [node for node in self.graph if node.outputs[0] in after_rows]
-        self.body_nodes = [node for node in self.graph if node.outputs[0] not in after_rows]
+        self.body = self.body_of(self.graph)
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
-        on_gpu = self.device == "cuda"
-        self.tiled = tiled_values(self.graph) if on_gpu else {}
-        self.attended = attended_values(self.graph, self.kv_dtype) if on_gpu else {}
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
         """Bodies for M in `bodies`, heads for R in `heads`."""
         largest = self.binding(max(bodies), max(heads))
         handed_over, end = self.hand_over(largest)
-        sizes = [(BODY, m, self.binding(m, max(heads))) for m in sorted(bodies)]
-        sizes += [(HEAD, r, self.binding(max(bodies), r)) for r in sorted(heads)]
-        plans = [self.step(kind, n_rows, binding, handed_over, end) for kind, n_rows, binding in sizes]
+        plans = [self.body_plan(m, max(heads), handed_over, end) for m in sorted(bodies)]
+        nodes, outputs = self.body.head, self.graph.outputs
+        for r in sorted(heads):
+            plans.append(self.step(HEAD, r, nodes, outputs, self.binding(max(bodies), r), handed_over, end))
         choices = list(self.choices.values())
         if self.device == "cuda":
             plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
@@ -155,30 +170,54 @@ class Planner:
         plans = [sampling.after(plan, n_vocab) if plan.kind == HEAD else plan for plan in plans]
         return plans + sampling.samplers(heads, n_vocab), sampling.choices
 
-    def binding(self, m: int, r: int) -> Binding:
+    def binding(self, m: int, r: int, body: Body | None = None) -> Binding:
+        body = body or self.body
         pages = -(-self.n_context // PAGE_TOKENS)
-        tiled = self.tiled | self.attended if m > FEW_ROWS else self.tiled
-        return Binding({"M": m, "R": r, "P": pages, "n_pages": 1}, self.kv_dtype, self.n_layers, tiled)
+        tiled = body.tiled | body.attended if m > FEW_ROWS else body.tiled
+        sizes = {"M": m, "R": r, "P": pages, "n_pages": 1}
+        return Binding(sizes, self.kv_dtype, self.n_layers, tiled, body.queries)
+
+    def body_of(self, graph: ir.Graph) -> Body:
+        if graph not in self.bodies:
+            self.bodies[graph] = Body(graph, self.kv_dtype, self.device)
+        return self.bodies[graph]
+
+    def body_plan(self, m: int, r: int, handed_over: Mapping[ir.Value, int], start: int) -> StepPlan:
+        """The body of M = m rows, of the graph that it has: what heads read has a name there too."""
+        graph = self.rewritten(m)
+        body = self.body if graph is None else self.body_of(graph)
+        if body is not self.body:
+            made = {value.name: value for node in body.nodes for value in node.outputs}
+            handed_over = {made[value.name]: offset for value, offset in handed_over.items()}
+        return self.step(BODY, m, body.nodes, body.outputs, self.binding(m, r, body), handed_over, start)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """The body's results that the head reads: at the start of the arena, with room for the largest body."""
-        roots = alias_roots(self.body_nodes)
-        made = {value for node in self.body_nodes for value in node.outputs}
+        roots = alias_roots(self.body.nodes)
+        made = {value for node in self.body.nodes for value in node.outputs}
         offsets: dict[ir.Value, int] = {}
         end = 0
-        for value in (value for node in self.head_nodes for value in node.inputs):
+        for value in (value for node in self.body.head for value in node.inputs):
             if value in made and roots[value] not in offsets:
                 offsets[roots[value]] = end
                 end += aligned(largest.type_of(roots[value]).n_bytes)
         return offsets, end
 
-    def step(self, kind: int, n_rows: int, binding: Binding, handed_over: Mapping[Any, int], start: int) -> StepPlan:
+    def step(
+        self,
+        kind: int,
+        n_rows: int,
+        nodes: Sequence[ir.Node],
+        outputs: Iterable[ir.Value],
+        binding: Binding,
+        handed_over: Mapping[Any, int],
+        start: int,
+    ) -> StepPlan:
         """One plan: choose an implementation for each node, place its buffers, resolve its operands."""
-        nodes = self.body_nodes if kind == BODY else self.head_nodes
         roots = alias_roots(nodes)
         work = [node for node in nodes if node.op_type not in ALIASES]
         chosen = [self.choose(kind, n_rows, node, binding) for node in work]
-        keep = {roots.get(value, value) for value in [*handed_over, *self.graph.outputs]}
+        keep = {roots.get(value, value) for value in [*handed_over, *outputs]}
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
         logits = roots.get(self.logits, self.logits)
@@ -216,6 +255,15 @@ class Planner:
 
 def argument(space: str, offset: int, n_bytes: int) -> Argument:
     return Argument(SPACES.index(space), offset, n_bytes)
+
+
+def body_and_head(graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Node]]:
+    """Nodes in front of, and behind, the question which rows want logits."""
+    after_rows = values_after(graph, "rows")
+    split: tuple[list[ir.Node], list[ir.Node]] = ([], [])
+    for node in graph:
+        split[node.outputs[0] in after_rows].append(node)
+    return split
 
 
 def values_after(graph: ir.Graph, name: str) -> set[ir.Value]:

@@ -12,6 +12,8 @@ INPUTS = {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
 }
 """The operators of paged attention, and the names of their inputs in order."""
+PAGE_TABLE = -3
+"""Which of their inputs it is, and of a product that appends, and of attention behind that: caches are the last two."""
 
 
 def input_places(call: Call) -> dict[str, int]:
@@ -21,9 +23,11 @@ def input_places(call: Call) -> dict[str, int]:
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:
     """The call's rows and pages, heads, rotary, masks and norm, by the names that schedules give them; None: no
-    attention."""
+    attention, nor a product that appends to its cache."""
     places = input_places(call)
-    page_table = call.inputs[places["page_table"]] if places else None
+    if not places and not call.op.endswith(("Append", "AppendedAttention")):
+        return None
+    page_table = call.inputs[PAGE_TABLE]
     if page_table is None:
         return None
     return {
@@ -34,7 +38,7 @@ def attention_sizes(call: Call) -> dict[str, Any] | None:
         "head_dim": call.attribute("head_dim"),
         "rotary_dim": call.attribute("rotary_dim", 0),
         "interleaved": bool(call.attribute("interleaved", 0)),
-        "scale": float(call.attribute("scale")),
+        "scale": float(call.attribute("scale", 1.0)),
         "softcap": float(call.attribute("softcap", 0.0)),
         "window": call.attribute("window", 0),
         "n_layers": call.attribute("n_layers"),

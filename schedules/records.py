@@ -1,7 +1,8 @@
 """Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tune.py).
 
-One file a target, of GPUs one a card, one record a line, sorted: those that come with llmc lie in schedules/tuned/, a
-user's own in $LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the user's own are asked first.
+One file a target, of GPUs one a card, one record a line, sorted, then switches (switches.py): those that come with llmc
+lie in schedules/tuned/, a user's own in $LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the
+user's own are asked first.
 
 A target of GPUs may have several cards (sm_90a: H200, H100), whose artifacts are the same and whose times are not.
 Each card's records have a file, named after it.  For a call the first file that has one decides, in the order of
@@ -17,20 +18,23 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
 from llmc.schedules.cuda.deferred_norm import prepares, settled
+from llmc.schedules.record_fields import of_kind
 from llmc.schedules.rule import Rule
+from llmc.schedules.switches import PASSES, Switch, switched
 
+Line = TypeVar("Line")
 SHIPPED = Path(__file__).resolve().parent / "tuned"
 CARDS = {"sm_90a": ("nvidia-h200", "nvidia-h100")}
 """The cards of a level whose records are asked first, in this order."""
@@ -133,20 +137,17 @@ def signature_of(said: Mapping[str, Any]) -> Signature:
     return Signature(*(of_kind(said[name], kind) for name, kind in Signature.__annotations__.items()))
 
 
-def of_kind(value: Any, kind: Any) -> Any:
-    known: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    name = kind if isinstance(kind, str) else getattr(kind, "__forward_arg__", getattr(kind, "__name__", ""))
-    if not isinstance(value, known.get(name, (dict,))) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no {name}")
-    return value
-
-
 @dataclass
 class Tuned:
-    """The records of one target, by signature.  notes: what was ignored, and why."""
+    """The records of one target, by signature, and its switches, by their passes.  notes: what was ignored, and why."""
 
     records: dict[Signature, Record] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    switches: dict[str, Switch] = field(default_factory=dict)
+
+    def switched(self, n_rows: int) -> frozenset[str]:
+        """The passes that are on in a plan of so many rows."""
+        return switched(self.switches.values(), n_rows)
 
     def choose(self, rule: Rule, call: Call, target: Target, default: Any) -> tuple[Any, Record | None]:
         """The parameters for a call, and the record they come from; `default` and None without a usable record."""
@@ -226,6 +227,7 @@ def installed(target: Target) -> Tuned:
     for path in [path for place in (SHIPPED, folder()) for path in reversed(files(place, target))]:
         try:
             tuned.records.update(load(path, target, tuned))
+            tuned.switches.update(load_switches(path, target, tuned))
         except LlmcError as error:
             tuned.note(f"tuned records are ignored: {error.fact} ({path})")
     return tuned
@@ -234,35 +236,55 @@ def installed(target: Target) -> Tuned:
 def load(path: Path, target: Target, tuned: Tuned | None = None) -> dict[Signature, Record]:
     """The records in a file, none if there is no file.  Single records that this version cannot read are noted in
     `tuned`.  Raises LlmcError: damaged, or of another target."""
+    lines, _ = _lines(path, target)
+    return {record.signature: record for record in _readable(lines, Record.from_json, path, tuned or Tuned())}
+
+
+def load_switches(path: Path, target: Target, tuned: Tuned | None = None) -> dict[str, Switch]:
+    """The switches in a file, as `load` reads its records; those of passes that this version has not are left out."""
+    _, lines = _lines(path, target)
+    found = _readable(lines, Switch.from_json, path, tuned or Tuned())
+    return {switch.name: switch for switch in found if switch.name in PASSES}
+
+
+def _lines(path: Path, target: Target) -> tuple[list[Any], list[Any]]:
+    """Records and switches as a file says them."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return [], []
     except (OSError, UnicodeDecodeError) as error:
         raise LlmcError(f"the tuned records cannot be read: {error}", place=str(path)) from None
     try:
         said = parse_json(text)
-        of, lines = said["target"], list(said["records"])
-    except (ValueError, KeyError, TypeError):
+        of, lines, switches = said["target"], list(said["records"]), list(said.get("switches", ()))
+    except (ValueError, KeyError, TypeError, AttributeError):
         hint = "remove it, or run llmc tune with another -o"
         raise LlmcError("the file of tuned records is damaged", place=str(path), hint=hint) from None
     if of != str(target):
         raise LlmcError(f"the tuned records are for {of}, not {target}", place=str(path))
-    return {record.signature: record for record in _readable(lines, path, tuned or Tuned())}
+    return lines, switches
 
 
-def _readable(lines: Iterable[Any], path: Path, tuned: Tuned) -> Iterator[Record]:
+def _readable(lines: Iterable[Any], read: Callable[[Any], Line], path: Path, tuned: Tuned) -> Iterator[Line]:
     for line in lines:
         try:
-            yield Record.from_json(line)
+            yield read(line)
         except (KeyError, TypeError):
             tuned.note(f"records of another version of llmc are ignored ({path})")
 
 
-def save(path: Path, target: Target, records: Iterable[Record]) -> None:
-    """Writes a file of records, whole or not at all.  Raises LlmcError when it cannot be written."""
+def save(path: Path, target: Target, records: Iterable[Record], switches: Iterable[Switch] | None = None) -> None:
+    """Writes a file of records, whole or not at all; switches: None are those that it has.  Raises LlmcError when it
+    cannot be written."""
+    if switches is None:
+        switches = ()
+        with suppress(LlmcError):  # who writes has read it before, or means to replace it
+            switches = load_switches(path, target).values()
     lines = [json.dumps(r.to_json(), ensure_ascii=False) for r in sorted(records, key=lambda r: r.signature)]
-    text = f'{{"target": {json.dumps(str(target))}, "records": [\n' + ",\n".join(lines) + "\n]}\n"
+    others = [json.dumps(s.to_json(), ensure_ascii=False) for s in sorted(switches, key=lambda s: s.name)]
+    behind = '], "switches": [\n' + ",\n".join(others) + "\n]}\n" if others else "]}\n"
+    text = f'{{"target": {json.dumps(str(target))}, "records": [\n' + ",\n".join(lines) + "\n" + behind
     temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

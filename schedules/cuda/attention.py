@@ -18,6 +18,7 @@ from llmc.compiler.kernel import (
     DTYPE_BYTES,
     FEW_ROWS,
     PAGE_TOKENS,
+    QUERY_ROWS,
     Call,
     Implementation,
     Kernel,
@@ -149,6 +150,8 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         a = parse(call)
         assert a is not None, "match has"
         most_groups = 3 if a.head_dim <= 64 and not a.is_coded else 2  # more have not the registers
+        if is_appended(call):
+            most_groups = min(most_groups, QUERY_ROWS // TILE_ROWS)  # nor are queries there for more
         return [
             best,
             replace(best, in_turn=False),
@@ -168,6 +171,9 @@ def implement(call: Call, params: Stream | Tile | Float32, target: Target) -> Im
         launches, temps = streamed(a, params)
     else:
         launches, temps = tiled(a, params) if isinstance(params, Tile) else float32(a)
+        if is_appended(call):
+            queries = tuple(Operand("input") if each.kind == "temp" else each for each in launches[1].operands)
+            launches, temps = (replace(launches[1], operands=queries),), ()
     return Implementation(
         launches=launches,
         temps=temps,
@@ -304,6 +310,11 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
         4 * a.rows * a.context * a.heads * a.head_dim,
     )
     return (append, attend), (n_bytes * tiles * max(params.groups, 1) * TILE_ROWS * a.heads * a.head_dim,)
+
+
+def is_appended(call: Call) -> bool:
+    """Whether the product in front has turned the queries and appended: the second launch alone is left."""
+    return call.op == "llmc.AppendedAttention"
 
 
 # -- float32 -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ float32 scale for each token (include/attention_codes.cuh).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
@@ -110,6 +110,15 @@ def literal(number: float | bool) -> str:
     if isinstance(number, bool):
         return str(number).lower()
     return f"{number!r}f" if isinstance(number, float) else str(number)
+
+
+def appended_to(call: Call) -> Attention | None:
+    """The attention whose queries, keys and values a product makes that appends; None where a product does not."""
+    if not call.op.endswith("Append"):
+        return None
+    found = parse(call)
+    assert found is not None, "it has a page table"
+    return replace(found, qkv=found.kv_dtype, out=found.kv_dtype, tiled=False)
 
 
 def parse(call: Call) -> Attention | None:

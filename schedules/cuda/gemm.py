@@ -62,6 +62,7 @@ def implement(call: Call, op: LinearOp, params: Tiling, target: Target) -> Imple
         tuple(temps),
         params.counter_bytes(op),
         layouts(op),
+        op.append.layer_bytes if op.append else 0,
         family="flat GEMM" if op.m <= gemm_tiles.FLAT_TOKENS else "GEMM",
     )
 
@@ -113,6 +114,7 @@ def _layer(op: LinearOp) -> str:
     """The layer as the headers want it described."""
     element = C_TYPES[op.element]
     weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
+    heads = "    using Heads = Shape;\n" if op.append else ""
     flags = {
         "kGated": op.gated,
         "kBias": op.bias or is_folded(op),
@@ -120,10 +122,10 @@ def _layer(op: LinearOp) -> str:
         "kMoments": op.moments,
     }
     return (
-        "struct Layer {\n"
+        f"{_appended(op)}struct Layer {{\n"
         f"    using T = {element};\n"
         f"    using Y = {element if op.tiled_y else 'float'};\n"
-        f"{weight}"
+        f"{weight}{heads}"
         f"    static constexpr int kM = {op.m}, kN = {op.n}, kK = {op.k};\n"
         f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
         f"    static constexpr Activation kActivation = Activation::{op.activation};\n"
@@ -131,6 +133,11 @@ def _layer(op: LinearOp) -> str:
         f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
         "};\n\n"
     )
+
+
+def _appended(op: LinearOp) -> str:
+    """How a product ends that appends, and the attention whose queries, keys and values it makes."""
+    return f'#include "gemm_append.cuh"\n\n{op.append.source()}\n\n' if op.append else ""
 
 
 def _kernel(

@@ -66,7 +66,7 @@ SUMS = 128
 def space(op: LinearOp, target: Target) -> list[Tiling]:
     """Every tiling worth measuring: the rule's own choice, in a prompt then what may be faster, the best of each kind
     first, then the others.  Fewer tokens are offered a quick end of the choice."""
-    known = gemm_tiles.space(op, target)
+    known = [tiling for tiling in gemm_tiles.space(op, target) if ends_heads(op, tiling)]
     device = DEVICES[target.arch]
     if not device.wgmma:
         return known
@@ -75,7 +75,8 @@ def space(op: LinearOp, target: Target) -> list[Tiling]:
     if op.m < FEWEST:
         return [own, replace(own, quick=True), *others]
     quick = [replace(tiling, quick=True) for tiling in known]
-    ordered = sorted([*_in_turns(op, device), *quick, *others], key=lambda each: round(time_us(op, each, device), 1))
+    in_turns = [tiling for tiling in _in_turns(op, device) if ends_heads(op, tiling)]
+    ordered = sorted([*in_turns, *quick, *others], key=lambda each: round(time_us(op, each, device), 1))
     best = {_kind(tiling): tiling for tiling in reversed(ordered)}
     return [own, *sorted(ordered, key=lambda each: best[_kind(each)] is not each or _kind(each) == _kind(own))]
 
@@ -93,6 +94,13 @@ def choice(op: LinearOp, known: list[Tiling], device: Device) -> Tiling:
         return round(time_us(op, each, device), 1), each.cluster, each.band, each.n_parts(op)
 
     return min([tiling for tiling in known if _is_known(op, tiling)] or known, key=order)
+
+
+def ends_heads(op: LinearOp, tiling: Tiling) -> bool:
+    """Whether what turns each other is in one tile, where queries and keys are turned (include/gemm_append.cuh)."""
+    if op.append is None:
+        return True
+    return not tiling.along and (tiling.rows >= op.append.head_dim or tiling.rows >= op.append.rotary_dim)
 
 
 def _is_known(op: LinearOp, tiling: Tiling) -> bool:

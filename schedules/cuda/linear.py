@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from llmc.compiler.kernel import Call, Implementation, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import FEW_ROWS, Call, Implementation, Launch, Operand, RowMajor, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm, gemv
 from llmc.schedules.cuda import norm as norms
@@ -36,7 +36,7 @@ takes 9.8 µs by GEMM and 10.3 by GEMV, of more the GEMM is ahead by more."""
 
 def match(call: Call, target: Target) -> Params | None:
     op = parse(settled(call, target))
-    if op is None:
+    if op is None or not can_append(op, target):
         return None
     if prefers_gemv(op, target):
         return gemv.default_params(product_of(op, target, by_gemv=True), target)
@@ -59,6 +59,13 @@ def space(call: Call, target: Target) -> Iterable[Params]:
         return [*tiles[:2], *streams[:2], *tiles[2:], *streams[2:]]
     apart = [replace(params, apart=True) for params in gemv.space(stripped(op), target)[:2]] if inside.norm else []
     return [*streams[:2], *tiles[:1], *apart[:1], *tiles[1:2], *streams[2:], *apart[1:], *tiles[2:]]
+
+
+def can_append(op: LinearOp, target: Target) -> bool:
+    """Whether a product that appends can do it: a prompt's, by Hopper's GEMM, into a cache of what it multiplies."""
+    if op.append is None:
+        return True
+    return DEVICES[target.arch].wgmma and op.m > FEW_ROWS and op.append.kv_dtype == op.element
 
 
 def takes_gemv(op: LinearOp) -> bool:

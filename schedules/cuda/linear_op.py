@@ -7,6 +7,9 @@ Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N
 [M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of it (…Moments)
 the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's vectors as W makes
 them [2, rows of W], which have the bias in them.
+
+…Linear[Bias]{Rotary}?Append makes queries, keys and values of attention (compiler/ops_append.py): it turns them, and
+appends keys and values to the cache.  Last come [cos, sin [M, RD/2]], positions [M], page_table [M, P], both caches.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmc.compiler.kernel import Call, DType, TensorType
+from llmc.schedules.cuda.attention_shape import Attention, appended_to
 from llmc.schedules.cuda.deferred_norm import part_columns
 
 Element = Literal["bf16", "f16", "f32"]
@@ -23,6 +27,7 @@ Element = Literal["bf16", "f16", "f32"]
 _NAME = re.compile(
     r"llmc\.(?P<deferred>Deferred)?(?P<norm>RMSNorm|LayerNorm)?"
     r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>Moments)?"
+    r"(?P<append>(?:Rotary)?Append)?"
     r"|GatedLinear(?P<gate>Silu|GeluTanh|Gelu)(?P<gated_bias>Bias)?)"
 )
 _ACTIVATIONS = {"": "none", "Relu": "relu", "Gelu": "gelu", "GeluTanh": "gelu_tanh", "Silu": "silu"}
@@ -36,7 +41,7 @@ class LinearOp:
     element: what is multiplied: x is rounded to it.  weight: how the weight is stored, in groups of `group` if it is
     quantised.  tiled_x: x lies tiled, in `element`, else it is f32 row-major; tiled_y the same of y.
     deferred: what is multiplied is x ∘ norm weight, and the norm is applied to the sums.  moments: the norm behind y is
-    prepared.
+    prepared.  append: the attention whose queries, keys and values y would be, where they go to the cache instead.
     """
 
     m: int
@@ -55,6 +60,7 @@ class LinearOp:
     tiled_y: bool = False
     deferred: bool = False
     moments: bool = False
+    append: Attention | None = None
 
     @property
     def weight_input(self) -> int:
@@ -75,6 +81,11 @@ class LinearOp:
         return self.weight_input + 1 + self.bias
 
     @property
+    def append_input(self) -> int:
+        """Of a product that appends: cos and sin, or the positions."""
+        return self.weight_input + 1 + self.bias
+
+    @property
     def rows(self) -> int:
         """Of the weight."""
         return self.n * (2 if self.gated else 1)
@@ -90,6 +101,7 @@ class LinearOp:
             "" if self.activation == "none" else self.activation,
             "residual" if self.residual else "",
             "moments" if self.moments else "",
+            "append" if self.append else "",
         )
         return "_".join(filter(None, (*parts, f"m{self.m}_n{self.n}_k{self.k}")))
 
@@ -101,7 +113,8 @@ class LinearOp:
     def vector_bytes(self) -> int:
         """Bytes of everything but the weight: x, y, bias, residual, and the norm's vectors, each once."""
         x = self.m * self.k * (2 if self.tiled_x else 4)
-        y = self.m * self.n * (2 if self.tiled_y else 4)
+        y = self.m * self.n * (2 if self.tiled_y or self.append else 4)
+        y += 4 * self.m * self.append.rotary_dim if self.append else 0
         vectors = 4 * (self.rows * self.bias + self.k * {"": 0, "rms": 1, "layer": 2}[self.norm])
         if self.deferred:
             folded = 2 * self.rows if self.norm == "layer" else self.rows * self.bias
@@ -149,6 +162,7 @@ def parse(call: Call) -> LinearOp | None:
         tiled_y=y.tiled,
         deferred=bool(name["deferred"]),
         moments=bool(name["moments"]),
+        append=appended_to(call),
     )
 
 

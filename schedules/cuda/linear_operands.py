@@ -38,11 +38,22 @@ def others(op: LinearOp) -> list[tuple[str, str, Operand]]:
         (op.deferred, "moments", "const float2", Operand("input", op.scaled_input + 1)),
         (is_folded(op), "folded", "const float", Operand("input", folded_input(op))),
         (op.moments, "next_weight", "const float", Operand("input", next_weight_input(op))),
-        (True, "y", y, Operand("output", 0)),
+        (not op.append, "y", y, Operand("output", 0)),
         (op.moments, "scaled", C_TYPES[op.element], Operand("output", 1)),
         (op.moments, "next_moments", "float2", Operand("output", 2)),
     )
-    return [(name, kind, operand) for there, name, kind, operand in present if there]
+    return [(name, kind, operand) for there, name, kind, operand in present if there] + appended(op)
+
+
+def appended(op: LinearOp) -> list[tuple[str, str, Operand]]:
+    """The same of a product that appends, in the order of include/gemm_append.cuh's AppendedTo."""
+    if op.append is None:
+        return []
+    tables = [("cos", "const float"), ("sin", "const float")] if op.append.rotary_dim else []
+    read = [*tables, ("positions", "const int"), ("page_table", "const int")]
+    found = [(name, kind, Operand("input", op.append_input + i)) for i, (name, kind) in enumerate(read)]
+    element = C_TYPES[op.element]
+    return [*found, ("kv", element, Operand("kv")), ("queries", element, Operand("output", 0))]
 
 
 def other_parameters(op: LinearOp) -> str:
@@ -53,9 +64,12 @@ def other_parameters(op: LinearOp) -> str:
 def epilogue(op: LinearOp) -> str:
     """The kernel's `Epilogue<Layer>` (include/epilogue.cuh)."""
     bias = f"folded + {op.rows}" if is_folded(op) else "bias" if op.bias else "nullptr"
-    parts = [bias, "residual" if op.residual else "nullptr", "y"]
+    parts = [bias, "residual" if op.residual else "nullptr", "nullptr" if op.append else "y"]
     if op.moments:
         parts.append("{next_weight, scaled, next_moments}")
     elif op.deferred:
         parts += ["{}", f"{{moments, {'folded' if is_folded(op) else 'nullptr'}}}"]
+    elif op.append:
+        angles = "cos, sin" if op.append.rotary_dim else "nullptr, nullptr"
+        parts += ["{}", "{}", f"{{{angles}, positions, page_table, kv, queries}}"]
     return f"Epilogue<Layer>{{{', '.join(parts)}}}"

@@ -24,6 +24,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "residual": (M, N),
     "bias": (N,),
     "q": (M, H * D),
+    "queries": (M, H * D),
     "k": (M, KH * D),
     "v": (M, KH * D),
     "qkv": (M, (H + 2 * KH) * D),
@@ -53,6 +54,9 @@ PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
 
 
 def shape_of(op: str, name: str) -> tuple[int, ...]:
+    if appended := ops.appended_parts(op):
+        widths = {"weight": ((H + 2 * KH) * D, K), "bias": ((H + 2 * KH) * D,)}
+        return widths.get(name) or (SHAPES[name] if name in SHAPES else shape_of(appended[0], name))
     op = ops.normed_parts(op)[1]
     if name in ("norm_weight", "norm_bias"):
         return (K,)

@@ -17,7 +17,8 @@ from llmc.compiler.quantize import Scheme, quantize
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How
-from tests.cuda.conftest import BATCH, LLAMA, EmulatedGpu
+from llmc.schedules import records, switches
+from tests.cuda.conftest import BATCH, HOPPER, LLAMA, EmulatedGpu
 
 PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(12)]
 N_TOKENS = 6
@@ -165,3 +166,24 @@ def test_heads_too_wide_for_a_gpus_registers_are_refused(emulated_gpu: EmulatedG
     with pytest.raises(LlmcError, match=r"takes heads of 16, 32 … 256 elements, not 320"):
         emulated_gpu.compile(one_layer(tmp_path / "model", 320), tmp_path / "gpu.so", dtype="bf16", batch=[1])
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_product_that_appends_gives_the_same_to_the_bit(
+    checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt's steps with the pass switched on; steps of few rows are as they were."""
+    folder, found = checkpoint("llama"), {}
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
+    for on in (False, True):
+        switch = switches.toggled((), switches.APPEND_IN_PRODUCT, 65)
+        records.save(tmp_path / "tuned" / records.file_name(HOPPER), HOPPER, [], [switch] if on else [])
+        emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=[1])
+        prompt = [3 + i % 150 for i in range(150)]
+        with llmc.load(tmp_path / "gpu.so", kv_tokens=512) as model:
+            said = model.manifest["schedules"]
+            found[on] = model.logits(prompt), model.tokens(prompt[:130], 2)
+        appending = {record["m"] for record in said if record["op"].endswith("RotaryAppend")}
+        assert appending == ({128} if on else set())
+    np.testing.assert_array_equal(found[True][0], found[False][0])
+    assert found[True][1] == found[False][1]
+    assert emulated_gpu.complaints() == []

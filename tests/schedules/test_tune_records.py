@@ -12,11 +12,13 @@ import pytest
 from llmc import schedules
 from llmc.compiler.kernel import Call, TensorType
 from llmc.compiler.target import LEVELS, Target
+from llmc.passes import rewritten
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records
+from llmc.schedules import records, switches
 from llmc.schedules.cpu import linear
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.records import Record, Signature, Tuned
+from llmc.schedules.switches import Switch
 
 TARGET = Target("cpu", "x86-64-v4+bf16")
 CALL = Call(
@@ -203,3 +205,42 @@ def test_the_records_that_come_with_llmc_fit_it(level: str) -> None:
         call = Call(op, (TensorType((key.m, key.k), "f32"), weight), (TensorType((key.m, key.n), "f32"),))
         assert schedules.implement(call, target, Tuned(shipped, tuned.notes)).measured
     assert tuned.notes == []
+
+
+# -- switches ----------------------------------------------------------------------------------------------------------
+
+ON = Switch("append_in_product", 1024, 2048, 0.97, 12, "a model", "2026-01-01", "a GPU", "0.1.0")
+GPU = Target("cuda", "sm_90a")
+
+
+def test_switches_lie_beside_records_and_outlive_their_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMC_TUNED", str(tmp_path))
+    path = tmp_path / records.file_name(GPU)
+    records.save(path, GPU, [], [ON])
+    records.save(path, GPU, [record()])
+    tuned = records.installed(GPU)
+    assert tuned.switches == {ON.name: ON}
+    assert record().signature in tuned.records
+    assert [tuned.switched(m) for m in (1023, 1024, 2048, 2049)] == [frozenset(), {ON.name}, {ON.name}, frozenset()]
+    assert str(ON).startswith("append_in_product: on for 1024 – 2048 rows, 0.970 times as long (a model, 12 pairs")
+    records.save(path, GPU, [record()], [])
+    assert '"switches"' not in path.read_text()
+
+
+def test_a_pass_that_saves_too_little_is_off_and_turned_by_hand_it_is_not_what_it_was() -> None:
+    off = replace(ON, ratio=0.996)
+    assert switches.switched([off], 2048) == frozenset()
+    assert switches.switched([switches.toggled([off], ON.name, 128)], 2048) == {ON.name}
+    assert switches.switched([switches.toggled([ON], ON.name, 128)], 2048) == frozenset()
+
+
+def test_switches_that_nobody_knows_or_can_read_are_left_out(tmp_path: Path) -> None:
+    path, tuned = tmp_path / "a.json", Tuned()
+    lines = [ON.to_json(), {**ON.to_json(), "name": "another"}, {**ON.to_json(), "ratio": "small"}, 3]
+    path.write_text(json.dumps({"target": str(GPU), "records": [], "switches": lines}))
+    assert records.load_switches(path, GPU, tuned) == {ON.name: ON}
+    assert len(tuned.notes) == 1
+
+
+def test_every_switch_has_a_pass() -> None:
+    assert tuple(rewritten.PASSES) == switches.PASSES

@@ -43,6 +43,12 @@ struct TakenOver {
     const float2 *norms;       // of each token its mean and 1/d, in shared memory
 };
 
+// Where a product appends (gemm_append.cuh), what that takes; nothing in all others.
+template <class L, class = void>
+struct AppendedTo {
+    static constexpr bool any = false;
+};
+
 // A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, T, and `Y`: float, or the T of a tiled
 // result; kMoments, whether it prepares the norm behind it; and kNorm, which a GEMM applies to its sums, and a GEMV if it
 // is kDeferred. The pointers of operands it lacks are null and never read.
@@ -53,6 +59,7 @@ struct Epilogue {
     typename L::Y *y;
     HandedOn<L> next = {};
     TakenOver front = {};
+    AppendedTo<L> cache = {};
 
     static constexpr bool kTiled = sizeof(typename L::Y) == 2;
     static constexpr int kStrips = strips_of(L::kN, L::kGated, kTiled);

@@ -22,9 +22,26 @@ constexpr int kStagedRow = kGroupOutputs<L> + 4;
 template <class L>
 constexpr int kStagedFloats = kStagedTokens * kStagedRow<L>;
 
+// Whether the warpgroups of a tile end it together: what appends has halves of a head's vector in both.
+template <class Tiling>
+constexpr bool kJoint = AppendedTo<typename Tiling::L>::any && Tiling::kOwners > 1;
+
+constexpr int kJointBarrier = kNormBarrier + 5;  // behind those of gemm_turns.cuh
+
+// Those who end a tile.
+template <class Tiling>
+__device__ __forceinline__ void meet(const Warpgroup &group) {
+    if constexpr (kJoint<Tiling>) {
+        named_barrier(kJointBarrier, 128 * Tiling::kOwners);
+    } else {
+        group.meet();
+    }
+}
+
 // Adds the parts of a shared tile. Each block leaves one in `parts` [n_parts][warpgroups][kSums/4][128 threads]; the
 // last to come adds them in the order of K and gets true, the others have nothing more to do.
-// counters [shared tiles][warpgroups] are zero again afterwards. Warpgroups: those that finish the tile, a cluster's.
+// counters [shared tiles][warpgroups] are zero again afterwards. Warpgroups: those that finish the tile, a cluster's;
+// where they finish it together, one counts for all, and `arrived` is theirs.
 template <class Tiling>
 __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, const Warpgroup &group, float4 *parts,
                           uint32_t *counters, uint32_t *arrived) {
@@ -40,13 +57,13 @@ __device__ bool add_parts(float (&sums)[Tiling::kSums], const Stretch &stretch, 
     for (int i = 0; i < kSums / 4; i++) {
         own[i * 128] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
     }
-    group.meet();
-    if (group.thread == 0) {
+    meet<Tiling>(group);
+    if (group.thread == 0 && (!kJoint<Tiling> || group.part == 0)) {
         uint32_t *counter = counters + stretch.tile * kOwners + owner;
         *arrived = count_up(counter) + 1;
         if (*arrived == n) *counter = 0;
     }
-    group.meet();
+    meet<Tiling>(group);
     if (*arrived != n) return false;
 
 #pragma unroll
@@ -107,9 +124,9 @@ struct RowEpilogue {
     }
 };
 
-// Brings up to 32 tokens' outputs to shared memory: staging [token][output]. sums: those of the tile's first token on;
-// norms: its tokens'.
-template <class Tiling>
+// Brings up to kCount tokens' outputs to shared memory: staging [token][output]. sums: those of the tile's first token
+// on; norms: its tokens'.
+template <class Tiling, int kCount = kStagedTokens>
 __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kRowSums], float *staging,
                                              const RowEpilogue<Tiling> &rows, int first_sum, int warp,
                                              const float2 *norms) {
@@ -117,7 +134,7 @@ __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kRowSum
     const int g = lane_index() / 4, t = lane_index() % 4;
     float *to = staging + 2 * t * kStagedRow<L> + warp * Epilogue<L>::kOutputs + g;
 #pragma unroll
-    for (int j = 0; j < kStagedTokens / 8; j++) {
+    for (int j = 0; j < kCount / 8; j++) {
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const int i = first_sum + 4 * j + c;

@@ -46,14 +46,24 @@ constexpr bool kFewTokens = Tiling::kSums <= 32;
 template <class Tiling>
 constexpr bool kReadsEarly = kFewTokens<Tiling> || (Tiling::kQuick && !Tiling::kTurns);
 
-// How 64 rows of a tile end.
-template <class Tiling, bool kEarly, bool = Tiling::kQuick>
+// How 64 rows of a tile end, or all of what appends (gemm_append.cuh, which only kernels of that kind include).
+template <class Tiling, bool kEarly>
+struct AppendEnd;
+enum class End { plain, quick, appends };
+template <class Tiling>
+constexpr End kEnd = AppendedTo<typename Tiling::L>::any ? End::appends : Tiling::kQuick ? End::quick : End::plain;
+
+template <class Tiling, bool kEarly, End = kEnd<Tiling>>
 struct EndOf {
     using Type = TileEnd<Tiling, kEarly>;
 };
 template <class Tiling, bool kEarly>
-struct EndOf<Tiling, kEarly, true> {
+struct EndOf<Tiling, kEarly, End::quick> {
     using Type = QuickEnd<Tiling, kEarly>;
+};
+template <class Tiling, bool kEarly>
+struct EndOf<Tiling, kEarly, End::appends> {
+    using Type = AppendEnd<Tiling, kEarly>;
 };
 
 // A position in the ring: which stage, and the parity of the round it is in.
@@ -272,6 +282,23 @@ __device__ __forceinline__ void supply(WgmmaShared<Tiling> &shared, const void *
     }
 }
 
+// end: of the warpgroup's first 64 rows, or of all of them. staging: the warpgroup's, or of all who end the tile.
+template <class Tiling, class First>
+__device__ __forceinline__ void end_tile(First &end, float (&sums)[Tiling::kSums], const Place &place,
+                                         const Warpgroup &group, const Epilogue<typename Tiling::L> &epilogue,
+                                         float *staging) {
+    if constexpr (kEnd<Tiling> == End::appends) {
+        end.store(sums, staging);
+    } else {
+        end.store(row_sums<Tiling>(sums, 0), staging);
+#pragma unroll
+        for (int own = 1; own < Tiling::kOwnRows; own++) {
+            const Warpgroup rows{group.index, own, group.thread};
+            typename EndOf<Tiling, false>::Type(place, rows, epilogue).store(row_sums<Tiling>(sums, own), staging);
+        }
+    }
+}
+
 // x [M,K] tiled, weight [N,K] or gated [2N,K] in tiles; parts and counters as add_parts' (gemm_epilogue.cuh).
 template <class Tiling, class Sum = TileSums<Tiling>>
 __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
@@ -296,8 +323,8 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         Turns<Tiling> turns{index};
         RingPosition<Tiling::kStages> at;
         typename Tiling::W work(Tiling::worker());
-        float *const staging = shared.staging[group.index];
-        uint32_t *const arrived = &shared.arrived[group.index];
+        float *const staging = shared.staging[kJoint<Tiling> ? 0 : group.index];
+        uint32_t *const arrived = &shared.arrived[kJoint<Tiling> ? 0 : group.index];
         turns.begin();
         for (Stretch stretch; work.next(stretch);) {
             if (!turns.take()) {
@@ -317,12 +344,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             if constexpr (Tiling::kAlong) take_over<Tiling>(sums, shared.staging[0], group.thread);
             if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
             if (!completes<Tiling>(sums, stretch, group, arrived, parts, counters)) continue;
-            end.store(row_sums<Tiling>(sums, 0), staging);
-#pragma unroll
-            for (int own = 1; own < Tiling::kOwnRows; own++) {
-                const Warpgroup rows{group.index, own, group.thread};
-                typename EndOf<Tiling, false>::Type(place, rows, epilogue).store(row_sums<Tiling>(sums, own), staging);
-            }
+            end_tile<Tiling>(end, sums, place, group, epilogue, staging);
         }
         turns.end();
     }

@@ -1,0 +1,69 @@
+"""A product that makes queries, keys and values, turns them and appends keys and values to the cache.
+
+    {RMSNorm|LayerNorm}? Linear{Bias}? {Rotary}? Append
+
+They are what the product and step 1 of {Rotary}?PagedAttention say one after the other; AppendedAttention is step 2.
+A product's sums are in registers when it ends: what turns, rounds and stores them there is not read from memory again.
+See ops.py for what M, H, KH and D are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler.ops_attention import append_step, attention_results, split_heads, turn
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, OPERATORS, Attributes, Dims, define
+from llmc.compiler.ops_linear import NORMS, linear_name, normed_name
+
+STEP_INPUTS = ("positions", "page_table", "k_cache", "v_cache")
+HEADS = ("num_heads", "kv_num_heads", "head_dim", "layer")
+TURNED = ("rotary_dim", "interleaved")
+
+
+def append_name(product: str, rotary: bool) -> str:
+    """`LinearAppend`, `RMSNormLinearRotaryAppend`, …: of a product's name."""
+    return f"{product}{'Rotary' * rotary}Append"
+
+
+def appended_parts(name: str) -> tuple[str, bool] | None:
+    """(product, rotary) of an operator of this family; None for any other."""
+    return APPENDING.get(name)
+
+
+def define_append(product: str, rotary: bool) -> None:
+    plain = OPERATORS[product]
+    n_inputs = len(plain.inputs)
+    attributes = (*plain.attributes, *HEADS, *TURNED * rotary)
+
+    def body(op: Any, *inputs: ir.Value, **settings: Any) -> Any:
+        qkv = plain.body(op, *inputs[:n_inputs], **{name: settings[name] for name in plain.attributes})
+        positions, page_table, k_cache, v_cache = inputs[-4:]
+        sizes = settings["num_heads"], settings["kv_num_heads"], settings["head_dim"]
+        q, k, v = split_heads(op, qkv, *sizes)
+        if rotary:
+            cos, sin = inputs[n_inputs : n_inputs + 2]
+            q, k = turn(op, q, k, cos, sin, sizes[:2], settings["rotary_dim"], settings["interleaved"])
+        return q, *append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
+
+    def shapes(s: Sequence[Dims], given: Attributes) -> Sequence[Dims]:
+        return attention_results(s, given)
+
+    define(
+        append_name(product, rotary),
+        [*plain.inputs, *["cos", "sin"] * rotary, *STEP_INPUTS],
+        {name: ATTRIBUTE_TYPES["float" if name == "epsilon" else "int"] for name in attributes},
+        body,
+        shapes,
+        f"{product}, {'then Rotary of queries and keys, ' * rotary}then step 1 of PagedAttention.    N = (H + 2 KH)·D "
+        f"-> queries [M, H·D], both caches.    {plain.function.graph.doc_string}",
+    )
+
+
+PRODUCTS = [normed_name(norm, linear_name(bias)) for norm, bias in product(("", *NORMS), (False, True))]
+APPENDING = {append_name(*parts): parts for parts in product(PRODUCTS, (False, True))}
+for _parts in APPENDING.values():
+    define_append(*_parts)
