@@ -88,3 +88,16 @@ def AddLayerNorm(op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bia
     """
     total = op.Add(x, residual)
     return total, op.LayerNormalization(total, weight, bias, axis=-1, epsilon=epsilon)
+
+
+@operator(like_first)
+def QueryKeyRMSNorm(op: Any, qkv: ir.Value, query_norm: ir.Value, key_norm: ir.Value, *, epsilon: float) -> Any:
+    """The first A columns of each row, and the next B, by RMSNorm over all of them; the rest as it is.
+
+    qkv [M, C], query_norm [A], key_norm [B] -> like qkv.    As OLMo 2 has it: all heads together.
+    """
+    queries, keys = op.Shape(query_norm), op.Shape(key_norm)
+    values = op.Sub(op.Shape(qkv, start=1), op.Add(queries, keys))
+    q, k, v = op.Split(qkv, op.Concat(queries, keys, values, axis=0), axis=1, n_results=3)
+    normed = (op.RMSNormalization(x, w, axis=-1, epsilon=epsilon) for x, w in ((q, query_norm), (k, key_norm)))
+    return op.Concat(*normed, v, axis=1)

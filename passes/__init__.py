@@ -28,6 +28,7 @@ from llmc.passes.form_split import form_split
 from llmc.passes.fuse_epilogue import fuse_epilogue
 from llmc.passes.fuse_head_norm import fuse_head_norm
 from llmc.passes.fuse_norm import fuse_norm
+from llmc.passes.fuse_query_key_norm import fuse_query_key_norm
 from llmc.passes.fuse_rotary import fuse_rotary
 from llmc.passes.gather_rows import gather_rows
 from llmc.passes.insert_kv_cache import insert_kv_cache
@@ -91,6 +92,7 @@ def last_steps(sums_to: SumsTo) -> Steps:
         # 3. the step graph: M tokens of any sequences, R rows of logits
         ("insert_kv_cache", insert_kv_cache),
         ("fuse_head_norm", fuse_head_norm),
+        ("fuse_query_key_norm", fuse_query_key_norm),
         ("gather_rows", gather_rows),
         ("expand_leftovers", expand_leftovers),
         ("drop_dead", drop_dead),

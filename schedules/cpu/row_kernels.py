@@ -14,6 +14,7 @@ from tvm.tirx.script import builder as T
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.norm import Norm
+from llmc.schedules.cpu.query_key_norm import QueryKeyNorm
 
 SUMS = 4
 
@@ -57,6 +58,30 @@ def norm_kernel(norm: Norm) -> Any:
                 else:
                     value = value * v.load(weight, i * v.n)
                 v.store(y, start + i * v.n, value)
+    return builder.get()
+
+
+def query_key_norm_kernel(norm: QueryKeyNorm) -> Any:
+    """(qkv, query_norm, key_norm, y, task, n_tasks): the first two parts of each row normalised, the rest as it is."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("query_key_norm")
+        sizes = (norm.rows * norm.columns, norm.queries, norm.keys, norm.rows * norm.columns)
+        names = ("qkv", "query_norm", "key_norm", "y")
+        x, *weights, y = (T.arg(name, T.buffer((n,), "float32")) for name, n in zip(names, sizes, strict=True))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(norm.rows, task, n_tasks) as row:
+            begin = 0
+            for weight, columns in zip(weights, (norm.queries, norm.keys), strict=True):
+                start, v = T.bind(row * norm.columns + begin), widest(columns, norm.lanes)
+                square = row_mean(v, x, start, columns, lambda value, p, v=v: v.fma(value, value, p))
+                factor = v.keep(v.all(1.0) / T.sqrt(square + v.all(norm.epsilon)))
+                with T.serial(columns // v.n) as i:
+                    value = v.load(x, start + i * v.n) * factor * v.load(weight, i * v.n)
+                    v.store(y, start + i * v.n, value)
+                begin += columns
+            start, v = T.bind(row * norm.columns + begin), widest(norm.columns - begin, norm.lanes)
+            with T.serial((norm.columns - begin) // v.n) as i:
+                v.store(y, start + i * v.n, v.load(x, start + i * v.n))
     return builder.get()
 
 

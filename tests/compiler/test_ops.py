@@ -60,6 +60,10 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     op = ops.normed_parts(op)[1]
     if name in ("norm_weight", "norm_bias"):
         return (K,)
+    if op == "QueryKeyRMSNorm" and name == "query_norm":
+        return (H * D,)
+    if op == "QueryKeyRMSNorm" and name == "key_norm":
+        return (KH * D,)
     if name == "weight":
         return (K,) if "Norm" in op else (2 * N, K) if op.startswith("Gated") else (N, K)
     if name in ("bias", "residual") and "Norm" in op:
@@ -248,6 +252,15 @@ def test_rotary_paged_attention_turns_queries_and_keys_first() -> None:
     wanted = run("PagedAttention", {"qkv": np.concatenate([q, k, v], axis=1), **plain})
     for a, b in zip(run("RotaryPagedAttention", feeds), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_queries_and_keys_may_be_normalised_whole() -> None:
+    feeds = inputs_of("QueryKeyRMSNorm")
+    q, k, v = np.split(feeds["qkv"], [H * D, (H + KH) * D], axis=1)
+    weights = feeds["query_norm"], feeds["key_norm"]
+    q, k = (x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * w for x, w in zip((q, k), weights, strict=True))
+    found = run("QueryKeyRMSNorm", feeds)[0]
+    np.testing.assert_allclose(found, np.concatenate([q, k, v], axis=1), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("turned", ["", "Rotary"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,23 @@ def test_a_norm_is_what_its_definition_says_on_every_level(run: Run, define: Run
     results = run(call, *inputs, target=target, n_tasks=2)
     for result, expected in zip(results, define(call, *inputs), strict=True):
         np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-6)
+
+
+def query_key_norm_call(rows: int, queries: int, keys: int, values: int) -> Call:
+    qkv = TensorType((rows, queries + keys + values), "f32")
+    weights = (TensorType((n,), "bf16", constant=True) for n in (queries, keys))
+    return Call("llmc.QueryKeyRMSNorm", (qkv, *weights), (qkv,), (("epsilon", 1e-5),))
+
+
+@pytest.mark.parametrize("call", [query_key_norm_call(3, 128, 64, 64), query_key_norm_call(2, 70, 14, 14)], ids=str)
+def test_queries_and_keys_are_normalised_beside_values(run: Run, define: Run, host: Target, call: Call) -> None:
+    inputs = random_inputs(call)
+    (result,) = run(call, *inputs, target=host, n_tasks=2)
+    np.testing.assert_allclose(result, define(call, *inputs)[0], rtol=2e-5, atol=2e-6)
+    first = TensorType((1, call.outputs[0].shape[1]), "f32")
+    one = replace(call, inputs=(first, *call.inputs[1:]), outputs=(first,))
+    (row,) = run(one, inputs[0][:1], *inputs[1:], target=host)
+    np.testing.assert_array_equal(row[0], result[0])
 
 
 @pytest.mark.parametrize("n_tasks", [1, 2, 3, 7])

@@ -11,8 +11,9 @@ import pytest
 
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import norm
+from llmc.schedules.cuda import norm, query_key_norm
 from tests.emulator.emulate import EmulatedExecutable
+from tests.schedules.test_norm import query_key_norm_call, random_inputs
 
 Array = np.ndarray[Any, Any]
 Define = Callable[..., list[Array]]
@@ -75,3 +76,13 @@ def test_a_layer_norm_may_have_no_bias(define: Define) -> None:
 def test_a_norm_over_another_axis_is_not_ours() -> None:
     call = norm_call("RMSNormalization", 4, 64)
     assert norm.match(replace(call, attributes=(("axis", 0),)), TARGET) is None
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(96, 48), (2304, 256)])
+def test_queries_and_keys_are_normalised_beside_values(define: Define, queries: int, keys: int) -> None:
+    call = query_key_norm_call(3, queries, keys, keys)
+    inputs = random_inputs(call)
+    params = query_key_norm.match(call, TARGET)
+    assert params is not None
+    (y,) = EmulatedExecutable(call, query_key_norm.implement(call, params, TARGET), TARGET).run(*inputs)
+    np.testing.assert_allclose(y, define(call, *inputs)[0], rtol=3e-6, atol=3e-6)
