@@ -36,8 +36,8 @@ def match(call: Call, target: Target) -> QueryKeyNorm | None:
     qkv, *weights = call.inputs
     if qkv is None or qkv.dtype != "f32" or any(weight is None or not weight.constant for weight in weights):
         return None
-    queries, keys = (weight.shape[0] for weight in weights if weight)
-    return QueryKeyNorm(*qkv.shape, queries, keys, float(call.attribute("epsilon")), target.lanes)
+    (rows, columns), (queries, keys) = qkv.shape, (weight.shape[0] for weight in weights if weight)
+    return QueryKeyNorm(rows, columns, queries, keys, float(call.attribute("epsilon")), target.lanes)
 
 
 def implement(call: Call, norm: QueryKeyNorm, target: Target) -> Implementation:

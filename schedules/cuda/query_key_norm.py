@@ -36,10 +36,10 @@ def match(call: Call, target: Target) -> QueryKeyNorm | None:
     qkv, *weights = call.inputs
     if qkv is None or qkv.dtype != "f32" or any(weight is None or not weight.constant for weight in weights):
         return None
-    queries, keys = (weight.shape[0] for weight in weights if weight)
-    if any(n % 8 for n in (queries, keys, qkv.shape[1])):  # parts begin at eights
+    (rows, columns), (queries, keys) = qkv.shape, (weight.shape[0] for weight in weights if weight)
+    if any(n % 8 for n in (queries, keys, columns)):  # parts begin at eights
         return None
-    return QueryKeyNorm(*qkv.shape, queries, keys, float(call.attribute("epsilon")))
+    return QueryKeyNorm(rows, columns, queries, keys, float(call.attribute("epsilon")))
 
 
 def implement(call: Call, norm: QueryKeyNorm, target: Target) -> Implementation:
