@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ def serve(
     an address that cannot be had.
     """
     with listening(options.host, options.port) as listener, open_model(artifact, options, progress) as model:
+        prepare_grammars(model)
         asyncio.run(run(model, listener, options, announce))
 
 
@@ -113,6 +114,13 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
         model.close()
         return opened(max(most, n_context))
     return opened(0)
+
+
+def prepare_grammars(model: Model) -> None:
+    """While nobody waits: learning a vocabulary of 128k takes 3 s, and the interpreter with it."""
+    with suppress(LlmcError, ModuleNotFoundError):  # which is told to those who ask for a grammar
+        if model.has_tokenizer:
+            _ = model.guide
 
 
 def batch_of(compiled_for: object, options: Options) -> int:

@@ -189,6 +189,20 @@ def test_completions_take_vllms_and_llama_cpps_fields(json_server: Server, how: 
         assert choice["finish_reason"] == "stop" or "max_tokens" in how
 
 
+def test_without_llguidance_only_formats_are_refused(
+    stub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llguidance.py").write_text("raise ModuleNotFoundError(name='llguidance')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with serving(stub) as server:
+        status, said = server.ask("POST", COMPLETIONS, {**GOOD, "guided_regex": "a"})
+        assert (status, said["error"]["code"]) == (400, "unsupported_parameter")
+        assert said["error"]["message"] == (
+            "'guided_regex' needs the Python package llguidance, which the server does not have"
+        )
+        assert server.complete(**GOOD)["choices"]
+
+
 def test_what_is_served_is_listed(server: Server) -> None:
     status, said = server.ask("GET", "/v1/models")
     assert (status, [one["id"] for one in said["data"]]) == (200, ["stub"])
