@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Model
 
 Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
-WHITESPACE = r"[ \t\n\r]{1,40}"
-"""Between the parts of JSON there may be this, or nothing: indented as anybody would, and a model that likes blanks
-comes to an end.  That it is never empty matters: from {0,40} llguidance makes grammars that give up."""
+WHITESPACE = r"(?: |\n[ \t]{0,40})"
+"""Between the parts of JSON there may be this, or nothing: a blank, or an indented line, as people write it; models
+that like blanks lose themselves in more.  It must not match nothing: llguidance makes grammars that give up then."""
 MOST_WORDS = 200
 """Characters of what is wrong with a grammar."""
 

@@ -80,7 +80,13 @@ def test_a_text_that_may_end_ends_with_an_end_token(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("text", "is_followed"),
-    [('{"a":1,"b":"no"}', True), ('{ "a": 1,\n  "b": "no" }', True), ("{" + " " * 40, True), ("{" + " " * 41, False)],
+    [
+        ('{"a":1,"b":"no"}', True),
+        ('{ "a": 1,\n  "b": "no" }', True),
+        ("{\n" + " " * 40, True),
+        ("{\n" + " " * 41, False),
+        ("{  ", False),
+    ],
 )
 def test_json_may_be_indented_but_not_blank_for_ever(tmp_path: Path, text: str, is_followed: bool) -> None:
     tokenizer = characters_json().replace('"K"', '"Ġ"').replace('"L"', '"Ċ"')
