@@ -229,7 +229,7 @@ def name_results(graph: ir.Graph, prefix: str) -> None:
     taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
     results = [value for node in graph for value in node.outputs]
     for index, value in enumerate(results):
-        if not value.is_graph_output():
+        if not value.is_graph_output() and value.name != "":  # which is a result that the node does not give
             name = f"{prefix}{index}"
             while name in taken:
                 name += "_"

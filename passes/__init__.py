@@ -36,6 +36,7 @@ from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
 from llmc.passes.name_positions import name_positions
 from llmc.passes.resolve_shapes import resolve_shapes
+from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.tabulate_positions import tabulate_positions
 
 Pass = Callable[[ir.Model], int]
@@ -76,6 +77,7 @@ def file_steps(n_context: int) -> Steps:
     """
     return (
         ("drop_cache", drop_cache),
+        ("standardise_operators", standardise_operators),
         ("resolve_shapes", lambda model: resolve_shapes(model, n_context=n_context)),
         ("drop_unchanged", drop_dead),
         ("form_attention", lambda model: form_attention(model, n_context=n_context)),

@@ -11,6 +11,9 @@ The mask of padding is all ones, the past holds no token, and of the results onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -66,7 +69,7 @@ def default_of(graph: ir.Graph, value: ir.Value, ids: ir.Value) -> ir.Value:
     )
 
 
-def made(before: ir.Node, op: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+def made(before: ir.Node, op: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
     """A node in front of `before`; its shape is settled once all shapes are."""
     converted = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
     node = ir.Node("", op, inputs, converted)

@@ -36,6 +36,16 @@ NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "ReduceL2")
 MOST_NODES = 1 << 17
 """A decoder of a hundred layers has some 30,000."""
+MICROSOFT = "com.microsoft"
+STANDARDISED = frozenset(
+    (
+        *("SkipSimplifiedLayerNormalization", "SkipLayerNormalization", "Gelu", "BiasGelu", "FastGelu", "QuickGelu"),
+        *("RotaryEmbedding", "GroupQueryAttention"),
+    )
+)
+"""Operators of ONNX Runtime that passes/standardise_operators.py knows the definitions of."""
+POSITION_TABLES = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (1, 2, 3)}
+"""Inputs that hold cosines and sines."""
 SAMPLE_BYTES = 4096
 OURS = re.compile(r"tokens|positions|position_ids|page_table|rows|[kv]_cache\..*|(%|result\.).*")
 """Names of a step graph's inputs, and those that values are given."""
@@ -120,7 +130,8 @@ def check_operators(proto: onnx.ModelProto, path: Path) -> None:
     for node in (node for body in bodies for node in body):
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         place = f"node {node.name or ', '.join(map(str, node.output))} of {path}"
-        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in functions:
+        known = node.domain in ("", "ai.onnx") or (node.domain == MICROSOFT and node.op_type in STANDARDISED)
+        if not known and (node.domain, node.op_type) not in functions:
             hint = (
                 "export the model without one runtime's own operators and without quantisation: llmc does both itself"
             )
@@ -206,6 +217,8 @@ def prepare(model: ir.Model) -> None:
             node.resize_outputs(len(node.outputs) - 1)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET
+    if any(node.domain == MICROSOFT for node in graph):
+        graph.opset_imports[MICROSOFT] = 1
     model.ir_version = 10
     for thing in (model, graph, *graph, *graph.inputs, *(value for node in graph for value in node.outputs)):
         thing.metadata_props.clear()
@@ -311,7 +324,7 @@ def weights_among(graph: ir.Graph) -> set[ir.Value]:
         made_of_it = any(result in found for result in node.outputs)
         made = {value for value in node.inputs if value is not None and not value.is_initializer()}
         for index, value in enumerate(node.inputs):
-            if value is None:
+            if value is None or index in POSITION_TABLES.get(node.op_type, ()):
                 continue
             if meets or (made_of_it and made <= {value}) or (index == 0 and is_lookup(node, value)):
                 found.add(value)

@@ -1,0 +1,232 @@
+"""Write operators of ONNX Runtime (com.microsoft) as the standard ones that they are defined by.
+
+rewrite:
+    com.microsoft.SkipSimplifiedLayerNormalization(x, residual, w)      likewise SkipLayerNormalization
+    -->
+    RMSNormalization(Add(x, residual), w)
+
+    com.microsoft.BiasGelu(x, b)      likewise Gelu, FastGelu, QuickGelu
+    -->
+    Gelu(Add(x, b))
+
+    com.microsoft.GroupQueryAttention(qkv, …, cos_cache, sin_cache, do_rotary=1, local_window_size=w)
+    -->
+    Attention(RotaryEmbedding(q, Gather(cos_cache, position_ids), Gather(sin_cache, position_ids)), …, v, mask)
+refuses: an input, an attribute or a result of theirs that has no such definition here, quantised ones among them; a
+GroupQueryAttention whose lengths are not those of the attention mask.
+
+These are what ONNX Runtime's optimiser, Olive and the builder of onnxruntime-genai write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph import add_constant, attribute, constant, ints_constant, producer, prune, replace
+from llmc.compiler.graph_run import extract, runner
+from llmc.compiler.graph_text import op_name
+from llmc.passes.drop_cache import made
+from llmc.runtime.errors import LlmcError
+
+DOMAIN = "com.microsoft"
+Results = Sequence[ir.Value | None]
+NEUTRAL: Mapping[str, tuple[object, ...]] = {"causal": (1,), "stash_type": (1,), "kv_cache_bit_width": (0, 8, 16)}
+"""What attributes say that change nothing, but for 0, -1 and "NONE"."""
+
+
+class Rule(NamedTuple):
+    """write(node) -> what takes the place of each result.  inputs: how many are understood, or which; attributes."""
+
+    write: Callable[[ir.Node], Results]
+    inputs: Sequence[int]
+    attributes: tuple[str, ...] = ()
+
+
+def standardise_operators(model: ir.Model) -> int:
+    """Assumes what drop_cache leaves; shapes are resolve_shapes' to settle. Leaves standard operators, where there is a
+    rule. Returns the number of nodes written otherwise."""
+    graph = model.graph
+    n_rewrites = 0
+    for node in list(graph):
+        rule = RULES.get(op_name(node))
+        if rule is None:
+            continue
+        refuse_others(node, rule)
+        results = rule.write(node)
+        for index, old in enumerate(node.outputs):
+            if not old.uses() and not old.is_graph_output():
+                continue
+            new = results[index] if index < len(results) else None
+            if new is None:
+                raise LlmcError(f"result {index} of a {op_name(node)} is not compiled", place=f"node {node.name}")
+            new.name = new.name or old.name
+            replace(old, new)
+        n_rewrites += 1
+    graph.opset_imports.pop(DOMAIN, None)
+    prune(reversed(graph))
+    return n_rewrites
+
+
+def refuse_others(node: ir.Node, rule: Rule) -> None:
+    place = f"node {node.name}"
+    for index, value in enumerate(node.inputs):
+        if value is not None and index not in rule.inputs:
+            raise LlmcError(f"a {op_name(node)} with its input {index} ({value.name}) is not compiled", place=place)
+    for name, said in node.attributes.items():
+        if name not in rule.attributes and said.value not in (0, -1, "NONE", *NEUTRAL.get(name, ())):
+            raise LlmcError(f"a {op_name(node)} with {name}={said.value} is not compiled", place=place)
+
+
+# -- norms, activations, products ----------------------------------------------------------------------------------
+
+
+def simplified_norm(node: ir.Node) -> Results:
+    settings = {name: attribute(node, name, default) for name, default in (("axis", -1), ("epsilon", 1e-5))}
+    return [made(node, "RMSNormalization", node.inputs[:2], **settings)]
+
+
+def skip_norm(node: ir.Node) -> Results:
+    """input, skip, gamma, [beta], [bias], or without beta for a root mean square: normed, -, -, what was normed."""
+    is_rms = node.op_type == "SkipSimplifiedLayerNormalization"
+    x, skip, gamma, *more = node.inputs
+    beta = None if is_rms else (more.pop(0) if more else None)
+    total = made(node, "Add", [x, skip])
+    if more and more[0] is not None:
+        total = made(node, "Add", [total, more[0]])
+    epsilon = attribute(node, "epsilon", 1e-12)
+    operands = [total, gamma] if beta is None else [total, gamma, beta]
+    op = "RMSNormalization" if is_rms else "LayerNormalization"
+    return [made(node, op, operands, axis=-1, epsilon=epsilon), None, None, total]
+
+
+def gelu(node: ir.Node) -> Results:
+    x, *bias = (value for value in node.inputs if value is not None)
+    total = made(node, "Add", [x, bias[0]]) if bias else x
+    return [made(node, "Gelu", [total], approximate="tanh" if node.op_type == "FastGelu" else "none")]
+
+
+def quick_gelu(node: ir.Node) -> Results:
+    x, alpha = node.inputs[0], float(attribute(node, "alpha", 1.702))
+    inner = x if alpha == 1 else made(node, "Mul", [x, number(node, alpha)])
+    return [made(node, "Mul", [x, made(node, "Sigmoid", [inner])])]
+
+
+def number(node: ir.Node, value: float) -> ir.Value:
+    assert isinstance(node.graph, ir.Graph)
+    return add_constant(node.graph, np.array(value, np.float32), f"scalar.float32.{value}")
+
+
+def ints(node: ir.Node, *numbers: int) -> ir.Value:
+    assert isinstance(node.graph, ir.Graph)
+    return ints_constant(node.graph, numbers)
+
+
+# -- attention -----------------------------------------------------------------------------------------------------
+
+
+def rotary(node: ir.Node) -> Results:
+    """input [batch, sequence, H * D] or [batch, H, sequence, D], position_ids, cos_cache, sin_cache."""
+    x, at, *tables = node.inputs
+    names = ("interleaved", "num_heads", "rotary_embedding_dim")
+    interleaved, n_heads, n_turned = (int(attribute(node, name, 0)) for name in names)
+    width = constant(tables[0])
+    is_plain = attribute(node, "scale", 1.0) == 1 and at is not None and (at.shape is None or len(at.shape) == 2)
+    if not is_plain or x is None or x.shape is None or width is None:
+        fact = "a com.microsoft.RotaryEmbedding with a scale, an offset, no constant tables or no shape is not compiled"
+        raise LlmcError(fact, place=f"node {node.name}")
+    angles = [made(node, "Gather", [table, at], axis=0) for table in tables]
+    settings = {"interleaved": interleaved, "rotary_embedding_dim": n_turned}
+    if len(x.shape) == 4:
+        return [made(node, "RotaryEmbedding", [x, *angles], **settings)]
+    sizes = (n_heads, -1) if n_heads else (-1, 2 * int(width.shape.numpy()[-1]))
+    apart = heads_apart(node, x, *sizes)
+    return [heads_joined(node, made(node, "RotaryEmbedding", [apart, *angles], **settings))]
+
+
+def group_query(node: ir.Node) -> Results:
+    """query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids."""
+    q, k, v, past, _, *lengths = (*node.inputs, *[None] * 10)[:7]
+    check_lengths(node, lengths)
+    n_heads, n_kv = (int(attribute(node, name)) for name in ("num_heads", "kv_num_heads"))
+    if k is None or v is None:
+        q, k, v = unpacked(node, q, past, n_heads, n_kv)
+    q, k, v = (heads_apart(node, x, n) for x, n in ((q, n_heads), (k, n_kv), (v, n_kv)))
+    assert isinstance(node.graph, ir.Graph)
+    positions = node.graph.inputs[1]
+    if attribute(node, "do_rotary", 0):
+        at = (node.inputs[9] if len(node.inputs) > 9 else None) or positions
+        angles = [made(node, "Gather", [table, at], axis=0) for table in node.inputs[7:9]]
+        settings = {"interleaved": int(attribute(node, "rotary_interleaved", 0))}
+        q, k = (made(node, "RotaryEmbedding", [x, *angles], num_heads=n, **settings)
+                for x, n in ((q, n_heads), (k, n_kv)))  # fmt: skip
+    window = int(attribute(node, "local_window_size", -1))
+    mask = [near(node, positions, window)] if window > 0 else []
+    scale, softcap = (float(attribute(node, name, 0.0)) for name in ("scale", "softcap"))
+    scaling = {"scale": scale} if scale else {}
+    return [heads_joined(node, made(node, "Attention", [q, k, v, *mask], is_causal=1, softcap=softcap, **scaling))]
+
+
+def check_lengths(node: ir.Node, lengths: Sequence[ir.Value | None]) -> None:
+    """seqlens_k is the length but 1, total_sequence_length the length: nothing is padded."""
+    assert isinstance(node.graph, ir.Graph)
+    ids = node.graph.inputs[0]
+    feeds = {str(ids.name): np.zeros((1, 11), np.int64)}
+    for value, wanted in zip(lengths, (10, 11), strict=True):
+        try:
+            found = runner(extract(value, [ids]))(feeds) if value is not None else {}
+        except LlmcError:
+            found = {}  # it is made of something else than the mask
+        if not found or any((array != wanted).any() for array in found.values()):
+            fact = "a GroupQueryAttention takes lengths that are not those of the attention mask"
+            raise LlmcError(fact, place=f"node {node.name}")
+
+
+def unpacked(node: ir.Node, qkv: ir.Value | None, past: ir.Value | None, n_heads: int, n_kv: int) -> list[ir.Value]:
+    """Queries, keys and values [batch, sequence, …] that lie one after the other; how wide, the cache says."""
+    nothing = producer(past, "Expand")
+    tensor = constant(nothing.inputs[0]) if nothing is not None else None
+    if tensor is None:
+        fact = "a GroupQueryAttention of packed queries, keys and values has no cache that says how wide they are"
+        raise LlmcError(fact, place=f"node {node.name}")
+    size = int(tensor.shape.numpy()[-1])
+    sizes = ints(node, n_heads * size, n_kv * size, n_kv * size)
+    split = ir.Node("", "Split", [qkv, sizes], [ir.AttrInt64("axis", -1)], num_outputs=3)
+    assert isinstance(node.graph, ir.Graph)
+    node.graph.insert_before(node, split)
+    return list(split.outputs)
+
+
+def near(node: ir.Node, positions: ir.Value, window: int) -> ir.Value:
+    """bool [batch, 1, sequence, sequence]: keys among the last `window` tokens."""
+    ends = [made(node, "Unsqueeze", [positions, ints(node, *axes)]) for axes in ((1, 3), (1, 2))]
+    return made(node, "Less", [made(node, "Sub", ends), ints(node, window)])
+
+
+def heads_apart(node: ir.Node, x: ir.Value | None, n_heads: int, size: int = -1) -> ir.Value:
+    """[batch, sequence, H * D] as [batch, H, sequence, D]."""
+    return made(node, "Transpose", [made(node, "Reshape", [x, ints(node, 0, 0, n_heads, size)])], perm=[0, 2, 1, 3])
+
+
+def heads_joined(node: ir.Node, x: ir.Value) -> ir.Value:
+    return made(node, "Reshape", [made(node, "Transpose", [x], perm=[0, 2, 1, 3]), ints(node, 0, 0, -1)])
+
+
+RULES: Mapping[str, Rule] = {
+    "SimplifiedLayerNormalization": Rule(simplified_norm, range(2), ("axis", "epsilon")),
+    f"{DOMAIN}.SkipSimplifiedLayerNormalization": Rule(skip_norm, range(4), ("epsilon",)),
+    f"{DOMAIN}.SkipLayerNormalization": Rule(skip_norm, range(5), ("epsilon",)),
+    f"{DOMAIN}.Gelu": Rule(gelu, range(1)),
+    f"{DOMAIN}.BiasGelu": Rule(gelu, range(2)),
+    f"{DOMAIN}.FastGelu": Rule(gelu, range(2)),
+    f"{DOMAIN}.QuickGelu": Rule(quick_gelu, range(1), ("alpha",)),
+    f"{DOMAIN}.RotaryEmbedding": Rule(rotary, range(4), ("interleaved", "num_heads", "rotary_embedding_dim", "scale")),
+    f"{DOMAIN}.GroupQueryAttention": Rule(
+        group_query,
+        range(10),
+        ("num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved", "local_window_size"),
+    ),
+}
