@@ -14,8 +14,9 @@ FAMILIES = ("GEMV", "flat GEMM", "GEMM")
 
 
 def collect(file: ArtifactFile, program: int = 0) -> Said:
-    schedules = file.manifest(program).get("schedules", [])
-    return {"schedules": schedules, "switches": switches(schedules)}
+    manifest = file.manifest(program)
+    schedules = manifest.get("schedules", [])
+    return {"schedules": schedules, "switches": switches(schedules), "switched": manifest.get("switched", [])}
 
 
 def write(said: Said) -> str:
@@ -26,6 +27,8 @@ def write(said: Said) -> str:
         parts += [linear_table(linear), switch_table(said["switches"])]
     if others or not linear:
         parts.append(other_table(others))
+    if switched := said.get("switched"):
+        parts.append("\n".join(["passes that a measurement has turned on", *switched]))
     return "\n\n".join(parts)
 
 

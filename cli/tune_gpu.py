@@ -107,7 +107,10 @@ def records_in_words(said: Mapping[str, Any]) -> str:
     faster = [record for record in records if record["time_us"] < record["heuristic_us"]]
     n_in_place = sum(bool(record.get("in_place")) for record in records)
     tuned = f"{len(records)} tuned" + (f" ({n_in_place} in place)" if n_in_place else "")
-    return (
-        f"{said['path']}  {said['target']}, {said['machine']}\n"
-        f"{tuned}, {len(faster)} of them faster than the rule's own choice; {said['kept']} known before"
+    return "\n".join(
+        [
+            f"{said['path']}  {said['target']}, {said['machine']}",
+            f"{tuned}, {len(faster)} of them faster than the rule's own choice; {said['kept']} known before",
+            *said["switches"],
+        ]
     )

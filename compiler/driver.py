@@ -65,12 +65,14 @@ class Stages:
 
 @dataclass(frozen=True)
 class Part:
-    """One target of an artifact.  graph_section: how its step graph came to be.  notes: what the user should know."""
+    """One target of an artifact.  graph_section: how its step graph came to be.  notes: what the user should know.
+    switched: the passes that a measurement has turned on for it, in words."""
 
     machine: Target
     program: Program
     graph_section: bytes
     notes: tuple[str, ...] = ()
+    switched: tuple[str, ...] = ()
 
 
 def compile_model(
@@ -265,7 +267,8 @@ def plan_each(
         is_second = any(other.kind == machine.kind == "cpu" for other in machines[:index])
         suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
         program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix)
-        parts.append(Part(machine, program, graph_section, tuple(tuned.notes)))
+        switched = tuple(map(str, tuned.on(machine)))
+        parts.append(Part(machine, program, graph_section, tuple(tuned.notes), switched))
     programs, shared = share_weights([part.program for part in parts])
     return [replace(part, program=program) for part, program in zip(parts, programs, strict=True)], shared
 
@@ -290,7 +293,7 @@ def plan(
         return with_suffix(found, suffix) if suffix else found
 
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
-    rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if machine.level == "sm_90a" else None)
+    rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
     planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context, machine.kind, rewritten.graph)
     return planner.plan(sorted({1, *batch, *chunks}), sorted({1, *batch}))
 
@@ -337,7 +340,10 @@ def manifest_of(
     parts: Sequence[Part], source: SourceModel, batch: Sequence[int], scheme: Scheme | None, kv_dtype: str
 ) -> dict[str, Any]:
     return report.of_several(
-        [report.manifest(source, p.machine, p.program, batch, scheme, kv_dtype, version=__version__) for p in parts]
+        [
+            report.manifest(source, p.machine, p.program, batch, scheme, kv_dtype, p.switched, version=__version__)
+            for p in parts
+        ]
     )
 
 

@@ -37,10 +37,11 @@ def manifest(
     batch: Sequence[int],
     scheme: Scheme | None,
     kv_dtype: str,
+    switched: Sequence[str] = (),
     *,
     version: str,
 ) -> dict[str, Any]:
-    """The manifest, its certificate still to come."""
+    """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
         "format_version": fmt.FORMAT_VERSION,
         "llmc": version,
@@ -80,11 +81,12 @@ def manifest(
             for w in program.weights
         ],
         "schedules": [schedule_record(choice) for choice in program.choices],
+        "switched": list(switched),
         "certificate": {"status": "pending"},
     }
 
 
-OF_A_PROGRAM = ("target", "kv_cache", "plans", "memory", "weights", "schedules")
+OF_A_PROGRAM = ("target", "kv_cache", "plans", "memory", "weights", "schedules", "switched")
 
 
 def of_several(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:

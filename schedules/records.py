@@ -145,6 +145,10 @@ class Tuned:
     notes: list[str] = field(default_factory=list)
     switches: dict[str, Switch] = field(default_factory=dict)
 
+    def on(self, target: Target) -> list[Switch]:
+        """The switches that turn a pass on for a target: Hopper's kernels alone have what they are about."""
+        return [each for each in self.switches.values() if each.is_on and target.level == "sm_90a"]
+
     def switched(self, n_rows: int) -> frozenset[str]:
         """The passes that are on in a plan of so many rows."""
         return switched(self.switches.values(), n_rows)

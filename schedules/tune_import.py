@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from llmc.compiler.target import Target
@@ -20,6 +21,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
 from llmc.schedules import records, tune_lines
 from llmc.schedules.records import Record, Signature, signature_of
+from llmc.schedules.switches import Switch
 from llmc.schedules.tune_in_place import records_in_place
 from llmc.schedules.tune_limits import COPY, PRODUCT, geometric_mean, limit_of, needed_us
 from llmc.schedules.tune_lines import Entry
@@ -35,17 +37,18 @@ LATEST = 1e11
 @dataclass
 class Found:
     """What one card measured with one driver.  measured: the last entry of each item of the tuner; in_place: of calls
-    between those of a layer."""
+    between those of a layer; switches: of whole models with a pass and without it."""
 
     device: Entry = field(default_factory=dict)
     driver: str | None = None
     rates: dict[str, float] = field(default_factory=dict)
     measured: dict[str, Entry] = field(default_factory=dict)
     in_place: dict[str, Entry] = field(default_factory=dict)
+    switches: dict[str, Entry] = field(default_factory=dict)
 
     @property
     def entries(self) -> list[Entry]:
-        return [*self.measured.values(), *self.in_place.values()]
+        return [*self.measured.values(), *self.in_place.values(), *self.switches.values()]
 
     @property
     def machine(self) -> str:
@@ -75,12 +78,15 @@ def import_records(sources: Sequence[Path], target: Target, out: Path | None, ve
         known = records.load(path, target)
         found = [record for record in records_of(run, version) if stands_before(record, known.get(record.signature))]
         before = set(known) - {record.signature for record in found}
-        if found:
-            records.save(path, target, (known | {record.signature: record for record in found}).values())
+        switches = {switch.name: switch for switch in switches_of(run, version)}
+        if found or switches:
+            turned = records.load_switches(path, target) | switches
+            records.save(path, target, (known | {each.signature: each for each in found}).values(), turned.values())
             said = {"path": str(path), "target": str(target), "machine": run.machine, "kept": len(before)}
+            said["switches"] = [str(switch) for switch in switches.values()]
             reports[path] = {**said, "records": [record.to_json() for record in found], "left_out": left_out}
     if not reports:
-        hint = "it must be the results.jsonl of a run with the stages a, e, and f or i"
+        hint = "it must be the results.jsonl of a run with the stages a, e, and f or i, or j"
         place = ", ".join(map(str, sources)) + (f" ({left_out[0]})" if left_out else "")
         raise LlmcError("the file has no tuning in it", place=place, hint=hint)
     return list(reports.values())
@@ -160,10 +166,33 @@ def take(entry: Entry, run: Found, runs: dict[str, Found]) -> Found:
         run.measured[entry["item"]] = tune_lines.alone(entry)
     elif entry["stage"] == tune_lines.IN_PLACE:
         run.in_place[entry["item"]] = tune_lines.in_place(entry)
+    elif entry["stage"] == tune_lines.SWITCHES and (measured := tune_lines.switch(entry)):
+        run.switches[entry["item"]] = measured
     return run
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def switches_of(run: Found, version: str) -> Iterator[Switch]:
+    """For each pass what whole models say, every pair of every prompt counting alike."""
+    passes: dict[str, list[Entry]] = {}
+    for entry in run.switches.values():
+        passes.setdefault(entry["pass"], []).append(entry)
+    for name, entries in passes.items():
+        pairs = [b / a for each in entries for a, b in zip(each["without_s"], each["with_s"], strict=True)]
+        rows = [int(each["rows"]) for each in entries]
+        yield Switch(
+            name=name,
+            fewest=min(rows),
+            most=max(rows),
+            ratio=round(median(pairs), 4),
+            pairs=len(pairs),
+            model=", ".join(dict.fromkeys(str(each["model"]) for each in entries)),
+            date=time.strftime("%Y-%m-%d", time.gmtime(max(each["at"] for each in entries))),
+            machine=run.machine,
+            llmc=version,
+        )
 
 
 def records_of(run: Found, version: str) -> Iterator[Record]:

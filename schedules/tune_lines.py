@@ -11,7 +11,7 @@ from llmc.schedules.records import signature_of
 Entry = Mapping[str, Any]
 """A line."""
 LARGEST = 1e18
-IN_PLACE = "in place"
+IN_PLACE, SWITCHES = "in place", "switches"
 OWN, TOGETHER, CANDIDATE, BEST = "own", "together", "candidate", "best"
 """What a line of IN_PLACE is about: a chain with the rules' own choices, with other ones of all calls, with one
 candidate, with the best of every call."""
@@ -49,6 +49,18 @@ def in_place(entry: Entry) -> Entry:
     for call in (entry,) if of == CANDIDATE else entry["calls"] if of == OWN else ():
         _check(call, _CALL)
         signature_of(call["signature"])
+    return entry
+
+
+def switch(entry: Entry) -> Entry | None:
+    """A prompt of a whole model with a pass and without it; None for what else its stage says.  Raises ValueError,
+    TypeError or KeyError for what is none."""
+    if "ratio" not in entry:
+        return None
+    _check(entry, {"pass": str, "model": str, "rows": int, "without_s": list, "with_s": list}, ("ratio", "rows"))
+    times = [number({"s": seconds}, "s") for name in ("without_s", "with_s") for seconds in entry[name]]
+    if not times or min(times) <= 0 or len(entry["with_s"]) != len(entry["without_s"]):
+        raise ValueError("no pairs of times")
     return entry
 
 

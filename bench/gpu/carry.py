@@ -65,7 +65,10 @@ def write_sections(path: Path, planned: Planned, target: Target) -> None:
     """Everything that compile_model writes but the weights, each section under its name."""
     program, source, wanted = planned.program, planned.source, planned.wanted
     code, images = driver.linked(program, target, cache.compile_kernels(program.kernels, target))
-    manifest = report.manifest(source, target, program, wanted.batch, planned.scheme, source.dtype, version=__version__)
+    switched = [str(each) for each in planned.tuned.on(target)]
+    manifest = report.manifest(
+        source, target, program, wanted.batch, planned.scheme, source.dtype, switched, version=__version__
+    )
     manifest["certificate"] = {"status": "skipped", "reason": "random weights"}
     bos = -1 if source.bos is None else source.bos
     sections = {

@@ -96,7 +96,7 @@ class Kit:
     def digest(self) -> str:
         """Of its jobs and models: what one kit found is not what another would find."""
         found = hashlib.sha256((self.folder / "kit.json").read_bytes())
-        for model in self.said["models"]:
+        for model in (*self.said["models"], *(pair["artifact"] for pair in self.said["switched"])):
             for name in ("model.json", "sections.zip"):
                 found.update((self.folder / "models" / model / name).read_bytes())
         return found.hexdigest()[:16]

@@ -77,15 +77,31 @@ class Ours:
 
     def prefill(self, n: int) -> list[float]:
         """Seconds until the first token of a prompt of n tokens is known."""
-        seconds = []
-        for seed in range(self.settings["prompts"]):
-            prompt = prompt_of(n - 1, self.n_vocab, seed)
-            with self.model.sequence() as sequence:
-                began = time.perf_counter()
-                sequence.feed(prompt)
-                sequence.sample()
-                seconds.append(time.perf_counter() - began)
-        return seconds[1:]
+        return [self.first_token(n, seed) for seed in range(self.settings["prompts"])][1:]
+
+    def first_token(self, n: int, seed: int) -> float:
+        """Seconds until the first token of one such prompt is known."""
+        prompt = prompt_of(n - 1, self.n_vocab, seed)
+        with self.model.sequence() as sequence:
+            began = time.perf_counter()
+            sequence.feed(prompt)
+            sequence.sample()
+            return time.perf_counter() - began
+
+    def behind(self, n: int, n_new: int) -> tuple[np.ndarray[Any, Any], list[int]]:
+        """The logits behind a prompt that leaves room for n_new of n tokens, and those tokens as they are chosen."""
+        with self.model.sequence() as sequence:
+            sequence.feed(prompt_of(n - n_new, self.n_vocab))
+            logits, tokens = np.array(sequence.logits()), []
+            for _ in range(n_new):
+                tokens.append(sequence.sample())
+                sequence.feed(tokens[-1:])
+        return logits, tokens
+
+    def rows_of(self, n: int) -> int:
+        """Of the plan that a prompt of n tokens is mostly fed by."""
+        rows = [int(plan["rows"]) for plan in self.model.manifest["plans"] if plan["kind"] == "body"]
+        return min((m for m in rows if m >= n), default=max(rows))
 
     def step_bytes(self, batch: int, length: int) -> dict[str, int]:
         """What a step must read: weights, without the tables of which it looks up rows, and the contexts."""

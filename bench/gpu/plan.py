@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.stages import STAGES, Stage, stage_of
 
@@ -83,11 +83,14 @@ QUANTISED = _of_models(whole.QUANTISED, "models with quantised weights at batch 
 COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashAttention alone", 130, 240)
 MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 10, 40)
 CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 60, 240)
+SWITCHED = Part(
+    "passes", stage_of(switched.STAGE), "prompts of 1k – 4k with and without passes that are off, in turns", 30, 60
+)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
     1: (FACTS, PRIMITIVES, USED_FIRST, FEW_ODD, LIMITS, SHORT, TUNING, IN_PLACE),
-    2: (FACTS, LIMITS, SHORT, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
+    2: (FACTS, LIMITS, SHORT, SWITCHED, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
 """What a visit may take where the machine is there for fifteen minutes, both starts included."""

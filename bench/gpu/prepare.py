@@ -14,7 +14,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +25,13 @@ from llmc.bench.gpu.jobs import Jobs, add_model, add_odd
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.source import SourceModel
-from llmc.compiler.kernel import Kernel
+from llmc.compiler.kernel import FEW_ROWS, Kernel
 from llmc.compiler.plan import Program
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.target import Target, parse_target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache, records
+from llmc.schedules.switches import PASSES, toggled
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = Path(llmc.__file__).parent
@@ -73,6 +74,8 @@ SETTINGS: dict[str, Any] = {
     "l2_bytes": 60 << 20,
     "shortest_ms": 1.0,
     "replays": 7,
+    "switched_prompts": [1024, 2048, 4096],
+    "pairs": 12,
     "in_place": [
         *([1, 128], [8, 128], [1, 1024], [8, 1024]),
         *([2, 128], [4, 128], [16, 128], [64, 128]),
@@ -86,7 +89,7 @@ SETTINGS: dict[str, Any] = {
 @dataclass(frozen=True)
 class Wanted:
     """A model to carry: its name or folder, how it is quantised (as in compile_model), how long its sequences are, and
-    its batch sizes."""
+    its batch sizes.  switch: a pass that is turned to what it is not (schedules/switches.py)."""
 
     model: str
     quant: str = "none"
@@ -94,21 +97,25 @@ class Wanted:
     quant_lm_head: bool = False
     max_sequence: int | None = 4096
     batch: tuple[int, ...] = BATCH
+    switch: str = ""
 
     @property
     def name(self) -> str:
-        return Path(self.model).name + (f"-{self.quant}" if self.quant != "none" else "")
+        quant = f"-{self.quant}" if self.quant != "none" else ""
+        return Path(self.model).name + quant + (f"@{self.switch}" if self.switch else "")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A model, planned for a GPU."""
+    """A model, planned for a GPU.  plain: without passes that are switched on, as calls are checked and tuned."""
 
     wanted: Wanted
     source: SourceModel
     scheme: Scheme | None
     program: Program
+    plain: Program
     graph_section: bytes
+    tuned: records.Tuned
 
 
 def plan_model(wanted: Wanted, target: Target) -> Planned:
@@ -116,8 +123,14 @@ def plan_model(wanted: Wanted, target: Target) -> Planned:
     scheme = Scheme.parse(wanted.quant, wanted.quant_group, wanted.quant_lm_head)
     source = load_source(wanted.model, weights="random", dtype="bf16", max_sequence=wanted.max_sequence, has_f16=True)
     step_graph, graph_section = driver.rewrite(source, scheme, None, target.kind)
-    program = driver.plan(step_graph, source, target, wanted.batch, source.dtype, records.installed(target))
-    return Planned(wanted, source, scheme, program, graph_section)
+    tuned = records.installed(target)
+    if wanted.switch:
+        tuned.switches[wanted.switch] = toggled(tuned.switches.values(), wanted.switch, FEW_ROWS + 1)
+    plain, program = (
+        driver.plan(step_graph, source, target, wanted.batch, source.dtype, each)
+        for each in (replace(tuned, switches={}), tuned)
+    )
+    return Planned(wanted, source, scheme, program, plain, graph_section, tuned)
 
 
 def prepare(
@@ -129,8 +142,10 @@ def prepare(
     carried: bool = True,
     odd: Odd = "all",
     settings: dict[str, Any] | None = None,
+    switched: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.
+    """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.  switched:
+    the models, by name, that are carried once more for each pass with a switch, turned to what it is not.
 
     Returns a report: path, jobs, candidates, kernels, bytes.  Raises LlmcError: the folder is another's.
     """
@@ -140,23 +155,20 @@ def prepare(
     planned = [plan_model(wanted, target) for wanted in models]
     settings = {**SETTINGS, **(settings or {})}
     for each in planned:
-        add_model(jobs, (choice.call for choice in each.program.choices), most)
+        add_model(jobs, (choice.call for choice in each.plain.choices), most)
     chains = [
         chain
         for each in planned
-        for chain in add_chains(jobs, each.wanted.name, each.program, most, settings["in_place"])
+        for chain in add_chains(jobs, each.wanted.name, each.plain, most, settings["in_place"])
     ]
     if odd != "none":
         add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
     kernels = {**jobs.kernels, **micro_kernels()}
     out.mkdir(parents=True, exist_ok=True)
     write_kernels(out / "kernels.zip", list(kernels.values()), target)
+    others = with_others(planned, switched, target) if carried else []
     if carried:
-        from llmc.bench.gpu.carry import write_model
-
-        for each in planned:
-            print(f"{each.wanted.name}: how its weights are made", file=sys.stderr)
-            write_model(out / "models" / each.wanted.name, each, target)
+        write_models(out, [*planned, *others], target)
     said = {
         "target": str(target),
         "settings": settings,
@@ -164,6 +176,7 @@ def prepare(
         "jobs": list(jobs.said.values()),
         "models": [each.wanted.name for each in planned] if carried else [],
         "chains": chains,
+        "switched": [pair_of(each) for each in others],
     }
     (out / "kit.json").write_text(json.dumps(said))
     write_programs(out)
@@ -173,6 +186,32 @@ def prepare(
         "candidates": sum(len(job["candidates"]) for job in jobs.said.values()),
         "kernels": len(kernels),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+    }
+
+
+def with_others(planned: Sequence[Planned], names: Sequence[str], target: Target) -> list[Planned]:
+    """The models of these names once more for each pass with a switch, turned."""
+    models = [each.wanted for each in planned if each.wanted.name in names]
+    return [plan_model(replace(wanted, switch=name, batch=(1,)), target) for wanted in models for name in PASSES]
+
+
+def write_models(out: Path, models: Sequence[Planned], target: Target) -> None:
+    from llmc.bench.gpu.carry import write_model
+
+    for each in models:
+        print(f"{each.wanted.name}: how its weights are made", file=sys.stderr)
+        write_model(out / "models" / each.wanted.name, each, target)
+
+
+def pair_of(planned: Planned) -> dict[str, Any]:
+    """What a kit says of an artifact beside that of the same model.  adds: whether it is the one with the pass."""
+    wanted = planned.wanted
+    return {
+        "model": replace(wanted, switch="").name,
+        "artifact": wanted.name,
+        "pass": wanted.switch,
+        "adds": planned.tuned.switches[wanted.switch].is_on,
+        "n_context": planned.source.n_context,
     }
 
 
@@ -223,13 +262,17 @@ def main() -> None:
     parser.add_argument("--target", default="cuda:sm_90a")
     parser.add_argument("--models", default="llama2-7b,opt-6.7b")
     parser.add_argument("--quant", default="llama2-7b:int8,llama2-7b:fp8,llama2-7b:int4", help="MODEL:SCHEME,…")
+    parser.add_argument(
+        "--switched", default="llama2-7b", help="models to carry with passes turned on that are off, too"
+    )
     parser.add_argument("--most", type=int, default=5, help="candidates of a call [default: 5]")
     options = parser.parse_args()
     wanted = [Wanted(model) for model in options.models.split(",") if model]
     for pair in filter(None, options.quant.split(",")):
         model, _, quant = pair.partition(":")
         wanted.append(Wanted(model, quant, batch=QUANTISED_BATCH))
-    print(json.dumps(prepare(options.out, parse_target(options.target), wanted, most=options.most), indent=1))
+    target, switched = parse_target(options.target), [name for name in options.switched.split(",") if name]
+    print(json.dumps(prepare(options.out, target, wanted, most=options.most, switched=switched), indent=1))
     print(f"carry {options.out} to the machine with the GPU; there: python run.py --visit 1 -o OUT", file=sys.stderr)
 
 

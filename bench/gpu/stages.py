@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ STAGES = (
     Stage("g", whole, "whole models", 90.0, on_device=False),
     Stage("h", profiles, "profiles of what falls short", 100.0, on_device=False),
     Stage("i", in_place, "tuning in place"),
+    Stage("j", switched, "passes that are off, on", 90.0, on_device=False),
 )
 
 

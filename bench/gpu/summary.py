@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, whole
+from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.schedules.tune_limits import share_of
@@ -19,6 +19,7 @@ NAMES = {
     whole.STAGE: "whole models",
     profiles.STAGE: "profiles",
     in_place.STAGE: "tuning in place",
+    switched.STAGE: "passes that are off",
 }
 
 
@@ -40,6 +41,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from table(("call", "µs", "of the limit", "schedule", "own: µs"), best_rows(journal, rates))
     yield from table(("layer of", "own: µs", "best: µs", "saved", "other choices"), in_place.rows(kit, journal))
     yield from whole.report(journal, rates)
+    yield from switched.report(journal)
     yield from failures(journal)
 
 

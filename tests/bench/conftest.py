@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmc.bench.gpu import prepare
 from llmc.bench.gpu.prepare import Wanted
+from llmc.schedules.switches import APPEND_IN_PRODUCT
 from tests.bench.fake_gpu import LLAMA, TARGET, TINY, TUNED, Made
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
@@ -40,7 +42,7 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kit")
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
-        prepare.prepare(folder / "kit", TARGET, [model], most=2, odd="few", settings=TINY)
+        prepare.prepare(folder / "kit", TARGET, [model], most=2, odd="few", settings=TINY, switched=["tiny"])
     path = folder / "kit" / "kit.json"
     said = json.loads(path.read_text())
     (chain,) = said["chains"]
@@ -52,7 +54,8 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(json.dumps(said))
     launches = [launch for job in said["jobs"] for each in job["candidates"] for launch in each["launches"]]
     needed = {launch["kernel"] for launch in launches}
-    needed |= {kernel.name for kernel in prepare.plan_model(model, TARGET).program.kernels}
+    for wanted in (model, replace(model, switch=APPEND_IN_PRODUCT)):
+        needed |= {kernel.name for kernel in prepare.plan_model(wanted, TARGET).program.kernels}
     kernels = [kernel for name, kernel in made.kernels.items() if name in needed]
     (folder / "kernels.so").symlink_to(build_library(kernels, TARGET))
     build_driver(folder)

@@ -36,6 +36,8 @@ TINY: dict[str, Any] = {
     "flash": [],
     "decode_large": [],
     "prefill": [40],
+    "switched_prompts": [100],
+    "pairs": 2,
     "read": 64,
     "first": 1,
     "steps": 3,

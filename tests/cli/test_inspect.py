@@ -150,6 +150,8 @@ def test_a_tuned_schedule_says_which_family_it_is_and_what_it_beat() -> None:
     measured["in_place"] = "a model M=8 @128"
     assert "  tuned in place  a layer 90 % of copy bandwidth" in write(said).splitlines()[1]
     assert lines[-1].split() == ["bf16", "[128,", "64]", "-", "8", "-"]
+    switched = write({**said, "switched": ["a_pass: on"]}).splitlines()
+    assert switched[-2:] == ["passes that a measurement has turned on", "a_pass: on"]
 
 
 def test_the_certificate_of_several_targets_says_on_which_it_was_made() -> None:

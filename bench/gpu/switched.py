@@ -1,0 +1,122 @@
+"""Does a pass pay that is off until a GPU has said so (schedules/switches.py)?  A whole model with it and without it.
+
+Two artifacts of one model, whose plans of prompts differ in that pass alone, are opened side by side, and take the same
+prompts in turns.  First both are asked what comes behind the prompts: logits that differ by more than a kernel's
+roundings are an error, and nothing is timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+from llmc.schedules.tune_lines import SWITCHES
+
+if TYPE_CHECKING:
+    from llmc.bench.gpu.ours import Ours
+
+STAGE = SWITCHES
+LOGITS, PROMPT = "logits", "prompt"
+NEW = 4
+"""Tokens that both choose behind each prompt."""
+MOST_ERROR = 0.05
+"""Of two artifacts' logits, in their standard deviations.  The same bits are expected where nothing but a pass differs
+that keeps them; where sums are added in another order, roundings."""
+
+
+def items(kit: Kit) -> Iterator[str]:
+    for pair in kit.said["switched"]:
+        lengths = lengths_of(kit, pair)
+        if lengths:
+            yield f"{pair['model']} {pair['pass']} {LOGITS}"
+            yield from (f"{pair['model']} {pair['pass']} {PROMPT} {n}" for n in lengths)
+
+
+def lengths_of(kit: Kit, pair: dict[str, Any]) -> list[int]:
+    return [n for n in kit.said["settings"]["switched_prompts"] if n <= pair["n_context"]]
+
+
+def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> what was found."""
+    opened: dict[str, tuple[Ours, Ours]] = {}
+
+    def run(name: str) -> dict[str, Any]:
+        model, switch, task, *rest = name.split()
+        pair = next(each for each in kit.said["switched"] if (each["model"], each["pass"]) == (model, switch))
+        if f"{model} {switch}" not in opened:
+            for other in opened.values():
+                for each in other:
+                    each.close()
+            opened.clear()
+            opened[f"{model} {switch}"] = both(kit, pair)
+        without, with_it = opened[f"{model} {switch}"]
+        if task == LOGITS:
+            return compared(without, with_it, lengths_of(kit, pair))
+        refuse_unequal(journal, f"{model} {switch}")
+        return timed(without, with_it, int(rest[0]), kit.said["settings"]["pairs"], pair)
+
+    return run
+
+
+def refuse_unequal(journal: Journal, pair: str) -> None:
+    """Raises RuntimeError: what the two say was compared, and is not the same."""
+    if f"{pair} {LOGITS}" in journal.failed(STAGE):
+        raise RuntimeError("their logits differ")
+
+
+def both(kit: Kit, pair: dict[str, Any]) -> tuple[Ours, Ours]:
+    """The model without the pass, and with it; one of them is what the kit carries anyway."""
+    from llmc.bench.gpu.ours import Ours
+
+    names = (pair["model"], pair["artifact"])
+    without, with_it = names if pair["adds"] else names[::-1]
+    return Ours(kit, without, ()), Ours(kit, with_it, ())
+
+
+def compared(without: Ours, with_it: Ours, lengths: list[int]) -> dict[str, Any]:
+    """error: the largest difference of logits behind a prompt, in standard deviations.  Raises ValueError: too
+    large."""
+    errors, agree = [], 0
+    for n in lengths:
+        (a, first), (b, second) = (ours.behind(n, NEW) for ours in (without, with_it))
+        errors.append(float(np.abs(a - b).max() / a.std()))
+        agree += first == second
+    if not max(errors) <= MOST_ERROR:
+        raise ValueError(f"logits differ by {max(errors):.3f} standard deviations")
+    return {"error": max(errors), "same_tokens": agree, "of": len(lengths)}
+
+
+def timed(without: Ours, with_it: Ours, n: int, n_pairs: int, pair: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of prompts of n tokens without the pass and with it, in turns; the first pair is left out."""
+    seconds: dict[str, list[float]] = {"without_s": [], "with_s": []}
+    for seed in range(1 + n_pairs):
+        both = (("without_s", without), ("with_s", with_it))
+        for name, ours in both if seed % 2 else both[::-1]:
+            seconds[name].append(ours.first_token(n, seed))
+    kept = {name: values[1:] for name, values in seconds.items()}
+    ratio = median(b / a for a, b in zip(kept["without_s"], kept["with_s"], strict=True))
+    return {
+        "pass": pair["pass"],
+        "model": pair["model"],
+        "tokens": n,
+        "rows": without.rows_of(n),
+        "ratio": ratio,
+        **kept,
+    }
+
+
+def report(journal: Journal) -> Iterator[str]:
+    """What each pass comes to, as lines of Markdown."""
+    for item, entry in journal.results(STAGE).items():
+        if f" {LOGITS}" in item:
+            yield f"- {item}: differ by {entry['error']:.2g} standard deviations"
+        else:
+            yield (
+                f"- {item}: {entry['ratio']:.3f} times as long with it ({len(entry['with_s'])} pairs, "
+                f"{1e3 * median(entry['with_s']):.2f} instead of {1e3 * median(entry['without_s']):.2f} ms)"
+            )
