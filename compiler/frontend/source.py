@@ -15,10 +15,11 @@ import onnx_ir as ir
 from llmc.compiler.frontend import hub
 from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
-from llmc.compiler.frontend.checkpoint import most_common_dtype, open_checkpoint, sample
+from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
+from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.errors import LlmcError
@@ -45,6 +46,7 @@ class SourceModel:
     folder: where its files lie; None where there are none.  random: whether the weights are made up.
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
     file: the .onnx file that the graph is from; None for a model of transformers.
+    is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
     """
 
     name: str
@@ -64,6 +66,7 @@ class SourceModel:
     notes: tuple[str, ...] = ()
     chat: bytes | None = None
     file: OnnxFile | None = None
+    is_part: bool = False
 
     @property
     def architecture(self) -> str:
@@ -90,11 +93,11 @@ def load_source(
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
         return _load_file(Path(model).expanduser(), weights, dtype, max_sequence, has_f16=has_f16)
-    (name, folder, fields), notes = _find(model, weights), []
+    found = _open(model, weights)
+    name, folder, fields, checkpoint, notes = found.name, found.folder, found.fields, found.checkpoint, [*found.notes]
     if weights == "random" and (max_sequence or 0) > (made_for := int(fields.get(POSITIONS) or 0)) > 0:
         notes.append(f"made for {made_for} positions; its random weights have {max_sequence}")
         fields = {**fields, POSITIONS: max_sequence}
-    checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
     own = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
     stored, note = choose_dtype(own, dtype, has_f16)
     notes += [note] if note else []
@@ -129,6 +132,7 @@ def load_source(
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
         notes=tuple(notes),
         chat=read_chat(folder) if folder and text.tokenizer_json is not None else None,
+        is_part=found.is_part,
     )
 
 
@@ -170,6 +174,33 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
         chat=read_chat(folder) if text.tokenizer_json is not None else None,
         file=file,
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights."""
+
+    name: str
+    folder: Path | None
+    fields: dict[str, Any]
+    checkpoint: dict[str, StoredTensor] | None
+    is_part: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _open(model: str, weights: str) -> _Found:
+    """The model, or the text part of one that takes more than text."""
+    name, folder, fields = _find(model, weights)
+    checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
+    part = text_fields(fields)
+    if part is None:
+        return _Found(name, folder, fields, checkpoint)
+    if checkpoint is not None:
+        checkpoint = text_tensors(checkpoint)
+        if HEAD not in checkpoint:  # whether the two are one is said by the whole model's configuration, or its default
+            part = {**part, "tie_word_embeddings": True}
+    note = f"only the text part of {name} is compiled ({part['model_type']})"
+    return _Found(name, folder, part, checkpoint, is_part=True, notes=(note,))
 
 
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:

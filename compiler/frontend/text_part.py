@@ -1,0 +1,45 @@
+"""The text part of a model that takes images or sound too: a decoder like others, inside a larger checkpoint.
+
+Its configuration stands in the whole one's `text_config`; its tensors have `language_model.` in front of their names,
+or `model.language_model.` in place of `model.`.  To a text it says what the whole model says where there is no image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llmc.compiler.frontend.checkpoint import StoredTensor
+
+INHERITED = ("dtype", "torch_dtype", "eos_token_id", "bos_token_id")
+"""What the whole model's configuration says for its text part too."""
+PREFIXES = (("model.language_model.", "model."), ("language_model.", ""))
+"""How the names of its tensors begin in the whole, and by themselves."""
+
+HEAD = "lm_head.weight"
+"""It stands beside `model.language_model` in the whole, and behind it in older checkpoints."""
+
+
+def text_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The text part's configuration; None for a model of text alone."""
+    text = fields.get("text_config")
+    if not isinstance(text, dict) or not isinstance(text.get("model_type"), str):
+        return None
+    return {name: fields[name] for name in INHERITED if fields.get(name) is not None} | text
+
+
+def text_tensors(checkpoint: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The text part's tensors, under the names that they have in a model of their own.
+
+    Where none is marked as the text part's, they are all taken as they are: some checkpoints hold that part alone.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in checkpoint.items():
+        for whole, own in PREFIXES:
+            if name.startswith(whole):
+                tensors[own + name.removeprefix(whole)] = tensor
+                break
+        else:
+            if name == HEAD:
+                tensors[name] = tensor
+    return tensors if len(tensors) > 1 else dict(checkpoint)

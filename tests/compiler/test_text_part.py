@@ -1,0 +1,85 @@
+"""Of a model that takes images too, the text part compiles and says what the whole says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PreTrainedModel,
+)
+
+import llmc
+from llmc.compiler.frontend import load_source
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def gemma3() -> PreTrainedModel:
+    text = SIZES | {"sliding_window": 24, "query_pre_attn_scalar": 16}
+    tokens = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text, vision_config=VISION, mm_tokens_per_image=4, **tokens)
+    )
+
+
+def mistral3(tied: bool) -> PreTrainedModel:
+    text, vision = SIZES | {"model_type": "mistral"}, VISION | {"model_type": "pixtral", "head_dim": 16}
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=90, tie_word_embeddings=tied)
+    return Mistral3ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "mistral3 tied"])
+def test_the_text_part_says_what_the_whole_model_says(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = gemma3() if kind == "gemma3" else mistral3(tied="tied" in kind)
+    whole.save_pretrained(tmp_path / "whole")
+    report = llmc.compile(tmp_path / "whole", out=tmp_path / "model.so", batch=(1,), max_sequence=32)
+    assert any("only the text part of whole is compiled" in note for note in report["notes"])
+    assert report["certificate"]["status"] == "passed"
+    ids = [5, 9, 30, 77, 12, 3]
+    with torch.no_grad():
+        wanted = whole.eval()(input_ids=torch.tensor([ids])).logits[0].numpy()
+    with llmc.load(tmp_path / "model.so") as model:
+        assert np.abs(model.logits(ids) - wanted).max() <= 1e-5 * np.ptp(wanted)
+
+
+@pytest.mark.parametrize("prefix", ["model.language_model.", "model."])
+def test_other_names_of_its_tensors_are_found(prefix: str, tmp_path: Path) -> None:
+    """As transformers has them in memory, and in a checkpoint of the text part alone."""
+    gemma3().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    before = {name: weight.numpy() for name, weight in load_source(str(tmp_path)).weights.items()}
+    tensors = {name.replace("language_model.model.", prefix): tensor for name, tensor in load_file(file).items()}
+    if prefix == "model.":
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    save_file(tensors, file)
+    after = load_source(str(tmp_path)).weights
+    assert after.keys() == before.keys()
+    for name, values in before.items():
+        assert np.array_equal(after[name].numpy(), values)
