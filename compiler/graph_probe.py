@@ -288,7 +288,7 @@ def settle_shapes(graph: ir.Graph, n_context: int | None = None) -> tuple[Probe,
             fact, hint = f"for sequences of {n_tokens} tokens {said.fact}", shorter(n_tokens)
             raise LlmcError(fact, place=said.place, hint=hint) from error
     for node in graph:
-        for value in node.outputs:
+        for index, value in enumerate(node.outputs):
             if value not in probes[0].shapes:
                 continue
             sizes = list(zip(*(probe.shapes[value] for probe in probes), strict=True))
@@ -298,7 +298,7 @@ def settle_shapes(graph: ir.Graph, n_context: int | None = None) -> tuple[Probe,
             if value in probes[0].sized and (rule_of(node) is None or value in probes[0].known):
                 value.dtype = ir.DataType.from_numpy(probes[0].contents(value).dtype)
             else:
-                dtype = result_dtype(node)
+                dtype = result_dtype(node, index)
                 if dtype is not None:
                     value.dtype = dtype
     return probes

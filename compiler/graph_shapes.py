@@ -92,9 +92,9 @@ def infer(node: ir.Node) -> None:
         if rule is None:
             raise LlmcError(f"the passes know no shape for the ONNX operator {node.op_type}", place=f"node {node.name}")
         shapes = rule(node)
-    for value, shape in zip(node.outputs, shapes, strict=False):
+    for index, (value, shape) in enumerate(zip(node.outputs, shapes, strict=False)):
         value.shape = ir.Shape(shape)
-        dtype = result_dtype(node)
+        dtype = result_dtype(node, index)
         if dtype is not None:
             value.dtype = dtype
 
@@ -123,14 +123,15 @@ def rule_of(node: ir.Node) -> Rule | None:
     return RULES.get(node.op_type)
 
 
-def result_dtype(node: ir.Node) -> ir.DataType | None:
+def result_dtype(node: ir.Node, index: int) -> ir.DataType | None:
+    """The type of a node's result of this index."""
     if node.domain == DOMAIN:
         return ir.DataType.FLOAT
     if node.op_type in BOOLEAN:
         return ir.DataType.BOOL
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].as_int())
-    if node.op_type in ("Shape", "ArgMax"):
+    if node.op_type in ("Shape", "ArgMax") or (node.op_type == "TopK" and index == 1):
         return ir.DataType.INT64
     source = node.inputs[1 if node.op_type == "Where" else 0]
     return source.dtype if source is not None else None
@@ -278,6 +279,12 @@ def attention(node: ir.Node) -> list[Dims]:
     return [(*q[:-1], v[-1])]
 
 
+def top_k(node: ir.Node) -> list[Dims]:
+    shape = list(dims(node.inputs[0]))
+    shape[axis_of(node, len(shape), -1)] = (ints(node.inputs[1]) or [])[0]
+    return [tuple(shape)] * 2
+
+
 def shape_(node: ir.Node) -> list[Dims]:
     rank = len(dims(node.inputs[0]))
     ends = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
@@ -296,6 +303,7 @@ RULES: dict[str, Rule] = {
     "Slice": slice_,
     "Split": split,
     "Squeeze": squeeze,
+    "TopK": top_k,
     "Transpose": transpose,
     "Unsqueeze": unsqueeze,
 }

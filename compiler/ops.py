@@ -29,6 +29,7 @@ from llmc.compiler.ops_define import (
     like_first,
     operator,
 )
+from llmc.compiler.ops_experts import EXPERTS, experts_name
 from llmc.compiler.ops_linear import (
     gated_linear_name,
     linear_name,
@@ -39,6 +40,7 @@ from llmc.compiler.ops_linear import (
 
 __all__ = [
     "DOMAIN",
+    "EXPERTS",
     "OPERATORS",
     "OPSET",
     "VERSION",
@@ -47,6 +49,7 @@ __all__ = [
     "append_name",
     "appended_parts",
     "deferred_name",
+    "experts_name",
     "function_of",
     "gated_linear_name",
     "linear_name",

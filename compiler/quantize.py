@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -141,7 +141,8 @@ class Quantized:
 
 
 class QuantizedWeight(Weight):
-    """A weight that is stored as codes and scales, made when it is read.
+    """A weight [rows, K] that is stored as codes and scales, made when it is read; or one of experts, [E, rows, K], the
+    codes and scales of E times as many rows.
 
     group: weights of a row that share a scale, 0 for all.
     fit: works out the codes and scales; None: from the weight alone (`quantize`).
@@ -159,16 +160,18 @@ class QuantizedWeight(Weight):
         """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""
         if self.fit is not None:
             return self.fit()
-        return quantize(self.source.stored(), self.scheme, str(self.source.name))
+        array = self.source.stored()
+        return quantize(array.reshape(-1, array.shape[-1]), self.scheme, str(self.source.name))
 
     def stored(self) -> Array:
         """The values that the codes and scales stand for, float32."""
-        return self.quantized().values()
+        return self.quantized().values().reshape(self.dims)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of codes and scales, without padding."""
-        rows, k = self.dims
+        *rows_of_each, k = self.dims
+        rows = prod(rows_of_each)
         return ceil(rows * k * self.scheme.bits / 8) + rows * (2 * ceil(k / self.group) if self.group else 4)
 
 

@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, ints_constant, producer, prune
 from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.graph_text import op_name
+from llmc.compiler.ops import DOMAIN, EXPERTS
 from llmc.compiler.ops_define import Dim
 from llmc.runtime.errors import LlmcError
 
@@ -73,7 +74,7 @@ class Flattening:
             self.new[old] = ir.Value(name=name, shape=ir.Shape([M]), type=ir.TensorType(ir.DataType.INT64))
 
     def rewrite(self, node: ir.Node) -> None:
-        rule = RULES.get(node.op_type) if node.domain == "" else None
+        rule = RULES.get(op_name(node))
         if rule is None:
             raise self.refusal(node, "is not known to keep tokens apart")
         results = rule(self, node)
@@ -152,6 +153,21 @@ def along_one_axis(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         axis = flat.axis(node, attributes.get("axis", -1))
         attributes["axis"] = -1 if axis == len(other_axes(node.outputs[0])) else axis
     return flat.emit(node, node.op_type, [flat.take(value) for value in node.inputs], **attributes)
+
+
+def top_k(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """The largest of each token's own elements."""
+    attributes = attributes_of(node)
+    axis = flat.axis(node, attributes.get("axis", -1))
+    attributes["axis"] = -1 if axis == len(other_axes(node.outputs[0])) else axis
+    return flat.emit(node, "TopK", [flat.take(node.inputs[0]), node.inputs[1]], **attributes)
+
+
+def experts(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """x, index, share [batch·sequence, …] become [M, …]."""
+    if any(token_axes(value) != (0,) for value in node.inputs[:3]):
+        raise flat.refusal(node, "has tokens elsewhere than in axis 0")
+    return flat.emit(node, op_name(node), [flat.take(value) for value in node.inputs])
 
 
 def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -277,10 +293,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ALONG_ONE_AXIS, along_one_axis),
     **dict.fromkeys(("MatMul", "Gemm"), product),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in EXPERTS), experts),
     "Attention": attention,
     "Expand": expand,
     "Gather": gather,
     "RotaryEmbedding": rotary,
     "Slice": slice_,
+    "TopK": top_k,
     "Transpose": transpose,
 }

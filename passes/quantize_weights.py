@@ -1,10 +1,11 @@
-"""Store the weights of linear layers as integer codes with scales.
+"""Store the weights of linear layers and of experts as integer codes with scales.
 
 rewrite:
-    llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …)
+    llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …), llmc.Experts…(x, index, share, W, V)
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
-refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked.
+refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
+product that chooses experts, which is small, and a wrong choice is a large error.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -19,23 +20,38 @@ from llmc.compiler.quantize import QuantizedWeight, Scheme
 
 
 def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
-    """Assumes a step graph; leaves Linear nodes whose weight is a QuantizedWeight.  Returns the number of nodes."""
+    """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
+    weights."""
     graph = model.graph
     spared = set() if scheme.lm_head else products_before(graph.outputs[0])
+    for node in graph:
+        if is_experts(node):
+            spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
     n_rewrites = 0
     for node in graph:
-        if not is_linear(node) or node in spared:
-            continue
-        value = node.inputs[1]
-        weight = weight_of(value)
-        if value is None or weight is None or isinstance(weight, QuantizedWeight):
-            continue
-        stored = QuantizedWeight(weight, scheme)
-        node.replace_input_with(1, add_constant(graph, stored, str(stored.name)))
-        if not value.uses() and not value.is_graph_output():
-            graph.initializers.pop(str(value.name), None)
-        n_rewrites += 1
+        if is_experts(node):
+            n_rewrites += quantize_input(node, 3, scheme) + quantize_input(node, 4, scheme)
+        elif is_linear(node) and node not in spared:
+            n_rewrites += quantize_input(node, 1, scheme)
     return n_rewrites
+
+
+def quantize_input(node: ir.Node, index: int, scheme: Scheme) -> int:
+    """Quantise the weight that is this input of the node, if it is one that can be.  Returns how many that were."""
+    graph, value = node.graph, node.inputs[index]
+    weight = weight_of(value)
+    if value is None or weight is None or isinstance(weight, QuantizedWeight):
+        return 0
+    assert isinstance(graph, ir.Graph)
+    stored = QuantizedWeight(weight, scheme)
+    node.replace_input_with(index, add_constant(graph, stored, str(stored.name)))
+    if not value.uses() and not value.is_graph_output():
+        graph.initializers.pop(str(value.name), None)
+    return 1
+
+
+def is_experts(node: ir.Node) -> bool:
+    return op_name(node).startswith("llmc.Experts")
 
 
 def is_linear(node: ir.Node) -> bool:
@@ -43,7 +59,7 @@ def is_linear(node: ir.Node) -> bool:
 
 
 def products_before(result: ir.Value) -> set[ir.Node]:
-    """The last linear layers on the way to a result."""
+    """The last linear layers on the way to a value."""
     found: set[ir.Node] = set()
     queue = [result]
     while queue:

@@ -18,6 +18,7 @@ FAMILIES = {
         "cpu.quant_linear",
         "cpu.amx_linear",
         "cpu.linear",
+        "cpu.experts",
         "cpu.attention",
         "cpu.norm",
         "cpu.query_key_norm",

@@ -27,6 +27,9 @@ LIBRARY_FUNCTIONS = frozenset(
 )
 """What a kernel may call: these are in libc and libm."""
 
+EXACT = "llmc.exact"
+"""The attribute of a function whose buffers are no larger than what it touches: TVM takes seconds to see it."""
+
 _LLVM_FEATURES = {
     "avx512_bf16": "+avx512bf16",
     "avx512_vnni": "+avx512vnni",
@@ -72,13 +75,14 @@ def _lower(module: Any, llvm: Any) -> Any:
     import tvm
     from tvm import s_tir, tirx
 
+    exact = all(EXACT in (function.attrs or {}) for function in module.functions.values())
     to_loops = [
         tirx.transform.BindTarget(llvm.with_host(llvm)),
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
         s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
         s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.CompactBufferAllocation(),
+        *([] if exact else [s_tir.transform.CompactBufferAllocation()]),
         s_tir.transform.LowerMatchBuffer(),
         s_tir.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),

@@ -11,8 +11,6 @@ from llmc.runtime.parse_json import parse_json
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-EXPERT_FIELDS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The fields of a model folder's config.json."""
@@ -57,8 +55,6 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse(f"transformers does not know the model type {model_type!r}", "a newer transformers may")
     if fields.get("is_encoder_decoder"):
         raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
-    if any((fields.get(name) or 0) > 1 for name in EXPERT_FIELDS):
-        raise refuse("mixtures of experts are not compiled yet")
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refuse("it is not a causal language model")
     rest = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}

@@ -18,6 +18,7 @@ architecture.  Opset 23 has no attribute for a sliding window, so the node carri
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any
 
 import onnx_ir as ir
@@ -36,8 +37,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llmc.compiler.frontend.experts import check_experts
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.runtime.errors import LlmcError
 
 OPSET = 23
@@ -91,6 +94,7 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     if n_attention != config.num_hidden_layers:
         which = "fewer" if n_attention < config.num_hidden_layers else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
+    check_experts(config, model, graph_model.graph)
     _forget_weights(graph_model, model)
     simplify(graph_model)
     _rename_dims(graph_model)
@@ -182,7 +186,7 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     """The model with parameters that have a shape and no storage; its buffers are real."""
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="llmc", dtype=torch.float32
+            config, attn_implementation="llmc", experts_implementation="llmc", dtype=torch.float32
         ).eval()
     model.tie_weights()
     # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
@@ -201,14 +205,13 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     with mode:
         input_ids, position_ids = (torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for _ in range(2))
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1)}
+    arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+    shapes: dict[str, Any] = {"input_ids": dims, "position_ids": dims}
+    model.config.use_cache = False
+    if "use_cache" in signature(model.forward).parameters:
+        arguments["use_cache"], shapes["use_cache"] = False, None
     with torch.no_grad():
-        program = torch.export.export(
-            model,
-            (),
-            {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False},
-            dynamic_shapes={"input_ids": dims, "position_ids": dims, "use_cache": None},
-            strict=False,
-        )
+        program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
         (),
@@ -270,16 +273,6 @@ def _drop_remarks(model: ir.Model) -> None:
             del thing.metadata_props[key]
     for node in graph:
         node.doc_string = None
-
-
-def _unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not model_class._supports_attention_backend:
-        reason = "its attention does not go through transformers' attention interface"
-    return LlmcError(
-        f"the architecture {model_class.__name__} is not supported: {reason}",
-        hint="Llama, OPT, Qwen 2 and 3, Mistral, Gemma, Phi 3, GPT-2 and their kin are",
-    )
 
 
 def _was_interrupted(error: BaseException | None) -> bool:

@@ -42,7 +42,7 @@ def packing_function(linear: Linear, rows: int) -> Any:
             tile = T.bind(T.truncdiv(unit, blocks))
             first = T.bind(T.truncmod(unit, blocks) * PACKING_COLUMNS)
             n_rows = T.min(rows, linear.m - tile * rows)
-            place = Place(linear, rows, packed, tile)
+            place = Place(linear, rows, packed, tile * (linear.steps * linear.words * rows))
             with T.serial(T.truncdiv(T.min(PACKING_COLUMNS, whole - first), WIDTH)) as i, T.serial(n_rows) as r:
                 column = first + i * WIDTH
                 place.vector(column, r, x[VECTOR.at((tile * rows + r) * linear.k + column)])
@@ -53,10 +53,10 @@ def packing_function(linear: Linear, rows: int) -> Any:
 
 
 class Place:
-    """Where the elements of one tile's rows go."""
+    """Where the elements of one tile's rows go.  rows: how many lie side by side; start: where the tile begins."""
 
-    def __init__(self, linear: Linear, rows: int, packed: Any, tile: Any) -> None:
-        self.linear, self.rows, self.packed, self.tile = linear, rows, packed, tile
+    def __init__(self, linear: Linear, rows: Any, packed: Any, start: Any) -> None:
+        self.linear, self.rows, self.packed, self.start = linear, rows, packed, start
 
     def vector(self, column: Any, row: Any, values: Any) -> None:
         """16 columns of a row."""
@@ -67,7 +67,7 @@ class Place:
             words = T.bind(VECTOR.float(VECTOR.round_bf16(values)) if self.linear.rounds_x else values)
             n_words = WIDTH
         first = self.word(column)
-        if self.rows == 1:
+        if isinstance(self.rows, int) and self.rows == 1:
             T.buffer_store(self.packed, words, [Lanes(n_words).at(first)])
             return
         for i in range(n_words):
@@ -90,7 +90,5 @@ class Place:
 
     def word(self, column: Any) -> Any:
         """The index of row 0 of the word that holds a column, which begins a step."""
-        linear = self.linear
-        per_tile = linear.steps * linear.words * self.rows
-        in_words = T.truncdiv(column, 2) if linear.dot == "dpbf16" else column
-        return self.tile * per_tile + in_words * self.rows
+        in_words = T.truncdiv(column, 2) if self.linear.dot == "dpbf16" else column
+        return self.start + in_words * self.rows

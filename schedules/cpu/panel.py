@@ -128,12 +128,16 @@ class Product:
             terms = [[widen(w) for w in words] for words in terms for widen in (VECTOR.low_bf16, VECTOR.high_bf16)]
         for i, vectors in enumerate(terms):
             vectors = [T.bind(vector) for vector in vectors]
-            words = ((row_tile * linear.steps + step) * linear.words + i) * tiles.rows
+            words = self.place_of_x(row_tile, step * linear.words + i, linear.steps * linear.words)
             for r in range(tiles.rows):
                 x = T.bind(VECTOR.all(self.x[words + r]))
                 for p, w in enumerate(vectors):
                     old = sums[r, p][VECTOR.at(0)]
                     T.buffer_store(sums[r, p], self.multiply_add(x, w, old), [VECTOR.at(0)])
+
+    def place_of_x(self, row_tile: Any, word: Any, n_words: int) -> Any:
+        """Where a word of a tile's rows lies, the rows side by side, of `n_words` words a row."""
+        return (row_tile * n_words + word) * self.tiles.rows
 
     def multiply_add(self, x: Any, w: Any, c: Any) -> Any:
         if self.linear.dot == "dpbf16":

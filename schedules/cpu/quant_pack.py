@@ -77,7 +77,7 @@ class Place:
         """One row of one block; `full`: it ends before K does."""
         quant = self.quant
         column = T.bind(block * quant.block)
-        start = T.bind((tile * self.rows + row) * quant.linear.k)
+        start = T.bind(self.row_of_x(tile, row) * quant.linear.k)
         vectors = [
             VECTOR.keep(self.x[VECTOR.at(start + column + i)]) if full else self.cut(start, column + i)
             for i in range(0, quant.block, WIDTH)
@@ -91,7 +91,7 @@ class Place:
         some = bits >= TINY
         inverse = Lanes(1).keep(T.Select(some, T.float32(127) / most, T.float32(0)))
         sums = VECTOR.all(0)
-        first = T.bind((tile * quant.steps + T.truncdiv(column, 4)) * self.rows + row * self.tile_steps)
+        first = T.bind(self.place(tile, T.truncdiv(column, 4), quant.steps) + row * self.tile_steps)
         for i, vector in enumerate(vectors):
             rounded = T.nearbyint(vector * VECTOR.all(inverse))
             codes = VECTOR.keep(T.cast(rounded, VECTOR.i32), "int32")
@@ -99,10 +99,18 @@ class Place:
             step = i * WORDS.n
             in_tile = step % self.tile_steps
             self.store(WORDS.keep(low_bytes(codes), "int32"), first + (step - in_tile) * self.rows + in_tile)
-        at = T.bind((tile * quant.blocks + block) * self.rows + row)
+        at = T.bind(self.place(tile, block, quant.blocks) + row)
         scale = T.Select(some, most / T.float32(127), T.float32(0))
         T.buffer_store(self.scales, scale, [at])
         T.buffer_store(self.corrections, total(sums) * -ZERO[quant.weight], [at])
+
+    def row_of_x(self, tile: Any, row: Any) -> Any:
+        """Which row of x is this one of the tile."""
+        return tile * self.rows + row
+
+    def place(self, tile: Any, word: Any, n_words: int) -> Any:
+        """Where a word of a tile's first row lies, the rows side by side, of `n_words` words a row."""
+        return (tile * n_words + word) * self.rows
 
     def cut(self, start: Any, column: Any) -> Any:
         """16 columns of a row, 0 where there are none."""
@@ -114,7 +122,7 @@ class Place:
 
     def store(self, words: Any, at: Any) -> None:
         """Four words of a row, which lie `rows` apart unless they are of one tile."""
-        if self.rows == 1 or self.tile_steps > 1:
+        if (isinstance(self.rows, int) and self.rows == 1) or self.tile_steps > 1:
             WORDS.store(self.words, at, words)
             return
         for i in range(WORDS.n):

@@ -90,7 +90,7 @@ class QuantProduct(Product):
 
     def begin(self, row_tile: Any, block: Any) -> tuple[dict[tuple[int, int], Any], Any]:
         """The exact sums of a block, and where its scales and corrections lie."""
-        at = T.bind((row_tile * self.quant.blocks + block) * self.tiles.rows)
+        at = T.bind(self.place_of_x(row_tile, block, self.quant.blocks))
         exact = {place: T.alloc_buffer((PANEL,), "int32") for place in self.places}
         for r, p in self.places:
             VECTOR.store(exact[r, p], 0, VECTOR.all(self.corrections[at + r]))
@@ -98,7 +98,7 @@ class QuantProduct(Product):
 
     def multiply(self, exact: dict[tuple[int, int], Any], row_tile: Any, step: Any, weights: list[Any]) -> None:
         """Adds one step: 16 lanes of four bytes of each panel times four bytes of each row."""
-        at = T.bind((row_tile * self.quant.steps + step) * self.tiles.rows)
+        at = T.bind(self.place_of_x(row_tile, step, self.quant.steps))
         for r in range(self.tiles.rows):
             x = T.bind(VECTOR.all(self.x[at + r]))
             for p, w in enumerate(weights):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, FalconConfig, GptOssConfig, MixtralConfig, PretrainedConfig, T5Config
+from transformers import BloomConfig, FalconConfig, GptOssConfig, JetMoeConfig, PretrainedConfig, T5Config
 
 from llmc.compiler.frontend import hub, load_source
 from llmc.runtime.errors import LlmcError
@@ -185,7 +185,7 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
         (PretrainedConfig(), {"model_type": "brandnew"}, "transformers does not know the model type 'brandnew'"),
         (PretrainedConfig(), {"model_type": "own", "auto_map": {"AutoConfig": "x.Y"}}, "code of its own"),
         (T5Config(**{**SMALL, "num_layers": 2}), {}, "an encoder and a decoder"),
-        (MixtralConfig(**SMALL), {}, "mixtures of experts"),
+        (JetMoeConfig(**SMALL, kv_channels=16), {}, "JetMoeForCausalLM is not supported"),
         (PretrainedConfig(), {"model_type": "vit"}, "not a causal language model"),
         (BloomConfig(**SMALL), {}, "BloomForCausalLM is not supported: its attention does not go through"),
         (FalconConfig(**SMALL), {}, "FalconForCausalLM is not supported: its attention does not go through"),

@@ -44,6 +44,8 @@ NODES: list[tuple[str, list[Operand], dict[str, Any]]] = [
     ("Squeeze", [(1, 2, 1), [2]], {}),
     ("Squeeze", [(1, 2, 1)], {}),
     ("Expand", [(2, 1), [3, 1, 4]], {}),
+    ("TopK", [(2, 7), [3]], {}),
+    ("TopK", [(2, 7, 4), [3]], {"axis": 1}),
     ("ReduceMean", [(2, 3, 4), [1]], {"keepdims": 0}),
     ("ReduceSum", [(2, 3, 4), [-1]], {}),
     ("ReduceMax", [(2, 3)], {}),
@@ -68,7 +70,7 @@ def node_of(op: str, operands: list[Any], attributes: dict[str, Any]) -> tuple[i
             inputs.append(value)
         values.append(value)
     converted = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
-    return ir.Node("", op, values, converted, num_outputs=2 if op == "Split" else 1), inputs
+    return ir.Node("", op, values, converted, num_outputs=2 if op in ("Split", "TopK") else 1), inputs
 
 
 @pytest.mark.parametrize(("op", "operands", "attributes"), NODES)

@@ -35,6 +35,10 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "positions": (M,),
     "page_table": (M, P),
     "k_cache": (N_PAGES, KH, 64, D),
+    "index": (M, 2),
+    "share": (M, 2),
+    "gate_up": (3, 2 * N, K),
+    "down": (3, K, N),
     "v_cache": (N_PAGES, KH, 64, D),
 }
 SETTINGS = {
@@ -51,6 +55,7 @@ SETTINGS = {
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
+CHOSEN = np.array([[0, 2], [2, 0], [2, 0], [0, 2], [2, 0], [0, 2]])
 
 
 def shape_of(op: str, name: str) -> tuple[int, ...]:
@@ -107,7 +112,8 @@ def inputs_of(op: str) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
-    return feeds | {n: v for n, v in (("positions", POSITIONS), ("page_table", PAGE_TABLE)) if n in feeds}
+    whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN))
+    return feeds | {n: v for n, v in whole if n in feeds}
 
 
 def model_of(op: str, feeds: dict[str, Array], **settings: Any) -> ir.Model:
@@ -174,6 +180,18 @@ def test_gated_linear_takes_the_gate_from_the_first_rows(bias: bool) -> None:
     both = feeds["x"] @ feeds["weight"].T + feeds.get("bias", 0)
     wanted = ACTIVATIONS["Silu"](both[:, :N]) * both[:, N:]
     np.testing.assert_allclose(run(ops.gated_linear_name("Silu", bias), feeds)[0], wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("op", "activation"), ops.EXPERTS.items())
+def test_experts_are_their_equation(op: str, activation: str) -> None:
+    assert ops.experts_name(activation) == op
+    feeds = inputs_of(op)
+    wanted = np.zeros((M, K), np.float32)
+    for m, experts in enumerate(CHOSEN):
+        for share, expert in zip(feeds["share"][m], experts, strict=True):
+            gate, up = np.split(feeds["gate_up"][expert] @ feeds["x"][m], 2)
+            wanted[m] += share * (feeds["down"][expert] @ (ACTIVATIONS[activation](gate) * up))
+    np.testing.assert_allclose(run(op, feeds)[0], wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("op", [op for op in ops.OPERATORS if op.startswith("Deferred")])

@@ -125,3 +125,20 @@ def test_unknown_operator_is_refused(build: Any) -> None:
         flatten_tokens(
             build.model(build.op("CumSum", embed(build), build.constant([1]), shape=("batch", "sequence", 8)))
         )
+
+
+def test_experts_take_tokens_one_by_one(build: Any, check: Any) -> None:
+    """The router's choice is made within each token."""
+    x = build.op("Reshape", embed(build), build.constant([-1, 8]), shape=("batch*sequence", 8))
+    chances = build.op("Softmax", build.op("MatMul", x, build.weight("gate", 8, 4)), axis=-1)
+    share, index = build.op("TopK", chances, build.constant([2]), n_results=2, axis=-1)
+    gate_up, down = build.weight("gate_up", 4, 10, 8), build.weight("down", 4, 8, 5)
+    y = build.op("llmc.ExpertsSilu", x, index, share, gate_up, down)
+    check(build.model(reshape(build, y, 8)), flatten_tokens, 7)
+
+
+def test_experts_chosen_along_tokens_are_refused(build: Any) -> None:
+    x = embed(build)
+    _, index = build.op("TopK", x, build.constant([1]), n_results=2, axis=1)
+    with pytest.raises(LlmcError, match=r"TopK gives the shape .*not one over tokens"):
+        flatten_tokens(build.model(x, index))

@@ -65,6 +65,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: transformers.Gemma2Config(**SMALL, head_dim=16, sliding_window=5, query_pre_attn_scalar=20),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**ONE_LAYER),
     "phi3": lambda: transformers.Phi3Config(**ONE_LAYER),
+    "mixtral": lambda: transformers.MixtralConfig(**ONE_LAYER, num_local_experts=4),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **ONE_LAYER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48
+    ),
 }
 LLAMA = ["Linear", "RotaryPagedAttention", "Linear", "AddRMSNorm", "GatedLinearSilu", "Linear", "AddRMSNorm"]
 LAYERS = {

@@ -57,6 +57,20 @@ def test_linear_layers_become_quantised(
     assert quantize_weights(model, scheme) == 0
 
 
+def test_experts_are_quantised_and_what_chooses_them_is_not(build: Any, feeds: Callable[[ir.Model], Any]) -> None:
+    x = build.input("x", "M", 32)
+    chances = build.op("Softmax", build.op("llmc.Linear", x, build.weight("gate", 3, 32)), axis=-1)
+    share, index = build.op("TopK", chances, build.constant([2]), n_results=2, axis=-1)
+    y = build.op("llmc.ExpertsSilu", x, index, share, build.weight("up", 3, 64, 32), build.weight("down", 3, 32, 32))
+    model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
+    exact = graph.evaluate(model, feeds(model))["logits"]
+    assert quantize_weights(model, Scheme(8)) == 2
+    assert {name for name in model.graph.initializers if "int8" in name} == {"up.int8", "down.int8"}
+    found = graph.evaluate(model, feeds(model))["logits"]
+    assert 0 < np.abs(found - exact).max() < 0.02 * np.ptp(exact)
+    assert quantize_weights(model, Scheme(8)) == 0
+
+
 def test_embedding_norm_and_bias_stay(build: Any) -> None:
     model = layers(build)
     quantize_weights(model, Scheme(4, 32, lm_head=True))

@@ -1,0 +1,77 @@
+"""A mixture of experts from its checkpoint to tokens: those of Hugging Face, the same bits in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+import llmc
+from llmc.runtime.binding import Model
+from llmc.runtime.errors import LlmcError
+
+CONFIG = MixtralConfig(
+    hidden_size=64,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    vocab_size=160,
+    max_position_embeddings=64,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as they are published, with a tensor for each expert."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.1)
+    path = tmp_path_factory.mktemp("mixtral")
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiled(folder: Path) -> Iterator[tuple[Model, dict[str, Any]]]:
+    report = llmc.compile(folder, out=folder.parent / "mixtral.so", dtype="f32", batch=(1, 2))
+    with llmc.load(folder.parent / "mixtral.so") as model:
+        yield model, report
+
+
+def test_tokens_and_logits_are_those_of_hugging_face(folder: Path, compiled: tuple[Model, dict[str, Any]]) -> None:
+    model, report = compiled
+    assert report["certificate"]["status"] == "passed"
+    prompt = [5, 17, 3, 99, 42]
+    made = model.tokens(prompt, max_tokens=20, ignore_eos=True)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager")
+    with torch.no_grad():
+        exact = reference(torch.tensor([prompt + made])).logits[0].numpy()
+    assert made == exact[len(prompt) - 1 : -1].argmax(-1).tolist()
+    assert np.abs(model.logits(prompt + made) - exact).max() <= 2e-4 * np.ptp(exact)
+
+
+def test_chunks_of_a_prompt_change_no_bit(compiled: tuple[Model, dict[str, Any]]) -> None:
+    model, _ = compiled
+    ids = [int(token) for token in np.random.default_rng(1).integers(3, 160, 50)]
+    whole = model.logits(ids)
+    with model.sequence() as sequence:
+        parts = [sequence.feed_for_logits(part) for part in (ids[:33], ids[33:34], ids[34:36], ids[36:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_gpu_is_refused_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.schedules.cuda.compile.compiler", lambda: None)
+    with pytest.raises(LlmcError, match="mixtures of experts have no kernels for GPUs yet") as error:
+        llmc.compile(folder, out=tmp_path / "m.so", target="cuda:sm_90a,cpu", verify=False)
+    assert error.value.place == "--target cuda"
