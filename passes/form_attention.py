@@ -162,7 +162,7 @@ class Forming:
                 masks += ["Where", which, *(operand for operand in node.inputs if operand in self.sized)]
                 value = node.inputs[which]
             elif softcap == 0.0 and scale == 1.0 and (capped := softcapped(node)) is not None:
-                value, softcap = capped
+                value, softcap, scale = capped
             elif (factor := factor_of(node)) is not None:
                 value, scale = factor[0], scale * factor[1]
             elif node.op_type in ("Cast", "Identity"):
@@ -199,15 +199,16 @@ def factor_of(node: ir.Node) -> tuple[ir.Value, float] | None:
     return (b, c) if c is not None and node.op_type == "Mul" else None
 
 
-def softcapped(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """x and c, if the node is c * tanh(x / c)."""
+def softcapped(node: ir.Node) -> tuple[ir.Value, float, float] | None:
+    """x, c and s, if the node is c * tanh(s * x / c)."""
     outer = factor_of(node)
     tanh = producer(outer[0], "Tanh") if outer is not None else None
     divided = producer(tanh.inputs[0]) if tanh is not None else None
     inner = factor_of(divided) if divided is not None else None
-    if outer is None or inner is None or abs(outer[1] * inner[1] - 1) > 1e-5:
+    if outer is None or inner is None:
         return None
-    return inner[0], outer[1]
+    scale = outer[1] * inner[1]
+    return inner[0], outer[1], 1.0 if abs(scale - 1) < 1e-5 else scale
 
 
 def unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:

@@ -9,6 +9,10 @@ rewrite:
     -->
     Gelu(Add(x, b))
 
+    com.microsoft.FusedMatMul(q, k, transB=1, alpha=s)      likewise FusedGemm
+    -->
+    Mul(MatMul(q, Transpose(k)), s)
+
     com.microsoft.GroupQueryAttention(qkv, …, cos_cache, sin_cache, do_rotary=1, local_window_size=w)
     -->
     Attention(RotaryEmbedding(q, Gather(cos_cache, position_ids), Gather(sin_cache, position_ids)), …, v, mask)
@@ -28,6 +32,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, ints_constant, producer, prune, replace
 from llmc.compiler.graph_run import extract, runner
+from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST
 from llmc.compiler.graph_text import op_name
 from llmc.passes.drop_cache import made
 from llmc.runtime.errors import LlmcError
@@ -113,6 +118,48 @@ def quick_gelu(node: ir.Node) -> Results:
     x, alpha = node.inputs[0], float(attribute(node, "alpha", 1.702))
     inner = x if alpha == 1 else made(node, "Mul", [x, number(node, alpha)])
     return [made(node, "Mul", [x, made(node, "Sigmoid", [inner])])]
+
+
+def fused_product(node: ir.Node) -> Results:
+    """alpha * A @ B, the last two axes of either perhaps turned."""
+    operands = []
+    for value, name in zip(node.inputs, ("transA", "transB"), strict=True):
+        if not attribute(node, name, 0):
+            operands.append(value)
+            continue
+        n_axes = n_axes_of(value)
+        if n_axes < 2:
+            fact = "a com.microsoft.FusedMatMul turns a matrix of no said shape"
+            raise LlmcError(fact, place=f"node {node.name}", hint="keep the shapes of values in the file")
+        *outer, rows, columns = range(n_axes)
+        operands.append(made(node, "Transpose", [value], perm=[*outer, columns, rows]))
+    product, alpha = made(node, "MatMul", operands), float(attribute(node, "alpha", 1.0))
+    return [product if alpha == 1 else made(node, "Mul", [product, number(node, alpha)])]
+
+
+def fused_gemm(node: ir.Node) -> Results:
+    """activation(alpha * A @ B + beta * C)."""
+    activation = str(attribute(node, "activation", ""))
+    if activation not in ("Relu", "Sigmoid", "Tanh"):
+        raise LlmcError(f"a com.microsoft.FusedGemm with {activation!r} is not compiled", place=f"node {node.name}")
+    names = ("alpha", "beta", "transA", "transB")
+    settings = {name: attribute(node, name) for name in names if name in node.attributes}
+    return [made(node, activation, [made(node, "Gemm", node.inputs, **settings)])]
+
+
+def n_axes_of(value: ir.Value | None, depth: int = 8) -> int:
+    """Of a value whose shape is not settled yet; 0 where that is not plain.  resolve_shapes refuses what is wrong."""
+    node = value.producer() if value is not None else None
+    if value is None or value.shape is not None or node is None or not depth:
+        return len(value.shape) if value is not None and value.shape is not None else 0
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        return len(attribute(node, "perm"))
+    if node.op_type == "Reshape":
+        sizes, parts = constant(node.inputs[1]), producer(node.inputs[1], "Concat")
+        return sizes.size if sizes is not None else len(parts.inputs) if parts is not None else 0
+    if node.op_type in SAME_AS_FIRST or node.op_type in ("Concat", "Slice", "Split"):
+        return n_axes_of(node.inputs[0], depth - 1)
+    return max(n_axes_of(operand, depth - 1) for operand in node.inputs) if node.op_type in BROADCAST else 0
 
 
 def number(node: ir.Node, value: float) -> ir.Value:
@@ -223,6 +270,8 @@ RULES: Mapping[str, Rule] = {
     f"{DOMAIN}.BiasGelu": Rule(gelu, range(2)),
     f"{DOMAIN}.FastGelu": Rule(gelu, range(2)),
     f"{DOMAIN}.QuickGelu": Rule(quick_gelu, range(1), ("alpha",)),
+    f"{DOMAIN}.FusedGemm": Rule(fused_gemm, range(3), ("alpha", "beta", "transA", "transB", "activation")),
+    f"{DOMAIN}.FusedMatMul": Rule(fused_product, range(2), ("transA", "transB", "alpha")),
     f"{DOMAIN}.RotaryEmbedding": Rule(rotary, range(4), ("interleaved", "num_heads", "rotary_embedding_dim", "scale")),
     f"{DOMAIN}.GroupQueryAttention": Rule(
         group_query,

@@ -93,6 +93,13 @@ def test_a_softcap_and_a_mask_that_chooses(build: Any, check: Any) -> None:
     check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
 
 
+def test_a_softcap_that_holds_the_scale(build: Any, check: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Tanh", build.op("Mul", scores(build, q, k), build.constant(0.05)))
+    x = build.op("Add", build.op("Mul", x, build.constant(5.0)), added(build))
+    check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
+
+
 def test_a_node_with_a_mask_needs_none(build: Any, check: Any) -> None:
     q, k, v = qkv(build, 2)
     mask = build.op("Unsqueeze", causal(build), build.constant([0, 1]))

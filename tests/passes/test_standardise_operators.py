@@ -71,6 +71,32 @@ def test_norms_of_a_sum_give_the_sum_too(build: Any, same: Any, kind: str, *, bi
     same(build.model(build.op("Mul", normed, total)))
 
 
+@pytest.mark.parametrize(("turned", "alpha"), [((0, 1), 0.25), ((1, 0), 1.0)], ids=["scores", "first"])
+def test_fused_products(build: Any, same: Any, turned: tuple[int, int], alpha: float) -> None:
+    build.sequence_inputs()
+    a, b = (build.input(name, "batch", 2, "sequence", 4) for name in "ab")
+    result = ("batch", 2, 4, 4) if turned[0] else ("batch", 2, "sequence", "sequence")
+    settings = {"transA": turned[0], "transB": turned[1], "alpha": alpha, "shape": result}
+    same(build.model(build.op(f"{DOMAIN}.FusedMatMul", a, b, **settings)))
+
+
+def test_a_fused_gemm(build: Any, same: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    x = build.op("Reshape", build.input("x", *X), build.constant([-1, 8]), shape=("M", 8))
+    operands = [x, build.weight("w", 4, 8), build.weight("b", 4)]
+    y = build.op(f"{DOMAIN}.FusedGemm", *operands, transB=1, activation="Relu", shape=("M", 4))
+    sizes = build.op("Concat", build.op("Shape", ids), build.constant([4]), axis=0)
+    same(build.model(build.op("Reshape", y, sizes, shape=("batch", "sequence", 4))))
+
+
+def test_another_activation_of_a_gemm_is_refused(build: Any) -> None:
+    x = build.op("Reshape", build.input("x", *X), build.constant([-1, 8]), shape=("M", 8))
+    operands = [x, build.weight("w", 8, 4)]
+    y = build.op(f"{DOMAIN}.FusedGemm", *operands, activation="LeakyRelu", shape=("M", 4))
+    with pytest.raises(LlmcError, match="FusedGemm with 'LeakyRelu' is not compiled"):
+        standardise_operators(build.model(y))
+
+
 @pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("interleaved", [0, 1])
 def test_rotary_embedding(build: Any, same: Any, interleaved: int, *, heads: bool) -> None:
