@@ -68,15 +68,18 @@ def facts_of_plan(tables: PlanTables, plan: PlanRecord, manifest: Mapping[str, A
     facts = []
     for index, (node, record, place) in enumerate(match(kernels, records)):
         arguments = tables.arguments_of(calls[index])
+        op = str(record.get("op", "")).removeprefix("llmc.")
         weights = [names.get(a.offset, "") for a in arguments if a.space == WEIGHTS]
+        cached = cache_name(tables, calls[index], manifest)
+        weights = [cached, *weights] if op.endswith("Attention") else [*weights, cached]  # before its norms' weights
         facts.append(
             CallFacts(
                 number=plan.first_call + index,
                 kernel=kernels[index],
                 node=node,
-                op=str(record.get("op", "")).removeprefix("llmc."),
+                op=op,
                 schedule=record,
-                weight=next(filter(None, weights), "") or cache_name(tables, calls[index], manifest),
+                weight=next(filter(None, weights), ""),
                 n_bytes=count(record, "bytes", place),
                 n_operations=count(record, "operations", place),
                 context_of_bytes=context_counted(tables, calls[index], kernels[index]),
