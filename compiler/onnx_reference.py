@@ -23,16 +23,8 @@ ROUNDED_TO = {"bf16": ir.DataType.BFLOAT16, "f16": ir.DataType.FLOAT16}
 ROUNDED = frozenset(
     (
         *("Add", "Attention", "Div", "Erf", "Gelu", "Gemm", "LayerNormalization", "MatMul", "Mul", "Neg"),
-        *(
-            "BiasGelu",
-            "FastGelu",
-            "FusedGemm",
-            "FusedMatMul",
-            "GroupQueryAttention",
-            "QuickGelu",
-            "SimplifiedLayerNormalization",
-        ),
-        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+        *("BiasGelu", "FastGelu", "FusedGemm", "FusedMatMul", "GroupQueryAttention", "MultiHeadAttention"),
+        *("QuickGelu", "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
         *("RMSNormalization", "Relu", "RotaryEmbedding", "Sigmoid", "Softmax", "Sub", "Tanh"),
     )
 )

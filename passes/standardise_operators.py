@@ -16,6 +16,10 @@ rewrite:
     com.microsoft.GroupQueryAttention(qkv, …, cos_cache, sin_cache, do_rotary=1, local_window_size=w)
     -->
     Attention(RotaryEmbedding(q, Gather(cos_cache, position_ids), Gather(sin_cache, position_ids)), …, v, mask)
+
+    com.microsoft.MultiHeadAttention(q, k, v, bias, attention_bias=mask)
+    -->
+    Attention(Add(q, bias[:n]), Add(k, bias[n:2n]), Add(v, bias[2n:]), mask)
 refuses: an input, an attribute or a result of theirs that has no such definition here, quantised ones among them; a
 GroupQueryAttention whose lengths are not those of the attention mask.
 
@@ -25,7 +29,7 @@ These are what ONNX Runtime's optimiser, Olive and the builder of onnxruntime-ge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -196,7 +200,8 @@ def rotary(node: ir.Node) -> Results:
 
 def group_query(node: ir.Node) -> Results:
     """query, key, value, past_key, past_value, seqlens_k, total_sequence_length, cos_cache, sin_cache, position_ids."""
-    q, k, v, past, _, *lengths = (*node.inputs, *[None] * 10)[:7]
+    q, k, v, past, more_past, *lengths = (*node.inputs, *[None] * 10)[:7]
+    check_past(node, past, more_past)
     check_lengths(node, lengths)
     n_heads, n_kv = (int(attribute(node, name)) for name in ("num_heads", "kv_num_heads"))
     if k is None or v is None:
@@ -215,6 +220,36 @@ def group_query(node: ir.Node) -> Results:
     scale, softcap = (float(attribute(node, name, 0.0)) for name in ("scale", "softcap"))
     scaling = {"scale": scale} if scale else {}
     return [heads_joined(node, made(node, "Attention", [q, k, v, *mask], is_causal=1, softcap=softcap, **scaling))]
+
+
+def multi_head(node: ir.Node) -> Results:
+    """query, key, value [batch, sequence, H * D], bias of all three, -, attention_bias, past_key, past_value."""
+    q, k, v, bias, _, mask, *past = (*node.inputs, *[None] * 8)[:8]
+    if q is None or k is None or v is None:
+        fact = "a MultiHeadAttention of packed queries, keys and values is not compiled"
+        raise LlmcError(fact, place=f"node {node.name}")
+    check_past(node, *past)
+    operands = [q, k, v]
+    if bias is not None:
+        tensor = constant(bias)
+        size = tensor.size // 3 if tensor is not None else 0
+        ends = [[ints(node, n) for n in (i * size, i * size + size, 0)] for i in range(3)]
+        parts = [made(node, "Slice", [bias, *end]) for end in ends]
+        operands = [made(node, "Add", [x, part]) for x, part in zip(operands, parts, strict=True)]
+    n_heads, scale = int(attribute(node, "num_heads")), float(attribute(node, "scale", 0.0))
+    apart = [heads_apart(node, x, n_heads) for x in operands]
+    settings: dict[str, Any] = {"is_causal": int(attribute(node, "unidirectional", 0))}
+    settings |= {"scale": scale} if scale else {}
+    return [heads_joined(node, made(node, "Attention", [*apart, *([mask] if mask is not None else [])], **settings))]
+
+
+def check_past(node: ir.Node, *caches: ir.Value | None) -> None:
+    """They hold no token, as drop_cache leaves them."""
+    for cache in caches:
+        made_of = producer(cache, "Expand")
+        tensor = constant(made_of.inputs[0]) if made_of is not None else None
+        if cache is not None and (tensor is None or tensor.size):
+            raise LlmcError(f"a {op_name(node)} has a cache of its own", place=f"node {node.name}")
 
 
 def check_lengths(node: ir.Node, lengths: Sequence[ir.Value | None]) -> None:
@@ -273,6 +308,9 @@ RULES: Mapping[str, Rule] = {
     f"{DOMAIN}.FusedGemm": Rule(fused_gemm, range(3), ("alpha", "beta", "transA", "transB", "activation")),
     f"{DOMAIN}.FusedMatMul": Rule(fused_product, range(2), ("transA", "transB", "alpha")),
     f"{DOMAIN}.RotaryEmbedding": Rule(rotary, range(4), ("interleaved", "num_heads", "rotary_embedding_dim", "scale")),
+    f"{DOMAIN}.MultiHeadAttention": Rule(
+        multi_head, (0, 1, 2, 3, 5, 6, 7), ("num_heads", "scale", "unidirectional", "mask_filter_value")
+    ),
     f"{DOMAIN}.GroupQueryAttention": Rule(
         group_query,
         range(10),

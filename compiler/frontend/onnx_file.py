@@ -40,7 +40,7 @@ MICROSOFT = "com.microsoft"
 STANDARDISED = frozenset(
     (
         *("SkipSimplifiedLayerNormalization", "SkipLayerNormalization", "Gelu", "BiasGelu", "FastGelu", "QuickGelu"),
-        *("FusedGemm", "FusedMatMul", "RotaryEmbedding", "GroupQueryAttention"),
+        *("FusedGemm", "FusedMatMul", "RotaryEmbedding", "GroupQueryAttention", "MultiHeadAttention"),
     )
 )
 """Operators of ONNX Runtime that passes/standardise_operators.py knows the definitions of."""

@@ -147,6 +147,27 @@ def test_grouped_attention(build: Any, same: Any, said: dict[str, Any]) -> None:
     same(attention(build, **said))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_many_heads(build: Any, same: Any, *, masked: bool) -> None:
+    _, positions = build.sequence_inputs()
+    x = [build.input(name, *X) for name in "qkv"]
+    ends = [build.op("Unsqueeze", positions, build.constant(axes)) for axes in ([1, 3], [1, 2])]
+    mask = build.op("Mul", build.op("Cast", build.op("Less", *ends), to=1), build.constant(-10000.0))
+    said = {"scale": 0.5} if masked else {"unidirectional": 1}
+    operands = [*x, build.weight("bias", 24), None, *([mask] if masked else [])]
+    same(build.model(build.op(f"{DOMAIN}.MultiHeadAttention", *operands, num_heads=2, shape=X, **said)))
+
+
+def test_a_cache_that_holds_something_is_refused(build: Any) -> None:
+    build.sequence_inputs()
+    x = [build.input(name, *X) for name in "qkv"]
+    prefix = [build.weight(name, 1, 2, 3, 4) for name in ("keys", "values")]
+    operands = [*x, None, None, None, *prefix]
+    model = build.model(build.op(f"{DOMAIN}.MultiHeadAttention", *operands, num_heads=2, shape=X, unidirectional=1))
+    with pytest.raises(LlmcError, match="has a cache of its own"):
+        standardise_operators(model)
+
+
 def test_other_lengths_than_the_masks_are_refused(build: Any) -> None:
     with pytest.raises(LlmcError, match="lengths that are not those of the attention mask"):
         standardise_operators(attention(build, more=1))
