@@ -27,10 +27,11 @@ TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH)
 class Builder:
     """A decoder: inputs input_ids, attention_mask, past keys and values.  packed: one weight for q, k and v."""
 
-    def __init__(self, *, packed: bool, window: int, gelu: str, dtype: type = np.float32) -> None:
+    def __init__(self, *, packed: bool, window: int, gelu: str, dtype: type = np.float32, split: bool = False) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
-        self.random, self.dtype = np.random.default_rng(0), dtype
+        self.random, self.dtype, self.kv_heads = np.random.default_rng(0), dtype, HEADS if split else KV_HEADS
+        self.shapes: list[onnx.ValueInfoProto] = []
         self.type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
         angles = np.arange(64)[:, None] * 100.0 ** (-np.arange(SIZE // 2) / (SIZE // 2))
         self.constant("cos_cache", np.cos(angles).astype(dtype))
@@ -39,7 +40,9 @@ class Builder:
         x = self.node("Gather", [self.weight("embed", VOCABULARY, WIDTH), "input_ids"])
         normed = self.node("SimplifiedLayerNormalization", [x, self.scale()], epsilon=1e-5, axis=-1, stash_type=1)
         for layer in range(LAYERS):
-            turned = self.attention(normed, layer, packed=packed, window=window)
+            turned = (
+                self.many_heads(normed, layer) if split else self.attention(normed, layer, packed=packed, window=window)
+            )
             x, normed = self.sum_and_norm(x, turned)
             inner = self.node("MatMul", [normed, self.weight(f"up.{layer}", WIDTH, INNER)])
             bias = [self.weight(f"b.{layer}", INNER)] if gelu == "BiasGelu" else []
@@ -87,30 +90,48 @@ class Builder:
                       num_heads=HEADS, kv_num_heads=KV_HEADS, local_window_size=window)  # fmt: skip
         return self.node("MatMul", [y, self.weight(f"o.{layer}", WIDTH, WIDTH)])
 
+    def many_heads(self, x: str, layer: int) -> str:
+        """RotaryEmbedding by itself, and MultiHeadAttention."""
+        operands = []
+        for name in "qkv":
+            y = self.node("MatMul", [x, self.weight(f"{name}.{layer}", WIDTH, WIDTH)])
+            self.shapes.append(helper.make_tensor_value_info(y, self.type, ["B", "S", WIDTH]))
+            tables = ["position_ids", "cos_cache", "sin_cache"]
+            operands.append(self.node("RotaryEmbedding", [y, *tables], domain=MS) if name != "v" else y)
+        past = [f"past_key_values.{layer}.{kind}" for kind in ("key", "value")]
+        present = [name.replace("past_key_values", "present") for name in past]
+        y = self.node("MultiHeadAttention", [*operands, "", "", "", *past], [f"attended.{layer}", *present], domain=MS,
+                      num_heads=HEADS, unidirectional=1)  # fmt: skip
+        return self.node("MatMul", [y, self.weight(f"o.{layer}", WIDTH, WIDTH)])
+
     def model(self) -> onnx.ModelProto:
         def value(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, kind, shape)
 
         caches = [(layer, kind) for layer in range(LAYERS) for kind in ("key", "value")]
         inputs = [value("input_ids", INT64, "B", "S"), value("attention_mask", INT64, "B", "T")]
-        inputs += [value(f"past_key_values.{i}.{kind}", self.type, "B", KV_HEADS, "P", SIZE) for i, kind in caches]
+        inputs += [value("position_ids", INT64, "B", "S")] if self.shapes else []
+        inputs += [value(f"past_key_values.{i}.{kind}", self.type, "B", self.kv_heads, "P", SIZE) for i, kind in caches]
         outputs = [value("logits", self.type, "B", "S", VOCABULARY)]
-        outputs += [value(f"present.{i}.{kind}", self.type, "B", KV_HEADS, "T", SIZE) for i, kind in caches]
-        whole = helper.make_graph(self.nodes, "decoder", inputs, outputs, self.tensors)
+        outputs += [value(f"present.{i}.{kind}", self.type, "B", self.kv_heads, "T", SIZE) for i, kind in caches]
+        whole = helper.make_graph(self.nodes, "decoder", inputs, outputs, self.tensors, value_info=self.shapes)
         opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MS, 1)]
         return helper.make_model(whole, opset_imports=opsets, ir_version=10)
 
 
 @pytest.mark.parametrize(
-    ("packed", "window", "gelu", "dtype"),
-    [(True, -1, "FastGelu", np.float32), (False, 5, "BiasGelu", np.float32), (True, -1, "QuickGelu", np.float16)],
-    ids=["packed", "window", "float16"],
+    "said",
+    [
+        {"packed": True, "window": -1, "gelu": "FastGelu"},
+        {"packed": False, "window": 5, "gelu": "BiasGelu"},
+        {"packed": True, "window": -1, "gelu": "QuickGelu", "dtype": np.float16},
+        {"packed": False, "window": -1, "gelu": "Gelu", "split": True},
+    ],
+    ids=["packed", "window", "float16", "many_heads"],
 )
-def test_a_file_of_the_builder_means_what_onnx_runtime_says(
-    tmp_path: Path, packed: bool, window: int, gelu: str, dtype: type
-) -> None:
+def test_a_file_of_the_builder_means_what_onnx_runtime_says(tmp_path: Path, said: dict[str, Any]) -> None:
     path = tmp_path / "model.onnx"
-    path.write_bytes(serialised(Builder(packed=packed, window=window, gelu=gelu, dtype=dtype).model()))
+    path.write_bytes(serialised(Builder(**said).model()))
     step, _ = rewrite(load_source(str(path), dtype="f32", max_sequence=32), None, None)
     graph.check_step_graph(step)
     ops = graph.count_ops(step)
