@@ -27,7 +27,7 @@ def runner(model: ir.Model) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     data: bytes = ir.to_proto(with_functions(model)).SerializeToString()  # type: ignore[no-untyped-call]
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
