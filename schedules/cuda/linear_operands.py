@@ -46,7 +46,7 @@ def others(op: LinearOp) -> list[tuple[str, str, Operand]]:
 
 
 def appended(op: LinearOp) -> list[tuple[str, str, Operand]]:
-    """The same of a product that appends, in the order of include/gemm_append.cuh's AppendedTo."""
+    """The same of a product that appends, in the order of include/gemm_append.cuh's HandedOn."""
     if op.append is None:
         return []
     tables = [("cos", "const float"), ("sin", "const float")] if op.append.rotary_dim else []
@@ -71,5 +71,5 @@ def epilogue(op: LinearOp) -> str:
         parts += ["{}", f"{{moments, {'folded' if is_folded(op) else 'nullptr'}}}"]
     elif op.append:
         angles = "cos, sin" if op.append.rotary_dim else "nullptr, nullptr"
-        parts += ["{}", "{}", f"{{{angles}, positions, page_table, kv, queries}}"]
+        parts.append(f"{{{angles}, positions, page_table, kv, queries}}")
     return f"Epilogue<Layer>{{{', '.join(parts)}}}"

@@ -28,8 +28,8 @@ __device__ __forceinline__ float activate(float x) {
     return x;
 }
 
-// What a product hands on to the norm behind it (gemm_norm.cuh, gemv_norm.cuh).
-template <class L>
+// What a product hands on to the norm behind it (gemm_norm.cuh, gemv_norm.cuh); or to attention (gemm_append.cuh).
+template <class L, class = void>
 struct HandedOn {
     const float *weight;    // [n], the norm's
     typename L::T *scaled;  // y ∘ weight, tiled
@@ -43,11 +43,9 @@ struct TakenOver {
     const float2 *norms;       // of each token its mean and 1/d, in shared memory
 };
 
-// Where a product appends (gemm_append.cuh), what that takes; nothing in all others.
+// Whether a product appends queries, keys and values to a cache: gemm_append.cuh says of which it does.
 template <class L, class = void>
-struct AppendedTo {
-    static constexpr bool any = false;
-};
+constexpr bool kAppends = false;
 
 // A layer `L` says: kM tokens, kN outputs, kGated, kBias, kResidual, kActivation, T, and `Y`: float, or the T of a tiled
 // result; kMoments, whether it prepares the norm behind it; and kNorm, which a GEMM applies to its sums, and a GEMV if it
@@ -59,7 +57,6 @@ struct Epilogue {
     typename L::Y *y;
     HandedOn<L> next = {};
     TakenOver front = {};
-    AppendedTo<L> cache = {};
 
     static constexpr bool kTiled = sizeof(typename L::Y) == 2;
     static constexpr int kStrips = strips_of(L::kN, L::kGated, kTiled);

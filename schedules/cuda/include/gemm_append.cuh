@@ -25,12 +25,13 @@ template <class...>
 struct Void {
     using Type = void;
 };
+template <class L>
+constexpr bool kAppends<L, typename Void<typename L::Heads>::Type> = true;
 
 // Tables [M, RD/2]; positions [M], less than 0 for a row that is none; page_table [M, pages]; the layer's part of the
 // cache.
 template <class L>
-struct AppendedTo<L, typename Void<typename L::Heads>::Type> {
-    static constexpr bool any = true;
+struct HandedOn<L, typename Void<typename L::Heads>::Type> {
     const float *cos, *sin;
     const int *positions, *page_table;
     typename L::Heads::Kv *kv;
@@ -89,8 +90,8 @@ struct AppendEnd {
     }
 
     __device__ __forceinline__ void read_slots() {
-        const int *positions = epilogue.cache.positions + first_token + token;
-        const int *pages = epilogue.cache.page_table + (first_token + token) * Shape::pages;
+        const int *positions = epilogue.next.positions + first_token + token;
+        const int *pages = epilogue.next.page_table + (first_token + token) * Shape::pages;
 #pragma unroll
         for (int round = 0; round < kRounds; round++) {
             slot[round] = head < n_heads && is_row(round) ? positions[round * kRound] : -1;
@@ -107,8 +108,8 @@ struct AppendEnd {
         if constexpr (kHalf > 0) {
             if (round >= kRounds || !turns || !is_row(round)) return;
             const int at = (first_token + token) * kHalf + 8 * chunk[0];
-            cos[round % 2] = load_eight(epilogue.cache.cos + at + round * kRound * kHalf);
-            sin[round % 2] = load_eight(epilogue.cache.sin + at + round * kRound * kHalf);
+            cos[round % 2] = load_eight(epilogue.next.cos + at + round * kRound * kHalf);
+            sin[round % 2] = load_eight(epilogue.next.sin + at + round * kRound * kHalf);
         }
     }
 
@@ -146,7 +147,7 @@ struct AppendEnd {
 
     __device__ __forceinline__ T *query_place(int round) const {
         const int within = round * kRound, row = first_token + within + token;
-        T *queries = epilogue.cache.queries;
+        T *queries = epilogue.next.queries;
         if constexpr (kWholeTiles) {
             T *first = query_tile<Shape>(queries, first_token / kTileRows, head) + 8 * token;
             return first + within / kTileRows * (Shape::heads * kTileRows * D) + 8 * (within % kTileRows);
@@ -156,7 +157,7 @@ struct AppendEnd {
 
     __device__ __forceinline__ T *page_place(int round) const {
         const int kv_head = head - Shape::heads, page = slot[round] / kPageTokens;
-        return page_head<Shape>(epilogue.cache.kv, page, kv_head % Shape::kv_heads) +
+        return page_head<Shape>(epilogue.next.kv, page, kv_head % Shape::kv_heads) +
                8 * (slot[round] % kPageTokens) + kv_head / Shape::kv_heads * kHeadElements<Shape>;
     }
 };

@@ -24,7 +24,7 @@ constexpr int kStagedFloats = kStagedTokens * kStagedRow<L>;
 
 // Whether the warpgroups of a tile end it together: what appends has halves of a head's vector in both.
 template <class Tiling>
-constexpr bool kJoint = AppendedTo<typename Tiling::L>::any && Tiling::kOwners > 1;
+constexpr bool kJoint = kAppends<typename Tiling::L> && Tiling::kOwners > 1;
 
 constexpr int kJointBarrier = kNormBarrier + 5;  // behind those of gemm_turns.cuh
 

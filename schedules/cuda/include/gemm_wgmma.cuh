@@ -51,7 +51,7 @@ template <class Tiling, bool kEarly>
 struct AppendEnd;
 enum class End { plain, quick, appends };
 template <class Tiling>
-constexpr End kEnd = AppendedTo<typename Tiling::L>::any ? End::appends : Tiling::kQuick ? End::quick : End::plain;
+constexpr End kEnd = kAppends<typename Tiling::L> ? End::appends : Tiling::kQuick ? End::quick : End::plain;
 
 template <class Tiling, bool kEarly, End = kEnd<Tiling>>
 struct EndOf {

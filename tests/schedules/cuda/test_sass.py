@@ -19,6 +19,7 @@ from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as
+from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 
 REGISTERS = 65536
@@ -37,6 +38,7 @@ def unavailable() -> str:
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "all is here")
 
 LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
+APPENDING = Layer(2048, 32, 32, 128, 128, k=4096)
 LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 QWEN3 = replace(LLAMA, kv_heads=8, epsilon=1e-6)
 
@@ -158,6 +160,9 @@ CASES = {
         "GatedLinearSilu", 64, 11008, 4096, "i4", 32, "HGMMA.64x64x16.F32.BF16", "HFMA2.BF16_V2"
     ),
     "fp8 gate and up of 1024 tokens": codes("GatedLinearSilu", 1024, 11008, 4096, "f8", 0, "HGMMA.64x256x16.F32.BF16"),
+    "qkv of 2048 tokens, turned and appended": Case(
+        "sm_90a", APPENDING.appending(), ("HGMMA.64x256x16.F32.BF16", "UBLKCP", "USETMAXREG", "STG.E.128")
+    ),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True),
     "attention of one token over int8": Case("sm_90a", LLAMA_INT8.call(1), ("HMMA.16816.F32", "LDGSTS.E.BYPASS")),
@@ -255,6 +260,18 @@ def test_a_step_of_a_long_prompt_is_one_group_of_products_and_no_fence_of_the_gp
     assert sass.count("USETMAXREG") == 2
     assert sass.count("MEMBAR.ALL.GPU") == 0
     assert sass.count("LDL") == sass.count("STL") == 0
+
+
+@pytest.mark.parametrize("tiling", [Tiling(128, 6, 132, False, 8, turns=2, quick=True), Tiling(256, 4, 132, True, 4)])
+def test_a_tile_that_appends_holds_its_sums_in_registers(tiling: Tiling) -> None:
+    """In turns, and where parts of tiles are put together; a chunk of 16 bytes is stored for each 8 outputs."""
+    (launch,) = linear.implement(APPENDING.appending(), tiling, Target("cuda", "sm_90a")).launches
+    sass, said = compiled(launch, "sm_90a")
+    assert "C75" not in said
+    assert sass.count("LDL") == sass.count("STL") == 0
+    parts = 128 // 4 if tiling.shared else 0  # float4s of the sums
+    assert sass.having("STG", "128") == 16 + parts
+    assert len(sass.listed) < 2500
 
 
 @pytest.mark.parametrize(("turns", "tokens", "stages", "most"), [(2, 128, 6, 70), (0, 256, 4, 60)])
