@@ -43,8 +43,10 @@ class Switch:
     def __str__(self) -> str:
         """append_in_product: on for 1024 – 2048 rows, 0.973 times as long (llama2-7b, 12 pairs, 2026-11-28, an H200)"""
         rows = f"{self.fewest} – {self.most} rows" if self.most < MOST_ROWS else f"{self.fewest} rows and more"
-        said = f"{self.model}, {self.pairs} pairs, {self.date}, {self.machine}"
-        return f"{self.name}: {'on' if self.is_on else 'off'} for {rows}, {self.ratio:.3f} times as long ({said})"
+        said = f"{self.name}: {'on' if self.is_on else 'off'} for {rows}"
+        if not self.pairs:
+            return f"{said}, to be measured"
+        return f"{said}, {self.ratio:.3f} times as long ({self.model}, {self.pairs} pairs, {self.date}, {self.machine})"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

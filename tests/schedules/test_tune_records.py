@@ -230,7 +230,9 @@ def test_switches_lie_beside_records_and_outlive_their_writing(tmp_path: Path, m
 def test_a_pass_that_saves_too_little_is_off_and_turned_by_hand_it_is_not_what_it_was() -> None:
     off = replace(ON, ratio=0.996)
     assert switches.switched([off], 2048) == frozenset()
-    assert switches.switched([switches.toggled([off], ON.name, 128)], 2048) == {ON.name}
+    turned = switches.toggled([off], ON.name, 128)
+    assert switches.switched([turned], 2048) == {ON.name}
+    assert str(turned) == "append_in_product: on for 128 rows and more, to be measured"
     assert switches.switched([switches.toggled([ON], ON.name, 128)], 2048) == frozenset()
 
 
