@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import replace
+from typing import Any
 
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.target import Target
@@ -51,11 +52,16 @@ def implement(call: Call, target: Target, tuned: Tuned | None = None) -> Impleme
     """How the call is executed on the target.  tuned: what `llmc tune` found; where that has nothing, and for None, the
     rule's own choice is taken.  Raises LlmcError when no rule knows the call.
     """
-    tuned = tuned or Tuned()
+    rule, own = rule_of(call, target)
+    params, record = (tuned or Tuned()).choose(rule, call, target, own)
+    found = record.to_json() if record else {}
+    return replace(rule.implement(call, params, target), rule=rule.name, params=str(params), measured=found)
+
+
+def rule_of(call: Call, target: Target) -> tuple[Rule, Any]:
+    """The rule that implements the call, and the parameters of its own choice.  Raises LlmcError when none knows it."""
     for rule in rules(target.kind):
         params = rule.match(call, target)
         if params is not None:
-            params, record = tuned.choose(rule, call, target, params)
-            found = record.to_json() if record else {}
-            return replace(rule.implement(call, params, target), rule=rule.name, params=str(params), measured=found)
+            return rule, params
     raise LlmcError(f"no kernel for {call.op}", place=str(call))

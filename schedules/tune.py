@@ -19,7 +19,7 @@ from typing import Any
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import execute, records, rules
+from llmc.schedules import execute, records, rule_of
 from llmc.schedules.records import Record, Signature
 from llmc.schedules.tune_bench import MOST_RUNS, SHORTEST_NS, Bench, Layer, Sample
 from llmc.schedules.tune_search import MOST, Found, Job, Measure, search
@@ -105,7 +105,7 @@ def jobs(calls: Iterable[Call], target: Target) -> list[Job]:
         key = records.signature(call, target)
         if key is None or key in found:
             continue
-        rule, default = next((rule, p) for rule in rules(target.kind) if (p := rule.match(call, target)) is not None)
+        rule, default = rule_of(call, target)
         space = list(rule.space(call, target))
         if space:
             found[key] = Job(key, call, rule, default, space)

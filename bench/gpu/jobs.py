@@ -12,7 +12,7 @@ from llmc.bench.gpu.kit import call_to_json, layout_to_json
 from llmc.bench.gpu.measure import is_decode
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
-from llmc.schedules import records, rules
+from llmc.schedules import records, rule_of
 from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.deferred_norm import settled
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
@@ -48,7 +48,7 @@ class Jobs:
         if name in self.said:
             return
         call = settled(call, self.target)
-        rule, own = chosen(call, self.target)
+        rule, own = rule_of(call, self.target)
         candidates = ways or [own, *(params for params in rule.space(call, self.target) if params != own)]
         signature = records.signature(call, self.target) if tuned else None
         self.said[name] = {
@@ -85,10 +85,6 @@ def implementation_to_json(implementation: Implementation) -> dict[str, Any]:
         "n_bytes": sum(launch.n_bytes for launch in implementation.launches),
         "n_operations": sum(launch.n_operations for launch in implementation.launches),
     }
-
-
-def chosen(call: Call, target: Target) -> tuple[Rule, Any]:
-    return next((rule, params) for rule in rules(target.kind) if (params := rule.match(call, target)) is not None)
 
 
 # -- of models --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from functools import partial
 from math import prod
 from typing import Literal
 
-from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
@@ -52,10 +52,6 @@ class Norm:
     @property
     def tiled(self) -> bool:
         return self.y != "f32"
-
-    @property
-    def y_bytes(self) -> int:
-        return TensorType((self.rows, self.columns), self.y, tiled=self.tiled).n_bytes
 
 
 def match(call: Call, target: Target) -> Norm | None:

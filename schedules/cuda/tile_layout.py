@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmc.compiler.kernel import TILE_COLUMNS, TILE_ROWS, numpy_dtype
+from llmc.compiler.kernel import numpy_dtype
 
 Array = np.ndarray[Any, Any]
 
@@ -137,34 +137,6 @@ def gated_rows(array: Array, first: int) -> Array:
 @functools.lru_cache(maxsize=4)
 def tile_order(columns: int) -> Array:
     """For each chunk of a row of tiles, which chunk of the 64 plain rows it is."""
-    return activation_order(TILE, columns)
-
-
-def tile_activation(x: Array, dtype: Literal["bf16", "f16"]) -> Array:
-    """A matrix [M, K] as a tiled activation in `dtype`, in one dimension; rows past M are NaN."""
-    m, k = x.shape
-    rows, columns = ceil(m / TILE_ROWS) * TILE_ROWS, ceil(k / TILE_COLUMNS)
-    plain = np.zeros((rows, columns * TILE_COLUMNS), numpy_dtype(dtype))
-    plain[m:] = np.nan
-    plain[:m, :k] = x
-    tiled: Array = plain.view(CHUNK).reshape(-1)[activation_order(rows, columns)]
-    return tiled.view(plain.dtype)
-
-
-def untile_activation(tiled: Array, shape: tuple[int, ...]) -> Array:
-    """The matrix [M, K] of a tiled activation, in its dtype.  Raises ValueError: a column past K is not zero."""
-    m, k = shape
-    rows, columns = ceil(m / TILE_ROWS) * TILE_ROWS, ceil(k / TILE_COLUMNS)
-    plain = np.empty(rows * columns * 8, CHUNK)
-    plain[activation_order(rows, columns)] = tiled.reshape(-1).view(CHUNK)
-    matrix = plain.view(tiled.dtype).reshape(rows, columns * TILE_COLUMNS)[:m]
-    if np.any(matrix[:, k:] != 0):
-        raise ValueError(f"a tiled activation [{m}, {k}] has columns past {k} that are not zero")
-    return np.ascontiguousarray(matrix[:, :k])
-
-
-def activation_order(rows: int, columns: int) -> Array:
-    """For each chunk of a tiled activation, which chunk of the plain rows it is."""
-    column, row, place = np.ogrid[:columns, :rows, :8]
+    column, row, place = np.ogrid[:columns, :TILE, :8]
     order: Array = row * (columns * 8) + column * 8 + (place ^ (row & 7))
     return order.reshape(-1)

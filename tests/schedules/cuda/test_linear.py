@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmc import schedules
+from llmc.bench.gpu import bits
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
@@ -18,7 +19,7 @@ from llmc.schedules.cuda import gemv, linear
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.cuda.linear_op import parse
-from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles, tile_activation, untile_activation
+from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]
@@ -303,9 +304,9 @@ def test_packed_weights_unpack_to_what_they_were(layout: Tiles, shape: tuple[int
 @pytest.mark.parametrize("shape", [(1, 64), (5, 100), (16, 200)], ids=str)
 def test_tiled_activations_untile_to_what_they_were(shape: tuple[int, int]) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
-    tiled = tile_activation(x, "f16")
+    tiled = bits.tiled(x, "f16")
     assert tiled.nbytes == TensorType(shape, "f16", tiled=True).n_bytes
-    np.testing.assert_array_equal(untile_activation(tiled, shape), x)
+    np.testing.assert_array_equal(bits.untiled(tiled, shape, "f16"), x)
 
 
 def test_a_linear_op_knows_where_its_inputs_are() -> None:
