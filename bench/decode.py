@@ -149,9 +149,9 @@ def prefill_record(manifest: dict[str, Any], model: Model, prompt: list[int], th
 
 
 def prompt_operations(manifest: dict[str, Any], n_tokens: int) -> int:
-    """Operations of a prompt: the linear layers for every token, attention of each to those before it."""
+    """Operations of a prompt: the linear layers and experts for every token, attention of each to those before it."""
     rows = [entry for entry in manifest["schedules"] if entry["plan"] == "body" and entry["m"] == PER_ROW]
-    linear = sum(e["nodes"] * e["operations"] for e in rows if "Linear" in e["op"]) // PER_ROW
+    linear = sum(e["nodes"] * e["operations"] for e in rows if re.search("Linear|Experts", e["op"])) // PER_ROW
     attention = 0
     for entry in (entry for entry in rows if entry["op"].endswith("PagedAttention")):
         facts = dict(part.split("=") for part in re.findall(r"\w+=\d+", entry["call"]))
