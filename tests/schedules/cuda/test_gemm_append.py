@@ -176,10 +176,17 @@ def appended(layer: Layer, tiling: Tiling) -> tuple[Array, Array]:
     return queries, pool
 
 
-@pytest.mark.parametrize(
-    ("layer", "tiling"),
-    [(layer, "whole") for layer in LAYERS] + [("one head a tile", tiling) for tiling in TILINGS if tiling != "whole"],
+CASES = (
+    ("one head a tile", "in clusters"),
+    ("one head a tile", "in turns"),
+    ("two heads a tile, the last tile half", "shared out"),
+    ("part of each head", "wide"),
+    ("few of each head, which are narrow", "whole"),
+    ("nothing", "whole"),
 )
+
+
+@pytest.mark.parametrize(("layer", "tiling"), CASES)
 def test_it_is_what_two_launches_make_to_the_bit(layer: str, tiling: str) -> None:
     """Poison that neither writes is the same too."""
     wanted, cache = two_launches(LAYERS[layer], TILINGS[tiling])
@@ -192,7 +199,7 @@ def test_it_is_what_two_launches_make_to_the_bit(layer: str, tiling: str) -> Non
 def test_it_is_what_its_definition_says(define: Define) -> None:
     """Each result rounded once."""
     layer = LAYERS["two heads a tile, the last tile half"]
-    queries, pool = appended(layer, TILINGS["whole"])
+    queries, pool = appended(layer, TILINGS["shared out"])
     product, (*tables, at, table) = layer.inputs()
     call = layer.appending()
     attributes = (*((name, value) for name, value in call.attributes if name not in OURS), ("layer", 0))
@@ -211,7 +218,7 @@ def test_it_is_what_its_definition_says(define: Define) -> None:
 
 
 def test_attention_behind_it_gives_what_it_did() -> None:
-    layer, tiling = LAYERS["part of each head"], TILINGS["whole"]
+    layer, tiling = LAYERS["part of each head"], TILINGS["wide"]
     queries, pool = appended(layer, tiling)
     _, step = layer.inputs()
     call = layer.attending(True)
