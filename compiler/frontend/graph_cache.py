@@ -38,6 +38,7 @@ def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:
         config = import_module("llmc.compiler.frontend.config")
         model = export.export_graph(config.parse_config(fields, place))
         _save(model, file, key)
+        model = _load(file, key) or model  # as later ones find it: ONNX keeps attributes in 32 bits
     return model
 
 
