@@ -296,6 +296,7 @@ RULES: dict[str, Rule] = {
     "Concat": concat,
     "Expand": expand,
     "Gather": gather,
+    "GatherElements": lambda node: [dims(node.inputs[1])],
     "Gemm": gemm,
     "MatMul": matmul,
     "Reshape": reshape,

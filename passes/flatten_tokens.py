@@ -160,7 +160,17 @@ def top_k(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     attributes = attributes_of(node)
     axis = flat.axis(node, attributes.get("axis", -1))
     attributes["axis"] = -1 if axis == len(other_axes(node.outputs[0])) else axis
+    attributes["sorted"] = 1  # where any order will do, this one does, which TVM's importer asks for
     return flat.emit(node, "TopK", [flat.take(node.inputs[0]), node.inputs[1]], **attributes)
+
+
+def gather_elements(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Of each token's own numbers: index has the tokens where x has them."""
+    x, index = node.inputs
+    if token_axes(x) != token_axes(index):
+        raise flat.refusal(node, "looks up by token")
+    axis = flat.axis(node, attribute(node, "axis", 0))
+    return flat.emit(node, "GatherElements", [flat.take(x), flat.take(index)], axis=axis)
 
 
 def experts(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -297,6 +307,7 @@ RULES: dict[str, Rule] = {
     "Attention": attention,
     "Expand": expand,
     "Gather": gather,
+    "GatherElements": gather_elements,
     "RotaryEmbedding": rotary,
     "Slice": slice_,
     "TopK": top_k,

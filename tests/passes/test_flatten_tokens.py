@@ -137,6 +137,19 @@ def test_experts_take_tokens_one_by_one(build: Any, check: Any) -> None:
     check(build.model(reshape(build, y, 8)), flatten_tokens, 7)
 
 
+def test_shares_are_looked_up_within_each_token(build: Any, check: Any) -> None:
+    """As ERNIE's router, which chooses by other numbers than it weighs by."""
+    chances = build.op("Softmax", embed(build), axis=-1)
+    _, index = build.op("TopK", build.op("Add", chances, build.weight("bias", 8)), build.constant([2]), n_results=2)
+    check(build.model(build.op("GatherElements", chances, index, axis=-1)), flatten_tokens, 5)
+
+
+def test_looking_up_what_is_no_tokens_own_is_refused(build: Any) -> None:
+    _, index = build.op("TopK", embed(build), build.constant([2]), n_results=2)
+    with pytest.raises(LlmcError, match="GatherElements looks up by token"):
+        flatten_tokens(build.model(build.op("GatherElements", build.weight("w", 1, 6, 8), index, axis=-1)))
+
+
 def test_experts_chosen_along_tokens_are_refused(build: Any) -> None:
     x = embed(build)
     _, index = build.op("TopK", x, build.constant([1]), n_results=2, axis=1)
