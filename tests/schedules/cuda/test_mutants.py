@@ -363,7 +363,7 @@ OFFSETS = [
         "(2 * c * kPageTokens + token), widened(bytes.x, bytes.y)",
         "(2 * c * kPageTokens + token), widened(bytes.y, bytes.x)",
     ),
-    ("attention of many rows in int8", "attention_vectors.cuh", "is_value = part > group;", "is_value = part >= group;"),
+    ("attention of many rows in int8", "attention_vectors.cuh", "= part > group;", "= part >= group;"),
     ("attention of many rows in int8 on Hopper", "attention_widen_ring.cuh", "thread < tokens ?", "thread <= tokens ?"),
     ("attention of many rows in int8", "attention_widen.cuh", "token < tokens", "token <= tokens"),
 ]
