@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -107,7 +107,7 @@ def convert_checkpoint(
         if name not in wanted and key in wanted:
             name, pattern = key, None
         if pattern is None:
-            tensors[name] = replace(checkpoint[key], name=name) if name not in checkpoint else checkpoint[key]
+            tensors[name] = checkpoint[key]
         else:
             groups.setdefault(name, []).append((pattern, checkpoint[key]))
     for group, sources in groups.items():
