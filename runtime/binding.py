@@ -287,10 +287,12 @@ class Model:
 
     def check_masks(self, hows: Iterable[How]) -> None:
         """Raise LlmcError where some tokens alone are allowed, and the runtime cannot heed it."""
-        for how in (how for how in hows if how.allowed is not None):
+        masked = [how for how in hows if how.allowed is not None]
+        if masked:
             info = self.info
             info.check_masks(str(self.path))
-            how.check_mask(info.n_vocab)
+            for how in masked:
+                how.check_mask(info.n_vocab)
 
     def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.

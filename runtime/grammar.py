@@ -25,8 +25,8 @@ Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 WHITESPACE = r"(?: |\n[ \t]{0,40})"
 """Between the parts of JSON there may be this, or nothing: a blank, or an indented line, as people write it; models
 that like blanks lose themselves in more.  It must not match nothing: llguidance makes grammars that give up then."""
-MOST_WORDS = 200
-"""Characters of what is wrong with a grammar."""
+MOST_CHARACTERS = 200
+"""Of what is wrong with a grammar."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Guide:
         self.place, self.n_vocab = str(model.path), info.n_vocab
         info.check_masks(self.place)
         tokenizer = model.tokenizer
-        n_words = max(self.n_vocab, tokenizer.get_vocab_size(with_added_tokens=True))
+        n_tokens = max(self.n_vocab, tokenizer.get_vocab_size(with_added_tokens=True))
         eos = [token for token in model.manifest.get("model", {}).get("eos") or () if model.is_eos(token)]
         try:
-            self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=n_words, eos_token=eos or None)
+            self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=n_tokens, eos_token=eos or None)
         except ValueError as error:
             fact = f"the tokenizer cannot follow a grammar: {shortened(str(error))}"
             raise LlmcError(fact, place=self.place) from None
@@ -107,21 +107,21 @@ class Guide:
 class Constraint:
     """One text that follows a grammar: ask what is allowed, then take the token that was chosen."""
 
-    def __init__(self, matcher: LLMatcher, n_words: int, n_vocab: int) -> None:
-        """n_words: tokens that the matcher knows, n_vocab of which the model does."""
-        self._matcher, self._n_words, self._n_vocab = matcher, n_words, n_vocab
+    def __init__(self, matcher: LLMatcher, n_tokens: int, n_vocab: int) -> None:
+        """n_tokens: that the matcher knows, n_vocab of which the model does."""
+        self._matcher, self._n_tokens, self._n_vocab = matcher, n_tokens, n_vocab
         self._allowed: Mask | None = None
 
     def copy(self) -> Constraint:
         """For another text at the same place."""
-        copied = Constraint(self._matcher.deep_copy(), self._n_words, self._n_vocab)
+        copied = Constraint(self._matcher.deep_copy(), self._n_tokens, self._n_vocab)
         copied._allowed = self._allowed
         return copied
 
     def look(self) -> Mask:
         """What may come next: uint32 [(n_vocab + 31) / 32], see How.allowed; found out once a token."""
         if self._allowed is None:
-            words = np.zeros(-(-self._n_words // 32), np.uint32)
+            words = np.zeros(-(-self._n_tokens // 32), np.uint32)
             self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
             self._allowed = words[: -(-self._n_vocab // 32)]
         return self._allowed
@@ -146,4 +146,4 @@ class Constraint:
 
 def shortened(words: str) -> str:
     """In one line."""
-    return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_WORDS]
+    return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_CHARACTERS]

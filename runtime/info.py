@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes as c
 from typing import NamedTuple
 
 from llmc.runtime import capi
@@ -28,7 +27,8 @@ class Info(NamedTuple):
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""
-        if self.sampling_bytes < c.sizeof(capi.Sampling):
+        allowed = capi.Sampling.allowed
+        if self.sampling_bytes < allowed.offset + allowed.size:  # fields may follow it some day
             fact = "the artifact's runtime cannot choose among some tokens only"
             raise LlmcError(fact, place=place, hint="compile the model again with this llmc")
 

@@ -166,8 +166,10 @@ class Service:
 
     def shown_of(self, form: Form) -> dict[int, str]:
         """Special tokens of the form of a call, which have no text otherwise."""
-        marks = [mark for mark in (form.opening.strip(), form.closing.strip()) if mark and self.tokenizer]
-        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks} if self.tokenizer else {}
+        if self.tokenizer is None:
+            return {}
+        marks = (form.opening.strip(), form.closing.strip())
+        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks if mark}
         return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
 
     def check_number(self, n_texts: int) -> None:

@@ -256,7 +256,7 @@ class Batch:
         logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
         step = [(sequence_of(job), job.next_ids(n), rows) for (job, n), rows in zip(inputs, logits, strict=True)]
         start = perf_counter()
-        looks = self._look_ahead([job for job, _ in inputs])
+        looks = self._look_ahead(job for job, _ in inputs)
         try:
             self.model.run_step(step)
         except LlmcError as error:

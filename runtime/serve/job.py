@@ -128,8 +128,8 @@ class Job:
     @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
-        is_plain = self.ask.n_top is None and self.constraint is None
-        return bool(self.n_pending or self.followers or self.most == 0 or not is_plain)
+        reads_logits = self.ask.n_top is not None or self.constraint is not None
+        return bool(self.n_pending or self.followers or self.most == 0 or reads_logits)
 
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""

@@ -66,7 +66,7 @@ class Reply:
         if self.kind == "completion":
             said["text"] = self.echo(job) + text
         else:
-            content, calls = self.scanned(job, text, True, False)
+            content, calls = self.scanned(job, text, is_last=True, is_chunk=False)
             said["message"] = {"role": "assistant", "content": content, "refusal": None, **calls}
             if calls and not content:
                 said["message"]["content"] = None
@@ -74,11 +74,13 @@ class Reply:
         said |= {"logprobs": self.logprobs(job, probs), "finish_reason": self.reason(job, job.finish)}
         return said | ({"token_ids": job.tokens} if self.with_ids else {})
 
-    def scanned(self, job: Job, text: str, is_last: bool, is_chunk: bool) -> tuple[str, dict[str, Any]]:
+    def scanned(self, job: Job, text: str, *, is_last: bool, is_chunk: bool) -> tuple[str, dict[str, Any]]:
         """-> (what of a text is said to people, {"tool_calls": …} if there are some)."""
         if self.scan is None:
             return text, {}
-        scanner = self._scanners.setdefault(job.index, self.scan())
+        if job.index not in self._scanners:
+            self._scanners[job.index] = self.scan()
+        scanner = self._scanners[job.index]
         first = scanner.n_calls
         said, calls = scanner.push(text, is_last)
         listed = [({"index": first + i} if is_chunk else {}) | spelled_call(call) for i, call in enumerate(calls)]
@@ -106,7 +108,7 @@ class Reply:
         if self.kind == "completion":
             what["text"] = said.text
         else:
-            content, calls = self.scanned(job, said.text, said.finish is not None, True)
+            content, calls = self.scanned(job, said.text, is_last=said.finish is not None, is_chunk=True)
             what["delta"] = ({"content": content} if content else {}) | calls
             if self.scan and not (what["delta"] or said.finish or self.with_ids or self.with_probs):
                 return None

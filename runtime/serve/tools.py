@@ -56,7 +56,7 @@ class Tools:
     parameters, by name.  must_call: one of them has to be."""
 
     tools: tuple[dict[str, Any], ...]
-    functions: Mapping[str, object]
+    functions: Mapping[str, dict[str, Any]]
     must_call: bool
 
     def grammar(self, form: Form) -> Grammar:
@@ -65,8 +65,8 @@ class Tools:
         for index, (name, schema) in enumerate(self.functions.items()):
             head = f'{{"name": {json.dumps(name)}, "{form.key}": '
             calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
-            said = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}} if isinstance(schema, dict) else schema
-            schemas.append(f"arguments_{index}: %json {json.dumps(said)}")
+            spaced = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
+            schemas.append(f"arguments_{index}: %json {json.dumps(spaced)}")
         before, behind = ('"["', '"]"') if form.listed else ("", json.dumps(form.closing) if form.closing else "")
         start = f"start: {before} ({' | '.join(calls)}) {behind}"
         return Grammar.of_lark("\n".join((start, *schemas)))
@@ -78,7 +78,8 @@ def read_tools(fields: Fields) -> Tools | None:
     choice = fields.get("tool_choice") or ("auto" if listed else "none")
     functions = dict(read_tool(f"tools[{index}]", tool) for index, tool in enumerate(listed))
     if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name") if isinstance(choice.get("function"), dict) else None
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or name not in functions:
             raise wrong("tool_choice", "must name a function of 'tools'")
         return Tools(tuple(listed), {name: functions[name]}, must_call=True)
@@ -89,7 +90,7 @@ def read_tools(fields: Fields) -> Tools | None:
     return Tools(tuple(listed), functions, choice == "required") if listed and choice != "none" else None
 
 
-def read_tool(place: str, tool: object) -> tuple[str, object]:
+def read_tool(place: str, tool: object) -> tuple[str, dict[str, Any]]:
     """-> the function's name, and the schema of its parameters."""
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
     if not isinstance(function, dict):
