@@ -1,4 +1,4 @@
-"""Passes that a measurement turns on: in plans of some numbers of rows, on one kind of card.
+"""Passes that a measurement on a card turns on, in plans of some numbers of rows.
 
 What such a pass saves is an estimate until whole models have run with it and without it, on that card, in turns; a
 switch is what came of that.  It lies beside the tuned records (records.py), and says no as well as yes: a pass is on in

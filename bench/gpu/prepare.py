@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
+
 import llmc
 from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.chains import add_chains
@@ -112,25 +114,34 @@ class Planned:
     wanted: Wanted
     source: SourceModel
     scheme: Scheme | None
-    program: Program
-    plain: Program
+    step_graph: ir.Model
     graph_section: bytes
     tuned: records.Tuned
+    program: Program
+    plain: Program
 
 
 def plan_model(wanted: Wanted, target: Target) -> Planned:
-    """The model's plans with the rules' own choices, and what passes made of it; no weight is read."""
+    """The model's plans as compiling makes them, and what passes made of it; no weight is read."""
     scheme = Scheme.parse(wanted.quant, wanted.quant_group, wanted.quant_lm_head)
     source = load_source(wanted.model, weights="random", dtype="bf16", max_sequence=wanted.max_sequence, has_f16=True)
-    step_graph, graph_section = driver.rewrite(source, scheme, None, target.kind)
+    return plan_graph(wanted, target, source, scheme, driver.rewrite(source, scheme, None, target.kind))
+
+
+def plan_graph(
+    wanted: Wanted, target: Target, source: SourceModel, scheme: Scheme | None, graph: tuple[ir.Model, bytes]
+) -> Planned:
+    """graph: the step graph, and its section."""
     tuned = records.installed(target)
     if wanted.switch:
         tuned.switches[wanted.switch] = toggled(tuned.switches.values(), wanted.switch, FEW_ROWS + 1)
-    plain, program = (
-        driver.plan(step_graph, source, target, wanted.batch, source.dtype, each)
-        for each in (replace(tuned, switches={}), tuned)
-    )
-    return Planned(wanted, source, scheme, program, plain, graph_section, tuned)
+
+    def planned(tuned: records.Tuned) -> Program:
+        return driver.plan(graph[0], source, target, wanted.batch, source.dtype, tuned)
+
+    program = planned(tuned)
+    plain = planned(replace(tuned, switches={})) if tuned.on(target) else program
+    return Planned(wanted, source, scheme, *graph, tuned, program, plain)
 
 
 def prepare(
@@ -191,8 +202,9 @@ def prepare(
 
 def with_others(planned: Sequence[Planned], names: Sequence[str], target: Target) -> list[Planned]:
     """The models of these names once more for each pass with a switch, turned."""
-    models = [each.wanted for each in planned if each.wanted.name in names]
-    return [plan_model(replace(wanted, switch=name, batch=(1,)), target) for wanted in models for name in PASSES]
+    models = [each for each in planned if each.wanted.name in names]
+    wanted = [(each, replace(each.wanted, switch=name, batch=(1,))) for each in models for name in PASSES]
+    return [plan_graph(w, target, m.source, m.scheme, (m.step_graph, m.graph_section)) for m, w in wanted]
 
 
 def write_models(out: Path, models: Sequence[Planned], target: Target) -> None:

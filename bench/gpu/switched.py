@@ -95,8 +95,8 @@ def timed(without: Ours, with_it: Ours, n: int, n_pairs: int, pair: dict[str, An
     """Seconds of prompts of n tokens without the pass and with it, in turns; the first pair is left out."""
     seconds: dict[str, list[float]] = {"without_s": [], "with_s": []}
     for seed in range(1 + n_pairs):
-        both = (("without_s", without), ("with_s", with_it))
-        for name, ours in both if seed % 2 else both[::-1]:
+        turns = (("without_s", without), ("with_s", with_it))
+        for name, ours in turns if seed % 2 else turns[::-1]:
             seconds[name].append(ours.first_token(n, seed))
     kept = {name: values[1:] for name, values in seconds.items()}
     ratio = median(b / a for a, b in zip(kept["without_s"], kept["with_s"], strict=True))

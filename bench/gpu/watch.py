@@ -36,7 +36,7 @@ def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequen
             out.flush()
             said_from = out.tell()
             names = "+".join(part.name for part in parts)
-            arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}", "--since", f"{since:.0f}"]
+            arguments = [*command, "--work", names, "--deadline", f"{end_at:.0f}", "--since", str(since)]
             process = subprocess.Popen(arguments, stdout=out, stderr=out, start_new_session=True)
         began = time.time()
         status = watch(process, journal, end_at)

@@ -15,29 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmc.bench.gpu import fill, hf
 from llmc.bench.gpu.bits import values_of
+from tests.bench.fake_gpu import LLAMA, OPT
 
 SETTINGS = {"read": 24, "first": 1, "steps": 6, "eager_steps": 4, "prompts": 2}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 160,
-    "max_position_embeddings": 192,
-}
-OPT = {
-    "model_type": "opt",
-    "hidden_size": 64,
-    "ffn_dim": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 160,
-    "max_position_embeddings": 192,
-    "word_embed_proj_dim": 64,
-    "do_layer_norm_before": True,
-}
 WAITS = ("aten::item", "_local_scalar_dense", "nonzero", "masked_select")
 """Operators whose result the CPU must see."""
 
