@@ -26,7 +26,7 @@ from llmc.runtime import LlmcError, load
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.generation import Generation, How
-    from llmc.runtime.grammar import Constraint
+    from llmc.runtime.grammar import Constraint, Grammar
     from llmc.runtime.sequence import Sequence
 
 
@@ -134,6 +134,7 @@ def command(
         raise click.UsageError("--json is for one prompt, not for -i")
     if interactive and json_schema:
         raise click.UsageError("--json-schema is for one prompt, not for -i")
+    grammar = grammar_in(json_schema) if json_schema else None
     start = perf_counter()
     with opened(artifact, threads, device) as model:
         load_s = perf_counter() - start
@@ -145,7 +146,7 @@ def command(
                 converse(model, max_tokens, how, ignore_eos)
                 return
             given = tokens if tokens is not None else str(prompt)
-            constraint = following(model, json_schema) if json_schema else None
+            constraint = following(model, grammar) if grammar else None
             generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
             if as_json:
                 said = result(model, generation, load_s)
@@ -161,8 +162,8 @@ def opened(artifact: str, threads: int, device: str | None) -> Model:
     return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
 
 
-def following(model: Model, path: str) -> Constraint:
-    """What the schema in a file says."""
+def grammar_in(path: str) -> Grammar:
+    """What the schema in a file says; asked before a model is opened, which may take long."""
     from llmc.runtime.grammar import Grammar
     from llmc.runtime.parse_json import parse_json
 
@@ -170,9 +171,14 @@ def following(model: Model, path: str) -> Constraint:
         schema = parse_json(Path(path).read_bytes())
     except ValueError as error:
         raise LlmcError(f"this is not JSON: {error}", place=path) from None
+    return Grammar.of_schema(schema)
+
+
+def following(model: Model, grammar: Grammar) -> Constraint:
+    """What a text of this model has to look like."""
     with installed("following a schema", "serve"):
         guide = model.guide
-    return guide.constraint(Grammar.of_schema(schema))
+    return guide.constraint(grammar)
 
 
 @contextmanager

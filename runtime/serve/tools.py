@@ -152,7 +152,7 @@ class CallScanner:
                 text = self._whole_call(is_last)
                 if text is None:
                     break
-                found = calls_in(text, self._form, self._names)
+                found = calls_in(text.removesuffix(self._closing), self._form, self._names)
                 calls += found
                 self.n_calls += len(found)
                 said += "" if found else self._as_it_was(text)
@@ -182,13 +182,14 @@ class CallScanner:
         return held[:n_safe]
 
     def _whole_call(self, is_last: bool) -> str | None:
-        """The text of a call; None: it has not come to its end."""
-        at = self._held.find(self._closing) if self._closing else -1
+        """The text of a call, with its closing where that has come; None: it has not come to its end."""
+        may_close = self._closing and not self._is_forced  # a call that has to come is all there is, to its end
+        at = self._held.find(self._closing) if may_close else -1
         if at < 0 and not is_last:
             return None
         self._is_in_call = self._is_at_start = False
-        end, behind = (len(self._held), len(self._held)) if at < 0 else (at, at + len(self._closing))
-        text, self._held = self._held[:end], self._held[behind:]
+        end = len(self._held) if at < 0 else at + len(self._closing)
+        text, self._held = self._held[:end], self._held[end:]
         return text
 
     def _as_it_was(self, text: str) -> str:

@@ -143,7 +143,9 @@ def test_a_text_follows_a_schema(tmp_path: Path) -> None:
         assert model.decode(said["tokens"]) in ('"yes"', '"no"')
     assert said["stop"] == "grammar"
     schema.write_text("{")
-    assert run(stub, "--tokens", "5", "--json-schema", schema).stderr.startswith("error: this is not JSON: ")
+    damaged = tmp_path / "b.so"  # is not looked at
+    damaged.write_bytes(b"")
+    assert run(damaged, "--tokens", "5", "--json-schema", schema).stderr.startswith("error: this is not JSON: ")
     assert run(stub, "-i", "--json-schema", schema).exit_code == 2
 
 

@@ -58,6 +58,7 @@ F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arg
         (HERMES, f"<tool_call>{F_TEXT}</tool_call>\n<tool_call>\n{NOW_TEXT}\n</tool_call>\n", "", [F, NOW]),
         (HERMES, f"<tool_call>\n{F_TEXT}", "", [F]),
         (HERMES, "<tool_call>\n{no", "<tool_call>\n{no", []),
+        (HERMES, "<tool_call>{no}</tool_call> b", "<tool_call>{no}</tool_call> b", []),
         (HERMES, "a <tool_", "a <tool_", []),
         (MISTRAL, f"[TOOL_CALLS] [{F_TEXT}, {NOW_TEXT}]", "", [F, NOW]),
         (MISTRAL, "[TOOL_CALLS] [3]", "[TOOL_CALLS] [3]", []),
@@ -83,6 +84,8 @@ def test_special_tokens_of_a_form_have_a_text() -> None:
 def test_a_call_that_has_to_come_needs_no_opening() -> None:
     assert scanned(f"{F_TEXT}\n</tool_call>", HERMES, "required") == ("", [F])
     assert scanned(f"[{F_TEXT}]", MISTRAL, "required") == ("", [F])
+    quoting = '{"name": "f", "arguments": {"n": "</tool_call>"}}'
+    assert scanned(f"{quoting}\n</tool_call>", HERMES, "required") == ("", [Call("f", '{"n": "</tool_call>"}')])
     assert scanned(F_TEXT[:-3], PLAIN, "required") == (F_TEXT[:-3], [])  # max_tokens cut it off
 
 
