@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import DOMAIN, OPERATORS
+from llmc.compiler.ops import DOMAIN, OPERATORS, PAGED_ATTENTION
 from llmc.runtime.errors import LlmcError
 
 SYMBOLS = frozenset({"M", "R", "P", "n_pages"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
-ATTENTION = tuple(f"llmc.{norm}{turned}PagedAttention" for norm in ("", "RMSNorm") for turned in ("", "Rotary"))
+ATTENTION = tuple(f"{DOMAIN}.{name}" for name in PAGED_ATTENTION)
 
 
 def check_step_graph(model: ir.Model) -> None:

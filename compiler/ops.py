@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.ops_append import append_name, appended_parts
-from llmc.compiler.ops_attention import Rotary
+from llmc.compiler.ops_attention import PAGED_ATTENTION, paged_attention_name
 from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
@@ -43,9 +43,9 @@ __all__ = [
     "EXPERTS",
     "OPERATORS",
     "OPSET",
+    "PAGED_ATTENTION",
     "VERSION",
     "Operator",
-    "Rotary",
     "append_name",
     "appended_parts",
     "deferred_name",
@@ -57,6 +57,7 @@ __all__ = [
     "moments_name",
     "normed_name",
     "normed_parts",
+    "paged_attention_name",
 ]
 
 

@@ -15,13 +15,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops_attention import append_step, attention_results, split_heads, turn
+from llmc.compiler.ops_attention import (
+    FLOATS,
+    SIZES,
+    STEP_INPUTS,
+    TURNING,
+    append_step,
+    attention_results,
+    split_heads,
+    turn,
+)
 from llmc.compiler.ops_define import ATTRIBUTE_TYPES, OPERATORS, Attributes, Dims, define
 from llmc.compiler.ops_linear import NORMS, linear_name, normed_name
-
-STEP_INPUTS = ("positions", "page_table", "k_cache", "v_cache")
-HEADS = ("num_heads", "kv_num_heads", "head_dim", "layer")
-TURNED = ("rotary_dim", "interleaved")
 
 
 def append_name(product: str, rotary: bool) -> str:
@@ -37,16 +42,16 @@ def appended_parts(name: str) -> tuple[str, bool] | None:
 def define_append(product: str, rotary: bool) -> None:
     plain = OPERATORS[product]
     n_inputs = len(plain.inputs)
-    attributes = (*plain.attributes, *HEADS, *TURNED * rotary)
+    attributes = (*plain.attributes, *SIZES, "layer", *TURNING * rotary)
 
     def body(op: Any, *inputs: ir.Value, **settings: Any) -> Any:
         qkv = plain.body(op, *inputs[:n_inputs], **{name: settings[name] for name in plain.attributes})
         positions, page_table, k_cache, v_cache = inputs[-4:]
-        sizes = settings["num_heads"], settings["kv_num_heads"], settings["head_dim"]
+        sizes = num_heads, kv_num_heads, _ = tuple(settings[name] for name in SIZES)
         q, k, v = split_heads(op, qkv, *sizes)
         if rotary:
             cos, sin = inputs[n_inputs : n_inputs + 2]
-            q, k = turn(op, q, k, cos, sin, sizes[:2], settings["rotary_dim"], settings["interleaved"])
+            q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
         return q, *append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
 
     def shapes(s: Sequence[Dims], given: Attributes) -> Sequence[Dims]:
@@ -55,7 +60,7 @@ def define_append(product: str, rotary: bool) -> None:
     define(
         append_name(product, rotary),
         [*plain.inputs, *["cos", "sin"] * rotary, *STEP_INPUTS],
-        {name: ATTRIBUTE_TYPES["float" if name == "epsilon" else "int"] for name in attributes},
+        {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in attributes},
         body,
         shapes,
         f"{product}, {'then Rotary of queries and keys, ' * rotary}then step 1 of PagedAttention.    N = (H + 2 KH)·D "

@@ -4,12 +4,19 @@ KH and D are."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops_define import Attributes, Dims, like_first, operator
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, Attributes, Dims, define, like_first, operator
+
+STEP_INPUTS = ("positions", "page_table", "k_cache", "v_cache")
+SIZES = ("num_heads", "kv_num_heads", "head_dim")
+TURNING = ("rotary_dim", "interleaved")
+FLOATS = ("scale", "softcap", "epsilon")
+"""Attributes that are no integers."""
 
 
 def split_heads(op: Any, qkv: ir.Value, num_heads: Any, kv_num_heads: Any, head_dim: Any) -> Any:
@@ -36,15 +43,6 @@ def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: A
     scores = op.Where(op.Greater(cap, op.scalar(0.0)), capped, scores)
     scores = op.Where(visible, scores, op.scalar(float("-inf")))
     return op.MatMul(op.Softmax(scores, axis=-1), v)
-
-
-def paged(
-    op: Any, q: Any, k: Any, v: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
-    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any,
-) -> Any:  # fmt: skip
-    """Steps 1 and 2 of PagedAttention."""
-    caches = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
-    return attend_pages(op, q, positions, page_table, *caches, sizes, scale, softcap, window), *caches
 
 
 def append_step(
@@ -163,138 +161,63 @@ def attention_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequenc
     return [(shapes[0][0], attributes["num_heads"] * attributes["head_dim"]), k_cache, v_cache]
 
 
-@operator(attention_results)
-def PagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-) -> Any:
-    """Append the step's keys and values to the paged cache, then let each row attend its own sequence.
-
-    1. Row m's key and value go to page page_table[m, pos // 64], offset pos % 64, where pos = positions[m].
-    2. Row m attends the keys at positions j <= pos in the pages of page_table[m], and only j > pos - window where
-       window > 0; see `attend` for the equation. A row with pos = -1 writes nothing and gives zeros.
-    qkv [M, (H + 2 KH)·D] (queries, keys, values), positions int64[M], page_table int64[M, P],
-    k_cache, v_cache [n_pages, KH, 64, D] -> [M, H·D] and both caches.    Kwon et al. 2023, arXiv:2309.06180.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
-
-
-@operator(attention_results)
-def RotaryPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    cos: ir.Value,
-    sin: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    rotary_dim: int,
-    interleaved: int,
-) -> Any:
-    """PagedAttention of queries and keys turned by Rotary; keys are cached turned.
-
-    qkv [M, (H + 2 KH)·D], cos, sin [M, rotary_dim/2], the rest and the results as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), rotary_dim, interleaved)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
-
-
 def norm_heads(op: Any, x: ir.Value, weight: ir.Value, num_heads: Any, head_dim: Any, epsilon: Any) -> Any:
     """Each head of x [M, num_heads · D] by RMSNorm over its D elements, weight [D] -> like x."""
     heads = op.Reshape(x, op.ints(0, num_heads, head_dim))
     return op.Reshape(op.RMSNormalization(heads, weight, axis=-1, epsilon=epsilon), op.ints(0, -1))
 
 
-@operator(attention_results)
-def RMSNormPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    query_norm: ir.Value,
-    key_norm: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    epsilon: float,
-) -> Any:
-    """PagedAttention of queries and keys normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.
+PAGED = """Append the step's keys and values to the paged cache, then let each row attend its own sequence.
 
-    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], the rest and the results as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
-    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
+1. Row m's key and value go to page page_table[m, pos // 64], offset pos % 64, where pos = positions[m].
+2. Row m attends the keys at positions j <= pos in the pages of page_table[m], and only j > pos - window where
+   window > 0; see `attend` for the equation. A row with pos = -1 writes nothing and gives zeros.
+qkv [M, (H + 2 KH)·D] (queries, keys, values), positions int64[M], page_table int64[M, P],
+k_cache, v_cache [n_pages, KH, 64, D] -> [M, H·D] and both caches.    Kwon et al. 2023, arXiv:2309.06180."""
+NORMED = """Before that queries and keys are normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.
+query_norm, key_norm [D]."""
+TURNED = """Queries and keys are turned by Rotary, normalised ones after that; keys are cached turned.
+cos, sin [M, rotary_dim/2]."""
 
 
-@operator(attention_results)
-def RMSNormRotaryPagedAttention(
-    op: Any,
-    qkv: ir.Value,
-    query_norm: ir.Value,
-    key_norm: ir.Value,
-    cos: ir.Value,
-    sin: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-    rotary_dim: int,
-    interleaved: int,
-    epsilon: float,
-) -> Any:
-    """RotaryPagedAttention of queries and keys normalised head by head, as RMSNormPagedAttention has it; then turned.
+def paged_attention_name(norm: bool, rotary: bool) -> str:
+    """`[RMSNorm][Rotary]PagedAttention`."""
+    return f"{'RMSNorm' * norm}{'Rotary' * rotary}PagedAttention"
 
-    qkv [M, (H + 2 KH)·D], query_norm, key_norm [D], cos, sin [M, rotary_dim/2], the rest as for PagedAttention.
-    """
-    q, k, v = split_heads(op, qkv, num_heads, kv_num_heads, head_dim)
-    q = norm_heads(op, q, query_norm, num_heads, head_dim, epsilon)
-    k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, epsilon)
-    q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), rotary_dim, interleaved)
-    sizes = num_heads, kv_num_heads, head_dim
-    return paged(op, q, k, v, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)
+
+def define_paged_attention(norm: bool, rotary: bool) -> None:
+    """Register paged attention whose queries and keys are normalised, turned, both or neither."""
+
+    def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
+        *vectors, positions, page_table, k_cache, v_cache = inputs
+        sizes = num_heads, kv_num_heads, head_dim = tuple(settings[name] for name in SIZES)
+        q, k, v = split_heads(op, qkv, *sizes)
+        if norm:
+            query_norm, key_norm, *vectors = vectors
+            q = norm_heads(op, q, query_norm, num_heads, head_dim, settings["epsilon"])
+            k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, settings["epsilon"])
+        if rotary:
+            cos, sin = vectors
+            q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
+        caches = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
+        how = (settings[name] for name in ("scale", "softcap", "window"))
+        return attend_pages(op, q, positions, page_table, *caches, sizes, *how), *caches
+
+    names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
+    define(
+        paged_attention_name(norm, rotary),
+        ["qkv", *["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *STEP_INPUTS],
+        {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
+        body,
+        attention_results,
+        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary]),
+    )
+
+
+PAGED_ATTENTION = {paged_attention_name(*parts): parts for parts in product((False, True), (False, True))}
+"""(norm, rotary) of each operator of this family."""
+for _parts in PAGED_ATTENTION.values():
+    define_paged_attention(*_parts)
 
 
 @operator(lambda shapes, attributes: attention_results(shapes, attributes)[:1])

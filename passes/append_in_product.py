@@ -23,18 +23,18 @@ For prompts on GPUs, whose attention reads all keys from the cache: what is not 
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from llmc.compiler.bind import weight_dtype
 from llmc.compiler.graph import attribute, emit, producer, prune, used_once
-from llmc.compiler.ops import OPERATORS, append_name
+from llmc.compiler.ops import OPERATORS, append_name, paged_attention_name
 
-ATTENTION = {"PagedAttention": False, "RotaryPagedAttention": True}
+ATTENTION = {paged_attention_name(False, rotary): rotary for rotary in (False, True)}
 """Operators, and whether they turn queries and keys."""
 TILE_OUTPUTS, CHUNK = 128, 8
 """Outputs of a product that finish together, and elements that are stored at once."""
-HEADS = ("num_heads", "kv_num_heads", "head_dim", "layer")
-WEIGHED = ("num_heads", "kv_num_heads", "head_dim", "scale", "softcap", "window", "layer")
 
 
 def append_in_product(model: ir.Model, *, kv_dtype: str) -> int:
@@ -46,17 +46,21 @@ def append_in_product(model: ir.Model, *, kv_dtype: str) -> int:
         if front is None or not fits(front, node, kv_dtype):
             continue
         rotary = ATTENTION[node.op_type]
-        settings = {name: attribute(node, name) for name in (*HEADS, *("rotary_dim", "interleaved") * rotary)}
-        settings |= {"epsilon": attribute(front, "epsilon")} if "epsilon" in front.attributes else {}
         product = plain_name(front)
-        name, inputs = f"llmc.{append_name(product, rotary)}", front.inputs[: len(OPERATORS[product].inputs)]
-        queries, *caches = emit(node, name, [*inputs, *node.inputs[1:]], n_results=3, like=front, **settings)
+        name, inputs = append_name(product, rotary), front.inputs[: len(OPERATORS[product].inputs)]
+        settings = settings_of(name, front, node)
+        queries, *caches = emit(node, f"llmc.{name}", [*inputs, *node.inputs[1:]], n_results=3, like=front, **settings)
         positions, page_table = node.inputs[-4:-2]
-        weighed = {name: attribute(node, name) for name in WEIGHED}
-        (out,) = emit(node, "llmc.AppendedAttention", [queries, positions, page_table, *caches], like=node, **weighed)
+        settings = settings_of("AppendedAttention", node)
+        (out,) = emit(node, "llmc.AppendedAttention", [queries, positions, page_table, *caches], like=node, **settings)
         take_places(front, node, queries, [out, *caches])
         n_rewrites += 1
     return n_rewrites
+
+
+def settings_of(name: str, *nodes: ir.Node) -> dict[str, Any]:
+    """What an operator's attributes are, of the first of the nodes that has each."""
+    return {key: next(attribute(n, key) for n in nodes if key in n.attributes) for key in OPERATORS[name].attributes}
 
 
 def take_places(front: ir.Node, node: ir.Node, queries: ir.Value, results: list[ir.Value]) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, constant, emit, number, producer, replace
+from llmc.compiler.graph import attribute, constant, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
 
 
@@ -28,7 +28,7 @@ def form_layer_norm(model: ir.Model) -> int:
     n_rewrites = 0
     for node in list(model.graph):
         centred = producer(node.inputs[0], "Sub") if node.op_type == "RMSNormalization" else None
-        if centred is None or attribute(node, "axis", -1) not in (-1, len(dims(node.inputs[0])) - 1):
+        if centred is None or not is_last_axis(node, attribute(node, "axis", -1)):
             continue
         x, mean = centred.inputs
         if x is not None and mean_of(mean) is x:
@@ -95,8 +95,8 @@ def mean_square(value: ir.Value | None, x: ir.Value | None) -> float | None:
     if add is None:
         return 0.0 if is_square(mean_of(value), x) else None
     for mean, small in (add.inputs, reversed(add.inputs)):
-        if is_square(mean_of(mean), x) and number(small) is not None:
-            return number(small)
+        if is_square(mean_of(mean), x) and (epsilon := number(small)) is not None:
+            return epsilon
     return None
 
 

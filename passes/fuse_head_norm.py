@@ -17,9 +17,13 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
 from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.compiler.ops import paged_attention_name
 from llmc.passes.insert_kv_cache import packed
 
-FUSED = {f"llmc.{turned}PagedAttention": f"llmc.RMSNorm{turned}PagedAttention" for turned in ("", "Rotary")}
+FUSED = {
+    f"llmc.{paged_attention_name(False, rotary)}": f"llmc.{paged_attention_name(True, rotary)}"
+    for rotary in (False, True)
+}
 
 
 def fuse_head_norm(model: ir.Model) -> int:

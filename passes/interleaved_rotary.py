@@ -31,11 +31,11 @@ def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
         return None
     odd, even = (column(operand) for operand in pairs.inputs)
     negated = producer(odd, "Neg")
-    b, a = every_second(negated.inputs[0] if negated else None), every_second(even)
-    if a is None or b is None or a[0] is not b[0] or (a[1], b[1]) != (0, 1):
+    b, a = part_of(negated.inputs[0] if negated else None, 2), part_of(even, 2)
+    if a is None or b is None or a[0] is not b[0]:
         return None
-    x = a[0]
-    return x if dims(value) == dims(x) and size_of(x) % 2 == 0 else None
+    x, size = a[0], size_of(a[0])
+    return x if dims(value) == dims(x) and size % 2 == 0 and (a[1:], b[1:]) == ((0, size), (1, size)) else None
 
 
 def column(value: ir.Value | None) -> ir.Value | None:
@@ -44,18 +44,6 @@ def column(value: ir.Value | None) -> ir.Value | None:
     if node is None or node.inputs[0] is None:
         return None
     return node.inputs[0] if ints(node.inputs[1]) in ([-1], [len(dims(node.inputs[0]))]) else None
-
-
-def every_second(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """x and start, if the value is x[…, start::2]."""
-    node = producer(value, "Slice")
-    if node is None or node.inputs[0] is None or len(node.inputs) != 5:
-        return None
-    starts, ends, axes, steps = (ints(operand) for operand in node.inputs[1:])
-    if not (starts and ends and axes) or len(axes) != 1 or not is_last_axis(node, axes[0]) or steps != [2]:
-        return None
-    x = node.inputs[0]
-    return (x, starts[0]) if ends[0] >= size_of(x) else None
 
 
 def twice(value: ir.Value | None) -> ir.Value | None:

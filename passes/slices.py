@@ -8,14 +8,14 @@ from llmc.compiler.graph import constant, emit, ints_constant, is_last_axis, pro
 from llmc.compiler.graph_shapes import dims, ints
 
 
-def part_of(value: ir.Value | None) -> tuple[ir.Value, int, int] | None:
-    """x, start and stop, if the value is x[…, start:stop]."""
+def part_of(value: ir.Value | None, step: int = 1) -> tuple[ir.Value, int, int] | None:
+    """x, start and stop, if the value is x[…, start:stop:step]."""
     node = producer(value, "Slice")
     if node is None or node.inputs[0] is None or any(constant(operand) is None for operand in node.inputs[1:]):
         return None
     starts, ends, axes = (ints(operand) for operand in node.inputs[1:4])
     steps = ints(node.inputs[4]) if len(node.inputs) > 4 else [1]
-    if steps != [1] or not axes or len(axes) != 1 or not is_last_axis(node, axes[0]) or not starts or not ends:
+    if steps != [step] or not axes or len(axes) != 1 or not is_last_axis(node, axes[0]) or not starts or not ends:
         return None
     x = node.inputs[0]
     start, stop, _ = slice(starts[0], ends[0]).indices(size_of(x))

@@ -60,84 +60,54 @@ def _opt(hidden: int, n_layers: int, n_heads: int, **rest: Any) -> dict[str, Any
     }
 
 
+_QWEN3 = {
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "dtype": "bfloat16",
+}
+
+
 def _qwen3(hidden: int, intermediate: int, n_layers: int, n_heads: int, *, tied: bool = False) -> dict[str, Any]:
-    rest = {
-        "model_type": "qwen3",
-        "architectures": ["Qwen3ForCausalLM"],
-        "vocab_size": 151936,
-        "head_dim": 128,
-        "max_position_embeddings": 40960,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": tied,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-        "dtype": "bfloat16",
-    }
+    rest = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], **_QWEN3, "tie_word_embeddings": tied}
     return _llama(hidden, intermediate, n_layers, n_heads, 8, **rest)
 
 
-def _mixture(model_type: str, architecture: str, hidden: int, n_layers: int, **rest: Any) -> dict[str, Any]:
-    return {
-        "model_type": model_type,
-        "architectures": [architecture],
-        "hidden_size": hidden,
-        "num_hidden_layers": n_layers,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-        **rest,
-    }
-
-
-_MIXTRAL_8X7B = _mixture(
-    *("mixtral", "MixtralForCausalLM", 4096, 32),
-    vocab_size=32000,
-    intermediate_size=14336,
-    num_local_experts=8,
-    num_experts_per_tok=2,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    max_position_embeddings=32768,
-    rms_norm_eps=1e-5,
-    rope_theta=1000000.0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-_QWEN3_30B_A3B = _mixture(
-    *("qwen3_moe", "Qwen3MoeForCausalLM", 2048, 48),
-    vocab_size=151936,
-    intermediate_size=6144,
-    moe_intermediate_size=768,
-    num_experts=128,
-    num_experts_per_tok=8,
-    norm_topk_prob=True,
-    decoder_sparse_step=1,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    head_dim=128,
-    max_position_embeddings=40960,
-    rms_norm_eps=1e-6,
-    rope_theta=1000000.0,
-    bos_token_id=151643,
-    eos_token_id=151645,
-)
-_OLMOE_1B_7B = _mixture(
-    *("olmoe", "OlmoeForCausalLM", 2048, 16),
-    vocab_size=50304,
-    intermediate_size=1024,
-    num_experts=64,
-    num_experts_per_tok=8,
-    norm_topk_prob=False,
-    num_attention_heads=16,
-    num_key_value_heads=16,
-    max_position_embeddings=4096,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    pad_token_id=1,
-    eos_token_id=50279,
-)
+_MIXTRAL = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "dtype": "bfloat16",
+}
+_QWEN3_MIXTURE = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    **_QWEN3,
+}
+_OLMOE = {
+    "model_type": "olmoe",
+    "architectures": ["OlmoeForCausalLM"],
+    "vocab_size": 50304,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "bos_token_id": None,
+    "pad_token_id": 1,
+    "eos_token_id": 50279,
+    "dtype": "bfloat16",
+}
 
 _TINYLLAMA = {"max_position_embeddings": 2048, "dtype": "bfloat16"}
 _LLAMA3 = {
@@ -221,7 +191,7 @@ KNOWN_MODELS = {
     "opt-2.7b": KnownModel("facebook/opt-2.7b", _opt(2560, 32, 32)),
     "opt-6.7b": KnownModel("facebook/opt-6.7b", _opt(4096, 32, 32)),
     "opt-13b": KnownModel("facebook/opt-13b", _opt(5120, 40, 40)),
-    "mixtral-8x7b": KnownModel("mistralai/Mixtral-8x7B-v0.1", _MIXTRAL_8X7B),
-    "qwen3-30b-a3b": KnownModel("Qwen/Qwen3-30B-A3B", _QWEN3_30B_A3B),
-    "olmoe-1b-7b": KnownModel("allenai/OLMoE-1B-7B-0924", _OLMOE_1B_7B),
+    "mixtral-8x7b": KnownModel("mistralai/Mixtral-8x7B-v0.1", _llama(4096, 14336, 32, 32, 8, **_MIXTRAL)),
+    "qwen3-30b-a3b": KnownModel("Qwen/Qwen3-30B-A3B", _llama(2048, 6144, 48, 32, 4, **_QWEN3_MIXTURE)),
+    "olmoe-1b-7b": KnownModel("allenai/OLMoE-1B-7B-0924", _llama(2048, 1024, 16, 16, 16, **_OLMOE)),
 }

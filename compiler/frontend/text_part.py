@@ -25,7 +25,8 @@ def text_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
     text = fields.get("text_config")
     if not isinstance(text, dict) or not isinstance(text.get("model_type"), str):
         return None
-    return {name: fields[name] for name in INHERITED if fields.get(name) is not None} | text
+    inherited = [name for name in INHERITED if text.get(name) is None and fields.get(name) is not None]
+    return text | {name: fields[name] for name in inherited}
 
 
 def text_tensors(checkpoint: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

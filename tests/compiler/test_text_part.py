@@ -19,6 +19,7 @@ from transformers import (
 
 import llmc
 from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend.text_part import text_fields
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -67,6 +68,12 @@ def test_the_text_part_says_what_the_whole_model_says(kind: str, tmp_path: Path)
         wanted = whole.eval()(input_ids=torch.tensor([ids])).logits[0].numpy()
     with llmc.load(tmp_path / "model.so") as model:
         assert np.abs(model.logits(ids) - wanted).max() <= 1e-5 * np.ptp(wanted)
+
+
+def test_what_the_part_leaves_open_the_whole_says() -> None:
+    text = {"model_type": "llama", "eos_token_id": None, "bos_token_id": 4}
+    fields = {"dtype": "bfloat16", "eos_token_id": [2, 7], "bos_token_id": 1, "text_config": text}
+    assert text_fields(fields) == text | {"dtype": "bfloat16", "eos_token_id": [2, 7]}
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "model."])

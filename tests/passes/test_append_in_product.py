@@ -10,7 +10,7 @@ import pytest
 from llmc.compiler import graph
 from llmc.compiler.weights import Weight
 from llmc.passes.append_in_product import append_in_product
-from tests.passes.conftest import SIZES, feeds_for
+from tests.passes.conftest import feeds_for
 
 H, KH, D = 2, 1, 32
 
@@ -68,7 +68,7 @@ def test_a_product_turns_and_appends(build: Any, golden: Any, rewrite: Any, name
     model = model_of(build, attention(build, product(build, name), rotary_dim))
     for index, node in enumerate(model.graph):
         node.name = f"{index}.{node.op_type}"
-    feeds = feeds_for(model) | {"page_table": np.tile(np.array([[3, 1]]), (SIZES["M"], 1))}
+    feeds = feeds_for(model)
     before, names = graph.to_text(model), [node.name for node in model.graph]
     wanted = graph.evaluate(model, feeds)
     assert rewrite(model) == 1

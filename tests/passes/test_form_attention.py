@@ -165,22 +165,24 @@ def test_a_bias_by_position_is_refused(build: Any) -> None:
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
 
 
+def alibi(build: Any) -> Any:
+    """A bias [4, 1, keys] that goes with the distance, for each head by another slope."""
+    _, keys = places(build)
+    return build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
+
+
 def test_a_bias_by_position_that_differs_by_head_is_refused_by_its_name(build: Any) -> None:
     q, k, v = qkv(build)
-    _, keys = places(build)
-    bias = build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
-    x = build.op("Add", build.op("Add", scores(build, q, k), bias), added(build))
+    x = build.op("Add", build.op("Add", scores(build, q, k), alibi(build)), added(build))
     with pytest.raises(LlmcError, match="ALiBi"):
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
 
 
 def test_a_bias_by_position_is_found_in_scores_that_are_not_recognised(build: Any) -> None:
     q, k, v = qkv(build)
-    _, keys = places(build)
-    bias = build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
     flat = ("batch*4", "sequence", "sequence")
     x = build.op("Reshape", scores(build, q, k), build.constant([-1, 6, 6]), shape=flat)
-    x = build.op("Add", build.op("Reshape", build.op("Add", x, bias, shape=flat), build.constant([-1, 4, 6, 6]),
+    x = build.op("Add", build.op("Reshape", build.op("Add", x, alibi(build), shape=flat), build.constant([-1, 4, 6, 6]),
                                  shape=("batch", 4, "sequence", "sequence")), added(build))  # fmt: skip
     with pytest.raises(LlmcError, match="ALiBi"):
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))

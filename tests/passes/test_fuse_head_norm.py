@@ -1,5 +1,6 @@
 """passes/fuse_head_norm.py"""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -66,8 +67,8 @@ def test_what_is_packed_in_no_row_is_packed_before_attention(build: Any, check: 
     check(model, fuse_head_norm, 1)
 
 
-def whole_norm(build: Any, x: Any, heads: int, name: str) -> Any:
-    return build.op("RMSNormalization", x, build.weight(name, heads * D), axis=-1, epsilon=1e-5)
+def whole_norm(build: Any, x: Any, heads: int, name: str, epsilon: float = 1e-5) -> Any:
+    return build.op("RMSNormalization", x, build.weight(name, heads * D), axis=-1, epsilon=epsilon)
 
 
 def layer_norm(build: Any, x: Any, heads: int, name: str) -> Any:
@@ -84,17 +85,13 @@ def half_norm(build: Any, x: Any, heads: int, name: str) -> Any:
     return head_norm(build, x, 2 * heads, name, D // 2)
 
 
-def other_epsilon(build: Any, x: Any, heads: int, name: str) -> Any:
-    return head_norm(build, x, heads, name, epsilon=1e-6)
-
-
 REFUSED: dict[str, Any] = {
     "a norm of the whole width": (whole_norm, whole_norm),
     "another norm": (layer_norm, layer_norm),
     "no norm of keys": (head_norm, no_norm),
     "no norm of queries": (no_norm, head_norm),
     "half a head": (half_norm, half_norm),
-    "two epsilons": (head_norm, other_epsilon),
+    "two epsilons": (head_norm, partial(head_norm, epsilon=1e-6)),
 }
 
 

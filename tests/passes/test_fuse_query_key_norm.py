@@ -1,15 +1,12 @@
 """passes/fuse_query_key_norm.py"""
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from llmc.passes.fuse_query_key_norm import fuse_query_key_norm
 from tests.passes.test_fuse_head_norm import REFUSED, D, head_norm, layer, no_norm, whole_norm
-
-
-def whole_other_epsilon(build: Any, x: Any, heads: int, name: str) -> Any:
-    return build.op("RMSNormalization", x, build.weight(name, heads * D), axis=-1, epsilon=1e-6)
 
 
 @pytest.mark.parametrize("rotary_dim", [0, D])
@@ -22,7 +19,7 @@ KINDS: dict[str, Any] = {
     "no norm of keys": (whole_norm, no_norm),
     "no norm of queries": (no_norm, whole_norm),
     "another norm": REFUSED["another norm"],
-    "two epsilons": (whole_norm, whole_other_epsilon),
+    "two epsilons": (whole_norm, partial(whole_norm, epsilon=1e-6)),
 }
 
 
