@@ -26,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llmc.bench.chart import memory
 from llmc.bench.limits import arithmetic_peak, cpu_name, multiplied, reader
 from llmc.runtime import load
 from llmc.runtime.artifact import ArtifactFile
@@ -109,7 +110,7 @@ def decode_record(
 ) -> dict[str, Any]:
     """One batch size: tokens a second, and the step's share of the read bandwidth."""
     seconds = statistics.median(times)
-    n_bytes = bytes_per_step(manifest, size * context)
+    n_bytes = bytes_per_step(manifest, size, context)
     shares = [n_bytes / step / (BUFFER_BYTES / read) for step, read in zip(times, reads, strict=True)]
     return {
         "batch": size,
@@ -179,11 +180,10 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def bytes_per_step(manifest: dict[str, Any], tokens: int) -> int:
-    """Weights that a step reads, and the cache of `tokens` tokens."""
-    tables = [w for w in manifest["weights"] if "row-major" in w["layout"] and w["bytes"] > 1 << 20]
-    weights = manifest["memory"]["weight_bytes"] - sum(w["bytes"] for w in tables)
-    return int(weights + tokens * manifest["kv_cache"]["bytes_per_token"])
+def bytes_per_step(manifest: dict[str, Any], size: int, context: int) -> int:
+    """Weights that a step of `size` sequences reads, and their cache of `context` tokens each."""
+    weights = memory.read_bytes({"step_bytes": memory.step_bytes(manifest), **memory.experts(manifest)}, size)
+    return int(weights + size * context * manifest["kv_cache"]["bytes_per_token"])
 
 
 if __name__ == "__main__":

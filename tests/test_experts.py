@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 import llmc
+from llmc.bench.chart import memory
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 
@@ -68,6 +69,17 @@ def test_chunks_of_a_prompt_change_no_bit(compiled: tuple[Model, dict[str, Any]]
     with model.sequence() as sequence:
         parts = [sequence.feed_for_logits(part) for part in (ids[:33], ids[33:34], ids[34:36], ids[36:])]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_step_is_set_against_the_experts_that_it_reads(compiled: tuple[Model, dict[str, Any]]) -> None:
+    """Two of four, for each of two layers; at two tokens three of four, if they choose by chance.  (48 rows of a gate
+    lie in panels for 64.)"""
+    manifest = compiled[0].manifest
+    experts = memory.experts(manifest)
+    assert experts == {"expert_bytes": 4 * 2 * 4 * (2 * 64 * 64 + 64 * 48), "expert_share": 0.5}
+    sizes = {"step_bytes": memory.step_bytes(manifest), **experts}
+    unread = [sizes["step_bytes"] - memory.read_bytes(sizes, n_tokens) for n_tokens in (1, 2)]
+    assert unread == [experts["expert_bytes"] / 2, experts["expert_bytes"] / 4]
 
 
 def test_a_gpu_is_refused_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

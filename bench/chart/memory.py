@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from llmc.bench.chart.request import READ_TOKENS, Task
@@ -74,6 +76,25 @@ def bits(manifest: dict[str, Any]) -> float:
 
 
 def step_bytes(manifest: dict[str, Any]) -> int:
-    """Of weights that a step reads: all but tables of which it takes a row a token."""
+    """Of weights that a step may read: all but tables of which it takes a row a token."""
     tables = [w for w in manifest["weights"] if "row-major" in w["layout"] and w["bytes"] > 1 << 20]
     return int(manifest["memory"]["weight_bytes"] - sum(w["bytes"] for w in tables))
+
+
+def experts(manifest: dict[str, Any]) -> dict[str, float]:
+    """Of a mixture's step_bytes those that are experts', and which share of the experts a token chooses."""
+    n_bytes = sum(w["bytes"] for w in manifest["weights"] if re.match(r"\d+ times ", w["layout"]))
+    if not n_bytes:
+        return {}
+    call = next(schedule["call"] for schedule in manifest["schedules"] if "Experts" in schedule["op"])
+    (chosen, n_experts), *_ = re.findall(r"i64\[\d+,(\d+)\].*?\[(\d+),\d+,\d+\]", call)
+    return {"expert_bytes": n_bytes, "expert_share": int(chosen) / int(n_experts)}
+
+
+def read_bytes(model: Mapping[str, Any], n_tokens: int) -> float:
+    """Of weights that a step of so many tokens reads, if they choose their experts by chance.
+
+    model: step_bytes, and what `experts` says.
+    """
+    unread = (1 - model.get("expert_share", 1.0)) ** n_tokens
+    return float(model["step_bytes"] - unread * model.get("expert_bytes", 0))

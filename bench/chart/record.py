@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmc.bench.chart import memory
 from llmc.bench.chart.request import Task
 from llmc.runtime.errors import LlmcError
 
@@ -173,7 +174,7 @@ class Record:
         if not bandwidth or not panel.model:
             return None
         cache = task.batch * task.length * panel.model["kv_bytes_per_token"]
-        seconds = (panel.model["step_bytes"] + cache) / bandwidth
+        seconds = (memory.read_bytes(panel.model, task.n_tokens) + cache) / bandwidth
         if peak:
             seconds = max(seconds, operations(panel.model, task) / peak)
         return float(task.n_tokens / seconds)

@@ -98,6 +98,7 @@ def panel_of(name: str, manifest: dict[str, Any], published: int, request: Reque
     precision = quant or dtype
     if kv != dtype:
         precision += f", {kv} KV cache"
+    sizes = {"step_bytes": memory.step_bytes(manifest), **memory.experts(manifest)}
     panel = Panel(
         name=f"{name} {precision}",
         title=title(name),
@@ -109,9 +110,9 @@ def panel_of(name: str, manifest: dict[str, Any], published: int, request: Reque
         model={
             "dtype": dtype,
             "artifact_bytes": manifest["artifact_bytes"],
-            "step_bytes": memory.step_bytes(manifest),
+            **sizes,
             "kv_bytes_per_token": manifest["kv_cache"]["bytes_per_token"],
-            "n_weights": round(8 * memory.step_bytes(manifest) / memory.bits(manifest)),
+            "n_weights": round(8 * memory.read_bytes(sizes, 1) / memory.bits(manifest)),
             "head_weights": memory.head_weights(manifest["model"]),
             "attention_width": memory.attention_width(manifest["model"]),
             "target": manifest["target"]["name"],

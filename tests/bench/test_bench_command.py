@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.bench import limits
-from llmc.bench.chart.record import Record, operations
+from llmc.bench.chart.record import Panel, Record, Sample, operations
 from llmc.bench.chart.request import Task, number, numbers
 from llmc.cli.main import main
 from llmc.runtime.errors import LlmcError
@@ -53,6 +53,15 @@ def test_a_prompt_is_set_against_all_that_it_multiplies() -> None:
     assert operations(model, Task(0, 3)) == 2 * (3 * 80 + 20) + 2 * 2 * 8 * (1 + 2 + 3)
     assert operations({"n_weights": 100}, Task(0, 3)) == 2 * 3 * 100
     assert operations(model, Task(4, 3)) == 2 * 4 * 100
+
+
+def test_the_limit_of_a_mixture_is_of_the_experts_that_a_step_reads() -> None:
+    """A quarter of 80 bytes at one token, 35 at two; 20 bytes are read by every step."""
+    sizes = {"step_bytes": 100, "expert_bytes": 80, "expert_share": 0.25, "kv_bytes_per_token": 0, "n_weights": 0}
+    panel = Panel("m bf16", "M", "bf16", "random", [1, 2], [8], 8)
+    panel.samples, panel.model = [Sample("llmc", "decode 1x8", [1.0], 1e-9, 0.0)], sizes
+    record = Record(None, {}, 1, 1, 0.2, "2026-01-01", [], [panel])
+    assert [record.limit(panel, Task(batch, 8)) for batch in (1, 2)] == pytest.approx([1 / 40, 2 / 55])
 
 
 def test_the_record_has_what_the_chart_needs(fakes: Fakes, file: Path) -> None:
