@@ -1,19 +1,22 @@
-"""What a call of paged attention says, for the schedules of every target."""
+"""What a call of paged attention says, and a product's that appends to its cache, for the schedules of every target."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from llmc.compiler.kernel import Call
+from llmc.compiler.kernel import Call, RowMajor
 
+NORMS = ("query_norm", "key_norm")
+"""The inputs that are weights of norms."""
 INPUTS = {
     f"llmc.{norm}{turned}PagedAttention": ("qkv", *norms, *angles, "positions", "page_table", "k_cache", "v_cache")
-    for norm, norms in (("", ()), ("RMSNorm", ("query_norm", "key_norm")))
+    for norm, norms in (("", ()), ("RMSNorm", NORMS))
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
 }
+INPUTS["llmc.AppendedAttention"] = ("queries", "positions", "page_table", "k_cache", "v_cache")
 """The operators of paged attention, and the names of their inputs in order."""
 PAGE_TABLE = -3
-"""Which of their inputs it is, and of a product that appends, and of attention behind that: caches are the last two."""
+"""Which of their inputs it is, and of a product that appends: caches are the last two."""
 
 
 def input_places(call: Call) -> dict[str, int]:
@@ -21,15 +24,25 @@ def input_places(call: Call) -> dict[str, int]:
     return {name: index for index, name in enumerate(INPUTS.get(call.op, ()))}
 
 
+def norm_layouts(call: Call) -> dict[int, RowMajor]:
+    """How the weights of the norms lie among the inputs of a call of paged attention."""
+    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in NORMS}
+
+
 def attention_sizes(call: Call) -> dict[str, Any] | None:
     """The call's rows and pages, heads, rotary, masks and norm, by the names that schedules give them; None: no
-    attention, nor a product that appends to its cache."""
-    places = input_places(call)
-    if not places and not call.op.endswith(("Append", "AppendedAttention")):
-        return None
+    attention."""
+    return step_sizes(call) if call.op in INPUTS else None
+
+
+def appended_sizes(call: Call) -> dict[str, Any] | None:
+    """The same of the attention whose queries, keys and values a product makes that appends; None: no such product."""
+    return step_sizes(call) if call.op.endswith("Append") else None
+
+
+def step_sizes(call: Call) -> dict[str, Any]:
     page_table = call.inputs[PAGE_TABLE]
-    if page_table is None:
-        return None
+    assert page_table is not None, "its definition asks for one"
     return {
         "rows": page_table.shape[0],
         "pages": page_table.shape[1],
@@ -42,5 +55,5 @@ def attention_sizes(call: Call) -> dict[str, Any] | None:
         "softcap": float(call.attribute("softcap", 0.0)),
         "window": call.attribute("window", 0),
         "n_layers": call.attribute("n_layers"),
-        "epsilon": float(call.attribute("epsilon")) if "query_norm" in places else None,
+        "epsilon": float(call.attribute("epsilon")) if NORMS[0] in input_places(call) else None,
     }

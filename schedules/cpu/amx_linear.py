@@ -132,7 +132,7 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
     layer = parse(call, target)
     assert layer is not None, "implement follows match"
     x = Operand("temp", 0)
-    grid = tiles.row_tiles(layer) * ceil(layer.k / vector.PACKING_COLUMNS)
+    grid = vector.packing_grid(layer, tiles)
     packing = Launch(packing_kernel(layer, tiles), (Operand("input", 0), x), grid, 6 * layer.m * layer.k)
     product = vector.product_launch(call, layer, tiles, product_kernel(layer, tiles), (x,), layer.weight_bytes)
     x_bytes = tiles.row_tiles(layer) * tiles.rows * tiles_of_k(layer) * TILE_WORDS * 4

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand, RowMajor
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import attention_sizes, input_places
+from llmc.schedules.attention_call import attention_sizes, input_places, norm_layouts
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
@@ -54,7 +54,7 @@ def parse(call: Call, target: Target) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for heads that these
     kernels cannot take."""
     sizes = attention_sizes(call)
-    if sizes is None:
+    if sizes is None or "qkv" not in input_places(call):  # no product here appends
         return None
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
     if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"]:
@@ -107,7 +107,6 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     assert a is not None, "implement follows match"
     unread = {"k_cache", "v_cache"} | (set() if a.rotary_dim else {"cos", "sin"})
     inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
-    norms = [name for name in inputs if name.endswith("_norm")]
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
     numbers = a.m * a.head_dim
     append = Launch(
@@ -115,7 +114,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         (*inputs.values(), *kv, q, scratch),
         a.m * a.kv_heads,
         numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
-        numbers * (7 if norms else 3) * (a.heads + a.kv_heads),
+        numbers * (3 if a.epsilon is None else 7) * (a.heads + a.kv_heads),
     )
     attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv))
     return Implementation(
@@ -123,7 +122,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
         scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
-        layouts={inputs[name].index: RowMajor("f32") for name in norms},
+        layouts=norm_layouts(call),
     )
 
 

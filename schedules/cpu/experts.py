@@ -7,7 +7,7 @@ A pair is a token and one of its experts: token m and its j-th expert are pair m
     gate_up  the gated product of each tile with its expert's weight                 (experts_panel.py)
     pack     its results
     down     the second product, each pair's result to a row of its own
-    combine  y[m] = Σ_j share[m, j] · result[m k + j], j in order                    (experts_combine.py)
+    combine  y[m] = Σ_j share[m, j] · result[m k + j], j in order                    (experts_sort.py)
 
 Only weights of experts that have pairs are read: at M = 1 those of k experts.  An expert's weight lies as that of a
 linear layer, in panels, one expert after the other, and is multiplied by the same code (panel.py, quant_panel.py): each
@@ -127,8 +127,7 @@ class Stage:
         return tuple(self.kind(size) for size in (*(size for size in SIZES if size < rows), rows))
 
     def kind(self, rows: int) -> Tiles:
-        fitting = (p for p in (4, 2, 1) if rows * p <= self.accumulators and p >= self.linear.parts)
-        panels = next(fitting)
+        panels = plain.panels_of(rows, self.linear.parts, self.accumulators)
         far = plain.FAR_STEPS if isinstance(self.layer, Linear) and rows * self.layer.words >= plain.BUSY else 0
         return Tiles(rows, panels, self.steps, near=plain.NEAR_LINES // panels, far=far)
 
@@ -153,17 +152,7 @@ class Stage:
     @property
     def packed_bytes(self) -> tuple[int, ...]:
         """Of x as the tiles read it."""
-        rows = self.table.tiles * self.table.rows
-        if isinstance(self.layer, Linear):
-            return (4 * rows * self.layer.steps * self.layer.words,)
-        return (rows * self.layer.k, 4 * rows * self.layer.blocks, 4 * rows * self.layer.blocks)
-
-    @property
-    def packing_blocks(self) -> int:
-        """Units of work that a tile's packing is cut into."""
-        if isinstance(self.layer, Linear):
-            return ceil(self.layer.k / plain.PACKING_COLUMNS)
-        return ceil(self.layer.blocks / quant_linear.blocks_a_unit(self.layer))
+        return self.layer.packed_bytes(self.table.tiles * self.table.rows)
 
     @property
     def name(self) -> str:
@@ -218,9 +207,7 @@ def layer(op: str, pairs: int, weight: TensorType, target: Target) -> Layer | No
 
 
 def accumulators(layer: Layer, target: Target) -> int:
-    if isinstance(layer, Linear):
-        return 28 if target.has("avx512f") else 6
-    return 16 if target.has("avx512f") else 4
+    return plain.accumulators(target) if isinstance(layer, Linear) else quant_linear.accumulators(target)
 
 
 def most_rows(gate_up: Layer, target: Target) -> int:
@@ -266,7 +253,7 @@ def sort_kernel(table: Table) -> Kernel:
 
 def pack_launch(stage: Stage, x: Operand, sorted_: Operand, packed: list[Operand]) -> Launch:
     kernel = keyed_kernel(f"pack_pairs_{stage.name}", partial(build_pack, stage))
-    grid = stage.table.tiles * stage.packing_blocks
+    grid = stage.table.tiles * stage.layer.packing_blocks
     return Launch(kernel, (x, sorted_, *packed), grid, 8 * stage.table.pairs * stage.linear.k)
 
 

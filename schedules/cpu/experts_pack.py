@@ -24,7 +24,7 @@ ONE = Lanes(1)
 
 def packing_function(stage: Stage) -> Any:
     """(x, table, packed, task, n_tasks), where quantised (x, table, words, scales, corrections, task, n_tasks)."""
-    layer, blocks = stage.layer, stage.packing_blocks
+    layer, blocks = stage.layer, stage.layer.packing_blocks
     if isinstance(layer, Linear):
         llvm = AVX512_BF16 if layer.dot == "dpbf16" else ""
     else:

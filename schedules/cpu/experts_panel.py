@@ -23,7 +23,7 @@ from llmc.schedules.cpu import fp8_pairs, quant_dot
 from llmc.schedules.cpu.experts import Stage
 from llmc.schedules.cpu.experts_pack import ONE, units
 from llmc.schedules.cpu.linear import Linear, Tiles
-from llmc.schedules.cpu.panel import Product, loop
+from llmc.schedules.cpu.panel import Product, if_last, loop
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, QuantProduct
@@ -56,16 +56,11 @@ class Routed(Product):
 
     def __init__(self, stage: Stage) -> None:
         self.stage, self.linear = stage, stage.linear
-        n_words = [n_bytes // 4 for n_bytes in stage.packed_bytes]
-        self.declare_x(n_words)
+        self.declare_x(stage.table.tiles * stage.table.rows)
         self.table = T.arg("table", T.buffer((stage.table.words,), "int32"))
         weight_words = stage.table.experts * stage.layer.weight_bytes // 4
         word = "float32" if isinstance(stage.layer, Linear) and stage.layer.weight == "f32" else "int32"
         self.declare((weight_words, word), stage.scratch_words)
-
-    def declare_x(self, n_words: list[int]) -> None:
-        """The operands in front of the table, of so many words."""
-        raise NotImplementedError
 
     def of(self, tiles: Tiles) -> Any:
         """The same operands, for one kind of tiles."""
@@ -127,33 +122,20 @@ class Routed(Product):
 class RoutedProduct(Routed):
     """Weights in f32, bf16 or fp8."""
 
-    def declare_x(self, n_words: list[int]) -> None:
-        self.x = T.arg("x", T.buffer((n_words[0],), "int32" if self.linear.dot == "dpbf16" else "float32"))
-
     def tile(self, count: Any, chunk: Any, tile: Any, panel: Any, place: Any) -> None:
         chunks = -(-self.linear.steps // self.tiles.steps)
         self.accumulate(chunk, chunks, tile, T.bind(self.weight_panel + panel), place)
-        if chunks == 1:
-            self.store_pairs(count, tile, panel, place)
-            return
-        with T.If(chunk == chunks - 1), T.Then():
+        with if_last(chunk, chunks):
             self.store_pairs(count, tile, panel, place)
 
 
 class RoutedQuant(Routed, QuantProduct):
     """Weights in int8 or int4: quant_panel.py's tiles."""
 
-    def declare_x(self, n_words: list[int]) -> None:
-        assert isinstance(self.stage.layer, QuantLinear)
-        self.quant = self.stage.layer
-        self.x = T.arg("words", T.buffer((n_words[0],), "int32"))
-        self.x_scales = T.arg("scales", T.buffer((n_words[1],), "float32"))
-        self.corrections = T.arg("corrections", T.buffer((n_words[2],), "int32"))
-
-    def of(self, tiles: Tiles) -> Any:
-        other = super().of(tiles)
-        other.places = [(r, p) for r in range(tiles.rows) for p in range(tiles.panels)]
-        return other
+    def __init__(self, stage: Stage) -> None:
+        assert isinstance(stage.layer, QuantLinear)
+        self.quant = stage.layer
+        super().__init__(stage)
 
     def tile(self, count: Any, chunk: Any, tile: Any, panel: Any, place: Any) -> None:
         self.sum_up(tile, T.bind(self.weight_panel + panel))

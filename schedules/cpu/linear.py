@@ -74,6 +74,15 @@ class Linear:
         return panel_count(self.n, self.parts)
 
     @property
+    def packing_blocks(self) -> int:
+        """Units of work that the packing of a tile's rows is cut into."""
+        return ceil(self.k / PACKING_COLUMNS)
+
+    def packed_bytes(self, rows: int) -> tuple[int, ...]:
+        """Of so many rows of x as the tiles read them."""
+        return (4 * rows * self.steps * self.words,)
+
+    @property
     def panel_words(self) -> int:
         """32-bit words of a panel."""
         return (self.steps + (1 if self.weight == "f8" else 0)) * PANEL
@@ -173,10 +182,11 @@ def default_tiles(linear: Linear, target: Target) -> Tiles:
     With several row tiles, a unit's panels are read again for each: from the second level cache, if cut along k.  A
     large x is read more seldom when a unit takes several tiles.
     """
-    accumulators, most_rows = (28, 14) if target.has("avx512f") else (6, 6 // linear.parts)
+    most = accumulators(target)
+    most_rows = 14 if target.has("avx512f") else most // linear.parts
     row_tiles = ceil(linear.m / most_rows)
     rows = ceil(linear.m / row_tiles)
-    panels = next(p for p in (4, 2, 1) if rows * p <= accumulators and p >= linear.parts)
+    panels = panels_of(rows, linear.parts, most)
     steps, group = linear.steps, 1
     if row_tiles > 1:
         x_bytes = 4 * linear.m * linear.steps * linear.words
@@ -186,6 +196,16 @@ def default_tiles(linear: Linear, target: Target) -> Tiles:
     n_chunks = ceil(linear.steps / steps)
     far = FAR_STEPS if rows * linear.words >= BUSY else 0
     return Tiles(rows, panels, ceil(linear.steps / n_chunks), group, NEAR_LINES // panels, far)
+
+
+def accumulators(target: Target) -> int:
+    """Sums of 16 outputs that the vector registers hold beside what is multiplied."""
+    return 28 if target.has("avx512f") else 6
+
+
+def panels_of(rows: int, parts: int, accumulators: int) -> int:
+    """The most panels of a tile of so many rows."""
+    return next(p for p in (4, 2, 1) if rows * p <= accumulators and p >= parts)
 
 
 def space(call: Call, target: Target) -> Iterable[Tiles]:
@@ -200,12 +220,13 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
     linear = parse(call, target)
     assert linear is not None, "implement follows match"
     x = Operand("input", 0)
-    launches, temps = [], []
+    launches: list[Launch] = []
+    temps: list[int] = []
     if not is_packed(linear):
         packing = packing_kernel(linear, tiles)
         launches.append(Launch(packing, (x, Operand("temp", 0)), packing_grid(linear, tiles), 8 * linear.m * linear.k))
         x = Operand("temp", 0)
-        temps.append(tiles.row_tiles(linear) * tiles.rows * linear.steps * linear.words * 4)
+        temps += linear.packed_bytes(tiles.row_tiles(linear) * tiles.rows)
     launches.append(product_launch(call, linear, tiles, product_kernel(linear, tiles), (x,), linear.weight_bytes))
     layouts, family = layouts_of(linear, linear.layout), tiles.family(linear.m)
     return Implementation(tuple(launches), tuple(temps), 4 * tiles.scratch_words(linear), layouts, family=family)
@@ -240,7 +261,7 @@ PACKING_COLUMNS = 512
 
 
 def packing_grid(linear: Linear, tiles: Tiles) -> int:
-    return tiles.row_tiles(linear) * ceil(linear.k / PACKING_COLUMNS)
+    return tiles.row_tiles(linear) * linear.packing_blocks
 
 
 def packing_kernel(linear: Linear, tiles: Tiles) -> Kernel:

@@ -54,11 +54,15 @@ class Product:
 
     def __init__(self, linear: Linear, tiles: Tiles) -> None:
         self.linear, self.tiles = linear, tiles
-        row_tiles = tiles.row_tiles(linear)
         word = "float32" if linear.weight == "f32" else "int32"
-        x_words = row_tiles * linear.steps * linear.words * tiles.rows
-        self.x = T.arg("x", T.buffer((x_words,), "int32" if linear.dot == "dpbf16" else "float32"))
+        self.declare_x(tiles.row_tiles(linear) * tiles.rows)
         self.declare((linear.panels * linear.panel_words, word), tiles.scratch_words(linear))
+
+    def declare_x(self, rows: int) -> None:
+        """The operand in front, as packing leaves it: of so many rows."""
+        linear = self.linear
+        dtype = "int32" if linear.dot == "dpbf16" else "float32"
+        self.x = T.arg("x", T.buffer((rows * linear.steps * linear.words,), dtype))
 
     def declare(self, weight: tuple[int, str], scratch_words: int) -> None:
         """The operands behind x.  weight: its words, and their type."""
@@ -203,7 +207,7 @@ def loop(extent: int) -> Iterator[Any]:
 
 @contextmanager
 def if_last(index: Any, extent: int) -> Iterator[None]:
-    """Runs in the last pass of a `_loop`."""
+    """Runs in the last pass of a `loop`."""
     if extent == 1:
         yield
     else:

@@ -73,6 +73,15 @@ class QuantLinear:
         return self.k // 4
 
     @property
+    def packing_blocks(self) -> int:
+        """Units of work that the packing of a tile's rows is cut into."""
+        return ceil(self.blocks / blocks_a_unit(self))
+
+    def packed_bytes(self, rows: int) -> tuple[int, ...]:
+        """Of so many rows of x as the tiles read them: codes, scales and corrections."""
+        return rows * self.k, 4 * rows * self.blocks, 4 * rows * self.blocks
+
+    @property
     def panel_words(self) -> int:
         return self.layout.panel_words(self.linear.k)
 
@@ -110,10 +119,16 @@ def default_tiles(quant: QuantLinear, target: Target) -> Tiles:
     """Tiles whose exact sums and float sums both fit the vector registers, which AVX2 has half as many of, half as
     wide."""
     layer = quant.linear
-    accumulators, most_rows = (16, 8) if target.has("avx512f") else (4, 4 // layer.parts)
+    most = accumulators(target)
+    most_rows = 8 if target.has("avx512f") else most // layer.parts
     rows = ceil(layer.m / ceil(layer.m / most_rows))
-    panels = next(p for p in (4, 2, 1) if rows * p <= accumulators and p >= layer.parts)
+    panels = linear.panels_of(rows, layer.parts, most)
     return Tiles(rows, panels, quant.steps, near=NEAR_LINES // panels)
+
+
+def accumulators(target: Target) -> int:
+    """Sums of 16 outputs that the vector registers hold, exact ones and those in float32."""
+    return 16 if target.has("avx512f") else 4
 
 
 def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
@@ -137,20 +152,19 @@ def launched(
 ) -> Implementation:
     """Both launches, whatever unit multiplies."""
     layer = quant.linear
-    rows = tiles.row_tiles(layer) * tiles.rows
     packed = tuple(Operand("temp", index) for index in range(3))
     grid = packing_grid(quant, tiles)
     launches = (
         Launch(packing, (Operand("input", 0), *packed), grid, 5 * layer.m * layer.k),
         linear.product_launch(call, layer, tiles, product, packed, quant.weight_bytes),
     )
-    temps = (rows * quant.k, 4 * rows * quant.blocks, 4 * rows * quant.blocks)
+    temps = quant.packed_bytes(tiles.row_tiles(layer) * tiles.rows)
     layouts, family = linear.layouts_of(layer, quant.layout), tiles.family(layer.m)
     return Implementation(launches, temps, scratch_bytes, layouts, family=family)
 
 
 def packing_grid(quant: QuantLinear, tiles: Tiles) -> int:
-    return tiles.row_tiles(quant.linear) * ceil(quant.blocks / blocks_a_unit(quant))
+    return tiles.row_tiles(quant.linear) * quant.packing_blocks
 
 
 def blocks_a_unit(quant: QuantLinear) -> int:

@@ -55,12 +55,19 @@ class QuantProduct(Product):
     def __init__(self, quant: QuantLinear, tiles: Tiles) -> None:
         layer = quant.linear
         self.quant, self.linear, self.tiles = quant, layer, tiles
-        rows = tiles.row_tiles(layer) * tiles.rows
+        self.declare_x(tiles.row_tiles(layer) * tiles.rows)
+        self.declare((layer.panels * quant.panel_words, "int32"), tiles.rows * tiles.panels * PANEL)
+
+    def declare_x(self, rows: int) -> None:
+        quant = self.quant
         self.x = T.arg("words", T.buffer((rows * quant.steps,), "int32"))
         self.x_scales = T.arg("scales", T.buffer((rows * quant.blocks,), "float32"))
         self.corrections = T.arg("corrections", T.buffer((rows * quant.blocks,), "int32"))
-        self.declare((layer.panels * quant.panel_words, "int32"), tiles.rows * tiles.panels * PANEL)
-        self.places = [(r, p) for r in range(tiles.rows) for p in range(tiles.panels)]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """A tile's sums: of each row and panel."""
+        return [(r, p) for r in range(self.tiles.rows) for p in range(self.tiles.panels)]
 
     def unit(self, unit: Any) -> None:
         row_tiles = self.tiles.row_tiles(self.linear)

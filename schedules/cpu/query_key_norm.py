@@ -6,24 +6,20 @@ One launch, one row a unit (row_kernels.py).  Reads and writes each row once fro
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel
 from llmc.compiler.target import Target
+from llmc.schedules.query_key_norm_call import NormedParts, launched, parse
 from llmc.schedules.rule import Rule
 
 
 @dataclass(frozen=True)
-class QueryKeyNorm:
-    """`rows` rows of `columns` elements, of which the first `queries` are normalised together, and then `keys`."""
+class QueryKeyNorm(NormedParts):
+    """lanes: of a vector."""
 
-    rows: int
-    columns: int
-    queries: int
-    keys: int
-    epsilon: float
     lanes: int
 
     def __str__(self) -> str:
@@ -31,27 +27,14 @@ class QueryKeyNorm:
 
 
 def match(call: Call, target: Target) -> QueryKeyNorm | None:
-    if call.op != "llmc.QueryKeyRMSNorm":
-        return None
-    qkv, *weights = call.inputs
-    if qkv is None or qkv.dtype != "f32" or any(weight is None or not weight.constant for weight in weights):
-        return None
-    (rows, columns), (queries, keys) = qkv.shape, (weight.shape[0] for weight in weights if weight)
-    return QueryKeyNorm(rows, columns, queries, keys, float(call.attribute("epsilon")), target.lanes)
+    parts = parse(call)
+    return QueryKeyNorm(**asdict(parts), lanes=target.lanes) if parts else None
 
 
 def implement(call: Call, norm: QueryKeyNorm, target: Target) -> Implementation:
     key = f"build_norm({norm!r})"
     name = f"query_key_norm_{norm.rows}x{norm.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    normed = norm.queries + norm.keys
-    launch = Launch(
-        Kernel(name, key, partial(build_norm, norm)),
-        (*(Operand("input", index) for index in range(3)), Operand("output", 0)),
-        norm.rows,
-        8 * norm.rows * norm.columns + 4 * normed,
-        4 * norm.rows * normed,
-    )
-    return Implementation((launch,), layouts={index: RowMajor("f32") for index in (1, 2)})
+    return launched(norm, Kernel(name, key, partial(build_norm, norm)))
 
 
 def build_norm(norm: QueryKeyNorm) -> Any:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import attention_sizes
+from llmc.schedules.attention_call import appended_sizes, attention_sizes
 
 MOST_HEAD_DIM = 256
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
@@ -114,10 +115,10 @@ def literal(number: float | bool) -> str:
 
 def appended_to(call: Call) -> Attention | None:
     """The attention whose queries, keys and values a product makes that appends; None where a product does not."""
-    if not call.op.endswith("Append"):
+    sizes = appended_sizes(call)
+    if sizes is None:
         return None
-    found = parse(call)
-    assert found is not None, "it has a page table"
+    found = of_sizes(call, sizes)
     return replace(found, qkv=found.kv_dtype, out=found.kv_dtype, tiled=False)
 
 
@@ -125,8 +126,10 @@ def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
     sizes = attention_sizes(call)
-    if sizes is None:
-        return None
+    return None if sizes is None else of_sizes(call, sizes)
+
+
+def of_sizes(call: Call, sizes: dict[str, Any]) -> Attention:
     head_dim, kv_dtype = call.attribute("head_dim"), call.attribute("kv_dtype")
     if kv_dtype not in CUDA_TYPES:
         hint = f"one of {', '.join(CUDA_TYPES)}"

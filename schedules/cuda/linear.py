@@ -62,10 +62,11 @@ def space(call: Call, target: Target) -> Iterable[Params]:
 
 
 def can_append(op: LinearOp, target: Target) -> bool:
-    """Whether a product that appends can do it: a prompt's, by Hopper's GEMM, into a cache of what it multiplies."""
+    """Whether a product that appends can do it: a prompt's, by `wgmma`, into a cache of what it multiplies."""
     if op.append is None:
         return True
-    return DEVICES[target.arch].wgmma and op.m > FEW_ROWS and op.append.kv_dtype == op.element
+    takes = DEVICES[target.arch].wgmma and op.element != "f32"
+    return takes and op.m > FEW_ROWS and op.append.kv_dtype == op.element
 
 
 def takes_gemv(op: LinearOp) -> bool:

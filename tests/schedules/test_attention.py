@@ -226,24 +226,6 @@ def test_decode_and_prefill_agree_with_float64_and_with_each_other(
     check_one_sequence(Machine(replace(model, kv_dtype=kv_dtype), run, host, (131,)))
 
 
-NORMED = [
-    Model(epsilon=1e-6),
-    Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1, epsilon=1e-5),
-    Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30, epsilon=0.5),
-]
-
-
-@pytest.mark.parametrize(
-    ("kv_dtype", "model"),
-    [("f32", NORMED[1]), ("bf16", NORMED[0]), ("int8", NORMED[2])],
-    ids=str,
-)
-def test_normalised_heads_agree_with_float64_and_are_the_same_in_any_step(
-    run: Run, host: Target, model: Model, kv_dtype: str
-) -> None:
-    check_one_sequence(Machine(replace(model, kv_dtype=kv_dtype), run, host, (131,)))
-
-
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_decode_and_prefill_are_right_on_every_level(run: Run, target: Target, kv_dtype: str) -> None:
     check_one_sequence(Machine(replace(MODELS[0], kv_dtype=kv_dtype, window=70), run, target, (131,)))

@@ -63,8 +63,9 @@ __device__ __forceinline__ Eight load_eight(const NormedVector &from) {
     return x;
 }
 
-// Elements d .. d+7 of a head's vector x, a pointer or a NormedVector, turned: pairs (a, b) -> (a cos - b sin, b cos + a sin), a pair being
-// (i, i + RD/2), or (2i, 2i + 1) when interleaved; the rest as it is. cos, sin [RD/2]. arXiv:2104.09864.
+// Elements d .. d+7 of a head's vector x, a pointer or a NormedVector, turned: pairs (a, b) -> (a cos - b sin,
+// b cos + a sin), a pair being (i, i + RD/2), or (2i, 2i + 1) when interleaved; the rest as it is. cos, sin [RD/2].
+// arXiv:2104.09864.
 template <class Shape, class Vector>
 __device__ __forceinline__ Eight turned_eight(Vector x, const float *cos, const float *sin, int d) {
     constexpr int half = Shape::rotary_dim / 2;

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc import schedules
 from llmc.compiler.kernel import (
     PAGE_TOKENS,
     QUERY_ROWS,
@@ -22,6 +23,7 @@ from llmc.compiler.kernel import (
     numpy_dtype,
 )
 from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, gemm, linear
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.linear_op import parse
@@ -29,7 +31,7 @@ from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]
 Define = Callable[..., list[Array]]
-HOPPER = Target("cuda", "sm_90a")
+HOPPER, CPU = Target("cuda", "sm_90a"), Target("cpu", "x86-64-v4+bf16")
 N_PAGES, PAGES = 12, 4
 OURS = ("n_layers", "kv_dtype", "page_tokens")
 
@@ -241,7 +243,18 @@ def test_it_is_offered_where_it_can_be_done() -> None:
     call = LAYERS["one head a tile"].appending()
     assert isinstance(linear.match(call, HOPPER), Tiling)
     assert linear.match(call, Target("cuda", "sm_80")) is None
+    assert attention.match(call, HOPPER) is None
+    for target, refused in (
+        (Target("cuda", "sm_80"), call),
+        (CPU, call),
+        (CPU, LAYERS["one head a tile"].attending(True)),
+    ):
+        with pytest.raises(LlmcError, match=f"takes {refused.op}"):
+            schedules.implement(refused, target)
     assert linear.match(Layer(64, 3, 1, 128, 128).appending(), HOPPER) is None
+    in_float32 = Layer(130, 3, 1, 128, 128, dtype="f32").appending()
+    rows = TensorType((130, 72), "f32")
+    assert linear.match(replace(in_float32, inputs=(rows, *in_float32.inputs[1:])), HOPPER) is None
     for rotary_dim, turns in ((128, {0, 2}), (64, {0, 1, 2}), (0, {0, 1, 2})):
         space = list(linear.space(Layer(2048, 32, 32, 128, rotary_dim, k=4096).appending(), HOPPER))
         assert {tiling.turns for tiling in space if isinstance(tiling, Tiling)} == turns
