@@ -234,7 +234,7 @@ def dimension(found: Sequence[int], probes: Sequence[Probe]) -> int | ir.Symboli
 
 def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) -> list[int]:
     """One token, the most, and the lengths at which a size may bend: around the numbers that lengths are compared with,
-    divided by and cut at.  Of too many the longest."""
+    divided by and cut at.  Of too many the shortest and the longest."""
     found, longest = {1, n_context}, max(probe.sizes["sequence"] for probe in probes)
     for node in graph:
         if node.op_type not in BENDS:
@@ -250,7 +250,7 @@ def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) ->
         found.update(end + step for end in ends for step in ((0, 1) if end > longest else (-1, 0, 1)))
     short = {probe.sizes["sequence"] for probe in probes}
     lengths = sorted(length for length in found - short if 1 <= length <= n_context)
-    return lengths[-MOST_PROBES:]
+    return lengths if len(lengths) <= MOST_PROBES else [lengths[0], *lengths[1 - MOST_PROBES :]]
 
 
 def refuse_bend(node: ir.Node, found: Sequence[int], probes: Sequence[Probe]) -> None:

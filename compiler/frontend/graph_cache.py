@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
 from llmc import __version__
@@ -37,8 +38,9 @@ def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:
         export = import_module("llmc.compiler.frontend.export")
         config = import_module("llmc.compiler.frontend.config")
         model = export.export_graph(config.parse_config(fields, place))
-        _save(model, file, key)
-        model = _load(file, key) or model  # as later ones find it: ONNX keeps attributes in 32 bits
+        proto = _proto(model, key)
+        _save(proto, file)
+        model = _model(proto, key) or model  # as later ones find it: ONNX keeps attributes in 32 bits
     return model
 
 
@@ -60,24 +62,30 @@ def _key(fields: dict[str, Any]) -> str:
     )
 
 
-def _save(model: ir.Model, file: Path, key: str) -> None:
-    """Write the entry whole or not at all; a cache that cannot be written is no error."""
+def _proto(model: ir.Model, key: str) -> onnx.ModelProto:
+    """The entry that says what the graph is and what it was made from, of weights their shapes alone."""
     unread = [value for value in model.graph.initializers.values() if value.const_value is None]
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         for value in unread:
             value.const_value = _promise(value)
         model.metadata_props[KEY] = key
-        file.parent.mkdir(parents=True, exist_ok=True)
-        ir.save(model, temporary, format="protobuf")
-        temporary.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        return ir.to_proto(model)
     finally:
         del model.metadata_props[KEY]
         for value in unread:
             value.const_value = None
+
+
+def _save(proto: onnx.ModelProto, file: Path) -> None:
+    """Write the entry whole or not at all; a cache that cannot be written is no error."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(proto.SerializeToString())
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _promise(value: ir.Value) -> ir.ExternalTensor:
@@ -88,9 +96,14 @@ def _promise(value: ir.Value) -> ir.ExternalTensor:
 
 def _load(file: Path, key: str) -> ir.Model | None:
     try:
-        model = ir.load(file, format="protobuf")
+        return _model(onnx.load(file, load_external_data=False), key)
     except Exception:  # not there, or half written by a disk that was full: export again
         return None
+
+
+def _model(proto: onnx.ModelProto, key: str) -> ir.Model | None:
+    """The graph of an entry; None if it was made from something else."""
+    model = ir.from_proto(proto)
     if model.metadata_props.pop(KEY, None) != key:
         return None
     for value in model.graph.initializers.values():

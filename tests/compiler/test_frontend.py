@@ -178,7 +178,7 @@ def test_a_cache_entry_is_not_believed_when_it_is_broken_or_of_another_key(
     for value in graph.graph.initializers.values():
         value.const_value = None if isinstance(value.const_value, Weight) else value.const_value
     file = tmp_path / "entry.onnx"
-    graph_cache._save(graph, file, "key")
+    graph_cache._save(graph_cache._proto(graph, "key"), file)
     assert graph_cache._load(file, "key") is not None
     assert graph_cache._load(file, "another key") is None
     file.write_bytes(file.read_bytes()[:1000])
@@ -186,10 +186,17 @@ def test_a_cache_entry_is_not_believed_when_it_is_broken_or_of_another_key(
     assert graph_cache._load(tmp_path / "missing.onnx", "key") is None
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tiny_model: TinyModel, tmp_path: Path) -> None:
-    graph = load_source(str(tiny_model("llama"))).graph
+def test_a_cache_that_cannot_be_written_is_no_error_and_changes_nothing(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
     (tmp_path / "file").write_bytes(b"")
-    graph_cache._save(graph, tmp_path / "file" / "entry.onnx", "key")
+    for cache in (tmp_path / "file", tmp_path / "folder"):
+        monkeypatch.setenv("LLMC_CACHE", str(cache))
+        found.append(load_source(str(tiny_model("llama-tied"))))
+    without, cached = found
+    assert ir.to_proto(without.graph) == ir.to_proto(cached.graph)
+    assert floats_of(without) == floats_of(cached) != []
 
 
 def test_the_context_is_the_models_own_unless_a_shorter_one_is_asked_for(tiny_model: TinyModel) -> None:
