@@ -37,6 +37,7 @@ from llmc.compiler.ops_linear import (
     normed_name,
     normed_parts,
 )
+from llmc.compiler.ops_routing import KeepGroups
 
 __all__ = [
     "DOMAIN",
@@ -45,6 +46,7 @@ __all__ = [
     "OPSET",
     "PAGED_ATTENTION",
     "VERSION",
+    "KeepGroups",
     "Operator",
     "append_name",
     "appended_parts",

@@ -22,6 +22,7 @@ from llmc.passes.fold_constants import fold_constants
 from llmc.passes.fold_query_scale import fold_query_scale
 from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
+from llmc.passes.form_groups import form_groups
 from llmc.passes.form_linear import form_linear
 from llmc.passes.form_norm import form_norm
 from llmc.passes.form_split import form_split
@@ -58,6 +59,7 @@ def first_steps(n_context: int) -> Steps:
         # 1. over [batch, sequence], as exported
         ("fold_constants", fold_constants),
         ("form_norm", form_norm),
+        ("form_groups", form_groups),
         ("fuse_rotary", fuse_rotary),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
         # 2. over M tokens of one sequence

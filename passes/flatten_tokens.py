@@ -180,6 +180,11 @@ def experts(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return flat.emit(node, op_name(node), [flat.take(value) for value in node.inputs])
 
 
+def keep_groups(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """scores [batch·sequence, E] become [M, E]."""
+    return flat.emit(node, op_name(node), [flat.take(node.inputs[0])], **attributes_of(node))
+
+
 def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """MatMul, Gemm: activations times a matrix that is the same for every token."""
     x, weight, *rest = node.inputs
@@ -304,6 +309,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("MatMul", "Gemm"), product),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in EXPERTS), experts),
+    f"{DOMAIN}.KeepGroups": keep_groups,
     "Attention": attention,
     "Expand": expand,
     "Gather": gather,

@@ -24,6 +24,7 @@ FAMILIES = {
         "cpu.norm",
         "cpu.query_key_norm",
         "cpu.gather",
+        "cpu.top_k",
         "cpu.elementwise",
         "fallback",
     ),

@@ -30,6 +30,14 @@ SIZES: dict[str, Any] = {
 }
 HEADS: dict[str, Any] = {"head_dim": 16}
 WINDOW: dict[str, Any] = {**HEADS, "sliding_window": 24}
+GROUPS: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "cohere": {},
@@ -38,6 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
     "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
     "glm": HEADS,
+    "glm4_moe": {**HEADS, **GROUPS},
     "gpt_neox": {},
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     "helium": HEADS,
@@ -59,6 +68,9 @@ def save(family: str, folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms of one and biases of zero would hide a mistake
                 parameter.add_(torch.randn_like(parameter) / 10)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.add_(torch.randn_like(buffer) / 10)
     model.save_pretrained(folder)
     return folder
 

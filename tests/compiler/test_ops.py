@@ -40,6 +40,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "gate_up": (3, 2 * N, K),
     "down": (3, K, N),
     "v_cache": (N_PAGES, KH, 64, D),
+    "scores": (M, N),
 }
 SETTINGS = {
     "num_heads": H,
@@ -52,6 +53,10 @@ SETTINGS = {
     "rotary_dim": 8,
     "interleaved": 0,
     "epsilon": 1e-5,
+    "num_groups": 4,
+    "kept": 2,
+    "best": 2,
+    "fill": -1.0,
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
