@@ -21,11 +21,12 @@ from llmc.cli.output import (
     show_upload,
     threads_option,
 )
+from llmc.cli.sampling import sampling_options
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
-    from llmc.runtime.generation import Generation, How
+    from llmc.runtime.generation import Generation, History, How
     from llmc.runtime.grammar import Constraint, Grammar
     from llmc.runtime.sequence import Sequence
 
@@ -63,28 +64,7 @@ def parse_device(context: click.Context, option: click.Parameter, text: str | No
     show_default=True,
     help="Most tokens to generate.",
 )
-@click.option(
-    "--temperature",
-    metavar="T",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    help="0: always the most likely token.",
-)
-@click.option(
-    "--top-k", metavar="K", type=click.IntRange(0), default=0, show_default=True, help="Sample from the k best; 0: all."
-)
-@click.option(
-    "--top-p",
-    metavar="P",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="… of this probability.",
-)
-@click.option(
-    "--seed", metavar="S", type=click.IntRange(0, 2**64 - 1), help="The same seed, the same text.  [default: drawn]"
-)
+@sampling_options
 @click.option(
     "--json-schema",
     metavar="FILE",
@@ -110,16 +90,13 @@ def command(
     tokens: list[int] | None,
     interactive: bool,
     max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
     json_schema: str | None,
     ignore_eos: bool,
     threads: int,
     device: str | None,
     profile: str | None,
     as_json: bool,
+    **sampling: Any,
 ) -> None:
     """Generate from an artifact, printing tokens as they come.
 
@@ -135,12 +112,12 @@ def command(
     if interactive and json_schema:
         raise click.UsageError("--json-schema is for one prompt, not for -i")
     grammar = grammar_in(json_schema) if json_schema else None
+    from llmc.runtime.generation import How
+
+    how = How.choose(**sampling)
     start = perf_counter()
     with opened(artifact, threads, device) as model:
         load_s = perf_counter() - start
-        from llmc.runtime.generation import How
-
-        how = How.choose(temperature, top_k, top_p, seed)
         with profiling(model, profile) as report:
             if interactive:
                 converse(model, max_tokens, how, ignore_eos)
@@ -228,27 +205,36 @@ def show(pieces: Iterator[str]) -> None:
 
 def converse(model: Model, max_tokens: int, how: How, ignore_eos: bool) -> None:
     """Continue the text so far with each line of standard input; an empty line begins a new one."""
-    sequence = model.sequence()
+    from llmc.runtime.generation import History
+
+    sequence, history = model.sequence(), History()
     pending: list[int] = []
     for line in lines():
         if not line:
             sequence.truncate(0)
-            pending = []
+            pending, history = [], History()
             continue
         prompt = pending + model.encode(line, special=sequence.length == 0)
         try:
-            pending = take_turn(model, sequence, prompt, max_tokens, how, ignore_eos)
+            pending = take_turn(model, sequence, history, prompt, max_tokens, how, ignore_eos)
         except LlmcError as error:
             click.echo(f"error: {error}\nbeginning a new text", err=True)
             sequence.truncate(0)
-            pending = []
+            pending, history = [], History()
 
 
 def take_turn(
-    model: Model, sequence: Sequence, prompt: list[int], max_tokens: int, how: How, ignore_eos: bool
+    model: Model,
+    sequence: Sequence,
+    history: History,
+    prompt: list[int],
+    max_tokens: int,
+    how: How,
+    ignore_eos: bool,
 ) -> list[int]:
-    """Continue a sequence, printing.  -> the last token, which belongs to the text but is not fed yet."""
-    generation = model.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, sequence=sequence)
+    """Continue a sequence, whose tokens are in history, printing.  -> the last token, which belongs to the text but is
+    not fed yet."""
+    generation = model.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, sequence=sequence, history=history)
     show(text(model, generation))
     return [] if generation.stop == "eos" else generation.tokens[-1:]
 

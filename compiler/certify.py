@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.runtime.binding import Model, load
+from llmc.runtime import load
+from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:

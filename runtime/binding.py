@@ -1,4 +1,4 @@
-"""An artifact as a Python object: `load`, `Model`; its sequences are in sequence.py.
+"""An artifact as a Python object: `Model`; its sequences are in sequence.py.
 
 Everything runs in the artifact's own C runtime; this module checks what it is given, keeps handles, and turns
 failures into LlmcError.  Calls on one model are made one at a time, from any thread.
@@ -7,9 +7,8 @@ failures into LlmcError.  Calls on one model are made one at a time, from any th
 from __future__ import annotations
 
 import ctypes as c
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.generation import GREEDY, Generation, How
+from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
@@ -35,34 +34,6 @@ Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 LoadProgress = Callable[[int, int], None]
 """Called with (bytes copied, bytes in all)."""
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    threads: int = 0,
-    kv_tokens: int = 0,
-    device: int | str | None = None,
-    progress: LoadProgress | None = None,
-) -> Model:
-    """Open an artifact for running, after checking every section of it but the weights.
-
-    threads: 0 takes as many as this process may use.  kv_tokens: room for the tokens of all sequences together;
-    0 takes the artifact's default.  device: "cpu" or "cuda", whose program to run, by default the first that this
-    machine can; "cuda:1", or a number alone, says which GPU, by default $LLMC_CUDA_DEVICE, or the first.
-    progress: called while weights are copied to a GPU.
-    Raises LlmcError: not an artifact, damaged, or compiled for another machine.
-    """
-    if threads < 0 or kv_tokens < 0:
-        hint = "leave them out for the default"
-        raise LlmcError("threads and kv_tokens cannot be negative", place=str(path), hint=hint)
-    chosen = capi.Device.parse(device)
-    file = ArtifactFile.open(path)
-    try:
-        return Model(file, threads, kv_tokens, chosen, progress)
-    except BaseException:
-        file.close()
-        raise
 
 
 class Model:
@@ -207,17 +178,23 @@ class Model:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
         grammar: Grammar | None = None,
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
-        temperature 0 is greedy; otherwise seed None draws one.  Ends at an end token (unless ignored), after
-        max_tokens, when the context is full, or when the text is all that its grammar says.  Raises LlmcError at once
-        for a prompt that cannot be run, or a grammar that is none.
+        temperature 0 is greedy; otherwise seed None draws one; How says what the others mean.  Ends at an end token
+        (unless ignored), after max_tokens, when the context is full, or when the text is all that its grammar says.
+        Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
         """
-        how = How.choose(temperature, top_k, top_p, seed)
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
         generation = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
         return text_pieces(generation, TextStream(self.tokenizer, generation.prompt))
@@ -230,11 +207,17 @@ class Model:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
     ) -> list[int]:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
-        how = How.choose(temperature, top_k, top_p, seed)
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos))
 
     def stream(
@@ -246,10 +229,12 @@ class Model:
         ignore_eos: bool = False,
         sequence: Sequence | None = None,
         constraint: Constraint | None = None,
+        history: History | None = None,
     ) -> Generation:
-        """Token ids one at a time, with timings; `sequence` is continued when given."""
+        """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
+        where penalties look back."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint)
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""
@@ -270,7 +255,7 @@ class Model:
     def sample(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as Sequence.sample chooses it; on a GPU at about the cost of one."""
         listed = list(inputs)
-        self.check_masks(how for _, how in listed)
+        self.check_hows(how for _, how in listed)
         with self.running() as (api, handle):
             if not capi.has(api, "sample_many"):
                 return [sequence.sample(how) for sequence, how in listed]
@@ -285,14 +270,15 @@ class Model:
         """Whether `advance` returns while its step still runs: on a GPU, by a runtime that can."""
         return capi.has(self._library.api, "advance") and self.info.device != "CPU"
 
-    def check_masks(self, hows: Iterable[How]) -> None:
-        """Raise LlmcError where some tokens alone are allowed, and the runtime cannot heed it."""
-        masked = [how for how in hows if how.allowed is not None]
-        if masked:
-            info = self.info
-            info.check_masks(str(self.path))
-            for how in masked:
+    def check_hows(self, hows: Iterable[How]) -> None:
+        """Raise LlmcError where something is asked for that the artifact's runtime cannot heed."""
+        for how in [how for how in hows if not how.is_plain]:
+            info, place = self.info, str(self.path)
+            if how.allowed is not None:
+                info.check_masks(place)
                 how.check_mask(info.n_vocab)
+            if how.reshapes:
+                info.check_penalties(place)
 
     def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.
@@ -301,7 +287,7 @@ class Model:
         as it must; `Sequence.truncate` takes a token back without waiting.  On an error nothing is appended to any.
         """
         listed = list(inputs)
-        self.check_masks(how for _, how in listed)
+        self.check_hows(how for _, how in listed)
         with self.running() as (api, handle):
             if self._profile is not None or not capi.has(api, "advance"):
                 return self._sample_and_step(listed)

@@ -66,6 +66,12 @@ class Info(c.Structure):
     )
 
 
+class Bias(c.Structure):
+    """llmc_bias"""
+
+    _fields_ = (("token", c.c_int32), ("value", c.c_float))
+
+
 class Sampling(c.Structure):
     """llmc_sampling"""
 
@@ -76,6 +82,16 @@ class Sampling(c.Structure):
         ("top_p", c.c_float),
         ("seed", c.c_uint64),
         ("allowed", c.c_void_p),
+        ("biases", c.POINTER(Bias)),
+        ("n_biases", c.c_uint32),
+        ("min_p", c.c_float),
+        ("tokens", c.c_void_p),
+        ("n_tokens", c.c_uint32),
+        ("n_prompt", c.c_uint32),
+        ("repetition_penalty", c.c_float),
+        ("frequency_penalty", c.c_float),
+        ("presence_penalty", c.c_float),
+        ("reserved", c.c_uint32),
     )
 
 
@@ -177,14 +193,29 @@ def has(api: Api, function: str) -> bool:
 
 
 def sampling(how: How) -> Sampling:
-    """llmc_sampling of these settings."""
-    allowed = None if how.allowed is None else how.allowed.ctypes.data
-    return Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed, allowed)
+    """llmc_sampling of these settings.  how has to live as long."""
+    raw = Sampling(c.sizeof(Sampling), how.temperature, how.top_k, how.top_p, how.seed)
+    if how.is_plain:
+        return raw
+    raw.min_p, raw.repetition_penalty = how.min_p, how.repetition_penalty
+    raw.frequency_penalty, raw.presence_penalty = how.frequency_penalty, how.presence_penalty
+    if how.allowed is not None:
+        raw.allowed = how.allowed.ctypes.data
+    if how.logit_bias:
+        raw.biases, raw.n_biases = biases(how.logit_bias), len(how.logit_bias)
+    if how.history is not None:
+        raw.tokens, raw.n_tokens, raw.n_prompt = how.history.ids.ctypes.data, how.history.n, how.history.n_prompt
+    return raw
+
+
+@lru_cache(maxsize=64)
+def biases(given: tuple[tuple[int, float], ...]) -> c.Array[Bias]:
+    return (Bias * len(given))(*(Bias(token, value) for token, value in given))
 
 
 def pointer_to(how: How) -> Any:
-    """The same to point at; None for greedy ones that allow all tokens.  how has to live as long."""
-    if how.allowed is not None:
+    """The same to point at; None for greedy ones that ask for no more.  how has to live as long."""
+    if not how.is_plain:
         return c.pointer(sampling(how))
     return _pointer_to(how) if how.temperature else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -21,6 +21,38 @@ if TYPE_CHECKING:
 
 Stop = Literal["eos", "length", "context", "grammar"]
 Mask = npt.NDArray[np.uint32]
+LARGEST = 3.4e38
+"""Numbers beyond it are none in float32."""
+
+
+class History:
+    """The tokens of a text so far, for penalties: n_prompt that were given, then those that were generated."""
+
+    def __init__(self, prompt: Iterable[int] = ()) -> None:
+        self._ids = np.empty(0, np.int32)  # [n], and room for more
+        self.n = self.n_prompt = 0
+        self.ask(prompt)
+
+    def ask(self, prompt: Iterable[int]) -> None:
+        """More of a prompt; what was generated before it counts as given now."""
+        self._append(np.fromiter(prompt, np.int32))
+        self.n_prompt = self.n
+
+    def take(self, token: int) -> None:
+        """A token that was generated."""
+        self._append(np.array([token], np.int32))
+
+    @property
+    def ids(self) -> npt.NDArray[np.int32]:
+        """int32 [n], as it is until the next token."""
+        return self._ids[: self.n]
+
+    def _append(self, ids: npt.NDArray[np.int32]) -> None:
+        if self.n + len(ids) > len(self._ids):
+            self._ids = np.concatenate((self.ids, ids, np.empty(self.n + 64, np.int32)))
+        else:
+            self._ids[self.n : self.n + len(ids)] = ids
+        self.n += len(ids)
 
 
 @dataclass(frozen=True)
@@ -29,15 +61,25 @@ class How:
 
     temperature: divides the logits; 0 takes the most likely.  top_k: keep the k most likely (0: all).
     top_p: then the smallest set whose probability reaches p.  seed: with the token's position decides the draw.
+    min_p: then those that are at least so many times as likely as the most likely.
+    logit_bias: (token, what is added to its logit), for some tokens.  repetition_penalty: divides the logits of tokens
+    that the text has, its prompt included, or multiplies those below 0.  presence_penalty: is subtracted from those of
+    tokens that were generated, frequency_penalty for each time that they were.
     allowed: uint32 [(n_vocab + 31) / 32], contiguous, a bit for each token, the lowest first: those whose bit is 0 are
-    never chosen; None: all are allowed.
+    never chosen; None: all are allowed.  history: what the penalties look back to; a Generation has its own.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     allowed: Mask | None = field(default=None, compare=False)
+    history: History | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -48,6 +90,33 @@ class How:
             raise LlmcError(f"top-p is {self.top_p}", hint="a probability above 0; 1 keeps all tokens")
         if not 0 <= self.seed < 1 << 64:
             raise LlmcError(f"the seed is {self.seed}", hint="0 to 2**64 - 1")
+        if not 0 <= self.min_p <= 1:
+            raise LlmcError(f"min-p is {self.min_p}", hint="0 keeps all tokens; at most 1")
+        if not 0 < self.repetition_penalty <= LARGEST:
+            raise LlmcError(f"the repetition penalty is {self.repetition_penalty}", hint="above 0; 1 is none")
+        numbers = {"presence penalty": self.presence_penalty, "frequency penalty": self.frequency_penalty}
+        for name, number in [*numbers.items(), *(("logit bias", bias) for _, bias in self.logit_bias)]:
+            if not abs(number) <= LARGEST:
+                raise LlmcError(f"the {name} is {number}", hint="a number; 0 changes nothing")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the tokens so far matter."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether min-p, biases or penalties ask for something."""
+        return bool((self.min_p and self.temperature) or self.logit_bias) or self.looks_back
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a GPU's sampler knows all that is asked for, and so does every artifact's runtime."""
+        return self.allowed is None and not self.reshapes
+
+    def after(self, history: History) -> How:
+        """The same, looking back to these tokens."""
+        return replace(self, history=history)
 
     def among(self, allowed: Mask) -> How:
         """The same, of the allowed tokens alone."""
@@ -61,9 +130,23 @@ class How:
             raise LlmcError(fact, place="How.allowed")
 
     @classmethod
-    def choose(cls, temperature: float, top_k: int, top_p: float, seed: int | None) -> How:
+    def choose(
+        cls,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        seed: int | None,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> How:
         """With a seed drawn here when none is given."""
-        return cls(temperature, top_k, top_p, random.getrandbits(32) if seed is None else seed)
+        drawn = random.getrandbits(32) if seed is None else seed
+        biases = tuple((logit_bias or {}).items())
+        penalties = repetition_penalty, presence_penalty, frequency_penalty
+        return cls(temperature, top_k, top_p, drawn, min_p, *penalties, biases)
 
 
 GREEDY = How()
@@ -88,9 +171,10 @@ class Generation(Iterator[int]):
         ignore_eos: bool = False,
         sequence: Sequence | None = None,
         constraint: Constraint | None = None,
+        history: History | None = None,
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
-        constraint: what the text has to look like."""
+        constraint: what the text has to look like.  history: what is in the sequence already; grows with the text."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -99,6 +183,11 @@ class Generation(Iterator[int]):
         if not prompt:
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")
         model.check_length(len(prompt) + (sequence.length if sequence else 0))
+        self._history = (history or History()) if how.looks_back else None
+        self._how = how
+        if self._history is not None:
+            self._history.ask(prompt)
+            self._how = how.after(self._history)
         self._sequence = sequence
         self._is_fed = False  # the last token is part of the sequence
         self._steps = self._run()
@@ -139,6 +228,8 @@ class Generation(Iterator[int]):
                 else:
                     self.prefill_s = arrived - start
                 self.tokens.append(token)
+                if self._history is not None:
+                    self._history.take(token)
                 self.stop = self._why_stop(token, most)
                 if self.stop == "eos":
                     self._take_back(sequence, n_fed)
@@ -159,18 +250,18 @@ class Generation(Iterator[int]):
             sequence.feed(self.tokens[-1:])
         if self.constraint is not None:
             self._is_fed = False
-            token = sequence.sample(self.how.among(self.constraint.allowed()))
+            token = sequence.sample(self._how.among(self.constraint.allowed()))
             self.constraint.take(token)
             return token
-        self._is_fed = self.model.runs_ahead and not is_last
+        self._is_fed = self.model.runs_ahead and not is_last and self._how.is_plain
         if not self._is_fed:
-            return sequence.sample(self.how)
+            return sequence.sample(self._how)
         try:
-            return self.model.advance([(sequence, self.how)])[0]
+            return self.model.advance([(sequence, self._how)])[0]
         except LlmcError as refused:
             self._is_fed = False
             try:
-                return sequence.sample(self.how)
+                return sequence.sample(self._how)
             except LlmcError:
                 raise refused from None
 

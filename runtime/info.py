@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
@@ -27,10 +27,16 @@ class Info(NamedTuple):
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""
-        allowed = capi.Sampling.allowed
-        if self.sampling_bytes < allowed.offset + allowed.size:  # fields may follow it some day
-            fact = "the artifact's runtime cannot choose among some tokens only"
-            raise LlmcError(fact, place=place, hint="compile the model again with this llmc")
+        self._check_sampling(capi.Sampling.allowed, "choose among some tokens only", place)
+
+    def check_penalties(self, place: str) -> None:
+        """Raise LlmcError when the artifact's runtime does not heed min-p, penalties and biases."""
+        self._check_sampling(capi.Sampling.presence_penalty, "heed min-p, penalties or logit biases", place)
+
+    def _check_sampling(self, field: Any, what: str, place: str) -> None:
+        if self.sampling_bytes < field.offset + field.size:  # fields may follow it some day
+            fact, hint = f"the artifact's runtime cannot {what}", "compile the model again with this llmc"
+            raise LlmcError(fact, place=place, hint=hint)
 
     @classmethod
     def of(cls, raw: capi.Info) -> Info:

@@ -61,7 +61,7 @@ class Sequence:
     def sample(self, how: How = GREEDY) -> int:
         """The next token, chosen from the logits after the last one fed; it is not appended."""
         token = c.c_int32()
-        self.model.check_masks([how])
+        self.model.check_hows([how])
         with self.model.running() as (api, _):
             self.model.check(api.sample(self.handle, capi.sampling(how), token))
         return token.value

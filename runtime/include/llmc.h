@@ -83,7 +83,15 @@ typedef struct llmc_info {
     uint32_t sampling_bytes; /* sizeof(llmc_sampling) as the artifact knows it; 0: it is older than this field */
 } llmc_info;
 
-/* How to choose the next token. NULL, or temperature 0: the most likely. */
+/* What is added to a token's logit. */
+typedef struct llmc_bias {
+    int32_t token;
+    float value;
+} llmc_bias;
+
+/* How to choose the next token. NULL, or temperature 0: the most likely. The fields behind `seed` ask for nothing when
+ * they are 0; a runtime whose info.sampling_bytes ends before one of them does not see it. Where one of them asks for
+ * something, a GPU's logits of that sequence are copied to the host, which chooses, and advance does not run ahead. */
 typedef struct llmc_sampling {
     uint32_t size;     /* sizeof(llmc_sampling) */
     float temperature; /* divides the logits */
@@ -91,10 +99,19 @@ typedef struct llmc_sampling {
     float top_p;       /* then the smallest set whose probability reaches p; 1 keeps all */
     uint64_t seed;     /* with the position of the token decides the draw: the same seed, the same text */
     /* NULL, or a bit for each token, [(n_vocab + 31) / 32], bit i % 32 of word i / 32: a token whose bit is 0 is not
-     * chosen, as if it were no part of the vocabulary. On a GPU the logits of such a sequence are copied to the host,
-     * which chooses, and advance does not run ahead. A runtime whose info.sampling_bytes ends before this field does
-     * not see it. */
+     * chosen, as if it were no part of the vocabulary. */
     const uint32_t *allowed;
+    /* Logits change before temperature: biases are added, then each token of the text so far is penalized. */
+    const llmc_bias *biases; /* [n_biases] */
+    uint32_t n_biases;
+    float min_p;              /* after top_p keep what is at least so many times as likely as the most likely; at most 1 */
+    const int32_t *tokens;    /* [n_tokens] the text so far, as the penalties are to see it */
+    uint32_t n_tokens;
+    uint32_t n_prompt;        /* of these, the first, which were given; the others were generated */
+    float repetition_penalty; /* divides the logits above 0 of `tokens`, and multiplies the others; 1 changes nothing */
+    float frequency_penalty;  /* is subtracted from a token's logit for each time that it was generated */
+    float presence_penalty;   /* is subtracted once from that of a token that was generated */
+    uint32_t reserved;        /* 0 */
 } llmc_sampling;
 
 /* A sequence's part of sample_many. */

@@ -28,9 +28,10 @@ from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells
 from llmc.runtime.serve.replies import DONE, Reply, event
-from llmc.runtime.serve.requests import Prompt, Wanted, check_ids, read_chat, read_completion
-from llmc.runtime.serve.tools import CallScanner, Form
+from llmc.runtime.serve.requests import Wanted, read_chat, read_completion
+from llmc.runtime.serve.tools import CallScanner
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
+from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 RETRY_AFTER_S = 1
@@ -45,8 +46,7 @@ class Service:
     def __init__(self, model: Model, engine: Engine, name: str, api_key: str | None = None) -> None:
         """name: of the model, for clients.  api_key: what they have to send, if anything."""
         self.model, self.engine, self.name, self.api_key = model, engine, name, api_key
-        self.n_vocab, self.bos = model.info.n_vocab, model.info.bos_token
-        self.tokenizer = model.tokenizer if model.has_tokenizer else None
+        self.vocabulary = Vocabulary(model, engine.room)
         self.template = template_of(model)
         self.created = int(time.time())
         self.responses: Counter[int] = Counter()
@@ -137,11 +137,11 @@ class Service:
         asked = await read_json(request, lambda body: read_completion(body, self.name, self.engine.max_batch))
         wanted = asked.wanted
         self.check_number(len(asked.prompts) * wanted.n)
-        prompts = [await run_in_threadpool(self.ids_of, prompt) for prompt in asked.prompts]
+        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt) for prompt in asked.prompts]
         echoes = []
         if asked.echo:
             pairs = zip(asked.prompts, prompts, strict=True)
-            echoes = [self.text_of(prompt, ids) for prompt, ids in pairs for _ in range(wanted.n)]
+            echoes = [self.vocabulary.text_of(prompt, ids) for prompt, ids in pairs for _ in range(wanted.n)]
         reply = Reply("completion", self.name, wanted.with_ids, wanted.n_top is not None, echoes)
         return await self.generate(request, wanted, prompts, reply)
 
@@ -157,46 +157,18 @@ class Service:
         if tools is not None:
             form = needs_form(self.template, tools)
             reply.scan = lambda: CallScanner(tools, form)
-            shown = self.shown_of(form)
+            shown = self.vocabulary.shown((form.opening.strip(), form.closing.strip()))
             if tools.must_call:
                 text += form.opening
                 wanted = replace(wanted, format=Format("tools", tools.grammar(form)))
-        ids = await run_in_threadpool(self.ids_of, text, False)
+        ids = await run_in_threadpool(self.vocabulary.ids_of, text, False)
         return await self.generate(request, wanted, [ids], reply, shown)
-
-    def shown_of(self, form: Form) -> dict[int, str]:
-        """Special tokens of the form of a call, which have no text otherwise."""
-        if self.tokenizer is None:
-            return {}
-        marks = (form.opening.strip(), form.closing.strip())
-        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks if mark}
-        return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
 
     def check_number(self, n_texts: int) -> None:
         """Refuse, before any prompt is looked at, more texts than the engine ever takes."""
         most = self.engine.max_batch + self.engine.queue
         if n_texts > most:
             raise ApiError(400, f"the request asks for {n_texts} texts; at most {most} are made at once")
-
-    def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
-        """Token ids as `llmc run` makes them.  special: with what begins a prompt."""
-        ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
-        return check_ids(ids, self.n_vocab, self.engine.room)
-
-    def encode(self, text: str, special: bool) -> tuple[int, ...]:
-        if self.tokenizer is None:
-            fact = "this model has no tokenizer: give token ids, and ask for 'return_token_ids'"
-            raise ApiError(400, fact, param="prompt", code="no_tokenizer")
-        try:
-            [encoding] = self.tokenizer.encode_batch([text], add_special_tokens=special)  # others run meanwhile
-        except (TypeError, ValueError):  # half a surrogate pair is a string in JSON, but no text
-            raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
-        return tuple(encoding.ids) or ((self.bos,) if special and self.bos >= 0 else ())
-
-    def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
 
     async def generate(
         self,
@@ -209,12 +181,13 @@ class Service:
         news: asyncio.Queue[Said] = asyncio.Queue()
         scores = bool(reply.echoes) and wanted.n_top is not None
         tells: Tells = "end" if not wanted.stream else "tokens" if wanted.with_ids else "pieces"
+        self.vocabulary.check(wanted)
         constraints: Sequence[Constraint | None] = [None] * (len(prompts) * wanted.n)
         if wanted.format is not None:
             constraints = await run_in_threadpool(self.constraints, wanted.format, len(constraints))
         asks = [self.ask(wanted, ids, i, scores, shown) for ids, i in product(prompts, range(wanted.n))]
         jobs = [
-            Job(ask, self.engine.room, self.tokenizer, news.put_nowait, index, tells, constraint)
+            Job(ask, self.engine.room, self.vocabulary.tokenizer, news.put_nowait, index, tells, constraint)
             for index, (ask, constraint) in enumerate(zip(asks, constraints, strict=True))
         ]
         self.submit(jobs, wanted.n)
@@ -239,9 +212,19 @@ class Service:
 
     def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool, shown: Mapping[int, str]) -> Ask:
         """For text number i of a prompt."""
-        max_tokens = self.engine.room if wanted.max_tokens is None else wanted.max_tokens
-        how = wanted.how_of(i)
-        return Ask(ids, max_tokens, how, wanted.stops, wanted.ignore_eos, wanted.n_top, scores_prompt, shown)
+        return Ask(
+            prompt=ids,
+            max_tokens=self.engine.room if wanted.max_tokens is None else wanted.max_tokens,
+            how=wanted.how_of(i),
+            stops=wanted.stops,
+            stop_tokens=wanted.stop_tokens,
+            min_tokens=wanted.min_tokens,
+            going_on=self.vocabulary.going_on(wanted.stop_tokens) if wanted.min_tokens else None,
+            ignore_eos=wanted.ignore_eos,
+            n_top=wanted.n_top,
+            scores_prompt=scores_prompt,
+            shown=shown,
+        )
 
     def submit(self, jobs: Sequence[Job], n: int) -> None:
         """Into the engine, of n texts a prompt the first as the others' leader."""

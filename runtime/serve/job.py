@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.generation import GREEDY, History, How
 from llmc.runtime.serve.stops import StopScanner
 from llmc.runtime.text import TextStream
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from llmc.runtime.binding import Ids
+    from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.probs import TokenProb
@@ -30,15 +31,19 @@ class Ask:
     """What is wanted of one text.
 
     prompt: token ids, at least one.  max_tokens: the room in the context and the cache may end it earlier; 0: read the
-    prompt, and say nothing.  stops: strings that end it, and are not part of it.  n_top: None: no probabilities;
-    otherwise its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.
-    shown: special tokens that have a text here.
+    prompt, and say nothing.  stops, stop_tokens: what ends it, and is not part of it.  min_tokens: before so many
+    nothing does: what may come next is among going_on, uint32 as How.allowed.  n_top: None: no probabilities; otherwise
+    its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.  shown:
+    special tokens that have a text here.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int
     how: How = GREEDY
     stops: tuple[str, ...] = ()
+    stop_tokens: Set[int] = frozenset()
+    min_tokens: int = 0
+    going_on: Mask | None = None
     ignore_eos: bool = False
     n_top: int | None = None
     scores_prompt: bool = False
@@ -97,6 +102,8 @@ class Job:
         self.probs: list[TokenProb] = []
         self.prompt_probs: list[TokenProb] = []
         self.arrived = perf_counter()
+        self._history = History(ask.prompt) if ask.how.looks_back else None
+        self._how = ask.how if self._history is None else ask.how.after(self._history)
         self._text = TextStream(tokenizer, ask.prompt) if tokenizer else None
         self._scanner = StopScanner(ask.stops)
         self._untold = ""
@@ -128,13 +135,21 @@ class Job:
     @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
-        reads_logits = self.ask.n_top is not None or self.constraint is not None
-        return bool(self.n_pending or self.followers or self.most == 0 or reads_logits)
+        is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on
+        return bool(self.n_pending or self.followers or self.most == 0 or self.ask.n_top is not None or is_hosted)
+
+    @property
+    def has_to_go_on(self) -> bool:
+        """Whether its next token must not end it."""
+        return self.n_said < self.ask.min_tokens
 
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""
-        how = self.ask.how
-        return how if self.constraint is None else how.among(self.constraint.allowed())
+        allowed = None if self.constraint is None else self.constraint.allowed()
+        if self.has_to_go_on and self.ask.going_on is not None:
+            rest = self.ask.going_on if allowed is None else allowed & self.ask.going_on
+            allowed = rest if rest.any() else allowed  # a grammar that is at its end has the last word
+        return self._how if allowed is None else self._how.among(allowed)
 
     def next_ids(self, n: int) -> Ids:
         """int32 [n]: what is fed next."""
@@ -143,7 +158,10 @@ class Job:
     def take(self, token: int, is_end: bool) -> Said | None:
         """The next token, and what is to be told of it, if anything."""
         self.ids.append(token)
-        ends, is_whole = is_end and not self.ask.ignore_eos, False
+        if self._history is not None:
+            self._history.take(token)
+        ends = (is_end and not self.ask.ignore_eos) or token in self.ask.stop_tokens
+        is_whole = False
         if self.constraint is not None:
             self.constraint.take(token)
             is_whole = self.constraint.is_over
@@ -152,7 +170,9 @@ class Job:
         if self._text is not None:
             text = "" if ends else self._text.push(token) + self.ask.shown.get(token, "")
             text += self._text.flush() if finish else ""
-        text, is_stopped = self._scanner.push(text, is_last=finish is not None)
+        is_stopped = False
+        if self.n_said > self.ask.min_tokens:
+            text, is_stopped = self._scanner.push(text, is_last=finish is not None)
         self.finish = "stop" if is_stopped else finish
         self._untold += text
         is_news = self.tells == "tokens" or (self.tells == "pieces" and self._untold)

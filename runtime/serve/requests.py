@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.runtime.generation import How
-from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
+from llmc.runtime.serve.fields import Fields, no_such_model, wrong
 from llmc.runtime.serve.formats import FORMAT_FIELDS, Format, read_format
 from llmc.runtime.serve.tools import Tools, read_calls, read_tools
 
@@ -16,7 +16,27 @@ MAX_STOPS, MAX_TOP = 16, 20
 MOST_TOKENS = 1 << 31
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; chat goes on until the context is full."""
-HOW_FIELDS = ("temperature", "top_p", "top_k", "seed", "stop", "n", "ignore_eos", "max_tokens", *FORMAT_FIELDS)
+MOST_BIASES, LARGEST_BIAS, LARGEST_PENALTY = 1024, 100, 2
+"""The latter two are OpenAI's."""
+HOW_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "n",
+    "ignore_eos",
+    "max_tokens",
+    "min_tokens",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "repeat_penalty",
+    "logit_bias",
+    *FORMAT_FIELDS,
+)
 CHAT_FIELDS = (
     "messages",
     "max_completion_tokens",
@@ -36,21 +56,34 @@ IGNORED_FIELDS = (
     "prompt_cache_key",
     "prompt_cache_retention",
     "parallel_tool_calls",
+    "cache_prompt",
+    "priority",
+    "request_id",
 )
 """They say who asks and how the request is handled, never what the text should be."""
-NO_PENALTIES = "the runtime samples by temperature, top_k and top_p"
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
-    "frequency_penalty": ((0, 0.0), NO_PENALTIES),
-    "presence_penalty": ((0, 0.0), NO_PENALTIES),
-    "logit_bias": (({},), NO_PENALTIES),
+    "include_stop_str_in_output": ((False,), "a text ends before what stops it"),
+    "skip_special_tokens": ((True,), "special tokens have no text"),
+    "spaces_between_special_tokens": ((True,), "special tokens have no text"),
+    "use_beam_search": ((False,), "texts are drawn"),
+    "length_penalty": ((1, 1.0), "texts are drawn"),
+    "prompt_logprobs": ((), "ask for 'echo' and 'logprobs' in /v1/completions"),
+    "truncate_prompt_tokens": ((), "prompts are not cut"),
+    "bad_words": (([],), "see 'logit_bias'"),
+    "allowed_token_ids": ((), "see 'structured_outputs'"),
 }
+"""Of each the values that change nothing, and why there are no others."""
 REFUSED_IN_COMPLETIONS = {
     **REFUSED,
+    "add_special_tokens": ((True,), "texts begin as those of llmc run do; give token ids"),
     "suffix": (("",), "texts are continued, not filled in"),
     "best_of": ((1,), "ask for 'n' texts"),
 }
 REFUSED_IN_CHATS = {
     **REFUSED,
+    "add_special_tokens": ((False,), "the template writes them"),
+    "add_generation_prompt": ((True,), "an answer is generated"),
+    "continue_final_message": ((False,), "see /v1/completions"),
     "functions": (([],), "say 'tools'"),
     "function_call": (("none", "auto"), "say 'tool_choice'"),
     "modalities": ((["text"],), "answers are text"),
@@ -66,15 +99,18 @@ REFUSED_IN_CHATS = {
 class Wanted:
     """What both kinds of request say.
 
-    max_tokens: None: until the context is full.  n: texts for each prompt.  seed: of the first text, drawn if the
-    client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.  n_top: None:
-    no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.  format: what the
-    texts have to look like.
+    max_tokens: None: until the context is full.  min_tokens: before them nothing ends a text.  stops, stop_tokens: what
+    ends it beside the model's own end token, and is no part of it.  n: texts for each prompt.  seed: of the first text,
+    drawn if the client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.
+    n_top: None: no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.
+    format: what the texts have to look like.
     """
 
     max_tokens: int | None
+    min_tokens: int
     how: How
     stops: tuple[str, ...]
+    stop_tokens: frozenset[int]
     n: int
     ignore_eos: bool
     stream: bool
@@ -85,8 +121,7 @@ class Wanted:
 
     def how_of(self, index: int) -> How:
         """How the tokens of the prompt's text number `index` are chosen."""
-        how = self.how
-        return How(how.temperature, how.top_k, how.top_p, (how.seed + index) % (1 << 64))
+        return replace(self.how, seed=(self.how.seed + index) % (1 << 64))
 
 
 Prompt = str | tuple[int, ...]
@@ -149,18 +184,14 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
     name = fields.of_type("model", str, model, "a string")
     if name != model:
         raise no_such_model(name, model, "model")
-    seed = fields.integer("seed", random.getrandbits(32), -(1 << 63), (1 << 64) - 1)
     options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
     options.refuse_unknown(("include_usage", "include_obfuscation"))
     return Wanted(
         max_tokens=max_tokens,
-        how=How(
-            temperature=fields.number("temperature", 1.0, lambda value: 0 <= value <= 2, "from 0 to 2"),
-            top_k=max(0, fields.integer("top_k", 0, -1, (1 << 31) - 1)),
-            top_p=fields.number("top_p", 1.0, lambda value: 0 < value <= 1, "above 0, at most 1"),
-            seed=seed % (1 << 64),
-        ),
+        min_tokens=fields.integer("min_tokens", 0, 0, MOST_TOKENS if max_tokens is None else max_tokens),
+        how=read_how(fields),
         stops=fields.texts("stop", MAX_STOPS),
+        stop_tokens=read_stop_tokens(fields),
         n=fields.integer("n", 1, 1, most_texts),
         ignore_eos=fields.boolean("ignore_eos"),
         stream=fields.boolean("stream"),
@@ -169,6 +200,54 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
         n_top=n_top,
         format=read_format(fields),
     )
+
+
+def read_how(fields: Fields) -> How:
+    penalty = f"from {-LARGEST_PENALTY} to {LARGEST_PENALTY}"
+    return How(
+        temperature=fields.number("temperature", 1.0, lambda value: 0 <= value <= 2, "from 0 to 2"),
+        top_k=max(0, fields.integer("top_k", 0, -1, (1 << 31) - 1)),
+        top_p=fields.number("top_p", 1.0, lambda value: 0 < value <= 1, "above 0, at most 1"),
+        seed=fields.integer("seed", random.getrandbits(32), -(1 << 63), (1 << 64) - 1) % (1 << 64),
+        min_p=fields.number("min_p", 0.0, lambda value: 0 <= value <= 1, "from 0 to 1"),
+        repetition_penalty=read_repetition(fields),
+        presence_penalty=fields.number("presence_penalty", 0.0, is_penalty, penalty),
+        frequency_penalty=fields.number("frequency_penalty", 0.0, is_penalty, penalty),
+        logit_bias=read_biases(fields),
+    )
+
+
+def is_penalty(value: float) -> bool:
+    return -LARGEST_PENALTY <= value <= LARGEST_PENALTY
+
+
+def read_repetition(fields: Fields) -> float:
+    """vLLM's field, or llama.cpp's."""
+    given = [name for name in ("repetition_penalty", "repeat_penalty") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise wrong(given[1], f"cannot be had together with '{given[0]}'")
+    name = given[0] if given else "repetition_penalty"
+    return fields.number(name, 1.0, lambda value: 0 < value <= 100, "above 0, at most 100")
+
+
+def read_biases(fields: Fields) -> tuple[tuple[int, float], ...]:
+    """{"token": bias}, as OpenAI has it: ids are the names of fields."""
+    given: dict[str, Any] = fields.of_type("logit_bias", dict, {}, "an object: token ids, as strings, and numbers")
+    if len(given) > MOST_BIASES:
+        raise wrong("logit_bias", f"has {len(given)} tokens; at most {MOST_BIASES}")
+    for name, value in given.items():
+        if not re.fullmatch(r"\d{1,9}", name, re.ASCII):
+            raise wrong("logit_bias", "must have token ids as the names of its fields")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_BIAS:
+            raise wrong("logit_bias", f"must have numbers from {-LARGEST_BIAS} to {LARGEST_BIAS}")
+    return tuple({int(name): float(value) for name, value in given.items()}.items())
+
+
+def read_stop_tokens(fields: Fields) -> frozenset[int]:
+    ids = fields.get("stop_token_ids") or []
+    if not isinstance(ids, list) or len(ids) > MOST_BIASES or not all(type(token) is int for token in ids):
+        raise wrong("stop_token_ids", f"must be a list of at most {MOST_BIASES} token ids")
+    return frozenset(ids)
 
 
 def read_prompts(value: object) -> tuple[Prompt, ...]:
@@ -217,16 +296,3 @@ def text_of_part(place: str, part: object) -> str:
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise wrong(place, 'must be {"type": "text", "text": …}: the model reads nothing else')
-
-
-def check_ids(ids: Sequence[int], n_vocab: int, room: int) -> tuple[int, ...]:
-    """A prompt that can be run.  room: most tokens of a sequence."""
-    if not ids:
-        raise wrong("prompt", "has no tokens")
-    if len(ids) > room:
-        fact = f"the prompt has {len(ids)} tokens; a sequence holds {room} here"
-        raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
-    for token in ids:
-        if not 0 <= token < n_vocab:
-            raise wrong("prompt", f"has the token {token}; ids go from 0 to {n_vocab - 1}")
-    return tuple(ids)

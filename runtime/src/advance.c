@@ -87,7 +87,7 @@ static int find_route(const llmc_model *model, const llmc_advance_input *inputs,
     if (!model->device->advance || n_inputs > plans->max_head_rows) return 0;
     *route = (struct route){.n_rows = (uint32_t)n_inputs};
     for (size_t i = 0; i < n_inputs; i++) {
-        if (sample_is_masked(inputs[i].how)) return 0;
+        if (sample_is_hosted(inputs[i].how)) return 0;
         route->n_draws += (uint32_t)sample_is_drawn(inputs[i].how);
     }
     route->body = plan_choose(plans->bodies, plans->n_bodies, n_inputs, step_rows);

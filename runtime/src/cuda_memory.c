@@ -160,6 +160,8 @@ static llmc_status take_ordinary(llmc_model *model)
         {r * sizeof *model->sources, &model->sources},
         {model->plans.max_body_rows * sizeof *model->turn, &model->turn},
         {model->plans.header.n_vocab * sizeof *model->candidates, &model->candidates},
+        {model->plans.header.n_vocab * sizeof *model->adjusted, &model->adjusted},
+        {model->plans.header.n_vocab * sizeof *model->counts, &model->counts},
     };
     enum { N_ORDINARY = sizeof ordinary / sizeof *ordinary };
     model->memory_bytes = memory_measure(ordinary, N_ORDINARY);

@@ -42,6 +42,8 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {r * sizeof *model->owners, &model->owners},
         {m * sizeof *model->turn, &model->turn},
         {h->n_vocab * sizeof *model->candidates, &model->candidates},
+        {h->n_vocab * sizeof *model->adjusted, &model->adjusted},
+        {h->n_vocab * sizeof *model->counts, &model->counts},
     };
     enum { N_PARTS = sizeof parts / sizeof *parts };
     if (scratch < largest && h->arena_bytes < largest) {

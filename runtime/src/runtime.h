@@ -217,6 +217,8 @@ struct llmc_model {
     llmc_step_input *turn;   /* [max_body_rows] advance's input as that of a step */
     uint32_t n_ahead;        /* rows of the device that are computed, or will be, but not in `chosen` yet */
     candidate *candidates;   /* [n_vocab] scratch memory of sample.c */
+    float *adjusted;         /* [n_vocab] of adjust.c: logits to choose from, where they are not the model's own */
+    uint32_t *counts;        /* [n_vocab] and how often each token was met; 0 between calls */
     char *memory;            /* [memory_bytes] what of these is the host's, and a CPU's arena and scratch memory */
     uint64_t memory_bytes;
 };
@@ -273,6 +275,13 @@ llmc_status program_open(llmc_model *model, const llmc_options *options);
 /* Give back what opening it took. */
 void program_close(llmc_model *model);
 
+/* -- adjust.c ----------------------------------------------------------------------------------------------------- */
+
+/* Whether biases or penalties change logits. */
+int adjust_is_wanted(const llmc_sampling *how);
+/* In place of logits [n_vocab] those that biases and penalties make of them; valid until the next call. */
+llmc_status adjust_logits(llmc_model *model, const llmc_sampling *how, const float **logits);
+
 /* -- step.c, sample.c, advance.c, api.c ---------------------------------------------------------------------------- */
 
 /* What can be refused before anything changes, but for room; counts the tokens. */
@@ -289,8 +298,8 @@ llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens
 llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *how);
 /* Of settings that were checked: whether they are not greedy. */
 int sample_is_drawn(const llmc_sampling *how);
-/* Whether some tokens are not allowed: then the host chooses. */
-int sample_is_masked(const llmc_sampling *how);
+/* Whether they ask for what a device's sampler does not know: then the host chooses. */
+int sample_is_hosted(const llmc_sampling *how);
 /* The most likely token, where the device has found it and the host knows. */
 llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out);
 /* What a sampler is told of a sequence whose logits are in a row. */

@@ -95,6 +95,15 @@ static int32_t walk(const candidate *first, uint32_t n, ptrdiff_t step, float be
     return last;
 }
 
+/* Those of candidates [n] that min_p leaves, in their order. -> how many */
+static uint32_t keep_likely(candidate *candidates, uint32_t n, float best, const llmc_sampling *how)
+{
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (weight(candidates[i].logit, best, how->temperature) >= how->min_p) candidates[n_kept++] = candidates[i];
+    return n_kept;
+}
+
 /* candidates [n] with the best one given; n >= 1. */
 static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sampling *how, double u)
 {
@@ -102,6 +111,7 @@ static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sa
     float temperature = how->temperature;
     double sum = 0, kept = 0;
     if (k == n && how->top_p >= 1) {
+        if (how->min_p > 0) n = keep_likely(candidates, n, best, how);
         for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
         return walk(candidates, n, 1, best, temperature, u * sum);
     }
@@ -109,12 +119,18 @@ static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sa
     if (k < n) { /* the sum of the k best: they end up behind the heap, best last */
         while (n_kept < k) n_kept++, sum += weight(pop(candidates, &n_heap).logit, best, temperature);
         n_kept = 0;
-        while (n_kept < k && kept < how->top_p * sum)
-            kept += weight(candidates[n - 1 - n_kept++].logit, best, temperature);
+        while (n_kept < k && kept < how->top_p * sum) {
+            double w = weight(candidates[n - 1 - n_kept].logit, best, temperature);
+            if (w < how->min_p) break;
+            n_kept++, kept += w;
+        }
     } else {
         for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
-        while (n_heap && kept < how->top_p * sum)
-            n_kept++, kept += weight(pop(candidates, &n_heap).logit, best, temperature);
+        while (n_heap && kept < how->top_p * sum) {
+            double w = weight(pop(candidates, &n_heap).logit, best, temperature);
+            if (w < how->min_p) break;
+            n_kept++, kept += w;
+        }
     }
     return walk(candidates + n - 1, n_kept, -1, best, temperature, u * kept);
 }
@@ -128,6 +144,8 @@ static llmc_status check_sampling(const llmc_sampling *how)
     if (how->top_k < 0) return fail(LLMC_ERROR_ARGUMENT, "sample", "0 keeps all tokens", "top_k is %d", how->top_k);
     if (!(how->top_p > 0) || how->top_p > 1)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "above 0; 1 keeps all tokens", "top_p is %g", (double)how->top_p);
+    if (!(how->min_p >= 0) || how->min_p > 1)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "0 keeps all tokens; at most 1", "min_p is %g", (double)how->min_p);
     return LLMC_OK;
 }
 
@@ -158,6 +176,7 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
 {
     const float *logits; /* [n_vocab] */
     llmc_status status = sequence_logits(sequence, &logits);
+    if (!status && adjust_is_wanted(how)) status = adjust_logits(sequence->model, how, &logits);
     if (status) return status;
     candidate *candidates = sequence->model->candidates, best = {0, -1};
     uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0, n_allowed = 0;
@@ -239,10 +258,15 @@ int sample_is_drawn(const llmc_sampling *given)
     return !read_sampling(given, &how) && how.temperature > 0;
 }
 
-int sample_is_masked(const llmc_sampling *given)
+static int is_hosted(const llmc_sampling *how)
+{
+    return how->allowed || adjust_is_wanted(how) || (how->temperature > 0 && how->min_p > 0);
+}
+
+int sample_is_hosted(const llmc_sampling *given)
 {
     llmc_sampling how;
-    return !read_sampling(given, &how) && how.allowed;
+    return !read_sampling(given, &how) && is_hosted(&how);
 }
 
 static llmc_status check_input(const llmc_model *model, const llmc_sample_input *input, size_t index)
@@ -269,7 +293,7 @@ llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_i
         llmc_sampling how;
         status = read_sampling(inputs[i].how, &how);
         if (status) break;
-        if (!model->device->draw || how.allowed) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
+        if (!model->device->draw || is_hosted(&how)) status = sample_here(inputs[i].sequence, &how, &inputs[i].token);
         else if (how.temperature == 0) status = sample_choice(inputs[i].sequence, &inputs[i].token);
         else waiting[n_waiting++] = inputs + i;
         if (!status && n_waiting && n_waiting == most) {

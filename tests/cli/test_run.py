@@ -105,6 +105,9 @@ def test_greedy_json_has_no_seed(stub: Path) -> None:
         ["-p", "x", "-n", "-1"],
         ["-p", "x", "--temperature", "-1"],
         ["-p", "x", "--top-p", "0"],
+        ["-p", "x", "--min-p", "1.5"],
+        ["-p", "x", "--repetition-penalty", "0"],
+        ["-p", "x", "--logit-bias", "3"],
         ["-p", "x", "--threads", "-1"],
         ["-p", "x", "--device", "gpu"],
         ["-p", "x", "--device", "-1"],
@@ -166,6 +169,22 @@ def test_each_line_continues_the_text_and_an_empty_one_begins_anew(stub: Path, m
     whole = prompt + tokens + model.encode("upon", special=False)
     assert first == again == model.decode(tokens, after=prompt)
     assert second == model.decode(model.tokens(whole, 4, ignore_eos=True), after=whole)
+
+
+def test_penalties_and_biases_change_the_text(stub: Path, model: Model) -> None:
+    prompt = model.encode("Once")
+    unlike = run(stub, "-p", "Once", "-n", 20, "--ignore-eos", "--json", "--presence-penalty", 99).stdout
+    tokens = json.loads(unlike)["tokens"]
+    assert tokens == model.tokens(prompt, 20, presence_penalty=99, ignore_eos=True)
+    assert len(set(tokens)) == 20
+    biased = run(stub, "-p", "Once", "-n", 3, "--json", "--logit-bias", "7=-9.5", "--logit-bias", "9=99").stdout
+    assert json.loads(biased)["tokens"] == [9, 9, 9]
+    lines = run(stub, "-i", "-n", 4, "--ignore-eos", "--presence-penalty", 99, typed="Once\nupon\n").stdout.splitlines()
+    first = model.tokens(prompt, 4, presence_penalty=99, ignore_eos=True)
+    whole = prompt + first + model.encode("upon", special=False)
+    assert lines[1] == model.decode(model.tokens(whole, 4, presence_penalty=99, ignore_eos=True), after=whole)
+    for wrong in ("nan", "inf"):
+        assert run(stub, "-p", "x", "--presence-penalty", wrong).exit_code == 1
 
 
 def test_a_text_that_grows_past_the_context_begins_anew(stub: Path) -> None:

@@ -93,15 +93,19 @@ static void feed_some(void)
     }
 }
 
-/* The token that must follow: the first of the most likely, or on a GPU what tests/runtime/toy_cuda_kernels.c draws. */
+/* The token that must follow: the first of the most likely, where the host chooses with a penalty too, or on a GPU what
+ * tests/runtime/toy_cuda_kernels.c draws. */
 static int32_t next_token(const text *text, const llmc_sampling *how)
 {
     float logits[TOY_VOCAB];
     int32_t best = 0, token = -1;
     toy_oracle(text->tokens, text->n, logits);
+    for (int32_t v = 0; how && v < TOY_VOCAB; v++)
+        for (int32_t t = 0, n_met = 0; t < text->n; t++)
+            if (text->tokens[t] == v && !n_met++) logits[v] -= how->presence_penalty;
     for (int32_t v = 1; v < TOY_VOCAB; v++)
         if (logits[v] > logits[best]) best = v;
-    if (!how) return best;
+    if (!how || how->temperature == 0) return best;
     if (is_gpu)
         return (int32_t)((how->seed + 3 * (uint64_t)text->n + 5 * (uint64_t)how->top_k +
                           (uint64_t)(how->temperature * 7) + (uint64_t)(how->top_p * 11) + (uint64_t)best) % TOY_VOCAB);
@@ -120,8 +124,14 @@ static void advance_some(void)
     for (int k = 0; k < MAX_TEXTS; k++) {
         text *text = texts + (first + k * turn) % MAX_TEXTS;
         if (!text->sequence || !text->has_logits || pick(5) == 0) continue;
-        hows[n] = (llmc_sampling){sizeof hows[n], 1.0f + (float)pick(9), pick(9), 0.25f * (float)(1 + pick(4)), state,
-                                  NULL};
+        hows[n] = (llmc_sampling){
+            .size = sizeof hows[n], .temperature = 1.0f + (float)pick(9), .top_k = pick(9),
+            .top_p = 0.25f * (float)(1 + pick(4)), .seed = state,
+        };
+        if (pick(8) == 0)
+            hows[n] = (llmc_sampling){
+                .size = sizeof hows[n], .presence_penalty = 2.5f, .tokens = text->tokens, .n_tokens = (uint32_t)text->n,
+            };
         const llmc_sampling *how = pick(3) ? NULL : hows + n;
         int32_t token = next_token(text, how);
         if (token == TOY_POISON) continue;
@@ -162,7 +172,9 @@ static void act(void)
         REQUIRE(api->sequence_truncate(text->sequence, n + 1) == LLMC_ERROR_ARGUMENT);
     } else if (action == 2 && text->has_logits) {
         float temperature = 1.0f + (float)pick(300), top_p = 0.05f + 0.19f * (float)pick(6);
-        llmc_sampling how = {sizeof how, temperature, pick(TOY_VOCAB + 5), top_p, state, NULL};
+        llmc_sampling how = {
+            .size = sizeof how, .temperature = temperature, .top_k = pick(TOY_VOCAB + 5), .top_p = top_p, .seed = state,
+        };
         int32_t token = -1;
         REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
     } else if (action < 8) {

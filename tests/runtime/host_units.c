@@ -88,6 +88,14 @@ static void test_plans_fit_the_rows(void)
     REQUIRE(plan_choose(wide, 1, 1, 16)->n_rows == 16 && plan_choose(wide, 1, 40, 192)->n_rows == 16);
 }
 
+static uint32_t state = 1;
+
+static uint32_t pick(uint32_t n)
+{
+    state = state * 1664525u + 1013904223u;
+    return (state >> 8) % n;
+}
+
 /* -- sampling: a sequence made by hand, logits and nothing else --------------------------------------------------- */
 
 enum { N_VOCAB = 8 };
@@ -95,6 +103,8 @@ enum { N_VOCAB = 8 };
 static llmc_model model;
 static float logits[N_VOCAB];
 static candidate candidates[N_VOCAB];
+static float adjusted[N_VOCAB];
+static uint32_t counts[N_VOCAB];
 static llmc_sequence sequence = {.model = &model, .has_logits = 1, .logits = logits};
 
 static void set_logits(const float values[N_VOCAB])
@@ -102,14 +112,20 @@ static void set_logits(const float values[N_VOCAB])
     memcpy(logits, values, sizeof logits);
     model.plans.header.n_vocab = N_VOCAB;
     model.candidates = candidates;
+    model.adjusted = adjusted;
+    model.counts = counts;
     model.device = &cpu_device;
 }
 
 static const uint32_t *allowed; /* NULL: all */
+static float min_p;
 
 static int32_t drawn(float temperature, int32_t top_k, float top_p, uint64_t seed)
 {
-    llmc_sampling how = {sizeof how, temperature, top_k, top_p, seed, allowed};
+    llmc_sampling how = {
+        .size = sizeof how, .temperature = temperature, .top_k = top_k, .top_p = top_p, .seed = seed,
+        .allowed = allowed, .min_p = min_p,
+    };
     int32_t token = -1;
     REQUIRE(!api->sample(&sequence, &how, &token));
     REQUIRE(token >= 0 && token < N_VOCAB);
@@ -175,19 +191,31 @@ static void test_the_position_decides_too(void)
     sequence.length = 0;
 }
 
+#define SIZED .size = sizeof(llmc_sampling)
+#define GOOD SIZED, .temperature = 1, .top_p = 1
+
 static void test_bad_settings_are_refused(void)
 {
     const llmc_sampling bad[] = {
-        {sizeof bad[0], -1, 0, 1, 0, NULL},      {sizeof bad[0], NAN, 0, 1, 0, NULL},
-        {sizeof bad[0], INFINITY, 0, 1, 0, NULL}, {sizeof bad[0], 1, -1, 1, 0, NULL},
-        {sizeof bad[0], 1, 0, 0, 0, NULL},       {sizeof bad[0], 1, 0, 1.5f, 0, NULL},
-        {sizeof bad[0], 1, 0, NAN, 0, NULL},     {0, 1, 0, 1, 0, NULL},
+        {SIZED, .temperature = -1}, {SIZED, .temperature = NAN}, {SIZED, .temperature = INFINITY}, {GOOD, .top_k = -1},
+        {SIZED, .temperature = 1}, {SIZED, .temperature = 1, .top_p = 1.5f}, {SIZED, .temperature = 1, .top_p = NAN},
+        {.size = 0, .temperature = 1, .top_p = 1},
+        {GOOD, .min_p = -0.1f}, {GOOD, .min_p = 1.1f}, {GOOD, .min_p = NAN},
+        {GOOD, .repetition_penalty = -1}, {GOOD, .repetition_penalty = NAN}, {GOOD, .repetition_penalty = INFINITY},
+        {GOOD, .frequency_penalty = NAN}, {GOOD, .presence_penalty = -INFINITY},
+        {GOOD, .presence_penalty = 1, .n_tokens = 1}, {GOOD, .presence_penalty = 1, .n_prompt = 1},
+        {GOOD, .presence_penalty = 1, .n_tokens = 1, .tokens = &(int32_t){N_VOCAB}},
+        {GOOD, .presence_penalty = 1, .n_tokens = 1, .tokens = &(int32_t){-1}},
+        {GOOD, .n_biases = 1}, {GOOD, .n_biases = 1, .biases = &(llmc_bias){N_VOCAB, 1}},
+        {GOOD, .n_biases = 1, .biases = &(llmc_bias){0, NAN}},
     };
     int32_t token;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         REQUIRE(api->sample(&sequence, bad + i, &token) == LLMC_ERROR_ARGUMENT);
-    const llmc_sampling old = {8, 0.5f, -9, -9, 9, NULL}; /* a caller that knows size and temperature only */
-    REQUIRE(!api->sample(&sequence, &old, &token));
+    /* callers that know size and temperature only, and all but the penalties */
+    const llmc_sampling old = {.size = 8, .temperature = 0.5f, .top_k = -9, .top_p = -9, .n_biases = 1};
+    const llmc_sampling older = {.size = offsetof(llmc_sampling, biases), .top_p = 1, .n_biases = 1, .min_p = 2};
+    REQUIRE(!api->sample(&sequence, &old, &token) && !api->sample(&sequence, &older, &token));
 }
 
 static void test_tokens_that_are_not_allowed_are_not_chosen(void)
@@ -203,7 +231,7 @@ static void test_tokens_that_are_not_allowed_are_not_chosen(void)
     check_frequencies(1, 2, 1, (double[N_VOCAB]){0, 0, 0.4, 0, 0, 0, 0, 0.6}); /* the best of those that are allowed */
     allowed = &one;
     for (uint64_t seed = 0; seed < 50; seed++) REQUIRE(drawn(1, 0, 0.5f, seed) == 4);
-    llmc_sampling how = {sizeof how, 1, 0, 1, 0, &none};
+    llmc_sampling how = {GOOD, .allowed = &none};
     int32_t token;
     REQUIRE(api->sample(&sequence, &how, &token) == LLMC_ERROR_ARGUMENT);
     how.size = offsetof(llmc_sampling, allowed); /* a caller that does not know of it */
@@ -211,17 +239,60 @@ static void test_tokens_that_are_not_allowed_are_not_chosen(void)
     allowed = NULL;
 }
 
+static void test_what_is_much_less_likely_than_the_best_is_not_drawn(void)
+{
+    const float p[N_VOCAB] = {0.05f, 0.4f, 0.1f, 0.2f, 0.02f, 0.03f, 0.05f, 0.15f};
+    float values[N_VOCAB];
+    for (int i = 0; i < N_VOCAB; i++) values[i] = logf(p[i]);
+    set_logits(values);
+    min_p = 0.3f; /* of 0.4: 0.12 */
+    check_frequencies(1, 0, 1, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
+    check_frequencies(1, 5, 1, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
+    check_frequencies(1, 0, 0.99f, (double[N_VOCAB]){0, 0.4 / 0.75, 0, 0.2 / 0.75, 0, 0, 0, 0.15 / 0.75});
+    check_frequencies(1, 0, 0.5f, (double[N_VOCAB]){0, 0.4 / 0.6, 0, 0.2 / 0.6, 0, 0, 0, 0}); /* of all, not the rest */
+    min_p = 1;
+    check_frequencies(1, 0, 1, (double[N_VOCAB]){0, 1, 0, 0, 0, 0, 0, 0});
+    REQUIRE(drawn(0, 0, 1, 0) == 1);
+    min_p = 0;
+}
+
+/* Of random settings: the token that is most likely when each logit is changed as the header says, one by one. */
+static void test_penalties_and_biases_are_those_of_the_header(void)
+{
+    enum { N_TEXT = 12 };
+    for (int round = 0; round < 500; round++) {
+        float values[N_VOCAB], best = -INFINITY;
+        int32_t text[N_TEXT], token = -1, wanted = -1;
+        llmc_bias biases[2];
+        for (int i = 0; i < 2; i++) biases[i] = (llmc_bias){(int32_t)pick(N_VOCAB), (float)pick(9) - 4};
+        for (int i = 0; i < N_VOCAB; i++) values[i] = (float)pick(4000) / 500 - 4;
+        for (int i = 0; i < N_TEXT; i++) text[i] = (int32_t)pick(N_VOCAB);
+        llmc_sampling how = {
+            .size = sizeof how, .tokens = text, .n_tokens = pick(N_TEXT + 1), .biases = biases, .n_biases = pick(3),
+            .repetition_penalty = (float)pick(4) / 2, .frequency_penalty = (float)pick(5) / 2 - 1,
+            .presence_penalty = (float)pick(5) / 2 - 1,
+        };
+        how.n_prompt = pick(how.n_tokens + 1);
+        set_logits(values);
+        for (int32_t i = 0; i < N_VOCAB; i++) {
+            uint32_t n_met = 0, n_generated = 0;
+            float logit = values[i], repetition = how.repetition_penalty != 0 ? how.repetition_penalty : 1;
+            for (uint32_t j = 0; j < how.n_biases; j++) logit += biases[j].token == i ? biases[j].value : 0;
+            for (uint32_t j = 0; j < how.n_tokens; j++) n_met += text[j] == i;
+            for (uint32_t j = how.n_prompt; j < how.n_tokens; j++) n_generated += text[j] == i;
+            if (n_met) logit = logit > 0 ? logit / repetition : logit * repetition;
+            logit -= how.frequency_penalty * (float)n_generated;
+            if (n_generated) logit -= how.presence_penalty;
+            if (logit > best) best = logit, wanted = i;
+        }
+        REQUIRE(!api->sample(&sequence, &how, &token) && token == wanted);
+        REQUIRE(memcmp(logits, values, sizeof logits) == 0);
+    }
+}
+
 /* -- weights ------------------------------------------------------------------------------------------------------- */
 
 enum { SECTION_BYTES = 100000, N_ARGUMENTS = 40 };
-
-static uint32_t state = 1;
-
-static uint32_t pick(uint32_t n)
-{
-    state = state * 1664525u + 1013904223u;
-    return (state >> 8) % n;
-}
 
 /* Random arguments: what each names is where it says after packing, and nothing is packed that none is near to. */
 static void test_arguments_find_their_weights_packed(void)
@@ -275,6 +346,8 @@ int host_units(int argc, char **argv)
     test_the_position_decides_too();
     test_bad_settings_are_refused();
     test_tokens_that_are_not_allowed_are_not_chosen();
+    test_what_is_much_less_likely_than_the_best_is_not_drawn();
+    test_penalties_and_biases_are_those_of_the_header();
     test_arguments_find_their_weights_packed();
     puts("ok");
     return 0;

@@ -174,13 +174,24 @@ static int is_allowed(const llmc_sampling *how, int32_t token)
     return !how || !how->allowed || how->allowed[token / 32] >> token % 32 & 1;
 }
 
+/* What biases and the presence penalty alone leave of a logit. */
+static float adjusted(const llmc_sequence *sequence, const llmc_sampling *how, int32_t token)
+{
+    float logit = sequence->logits[token], penalty = 0;
+    for (uint32_t i = 0; how && i < how->n_biases; i++)
+        logit += how->biases[i].token == token ? how->biases[i].value : 0;
+    for (uint32_t i = how ? how->n_prompt : 0; how && i < how->n_tokens; i++)
+        if (how->tokens[i] == token) penalty = how->presence_penalty;
+    return logit - penalty;
+}
+
 static llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
 {
     int32_t best = -1;
     if (!sequence->n)
         return fail(LLMC_ERROR_ARGUMENT, "the sequence is empty");
     for (int32_t v = 0; v < N_VOCAB; v++)
-        if (is_allowed(how, v) && (best < 0 || sequence->logits[v] > sequence->logits[best]))
+        if (is_allowed(how, v) && (best < 0 || adjusted(sequence, how, v) > adjusted(sequence, how, best)))
             best = v;
     if (best < 0)
         return fail(LLMC_ERROR_ARGUMENT, "no token is allowed");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,38 @@ def test_a_gpu_that_runs_ahead_says_the_same(gpu_model: Model) -> None:
     for _ in range(6):
         served.turn()
     served.submit(jobs[2])
+    served.finish(*jobs)
+    served.check(*jobs)
+    served.leave()
+
+
+PENALIZED = How(repetition_penalty=1.5, presence_penalty=1.0, frequency_penalty=0.5, logit_bias=((5, 3.0),))
+
+
+@pytest.mark.parametrize("kv_tokens", [0, CONTEXT + 2])
+def test_penalties_see_a_text_as_it_is_alone(toy_so: Path, kv_tokens: int) -> None:
+    """Whatever was read again after it gave its pages up, was read by others before, or forked from another."""
+    with llmc.load(toy_so, threads=1, kv_tokens=kv_tokens) as model:
+        served = Served(model)
+        drawn = [replace(PENALIZED, temperature=5.0, seed=seed, min_p=0.1) for seed in (1, 2)]
+        jobs = [served.job(prompt(9), 9, how) for how in (PENALIZED, *drawn)]
+        jobs[0].followers = jobs[1:]
+        later = served.job(prompt(9), 12, replace(PENALIZED, repetition_penalty=0.5))
+        served.submit(jobs[0], served.job(prompt(6, 20), 10))
+        served.turn()
+        served.submit(later)
+        served.finish(*jobs, later)
+        assert (served.engine.meters.counts["preemptions"] > 0) == bool(kv_tokens)
+        assert later.n_reused > 0 or kv_tokens
+        served.check(*jobs, later)
+        served.leave()
+
+
+def test_beside_penalties_a_gpu_does_not_run_ahead(gpu_model: Model) -> None:
+    served = Served(gpu_model)
+    asked = ((5, 9, PENALIZED), (12, 15, How(1.0, top_k=20, seed=2)), (3, 4, GREEDY))
+    jobs = [served.job(prompt(n, n), n_tokens, how) for n, n_tokens, how in asked]
+    served.submit(*jobs)
     served.finish(*jobs)
     served.check(*jobs)
     served.leave()

@@ -16,7 +16,7 @@ import pytest
 import llmc
 from llmc.runtime.binding import Model
 from tests.runtime.serve.conftest import KEY, Server, events_of, serving, write_served_stub
-from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB, characters_json
+from tests.runtime.stub_artifact import EOS, N_CONTEXT, N_VOCAB, characters_json
 
 CHATS = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -249,7 +249,20 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, {**GOOD, "logprobs": 21}, 400, "logprobs"),
         (COMPLETIONS, {**GOOD, "logprobs": 1, "echo": True, "stream": True}, 400, "echo"),
         (CHATS, {**TALK, "top_logprobs": 1}, 400, "top_logprobs"),
-        (COMPLETIONS, {**GOOD, "presence_penalty": 0.5}, 400, "presence_penalty"),
+        (COMPLETIONS, {**GOOD, "presence_penalty": 2.5}, 400, "presence_penalty"),
+        (COMPLETIONS, {**GOOD, "frequency_penalty": "1"}, 400, "frequency_penalty"),
+        (COMPLETIONS, {**GOOD, "repetition_penalty": 0}, 400, "repetition_penalty"),
+        (COMPLETIONS, {**GOOD, "repeat_penalty": 10**400}, 400, "repeat_penalty"),
+        (COMPLETIONS, {**GOOD, "repeat_penalty": 1.1, "repetition_penalty": 1.1}, 400, "repeat_penalty"),
+        (COMPLETIONS, {**GOOD, "min_p": 1.5}, 400, "min_p"),
+        (COMPLETIONS, {**GOOD, "min_tokens": 2}, 400, "min_tokens"),
+        (COMPLETIONS, {**GOOD, "stop_token_ids": [True]}, 400, "stop_token_ids"),
+        (COMPLETIONS, {**GOOD, "stop_token_ids": [N_VOCAB]}, 400, "stop_token_ids"),
+        (COMPLETIONS, {**GOOD, "logit_bias": [1]}, 400, "logit_bias"),
+        (COMPLETIONS, {**GOOD, "logit_bias": {"x": 1}}, 400, "logit_bias"),
+        (COMPLETIONS, {**GOOD, "logit_bias": {"1": 101}}, 400, "logit_bias"),
+        (COMPLETIONS, {**GOOD, "logit_bias": {"64": 1}}, 400, "logit_bias"),
+        (COMPLETIONS, {**GOOD, "logit_bias": {str(i): 0 for i in range(2000)}}, 400, "logit_bias"),
         (COMPLETIONS, {**GOOD, "frob": 1}, 400, "frob"),
         (COMPLETIONS, {**GOOD, "model": "gpt-4"}, 404, "model"),
         (CHATS, {}, 400, "messages"),
@@ -278,12 +291,36 @@ def test_what_is_wrong_is_named(server: Server, path: str, body: object, status:
     assert said["error"]["message"]
 
 
+def test_penalties_and_biases_reach_the_runtime(server: Server, model: Model) -> None:
+    body = {"prompt": [5, 6], "max_tokens": 20, "return_token_ids": True}
+    [choice] = server.complete(**body, presence_penalty=2, logit_bias={"9": 4.5, "10": -100})["choices"]
+    how: dict[str, Any] = {"presence_penalty": 2.0, "logit_bias": {9: 4.5, 10: -100.0}}
+    assert choice["token_ids"] == model.tokens([5, 6], 20, ignore_eos=True, **how)
+    assert choice["token_ids"] != model.tokens([5, 6], 20, ignore_eos=True)
+
+
+def test_tokens_that_stop_a_text_do_so_once_it_is_long_enough(server: Server, model: Model) -> None:
+    tokens = model.tokens([5, 6], 20, ignore_eos=True)
+    ends, body = tokens[3], {"prompt": [5, 6], "max_tokens": 20, "return_token_ids": True}
+    [choice] = server.complete(**body, stop_token_ids=[ends])["choices"]
+    assert (choice["token_ids"], choice["finish_reason"]) == (tokens[: tokens.index(ends) + 1], "stop")
+    assert choice["text"] == model.decode(choice["token_ids"][:-1], after=[5, 6])
+    [choice] = server.complete(**body, stop_token_ids=[ends], min_tokens=20)["choices"]
+    assert (len(choice["token_ids"]), ends in choice["token_ids"]) == (20, False)
+    text = text_after(model, [5, 6], 20)
+    [choice] = server.complete(**body, stop=text[:4], min_tokens=20)["choices"]
+    assert choice["text"] == text
+    [choice] = server.complete(**body, ignore_eos=False, logit_bias={str(EOS): 100}, min_tokens=5)["choices"]
+    assert (len(choice["token_ids"]), choice["token_ids"][-1], choice["finish_reason"]) == (6, EOS, "stop")
+
+
 def test_fields_that_change_nothing_are_taken(server: Server) -> None:
     harmless = {
         "user": "me",
         "logit_bias": {},
         "presence_penalty": 0,
-        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "skip_special_tokens": True,
         "best_of": 1,
         "n": None,
     }

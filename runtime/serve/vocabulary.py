@@ -1,0 +1,85 @@
+"""What a server asks of a model's vocabulary: ids of texts, texts of ids, whether a request's tokens exist.
+
+All that is asked of the model is asked at the beginning: later it is its thread's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.fields import ApiError, wrong
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
+    from llmc.runtime.generation import Mask
+    from llmc.runtime.serve.requests import Prompt, Wanted
+
+
+class Vocabulary:
+    """room: most tokens of a sequence.  ends: the tokens that end a text."""
+
+    def __init__(self, model: Model, room: int) -> None:
+        self.info, self.room = model.info, room
+        self.tokenizer = model.tokenizer if model.has_tokenizer else None
+        self.ends = frozenset(model.manifest.get("model", {}).get("eos") or ())
+
+    def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
+        """Token ids as `llmc run` makes them.  special: with what begins a prompt.  Raises ApiError: none that can be
+        run."""
+        ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
+        if not ids:
+            raise wrong("prompt", "has no tokens")
+        if len(ids) > self.room:
+            fact = f"the prompt has {len(ids)} tokens; a sequence holds {self.room} here"
+            raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
+        self.check_ids("prompt", ids)
+        return tuple(ids)
+
+    def encode(self, text: str, special: bool) -> tuple[int, ...]:
+        if self.tokenizer is None:
+            fact = "this model has no tokenizer: give token ids, and ask for 'return_token_ids'"
+            raise ApiError(400, fact, param="prompt", code="no_tokenizer")
+        try:
+            [encoding] = self.tokenizer.encode_batch([text], add_special_tokens=special)  # others run meanwhile
+        except (TypeError, ValueError):  # half a surrogate pair is a string in JSON, but no text
+            raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
+        bos = self.info.bos_token
+        return tuple(encoding.ids) or ((bos,) if special and bos >= 0 else ())
+
+    def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
+        """Of a prompt, as it was given; of ids ""  where there is no tokenizer."""
+        if isinstance(prompt, str):
+            return prompt
+        return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
+
+    def shown(self, marks: Iterable[str]) -> dict[int, str]:
+        """Those of the marks that are special tokens, which have no text otherwise."""
+        if self.tokenizer is None:
+            return {}
+        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks if mark}
+        return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
+
+    def going_on(self, stop_tokens: Set[int]) -> Mask:
+        """uint32, as How.allowed: all tokens but those that end a text."""
+        allowed = np.ones(32 * -(-self.info.n_vocab // 32), np.bool_)
+        allowed[[token for token in self.ends | stop_tokens if 0 <= token < self.info.n_vocab]] = False
+        return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+    def check(self, wanted: Wanted) -> None:
+        """Raise ApiError for tokens that do not exist, or what the artifact is too old for."""
+        self.check_ids("logit_bias", dict(wanted.how.logit_bias))
+        self.check_ids("stop_token_ids", wanted.stop_tokens)
+        if wanted.min_tokens or not wanted.how.is_plain:
+            try:
+                self.info.check_penalties("")
+            except LlmcError as error:
+                raise ApiError(400, f"{error.fact}; {error.hint}", code="unsupported_parameter") from None
+
+    def check_ids(self, name: str, ids: Iterable[int]) -> None:
+        for token in ids:
+            if not 0 <= token < self.info.n_vocab:
+                raise wrong(name, f"has the token {token}; ids go from 0 to {self.info.n_vocab - 1}")
