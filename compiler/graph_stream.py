@@ -16,7 +16,7 @@ from llmc.compiler.graph_check import ATTENTION
 from llmc.compiler.graph_run import with_functions
 from llmc.compiler.graph_shapes import attributes_of
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import DOMAIN, OPSET, VERSION
+from llmc.compiler.ops import DOMAIN, OPSET, PAGED_ATTENTION, VERSION
 from llmc.compiler.weights import Array, Weight
 
 
@@ -90,14 +90,16 @@ def operands_of(node: ir.Node) -> list[ir.Value]:
 
 
 def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]) -> list[ir.Node]:
-    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin]) -> the first result of paged
-    attention."""
+    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks]) -> the first result of
+    paged attention."""
     settings = attributes_of(node)
     n_heads, n_kv_heads, width = (settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
     sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([n_heads, n_kv_heads, n_kv_heads]) * width))
     shape = ir.Value(name="shape", const_value=ir.tensor(np.array([0, -1, width])))
     flat = ir.Value(name="flat", const_value=ir.tensor(np.array([0, -1])))
     qkv, *rest = operands
+    _, turned, has_sinks = PAGED_ATTENTION[node.op_type]
+    sinks = [rest.pop()] if has_sinks else []
     nodes = [ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3)]
     initializers.append(sizes)
 
@@ -114,10 +116,11 @@ def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Val
             then("RMSNormalization", then("Reshape", x, shape), w, **how) for x, w in zip((q, k), norms, strict=True)
         ]
         q, k = (then("Reshape", x, flat) for x in normed)
-    if rest:
+    if turned:
         how = {name: settings[name] for name in ("rotary_dim", "interleaved")}
         q = then("Rotary", q, *rest, domain=DOMAIN, num_heads=n_heads, **how)
         k = then("Rotary", k, *rest, domain=DOMAIN, num_heads=n_kv_heads, **how)
     names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
-    then("CausalAttention", q, k, v, domain=DOMAIN, **{name: settings[name] for name in names})
+    causal = "SinkCausalAttention" if sinks else "CausalAttention"
+    then(causal, q, k, v, *sinks, domain=DOMAIN, **{name: settings[name] for name in names})
     return nodes

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.ops_append import append_name, appended_parts
-from llmc.compiler.ops_attention import PAGED_ATTENTION, paged_attention_name
+from llmc.compiler.ops_attention import CAUSAL_ATTENTION, PAGED_ATTENTION, paged_attention_name
 from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
@@ -29,7 +29,7 @@ from llmc.compiler.ops_define import (
     like_first,
     operator,
 )
-from llmc.compiler.ops_experts import EXPERTS, experts_name
+from llmc.compiler.ops_experts import CLAMP, CLAMPED_EXPERTS, EXPERTS, clamped_experts_name, experts_name
 from llmc.compiler.ops_linear import (
     gated_linear_name,
     linear_name,
@@ -40,6 +40,9 @@ from llmc.compiler.ops_linear import (
 from llmc.compiler.ops_routing import KeepGroups
 
 __all__ = [
+    "CAUSAL_ATTENTION",
+    "CLAMP",
+    "CLAMPED_EXPERTS",
     "DOMAIN",
     "EXPERTS",
     "OPERATORS",
@@ -50,6 +53,7 @@ __all__ = [
     "Operator",
     "append_name",
     "appended_parts",
+    "clamped_experts_name",
     "deferred_name",
     "experts_name",
     "function_of",

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops_define import ATTRIBUTE_TYPES, Attributes, Dims, define, like_first, operator
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, DOMAIN, Attributes, Dims, define, like_first, operator
 
 STEP_INPUTS = ("positions", "page_table", "k_cache", "v_cache")
 SIZES = ("num_heads", "kv_num_heads", "head_dim")
@@ -32,17 +32,24 @@ def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
     return op.And(op.LessOrEqual(keys, queries), near)
 
 
-def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any) -> Any:
+def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any, sinks: Any = None) -> Any:
     """softmax(cap(scale · q kᵀ)) v over the visible keys, where cap(s) = softcap · tanh(s / softcap) if softcap > 0.
 
     q […, Q, D], k, v […, L, D], visible bool […, Q, L] -> […, Q, D].  Vaswani et al. 2017, arXiv:1706.03762.
+    sinks […, Q, 1], broadcast: for each query one more score, which no key has: exp of it joins the softmax's
+    denominator.  Xiao et al. 2023, arXiv:2309.17453.
     """
     scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), op.scalar(scale))
     cap = op.scalar(softcap)
     capped = op.Mul(cap, op.Tanh(op.Div(scores, op.Max(cap, op.scalar(1e-9)))))
     scores = op.Where(op.Greater(cap, op.scalar(0.0)), capped, scores)
     scores = op.Where(visible, scores, op.scalar(float("-inf")))
-    return op.MatMul(op.Softmax(scores, axis=-1), v)
+    if sinks is None:
+        return op.MatMul(op.Softmax(scores, axis=-1), v)
+    largest = op.Max(op.ReduceMax(scores, op.ints(-1)), sinks)
+    weights = op.Exp(op.Sub(scores, largest))
+    total = op.Add(op.ReduceSum(weights, op.ints(-1)), op.Exp(op.Sub(sinks, largest)))
+    return op.MatMul(op.Div(weights, total), v)
 
 
 def append_step(
@@ -62,7 +69,7 @@ def append_step(
 
 def attend_pages(
     op: Any, q: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
-    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any,
+    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
 ) -> Any:  # fmt: skip
     """Step 2: queries that are turned, over caches that have the step's own keys and values."""
     num_heads, kv_num_heads, head_dim = sizes
@@ -75,7 +82,9 @@ def attend_pages(
 
     n_keys = op.Squeeze(op.Shape(keys, start=2, end=3), op.ints(0))
     seen = in_sight(op, op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3)), window)
-    out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap), op.ints(0, -1))
+    if sinks is not None:
+        sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1))
+    out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap, sinks), op.ints(0, -1))
     return op.Where(op.Unsqueeze(real, op.ints(1)), out, op.scalar(0.0))
 
 
@@ -125,6 +134,25 @@ def turn(op: Any, q: Any, k: Any, cos: Any, sin: Any, heads: tuple[Any, Any], ro
     return [Rotary(op, x, cos, sin, num_heads=n, **settings) for x, n in zip((q, k), heads, strict=True)]
 
 
+def attend_rows(
+    op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None
+) -> Any:
+    """Each of M rows over those before it, in sight: q [M, H·D], k, v [M, KH·D] -> [M, H·D]; heads: (H, KH)."""
+    num_heads, kv_num_heads = heads
+    length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
+    rows = op.Range(op.scalar(0), length, op.scalar(1))
+    visible = in_sight(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
+    per_key_head = op.ints(0, kv_num_heads, -1)
+    keys, values = (op.Transpose(op.Reshape(x, per_key_head), perm=[1, 0, 2]) for x in (k, v))  # [KH, M, D]
+    groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
+    queries = op.Transpose(op.Reshape(q, op.ints(0, kv_num_heads, groups, -1)), perm=[1, 2, 0, 3])  # [KH, H/KH, M, D]
+    keys, values = (op.Unsqueeze(x, op.ints(1)) for x in (keys, values))
+    if sinks is not None:
+        sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1, 1))
+    out = attend(op, queries, keys, values, visible, scale, softcap, sinks)
+    return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
+
+
 @operator(like_first)
 def CausalAttention(
     op: Any,
@@ -144,16 +172,53 @@ def CausalAttention(
     Row i attends rows j <= i, and only j > i - window where window > 0.
     q [M, H·D], k, v [M, KH·D] -> [M, H·D]; see `attend` for the equation.
     """
-    length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
+    return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window)
+
+
+@operator(like_first)
+def SinkCausalAttention(
+    op: Any,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    sinks: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+) -> Any:
+    """CausalAttention with one more score for each head, which no key has: exp of it joins the softmax's denominator.
+
+    q [M, H·D], k, v [M, KH·D], sinks [H] -> [M, H·D].    Xiao et al. 2023, arXiv:2309.17453.
+    """
+    return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, sinks)
+
+
+CAUSAL_ATTENTION = (f"{DOMAIN}.CausalAttention", f"{DOMAIN}.SinkCausalAttention")
+"""The operators of attention before there is a cache, with their domain; sinks are the input behind q, k and v."""
+
+
+@operator(like_first)
+def SinkAttention(
+    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, sinks: ir.Value, *, scale: float, softcap: float, window: int
+) -> Any:
+    """SinkCausalAttention as models are exported: over a batch, where it is over [M, H·D] of one sequence.
+
+    q [B, H, M, D], k, v [B, KH, M, D], sinks [H] -> [B, H, M, D].
+    """
+    length = op.Squeeze(op.Shape(q, start=2, end=3), op.ints(0))
     rows = op.Range(op.scalar(0), length, op.scalar(1))
     visible = in_sight(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
-    per_key_head = op.ints(0, kv_num_heads, -1)
-    keys, values = (op.Transpose(op.Reshape(x, per_key_head), perm=[1, 0, 2]) for x in (k, v))  # [KH, M, D]
-    groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
-    queries = op.Transpose(op.Reshape(q, op.ints(0, kv_num_heads, groups, -1)), perm=[1, 2, 0, 3])  # [KH, H/KH, M, D]
-    keys, values = (op.Unsqueeze(x, op.ints(1)) for x in (keys, values))
-    out = attend(op, queries, keys, values, visible, scale, softcap)
-    return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
+    groups = op.Div(op.Shape(q, start=1, end=2), op.Shape(k, start=1, end=2))
+    in_groups = op.Concat(op.ints(-1), groups, op.ints(0, 0), axis=0)  # [B·KH, H/KH, M, D]
+    of_heads = op.Unsqueeze(sinks, op.ints(1, 2))
+    each = op.Expand(of_heads, op.Concat(op.Shape(q, start=0, end=1), op.ints(1, 1, 1), axis=0))
+    queries, each = op.Reshape(q, in_groups), op.Reshape(each, in_groups)
+    keys, values = (op.Reshape(x, op.ints(-1, 1, 0, 0)) for x in (k, v))
+    return op.Reshape(attend(op, queries, keys, values, visible, scale, softcap, each), op.Shape(q))
 
 
 def attention_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
@@ -178,18 +243,21 @@ NORMED = """Before that queries and keys are normalised head by head: x / sqrt(m
 query_norm, key_norm [D]."""
 TURNED = """Queries and keys are turned by Rotary, normalised ones after that; keys are cached turned.
 cos, sin [M, rotary_dim/2]."""
+WITH_SINKS = """Each head has one more score, which no key has: exp of it joins the softmax's denominator.
+sinks [H].    Xiao et al. 2023, arXiv:2309.17453."""
 
 
-def paged_attention_name(norm: bool, rotary: bool) -> str:
-    """`[RMSNorm][Rotary]PagedAttention`."""
-    return f"{'RMSNorm' * norm}{'Rotary' * rotary}PagedAttention"
+def paged_attention_name(norm: bool, rotary: bool, sinks: bool = False) -> str:
+    """`[RMSNorm][Rotary][Sink]PagedAttention`."""
+    return f"{'RMSNorm' * norm}{'Rotary' * rotary}{'Sink' * sinks}PagedAttention"
 
 
-def define_paged_attention(norm: bool, rotary: bool) -> None:
-    """Register paged attention whose queries and keys are normalised, turned, both or neither."""
+def define_paged_attention(norm: bool, rotary: bool, sinks: bool) -> None:
+    """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks or none."""
 
     def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
         *vectors, positions, page_table, k_cache, v_cache = inputs
+        of_heads = vectors.pop() if sinks else None
         sizes = num_heads, kv_num_heads, head_dim = tuple(settings[name] for name in SIZES)
         q, k, v = split_heads(op, qkv, *sizes)
         if norm:
@@ -199,23 +267,26 @@ def define_paged_attention(norm: bool, rotary: bool) -> None:
         if rotary:
             cos, sin = vectors
             q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
-        caches = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
-        how = (settings[name] for name in ("scale", "softcap", "window"))
-        return attend_pages(op, q, positions, page_table, *caches, sizes, *how), *caches
+        scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
+        k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
+        out = attend_pages(
+            op, q, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window, sinks=of_heads
+        )
+        return out, k_cache, v_cache
 
     names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
     define(
-        paged_attention_name(norm, rotary),
-        ["qkv", *["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *STEP_INPUTS],
+        paged_attention_name(norm, rotary, sinks),
+        ["qkv", *["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
         body,
         attention_results,
-        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary]),
+        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary, *[WITH_SINKS] * sinks]),
     )
 
 
-PAGED_ATTENTION = {paged_attention_name(*parts): parts for parts in product((False, True), (False, True))}
-"""(norm, rotary) of each operator of this family."""
+PAGED_ATTENTION = {paged_attention_name(*parts): parts for parts in product((False, True), repeat=3)}
+"""(norm, rotary, sinks) of each operator of this family."""
 for _parts in PAGED_ATTENTION.values():
     define_paged_attention(*_parts)
 

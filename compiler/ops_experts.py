@@ -1,12 +1,16 @@
-"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}`.  See ops.py for what M and K are."""
+"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}`, `ExpertsClampedSwish[Bias]`.
+
+See ops.py for what M and K are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops_define import define
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, define
 from llmc.compiler.ops_linear import GATES, finish_gated
 
 
@@ -19,29 +23,77 @@ EXPERTS = {experts_name(activation): activation for activation in GATES}
 """The activation of each operator."""
 
 
+def clamped_experts_name(bias: bool) -> str:
+    """`ExpertsClampedSwish[Bias]`."""
+    return f"ExpertsClampedSwish{'Bias' * bias}"
+
+
+CLAMPED_EXPERTS = {clamped_experts_name(bias): bias for bias in (False, True)}
+"""The operators whose gate and up are clamped; whether the experts have biases."""
+CLAMP = ("alpha", "limit", "offset")
+"""Attributes of theirs: see `define_clamped_experts`."""
+
+OF_EXPERTS = (
+    "the sum over the k experts of a token, whose numbers `index` holds; [Wg; Wu] = gate_up and Wd = down of that"
+)
+SHAPES = "x [M, K], index int64[M, k], share [M, k], gate_up [E, 2N, K], down [E, K, N]"
+SHAZEER = "Shazeer et al. 2017, arXiv:1701.06538."
+
+
+def mixture(op: Any, inputs: list[ir.Value], gate: Callable[[ir.Value], Any], biases: tuple[ir.Value, ...] = ()) -> Any:
+    """Every expert for every token, weighted by 0 where it was not chosen: not how it is computed, but the same.
+
+    inputs: x, index, share, gate_up and down.  biases: of both products, [E, 2N] and [E, K], or none."""
+    x, index, share, gate_up, down = inputs
+    n_experts = op.Squeeze(op.Shape(down, start=0, end=1), op.ints(0))
+    numbers = op.Range(op.scalar(0), n_experts, op.scalar(1))
+    chosen = op.Equal(op.Unsqueeze(index, op.ints(2)), numbers)  # [M, k, E]
+    each = op.Where(chosen, op.Unsqueeze(share, op.ints(2)), op.scalar(0.0))
+    weights = op.Unsqueeze(op.Transpose(op.ReduceSum(each, op.ints(1), keepdims=0), perm=[1, 0]), op.ints(2))
+    of_up, of_down = (op.Unsqueeze(bias, op.ints(1)) for bias in biases) if biases else (None, None)
+    both = op.MatMul(x, op.Transpose(gate_up, perm=[0, 2, 1]))  # [E, M, 2N]
+    inner = gate(op.Add(both, of_up) if biases else both)
+    results = op.MatMul(inner, op.Transpose(down, perm=[0, 2, 1]))  # [E, M, K]
+    results = op.Add(results, of_down) if biases else results
+    return op.ReduceSum(op.Mul(results, weights), op.ints(0), keepdims=0)
+
+
 def define_experts(activation: str) -> None:
     """Register the experts gated by one activation."""
 
-    def body(op: Any, x: ir.Value, index: ir.Value, share: ir.Value, gate_up: ir.Value, down: ir.Value) -> Any:
-        """Every expert for every token, weighted by 0 where it was not chosen: not how it is computed, but the same."""
-        n_experts = op.Squeeze(op.Shape(down, start=0, end=1), op.ints(0))
-        numbers = op.Range(op.scalar(0), n_experts, op.scalar(1))
-        chosen = op.Equal(op.Unsqueeze(index, op.ints(2)), numbers)  # [M, k, E]
-        each = op.Where(chosen, op.Unsqueeze(share, op.ints(2)), op.scalar(0.0))
-        weights = op.Unsqueeze(op.Transpose(op.ReduceSum(each, op.ints(1), keepdims=0), perm=[1, 0]), op.ints(2))
-        both = op.MatMul(x, op.Transpose(gate_up, perm=[0, 2, 1]))  # [E, M, 2N]
-        inner = finish_gated(activation)(op, both)
-        results = op.MatMul(inner, op.Transpose(down, perm=[0, 2, 1]))  # [E, M, K]
-        return op.ReduceSum(op.Mul(results, weights), op.ints(0), keepdims=0)
+    def body(op: Any, *inputs: ir.Value) -> Any:
+        return mixture(op, list(inputs), lambda both: finish_gated(activation)(op, both))
 
     gate = f"{activation.lower()}(x Wgᵀ)"
-    doc = (
-        f"Σ_j share_j · (({gate} · (x Wuᵀ)) Wdᵀ), the sum over the k experts of a token, whose numbers `index` holds; "
-        "[Wg; Wu] = gate_up and Wd = down of that expert.    x [M, K], index int64[M, k], share [M, k], "
-        "gate_up [E, 2N, K], down [E, K, N] -> [M, K].    Shazeer et al. 2017, arXiv:1701.06538."
-    )
+    doc = f"Σ_j share_j · (({gate} · (x Wuᵀ)) Wdᵀ), {OF_EXPERTS} expert.    {SHAPES} -> [M, K].    {SHAZEER}"
     define(experts_name(activation), ["x", "index", "share", "gate_up", "down"], {}, body, lambda s, _: [s[0]], doc)
+
+
+def define_clamped_experts(bias: bool) -> None:
+    """Register experts gated by g · sigmoid(alpha g) · (u + offset), g = min(gate, limit), u = up within ±limit."""
+
+    def body(op: Any, *inputs: ir.Value, alpha: Any, limit: Any, offset: Any) -> Any:
+        def gate(both: ir.Value) -> Any:
+            gate, up = op.Split(both, axis=-1, num_outputs=2, n_results=2)
+            most = op.scalar(limit)
+            gate, up = op.Min(gate, most), op.Max(op.Min(up, most), op.Neg(most))
+            swish = op.Mul(gate, op.Sigmoid(op.Mul(gate, op.scalar(alpha))))
+            return op.Mul(swish, op.Add(up, op.scalar(offset)))
+
+        return mixture(op, list(inputs[:5]), gate, inputs[5:])
+
+    of = ("(x Wgᵀ + bg)", "(x Wuᵀ + bu)", "Wdᵀ + bd") if bias else ("x Wgᵀ", "x Wuᵀ", "Wdᵀ")
+    doc = (
+        f"Σ_j share_j · ((g · sigmoid(alpha g) · (u + offset)) {of[2]}), g = min({of[0]}, limit), "
+        f"u = max(min({of[1]}, limit), -limit), {OF_EXPERTS}{', [bg; bu] = gate_up_bias and bd = down_bias' * bias} "
+        f"expert.    {SHAPES}{', gate_up_bias [E, 2N], down_bias [E, K]' * bias} -> [M, K].    {SHAZEER}"
+    )
+    inputs = ["x", "index", "share", "gate_up", "down", *["gate_up_bias", "down_bias"] * bias]
+    attributes = dict.fromkeys(CLAMP, ATTRIBUTE_TYPES["float"])
+    define(clamped_experts_name(bias), inputs, attributes, body, lambda s, _: [s[0]], doc)
 
 
 for _activation in EXPERTS.values():
     define_experts(_activation)
+for _bias in CLAMPED_EXPERTS.values():
+    define_clamped_experts(_bias)

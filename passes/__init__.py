@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.graph import number_values
+from llmc.passes.arrange_experts import arrange_experts
 from llmc.passes.drop_cache import drop_cache
 from llmc.passes.drop_dead import drop_dead
 from llmc.passes.drop_expand import drop_expand
@@ -57,6 +58,7 @@ def first_steps(n_context: int) -> Steps:
     """Those that are the same for all kinds of devices."""
     return (
         # 1. over [batch, sequence], as exported
+        ("arrange_experts", arrange_experts),
         ("fold_constants", fold_constants),
         ("form_norm", form_norm),
         ("form_groups", form_groups),

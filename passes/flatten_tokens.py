@@ -4,6 +4,8 @@ rewrite:
     Transpose(Attention(Transpose(Reshape(q, [B,S,H,D])), …))           q [batch, sequence, H·D]
     -->
     llmc.CausalAttention(q, k, v)                                        q [M, H·D]
+
+    the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks)
 refuses: an operator that mixes tokens and is not Attention; one whose meaning without the batch axis is not known here.
 
 Every value that has the axes batch and sequence loses them and gets M as its first axis, wherever they were; what moved
@@ -21,7 +23,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import attribute, emit, ints_constant, producer, prune
 from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS
 from llmc.compiler.ops_define import Dim
 from llmc.runtime.errors import LlmcError
 
@@ -177,7 +179,7 @@ def experts(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """x, index, share [batch·sequence, …] become [M, …]."""
     if any(token_axes(value) != (0,) for value in node.inputs[:3]):
         raise flat.refusal(node, "has tokens elsewhere than in axis 0")
-    return flat.emit(node, op_name(node), [flat.take(value) for value in node.inputs])
+    return flat.emit(node, op_name(node), [flat.take(value) for value in node.inputs], **attributes_of(node))
 
 
 def keep_groups(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -271,25 +273,28 @@ def rotary(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]."""
+    """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]; sinks [H] stay."""
     q, k, v, *more = node.inputs
-    if any(more) or not attribute(node, "is_causal", 0) or any(token_axes(value) != (0, 2) for value in (q, k, v)):
+    sinks = more if node.domain == DOMAIN else []
+    if not sinks and (any(more) or not attribute(node, "is_causal", 0)):
         raise flat.refusal(node, "has a mask, a cache, or is not causal")
+    if any(token_axes(value) != (0, 2) for value in (q, k, v)):
+        raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 2")
     heads = [dims(value)[1] for value in (q, k, v)]
     sizes = [dims(value)[3] for value in (q, k, v)]
     if sizes[0] != sizes[1] or sizes[0] != sizes[2] or heads[1] != heads[2]:
         raise flat.refusal(node, f"has heads {heads} of sizes {sizes}")
     head_dim = sizes[0]
     assert isinstance(head_dim, int)
-    rows = []
+    rows: list[ir.Value | None] = []
     for value, n_heads in zip((q, k, v), heads, strict=True):
         assert value is not None
         assert isinstance(n_heads, int)
         rows.append(flat.reshape(node, flat.new[value], [n_heads * head_dim]))
     result = emit(
         node,
-        f"{DOMAIN}.CausalAttention",
-        rows,
+        f"{DOMAIN}.SinkCausalAttention" if sinks else f"{DOMAIN}.CausalAttention",
+        [*rows, *sinks],
         num_heads=heads[0],
         kv_num_heads=heads[1],
         scale=float(attribute(node, "scale", head_dim**-0.5)),
@@ -308,9 +313,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ALONG_ONE_AXIS, along_one_axis),
     **dict.fromkeys(("MatMul", "Gemm"), product),
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
-    **dict.fromkeys((f"{DOMAIN}.{name}" for name in EXPERTS), experts),
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
-    "Attention": attention,
+    **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention"), attention),
     "Expand": expand,
     "Gather": gather,
     "GatherElements": gather_elements,

@@ -13,6 +13,8 @@ own, or with another user; queries normalised without keys, or the other way rou
 
 from __future__ import annotations
 
+from itertools import product
+
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
@@ -21,8 +23,8 @@ from llmc.compiler.ops import paged_attention_name
 from llmc.passes.insert_kv_cache import packed
 
 FUSED = {
-    f"llmc.{paged_attention_name(False, rotary)}": f"llmc.{paged_attention_name(True, rotary)}"
-    for rotary in (False, True)
+    f"llmc.{paged_attention_name(False, *rest)}": f"llmc.{paged_attention_name(True, *rest)}"
+    for rest in product((False, True), repeat=2)  # whether it turns queries and keys, whether it has sinks
 }
 
 

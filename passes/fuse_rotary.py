@@ -9,6 +9,11 @@ rewrite:
     -->
     RotaryEmbedding(x, C[…, ::2], S[…, ::2], interleaved=1)
 
+    a, b = Split(x)
+    Concat(Sub(Mul(a, C), Mul(b, S)), Add(Mul(b, C), Mul(a, S)))          C, S [B, 1, S, RD/2]
+    -->
+    RotaryEmbedding(x, C, S)
+
     Concat(RotaryEmbedding(x[…, :r], cos, sin), x[…, r:])
     -->
     RotaryEmbedding(x, cos, sin, rotary_embedding_dim=r)
@@ -30,7 +35,7 @@ from llmc.passes.slices import first_part, part_of, size_of
 
 def fuse_rotary(model: ir.Model) -> int:
     """Assumes the exported graph; leaves standard RotaryEmbedding nodes. Returns the number of rewrites."""
-    return fuse_spelled_out(model) + fuse_partial(model)
+    return fuse_halves(model) + fuse_spelled_out(model) + fuse_partial(model)
 
 
 def fuse_spelled_out(model: ir.Model) -> int:
@@ -108,6 +113,39 @@ def waves_by_halves(value: ir.Value | None, function: str) -> Waves | None:
     if not is_last_axis(angles, attribute(angles, "axis")):
         return None
     return root, lambda before: first_part(before, root, size_of(root) // 2)
+
+
+def fuse_halves(model: ir.Model) -> int:
+    """Rotations of two halves by themselves, as gpt-oss has them."""
+    n_rewrites = 0
+    for node in list(model.graph):
+        found = turned_halves(node) if node.op_type == "Concat" and len(node.inputs) == 2 else None
+        if found is None:
+            continue
+        x, *waves = found
+        result = emit(node, "RotaryEmbedding", [x, *waves], num_heads=dims(x)[1], interleaved=0)
+        replace(node.outputs[0], result[0])
+        n_rewrites += 1
+    return n_rewrites
+
+
+def turned_halves(concat: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
+    """x, its cosines and its sines [B, S, RD/2]."""
+    first, second = producer(concat.inputs[0], "Sub"), producer(concat.inputs[1], "Add")
+    if first is None or second is None or not is_last_axis(concat, attribute(concat, "axis")):
+        return None
+    products = [producer(value, "Mul") for value in (*first.inputs, *second.inputs)]
+    if any(product is None for product in products):
+        return None
+    (a, cos), (b, sin), *rest = (tuple(product.inputs) for product in products if product is not None)
+    split = producer(a, "Split")
+    if split is None or list(split.outputs) != [a, b] or not is_last_axis(split, attribute(split, "axis", 0)):
+        return None
+    x, waves = split.inputs[0], [unsqueezed(value) for value in (cos, sin)]
+    if rest != [(b, cos), (a, sin)] or x is None or len(dims(x)) != 4 or dims(a) != dims(b):
+        return None
+    known = [wave for wave in waves if wave is not None and 2 * size_of(wave) == size_of(x)]
+    return (x, known[0], known[1]) if len(known) == 2 else None
 
 
 def fuse_partial(model: ir.Model) -> int:

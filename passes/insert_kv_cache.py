@@ -9,6 +9,8 @@ rewrite:
     llmc.CausalAttention(q, k, v)
     -->
     llmc.PagedAttention(Concat(q, k, v), positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
+
+    the same of llmc.SinkCausalAttention(q, k, v, sinks): llmc.[Rotary]SinkPagedAttention(…, sinks, positions, …)
 refuses: to turn queries and keys within attention when they are turned differently: Rotary then stays in front of it.
 """
 
@@ -21,6 +23,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import constant, emit, op_name, producer, replace
 from llmc.compiler.graph_shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.compiler.ops import CAUSAL_ATTENTION, DOMAIN, paged_attention_name
 
 M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
 
@@ -29,7 +32,7 @@ def insert_kv_cache(model: ir.Model) -> int:
     """Assumes CausalAttention over M tokens and an input `positions`; leaves the inputs `page_table` i64[M,P],
     `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them. Returns the number of layers."""
     graph = model.graph
-    layers = [node for node in graph if op_name(node) == "llmc.CausalAttention"]
+    layers = [node for node in graph if op_name(node) in CAUSAL_ATTENTION]
     if not layers:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
@@ -41,21 +44,20 @@ def insert_kv_cache(model: ir.Model) -> int:
 
 
 def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page_table: ir.Value) -> None:
-    q, k, v = node.inputs
+    q, k, v, *sinks = node.inputs
     settings = attributes_of(node)
     width = dims(q)[1]
     assert isinstance(width, int)
     settings |= {"layer": layer, "head_dim": width // settings["num_heads"]}
     caches = [cache(graph, f"{kind}_cache.{layer}", settings) for kind in "kv"]
     rotation = same_rotation(q, k)
-    operands: list[ir.Value | None]
-    if rotation is None:
-        operands = [packed(node, q, k, v), positions, page_table, *caches]
-        results = emit(node, "llmc.PagedAttention", operands, n_results=3, **settings)
-    else:
+    angles: list[ir.Value | None] = []
+    if rotation is not None:
         q, k, angles, turning = rotation
-        operands = [packed(node, q, k, v), *angles, positions, page_table, *caches]
-        results = emit(node, "llmc.RotaryPagedAttention", operands, n_results=3, **settings, **turning)
+        settings |= turning
+    operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *sinks, positions, page_table, *caches]
+    name = paged_attention_name(False, bool(angles), bool(sinks))
+    results = emit(node, f"{DOMAIN}.{name}", operands, n_results=3, **settings)
     replace(node.outputs[0], results[0])
     for before, after in zip(caches, results[1:], strict=True):
         after.name = f"{before.name}_out"

@@ -29,6 +29,7 @@ from llmc.compiler.graph import (
     weight_of,
 )
 from llmc.compiler.graph_shapes import dims
+from llmc.compiler.ops import CAUSAL_ATTENTION
 from llmc.compiler.weights import Weight
 
 BETWEEN = ("llmc.Rotary", "Reshape", "RMSNormalization", "LayerNormalization")
@@ -39,9 +40,9 @@ def merge_qkv(model: ir.Model) -> int:
     merges."""
     n_rewrites = 0
     for node in list(model.graph):
-        if op_name(node) != "llmc.CausalAttention":
+        if op_name(node) not in CAUSAL_ATTENTION:
             continue
-        linears = [projection(value) for value in node.inputs]
+        linears = [projection(value) for value in node.inputs[:3]]
         found = [linear for linear in linears if linear is not None]
         if len(set(found)) == 3 and len({linear.inputs[0] for linear in found}) == 1:
             merge(model.graph, found)

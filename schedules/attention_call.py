@@ -8,12 +8,14 @@ from llmc.compiler.kernel import Call, RowMajor
 
 NORMS = ("query_norm", "key_norm")
 """The inputs that are weights of norms."""
-INPUTS = {
-    f"llmc.{norm}{turned}PagedAttention": ("qkv", *norms, *angles, "positions", "page_table", "k_cache", "v_cache")
+STEP = ("positions", "page_table", "k_cache", "v_cache")
+INPUTS: dict[str, tuple[str, ...]] = {
+    f"llmc.{norm}{turned}{sink}PagedAttention": ("qkv", *norms, *angles, *sinks, *STEP)
     for norm, norms in (("", ()), ("RMSNorm", NORMS))
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
+    for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
-INPUTS["llmc.AppendedAttention"] = ("queries", "positions", "page_table", "k_cache", "v_cache")
+INPUTS["llmc.AppendedAttention"] = ("queries", *STEP)
 """The operators of paged attention, and the names of their inputs in order."""
 PAGE_TABLE = -3
 """Which of their inputs it is, and of a product that appends: caches are the last two."""
@@ -24,9 +26,9 @@ def input_places(call: Call) -> dict[str, int]:
     return {name: index for index, name in enumerate(INPUTS.get(call.op, ()))}
 
 
-def norm_layouts(call: Call) -> dict[int, RowMajor]:
-    """How the weights of the norms lie among the inputs of a call of paged attention."""
-    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in NORMS}
+def weight_layouts(call: Call) -> dict[int, RowMajor]:
+    """How the weights of the norms, and sinks, lie among the inputs of a call of paged attention."""
+    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, "sinks")}
 
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ SIZES: dict[str, Any] = {
 }
 HEADS: dict[str, Any] = {"head_dim": 16}
 WINDOW: dict[str, Any] = {**HEADS, "sliding_window": 24}
+YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 GROUPS: dict[str, Any] = {
     "n_routed_experts": 4,
     "n_group": 2,
@@ -48,6 +49,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm": HEADS,
     "glm4_moe": {**HEADS, **GROUPS},
     "gpt_neox": {},
+    "gpt_oss": {
+        **WINDOW,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "swiglu_limit": 0.3,
+        "rope_parameters": YARN,
+    },
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     "helium": HEADS,
     "hunyuan_v1_dense": HEADS,
@@ -65,8 +73,8 @@ def save(family: str, folder: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES | FAMILIES[family]))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:  # norms of one and biases of zero would hide a mistake
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 or name.endswith("bias"):  # norms of one and biases of zero would hide a mistake
                 parameter.add_(torch.randn_like(parameter) / 10)
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):

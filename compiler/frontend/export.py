@@ -9,7 +9,8 @@ the decoder within the whole model, which some checkpoints leave out); a value's
 weight that several modules share.
 
 Every attention is one `Attention` node: transformers calls the function registered here for it, whatever the
-architecture.  Opset 23 has no attribute for a sliding window, so the node carries in `metadata_props`
+architecture; one with sinks is `llmc.SinkAttention`.  Opset 23 has no attribute for a sliding window, so the node
+carries in `metadata_props`
 
     llmc.layer     index of the layer
     llmc.window    keys a token sees, itself included; 0: all before it
@@ -37,10 +38,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from llmc.compiler.frontend.experts import check_experts
+from llmc.compiler.frontend.experts import check_experts, name_gates
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
+from llmc.compiler.ops import DOMAIN, VERSION
 from llmc.runtime.errors import LlmcError
 
 OPSET = 23
@@ -90,7 +92,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
 
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     graph_model = _trace(model)
-    n_attention = sum(node.op_type == "Attention" for node in graph_model.graph)
+    n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
     if n_attention != config.num_hidden_layers:
         which = "fewer" if n_attention < config.num_hidden_layers else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
@@ -146,23 +148,20 @@ def _attention_node(
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [B, H, S, D], key and value [B, KH, S, D] -> [B, S, H, D], as one graph node."""
-    if s_aux is not None:
-        raise _unsupported(module.config, "its attention has sinks")
+    """query [B, H, S, D], key and value [B, KH, S, D], s_aux (sinks) [H] -> [B, S, H, D], as one graph node."""
     if not getattr(module, "is_causal", True):
         raise _unsupported(module.config, "its attention is not causal")
+    window = _window(module, sliding_window)
+    scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    settings: dict[str, Any] = {"scale": scale, "softcap": float(softcap or 0.0)}
     result = torch.onnx.ops.symbolic(
-        "Attention",
-        (query, key, value),
-        {
-            "is_causal": 1,
-            "scale": float(scaling if scaling is not None else query.shape[-1] ** -0.5),
-            "softcap": float(softcap or 0.0),
-        },
+        "Attention" if s_aux is None else f"{DOMAIN}::SinkAttention",
+        (query, key, value) if s_aux is None else (query, key, value, s_aux),
+        settings | ({"is_causal": 1} if s_aux is None else {"window": window}),
         dtype=query.dtype,
         shape=(*query.shape[:3], value.shape[3]),
-        version=OPSET,
-        metadata_props={"llmc.layer": str(module.layer_idx), "llmc.window": str(_window(module, sliding_window))},
+        version=OPSET if s_aux is None else VERSION,
+        metadata_props={"llmc.layer": str(module.layer_idx), "llmc.window": str(window)},
     )
     return result.transpose(1, 2), None
 
@@ -189,6 +188,7 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
             config, attn_implementation="llmc", experts_implementation="llmc", dtype=torch.float32
         ).eval()
     model.tie_weights()
+    name_gates(model)
     # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
     fakes: dict[int, torch.nn.Parameter] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):

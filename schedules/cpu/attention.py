@@ -23,7 +23,7 @@ from typing import Any
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import attention_sizes, input_places, norm_layouts
+from llmc.schedules.attention_call import attention_sizes, input_places, weight_layouts
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
@@ -67,7 +67,8 @@ def parse(call: Call, target: Target) -> Attention | None:
     if kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM:
         fact = f"a KV cache in int8 takes heads of up to {MOST_INT8_DIM} elements, not {sizes['head_dim']}"
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
-    return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes)
+    sinks = "sinks" in input_places(call)
+    return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, sinks=sinks)
 
 
 def bf16_dot(head_dim: int, target: Target) -> str:
@@ -108,6 +109,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     unread = {"k_cache", "v_cache"} | (set() if a.rotary_dim else {"cos", "sin"})
     inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
+    sinks = (inputs.pop("sinks"),) if a.sinks else ()
     numbers = a.m * a.head_dim
     append = Launch(
         _kernel("append", a, partial(build_append, a)),
@@ -116,18 +118,20 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
         numbers * (3 if a.epsilon is None else 7) * (a.heads + a.kv_heads),
     )
-    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv))
+    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv), sinks)
     return Implementation(
         launches=(append, *attend),
         temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
         scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
-        layouts=norm_layouts(call),
+        layouts=weight_layouts(call),
     )
 
 
-def attending(a: Attention, blocks: Blocks, reads: tuple[Operand, ...]) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
-    """The launches after the first, and the temporaries between them."""
+def attending(
+    a: Attention, blocks: Blocks, reads: tuple[Operand, ...], sinks: tuple[Operand, ...]
+) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
+    """The launches after the first, and the temporaries between them.  sinks: one operand, or none; for the last."""
     out, states, scratch = Operand("output", 0), Operand("temp", 1), Operand("scratch")
     small = a.m < PREFILL_ROWS
     build: partial[Any] = partial(build_attend, a, blocks.rows)
@@ -137,12 +141,13 @@ def attending(a: Attention, blocks: Blocks, reads: tuple[Operand, ...]) -> tuple
     passes = a.m if small else -(-a.m // blocks.rows)
     grid = a.kv_heads * passes * (a.splits if blocks.splits else 1)
     n_bytes = context * passes * (a.layer_bytes // PAGE_TOKENS) + 8 * a.m * a.head_dim * a.heads
-    operands = (*reads, states if blocks.splits else out, scratch)
+    operands = (*reads, *(() if blocks.splits else sinks), states if blocks.splits else out, scratch)
     attend = Launch(_kernel("attend", a, build), operands, grid, n_bytes, 4 * context * a.m * a.head_dim * a.heads)
     if not blocks.splits:
         return (attend,), ()
     n_bytes = 4 * a.m * a.heads * a.splits * a.state_words
-    merge = Launch(_kernel("merge", a, partial(build_merge, a)), (reads[1], states, out), a.m * a.kv_heads, n_bytes)
+    operands = (reads[1], *sinks, states, out)
+    merge = Launch(_kernel("merge", a, partial(build_merge, a)), operands, a.m * a.kv_heads, n_bytes)
     return (attend, merge), (n_bytes,)
 
 

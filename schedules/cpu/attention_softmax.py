@@ -47,9 +47,9 @@ class State:
 class Softmax:
     """The softmax of a block of `rows` query rows."""
 
-    def __init__(self, a: Attention, n: int, positions: Any, scratch: Any):
+    def __init__(self, a: Attention, n: int, positions: Any, scratch: Any, sinks: Any = None):
         self.a, self.n, self.rows, self.v = a, n, n * a.group, Lanes(a.lanes)
-        self.positions, self.scratch = positions, scratch
+        self.positions, self.scratch, self.sinks = positions, scratch, sinks
         words = (PAGE_TOKENS, PAGE_TOKENS, a.lanes, a.lanes, a.state_words)
         starts = [a.room(n) * sum(words[: i + 1]) for i in range(len(words))]
         self.scores, self.weights, self.decays, self.steps = 0, *starts[:3]
@@ -199,12 +199,25 @@ class Softmax:
             with T.If(self.positions[here] >= 0):
                 with T.Then():
                     v.store(state.buffer, state.total(r), v.sum(v.load(state.buffer, state.total(r))))
+                    if self.sinks is not None:
+                        self.add_sink(r, head, state)
                     scale = T.bind(part.all(T.float32(1.0) / state.buffer[state.total(r)]))
                     with T.serial(a.head_dim // part.n) as d:
                         gathered = part.load(state.buffer, state.sums(r) + d * part.n)
                         part.store(out, to + d * part.n, part.fma(gathered, scale, part.all(0.0)))
                 with T.Else(), T.serial(a.head_dim // part.n) as d:
                     part.store(out, to + d * part.n, part.all(0.0))
+
+    def add_sink(self, r: Any, head: Any, state: State) -> None:
+        """l = l + exp(sink - m), through the larger of the two scores: neither power of two overflows."""
+        v = self.v
+        sink = T.bind(self.sinks[head * self.a.group + T.truncmod(r, self.a.group)] * T.float32(LOG2_E))
+        score = v.keep(T.max(v.all(sink), v.all(MASKED)))
+        before = v.load(state.buffer, state.maximum(r))
+        maximum = v.keep(T.max(before, score))
+        decay, weight = self.exp2(before - maximum), self.exp2(score - maximum)
+        total = v.load(state.buffer, state.total(r))
+        v.store(state.buffer, state.total(r), v.fma(total, decay, weight) / decay)
 
 
 def intrinsics(a: Attention) -> str:

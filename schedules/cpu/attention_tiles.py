@@ -46,10 +46,11 @@ class Block:
     """`n` rows of one sequence at consecutive positions: the statements that attend for all their query rows."""
 
     def __init__(
-        self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any
-    ):
+        self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any,
+        sinks: Any,
+    ):  # fmt: skip
         self.a, self.n, self.rows = a, n, n * a.group
-        self.softmax = Softmax(a, n, positions, s)
+        self.softmax = Softmax(a, n, positions, s, sinks)
         self.v = self.softmax.v
         self.q, self.positions, self.page_table, self.kv, self.out, self.scratch = q, positions, page_table, kv, out, s
         self.scales = scales

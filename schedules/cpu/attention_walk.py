@@ -38,12 +38,14 @@ class Walk:
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
         kv = T.arg("kv", T.buffer((T.int64(1 << 40),), a.word_type))
         scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
+        sinks = None if splits else sinks_of(a)
         results = split_words(a) if splits else a.m * a.heads * a.head_dim
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         kind = TiledBlock if a.dot == "tiles" else Block
-        self.one, self.many = (kind(a, n, q, positions, page_table, kv, scales, self.out, scratch) for n in (1, block))
+        rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks)
+        self.one, self.many = (kind(a, n, *rest) for n in (1, block))
 
     def imports(self) -> AbstractContextManager[Any]:
         tiles = tile_code(self.a, (1, self.block)) if self.a.dot == "tiles" else ""
@@ -51,8 +53,13 @@ class Walk:
         return text
 
 
+def sinks_of(a: Attention) -> Any:
+    """The operand with a score for each query head, where the attention has sinks."""
+    return T.arg("sinks", T.buffer((a.heads,), "float32")) if a.sinks else None
+
+
 def attend_kernel(a: Attention, block: int) -> Any:
-    """Large steps: (q, positions, page_table, kv, [kv as scales,] out, scratch, task, n_tasks)."""
+    """Large steps: (q, positions, page_table, kv, [kv as scales,] [sinks,] out, scratch, task, n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attend")
         walk = Walk(a, block, splits=False)
@@ -73,7 +80,8 @@ def attend_kernel(a: Attention, block: int) -> Any:
 
 
 def attend_small_kernel(a: Attention, block: int, splits: bool) -> Any:
-    """Small steps: as above, but for `splits`, where `out` are the states of all (row, kv head, split)."""
+    """Small steps: as above, but for `splits`, where `out` are the states of all (row, kv head, split), and the merge
+    takes the sinks."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attend")
         walk = Walk(a, block, splits)
@@ -141,14 +149,15 @@ def split_state(a: Attention, memory: Any, row: Any, head: Any, split: Any) -> S
 
 
 def merge_kernel(a: Attention) -> Any:
-    """(positions, states of all (row, kv head, split), out, task, n_tasks): out, from a row's splits in order."""
+    """(positions, [sinks,] states of all (row, kv head, split), out, task, n_tasks): out, from its splits in order."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("merge")
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
+        sinks = sinks_of(a)
         states = T.arg("states", T.buffer((split_words(a),), "float32"))
         out = T.arg("out", T.buffer((a.m * a.heads * a.head_dim,), "float32"))
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        block = Block(a, 1, None, positions, None, None, None, out, None)
+        block = Block(a, 1, None, positions, None, None, None, out, None, sinks)
         with T.attr(0, "pragma_import_llvm", intrinsics(a)), share(a.m * a.kv_heads, task, n_tasks) as unit:
             row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
             first = T.bind(block.first_split(row))

@@ -1,4 +1,5 @@
-"""Mixtures of experts: y = Σ_j share_j · down(act(x Wgᵀ) · (x Wuᵀ)) over the k experts of a token, for every M.
+"""Mixtures of experts: y = Σ_j share_j · down(act(x Wgᵀ) · (x Wuᵀ)) over the k experts of a token, for every M; with
+biases and a clamped gate too.
 
 A pair is a token and one of its experts: token m and its j-th expert are pair m k + j.  Six launches:
 
@@ -22,14 +23,14 @@ from functools import partial
 from math import ceil
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
-from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, TensorType
+from llmc.compiler.ops import CLAMP, CLAMPED_EXPERTS, DOMAIN, EXPERTS
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear as plain
 from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.experts_layout import OfExperts
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
-from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
+from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE, PanelVector
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.rule import Rule
 
@@ -117,6 +118,11 @@ class Stage:
     accumulators: int
 
     @property
+    def clamp(self) -> Clamp | None:
+        """Of the gate; None: it is as the layer's activation says."""
+        return None
+
+    @property
     def linear(self) -> Linear:
         return self.layer if isinstance(self.layer, Linear) else self.layer.linear
 
@@ -162,6 +168,26 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """A gate g · sigmoid(alpha g) · (u + offset), g = min(gate, limit), u = up within ±limit."""
+
+    alpha: float
+    limit: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class ClampedStage(Stage):
+    """The first product, where its gate is clamped."""
+
+    gate: Clamp
+
+    @property
+    def clamp(self) -> Clamp:
+        return self.gate
+
+
+@dataclass(frozen=True)
 class Cut:
     """rows: the most of a tile."""
 
@@ -179,15 +205,16 @@ def match(call: Call, target: Target) -> Cut | None:
 def parse(call: Call, target: Target) -> tuple[Layer, Layer] | None:
     """The two products of all pairs, as if they were of one expert; None for what is no mixture of experts."""
     domain, _, name = call.op.rpartition(".")
-    if domain != DOMAIN or name not in EXPERTS:
+    if domain != DOMAIN or name not in (*EXPERTS, *CLAMPED_EXPERTS):
         return None
-    x, index, share, gate_up, down = call.inputs
-    if not (x and index and share and gate_up and down and gate_up.constant and down.constant):
+    x, index, share, gate_up, down, *biases = call.inputs
+    if not (x and index and share and gate_up and down and all(w and w.constant for w in (gate_up, down, *biases))):
         return None
     pairs = index.shape[0] * index.shape[1]
+    gated = f"GatedLinear{EXPERTS.get(name, 'Silu')}"  # of clamped gates it is only the name
     both = (
-        layer(f"GatedLinear{EXPERTS[name]}", pairs, gate_up, target),
-        layer("Linear", pairs, down, target),
+        layer(f"{gated}{'Bias' * bool(biases)}", pairs, gate_up, target),
+        layer(f"Linear{'Bias' * bool(biases)}", pairs, down, target),
     )
     return (both[0], both[1]) if both[0] and both[1] else None
 
@@ -196,8 +223,9 @@ def layer(op: str, pairs: int, weight: TensorType, target: Target) -> Layer | No
     """A product of one expert's weight, of shape [E, rows, K]."""
     n_experts, rows, k = weight.shape
     one = replace(weight, shape=(rows, k))
+    bias = (TensorType((rows,), "f32", constant=True),) * op.endswith("Bias")
     n = rows // 2 if op.startswith("Gated") else rows
-    call = Call(f"{DOMAIN}.{op}", (TensorType((pairs, k), "f32"), one), (TensorType((pairs, n), "f32"),))
+    call = Call(f"{DOMAIN}.{op}", (TensorType((pairs, k), "f32"), one, *bias), (TensorType((pairs, n), "f32"),))
     found: Layer | None
     if weight.dtype in ("i8", "i4"):
         found = quant_linear.parse(call, target, weight.dtype)
@@ -216,13 +244,13 @@ def most_rows(gate_up: Layer, target: Target) -> int:
 
 
 def implement(call: Call, cut: Cut, target: Target) -> Implementation:
-    layers, (_, index, _, gate_up, _) = parse(call, target), call.inputs
+    layers, (_, index, _, gate_up, *_) = parse(call, target), call.inputs
     assert layers is not None
     assert index is not None
     assert gate_up is not None
     tokens, chosen = index.shape
     table = Table(tokens, chosen, gate_up.shape[0], cut.rows)
-    up = Stage(layers[0], table, table.chosen, accumulators(layers[0], target))
+    up = first_stage(call, layers[0], table, accumulators(layers[0], target))
     down = Stage(layers[1], table, 1, accumulators(layers[1], target))
     of_pairs = [4 * table.pairs * stage.linear.n for stage in (up, down)]
     temps = (4 * table.words, *up.packed_bytes, of_pairs[0], *down.packed_bytes, of_pairs[1])
@@ -232,14 +260,28 @@ def implement(call: Call, cut: Cut, target: Target) -> Implementation:
     launches = (
         Launch(sort_kernel(table), (Operand("input", 1), sorted_)),
         pack_launch(up, Operand("input", 0), sorted_, x_up),
-        product_launch(up, x_up, sorted_, Operand("input", 3), inner),
+        product_launch(up, x_up, sorted_, weights(up, 3), inner),
         pack_launch(down, inner, sorted_, x_down),
-        product_launch(down, x_down, sorted_, Operand("input", 4), results),
+        product_launch(down, x_down, sorted_, weights(down, 4), results),
         combine_launch(table, down.linear.n, results),
     )
-    layouts = {3: OfExperts(layers[0].layout, table.experts), 4: OfExperts(layers[1].layout, table.experts)}
+    each: dict[int, Layout] = {3: layers[0].layout, 4: layers[1].layout}
+    each |= {5: PanelVector(2), 6: PanelVector()} if up.linear.bias else {}
+    layouts = {index: OfExperts(layout, table.experts) for index, layout in each.items()}
     family = "GEMV" if table.tokens == 1 else "grouped GEMM"
     return Implementation(launches, temps, 4 * max(up.scratch_words, down.scratch_words), layouts, family=family)
+
+
+def first_stage(call: Call, gate_up: Layer, table: Table, accumulators: int) -> Stage:
+    if call.op.removeprefix(f"{DOMAIN}.") not in CLAMPED_EXPERTS:
+        return Stage(gate_up, table, table.chosen, accumulators)
+    clamp = Clamp(*(float(call.attribute(name)) for name in CLAMP))
+    return ClampedStage(gate_up, table, table.chosen, accumulators, clamp)
+
+
+def weights(stage: Stage, at: int) -> list[Operand]:
+    """A product's weight, input `at` of the call, and its bias, which is two inputs behind."""
+    return [Operand("input", at), *[Operand("input", at + 2)] * stage.linear.bias]
 
 
 def expected_experts(table: Table) -> float:
@@ -257,11 +299,11 @@ def pack_launch(stage: Stage, x: Operand, sorted_: Operand, packed: list[Operand
     return Launch(kernel, (x, sorted_, *packed), grid, 8 * stage.table.pairs * stage.linear.k)
 
 
-def product_launch(stage: Stage, x: list[Operand], sorted_: Operand, weight: Operand, y: Operand) -> Launch:
+def product_launch(stage: Stage, x: list[Operand], sorted_: Operand, weights: list[Operand], y: Operand) -> Launch:
     layer, pairs = stage.linear, stage.table.pairs
     return Launch(
         keyed_kernel(stage.name, partial(build_product, stage)),
-        (*x, sorted_, weight, y, Operand("scratch")),
+        (*x, sorted_, *weights, y, Operand("scratch")),
         stage.blocks * stage.table.active,
         round(expected_experts(stage.table) * stage.layer.weight_bytes) + 4 * pairs * (layer.k + layer.n),
         2 * pairs * layer.n * layer.parts * layer.k,

@@ -3,7 +3,7 @@
     for unit in parallel:                                units: (4 panels of an expert's weight) * experts with pairs
         for chunk of k, for tile of the expert:          one chunk unless the panels are too large for the cache
             the kind of tile that has room for its pairs, as in panel.py and quant_panel.py
-            after the last chunk, pair by pair:          y[pair][16 p …] = the sums, act(gate) · up where gated
+            after the last chunk, pair by pair:          y[pair][16 p …] = the sums + bias, act(gate) · up where gated
 
 Experts follow one another within a block of panels, so that each task has a share of every expert's work: however
 tokens are spread over experts, tasks are about as long.
@@ -23,7 +23,7 @@ from llmc.schedules.cpu import fp8_pairs, quant_dot
 from llmc.schedules.cpu.experts import Stage
 from llmc.schedules.cpu.experts_pack import ONE, units
 from llmc.schedules.cpu.linear import Linear, Tiles
-from llmc.schedules.cpu.panel import Product, if_last, loop
+from llmc.schedules.cpu.panel import VECTOR, Product, if_last, loop
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, QuantProduct
@@ -31,7 +31,7 @@ from llmc.schedules.lower import EXACT
 
 
 def product_function(stage: Stage) -> Any:
-    """(x…, table, weight, y, scratch, task, n_tasks); x as experts_pack.py lays it out."""
+    """(x…, table, weight, [bias,] y, scratch, task, n_tasks); x as experts_pack.py lays it out."""
     layer = stage.layer
     if isinstance(layer, Linear):
         kind: type[Routed] = RoutedProduct
@@ -61,6 +61,20 @@ class Routed(Product):
         weight_words = stage.table.experts * stage.layer.weight_bytes // 4
         word = "float32" if isinstance(stage.layer, Linear) and stage.layer.weight == "f32" else "int32"
         self.declare((weight_words, word), stage.scratch_words)
+
+    @property
+    def bias_panels(self) -> int:
+        return self.stage.table.experts * self.linear.panels
+
+    def activated(self, sums: list[Any]) -> Any:
+        clamp = self.stage.clamp
+        if clamp is None:
+            return super().activated(sums)
+        v, most = VECTOR, VECTOR.all(clamp.limit)
+        gate = v.keep(T.min(sums[0], most))
+        up = v.keep(T.max(T.min(sums[1], most), v.all(-clamp.limit)))
+        swish = gate / (v.all(1.0) + v.exp(v.all(-clamp.alpha) * gate))
+        return T.bind(swish * (up + v.all(clamp.offset)))
 
     def of(self, tiles: Tiles) -> Any:
         """The same operands, for one kind of tiles."""

@@ -70,11 +70,15 @@ class Product:
         n_words, word = weight
         self.weight = T.arg("weight", T.buffer((n_words,), word))
         if linear.bias:
-            self.bias = T.arg("bias", T.buffer((linear.panels * PANEL,), "float32"))
+            self.bias = T.arg("bias", T.buffer((self.bias_panels * PANEL,), "float32"))
         if linear.residual:
             self.residual = T.arg("residual", T.buffer((linear.m * linear.n,), "float32"))
         self.y = T.arg("y", T.buffer((linear.m * linear.n,), "float32"))
         self.scratch = T.arg("scratch", T.buffer((scratch_words,), "float32"))
+
+    @property
+    def bias_panels(self) -> int:
+        return self.linear.panels
 
     def unit(self, unit: Any) -> None:
         linear, tiles = self.linear, self.tiles
@@ -166,8 +170,12 @@ class Product:
             sums = [times(s, self.row_scales(panel + part)) for part, s in enumerate(sums)]
         if linear.bias:
             sums = [s + self.bias[VECTOR.at((panel + part) * PANEL)] for part, s in enumerate(sums)]
-        value = ACTIVATIONS[linear.activation](VECTOR, T.bind(sums[0]))
-        return T.bind(value * sums[1] if linear.parts == 2 else value)
+        return self.activated(sums)
+
+    def activated(self, sums: list[Any]) -> Any:
+        """act(sums), or act(gate) · up."""
+        value = ACTIVATIONS[self.linear.activation](VECTOR, T.bind(sums[0]))
+        return T.bind(value * sums[1] if self.linear.parts == 2 else value)
 
     def row_scales(self, panel: Any) -> Any:
         """What multiplies the sums of a panel in fp8: its last 16 words."""

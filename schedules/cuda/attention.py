@@ -23,7 +23,7 @@ from llmc.compiler.kernel import (
     Operand,
 )
 from llmc.compiler.target import Target
-from llmc.schedules.attention_call import norm_layouts
+from llmc.schedules.attention_call import weight_layouts
 from llmc.schedules.cuda.attention_kernel import (
     APPEND,
     APPEND_CODES,
@@ -188,7 +188,7 @@ def implement(call: Call, params: Stream | Tile | Float32, target: Target) -> Im
         temps=temps,
         scratch_bytes=4 * units(a) if isinstance(params, Stream) else 0,
         kv_layer_bytes=a.layer_bytes,
-        layouts=norm_layouts(call),
+        layouts=weight_layouts(call),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import appended_sizes, attention_sizes
+from llmc.schedules.attention_call import appended_sizes, attention_sizes, input_places
 
 MOST_HEAD_DIM = 256
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
@@ -126,6 +126,9 @@ def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
     sizes = attention_sizes(call)
+    if "sinks" in input_places(call):
+        hint = "compile it for CPUs: --target cpu"
+        raise LlmcError("attention with sinks has no kernels for GPUs yet", place="--target cuda", hint=hint)
     return None if sizes is None else of_sizes(call, sizes)
 
 

@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc import passes
+from llmc.compiler import graph
 from llmc.compiler.frontend import load_source
+from llmc.compiler.graph_shapes import infer
 from llmc.compiler.graph_stream import Stream
+from llmc.compiler.ops import DOMAIN, OPERATORS, OPSET, VERSION
 from llmc.compiler.reference import reference_logits
 
 SEQUENCES = [np.random.default_rng(n).integers(0, 131, n) for n in (90, 7)]
@@ -35,3 +40,37 @@ def test_what_no_later_node_reads_is_forgotten(tiny_model: Callable[[str], Path]
         stream.run(node)
         assert len(stream.values) <= 3 + 4  # tokens, positions, rows; residual, normed or product, angles
     assert set(stream.values) <= set(graph.inputs)
+
+
+def test_attention_with_sinks_is_what_it_is_with_a_cache() -> None:
+    m = 7
+    settings: dict[str, Any] = {
+        "num_heads": 4,
+        "kv_num_heads": 2,
+        "head_dim": 8,
+        "rotary_dim": 8,
+        "interleaved": 0,
+        "layer": 0,
+    }
+    settings |= {"scale": 0.4, "softcap": 0.0, "window": 3}
+    operator = OPERATORS["RotarySinkPagedAttention"]
+    shapes = dict(
+        zip(operator.inputs, [(m, 64), (m, 4), (m, 4), (4,), (m,), (m, 1), *[(1, 2, 64, 8)] * 2], strict=True)
+    )
+    feeds: dict[str, Any] = {
+        name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    feeds |= {"positions": np.arange(m), "page_table": np.zeros((m, 1), np.int64)}
+    types = {name: ir.TensorType(ir.DataType.from_numpy(array.dtype)) for name, array in feeds.items()}
+    inputs = [ir.Value(name=name, shape=ir.Shape(shapes[name]), type=types[name]) for name in operator.inputs]
+    node = ir.node(operator.name, inputs, settings, domain=DOMAIN, num_outputs=3)
+    infer(node)
+    for i, value in enumerate(node.outputs):
+        value.name = f"result.{i}"
+    whole = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": OPSET, DOMAIN: VERSION}, name="attention")
+    stream = Stream(whole, [np.arange(m)])
+    stream.values = {value: [feeds[str(value.name)]] for value in inputs}
+    stream.last_use[node.outputs[0]] = node
+    stream.run(node)
+    wanted = graph.evaluate(ir.Model(whole, ir_version=10), feeds)["result.0"]
+    np.testing.assert_allclose(stream.values[node.outputs[0]][0], wanted, rtol=0, atol=2e-6)

@@ -39,6 +39,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "share": (M, 2),
     "gate_up": (3, 2 * N, K),
     "down": (3, K, N),
+    "gate_up_bias": (3, 2 * N),
+    "down_bias": (3, K),
+    "sinks": (H,),
     "v_cache": (N_PAGES, KH, 64, D),
     "scores": (M, N),
 }
@@ -57,6 +60,9 @@ SETTINGS = {
     "kept": 2,
     "best": 2,
     "fill": -1.0,
+    "alpha": 1.7,
+    "limit": 2.0,
+    "offset": 1.0,
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
@@ -67,6 +73,8 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     if appended := ops.appended_parts(op):
         widths = {"weight": ((H + 2 * KH) * D, K), "bias": ((H + 2 * KH) * D,)}
         return widths.get(name) or (SHAPES[name] if name in SHAPES else shape_of(appended[0], name))
+    if op == "SinkAttention" and name in "qkv":
+        return (3, H if name == "q" else KH, M, D)
     op = ops.normed_parts(op)[1]
     if name in ("norm_weight", "norm_bias"):
         return (K,)

@@ -57,6 +57,14 @@ def test_window_of_the_exported_node_is_kept(build: Any) -> None:
     assert node.attributes["window"].as_int() == 3
 
 
+def test_sinks_stay_beside_rows_of_tokens(build: Any, check: Any) -> None:
+    q = heads(build, embed(build), 2, 4)
+    settings = {"scale": 0.5, "softcap": 0.0, "window": 3}
+    metadata = {"llmc.window": "3", "llmc.layer": "0"}
+    out = build.op("llmc.SinkAttention", q, q, q, build.weight("sinks", 2), **settings, metadata=metadata)
+    check(build.model(reshape(build, build.op("Transpose", out, perm=HEADS), 8)), flatten_tokens, 6)
+
+
 def test_rows_of_all_sequences_are_the_tokens(build: Any, check: Any) -> None:
     x = embed(build)
     rows = build.op("Reshape", x, build.constant([-1, 8]), shape=("batch*sequence", 8))

@@ -50,6 +50,26 @@ def test_rotation_of_a_part_of_each_head_becomes_one_operator(build: Any, check:
     check(build.model(build.op("Concat", turned, part(build, x, 4, END), axis=-1)), fuse_rotary, 1)
 
 
+def halves_by_themselves(build: Any, crossed: bool = False) -> Any:
+    """As gpt-oss has them."""
+    x = build.input("x", "batch", 2, "sequence", 8)
+    a, b = build.op("Split", x, axis=3, num_outputs=2, n_results=2)
+    waves = (build.input(name, "batch", "sequence", 4) for name in ("cos", "sin"))
+    cos, sin = (build.op("Unsqueeze", wave, build.constant([1])) for wave in waves)
+    first = build.op("Sub", build.op("Mul", a, cos), build.op("Mul", b, sin))
+    second = [build.op("Mul", *pair) for pair in ((b, cos), (a, sin))]
+    turned = build.op("Add", *(second[::-1] if crossed else second))
+    return build.model(build.op("Concat", *((turned, first) if crossed else (first, turned)), axis=-1))
+
+
+def test_halves_turned_by_themselves_become_one_operator(build: Any, check: Any) -> None:
+    check(halves_by_themselves(build), fuse_rotary, 1)
+
+
+def test_halves_in_another_order_are_refused(build: Any, refused: Any) -> None:
+    refused(halves_by_themselves(build, crossed=True), fuse_rotary)
+
+
 def test_halves_that_overlap_the_rest_are_refused(build: Any, refused: Any) -> None:
     x = build.input("x", "batch", 2, "sequence", 8)
     cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))

@@ -36,6 +36,13 @@ def rotary_model(build: Any, **attributes: Any) -> Any:
     return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
 
 
+def sinks_model(build: Any, **attributes: Any) -> Any:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    sinks = build.weight("sinks", H)
+    return build.model(build.op("llmc.SinkCausalAttention", q, k, v, sinks, **ATTENTION | attributes))
+
+
 def separate_model(build: Any, **attributes: Any) -> Any:
     """Queries and keys with a norm of their own, as Qwen 3 has them, come apart."""
     build.token_inputs()
@@ -69,6 +76,7 @@ MODELS = {
     "separate": separate_model,
     "turned_apart": turned_apart_model,
     "sliced": sliced_model,
+    "sinks": sinks_model,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
 

@@ -45,6 +45,7 @@ class Model:
     window: int = 0
     kv_dtype: str = "f32"
     epsilon: float | None = None  # of the norm of queries and keys
+    has_sinks: bool = False
 
     @property
     def columns(self) -> int:
@@ -75,8 +76,15 @@ class Model:
         if self.rotary_dim:
             attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
-        inputs = (f32(m, self.columns), *norms, *turns, *ids, cache, cache)
-        return Call(f"llmc.{norm}{turned}PagedAttention", inputs, results, tuple(sorted(attributes.items())))
+        sinks = [TensorType((self.heads,), "f32", constant=True)] * self.has_sinks
+        inputs = (f32(m, self.columns), *norms, *turns, *sinks, *ids, cache, cache)
+        name = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}PagedAttention"
+        return Call(name, inputs, results, tuple(sorted(attributes.items())))
+
+    @property
+    def sinks(self) -> list[Array]:
+        """A score for each head, from one that counts for nothing to one that leaves nothing to the keys."""
+        return [np.linspace(-3, 9, self.heads, dtype=np.float32)] * self.has_sinks
 
     @property
     def norms(self) -> list[Array]:
@@ -137,7 +145,8 @@ class Machine:
         turn = [column(name, self.model.rotary_dim // 2) for name in ("cos", "sin") if self.model.rotary_dim]
         no_pages = np.full(PAGES, -1, np.int32)
         table = np.stack([s.pages if s else no_pages for s in chosen])
-        return [column("qkv", self.model.columns), *self.model.norms, *turn, np.array(at, np.int32), table]
+        weights = [*self.model.norms, *turn, *self.model.sinks]
+        return [column("qkv", self.model.columns), *weights, np.array(at, np.int32), table]
 
     def step(self, rows: Sequence[Row], n_tasks: int = 1) -> Array:
         call = self.model.call(len(rows))
@@ -174,8 +183,10 @@ class Machine:
             scores = np.tanh(scores / model.softcap) * model.softcap
         ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
         seen = (ahead <= 0) & (ahead > -model.window if model.window else True)
-        weights = np.exp(np.where(seen, scores, -np.inf) - np.where(seen, scores, -np.inf).max(-1, keepdims=True))
-        out = np.einsum("hts,shd->thd", weights / weights.sum(-1, keepdims=True), v)
+        largest = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
+        weights = np.exp(np.where(seen, scores, -np.inf) - largest)
+        more = sum(np.exp(sinks.astype(np.float64)[:, None, None] - largest) for sinks in model.sinks)
+        out = np.einsum("hts,shd->thd", weights / (weights.sum(-1, keepdims=True) + more), v)
         return np.asarray(out.reshape(length, -1))
 
 
@@ -210,14 +221,15 @@ MODELS = [
     Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30),
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
     Model(heads=5, kv_heads=1, head_dim=10, rotary_dim=6),
+    Model(heads=8, kv_heads=2, head_dim=32, rotary_dim=32, window=70, has_sinks=True),
 ]
 
 
 @pytest.mark.parametrize(
     ("kv_dtype", "model"),
     [("f32", model) for model in MODELS]
-    + [("bf16", model) for model in (MODELS[1], MODELS[3], MODELS[5], MODELS[6])]
-    + [("int8", model) for model in (MODELS[1], MODELS[2], MODELS[6])],
+    + [("bf16", model) for model in (MODELS[1], MODELS[3], MODELS[5], MODELS[6], MODELS[7])]
+    + [("int8", model) for model in (MODELS[1], MODELS[2], MODELS[6], MODELS[7])],
     ids=str,
 )
 def test_decode_and_prefill_agree_with_float64_and_with_each_other(
@@ -278,11 +290,14 @@ SPLIT = SPLIT_PAGES * PAGE_TOKENS
 LONG = 2 * SPLIT + 76
 
 
-@pytest.mark.parametrize(("kv_dtype", "window"), [("f32", 0), ("bf16", 0), ("int8", 0), ("bf16", SPLIT + 100)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "window", "sinks"),
+    [("f32", 0, False), ("bf16", 0, True), ("int8", 0, False), ("bf16", SPLIT + 100, False)],
+)
 def test_a_long_context_has_the_same_bits_however_its_splits_are_shared_out(
-    run: Run, host: Target, kv_dtype: str, window: int
+    run: Run, host: Target, kv_dtype: str, window: int, sinks: bool
 ) -> None:
-    machine = Machine(Model(kv_dtype=kv_dtype, window=window), run, host, (LONG, 70))
+    machine = Machine(Model(kv_dtype=kv_dtype, window=window, has_sinks=sinks), run, host, (LONG, 70))
     whole, short = machine.prefill(0, 512), machine.prefill(1, 512)
     expected = machine.reference(0)
     assert np.abs(whole - expected).max() <= TOLERANCE[kv_dtype] * np.abs(expected).max()
@@ -358,7 +373,7 @@ def test_a_page_may_lie_gigabytes_from_the_first(run: Run, host: Target, m: int,
     np.testing.assert_array_equal(machine.prefill(0, m), expected)
 
 
-@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2], MODELS[4]], ids=str)
+@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2], MODELS[4], MODELS[7]], ids=str)
 def test_it_is_what_the_operator_is_defined_to_be(run: Run, define: Run, host: Target, model: Model) -> None:
     machine = Machine(model, run, host, (70, 5))
     rows: list[Row] = [*((0, i) for i in range(33)), None, *((1, i) for i in range(5)), (0, 33)]

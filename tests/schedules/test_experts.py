@@ -19,7 +19,7 @@ from llmc.schedules.cpu.panel_layout import Panels
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 
-SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32)}
+SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32), "f8": Scheme(8, number="fp")}
 VECTORS = [
     Target("cpu", level)
     for level, features in LEVELS.items()
@@ -39,13 +39,19 @@ class Stacked(Quantized):
         return self.n_experts, rows // self.n_experts, k
 
 
+CLAMP = {"alpha": 1.702, "limit": 0.75, "offset": 1.0}
+
+
 def experts_call(m: int, chosen: int, n_experts: int, n: int, k: int, dtype: Any, activation: str = "Silu") -> Call:
     """x [m, k] to y [m, k], each token through `chosen` of n_experts of width n."""
     weights = [((n_experts, 2 * n, k), dtype), ((n_experts, k, n), dtype)]
     group = 32 if dtype == "i4" else 0
     inputs = [TensorType((m, k), "f32"), TensorType((m, chosen), "i64"), TensorType((m, chosen), "f32")]
     inputs += [TensorType(shape, kind, constant=True, group=group) for shape, kind in weights]
-    return Call(f"llmc.Experts{activation}", tuple(inputs), (TensorType((m, k), "f32"),))
+    if activation.endswith("Bias"):
+        inputs += [TensorType(shape, "f32", constant=True) for shape in ((n_experts, 2 * n), (n_experts, k))]
+    attributes = tuple(CLAMP.items()) if activation.startswith("Clamped") else ()
+    return Call(f"llmc.Experts{activation}", tuple(inputs), (TensorType((m, k), "f32"),), attributes)
 
 
 def random_inputs(call: Call) -> list[Any]:
@@ -132,7 +138,12 @@ def test_a_token_has_the_same_bits_alone_and_in_any_company(run: Run, host: Targ
 
 @pytest.mark.parametrize(
     ("m", "chosen", "n_experts", "n", "k", "activation"),
-    [(5, 1, 1, 17, 33, "Silu"), (4, 4, 4, 16, 64, "Gelu"), (1, 2, 7, 48, 16, "GeluTanh")],
+    [
+        (5, 1, 1, 17, 33, "Silu"),
+        (4, 4, 4, 16, 64, "Gelu"),
+        (1, 2, 7, 48, 16, "GeluTanh"),
+        (9, 2, 3, 40, 72, "ClampedSwishBias"),
+    ],
 )
 def test_odd_shapes_are_what_the_definition_says(
     run: Run, define: Run, host: Target, m: int, chosen: int, n_experts: int, n: int, k: int, activation: str
@@ -154,6 +165,16 @@ def test_any_choice_stays_within_memory(run: Run, define: Run, host: Target) -> 
     outside, inside = np.tile(np.array([-3, 1 << 40]), (5, 1)), np.tile(np.array([0, 3]), (5, 1))
     given, nearest = (run(call, x, index, share, *weights, target=host)[0] for index in (outside, inside))
     np.testing.assert_array_equal(given, nearest)
+
+
+@pytest.mark.parametrize("dtype", ["i4", "f8"])
+def test_experts_with_biases_may_be_stored_as_others(run: Run, define: Run, host: Target, dtype: str) -> None:
+    call = experts_call(9, 2, 3, 40, 96, dtype, "ClampedSwishBias")
+    x, index, share, *weights = random_inputs(call)
+    (y,) = run(call, x, index, share, *weights, target=host, n_tasks=2)
+    values = [Quantized(w.codes, w.scales, w.scheme).values().reshape(w.shape) for w in weights[:2]]
+    (wanted,) = define(call, x, index, share, *values, *weights[2:])
+    np.testing.assert_allclose(y, wanted, atol=0.01 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(("tokens", "chosen", "experts", "rows"), [(1, 8, 64, 1), (9, 2, 5, 8), (512, 8, 64, 14)])

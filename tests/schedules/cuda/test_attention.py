@@ -339,3 +339,5 @@ def test_what_these_kernels_cannot_do_is_said() -> None:
     int4 = tuple((name, "int4" if name == "kv_dtype" else value) for name, value in call.attributes)
     with pytest.raises(LlmcError, match="a KV cache of int4"):
         attention.match(replace(call, attributes=int4), TARGET)
+    with pytest.raises(LlmcError, match="attention with sinks has no kernels for GPUs yet"):
+        attention.match(replace(call, op="llmc.RotarySinkPagedAttention"), TARGET)
