@@ -18,7 +18,7 @@ from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.link import c_compiler, link
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops import DOMAIN, EXPERTS
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
@@ -190,11 +190,8 @@ def rewrite_each(
     begin to differ: up to there a weight is one object in all of the graphs.
     """
     kinds = list(dict.fromkeys(devices))
-    if "cuda" in kinds and any(
-        node.domain == DOMAIN and node.op_type.startswith("Experts") for node in source.graph.graph
-    ):
-        hint = "compile it for CPUs: --target cpu"
-        raise LlmcError("mixtures of experts have no kernels for GPUs yet", place="--target cuda", hint=hint)
+    if "cuda" in kinds:
+        check_experts(source)
     histories = {kind: History(dump / kind if dump and len(kinds) > 1 else dump) for kind in kinds}
 
     def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
@@ -220,6 +217,19 @@ def rewrite_each(
         kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
         for kind, model in graphs.items()
     }
+
+
+def check_experts(source: SourceModel) -> None:
+    """Refuse mixtures of experts that GPUs have no kernels for."""
+    nodes = [n for n in source.graph.graph if n.domain == DOMAIN and n.op_type.startswith("Experts")]
+    reasons = {
+        "experts with biases or clamped gates": any(node.op_type not in EXPERTS for node in nodes),
+        "mixtures of experts in float32": source.dtype == "f32" and nodes,
+    }
+    for what, holds in reasons.items():
+        if holds:
+            hint = "compile it for CPUs: --target cpu" + ", or --dtype bf16" * what.endswith("float32")
+            raise LlmcError(f"{what} have no kernels for GPUs", place="--target cuda", hint=hint)
 
 
 def make_plain(source: SourceModel, observe: passes.Observe) -> None:

@@ -30,6 +30,7 @@ FAMILIES = {
     ),
     "cuda": (
         "cuda.linear",
+        "cuda.experts",
         "cuda.attention",
         "cuda.norm",
         "cuda.query_key_norm",

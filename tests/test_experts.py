@@ -82,8 +82,8 @@ def test_a_step_is_set_against_the_experts_that_it_reads(compiled: tuple[Model, 
     assert unread == [experts["expert_bytes"] / 2, experts["expert_bytes"] / 4]
 
 
-def test_a_gpu_is_refused_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_refused_for_gpus_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmc.schedules.cuda.compile.compiler", lambda: None)
-    with pytest.raises(LlmcError, match="mixtures of experts have no kernels for GPUs yet") as error:
-        llmc.compile(folder, out=tmp_path / "m.so", target="cuda:sm_90a,cpu", verify=False)
+    with pytest.raises(LlmcError, match="mixtures of experts in float32 have no kernels for GPUs") as error:
+        llmc.compile(folder, out=tmp_path / "m.so", target="cuda:sm_90a,cpu", dtype="f32", verify=False)
     assert error.value.place == "--target cuda"

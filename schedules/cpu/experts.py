@@ -28,10 +28,10 @@ from llmc.compiler.ops import CLAMP, CLAMPED_EXPERTS, DOMAIN, EXPERTS
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear as plain
 from llmc.schedules.cpu import quant_linear
-from llmc.schedules.cpu.experts_layout import OfExperts
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE, PanelVector
 from llmc.schedules.cpu.quant_linear import QuantLinear
+from llmc.schedules.experts_layout import OfExperts
 from llmc.schedules.rule import Rule
 
 Layer = Linear | QuantLinear

@@ -83,10 +83,10 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     element, is_cut = C_TYPES[op.element], params.n_parts(op) > 0
     parts = ", float4 *parts, uint32_t *counters" if is_cut else ""
     arguments = f"x, weight, {epilogue(op)}, {'parts, counters' if is_cut else 'nullptr, nullptr'}"
-    return _kernel(
+    return kernel_of(
         f"gemm_{op.weight}_{op.words}",
         f"{function}.cuh",
-        _layer(op) + declarations,
+        layer_source(op) + declarations,
         f"const {element} *x, const void *weight{other_parameters(op)}{parts}",
         f"{function}<Cut>({arguments});",
         n_threads,
@@ -104,13 +104,13 @@ def special(params: Tiling) -> list[str]:
 def _f32_kernel(op: LinearOp) -> Kernel:
     parameters = f"const float *x, const float *weight{other_parameters(op)}"
     body = f"gemm_fma<Layer>(x, weight, {epilogue(op)});"
-    return _kernel(f"gemm_f32_{op.words}", "gemm_fma.cuh", _layer(op), parameters, body, FMA_THREADS, 0)
+    return kernel_of(f"gemm_f32_{op.words}", "gemm_fma.cuh", layer_source(op), parameters, body, FMA_THREADS, 0)
 
 
 # -- source --------------------------------------------------------------------------------------------------------
 
 
-def _layer(op: LinearOp) -> str:
+def layer_source(op: LinearOp) -> str:
     """The layer as the headers want it described."""
     element = C_TYPES[op.element]
     weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
@@ -140,7 +140,7 @@ def _appended(op: LinearOp) -> str:
     return f'#include "gemm_append.cuh"\n\n{op.append.source()}\n\n' if op.append else ""
 
 
-def _kernel(
+def kernel_of(
     name: str,
     header: str,
     declarations: str,

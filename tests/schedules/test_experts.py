@@ -13,8 +13,8 @@ from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import LEVELS, Target, host_features
 from llmc.schedules.cpu.experts import Table
-from llmc.schedules.cpu.experts_layout import OfExperts
 from llmc.schedules.cpu.panel_layout import Panels
+from llmc.schedules.experts_layout import OfExperts
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]

@@ -78,6 +78,7 @@ struct RowScales {
             if (own >= Tiling::tile_rows_at(place)) return;
             const unsigned char *behind =
                 static_cast<const unsigned char *>(weight) + int64_t(Tiling::n_tile_rows) * Tiling::n_columns * Tiling::kGroupBytes;
+            if constexpr (Tiling::kOfExperts) behind += Tiling::expert_offset(place);
             const int row = (place.tile_row + own) * kTile + group.thread / 32 * kStripRows + lane_index() / 4;
 #pragma unroll
             for (int h = 0; h < 2; h++) scales[h] = reinterpret_cast<const float *>(behind)[row + 8 * h];

@@ -110,7 +110,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     prefetch_constants<Tiling, kMmaThreads>(epilogue, threadIdx.x);
 
     constexpr int kAhead = Tiling::kStages - 1;
-    Walk early(blockIdx.x), ahead(blockIdx.x);
+    Walk early(Tiling::worker()), ahead(Tiling::worker());
     for (int stage = 0; stage < kAhead && early.any; stage++, early.advance()) fetcher.copy_weight(stage, early.now);
     wait_for_previous();
     for (int stage = 0; stage < kAhead; stage++) {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void gemm_mma(const void *x, const void *weight,
     const int warp = warp_index();
     const Warpgroup group{warp / 4, warp / 4, int(threadIdx.x) % 128};
     int stage = 0;
-    typename Tiling::W work(blockIdx.x);
+    typename Tiling::W work(Tiling::worker());
     for (Stretch stretch; work.next(stretch);) {
         const RowScales<Tiling> scales(weight, Tiling::place_of(stretch.tile), group);
         float sums[Tiling::kSums];

@@ -41,6 +41,7 @@ struct Tiling {
     static constexpr bool kAlong = kAlong_;
     static constexpr int kTurns = kTurns_;
     static constexpr bool kQuick = kQuick_;
+    static constexpr bool kOfExperts = false;  // whether tiles have weights of their own (experts_gemm.cuh)
     static_assert(!(kAlong && kTurns), "a tile has one warpgroup, or two");
     static constexpr int kGroups = 2;  // warpgroups that multiply
     static constexpr int kRowGroups = kTurns ? kTurns : kAlong ? 1 : kGroups;  // rows of W's tiles in a block's tile

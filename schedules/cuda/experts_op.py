@@ -1,0 +1,97 @@
+"""What a call of the Experts family asks for, on a GPU.
+
+    Experts{Silu|Gelu|GeluTanh}      Σ_j share_j · ((act(x Wgᵀ) · (x Wuᵀ)) Wdᵀ), over the k experts of a token
+
+Inputs in order: x f32 [M, K], index i64 [M, k], share f32 [M, k], [Wg; Wu] [E, 2N, K], Wd [E, K, N].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmc.compiler.kernel import Call, DType
+from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.schedules.cuda.gemv_weight import weight_format
+from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.experts_layout import OfExperts
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+ACTIVATIONS: dict[str, Activation] = {"Silu": "silu", "Gelu": "gelu", "GeluTanh": "gelu_tanh"}
+WEIGHTS = ("bf16", "f16", "i8", "i4", "f8")
+X, INDEX, SHARE, GATE_UP, DOWN = range(5)
+"""Inputs of a call."""
+
+
+@dataclass(frozen=True)
+class ExpertsOp:
+    """`tokens` rows of k elements, each through `chosen` of n_experts experts of width n.
+
+    element: what is multiplied.  weight: how both weights are stored, in groups of `group` if they are quantised.
+    """
+
+    tokens: int
+    chosen: int
+    n_experts: int
+    n: int
+    k: int
+    element: Literal["bf16", "f16"]
+    weight: DType
+    group: int
+    activation: Activation
+
+    @property
+    def pairs(self) -> int:
+        return self.tokens * self.chosen
+
+    @property
+    def active(self) -> int:
+        """The most experts that can have pairs."""
+        return min(self.n_experts, self.pairs)
+
+    @property
+    def expected(self) -> float:
+        """How many have, if each token chooses by chance."""
+        return self.n_experts * (1 - (1 - self.chosen / self.n_experts) ** self.tokens)
+
+    @property
+    def words(self) -> str:
+        return f"m{self.tokens}_{self.chosen}of{self.n_experts}"
+
+    def gate_up(self, rows: int) -> LinearOp:
+        """The first product of so many rows, as if they were one expert's."""
+        parts = {"weight": self.weight, "group": self.group, "gated": True, "activation": self.activation}
+        return LinearOp(rows, self.n, self.k, self.element, tiled_x=True, tiled_y=True, **parts)  # type: ignore[arg-type]
+
+    def down(self, rows: int) -> LinearOp:
+        return LinearOp(rows, self.k, self.n, self.element, weight=self.weight, group=self.group, tiled_x=True)
+
+
+def parse(call: Call) -> ExpertsOp | None:
+    """What the call asks for; None for what is no mixture of experts, or none that there are kernels for."""
+    domain, _, name = call.op.rpartition(".")
+    if domain != DOMAIN or name not in EXPERTS or EXPERTS[name] not in ACTIVATIONS or len(call.inputs) != 5:
+        return None
+    x, index, share, gate_up, down = call.inputs
+    if not (x and index and share and gate_up and down and gate_up.constant and down.constant):
+        return None
+    lies = (x.dtype, index.dtype, share.dtype, call.outputs[0].dtype)
+    stored = (gate_up.dtype, gate_up.group) == (down.dtype, down.group) and gate_up.dtype in WEIGHTS
+    if lies != ("f32", "i64", "f32", "f32") or x.tiled or call.outputs[0].tiled or not stored:
+        return None
+    element: Literal["bf16", "f16"] = "f16" if gate_up.dtype == "f16" else "bf16"
+    n_experts, k, n = down.shape
+    activation = ACTIVATIONS[EXPERTS[name]]
+    tokens, chosen = index.shape
+    return ExpertsOp(tokens, chosen, n_experts, n, k, element, gate_up.dtype, gate_up.group, activation)
+
+
+def expert_bytes(op: LinearOp) -> int:
+    """Of one expert's weight, as it lies."""
+    return weight_format(op).layout.n_bytes((op.rows, op.k))
+
+
+def layouts(op: ExpertsOp) -> dict[int, OfExperts]:
+    """One expert's weight behind the other, each as a linear layer's."""
+    both = {GATE_UP: op.gate_up(1), DOWN: op.down(1)}
+    return {index: OfExperts(weight_format(linear).layout, op.n_experts) for index, linear in both.items()}

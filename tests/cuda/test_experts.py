@@ -1,0 +1,44 @@
+"""A mixture of experts on the emulated GPU: the logits of Hugging Face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+import llmc
+from tests.cuda.conftest import EmulatedGpu
+
+CONFIG = MixtralConfig(
+    hidden_size=64,
+    intermediate_size=72,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    num_local_experts=3,
+    num_experts_per_tok=2,
+    vocab_size=96,
+    max_position_embeddings=32,
+    initializer_range=0.3,
+)
+
+
+def test_logits_of_a_prompt_and_of_single_tokens_are_those_of_hugging_face(
+    emulated_gpu: EmulatedGpu, tmp_path: Path
+) -> None:
+    """In bf16; where the router's choice is a close one, another expert may be as right."""
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(CONFIG).eval()
+    network.save_pretrained(tmp_path / "model")
+    emulated_gpu.compile(tmp_path / "model", tmp_path / "gpu.so", dtype="bf16", batch=[20])
+    tokens = [5, 17, 3, 90, 42, 8, 20, 7, 80, 33, 14, 2, 61, 9, 77, 31, 50, 66, 21, 4]
+    with torch.no_grad():
+        wanted = network(torch.tensor([tokens])).logits[0].numpy()
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=256) as model, model.sequence() as sequence:
+        found = np.concatenate([sequence.feed_for_logits(part) for part in (tokens[:17], *([t] for t in tokens[17:]))])
+    error = np.abs(found - wanted).max(axis=1) / np.ptp(wanted)
+    assert np.median(error[:17]) < 0.01
+    assert np.median(error[17:]) < 0.02
+    assert emulated_gpu.complaints() == []
