@@ -209,7 +209,8 @@ def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:
     if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         return path.resolve().name, path, read_config(path)
     if os.path.exists(path):
-        raise LlmcError("a model is a folder, and this is a file", place=model)
+        hint = "give the folder that has config.json and safetensors, or an .onnx file"
+        raise LlmcError("a model is a folder, and this is a file", place=model, hint=hint)
     known = KNOWN_MODELS.get(model.lower())
     if known and weights == "random":
         return model.lower(), None, known.config
