@@ -107,6 +107,19 @@ class AdvanceInput(c.Structure):
     _fields_ = (("sequence", Handle), ("how", c.POINTER(Sampling)), ("token", c.c_int32))
 
 
+class SpeculateInput(c.Structure):
+    """llmc_speculate_input"""
+
+    _fields_ = (
+        ("sequence", Handle),
+        ("how", c.POINTER(Sampling)),
+        ("tokens", c.c_void_p),
+        ("n_tokens", c.c_size_t),
+        ("logits", c.c_void_p),
+        ("n_kept", c.c_size_t),
+    )
+
+
 class StepInput(c.Structure):
     """llmc_step_input"""
 
@@ -163,6 +176,7 @@ class Api(c.Structure):
         ("sequence_repeat", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(Handle))),
         ("sample_many", c.CFUNCTYPE(Status, Handle, c.POINTER(SampleInput), c.c_size_t)),
         ("advance", c.CFUNCTYPE(Status, Handle, c.POINTER(AdvanceInput), c.c_size_t)),
+        ("speculate", c.CFUNCTYPE(Status, Handle, c.POINTER(SpeculateInput), c.c_size_t)),
     )
 
 

@@ -136,6 +136,16 @@ typedef struct llmc_step_input {
     float *logits; /* NULL, or [n_tokens, n_vocab]: the logits after each of these tokens */
 } llmc_step_input;
 
+/* A sequence's part of speculate: tokens[n_tokens], of which all but the first are guesses. */
+typedef struct llmc_speculate_input {
+    llmc_sequence *sequence;
+    const llmc_sampling *how; /* NULL: the most likely */
+    const int32_t *tokens;
+    size_t n_tokens;
+    float *logits; /* [n_tokens, n_vocab], the caller's: the logits after each of these tokens */
+    size_t n_kept; /* out: how many of the tokens were appended, at least 1 */
+} llmc_speculate_input;
+
 /* A task of a kernel call, as it ran. Times are of CLOCK_MONOTONIC. */
 typedef struct llmc_event {
     uint64_t start_ns, end_ns;
@@ -215,6 +225,13 @@ typedef struct llmc_api {
      * When it fails nothing is appended to any sequence, and after an LLMC_ERROR_KERNEL of the step they have no logits.
      * A token too many, such as one behind the end of a text, is taken back by sequence_truncate, which does not wait. */
     llmc_status (*advance)(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
+
+    /* -- speculative decoding: there if `size` reaches so far ---------------- */
+    /* A step() on a token and guesses at those behind it, of different sequences. What is appended to each is the
+     * token, and of the guesses as many as sample() would have given, one after the other, with these settings: the
+     * same text as without guesses, in fewer steps. Its logits are those after the last of them. `allowed` has to be
+     * NULL. */
+    llmc_status (*speculate)(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

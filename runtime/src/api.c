@@ -161,6 +161,7 @@ static const llmc_api API = {
     .sequence_repeat = sequence_repeat,
     .sample_many = sample_many,
     .advance = advance,
+    .speculate = speculate,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

@@ -17,6 +17,7 @@
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
  *   advance  the next token and the step on it; a GPU goes on meanwhile
+ *   speculate  a token and guesses behind it, in one step
  *   program  which of an artifact's programs this machine runs
  *   api      open, close, and the table that llmc_get_api returns
  *
@@ -282,7 +283,7 @@ int adjust_is_wanted(const llmc_sampling *how);
 /* In place of logits [n_vocab] those that biases and penalties make of them; valid until the next call. */
 llmc_status adjust_logits(llmc_model *model, const llmc_sampling *how, const float **logits);
 
-/* -- step.c, sample.c, advance.c, api.c ---------------------------------------------------------------------------- */
+/* -- step.c, sample.c, advance.c, speculate.c, api.c ----------------------------------------------------------------- */
 
 /* What can be refused before anything changes, but for room; counts the tokens. */
 llmc_status step_check(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t *n_tokens);
@@ -294,7 +295,9 @@ llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_sta
 void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position);
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs);
 llmc_status feed(llmc_sequence *sequence, const int32_t *tokens, size_t n_tokens);
-/* Whether the sequence has logits, and the settings are possible. */
+/* Whether the settings are possible. */
+llmc_status sample_check_how(const llmc_sampling *how);
+/* The same, and whether the sequence has logits. */
 llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *how);
 /* Of settings that were checked: whether they are not greedy. */
 int sample_is_drawn(const llmc_sampling *how);
@@ -304,11 +307,17 @@ int sample_is_hosted(const llmc_sampling *how);
 llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out);
 /* What a sampler is told of a sequence whose logits are in a row. */
 llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *how, llmc_draw_record *record);
+/* What sample() gives for logits [n_vocab] when the token's place is `position`. */
+llmc_status sample_at(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *how,
+                      int32_t *out);
+/* The most likely of logits [n_vocab]; -1: none is a number. */
+int32_t sample_best(const float *logits, uint32_t n_vocab);
 /* The error of logits none of which is a number. */
 llmc_status sample_no_number(void);
 llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);
 llmc_status sample_many(llmc_model *model, llmc_sample_input *inputs, size_t n_inputs);
 llmc_status advance(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
+llmc_status speculate(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs);
 
 /* Open the artifact at `path` with the kernels that this code is linked with; NULL: the file this code came from. */
 llmc_status model_open(const char *path, const llmc_options *options, llmc_model **out);

@@ -171,15 +171,24 @@ static int is_allowed(const llmc_sampling *how, uint32_t token)
     return !how->allowed || how->allowed[token / 32] >> token % 32 & 1;
 }
 
-/* On the host, from all logits. */
-static llmc_status sample_here(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
+int32_t sample_best(const float *logits, uint32_t n_vocab)
 {
-    const float *logits; /* [n_vocab] */
-    llmc_status status = sequence_logits(sequence, &logits);
-    if (!status && adjust_is_wanted(how)) status = adjust_logits(sequence->model, how, &logits);
+    candidate best = {0, -1};
+    for (uint32_t i = 0; i < n_vocab; i++) {
+        candidate c = {logits[i], (int32_t)i};
+        if (!isnan(logits[i]) && (best.token < 0 || is_better(c, best))) best = c;
+    }
+    return best.token;
+}
+
+/* From logits [n_vocab], settings that were read, and the place that the token will have. */
+static llmc_status choose(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *how,
+                          int32_t *out)
+{
+    llmc_status status = adjust_is_wanted(how) ? adjust_logits(model, how, &logits) : LLMC_OK;
     if (status) return status;
-    candidate *candidates = sequence->model->candidates, best = {0, -1};
-    uint32_t n_vocab = sequence->model->plans.header.n_vocab, n = 0, n_allowed = 0;
+    candidate *candidates = model->candidates, best = {0, -1};
+    uint32_t n_vocab = model->plans.header.n_vocab, n = 0, n_allowed = 0;
     for (uint32_t i = 0; i < n_vocab; i++) {
         if (!is_allowed(how, i)) continue;
         n_allowed++;
@@ -191,8 +200,24 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
     if (!n_allowed) return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "no token is allowed");
     if (best.token < 0) return sample_no_number();
     *out = best.token;
-    if (how->temperature > 0) *out = draw(candidates, n, best.logit, how, uniform(how->seed, sequence->length));
+    if (how->temperature > 0) *out = draw(candidates, n, best.logit, how, uniform(how->seed, position));
     return LLMC_OK;
+}
+
+/* On the host, from all logits. */
+static llmc_status sample_here(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out)
+{
+    const float *logits; /* [n_vocab] */
+    llmc_status status = sequence_logits(sequence, &logits);
+    return status ? status : choose(sequence->model, logits, sequence->length, how, out);
+}
+
+llmc_status sample_at(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *given,
+                      int32_t *out)
+{
+    llmc_sampling how;
+    llmc_status status = read_sampling(given, &how);
+    return status ? status : choose(model, logits, position, &how, out);
 }
 
 /* -- on a GPU ----------------------------------------------------------------------------------------------------- */
@@ -244,12 +269,17 @@ static llmc_status draw_there(llmc_model *model, llmc_sample_input *const *input
 
 /* -- the calls ---------------------------------------------------------------------------------------------------- */
 
-llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *given)
+llmc_status sample_check_how(const llmc_sampling *given)
 {
     llmc_sampling how;
+    return read_sampling(given, &how);
+}
+
+llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *given)
+{
     if (!sequence->has_logits)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "feed tokens first", "the sequence has no logits");
-    return read_sampling(given, &how);
+    return sample_check_how(given);
 }
 
 int sample_is_drawn(const llmc_sampling *given)

@@ -1,0 +1,141 @@
+"""Speculative decoding: guess what a text goes on with, and have the guesses checked by one step.
+
+A step on eight tokens reads a model's weights once, as a step on one token does, so a guess that is right is a token
+for nearly nothing (Leviathan, Kalman, Matias 2023, arXiv:2211.17192).  The text is the same as without guesses, greedy
+or drawn: see `speculate` in include/llmc.h.
+
+Who guesses: `PromptLookup`, from what the text has said before, or `DraftModel`, a smaller model of the same tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Row
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from llmc.runtime import capi
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Logits, Model
+    from llmc.runtime.generation import How
+    from llmc.runtime.sequence import Sequence
+
+LONGEST, SHORTEST = 4, 1
+"""Tokens at the end of a text that are looked up in it."""
+
+
+class Guesser(Protocol):
+    def guess(self, text: Row[int], how: How, most: int) -> list[int]:
+        """At most so many tokens that may follow the text; each call's text begins with that of the call before."""
+        ...
+
+
+class PromptLookup:
+    """What followed the last tokens where the text, or its prompt, said them before (Saxena 2023; transformers'
+    prompt_lookup_num_tokens).  Of several places the latest, for the longest run of tokens that is found."""
+
+    def __init__(self) -> None:
+        self._n = 0  # tokens that were seen
+        self._after: dict[tuple[int, ...], int] = {}  # some tokens that stand in the text -> the place behind them
+
+    def guess(self, text: Row[int], how: How, most: int) -> list[int]:
+        for end in range(self._n, len(text)):  # the token at `end` stands behind those before it
+            for n in range(SHORTEST, min(LONGEST, end) + 1):
+                self._after[tuple(text[end - n : end])] = end
+        self._n = len(text)
+        for n in range(min(LONGEST, len(text)), SHORTEST - 1, -1):
+            place = self._after.get(tuple(text[len(text) - n :]))
+            if place is not None:
+                return list(text[place : place + most])
+        return []
+
+
+class DraftModel:
+    """What another model says, with the same settings: equal seeds draw alike where the two models agree."""
+
+    def __init__(self, draft: Model, model: Model) -> None:
+        """Raises LlmcError for another vocabulary."""
+        theirs, ours = draft.info.n_vocab, model.info.n_vocab
+        if theirs != ours:
+            fact = f"the draft model has {theirs} tokens in its vocabulary, and the model {ours}"
+            raise LlmcError(fact, place=str(draft.path), hint="a draft is a smaller model with the same tokenizer")
+        self._model, self._sequence = draft, draft.sequence()
+        self._guessed: list[int] = []  # in the sequence, behind what is known of the text
+        self._n_known = 0
+
+    def guess(self, text: Row[int], how: How, most: int) -> list[int]:
+        most = min(most, self._model.info.n_context - len(text))
+        if most < 1:
+            return []
+        try:
+            return self._say(text, how, most)
+        except LlmcError as error:
+            if error.status != capi.NO_MEMORY:
+                raise
+            return []  # for want of pages
+
+    def _say(self, text: Row[int], how: How, most: int) -> list[int]:
+        n_same = min(self._n_known, len(text) - 1)  # the last token is fed in any case, to have logits
+        for guessed, said in zip(self._guessed, text[self._n_known : -1], strict=False):
+            if guessed != said:
+                break
+            n_same += 1
+        self._sequence.truncate(n_same)
+        self._guessed, self._n_known = [], n_same
+        self._sequence.feed(text[n_same:])
+        self._n_known = len(text)
+        guesses = [self._sequence.sample(how)]
+        while len(guesses) < most:
+            self._sequence.feed(guesses[-1:])
+            self._guessed.append(guesses[-1])
+            guesses.append(self._sequence.sample(how))
+        return guesses
+
+
+class Speculation:
+    """The guesses of one text, and how they fared.
+
+    n_steps: of the model.  n_guessed, n_right: guesses that were checked, and those that stayed.
+    """
+
+    def __init__(self, model: Model, guesser: Guesser, most: int) -> None:
+        """most: guesses in a step."""
+        self.n_steps = self.n_guessed = self.n_right = 0
+        self._model, self._guesser, self._most, self._next = model, guesser, most, most
+        self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
+
+    def feed(self, sequence: Sequence, text: Row[int], how: How, room: int) -> list[int]:
+        """Append the text's last token, which is not in the sequence yet, and what is right of at most `room` guesses.
+        -> these guesses.
+
+        After a step whose guesses were all right there are twice as many, after others one more than were right.
+        """
+        most = min(self._next, room)
+        guesses = self._guesser.guess(text, how, most) if most > 0 else []
+        n_right = speculate(self._model, sequence, how, [text[-1], *guesses], self._logits) - 1
+        self.n_steps += 1
+        self.n_guessed += len(guesses)
+        self.n_right += n_right
+        if guesses:
+            self._next = min(self._most, 2 * most if n_right == len(guesses) else n_right + 1)
+        return guesses[:n_right]
+
+
+def can_speculate(model: Model) -> bool:
+    """Whether the artifact's runtime is new enough."""
+    with model.running() as (api, _):
+        return capi.has(api, "speculate")
+
+
+def speculate(model: Model, sequence: Sequence, how: How, tokens: Row[int], logits: Logits) -> int:
+    """Append a token and the guesses behind it that are right.  -> how many tokens that were.
+
+    logits: float32 [at least as many as there are tokens, n_vocab], written.
+    """
+    ids = model.check_ids(tokens)
+    with model.running() as (api, handle):
+        raw = capi.SpeculateInput(sequence.handle, capi.pointer_to(how), ids.ctypes.data, len(ids), logits.ctypes.data)
+        model.check(api.speculate(handle, raw, 1))
+        return int(raw.n_kept)

@@ -1,0 +1,136 @@
+"""Speculative decoding: guesses are checked in one step, and the text is the same as without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llmc
+from llmc.runtime import LlmcError
+from llmc.runtime.binding import Model
+from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.speculate import DraftModel, PromptLookup, Speculation, speculate
+from tests.runtime import toy_artifact as toy
+from tests.runtime.test_c_steps import TEXT
+from tests.runtime.toy_cuda import FakeCuda
+
+PROMPT = TEXT[:5]
+DRAWN = How(1.5, 5, 0.9, 3)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def model(request: pytest.FixtureRequest, cuda: FakeCuda, toy_so: Path, cuda_so: Path) -> Iterator[Model]:
+    with llmc.load(toy_so if request.param == "cpu" else cuda_so, kv_tokens=640) as model:
+        yield model
+
+
+class Oracle:
+    """Guesses right but for every so manieth token of the text."""
+
+    def __init__(self, said: Sequence[int], wrong: int) -> None:
+        self.said, self.wrong = said, wrong
+
+    def guess(self, text: Sequence[int], how: How, most: int) -> list[int]:
+        places = range(len(text), min(len(text) + most, len(self.said)))
+        return [(self.said[i] + (i % self.wrong == 0)) % toy.VOCAB for i in places]
+
+
+def alone(model: Model, how: How, n: int) -> list[int]:
+    """The text of one token at a time."""
+    with model.sequence() as sequence:
+        text = list(PROMPT)
+        sequence.feed(text)
+        for _ in range(n):
+            text.append(sequence.sample(how))
+            sequence.feed(text[-1:])
+        return text
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 7, 100])
+def test_the_text_is_that_of_one_token_at_a_time(model: Model, wrong: int) -> None:
+    follow(model, GREEDY, wrong)
+
+
+@pytest.mark.parametrize("wrong", [2, 100])
+def test_a_text_is_drawn_as_one_token_at_a_time_is(toy_so: Path, wrong: int) -> None:
+    with llmc.load(toy_so) as model:
+        follow(model, DRAWN, wrong)
+
+
+def follow(model: Model, how: How, wrong: int) -> None:
+    text = list(PROMPT)
+    said = alone(model, how, 24)
+    speculation = Speculation(model, Oracle(said, wrong), most=6)
+    with model.sequence() as sequence:
+        sequence.feed(text)
+        while len(text) < len(said):
+            text.append(sequence.sample(how))
+            text += speculation.feed(sequence, text, how, len(said) - len(text))
+            assert sequence.length == len(text)
+            assert sequence.logits().tolist() == toy.oracle(text)[-1]
+        assert text == said
+        assert sequence.sample(how) == alone(model, how, 25)[-1]
+    assert model.info.kv_tokens_free == model.info.kv_tokens
+    assert (speculation.n_right == 0) == (wrong == 1)
+    if wrong == 100:
+        assert speculation.n_right == speculation.n_guessed > 24 / 2
+
+
+def test_wrong_guesses_leave_pages_and_other_sequences_alone(model: Model) -> None:
+    logits = np.empty((1 + 20, model.info.n_vocab), np.float32)
+    with model.sequence() as sequence, model.sequence() as other:
+        sequence.feed(PROMPT)
+        with sequence.fork() as twin:  # of a page that is not full
+            other.feed(PROMPT[:3])
+            n_free = model.info.kv_tokens_free
+            token = sequence.sample()
+            assert speculate(model, sequence, GREEDY, [token, *[3] * 20], logits) == 1
+            assert model.info.kv_tokens_free >= n_free - model.page_tokens
+            assert twin.logits().tolist() == toy.oracle(PROMPT)[-1]
+            assert other.logits().tolist() == toy.oracle(PROMPT[:3])[-1]
+            assert sequence.logits().tolist() == toy.oracle([*PROMPT, token])[-1]
+            twin.feed([token])
+            assert twin.sample() == sequence.sample()
+
+
+def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model) -> None:
+    logits = np.empty((3, model.info.n_vocab), np.float32)
+    mask = np.full(-(-toy.VOCAB // 32), 0xFFFFFFFF, np.uint32)
+    with model.sequence() as sequence:
+        sequence.feed(PROMPT)
+        with pytest.raises(LlmcError, match="allows some tokens alone"):
+            speculate(model, sequence, GREEDY.among(mask), PROMPT[:2], logits)
+        with pytest.raises(LlmcError, match="out of range"):
+            speculate(model, sequence, GREEDY, [1, toy.VOCAB], logits)
+        assert sequence.length == len(PROMPT)
+        sequence.feed(TEXT[: toy.CONTEXT - len(PROMPT) - 1])
+        with pytest.raises(LlmcError, match="context"):
+            speculate(model, sequence, GREEDY, [1, 2], logits)
+        assert sequence.length == toy.CONTEXT - 1
+
+
+def test_a_lookup_guesses_what_came_after_the_longest_run_that_is_repeated() -> None:
+    lookup = PromptLookup()
+    text = [1, 2, 3, 4, 9, 2, 3, 5, 8]
+    assert lookup.guess(text, GREEDY, 4) == []
+    text += [2, 3]
+    assert lookup.guess(text, GREEDY, 4) == [5, 8, 2, 3]  # the latest of two places
+    text[-2:] = [1, 2, 3]
+    assert PromptLookup().guess(text, GREEDY, 2) == [4, 9]  # the longer run
+    assert lookup.guess([*text, 7], GREEDY, 2) == []
+
+
+def test_a_draft_model_guesses_what_it_would_say(model: Model, toy_so: Path) -> None:
+    how = GREEDY if model.info.device != "CPU" else DRAWN
+    said = alone(model, how, 24)
+    with llmc.load(toy_so) as draft:
+        guesser = DraftModel(draft, model)
+        for end in (5, 6, 9, 10, 10, 14):
+            assert guesser.guess(said[:end], how, 4) == said[end : end + 4]
+        wrong = [*said[:15], (said[15] + 1) % toy.VOCAB]
+        guesses = guesser.guess(wrong, GREEDY, 2)
+        assert guesses[0] == int(np.argmax(toy.oracle(wrong)[-1]))
+        assert guesser.guess(TEXT[: toy.CONTEXT], GREEDY, 2) == []
