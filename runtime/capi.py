@@ -115,8 +115,9 @@ class SpeculateInput(c.Structure):
         ("how", c.POINTER(Sampling)),
         ("tokens", c.c_void_p),
         ("n_tokens", c.c_size_t),
+        ("n_guesses", c.c_size_t),
         ("logits", c.c_void_p),
-        ("n_kept", c.c_size_t),
+        ("n_right", c.c_size_t),
     )
 
 

@@ -10,7 +10,7 @@ Who guesses: `PromptLookup`, from what the text has said before, or `DraftModel`
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Logits, Model
+    from llmc.runtime.binding import Ids, Logits, Model
     from llmc.runtime.generation import How
     from llmc.runtime.sequence import Sequence
 
@@ -114,7 +114,8 @@ class Speculation:
         """
         most = min(self._next, room)
         guesses = self._guesser.guess(text, how, most) if most > 0 else []
-        n_right = speculate(self._model, sequence, how, [text[-1], *guesses], self._logits) - 1
+        known = self._model.check_ids([text[-1], *guesses])
+        [n_right] = speculate(self._model, [Guessed(sequence, how, known, len(guesses), self._logits)])
         self.n_steps += 1
         self.n_guessed += len(guesses)
         self.n_right += n_right
@@ -129,13 +130,27 @@ def can_speculate(model: Model) -> bool:
         return capi.has(api, "speculate")
 
 
-def speculate(model: Model, sequence: Sequence, how: How, tokens: Row[int], logits: Logits) -> int:
-    """Append a token and the guesses behind it that are right.  -> how many tokens that were.
+class Guessed(NamedTuple):
+    """A sequence's part of a step with guesses.
 
-    logits: float32 [at least as many as there are tokens, n_vocab], written.
+    tokens: int32 [n], of which the last n_guesses are guesses.  logits: float32 [n or more, n_vocab], written; None
+    where there are no guesses and nobody wants them.
     """
-    ids = model.check_ids(tokens)
+
+    sequence: Sequence
+    how: How
+    tokens: Ids
+    n_guesses: int
+    logits: Logits | None
+
+
+def speculate(model: Model, inputs: Row[Guessed]) -> list[int]:
+    """Append the tokens of each, and the guesses that are right.  -> how many guesses those are."""
+    raw = (capi.SpeculateInput * len(inputs))()
     with model.running() as (api, handle):
-        raw = capi.SpeculateInput(sequence.handle, capi.pointer_to(how), ids.ctypes.data, len(ids), logits.ctypes.data)
-        model.check(api.speculate(handle, raw, 1))
-        return int(raw.n_kept)
+        for entry, (sequence, how, tokens, n_guesses, logits) in zip(raw, inputs, strict=True):
+            entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
+            entry.tokens, entry.n_tokens, entry.n_guesses = tokens.ctypes.data, len(tokens), n_guesses
+            entry.logits = None if logits is None else logits.ctypes.data
+        model.check(api.speculate(handle, raw, len(inputs)))
+        return [int(entry.n_right) for entry in raw]

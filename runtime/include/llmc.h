@@ -136,14 +136,15 @@ typedef struct llmc_step_input {
     float *logits; /* NULL, or [n_tokens, n_vocab]: the logits after each of these tokens */
 } llmc_step_input;
 
-/* A sequence's part of speculate: tokens[n_tokens], of which all but the first are guesses. */
+/* A sequence's part of speculate: tokens[n_tokens] to append, of which the last n_guesses are guesses. */
 typedef struct llmc_speculate_input {
     llmc_sequence *sequence;
     const llmc_sampling *how; /* NULL: the most likely */
     const int32_t *tokens;
     size_t n_tokens;
-    float *logits; /* [n_tokens, n_vocab], the caller's: the logits after each of these tokens */
-    size_t n_kept; /* out: how many of the tokens were appended, at least 1 */
+    size_t n_guesses; /* less than n_tokens */
+    float *logits;    /* [n_tokens, n_vocab]: the logits after each of these tokens; may be NULL without guesses */
+    size_t n_right;   /* out: how many of the guesses were appended */
 } llmc_speculate_input;
 
 /* A task of a kernel call, as it ran. Times are of CLOCK_MONOTONIC. */
@@ -227,10 +228,9 @@ typedef struct llmc_api {
     llmc_status (*advance)(llmc_model *model, llmc_advance_input *inputs, size_t n_inputs);
 
     /* -- speculative decoding: there if `size` reaches so far ---------------- */
-    /* A step() on a token and guesses at those behind it, of different sequences. What is appended to each is the
-     * token, and of the guesses as many as sample() would have given, one after the other, with these settings: the
-     * same text as without guesses, in fewer steps. Its logits are those after the last of them. `allowed` has to be
-     * NULL. */
+    /* step() on tokens and guesses at those behind them. Appended are the tokens, and of the guesses as many as sample()
+     * would have given one after the other, with these settings: the same text as without guesses, in fewer steps. The
+     * sequence's logits are those after the last of them. Where there are guesses, how->allowed has to be NULL. */
     llmc_status (*speculate)(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs);
 } llmc_api;
 

@@ -10,9 +10,9 @@ import pytest
 
 import llmc
 from llmc.runtime import LlmcError
-from llmc.runtime.binding import Model
+from llmc.runtime.binding import Logits, Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import DraftModel, PromptLookup, Speculation, speculate
+from llmc.runtime.speculate import DraftModel, Guessed, PromptLookup, Speculation, speculate
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
@@ -87,7 +87,8 @@ def test_wrong_guesses_leave_pages_and_other_sequences_alone(model: Model) -> No
             other.feed(PROMPT[:3])
             n_free = model.info.kv_tokens_free
             token = sequence.sample()
-            assert speculate(model, sequence, GREEDY, [token, *[3] * 20], logits) == 1
+            inputs = Guessed(sequence, GREEDY, model.check_ids([token, *[3] * 20]), 20, logits)
+            assert speculate(model, [inputs]) == [0]
             assert model.info.kv_tokens_free >= n_free - model.page_tokens
             assert twin.logits().tolist() == toy.oracle(PROMPT)[-1]
             assert other.logits().tolist() == toy.oracle(PROMPT[:3])[-1]
@@ -96,19 +97,35 @@ def test_wrong_guesses_leave_pages_and_other_sequences_alone(model: Model) -> No
             assert twin.sample() == sequence.sample()
 
 
+def test_a_step_has_prompts_beside_guesses(model: Model) -> None:
+    said = alone(model, GREEDY, 9)
+    logits = np.empty((10, model.info.n_vocab), np.float32)
+    with model.sequence() as guessed, model.sequence() as prompt:
+        guessed.feed(said[:3])
+        right = Guessed(guessed, GREEDY, model.check_ids([*said[3:9], 3, 3]), 4, logits)
+        assert speculate(model, [Guessed(prompt, GREEDY, model.check_ids(TEXT[:7]), 0, None), right]) == [0, 2]
+        assert prompt.logits().tolist() == toy.oracle(TEXT[:7])[-1]
+        assert guessed.logits().tolist() == toy.oracle(said[:9])[-1]
+
+
 def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model) -> None:
     logits = np.empty((3, model.info.n_vocab), np.float32)
     mask = np.full(-(-toy.VOCAB // 32), 0xFFFFFFFF, np.uint32)
     with model.sequence() as sequence:
         sequence.feed(PROMPT)
-        with pytest.raises(LlmcError, match="allows some tokens alone"):
-            speculate(model, sequence, GREEDY.among(mask), PROMPT[:2], logits)
-        with pytest.raises(LlmcError, match="out of range"):
-            speculate(model, sequence, GREEDY, [1, toy.VOCAB], logits)
+
+        def refused(match: str, tokens: list[int], n: int, how: How = GREEDY, room: Logits | None = logits) -> None:
+            with pytest.raises(LlmcError, match=match):
+                speculate(model, [Guessed(sequence, how, np.array(tokens, np.int32), n, room)])
+
+        refused("allows some tokens alone", [1, 2], 1, GREEDY.among(mask))
+        refused("out of range", [1, toy.VOCAB], 1)
+        refused("2 tokens, and 2 of them are guesses", [1, 2], 2)
+        refused("no tokens", [], 0)
+        refused("no room for logits", [1, 2], 1, room=None)
         assert sequence.length == len(PROMPT)
         sequence.feed(TEXT[: toy.CONTEXT - len(PROMPT) - 1])
-        with pytest.raises(LlmcError, match="context"):
-            speculate(model, sequence, GREEDY, [1, 2], logits)
+        refused("context", [1, 2], 1)
         assert sequence.length == toy.CONTEXT - 1
 
 
