@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llmc.runtime.generation import Generation, History, How
     from llmc.runtime.grammar import Constraint, Grammar
     from llmc.runtime.sequence import Sequence
+    from llmc.runtime.speculate import Speculation
 
 
 def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
@@ -71,6 +72,18 @@ def parse_device(context: click.Context, option: click.Parameter, text: str | No
     type=click.Path(exists=True, dir_okay=False),
     help="Generate JSON of this schema, and nothing else.",
 )
+@click.option(
+    "--speculate",
+    metavar="N",
+    type=click.IntRange(0, 63),
+    help="Guess up to N tokens ahead, and check them in one step: the same text, sooner.  [default: 0; with --draft 7]",
+)
+@click.option(
+    "--draft",
+    metavar="SMALL.so",
+    type=click.Path(),
+    help="Who guesses: a smaller model of the same tokenizer; otherwise what the text has said before.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
 @threads_option
 @click.option(
@@ -91,6 +104,8 @@ def command(
     interactive: bool,
     max_tokens: int,
     json_schema: str | None,
+    speculate: int | None,
+    draft: str | None,
     ignore_eos: bool,
     threads: int,
     device: str | None,
@@ -111,12 +126,14 @@ def command(
         raise click.UsageError("--json is for one prompt, not for -i")
     if interactive and json_schema:
         raise click.UsageError("--json-schema is for one prompt, not for -i")
+    if interactive and (speculate or draft):
+        raise click.UsageError("--speculate and --draft are for one prompt, not for -i")
     grammar = grammar_in(json_schema) if json_schema else None
     from llmc.runtime.generation import How
 
     how = How.choose(**sampling)
     start = perf_counter()
-    with opened(artifact, threads, device) as model:
+    with opened(artifact, threads, device) as model, guessing(model, speculate, draft, threads) as speculation:
         load_s = perf_counter() - start
         with profiling(model, profile) as report:
             if interactive:
@@ -124,7 +141,8 @@ def command(
                 return
             given = tokens if tokens is not None else str(prompt)
             constraint = following(model, grammar) if grammar else None
-            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
+            options: Any = {"ignore_eos": ignore_eos, "constraint": constraint, "speculation": speculation}
+            generation = model.stream(given, max_tokens, how, **options)
             if as_json:
                 said = result(model, generation, load_s)
             else:
@@ -137,6 +155,18 @@ def command(
 def opened(artifact: str, threads: int, device: str | None) -> Model:
     """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
     return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
+
+
+@contextmanager
+def guessing(model: Model, most: int | None, draft: str | None, threads: int) -> Iterator[Speculation | None]:
+    """Guesses at what comes next, if they are asked for, by a model that is open meanwhile, if one is named."""
+    if most == 0 or not (most or draft):
+        yield None
+    elif draft is None:
+        yield model.speculation(most or 0)
+    else:
+        with load(draft, threads=threads) as small:
+            yield model.speculation(most or 7, small)
 
 
 def grammar_in(path: str) -> Grammar:
@@ -263,6 +293,8 @@ def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any
         said["text"] = model.decode(tokens, after=generation.prompt)
     if generation.how.temperature > 0:
         said["seed"] = generation.how.seed
+    if guesses := generation.speculation:
+        said["speculation"] = {"steps": guesses.n_steps, "guessed": guesses.n_guessed, "right": guesses.n_right}
     return said | {
         "n_prompt_tokens": len(generation.prompt),
         "prefill_s": generation.prefill_s,
@@ -281,10 +313,12 @@ def timing(model: Model, generation: Generation, load_s: float) -> str:
     """One line about a generation's speed."""
     n, threads = len(generation.tokens), model.info.n_threads
     target = f"{model.target} | " if "targets" in model.manifest else ""
+    guesses = generation.speculation
+    right = f"{guesses.n_right} of {guesses.n_guessed} guesses right | " if guesses else ""
     return (
         f"prompt {len(generation.prompt)} tokens in {in_seconds(generation.prefill_s)}, "
         f"{generation.prefill_tokens_per_s:.1f} tok/s | "
-        f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | "
+        f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | {right}"
         f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | "
         f"{target}end: {generation.stop}"
     )

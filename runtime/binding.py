@@ -30,6 +30,8 @@ from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from llmc.runtime.speculate import Speculation
+
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 LoadProgress = Callable[[int, int], None]
@@ -186,18 +188,22 @@ class Model:
         seed: int | None = None,
         ignore_eos: bool = False,
         grammar: Grammar | None = None,
+        speculate: int = 0,
+        draft: Model | None = None,
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
         temperature 0 is greedy; otherwise seed None draws one; How says what the others mean.  Ends at an end token
         (unless ignored), after max_tokens, when the context is full, or when the text is all that its grammar says.
-        Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
+        speculate: most guesses in a step at what comes next, by a draft model or by what the text has said before; the
+        text is the same.  Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
         """
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
-        generation = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint)
-        return text_pieces(generation, TextStream(self.tokenizer, generation.prompt))
+        guesses = self.speculation(speculate, draft)
+        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint, speculation=guesses)
+        return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
 
     def tokens(
         self,
@@ -214,11 +220,14 @@ class Model:
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
         ignore_eos: bool = False,
+        speculate: int = 0,
+        draft: Model | None = None,
     ) -> list[int]:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
-        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos))
+        guesses = self.speculation(speculate, draft)
+        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses))
 
     def stream(
         self,
@@ -230,11 +239,20 @@ class Model:
         sequence: Sequence | None = None,
         constraint: Constraint | None = None,
         history: History | None = None,
+        speculation: Speculation | None = None,
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
         where penalties look back."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history)
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation)
+
+    def speculation(self, most: int, draft: Model | None = None) -> Speculation | None:
+        """At most so many guesses in a step of one text; 0: none.  See speculate.py."""
+        from llmc.runtime.speculate import DraftModel, PromptLookup, Speculation
+
+        if most < 1:
+            return None
+        return Speculation(self, PromptLookup() if draft is None else DraftModel(draft, self), most)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""
@@ -346,12 +364,18 @@ class Model:
             for entry, (sequence, ids, logits) in zip(raw, inputs, strict=True):
                 entry.sequence, entry.tokens, entry.n_tokens = sequence.handle, ids.ctypes.data, len(ids)
                 entry.logits = None if logits is None else logits.ctypes.data
-            if self._profile is None:
+            with self.recording([(sequence, ids) for sequence, ids, _ in inputs], phase):
                 self.check(api.step(handle, raw, len(inputs)))
-                return
-            rows = [(int(api.sequence_length(sequence.handle)), len(ids)) for sequence, ids, _ in inputs]
-            with self._profile.step(rows, phase):
-                self.check(api.step(handle, raw, len(inputs)))
+
+    @contextmanager
+    def recording(self, inputs: Iterable[tuple[Sequence, Ids]], phase: Phase | None = None) -> Iterator[None]:
+        """Around a step of the model that is `running`: for its profile, if somebody wants one."""
+        if self._profile is None:
+            yield
+            return
+        length = self._library.api.sequence_length
+        with self._profile.step([(int(length(sequence.handle)), len(ids)) for sequence, ids in inputs], phase):
+            yield
 
     def check(self, status: int) -> None:
         """Raise LlmcError for a status that is not LLMC_OK."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
+    from llmc.runtime.speculate import Speculation
 
 Stop = Literal["eos", "length", "context", "grammar"]
 Mask = npt.NDArray[np.uint32]
@@ -172,9 +173,11 @@ class Generation(Iterator[int]):
         sequence: Sequence | None = None,
         constraint: Constraint | None = None,
         history: History | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
-        constraint: what the text has to look like.  history: what is in the sequence already; grows with the text."""
+        constraint: what the text has to look like.  history: what is in the sequence already; grows with the text.
+        speculation: guesses at the text; not asked where there are penalties, biases or a constraint."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -189,7 +192,9 @@ class Generation(Iterator[int]):
             self._history.ask(prompt)
             self._how = how.after(self._history)
         self._sequence = sequence
+        self.speculation = speculation if constraint is None and how.is_plain else None
         self._is_fed = False  # the last token is part of the sequence
+        self._right: list[int] = []  # guesses that are, and are the next tokens
         self._steps = self._run()
 
     def __next__(self) -> int:
@@ -220,7 +225,7 @@ class Generation(Iterator[int]):
                 return
             most = min(self.max_tokens, model.info.n_context - n_fed + 1)
             while True:
-                token = self._next(sequence, is_last=len(self.tokens) + 1 == most)
+                token = self._next(sequence, most - len(self.tokens))
                 arrived = perf_counter()
                 if self.tokens:
                     self.decode_s += arrived - start
@@ -243,17 +248,20 @@ class Generation(Iterator[int]):
             else:
                 sequence.close()
 
-    def _next(self, sequence: Sequence, is_last: bool) -> int:
+    def _next(self, sequence: Sequence, n_left: int) -> int:
         """The next token; the step on it is under way already unless it is known to be the last, or refused: then the
         token is here all the same, and the refusal comes when the next one is asked for."""
         if self.tokens and not self._is_fed:
-            sequence.feed(self.tokens[-1:])
+            self._feed(sequence, n_left)
+        if self._right:
+            self._is_fed = True
+            return self._right.pop(0)
         if self.constraint is not None:
             self._is_fed = False
             token = sequence.sample(self._how.among(self.constraint.allowed()))
             self.constraint.take(token)
             return token
-        self._is_fed = self.model.runs_ahead and not is_last and self._how.is_plain
+        self._is_fed = self.model.runs_ahead and n_left > 1 and self._how.is_plain and self.speculation is None
         if not self._is_fed:
             return sequence.sample(self._how)
         try:
@@ -264,6 +272,14 @@ class Generation(Iterator[int]):
                 return sequence.sample(self._how)
             except LlmcError:
                 raise refused from None
+
+    def _feed(self, sequence: Sequence, n_left: int) -> None:
+        """The last token, and guesses at the next ones, of which n_left may still be said."""
+        if self.speculation is None:
+            sequence.feed(self.tokens[-1:])
+            return
+        text = [*self.prompt, *self.tokens]
+        self._right = self.speculation.feed(sequence, text, self._how, n_left - 1)
 
     def _take_back(self, sequence: Sequence, n: int) -> None:
         """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""

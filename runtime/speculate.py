@@ -101,7 +101,8 @@ class Speculation:
     """
 
     def __init__(self, model: Model, guesser: Guesser, most: int) -> None:
-        """most: guesses in a step."""
+        """most: guesses in a step.  Raises LlmcError when the artifact's runtime cannot check them."""
+        check_runtime(model)
         self.n_steps = self.n_guessed = self.n_right = 0
         self._model, self._guesser, self._most, self._next = model, guesser, most, most
         self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
@@ -124,10 +125,12 @@ class Speculation:
         return guesses[:n_right]
 
 
-def can_speculate(model: Model) -> bool:
-    """Whether the artifact's runtime is new enough."""
+def check_runtime(model: Model) -> None:
+    """Raise LlmcError for an artifact that is older than speculation."""
     with model.running() as (api, _):
-        return capi.has(api, "speculate")
+        if not capi.has(api, "speculate"):
+            fact = "the artifact's runtime cannot check guesses"
+            raise LlmcError(fact, place=str(model.path), hint="compile the model again with this llmc")
 
 
 class Guessed(NamedTuple):
@@ -152,5 +155,7 @@ def speculate(model: Model, inputs: Row[Guessed]) -> list[int]:
             entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
             entry.tokens, entry.n_tokens, entry.n_guesses = tokens.ctypes.data, len(tokens), n_guesses
             entry.logits = None if logits is None else logits.ctypes.data
-        model.check(api.speculate(handle, raw, len(inputs)))
+        goes_on = all(len(one.tokens) == 1 + one.n_guesses for one in inputs)
+        with model.recording([(one.sequence, one.tokens) for one in inputs], "decode" if goes_on else None):
+            model.check(api.speculate(handle, raw, len(inputs)))
         return [int(entry.n_right) for entry in raw]

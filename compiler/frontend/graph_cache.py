@@ -81,7 +81,7 @@ def _save(proto: onnx.ModelProto, file: Path) -> None:
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(proto.SerializeToString())
+        onnx.save(proto, temporary)
         temporary.replace(file)
     except OSError:
         with contextlib.suppress(OSError):

@@ -19,15 +19,15 @@ static llmc_status check_input(const llmc_speculate_input *input, size_t index)
         return fail(LLMC_ERROR_ARGUMENT, "speculate", "give it memory for [n_tokens, n_vocab]",
                     "input %zu has guesses, and no room for logits", index);
     llmc_status status = sample_check_how(input->how);
-    if (!status && sample_is_masked(input->how))
+    if (!status && sample_is_hosted(input->how))
         status = fail(LLMC_ERROR_ARGUMENT, "speculate", "sample and feed one token at a time",
-                      "input %zu has guesses, and allows some tokens alone", index);
+                      "input %zu has guesses, and asks for more than temperature, top_k and top_p", index);
     return status;
 }
 
 /* Guesses up to the first that is wrong. Logits of which none is a number end them as well; whoever samples from them
  * is told. n_before: tokens of the sequence that are no guesses. */
-static size_t count_right(const llmc_model *model, const llmc_speculate_input *input, uint32_t n_before)
+static size_t count_right(llmc_model *model, const llmc_speculate_input *input, uint32_t n_before)
 {
     const size_t n_known = input->n_tokens - input->n_guesses;
     size_t n = 0;

@@ -187,6 +187,15 @@ def test_penalties_and_biases_change_the_text(stub: Path, model: Model) -> None:
         assert run(stub, "-p", "x", "--presence-penalty", wrong).exit_code == 1
 
 
+def test_guesses_need_a_runtime_that_checks_them_and_a_draft_that_fits(stub: Path, tmp_path: Path) -> None:
+    result = run(stub, "-p", PROMPT, "--speculate", 4)
+    assert result.exit_code == 1
+    assert "cannot check guesses" in result.stderr
+    assert run(stub, "-i", "--speculate", 4).exit_code == 2
+    missing = run(stub, "-p", PROMPT, "--draft", tmp_path / "none.so")
+    assert (missing.exit_code, "no such file" in missing.stderr) == (1, True)
+
+
 def test_a_text_that_grows_past_the_context_begins_anew(stub: Path) -> None:
     result = run(stub, "-i", "-n", 1000, "--ignore-eos", typed="Once\nupon\nOnce\n")
     assert result.exit_code == 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 import llmc
+from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from llmc.runtime.binding import Logits, Model
 from llmc.runtime.generation import GREEDY, How
@@ -118,7 +121,8 @@ def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model)
             with pytest.raises(LlmcError, match=match):
                 speculate(model, [Guessed(sequence, how, np.array(tokens, np.int32), n, room)])
 
-        refused("allows some tokens alone", [1, 2], 1, GREEDY.among(mask))
+        refused("asks for more than", [1, 2], 1, GREEDY.among(mask))
+        refused("asks for more than", [1, 2], 1, How(logit_bias=((3, 1.0),)))
         refused("out of range", [1, toy.VOCAB], 1)
         refused("2 tokens, and 2 of them are guesses", [1, 2], 2)
         refused("no tokens", [], 0)
@@ -127,6 +131,48 @@ def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model)
         sequence.feed(TEXT[: toy.CONTEXT - len(PROMPT) - 1])
         refused("context", [1, 2], 1)
         assert sequence.length == toy.CONTEXT - 1
+
+
+@pytest.mark.parametrize("how", [GREEDY, DRAWN, How(1.5, seed=2, presence_penalty=1.0)])
+def test_a_generation_says_the_same_with_guesses(toy_so: Path, how: How) -> None:
+    with llmc.load(toy_so) as model, model.sequence() as sequence:
+        for max_tokens, ignore_eos in ((9, False), (0, False), (1, False), (20, True), (toy.CONTEXT, True)):
+            plain = model.stream(PROMPT, max_tokens, how, ignore_eos=ignore_eos, sequence=sequence)
+            said, length = list(plain), sequence.length
+            sequence.truncate(0)
+            guesses = Speculation(model, Oracle([*PROMPT, *said, *said], 5), most=4)
+            guided = model.stream(
+                PROMPT, max_tokens, how, ignore_eos=ignore_eos, sequence=sequence, speculation=guesses
+            )
+            assert (list(guided), guided.stop, sequence.length) == (said, plain.stop, length)
+            assert (guesses.n_right > 0) == (len(said) > 2 and how.is_plain)
+            sequence.truncate(0)
+
+
+def test_a_generation_that_is_left_takes_back_guesses_that_nobody_has_seen(toy_so: Path) -> None:
+    with llmc.load(toy_so) as model, model.sequence() as sequence:
+        said = model.tokens(PROMPT, 12, ignore_eos=True)
+        guesses = Speculation(model, Oracle([*PROMPT, *said], 100), most=6)
+        stream = model.stream(PROMPT, 12, ignore_eos=True, sequence=sequence, speculation=guesses)
+        assert [next(stream) for _ in range(4)] == said[:4]
+        stream.close()
+        assert sequence.length == len(PROMPT) + 3
+        assert list(model.stream(said[3:4], 3, ignore_eos=True, sequence=sequence)) == said[4:7]
+
+
+def test_the_command_line_says_how_guesses_fared(toy_so: Path) -> None:
+    def run(*arguments: object) -> Result:
+        ids = ",".join(map(str, PROMPT))
+        return CliRunner().invoke(main, ["run", str(toy_so), "--tokens", ids, *map(str, arguments)])
+
+    said = json.loads(run("-n", 12, "--ignore-eos", "--json").stdout)["tokens"]
+    for options in (["--speculate", 3], ["--draft", toy_so]):
+        found = json.loads(run("-n", 12, "--ignore-eos", "--json", *options).stdout)
+        assert found["tokens"] == said
+        assert 0 < found["speculation"]["steps"] <= 11
+    assert found["speculation"]["right"] == found["speculation"]["guessed"] >= 9
+    assert "guesses right" in run("-n", 12, "--draft", toy_so).stderr
+    assert "speculation" not in json.loads(run("-n", 2, "--json", "--speculate", 0, "--draft", toy_so).stdout)
 
 
 def test_a_lookup_guesses_what_came_after_the_longest_run_that_is_repeated() -> None:
