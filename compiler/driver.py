@@ -199,10 +199,10 @@ def rewrite_each(
             history.add(name, model, n_rewrites)
 
     try:
-        if source.file is not None:
+        if source.is_spelled_out:
             make_plain(source, observe)
         exported_layer = one_layer(graph.to_text(source.graph))
-        observe("export" if source.file is None else "plain", source.graph, 0)
+        observe("plain" if source.is_spelled_out else "export", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
         graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
@@ -233,12 +233,13 @@ def check_experts(source: SourceModel) -> None:
 
 
 def make_plain(source: SourceModel, observe: passes.Observe) -> None:
-    """Turn an .onnx file's graph into one like our exporter's.  Whatever goes wrong is said of the file."""
+    """Turn a graph with its attention spelled out into one like our exporter's.  Whatever goes wrong is said of it."""
+    steps = passes.spelled_out_steps if source.file is None else passes.file_steps
     try:
-        passes.run_steps(source.graph, passes.file_steps(source.n_context), observe)
+        passes.run_steps(source.graph, steps(source.n_context), observe)
     except LlmcError:
         raise
-    except Exception as error:  # the file is anybody's, and ONNX Runtime raises anything at all
+    except Exception as error:  # a file is anybody's, and ONNX Runtime raises anything at all
         said = " ".join(str(error).split())[:200]
         raise LlmcError(f"{type(error).__name__}: {said}", place=source.name) from error
 

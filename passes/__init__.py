@@ -81,6 +81,14 @@ def file_steps(n_context: int) -> Steps:
     """
     return (
         ("drop_cache", drop_cache),
+        *spelled_out_steps(n_context),
+    )
+
+
+def spelled_out_steps(n_context: int) -> Steps:
+    """What a graph with its attention spelled out goes through first: an .onnx file's, and that of a model whose
+    attention does not go through transformers' interface."""
+    return (
         ("standardise_operators", standardise_operators),
         ("resolve_shapes", lambda model: resolve_shapes(model, n_context=n_context)),
         ("drop_unchanged", drop_dead),

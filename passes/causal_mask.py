@@ -89,7 +89,7 @@ def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: s
         value.shape = None  # of one head, where the graph has several
     feeds = {str(value.name): np.arange(n_tokens)[None] for value in leaves}
     if scores is not None:
-        feeds[str(scores.name)] = np.zeros((1, 1, n_tokens, n_tokens), np.float32)
+        feeds[str(scores.name)] = np.zeros(shape_of(scores, part.graph, n_tokens), np.float32)
     found = next(iter(runner(part)(feeds).values()))
     try:
         found = np.broadcast_to(found, (*found.shape[:-2], n_tokens, n_tokens)).reshape(-1, n_tokens, n_tokens)
@@ -109,6 +109,24 @@ def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: s
     if others.size:
         raise LlmcError("the attention adds to its scores what is no mask: a bias by position", place=place)
     return np.array(counts)
+
+
+def shape_of(scores: ir.Value, part: ir.Graph, n_tokens: int) -> tuple[int, ...]:
+    """Of the scores of one sequence; of one head, unless the part tells heads from the batch."""
+    made = {value for value in part.inputs if value.name == scores.name}
+    for node in part:
+        if any(value in made for value in node.inputs):
+            if node.op_type == "Reshape":
+                outer = [size if isinstance(size, int) else times(size, "batch") for size in dims(scores)[:-2]]
+                return (*outer, n_tokens, n_tokens)
+            made.update(node.outputs)
+    return (1, 1, n_tokens, n_tokens)
+
+
+def times(size: ir.SymbolicDim, name: str) -> int:
+    """4, if the size is "batch*4"."""
+    whole, _, number = str(size).partition("*")
+    return int(number) if whole == name and number.isdigit() else 1
 
 
 def is_alibi(last: Array) -> bool:

@@ -66,6 +66,11 @@ def other_axes(value: ir.Value) -> list[int]:
     return [axis for axis in range(len(dims(value))) if axis not in tokens]
 
 
+def between(value: ir.Value) -> list[int]:
+    """The other axes in front of the last that counts tokens."""
+    return [axis for axis in other_axes(value) if axis < max(token_axes(value), default=0)]
+
+
 class Flattening:
     """The values of the old graph and what became of them, each [M, its other axes in order]."""
 
@@ -207,11 +212,12 @@ def gather(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def reshape(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    """Reshape, Squeeze, Unsqueeze within each token; the tokens lead before and after, or only 1s come and go."""
+    """Reshape, Squeeze, Unsqueeze within each token; the tokens lead before and after, but for 1s, or only 1s come and
+    go."""
     x, y = node.inputs[0], node.outputs[0]
     assert x is not None
     before, after = ([dims(value)[axis] for axis in other_axes(value)] for value in (x, y))
-    leading = all(token_axes(value) == tuple(range(len(token_axes(value)))) for value in (x, y))
+    leading = all(dims(value)[axis] == 1 for value in (x, y) for axis in between(value))
     if not leading and [size for size in before if size != 1] != [size for size in after if size != 1]:
         raise flat.refusal(node, f"turns {x.shape} into {y.shape}")
     return [flat.reshape(node, flat.new[x], after)]

@@ -25,7 +25,8 @@ import onnx_ir as ir
 from llmc.compiler.graph import attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
 from llmc.compiler.graph_shapes import dims
-from llmc.passes.causal_mask import ALIBI, adds_alibi, read_mask
+from llmc.compiler.ops_define import Dims
+from llmc.passes.causal_mask import ALIBI, MASKED, adds_alibi, read_mask
 from llmc.runtime.errors import LlmcError
 
 EXPECTED = "expected softmax(scale * q @ k^T + causal mask) @ v"
@@ -140,12 +141,14 @@ class Forming:
         k, of_k = unscaled(transposed)
         k = turned(after, k)
         k, of_k2 = unscaled(k)
-        v = after.inputs[1]
-        if v is None or q is None or k is None or len(dims(q)) != 4 or len(dims(v)) != 4:
+        q, k, v = (with_heads(value) for value in (q, k, after.inputs[1]))
+        results = [after.outputs[0]] if len(dims(after.outputs[0])) == 4 else split_again(after.outputs[0])
+        if v is None or q is None or k is None or not results:
             raise LlmcError("the attention's operands have no axis of heads", place=place, hint=EXPECTED)
         scale = scores.scale * of_q * of_k * of_k2
         result = self.emit(after, q, unrepeated(k), unrepeated(v), window, scale=scale, softcap=scores.softcap)
-        replace(after.outputs[0], result)
+        for each in results:
+            replace(each, result)
 
     def scores(self, value: ir.Value | None) -> Scores | None:
         """What is done to q @ k^T, from the softmax back."""
@@ -165,7 +168,9 @@ class Forming:
                 value, softcap, scale = capped
             elif (factor := factor_of(node)) is not None:
                 value, scale = factor[0], scale * factor[1]
-            elif node.op_type in ("Cast", "Identity"):
+            elif node.op_type == "Max" and (least := number(b)) is not None and least <= MASKED:
+                value, masks = a, [*masks, "Max", b]
+            elif node.op_type in ("Cast", "Identity") or (node.op_type == "Reshape" and is_scores(a)):
                 value = a
             else:
                 break
@@ -182,7 +187,8 @@ class Forming:
             if node.op_type == "MatMul" and index == 0:
                 return node
             guard = node.op_type == "Where" and index == 2 and producer(node.inputs[0], "IsNaN") is not None
-            if not guard and node.op_type not in ("Cast", "Identity", "Dropout"):
+            merges = node.op_type == "Reshape" and is_scores(node.outputs[0])
+            if not guard and not merges and node.op_type not in ("Cast", "Identity", "Dropout"):
                 return None
             value = node.outputs[0]
 
@@ -221,10 +227,12 @@ def unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
 
 def turned(before: ir.Node, transposed: ir.Value | None) -> ir.Value | None:
     """k [batch, heads, sequence, D] from k^T, through the Transpose that made it."""
-    if transposed is None or len(dims(transposed)) != 4:
+    if transposed is None:
         return None
     node = producer(transposed, "Transpose")
     perm = list(attribute(node, "perm") or ()) if node is not None else []
+    if len(dims(transposed)) != 4:
+        return node.inputs[0] if node is not None and perm == [0, 2, 1] else None
     if node is not None and perm == [0, 1, 3, 2]:
         return node.inputs[0]
     if node is not None and len(perm) == 4:
@@ -237,6 +245,29 @@ def turned(before: ir.Node, transposed: ir.Value | None) -> ir.Value | None:
         if list(dims(k)) == wanted:
             return k
     return emit(before, "Transpose", [transposed], perm=[0, 1, 3, 2])[0]
+
+
+def with_heads(value: ir.Value | None) -> ir.Value | None:
+    """[batch, heads, sequence, D] of what may be [batch * heads, sequence, D]; None where there are no such heads."""
+    if len(dims(value)) == 4:
+        return value
+    merged = producer(value, "Reshape")
+    apart = merged.inputs[0] if merged is not None else None
+    return apart if apart is not None and splits_first(dims(apart), dims(value)) else None
+
+
+def split_again(value: ir.Value) -> list[ir.Value]:
+    """What becomes of [batch * heads, sequence, D], if that is [batch, heads, sequence, D] for every user."""
+    found = [use.node.outputs[0] for use in value.uses() if use.node.op_type == "Reshape"]
+    fits = len(found) == len(value.uses()) and all(splits_first(dims(each), dims(value)) for each in found)
+    return found if fits else []
+
+
+def splits_first(apart: Dims, merged: Dims) -> bool:
+    """Whether the first shape is the second one, its first axis in two."""
+    if len(apart) != 4 or len(merged) != 3 or apart[2:] != merged[1:]:
+        return False
+    return str(merged[0]) == (str(apart[0]) if apart[1] == 1 else f"{apart[0]}*{apart[1]}")
 
 
 def unrepeated(value: ir.Value) -> ir.Value:

@@ -17,13 +17,18 @@ rewrite:
     Concat(RotaryEmbedding(x[…, :r], cos, sin), x[…, r:])
     -->
     RotaryEmbedding(x, cos, sin, rotary_embedding_dim=r)
+
+    any of these of heads [batch, sequence, heads, D]
+    -->
+    Transpose(RotaryEmbedding(Transpose(x), …))
 refuses: halves cut elsewhere than in the middle or on another axis; a C or S whose halves are not the same by
-construction; heads that are not [batch, heads, sequence, D].
+construction; heads that are neither [batch, heads, sequence, D] nor [batch, sequence, heads, D].
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
@@ -31,6 +36,8 @@ from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer,
 from llmc.compiler.graph_shapes import dims
 from llmc.passes.interleaved_rotary import Waves, rotate_pairs, unsqueezed, waves_by_pairs
 from llmc.passes.slices import first_part, part_of, size_of
+
+SWAPPED = [0, 2, 1, 3]
 
 
 def fuse_rotary(model: ir.Model) -> int:
@@ -48,20 +55,37 @@ def fuse_spelled_out(model: ir.Model) -> int:
         for root, make in match.waves:
             if root not in halves:
                 halves[root] = make(node)
-        operands = [match.x, *(halves[root] for root, _ in match.waves)]
-        n_heads, by_pairs = dims(match.x)[1], match.interleaved
-        result = emit(node, "RotaryEmbedding", operands, num_heads=n_heads, interleaved=by_pairs)
-        replace(node.outputs[0], result[0])
+        angles = [halves[root] for root, _ in match.waves]
+        settings = {"num_heads": match.n_heads, "interleaved": match.interleaved}
+        replace(node.outputs[0], turn(node, match.x, angles, match.axis, settings))
         n_rewrites += 1
     return n_rewrites
 
 
 class Rotation(NamedTuple):
-    """x [B, H, S, RD], its cosines and its sines [B, S, RD/2]."""
+    """x [B, H, S, RD], or [B, S, H, RD] where axis, that of the heads, is 2; its cosines and its sines [B, S, RD/2]."""
 
     x: ir.Value
     waves: tuple[Waves, Waves]
     interleaved: int
+    axis: int
+
+    @property
+    def n_heads(self) -> int:
+        size = dims(self.x)[self.axis]
+        assert isinstance(size, int)
+        return size
+
+
+def turn(
+    before: ir.Node, x: ir.Value, angles: Sequence[ir.Value | None], axis: int, settings: Mapping[str, Any]
+) -> ir.Value:
+    """x by RotaryEmbedding, whose heads are in axis 1."""
+    if axis == 1:
+        return emit(before, "RotaryEmbedding", [x, *angles], **settings)[0]
+    x = emit(before, "Transpose", [x], perm=SWAPPED)[0]
+    result = emit(before, "RotaryEmbedding", [x, *angles], **settings)
+    return emit(before, "Transpose", result, perm=SWAPPED)[0]
 
 
 def spelled_out(add: ir.Node) -> Rotation | None:
@@ -82,9 +106,9 @@ def rotation(x: ir.Value, y: ir.Value | None, cos: ir.Value | None, sin: ir.Valu
     by_pairs = rotate_half(y) is not x
     if by_pairs and rotate_pairs(y) is not x:
         return None
-    read = waves_by_pairs if by_pairs else waves_by_halves
-    cosines, sines = read(cos, "Cos"), read(sin, "Sin")
-    return Rotation(x, (cosines, sines), int(by_pairs)) if cosines and sines else None
+    read, axis = waves_by_pairs if by_pairs else waves_by_halves, 1 if isinstance(dims(x)[1], int) else 2
+    cosines, sines = read(cos, "Cos", axis), read(sin, "Sin", axis)
+    return Rotation(x, (cosines, sines), int(by_pairs), axis) if cosines and sines else None
 
 
 def rotate_half(value: ir.Value | None) -> ir.Value | None:
@@ -100,9 +124,9 @@ def rotate_half(value: ir.Value | None) -> ir.Value | None:
     return first[0] if (first[1:], second[1:]) == ((0, size // 2), (size // 2, size)) else None
 
 
-def waves_by_halves(value: ir.Value | None, function: str) -> Waves | None:
+def waves_by_halves(value: ir.Value | None, function: str, axis: int = 1) -> Waves | None:
     """function(Concat(f, f)) [B, S, RD], perhaps scaled, under the Unsqueeze that lets it meet the heads; its half."""
-    value = root = unsqueezed(value)
+    value = root = unsqueezed(value, axis)
     scaled = producer(value, "Mul")
     if scaled is not None and number(scaled.inputs[1]) is not None:
         value = scaled.inputs[0]
@@ -153,15 +177,24 @@ def fuse_partial(model: ir.Model) -> int:
     for node in list(model.graph):
         if node.op_type != "Concat" or len(node.inputs) != 2 or not is_last_axis(node, attribute(node, "axis")):
             continue
-        rotary = producer(node.inputs[0], "RotaryEmbedding")
-        turned, rest = part_of(rotary.inputs[0] if rotary else None), part_of(node.inputs[1])
+        rotary, axis = producer(node.inputs[0], "RotaryEmbedding"), 1
+        if rotary is None:
+            rotary, axis = producer(swapped(node.inputs[0]), "RotaryEmbedding"), 2
+        part = rotary.inputs[0] if rotary else None
+        turned, rest = part_of(part if axis == 1 else swapped(part)), part_of(node.inputs[1])
         if rotary is None or turned is None or rest is None or turned[0] is not rest[0]:
             continue
         x, start, stop = turned
         if attribute(rotary, "rotary_embedding_dim", 0) or (start, rest[1:]) != (0, (stop, size_of(x))):
             continue
         settings = {name: attribute(rotary, name) for name in ("num_heads", "interleaved") if name in rotary.attributes}
-        result = emit(node, "RotaryEmbedding", [x, *rotary.inputs[1:3]], rotary_embedding_dim=stop - start, **settings)
-        replace(node.outputs[0], result[0])
+        settings |= {"rotary_embedding_dim": stop - start}
+        replace(node.outputs[0], turn(node, x, rotary.inputs[1:3], axis, settings))
         n_rewrites += 1
     return n_rewrites
+
+
+def swapped(value: ir.Value | None) -> ir.Value | None:
+    """The value before its axes 1 and 2 changed places."""
+    node = producer(value, "Transpose")
+    return node.inputs[0] if node is not None and list(attribute(node, "perm") or ()) == SWAPPED else None

@@ -58,25 +58,26 @@ def twice(value: ir.Value | None) -> ir.Value | None:
     return y if same else None
 
 
-def waves_by_pairs(value: ir.Value | None, function: str) -> Waves | None:
-    """The waves that the value [B, 1, S, RD] has twice in a row each: of function(f), perhaps scaled."""
+def waves_by_pairs(value: ir.Value | None, function: str, axis: int = 1) -> Waves | None:
+    """The waves that the value [B, 1, S, RD] has twice in a row each: of function(f), perhaps scaled.  axis: that of
+    the 1."""
     once = twice(value)
-    make = before_heads(once) if once is not None else before_twice(value, function)
+    make = before_heads(once, axis) if once is not None else before_twice(value, function, axis)
     return (value, make) if value is not None and make is not None else None
 
 
-def before_heads(value: ir.Value) -> Make | None:
+def before_heads(value: ir.Value, axis: int) -> Make | None:
     """w [B, S, n] of Unsqueeze(w, 1), or of its first half along the last axis."""
     x, start, stop = part_of(value) or (value, 0, size_of(value))
-    waves = unsqueezed(x)
+    waves = unsqueezed(x, axis)
     if waves is None or start != 0:
         return None
     return lambda before: waves if stop == size_of(waves) else first_part(before, waves, stop)
 
 
-def before_twice(value: ir.Value | None, function: str) -> Make | None:
+def before_twice(value: ir.Value | None, function: str, axis: int) -> Make | None:
     """function(f) of Unsqueeze(function(twice(f)), 1), times what that is scaled by."""
-    value = unsqueezed(value)
+    value = unsqueezed(value, axis)
     scaled = producer(value, "Mul")
     scale = scaled.inputs[1] if scaled is not None and number(scaled.inputs[1]) is not None else None
     wave = producer(scaled.inputs[0] if scaled is not None and scale is not None else value, function)
@@ -91,7 +92,7 @@ def before_twice(value: ir.Value | None, function: str) -> Make | None:
     return make
 
 
-def unsqueezed(value: ir.Value | None) -> ir.Value | None:
-    """w [B, S, n] of Unsqueeze(w, 1) [B, 1, S, n]."""
+def unsqueezed(value: ir.Value | None, axis: int = 1) -> ir.Value | None:
+    """w [B, S, n] of Unsqueeze(w, axis) [B, 1, S, n] or [B, S, 1, n]."""
     node = producer(value, "Unsqueeze")
-    return node.inputs[0] if node is not None and ints(node.inputs[1]) == [1] else None
+    return node.inputs[0] if node is not None and ints(node.inputs[1]) == [axis] else None

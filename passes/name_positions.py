@@ -112,9 +112,13 @@ def look_up(value: ir.Value, positions: ir.Value, offset: int) -> int:
 
 
 def refuse_lengths(graph: ir.Graph) -> None:
+    """What positions alone are made into may take sizes: tabulate_positions sees whether it depends on them."""
     sizes = lengths(graph)
+    alone = sizes | {graph.inputs[1]}
     for node in graph:
-        if node.op_type == "Shape" or set(node.outputs) <= sizes:
+        if all(value is None or value in alone or value.is_initializer() for value in node.inputs):
+            alone.update(node.outputs)
+        if node.op_type == "Shape" or set(node.outputs) <= alone:
             continue
         for index, value in enumerate(node.inputs):
             if value is None or value not in sizes or index in SHAPE_OPERANDS.get(node.op_type, ()):

@@ -20,6 +20,10 @@ rewrite:
     com.microsoft.MultiHeadAttention(q, k, v, bias, attention_bias=mask)
     -->
     Attention(Add(q, bias[:n]), Add(k, bias[n:2n]), Add(v, bias[2n:]), mask)
+
+    GatherND(x, Unsqueeze(at, -1))      of one axis, as PyTorch's exporter writes x[at] and x[:, [at]]
+    -->
+    Gather(x, at)
 refuses: an input, an attribute or a result of theirs that has no such definition here, quantised ones among them; a
 GroupQueryAttention whose lengths are not those of the attention mask.
 
@@ -64,6 +68,8 @@ def standardise_operators(model: ir.Model) -> int:
         rule = RULES.get(op_name(node))
         if rule is None:
             continue
+        if node.op_type == "GatherND" and not is_of_one_axis(node):
+            continue
         refuse_others(node, rule)
         results = rule.write(node)
         for index, old in enumerate(node.outputs):
@@ -88,6 +94,20 @@ def refuse_others(node: ir.Node, rule: Rule) -> None:
     for name, said in node.attributes.items():
         if name not in rule.attributes and said.value not in (0, -1, "NONE", *NEUTRAL.get(name, ())):
             raise LlmcError(f"a {op_name(node)} with {name}={said.value} is not compiled", place=place)
+
+
+# -- look-ups ------------------------------------------------------------------------------------------------------
+
+
+def is_of_one_axis(node: ir.Node) -> bool:
+    """Whether a GatherND's indices are numbers of entries of the first axis."""
+    at = node.inputs[1]
+    return at is not None and at.shape is not None and at.shape[-1] == 1 and not attribute(node, "batch_dims", 0)
+
+
+def of_one_axis(node: ir.Node) -> Results:
+    x, at = node.inputs
+    return [made(node, "Gather", [x, made(node, "Squeeze", [at, ints(node, -1)])], axis=0)]
 
 
 # -- norms, activations, products ----------------------------------------------------------------------------------
@@ -298,6 +318,7 @@ def heads_joined(node: ir.Node, x: ir.Value) -> ir.Value:
 
 
 RULES: Mapping[str, Rule] = {
+    "GatherND": Rule(of_one_axis, range(2)),
     "SimplifiedLayerNormalization": Rule(simplified_norm, range(2), ("axis", "epsilon")),
     f"{DOMAIN}.SkipSimplifiedLayerNormalization": Rule(skip_norm, range(4), ("epsilon",)),
     f"{DOMAIN}.SkipLayerNormalization": Rule(skip_norm, range(5), ("epsilon",)),

@@ -46,11 +46,13 @@ def tabulate_positions(model: ir.Model, *, n_context: int) -> int:
 
 
 def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
-    """The last values [batch, sequence, …] that depend on positions alone."""
-    alone = {positions}
+    """The last values [batch, sequence, …] that depend on positions alone, and on how many there are."""
+    alone, sizes = {positions}, set[ir.Value]()
     for node in graph:
         inputs = {value for value in node.inputs if value is not None and not value.is_initializer()}
-        if node.op_type != "Shape" and inputs and inputs <= alone:
+        if node.op_type == "Shape" or (inputs and inputs <= sizes):
+            sizes.update(node.outputs)
+        elif inputs and inputs <= alone | sizes:
             alone.update(node.outputs)
     found: list[ir.Value] = []
     for node in reversed(graph):
@@ -79,7 +81,8 @@ def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weigh
     weight = weight_of(node.inputs[0]) if node is not None else None
     if node is None or weight is None or node.inputs[1] is None or attribute(node, "axis", 0) != 0:
         return None
-    rows = at_positions(runner(extract(node.inputs[1], [positions])), np.arange(n_context))
+    part = extract(node.inputs[1], [node.graph.inputs[0], positions])  # type: ignore[union-attr]
+    rows = at_positions(runner(part), np.arange(n_context))
     if rows.min() < 0 or rows.max() >= weight.dims[0]:
         raise LlmcError(
             f"the model has learned positions for fewer than {n_context} tokens",
@@ -92,7 +95,7 @@ def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weigh
 
 def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weight:
     """The value at each position, worked out when it is read."""
-    part = extract(value, [positions])
+    part = extract(value, [value.graph.inputs[0], positions])  # type: ignore[union-attr]
     node = value.producer()
     assert node is not None
     rest = [size for size in dims(value)[2:] if isinstance(size, int)]
@@ -113,5 +116,6 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weig
 
 def at_positions(run: Callable[[Arrays], Arrays], positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:
     """What a part of the graph gives for one sequence with these positions."""
-    result: Array = next(iter(run({"position_ids": positions[None]}).values()))[0]
+    feeds = {"position_ids": positions[None], "input_ids": positions[None]}  # of the tokens, only how many they are
+    result: Array = next(iter(run(feeds).values()))[0]
     return result

@@ -14,6 +14,9 @@ carries in `metadata_props`
 
     llmc.layer     index of the layer
     llmc.window    keys a token sees, itself included; 0: all before it
+
+A model whose code asks for no such function spells its attention out; so does the graph then, masks and all, and the
+model's metadata says `llmc.spelled_out`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,6 @@ from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import onnx_fusions
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
@@ -41,6 +43,7 @@ from transformers import (
 from llmc.compiler.frontend.experts import check_experts, name_gates
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+from llmc.compiler.frontend.unsupported import has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
 from llmc.runtime.errors import LlmcError
@@ -48,13 +51,17 @@ from llmc.runtime.errors import LlmcError
 OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
 LIMIT = "max_position_embeddings"
+LIMITS = (LIMIT, "max_seq_len", "seq_length")
+"""What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
+SPELLED_OUT = "llmc.spelled_out"
 MOST_LAYERS = 1000
 """More would take hours and all memory before something else refuses them."""
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
     """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
-    n_layers, n_context = (getattr(config, name, None) or 0 for name in ("num_hidden_layers", LIMIT))
+    n_layers = getattr(config, "num_hidden_layers", None) or 0
+    n_context = max_tokens(config)
     if n_layers > MOST_LAYERS:
         raise LlmcError(f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}")
     if n_context < 0:
@@ -63,7 +70,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
         try:
             model = _build_without_memory(config)
         except Exception as error:  # transformers raises anything at all
-            if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_attention_backend:
+            if has_own_attention(config):
                 raise _unsupported(config, "") from error
             raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
         if not config.num_hidden_layers:
@@ -90,10 +97,17 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
     return graph_model
 
 
+def max_tokens(config: PretrainedConfig) -> int:
+    """The most tokens of a sequence; 0 where the configuration does not say."""
+    return next((limit for name in LIMITS if (limit := getattr(config, name, None))), 0)
+
+
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     graph_model = _trace(model)
     n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
-    if n_attention != config.num_hidden_layers:
+    if has_own_attention(config):
+        graph_model.metadata_props[SPELLED_OUT] = "yes"
+    elif n_attention != config.num_hidden_layers:
         which = "fewer" if n_attention < config.num_hidden_layers else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
     check_experts(config, model, graph_model.graph)
@@ -185,7 +199,10 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     """The model with parameters that have a shape and no storage; its buffers are real."""
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="llmc", experts_implementation="llmc", dtype=torch.float32
+            config,
+            attn_implementation="eager" if has_own_attention(config) else "llmc",
+            experts_implementation="llmc",
+            dtype=torch.float32,
         ).eval()
     model.tie_weights()
     name_gates(model)
@@ -204,11 +221,13 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     mode = next(model.parameters()).fake_mode
     with mode:
         input_ids, position_ids = (torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for _ in range(2))
-    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1)}
+    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=_longest(model.config))}
+    known = signature(model.forward).parameters
     arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
-    shapes: dict[str, Any] = {"input_ids": dims, "position_ids": dims}
+    arguments = {name: argument for name, argument in arguments.items() if name in known}
+    shapes: dict[str, Any] = dict.fromkeys(arguments, dims)
     model.config.use_cache = False
-    if "use_cache" in signature(model.forward).parameters:
+    if "use_cache" in known:
         arguments["use_cache"], shapes["use_cache"] = False, None
     with torch.no_grad():
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
@@ -222,7 +241,16 @@ def _trace(model: PreTrainedModel) -> ir.Model:
         output_names=["logits"],
     )
     assert exported is not None
+    if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
+        inputs = exported.model.graph.inputs
+        inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
     return exported.model
+
+
+def _longest(config: PretrainedConfig) -> int | None:
+    """The sequences that a graph is traced for: where masks are made ahead, for those that are cut from them."""
+    limit = max_tokens(config)
+    return limit - 1 if has_own_attention(config) and limit > EXAMPLE_SHAPE[1] else None
 
 
 def _forget_weights(graph_model: ir.Model, model: PreTrainedModel) -> None:

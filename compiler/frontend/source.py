@@ -27,6 +27,7 @@ from llmc.runtime.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.compiler.frontend.onnx_file import OnnxFile
 
+SPELLED_OUT = "llmc.spelled_out"
 POSITIONS = "max_position_embeddings"
 LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 """What configurations call the most tokens of a sequence."""
@@ -72,6 +73,11 @@ class SourceModel:
     def architecture(self) -> str:
         """The name of transformers' class for it."""
         return str(self.graph.metadata_props["llmc.architecture"])
+
+    @property
+    def is_spelled_out(self) -> bool:
+        """Whether the graph has its attention spelled out: an .onnx file's, or that of a model which does so."""
+        return self.file is not None or SPELLED_OUT in self.graph.metadata_props
 
 
 def load_source(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from llmc.runtime.errors import LlmcError
+
+INTERFACE = "ALL_ATTENTION_FUNCTIONS"
+"""What a model's code looks its attention up in, where it goes through transformers' attention interface."""
+
+
+def has_own_attention(config: PretrainedConfig) -> bool:
+    """Whether the model's code has its attention written out, and no way to put another function in its place."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return not hasattr(sys.modules[model_class.__module__], INTERFACE)
 
 
 def unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
     """The error that says why the architecture of this configuration is not compiled."""
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not model_class._supports_attention_backend:
+    if has_own_attention(config):
         reason = "its attention does not go through transformers' attention interface"
     return LlmcError(
         f"the architecture {model_class.__name__} is not supported: {reason}",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, FalconConfig, JetMoeConfig, PretrainedConfig, T5Config
+from transformers import JetMoeConfig, MambaConfig, PretrainedConfig, T5Config
 
 from llmc.compiler.frontend import hub, load_source
 from llmc.runtime.errors import LlmcError
@@ -187,8 +187,7 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
         (T5Config(**{**SMALL, "num_layers": 2}), {}, "an encoder and a decoder"),
         (JetMoeConfig(**SMALL, kv_channels=16), {}, "JetMoeForCausalLM is not supported"),
         (PretrainedConfig(), {"model_type": "vit"}, "not a causal language model"),
-        (BloomConfig(**SMALL), {}, "BloomForCausalLM is not supported: its attention does not go through"),
-        (FalconConfig(**SMALL), {}, "FalconForCausalLM is not supported: its attention does not go through"),
+        (MambaConfig(**SMALL), {}, "MambaForCausalLM is not supported: its attention does not go through"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,7 @@ from llmc.compiler.graph_shapes import infer
 from llmc.compiler.weights import Weight
 
 Array: TypeAlias = np.ndarray[Any, Any]
-SIZES = {"M": 6, "batch": 1, "sequence": 6, "R": 2, "P": 2, "n_pages": 5}
+SIZES = {"M": 6, "batch": 1, "batch*4": 4, "sequence": 6, "R": 2, "P": 2, "n_pages": 5}
 
 
 class Build:

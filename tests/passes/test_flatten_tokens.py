@@ -117,6 +117,11 @@ def test_attention_that_is_not_causal_is_refused(build: Any) -> None:
         flatten_tokens(build.model(attention(build, q, q, q, 8, is_causal=0)))
 
 
+def test_an_axis_of_one_in_front_of_the_sequence_is_no_matter(build: Any, check: Any) -> None:
+    x = build.op("Unsqueeze", embed(build), build.constant([1]))
+    check(build.model(reshape(build, x, 2, 4)), flatten_tokens, 3)
+
+
 def test_reshape_that_mixes_tokens_is_refused(build: Any) -> None:
     x = heads(build, embed(build), 2, 4)
     with pytest.raises(LlmcError, match="Reshape turns"):

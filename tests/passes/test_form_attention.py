@@ -100,6 +100,35 @@ def test_a_softcap_that_holds_the_scale(build: Any, check: Any) -> None:
     check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
 
 
+def sizes(build: Any, *parts: Any) -> Any:
+    """A shape of numbers and of "batch" and "sequence"."""
+    axes = {"batch": 0, "sequence": 1}
+    joined = [build.op("Shape", build.inputs[0], start=axes[part], end=axes[part] + 1) if part in axes
+              else build.constant([part]) for part in parts]  # fmt: skip
+    return build.op("Concat", *joined, axis=0)
+
+
+def merged(build: Any, x: Any, *sides: Any) -> Any:
+    """[batch, 4, …] as [batch * 4, …]."""
+    return build.op("Reshape", x, sizes(build, -1, *sides), shape=("batch*4", *sides))
+
+
+def apart(build: Any, x: Any, *sides: Any) -> Any:
+    """The other way round."""
+    return build.op("Reshape", x, sizes(build, "batch", 4, *sides), shape=("batch", 4, *sides))
+
+
+def test_heads_that_are_merged_with_the_batch(build: Any, check: Any) -> None:
+    square = ("sequence", "sequence")
+    q, k, v = (merged(build, x, "sequence", 8) for x in qkv(build))
+    x = build.op("MatMul", q, build.op("Transpose", k, perm=[0, 2, 1]), shape=("batch*4", *square))
+    x = build.op("Add", apart(build, x, *square), added(build))
+    x = merged(build, build.op("Max", x, build.constant(LOWEST)), *square)
+    x = merged(build, apart(build, build.op("Softmax", x, axis=-1), *square), *square)
+    y = build.op("MatMul", x, v, shape=("batch*4", "sequence", 8))
+    check(build.model(apart(build, y, "sequence", 8)), run, 1)
+
+
 def test_a_node_with_a_mask_needs_none(build: Any, check: Any) -> None:
     q, k, v = qkv(build, 2)
     mask = build.op("Unsqueeze", causal(build), build.constant([0, 1]))
@@ -180,10 +209,9 @@ def test_a_bias_by_position_that_differs_by_head_is_refused_by_its_name(build: A
 
 def test_a_bias_by_position_is_found_in_scores_that_are_not_recognised(build: Any) -> None:
     q, k, v = qkv(build)
-    flat = ("batch*4", "sequence", "sequence")
-    x = build.op("Reshape", scores(build, q, k), build.constant([-1, 6, 6]), shape=flat)
-    x = build.op("Add", build.op("Reshape", build.op("Add", x, alibi(build), shape=flat), build.constant([-1, 4, 6, 6]),
-                                 shape=("batch", 4, "sequence", "sequence")), added(build))  # fmt: skip
+    square = ("sequence", "sequence")
+    x = build.op("Add", merged(build, scores(build, q, k), *square), alibi(build), shape=("batch*4", *square))
+    x = build.op("Add", apart(build, x, *square), added(build))
     with pytest.raises(LlmcError, match="ALiBi"):
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
 

@@ -70,6 +70,24 @@ def test_halves_in_another_order_are_refused(build: Any, refused: Any) -> None:
     refused(halves_by_themselves(build, crossed=True), fuse_rotary)
 
 
+def test_a_part_of_heads_that_stand_behind_the_sequence(build: Any, check: Any) -> None:
+    """As GPT-J has it: by pairs, waves repeated."""
+    x = build.input("x", "batch", "sequence", 2, 12)
+    f = build.input("f", "batch", "sequence", 4)
+    waves = []
+    for function in ("Cos", "Sin"):
+        once = build.op("Unsqueeze", build.op(function, f), build.constant([2]))
+        waves.append(twice(build, once, "batch", "sequence", 1, 8))
+    turned = part(build, x, 0, 8)
+    odd, even = build.op("Neg", every_second(build, turned, 1)), every_second(build, turned, 0)
+    columns = [build.op("Unsqueeze", y, build.constant([-1])) for y in (odd, even)]
+    ends = build.op("Shape", f, start=0, end=2), build.constant([2, 8])
+    other = build.op("Reshape", build.op("Concat", *columns, axis=-1), build.op("Concat", *ends, axis=0),
+                     shape=("batch", "sequence", 2, 8))  # fmt: skip
+    both = build.op("Add", build.op("Mul", turned, waves[0]), build.op("Mul", other, waves[1]))
+    check(build.model(build.op("Concat", both, part(build, x, 8, END), axis=-1)), fuse_rotary, 2)
+
+
 def test_halves_that_overlap_the_rest_are_refused(build: Any, refused: Any) -> None:
     x = build.input("x", "batch", 2, "sequence", 8)
     cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))
@@ -99,7 +117,8 @@ def twice(build: Any, x: Any, *shape: Any) -> Any:
     repeated = build.op(
         "Expand", build.op("Unsqueeze", x, build.constant([axis + 1])), build.constant([1] * (axis + 1) + [2])
     )
-    return build.op("Reshape", repeated, build.constant([0, *shape[1:-2], -1, shape[-1]]))
+    sizes = {"batch": 0, "sequence": -1}
+    return build.op("Reshape", repeated, build.constant([sizes.get(size, size) for size in shape]))
 
 
 def every_second(build: Any, x: Any, start: Any, step: Any = 2) -> Any:

@@ -50,6 +50,15 @@ def test_a_table_read_for_one_sequence_is_read_for_each(build: Any, check: Any) 
     check(build.model(build.op("Add", embedded(build, ids), table)), run, 1)
 
 
+def test_what_positions_alone_are_made_into_may_take_sizes(build: Any, refused: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    times = build.op("Concat", build.op("Shape", ids, start=0, end=1), build.constant([1, 1]), axis=0)
+    tables = build.op("Tile", build.weight("angles", 1, 16, 4), times, shape=("batch", 16, 4))
+    at = build.op("Expand", build.op("Unsqueeze", positions, build.constant([2])), build.constant([1, 1, 4]))
+    angles = build.op("GatherElements", tables, at, axis=1, shape=("batch", "sequence", 4))
+    refused(build.model(build.op("Add", embedded(build, ids), angles)), run)
+
+
 def test_positions_that_do_not_go_on_counting_are_refused(build: Any) -> None:
     ids, _ = build.sequence_inputs()
     last = build.constant(ir.tensor(np.array(40, np.int64)))

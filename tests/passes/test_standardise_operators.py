@@ -36,7 +36,7 @@ def same(golden: Callable[[object], None], feeds: Any) -> Callable[..., None]:
 
 
 def test_the_frontend_lets_through_what_has_a_rule() -> None:
-    assert {f"{DOMAIN}.{name}" for name in STANDARDISED} == RULES.keys() - {"SimplifiedLayerNormalization"}
+    assert {f"{DOMAIN}.{name}" for name in STANDARDISED} == RULES.keys() - {"SimplifiedLayerNormalization", "GatherND"}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,15 @@ def test_norms_and_activations(build: Any, same: Any, op: str, shapes: list[Any]
     build.sequence_inputs()
     weights = [build.weight(f"w.{index}", *shape) for index, shape in enumerate(shapes)]
     same(build.model(build.op(op, build.input("x", *X), *weights, shape=X, **attributes)))
+
+
+def test_entries_that_are_looked_up_along_one_axis(build: Any, same: Any) -> None:
+    _, positions = build.sequence_inputs()
+    heads = build.op("Transpose", build.input("x", "batch", "sequence", 3, 4), perm=[2, 0, 1, 3])
+    last = build.op("GatherND", heads, build.constant(ir.tensor([[-1]])), shape=(1, "batch", "sequence", 4))
+    at = build.op("Unsqueeze", positions, build.constant([-1]))
+    row = build.op("GatherND", build.weight("table", 16, 4), at, shape=("batch", "sequence", 4))
+    same(build.model(build.op("Add", last, row)), 2)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -42,6 +42,16 @@ def test_table_keeps_what_meets_the_heads_outside(build: Any, check: Any) -> Non
     check(build.model(build.op("Mul", heads, cos)), tabulate, 1)
 
 
+def test_a_table_that_is_repeated_for_each_sequence_is_one(build: Any, check: Any) -> None:
+    """As GPT-J looks its angles up: torch.gather of a table, as many times as there are sequences."""
+    ids, positions = build.sequence_inputs()
+    times = build.op("Concat", build.op("Shape", ids, start=0, end=1), build.constant([1, 1]), axis=0)
+    tables = build.op("Tile", build.weight("angles", 1, 16, 4), times, shape=("batch", 16, 4))
+    at = build.op("Expand", build.op("Unsqueeze", positions, build.constant([2])), build.constant([1, 1, 4]))
+    angles = build.op("GatherElements", tables, at, axis=1, shape=("batch", "sequence", 4))
+    check(build.model(build.op("Mul", build.op("Gather", build.weight("embed", 11, 4), ids), angles)), tabulate, 1)
+
+
 def test_a_lookup_by_position_is_a_table_already(build: Any, refused: Any) -> None:
     ids, positions = build.sequence_inputs()
     x = build.op("Gather", build.weight("embed", 11, 4), ids)
