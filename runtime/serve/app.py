@@ -157,10 +157,10 @@ class Service:
         if tools is not None:
             form = needs_form(self.template, tools)
             reply.scan = lambda: CallScanner(tools, form)
-            shown = self.vocabulary.shown((form.opening.strip(), form.closing.strip()))
+            shown = self.vocabulary.shown(form.marks)
             if tools.must_call:
                 text += form.opening
-                wanted = replace(wanted, format=Format("tools", tools.grammar(form)))
+                wanted = replace(wanted, format=Format("tools", tools.grammar(form, shown)))
         ids = await run_in_threadpool(self.vocabulary.ids_of, text, False)
         return await self.generate(request, wanted, [ids], reply, shown)
 

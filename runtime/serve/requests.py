@@ -45,6 +45,7 @@ CHAT_FIELDS = (
     "top_logprobs",
     "tools",
     "tool_choice",
+    "parallel_tool_calls",
 )
 REPLY_FIELDS = ("model", "stream", "stream_options", "return_token_ids")
 IGNORED_FIELDS = (
@@ -55,7 +56,6 @@ IGNORED_FIELDS = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
-    "parallel_tool_calls",
     "cache_prompt",
     "priority",
     "request_id",

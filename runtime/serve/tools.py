@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from llmc.runtime.grammar import WHITESPACE, Grammar
-from llmc.runtime.parse_json import parse_json
+from llmc.runtime.parse_json import json_end, parse_json
 from llmc.runtime.serve.fields import Fields, wrong
 from llmc.runtime.serve.stops import overlap
 
@@ -22,7 +22,8 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 
 @dataclass(frozen=True)
 class Form:
-    """How a call is written: opening, {"name": …, key: {…}}, closing.
+    """How a call is written: opening, {"name": …, key: {…}}, closing.  Or, with a mark between: opening, the name, an
+    id behind id_mark where there is one, the mark, {…}; such a call has no closing.
 
     shown_by: what is found in templates of this form, and never: in others that look alike.  listed: calls are a JSON
     list.  opening: "" where a call is a text that is a JSON object.
@@ -34,11 +35,20 @@ class Form:
     closing: str
     key: str
     listed: bool = False
+    between: str = ""
+    id_mark: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Those that may be special tokens."""
+        return tuple(filter(None, (self.opening.strip(), self.closing.strip(), self.between, self.id_mark)))
 
 
 FORMS = (
     Form("<tool_call>", "<function=", "<tool_call>\n", "\n</tool_call>", "arguments"),  # Hermes, Qwen
-    Form("[TOOL_CALLS]", "[ARGS]", "[TOOL_CALLS]", "", "arguments", listed=True),  # Mistral
+    Form("[TOOL_CALLS]", "[ARGS]", "[TOOL_CALLS]", "", "arguments", listed=True),  # Mistral, up to v7
+    Form("[CALL_ID]", "<tool_call>", "[TOOL_CALLS]", "", "", between="[ARGS]", id_mark="[CALL_ID]"),  # Mistral, v11
+    Form("[ARGS]", "<tool_call>", "[TOOL_CALLS]", "", "", between="[ARGS]"),  # Mistral, v13
     Form('{"name": function name, "parameters"', "<tool_call>", "", "", "parameters"),  # Llama 3
 )
 PLAIN = Form("", "", "", "", "arguments")
@@ -53,18 +63,25 @@ def form_of(template: str) -> Form | None:
 @dataclass(frozen=True)
 class Tools:
     """tools: as the client wrote them, for the template.  functions: those that may be called: the schema of their
-    parameters, by name.  must_call: one of them has to be."""
+    parameters, by name.  must_call: one of them has to be.  may_repeat: several may be."""
 
     tools: tuple[dict[str, Any], ...]
     functions: Mapping[str, dict[str, Any]]
     must_call: bool
+    may_repeat: bool = True
 
-    def grammar(self, form: Form) -> Grammar:
-        """Of one call, behind the form's opening."""
+    def grammar(self, form: Form, special: Mapping[int, str]) -> Grammar:
+        """Of one call, behind the form's opening.  special: marks of the form that are special tokens."""
+        tokens = {mark: f"<[{token}]>" for token, mark in special.items()}
         calls, schemas = [], []
         for index, (name, schema) in enumerate(self.functions.items()):
-            head = f'{{"name": {json.dumps(name)}, "{form.key}": '
-            calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
+            if form.between:
+                before_id = f"{tokens.get(form.id_mark, json.dumps(form.id_mark))} /[a-zA-Z0-9]{{9}}/"
+                head = f"{json.dumps(name)} {before_id if form.id_mark else ''}"
+                calls.append(f"{head} {tokens.get(form.between, json.dumps(form.between))} arguments_{index}")
+            else:
+                head = f'{{"name": {json.dumps(name)}, "{form.key}": '
+                calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
             spaced = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
             schemas.append(f"arguments_{index}: %json {json.dumps(spaced)}")
         before, behind = ('"["', '"]"') if form.listed else ("", json.dumps(form.closing) if form.closing else "")
@@ -75,19 +92,24 @@ class Tools:
 def read_tools(fields: Fields) -> Tools | None:
     """None: nothing may be called.  Raises ApiError."""
     listed: list[Any] = fields.of_type("tools", list, [], "a list")
-    choice = fields.get("tool_choice") or ("auto" if listed else "none")
+    choice = fields.get("tool_choice")
+    if choice is None:
+        choice = "auto" if listed else "none"
+    may_repeat = fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls")
     functions = dict(read_tool(f"tools[{index}]", tool) for index, tool in enumerate(listed))
     if isinstance(choice, dict):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or name not in functions:
             raise wrong("tool_choice", "must name a function of 'tools'")
-        return Tools(tuple(listed), {name: functions[name]}, must_call=True)
+        return Tools(tuple(listed), {name: functions[name]}, True, may_repeat)
     if choice not in ("none", "auto", "required"):
         raise wrong("tool_choice", "must be 'none', 'auto', 'required' or the name of a function")
     if choice == "required" and not listed:
         raise wrong("tool_choice", "needs 'tools'")
-    return Tools(tuple(listed), functions, choice == "required") if listed and choice != "none" else None
+    if not listed or choice == "none":
+        return None
+    return Tools(tuple(listed), functions, choice == "required", may_repeat)
 
 
 def read_tool(place: str, tool: object) -> tuple[str, dict[str, Any]]:
@@ -137,10 +159,12 @@ class CallScanner:
 
     def __init__(self, tools: Tools, form: Form) -> None:
         self._names, self._form, self._is_forced = set(tools.functions), form, tools.must_call
+        self._most = None if tools.may_repeat else 1
         self._opening, self._closing = form.opening.strip(), form.closing.strip()
         self._held = ""
         self._is_in_call = tools.must_call
         self._is_at_start = True
+        self._skips_blanks = False  # behind a call
         self.n_calls = 0
 
     def push(self, piece: str, is_last: bool) -> tuple[str, list[Call]]:
@@ -152,12 +176,16 @@ class CallScanner:
                 text = self._whole_call(is_last)
                 if text is None:
                     break
-                found = calls_in(text.removesuffix(self._closing), self._form, self._names)
-                calls += found
-                self.n_calls += len(found)
+                found = self._calls_in(text.removesuffix(self._closing))
                 said += "" if found else self._as_it_was(text)
+                self._skips_blanks = bool(found)
+                kept = found if self._most is None else found[: self._most - self.n_calls]
+                calls += kept
+                self.n_calls += len(kept)
             before = self._before_call(is_last)
-            said += before if before.strip() or not self.n_calls else ""
+            before = before.lstrip() if self._skips_blanks else before
+            self._skips_blanks &= not before
+            said += before
             if not self._is_in_call:
                 break
         return said, calls
@@ -183,18 +211,46 @@ class CallScanner:
 
     def _whole_call(self, is_last: bool) -> str | None:
         """The text of a call, with its closing where that has come; None: it has not come to its end."""
-        may_close = self._closing and not self._is_forced  # a call that has to come is all there is, to its end
-        at = self._held.find(self._closing) if may_close else -1
-        if at < 0 and not is_last:
-            return None
+        held = self._held
+        end = -1
+        if self._closing and not self._is_forced:  # a call that has to come is all there is, to its end
+            at = held.find(self._closing)
+            end = at + len(self._closing) if at >= 0 else -1
+        elif self._form.between and not self._is_forced:
+            end = arguments_end(held, self._form.between)
+            end = held.find(self._opening) if end < 0 else end
+        if end < 0:
+            if not is_last:
+                return None
+            end = len(held)
         self._is_in_call = self._is_at_start = False
-        end = len(self._held) if at < 0 else at + len(self._closing)
-        text, self._held = self._held[:end], self._held[end:]
+        text, self._held = held[:end], held[end:]
         return text
+
+    def _calls_in(self, text: str) -> list[Call]:
+        return (call_behind_name if self._form.between else calls_in)(text, self._form, self._names)
 
     def _as_it_was(self, text: str) -> str:
         """What looked like a call and is none."""
         return text if self._is_forced else f"{self._opening}{text}"
+
+
+def arguments_end(text: str, mark: str) -> int:
+    """Where the object behind a mark ends; -1: it does not yet."""
+    _, found, rest = text.partition(mark)
+    end = json_end(rest) if found and "}" in rest else 0
+    return len(text) - len(rest) + end if end else -1
+
+
+def call_behind_name(text: str, form: Form, names: Collection[str]) -> list[Call]:
+    """The call of a name, a mark and arguments; none if anything is wrong."""
+    head, _, arguments = text.partition(form.between)
+    name = (head.partition(form.id_mark)[0] if form.id_mark else head).strip()
+    try:
+        value = parse_json(arguments)
+    except ValueError:
+        return []
+    return [Call(name, json.dumps(value, ensure_ascii=False))] if name in names and isinstance(value, dict) else []
 
 
 def calls_in(text: str, form: Form, names: Collection[str]) -> list[Call]:

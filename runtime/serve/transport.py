@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llmc.runtime.parse_json import parse_json, parse_json_patiently
+from llmc.runtime.parse_json import parse_strict_json, parse_strict_json_patiently
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
@@ -37,8 +37,8 @@ async def read_json(request: Request, read: Callable[[object], T]) -> T:
     except ClientDisconnect:
         raise ApiError(CLIENT_GONE, "the client has gone") from None
     if len(body) <= LARGE_BODY_BYTES:
-        return read(parsed(body, parse_json))
-    return await run_in_threadpool(lambda: read(parsed(body, parse_json_patiently)))
+        return read(parsed(body, parse_strict_json))
+    return await run_in_threadpool(lambda: read(parsed(body, parse_strict_json_patiently)))
 
 
 def parsed(body: bytearray, parse: Callable[[bytearray], object]) -> object:

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from llguidance import LLMatcher, LLTokenizer, grammar_from
 from tokenizers import Tokenizer
 
 from llmc.runtime.serve.fields import ApiError, Fields
 from llmc.runtime.serve.job import Ask, Job
 from llmc.runtime.serve.tools import FORMS, PLAIN, Call, CallScanner, Form, Tools, form_of, read_tools
+from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of, serving
-from tests.runtime.stub_artifact import characters_json, stub_code, write_stub
+from tests.runtime.stub_artifact import EOS, N_VOCAB, characters_json, stub_code, write_stub
 
-HERMES, MISTRAL, LLAMA = FORMS
+HERMES, MISTRAL, MISTRAL_11, MISTRAL_13, LLAMA = FORMS
 CHATS = "/v1/chat/completions"
 TOWN = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": False}
 TOOLS = [
@@ -62,6 +64,11 @@ F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arg
         (HERMES, "a <tool_", "a <tool_", []),
         (MISTRAL, f"[TOOL_CALLS] [{F_TEXT}, {NOW_TEXT}]", "", [F, NOW]),
         (MISTRAL, "[TOOL_CALLS] [3]", "[TOOL_CALLS] [3]", []),
+        (MISTRAL_13, 'a[TOOL_CALLS]f[ARGS]{"n": 1}[TOOL_CALLS]now[ARGS]{}', "a", [F, NOW]),
+        (MISTRAL_13, "[TOOL_CALLS]f[ARGS]{no", "[TOOL_CALLS]f[ARGS]{no", []),
+        (MISTRAL_13, "[TOOL_CALLS]g[ARGS]{} b", "[TOOL_CALLS]g[ARGS]{} b", []),
+        (MISTRAL_13, '[TOOL_CALLS]f[ARGS]{"n": 1} b  c [TOOL_CA', "b  c [TOOL_CA", [F]),
+        (MISTRAL_11, '[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"n": 1}[TOOL_CALLS]now[CALL_ID]1[ARGS]{}', "", [F, NOW]),
         (LLAMA, ' {"name": "f", "parameters": {"n": 1}}', "", [F]),
         (LLAMA, '{"name": "other", "parameters": {}}', '{"name": "other", "parameters": {}}', []),
         (LLAMA, 'It is {"name": "f", "parameters": {}}', 'It is {"name": "f", "parameters": {}}', []),
@@ -70,6 +77,31 @@ F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arg
 )
 def test_calls_are_told_from_what_is_said(form: Form, text: str, said: str, calls: list[Call], size: int) -> None:
     assert scanned(text, form, size=size) == (said, calls)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+def test_one_call_is_taken_where_no_more_may_be(size: int) -> None:
+    read = read_tools(Fields({"tools": TOOLS, "parallel_tool_calls": False}))
+    assert read is not None
+    scanner = CallScanner(read, HERMES)
+    text = f"a <tool_call>{F_TEXT}</tool_call><tool_call>{NOW_TEXT}</tool_call>"
+    found = [scanner.push(text[i : i + size], is_last=False) for i in range(0, len(text), size)]
+    assert ("".join(said for said, _ in found), [call for _, calls in found for call in calls]) == ("a ", [F])
+
+
+@pytest.mark.parametrize(
+    ("form", "call"),
+    [(MISTRAL_13, ["f", "[ARGS]", '{"n":23}']), (MISTRAL_11, ["now", "[CALL_ID]", "abcdefghi", "[ARGS]", "{}"])],
+)
+def test_a_call_is_constrained_to_the_special_tokens_of_its_form(form: Form, call: list[str]) -> None:
+    tokenizer, special = load_tokenizer(characters_json(), ""), {"[ARGS]": 1, "[CALL_ID]": 0}
+    grammar = tools("required").grammar(form, {token: mark for mark, token in special.items()})
+    known = LLTokenizer(tokenizer.to_str(), n_vocab=N_VOCAB, eos_token=EOS)
+    matcher = LLMatcher(known, grammar_from("lark", grammar.source), log_level=0)
+    for part in call:
+        for token in [special[part]] if part in special else tokenizer.encode(part).ids:
+            assert matcher.consume_token(token), part
+    assert matcher.is_stopped()
 
 
 def test_special_tokens_of_a_form_have_a_text() -> None:
@@ -95,6 +127,8 @@ def test_a_call_that_has_to_come_needs_no_opening() -> None:
         ("… <tool_call> …", HERMES),
         ("<tool_call> <function= …", None),
         ("[TOOL_CALLS]", MISTRAL),
+        ("[TOOL_CALLS] name + [ARGS]", MISTRAL_13),
+        ("[TOOL_CALLS] name + [CALL_ID] + [ARGS]", MISTRAL_11),
         ('in the format {"name": function name, "parameters": …}', LLAMA),
         ("{{ messages }}", None),
     ],
