@@ -6,10 +6,9 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,9 +25,10 @@ from llmc.runtime.serve.chat import ChatTemplate, needs_form
 from llmc.runtime.serve.engine import Closing, Engine, Full
 from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.formats import Format
-from llmc.runtime.serve.job import Ask, Job, Said, Tells
+from llmc.runtime.serve.job import Ask, Job, Said, Tells, Thinking
 from llmc.runtime.serve.replies import DONE, Reply, event
 from llmc.runtime.serve.requests import Wanted, read_chat, read_completion
+from llmc.runtime.serve.thoughts import Marks, ThoughtScanner
 from llmc.runtime.serve.tools import CallScanner
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
 from llmc.runtime.serve.vocabulary import Vocabulary
@@ -143,26 +143,48 @@ class Service:
             pairs = zip(asked.prompts, prompts, strict=True)
             echoes = [self.vocabulary.text_of(prompt, ids) for prompt, ids in pairs for _ in range(wanted.n)]
         reply = Reply("completion", self.name, wanted.with_ids, wanted.n_top is not None, echoes)
-        return await self.generate(request, wanted, prompts, reply)
+        scores = asked.echo and wanted.n_top is not None
+        return await self.generate(request, wanted, prompts, reply, self.ask(wanted, scores_prompt=scores))
 
     async def chat(self, request: Request) -> Response:
         asked = await read_json(request, lambda body: read_chat(body, self.name, self.engine.max_batch))
         if isinstance(self.template, ApiError):
             raise self.template
         wanted, tools = asked.wanted, asked.tools
-        reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None)
+        reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None, with_thoughts=asked.with_thoughts)
         offered = tools.tools if tools else None
         text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs, offered)
-        shown = dict[int, str]()
+        must_call, shown, thinking = tools is not None and tools.must_call, dict[int, str](), None
+        if self.template.marks is not None:
+            marks = self.template.marks
+            text, thinking = self.begin_thought(marks, text, must_call, wanted.format is not None)
+            shown |= self.vocabulary.shown((marks.opening, marks.closing))
+            if thinking is not None and asked.splits:
+                is_open = thinking.is_open
+                reply.split = lambda: ThoughtScanner(marks, is_open)
         if tools is not None:
             form = needs_form(self.template, tools)
             reply.scan = lambda: CallScanner(tools, form)
-            shown = self.vocabulary.shown(form.marks)
-            if tools.must_call:
+            special = self.vocabulary.shown(form.marks)
+            shown |= special
+            if must_call:
                 text += form.opening
-                wanted = replace(wanted, format=Format("tools", tools.grammar(form, shown)))
+                wanted = replace(wanted, format=Format("tools", tools.grammar(form, special)))
         ids = await run_in_threadpool(self.vocabulary.ids_of, text, False)
-        return await self.generate(request, wanted, [ids], reply, shown)
+        return await self.generate(request, wanted, [ids], reply, self.ask(wanted, shown=shown, thinking=thinking))
+
+    def begin_thought(self, marks: Marks, prompt: str, must_call: bool, is_bound: bool) -> tuple[str, Thinking | None]:
+        """-> (the prompt, how a thought may come behind it: None: there is none).
+
+        Where a call has to come nothing is thought before it, nor where the end of a thought cannot be told from a
+        format that is_bound to follow: what the template has begun is ended.
+        """
+        opening, closing = self.vocabulary.token_of(marks.opening), self.vocabulary.token_of(marks.closing)
+        if marks.is_over(prompt):
+            return prompt, None
+        if must_call or (is_bound and closing is None):
+            return prompt + f"{marks.closing}\n\n" * marks.is_open(prompt), None
+        return prompt, Thinking(opening, closing, marks.is_open(prompt))
 
     def check_number(self, n_texts: int) -> None:
         """Refuse, before any prompt is looked at, more texts than the engine ever takes."""
@@ -176,16 +198,16 @@ class Service:
         wanted: Wanted,
         prompts: Sequence[tuple[int, ...]],
         reply: Reply,
-        shown: Mapping[int, str] = MappingProxyType({}),
+        ask: Ask,
     ) -> Response:
+        """ask: what all texts have in common."""
         news: asyncio.Queue[Said] = asyncio.Queue()
-        scores = bool(reply.echoes) and wanted.n_top is not None
         tells: Tells = "end" if not wanted.stream else "tokens" if wanted.with_ids else "pieces"
         self.vocabulary.check(wanted)
         constraints: Sequence[Constraint | None] = [None] * (len(prompts) * wanted.n)
         if wanted.format is not None:
             constraints = await run_in_threadpool(self.constraints, wanted.format, len(constraints))
-        asks = [self.ask(wanted, ids, i, scores, shown) for ids, i in product(prompts, range(wanted.n))]
+        asks = [replace(ask, prompt=ids, how=wanted.how_of(i)) for ids, i in product(prompts, range(wanted.n))]
         jobs = [
             Job(ask, self.engine.room, self.vocabulary.tokenizer, news.put_nowait, index, tells, constraint)
             for index, (ask, constraint) in enumerate(zip(asks, constraints, strict=True))
@@ -210,20 +232,18 @@ class Service:
             raise ApiError(400, fact, param=wanted.param, code="unsupported_parameter") from None
         return [first, *(first.copy() for _ in range(n - 1))]
 
-    def ask(self, wanted: Wanted, ids: tuple[int, ...], i: int, scores_prompt: bool, shown: Mapping[int, str]) -> Ask:
-        """For text number i of a prompt."""
+    def ask(self, wanted: Wanted, **also: Any) -> Ask:
+        """Without a prompt.  also: more of its fields."""
         return Ask(
-            prompt=ids,
+            prompt=(),
             max_tokens=self.engine.room if wanted.max_tokens is None else wanted.max_tokens,
-            how=wanted.how_of(i),
             stops=wanted.stops,
             stop_tokens=wanted.stop_tokens,
             min_tokens=wanted.min_tokens,
             going_on=self.vocabulary.going_on(wanted.stop_tokens) if wanted.min_tokens else None,
             ignore_eos=wanted.ignore_eos,
             n_top=wanted.n_top,
-            scores_prompt=scores_prompt,
-            shown=shown,
+            **also,
         )
 
     def submit(self, jobs: Sequence[Job], n: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.thoughts import marks_of
 from llmc.runtime.serve.tools import PLAIN, Form, Tools, form_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
         self._tokens = dict(tokens)
-        self.form, self.takes_tools = form_of(source), "tools" in source
+        self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
         try:
             self._template = compiled(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over

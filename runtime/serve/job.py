@@ -26,6 +26,14 @@ Finish = Literal["stop", "length"]
 Tells = Literal["tokens", "pieces", "end"]
 
 
+class Thinking(NamedTuple):
+    """The tokens that begin and end a thought, None where that is no single one.  is_open: it began in the prompt."""
+
+    opening: int | None
+    closing: int | None
+    is_open: bool
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is wanted of one text.
@@ -34,7 +42,7 @@ class Ask:
     prompt, and say nothing.  stops, stop_tokens: what ends it, and is not part of it.  min_tokens: before so many
     nothing does: what may come next is among going_on, uint32 as How.allowed.  n_top: None: no probabilities; otherwise
     its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.  shown:
-    special tokens that have a text here.
+    special tokens that have a text here.  thinking: how a thought may come before it.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +56,7 @@ class Ask:
     n_top: int | None = None
     scores_prompt: bool = False
     shown: Mapping[int, str] = field(default_factory=dict)
+    thinking: Thinking | None = None
 
 
 class Said(NamedTuple):
@@ -70,7 +79,7 @@ class Job:
     are no leaders.  shares_tail: its last page may be another's too, so that the next token may take a page more.
     n_reused: tokens of the prompt that another sequence had already when it first began; looked_at_step: how many steps
     there had been when such a sequence was last looked for.  probs: of the tokens said;
-    prompt_probs: of the prompt's, if they are wanted, as far as they are known.
+    prompt_probs: of the prompt's, if they are wanted, as far as they are known.  n_thought: tokens of its thought.
     """
 
     def __init__(
@@ -102,6 +111,8 @@ class Job:
         self.probs: list[TokenProb] = []
         self.prompt_probs: list[TokenProb] = []
         self.arrived = perf_counter()
+        self.n_thought = 0
+        self._is_in_thought = ask.thinking is not None and ask.thinking.is_open
         self._history = History(ask.prompt) if ask.how.looks_back else None
         self._how = ask.how if self._history is None else ask.how.after(self._history)
         self._text = TextStream(tokenizer, ask.prompt) if tokenizer else None
@@ -145,11 +156,34 @@ class Job:
 
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""
-        allowed = None if self.constraint is None else self.constraint.allowed()
+        allowed = self._allowed()
         if self.has_to_go_on and self.ask.going_on is not None:
             rest = self.ask.going_on if allowed is None else allowed & self.ask.going_on
             allowed = rest if rest.any() else allowed  # a grammar that is at its end has the last word
         return self._how if allowed is None else self._how.among(allowed)
+
+    def _allowed(self) -> Mask | None:
+        """What the constraint allows, and the beginning of a thought."""
+        if self.constraint is None or self._is_in_thought:
+            return None
+        allowed, opening = self.constraint.allowed(), self.ask.thinking and self.ask.thinking.opening
+        if self.n_said or opening is None:
+            return allowed
+        allowed = allowed.copy()
+        allowed[opening // 32] |= np.uint32(1 << opening % 32)
+        return allowed
+
+    def _think(self, token: int) -> bool:
+        """Whether the token is of a thought, its marks included."""
+        thinking = self.ask.thinking
+        if thinking is None or thinking.closing is None:
+            return False
+        if self.n_said == 1 and token == thinking.opening:
+            self._is_in_thought = True
+        is_thought = self._is_in_thought
+        self._is_in_thought &= token != thinking.closing
+        self.n_thought += is_thought
+        return is_thought
 
     def next_ids(self, n: int) -> Ids:
         """int32 [n]: what is fed next."""
@@ -161,8 +195,8 @@ class Job:
         if self._history is not None:
             self._history.take(token)
         ends = (is_end and not self.ask.ignore_eos) or token in self.ask.stop_tokens
-        is_whole = False
-        if self.constraint is not None:
+        is_whole, is_thought = False, self._think(token)
+        if self.constraint is not None and not is_thought:
             self.constraint.take(token)
             is_whole = self.constraint.is_over
         finish: Finish | None = "stop" if ends or is_whole else "length" if self.n_said >= self.most else None

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from llmc.runtime.serve.job import Finish, Job, Said
 from llmc.runtime.serve.probs import TokenProb
+from llmc.runtime.serve.thoughts import ThoughtScanner
 from llmc.runtime.serve.tools import Call, CallScanner
 
 DONE = b"data: [DONE]\n\n"
@@ -34,7 +35,8 @@ class Reply:
     """One answer: whole, or as chunks.
 
     kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.  scan: makes
-    what finds the calls in a text, if there are any to be found.
+    what finds the calls in a text, if there are any to be found; split: what finds the thought that it begins with,
+    which is shown if with_thoughts.
     """
 
     kind: Literal["completion", "chat"]
@@ -43,6 +45,8 @@ class Reply:
     with_probs: bool = False
     echoes: Sequence[str] = ()
     scan: Callable[[], CallScanner] | None = None
+    split: Callable[[], ThoughtScanner] | None = None
+    with_thoughts: bool = True
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -50,6 +54,7 @@ class Reply:
         self.id = f"{'cmpl' if self.kind == 'completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._scanners: dict[int, CallScanner] = {}  # by index
+        self._splitters: dict[int, ThoughtScanner] = {}  # by index
         self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
 
     def head(self, is_chunk: bool) -> dict[str, Any]:
@@ -66,13 +71,22 @@ class Reply:
         if self.kind == "completion":
             said["text"] = self.echo(job) + text
         else:
-            content, calls = self.scanned(job, text, is_last=True, is_chunk=False)
-            said["message"] = {"role": "assistant", "content": content, "refusal": None, **calls}
-            if calls and not content:
-                said["message"]["content"] = None
+            thought, answer = self.divided(job, text, is_last=True)
+            content, calls = self.scanned(job, answer, is_last=True, is_chunk=False)
+            shown = content or (None if calls else "")
+            said["message"] = {"role": "assistant", "content": shown, "refusal": None, **thought, **calls}
         probs = [*job.prompt_probs, *job.probs]
         said |= {"logprobs": self.logprobs(job, probs), "finish_reason": self.reason(job, job.finish)}
         return said | ({"token_ids": job.tokens} if self.with_ids else {})
+
+    def divided(self, job: Job, text: str, *, is_last: bool) -> tuple[dict[str, str], str]:
+        """-> ({"reasoning_content": …} if there is some, the answer)."""
+        if self.split is None:
+            return {}, text
+        if job.index not in self._splitters:
+            self._splitters[job.index] = self.split()
+        thought, answer = self._splitters[job.index].push(text, is_last)
+        return {"reasoning_content": thought} if thought and self.with_thoughts else {}, answer
 
     def scanned(self, job: Job, text: str, *, is_last: bool, is_chunk: bool) -> tuple[str, dict[str, Any]]:
         """-> (what of a text is said to people, {"tool_calls": …} if there are some)."""
@@ -108,9 +122,11 @@ class Reply:
         if self.kind == "completion":
             what["text"] = said.text
         else:
-            content, calls = self.scanned(job, said.text, is_last=said.finish is not None, is_chunk=True)
-            what["delta"] = ({"content": content} if content else {}) | calls
-            if self.scan and not (what["delta"] or said.finish or self.with_ids or self.with_probs):
+            is_last = said.finish is not None
+            thought, answer = self.divided(job, said.text, is_last=is_last)
+            content, calls = self.scanned(job, answer, is_last=is_last, is_chunk=True)
+            what["delta"] = thought | ({"content": content} if content else {}) | calls
+            if (self.scan or self.split) and not (what["delta"] or said.finish or self.with_ids or self.with_probs):
                 return None
         what["logprobs"] = self.logprobs(job, said.probs)
         if self.with_ids:
@@ -168,9 +184,13 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
     """Tokens; a prompt counts once, however many texts it has."""
     leaders = [job for job in jobs if job.is_leader]
     n_prompt, n_said = sum(len(job.ask.prompt) for job in leaders), sum(job.n_said for job in jobs)
+    details: dict[str, Any] = {}
+    if any(job.ask.thinking for job in jobs):
+        details["completion_tokens_details"] = {"reasoning_tokens": sum(job.n_thought for job in jobs)}
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_said,
         "total_tokens": n_prompt + n_said,
         "prompt_tokens_details": {"cached_tokens": sum(job.n_reused for job in leaders)},
+        **details,
     }

@@ -46,6 +46,8 @@ CHAT_FIELDS = (
     "tools",
     "tool_choice",
     "parallel_tool_calls",
+    "reasoning_format",
+    "include_reasoning",
 )
 REPLY_FIELDS = ("model", "stream", "stream_options", "return_token_ids")
 IGNORED_FIELDS = (
@@ -138,12 +140,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Chat:
-    """/v1/chat/completions: messages for the template, and what else it is told."""
+    """/v1/chat/completions: messages for the template, and what else it is told.
+
+    splits: what the model thinks before it answers is told from the answer; with_thoughts: and shown.
+    """
 
     wanted: Wanted
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any]
     tools: Tools | None
+    splits: bool
+    with_thoughts: bool
 
 
 def read_completion(body: object, model: str, most_texts: int) -> Completion:
@@ -177,7 +184,11 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
     tools = read_tools(fields)
     if tools is not None and wanted.format is not None:
         raise wrong(wanted.format.param, "cannot be had together with 'tools'")
-    return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools)
+    form = fields.of_type("reasoning_format", str, "auto", "a string")
+    if form not in ("auto", "deepseek", "none"):
+        raise wrong("reasoning_format", "must be 'auto', 'deepseek' or 'none'")
+    shows = fields.get("include_reasoning") is None or fields.boolean("include_reasoning")
+    return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools, form != "none", shows)
 
 
 def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:

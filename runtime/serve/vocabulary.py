@@ -56,6 +56,11 @@ class Vocabulary:
             return prompt
         return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
 
+    def token_of(self, mark: str) -> int | None:
+        """The one token that is this text, if there is one."""
+        token = None if self.tokenizer is None else self.tokenizer.token_to_id(mark)
+        return token if token is not None and token < self.info.n_vocab else None
+
     def shown(self, marks: Iterable[str]) -> dict[int, str]:
         """Those of the marks that are special tokens, which have no text otherwise."""
         if self.tokenizer is None:

@@ -27,6 +27,7 @@ TOOLS = [
 TEMPLATE = (
     "{% if tools %}{{ tools | length }}<tool_call>{% endif %}{% for m in messages %}{{ m.role }}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{{ c.function.arguments.n + 1 }}{% endfor %}{% endfor %}"
+    "{% if think %}<think>{% elif think == false %}<think></think>{% endif %}"
 )
 
 
@@ -156,9 +157,9 @@ def test_wrong_tools_are_named(body: dict[str, Any], param: str) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Of a model that can write calls as its template shows them."""
+    """Of a model that can write calls, and thoughts, as its template shows them."""
     path, tokenizer = tmp_path_factory.mktemp("tools") / "a.so", characters_json()
-    for letter, character in zip("JKLMNO", "_ĠĊ<>/", strict=True):
+    for letter, character in zip("HIJKLMNO", ("<think>", "</think>", *"_ĠĊ<>/"), strict=True):
         tokenizer = tokenizer.replace(f'"{letter}"', json.dumps(character))
     chat = {"template": TEMPLATE, "tokens": {}}
     write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
@@ -195,7 +196,9 @@ def test_a_call_is_streamed(server: Server) -> None:
 
 
 def test_an_answer_without_calls_is_text(server: Server) -> None:
-    said = server.ask("POST", CHATS, {**BODY, "max_tokens": 9, "ignore_eos": True})[1]["choices"][0]
+    thoughtless = {str(Tokenizer.from_str(characters_json()).token_to_id(letter)): -100 for letter in "HI"}
+    body = {**BODY, "max_tokens": 9, "ignore_eos": True, "logit_bias": thoughtless}
+    said = server.ask("POST", CHATS, body)[1]["choices"][0]
     assert "tool_calls" not in said["message"]
     assert (len(said["message"]["content"]), said["finish_reason"]) == (9, "length")
 

@@ -1,0 +1,100 @@
+"""What a model thinks before it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from llmc.runtime.serve.thoughts import MARKS, ThoughtScanner, marks_of
+from tests.runtime.serve.conftest import Server, events_of
+from tests.runtime.serve.test_tools import CHATS, TOOLS
+from tests.runtime.serve.test_tools import server as server  # of a model that thinks
+from tests.runtime.stub_artifact import characters_json
+
+THINK = MARKS[0]
+LETTERS = json.loads(characters_json())["model"]["vocab"]
+OPENING, CLOSING = LETTERS["H"], LETTERS["I"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "is_open", "thought", "answer"),
+    [
+        ("<think>\nI am.\n\n</think>\n\nYes. ", False, "I am.", "Yes. "),
+        (" \n<think> a </thin k</think>b", False, "a </thin k", "b"),
+        ("plain <think>x</think>", False, "", "plain <think>x</think>"),
+        ("I am \n</think>\n\nyes", True, "I am", "yes"),
+        ("cut off", True, "cut off", ""),
+        ("<think></think>", False, "", ""),
+        (" <thi", False, "", " <thi"),
+        ("", True, "", ""),
+    ],
+)
+def test_thoughts_are_told_from_answers(text: str, is_open: bool, thought: str, answer: str, size: int) -> None:
+    scanner = ThoughtScanner(THINK, is_open)
+    pieces = [scanner.push(text[i : i + size], False) for i in range(0, len(text), size)]
+    pieces.append(scanner.push("", True))
+    assert tuple("".join(parts) for parts in zip(*pieces, strict=True)) == (thought, answer)
+
+
+def test_templates_show_their_marks() -> None:
+    assert marks_of("… <think>") is None
+    assert marks_of("{% if x %}<think>\\n\\n</think>{% endif %}") == THINK
+
+
+BODY: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "hi"}],
+    "chat_template_kwargs": {"think": True},
+    "temperature": 0,
+    "ignore_eos": True,
+    "max_tokens": 40,
+    "logit_bias": {str(CLOSING): 2},
+}
+
+
+def answer(server: Server, **changes: Any) -> dict[str, Any]:
+    status, said = server.ask("POST", CHATS, {**BODY, **changes})
+    assert status == 200, said
+    return dict(said)
+
+
+def test_a_thought_is_no_part_of_the_content(server: Server) -> None:
+    said = answer(server, return_token_ids=True)
+    [choice] = said["choices"]
+    thought, _, rest = answer(server, reasoning_format="none")["choices"][0]["message"]["content"].partition("</think>")
+    assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == (thought.strip(), rest.lstrip())
+    assert thought
+    n_thought = choice["token_ids"].index(CLOSING) + 1
+    assert said["usage"]["completion_tokens_details"] == {"reasoning_tokens": n_thought}
+    assert "reasoning_content" not in answer(server, include_reasoning=False)["choices"][0]["message"]
+    with server.open("POST", CHATS, {**BODY, "stream": True}) as response:
+        deltas = [chunk["choices"][0]["delta"] for chunk in list(events_of(response))[1:-1]]
+    for name in ("reasoning_content", "content"):
+        assert "".join(delta.get(name, "") for delta in deltas) == choice["message"][name]
+
+
+@pytest.mark.parametrize(
+    ("think", "biases"), [(True, {CLOSING: 2}), (None, {OPENING: 16, CLOSING: 20}), (False, {OPENING: -99})]
+)
+def test_a_format_is_the_answers_and_not_the_thoughts(server: Server, think: bool | None, biases: Any) -> None:
+    changes = {"logit_bias": biases, "chat_template_kwargs": {"think": think}, "guided_choice": ["yes", "no"]}
+    [choice] = answer(server, **changes)["choices"]
+    assert choice["message"]["content"] in ("yes", "no")
+    assert ("reasoning_content" in choice["message"]) == bool(think)
+    ids = answer(server, **changes, return_token_ids=True)["choices"][0]["token_ids"]
+    assert (CLOSING in ids) == (think is not False)
+
+
+def test_where_a_call_has_to_come_nothing_is_thought(server: Server) -> None:
+    [choice] = answer(server, tools=TOOLS, tool_choice="required", max_tokens=60)["choices"]
+    assert choice["message"]["tool_calls"]
+    assert "reasoning_content" not in choice["message"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_pages_are_free(server: Server) -> Iterator[None]:
+    yield
+    assert server.metric("running") == 0
