@@ -61,6 +61,13 @@ def not_empty(key: str | None) -> str | None:
     help="What clients have to send.  [default: $LLMC_API_KEY]",
 )
 @click.option(
+    "--allow-origin",
+    "allow_origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Web pages whose scripts may ask (CORS), as https://chat.example.com, or * for all; several times.",
+)
+@click.option(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(0, 3600),
@@ -89,6 +96,7 @@ def command(artifact: str, **options: Any) -> None:
 
     \b
     POST /v1/completions  POST /v1/chat/completions  GET /v1/models
+    POST /tokenize        POST /detokenize
     GET /health           GET /metrics (Prometheus)
 
     Texts of all clients are generated together: a new one joins at the next step. The address is printed on standard

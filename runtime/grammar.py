@@ -29,6 +29,10 @@ MOST_CHARACTERS = 200
 """Of what is wrong with a grammar."""
 
 
+class GaveUp(LlmcError):
+    """A grammar turned out too large to be followed any further."""
+
+
 @dataclass(frozen=True)
 class Grammar:
     """What a whole text looks like.  kind, source: as llguidance reads them."""
@@ -48,7 +52,8 @@ class Grammar:
 
     @classmethod
     def of_choice(cls, choices: Sequence[str]) -> Grammar:
-        return cls("choice", json.dumps(list(choices)))
+        """One of these texts."""
+        return cls("choice", json.dumps(list(dict.fromkeys(choices))))
 
     @classmethod
     def of_lark(cls, rules: str) -> Grammar:
@@ -127,10 +132,10 @@ class Constraint:
         return self._allowed
 
     def allowed(self) -> Mask:
-        """The same.  Raises LlmcError when the grammar cannot be followed any more."""
+        """The same.  Raises GaveUp when the grammar cannot be followed any more."""
         allowed = self.look()
         if self._matcher.is_error():
-            raise LlmcError(f"the grammar gave up: {shortened(self._matcher.get_error())}")
+            raise GaveUp(f"the grammar gave up: {shortened(self._matcher.get_error())}")
         return allowed
 
     def take(self, token: int) -> None:

@@ -20,21 +20,24 @@ from starlette.routing import Route
 
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.grammar import Constraint
+from llmc.runtime.grammar import Constraint, GaveUp
 from llmc.runtime.serve.chat import ChatTemplate, needs_form
 from llmc.runtime.serve.engine import Closing, Engine, Full
 from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells, Thinking
-from llmc.runtime.serve.replies import DONE, Reply, event
+from llmc.runtime.serve.replies import DONE, Reply, event, usage
 from llmc.runtime.serve.requests import Wanted, read_chat, read_completion
 from llmc.runtime.serve.thoughts import Marks, ThoughtScanner
+from llmc.runtime.serve.tokenizing import detokenized, read_text, read_tokens, tokenized
 from llmc.runtime.serve.tools import CallScanner
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
 from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 RETRY_AFTER_S = 1
+MOST_PATH = 100
+"""Characters of a path that is told."""
 
 
 class Service:
@@ -59,6 +62,8 @@ class Service:
             Route("/v1/models/{name:path}", self.guarded(self.one_model), methods=["GET"]),
             Route("/v1/completions", self.guarded(self.completions), methods=["POST"]),
             Route("/v1/chat/completions", self.guarded(self.chat), methods=["POST"]),
+            Route("/tokenize", self.guarded(self.tokenize), methods=["POST"]),
+            Route("/detokenize", self.guarded(self.detokenize), methods=["POST"]),
             Route("/health", self.counted(self.health), methods=["GET"]),
             Route("/metrics", self.counted(self.metrics), methods=["GET"]),
         ]
@@ -95,7 +100,9 @@ class Service:
 
     async def not_found(self, request: Request, error: HTTPException) -> Response:
         self.responses[error.status_code] += 1
-        fact = f"{request.method} {request.url.path}: {error.detail.lower()}"
+        fact = f"{request.method} {request.url.path[:MOST_PATH]}: {error.detail.lower()}"
+        if error.status_code == 404 and request.url.path.startswith("/v1/"):
+            fact += "; this server has /v1/completions, /v1/chat/completions and /v1/models"
         return error_response(ApiError(error.status_code, fact, headers=error.headers))
 
     async def failed(self, request: Request, error: Exception) -> Response:
@@ -122,6 +129,14 @@ class Service:
         if name != self.name:
             raise no_such_model(name, self.name)
         return json_response(self.facts())
+
+    async def tokenize(self, request: Request) -> Response:
+        text = await read_json(request, lambda body: read_text(body, self.name, self.template))
+        return json_response(await run_in_threadpool(tokenized, text, self.vocabulary))
+
+    async def detokenize(self, request: Request) -> Response:
+        ids = await read_json(request, lambda body: read_tokens(body, self.name))
+        return json_response(await run_in_threadpool(detokenized, ids, self.vocabulary))
 
     async def health(self, request: Request) -> Response:
         failure = self.engine.failure
@@ -214,6 +229,7 @@ class Service:
         ]
         self.submit(jobs, wanted.n)
         if wanted.stream:
+            reply.told = usage_told(wanted, jobs)
             return EventStream(self.events(wanted, jobs, reply, news), lambda: self.engine.cancel(jobs))
         try:
             texts = await unless_gone(request.receive, collect(jobs, news))
@@ -282,6 +298,13 @@ class Service:
         yield DONE
 
 
+def usage_told(wanted: Wanted, jobs: Sequence[Job]) -> Callable[[int], dict[str, Any]]:
+    """What a stream's chunks say of their usage: nothing, that it comes at the end, or what it is so far."""
+    if wanted.with_running_usage:
+        return lambda n_told: {"usage": usage(jobs, n_told)}
+    return lambda _: {"usage": None} if wanted.with_usage else {}
+
+
 def template_of(model: Model) -> ChatTemplate | ApiError:
     """The model's chat template, or what those who chat are told."""
     chat = model.chat
@@ -310,6 +333,8 @@ def api_error(error: Exception) -> ApiError:
     """What a client is told of an error of the engine's."""
     if isinstance(error, Closing):
         return closing()
+    if isinstance(error, GaveUp):
+        return ApiError(400, error.fact, code="invalid_value")
     return ApiError(500, error.fact if isinstance(error, LlmcError) else f"unexpected {type(error).__name__}")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_NAME = 60
+"""Characters."""
 
 
 class ApiError(Exception):
@@ -33,10 +35,21 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def shortened(name: str) -> str:
+    """A name of the client's, as it is told: in one line, and not a long one."""
+    short = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
+    return short if short.isprintable() else repr(short)[1:-1]
+
+
 def no_such_model(asked: str, served: str, param: str | None = None) -> ApiError:
     """For who asks for another model than the one that is served."""
-    fact = f"the model {asked!r} is not served here; {served!r} is"
+    fact = f"the model {shortened(asked)!r} is not served here; {served!r} is"
     return ApiError(404, fact, param=param, code="model_not_found")
+
+
+def is_text(value: object) -> bool:
+    """Not empty, and without half a surrogate pair, which is a string in JSON alone."""
+    return isinstance(value, str) and bool(value) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def wrong(name: str, fact: str) -> ApiError:
@@ -58,7 +71,8 @@ class Fields:
         """As OpenAI does: a misspelled field shall not go unnoticed."""
         for name in self._body:
             if name not in known:
-                raise ApiError(400, f"unrecognized request argument supplied: {name}", param=name)
+                short = shortened(name)
+                raise ApiError(400, f"unrecognized request argument supplied: {short}", param=short)
 
     def refuse(self, reasons: Mapping[str, tuple[tuple[object, ...], str]]) -> None:
         """Fields that are only accepted with values that change nothing: by name those values, and why no others."""
@@ -92,6 +106,6 @@ class Fields:
         """A string or a list of some; none of them empty."""
         value = self._body.get(name, [])
         listed = [value] if isinstance(value, str) else value
-        if not isinstance(listed, list) or len(listed) > most or not all(isinstance(s, str) and s for s in listed):
+        if not isinstance(listed, list) or len(listed) > most or not all(is_text(one) for one in listed):
             raise wrong(name, f"must be a string, or a list of at most {most}; none of them empty")
         return tuple(listed)

@@ -32,7 +32,7 @@ class Format(NamedTuple):
 def read_format(fields: Fields) -> Format | None:
     """None: an answer may look like anything.  Raises ApiError."""
     found = [
-        *read_response_format(fields.of_type("response_format", dict, {}, "an object")),
+        *read_response_format(fields.of_type("response_format", dict, {"type": "text"}, "an object")),
         *read_structured(fields.of_type("structured_outputs", dict, {}, "an object")),
         *(read_kind(name, kind, fields.get(name)) for name, kind in KINDS.items() if fields.get(name) is not None),
     ]
@@ -43,7 +43,7 @@ def read_format(fields: Fields) -> Format | None:
 
 def read_response_format(value: Mapping[str, Any]) -> list[Format]:
     """OpenAI's: {"type": "json_schema", "json_schema": {"schema": …}}, {"type": "json_object"}, {"type": "text"}."""
-    kind = value.get("type") if value else "text"
+    kind = value.get("type")
     if kind == "text":
         return []
     if kind == "json_object":

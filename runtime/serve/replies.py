@@ -36,7 +36,7 @@ class Reply:
 
     kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.  scan: makes
     what finds the calls in a text, if there are any to be found; split: what finds the thought that it begins with,
-    which is shown if with_thoughts.
+    which is shown if with_thoughts.  told: what chunks say of their usage, after so many tokens.
     """
 
     kind: Literal["completion", "chat"]
@@ -47,6 +47,7 @@ class Reply:
     scan: Callable[[], CallScanner] | None = None
     split: Callable[[], ThoughtScanner] | None = None
     with_thoughts: bool = True
+    told: Callable[[int], dict[str, Any]] | None = None
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -55,6 +56,7 @@ class Reply:
         self.created = int(time.time())
         self._scanners: dict[int, CallScanner] = {}  # by index
         self._splitters: dict[int, ThoughtScanner] = {}  # by index
+        self._n_told = 0
         self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
 
     def head(self, is_chunk: bool) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class Reply:
 
     def chunk(self, said: Said) -> dict[str, Any] | None:
         """A piece of a text; None: nothing of it is to be shown yet."""
+        self._n_told += len(said.tokens)
         job, what = said.job, dict[str, Any]()
         if self.kind == "completion":
             what["text"] = said.text
@@ -135,7 +138,7 @@ class Reply:
 
     def chunk_of(self, job: Job, what: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": job.index, "logprobs": None, **what, "finish_reason": finish}
-        return {**self.head(True), "choices": [choice]}
+        return {**self.head(True), "choices": [choice], **(self.told(self._n_told) if self.told else {})}
 
     def usage_chunk(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """The last chunk, when the client asked for it."""
@@ -180,10 +183,11 @@ def spelled_out(one: TokenProb) -> dict[str, Any]:
     return {"token": text_of(one), "logprob": one.logprob, "bytes": list(one.text), "top_logprobs": tops}
 
 
-def usage(jobs: Sequence[Job]) -> dict[str, Any]:
-    """Tokens; a prompt counts once, however many texts it has."""
+def usage(jobs: Sequence[Job], n_told: int | None = None) -> dict[str, Any]:
+    """Tokens; a prompt counts once, however many texts it has.  n_told: of the texts so far, which may have more."""
     leaders = [job for job in jobs if job.is_leader]
-    n_prompt, n_said = sum(len(job.ask.prompt) for job in leaders), sum(job.n_said for job in jobs)
+    n_prompt = sum(len(job.ask.prompt) for job in leaders)
+    n_said = sum(job.n_said for job in jobs) if n_told is None else n_told
     details: dict[str, Any] = {}
     if any(job.ask.thinking for job in jobs):
         details["completion_tokens_details"] = {"reasoning_tokens": sum(job.n_thought for job in jobs)}

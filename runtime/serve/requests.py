@@ -103,7 +103,8 @@ class Wanted:
 
     max_tokens: None: until the context is full.  min_tokens: before them nothing ends a text.  stops, stop_tokens: what
     ends it beside the model's own end token, and is no part of it.  n: texts for each prompt.  seed: of the first text,
-    drawn if the client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts.
+    drawn if the client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts;
+    with_running_usage: each with those so far.
     n_top: None: no probabilities; otherwise those of the text's tokens, and of so many likely ones at each place.
     format: what the texts have to look like.
     """
@@ -117,6 +118,7 @@ class Wanted:
     ignore_eos: bool
     stream: bool
     with_usage: bool
+    with_running_usage: bool
     with_ids: bool
     n_top: int | None
     format: Format | None
@@ -196,7 +198,7 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
     if name != model:
         raise no_such_model(name, model, "model")
     options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
-    options.refuse_unknown(("include_usage", "include_obfuscation"))
+    options.refuse_unknown(("include_usage", "continuous_usage_stats", "include_obfuscation"))
     return Wanted(
         max_tokens=max_tokens,
         min_tokens=fields.integer("min_tokens", 0, 0, MOST_TOKENS if max_tokens is None else max_tokens),
@@ -207,6 +209,7 @@ def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | N
         ignore_eos=fields.boolean("ignore_eos"),
         stream=fields.boolean("stream"),
         with_usage=options.boolean("include_usage"),
+        with_running_usage=options.boolean("continuous_usage_stats"),
         with_ids=fields.boolean("return_token_ids"),
         n_top=n_top,
         format=read_format(fields),
@@ -255,8 +258,8 @@ def read_biases(fields: Fields) -> tuple[tuple[int, float], ...]:
 
 
 def read_stop_tokens(fields: Fields) -> frozenset[int]:
-    ids = fields.get("stop_token_ids") or []
-    if not isinstance(ids, list) or len(ids) > MOST_BIASES or not all(type(token) is int for token in ids):
+    ids: list[Any] = fields.of_type("stop_token_ids", list, [], "a list of token ids")
+    if len(ids) > MOST_BIASES or not all(type(token) is int for token in ids):
         raise wrong("stop_token_ids", f"must be a list of at most {MOST_BIASES} token ids")
     return frozenset(ids)
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from llmc.runtime import capi, load
 from llmc.runtime.artifact import ArtifactFile
@@ -36,7 +37,8 @@ class Options:
 
     max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
     beside texts that go on.  name: of the model, for clients.  grace: seconds that texts have to end after a signal.
-    limit_concurrency: connections.  timeout: seconds that a client may take to send a request, or not read its answer.
+    allow_origins: of web pages whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout: seconds
+    that a client may take to send a request, or not read its answer.
     """
 
     host: str = "127.0.0.1"
@@ -50,6 +52,7 @@ class Options:
     name: str | None = None
     api_key: str | None = None
     grace: float = 5.0
+    allow_origins: tuple[str, ...] = ()
     limit_concurrency: int = 512
     timeout: float = 60.0
 
@@ -161,9 +164,14 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
 
     engine = Engine(model, post, max_batch=max_batch, queue=options.queue, chunk=options.chunk)
     service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
+    app = service.app()
+    if options.allow_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     limits = Limits(options.limit_concurrency, options.timeout)
     config = uvicorn.Config(
-        service.app(),
+        app,
         http=partial(Connection, limits),  # type: ignore[arg-type]  # called as the class would be
         ws="none",
         loop="asyncio",

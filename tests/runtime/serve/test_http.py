@@ -77,6 +77,11 @@ def test_a_stream_is_the_text_in_pieces(server: Server, model: Model) -> None:
     assert "".join(pieces) == text_after(model, [5, 6], 12)
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 12)
+    assert {chunk["usage"] for chunk in chunks} == {None}
+    with server.open("POST", COMPLETIONS, {**body, "stream_options": {"continuous_usage_stats": True}}) as response:
+        *running, _ = events_of(response)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in running]
+    assert (sorted(counts), counts[-1]) == (counts, 12)
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
@@ -211,6 +216,40 @@ def test_what_is_served_is_listed(server: Server) -> None:
     assert server.ask("GET", "/health") == (200, {"status": "ok"})
 
 
+def test_texts_become_tokens_and_tokens_texts(server: Server, model: Model) -> None:
+    ids = model.encode("Once upon")
+    said = {"count": 3, "max_model_len": N_CONTEXT, "tokens": ids, "token_strs": None}
+    assert server.ask("POST", "/tokenize", {"prompt": "Once upon"}) == (200, said)
+    shown = server.ask("POST", "/tokenize", {"prompt": "Once upon", "return_token_strs": True})[1]["token_strs"]
+    assert shown == ["<s>", "▁Once", "▁upon"]
+    assert server.ask("POST", "/tokenize", {"content": "Once"})[1]["tokens"] == model.encode("Once", special=False)
+    chat = server.ask("POST", "/tokenize", TALK)[1]["tokens"]
+    assert chat == model.encode("<s> x a", special=False)
+    assert server.ask("POST", "/detokenize", {"tokens": ids[1:]}) == (
+        200,
+        {"prompt": "Once upon", "content": "Once upon"},
+    )
+    wrong: Any = ({"tokens": [N_VOCAB]}, {"tokens": "x"}, {"tokens": [1.5]}, {}, {"tokens": [1], "model": "other"})
+    assert [server.ask("POST", "/detokenize", body)[0] for body in wrong] == [400, 400, 400, 400, 404]
+    wrong = ({}, {"prompt": 3}, {"prompt": "\ud800"}, {"messages": []}, {"prompt": "x", "messages": [{}]})
+    assert [server.ask("POST", "/tokenize", body)[0] for body in wrong] == [400] * 5
+
+
+def test_what_is_not_served_says_what_is(server: Server) -> None:
+    status, said = server.ask("POST", "/v1/embeddings", {"input": "x"})
+    assert (status, "this server has /v1/completions" in said["error"]["message"]) == (404, True)
+
+
+def test_web_pages_may_ask_from_where_they_are_allowed_to(stub: Path) -> None:
+    with serving(stub, "--allow-origin", "https://chat.example.com", "--api-key", KEY) as server:
+        ask = {"access_control_request_method": "POST", "access_control_request_headers": "authorization"}
+        for origin, allowed in (("https://chat.example.com", "https://chat.example.com"), ("https://other", None)):
+            with server.open("OPTIONS", CHATS, origin=origin, **ask) as response:
+                assert response.headers["access-control-allow-origin"] == allowed
+            with server.open("GET", "/v1/models", origin=origin) as response:
+                assert (response.status, response.headers["access-control-allow-origin"]) == (200, allowed)
+
+
 def test_metrics_count(server: Server) -> None:
     before = server.metric("generated_tokens_total")
     server.complete(prompt=[7], max_tokens=4)
@@ -238,7 +277,9 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, {**GOOD, "max_tokens": -1}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "max_tokens": "9"}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "temperature": -1}, 400, "temperature"),
-        (COMPLETIONS, {**GOOD, "temperature": float("nan")}, 400, "temperature"),
+        (COMPLETIONS, {**GOOD, "temperature": float("nan")}, 400, None),
+        (COMPLETIONS, b'{"prompt": [1], "temperature": 1e400}', 400, "temperature"),
+        (COMPLETIONS, b'{"prompt": [1], "prompt": [1]}', 400, None),
         (COMPLETIONS, {**GOOD, "top_p": 0}, 400, "top_p"),
         (COMPLETIONS, {**GOOD, "top_k": 1.5}, 400, "top_k"),
         (COMPLETIONS, {**GOOD, "seed": 1 << 64}, 400, "seed"),

@@ -1,0 +1,85 @@
+"""/tokenize and /detokenize, as vLLM has them, and llama.cpp's server: its names for the same are understood too."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
+from llmc.runtime.serve.requests import is_ids, read_messages
+from llmc.runtime.serve.tools import read_tools
+from llmc.runtime.serve.vocabulary import Vocabulary
+
+FIELDS = ("model", "prompt", "content", "add_special_tokens", "add_special", "return_token_strs")
+CHAT_FIELDS = ("model", "messages", "tools", "tool_choice", "chat_template_kwargs", "return_token_strs")
+REFUSED = {
+    "add_generation_prompt": ((True,), "an answer is to follow"),
+    "continue_final_message": ((False,), "an answer is to follow"),
+    "with_pieces": ((False,), "see 'return_token_strs'"),
+}
+
+
+class Text(NamedTuple):
+    """special: with what begins a prompt.  with_texts: of each token too."""
+
+    text: str
+    special: bool
+    with_texts: bool
+
+
+def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Text:
+    """A prompt, or messages by the model's template.  Raises ApiError."""
+    fields = Fields(body)
+    is_chat = fields.get("messages") is not None
+    fields.refuse(REFUSED | ({"add_special_tokens": ((False,), "the template writes them")} if is_chat else {}))
+    fields.refuse_unknown({*(CHAT_FIELDS if is_chat else FIELDS), *REFUSED, "add_special_tokens"})
+    check_model(fields, model)
+    with_texts = fields.boolean("return_token_strs")
+    if not is_chat:
+        [name, *more] = [one for one in ("prompt", "content") if fields.get(one) is not None] or ["prompt"]
+        if more:
+            raise wrong("content", "cannot be had together with 'prompt'")
+        specials = [fields.boolean(one) for one in ("add_special_tokens", "add_special") if fields.get(one) is not None]
+        if fields.get(name) is None:
+            raise wrong("prompt", "must be a text")
+        return Text(fields.of_type(name, str, "", "a text"), all(specials or [name == "prompt"]), with_texts)
+    if isinstance(template, ApiError):
+        raise template
+    kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
+    tools = read_tools(fields)
+    text = template.render(read_messages(fields.get("messages")), kwargs, tools.tools if tools else None)
+    return Text(text, False, with_texts)
+
+
+def tokenized(text: Text, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The answer.  Raises ApiError: no tokenizer, no text."""
+    ids = vocabulary.encode(text.text, text.special)
+    tokenizer = vocabulary.tokenizer
+    texts = [tokenizer.id_to_token(token) for token in ids] if text.with_texts and tokenizer else None
+    return {"count": len(ids), "max_model_len": vocabulary.room, "tokens": ids, "token_strs": texts}
+
+
+def read_tokens(body: object, model: str) -> tuple[int, ...]:
+    """Raises ApiError."""
+    fields = Fields(body)
+    fields.refuse_unknown(("model", "tokens"))
+    check_model(fields, model)
+    ids = fields.get("tokens")
+    if ids != [] and not is_ids(ids):
+        raise wrong("tokens", "must be a list of token ids")
+    return tuple(ids)
+
+
+def detokenized(ids: tuple[int, ...], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The answer, as vLLM names it and as llama.cpp does.  Raises ApiError: no such token, no tokenizer."""
+    vocabulary.check_ids("tokens", ids)
+    if vocabulary.tokenizer is None:
+        raise ApiError(400, "this model has no tokenizer", param="tokens", code="no_tokenizer")
+    text = vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
+    return {"prompt": text, "content": text}
+
+
+def check_model(fields: Fields, model: str) -> None:
+    name = fields.of_type("model", str, model, "a string")
+    if name != model:
+        raise no_such_model(name, model, "model")
