@@ -52,6 +52,14 @@ def not_empty(key: str | None) -> str | None:
     type=click.IntRange(2),
     help="Tokens of a step that reads prompts beside texts that go on.  [default: 32; on a GPU 256]",
 )
+@click.option(
+    "--speculate",
+    metavar="N",
+    type=click.IntRange(0, 63),
+    default=0,
+    show_default=True,
+    help="Guess up to N tokens of a text ahead by what it has said before: the same text, sooner.",
+)
 @click.option("--name", metavar="NAME", help="Of the model, for clients.  [default: the file's]")
 @click.option(
     "--api-key",

@@ -94,6 +94,18 @@ class DraftModel:
         return guesses
 
 
+class Pace:
+    """How many guesses the next step takes: twice as many after guesses that were all right, after others one more than
+    were right; at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.next = most
+
+    def learn(self, n_guessed: int, n_right: int) -> None:
+        if n_guessed:
+            self.next = min(self.most, 2 * n_guessed if n_right == n_guessed else n_right + 1)
+
+
 class Speculation:
     """The guesses of one text, and how they fared.
 
@@ -104,24 +116,20 @@ class Speculation:
         """most: guesses in a step.  Raises LlmcError when the artifact's runtime cannot check them."""
         check_runtime(model)
         self.n_steps = self.n_guessed = self.n_right = 0
-        self._model, self._guesser, self._most, self._next = model, guesser, most, most
+        self._model, self._guesser, self._pace = model, guesser, Pace(most)
         self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
 
     def feed(self, sequence: Sequence, text: Row[int], how: How, room: int) -> list[int]:
         """Append the text's last token, which is not in the sequence yet, and what is right of at most `room` guesses.
-        -> these guesses.
-
-        After a step whose guesses were all right there are twice as many, after others one more than were right.
-        """
-        most = min(self._next, room)
+        -> these guesses."""
+        most = min(self._pace.next, room)
         guesses = self._guesser.guess(text, how, most) if most > 0 else []
         known = self._model.check_ids([text[-1], *guesses])
         [n_right] = speculate(self._model, [Guessed(sequence, how, known, len(guesses), self._logits)])
         self.n_steps += 1
         self.n_guessed += len(guesses)
         self.n_right += n_right
-        if guesses:
-            self._next = min(self._most, 2 * most if n_right == len(guesses) else n_right + 1)
+        self._pace.learn(len(guesses), n_right)
         return guesses[:n_right]
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.guesses import Guesses, Of
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.pages import Pages
 from llmc.runtime.serve.probs import Texts, TokenProb, token_prob
@@ -50,8 +51,9 @@ class Batch:
     failure: of the last step, if it failed.
     """
 
-    def __init__(self, model: Model, meters: Meters, max_batch: int, chunk: int = 0) -> None:
-        """max_batch: most texts in a step.  chunk: tokens of a step beside texts that go on; 0: the default."""
+    def __init__(self, model: Model, meters: Meters, max_batch: int, chunk: int = 0, speculate: int = 0) -> None:
+        """max_batch: most texts in a step.  chunk: tokens of a step beside texts that go on; 0: the default.
+        speculate: most guesses of a text in a step."""
         info = model.info
         on_cpu, longest = info.device == "CPU", info.max_step_tokens
         self.model, self.meters = model, meters
@@ -59,6 +61,7 @@ class Batch:
         self.chunk = min(chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK), longest)
         self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
         self.pages = Pages(model, model.page_tokens)
+        self.guesses = Guesses(model, speculate)
         self.room = min(info.n_context, self.pages.total * self.pages.size)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
@@ -253,12 +256,17 @@ class Batch:
             inputs = self._compose()
         if not inputs:
             return
+        guesses = self._guess(inputs)
         logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
         step = [(sequence_of(job), job.next_ids(n), rows) for (job, n), rows in zip(inputs, logits, strict=True)]
+        right: dict[Job, list[int]] = {}
         start = perf_counter()
         looks = self._look_ahead(job for job, _ in inputs)
         try:
-            self.model.run_step(step)
+            if guesses:
+                right = self.guesses.step(inputs, guesses)
+            else:
+                self.model.run_step(step)
         except LlmcError as error:
             self.failure = error
             self.fail([job for job, _ in inputs], error)
@@ -271,6 +279,25 @@ class Batch:
                 self._score(job, rows)
             job.n_fed += n
             job.shares_tail = False
+            self._take_guesses(job, right.get(job, []))
+
+    def _guess(self, inputs: list[tuple[Job, int]]) -> Of:
+        """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
+        guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
+        with_guesses = [(job, n + len(guesses.get(job, ()))) for job, n in inputs]
+        if not guesses or not self._make_room(with_guesses):
+            return {}
+        self.meters.add("guessed_tokens", sum(map(len, guesses.values())))
+        return guesses
+
+    def _take_guesses(self, job: Job, right: Iterable[int]) -> None:
+        """Guesses that were right are in the sequence already; those behind the end of a text go with it."""
+        for token in right:
+            if job.finish:
+                return
+            job.n_fed += 1
+            self.meters.add("right_guesses")
+            self._take(job, token)
 
     def _look_ahead(self, jobs: Iterable[Job]) -> list[Future[object]]:
         """While a GPU makes a step, find out which tokens may follow it; a CPU has better to do."""
@@ -310,7 +337,7 @@ class Batch:
     def _run_ahead(self) -> bool:
         """Tokens and the step on them in one call, where a GPU goes on meanwhile; False: not now."""
         jobs = self.running
-        if not jobs or not self.model.runs_ahead or any(job.needs_care for job in jobs):
+        if not jobs or not self.model.runs_ahead or self.guesses.most or any(job.needs_care for job in jobs):
             return False
         if not self._make_room([(job, 1) for job in jobs]):
             return False

@@ -29,13 +29,20 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, post: Callable[[list[Said]], None], *, max_batch: int, queue: int, chunk: int = 0
+        self,
+        model: Model,
+        post: Callable[[list[Said]], None],
+        *,
+        max_batch: int,
+        queue: int,
+        chunk: int = 0,
+        speculate: int = 0,
     ) -> None:
-        """post: called on the model's thread with the news of a turn.  queue: most texts that wait.  max_batch, chunk:
-        see Batch."""
+        """post: called on the model's thread with the news of a turn.  queue: most texts that wait.  max_batch, chunk,
+        speculate: see Batch."""
         self.post, self.queue = post, queue
         self.meters = Meters()
-        self.batch = Batch(model, self.meters, max_batch, chunk)
+        self.batch = Batch(model, self.meters, max_batch, chunk, speculate)
         self._free_pages = self.batch.pages.n_free
         self._wake = threading.Condition()
         self._inbox: list[Job] = []

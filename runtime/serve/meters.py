@@ -11,6 +11,8 @@ COUNTERS = {
     "prompt_tokens": "Tokens of prompts, those included that another sequence had already.",
     "reused_tokens": "Tokens of prompts whose keys and values another sequence had already.",
     "generated_tokens": "Tokens generated.",
+    "guessed_tokens": "Guesses at tokens that were checked.",
+    "right_guesses": "Guesses that were right.",
     "texts": "Texts begun.",
     "cancelled": "Texts that their client gave up.",
     "failed": "Texts that ended with an error.",

@@ -36,9 +36,9 @@ class Options:
     """What `serve` is told; 0 and None are defaults.
 
     max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
-    beside texts that go on.  name: of the model, for clients.  grace: seconds that texts have to end after a signal.
-    allow_origins: of web pages whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout: seconds
-    that a client may take to send a request, or not read its answer.
+    beside texts that go on.  speculate: guesses of a text in a step.  name: of the model, for clients.  grace: seconds
+    that texts have to end after a signal.  allow_origins: of web pages whose scripts may ask; "*": of all.
+    limit_concurrency: connections.  timeout: seconds that a client may take to send a request, or not read its answer.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +49,7 @@ class Options:
     queue: int = 64
     kv_tokens: int = 0
     chunk: int = 0
+    speculate: int = 0
     name: str | None = None
     api_key: str | None = None
     grace: float = 5.0
@@ -162,7 +163,8 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
     def post(news: list[Said]) -> None:
         loop.call_soon_threadsafe(deliver, news)
 
-    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, chunk=options.chunk)
+    steps = {"chunk": options.chunk, "speculate": options.speculate}
+    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **steps)
     service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
     app = service.app()
     if options.allow_origins:

@@ -1,0 +1,105 @@
+"""Guesses in a server's steps: what is said is what each text says alone, in fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import llmc
+from llmc.runtime.binding import Model
+from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.serve.guesses import Lookup
+from llmc.runtime.serve.job import Job
+from tests.runtime.serve.served import CONTEXT, DRAWN, Served, prompt
+
+
+class Oracle:
+    """Guesses right, but for every so manieth token of the text."""
+
+    def __init__(self, text: Sequence[int], wrong: int) -> None:
+        self.text, self.wrong = text, wrong
+
+    def guess(self, text: Sequence[int], how: How, most: int) -> list[int]:
+        places = range(len(text), min(len(text) + most, len(self.text)))
+        return [3 if i % self.wrong == 0 else self.text[i] for i in places]
+
+
+def foreseen(served: Served, job: Job, wrong: int) -> Job:
+    """With guesses at what it says alone."""
+    ask = job.ask
+    said = served.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True)
+    job.lookup = Lookup(served.engine.batch.guesses.most)
+    job.lookup.guesser = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
+    return job
+
+
+@pytest.mark.parametrize("wrong", [2, 5, 100])
+def test_texts_say_what_they_say_alone(model: Model, wrong: int) -> None:
+    served = Served(model, max_batch=3, speculate=4)
+    asked = ((3, GREEDY), (17, DRAWN), (1, GREEDY), (13, GREEDY), (9, DRAWN))
+    jobs = [foreseen(served, served.job(prompt(n, n), 12, how), wrong) for n, how in asked]
+    for job in jobs:
+        served.submit(job)
+        served.turn()
+    served.finish(*jobs)
+    served.check(*jobs)
+    counts = served.engine.meters.counts
+    assert counts["generated_tokens"] == 5 * 12
+    assert 0 < counts["right_guesses"] <= counts["guessed_tokens"] < 5 * 12 * 4
+    if wrong == 100:
+        assert counts["right_guesses"] == counts["guessed_tokens"] > 12
+    served.leave()
+
+
+def test_guesses_are_left_out_where_pages_are_few_and_logits_are_looked_at(toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=CONTEXT + 2) as model:  # 8 pages
+        served = Served(model, speculate=6)
+        jobs = [served.job(prompt(7, salt), 14, how) for salt, how in ((0, GREEDY), (20, DRAWN), (40, GREEDY))]
+        jobs = [foreseen(served, job, 7) for job in jobs]
+        served.submit(*jobs)
+        served.finish(*jobs)
+        served.check(*jobs)
+        served.leave()
+        looked_at = foreseen(served, served.scored(prompt(5), 6, 2), 100)
+        penalized = foreseen(served, served.job(prompt(5), 6, How(presence_penalty=1.0)), 100)
+        before = served.engine.meters.counts["guessed_tokens"]
+        served.submit(looked_at, penalized)
+        served.finish(looked_at, penalized)
+        assert served.engine.meters.counts["guessed_tokens"] == before
+        served.leave()
+
+
+def test_a_text_that_ends_among_guesses_ends_there(model: Model) -> None:
+    served = Served(model, speculate=7)
+    said = list(model.stream(prompt(4), 12, GREEDY, ignore_eos=True))
+    stop = next(i for i, token in enumerate(said) if i > 3 and token not in said[:i])
+    job = foreseen(served, served.job(prompt(4), 12), 100)
+    job.ask = replace(job.ask, ignore_eos=False)
+    served.engine.batch._is_end[said[stop]] = True
+    served.submit(job)
+    served.finish(job)
+    assert job.tokens == said[: stop + 1]
+    served.leave()
+
+
+def test_a_text_is_looked_up_in_itself(model: Model) -> None:
+    served = Served(model, speculate=4)
+    job = served.job([1, 2, 3, 1, 2, 3, 1, 2], 12)
+    served.submit(job)
+    served.finish(job)
+    served.check(job)
+    assert served.engine.meters.counts["guessed_tokens"] > 0
+    served.leave()
+
+
+def test_a_gpu_checks_guesses_instead_of_running_ahead(gpu_model: Model) -> None:
+    served = Served(gpu_model, speculate=4)
+    job = foreseen(served, served.job(prompt(4), 12), 5)
+    served.submit(job)
+    served.finish(job)
+    served.check(job)
+    assert served.engine.meters.counts["right_guesses"] > 3
+    served.leave()
