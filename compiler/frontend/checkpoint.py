@@ -42,6 +42,11 @@ class StoredTensor:
     n_bytes: int
 
     @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """What of the file it is made of."""
+        return (self,)
+
+    @property
     def stored_dtype(self) -> StoredDType:
         """The dtype in our words; refuses what is not a plain float."""
         if self.dtype not in DTYPES:
@@ -55,9 +60,16 @@ class StoredTensor:
 
     def read(self) -> Array:
         """The tensor's values, read from the file now."""
+        return self._read(numpy_dtype(self.stored_dtype))
+
+    def read_bytes(self) -> Array:
+        """The same of a tensor of bytes, uint8."""
+        return self._read(np.dtype(np.uint8))
+
+    def _read(self, dtype: np.dtype[Any]) -> Array:
         count = prod(self.dims)
         with self.file.open("rb") as stream:
-            array = np.fromfile(stream, numpy_dtype(self.stored_dtype), count, offset=self.offset)
+            array = np.fromfile(stream, dtype, count, offset=self.offset)
         if array.size != count:
             raise LlmcError(f"the file was shortened while it was read: {self.name}", place=str(self.file))
         return array.reshape(self.dims)
@@ -162,9 +174,9 @@ def sample(checkpoint: Mapping[str, StoredTensor]) -> bytes:
     """A digest that tells checkpoints apart: of every tensor's name, type and shape, and a few KiB from its middle."""
     digest = hashlib.sha256()
     for name in sorted(checkpoint):
-        tensor = checkpoint[name]
-        digest.update(f"{name} {tensor.dtype} {tensor.dims}".encode())
-        with tensor.file.open("rb") as stream:
-            stream.seek(tensor.offset + max(0, tensor.n_bytes - SAMPLE_BYTES) // 2)
-            digest.update(stream.read(min(SAMPLE_BYTES, tensor.n_bytes)))
+        for tensor in checkpoint[name].parts:
+            digest.update(f"{name} {tensor.dtype} {tensor.dims}".encode())
+            with tensor.file.open("rb") as stream:
+                stream.seek(tensor.offset + max(0, tensor.n_bytes - SAMPLE_BYTES) // 2)
+                digest.update(stream.read(min(SAMPLE_BYTES, tensor.n_bytes)))
     return digest.digest()

@@ -109,6 +109,38 @@ _OLMOE = {
     "dtype": "bfloat16",
 }
 
+_GPT_OSS = {
+    "model_type": "gpt_oss",
+    "architectures": ["GptOssForCausalLM"],
+    "vocab_size": 201088,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "max_position_embeddings": 131072,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "attention_bias": True,
+    "bos_token_id": None,
+    "eos_token_id": 200002,
+    "pad_token_id": 199999,
+    "dtype": "bfloat16",
+}
+
+
+def _gpt_oss(n_layers: int, n_experts: int) -> dict[str, Any]:
+    fields = _llama(2880, 2880, n_layers, 64, 8, num_local_experts=n_experts, **_GPT_OSS)
+    del fields["rope_theta"]
+    return fields
+
+
 _TINYLLAMA = {"max_position_embeddings": 2048, "dtype": "bfloat16"}
 _LLAMA3 = {
     "vocab_size": 128256,
@@ -193,5 +225,7 @@ KNOWN_MODELS = {
     "opt-13b": KnownModel("facebook/opt-13b", _opt(5120, 40, 40)),
     "mixtral-8x7b": KnownModel("mistralai/Mixtral-8x7B-v0.1", _llama(4096, 14336, 32, 32, 8, **_MIXTRAL)),
     "qwen3-30b-a3b": KnownModel("Qwen/Qwen3-30B-A3B", _llama(2048, 6144, 48, 32, 4, **_QWEN3_MIXTURE)),
+    "gpt-oss-20b": KnownModel("openai/gpt-oss-20b", _gpt_oss(24, 32)),
+    "gpt-oss-120b": KnownModel("openai/gpt-oss-120b", _gpt_oss(36, 128)),
     "olmoe-1b-7b": KnownModel("allenai/OLMoE-1B-7B-0924", _llama(2048, 1024, 16, 16, 16, **_OLMOE)),
 }

@@ -19,6 +19,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, o
 from llmc.compiler.frontend.config import config_dtype, read_config
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
+from llmc.compiler.frontend.mxfp4 import is_mxfp4, join_blocks
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
@@ -48,6 +49,7 @@ class SourceModel:
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
     file: the .onnx file that the graph is from; None for a model of transformers.
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
+    is_packed: whether the checkpoint keeps weights in fewer bits than any dtype here has (mxfp4.py).
     """
 
     name: str
@@ -68,6 +70,7 @@ class SourceModel:
     chat: bytes | None = None
     file: OnnxFile | None = None
     is_part: bool = False
+    is_packed: bool = False
 
     @property
     def architecture(self) -> str:
@@ -117,7 +120,6 @@ def load_source(
         contents = sample(checkpoint)
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
-
     n_vocab = _n_vocab(graph)
     text = read_text(folder, n_vocab) if folder else Text()
     eos, bos = read_ends(folder, fields, n_vocab)
@@ -139,6 +141,7 @@ def load_source(
         notes=tuple(notes),
         chat=read_chat(folder) if folder and text.tokenizer_json is not None else None,
         is_part=found.is_part,
+        is_packed=found.is_packed,
     )
 
 
@@ -192,21 +195,26 @@ class _Found:
     checkpoint: dict[str, StoredTensor] | None
     is_part: bool = False
     notes: tuple[str, ...] = ()
+    is_packed: bool = False
 
 
 def _open(model: str, weights: str) -> _Found:
     """The model, or the text part of one that takes more than text."""
     name, folder, fields = _find(model, weights)
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
+    is_packed = is_mxfp4(fields)
+    if is_packed:
+        fields = {name: value for name, value in fields.items() if name != "quantization_config"}
+        checkpoint = join_blocks(checkpoint) if checkpoint else None
     part = text_fields(fields)
     if part is None:
-        return _Found(name, folder, fields, checkpoint)
+        return _Found(name, folder, fields, checkpoint, is_packed=is_packed)
     if checkpoint is not None:
         checkpoint = text_tensors(checkpoint)
         if HEAD not in checkpoint:  # whether the two are one is said by the whole model's configuration, or its default
             part = {**part, "tie_word_embeddings": True}
     note = f"only the text part of {name} is compiled ({part['model_type']})"
-    return _Found(name, folder, part, checkpoint, is_part=True, notes=(note,))
+    return _Found(name, folder, part, checkpoint, is_part=True, notes=(note,), is_packed=is_packed)
 
 
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:

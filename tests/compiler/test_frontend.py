@@ -288,6 +288,7 @@ def test_checkpoints_are_told_apart_by_their_digest(save_model: SaveModel, tiny_
         ("mixtral-8x7b", 46_702_792_704),
         ("qwen3-30b-a3b", 30_532_122_624),
         ("olmoe-1b-7b", 6_919_161_856),
+        ("gpt-oss-20b", 20_914_757_184),
         ("opt-125m", 125_239_296),
         ("opt-350m", 331_196_416),
         ("opt-1.3b", 1_315_758_080),

@@ -218,18 +218,17 @@ MODELS = [
     Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
     Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0),
     Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100),
-    Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30),
+    Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30, has_sinks=True),
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
-    Model(heads=5, kv_heads=1, head_dim=10, rotary_dim=6),
-    Model(heads=8, kv_heads=2, head_dim=32, rotary_dim=32, window=70, has_sinks=True),
+    Model(heads=5, kv_heads=1, head_dim=10, rotary_dim=6, has_sinks=True),
 ]
 
 
 @pytest.mark.parametrize(
     ("kv_dtype", "model"),
     [("f32", model) for model in MODELS]
-    + [("bf16", model) for model in (MODELS[1], MODELS[3], MODELS[5], MODELS[6], MODELS[7])]
-    + [("int8", model) for model in (MODELS[1], MODELS[2], MODELS[6], MODELS[7])],
+    + [("bf16", model) for model in (MODELS[1], MODELS[3], MODELS[5], MODELS[6])]
+    + [("int8", model) for model in (MODELS[1], MODELS[2], MODELS[6])],
     ids=str,
 )
 def test_decode_and_prefill_agree_with_float64_and_with_each_other(
@@ -373,7 +372,7 @@ def test_a_page_may_lie_gigabytes_from_the_first(run: Run, host: Target, m: int,
     np.testing.assert_array_equal(machine.prefill(0, m), expected)
 
 
-@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2], MODELS[4], MODELS[7]], ids=str)
+@pytest.mark.parametrize("model", [MODELS[0], MODELS[1], MODELS[2], MODELS[4]], ids=str)
 def test_it_is_what_the_operator_is_defined_to_be(run: Run, define: Run, host: Target, model: Model) -> None:
     machine = Machine(model, run, host, (70, 5))
     rows: list[Row] = [*((0, i) for i in range(33)), None, *((1, i) for i in range(5)), (0, 33)]

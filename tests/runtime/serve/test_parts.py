@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,84 @@ def test_templates_have_what_hugging_face_gives_them() -> None:
     template = ChatTemplate(source, {"eos_token": "</s>"})
     messages = [{"role": "user", "content": "<ä>"}] * 3
     assert template.render(messages, {}) == '{"role": "user", "content": "<ä>"}</s>' * 2 + "4True"
+
+
+CHANNELS = """
+{%- macro kind_of(schema, needed, may_be_none=false) -%}
+    {%- if schema.enum -%}
+        {{ schema.enum | map("tojson") | join(" | ") }}
+    {%- elif schema.type is iterable and schema.type is not string -%}
+        {{ schema.type | join(" | ") }}
+    {%- elif schema.type == "array" -%}
+        {{ kind_of(schema["items"], []) }}[]
+    {%- elif schema.type == "object" -%}
+        {
+        {%- for name, part in schema.properties.items() -%}
+            {{ name ~ ("?" if name not in needed else "") ~ ": " ~ kind_of(part, part.required or []) }}
+            {%- if not loop.last %}, {% endif -%}
+        {%- endfor -%}
+        }
+    {%- else -%}
+        {{ schema.type ~ (" | null" if may_be_none else "") }}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set effort = reasoning_effort | default("medium") -%}
+{{- "<|start|>system<|message|>Today: " ~ strftime_now("%Y") ~ " Effort: " ~ effort ~ "<|end|>" -}}
+{%- if messages[0].role in ["system", "developer"] -%}
+    {%- set first, rest = messages[0].content, messages[1:] -%}
+{%- else -%}
+    {%- set first, rest = "", messages -%}
+{%- endif -%}
+{{- "<|start|>developer<|message|>" ~ first -}}
+{%- for tool in tools or [] %}
+    {%- set tool = tool.function -%}
+    {{- "\n// " ~ tool.description ~ "\ntype " ~ tool.name ~ " = (_: " -}}
+    {{- kind_of(tool.parameters, tool.parameters.required or [], true) ~ ") => any;" -}}
+{%- endfor -%}
+{{- "<|end|>" -}}
+{%- set last = namespace(call=none, final=false) -%}
+{%- for message in rest -%}
+    {%- if message.role == "assistant" and message.tool_calls is defined -%}
+        {%- set last.call = message.tool_calls[0].function -%}
+        {{- "<|start|>assistant to=functions." ~ last.call.name ~ "<|channel|>commentary<|message|>" -}}
+        {{- last.call.arguments | tojson(indent=none, separators=(",", ":"), sort_keys=true) ~ "<|call|>" -}}
+    {%- elif message.role == "tool" -%}
+        {%- if last.call is none %}{{ raise_exception("nothing was called") }}{% endif -%}
+        {{- "<|start|>functions." ~ last.call.name ~ " to=assistant<|message|>" ~ message.content|tojson ~ "<|end|>" -}}
+    {%- else -%}
+        {%- if message.role == "assistant" and message.thinking and not loop.last %}{% continue %}{% endif -%}
+        {{- "<|start|>" ~ message.role ~ "<|message|>" ~ message.content | trim ~ "<|end|>" -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt is defined and add_generation_prompt %}{{- "<|start|>assistant" -}}{% endif -%}
+"""
+
+
+def test_a_template_may_write_channels_and_types_of_tools() -> None:
+    """What templates such as gpt-oss's ask of Jinja: macros that call themselves, namespaces, tojson with options."""
+    days = {"type": "array", "items": {"type": ["integer", "null"]}}
+    properties = {"place": {"type": "string"}, "unit": {"enum": ["C", "F"]}, "days": days}
+    parameters = {"type": "object", "required": ["place"], "properties": properties}
+    tools = [{"type": "function", "function": {"name": "f", "description": "It <says>", "parameters": parameters}}]
+    call = {"function": {"name": "f", "arguments": {"unit": "C", "place": "Zürich"}}}
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": " How warm? "},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "21 °C"},
+    ]
+    template = ChatTemplate(CHANNELS, {})
+    prompt = template.render(messages, {"reasoning_effort": "high"}, tools)
+    year = datetime.date.today().year
+    assert prompt == (
+        f"<|start|>system<|message|>Today: {year} Effort: high<|end|><|start|>developer<|message|>Be brief.\n"
+        '// It <says>\ntype f = (_: {place: string, unit?: "C" | "F", days?: integer | null[]}) => any;<|end|>'
+        "<|start|>user<|message|>How warm?<|end|><|start|>assistant to=functions.f<|channel|>commentary<|message|>"
+        '{"place":"Zürich","unit":"C"}<|call|>'
+        '<|start|>functions.f to=assistant<|message|>"21 °C"<|end|><|start|>assistant'
+    )
+    with pytest.raises(ApiError, match="nothing was called"):
+        template.render([messages[3]], {})
 
 
 def test_what_training_marks_in_a_template_is_text() -> None:

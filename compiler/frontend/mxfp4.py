@@ -1,0 +1,102 @@
+"""Weights of experts that a checkpoint keeps in MXFP4: read as bfloat16, of which each is exactly one number.
+
+A tensor NAME [E, K, N] is there as NAME_blocks, bytes [E, N, K/32, 16], and NAME_scales, bytes [E, N, K/32].  A byte of
+a block holds two numbers of 4 bits (e2m1: a sign, two bits of exponent, one of mantissa), the first in its low half; a
+scale s is the power 2**(s - 127) (e8m0) that all 32 numbers of its block are multiplied by.
+Open Compute Project 2023, "OCP Microscaling Formats (MX) Specification", version 1.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.weights import Array, StoredDType
+from llmc.runtime.errors import LlmcError
+
+METHOD = "mxfp4"
+BLOCKS, SCALES = "_blocks", "_scales"
+BLOCK = 32
+NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What the lower three bits of e2m1 say; the highest is the sign."""
+
+
+@dataclass(frozen=True)
+class Mxfp4Tensor(StoredTensor):
+    """The tensor that blocks and scales stand for; dims are its own, file, offset and n_bytes those of the blocks."""
+
+    blocks: StoredTensor
+    scales: StoredTensor
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.blocks, self.scales
+
+    @property
+    def stored_dtype(self) -> StoredDType:
+        return "bf16"
+
+    def read(self) -> Array:
+        """The values, bfloat16 [E, K, N]: a view of [E, N, K], as they lie in the file."""
+        return unpack(self.blocks.read_bytes(), self.scales.read_bytes()).transpose(0, 2, 1)
+
+
+def is_mxfp4(fields: Mapping[str, Any]) -> bool:
+    """Whether config.json says that weights of experts are kept so."""
+    quantization = fields.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
+
+
+def join_blocks(checkpoint: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The checkpoint with one tensor in place of each pair of blocks and scales.  Reads no tensor."""
+    tensors = dict(checkpoint)
+    for name in [name for name in checkpoint if name.endswith(BLOCKS)]:
+        whole = name.removesuffix(BLOCKS)
+        scales = tensors.pop(f"{whole}{SCALES}", None)
+        if scales is None:
+            raise LlmcError(f"the checkpoint lacks the tensor {f'{whole}{SCALES}'!r}", place=str(checkpoint[name].file))
+        tensors[whole] = joined(whole, tensors.pop(name), scales)
+    return tensors
+
+
+def joined(name: str, blocks: StoredTensor, scales: StoredTensor) -> Mxfp4Tensor:
+    is_pair = len(blocks.dims) == 4 and blocks.dims[3] == BLOCK // 2 and blocks.dims[:3] == scales.dims
+    are_bytes = all(part.dtype == "U8" and part.n_bytes == prod(part.dims) for part in (blocks, scales))
+    if not (is_pair and are_bytes):
+        shapes = f"{blocks.dtype} {list(blocks.dims)} and {scales.dtype} {list(scales.dims)}"
+        fact = f"tensor {name!r} is no blocks and scales in MXFP4: {shapes}"
+        raise LlmcError(fact, place=str(blocks.file), hint="download the model again")
+    n_experts, rows, groups, _ = blocks.dims
+    dims = (n_experts, groups * BLOCK, rows)
+    return Mxfp4Tensor(name, blocks.file, METHOD, dims, blocks.offset, blocks.n_bytes, blocks, scales)
+
+
+def unpack(blocks: Array, scales: Array) -> Array:
+    """bfloat16 [..., N, K] of blocks uint8 [..., N, K/32, 16] and scales uint8 [..., N, K/32].
+
+    Row by row of the first axis, so that no more than its own result is in memory."""
+    table = pairs()
+    values = np.empty((*blocks.shape[:-2], blocks.shape[-2] * BLOCK // 2), np.uint32)
+    for of_blocks, of_scales, result in zip(blocks, scales, values, strict=True):
+        code = of_scales.astype(np.uint16)[..., None] << 8 | of_blocks
+        np.take(table, code, out=result.reshape(code.shape), mode="clip")
+    return values.view(ml_dtypes.bfloat16)
+
+
+@cache
+def pairs() -> Array:
+    """The two numbers in bfloat16, 32 bits together, for each scale and each byte: [256 * 256]."""
+    numbers = np.array([*NUMBERS, *(-number for number in NUMBERS)], np.float32)
+    byte = np.arange(256)
+    both = np.stack([numbers[byte & 15], numbers[byte >> 4]], axis=-1)  # [byte, 2]
+    with np.errstate(over="ignore", invalid="ignore"):
+        powers = np.exp2(np.arange(256) - 127.0).astype(np.float32)
+        values = (powers[:, None, None] * both).astype(ml_dtypes.bfloat16)
+    return np.ascontiguousarray(values).view(np.uint32).reshape(-1)
