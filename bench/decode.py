@@ -152,11 +152,16 @@ def prefill_record(manifest: dict[str, Any], model: Model, prompt: list[int], th
 def prompt_operations(manifest: dict[str, Any], n_tokens: int) -> int:
     """Operations of a prompt: the linear layers and experts for every token, attention of each to those before it."""
     rows = [entry for entry in manifest["schedules"] if entry["plan"] == "body" and entry["m"] == PER_ROW]
-    linear = sum(e["nodes"] * e["operations"] for e in rows if re.search("Linear|Experts", e["op"])) // PER_ROW
+    linear = (
+        sum(e["nodes"] * e["operations"] for e in rows if re.search("Linear|Experts|HeadProduct", e["op"])) // PER_ROW
+    )
     attention = 0
     for entry in (entry for entry in rows if entry["op"].endswith("PagedAttention")):
         facts = dict(part.split("=") for part in re.findall(r"\w+=\d+", entry["call"]))
-        attention += 2 * entry["nodes"] * int(facts["num_heads"]) * int(facts["head_dim"]) * n_tokens**2
+        width = 2 * int(facts["head_dim"])
+        if "latent_dim" in facts:  # keys are longer than values
+            width = 2 * int(facts["latent_dim"]) + int(facts["rotary_dim"])
+        attention += entry["nodes"] * int(facts["num_heads"]) * width * n_tokens**2
     return int(linear * n_tokens + attention)
 
 

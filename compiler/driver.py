@@ -18,10 +18,10 @@ from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.link import c_compiler, link
-from llmc.compiler.ops import DOMAIN, EXPERTS
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
+from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, missing, never_chosen, parse_targets
 from llmc.passes.defer_norm import defer_norm
@@ -191,7 +191,7 @@ def rewrite_each(
     """
     kinds = list(dict.fromkeys(devices))
     if "cuda" in kinds:
-        check_experts(source)
+        refuse_experts(source.graph, source.dtype)
     histories = {kind: History(dump / kind if dump and len(kinds) > 1 else dump) for kind in kinds}
 
     def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
@@ -204,6 +204,8 @@ def rewrite_each(
         exported_layer = one_layer(graph.to_text(source.graph))
         observe("plain" if source.is_spelled_out else "export", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+        if "cuda" in kinds:
+            refuse_for_gpu(source.graph)
         graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
@@ -217,19 +219,6 @@ def rewrite_each(
         kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
         for kind, model in graphs.items()
     }
-
-
-def check_experts(source: SourceModel) -> None:
-    """Refuse mixtures of experts that GPUs have no kernels for."""
-    nodes = [n for n in source.graph.graph if n.domain == DOMAIN and n.op_type.startswith("Experts")]
-    reasons = {
-        "experts with biases or clamped gates": any(node.op_type not in EXPERTS for node in nodes),
-        "mixtures of experts in float32": source.dtype == "f32" and nodes,
-    }
-    for what, holds in reasons.items():
-        if holds:
-            hint = "compile it for CPUs: --target cpu" + ", or --dtype bf16" * what.endswith("float32")
-            raise LlmcError(f"{what} have no kernels for GPUs", place="--target cuda", hint=hint)
 
 
 def make_plain(source: SourceModel, observe: passes.Observe) -> None:

@@ -2,7 +2,7 @@
 
 A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
-    `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D];
+    `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own;
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type;
  3. there is one attention node a layer, numbered from 0, and it alone uses that layer's caches;
  4. every value has a name of its own, an element type, and a shape of numbers and the symbols M, R, P and n_pages;
@@ -20,12 +20,12 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import DOMAIN, OPERATORS, PAGED_ATTENTION
+from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS, PAGED_ATTENTION
 from llmc.runtime.errors import LlmcError
 
 SYMBOLS = frozenset({"M", "R", "P", "n_pages"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
-ATTENTION = tuple(f"{DOMAIN}.{name}" for name in PAGED_ATTENTION)
+ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, LATENT_ATTENTION))
 
 
 def check_step_graph(model: ir.Model) -> None:

@@ -30,6 +30,7 @@ from llmc.compiler.ops_define import (
     operator,
 )
 from llmc.compiler.ops_experts import CLAMP, CLAMPED_EXPERTS, EXPERTS, clamped_experts_name, experts_name
+from llmc.compiler.ops_latent import LATENT_ATTENTION
 from llmc.compiler.ops_linear import (
     gated_linear_name,
     linear_name,
@@ -45,6 +46,7 @@ __all__ = [
     "CLAMPED_EXPERTS",
     "DOMAIN",
     "EXPERTS",
+    "LATENT_ATTENTION",
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",

@@ -153,7 +153,13 @@ def attend_rows(
     return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
 
 
-@operator(like_first)
+def causal_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
+    values = shapes[2][1]
+    assert isinstance(values, int)
+    return [(shapes[0][0], attributes["num_heads"] * values // attributes["kv_num_heads"])]
+
+
+@operator(causal_results)
 def CausalAttention(
     op: Any,
     q: ir.Value,
@@ -170,7 +176,7 @@ def CausalAttention(
     """Attention over one sequence of M tokens, before it has a KV cache.
 
     Row i attends rows j <= i, and only j > i - window where window > 0.
-    q [M, H·D], k, v [M, KH·D] -> [M, H·D]; see `attend` for the equation.
+    q [M, H·D], k [M, KH·D], v [M, KH·DV] -> [M, H·DV]; see `attend` for the equation.
     """
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window)
 

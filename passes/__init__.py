@@ -17,6 +17,7 @@ from llmc.passes.arrange_experts import arrange_experts
 from llmc.passes.drop_cache import drop_cache
 from llmc.passes.drop_dead import drop_dead
 from llmc.passes.drop_expand import drop_expand
+from llmc.passes.drop_slice import drop_slice
 from llmc.passes.expand_leftovers import expand_leftovers
 from llmc.passes.flatten_tokens import flatten_tokens
 from llmc.passes.fold_constants import fold_constants
@@ -24,6 +25,7 @@ from llmc.passes.fold_query_scale import fold_query_scale
 from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
 from llmc.passes.form_groups import form_groups
+from llmc.passes.form_latent import form_latent
 from llmc.passes.form_linear import form_linear
 from llmc.passes.form_norm import form_norm
 from llmc.passes.form_split import form_split
@@ -60,6 +62,7 @@ def first_steps(n_context: int) -> Steps:
         # 1. over [batch, sequence], as exported
         ("arrange_experts", arrange_experts),
         ("fold_constants", fold_constants),
+        ("drop_slice", drop_slice),
         ("form_norm", form_norm),
         ("form_groups", form_groups),
         ("fuse_rotary", fuse_rotary),
@@ -67,6 +70,7 @@ def first_steps(n_context: int) -> Steps:
         # 2. over M tokens of one sequence
         ("flatten_tokens", flatten_tokens),
         ("form_linear", form_linear),
+        ("form_latent", form_latent),
         ("form_activation", form_activation),
         ("fold_query_scale", fold_query_scale),
         ("merge_qkv", merge_qkv),

@@ -197,9 +197,12 @@ def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     x, weight, *rest = node.inputs
     if token_axes(weight) or not x or len(dims(x)) - 1 in token_axes(x) or attribute(node, "transA", 0):
         raise flat.refusal(node, "multiplies along the tokens")
-    if other_axes(x) != [len(dims(x)) - 1]:
+    *others, size = (dims(x)[axis] for axis in other_axes(x))
+    if any(other != 1 for other in others):
         raise flat.refusal(node, f"takes {x.name} of shape {x.shape}")
-    return flat.emit(node, node.op_type, [flat.take(x), weight, *rest], **attributes_of(node))
+    rows = flat.reshape(node, flat.new[x], [size])
+    y = flat.emit(node, node.op_type, [rows, weight, *rest], **attributes_of(node))[0]
+    return [flat.reshape(node, y, [*others, dims(y)[-1]])]
 
 
 def gather(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -248,10 +251,13 @@ def slice_(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def expand(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    x = node.inputs[0]
-    if x is None or dims(x) != dims(node.outputs[0]):
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or token_axes(x) != token_axes(y):
         raise flat.refusal(node, "repeats elements")
-    return [flat.new[x]]
+    sizes = [size for axis in other_axes(y) if isinstance(size := dims(y)[axis], int)]
+    if [dims(x)[axis] for axis in other_axes(x)] == sizes:
+        return [flat.new[x]]
+    return flat.emit(node, "Expand", [flat.new[x], ints_constant(flat.graph, [1, *sizes])])
 
 
 def reduction(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -279,7 +285,8 @@ def rotary(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]; sinks [H] stay."""
+    """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]; v may have heads of another
+    size; sinks [H] stay."""
     q, k, v, *more = node.inputs
     sinks = more if node.domain == DOMAIN else []
     if not sinks and (any(more) or not attribute(node, "is_causal", 0)):
@@ -288,15 +295,16 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 2")
     heads = [dims(value)[1] for value in (q, k, v)]
     sizes = [dims(value)[3] for value in (q, k, v)]
-    if sizes[0] != sizes[1] or sizes[0] != sizes[2] or heads[1] != heads[2]:
+    if sizes[0] != sizes[1] or heads[1] != heads[2]:
         raise flat.refusal(node, f"has heads {heads} of sizes {sizes}")
     head_dim = sizes[0]
     assert isinstance(head_dim, int)
     rows: list[ir.Value | None] = []
-    for value, n_heads in zip((q, k, v), heads, strict=True):
+    for value, n_heads, size in zip((q, k, v), heads, sizes, strict=True):
         assert value is not None
         assert isinstance(n_heads, int)
-        rows.append(flat.reshape(node, flat.new[value], [n_heads * head_dim]))
+        assert isinstance(size, int)
+        rows.append(flat.reshape(node, flat.new[value], [n_heads * size]))
     result = emit(
         node,
         f"{DOMAIN}.SinkCausalAttention" if sinks else f"{DOMAIN}.CausalAttention",
@@ -308,7 +316,7 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         window=int(node.metadata_props.get("llmc.window", "0")),
         layer=int(node.metadata_props.get("llmc.layer", "0")),
     )
-    return [flat.reshape(node, result[0], [heads[0], head_dim])]
+    return [flat.reshape(node, result[0], [heads[0], sizes[2]])]
 
 
 ALONG_ONE_AXIS = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "Concat", "Split")

@@ -13,6 +13,9 @@ rewrite:
     Concat(Sub(Mul(a, C), Mul(b, S)), Add(Mul(b, C), Mul(a, S)))          C, S [B, 1, S, RD/2]
     -->
     RotaryEmbedding(x, C, S)
+    Concat(a C - b S, b C + a S)                                          a = x[…, ::2], b = x[…, 1::2]
+    -->
+    RotaryEmbedding(Concat(a, b), C, S)
 
     Concat(RotaryEmbedding(x[…, :r], cos, sin), x[…, r:])
     -->
@@ -34,7 +37,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims
-from llmc.passes.interleaved_rotary import Waves, rotate_pairs, unsqueezed, waves_by_pairs
+from llmc.passes.interleaved_rotary import Waves, rotate_pairs, sorted_pairs, unsqueezed, waves_by_pairs
 from llmc.passes.slices import first_part, part_of, size_of
 
 SWAPPED = [0, 2, 1, 3]
@@ -42,7 +45,7 @@ SWAPPED = [0, 2, 1, 3]
 
 def fuse_rotary(model: ir.Model) -> int:
     """Assumes the exported graph; leaves standard RotaryEmbedding nodes. Returns the number of rewrites."""
-    return fuse_halves(model) + fuse_spelled_out(model) + fuse_partial(model)
+    return fuse_halves(model) + fuse_spelled_out(model) + fuse_sorted(model) + fuse_partial(model)
 
 
 def fuse_spelled_out(model: ir.Model) -> int:
@@ -170,6 +173,19 @@ def turned_halves(concat: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None
         return None
     known = [wave for wave in waves if wave is not None and 2 * size_of(wave) == size_of(x)]
     return (x, known[0], known[1]) if len(known) == 2 else None
+
+
+def fuse_sorted(model: ir.Model) -> int:
+    n_rewrites = 0
+    for node in list(model.graph):
+        match = sorted_pairs(node) if node.op_type == "Concat" else None
+        if match is not None:
+            halves, cos, sin = match
+            x = emit(node, "Concat", halves, axis=-1)[0]
+            result = emit(node, "RotaryEmbedding", [x, cos, sin], num_heads=dims(x)[1], interleaved=0)
+            replace(node.outputs[0], result[0])
+            n_rewrites += 1
+    return n_rewrites
 
 
 def fuse_partial(model: ir.Model) -> int:

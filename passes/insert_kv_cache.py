@@ -11,7 +11,12 @@ rewrite:
     llmc.PagedAttention(Concat(q, k, v), positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
 
     the same of llmc.SinkCausalAttention(q, k, v, sinks): llmc.[Rotary]SinkPagedAttention(…, sinks, positions, …)
-refuses: to turn queries and keys within attention when they are turned differently: Rotary then stays in front of it.
+
+    llmc.CausalLatentAttention(q, …)
+    -->
+    llmc.LatentPagedAttention(q, …, positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
+refuses: to turn queries and keys within attention when they are turned differently: Rotary then stays in front of it;
+values whose heads have another size than the keys'.
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ from llmc.compiler.graph import constant, emit, op_name, producer, replace
 from llmc.compiler.graph_shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.ops import CAUSAL_ATTENTION, DOMAIN, paged_attention_name
+from llmc.runtime.errors import LlmcError
 
+LATENT = f"{DOMAIN}.CausalLatentAttention"
 M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
 
 
@@ -32,14 +39,15 @@ def insert_kv_cache(model: ir.Model) -> int:
     """Assumes CausalAttention over M tokens and an input `positions`; leaves the inputs `page_table` i64[M,P],
     `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them. Returns the number of layers."""
     graph = model.graph
-    layers = [node for node in graph if op_name(node) in CAUSAL_ATTENTION]
+    layers = [node for node in graph if op_name(node) in (*CAUSAL_ATTENTION, LATENT)]
     if not layers:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
     page_table = ir.Value(name="page_table", shape=ir.Shape([M, P]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.append(page_table)
     for layer, node in enumerate(layers):
-        insert(graph, node, layer, positions, page_table)
+        put_in = insert_latent if op_name(node) == LATENT else insert
+        put_in(graph, node, layer, positions, page_table)
     return len(layers)
 
 
@@ -49,7 +57,10 @@ def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page
     width = dims(q)[1]
     assert isinstance(width, int)
     settings |= {"layer": layer, "head_dim": width // settings["num_heads"]}
-    caches = [cache(graph, f"{kind}_cache.{layer}", settings) for kind in "kv"]
+    if dims(k) != dims(v):
+        fact = f"attention whose keys and values are of different sizes, {dims(k)[1]} and {dims(v)[1]}, is not compiled"
+        raise LlmcError(fact, place=f"node {node.name}")
+    caches = [cache(graph, f"{kind}_cache.{layer}", settings["kv_num_heads"], settings["head_dim"]) for kind in "kv"]
     rotation = same_rotation(q, k)
     angles: list[ir.Value | None] = []
     if rotation is not None:
@@ -57,15 +68,27 @@ def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page
         settings |= turning
     operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *sinks, positions, page_table, *caches]
     name = paged_attention_name(False, bool(angles), bool(sinks))
-    results = emit(node, f"{DOMAIN}.{name}", operands, n_results=3, **settings)
+    finish(graph, node, caches, emit(node, f"{DOMAIN}.{name}", operands, n_results=3, **settings))
+
+
+def insert_latent(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page_table: ir.Value) -> None:
+    settings = attributes_of(node) | {"layer": layer}
+    sizes = {"k": settings["rotary_dim"], "v": settings["latent_dim"]}
+    caches = [cache(graph, f"{kind}_cache.{layer}", 1, size) for kind, size in sizes.items()]
+    operands = [*node.inputs, positions, page_table, *caches]
+    finish(graph, node, caches, emit(node, "llmc.LatentPagedAttention", operands, n_results=3, **settings))
+
+
+def finish(graph: ir.Graph, node: ir.Node, caches: list[ir.Value], results: list[ir.Value]) -> None:
+    """Put the first result in the node's place; the others are results of the graph."""
     replace(node.outputs[0], results[0])
     for before, after in zip(caches, results[1:], strict=True):
         after.name = f"{before.name}_out"
         graph.outputs.append(after)
 
 
-def cache(graph: ir.Graph, name: str, settings: dict[str, Any]) -> ir.Value:
-    shape = ir.Shape([N_PAGES, settings["kv_num_heads"], PAGE_TOKENS, settings["head_dim"]])
+def cache(graph: ir.Graph, name: str, kv_num_heads: int, head_dim: int) -> ir.Value:
+    shape = ir.Shape([N_PAGES, kv_num_heads, PAGE_TOKENS, head_dim])
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
     graph.inputs.append(value)
     return value

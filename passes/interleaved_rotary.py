@@ -3,7 +3,10 @@
     Add(Mul(x, C), Mul(Reshape(Concat([-x[…, 1::2]], [x[…, 0::2]])), S))
     C = twice(Cos(f)), Cos(twice(f)) or twice(Cos(Concat(f, f))[…, :RD/2]), S alike
 
-where twice, an Expand and a Reshape, has each element twice in a row.
+where twice, an Expand and a Reshape, has each element twice in a row.  And as DeepSeek has it, which turns pairs and
+leaves the first of each in front of the second of each:
+
+    Concat(a C - b S, b C + a S)      a = x[…, ::2], b = x[…, 1::2], C and S [B, 1, S, RD/2]
 """
 
 from __future__ import annotations
@@ -36,6 +39,28 @@ def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
         return None
     x, size = a[0], size_of(a[0])
     return x if dims(value) == dims(x) and size % 2 == 0 and (a[1:], b[1:]) == ((0, size), (1, size)) else None
+
+
+def sorted_pairs(concat: ir.Node) -> tuple[list[ir.Value], ir.Value, ir.Value] | None:
+    """a and b, cos and sin [B, S, RD/2], of a Concat(a cos - b sin, b cos + a sin) of heads [B, H, S, RD]."""
+    if len(concat.inputs) != 2 or not is_last_axis(concat, attribute(concat, "axis")):
+        return None
+    first, second = producer(concat.inputs[0], "Sub"), producer(concat.inputs[1], "Add")
+    if first is None or second is None or len(dims(concat.outputs[0])) != 4:
+        return None
+    products = [producer(value, "Mul") for value in (*first.inputs, *second.inputs)]
+    operands = [tuple(node.inputs) for node in products if node is not None]
+    if len(operands) != 4:
+        return None
+    (a, cos), (b, sin), third, fourth = operands
+    evens, odds = part_of(a, 2), part_of(b, 2)
+    if (third, fourth) != ((b, cos), (a, sin)) or evens is None or odds is None or evens[0] is not odds[0]:
+        return None
+    if (evens[1:], odds[1:]) != ((0, size_of(evens[0])), (1, size_of(evens[0]))):
+        return None
+    waves = [unsqueezed(value) for value in (cos, sin)]
+    halves = [value for value in (a, b) if value is not None]
+    return (halves, waves[0], waves[1]) if waves[0] is not None and waves[1] is not None else None
 
 
 def column(value: ir.Value | None) -> ir.Value | None:

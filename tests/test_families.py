@@ -32,16 +32,26 @@ HEADS: dict[str, Any] = {"head_dim": 16}
 WINDOW: dict[str, Any] = {**HEADS, "sliding_window": 24}
 YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 GROUPS: dict[str, Any] = {
+    "num_hidden_layers": 1,
+    "first_k_dense_replace": 0,
     "n_routed_experts": 4,
     "n_group": 2,
     "topk_group": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,
-    "first_k_dense_replace": 1,
+}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "cohere": {},
+    "deepseek_v3": {**GROUPS, **LATENT},
     "ernie4_5": HEADS,
     "exaone4": {"sliding_window": 24},
     "falcon": {},

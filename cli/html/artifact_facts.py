@@ -96,7 +96,7 @@ def category(op: str) -> str:
     """The colour of an operator: what kind of work it is."""
     if "Attention" in op or op == "RotaryEmbedding":
         return "attention"
-    if "Linear" in op or "Experts" in op or op in ("MatMul", "Gemm"):
+    if "Linear" in op or "Experts" in op or op in ("HeadProduct", "MatMul", "Gemm"):
         return "linear"
     if "Norm" in op:
         return "norm"

@@ -29,6 +29,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
 from accelerate import init_empty_weights
+from onnxscript import opset23 as onnx_op
 from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import onnx_fusions
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -239,6 +240,7 @@ def _trace(model: PreTrainedModel) -> ir.Model:
         optimize=False,
         verbose=False,
         output_names=["logits"],
+        custom_translation_table={torch.ops.aten.slice_scatter.default: _slice_scatter},
     )
     assert exported is not None
     if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
@@ -251,6 +253,24 @@ def _longest(config: PretrainedConfig) -> int | None:
     """The sequences that a graph is traced for: where masks are made ahead, for those that are cut from them."""
     limit = max_tokens(config)
     return limit - 1 if has_own_attention(config) and limit > EXAMPLE_SHAPE[1] else None
+
+
+def _slice_scatter(x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """x with `part` in the place of x[start:end] along `dim`, as a model has it that writes a tensor piece by piece: in
+    ONNX what stands before the part, the part, and what stands behind it."""
+    if step != 1:
+        raise NotImplementedError(f"slice_scatter with step {step}")
+    pieces = [part]
+    axis = onnx_op.Constant(value_ints=[dim])
+
+    def cut(first: int, last: int) -> Any:
+        return onnx_op.Slice(x, onnx_op.Constant(value_ints=[first]), onnx_op.Constant(value_ints=[last]), axis)
+
+    if start:
+        pieces.insert(0, cut(0, start))
+    if end is not None and end < torch.iinfo(torch.int64).max:
+        pieces.append(cut(end, torch.iinfo(torch.int64).max))
+    return onnx_op.Concat(*pieces, axis=dim) if len(pieces) > 1 else onnx_op.Identity(part)
 
 
 def _forget_weights(graph_model: ir.Model, model: PreTrainedModel) -> None:

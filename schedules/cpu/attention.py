@@ -24,7 +24,7 @@ from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Laun
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import attention_sizes, input_places, weight_layouts
-from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
+from llmc.schedules.cpu.attention_shape import MOST_INT8_DIM, SPLIT_PAGES, Attention
 from llmc.schedules.rule import Rule
 
 PREFILL_ROWS = 32
@@ -76,10 +76,6 @@ def bf16_dot(head_dim: int, target: Target) -> str:
     if target.has("amx_bf16") and head_dim % 16 == 0:
         return "tiles"
     return "dpbf16" if target.has("avx512_bf16") else "widen"
-
-
-MOST_INT8_DIM = 512
-"""Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
 
 
 def match(call: Call, target: Target) -> Blocks | None:

@@ -25,7 +25,7 @@ from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.row_kernels import row_mean
 
 ONE = Lanes(1)
-MOST_INT8, MOST_INT16 = 127.0, 32767.0
+MOST_INT8 = 127.0
 LEAST = 1e-30
 """A largest element below this counts as zero: its reciprocal would overflow."""
 
@@ -96,20 +96,25 @@ class Head:
 
 def rotate(a: Attention, head: Head, turn: list[Any], row: Any, turned: Any) -> None:
     """turned = (x1 cos - x2 sin, x2 cos + x1 sin, the rest as it is).  Su et al. 2021, arXiv:2104.09864."""
-    half = a.rotary_dim // 2
-    if half:
-        step, away = (2, 1) if a.interleaved else (1, half)
-        v = ONE if a.interleaved else widest(half, a.lanes)
-        with T.serial(half // v.n) as i:
-            x1, x2 = head.load(v, i * v.n * step), head.load(v, i * v.n * step + away)
-            cos, sin = (v.load(table, row * half + i * v.n) for table in turn)
-            v.store(turned, i * v.n * step, v.fma(x1, cos, v.all(0.0) - x2 * sin))
-            v.store(turned, i * v.n * step + away, v.fma(x2, cos, x1 * sin))
+    if a.rotary_dim:
+        turn_pairs(a, head, turn, row, turned, 0)
     rest = a.head_dim - a.rotary_dim
     if rest:
         v = widest(rest, a.lanes)
         with T.serial(rest // v.n) as i:
             v.store(turned, a.rotary_dim + i * v.n, head.load(v, a.rotary_dim + i * v.n))
+
+
+def turn_pairs(a: Attention, head: Head, turn: list[Any], row: Any, turned: Any, to: int) -> None:
+    """The part that is turned, to turned[to:]."""
+    half = a.rotary_dim // 2
+    step, away = (2, 1) if a.interleaved else (1, half)
+    v = ONE if a.interleaved else widest(half, a.lanes)
+    with T.serial(half // v.n) as i:
+        x1, x2 = head.load(v, i * v.n * step), head.load(v, i * v.n * step + away)
+        cos, sin = (v.load(table, row * half + i * v.n) for table in turn)
+        v.store(turned, to + i * v.n * step, v.fma(x1, cos, v.all(0.0) - x2 * sin))
+        v.store(turned, to + i * v.n * step + away, v.fma(x2, cos, x1 * sin))
 
 
 def stored(a: Attention, value: Any, per_unit: Any) -> Any:
@@ -121,12 +126,12 @@ def stored(a: Attention, value: Any, per_unit: Any) -> Any:
     return T.cast(T.bitwise_and(T.shift_right(ONE.round_bf16(value), 16), 0xFFFF), "uint16")
 
 
-def steps_of(a: Attention, source: Any, start: Any, most: float) -> tuple[Any, Any]:
-    """(steps in a unit, size of a step) such that the largest of a head's elements is `most` steps."""
-    v = widest(a.head_dim, a.lanes)
+def steps_of(a: Attention, source: Any, start: Any, n: int, most: float) -> tuple[Any, Any]:
+    """(steps in a unit, size of a step) such that the largest of a head's n elements is `most` steps."""
+    v = widest(n, a.lanes)
     peak = T.alloc_buffer((v.n,), "float32")
     v.store(peak, 0, v.all(0.0))
-    with T.serial(a.head_dim // v.n) as i:
+    with T.serial(n // v.n) as i:
         x = v.load(source, start + i * v.n)
         v.store(peak, 0, T.max(peak[v.at(0)], T.max(x, v.all(0.0) - x)))
     v.store(peak, 0, v.maximum(peak[v.at(0)]))
@@ -140,7 +145,7 @@ def keep_key(a: Attention, key: Any, kv: Any, scales: Any, base: Any, slot: Any)
     """K word (t/16, d/E, t%16), element d % E."""
     per_unit = None
     if a.is_int8:
-        per_unit, step = steps_of(a, key, 0, MOST_INT8)
+        per_unit, step = steps_of(a, key, 0, a.head_dim, MOST_INT8)
         T.buffer_store(scales, step, [scale_start(a, base) + T.cast(slot, "int64")])
     column = T.bind(T.truncdiv(slot, 16) * (16 * a.head_dim) + T.truncmod(slot, 16) * a.per_word)
     with T.serial(a.head_dim // a.per_word) as word, T.serial(a.per_word) as element:
@@ -152,11 +157,11 @@ def keep_value(a: Attention, source: Any, start: Any, kv: Any, scales: Any, base
     """V word (t/E, d), element t % E."""
     per_unit = None
     if a.is_int8:
-        per_unit, step = steps_of(a, source, start, MOST_INT8)
+        per_unit, step = steps_of(a, source, start, a.value_dim, MOST_INT8)
         T.buffer_store(scales, step, [scale_start(a, base) + T.cast(slot + PAGE_TOKENS, "int64")])
     row = T.truncdiv(slot, a.per_word) * (a.padded_dim * a.per_word) + T.truncmod(slot, a.per_word)
     to = T.bind((base + T.int64(a.key_words)) * a.per_word + T.cast(row, "int64"))
-    with T.serial(a.head_dim) as d:
+    with T.serial(a.value_dim) as d:
         T.buffer_store(kv, stored(a, source[start + d], per_unit), [to + T.cast(d * a.per_word, "int64")])
 
 
@@ -174,7 +179,7 @@ def hand_on(a: Attention, turned: Any, q: Any, start: Any) -> None:
 def hand_on_pairs(a: Attention, turned: Any, q: Any, start: Any) -> None:
     """A query head as pairs: the even element in the low half of a word."""
     if a.is_int8:
-        per_unit, step = steps_of(a, turned, 0, MOST_INT16)
+        per_unit, step = steps_of(a, turned, 0, a.head_dim, a.most_query)
         T.buffer_store(q, ONE.bits(step), [start + a.head_dim // 2])
 
     def high(value: Any) -> Any:

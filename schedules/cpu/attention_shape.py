@@ -10,6 +10,9 @@ from llmc.schedules.cpu.amx import ROWS
 SPLIT_PAGES = 8
 """Pages of a split.  A row's context is summed up split by split and the splits are merged in order, whoever did them:
 the same bits on one thread and on many.  512 tokens: the merge is one of 8 pages' work in a hundred."""
+MOST_INT16 = 32767.0
+MOST_INT8_DIM = 512
+"""Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Attention:
     A page's part for one layer is KH heads: K, V and, for int8, scales.  In words of E elements (float32: E = 1; bf16
     and int8: E = 2):
         K [64/16][D/E][16]      word (t/16, d/E, t%16) holds elements d … d+E-1 of token t
-        V [64/E][D']            word (t/E, d) holds element d of tokens t … t+E-1             (D' = D rounded up to 16)
+        V [64/E][D']            word (t/E, d) holds element d of tokens t … t+E-1    (D': a value's, rounded up to 16)
         scales [2][64]          float32: what an int8 of token t's key, and of its value, counts
     """
 
@@ -45,6 +48,16 @@ class Attention:
     lanes: int
     epsilon: float | None = None
     sinks: bool = False
+
+    @property
+    def value_dim(self) -> int:
+        """Elements of a value."""
+        return self.head_dim
+
+    @property
+    def most_query(self) -> float:
+        """Of what a query's largest element becomes in int16: so that the sum of its products holds in int32."""
+        return MOST_INT16 if self.head_dim <= MOST_INT8_DIM else MOST_INT16 // 2
 
     @property
     def group(self) -> int:
@@ -74,7 +87,7 @@ class Attention:
 
     @property
     def padded_dim(self) -> int:
-        return -(-self.head_dim // 16) * 16
+        return -(-self.value_dim // 16) * 16
 
     @property
     def key_words(self) -> int:
@@ -147,3 +160,17 @@ class Attention:
     def tile_pairs(self) -> int:
         """Pairs of elements of D that a product of tiles adds up; D is a multiple of them."""
         return 16 if self.head_dim % 32 == 0 else 8
+
+
+@dataclass(frozen=True)
+class LatentAttention(Attention):
+    """One key of D = L + RD elements for all heads: a latent, which is the value too, and behind it what is turned.
+
+    query_dim: elements of a head of q; the last RD of them are turned.
+    """
+
+    query_dim: int = 0
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim - self.rotary_dim

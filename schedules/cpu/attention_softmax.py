@@ -13,8 +13,8 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.schedules.cpu.attention_append import LEAST, MOST_INT16, ONE, scale_start
-from llmc.schedules.cpu.attention_shape import Attention
+from llmc.schedules.cpu.attention_append import LEAST, ONE, scale_start
+from llmc.schedules.cpu.attention_shape import MOST_INT16, Attention
 from llmc.schedules.cpu.lanes import AVX512_BF16, LOG2_E, Lanes, widest
 
 MASKED = -1e30
@@ -192,20 +192,20 @@ class Softmax:
 
     def finish(self, row: Any, head: Any, state: State, out: Any) -> None:
         """out = O / l; zeros for a row at position -1.  Adding 0 leaves one zero, not two."""
-        a, v, part = self.a, self.v, widest(self.a.head_dim, self.a.lanes)
+        a, v, part = self.a, self.v, widest(self.a.value_dim, self.a.lanes)
         with T.serial(self.rows) as r:
             here = T.bind(row + T.truncdiv(r, a.group))
-            to = T.bind((here * a.heads + head * a.group + T.truncmod(r, a.group)) * a.head_dim)
+            to = T.bind((here * a.heads + head * a.group + T.truncmod(r, a.group)) * a.value_dim)
             with T.If(self.positions[here] >= 0):
                 with T.Then():
                     v.store(state.buffer, state.total(r), v.sum(v.load(state.buffer, state.total(r))))
                     if self.sinks is not None:
                         self.add_sink(r, head, state)
                     scale = T.bind(part.all(T.float32(1.0) / state.buffer[state.total(r)]))
-                    with T.serial(a.head_dim // part.n) as d:
+                    with T.serial(a.value_dim // part.n) as d:
                         gathered = part.load(state.buffer, state.sums(r) + d * part.n)
                         part.store(out, to + d * part.n, part.fma(gathered, scale, part.all(0.0)))
-                with T.Else(), T.serial(a.head_dim // part.n) as d:
+                with T.Else(), T.serial(a.value_dim // part.n) as d:
                     part.store(out, to + d * part.n, part.all(0.0))
 
     def add_sink(self, r: Any, head: Any, state: State) -> None:

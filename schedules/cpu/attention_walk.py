@@ -39,7 +39,7 @@ class Walk:
         kv = T.arg("kv", T.buffer((T.int64(1 << 40),), a.word_type))
         scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
         sinks = None if splits else sinks_of(a)
-        results = split_words(a) if splits else a.m * a.heads * a.head_dim
+        results = split_words(a) if splits else a.m * a.heads * a.value_dim
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
@@ -155,7 +155,7 @@ def merge_kernel(a: Attention) -> Any:
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
         sinks = sinks_of(a)
         states = T.arg("states", T.buffer((split_words(a),), "float32"))
-        out = T.arg("out", T.buffer((a.m * a.heads * a.head_dim,), "float32"))
+        out = T.arg("out", T.buffer((a.m * a.heads * a.value_dim,), "float32"))
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         block = Block(a, 1, None, positions, None, None, None, out, None, sinks)
         with T.attr(0, "pragma_import_llvm", intrinsics(a)), share(a.m * a.kv_heads, task, n_tasks) as unit:

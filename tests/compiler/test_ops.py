@@ -44,6 +44,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "sinks": (H,),
     "v_cache": (N_PAGES, KH, 64, D),
     "scores": (M, N),
+    "absorbed": (M, H * 12),
+    "kv": (M, 12 + 8),
+    "norm": (12,),
 }
 SETTINGS = {
     "num_heads": H,
@@ -63,6 +66,7 @@ SETTINGS = {
     "alpha": 1.7,
     "limit": 2.0,
     "offset": 1.0,
+    "latent_dim": 12,
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
@@ -75,6 +79,10 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return widths.get(name) or (SHAPES[name] if name in SHAPES else shape_of(appended[0], name))
     if op == "SinkAttention" and name in "qkv":
         return (3, H if name == "q" else KH, M, D)
+    if "Latent" in op and name in ("q", "k_cache", "v_cache"):
+        return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]
+    if op == "HeadProduct":
+        return {"x": (M, H * D), "weight": (H, N, 12)}[name]
     op = ops.normed_parts(op)[1]
     if name in ("norm_weight", "norm_bias"):
         return (K,)

@@ -168,3 +168,11 @@ def test_experts_chosen_along_tokens_are_refused(build: Any) -> None:
     _, index = build.op("TopK", x, build.constant([1]), n_results=2, axis=1)
     with pytest.raises(LlmcError, match=r"TopK gives the shape .*not one over tokens"):
         flatten_tokens(build.model(x, index))
+
+
+def test_a_part_of_keys_that_all_heads_share_is_repeated_within_each_token(build: Any, check: Any) -> None:
+    x = build.op("Unsqueeze", embed(build), build.constant([1]))
+    part = build.op("MatMul", x, build.weight("w", 8, 4))
+    repeated = build.op("Expand", part, build.constant([1, 3, 1, 1]))
+    heads = build.op("Concat", repeated, repeated, axis=-1)
+    check(build.model(build.op("Transpose", heads, perm=[0, 2, 1, 3])), flatten_tokens, 6)

@@ -88,6 +88,26 @@ def test_a_part_of_heads_that_stand_behind_the_sequence(build: Any, check: Any) 
     check(build.model(build.op("Concat", both, part(build, x, 8, END), axis=-1)), fuse_rotary, 2)
 
 
+def sorted_pairs(build: Any, starts: Any = (0, 1)) -> Any:
+    """Pairs turned, the first of each in front of the second of each, as DeepSeek has it."""
+    x = build.input("x", "batch", 2, "sequence", 8)
+    ends = ((build.constant([n]) for n in (start, END, 3, 2)) for start in starts)
+    a, b = (build.op("Slice", x, *bounds) for bounds in ends)
+    cos, sin = (build.input(name, "batch", "sequence", 4) for name in ("cos", "sin"))
+    cos, sin = (build.op("Unsqueeze", value, build.constant([1])) for value in (cos, sin))
+    first = build.op("Sub", build.op("Mul", a, cos), build.op("Mul", b, sin))
+    second = build.op("Add", build.op("Mul", b, cos), build.op("Mul", a, sin))
+    return build.model(build.op("Concat", first, second, axis=-1))
+
+
+def test_pairs_that_are_put_into_halves_are_so_before_they_are_turned(build: Any, check: Any) -> None:
+    check(sorted_pairs(build), fuse_rotary, 1)
+
+
+def test_pairs_the_other_way_round_are_refused(build: Any, refused: Any) -> None:
+    refused(sorted_pairs(build, (1, 0)), fuse_rotary)
+
+
 def test_halves_that_overlap_the_rest_are_refused(build: Any, refused: Any) -> None:
     x = build.input("x", "batch", 2, "sequence", 8)
     cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))

@@ -8,6 +8,7 @@ import pytest
 
 from llmc.compiler import graph
 from llmc.passes.insert_kv_cache import insert_kv_cache
+from llmc.runtime.errors import LlmcError
 
 H, KH, D, LENGTH = 4, 2, 8, 70
 ATTENTION = {"num_heads": H, "kv_num_heads": KH, "scale": 0.4, "softcap": 0.0, "window": 0, "layer": 0}
@@ -172,3 +173,38 @@ def test_layers_are_numbered_in_order(build: Any) -> None:
         "logits",
         *(f"{kind}_cache.{layer}_out" for layer in range(2) for kind in "kv"),
     ]
+
+
+def latent_model(build: Any) -> Any:
+    build.token_inputs()
+    sizes = {"num_heads": H, "head_dim": 10, "latent_dim": D, "rotary_dim": 4, "interleaved": 1, "epsilon": 1e-6}
+    rest = {"scale": 0.4, "softcap": 0.0, "window": 0, "layer": 0}
+    shapes = {"q": H * 10, "absorbed": H * D, "kv": D + 4}
+    q, absorbed, kv = (build.input(name, "M", width) for name, width in shapes.items())
+    angles = [build.op("Gather", build.weight(name, LENGTH, 2), build.inputs[1]) for name in ("cos", "sin")]
+    operands = [q, absorbed, kv, build.weight("norm", D), *angles]
+    return build.model(build.op("llmc.CausalLatentAttention", *operands, **sizes, **rest))
+
+
+def test_of_latents_and_what_is_turned_each_has_a_cache(build: Any, golden: Any) -> None:
+    model = latent_model(build)
+    feeds = {"positions": np.arange(LENGTH), "page_table": np.tile([3, 1], (LENGTH, 1)), "tokens": np.arange(LENGTH)}
+    random = np.random.default_rng(1)
+    for value in model.graph.inputs[2:]:
+        feeds[str(value.name)] = random.normal(size=(LENGTH, value.shape[1])).astype(np.float32)
+    wanted = graph.evaluate(model, {k: v for k, v in feeds.items() if k != "page_table"})["logits"]
+    assert insert_kv_cache(model) == 1
+    golden(graph.to_text(model))
+    for value in model.graph.inputs[-2:]:
+        feeds[str(value.name)] = np.full((5, 1, 64, value.shape[3]), 7, np.float32)
+    found = graph.evaluate(model, feeds)["logits"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert insert_kv_cache(model) == 0
+
+
+def test_values_of_another_size_than_keys_are_refused(build: Any) -> None:
+    build.token_inputs()
+    q, k, v = (build.input(name, "M", H * size) for name, size in (("q", D), ("k", D), ("v", 5)))
+    model = build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | {"kv_num_heads": H}))
+    with pytest.raises(LlmcError, match="keys and values are of different sizes, 32 and 20"):
+        insert_kv_cache(model)

@@ -1,0 +1,36 @@
+"""What has kernels for CPUs alone, refused by name before anything is planned for a GPU."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from llmc.compiler.graph_text import op_name
+from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.runtime.errors import LlmcError
+
+LACKING = {
+    f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts have",
+    f"{DOMAIN}.CausalLatentAttention": "multi-head latent attention has",
+}
+"""Operators of the graph over M tokens, and what to say of them."""
+HINT = "compile it for CPUs: --target cpu"
+
+
+def refuse_experts(model: ir.Model, dtype: str) -> None:
+    """Raise LlmcError if GPUs have no kernels for the mixtures of experts of an exported graph, in this dtype."""
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type.startswith("Experts")]
+    reasons = {
+        "experts with biases or clamped gates": any(node.op_type not in EXPERTS for node in nodes),
+        "mixtures of experts in float32": dtype == "f32" and nodes,
+    }
+    for what, holds in reasons.items():
+        if holds:
+            hint = HINT + ", or --dtype bf16" * what.endswith("float32")
+            raise LlmcError(f"{what} have no kernels for GPUs", place="--target cuda", hint=hint)
+
+
+def refuse_for_gpu(model: ir.Model) -> None:
+    """Raise LlmcError if GPUs have no kernels for an operator of the graph over M tokens."""
+    lacking = [said for op, said in LACKING.items() if any(op_name(node) == op for node in model.graph)]
+    if lacking:
+        raise LlmcError(f"{lacking[0]} no kernels for GPUs yet", place="--target cuda", hint=HINT)
