@@ -116,6 +116,7 @@ class Job:
         self.arrived = perf_counter()
         self.n_thought = 0
         self._is_in_thought = ask.thinking is not None and ask.thinking.is_open
+        self._has_begun_answer = False  # or the thought, with more than blanks
         self._history = History(ask.prompt) if ask.how.looks_back else None
         self._how = ask.how if self._history is None else ask.how.after(self._history)
         self._text = TextStream(tokenizer, ask.prompt) if tokenizer else None
@@ -170,7 +171,7 @@ class Job:
         if self.constraint is None or self._is_in_thought:
             return None
         allowed, opening = self.constraint.allowed(), self.ask.thinking and self.ask.thinking.opening
-        if self.n_said or opening is None:
+        if self._has_begun_answer or opening is None:
             return allowed
         allowed = allowed.copy()
         allowed[opening // 32] |= np.uint32(1 << opening % 32)
@@ -181,7 +182,7 @@ class Job:
         thinking = self.ask.thinking
         if thinking is None or thinking.closing is None:
             return False
-        if self.n_said == 1 and token == thinking.opening:
+        if not self._has_begun_answer and token == thinking.opening:
             self._is_in_thought = True
         is_thought = self._is_in_thought
         self._is_in_thought &= token != thinking.closing
@@ -207,6 +208,7 @@ class Job:
         if self._text is not None:
             text = "" if ends else self._text.push(token) + self.ask.shown.get(token, "")
             text += self._text.flush() if finish else ""
+        self._has_begun_answer |= self._text is None or bool(text.strip())
         is_stopped = False
         if self.n_said > self.ask.min_tokens:
             text, is_stopped = self._scanner.push(text, is_last=finish is not None)

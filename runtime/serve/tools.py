@@ -30,7 +30,7 @@ class Form:
     """
 
     shown_by: str
-    never: str
+    never: tuple[str, ...]
     opening: str
     closing: str
     key: str
@@ -45,19 +45,22 @@ class Form:
 
 
 FORMS = (
-    Form("<tool_call>", "<function=", "<tool_call>\n", "\n</tool_call>", "arguments"),  # Hermes, Qwen
-    Form("[TOOL_CALLS]", "[ARGS]", "[TOOL_CALLS]", "", "arguments", listed=True),  # Mistral, up to v7
-    Form("[CALL_ID]", "<tool_call>", "[TOOL_CALLS]", "", "", between="[ARGS]", id_mark="[CALL_ID]"),  # Mistral, v11
-    Form("[ARGS]", "<tool_call>", "[TOOL_CALLS]", "", "", between="[ARGS]"),  # Mistral, v13
-    Form('{"name": function name, "parameters"', "<tool_call>", "", "", "parameters"),  # Llama 3
+    Form("<tool_call>", ("<function=", "<arg_key>"), "<tool_call>\n", "\n</tool_call>", "arguments"),  # Hermes, Qwen
+    Form("[TOOL_CALLS]", ("[ARGS]",), "[TOOL_CALLS]", "", "arguments", listed=True),  # Mistral, up to v7
+    Form("[CALL_ID]", (), "[TOOL_CALLS]", "", "", between="[ARGS]", id_mark="[CALL_ID]"),  # Mistral, v11
+    Form("[ARGS]", ("[CALL_ID]",), "[TOOL_CALLS]", "", "", between="[ARGS]"),  # Mistral, v13
+    Form('{"name": function name, "parameters"', ("<tool_call>",), "", "", "parameters"),  # Llama 3
 )
-PLAIN = Form("", "", "", "", "arguments")
+PLAIN = Form("", (), "", "", "arguments")
 """Where a call has to come and the template shows no form."""
 
 
 def form_of(template: str) -> Form | None:
     """The form that a chat template shows."""
-    return next((form for form in FORMS if form.shown_by in template and form.never not in template), None)
+    for form in FORMS:
+        if form.shown_by in template and not any(other in template for other in form.never):
+            return form
+    return None
 
 
 @dataclass(frozen=True)

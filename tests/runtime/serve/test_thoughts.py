@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from llmc.runtime.serve.job import Ask, Job, Thinking
 from llmc.runtime.serve.thoughts import MARKS, ThoughtScanner, marks_of
+from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.serve.test_tools import CHATS, TOOLS
 from tests.runtime.serve.test_tools import server as server  # of a model that thinks
@@ -86,6 +88,17 @@ def test_a_format_is_the_answers_and_not_the_thoughts(server: Server, think: boo
     assert ("reasoning_content" in choice["message"]) == bool(think)
     ids = answer(server, **changes, return_token_ids=True)["choices"][0]["token_ids"]
     assert (CLOSING in ids) == (think is not False)
+
+
+@pytest.mark.parametrize(("said", "n_thought"), [("HaI", 3), ("LHabIa", 4), ("aHaI", 0), ("Ha", 2)])
+def test_tokens_of_a_thought_are_counted(said: str, n_thought: int) -> None:
+    tokenizer = characters_json().replace('"L"', '"Ċ"')
+    job = Job(
+        Ask((LETTERS["a"],), 9, thinking=Thinking(OPENING, CLOSING, False)), 40, load_tokenizer(tokenizer, ""), print
+    )
+    for letter in said:
+        job.take(LETTERS[letter], False)
+    assert job.n_thought == n_thought
 
 
 def test_where_a_call_has_to_come_nothing_is_thought(server: Server) -> None:

@@ -127,6 +127,7 @@ def test_a_call_that_has_to_come_needs_no_opening() -> None:
     [
         ("… <tool_call> …", HERMES),
         ("<tool_call> <function= …", None),
+        ("<tool_call>{function-name}\n<arg_key>", None),
         ("[TOOL_CALLS]", MISTRAL),
         ("[TOOL_CALLS] name + [ARGS]", MISTRAL_13),
         ("[TOOL_CALLS] name + [CALL_ID] + [ARGS]", MISTRAL_11),
