@@ -10,6 +10,8 @@ from llmc.runtime.serve.requests import is_ids, read_messages
 from llmc.runtime.serve.tools import read_tools
 from llmc.runtime.serve.vocabulary import Vocabulary
 
+MOST_CHARACTERS, MOST_IDS = 1 << 19, 1 << 17
+"""Of a text, of a list: a few microseconds a character, ten an id."""
 FIELDS = ("model", "prompt", "content", "add_special_tokens", "add_special", "return_token_strs")
 CHAT_FIELDS = ("model", "messages", "tools", "tool_choice", "chat_template_kwargs", "return_token_strs")
 REFUSED = {
@@ -53,6 +55,8 @@ def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Te
 
 def tokenized(text: Text, vocabulary: Vocabulary) -> dict[str, Any]:
     """The answer.  Raises ApiError: no tokenizer, no text."""
+    if len(text.text) > MOST_CHARACTERS:
+        raise wrong("prompt", f"has {len(text.text)} characters; at most {MOST_CHARACTERS} become tokens at once")
     ids = vocabulary.encode(text.text, text.special)
     tokenizer = vocabulary.tokenizer
     texts = [tokenizer.id_to_token(token) for token in ids] if text.with_texts and tokenizer else None
@@ -67,6 +71,8 @@ def read_tokens(body: object, model: str) -> tuple[int, ...]:
     ids = fields.get("tokens")
     if ids != [] and not is_ids(ids):
         raise wrong("tokens", "must be a list of token ids")
+    if len(ids) > MOST_IDS:
+        raise wrong("tokens", f"has {len(ids)} ids; at most {MOST_IDS} become a text at once")
     return tuple(ids)
 
 

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """room: most tokens of a sequence.  ends: the tokens that end a text."""
+    """room: most tokens of a sequence.  most_characters: that these can have.  ends: the tokens that end a text."""
 
     def __init__(self, model: Model, room: int) -> None:
         self.info, self.room = model.info, room
         self.tokenizer = model.tokenizer if model.has_tokenizer else None
+        longest = max(map(len, self.tokenizer.get_vocab(with_added_tokens=True))) if self.tokenizer else 0
+        self.most_characters = room * longest
         self.ends = frozenset(model.manifest.get("model", {}).get("eos") or ())
 
     def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
         """Token ids as `llmc run` makes them.  special: with what begins a prompt.  Raises ApiError: none that can be
         run."""
+        if isinstance(prompt, str) and self.tokenizer and len(prompt) > self.most_characters:  # not looked at for long
+            fact = f"the prompt has {len(prompt)} characters; a sequence holds at most {self.most_characters} here"
+            raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
         ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
         if not ids:
             raise wrong("prompt", "has no tokens")

@@ -95,13 +95,19 @@ static int32_t walk(const candidate *first, uint32_t n, ptrdiff_t step, float be
     return last;
 }
 
-/* Those of candidates [n] that min_p leaves, in their order. -> how many */
-static uint32_t keep_likely(candidate *candidates, uint32_t n, float best, const llmc_sampling *how)
+/* Keep those of candidates [n] that min_p leaves, in their order. -> the sum of their weights */
+static double keep_likely(candidate *candidates, uint32_t *n, float best, const llmc_sampling *how)
 {
+    double sum = 0;
     uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < n; i++)
-        if (weight(candidates[i].logit, best, how->temperature) >= how->min_p) candidates[n_kept++] = candidates[i];
-    return n_kept;
+    for (uint32_t i = 0; i < *n; i++) {
+        double w = weight(candidates[i].logit, best, how->temperature);
+        if (w < how->min_p) continue;
+        candidates[n_kept++] = candidates[i];
+        sum += w;
+    }
+    *n = n_kept;
+    return sum;
 }
 
 /* candidates [n] with the best one given; n >= 1. */
@@ -111,8 +117,7 @@ static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sa
     float temperature = how->temperature;
     double sum = 0, kept = 0;
     if (k == n && how->top_p >= 1) {
-        if (how->min_p > 0) n = keep_likely(candidates, n, best, how);
-        for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
+        sum = keep_likely(candidates, &n, best, how);
         return walk(candidates, n, 1, best, temperature, u * sum);
     }
     make_heap(candidates, n);

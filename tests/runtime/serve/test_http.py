@@ -272,6 +272,9 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, {**GOOD, "prompt": [N_VOCAB]}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": [1] * (N_CONTEXT + 1)}, 400, "prompt"),
         (COMPLETIONS, {**GOOD, "prompt": "\ud800"}, 400, "prompt"),
+        (COMPLETIONS, {**GOOD, "prompt": "a" * 8_000_000}, 400, "prompt"),  # would be tokens for half a minute
+        ("/tokenize", {"prompt": "a" * 600_000}, 400, "prompt"),
+        ("/detokenize", {"tokens": [3] * 200_000}, 400, "tokens"),
         (COMPLETIONS, {**GOOD, "prompt": [[1]] * 100}, 400, None),
         (COMPLETIONS, {**GOOD, "prompt": [[N_VOCAB]] * 100}, 400, None),  # counted before any is looked at
         (COMPLETIONS, {**GOOD, "max_tokens": -1}, 400, "max_tokens"),
