@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_shapes import BROADCAST, bound, dims, infer, result_dtype, rule_of
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import OPSET
+from llmc.compiler.ops import DOMAIN, OPSET
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
@@ -86,21 +86,22 @@ class Probe:
 
     def add(self, node: ir.Node) -> None:
         """Shapes of a node's results, its operands having theirs."""
-        is_known = rule_of(node) or all(value in self.sized for value in node.outputs)
-        if node.domain or node.op_type in RANDOM or not is_known:
+        has_rule = node.domain == DOMAIN or rule_of(node) is not None
+        is_known = has_rule or all(value in self.sized for value in node.outputs)
+        if node.domain not in ("", DOMAIN) or node.op_type in RANDOM or not is_known:
             raise LlmcError(
                 f"the operator {op_name(node)} is not compiled",
                 place=f"node {node.name}",
                 hint="export the plain decoder: no control flow, no operators of one runtime",
             )
-        if rule_of(node) is None or node.op_type == "Shape":
+        if not has_rule or node.op_type == "Shape":
             known = self.made(node) if self.is_long else None
             for value in node.outputs:
                 self.shapes[value] = known if known is not None else self.contents(value).shape
             return
         operands = [self.operand(node, i) for i in range(len(node.inputs))]
         attributes = node.attributes.values()
-        twin = ir.Node("", node.op_type, operands, attributes, num_outputs=len(node.outputs), name=node.name)
+        twin = ir.Node(node.domain, node.op_type, operands, attributes, num_outputs=len(node.outputs), name=node.name)
         try:
             infer(twin)
             found = [tuple(int(str(size)) for size in value.shape or ()) for value in twin.outputs[: shaped(node)]]

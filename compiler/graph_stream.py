@@ -90,16 +90,16 @@ def operands_of(node: ir.Node) -> list[ir.Value]:
 
 
 def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]) -> list[ir.Node]:
-    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks]) -> the first result of
-    paged attention."""
+    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks or slopes]) -> the first
+    result of paged attention."""
     settings = attributes_of(node)
     n_heads, n_kv_heads, width = (settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
     sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([n_heads, n_kv_heads, n_kv_heads]) * width))
     shape = ir.Value(name="shape", const_value=ir.tensor(np.array([0, -1, width])))
     flat = ir.Value(name="flat", const_value=ir.tensor(np.array([0, -1])))
     qkv, *rest = operands
-    _, turned, has_sinks = PAGED_ATTENTION[node.op_type]
-    sinks = [rest.pop()] if has_sinks else []
+    _, turned, has_sinks, has_slopes = PAGED_ATTENTION[node.op_type]
+    of_heads = [rest.pop()] if has_sinks or has_slopes else []
     nodes = [ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3)]
     initializers.append(sizes)
 
@@ -121,6 +121,6 @@ def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Val
         q = then("Rotary", q, *rest, domain=DOMAIN, num_heads=n_heads, **how)
         k = then("Rotary", k, *rest, domain=DOMAIN, num_heads=n_kv_heads, **how)
     names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
-    causal = "SinkCausalAttention" if sinks else "CausalAttention"
-    then(causal, q, k, v, *sinks, domain=DOMAIN, **{name: settings[name] for name in names})
+    causal = f"{'Sink' * has_sinks}{'Alibi' * has_slopes}CausalAttention"
+    then(causal, q, k, v, *of_heads, domain=DOMAIN, **{name: settings[name] for name in names})
     return nodes

@@ -32,17 +32,20 @@ def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
     return op.And(op.LessOrEqual(keys, queries), near)
 
 
-def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any, sinks: Any = None) -> Any:
+def attend(
+    op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any, sinks: Any = None, bias: Any = None
+) -> Any:
     """softmax(cap(scale · q kᵀ)) v over the visible keys, where cap(s) = softcap · tanh(s / softcap) if softcap > 0.
 
     q […, Q, D], k, v […, L, D], visible bool […, Q, L] -> […, Q, D].  Vaswani et al. 2017, arXiv:1706.03762.
     sinks […, Q, 1], broadcast: for each query one more score, which no key has: exp of it joins the softmax's
-    denominator.  Xiao et al. 2023, arXiv:2309.17453.
+    denominator.  Xiao et al. 2023, arXiv:2309.17453.    bias […, Q, L], broadcast: added to the capped scores.
     """
     scores = op.Mul(op.MatMul(q, op.Transpose(k, perm=[0, 1, 3, 2])), op.scalar(scale))
     cap = op.scalar(softcap)
     capped = op.Mul(cap, op.Tanh(op.Div(scores, op.Max(cap, op.scalar(1e-9)))))
     scores = op.Where(op.Greater(cap, op.scalar(0.0)), capped, scores)
+    scores = scores if bias is None else op.Add(scores, bias)
     scores = op.Where(visible, scores, op.scalar(float("-inf")))
     if sinks is None:
         return op.MatMul(op.Softmax(scores, axis=-1), v)
@@ -50,6 +53,11 @@ def attend(op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: A
     weights = op.Exp(op.Sub(scores, largest))
     total = op.Add(op.ReduceSum(weights, op.ints(-1)), op.Exp(op.Sub(sinks, largest)))
     return op.MatMul(op.Div(weights, total), v)
+
+
+def linear_bias(op: Any, slopes: Any, keys: Any, queries: Any) -> Any:
+    """slope · (key - query), their positions int64: all broadcast together.  Press et al. 2021, arXiv:2108.12409."""
+    return op.Mul(slopes, op.Cast(op.Sub(keys, queries), to=int(ir.DataType.FLOAT)))
 
 
 def append_step(
@@ -69,7 +77,7 @@ def append_step(
 
 def attend_pages(
     op: Any, q: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
-    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
+    sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None, slopes: Any = None,
 ) -> Any:  # fmt: skip
     """Step 2: queries that are turned, over caches that have the step's own keys and values."""
     num_heads, kv_num_heads, head_dim = sizes
@@ -81,10 +89,14 @@ def attend_pages(
     keys, values = (own_pages(op, cache, pages, kv_num_heads, head_dim) for cache in (k_cache, v_cache))
 
     n_keys = op.Squeeze(op.Shape(keys, start=2, end=3), op.ints(0))
-    seen = in_sight(op, op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3)), window)
+    places, own_place = op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3))
+    seen = in_sight(op, places, own_place, window)
     if sinks is not None:
         sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1))
-    out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap, sinks), op.ints(0, -1))
+    bias = None
+    if slopes is not None:
+        bias = linear_bias(op, op.Reshape(slopes, op.ints(kv_num_heads, groups, 1)), places, own_place)
+    out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap, sinks, bias), op.ints(0, -1))
     return op.Where(op.Unsqueeze(real, op.ints(1)), out, op.scalar(0.0))
 
 
@@ -135,8 +147,9 @@ def turn(op: Any, q: Any, k: Any, cos: Any, sin: Any, heads: tuple[Any, Any], ro
 
 
 def attend_rows(
-    op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None
-) -> Any:
+    op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
+    slopes: Any = None,
+) -> Any:  # fmt: skip
     """Each of M rows over those before it, in sight: q [M, H·D], k, v [M, KH·D] -> [M, H·D]; heads: (H, KH)."""
     num_heads, kv_num_heads = heads
     length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
@@ -149,7 +162,11 @@ def attend_rows(
     keys, values = (op.Unsqueeze(x, op.ints(1)) for x in (keys, values))
     if sinks is not None:
         sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1, 1))
-    out = attend(op, queries, keys, values, visible, scale, softcap, sinks)
+    bias = None
+    if slopes is not None:
+        of_heads = op.Reshape(slopes, op.ints(kv_num_heads, groups, 1, 1))
+        bias = linear_bias(op, of_heads, rows, op.Unsqueeze(rows, op.ints(1)))
+    out = attend(op, queries, keys, values, visible, scale, softcap, sinks, bias)
     return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
 
 
@@ -203,8 +220,49 @@ def SinkCausalAttention(
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, sinks)
 
 
-CAUSAL_ATTENTION = (f"{DOMAIN}.CausalAttention", f"{DOMAIN}.SinkCausalAttention")
-"""The operators of attention before there is a cache, with their domain; sinks are the input behind q, k and v."""
+@operator(like_first)
+def AlibiCausalAttention(
+    op: Any,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    slopes: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+) -> Any:
+    """CausalAttention whose scores, of row i and row j, have slope · (j - i) added, each head its own.
+
+    q [M, H·D], k, v [M, KH·D], slopes [H] -> [M, H·D].    Press et al. 2021, arXiv:2108.12409.
+    """
+    return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, slopes=slopes)
+
+
+CAUSAL_ATTENTION = tuple(f"{DOMAIN}.{kind}CausalAttention" for kind in ("", "Sink", "Alibi"))
+"""The operators of attention before there is a cache, with their domain; sinks, or slopes, are the input behind q, k
+and v."""
+
+
+def attend_batch(
+    op: Any, q: Any, k: Any, v: Any, of_heads: Any, scale: Any, softcap: Any, window: Any, *, are_slopes: bool = False
+) -> Any:
+    """Each sequence of a batch by itself, with sinks or slopes [H]."""
+    length = op.Squeeze(op.Shape(q, start=2, end=3), op.ints(0))
+    rows = op.Range(op.scalar(0), length, op.scalar(1))
+    own = op.Unsqueeze(rows, op.ints(1))
+    visible = in_sight(op, rows, own, window)
+    groups = op.Div(op.Shape(q, start=1, end=2), op.Shape(k, start=1, end=2))
+    in_groups = op.Concat(op.ints(-1), groups, op.ints(0, 0), axis=0)  # [B·KH, H/KH, M, D]
+    each = op.Unsqueeze(of_heads, op.ints(1, 2))
+    each = op.Expand(each, op.Concat(op.Shape(q, start=0, end=1), op.ints(1, 1, 1), axis=0))
+    queries, each = op.Reshape(q, in_groups), op.Reshape(each, in_groups)
+    keys, values = (op.Reshape(x, op.ints(-1, 1, 0, 0)) for x in (k, v))
+    more = {"bias": linear_bias(op, each, rows, own)} if are_slopes else {"sinks": each}
+    return op.Reshape(attend(op, queries, keys, values, visible, scale, softcap, **more), op.Shape(q))
 
 
 @operator(like_first)
@@ -215,16 +273,18 @@ def SinkAttention(
 
     q [B, H, M, D], k, v [B, KH, M, D], sinks [H] -> [B, H, M, D].
     """
-    length = op.Squeeze(op.Shape(q, start=2, end=3), op.ints(0))
-    rows = op.Range(op.scalar(0), length, op.scalar(1))
-    visible = in_sight(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
-    groups = op.Div(op.Shape(q, start=1, end=2), op.Shape(k, start=1, end=2))
-    in_groups = op.Concat(op.ints(-1), groups, op.ints(0, 0), axis=0)  # [B·KH, H/KH, M, D]
-    of_heads = op.Unsqueeze(sinks, op.ints(1, 2))
-    each = op.Expand(of_heads, op.Concat(op.Shape(q, start=0, end=1), op.ints(1, 1, 1), axis=0))
-    queries, each = op.Reshape(q, in_groups), op.Reshape(each, in_groups)
-    keys, values = (op.Reshape(x, op.ints(-1, 1, 0, 0)) for x in (k, v))
-    return op.Reshape(attend(op, queries, keys, values, visible, scale, softcap, each), op.Shape(q))
+    return attend_batch(op, q, k, v, sinks, scale, softcap, window)
+
+
+@operator(like_first)
+def AlibiAttention(
+    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, slopes: ir.Value, *, scale: float, softcap: float, window: int
+) -> Any:
+    """AlibiCausalAttention over a batch, where it is over [M, H·D] of one sequence.
+
+    q [B, H, M, D], k, v [B, KH, M, D], slopes [H] -> [B, H, M, D].
+    """
+    return attend_batch(op, q, k, v, slopes, scale, softcap, window, are_slopes=True)
 
 
 def attention_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
@@ -253,16 +313,22 @@ WITH_SINKS = """Each head has one more score, which no key has: exp of it joins 
 sinks [H].    Xiao et al. 2023, arXiv:2309.17453."""
 
 
-def paged_attention_name(norm: bool, rotary: bool, sinks: bool = False) -> str:
-    """`[RMSNorm][Rotary][Sink]PagedAttention`."""
-    return f"{'RMSNorm' * norm}{'Rotary' * rotary}{'Sink' * sinks}PagedAttention"
+WITH_SLOPES = """A row's scores have slope · (j - pos) added, each head its own.
+slopes [H].    Press et al. 2021, arXiv:2108.12409."""
 
 
-def define_paged_attention(norm: bool, rotary: bool, sinks: bool) -> None:
-    """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks or none."""
+def paged_attention_name(norm: bool, rotary: bool, sinks: bool = False, alibi: bool = False) -> str:
+    """`[RMSNorm][Rotary][Sink][Alibi]PagedAttention`."""
+    return f"{'RMSNorm' * norm}{'Rotary' * rotary}{'Sink' * sinks}{'Alibi' * alibi}PagedAttention"
+
+
+def define_paged_attention(norm: bool, rotary: bool, sinks: bool, alibi: bool) -> None:
+    """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks, with biases
+    by distance, or with neither."""
 
     def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
         *vectors, positions, page_table, k_cache, v_cache = inputs
+        slopes = vectors.pop() if alibi else None
         of_heads = vectors.pop() if sinks else None
         sizes = num_heads, kv_num_heads, head_dim = tuple(settings[name] for name in SIZES)
         q, k, v = split_heads(op, qkv, *sizes)
@@ -276,23 +342,27 @@ def define_paged_attention(norm: bool, rotary: bool, sinks: bool) -> None:
         scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
         k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
         out = attend_pages(
-            op, q, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window, sinks=of_heads
+            op, q, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window, of_heads, slopes
         )
         return out, k_cache, v_cache
 
+    vectors = [*["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *["slopes"] * alibi]
     names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
     define(
-        paged_attention_name(norm, rotary, sinks),
-        ["qkv", *["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *STEP_INPUTS],
+        paged_attention_name(norm, rotary, sinks, alibi),
+        ["qkv", *vectors, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
         body,
         attention_results,
-        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary, *[WITH_SINKS] * sinks]),
+        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary, *[WITH_SINKS] * sinks, *[WITH_SLOPES] * alibi]),
     )
 
 
-PAGED_ATTENTION = {paged_attention_name(*parts): parts for parts in product((False, True), repeat=3)}
-"""(norm, rotary, sinks) of each operator of this family."""
+PAGED_ATTENTION = {
+    paged_attention_name(*parts): parts
+    for parts in (*product((False, True), (False, True), (False, True), (False,)), (False, False, False, True))
+}
+"""(norm, rotary, sinks, alibi) of each operator of this family."""
 for _parts in PAGED_ATTENTION.values():
     define_paged_attention(*_parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -23,25 +23,34 @@ LARGE = 1 << 40
 MASKED = -1e4
 """What hides a key: this or less, down to -inf, added to its score or in place of it.  exp(x) is 0 in float32 from
 x = -104 on, so such a key counts for nothing at any length, unless its score is larger than all others by 9896."""
-ALIBI = "the attention adds to its scores a bias that is linear in distance (ALiBi), which is not compiled"
+ALIBI = "the attention adds to its scores a bias by distance (ALiBi) in a form that is not compiled"
 FILLS = ("Cast", "Expand", "Mul", "Where")
 """Operators that take what scores are filled with, and no size of a window."""
 
 
-def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: str, *, causal: bool = False) -> int:
+def read_mask(
+    result: ir.Value,
+    scores: ir.Value | None,
+    n_context: int,
+    place: str,
+    *,
+    causal: bool = False,
+    biases: Sequence[ir.Value] = (),
+) -> int:
     """The sliding window that a mask leaves, 0 for none.  Raises LlmcError if it is not causal.
 
     result: the mask itself, true where a key counts, or added to the scores; or what becomes of `scores` under it.
-    causal: whether keys after a token do not count anyway.
+    causal: whether keys after a token do not count anyway.  biases: what is added too, and is no matter here.
     """
-    n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, scores, n_context))))
+    cut = (*([scores] if scores is not None else []), *biases)
+    n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, cut, n_context))))
     if n_tokens > LONGEST:
         raise LlmcError(
             f"the attention's mask has the number {n_tokens - 2} in it, and may be a sliding window of so many tokens",
             place=place,
             hint=f"ask for a --max-seq of at most {LONGEST}",
         )
-    counts = evaluated(result, scores, n_tokens, place)
+    counts = evaluated(result, scores, biases, n_tokens, place)
     distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
     if causal:
         counts &= distance >= 0
@@ -52,10 +61,11 @@ def read_mask(result: ir.Value, scores: ir.Value | None, n_context: int, place: 
     return 0 if window == n_tokens else window
 
 
-def numbers_in(result: ir.Value, scores: ir.Value | None, n_context: int) -> list[int]:
-    """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2."""
+def numbers_in(result: ir.Value, cut: Sequence[ir.Value], n_context: int) -> list[int]:
+    """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2.  cut: values
+    that are not looked behind."""
     found: set[int] = {0}
-    seen = {scores, None}
+    seen = {*cut, None}
     queue: list[ir.Value | None] = [result]
     while queue:
         value = queue.pop()
@@ -81,15 +91,19 @@ def is_fill(value: ir.Value) -> bool:
     return float(tensor.numpy().reshape(-1)[0]) <= MASKED and all(use.node.op_type in FILLS for use in value.uses())
 
 
-def evaluated(result: ir.Value, scores: ir.Value | None, n_tokens: int, place: str) -> Array:
+def evaluated(
+    result: ir.Value, scores: ir.Value | None, biases: Sequence[ir.Value], n_tokens: int, place: str
+) -> Array:
     """bool [n_tokens, n_tokens]: whether a token (row) attends a key (column)."""
-    leaves = [value for value in ancestors(result, scores) if value.is_graph_input()]
-    part = extract(result, [*leaves, *([scores] if scores is not None else [])])
+    cut = (*([scores] if scores is not None else []), *biases)
+    leaves = [value for value in ancestors(result, cut) if value.is_graph_input()]
+    part = extract(result, [*leaves, *cut])
     for value in [*part.graph.inputs, *(value for node in part.graph for value in node.outputs)]:
         value.shape = None  # of one head, where the graph has several
     feeds = {str(value.name): np.arange(n_tokens)[None] for value in leaves}
     if scores is not None:
         feeds[str(scores.name)] = np.zeros(shape_of(scores, part.graph, n_tokens), np.float32)
+    feeds |= {str(bias.name): np.zeros((1,) * len(dims(bias)), np.float32) for bias in biases}
     found = next(iter(runner(part)(feeds).values()))
     try:
         found = np.broadcast_to(found, (*found.shape[:-2], n_tokens, n_tokens)).reshape(-1, n_tokens, n_tokens)
@@ -148,7 +162,7 @@ def adds_alibi(scores: ir.Value | None, sized: Container[ir.Value]) -> bool:
         for bias in node.inputs if node.op_type == "Add" else ():
             if bias is None or bias not in sized or bias.is_initializer() or dims(bias)[-1:] != dims(value)[-1:]:
                 continue
-            leaves = [leaf for leaf in ancestors(bias, None) if leaf.is_graph_input()]
+            leaves = [leaf for leaf in ancestors(bias, ()) if leaf.is_graph_input()]
             feeds = {str(leaf.name): np.arange(SHORT)[None] for leaf in leaves}
             found = next(iter(runner(extract(bias, leaves))(feeds).values()))
             if is_alibi(found.reshape(-1, SHORT)):
@@ -156,13 +170,13 @@ def adds_alibi(scores: ir.Value | None, sized: Container[ir.Value]) -> bool:
     return False
 
 
-def ancestors(result: ir.Value, scores: ir.Value | None) -> Iterable[ir.Value]:
-    """The values that the result is made from, scores and what is before them left out."""
+def ancestors(result: ir.Value, cut: Container[ir.Value]) -> Iterable[ir.Value]:
+    """The values that the result is made from, those that are cut off and what is before them left out."""
     seen: dict[ir.Value, None] = {}
     queue = [result]
     while queue:
         value = queue.pop()
-        if value is scores or value in seen:
+        if value in cut or value in seen:
             continue
         seen[value] = None
         node = value.producer()

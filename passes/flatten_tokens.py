@@ -5,7 +5,7 @@ rewrite:
     -->
     llmc.CausalAttention(q, k, v)                                        q [M, H·D]
 
-    the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks)
+    the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks); likewise llmc.AlibiAttention
 refuses: an operator that mixes tokens and is not Attention; one whose meaning without the batch axis is not known here.
 
 Every value that has the axes batch and sequence loses them and gets M as its first axis, wherever they were; what moved
@@ -286,10 +286,10 @@ def rotary(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]; v may have heads of another
-    size; sinks [H] stay."""
+    size; sinks and slopes [H] stay."""
     q, k, v, *more = node.inputs
-    sinks = more if node.domain == DOMAIN else []
-    if not sinks and (any(more) or not attribute(node, "is_causal", 0)):
+    of_heads = more if node.domain == DOMAIN else []
+    if not of_heads and (any(more) or not attribute(node, "is_causal", 0)):
         raise flat.refusal(node, "has a mask, a cache, or is not causal")
     if any(token_axes(value) != (0, 2) for value in (q, k, v)):
         raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 2")
@@ -307,8 +307,8 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         rows.append(flat.reshape(node, flat.new[value], [n_heads * size]))
     result = emit(
         node,
-        f"{DOMAIN}.SinkCausalAttention" if sinks else f"{DOMAIN}.CausalAttention",
-        [*rows, *sinks],
+        f"{DOMAIN}.{node.op_type.removesuffix('Attention')}CausalAttention",
+        [*rows, *of_heads],
         num_heads=heads[0],
         kv_num_heads=heads[1],
         scale=float(attribute(node, "scale", head_dim**-0.5)),
@@ -329,7 +329,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
-    **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention"), attention),
+    **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention", f"{DOMAIN}.AlibiAttention"), attention),
     "Expand": expand,
     "Gather": gather,
     "GatherElements": gather_elements,

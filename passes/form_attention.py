@@ -8,8 +8,12 @@ rewrite:
     Attention(q, k, v, mask)
     -->
     Attention(q, k, v, is_causal=1)
-refuses: a mask that is not causal, with or without a sliding window; scores that are changed otherwise than by a
-scale, a softcap and a mask.
+
+    MatMul(Softmax(Add(Add(MatMul(q, Transpose(k)), bias), mask)), v)      bias [heads, 1, sequence], slope · key
+    -->
+    llmc.AlibiAttention(q, k, v, slopes)
+refuses: a mask that is not causal, with or without a sliding window; a bias that is not linear in the key's position,
+or is merged with a mask; scores that are changed otherwise than by a scale, a softcap, such a bias and a mask.
 
 Scales of queries and keys count, wherever they stand. The node says in its metadata the index of its layer and the
 window, as the exporter's do (compiler/frontend/export.py).
@@ -19,13 +23,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, emit, ints_constant, number, producer, prune, replace
+from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.ops_define import Dims
+from llmc.compiler.weights import Array
+from llmc.passes.attention_bias import Bias, is_row, read_slopes, refuse_merged
 from llmc.passes.causal_mask import ALIBI, MASKED, adds_alibi, read_mask
 from llmc.runtime.errors import LlmcError
 
@@ -56,12 +63,13 @@ def is_scores(value: ir.Value | None) -> bool:
 
 @dataclass
 class Scores:
-    """How scores came to be: scale * q @ k^T [softcapped], then masked.  product: the node of q @ k^T."""
+    """How scores came to be: scale * q @ k^T [softcapped], then biased and masked.  product: the node of q @ k^T."""
 
     product: ir.Node
     scale: float = 1.0
     softcap: float = 0.0
     masks: list[object] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
 
 
 class Forming:
@@ -71,12 +79,25 @@ class Forming:
         self.graph, self.n_context = graph, n_context
         self.sized = sized_values(graph)
         self.windows: dict[tuple[object, ...], int] = {}  # by how a mask is applied
+        self.slopes: dict[tuple[object, ...], Array | None] = {}  # by what is added
         self.n_layers = 0
 
     def emit(
-        self, before: ir.Node, q: ir.Value, k: ir.Value, v: ir.Value, window: int, scale: float, softcap: float
+        self,
+        before: ir.Node,
+        operands: list[ir.Value | None],
+        window: int,
+        scale: float,
+        softcap: float,
+        slopes: Array | None = None,
     ) -> ir.Value:
-        result = emit(before, "Attention", [q, k, v], is_causal=1, scale=scale, softcap=softcap)[0]
+        """operands: q, k, v."""
+        settings: dict[str, Any] = {"scale": scale, "softcap": softcap}
+        if slopes is None:
+            result = emit(before, "Attention", operands, is_causal=1, **settings)[0]
+        else:
+            of_heads = add_constant(self.graph, slopes, "slopes")
+            result = emit(before, "llmc.AlibiAttention", [*operands, of_heads], window=window, **settings)[0]
         node = result.producer()
         assert node is not None
         node.metadata_props.update({"llmc.layer": str(self.n_layers), "llmc.window": str(window)})
@@ -104,16 +125,23 @@ class Forming:
             raise LlmcError("the Attention is not causal and has no mask", place=place)
         scale = attribute(node, "scale") or float(dims(q)[-1]) ** -0.5  # type: ignore[arg-type]
         softcap = float(attribute(node, "softcap", 0.0))
-        result = self.emit(node, q, unrepeated(k), unrepeated(v), window, scale=float(scale), softcap=softcap)
+        operands: list[ir.Value | None] = [q, unrepeated(k), unrepeated(v)]
+        result = self.emit(node, operands, window, scale=float(scale), softcap=softcap)
         replace(node.outputs[0], result if len(dims(node.inputs[0])) == 4 else join_heads(node, result))
         return True
 
     def window(
-        self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str, *, causal: bool = False
+        self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str, **more: Any
     ) -> int:
         if key not in self.windows:
-            self.windows[key] = read_mask(result, scores, self.n_context, place, causal=causal)
+            self.windows[key] = read_mask(result, scores, self.n_context, place, **more)
         return self.windows[key]
+
+    def slopes_of(self, scores: Scores, n_heads: int, place: str) -> Array | None:
+        key = tuple(scores.biases)
+        if key and key not in self.slopes:
+            self.slopes[key] = read_slopes(self.graph, key, n_heads, self.n_context, place)
+        return self.slopes.get(key)
 
     # -- softmax between two products ----------------------------------------------------------------------------
 
@@ -136,7 +164,10 @@ class Forming:
             )
         product, transposed = scores.product.outputs[0], scores.product.inputs[1]
         assert softmax.inputs[0] is not None
-        window = self.window(("applied", *scores.masks), softmax.inputs[0], product, place)
+        if ("applied", *scores.masks) not in self.windows:
+            refuse_merged(self.graph, scores.masks, place)
+        biases = [bias for bias, _ in scores.biases]
+        window = self.window(("applied", *scores.masks), softmax.inputs[0], product, place, biases=biases)
         q, of_q = unscaled(scores.product.inputs[0])
         k, of_k = unscaled(transposed)
         k = turned(after, k)
@@ -146,20 +177,26 @@ class Forming:
         if v is None or q is None or k is None or not results:
             raise LlmcError("the attention's operands have no axis of heads", place=place, hint=EXPECTED)
         scale = scores.scale * of_q * of_k * of_k2
-        result = self.emit(after, q, unrepeated(k), unrepeated(v), window, scale=scale, softcap=scores.softcap)
+        n_heads = dims(q)[1]
+        assert isinstance(n_heads, int)
+        slopes = self.slopes_of(scores, n_heads, place)
+        result = self.emit(after, [q, unrepeated(k), unrepeated(v)], window, scale, scores.softcap, slopes)
         for each in results:
             replace(each, result)
 
     def scores(self, value: ir.Value | None) -> Scores | None:
         """What is done to q @ k^T, from the softmax back."""
-        scale, softcap, masks = 1.0, 0.0, list[object]()
+        scale, softcap, masks, biases = 1.0, 0.0, list[object](), list[Bias]()
         while (node := producer(value)) is not None:
             a, b = (*node.inputs, None)[:2]
             if node.op_type == "MatMul":
-                return Scores(node, scale, softcap, masks)
+                return Scores(node, scale, softcap, masks, biases)
             if node.op_type == "Add" and (a in self.sized) != (b in self.sized):
-                mask, value = (a, b) if a in self.sized else (b, a)
-                masks += ["Add", mask]
+                added, value = (a, b) if a in self.sized else (b, a)
+                if added is not None and is_row(added) and not softcap:
+                    biases.append((added, scale))
+                else:
+                    masks += ["Add", added]
             elif node.op_type == "Where" and a in self.sized and (b in self.sized) != (node.inputs[2] in self.sized):
                 which = 2 if b in self.sized else 1
                 masks += ["Where", which, *(operand for operand in node.inputs if operand in self.sized)]

@@ -10,7 +10,8 @@ rewrite:
     -->
     llmc.PagedAttention(Concat(q, k, v), positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
 
-    the same of llmc.SinkCausalAttention(q, k, v, sinks): llmc.[Rotary]SinkPagedAttention(…, sinks, positions, …)
+    the same of llmc.SinkCausalAttention(q, k, v, sinks): llmc.[Rotary]SinkPagedAttention(…, sinks, positions, …);
+    of llmc.AlibiCausalAttention(q, k, v, slopes): llmc.AlibiPagedAttention(…, slopes, positions, …)
 
     llmc.CausalLatentAttention(q, …)
     -->
@@ -52,7 +53,8 @@ def insert_kv_cache(model: ir.Model) -> int:
 
 
 def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page_table: ir.Value) -> None:
-    q, k, v, *sinks = node.inputs
+    q, k, v, *of_heads = node.inputs
+    alibi = node.op_type == "AlibiCausalAttention"
     settings = attributes_of(node)
     width = dims(q)[1]
     assert isinstance(width, int)
@@ -61,13 +63,13 @@ def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page
         fact = f"attention whose keys and values are of different sizes, {dims(k)[1]} and {dims(v)[1]}, is not compiled"
         raise LlmcError(fact, place=f"node {node.name}")
     caches = [cache(graph, f"{kind}_cache.{layer}", settings["kv_num_heads"], settings["head_dim"]) for kind in "kv"]
-    rotation = same_rotation(q, k)
+    rotation = same_rotation(q, k) if not alibi else None
     angles: list[ir.Value | None] = []
     if rotation is not None:
         q, k, angles, turning = rotation
         settings |= turning
-    operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *sinks, positions, page_table, *caches]
-    name = paged_attention_name(False, bool(angles), bool(sinks))
+    operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *of_heads, positions, page_table, *caches]
+    name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi)
     finish(graph, node, caches, emit(node, f"{DOMAIN}.{name}", operands, n_results=3, **settings))
 
 

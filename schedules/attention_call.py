@@ -15,6 +15,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
+INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
 INPUTS["llmc.AppendedAttention"] = ("queries", *STEP)
 """The operators of paged attention, and the names of their inputs in order."""
 PAGE_TABLE = -3
@@ -27,8 +28,8 @@ def input_places(call: Call) -> dict[str, int]:
 
 
 def weight_layouts(call: Call) -> dict[int, RowMajor]:
-    """How the weights of the norms, and sinks, lie among the inputs of a call of paged attention."""
-    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, "sinks")}
+    """How the weights of the norms, sinks and slopes lie among the inputs of a call of paged attention."""
+    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, "sinks", "slopes")}
 
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:

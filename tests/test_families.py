@@ -50,6 +50,7 @@ LATENT: dict[str, Any] = {
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
+    "bloom": {},
     "cohere": {},
     "deepseek_v3": {**GROUPS, **LATENT},
     "ernie4_5": HEADS,

@@ -67,8 +67,8 @@ def parse(call: Call, target: Target) -> Attention | None:
     if kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM:
         fact = f"a KV cache in int8 takes heads of up to {MOST_INT8_DIM} elements, not {sizes['head_dim']}"
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
-    sinks = "sinks" in input_places(call)
-    return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, sinks=sinks)
+    of_heads = {kind: name in input_places(call) for kind, name in (("sinks", "sinks"), ("alibi", "slopes"))}
+    return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, **of_heads)
 
 
 def bf16_dot(head_dim: int, target: Target) -> str:
@@ -106,6 +106,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
     sinks = (inputs.pop("sinks"),) if a.sinks else ()
+    slopes = (inputs.pop("slopes"),) if a.alibi else ()
     numbers = a.m * a.head_dim
     append = Launch(
         _kernel("append", a, partial(build_append, a)),
@@ -114,7 +115,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
         numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
         numbers * (3 if a.epsilon is None else 7) * (a.heads + a.kv_heads),
     )
-    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv), sinks)
+    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)
     return Implementation(
         launches=(append, *attend),
         temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),

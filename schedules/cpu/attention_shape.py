@@ -21,7 +21,7 @@ class Attention:
 
     rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
     epsilon: of the norm of each query and key; None: there is no norm.
-    sinks: whether each head has a score that no key has.
+    sinks: whether each head has a score that no key has.  alibi: whether scores have slope times distance added.
     dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
     registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
     summed in int32.
@@ -48,6 +48,7 @@ class Attention:
     lanes: int
     epsilon: float | None = None
     sinks: bool = False
+    alibi: bool = False
 
     @property
     def value_dim(self) -> int:

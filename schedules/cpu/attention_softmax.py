@@ -47,9 +47,9 @@ class State:
 class Softmax:
     """The softmax of a block of `rows` query rows."""
 
-    def __init__(self, a: Attention, n: int, positions: Any, scratch: Any, sinks: Any = None):
+    def __init__(self, a: Attention, n: int, positions: Any, scratch: Any, sinks: Any = None, slopes: Any = None):
         self.a, self.n, self.rows, self.v = a, n, n * a.group, Lanes(a.lanes)
-        self.positions, self.scratch, self.sinks = positions, scratch, sinks
+        self.positions, self.scratch, self.sinks, self.slopes = positions, scratch, sinks, slopes
         words = (PAGE_TOKENS, PAGE_TOKENS, a.lanes, a.lanes, a.state_words)
         starts = [a.room(n) * sum(words[: i + 1]) for i in range(len(words))]
         self.scores, self.weights, self.decays, self.steps = 0, *starts[:3]
@@ -69,7 +69,7 @@ class Softmax:
             with T.serial(self.a.padded_dim // v.n) as d:
                 v.store(state.buffer, state.sums(r) + d * v.n, v.all(0.0))
 
-    def soften(self, row: Any, page: Any, query: Any, scales: Any, base: Any, state: State) -> None:
+    def soften(self, row: Any, head: Any, page: Any, query: Any, scales: Any, base: Any, state: State) -> None:
         """m, l, P and what O decays by, for each query row, from its scores in this page."""
         a = self.a
         with T.serial(self.rows) as r:
@@ -78,21 +78,32 @@ class Softmax:
             in_sight = ahead <= 1 - PAGE_TOKENS
             if a.window:
                 in_sight = T.And(in_sight, ahead > -a.window)
+            slope = self.slope(head, r)
             if self.n == 1:  # memory is the limit: the shorter code will do
-                self.soften_row(r, ahead, query, scales, base, state)
+                self.soften_row(r, ahead, True, slope, query, scales, base, state)
             else:
                 with T.If(in_sight):
                     with T.Then():
-                        self.soften_row(r, None, query, scales, base, state)
+                        self.soften_row(r, ahead, False, slope, query, scales, base, state)
                     with T.Else():
-                        self.soften_row(r, ahead, query, scales, base, state)
+                        self.soften_row(r, ahead, True, slope, query, scales, base, state)
 
-    def soften_row(self, r: Any, ahead: Any, query: Any, scales: Any, base: Any, state: State) -> None:
-        """One query row; ahead is None where the whole page is in sight."""
+    def slope(self, head: Any, r: Any) -> Any:
+        """What the score of a query row grows by from key to key, times log2 e; None: by nothing."""
+        if self.slopes is None:
+            return None
+        return ONE.keep(self.slopes[head * self.a.group + T.truncmod(r, self.a.group)] * T.float32(LOG2_E))
+
+    def soften_row(
+        self, r: Any, ahead: Any, masked: bool, slope: Any, query: Any, scales: Any, base: Any, state: State
+    ) -> None:
+        """One query row.  ahead: the page's first key - pos.  masked: whether a key may be out of sight."""
         v = self.v
         vectors = range(PAGE_TOKENS // v.n)
         scores = [self.score_of(r, i * v.n, query, scales, base) for i in vectors]
-        if ahead is not None:
+        if slope is not None:
+            scores = [self.biased(score, ahead, i * v.n, slope) for i, score in zip(vectors, scores, strict=True)]
+        if masked:
             scores = [self.seen(score, ahead, i * v.n) for i, score in zip(vectors, scores, strict=True)]
         before = v.load(state.buffer, state.maximum(r))
         maximum = v.keep(T.max(before, v.maximum(self.over_all(T.max, scores))))
@@ -120,6 +131,12 @@ class Softmax:
         if not a.softcap:
             return v.keep(score * v.all(a.scale * LOG2_E))
         return v.keep(v.tanh(score * v.all(a.scale / a.softcap)) * v.all(a.softcap * LOG2_E))
+
+    def biased(self, score: Any, ahead: Any, token: int, slope: Any) -> Any:
+        """The score and slope · (key - pos)."""
+        v = self.v
+        distance = v.keep(T.cast(v.all(ahead) + T.ramp(T.int32(token), 1, v.n), v.f32))
+        return v.keep(v.fma(distance, v.all(slope), score))
 
     def seen(self, score: Any, ahead: Any, token: int) -> Any:
         """The score where the key is in sight: pos - window < key <= pos.  ahead: the page's first key - pos."""

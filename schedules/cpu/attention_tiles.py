@@ -47,10 +47,10 @@ class Block:
 
     def __init__(
         self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any,
-        sinks: Any,
+        sinks: Any, slopes: Any = None,
     ):  # fmt: skip
         self.a, self.n, self.rows = a, n, n * a.group
-        self.softmax = Softmax(a, n, positions, s, sinks)
+        self.softmax = Softmax(a, n, positions, s, sinks, slopes)
         self.v = self.softmax.v
         self.q, self.positions, self.page_table, self.kv, self.out, self.scratch = q, positions, page_table, kv, out, s
         self.scales = scales
@@ -121,7 +121,7 @@ class Block:
             base = page_start(a, self.page_table, row, page, head)
             following = page_start(a, self.page_table, row, T.min(page + 1, wanted), head)
             self.score(row, head, base)
-            self.softmax.soften(row, page, lambda r, d: self.query(row, head, r, d), self.scales, base, state)
+            self.softmax.soften(row, head, page, lambda r, d: self.query(row, head, r, d), self.scales, base, state)
             self.gather(base, following, T.min(PAGE_TOKENS, last + 1 - page * PAGE_TOKENS), state)
 
     def query(self, row: Any, head: Any, r: Any, d: Any) -> Any:

@@ -38,13 +38,14 @@ class Walk:
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
         kv = T.arg("kv", T.buffer((T.int64(1 << 40),), a.word_type))
         scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
+        slopes = T.arg("slopes", T.buffer((a.heads,), "float32")) if a.alibi else None
         sinks = None if splits else sinks_of(a)
         results = split_words(a) if splits else a.m * a.heads * a.value_dim
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         kind = TiledBlock if a.dot == "tiles" else Block
-        rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks)
+        rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks, slopes)
         self.one, self.many = (kind(a, n, *rest) for n in (1, block))
 
     def imports(self) -> AbstractContextManager[Any]:
@@ -59,7 +60,7 @@ def sinks_of(a: Attention) -> Any:
 
 
 def attend_kernel(a: Attention, block: int) -> Any:
-    """Large steps: (q, positions, page_table, kv, [kv as scales,] [sinks,] out, scratch, task, n_tasks)."""
+    """Large steps: (q, positions, page_table, kv, [kv as scales,] [slopes,] [sinks,] out, scratch, task, n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attend")
         walk = Walk(a, block, splits=False)

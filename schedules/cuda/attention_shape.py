@@ -126,9 +126,10 @@ def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
     sizes = attention_sizes(call)
-    if "sinks" in input_places(call):
-        hint = "compile it for CPUs: --target cpu"
-        raise LlmcError("attention with sinks has no kernels for GPUs yet", place="--target cuda", hint=hint)
+    for name, said in (("sinks", "sinks"), ("slopes", "biases by distance (ALiBi)")):
+        if name in input_places(call):
+            hint = "compile it for CPUs: --target cpu"
+            raise LlmcError(f"attention with {said} has no kernels for GPUs yet", place="--target cuda", hint=hint)
     return None if sizes is None else of_sizes(call, sizes)
 
 

@@ -42,6 +42,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "gate_up_bias": (3, 2 * N),
     "down_bias": (3, K),
     "sinks": (H,),
+    "slopes": (H,),
     "v_cache": (N_PAGES, KH, 64, D),
     "scores": (M, N),
     "absorbed": (M, H * 12),
@@ -77,7 +78,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     if appended := ops.appended_parts(op):
         widths = {"weight": ((H + 2 * KH) * D, K), "bias": ((H + 2 * KH) * D,)}
         return widths.get(name) or (SHAPES[name] if name in SHAPES else shape_of(appended[0], name))
-    if op == "SinkAttention" and name in "qkv":
+    if op in ("SinkAttention", "AlibiAttention") and name in "qkv":
         return (3, H if name == "q" else KH, M, D)
     if "Latent" in op and name in ("q", "k_cache", "v_cache"):
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]

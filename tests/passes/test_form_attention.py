@@ -197,21 +197,30 @@ def test_a_bias_by_position_is_refused(build: Any) -> None:
 def alibi(build: Any) -> Any:
     """A bias [4, 1, keys] that goes with the distance, for each head by another slope."""
     _, keys = places(build)
-    return build.op("Mul", build.op("Cast", keys, to=1), build.weight("slopes", 4, 1, 1))
+    slopes = build.constant(ir.tensor(np.array([0.5, 0.25, 0.125, 0.0625], np.float32).reshape(4, 1, 1)))
+    return build.op("Mul", build.op("Cast", keys, to=1), slopes)
 
 
-def test_a_bias_by_position_that_differs_by_head_is_refused_by_its_name(build: Any) -> None:
-    q, k, v = qkv(build)
-    x = build.op("Add", build.op("Add", scores(build, q, k), alibi(build)), added(build))
-    with pytest.raises(LlmcError, match="ALiBi"):
-        run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
-
-
-def test_a_bias_by_position_is_found_in_scores_that_are_not_recognised(build: Any) -> None:
+def test_a_bias_by_position_has_a_slope_for_each_head(build: Any, check: Any) -> None:
+    """As BLOOM has it, with heads that are merged with the batch; and scaled behind it, as Falcon does."""
     q, k, v = qkv(build)
     square = ("sequence", "sequence")
     x = build.op("Add", merged(build, scores(build, q, k), *square), alibi(build), shape=("batch*4", *square))
-    x = build.op("Add", apart(build, x, *square), added(build))
+    x = build.op("Add", build.op("Mul", apart(build, x, *square), build.constant(0.25)), added(build))
+    check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
+
+
+def test_a_bias_that_is_not_linear_in_the_position_is_refused(build: Any) -> None:
+    q, k, v = qkv(build)
+    x = build.op("Add", build.op("Add", scores(build, q, k), build.op("Sqrt", alibi(build))), added(build))
+    with pytest.raises(LlmcError, match="a bias by position that is not linear in it"):
+        run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
+
+
+def test_a_bias_that_is_merged_with_the_mask_is_refused_by_its_name(build: Any) -> None:
+    q, k, v = qkv(build)
+    mask = build.op("Add", alibi(build), added(build))
+    x = build.op("Add", scores(build, q, k), mask)
     with pytest.raises(LlmcError, match="ALiBi"):
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
 

@@ -44,6 +44,12 @@ def sinks_model(build: Any, **attributes: Any) -> Any:
     return build.model(build.op("llmc.SinkCausalAttention", q, k, v, sinks, **ATTENTION | attributes))
 
 
+def alibi_model(build: Any, **attributes: Any) -> Any:
+    build.token_inputs()
+    slopes = build.weight("slopes", H)
+    return build.model(build.op("llmc.AlibiCausalAttention", *qkv(build), slopes, **ATTENTION | attributes))
+
+
 def separate_model(build: Any, **attributes: Any) -> Any:
     """Queries and keys with a norm of their own, as Qwen 3 has them, come apart."""
     build.token_inputs()
@@ -78,6 +84,7 @@ MODELS = {
     "turned_apart": turned_apart_model,
     "sliced": sliced_model,
     "sinks": sinks_model,
+    "alibi": alibi_model,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
 

@@ -46,6 +46,7 @@ class Model:
     kv_dtype: str = "f32"
     epsilon: float | None = None  # of the norm of queries and keys
     has_sinks: bool = False
+    has_slopes: bool = False  # biases by distance
 
     @property
     def columns(self) -> int:
@@ -76,15 +77,20 @@ class Model:
         if self.rotary_dim:
             attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
-        sinks = [TensorType((self.heads,), "f32", constant=True)] * self.has_sinks
-        inputs = (f32(m, self.columns), *norms, *turns, *sinks, *ids, cache, cache)
-        name = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}PagedAttention"
+        of_heads = [TensorType((self.heads,), "f32", constant=True)] * (self.has_sinks + self.has_slopes)
+        inputs = (f32(m, self.columns), *norms, *turns, *of_heads, *ids, cache, cache)
+        name = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}PagedAttention"
         return Call(name, inputs, results, tuple(sorted(attributes.items())))
 
     @property
     def sinks(self) -> list[Array]:
         """A score for each head, from one that counts for nothing to one that leaves nothing to the keys."""
         return [np.linspace(-3, 9, self.heads, dtype=np.float32)] * self.has_sinks
+
+    @property
+    def slopes(self) -> list[Array]:
+        """What each head's scores grow by from key to key, as ALiBi has them."""
+        return [np.float32(2) ** -np.arange(1, self.heads + 1, dtype=np.float32)] * self.has_slopes
 
     @property
     def norms(self) -> list[Array]:
@@ -145,7 +151,7 @@ class Machine:
         turn = [column(name, self.model.rotary_dim // 2) for name in ("cos", "sin") if self.model.rotary_dim]
         no_pages = np.full(PAGES, -1, np.int32)
         table = np.stack([s.pages if s else no_pages for s in chosen])
-        weights = [*self.model.norms, *turn, *self.model.sinks]
+        weights = [*self.model.norms, *turn, *self.model.sinks, *self.model.slopes]
         return [column("qkv", self.model.columns), *weights, np.array(at, np.int32), table]
 
     def step(self, rows: Sequence[Row], n_tasks: int = 1) -> Array:
@@ -182,6 +188,7 @@ class Machine:
         if model.softcap:
             scores = np.tanh(scores / model.softcap) * model.softcap
         ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+        scores = scores + sum(slopes[:, None, None] * ahead for slopes in model.slopes)
         seen = (ahead <= 0) & (ahead > -model.window if model.window else True)
         largest = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
         weights = np.exp(np.where(seen, scores, -np.inf) - largest)
@@ -217,7 +224,7 @@ MODELS = [
     Model(),
     Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
     Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0),
-    Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100),
+    Model(heads=4, kv_heads=2, head_dim=128, rotary_dim=0, window=100, has_slopes=True),
     Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30, has_sinks=True),
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
     Model(heads=5, kv_heads=1, head_dim=10, rotary_dim=6, has_sinks=True),
@@ -290,13 +297,14 @@ LONG = 2 * SPLIT + 76
 
 
 @pytest.mark.parametrize(
-    ("kv_dtype", "window", "sinks"),
-    [("f32", 0, False), ("bf16", 0, True), ("int8", 0, False), ("bf16", SPLIT + 100, False)],
-)
+    ("kv_dtype", "window", "of_heads"),
+    [("f32", 0, {}), ("bf16", 0, {"has_sinks": True}), ("bf16", SPLIT + 100, {}),
+     ("int8", 0, {"has_slopes": True, "rotary_dim": 0})],
+)  # fmt: skip
 def test_a_long_context_has_the_same_bits_however_its_splits_are_shared_out(
-    run: Run, host: Target, kv_dtype: str, window: int, sinks: bool
+    run: Run, host: Target, kv_dtype: str, window: int, of_heads: dict[str, Any]
 ) -> None:
-    machine = Machine(Model(kv_dtype=kv_dtype, window=window, has_sinks=sinks), run, host, (LONG, 70))
+    machine = Machine(Model(kv_dtype=kv_dtype, window=window, **of_heads), run, host, (LONG, 70))
     whole, short = machine.prefill(0, 512), machine.prefill(1, 512)
     expected = machine.reference(0)
     assert np.abs(whole - expected).max() <= TOLERANCE[kv_dtype] * np.abs(expected).max()

@@ -341,3 +341,5 @@ def test_what_these_kernels_cannot_do_is_said() -> None:
         attention.match(replace(call, attributes=int4), TARGET)
     with pytest.raises(LlmcError, match="attention with sinks has no kernels for GPUs yet"):
         attention.match(replace(call, op="llmc.RotarySinkPagedAttention"), TARGET)
+    with pytest.raises(LlmcError, match="ALiBi"):
+        attention.match(replace(call, op="llmc.AlibiPagedAttention"), TARGET)
