@@ -28,7 +28,7 @@ from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells, Thinking
 from llmc.runtime.serve.replies import DONE, Reply, event, usage
 from llmc.runtime.serve.requests import Wanted, read_chat, read_completion
-from llmc.runtime.serve.thoughts import Marks, ThoughtScanner
+from llmc.runtime.serve.thoughts import Marks
 from llmc.runtime.serve.tokenizing import detokenized, read_text, read_tokens, tokenized
 from llmc.runtime.serve.tools import CallScanner
 from llmc.runtime.serve.transport import CLIENT_GONE, EventStream, error_response, json_response, read_json, unless_gone
@@ -168,15 +168,16 @@ class Service:
         wanted, tools = asked.wanted, asked.tools
         reply = Reply("chat", self.name, wanted.with_ids, wanted.n_top is not None, with_thoughts=asked.with_thoughts)
         offered = tools.tools if tools else None
-        text = await run_in_threadpool(self.template.render, asked.messages, asked.template_kwargs, offered)
+        kwargs = self.template.with_effort(asked.effort, asked.template_kwargs)
+        text = await run_in_threadpool(self.template.render, asked.messages, kwargs, offered)
         must_call, shown, thinking = tools is not None and tools.must_call, dict[int, str](), None
         if self.template.marks is not None:
             marks = self.template.marks
             text, thinking = self.begin_thought(marks, text, must_call, wanted.format is not None)
-            shown |= self.vocabulary.shown((marks.opening, marks.closing))
+            shown |= self.vocabulary.shown(marks.special)
             if thinking is not None and asked.splits:
                 is_open = thinking.is_open
-                reply.split = lambda: ThoughtScanner(marks, is_open)
+                reply.split = lambda: marks.scanner(is_open)
         if tools is not None:
             form = needs_form(self.template, tools)
             reply.scan = lambda: CallScanner(tools, form)
@@ -198,7 +199,7 @@ class Service:
         if marks.is_over(prompt):
             return prompt, None
         if must_call or (is_bound and closing is None):
-            return prompt + f"{marks.closing}\n\n" * marks.is_open(prompt), None
+            return prompt + marks.answer_behind(prompt), None
         return prompt, Thinking(opening, closing, marks.is_open(prompt))
 
     def check_number(self, n_texts: int) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
+EFFORT = "reasoning_effort"
+
 
 class ChatTemplate:
     """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox: it is a program of others'."""
@@ -23,11 +25,21 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
         self._tokens = dict(tokens)
+        self.takes_effort = EFFORT in source
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
         try:
             self._template = compiled(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
             raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
+
+    def with_effort(self, effort: str | None, also: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`also`, and how much is to be thought.  Raises ApiError where the template does not ask for that."""
+        if effort is None:
+            return also
+        if not self.takes_effort:
+            fact = f"'{EFFORT}' is not supported: the model's chat template does not take it"
+            raise ApiError(400, fact, param=EFFORT, code="unsupported_parameter")
+        return {EFFORT: effort, **also}
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], also: Mapping[str, Any], tools: Sequence[Any] | None = None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from llmc.runtime.serve.job import Finish, Job, Said
 from llmc.runtime.serve.probs import TokenProb
-from llmc.runtime.serve.thoughts import ThoughtScanner
+from llmc.runtime.serve.thoughts import Scanner
 from llmc.runtime.serve.tools import Call, CallScanner
 
 DONE = b"data: [DONE]\n\n"
@@ -45,7 +45,7 @@ class Reply:
     with_probs: bool = False
     echoes: Sequence[str] = ()
     scan: Callable[[], CallScanner] | None = None
-    split: Callable[[], ThoughtScanner] | None = None
+    split: Callable[[], Scanner] | None = None
     with_thoughts: bool = True
     told: Callable[[int], dict[str, Any]] | None = None
     id: str = field(init=False)
@@ -55,7 +55,7 @@ class Reply:
         self.id = f"{'cmpl' if self.kind == 'completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self._scanners: dict[int, CallScanner] = {}  # by index
-        self._splitters: dict[int, ThoughtScanner] = {}  # by index
+        self._splitters: dict[int, Scanner] = {}  # by index
         self._n_told = 0
         self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
 
@@ -189,7 +189,7 @@ def usage(jobs: Sequence[Job], n_told: int | None = None) -> dict[str, Any]:
     n_prompt = sum(len(job.ask.prompt) for job in leaders)
     n_said = sum(job.n_said for job in jobs) if n_told is None else n_told
     details: dict[str, Any] = {}
-    if any(job.ask.thinking for job in jobs):
+    if any(job.ask.thinking is not None and job.ask.thinking.closing is not None for job in jobs):
         details["completion_tokens_details"] = {"reasoning_tokens": sum(job.n_thought for job in jobs)}
     return {
         "prompt_tokens": n_prompt,

@@ -46,6 +46,7 @@ CHAT_FIELDS = (
     "tools",
     "tool_choice",
     "parallel_tool_calls",
+    "reasoning_effort",
     "reasoning_format",
     "include_reasoning",
 )
@@ -91,7 +92,6 @@ REFUSED_IN_CHATS = {
     "modalities": ((["text"],), "answers are text"),
     "audio": ((), "answers are text"),
     "prediction": ((), "answers are not predicted"),
-    "reasoning_effort": ((), "the model's template decides; see 'chat_template_kwargs'"),
     "verbosity": ((), "the model's template decides; see 'chat_template_kwargs'"),
     "web_search_options": ((), "nothing is searched"),
 }
@@ -144,13 +144,15 @@ class Completion:
 class Chat:
     """/v1/chat/completions: messages for the template, and what else it is told.
 
-    splits: what the model thinks before it answers is told from the answer; with_thoughts: and shown.
+    effort: how much is to be thought.  splits: what the model thinks before it answers is told from the answer;
+    with_thoughts: and shown.
     """
 
     wanted: Wanted
     messages: tuple[dict[str, Any], ...]
     template_kwargs: dict[str, Any]
     tools: Tools | None
+    effort: str | None
     splits: bool
     with_thoughts: bool
 
@@ -190,7 +192,8 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
     if form not in ("auto", "deepseek", "none"):
         raise wrong("reasoning_format", "must be 'auto', 'deepseek' or 'none'")
     shows = fields.get("include_reasoning") is None or fields.boolean("include_reasoning")
-    return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools, form != "none", shows)
+    effort = fields.of_type("reasoning_effort", str, "", "a string") or None
+    return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools, effort, form != "none", shows)
 
 
 def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:

@@ -3,42 +3,149 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from llmc.runtime.serve.stops import overlap
 
 
-@dataclass(frozen=True)
-class Marks:
-    opening: str
-    closing: str
+class Scanner(Protocol):
+    def push(self, piece: str, is_last: bool) -> tuple[str, str]:
+        """-> (more of the thought, more of the answer).  is_last: hold nothing back."""
+        ...
+
+
+class Marks(Protocol):
+    """How thoughts are written.  special: what may be special tokens.  opening, closing: around a thought; "" where no
+    one token is."""
+
+    @property
+    def special(self) -> tuple[str, ...]: ...
+    @property
+    def opening(self) -> str: ...
+    @property
+    def closing(self) -> str: ...
 
     def is_open(self, prompt: str) -> bool:
         """Whether the template has begun the thought already."""
-        return prompt.rstrip().endswith(self.opening)
 
     def is_over(self, prompt: str) -> bool:
         """Whether the template has written an empty thought, so that none comes."""
+
+    def answer_behind(self, prompt: str) -> str:
+        """What has to follow the prompt so that the answer does."""
+
+    def scanner(self, is_open: bool) -> Scanner:
+        """For a text behind a prompt that is_open."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A thought between two marks."""
+
+    opening: str
+    closing: str
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        return self.opening, self.closing
+
+    def is_open(self, prompt: str) -> bool:
+        return prompt.rstrip().endswith(self.opening)
+
+    def is_over(self, prompt: str) -> bool:
         return prompt.rstrip().endswith(self.closing)
 
+    def answer_behind(self, prompt: str) -> str:
+        return f"{self.closing}\n\n" if self.is_open(prompt) else ""
 
-MARKS = (
-    Marks("<think>", "</think>"),  # DeepSeek, Qwen 3, GLM
-    Marks("[THINK]", "[/THINK]"),  # Mistral
-)
+    def scanner(self, is_open: bool) -> Scanner:
+        return PairScanner(self, is_open)
+
+
+class Channels:
+    """Messages in channels: <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…"""
+
+    special = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+    opening = closing = ""
+
+    def is_open(self, prompt: str) -> bool:
+        return False
+
+    def is_over(self, prompt: str) -> bool:
+        return False
+
+    def answer_behind(self, prompt: str) -> str:
+        return "<|channel|>final<|message|>"
+
+    def scanner(self, is_open: bool) -> Scanner:
+        return ChannelScanner()
+
+
+THINK = Pair("<think>", "</think>")  # DeepSeek, Qwen 3, GLM
+MISTRAL = Pair("[THINK]", "[/THINK]")
+HARMONY = Channels()  # gpt-oss
 
 
 def marks_of(template: str) -> Marks | None:
     """Those that a chat template shows."""
-    return next((marks for marks in MARKS if marks.closing in template), None)
+    if HARMONY.answer_behind("") in template:
+        return HARMONY
+    return next((marks for marks in (THINK, MISTRAL) if marks.closing in template), None)
 
 
-class ThoughtScanner:
+class ChannelScanner:
+    """Splits messages in channels: what is said in "analysis" is the thought, all else is the answer."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._channel: str | None = None  # None: in the head of a message
+
+    def push(self, piece: str, is_last: bool) -> tuple[str, str]:
+        self._held += piece
+        thought = answer = ""
+        while self._held:
+            if self._channel is None and not self._read_head(is_last):
+                break
+            text, is_whole = self._read_text(is_last)
+            if self._channel == "analysis":
+                thought += text
+            else:
+                answer += text
+            if not is_whole:
+                break
+            self._channel = None
+        return thought, answer
+
+    def _read_head(self, is_last: bool) -> bool:
+        """Whether it is known in what channel the text is that follows."""
+        head, found, rest = self._held.partition("<|message|>")
+        begins = any(self._held.startswith(mark[: len(self._held)]) for mark in ("<|start|>", "<|channel|>"))
+        if begins and not found and not is_last:
+            return False
+        if begins and found:
+            self._channel, self._held = (head.partition("<|channel|>")[2].split() or [""])[0], rest
+        else:  # no head at all
+            self._channel = ""
+        return True
+
+    def _read_text(self, is_last: bool) -> tuple[str, bool]:
+        """-> (what there is of it, whether the message is over)."""
+        text, found, rest = self._held.partition("<|end|>")
+        if found:
+            self._held = rest
+            return text, True
+        n_safe = len(text) - (0 if is_last else overlap(text, "<|end|>"))
+        self._held = text[n_safe:]
+        return text[:n_safe], False
+
+
+class PairScanner:
     """Splits a text, which comes in pieces, into the thought that it begins with, if it does, and the answer.
 
     Blanks around either, next to a mark, belong to neither.
     """
 
-    def __init__(self, marks: Marks, is_open: bool) -> None:
+    def __init__(self, marks: Pair, is_open: bool) -> None:
         """is_open: the thought has begun in the prompt."""
         self._marks = marks
         self._held = ""
@@ -46,7 +153,6 @@ class ThoughtScanner:
         self._skips_blanks = is_open
 
     def push(self, piece: str, is_last: bool) -> tuple[str, str]:
-        """-> (more of the thought, more of the answer).  is_last: hold nothing back."""
         self._held += piece
         if self._may_begin and not self._begin(is_last):
             return "", ""

@@ -8,35 +8,47 @@ from typing import Any
 
 import pytest
 
+from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Ask, Job, Thinking
-from llmc.runtime.serve.thoughts import MARKS, ThoughtScanner, marks_of
+from llmc.runtime.serve.thoughts import HARMONY, THINK, Marks, marks_of
 from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.serve.test_tools import CHATS, TOOLS
 from tests.runtime.serve.test_tools import server as server  # of a model that thinks
 from tests.runtime.stub_artifact import characters_json
 
-THINK = MARKS[0]
 LETTERS = json.loads(characters_json())["model"]["vocab"]
 OPENING, CLOSING = LETTERS["H"], LETTERS["I"]
 
 
+HEAD, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize(
-    ("text", "is_open", "thought", "answer"),
+    ("marks", "text", "is_open", "thought", "answer"),
     [
-        ("<think>\nI am.\n\n</think>\n\nYes. ", False, "I am.", "Yes. "),
-        (" \n<think> a </thin k</think>b", False, "a </thin k", "b"),
-        ("plain <think>x</think>", False, "", "plain <think>x</think>"),
-        ("I am \n</think>\n\nyes", True, "I am", "yes"),
-        ("cut off", True, "cut off", ""),
-        ("<think></think>", False, "", ""),
-        (" <thi", False, "", " <thi"),
-        ("", True, "", ""),
+        (THINK, "<think>\nI am.\n\n</think>\n\nYes. ", False, "I am.", "Yes. "),
+        (THINK, " \n<think> a </thin k</think>b", False, "a </thin k", "b"),
+        (THINK, "plain <think>x</think>", False, "", "plain <think>x</think>"),
+        (THINK, "I am \n</think>\n\nyes", True, "I am", "yes"),
+        (THINK, "cut off", True, "cut off", ""),
+        (THINK, "<think></think>", False, "", ""),
+        (THINK, " <thi", False, "", " <thi"),
+        (THINK, "", True, "", ""),
+        (HARMONY, f"{HEAD}I am <|e<|end|>{FINAL}Yes.", False, "I am <|e", "Yes."),
+        (HARMONY, f"{HEAD}cut <|en", False, "cut <|en", ""),
+        (HARMONY, "<|channel|>final<|message|>Yes.", False, "", "Yes."),
+        (HARMONY, "<|channel|>commentary <|constrain|>json<|message|>{}", False, "", "{}"),
+        (HARMONY, "<b> no head", False, "", "<b> no head"),
+        (HARMONY, "<|chan", False, "", "<|chan"),
     ],
 )
-def test_thoughts_are_told_from_answers(text: str, is_open: bool, thought: str, answer: str, size: int) -> None:
-    scanner = ThoughtScanner(THINK, is_open)
+def test_thoughts_are_told_from_answers(
+    marks: Marks, text: str, is_open: bool, thought: str, answer: str, size: int
+) -> None:
+    scanner = marks.scanner(is_open)
     pieces = [scanner.push(text[i : i + size], False) for i in range(0, len(text), size)]
     pieces.append(scanner.push("", True))
     assert tuple("".join(parts) for parts in zip(*pieces, strict=True)) == (thought, answer)
@@ -44,7 +56,16 @@ def test_thoughts_are_told_from_answers(text: str, is_open: bool, thought: str, 
 
 def test_templates_show_their_marks() -> None:
     assert marks_of("… <think>") is None
-    assert marks_of("{% if x %}<think>\\n\\n</think>{% endif %}") == THINK
+    assert marks_of("{% if x %}<think>\\n\\n</think>{% endif %}") is THINK
+    assert marks_of(f"{{{{ '{FINAL}' + message.content + '<|end|>' }}}}") is HARMONY
+
+
+def test_how_much_is_thought_is_told_to_templates_that_ask() -> None:
+    template = ChatTemplate("{{ reasoning_effort or 'medium' }}", {})
+    assert template.render([], template.with_effort("high", {})) == "high"
+    assert template.render([], template.with_effort(None, {})) == "medium"
+    with pytest.raises(ApiError, match="'reasoning_effort' is not supported"):
+        ChatTemplate("x", {}).with_effort("low", {})
 
 
 BODY: dict[str, Any] = {
