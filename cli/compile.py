@@ -40,7 +40,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
 @click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "int4", "fp8"]),
+    type=click.Choice(["none", "int8", "int4", "fp8", "mxfp4"]),
     default="none",
     show_default=True,
     help="Of the weights of linear layers.",

@@ -65,6 +65,8 @@ def check_file(file: str | Path | None, scheme: Scheme | None) -> None:
     if scheme is None:
         fact = "--calibrate says how to quantise, but nothing is"
         raise LlmcError(fact, place="--quant none", hint="use --quant int4")
+    if scheme.of_experts_alone:
+        raise LlmcError(f"{scheme.name} is not fitted to a text", place=place, hint="use --quant int4")
     if not file.exists():
         raise LlmcError("the calibration text does not exist", place=place)
     if not file.is_file():

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 F32_BAR = 2e-4
 LOW_PRECISION_BAR = 1.5
-QUANT_BARS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
+QUANT_BARS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
@@ -62,7 +62,7 @@ def certify(
 
     Of several programs it is the first that this machine can run; the certificate says which target's.
 
-    quant: "int8", "int4" or "fp8" for an artifact with such weights; "int8 KV cache" and the like for one
+    quant: "int8", "int4", "fp8" or "mxfp4" for an artifact with such weights; "int8 KV cache" and the like for one
     that differs in its cache alone.
     """
     with load(artifact) as model:

@@ -4,6 +4,9 @@
 
 int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k.
 fp8: codes are floats of 8 bits, e4m3fn (4 bits of exponent, 3 of mantissa, up to 448, no infinity), scales as in int8.
+mxfp4, of experts alone: codes are twice a float of 4 bits, e2m1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives; the scale
+of each group of 32 is a power of two.  A weight that is such numbers already keeps them exactly.
+
 Scales are searched, not read off the largest weight.  For a given rounding w ~ code * s, the best s is
 <w, code> / <code, code>, and it leaves <w, w> - <w, code>² / <code, code>; so several roundings are tried, each with
 the group's extreme weight at another code, and the one with the largest <w, code>² / <code, code> is kept.  In int4 a
@@ -32,11 +35,15 @@ if TYPE_CHECKING:
     from llmc.compiler.calibrate import Calibration
 
 Bits = Literal[4, 8]
-Number = Literal["int", "fp"]
-CodeDType = Literal["i8", "i4", "f8"]
-SCHEMES = ("int8", "int4", "fp8")
+Number = Literal["int", "fp", "mx"]
+CodeDType = Literal["i8", "i4", "f8", "m4"]
+SCHEMES = ("int8", "int4", "fp8", "mxfp4")
 GROUPS = (32, 128)
 """Weights that may share a scale in int4."""
+MX_GROUP = 32
+"""Weights that share a scale in mxfp4."""
+POWERS = (-127, 125)
+"""Exponents of the least scales in mxfp4: bf16 has them, and the next."""
 
 _WORKERS = 2
 _BLOCK_BYTES = 512 << 10
@@ -58,7 +65,7 @@ LEAST_NORMAL = 2.0**-6
 class Scheme:
     """How a model's weights are quantised.
 
-    bits: 8 or 4.  number: codes are integers, or floats of 8 bits.
+    bits: 8 or 4.  number: codes are integers, or floats of 8 bits ("fp") or 4 ("mx").
     group: weights of a row that share a scale; 0 is the whole row.
     lm_head: whether the product that makes the logits is quantised too.
     calibration: what weights are fitted to; None: to nothing but themselves.
@@ -81,23 +88,32 @@ class Scheme:
         if name not in SCHEMES:
             fact = f"llmc quantises to {', '.join(SCHEMES)}"
             raise LlmcError(fact, place=f"--quant {name}", hint="use --quant int8")
+        if name == "mxfp4" and lm_head:
+            raise LlmcError("mxfp4 is for the weights of experts alone", place="--quant-lm-head")
         if name != "int4" and group:
-            fact = f"{name} weights have one scale a row"
+            fact = f"{name} weights have one scale {'for each 32' if name == 'mxfp4' else 'a row'}"
             raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
         if group not in (None, *GROUPS):
             raise LlmcError(f"groups are of {GROUPS[0]} or {GROUPS[1]} weights", place=f"--quant-group {group}")
+        if name == "mxfp4":
+            return cls(4, MX_GROUP, number="mx")
         if name == "int4":
             return cls(4, group or GROUPS[0], lm_head)
         return cls(8, 0, lm_head, "fp" if name == "fp8" else "int")
 
     @property
     def name(self) -> str:
-        return f"{self.number}{self.bits}"
+        return "mxfp4" if self.number == "mx" else f"{self.number}{self.bits}"
+
+    @property
+    def of_experts_alone(self) -> bool:
+        """Whether all weights but those of experts stay as they are."""
+        return self.number == "mx"
 
     @property
     def dtype(self) -> CodeDType:
         """How codes are stored."""
-        return "f8" if self.number == "fp" else "i8" if self.bits == 8 else "i4"
+        return {"fp": "f8", "mx": "m4"}.get(self.number) or ("i8" if self.bits == 8 else "i4")  # type: ignore[return-value]
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -118,7 +134,7 @@ class Quantized:
     """A weight [rows, K] as it is stored.
 
     codes: int8 [rows, K], in fp8 ml_dtypes.float8_e4m3fn.
-    scales: [rows, ceil(K / group)], float16 in int4, else float32.
+    scales: [rows, ceil(K / group)], float16 in int4, else float32; in mxfp4 half of what its numbers are multiplied by.
     """
 
     codes: Array
@@ -180,12 +196,12 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     rows, k = array.shape
     groups = ceil(k / scheme.group) if scheme.group else 1
     codes = np.empty((rows, k), scheme.numpy_dtype)
-    scales = np.empty((rows, groups), np.float16 if scheme.group else np.float32)
+    scales = np.empty((rows, groups), np.float16 if scheme.number == "int" and scheme.group else np.float32)
     step = max(1, _BLOCK_BYTES // (4 * k))
 
     def some(first: int) -> None:
         block = finite(array[first : first + step].astype(np.float32), name)
-        fit = fit_groups if scheme.group else fit_rows
+        fit = {"m4": fit_powers, "i4": fit_groups}.get(scheme.dtype, fit_rows)
         codes[first : first + step], scales[first : first + step] = fit(block, scheme)
 
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -219,6 +235,32 @@ def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
     scales = half_scales(best_scales(columns, 0, scheme))
     codes = round_to_codes(columns, scales, scheme)
     return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.astype(np.float16).reshape(rows, groups)
+
+
+def fit_powers(block: Array, scheme: Scheme) -> tuple[Array, Array]:
+    """Codes and scales float32 [rows, groups] of rows [rows, K] in mxfp4: of the least power of two that does not clip
+    the largest weight by more than its last bit, and the next, what leaves the least squared error."""
+    rows, k = block.shape
+    groups = ceil(k / scheme.group)
+    if k % scheme.group:
+        block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
+    block = block.reshape(rows, groups, scheme.group)
+    _, exponent = np.frexp(np.abs(block).max(-1, keepdims=True))
+    least = np.ldexp(np.float32(1), np.clip(exponent - 4, *POWERS)).astype(np.float32)  # codes of 8 up to 16
+    wanted = block / least
+    fine, coarse = round_to_e2m1(wanted), 2 * round_to_e2m1(wanted / 2)
+    of_fine, of_coarse = (np.square(codes - wanted).sum(-1, keepdims=True) for codes in (fine, coarse))
+    codes = np.where(of_coarse < of_fine, coarse / 2, fine).astype(np.int8)
+    scales = np.where(of_coarse < of_fine, 2 * least, least)
+    return codes.reshape(rows, -1)[:, :k], scales[..., 0]
+
+
+def round_to_e2m1(values: Array) -> Array:
+    """The nearest of 0, 1, 2, 3, 4, 6, 8, 12 and their negatives, ties to the even mantissa; 12 for all beyond."""
+    sizes = np.abs(values)
+    steps = np.where(sizes < 4, np.float32(1), np.where(sizes < 8, np.float32(2), np.float32(4)))
+    codes: Array = np.clip(np.rint(values / steps) * steps, -12, 12)
+    return codes
 
 
 def half_scales(scales: Array) -> Array:

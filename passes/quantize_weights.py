@@ -5,7 +5,7 @@ rewrite:
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
-product that chooses experts, which is small, and a wrong choice is a large error.
+product that chooses experts, which is small, and a wrong choice is a large error; in mxfp4 all but experts.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -17,12 +17,16 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, op_name, weight_of
 from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.runtime.errors import LlmcError
 
 
 def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights."""
+    weights.  Raises LlmcError where there is none."""
     graph = model.graph
+    if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
+        fact = f"{scheme.name} is for the weights of experts, and the model has none"
+        raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
     spared = set() if scheme.lm_head else products_before(graph.outputs[0])
     for node in graph:
         if is_experts(node):
@@ -31,7 +35,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     for node in graph:
         if is_experts(node):
             n_rewrites += quantize_input(node, 3, scheme) + quantize_input(node, 4, scheme)
-        elif is_linear(node) and node not in spared:
+        elif is_linear(node) and node not in spared and not scheme.of_experts_alone:
             n_rewrites += quantize_input(node, 1, scheme)
     return n_rewrites
 

@@ -26,7 +26,7 @@ from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel import VECTOR, Product, if_last, loop
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
 from llmc.schedules.cpu.quant_linear import QuantLinear
-from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, QuantProduct
+from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, Mxfp4Product, QuantProduct
 from llmc.schedules.lower import EXACT
 
 
@@ -37,8 +37,8 @@ def product_function(stage: Stage) -> Any:
         kind: type[Routed] = RoutedProduct
         llvm = fp8_pairs.llvm_code(layer.weight == "f8", layer.dot == "dpbf16")
     else:
-        kind = RoutedInt8 if layer.weight == "i8" else RoutedInt4
-        llvm = quant_dot.llvm_code(layer.dot)
+        kind = {"i8": RoutedInt8, "i4": RoutedInt4, "m4": RoutedMxfp4}[layer.weight]
+        llvm = quant_dot.llvm_code(layer.dot) + (quant_dot.e2m1_code(layer.dot) if layer.weight == "m4" else "")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
         T.func_attr({EXACT: True})
@@ -162,3 +162,7 @@ class RoutedInt8(RoutedQuant, Int8Product):
 
 class RoutedInt4(RoutedQuant, Int4Product):
     """Weights in int4."""
+
+
+class RoutedMxfp4(RoutedQuant, Mxfp4Product):
+    """Weights in mxfp4."""

@@ -3,6 +3,8 @@
 llmc_dot4(c, w, x)      c[i] + the sum of four products of bytes, w unsigned and x signed, in each of 16 lanes:
                         one vpdpbusd where there is VNNI, else two vpmaddwd on widened bytes; exact in both
 llmc_halves(h)          16 f16 as 16 float32
+llmc_upper_halves(h)    16 bf16 as 16 float32
+llmc_e2m1(w)            for each byte, the number of an e2m1: twice its value, plus 12
 llmc_times(a, b)        the product, rounded: LLVM would make one fma of it and an addition that it happens to see,
                         and not of one in the next loop
 llmc_bytes(v)           the low bytes of 16 int32, as 4 int32
@@ -14,6 +16,8 @@ from __future__ import annotations
 from typing import Any
 
 from tvm.tirx.script import builder as T
+
+from llmc.schedules.cpu.quant_layout import E2M1, ZERO
 
 TIMES = """
 declare <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float>)
@@ -101,6 +105,52 @@ _DOTS = {
 def llvm_code(dot: str) -> str:
     """The functions above, for a kernel's `pragma_import_llvm`."""
     return _SHARED + TIMES + _DOTS[dot]
+
+
+def e2m1_code(dot: str) -> str:
+    """The functions that mxfp4 takes besides: one table of 16 bytes, looked up in each 16 bytes of a register."""
+    lanes, name = (64, "llvm.x86.avx512.pshuf.b.512") if dot != "avx2" else (32, "llvm.x86.avx2.pshuf.b")
+    numbers = [ZERO["m4"] + sign * code for sign in (1, -1) for code in E2M1]
+    bytes_, words = f"<{lanes} x i8>", f"<{lanes // 4} x i32>"
+    table = ", ".join(f"i8 {number}" for number in numbers * (lanes // 16))
+    part = f"""
+declare {bytes_} @{name}({bytes_}, {bytes_})
+define linkonce_odr {words} @llmc_e2m1_part({words} %w) alwaysinline nounwind {{
+  %i = bitcast {words} %w to {bytes_}
+  %b = call {bytes_} @{name}({bytes_} <{table}>, {bytes_} %i)
+  %r = bitcast {bytes_} %b to {words}
+  ret {words} %r }}
+"""
+    if lanes == 64:
+        return _UPPER_HALVES + part.replace("@llmc_e2m1_part", "@llmc_e2m1")
+    low, high, both = (", ".join(f"i32 {i}" for i in range(*ends)) for ends in ((0, 8), (8, 16), (0, 16)))
+    return f"""{_UPPER_HALVES}{part}
+define linkonce_odr <16 x i32> @llmc_e2m1(<16 x i32> %w) alwaysinline nounwind {{
+  %wl = shufflevector <16 x i32> %w, <16 x i32> poison, <8 x i32> <{low}>
+  %wh = shufflevector <16 x i32> %w, <16 x i32> poison, <8 x i32> <{high}>
+  %l = call {words} @llmc_e2m1_part({words} %wl)
+  %h = call {words} @llmc_e2m1_part({words} %wh)
+  %r = shufflevector {words} %l, {words} %h, <16 x i32> <{both}>
+  ret <16 x i32> %r }}
+"""
+
+
+_UPPER_HALVES = """
+define linkonce_odr <16 x float> @llmc_upper_halves(<8 x i32> %h) alwaysinline nounwind {
+  %x = bitcast <8 x i32> %h to <16 x i16>
+  %y = zext <16 x i16> %x to <16 x i32>
+  %z = shl <16 x i32> %y, splat (i32 16)
+  %r = bitcast <16 x i32> %z to <16 x float>
+  ret <16 x float> %r }
+"""
+
+
+def e2m1(words: Any) -> Any:
+    return T.call_extern("int32x16", "llmc_e2m1", words)
+
+
+def upper_halves(words: Any) -> Any:
+    return T.call_extern("float32x16", "llmc_upper_halves", words)
 
 
 def dot4(c: Any, w: Any, x: Any) -> Any:

@@ -6,6 +6,8 @@
                               as code + 8
                 [2][16] f16 scales
 
+    m4      panel: as i4 in groups of 32, but four bits are a sign and the number of e2m1, and scales are bf16
+
     f8      panel: [K/4][16] int32 of four codes as in fp8_words.py, in the places of bf16, then [16] f32 scales * 2**8
 
 Codes of integers are stored without a sign, as the byte products of x86 want one of their operands.  K is filled up to
@@ -22,13 +24,16 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.kernel import numpy_dtype
 from llmc.schedules.cpu.panel_layout import PANEL, panel_count
 from llmc.schedules.fp8_words import fp8_words
 
 Array = np.ndarray[Any, Any]
 
-ZERO = {"i8": 128, "i4": 8}
-"""What is added to a code where it is stored."""
+ZERO = {"i8": 128, "i4": 8, "m4": 12}
+"""What is added to a code where it is multiplied, in all but m4 where it is stored."""
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
+"""Codes that four bits without their sign stand for."""
 
 FP8_IN_PAIRS = np.float32(2**8)
 """What an e4m3 code counts, over the bf16 that fp8_pairs.py makes of it."""
@@ -96,11 +101,11 @@ class Int4Panels:
         size = padded(k, 2 * self.group)
 
         def panel(codes: Array, scales: Array) -> Array:
-            stored = np.full((PANEL, size), ZERO["i4"], np.uint8)
-            np.add(codes.view(np.uint8), ZERO["i4"], out=stored[: len(codes), :k], casting="unsafe")
+            stored = np.full((PANEL, size), self._nibbles(np.zeros((), np.int8)), np.uint8)
+            stored[: len(codes), :k] = self._nibbles(codes)
             words = stored.view(np.uint32).reshape(PANEL, -1, 2)
             halves = words[:, :, 0] | words[:, :, 1] << 4  # [16][K/8]
-            lanes = np.zeros((PANEL, size // self.group), np.float16)
+            lanes = np.zeros((PANEL, size // self.group), self._scale_dtype)
             lanes[: len(codes), : scales.shape[1]] = scales
             n_pairs = size // (2 * self.group)
             pairs = np.empty((n_pairs, pair_words(self.group)), np.uint32)
@@ -110,9 +115,36 @@ class Int4Panels:
 
         return _in_panels(array, self.parts, self.panel_words(k), panel)
 
+    @property
+    def _scale_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float16)
+
+    def _nibbles(self, codes: Array) -> Array:
+        """Codes, int8, as the four bits that are stored."""
+        nibbles: Array = codes.view(np.uint8) + np.uint8(ZERO["i4"])
+        return nibbles
+
     def __str__(self) -> str:
         order = f"[N/16][K/{2 * self.group}]{{[2][{self.group // 8}][16][8], f16 [2][16]}}"
         return f"i4 {order}{', gate and up alternating' if self.parts == 2 else ''}"
+
+
+@dataclass(frozen=True)
+class Mxfp4Panels(Int4Panels):
+    """A weight [parts * N, K] in mxfp4."""
+
+    @property
+    def _scale_dtype(self) -> np.dtype[Any]:
+        return numpy_dtype("bf16")
+
+    def _nibbles(self, codes: Array) -> Array:
+        number_of = np.zeros(E2M1[-1] + 1, np.uint8)
+        number_of[list(E2M1)] = range(len(E2M1))
+        nibbles: Array = number_of[np.abs(codes)] | (codes < 0).astype(np.uint8) << 3
+        return nibbles
+
+    def __str__(self) -> str:
+        return super().__str__().replace("i4", "m4", 1).replace("f16", "bf16", 1)
 
 
 @dataclass(frozen=True)

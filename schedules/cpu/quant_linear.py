@@ -30,7 +30,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import linear
 from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel_layout import PANEL
-from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, block_of, padded
+from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, Mxfp4Panels, block_of, padded
 from llmc.schedules.rule import Rule
 
 MOST_WORDS = 1 << 31
@@ -49,14 +49,16 @@ class QuantLinear:
     """
 
     linear: Linear
-    weight: Literal["i8", "i4"]
+    weight: Literal["i8", "i4", "m4"]
     block: int
     dot: str
 
     @property
     def layout(self) -> Int8Panels | Int4Panels:
         parts = self.linear.parts
-        return Int8Panels(parts) if self.weight == "i8" else Int4Panels(self.block, parts)
+        if self.weight == "i8":
+            return Int8Panels(parts)
+        return (Int4Panels if self.weight == "i4" else Mxfp4Panels)(self.block, parts)
 
     @property
     def k(self) -> int:
@@ -95,7 +97,7 @@ def dot_of(target: Target) -> str:
     return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
 
 
-def parse(call: Call, target: Target, dtype: Literal["i8", "i4"]) -> QuantLinear | None:
+def parse(call: Call, target: Target, dtype: Literal["i8", "i4", "m4"]) -> QuantLinear | None:
     """The layer of weights of this dtype that a call asks for, or None.  Raises LlmcError: too large."""
     weight = call.inputs[1] if len(call.inputs) > 1 else None
     if weight is None or not weight.constant or weight.dtype != dtype:

@@ -27,7 +27,7 @@ from llmc.schedules.cpu.lanes import Lanes, share
 from llmc.schedules.cpu.linear import Tiles
 from llmc.schedules.cpu.panel import FIRST_LEVEL, VECTOR, Product
 from llmc.schedules.cpu.panel_layout import PANEL
-from llmc.schedules.cpu.quant_dot import dot4, halves, llvm_code, times
+from llmc.schedules.cpu.quant_dot import dot4, e2m1, halves, llvm_code, times, upper_halves
 from llmc.schedules.cpu.quant_layout import pair_words
 from llmc.schedules.cpu.quant_linear import QuantLinear
 
@@ -170,9 +170,13 @@ class Int4Product(QuantProduct):
                         self.multiply(exact, row_tile, step, low)
                         self.multiply(exact, row_tile, step + 1, high)
                 at_scales = 2 * words * PANEL + group * half.n
-                of_weight = [VECTOR.keep(halves(self.weight[half.at(first + at_scales)])) for first in firsts]
+                of_weight = [VECTOR.keep(self.of_halves(self.weight[half.at(first + at_scales)])) for first in firsts]
                 of_x = [VECTOR.all(self.x_scales[at + r]) for r in range(self.tiles.rows)]
                 self.add(sums, exact, [[x * w for w in of_weight] for x in of_x])
+
+    def of_halves(self, words: Any) -> Any:
+        """Scales as float32, of the 16 bits that each is stored in."""
+        return halves(words)
 
     def halves_of(self, stored: list[Any]) -> tuple[list[Any], list[Any]]:
         """The low and the high half of each byte, as bytes."""
@@ -180,3 +184,14 @@ class Int4Product(QuantProduct):
         low = [VECTOR.keep(T.bitwise_and(w, mask), "int32") for w in stored]
         high = [VECTOR.keep(T.bitwise_and(T.shift_right(w, VECTOR.all(4)), mask), "int32") for w in stored]
         return low, high
+
+
+class Mxfp4Product(Int4Product):
+    """The same, where the halves are numbers of e2m1, and scales bf16."""
+
+    def of_halves(self, words: Any) -> Any:
+        return upper_halves(words)
+
+    def halves_of(self, stored: list[Any]) -> tuple[list[Any], list[Any]]:
+        low, high = super().halves_of(stored)
+        return [VECTOR.keep(e2m1(w), "int32") for w in low], [VECTOR.keep(e2m1(w), "int32") for w in high]

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from llmc.compiler.driver import finish_graph
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.checkpoint import open_checkpoint
 from llmc.compiler.frontend.mxfp4 import join_blocks, unpack
+from llmc.compiler.quantize import Scheme, quantize
 from llmc.runtime.errors import LlmcError
 
 EXPERTS = "model.layers.0.mlp.experts."
@@ -36,6 +38,31 @@ def test_numbers_are_those_of_transformers_bit_for_bit() -> None:
     found = unpack(blocks.numpy(), scales.numpy()).transpose(0, 2, 1)
     assert found.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(found.view(np.uint16), wanted)
+
+
+def test_they_keep_their_values_as_codes() -> None:
+    """Whatever the largest of a block is: scales are found again, or others that are as good."""
+    blocks, scales = (part.numpy() for part in blocks_and_scales(3, 16, 3, 2, 250))
+    blocks[0, :, 0] &= 0x11  # blocks of small numbers, and of one
+    blocks[1, :, 1] = 0
+    blocks[1, :, 1, 5] = np.arange(16)
+    values = unpack(blocks, scales).astype(np.float32).reshape(48, 96)
+    scheme = Scheme.parse("mxfp4")
+    assert scheme is not None
+    found = quantize(values[:, :80], scheme)
+    np.testing.assert_array_equal(found.values(), values[:, :80])
+    assert set(np.unique(np.abs(found.codes))) <= {0, 1, 2, 3, 4, 6, 8, 12}
+    np.testing.assert_array_equal(found.scales.astype(ml_dtypes.bfloat16), found.scales)
+
+
+def test_other_weights_are_rounded_to_the_nearest() -> None:
+    values = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)
+    found = quantize(values, Scheme(4, 32, number="mx"))
+    numbers = np.array([0, 1, 2, 3, 4, 6, 8, 12])
+    units = np.repeat(found.scales, 32, axis=1)
+    nearest = np.abs(np.abs(values)[..., None] / units[..., None] - numbers).min(-1)
+    np.testing.assert_allclose(np.abs(found.values() - values) / units, nearest, atol=1e-5)
+    assert np.square(found.values() - values).sum() < 0.02 * np.square(values).sum()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +95,12 @@ def test_a_checkpoint_is_read_as_bfloat16(folder: Path) -> None:
         parts = (tensors[f"{EXPERTS}{name}_{part}"] for part in ("blocks", "scales"))
         wanted = convert_moe_packed_tensors(*parts).float().numpy()
         np.testing.assert_array_equal(source.weights[EXPERTS + name].numpy(), wanted)
+
+
+def test_gpus_are_refused_by_name(folder: Path) -> None:
+    scheme = Scheme.parse("mxfp4")
+    with pytest.raises(LlmcError, match="experts in mxfp4 have no kernels for GPUs"):
+        finish_graph(load_source(str(folder)).graph, scheme, "cuda", lambda *_: None)
 
 
 def test_blocks_without_scales_and_other_shapes_are_named(folder: Path) -> None:

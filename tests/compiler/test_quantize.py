@@ -163,7 +163,9 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("name", "group", "lm_head", "fact"),
     [
-        ("fp4", None, False, "llmc quantises to int8, int4, fp8"),
+        ("fp4", None, False, "llmc quantises to int8, int4, fp8, mxfp4"),
+        ("mxfp4", 32, False, "mxfp4 weights have one scale for each 32"),
+        ("mxfp4", None, True, "mxfp4 is for the weights of experts alone"),
         ("fp8", 32, False, "fp8 weights have one scale a row"),
         ("int8", 32, False, "int8 weights have one scale a row"),
         ("int4", 64, False, "groups are of 32 or 128 weights"),

@@ -13,6 +13,7 @@ from llmc.compiler.calibrate import Calibration, Fitting
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.passes.quantize_weights import quantize_weights
+from llmc.runtime.errors import LlmcError
 
 INT4 = partial(quantize_weights, scheme=Scheme(4, 32))
 
@@ -57,18 +58,31 @@ def test_linear_layers_become_quantised(
     assert quantize_weights(model, scheme) == 0
 
 
-def test_experts_are_quantised_and_what_chooses_them_is_not(build: Any, feeds: Callable[[ir.Model], Any]) -> None:
+MXFP4 = Scheme(4, 32, number="mx")
+
+
+@pytest.mark.parametrize(("scheme", "tolerance"), [(Scheme(8), 0.02), (MXFP4, 0.2)], ids=str)
+def test_experts_are_quantised_and_what_chooses_them_is_not(
+    build: Any, feeds: Callable[[ir.Model], Any], scheme: Scheme, tolerance: float
+) -> None:
     x = build.input("x", "M", 32)
     chances = build.op("Softmax", build.op("llmc.Linear", x, build.weight("gate", 3, 32)), axis=-1)
     share, index = build.op("TopK", chances, build.constant([2]), n_results=2, axis=-1)
     y = build.op("llmc.ExpertsSilu", x, index, share, build.weight("up", 3, 64, 32), build.weight("down", 3, 32, 32))
     model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
     exact = graph.evaluate(model, feeds(model))["logits"]
-    assert quantize_weights(model, Scheme(8)) == 2
-    assert {name for name in model.graph.initializers if "int8" in name} == {"up.int8", "down.int8"}
+    assert quantize_weights(model, scheme) == 2
+    name = scheme.name
+    assert {weight for weight in model.graph.initializers if name in weight} == {f"up.{name}", f"down.{name}"}
     found = graph.evaluate(model, feeds(model))["logits"]
-    assert 0 < np.abs(found - exact).max() < 0.02 * np.ptp(exact)
-    assert quantize_weights(model, Scheme(8)) == 0
+    assert 0 < np.abs(found - exact).max() < tolerance * np.ptp(exact)
+    assert quantize_weights(model, scheme) == 0
+
+
+def test_mxfp4_is_for_experts_alone(build: Any) -> None:
+    model = build.model(build.op("llmc.Linear", build.input("x", "M", 32), build.weight("head", 8, 32)))
+    with pytest.raises(LlmcError, match="mxfp4 is for the weights of experts, and the model has none"):
+        quantize_weights(model, MXFP4)
 
 
 def test_embedding_norm_and_bias_stay(build: Any) -> None:

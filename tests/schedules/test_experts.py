@@ -19,7 +19,7 @@ from llmc.schedules.experts_layout import OfExperts
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 
-SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32), "f8": Scheme(8, number="fp")}
+SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32), "f8": Scheme(8, number="fp"), "m4": Scheme(4, 32, number="mx")}
 VECTORS = [
     Target("cpu", level)
     for level, features in LEVELS.items()
@@ -45,7 +45,7 @@ CLAMP = {"alpha": 1.702, "limit": 0.75, "offset": 1.0}
 def experts_call(m: int, chosen: int, n_experts: int, n: int, k: int, dtype: Any, activation: str = "Silu") -> Call:
     """x [m, k] to y [m, k], each token through `chosen` of n_experts of width n."""
     weights = [((n_experts, 2 * n, k), dtype), ((n_experts, k, n), dtype)]
-    group = 32 if dtype == "i4" else 0
+    group = 32 if dtype in ("i4", "m4") else 0
     inputs = [TensorType((m, k), "f32"), TensorType((m, chosen), "i64"), TensorType((m, chosen), "f32")]
     inputs += [TensorType(shape, kind, constant=True, group=group) for shape, kind in weights]
     if activation.endswith("Bias"):
@@ -167,11 +167,11 @@ def test_any_choice_stays_within_memory(run: Run, define: Run, host: Target) -> 
     np.testing.assert_array_equal(given, nearest)
 
 
-@pytest.mark.parametrize("dtype", ["i4", "f8"])
-def test_experts_with_biases_may_be_stored_as_others(run: Run, define: Run, host: Target, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "target"), [("f8", VECTORS[-1]), ("m4", VECTORS[0]), ("m4", VECTORS[-1])], ids=str)
+def test_experts_with_biases_may_be_stored_as_others(run: Run, define: Run, dtype: str, target: Target) -> None:
     call = experts_call(9, 2, 3, 40, 96, dtype, "ClampedSwishBias")
     x, index, share, *weights = random_inputs(call)
-    (y,) = run(call, x, index, share, *weights, target=host, n_tasks=2)
+    (y,) = run(call, x, index, share, *weights, target=target, n_tasks=2)
     values = [Quantized(w.codes, w.scales, w.scheme).values().reshape(w.shape) for w in weights[:2]]
     (wanted,) = define(call, x, index, share, *values, *weights[2:])
     np.testing.assert_allclose(y, wanted, atol=0.01 * np.abs(wanted).max())
