@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops import DOMAIN, OPERATORS
+from llmc.compiler.ops import DOMAIN, OPERATORS, ROUTERS
 from llmc.compiler.ops_define import Dim, Dims
 from llmc.runtime.errors import LlmcError
 
@@ -126,7 +126,7 @@ def rule_of(node: ir.Node) -> Rule | None:
 def result_dtype(node: ir.Node, index: int) -> ir.DataType | None:
     """The type of a node's result of this index."""
     if node.domain == DOMAIN:
-        return ir.DataType.FLOAT
+        return ir.DataType.INT64 if node.op_type in ROUTERS and index == 1 else ir.DataType.FLOAT
     if node.op_type in BOOLEAN:
         return ir.DataType.BOOL
     if node.op_type == "Cast":

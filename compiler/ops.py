@@ -38,7 +38,7 @@ from llmc.compiler.ops_linear import (
     normed_name,
     normed_parts,
 )
-from llmc.compiler.ops_routing import KeepGroups
+from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_name
 
 __all__ = [
     "CAUSAL_ATTENTION",
@@ -47,9 +47,11 @@ __all__ = [
     "DOMAIN",
     "EXPERTS",
     "LATENT_ATTENTION",
+    "GROUPS",
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",
+    "ROUTERS",
     "VERSION",
     "KeepGroups",
     "Operator",
@@ -66,6 +68,7 @@ __all__ = [
     "normed_name",
     "normed_parts",
     "paged_attention_name",
+    "router_name",
 ]
 
 

@@ -33,6 +33,7 @@ FAMILIES = {
     "cuda": (
         "cuda.linear",
         "cuda.experts",
+        "cuda.router",
         "cuda.attention",
         "cuda.norm",
         "cuda.query_key_norm",

@@ -68,6 +68,8 @@ SETTINGS = {
     "limit": 2.0,
     "offset": 1.0,
     "latent_dim": 12,
+    "k": 3,
+    "least": 1e-3,
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
@@ -84,6 +86,8 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]
     if op == "HeadProduct":
         return {"x": (M, H * D), "weight": (H, N, 12)}[name]
+    if op in ops.ROUTERS:
+        return (M, N) if name == "x" else (N,)
     op = ops.normed_parts(op)[1]
     if name in ("norm_weight", "norm_bias"):
         return (K,)
