@@ -25,7 +25,7 @@ from llmc.bench.limits import cpu_name
 from llmc.runtime import load
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import Guessed, speculate
+from llmc.runtime.speculate import Guessed, Speculation, speculate
 
 HOWS = {"greedy": GREEDY, "drawn": How(temperature=0.8, top_p=0.95, seed=1)}
 
@@ -92,7 +92,7 @@ def kept(
     times = [0.0, 0.0]
     for prompt in prompts:
         plain = model.stream(prompt, options.tokens, HOWS[kind])
-        guesses = model.speculation(options.most, draft)
+        guesses = Speculation.of(model, options.most, draft)
         guided = model.stream(prompt, options.tokens, HOWS[kind], speculation=guesses)
         said = list(plain)
         if list(guided) != said or guesses is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -162,11 +162,11 @@ def guessing(model: Model, most: int | None, draft: str | None, threads: int) ->
     """Guesses at what comes next, if they are asked for, by a model that is open meanwhile, if one is named."""
     if most == 0 or not (most or draft):
         yield None
-    elif draft is None:
-        yield model.speculation(most or 0)
-    else:
-        with load(draft, threads=threads) as small:
-            yield model.speculation(most or 7, small)
+        return
+    from llmc.runtime.speculate import Speculation
+
+    with load(draft, threads=threads) if draft else nullcontext() as small:
+        yield Speculation.of(model, most or 7, small)
 
 
 def grammar_in(path: str) -> Grammar:

@@ -201,7 +201,9 @@ class Model:
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
-        guesses = self.speculation(speculate, draft)
+        from llmc.runtime.speculate import Speculation
+
+        guesses = Speculation.of(self, speculate, draft)
         stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint, speculation=guesses)
         return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
 
@@ -226,7 +228,9 @@ class Model:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
-        guesses = self.speculation(speculate, draft)
+        from llmc.runtime.speculate import Speculation
+
+        guesses = Speculation.of(self, speculate, draft)
         return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses))
 
     def stream(
@@ -245,14 +249,6 @@ class Model:
         where penalties look back."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation)
-
-    def speculation(self, most: int, draft: Model | None = None) -> Speculation | None:
-        """At most so many guesses in a step of one text; 0: none.  See speculate.py."""
-        from llmc.runtime.speculate import DraftModel, PromptLookup, Speculation
-
-        if most < 1:
-            return None
-        return Speculation(self, PromptLookup() if draft is None else DraftModel(draft, self), most)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""

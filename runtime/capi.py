@@ -116,6 +116,7 @@ class SpeculateInput(c.Structure):
         ("tokens", c.c_void_p),
         ("n_tokens", c.c_size_t),
         ("n_guesses", c.c_size_t),
+        ("allowed", c.c_void_p),
         ("logits", c.c_void_p),
         ("n_right", c.c_size_t),
     )

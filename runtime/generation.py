@@ -177,7 +177,8 @@ class Generation(Iterator[int]):
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
         constraint: what the text has to look like.  history: what is in the sequence already; grows with the text.
-        speculation: guesses at the text; not asked where there are penalties, biases or a constraint."""
+        speculation: guesses at the text; not asked where there are penalties or biases.  A constraint that leaves no
+        choice guesses by itself."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -192,7 +193,11 @@ class Generation(Iterator[int]):
             self._history.ask(prompt)
             self._how = how.after(self._history)
         self._sequence = sequence
-        self.speculation = speculation if constraint is None and how.is_plain else None
+        if speculation is None and constraint is not None:
+            from llmc.runtime.speculate import forced_speculation
+
+            speculation = forced_speculation(model)
+        self.speculation = speculation if how.is_plain else None
         self._is_fed = False  # the last token is part of the sequence
         self._right: list[int] = []  # guesses that are, and are the next tokens
         self._steps = self._run()
@@ -255,6 +260,8 @@ class Generation(Iterator[int]):
             self._feed(sequence, n_left)
         if self._right:
             self._is_fed = True
+            if self.constraint is not None:
+                self.constraint.take(self._right[0])
             return self._right.pop(0)
         if self.constraint is not None:
             self._is_fed = False
@@ -279,7 +286,7 @@ class Generation(Iterator[int]):
             sequence.feed(self.tokens[-1:])
             return
         text = [*self.prompt, *self.tokens]
-        self._right = self.speculation.feed(sequence, text, self._how, n_left - 1)
+        self._right = self.speculation.feed(sequence, text, self._how, n_left - 1, self.constraint)
 
     def _take_back(self, sequence: Sequence, n: int) -> None:
         """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""

@@ -143,6 +143,23 @@ class Constraint:
         self._matcher.consume_token(token)
         self._allowed = None
 
+    def forced(self, most: int) -> list[int]:
+        """At most so many tokens that have to come next, as the tokenizer writes the text that has to."""
+        return [token for token in self._matcher.compute_ff_tokens() if token < self._n_vocab][:most]
+
+    def foresee(self, guesses: Sequence[int]) -> tuple[list[int], Mask]:
+        """The guesses up to the first that is not allowed, and what is in the place of each: uint32 [n, (n_vocab + 31)
+        / 32].  Takes none of them."""
+        n = self._matcher.validate_tokens(list(guesses))
+        places = np.empty((n, -(-self._n_vocab // 32)), np.uint32)
+        before = self._allowed
+        for place, guess in zip(places, guesses[:n], strict=True):
+            place[:] = self.look()
+            self.take(guess)
+        self._matcher.rollback(n)
+        self._allowed = before
+        return list(guesses[:n]), places
+
     @property
     def is_over(self) -> bool:
         """Whether the text is whole, and nothing can follow."""

@@ -19,9 +19,12 @@ from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Logits, Model
-    from llmc.runtime.generation import How
+    from llmc.runtime.generation import How, Mask
+    from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
 
+FORCED = 7
+"""With the token before them they are as many as a light step has."""
 LONGEST, SHORTEST = 4, 1
 """Tokens at the end of a text that are looked up in it."""
 
@@ -112,20 +115,29 @@ class Speculation:
     n_steps: of the model.  n_guessed, n_right: guesses that were checked, and those that stayed.
     """
 
-    def __init__(self, model: Model, guesser: Guesser, most: int) -> None:
-        """most: guesses in a step.  Raises LlmcError when the artifact's runtime cannot check them."""
+    def __init__(self, model: Model, guesser: Guesser | None, most: int) -> None:
+        """guesser: None guesses only what a constraint leaves no choice about.  most: guesses in a step.  Raises
+        LlmcError when the artifact's runtime cannot check them."""
         check_runtime(model)
         self.n_steps = self.n_guessed = self.n_right = 0
         self._model, self._guesser, self._pace = model, guesser, Pace(most)
         self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
 
-    def feed(self, sequence: Sequence, text: Row[int], how: How, room: int) -> list[int]:
+    @classmethod
+    def of(cls, model: Model, most: int, draft: Model | None = None) -> Speculation | None:
+        """At most so many guesses, 0: none; by another model, or by what the text has said before."""
+        if most < 1:
+            return None
+        return cls(model, PromptLookup() if draft is None else DraftModel(draft, model), most)
+
+    def feed(
+        self, sequence: Sequence, text: Row[int], how: How, room: int, constraint: Constraint | None = None
+    ) -> list[int]:
         """Append the text's last token, which is not in the sequence yet, and what is right of at most `room` guesses.
-        -> these guesses."""
-        most = min(self._pace.next, room)
-        guesses = self._guesser.guess(text, how, most) if most > 0 else []
+        -> these guesses, which the constraint, if there is one, has not taken yet."""
+        guesses, allowed = guessed(self._guesser, constraint, text, how, min(self._pace.next, room))
         known = self._model.check_ids([text[-1], *guesses])
-        [n_right] = speculate(self._model, [Guessed(sequence, how, known, len(guesses), self._logits)])
+        [n_right] = speculate(self._model, [Guessed(sequence, how, known, len(guesses), self._logits, allowed)])
         self.n_steps += 1
         self.n_guessed += len(guesses)
         self.n_right += n_right
@@ -133,19 +145,52 @@ class Speculation:
         return guesses[:n_right]
 
 
+def guessed(
+    guesser: Guesser | None, constraint: Constraint | None, text: Row[int], how: How, most: int
+) -> tuple[list[int], Mask | None]:
+    """At most so many guesses, and what is allowed in the place of each, if something is not.
+
+    A constraint that has taken the text knows best; where it leaves a choice, the guesser is asked.
+    """
+    if most < 1:
+        return [], None
+    guesses = constraint.forced(most) if constraint else []
+    if not guesses and guesser:
+        guesses = guesser.guess(text, how, most)
+    return constraint.foresee(guesses) if constraint and guesses else (guesses, None)
+
+
+def can_speculate(model: Model) -> bool:
+    """Whether the artifact is new enough."""
+    with model.running() as (api, _):
+        return capi.has(api, "speculate")
+
+
 def check_runtime(model: Model) -> None:
     """Raise LlmcError for an artifact that is older than speculation."""
-    with model.running() as (api, _):
-        if not capi.has(api, "speculate"):
-            fact = "the artifact's runtime cannot check guesses"
-            raise LlmcError(fact, place=str(model.path), hint="compile the model again with this llmc")
+    if not can_speculate(model):
+        fact = "the artifact's runtime cannot check guesses"
+        raise LlmcError(fact, place=str(model.path), hint="compile the model again with this llmc")
+
+
+def n_forced(model: Model) -> int:
+    """How many guesses a step may have where a constraint leaves no choice and nobody has said how many: on a GPU
+    none, since it has not been measured there."""
+    return FORCED if can_speculate(model) and model.info.device == "CPU" else 0
+
+
+def forced_speculation(model: Model) -> Speculation | None:
+    """Of a text that nobody guesses at but its constraint."""
+    most = n_forced(model)
+    return Speculation(model, None, most) if most else None
 
 
 class Guessed(NamedTuple):
     """A sequence's part of a step with guesses.
 
     tokens: int32 [n], of which the last n_guesses are guesses.  logits: float32 [n or more, n_vocab], written; None
-    where there are no guesses and nobody wants them.
+    where there are no guesses and nobody wants them.  allowed: None, or uint32 [n_guesses, (n_vocab + 31) / 32], see
+    How.allowed.
     """
 
     sequence: Sequence
@@ -153,16 +198,18 @@ class Guessed(NamedTuple):
     tokens: Ids
     n_guesses: int
     logits: Logits | None
+    allowed: Mask | None = None
 
 
 def speculate(model: Model, inputs: Row[Guessed]) -> list[int]:
     """Append the tokens of each, and the guesses that are right.  -> how many guesses those are."""
     raw = (capi.SpeculateInput * len(inputs))()
     with model.running() as (api, handle):
-        for entry, (sequence, how, tokens, n_guesses, logits) in zip(raw, inputs, strict=True):
+        for entry, (sequence, how, tokens, n_guesses, logits, allowed) in zip(raw, inputs, strict=True):
             entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
             entry.tokens, entry.n_tokens, entry.n_guesses = tokens.ctypes.data, len(tokens), n_guesses
             entry.logits = None if logits is None else logits.ctypes.data
+            entry.allowed = None if allowed is None else allowed.ctypes.data
         goes_on = all(len(one.tokens) == 1 + one.n_guesses for one in inputs)
         with model.recording([(one.sequence, one.tokens) for one in inputs], "decode" if goes_on else None):
             model.check(api.speculate(handle, raw, len(inputs)))

@@ -143,6 +143,8 @@ typedef struct llmc_speculate_input {
     const int32_t *tokens;
     size_t n_tokens;
     size_t n_guesses; /* less than n_tokens */
+    /* NULL, or [n_guesses, (n_vocab + 31) / 32]: which tokens are allowed in a guess's place; see llmc_sampling. */
+    const uint32_t *allowed;
     float *logits;    /* [n_tokens, n_vocab]: the logits after each of these tokens; may be NULL without guesses */
     size_t n_right;   /* out: how many of the guesses were appended */
 } llmc_speculate_input;

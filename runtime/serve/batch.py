@@ -284,10 +284,10 @@ class Batch:
     def _guess(self, inputs: list[tuple[Job, int]]) -> Of:
         """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
         guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
-        with_guesses = [(job, n + len(guesses.get(job, ()))) for job, n in inputs]
+        with_guesses = [(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
         if not guesses or not self._make_room(with_guesses):
             return {}
-        self.meters.add("guessed_tokens", sum(map(len, guesses.values())))
+        self.meters.add("guessed_tokens", sum(len(guess.ids) for guess in guesses.values()))
         return guesses
 
     def _take_guesses(self, job: Job, right: Iterable[int]) -> None:

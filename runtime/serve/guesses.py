@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from llmc.runtime.speculate import Guessed, Guesser, Pace, PromptLookup, check_runtime, speculate
+from llmc.runtime.speculate import Guessed, Guesser, Pace, PromptLookup, check_runtime, guessed, n_forced, speculate
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
+    from llmc.runtime.generation import Mask
     from llmc.runtime.serve.job import Job
 
-Of: TypeAlias = Mapping["Job", list[int]]
+Of: TypeAlias = Mapping["Job", "Guess"]
 
 LIGHT_STEP = 8
 """Tokens of a step that take little longer than one.  On paper: a 7B model in bf16 multiplies 8 tokens in 0.2 s (460
@@ -21,57 +22,66 @@ Gop/s) on a CPU that reads the weights in 0.4 (35 GB/s)."""
 
 
 class Lookup:
-    """One text's guesses, from what it has said before."""
+    """One text's guesses, from what it has said before; most = 0: only what its grammar leaves no choice about."""
 
-    def __init__(self, most: int) -> None:
-        self.guesser: Guesser = PromptLookup()
-        self.pace = Pace(most)
+    def __init__(self, most: int, n_forced: int) -> None:
+        self.guesser: Guesser | None = PromptLookup() if most else None
+        self.pace = Pace(most or n_forced)
+
+
+class Guess(NamedTuple):
+    """ids: what may follow.  allowed: in the place of each, where a grammar says so; see speculate.Guessed."""
+
+    ids: list[int]
+    allowed: Mask | None
 
 
 class Guesses:
     """The guesses of all texts, which share what a light step has room for."""
 
     def __init__(self, model: Model, most: int) -> None:
-        """most: guesses of a text in a step; 0: none.  Raises LlmcError for an artifact that is older than them."""
-        self.model, self.most = model, most
-        self._n_tokens = max(LIGHT_STEP, 1 + most) if most else 0
+        """most: guesses of a text in a step; 0: of those that follow a grammar alone.  Raises LlmcError for an artifact
+        that is older than guesses."""
         if most:
             check_runtime(model)
+        self.model, self.most, self.n_forced = model, most, n_forced(model)
+        self._n_tokens = max(LIGHT_STEP, 1 + most) if most or self.n_forced else 0
         self._logits = np.empty((self._n_tokens, model.info.n_vocab), np.float32)
 
     def of(self, inputs: Iterable[tuple[Job, int]]) -> Of:
         """What may follow in a step's texts: of those that go on, and are asked for in a way that guesses know."""
-        if not self.most:
-            return {}
         ongoing = [job for job, _ in inputs if job.n_pending == 1 and job.n_said]
         room = self._n_tokens // max(1, len(ongoing)) - 1
-        found = {job: self._guess(job, room) for job in ongoing if room > 0 and can_guess(job)}
-        return {job: guesses for job, guesses in found.items() if guesses}
+        found = {job: self._guess(job, room) for job in ongoing if room > 0 and self._can_guess(job)}
+        return {job: guess for job, guess in found.items() if guess.ids}
 
-    def _guess(self, job: Job, room: int) -> list[int]:
+    def _can_guess(self, job: Job) -> bool:
+        """Not where a token's logits are looked at, or changed, before the next one is chosen."""
+        if job.ask.n_top is not None or not job.ask.how.is_plain or job.has_to_go_on:
+            return False
+        if job.constraint is None:
+            return self.most > 0
+        return job.ask.thinking is None and (self.most or self.n_forced) > 0
+
+    def _guess(self, job: Job, room: int) -> Guess:
         if job.lookup is None:
-            job.lookup = Lookup(self.most)
+            job.lookup = Lookup(self.most, self.n_forced)
         most = min(room, job.lookup.pace.next, job.most - job.n_said - 1)
-        return job.lookup.guesser.guess(job.ids, job.ask.how, most) if most > 0 else []
+        return Guess(*guessed(job.lookup.guesser, job.constraint, job.ids, job.ask.how, most))
 
     def step(self, inputs: Sequence[tuple[Job, int]], guesses: Of) -> dict[Job, list[int]]:
         """A step with guesses.  -> those that are right."""
         entries, n_used = [], 0
         for job, n in inputs:
             assert job.sequence is not None
-            guessed = guesses.get(job, [])
-            ids = np.append(job.next_ids(n), np.array(guessed, np.int32))
-            rows = self._logits[n_used : n_used + len(ids)] if guessed else None
-            n_used += len(ids) if guessed else 0
-            entries.append(Guessed(job.sequence, job.ask.how, ids, len(guessed), rows))
+            guess = guesses.get(job, Guess([], None))
+            ids = np.append(job.next_ids(n), np.array(guess.ids, np.int32))
+            rows = self._logits[n_used : n_used + len(ids)] if guess.ids else None
+            n_used += len(ids) if guess.ids else 0
+            entries.append(Guessed(job.sequence, job.ask.how, ids, len(guess.ids), rows, guess.allowed))
         n_right = speculate(self.model, entries)
-        right = {job: guesses.get(job, [])[:n] for (job, _), n in zip(inputs, n_right, strict=True)}
-        for job, guessed in guesses.items():
+        right = {job: guesses[job].ids[:n] for (job, _), n in zip(inputs, n_right, strict=True) if job in guesses}
+        for job, guess in guesses.items():
             assert job.lookup is not None
-            job.lookup.pace.learn(len(guessed), len(right[job]))
+            job.lookup.pace.learn(len(guess.ids), len(right[job]))
         return right
-
-
-def can_guess(job: Job) -> bool:
-    """Not where a token's logits are looked at, or changed, before the next one is chosen."""
-    return job.constraint is None and job.ask.n_top is None and job.ask.how.is_plain and not job.has_to_go_on

@@ -307,9 +307,9 @@ int sample_is_hosted(const llmc_sampling *how);
 llmc_status sample_choice(const llmc_sequence *sequence, int32_t *out);
 /* What a sampler is told of a sequence whose logits are in a row. */
 llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *how, llmc_draw_record *record);
-/* What sample() gives for logits [n_vocab] when the token's place is `position`. */
+/* What sample() gives for logits [n_vocab] when the token's place is `position`, and how->allowed is `allowed`. */
 llmc_status sample_at(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *how,
-                      int32_t *out);
+                      const uint32_t *allowed, int32_t *out);
 /* The most likely of logits [n_vocab]; -1: none is a number. */
 int32_t sample_best(const float *logits, uint32_t n_vocab);
 /* The error of logits none of which is a number. */

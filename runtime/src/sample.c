@@ -218,10 +218,11 @@ static llmc_status sample_here(const llmc_sequence *sequence, const llmc_samplin
 }
 
 llmc_status sample_at(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *given,
-                      int32_t *out)
+                      const uint32_t *allowed, int32_t *out)
 {
     llmc_sampling how;
     llmc_status status = read_sampling(given, &how);
+    how.allowed = allowed;
     return status ? status : choose(model, logits, position, &how, out);
 }
 

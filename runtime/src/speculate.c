@@ -29,11 +29,12 @@ static llmc_status check_input(const llmc_speculate_input *input, size_t index)
  * is told. n_before: tokens of the sequence that are no guesses. */
 static size_t count_right(llmc_model *model, const llmc_speculate_input *input, uint32_t n_before)
 {
-    const size_t n_known = input->n_tokens - input->n_guesses;
+    const size_t n_known = input->n_tokens - input->n_guesses, n_vocab = model->plans.header.n_vocab;
     size_t n = 0;
     for (int32_t token; n < input->n_guesses; n++) {
-        const float *logits = input->logits + (n_known + n - 1) * model->plans.header.n_vocab;
-        llmc_status status = sample_at(model, logits, n_before + (uint32_t)n, input->how, &token);
+        const float *logits = input->logits + (n_known + n - 1) * n_vocab;
+        const uint32_t *allowed = input->allowed ? input->allowed + n * ((n_vocab + 31) / 32) : NULL;
+        llmc_status status = sample_at(model, logits, n_before + (uint32_t)n, input->how, allowed, &token);
         if (status || token != input->tokens[n_known + n]) break;
     }
     return n;

@@ -56,6 +56,25 @@ def test_other_grammars_are_followed_too(model: Model, grammar: Grammar, texts: 
     assert {said(model, grammar, seed) for seed in range(6)} <= texts
 
 
+def test_what_is_foreseen_is_what_is_allowed_one_token_after_the_other(model: Model) -> None:
+    one, other = (model.guide.constraint(Grammar.of_schema(SCHEMA)) for _ in range(2))
+    text = model.encode('{"a":7,"b":"no"}')
+    for place in range(len(text)):
+        forced = one.forced(4)
+        assert forced == text[place : place + len(forced)]  # `no` is forced behind its n
+        guesses, allowed = one.foresee([*text[place : place + 3], *[0] * 3])
+        assert guesses == text[place : place + 3]
+        ahead = other.copy()
+        for guess, mask in zip(guesses, allowed, strict=True):
+            assert (ahead.allowed() == mask).all()
+            ahead.take(guess)
+        assert (one.allowed() == other.allowed()).all()
+        one.take(text[place])
+        other.take(text[place])
+    assert one.is_over
+    assert len(text) == 16
+
+
 def test_the_text_of_the_last_token_is_no_end_tokens(model: Model) -> None:
     grammar = Grammar.of_choice(["left", "right"])
     generation = model.stream(PROMPT, 46, constraint=model.guide.constraint(grammar))

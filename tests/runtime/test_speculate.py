@@ -111,6 +111,26 @@ def test_a_step_has_prompts_beside_guesses(model: Model) -> None:
         assert guessed.logits().tolist() == toy.oracle(said[:9])[-1]
 
 
+def test_guesses_are_checked_among_the_tokens_that_are_allowed(model: Model) -> None:
+    logits = np.empty((4, model.info.n_vocab), np.float32)
+    n_words = -(-toy.VOCAB // 32)
+    for n_right in range(4):
+        text = list(PROMPT)
+        masks = np.random.default_rng(n_right).integers(0, 1 << 32, (3, n_words), dtype=np.uint32)
+        with model.sequence() as alone:
+            alone.feed(text)
+            for mask in [None, *masks]:
+                text.append(alone.sample(GREEDY if mask is None else GREEDY.among(mask)))
+                alone.feed(text[-1:])
+        guesses = text[-3:]
+        guesses[n_right:] = [3] * (3 - n_right)
+        wanted = next((i for i, guess in enumerate(guesses) if guess != text[i - 3]), 3)
+        with model.sequence() as sequence:
+            sequence.feed(PROMPT)
+            ids = model.check_ids([text[-4], *guesses])
+            assert speculate(model, [Guessed(sequence, GREEDY, ids, 3, logits, masks)]) == [wanted]
+
+
 def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model) -> None:
     logits = np.empty((3, model.info.n_vocab), np.float32)
     mask = np.full(-(-toy.VOCAB // 32), 0xFFFFFFFF, np.uint32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ class Climb:
         return np.packbits((tokens > self.last) & (tokens < toy.POISON), bitorder="little").view(np.uint32)
 
     look = allowed
+
+    def forced(self, most: int) -> list[int]:
+        """Nothing is; but guesses may be wrong, as long as they are allowed."""
+        return list(range(self.last + 1, min(self.last + 1 + most, toy.POISON)))
+
+    def foresee(self, guesses: Sequence[int]) -> tuple[list[int], Mask]:
+        last, places = self.last, []
+        for guess in guesses:
+            places.append(self.allowed())
+            self.last = guess
+        self.last = last
+        return list(guesses), np.stack(places)
 
     def take(self, token: int) -> None:
         self.last = token

@@ -31,7 +31,7 @@ def foreseen(served: Served, job: Job, wrong: int) -> Job:
     """With guesses at what it says alone."""
     ask = job.ask
     said = served.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True)
-    job.lookup = Lookup(served.engine.batch.guesses.most)
+    job.lookup = Lookup(served.engine.batch.guesses.most, 0)
     job.lookup.guesser = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
     return job
 
