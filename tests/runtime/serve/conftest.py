@@ -27,7 +27,7 @@ TEMPLATE = (
     "{{ bos_token + ' ' + m.content | trim }}{% endfor %}{% if add_generation_prompt %} a{% endif %}{{ also }}"
 )
 CHAT = {"template": TEMPLATE, "tokens": {"bos_token": "<s>"}}
-KEY = "secret"
+KEY, ORIGIN = "secret", "https://chat.example.com"
 
 
 def write_served_stub(path: Path, **changes: Any) -> Path:
@@ -107,8 +107,9 @@ def server(stub: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def slow_server(slow_stub: Path) -> Iterator[Server]:
-    """One text at a time, and one that waits; with a key."""
-    with serving(slow_stub, "--max-batch", 1, "--queue", 1, "--api-key", KEY, "--grace", 0.2) as server:
+    """One text at a time, and one that waits; with a key, and for the scripts of a web page."""
+    limits = ("--max-batch", 1, "--queue", 1, "--grace", 0.2)
+    with serving(slow_stub, *limits, "--api-key", KEY, "--allow-origin", ORIGIN) as server:
         yield server
 
 
