@@ -17,6 +17,10 @@ rewrite:
     -->
     RotaryEmbedding(Concat(a, b), C, S)
 
+    Reshape(Concat([a C - b S], [b C + a S]))                             the same, pairs left where they are
+    -->
+    RotaryEmbedding(x, C, S, interleaved=1)
+
     Concat(RotaryEmbedding(x[…, :r], cos, sin), x[…, r:])
     -->
     RotaryEmbedding(x, cos, sin, rotary_embedding_dim=r)
@@ -37,7 +41,14 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims
-from llmc.passes.interleaved_rotary import Waves, rotate_pairs, sorted_pairs, unsqueezed, waves_by_pairs
+from llmc.passes.interleaved_rotary import (
+    Waves,
+    pairs_in_place,
+    rotate_pairs,
+    turned_pairs,
+    unsqueezed,
+    waves_by_pairs,
+)
 from llmc.passes.slices import first_part, part_of, size_of
 
 SWAPPED = [0, 2, 1, 3]
@@ -45,7 +56,7 @@ SWAPPED = [0, 2, 1, 3]
 
 def fuse_rotary(model: ir.Model) -> int:
     """Assumes the exported graph; leaves standard RotaryEmbedding nodes. Returns the number of rewrites."""
-    return fuse_halves(model) + fuse_spelled_out(model) + fuse_sorted(model) + fuse_partial(model)
+    return fuse_halves(model) + fuse_spelled_out(model) + fuse_pairs(model) + fuse_partial(model)
 
 
 def fuse_spelled_out(model: ir.Model) -> int:
@@ -175,17 +186,33 @@ def turned_halves(concat: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None
     return (x, known[0], known[1]) if len(known) == 2 else None
 
 
-def fuse_sorted(model: ir.Model) -> int:
+def fuse_pairs(model: ir.Model) -> int:
     n_rewrites = 0
     for node in list(model.graph):
-        match = sorted_pairs(node) if node.op_type == "Concat" else None
-        if match is not None:
-            halves, cos, sin = match
-            x = emit(node, "Concat", halves, axis=-1)[0]
-            result = emit(node, "RotaryEmbedding", [x, cos, sin], num_heads=dims(x)[1], interleaved=0)
-            replace(node.outputs[0], result[0])
-            n_rewrites += 1
+        in_place = node.op_type == "Reshape"
+        if node.op_type == "Concat" and len(node.inputs) == 2 and is_last_axis(node, attribute(node, "axis")):
+            match = turned_pairs(*node.inputs)
+        else:
+            match = pairs_in_place(node) if in_place else None
+        if match is None:
+            continue
+        x = before_reshapes(match.x) if in_place else emit(node, "Concat", match.halves, axis=-1)[0]
+        operands = [x, match.cos, match.sin]
+        result = emit(node, "RotaryEmbedding", operands, num_heads=dims(x)[1], interleaved=int(in_place))
+        replace(node.outputs[0], result[0])
+        n_rewrites += 1
     return n_rewrites
+
+
+def before_reshapes(value: ir.Value) -> ir.Value:
+    """The value from which one of the same shape was made by reshapes alone."""
+    source, node = value, producer(value, "Reshape")
+    while node is not None and node.inputs[0] is not None:
+        source = node.inputs[0]
+        node = producer(source, "Reshape")
+        if dims(source) == dims(value):
+            return source
+    return value
 
 
 def fuse_partial(model: ir.Model) -> int:

@@ -7,12 +7,16 @@ where twice, an Expand and a Reshape, has each element twice in a row.  And as D
 leaves the first of each in front of the second of each:
 
     Concat(a C - b S, b C + a S)      a = x[…, ::2], b = x[…, 1::2], C and S [B, 1, S, RD/2]
+
+or as a product of complex numbers has it, which leaves pairs where they are:
+
+    Reshape(Concat([a C - b S], [b C + a S]))
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
@@ -41,14 +45,21 @@ def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
     return x if dims(value) == dims(x) and size % 2 == 0 and (a[1:], b[1:]) == ((0, size), (1, size)) else None
 
 
-def sorted_pairs(concat: ir.Node) -> tuple[list[ir.Value], ir.Value, ir.Value] | None:
-    """a and b, cos and sin [B, S, RD/2], of a Concat(a cos - b sin, b cos + a sin) of heads [B, H, S, RD]."""
-    if len(concat.inputs) != 2 or not is_last_axis(concat, attribute(concat, "axis")):
+class TurnedPairs(NamedTuple):
+    """The first and the second of each pair of x [B, H, S, RD], and cosines and sines [B, S, RD/2]."""
+
+    x: ir.Value
+    halves: list[ir.Value]
+    cos: ir.Value
+    sin: ir.Value
+
+
+def turned_pairs(first: ir.Value | None, second: ir.Value | None) -> TurnedPairs | None:
+    """Of a C - b S and b C + a S."""
+    one, other = producer(first, "Sub"), producer(second, "Add")
+    if one is None or other is None or len(dims(first)) != 4:
         return None
-    first, second = producer(concat.inputs[0], "Sub"), producer(concat.inputs[1], "Add")
-    if first is None or second is None or len(dims(concat.outputs[0])) != 4:
-        return None
-    products = [producer(value, "Mul") for value in (*first.inputs, *second.inputs)]
+    products = [producer(value, "Mul") for value in (*one.inputs, *other.inputs)]
     operands = [tuple(node.inputs) for node in products if node is not None]
     if len(operands) != 4:
         return None
@@ -60,7 +71,16 @@ def sorted_pairs(concat: ir.Node) -> tuple[list[ir.Value], ir.Value, ir.Value] |
         return None
     waves = [unsqueezed(value) for value in (cos, sin)]
     halves = [value for value in (a, b) if value is not None]
-    return (halves, waves[0], waves[1]) if waves[0] is not None and waves[1] is not None else None
+    return TurnedPairs(evens[0], halves, waves[0], waves[1]) if waves[0] is not None and waves[1] is not None else None
+
+
+def pairs_in_place(joined: ir.Node) -> TurnedPairs | None:
+    """What a Reshape(Concat([a C - b S], [b C + a S])) turns, whose pairs are where they were."""
+    pairs = producer(joined.inputs[0], "Concat")
+    if pairs is None or len(pairs.inputs) != 2 or not is_last_axis(pairs, attribute(pairs, "axis")):
+        return None
+    match = turned_pairs(*(column(value) for value in pairs.inputs))
+    return match if match is not None and dims(match.x) == dims(joined.outputs[0]) else None
 
 
 def column(value: ir.Value | None) -> ir.Value | None:

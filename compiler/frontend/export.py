@@ -41,6 +41,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llmc.compiler.frontend.complex_pairs import ComplexPairs
 from llmc.compiler.frontend.experts import check_experts, name_gates
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
@@ -230,7 +231,7 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     model.config.use_cache = False
     if "use_cache" in known:
         arguments["use_cache"], shapes["use_cache"] = False, None
-    with torch.no_grad():
+    with torch.no_grad(), ComplexPairs():
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
