@@ -5,12 +5,14 @@ docs/models.md says which they are.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import llmc
@@ -82,7 +84,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 
 
 def save(family: str, folder: Path) -> Path:
-    """A small random model in float32."""
+    """A small random model in float32; gpt-oss's experts are in MXFP4, as its checkpoints have them."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES | FAMILIES[family]))
     with torch.no_grad():
@@ -93,7 +95,22 @@ def save(family: str, folder: Path) -> Path:
             if name.endswith("correction_bias"):
                 buffer.add_(torch.randn_like(buffer) / 10)
     model.save_pretrained(folder)
+    if family == "gpt_oss":
+        keep_in_mxfp4(folder)
     return folder
+
+
+def keep_in_mxfp4(folder: Path) -> None:
+    """Give each tensor of experts random blocks and scales in its place."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        n_experts, k, rows = tensors.pop(name).shape
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (n_experts, rows, k // 32, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(120, 124, (n_experts, rows, k // 32), dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors")
+    fields = json.loads((folder / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (folder / "config.json").write_text(json.dumps(fields))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

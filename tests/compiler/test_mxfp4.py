@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from llmc.compiler.driver import finish_graph
-from llmc.compiler.frontend import load_source
-from llmc.compiler.frontend.checkpoint import open_checkpoint
+from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.mxfp4 import join_blocks, unpack
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.runtime.errors import LlmcError
-
-EXPERTS = "model.layers.0.mlp.experts."
 
 
 def blocks_and_scales(n_experts: int, rows: int, groups: int, first: int, last: int) -> tuple[torch.Tensor, ...]:
@@ -65,51 +59,34 @@ def test_other_weights_are_rounded_to_the_nearest() -> None:
     assert np.square(found.values() - values).sum() < 0.02 * np.square(values).sum()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small gpt-oss as it is published: experts in blocks and scales, all else in bfloat16."""
-    path = tmp_path_factory.mktemp("mxfp4")
-    config = GptOssConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=32,
-        num_key_value_heads=1, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=64,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(path)
-    tensors = load_file(path / "model.safetensors")
-    for name in ("gate_up_proj", "down_proj"):
-        n_experts, k, rows = tensors.pop(f"{EXPERTS}{name}").shape
-        blocks, scales = blocks_and_scales(n_experts, rows, k // 32, 118, 122)
-        tensors |= {f"{EXPERTS}{name}_blocks": blocks, f"{EXPERTS}{name}_scales": scales}
-    save_file(tensors, path / "model.safetensors")
-    fields: dict[str, Any] = json.loads((path / "config.json").read_text())
-    fields["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
-    (path / "config.json").write_text(json.dumps(fields))
-    return path
+def stored(name: str, *dims: int, dtype: str = "U8") -> StoredTensor:
+    return StoredTensor(name, Path("model.safetensors"), dtype, dims, 0, int(np.prod(dims)))
 
 
-def test_a_checkpoint_is_read_as_bfloat16(folder: Path) -> None:
-    source = load_source(str(folder))
-    assert source.dtype == "bf16"
-    assert source.is_packed
-    tensors = load_file(folder / "model.safetensors")
-    for name in ("gate_up_proj", "down_proj"):
-        parts = (tensors[f"{EXPERTS}{name}_{part}"] for part in ("blocks", "scales"))
-        wanted = convert_moe_packed_tensors(*parts).float().numpy()
-        np.testing.assert_array_equal(source.weights[EXPERTS + name].numpy(), wanted)
+def test_blocks_and_scales_are_one_tensor() -> None:
+    parts = [stored("up_blocks", 3, 64, 2, 16), stored("up_scales", 3, 64, 2), stored("norm", 64, dtype="BF16")]
+    joined = join_blocks({part.name: part for part in parts})
+    assert list(joined) == ["norm", "up"]
+    assert joined["up"].dims == (3, 64, 64)
+    assert joined["up"].stored_dtype == "bf16"
+    assert joined["up"].parts == tuple(parts[:2])
 
 
-def test_gpus_are_refused_by_name(folder: Path) -> None:
-    scheme = Scheme.parse("mxfp4")
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([stored("up_blocks", 3, 64, 2, 16)], "lacks the tensor 'up_scales'"),
+        ([stored("up_blocks", 3, 64, 2, 16), stored("up_scales", 3, 64, 1)], "'up' is no blocks and scales in MXFP4"),
+        ([stored("up_blocks", 3, 64, 32), stored("up_scales", 3, 64)], "'up' is no blocks and scales in MXFP4"),
+        ([stored("up_blocks", 3, 4, 2, 16, dtype="I8"), stored("up_scales", 3, 4, 2)], "MXFP4: I8 "),
+    ],
+)
+def test_blocks_without_scales_and_other_shapes_are_named(parts: list[StoredTensor], said: str) -> None:
+    with pytest.raises(LlmcError, match=said):
+        join_blocks({part.name: part for part in parts})
+
+
+def test_gpus_are_refused_by_name() -> None:
+    empty = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     with pytest.raises(LlmcError, match="experts in mxfp4 have no kernels for GPUs"):
-        finish_graph(load_source(str(folder)).graph, scheme, "cuda", lambda *_: None)
-
-
-def test_blocks_without_scales_and_other_shapes_are_named(folder: Path) -> None:
-    blocks, scales = (
-        {name: tensor for name, tensor in open_checkpoint(folder).items() if name.endswith(end)}
-        for end in ("_blocks", "_scales")
-    )
-    with pytest.raises(LlmcError, match=r"lacks the tensor 'model.layers.0.mlp.experts.[a-z_]*_scales'"):
-        join_blocks(blocks)
-    checkpoint = blocks | dict(zip(reversed(scales), scales.values(), strict=True))
-    with pytest.raises(LlmcError, match=r"is no blocks and scales in MXFP4: U8 \[3, 64, ., 16\] and U8"):
-        join_blocks(checkpoint)
+        finish_graph(empty, Scheme.parse("mxfp4"), "cuda", lambda *_: None)

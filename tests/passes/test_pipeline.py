@@ -69,9 +69,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
         **ONE_LAYER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48
     ),
-    "gpt_oss": lambda: transformers.GptOssConfig(
-        **ONE_LAYER, head_dim=16, num_local_experts=4, sliding_window=5, swiglu_limit=0.5, rope_parameters=YARN
-    ),
 }
 LLAMA = ["Linear", "RotaryPagedAttention", "Linear", "AddRMSNorm", "GatedLinearSilu", "Linear", "AddRMSNorm"]
 LAYERS = {

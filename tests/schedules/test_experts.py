@@ -167,7 +167,7 @@ def test_any_choice_stays_within_memory(run: Run, define: Run, host: Target) -> 
     np.testing.assert_array_equal(given, nearest)
 
 
-@pytest.mark.parametrize(("dtype", "target"), [("f8", VECTORS[-1]), ("m4", VECTORS[0]), ("m4", VECTORS[-1])], ids=str)
+@pytest.mark.parametrize(("dtype", "target"), [("m4", VECTORS[0]), ("m4", VECTORS[-1])], ids=str)
 def test_experts_with_biases_may_be_stored_as_others(run: Run, define: Run, dtype: str, target: Target) -> None:
     call = experts_call(9, 2, 3, 40, 96, dtype, "ClampedSwishBias")
     x, index, share, *weights = random_inputs(call)
