@@ -111,6 +111,42 @@ def lengths_of(call: Call) -> tuple[int, ...]:
     return tuple(fits) or (min(room, max(m, DECODE_LENGTHS[0])),)
 
 
+# -- experts ----------------------------------------------------------------------------------------------------------
+
+EXPERTS = {"mixtral-8x7b": (2, 8, 14336, 4096), "qwen3-30b-a3b": (8, 128, 768, 2048)}
+"""Of one layer: experts of a token, of all, their width, and that of x."""
+EXPERT_ROWS = (1, 4, 8)
+OF_EACH_WAY = 2
+"""Candidates of each way to execute them: the best on paper."""
+
+
+def add_experts(jobs: Jobs, rows: Iterable[int] = EXPERT_ROWS) -> list[dict[str, Any]]:
+    """Layers of mixtures as kit.json has them, and their kernels among those of the jobs."""
+    return [experts_layer(jobs, name, (m, *shape)) for name, shape in EXPERTS.items() for m in rows]
+
+
+def experts_layer(jobs: Jobs, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """shape: tokens, experts of each, experts, their width, that of x."""
+    m, chosen, n_experts, n, k = shape
+    inputs = [TensorType((m, k), "f32"), TensorType((m, chosen), "i64"), TensorType((m, chosen), "f32")]
+    inputs += [TensorType(weight, "bf16", constant=True) for weight in ((n_experts, 2 * n, k), (n_experts, k, n))]
+    call = Call("llmc.ExpertsSilu", tuple(inputs), (TensorType((m, k), "f32"),))
+    rule, _ = rule_of(call, jobs.target)
+    families: dict[type, list[Any]] = {}
+    for params in rule.space(call, jobs.target):
+        families.setdefault(type(params), []).append(params)
+    offered = [params for family in families.values() for params in family[:OF_EACH_WAY]]
+    layouts = rule.implement(call, offered[0], jobs.target).layouts
+    return {
+        "name": f"{name} M={m}",
+        "shape": list(shape),
+        "expert_bytes": [
+            layouts[i].n_bytes((1, *kind.shape[1:])) // n_experts for i, kind in enumerate(inputs) if i > 2
+        ],
+        "candidates": [jobs._candidate(rule, call, params) for params in offered],
+    }
+
+
 # -- of odd shapes ----------------------------------------------------------------------------------------------------
 
 ODD_LINEAR = (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.stages import STAGES, Stage, stage_of
 
@@ -86,11 +86,14 @@ CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over prim
 SWITCHED = Part(
     "passes", stage_of(switched.STAGE), "prompts of 1k – 4k with and without passes that are off, in turns", 30, 60
 )
+EXPERTS = Part(
+    "experts", stage_of(experts.STAGE), "one layer of two mixtures at 1, 4 and 8 tokens, right and how fast", 15, 60
+)
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
     1: (FACTS, PRIMITIVES, USED_FIRST, FEW_ODD, LIMITS, SHORT, TUNING, IN_PLACE),
-    2: (FACTS, LIMITS, SHORT, SWITCHED, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
+    2: (FACTS, LIMITS, SHORT, EXPERTS, SWITCHED, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}
 """What a visit may take where the machine is there for fifteen minutes, both starts included."""

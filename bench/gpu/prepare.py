@@ -23,7 +23,7 @@ import onnx_ir as ir
 import llmc
 from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.chains import add_chains
-from llmc.bench.gpu.jobs import Jobs, add_model, add_odd
+from llmc.bench.gpu.jobs import Jobs, add_experts, add_model, add_odd
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.source import SourceModel
@@ -154,6 +154,7 @@ def prepare(
     odd: Odd = "all",
     settings: dict[str, Any] | None = None,
     switched: Sequence[str] = (),
+    experts: bool = False,
 ) -> dict[str, Any]:
     """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.  switched:
     the models, by name, that are carried once more for each pass with a switch, turned to what it is not.
@@ -174,6 +175,7 @@ def prepare(
     ]
     if odd != "none":
         add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
+    layers = add_experts(jobs) if experts else []
     kernels = {**jobs.kernels, **micro_kernels()}
     out.mkdir(parents=True, exist_ok=True)
     write_kernels(out / "kernels.zip", list(kernels.values()), target)
@@ -187,6 +189,7 @@ def prepare(
         "jobs": list(jobs.said.values()),
         "models": [each.wanted.name for each in planned] if carried else [],
         "chains": chains,
+        "experts": layers,
         "switched": [pair_of(each) for each in others],
     }
     (out / "kit.json").write_text(json.dumps(said))
@@ -284,7 +287,9 @@ def main() -> None:
         model, _, quant = pair.partition(":")
         wanted.append(Wanted(model, quant, batch=QUANTISED_BATCH))
     target, switched = parse_target(options.target), [name for name in options.switched.split(",") if name]
-    print(json.dumps(prepare(options.out, target, wanted, most=options.most, switched=switched), indent=1))
+    print(
+        json.dumps(prepare(options.out, target, wanted, most=options.most, switched=switched, experts=True), indent=1)
+    )
     print(f"carry {options.out} to the machine with the GPU; there: python run.py --visit 1 -o OUT", file=sys.stderr)
 
 

@@ -1,6 +1,6 @@
 """On a machine with an NVIDIA GPU: is llmc right, how fast is it, which schedules are best?
 
-    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefghij] [--seconds 330]
+    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefghijk] [--seconds 330]
 
 Needs this folder (bench/gpu/prepare.py makes it), NumPy and the driver; for what is compared, PyTorch and transformers.
 Everything that is found is a line of OUT/results.jsonl at once; OUT/summary.md is written after every part.  A run that
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
-LETTERS = "abcdefghij"
+LETTERS = "abcdefghijk"
 """Of the stages (stages.py)."""
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ STAGES = (
     Stage("h", profiles, "profiles of what falls short", 100.0, on_device=False),
     Stage("i", in_place, "tuning in place"),
     Stage("j", switched, "passes that are off, on", 90.0, on_device=False),
+    Stage("k", experts, "a layer's experts of mixtures", 30.0),
 )
 
 

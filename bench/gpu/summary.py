@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.schedules.tune_limits import share_of
@@ -20,6 +20,7 @@ NAMES = {
     profiles.STAGE: "profiles",
     in_place.STAGE: "tuning in place",
     switched.STAGE: "passes that are off",
+    experts.STAGE: "experts",
 }
 
 
@@ -42,6 +43,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from table(("layer of", "own: µs", "best: µs", "saved", "other choices"), in_place.rows(kit, journal))
     yield from whole.report(journal, rates)
     yield from switched.report(journal)
+    yield from experts.report(journal)
     yield from failures(journal)
 
 

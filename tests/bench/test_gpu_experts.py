@@ -1,0 +1,41 @@
+"""The stage of experts, on the driver that stands in for a GPU's."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from llmc.bench.gpu import prepare
+from llmc.bench.gpu.experts import STAGE, report
+from llmc.bench.gpu.jobs import Jobs, experts_layer
+from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
+from tests.emulator.build import build_library
+from tests.runtime.toy_cuda import build_driver
+
+
+def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
+    """Against what its weights on the device say.  (PyTorch sees no GPU here.)"""
+    jobs = Jobs(TARGET, {}, {})
+    layer = experts_layer(jobs, "tiny", (3, 2, 4, 40, 72))
+    assert len(layer["candidates"]) == 4
+    layer["candidates"] = layer["candidates"][:1]
+    needed = {launch["kernel"] for launch in layer["candidates"][0]["launches"]}
+    kernels = {name: kernel for name, kernel in jobs.kernels.items() if name in needed}
+    said = {"target": str(TARGET), "settings": TINY, "experts": [layer]}
+    said |= {name: [] for name in ("jobs", "models", "chains", "switched")}
+    said["kernels"] = {name: prepare.kernel_to_json(kernel) for name, kernel in kernels.items()}
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "kit" / "kit.json").write_text(json.dumps(said))
+    with zipfile.ZipFile(tmp_path / "kit" / "kernels.zip", "w") as images:
+        for name in kernels:
+            images.writestr(f"{name}.cubin", CUBIN)
+    prepare.write_programs(tmp_path / "kit")
+    (tmp_path / "kernels.so").symlink_to(build_library(list(kernels.values()), TARGET))
+    build_driver(tmp_path)
+    journal = run(tmp_path, tmp_path / "out", "--stages", "k")
+    found = journal.results(STAGE)["tiny M=3"]
+    assert found["us"] > 0
+    assert found["torch"] == {}
+    assert next(report(journal)).startswith("- experts of tiny M=3: ")
+    assert misuse(tmp_path / "fake.log") == []
