@@ -1,6 +1,6 @@
 """A product that makes queries, keys and values, turns them and appends keys and values to the cache.
 
-    {RMSNorm|LayerNorm}? Linear{Bias}? {Rotary}? Append
+    {{Deferred}?{RMSNorm|LayerNorm}}? Linear{Bias}? {Rotary}? Append
 
 They are what the product and step 1 of {Rotary}?PagedAttention say one after the other; AppendedAttention is step 2.
 A product's sums are in registers when it ends: what turns, rounds and stores them there is not read from memory again.
@@ -25,6 +25,7 @@ from llmc.compiler.ops_attention import (
     split_heads,
     turn,
 )
+from llmc.compiler.ops_deferred_norm import deferred_name
 from llmc.compiler.ops_define import ATTRIBUTE_TYPES, OPERATORS, Attributes, Dims, define
 from llmc.compiler.ops_linear import NORMS, linear_name, normed_name
 
@@ -68,7 +69,8 @@ def define_append(product: str, rotary: bool) -> None:
     )
 
 
-PRODUCTS = [normed_name(norm, linear_name(bias)) for norm, bias in product(("", *NORMS), (False, True))]
+NORMED = [normed_name(norm, linear_name(bias)) for norm, bias in product(NORMS, (False, True))]
+PRODUCTS = [linear_name(False), linear_name(True), *NORMED, *map(deferred_name, NORMED)]
 APPENDING = {append_name(*parts): parts for parts in product(PRODUCTS, (False, True))}
 for _parts in APPENDING.values():
     define_append(*_parts)

@@ -1,6 +1,6 @@
 """A norm between two products, deferred: the first prepares it, the second applies it to its sums.
 
-    Linear{Bias}?ResidualMoments                              y, scaled = y ∘ g, and moments of y's parts
+    Linear{Bias}?Residual{Tile}?Moments                       y, scaled = y ∘ g, and moments of y's parts
     Deferred{RMSNorm|LayerNorm}Linear{Bias}?{activation}?     what the operator without "Deferred" gives, from those
     Deferred{RMSNorm|LayerNorm}GatedLinear{activation}{Bias}?
 
@@ -9,9 +9,10 @@ A norm multiplies a row by one number 1/d (and takes the mean away), and so may 
     RMS      norm(y) Wᵀ         =  (scaled Wᵀ) / d
     layer    norm(y) Wᵀ + bias  =  (scaled Wᵀ - mean · (W g)) / d + (W b + bias)        folded = [W g; W b + bias]
 
-moments [N/16, M, 2]: of each 16 columns of y their mean, and the sum of the squared differences from it.  The deferred
-operators take them of parts of any width, all alike.  They also take y, the norm's weights and the bias: where a
-schedule gains nothing by the rest, it does without `scaled`, `moments` and `folded`.  See ops_linear.py for all else.
+moments [N/16, M, 2]: of each 16 columns of y their mean, and the sum of the squared differences from it; TileMoments
+are those of each 64, [N/64, M, 2].  The deferred operators take them of parts of any width, all alike.  They also take
+y, the norm's weights and the bias: where a schedule gains nothing by the rest, it does without `scaled`, `moments` and
+`folded`.  See ops_linear.py for all else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.kernel import PART_COLUMNS
+from llmc.compiler.kernel import PART_COLUMNS, TILE_COLUMNS
 from llmc.compiler.ops_define import ATTRIBUTE_TYPES, Attributes, Dim, Dims, define
 from llmc.compiler.ops_linear import (
     ACTIVATIONS,
@@ -37,9 +38,9 @@ from llmc.compiler.ops_linear import (
 )
 
 
-def moments_name(product: str) -> str:
-    """`Linear{Bias}?ResidualMoments`: a product that prepares the norm behind it."""
-    return f"{product}Moments"
+def moments_name(product: str, columns: int = PART_COLUMNS) -> str:
+    """`Linear{Bias}?Residual{Tile}?Moments`: a product that prepares the norm behind it.  columns: of a part."""
+    return f"{product}{'Tile' * (columns == TILE_COLUMNS)}Moments"
 
 
 def deferred_name(product: str) -> str:
@@ -50,9 +51,9 @@ def deferred_name(product: str) -> str:
 # -- definitions ---------------------------------------------------------------------------------------------------
 
 
-def moments(op: Any, y: ir.Value) -> ir.Value:
-    """[N/16, M, 2] of y [M, N]."""
-    parts = op.Reshape(y, op.ints(0, -1, PART_COLUMNS))
+def moments(op: Any, y: ir.Value, columns: int) -> ir.Value:
+    """[N/columns, M, 2] of y [M, N]."""
+    parts = op.Reshape(y, op.ints(0, -1, columns))
     mean = op.ReduceMean(parts, op.ints(-1), keepdims=1)
     difference = op.Sub(parts, mean)
     squares = op.ReduceSum(op.Mul(difference, difference), op.ints(-1), keepdims=1)
@@ -73,26 +74,26 @@ def mean_and_factor(
     return mean, op.Reciprocal(op.Sqrt(op.Add(variance, op.scalar(epsilon))))
 
 
-def define_moments(bias: bool) -> None:
+def define_moments(bias: bool, columns: int) -> None:
     name = linear_name(bias, "", residual=True)
 
     def body(op: Any, x: ir.Value, weight: ir.Value, *rest: ir.Value) -> Any:
         *biases, residual, norm_weight = rest
         y = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
         y = op.Add(op.Add(y, *biases) if biases else y, residual)
-        return y, op.Mul(y, norm_weight), moments(op, y)
+        return y, op.Mul(y, norm_weight), moments(op, y, columns)
 
     def shapes(s: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
         m, n = s[0][0], s[1][0]
         assert isinstance(n, int)
-        return [(m, n), (m, n), (n // PART_COLUMNS, m, 2)]
+        return [(m, n), (m, n), (n // columns, m, 2)]
 
     inputs = ["x", "weight", *["bias"] * bias, "residual", "norm_weight"]
     doc = (
-        f"y = {name}, y ∘ norm_weight, moments of y.    x [M, K], W [N, K], norm_weight [N], N a multiple of 16 -> "
-        "[M, N], [M, N], [N/16, M, 2]."
+        f"y = {name}, y ∘ norm_weight, moments of y.    x [M, K], W [N, K], norm_weight [N], N a multiple of "
+        f"{columns} -> [M, N], [M, N], [N/{columns}, M, 2]."
     )
-    define(moments_name(name), inputs, {}, body, shapes, doc)
+    define(moments_name(name, columns), inputs, {}, body, shapes, doc)
 
 
 def define_deferred(norm: str, name: str, bias: bool, finish: Callable[..., Any], width: Callable[[Dim], Dim]) -> None:
@@ -122,8 +123,8 @@ def define_deferred(norm: str, name: str, bias: bool, finish: Callable[..., Any]
     )
 
 
-for _bias in (False, True):
-    define_moments(_bias)
+for _columns, _bias in product((PART_COLUMNS, TILE_COLUMNS), (False, True)):
+    define_moments(_bias, _columns)
 for _norm in NORMS:
     for _activation, _bias in product(ACTIVATIONS, (False, True)):
         define_deferred(_norm, linear_name(_bias, _activation), _bias, ACTIVATIONS[_activation], full)

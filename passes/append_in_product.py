@@ -14,8 +14,8 @@ rewrite:
     out = llmc.AppendedAttention(queries, positions, page_table, k_out, v_out)
 refuses: qkv with another user, or made by anything but a product without activation and residual (norms of queries and
 keys stand between them); a cache in another dtype than what is multiplied, as one in int8; heads that a tile of 128
-outputs does not hold whole; pairs that are interleaved, or whose elements are no multiple of 8 apart.  A deferred norm
-is deferred no longer.
+outputs does not hold whole; pairs that are interleaved, or whose elements are no multiple of 8 apart.  A norm that is
+deferred in steps of few tokens alone is deferred no longer.
 
 For prompts on GPUs, whose attention reads all keys from the cache: what is not written in float32 and read again is
 (H + 2 KH)·D·8 bytes a token.
@@ -79,8 +79,13 @@ def take_places(front: ir.Node, node: ir.Node, queries: ir.Value, results: list[
 
 
 def plain_name(product: ir.Node) -> str:
-    """What normalises its operand itself where it might take a norm that is deferred: to as many tokens as here none
-    is."""
+    """What normalises its operand itself where it might take a norm that is deferred: of as many tokens as here none is
+    but behind what defer_norm_in_prompts makes."""
+    operator = OPERATORS.get(product.op_type)
+    if operator and "moments" in operator.inputs:
+        front = producer(product.inputs[operator.inputs.index("moments")])
+        if front is not None and front.op_type.endswith("TileMoments"):
+            return product.op_type
     return product.op_type.removeprefix("Deferred")
 
 

@@ -10,9 +10,11 @@ import onnx_ir as ir
 from llmc.compiler.graph import clone
 from llmc.compiler.kernel import FEW_ROWS
 from llmc.passes.append_in_product import append_in_product
+from llmc.passes.defer_norm_in_prompts import defer_norm_in_prompts
 
 Pass = Callable[[ir.Model, str], int]
 PASSES: dict[str, Pass] = {
+    "defer_norm_in_prompts": lambda model, _: defer_norm_in_prompts(model),
     "append_in_product": lambda model, kv_dtype: append_in_product(model, kv_dtype=kv_dtype),
 }
 """In the order in which they run; they take the dtype of the KV cache too."""

@@ -29,7 +29,7 @@ from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
-from llmc.schedules.cuda.deferred_norm import prepares, settled
+from llmc.schedules.cuda.deferred_norm import MOST, prepares, settled
 from llmc.schedules.record_fields import of_kind
 from llmc.schedules.rule import Rule
 from llmc.schedules.switches import PASSES, Switch, switched
@@ -44,8 +44,8 @@ _OPERATOR = re.compile(r"llmc\.((?:Deferred)?(?:RMSNorm|LayerNorm)?(?:Gated)?Lin
 
 class Signature(NamedTuple):
     """What a choice depends on.  op: "Linear" or "GatedLinear", behind the norm in front of it, which may be deferred;
-    "LinearMoments" in front of such a one.  n, k: the weight's shape.  m: rows of x.  weight: its dtype, with its
-    group.  lanes: float32 lanes of a vector register.
+    "LinearMoments" in front of such a one; in prompts as if none were deferred.  n, k: the weight's shape.  m: rows of
+    x.  weight: its dtype, with its group.  lanes: float32 lanes of a vector register.
 
     On a GPU also attention: n, k: columns of its queries, and of its keys; weight: the cache's dtype."""
 
@@ -72,8 +72,9 @@ def signature(call: Call, target: Target) -> Signature | None:
         return None
     dtype = f"{weight.dtype}g{weight.group}" if weight.group else str(weight.dtype)
     n, k = weight.shape
-    op = operator[1] + "Moments" * prepares(call)
-    return Signature(op, n, k, x.shape[0], dtype, target.lanes)
+    m = x.shape[0]
+    op = operator[1] + "Moments" * prepares(call) if m <= MOST else operator[1].removeprefix("Deferred")
+    return Signature(op, n, k, m, dtype, target.lanes)
 
 
 def _of_attention(call: Call, target: Target) -> Signature:

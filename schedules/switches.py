@@ -13,9 +13,11 @@ from typing import Any
 
 from llmc.schedules.record_fields import of_kind
 
-APPEND_IN_PRODUCT = "append_in_product"
-PASSES = (APPEND_IN_PRODUCT,)
+APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS = "append_in_product", "defer_norm_in_prompts"
+PASSES = (APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS)
 """Those that have one."""
+KEEP_BITS = frozenset({APPEND_IN_PRODUCT})
+"""Those with which a model says the same to the last bit."""
 MOST_RATIO = 0.995
 """Of the time without the pass: what it takes with it, for it to be on."""
 MOST_ROWS = 1 << 30

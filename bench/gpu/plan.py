@@ -84,7 +84,7 @@ COMPILED = _of_models(whole.COMPILED_POINTS, "torch.compile; attention by FlashA
 MANY = _of_models(whole.MANY, "decode at batch 16, 32, 64", 10, 40)
 CLEAN = Part("sanitizer", stage_of(sanitize.STAGE), "compute-sanitizer over primitives and odd shapes", 60, 240)
 SWITCHED = Part(
-    "passes", stage_of(switched.STAGE), "prompts of 1k – 4k with and without passes that are off, in turns", 30, 60
+    "passes", stage_of(switched.STAGE), "prompts of 1k – 4k with and without passes that are off, in turns", 50, 90
 )
 EXPERTS = Part(
     "experts", stage_of(experts.STAGE), "one layer of two mixtures at 1, 4 and 8 tokens, right and how fast", 15, 60

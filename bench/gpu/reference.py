@@ -28,7 +28,8 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "GeluTanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 NAME = re.compile(
-    r"llmc\.(Deferred)?(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?(Moments)?"
+    r"llmc\.(Deferred)?(RMSNorm|LayerNorm)?(Gated)?Linear(Bias)?(Relu|GeluTanh|Gelu|Silu)?(Bias)?(Residual)?"
+    r"((?:Tile)?Moments)?"
 )
 
 

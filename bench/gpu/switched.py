@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
+from llmc.schedules.switches import KEEP_BITS
 from llmc.schedules.tune_lines import SWITCHES
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ LOGITS, PROMPT = "logits", "prompt"
 NEW = 4
 """Tokens that both choose behind each prompt."""
 MOST_ERROR = 0.05
-"""Of two artifacts' logits, in their standard deviations.  The same bits are expected where nothing but a pass differs
-that keeps them; where sums are added in another order, roundings."""
+"""Of two artifacts' logits, in their standard deviations: of the largest difference where nothing but a pass differs
+that keeps the bits, else of the root of the differences' mean square.  Where x is rounded before it is divided instead of
+behind, that is 0.006 in a model of 1024 columns and 0.010 in one of 2048, as far as either is from float32; the largest
+of 16,000 is four times as much."""
 
 
 def items(kit: Kit) -> Iterator[str]:
@@ -43,20 +46,14 @@ def lengths_of(kit: Kit, pair: dict[str, Any]) -> list[int]:
 
 def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
     """run(item) -> what was found."""
-    opened: dict[str, tuple[Ours, Ours]] = {}
+    opened: dict[str, Ours] = {}
 
     def run(name: str) -> dict[str, Any]:
         model, switch, task, *rest = name.split()
         pair = next(each for each in kit.said["switched"] if (each["model"], each["pass"]) == (model, switch))
-        if f"{model} {switch}" not in opened:
-            for other in opened.values():
-                for each in other:
-                    each.close()
-            opened.clear()
-            opened[f"{model} {switch}"] = both(kit, pair)
-        without, with_it = opened[f"{model} {switch}"]
+        without, with_it = both(kit, pair, opened)
         if task == LOGITS:
-            return compared(without, with_it, lengths_of(kit, pair))
+            return compared(without, with_it, lengths_of(kit, pair), switch in KEEP_BITS)
         refuse_unequal(journal, f"{model} {switch}")
         return timed(without, with_it, int(rest[0]), kit.said["settings"]["pairs"], pair)
 
@@ -69,26 +66,33 @@ def refuse_unequal(journal: Journal, pair: str) -> None:
         raise RuntimeError("their logits differ")
 
 
-def both(kit: Kit, pair: dict[str, Any]) -> tuple[Ours, Ours]:
-    """The model without the pass, and with it; one of them is what the kit carries anyway."""
+def both(kit: Kit, pair: dict[str, Any], opened: dict[str, Ours]) -> tuple[Ours, Ours]:
+    """The model without the pass, and with it; one of them is what the kit carries anyway.  opened: those that are open
+    by now, by name; others than these two are closed first, for memory has room for two."""
     from llmc.bench.gpu.ours import Ours
 
     names = (pair["model"], pair["artifact"])
+    for name in [name for name in opened if name not in names]:
+        opened.pop(name).close()
+    for name in names:
+        if name not in opened:
+            opened[name] = Ours(kit, name, ())
     without, with_it = names if pair["adds"] else names[::-1]
-    return Ours(kit, without, ()), Ours(kit, with_it, ())
+    return opened[without], opened[with_it]
 
 
-def compared(without: Ours, with_it: Ours, lengths: list[int]) -> dict[str, Any]:
-    """error: the largest difference of logits behind a prompt, in standard deviations.  Raises ValueError: too
-    large."""
-    errors, agree = [], 0
+def compared(without: Ours, with_it: Ours, lengths: list[int], keeps_bits: bool) -> dict[str, Any]:
+    """error: the largest difference of logits behind a prompt, in standard deviations; mean: the root of their mean
+    square.  Raises ValueError: too large."""
+    errors, means, agree = [], [], 0
     for n in lengths:
         (a, first), (b, second) = (ours.behind(n, NEW) for ours in (without, with_it))
         errors.append(float(np.abs(a - b).max() / a.std()))
+        means.append(float(np.sqrt(np.square(a - b).mean()) / a.std()))
         agree += first == second
-    if not max(errors) <= MOST_ERROR:
-        raise ValueError(f"logits differ by {max(errors):.3f} standard deviations")
-    return {"error": max(errors), "same_tokens": agree, "of": len(lengths)}
+    if not max(errors if keeps_bits else means) <= MOST_ERROR:
+        raise ValueError(f"logits differ by {max(errors):.3f} standard deviations, {max(means):.3f} in the mean")
+    return {"error": max(errors), "mean": max(means), "same_tokens": agree, "of": len(lengths)}
 
 
 def timed(without: Ours, with_it: Ours, n: int, n_pairs: int, pair: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """When the norm between two products is deferred to the sums of the one behind, on a GPU (ops_deferred_norm.py).
 
     tokens        bf16: 1 – 64 on Hopper, of narrow models and elsewhere 9 – 64;
-                  in 8 or 4 bits: 1 – 8, 17 – 64                      else
+                  in 8 or 4 bits: 1 – 8, 17 – 64;
+                  on Hopper more, of a graph that says so             else
     in front      y, y ∘ g rounded and tiled, moments                 y
     behind        multiplies y ∘ g, normalises its sums               normalises, or is behind a launch that does
 
-Both products have to decide alike, so that this is asked of what both see: the type of y ∘ g, and how their weights are
-stored.  Up to 8 tokens of weights in 8 or 4 bits they are both the GEMV's, else the GEMM's.
+Both products have to decide alike, so that this is asked of what both see: the types of y ∘ g and of its moments, and
+how their weights are stored.  Up to 8 tokens of weights in 8 or 4 bits they are both the GEMV's, else the GEMM's.
 
 Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM.  The operator
-says 16; the call as it is executed says which.
+says 16; the call as it is executed says which.  An operator that says 64 is what passes/defer_norm_in_prompts.py makes
+where a measurement has turned it on: so does the call of a product behind, by its moments.
 
 y ∘ g is rounded before its mean is taken away and before it is divided: relative to y, as the norm itself would be.
 bfloat16 has the range for it; float16 has not, where sums grow large, and keeps its launch.  Where the mean of y is as
@@ -57,15 +59,17 @@ def settled(call: Call, target: Target) -> Call:
     """The call as it is executed: with moments of its family's parts where the norm is deferred, and as the product
     without that where it is not.  Other calls are left alone."""
     if prepares(call):
-        y, scaled, _ = call.outputs
-        if not is_deferred(scaled, call.inputs[1], target):
-            return replace(call, op=call.op.removesuffix("Moments"), inputs=call.inputs[:-1], outputs=(y,))
+        y, scaled, moments = call.outputs
+        if not is_deferred(scaled, moments, call.inputs[1], target):
+            plain = call.op.removesuffix("Moments").removesuffix("Tile")
+            return replace(call, op=plain, inputs=call.inputs[:-1], outputs=(y,))
         return replace(call, outputs=(y, scaled, moments_type(scaled, call.inputs[1])))
     if applies(call):
         n = n_plain_inputs(call)
-        scaled_x, weight = call.inputs[n], call.inputs[2 + is_layer(call)]
-        if not is_deferred(scaled_x, weight, target):
-            return replace(call, op=call.op.replace("Deferred", ""), inputs=call.inputs[:n])
+        scaled_x, parts, weight = call.inputs[n], call.inputs[n + 1], call.inputs[2 + is_layer(call)]
+        if not is_deferred(scaled_x, parts, weight, target):
+            behind = call.inputs[n + 2 + is_layer(call) :]
+            return replace(call, op=call.op.replace("Deferred", ""), inputs=(*call.inputs[:n], *behind))
         return replace(call, inputs=(*call.inputs[: n + 1], moments_type(scaled_x, weight), *call.inputs[n + 2 :]))
     return call
 
@@ -93,15 +97,26 @@ def is_layer(call: Call) -> bool:
 
 
 def n_plain_inputs(call: Call) -> int:
-    """Inputs in front of `scaled` and `moments`, and LayerNorm's `folded`."""
-    return len(call.inputs) - 2 - is_layer(call)
+    """Inputs in front of `scaled` and `moments`, and LayerNorm's `folded`: x, the norm's, the weight, and a bias."""
+    return 3 + is_layer(call) + ("Bias" in call.op)
 
 
-def is_deferred(scaled: TensorType | None, weight: TensorType | None, target: Target) -> bool:
-    """scaled: y ∘ g.  weight: of either product."""
+def in_prompts(moments: TensorType | None, columns: int) -> bool:
+    """Whether the graph says that a norm of so many columns is deferred in steps of many tokens: by the parts whose
+    moments there are."""
+    return moments is not None and moments.shape[0] * TILE_COLUMNS == columns
+
+
+def is_deferred(
+    scaled: TensorType | None, moments: TensorType | None, weight: TensorType | None, target: Target
+) -> bool:
+    """scaled: y ∘ g.  moments: of y's parts, as the graph says them.  weight: of either product."""
     assert scaled is not None
     assert weight is not None
     m = scaled.shape[0]
+    if m > MOST:
+        is_known = scaled.tiled and scaled.dtype == ELEMENT and target.level == "sm_90a"
+        return is_known and in_prompts(moments, scaled.shape[1])
     fewest = FEWEST_QUANTISED
     if weight.dtype == ELEMENT:
         fewest = FEWEST if scaled.shape[1] >= WIDE and target.level == "sm_90a" else FEWEST_ELSE

@@ -147,11 +147,14 @@ class Tiling:
 
     def shared_bytes(self, op: LinearOp) -> int:
         """Shared memory of a block: the ring, in whose stages x begins where a swizzle does, 32 tokens of both
-        warpgroups on their way out, barriers, and what a deferred norm is for each token."""
+        warpgroups on their way out, barriers, and what a deferred norm is for each token: of few all, else those of
+        two tiles."""
         x_step = x_bytes(self.tokens) * (2 if self.along else 1)
         stage_bytes = ceil(step_bytes(op, self.turns) / 1024) * 1024 + x_step
         staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
         norms = 8 * (self.token_tiles(op) * self.tokens if op.deferred else 1)
+        if op.deferred and op.m > FLAT_TOKENS:
+            norms = 2 * 8 * self.tokens + 24
         return self.stages * (stage_bytes + 16) + staging + norms + 24
 
 

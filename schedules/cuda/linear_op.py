@@ -4,9 +4,9 @@
     [{RMS,Layer}Norm]GatedLinear{Silu|Gelu|GeluTanh}[Bias]                  act(x' Wgᵀ + bg) · (x' Wuᵀ + bu)
 
 Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N, K] (gated: [2N, K]), [bias], [residual
-[M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of it (…Moments)
-the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's vectors as W makes
-them [2, rows of W], which have the bias in them.
+[M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of it
+(…{Tile}?Moments) the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's
+vectors as W makes them [2, rows of W], which have the bias in them.
 
 …Linear[Bias]{Rotary}?Append makes queries, keys and values of attention (compiler/ops_append.py): it turns them, and
 appends keys and values to the cache.  Last come [cos, sin [M, RD/2]], positions [M], page_table [M, P], both caches.
@@ -26,7 +26,7 @@ Element = Literal["bf16", "f16", "f32"]
 
 _NAME = re.compile(
     r"llmc\.(?P<deferred>Deferred)?(?P<norm>RMSNorm|LayerNorm)?"
-    r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>Moments)?"
+    r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>(?:Tile)?Moments)?"
     r"(?P<append>(?:Rotary)?Append)?"
     r"|GatedLinear(?P<gate>Silu|GeluTanh|Gelu)(?P<gated_bias>Bias)?)"
 )
@@ -83,7 +83,7 @@ class LinearOp:
     @property
     def append_input(self) -> int:
         """Of a product that appends: cos and sin, or the positions."""
-        return self.weight_input + 1 + self.bias
+        return self.scaled_input + (2 + (self.norm == "layer") if self.deferred else 0)
 
     @property
     def rows(self) -> int:

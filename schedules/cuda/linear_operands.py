@@ -67,9 +67,11 @@ def epilogue(op: LinearOp) -> str:
     parts = [bias, "residual" if op.residual else "nullptr", "nullptr" if op.append else "y"]
     if op.moments:
         parts.append("{next_weight, scaled, next_moments}")
-    elif op.deferred:
-        parts += ["{}", f"{{moments, {'folded' if is_folded(op) else 'nullptr'}}}"]
     elif op.append:
         angles = "cos, sin" if op.append.rotary_dim else "nullptr, nullptr"
         parts.append(f"{{{angles}, positions, page_table, kv, queries}}")
+    elif op.deferred:
+        parts.append("{}")
+    if op.deferred:
+        parts.append(f"{{moments, {'folded' if is_folded(op) else 'nullptr'}}}")
     return f"Epilogue<Layer>{{{', '.join(parts)}}}"

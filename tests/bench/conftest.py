@@ -10,7 +10,7 @@ import pytest
 
 from llmc.bench.gpu import prepare
 from llmc.bench.gpu.prepare import Wanted
-from llmc.schedules.switches import APPEND_IN_PRODUCT
+from llmc.schedules.switches import PASSES
 from tests.bench.fake_gpu import LLAMA, TARGET, TINY, TUNED, Made
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
@@ -54,7 +54,7 @@ def model_kit(model: Wanted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(json.dumps(said))
     launches = [launch for job in said["jobs"] for each in job["candidates"] for launch in each["launches"]]
     needed = {launch["kernel"] for launch in launches}
-    for wanted in (model, replace(model, switch=APPEND_IN_PRODUCT)):
+    for wanted in (model, *(replace(model, switch=name) for name in PASSES)):
         needed |= {kernel.name for kernel in prepare.plan_model(wanted, TARGET).program.kernels}
     kernels = [kernel for name, kernel in made.kernels.items() if name in needed]
     (folder / "kernels.so").symlink_to(build_library(kernels, TARGET))

@@ -107,7 +107,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
 def deferred_inputs(op: str) -> dict[str, Array]:
     """Of products beside a norm that is deferred: what one hands the other belongs together."""
     random = np.random.default_rng(0)
-    n, k = (64, K) if op.endswith("Moments") else (N, 128)
+    n, k = (64, K) if op.endswith("Moments") else ((H + 2 * KH) * D if ops.appended_parts(op) else N, 128)
     rows, normed = (2 * n if "Gated" in op else n), n if op.endswith("Moments") else k
     shapes = {"x": (M, k), "weight": (rows, k), "bias": (rows,), "residual": (M, n)}
     shapes |= {"norm_weight": (normed,), "norm_bias": (normed,)}
@@ -117,7 +117,7 @@ def deferred_inputs(op: str) -> dict[str, Array]:
         shift = weight @ norm_bias + drawn["bias"] * ("bias" in ops.OPERATORS[op].inputs)
         folded = np.stack([weight @ norm_weight, shift])
         drawn |= {"scaled": x * norm_weight, "moments": moments_of(x), "folded": folded}
-    return {name: drawn[name] for name in ops.OPERATORS[op].inputs}
+    return {name: drawn[name] if name in drawn else step_input(name) for name in ops.OPERATORS[op].inputs}
 
 
 def moments_of(y: Array, columns: int = 16) -> Array:
@@ -129,6 +129,12 @@ def moments_of(y: Array, columns: int = 16) -> Array:
 
 def is_deferred(op: str) -> bool:
     return op.startswith("Deferred") or op.endswith("Moments")
+
+
+def step_input(name: str) -> Array:
+    """Of attention: positions, the page table, or anything of the shape of one of the others."""
+    known = {"positions": POSITIONS, "page_table": PAGE_TABLE}
+    return known[name] if name in known else np.random.default_rng(1).normal(size=SHAPES[name]).astype(np.float32)
 
 
 def inputs_of(op: str) -> dict[str, Array]:
@@ -224,19 +230,21 @@ def test_experts_are_their_equation(op: str, activation: str) -> None:
 def test_a_deferred_norm_gives_what_the_norm_does(op: str) -> None:
     """Whatever the width of its parts."""
     feeds, plain = inputs_of(op), op.removeprefix("Deferred")
-    (wanted,) = run(plain, {name: feeds[name] for name in ops.OPERATORS[plain].inputs})
+    wanted = run(plain, {name: feeds[name] for name in ops.OPERATORS[plain].inputs})
     for columns in (16, 64):
-        (found,) = run(op, feeds | {"moments": moments_of(feeds["x"], columns)})
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+        found = run(op, feeds | {"moments": moments_of(feeds["x"], columns)})
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("columns", [16, 64])
 @pytest.mark.parametrize("op", ["LinearResidual", "LinearBiasResidual"])
-def test_a_norm_is_prepared_by_its_weight_and_moments(op: str) -> None:
-    feeds = inputs_of(ops.moments_name(op))
-    y, scaled, moments = run(ops.moments_name(op), feeds)
+def test_a_norm_is_prepared_by_its_weight_and_moments(op: str, columns: int) -> None:
+    feeds = inputs_of(ops.moments_name(op, columns))
+    y, scaled, moments = run(ops.moments_name(op, columns), feeds)
     np.testing.assert_array_equal(y, run(op, {name: feeds[name] for name in ops.OPERATORS[op].inputs})[0])
     np.testing.assert_allclose(scaled, y * feeds["norm_weight"], rtol=1e-6)
-    np.testing.assert_allclose(moments, moments_of(y), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moments, moments_of(y, columns), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("interleaved", [0, 1])

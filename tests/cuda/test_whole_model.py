@@ -168,22 +168,39 @@ def test_heads_too_wide_for_a_gpus_registers_are_refused(emulated_gpu: EmulatedG
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_product_that_appends_gives_the_same_to_the_bit(
+def test_passes_that_are_switched_on_change_no_bit_or_round_elsewhere(
     checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A prompt's steps with the pass switched on; steps of few rows are as they were."""
-    folder, found = checkpoint("llama"), {}
+    """A prompt's steps; those of few rows are as they were.  A product that appends gives the same to the bit; a norm
+    that is deferred rounds before it divides."""
+    folder, found = checkpoint("llama"), []
     monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
-    for on in (False, True):
-        switch = switches.toggled((), switches.APPEND_IN_PRODUCT, 65)
-        records.save(tmp_path / "tuned" / records.file_name(HOPPER), HOPPER, [], [switch] if on else [])
+    append, defer = switches.APPEND_IN_PRODUCT, switches.DEFER_NORM_IN_PROMPTS
+    for names in ((), (append,), (append, defer)):
+        on = [switches.toggled((), name, 65) for name in names]
+        records.save(tmp_path / "tuned" / records.file_name(HOPPER), HOPPER, [], on)
         emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=[1])
         prompt = [3 + i % 150 for i in range(150)]
         with llmc.load(tmp_path / "gpu.so", kv_tokens=512) as model:
             said = model.manifest["schedules"]
-            found[on] = model.logits(prompt), model.tokens(prompt[:130], 2)
-        appending = {record["m"] for record in said if record["op"].endswith("RotaryAppend")}
-        assert appending == ({128} if on else set())
-    np.testing.assert_array_equal(found[True][0], found[False][0])
-    assert found[True][1] == found[False][1]
+            found.append((model.logits(prompt), model.tokens(prompt[:130], 2)))
+        prompts = {record["op"].removeprefix("llmc.") for record in said if record["m"] == 128}
+        assert ("LinearResidualTileMoments" in prompts) == (defer in names)
+        assert ("DeferredRMSNormGatedLinearSilu" in prompts) == (defer in names)
+        assert {op for op in prompts if op.endswith("Append")} == APPENDING[names]
+        assert not [r for r in said if r["m"] < 65 and r["op"].endswith(("Append", "TileMoments"))]
+    plain, appended, both = found
+    np.testing.assert_array_equal(appended[0], plain[0])
+    assert appended[1] == plain[1]
+    assert 0 < np.abs(both[0] - plain[0]).max() < 0.01 * np.ptp(plain[0])
     assert emulated_gpu.complaints() == []
+
+
+APPENDING: dict[tuple[str, ...], set[str]] = {
+    (): set(),
+    (switches.APPEND_IN_PRODUCT,): {"RMSNormLinearRotaryAppend"},
+    (switches.APPEND_IN_PRODUCT, switches.DEFER_NORM_IN_PROMPTS): {
+        "RMSNormLinearRotaryAppend",  # the first layer's, behind no product
+        "DeferredRMSNormLinearRotaryAppend",
+    },
+}

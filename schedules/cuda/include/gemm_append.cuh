@@ -115,7 +115,7 @@ struct AppendEnd {
 
     // staging: of all who end the tile, in shared memory.
     __device__ __forceinline__ void store(float (&sums)[Tiling::kSums], float *staging) {
-        const float2 *norms = epilogue.front.norms + first_token;
+        const float2 *norms = norms_at<Tiling>(epilogue.front.norms, first_token);
 #pragma unroll
         for (int round = 0; round < kRounds; round++) {
             meet<Tiling>(group);  // the last tokens have left the shared memory

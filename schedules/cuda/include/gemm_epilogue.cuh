@@ -124,6 +124,27 @@ struct RowEpilogue {
     }
 };
 
+// The norms of a thread's tokens among kCount, read before any of its sums is stored: the compiler would not read past a
+// store to shared memory, and each sum would wait for its own.
+template <class Tiling, int kCount, bool = kTileNorms<Tiling>>
+struct NormsOfRound {
+    __device__ NormsOfRound(const float2 *, int) {}
+};
+template <class Tiling, int kCount>
+struct NormsOfRound<Tiling, kCount, true> {
+    float2 norms[kCount / 8][2];
+
+    // tile: those of the thread's first token in the tile, an even one. first: the round's.
+    __device__ NormsOfRound(const float2 *tile, int first) {
+#pragma unroll
+        for (int j = 0; j < kCount / 8; j++) {
+            if (first + 8 * j >= Tiling::kTokens) continue;
+            const float4 two = *reinterpret_cast<const float4 *>(tile + first + 8 * j);
+            norms[j][0] = make_float2(two.x, two.y), norms[j][1] = make_float2(two.z, two.w);
+        }
+    }
+};
+
 // Brings up to kCount tokens' outputs to shared memory: staging [token][output]. sums: those of the tile's first token
 // on; norms: its tokens'.
 template <class Tiling, int kCount = kStagedTokens>
@@ -133,6 +154,7 @@ __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kRowSum
     using L = typename Tiling::L;
     const int g = lane_index() / 4, t = lane_index() % 4;
     float *to = staging + 2 * t * kStagedRow<L> + warp * Epilogue<L>::kOutputs + g;
+    const NormsOfRound<Tiling, kCount> read(norms + 2 * t, 2 * first_sum);
 #pragma unroll
     for (int j = 0; j < kCount / 8; j++) {
 #pragma unroll
@@ -141,7 +163,11 @@ __device__ __forceinline__ void stage_tokens(const float (&sums)[Tiling::kRowSum
             if (i >= Tiling::kRowSums) continue;
             float *at = to + (8 * j + c) * kStagedRow<L>;
             float2 norm = {};
-            if constexpr (L::kNorm != Norm::none) norm = norms[2 * first_sum + 8 * j + 2 * t + c];
+            if constexpr (kTileNorms<Tiling>) {
+                norm = read.norms[j][c];
+            } else if constexpr (L::kNorm != Norm::none) {
+                norm = norms[2 * first_sum + 8 * j + 2 * t + c];
+            }
             if constexpr (L::kGated) {
                 at[0] = rows.gated(sums[i], sums[i + 2], norm);
             } else {
@@ -203,6 +229,7 @@ struct Writer {
     }
 
     __device__ void write(const float *staging) const {
+        float handed[kMomentsOfFour<L> ? kPieces : 1][kPiece<L>];
 #pragma unroll
         for (int i = 0; i < kPieces; i++) {
             const bool there = is_there(i);
@@ -213,18 +240,37 @@ struct Writer {
                 for (int j = 0; j < kPiece<L>; j++) v[j] = L::kResidual ? from[j] + residual[i][j] : from[j];
                 store(token(i), output(i), v);
             }
-            if constexpr (L::kMoments) hand_on(i, v, there);  // all lanes together: they exchange sums
+            if constexpr (kMomentsOfFour<L>) {
+                if (there) store_scaled(i, v);
+#pragma unroll
+                for (int j = 0; j < 4; j++) handed[i][j] = v[j];
+            } else if constexpr (L::kMoments) {
+                hand_on(i, v, there);  // all lanes together: they exchange sums
+            }
+        }
+        if constexpr (kMomentsOfFour<L>) {
+            const float2 moments = moments_of_four(handed);
+            const int i = thread % 16 / 4;
+            if (thread % 4 == 0 && is_there(i)) store_moments(i, moments);
         }
     }
 
     __device__ void hand_on(int i, const float (&v)[4], bool there) const {
-        using T = typename L::T;
         const float2 moments = moments_of_tile(v);
         if (!there) return;
+        store_scaled(i, v);
+        if (thread % 16 == 0) store_moments(i, moments);
+    }
+
+    __device__ void store_scaled(int i, const float (&v)[4]) const {
+        using T = typename L::T;
         const int64_t at = activation_index(round_up(L::kM, 8), token(i), output(i));
         *reinterpret_cast<uint2 *>(epilogue.next.scaled + at) =
             make_uint2(pack2<T>(v[0] * scale[0], v[1] * scale[1]), pack2<T>(v[2] * scale[2], v[3] * scale[3]));
-        if (thread % 16 == 0) epilogue.next.moments[output(i) / kTile * L::kM + token(i)] = moments;
+    }
+
+    __device__ void store_moments(int i, float2 moments) const {
+        epilogue.next.moments[output(i) / kTile * L::kM + token(i)] = moments;
     }
 
     __device__ void store(int token, int n, const float (&v)[kPiece<L>]) const {
@@ -284,7 +330,7 @@ struct TileEnd {
     // staging: the warpgroup's, in shared memory.
     __device__ __forceinline__ void store(const float (&sums)[Tiling::kRowSums], float *staging) {
         if constexpr (!kEarly) read();
-        const float2 *norms = writer.epilogue.front.norms + place.token;
+        const float2 *norms = norms_at<Tiling>(writer.epilogue.front.norms, place.token);
 #pragma unroll
         for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
             group.meet();  // the last tokens have left the shared memory

@@ -87,7 +87,7 @@ struct QuickEnd {
     // staging: the warpgroup's, in shared memory.
     __device__ __forceinline__ void store(const float (&sums)[Tiling::kRowSums], float *staging) {
         if constexpr (!kEarly) read();
-        const float2 *norms = epilogue.front.norms + first_token;
+        const float2 *norms = norms_at<Tiling>(epilogue.front.norms, first_token);
 #pragma unroll
         for (int first = 0; first < Tiling::kTokens; first += kStagedTokens) {
             group.meet();  // the last tokens have left the shared memory
@@ -101,7 +101,16 @@ struct QuickEnd {
                 const int later = first + i * kStep;
                 const bool there = is_there(later);
                 if (there) store_piece(later, v[i]);
-                if constexpr (L::kMoments) hand_on(later, v[i], there);  // all lanes together: they exchange sums
+                if constexpr (kMomentsOfFour<L>) {
+                    if (there) store_scaled(later, v[i]);
+                } else if constexpr (L::kMoments) {
+                    hand_on(later, v[i], there);  // all lanes together: they exchange sums
+                }
+            }
+            if constexpr (kMomentsOfFour<L>) {
+                const float2 moments = moments_of_four(v);
+                const int later = first + group.thread % 16 / 4 * kStep;
+                if (group.thread % 4 == 0 && is_there(later)) store_moments(later, moments);
             }
         }
     }
@@ -140,12 +149,20 @@ struct QuickEnd {
     }
 
     __device__ __forceinline__ void hand_on(int later, const float (&v)[4], bool there) const {
-        using T = typename L::T;
         const float2 moments = moments_of_tile(v);
         if (!there) return;
+        store_scaled(later, v);
+        if (group.thread % 16 == 0) store_moments(later, moments);
+    }
+
+    __device__ __forceinline__ void store_scaled(int later, const float (&v)[4]) const {
+        using T = typename L::T;
         T *to = epilogue.next.scaled + activation_index(kPaddedM, token, output) + later * kTile;
         *reinterpret_cast<uint2 *>(to) =
             make_uint2(pack2<T>(v[0] * scale[0], v[1] * scale[1]), pack2<T>(v[2] * scale[2], v[3] * scale[3]));
-        if (group.thread % 16 == 0) epilogue.next.moments[output / kTile * L::kM + token + later] = moments;
+    }
+
+    __device__ __forceinline__ void store_moments(int later, float2 moments) const {
+        epilogue.next.moments[output / kTile * L::kM + token + later] = moments;
     }
 };

@@ -6,7 +6,8 @@
 // 8 KiB and more fill a ring of stages, each 64 of K:
 //
 //     warpgroup 0    producer   one thread; W's stages before the kernel in front has ended, x's after it
-//                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh)
+//                    the others: constants to L2; what a norm in front comes to for each token (gemm_norm.cuh), of
+//                    many tokens while each tile is multiplied
 //     warpgroup 1    rows 0-63      | one wait for "full" a stage, four wgmma m64n{kTokens}k16 back to back;
 //     warpgroup 2    rows 64-127    | a stage is given back when the next one's products are under way
 //                    (or both the same 64 rows, and half of K each; or each its own tiles, in turns: gemm_tile.cuh)
@@ -29,8 +30,8 @@ struct WgmmaShared {
     unsigned char stages[Tiling::kStages][Tiling::kStageBytes];
     float staging[Tiling::kGroups][kStagedFloats<typename Tiling::L>];
     uint64_t full[Tiling::kStages], empty[Tiling::kStages];
-    float2 norms[kNormedTokens<Tiling>];
-    uint64_t normed;
+    float2 norms[kNormedTokens<Tiling>];  // at a multiple of 16 bytes, as all before it are
+    uint64_t normed[kTileNorms<Tiling> ? 4 : 1];  // TileNorms' barriers, or that all are there
     uint32_t arrived[Tiling::kGroups];
 };
 
@@ -251,11 +252,26 @@ __device__ __forceinline__ void prepare(WgmmaShared<Tiling> &shared) {
             mbarrier_init(&shared.full[stage], 1);
             mbarrier_init(&shared.empty[stage], 4 * Tiling::kReaders * Tiling::kCluster);  // a warp gives back for itself
         }
-        mbarrier_init(&shared.normed, kOtherThreads);
+        for (int i = 0; i < (kTileNorms<Tiling> ? 2 : 1); i++) mbarrier_init(&shared.normed[i], kOtherThreads);
+        for (int i = 2; kTileNorms<Tiling> && i < 4; i++) mbarrier_init(&shared.normed[i], 4 * Tiling::kReaders);
         fence_mbarrier_init();
     }
     __syncthreads();
     if constexpr (Tiling::kCluster > 1) cluster_arrive();
+}
+
+// Norms of each tile that the block sums, or of which it sums a part.
+template <class Tiling>
+__device__ __forceinline__ void merge_norms_of_tiles(WgmmaShared<Tiling> &shared, const float2 *parts) {
+    const TileNorms<Tiling> norms{shared.norms, shared.normed};
+    typename Tiling::W work(Tiling::worker());
+    int n = 0;
+#pragma unroll 1
+    for (Stretch stretch; work.next(stretch); norms.fill(n++)) {
+        norms.wait_for_place(n);
+        const int first_token = Tiling::place_of(stretch.tile).token;
+        merge_tile_norms<Tiling, kOtherThreads>(norms.place(n), parts, first_token, threadIdx.x - 32);
+    }
 }
 
 // What the first warpgroup does: one thread fills the ring; the other warps ask for what the end of a tile reads, and
@@ -275,9 +291,13 @@ __device__ __forceinline__ void supply(WgmmaShared<Tiling> &shared, const void *
     if constexpr (Tiling::L::kNorm != Norm::none) {
         if (other) {
             wait_for_previous();  // for the moments
-            merge_norms<Tiling, kOtherThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
-                                              threadIdx.x - 32);
-            mbarrier_arrive(&shared.normed);
+            if constexpr (kTileNorms<Tiling>) {
+                merge_norms_of_tiles(shared, epilogue.front.moments);
+            } else {
+                merge_norms<Tiling, kOtherThreads>(shared.norms, epilogue.front.moments, shared.staging[0],
+                                                  threadIdx.x - 32);
+                mbarrier_arrive(&shared.normed[0]);
+            }
         }
     }
 }
@@ -318,6 +338,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
         if constexpr (Tiling::kCluster > 1) cluster_wait();
         wait_for_previous();
         epilogue.front.norms = shared.norms;
+        const TileNorms<Tiling> norms{shared.norms, shared.normed};
         const int index = warp_index() / 4 - 1;
         const Warpgroup group{index, Tiling::kTurns ? 0 : index, int(threadIdx.x) % 128};
         Turns<Tiling> turns{index};
@@ -334,7 +355,7 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             float sums[Tiling::kSums];
             if (Tiling::kAlong && group.index == 1) {
                 sum(sums, stretch, group, shared, at);
-                if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // it is made in the same memory
+                if constexpr (kNorms) mbarrier_wait(&shared.normed[0], 0);  // it is made in the same memory
                 hand_over<Tiling>(sums, shared.staging[0], group.thread);
                 continue;
             }
@@ -342,9 +363,17 @@ __device__ __forceinline__ void gemm_wgmma(const void *x, const void *weight,
             typename EndOf<Tiling, kReadsEarly<Tiling>>::Type end(place, group, epilogue);
             sum(sums, stretch, group, shared, at);
             if constexpr (Tiling::kAlong) take_over<Tiling>(sums, shared.staging[0], group.thread);
-            if constexpr (kNorms) mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so
-            if (!completes<Tiling>(sums, stretch, group, arrived, parts, counters)) continue;
-            end_tile<Tiling>(end, sums, place, group, epilogue, staging);
+            if constexpr (kTileNorms<Tiling>) {
+                uint32_t worker[1] = {uint32_t(Tiling::worker())};
+                pin_registers(worker);  // or what follows is worked out before the loop, and kept
+                epilogue.front.norms = norms.wait(Tiling::W::stretches_before(int(worker[0]), stretch.tile));
+            } else if constexpr (kNorms) {
+                mbarrier_wait(&shared.normed[0], 0);  // once it has been, it stays so
+            }
+            if (completes<Tiling>(sums, stretch, group, arrived, parts, counters)) {
+                end_tile<Tiling>(end, sums, place, group, epilogue, staging);
+            }
+            if constexpr (kTileNorms<Tiling>) norms.give_back(epilogue.front.norms);
         }
         turns.end();
     }

@@ -51,6 +51,14 @@ struct Work {
     // Whether other blocks sum the rest of the tile.
     static __device__ bool is_part(const Stretch &stretch) { return stretch.end - stretch.begin < kSteps; }
 
+    // How many stretches the block has before that of a tile: what a count of them would say, but for the register.
+    static __device__ int stretches_before(int block, int tile) {
+        const int first_shared = first_step(block) / kSteps;
+        if (kShared > 0 && tile < kShared) return tile - first_shared;
+        const int n_shared = kShared > 0 ? (first_step(block + 1) - 1) / kSteps - first_shared + 1 : 0;
+        return n_shared + (tile - kShared) / kBlocks;
+    }
+
     // The blocks that share a tile are first_block … last_block.
     static __device__ int first_block(int tile) { return block_of(tile * kSteps); }
     static __device__ int last_block(int tile) { return block_of((tile + 1) * kSteps - 1); }

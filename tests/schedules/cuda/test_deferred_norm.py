@@ -99,6 +99,8 @@ def defined(define: Define, call: Call, inputs: list[Array]) -> list[Array]:
     kinds, results = (tuple(map(as_float, types)) for types in (call.inputs, call.outputs))
     if not call.op.endswith("Moments"):
         return define(replace(call, inputs=kinds, outputs=results), *inputs)
+    if call.op.endswith("TileMoments"):
+        return define(replace(call, inputs=kinds, outputs=results), *inputs)
     m, n = call.outputs[0].shape
     fine = (*results[:2], TensorType((n // 16, m, 2), "f32"))
     y, scaled, moments = define(replace(call, inputs=kinds, outputs=fine), *inputs)
@@ -269,7 +271,8 @@ def test_a_norm_is_no_launch_of_its_own(m: int) -> None:
 @pytest.mark.parametrize("m", [1, 8, 65, 512])
 def test_few_and_many_tokens_do_without_what_is_handed_on(m: int) -> None:
     """So that nobody writes it, and nobody reads it."""
-    front, behind = moments_call(m, 128, 128), deferred_call("LayerNormLinearBias", m, 128, 128)
+    front = moments_call(m, 128, 128, columns=16)
+    behind = deferred_call("LayerNormLinearBias", m, 128, 128, columns=16)
     assert settled(front, HOPPER) == linear_call("LinearResidual", m, 128, 128, tiled_x=True)
     assert settled(behind, HOPPER) == linear_call("LayerNormLinearBias", m, 128, 128)
     for call, untouched in ((front, [("output", 1), ("output", 2)]), (behind, [("input", i) for i in (5, 6, 7)])):
@@ -292,7 +295,7 @@ def test_only_bfloat16_has_the_range_for_sums_that_are_not_normalised(dtype: DTy
 def test_the_number_of_tokens_says_which_family_takes_quantised_weights(weight: DType, m: int) -> None:
     """To 8 the GEMV; to 16 it as well, with nothing deferred; to 64 the GEMM."""
     deferred = m <= 8 or 17 <= m <= 64
-    for call in (moments_call(m, 128, 128), deferred_call("RMSNormLinear", m, 128, 128)):
+    for call in (moments_call(m, 128, 128, columns=16), deferred_call("RMSNormLinear", m, 128, 128, columns=16)):
         executed = settled(stored_as(call, weight), HOPPER)
         assert (executed.op == call.op) == deferred
         assert isinstance(linear.match(executed, HOPPER), Gemv if m <= 16 else Tiling)

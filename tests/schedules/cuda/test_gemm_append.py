@@ -157,6 +157,11 @@ def two_launches(layer: Layer, tiling: Tiling) -> tuple[Array, Array]:
     assert op is not None
     product, step = layer.inputs()
     (qkv,) = run(call, gemm.implement(call, op, tiling, HOPPER), product)
+    return turned_and_appended(layer, qkv, step)
+
+
+def turned_and_appended(layer: Layer, qkv: Array, step: list[Array]) -> tuple[Array, Array]:
+    """Queries, and the cache, by attention's own launch."""
     attend = layer.attending(False)
     append, _ = attention.implement(attend, attention.Tile(2, 2), HOPPER).launches
     operands = tuple(Operand("output", 0) if operand.kind == "temp" else operand for operand in append.operands)

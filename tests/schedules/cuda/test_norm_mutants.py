@@ -9,17 +9,22 @@ import pytest
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
+from tests.schedules.cuda.test_deferred_prompts import in_tiles
 from tests.schedules.cuda.test_mutants import AMPERE, Case, is_noticed, norm_case
 
 BEHIND = deferred_call("LayerNormLinear", 20, 72, 640)
 FEW_IN_FRONT = moments_call(7, 128, 200, columns=16)
 FEW_BEHIND = deferred_call("LayerNormLinear", 7, 72, 640, columns=16)
+MANY_BEHIND = deferred_call("LayerNormLinear", 70, 136, 256)
 FEW = Gemv(6, 2, 2, 2, 1, shared_x=False)
 NORMS: dict[str, Callable[[], Case]] = {
     "in front of a norm": lambda: norm_case(moments_call(20, 128, 200), Tiling(24, 2, 1, shared=False)),
     "behind a norm": lambda: norm_case(BEHIND, Tiling(24, 2, 1, shared=False)),
     "in front of a norm, few tokens": lambda: norm_case(FEW_IN_FRONT, FEW, weight="i8"),
     "behind a norm, few tokens": lambda: norm_case(FEW_BEHIND, FEW, weight="i8"),
+    "in front, many tokens": lambda: norm_case(in_tiles(moments_call(70, 64, 64)), Tiling(48, 2, 1, shared=False)),
+    "behind, many tokens": lambda: norm_case(MANY_BEHIND, Tiling(48, 2, 1, shared=False)),
+    "behind, many tokens shared out": lambda: norm_case(MANY_BEHIND, Tiling(48, 2, 3)),
     "behind a norm on Ampere": lambda: norm_case(BEHIND, Tiling(32, 2, 1, shared=False), AMPERE),
 }
 
@@ -33,8 +38,8 @@ OFFSETS = [
     ("behind a norm", "gemm_epilogue.cuh", "norm.x * weight_sums[h]", "norm.x * weight_sums[0]"),
     ("behind a norm", "gemm_wgmma.cuh", "wait_for_previous();  // for the moments", ";"),
     ("behind a norm", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
-    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_arrive(&shared.normed);", ";"),
-    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed, 0);  // once it has been, it stays so", ";"),
+    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_arrive(&shared.normed[0]);", ";"),
+    ("behind a norm", "gemm_wgmma.cuh", "mbarrier_wait(&shared.normed[0], 0);  // once it has been, it stays so", ";"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "moments[strip * G::kM + token]", "moments[strip * G::kM]"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "v[i] * rows.scales[i]", "v[i] * rows.scales[0]"),
     ("in front of a norm, few tokens", "gemv_norm.cuh", "offset = 16; offset > 2;", "offset = 16; offset > 4;"),
@@ -50,6 +55,16 @@ OFFSETS = [
     ("behind a norm, few tokens", "gemv.cuh", "+ G::kWarps * Ring::kBytes;", "+ (G::kWarps - 1) * Ring::kBytes;"),
     ("behind a norm, few tokens", "gemv.cuh", "wait_for_previous();", ";"),
     ("behind a norm, few tokens", "gemv.cuh", "__syncthreads();", ";"),
+    ("in front, many tokens", "gemm_norm.cuh", "second ? x[i] : x[2 + i], 8", "second ? x[2 + i] : x[i], 8"),
+    (
+        "behind, many tokens",
+        "gemm_norm.cuh",
+        "mbarrier_wait(&barriers[2 + stretch % 2], (stretch / 2 - 1) % 2)",
+        "(void)0",
+    ),
+    ("behind, many tokens", "gemm_norm.cuh", "mbarrier_wait(&barriers[stretch % 2], stretch / 2 % 2);", ";"),
+    ("behind, many tokens", "gemm_norm.cuh", "means_squared - means * means / kParts", "means_squared"),
+    ("behind, many tokens shared out", "gemm_work.cuh", "return n_shared + (tile", "return (tile"),
     ("behind a norm on Ampere", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
 ]
 

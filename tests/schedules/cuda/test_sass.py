@@ -19,6 +19,7 @@ from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as
+from tests.schedules.cuda.test_deferred_prompts import appending, in_tiles
 from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "al
 
 LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
 APPENDING = Layer(2048, 32, 32, 128, 128, k=4096)
+NORMALISING = appending(APPENDING, deferred_call("RMSNormLinear", 2048, 12288, 4096))
 LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
 QWEN3 = replace(LLAMA, kv_heads=8, epsilon=1e-6)
 
@@ -162,6 +164,12 @@ CASES = {
     "fp8 gate and up of 1024 tokens": codes("GatedLinearSilu", 1024, 11008, 4096, "f8", 0, "HGMMA.64x256x16.F32.BF16"),
     "qkv of 2048 tokens, turned and appended": Case(
         "sm_90a", APPENDING.appending(), ("HGMMA.64x256x16.F32.BF16", "UBLKCP", "USETMAXREG", "STG.E.128")
+    ),
+    "qkv of 2048 tokens, normalised, turned and appended": Case(
+        "sm_90a", NORMALISING, ("HGMMA.64x256x16.F32.BF16", "UBLKCP", "USETMAXREG", "STG.E.128")
+    ),
+    "output of 2048 tokens in front of a norm": Case(
+        "sm_90a", in_tiles(moments_call(2048, 4096, 4096)), ("HGMMA.64x256x16.F32.BF16", "USETMAXREG", "STG.E.64")
     ),
     "attention of one token": Case("sm_90a", LLAMA.call(1), ("HMMA.16816.F32.BF16",)),
     "attention of 512 tokens": Case("sm_90a", LLAMA.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True),
