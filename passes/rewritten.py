@@ -17,7 +17,7 @@ PASSES: dict[str, Pass] = {
     "defer_norm_in_prompts": lambda model, _: defer_norm_in_prompts(model),
     "append_in_product": lambda model, kv_dtype: append_in_product(model, kv_dtype=kv_dtype),
 }
-"""In the order in which they run; they take the dtype of the KV cache too."""
+"""In the order in which they run: what appends applies a norm that is deferred.  They take the KV cache's dtype too."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from llmc.schedules.record_fields import of_kind
 
 APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS = "append_in_product", "defer_norm_in_prompts"
 PASSES = (APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS)
-"""Those that have one."""
+"""Those that have one, in the order in which a kit measures them."""
 KEEP_BITS = frozenset({APPEND_IN_PRODUCT})
 """Those with which a model says the same to the last bit."""
 MOST_RATIO = 0.995

@@ -27,9 +27,9 @@ NEW = 4
 """Tokens that both choose behind each prompt."""
 MOST_ERROR = 0.05
 """Of two artifacts' logits, in their standard deviations: of the largest difference where nothing but a pass differs
-that keeps the bits, else of the root of the differences' mean square.  Where x is rounded before it is divided instead of
-behind, that is 0.006 in a model of 1024 columns and 0.010 in one of 2048, as far as either is from float32; the largest
-of 16,000 is four times as much."""
+that keeps the bits, else of the root of the differences' mean square.  Where x is rounded before it is divided instead
+of behind, that is 0.006 in a model of 1024 columns and 0.010 in one of 2048, as far as either is from float32; the
+largest of 16,000 is four times as much."""
 
 
 def items(kit: Kit) -> Iterator[str]:
