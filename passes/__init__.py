@@ -39,6 +39,7 @@ from llmc.passes.insert_kv_cache import insert_kv_cache
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
 from llmc.passes.name_positions import name_positions
+from llmc.passes.order_columns import order_columns
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.tabulate_positions import tabulate_positions
@@ -70,6 +71,7 @@ def first_steps(n_context: int) -> Steps:
         # 2. over M tokens of one sequence
         ("flatten_tokens", flatten_tokens),
         ("form_linear", form_linear),
+        ("order_columns", order_columns),
         ("form_latent", form_latent),
         ("form_activation", form_activation),
         ("fold_query_scale", fold_query_scale),
