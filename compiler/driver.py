@@ -25,6 +25,7 @@ from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, missing, never_chosen, parse_targets
 from llmc.passes.defer_norm import defer_norm
+from llmc.passes.fuse_experts import fuse_experts
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
 from llmc.passes.quantize_weights import quantize_weights
@@ -258,6 +259,7 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
             fit_weights(step_graph, scheme.calibration)
     if device == "cuda":
         observe("fuse_router", step_graph, fuse_router(step_graph))
+        observe("fuse_experts", step_graph, fuse_experts(step_graph))
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))
     graph.check_step_graph(step_graph)

@@ -29,7 +29,14 @@ from llmc.compiler.ops_define import (
     like_first,
     operator,
 )
-from llmc.compiler.ops_experts import CLAMP, CLAMPED_EXPERTS, EXPERTS, clamped_experts_name, experts_name
+from llmc.compiler.ops_experts import (
+    CLAMP,
+    CLAMPED_EXPERTS,
+    EXPERTS,
+    RESIDUAL_EXPERTS,
+    clamped_experts_name,
+    experts_name,
+)
 from llmc.compiler.ops_latent import LATENT_ATTENTION
 from llmc.compiler.ops_linear import (
     gated_linear_name,
@@ -51,6 +58,7 @@ __all__ = [
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",
+    "RESIDUAL_EXPERTS",
     "ROUTERS",
     "VERSION",
     "KeepGroups",

@@ -1,4 +1,4 @@
-"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}`, `ExpertsClampedSwish[Bias]`.
+"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}{Residual}?`, `ExpertsClampedSwish[Bias]`.
 
 See ops.py for what M and K are.
 """
@@ -21,6 +21,10 @@ def experts_name(activation: str) -> str:
 
 EXPERTS = {experts_name(activation): activation for activation in GATES}
 """The activation of each operator."""
+
+
+RESIDUAL_EXPERTS = {f"{name}Residual": activation for name, activation in EXPERTS.items()}
+"""The same with a residual that is added to the sum."""
 
 
 def clamped_experts_name(bias: bool) -> str:
@@ -58,15 +62,20 @@ def mixture(op: Any, inputs: list[ir.Value], gate: Callable[[ir.Value], Any], bi
     return op.ReduceSum(op.Mul(results, weights), op.ints(0), keepdims=0)
 
 
-def define_experts(activation: str) -> None:
+def define_experts(name: str, activation: str, residual: bool) -> None:
     """Register the experts gated by one activation."""
 
     def body(op: Any, *inputs: ir.Value) -> Any:
-        return mixture(op, list(inputs), lambda both: finish_gated(activation)(op, both))
+        y = mixture(op, list(inputs[:5]), lambda both: finish_gated(activation)(op, both))
+        return op.Add(y, inputs[5]) if residual else y
 
-    gate = f"{activation.lower()}(x Wgᵀ)"
-    doc = f"Σ_j share_j · (({gate} · (x Wuᵀ)) Wdᵀ), {OF_EXPERTS} expert.    {SHAPES} -> [M, K].    {SHAZEER}"
-    define(experts_name(activation), ["x", "index", "share", "gate_up", "down"], {}, body, lambda s, _: [s[0]], doc)
+    added, shape = (" + residual", ", residual [M, K]") if residual else ("", "")
+    doc = (
+        f"Σ_j share_j · (({activation.lower()}(x Wgᵀ) · (x Wuᵀ)) Wdᵀ){added}, {OF_EXPERTS} expert.    "
+        f"{SHAPES}{shape} -> [M, K].    {SHAZEER}"
+    )
+    inputs = ["x", "index", "share", "gate_up", "down", *["residual"] * residual]
+    define(name, inputs, {}, body, lambda s, _: [s[0]], doc)
 
 
 def define_clamped_experts(bias: bool) -> None:
@@ -93,7 +102,8 @@ def define_clamped_experts(bias: bool) -> None:
     define(clamped_experts_name(bias), inputs, attributes, body, lambda s, _: [s[0]], doc)
 
 
-for _activation in EXPERTS.values():
-    define_experts(_activation)
+for _residual, _names in enumerate((EXPERTS, RESIDUAL_EXPERTS)):
+    for _name, _activation in _names.items():
+        define_experts(_name, _activation, bool(_residual))
 for _bias in CLAMPED_EXPERTS.values():
     define_clamped_experts(_bias)

@@ -152,7 +152,7 @@ def implement(op: ExpertsOp, cut: Grouped, target: Target) -> Implementation:
         product_launch(op, down, table, cut.stages[1], (between, Operand("input", of.DOWN), results, sorted_), target),
         Launch(
             rows_kernel("combine", table),
-            (share, results, sorted_, y),
+            (share, results, sorted_, *[Operand("input", of.RESIDUAL)] * op.residual, y),
             ceil(op.tokens * ceil(op.k / PACK_COLUMNS) / PACK_THREADS),
             4 * op.k * (op.pairs + op.tokens),
             2 * op.k * op.pairs,
@@ -180,8 +180,9 @@ def rows_kernel(kind: str, table: Table, element: str = "") -> Kernel:
         parameters = f"const float *x, const int *table, {element} *packed"
         body = f"pack_pairs<{table.c_type}, {table.op.k}>(x, table, packed);"
     else:
-        parameters = "const float *share, const float *results, const int *table, float *y"
-        body = f"combine_pairs<{table.c_type}, {table.op.k}>(share, results, table, y);"
+        residual = ("const float *residual, ", "residual") if table.op.residual else ("", "nullptr")
+        parameters = f"const float *share, const float *results, const int *table, {residual[0]}float *y"
+        body = f"combine_pairs<{table.c_type}, {table.op.k}>(share, results, table, {residual[1]}, y);"
     name = f"{kind}_pairs_{table.op.words}_k{table.op.k}"
     return kernel_of(name, "experts_rows.cuh", "", parameters, body, PACK_THREADS, 0)
 

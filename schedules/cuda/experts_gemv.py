@@ -10,7 +10,7 @@ once.  Bytes: the chosen experts' weights; x, and what lies between, once a bloc
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil, sqrt
@@ -49,7 +49,7 @@ class Streamed:
 def products(op: ExpertsOp) -> tuple[LinearOp, LinearOp]:
     """Of one expert: the first rounds x itself, the second takes it as it comes."""
     up = op.gate_up(op.tokens)
-    return LinearOp(**{**vars(up), "tiled_x": False}), op.down(op.tokens)
+    return replace(up, tiled_x=False), replace(op.down(op.tokens), residual=op.residual)
 
 
 def space(op: ExpertsOp, target: Target) -> list[Streamed]:
@@ -105,7 +105,7 @@ def implement(op: ExpertsOp, params: Streamed, target: Target) -> Implementation
     up, down = products(op)
     inner = TensorType((op.tokens, op.n), op.element, tiled=True)
     index, share, y = Operand("input", of.INDEX), Operand("input", of.SHARE), Operand("output", 0)
-    between = Operand("temp", 0)
+    between, added = Operand("temp", 0), [Operand("input", of.RESIDUAL)] * op.residual
     launches = (
         launch(
             op,
@@ -114,7 +114,7 @@ def implement(op: ExpertsOp, params: Streamed, target: Target) -> Implementation
             (Operand("input", of.GATE_UP), Operand("input", of.X), index, share, between),
             device,
         ),
-        launch(op, down, params.down, (Operand("input", of.DOWN), between, index, y), device),
+        launch(op, down, params.down, (Operand("input", of.DOWN), between, index, *added, y), device),
     )
     return Implementation(launches, (op.active * inner.n_bytes,), layouts=of.layouts(op), family="GEMV")
 
@@ -140,10 +140,12 @@ def source(name: str, op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) 
     element = C_TYPES[each.element]
     x, y = (element, "float") if each.tiled_x else ("float", element)
     flags = {"kGated": each.gated, "kJoined": not each.gated, "kTiledX": each.tiled_x, "kSharedX": ring.shared_x}
-    flags |= dict.fromkeys(("kBias", "kResidual", "kMoments", "kDeferred", "kNormBias", "kKept", "kDigits"), False)
-    flags["kBulk"] = ring.bulk
+    flags |= dict.fromkeys(("kBias", "kMoments", "kDeferred", "kNormBias", "kKept", "kDigits"), False)
+    flags |= {"kBulk": ring.bulk, "kResidual": each.residual}
     sizes = f"kWarps = {ring.warps}, kStages = {ring.stages}, kSide = {ring.side}, kDepth = 1, kBlocks = {ring.blocks}"
-    share = ("const float *share, ", "share") if each.gated else ("", "nullptr")
+    others = {"share": each.gated, "residual": each.residual}
+    parameters = "".join(f"const float *{name}, " for name, there in others.items() if there)
+    arguments = ", ".join(name if there else "nullptr" for name, there in others.items())
     return (
         '#include "experts_gemv.cuh"\n\n'
         "struct Layer {\n"
@@ -160,7 +162,7 @@ def source(name: str, op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) 
         f"    static constexpr int {sizes};\n"
         "};\n\n"
         f'extern "C" __global__ void __launch_bounds__({32 * ring.warps}, {resident})\n'
-        f"{name}(const unsigned char *weight, const {x} *x, const long long *index, {share[0]}{y} *y) {{\n"
-        f"    experts_gemv<Layer>(weight, x, index, {share[1]}, y);\n"
+        f"{name}(const unsigned char *weight, const {x} *x, const long long *index, {parameters}{y} *y) {{\n"
+        f"    experts_gemv<Layer>(weight, x, index, {arguments}, y);\n"
         "}\n"
     )

@@ -1,8 +1,9 @@
 """What a call of the Experts family asks for, on a GPU.
 
-    Experts{Silu|Gelu|GeluTanh}      Σ_j share_j · ((act(x Wgᵀ) · (x Wuᵀ)) Wdᵀ), over the k experts of a token
+    Experts{Silu|Gelu|GeluTanh}[Residual]    Σ_j share_j · ((act(x Wgᵀ) · (x Wuᵀ)) Wdᵀ) [+ residual], over k experts
 
-Inputs in order: x f32 [M, K], index i64 [M, k], share f32 [M, k], [Wg; Wu] [E, 2N, K], Wd [E, K, N].
+Inputs in order: x f32 [M, K], index i64 [M, k], share f32 [M, k], [Wg; Wu] [E, 2N, K], Wd [E, K, N],
+[residual f32 [M, K]].
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmc.compiler.kernel import Call, DType
-from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.compiler.ops import DOMAIN, EXPERTS, RESIDUAL_EXPERTS
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.experts_layout import OfExperts
@@ -19,7 +20,7 @@ from llmc.schedules.experts_layout import OfExperts
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 ACTIVATIONS: dict[str, Activation] = {"Silu": "silu", "Gelu": "gelu", "GeluTanh": "gelu_tanh"}
 WEIGHTS = ("bf16", "f16", "i8", "i4", "f8")
-X, INDEX, SHARE, GATE_UP, DOWN = range(5)
+X, INDEX, SHARE, GATE_UP, DOWN, RESIDUAL = range(6)
 """Inputs of a call."""
 
 
@@ -39,6 +40,7 @@ class ExpertsOp:
     weight: DType
     group: int
     activation: Activation
+    residual: bool = False
 
     @property
     def pairs(self) -> int:
@@ -56,7 +58,7 @@ class ExpertsOp:
 
     @property
     def words(self) -> str:
-        return f"m{self.tokens}_{self.chosen}of{self.n_experts}"
+        return f"m{self.tokens}_{self.chosen}of{self.n_experts}{'_residual' * self.residual}"
 
     def gate_up(self, rows: int) -> LinearOp:
         """The first product of so many rows, as if they were one expert's."""
@@ -70,9 +72,12 @@ class ExpertsOp:
 def parse(call: Call) -> ExpertsOp | None:
     """What the call asks for; None for what is no mixture of experts, or none that there are kernels for."""
     domain, _, name = call.op.rpartition(".")
-    if domain != DOMAIN or name not in EXPERTS or EXPERTS[name] not in ACTIVATIONS or len(call.inputs) != 5:
+    gate = (EXPERTS | RESIDUAL_EXPERTS).get(name, "")
+    if domain != DOMAIN or gate not in ACTIVATIONS:
         return None
-    x, index, share, gate_up, down = call.inputs
+    x, index, share, gate_up, down, *residual = call.inputs
+    if any(r is None or r.tiled or r.dtype != "f32" for r in residual):
+        return None
     if not (x and index and share and gate_up and down and gate_up.constant and down.constant):
         return None
     lies = (x.dtype, index.dtype, share.dtype, call.outputs[0].dtype)
@@ -81,9 +86,9 @@ def parse(call: Call) -> ExpertsOp | None:
         return None
     element: Literal["bf16", "f16"] = "f16" if gate_up.dtype == "f16" else "bf16"
     n_experts, k, n = down.shape
-    activation = ACTIVATIONS[EXPERTS[name]]
     tokens, chosen = index.shape
-    return ExpertsOp(tokens, chosen, n_experts, n, k, element, gate_up.dtype, gate_up.group, activation)
+    stored_as = (gate_up.dtype, gate_up.group)
+    return ExpertsOp(tokens, chosen, n_experts, n, k, element, *stored_as, ACTIVATIONS[gate], bool(residual))
 
 
 def expert_bytes(op: LinearOp) -> int:

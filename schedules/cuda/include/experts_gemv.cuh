@@ -2,7 +2,7 @@
 //
 //     gate_up   inner[a][m] = share · act(x[m] Wgᵀ) · (x[m] Wuᵀ)    of the a-th chosen expert, in the order of numbers;
 //                                                                    0 where token m did not choose it
-//     down      y[m] = Σ_a inner[a][m] Wdᵀ                           (kJoined)
+//     down      y[m] = Σ_a inner[a][m] Wdᵀ [+ residual]              (kJoined)
 //
 //     unit     of gate_up a band of one expert; of down a band of all: kSide strips (16 rows) side by side
 //     block    a fair share of the units that there are, one after the other
@@ -67,7 +67,8 @@ struct ExpertsGemv {
     const unsigned char *const weight;
     const void *const x;
     const long long *const index;
-    const float *const share;  // of gate_up
+    const float *const share;     // of gate_up
+    const float *const residual;  // of down, if kResidual
     typename G::Y *const y;
     const int warp = warp_index();
     const int own = (kColumns - warp + G::kWarps - 1) / G::kWarps;  // columns of an expert that this warp has
@@ -264,8 +265,10 @@ struct ExpertsGemv {
             const int token = first_token + j;
             if (token >= G::kM) continue;
             if constexpr (G::kJoined) {
-                if (Epilogue<G>::is_output(n)) y[int64_t(token) * G::kN + n] = sums[j];
-                if (Epilogue<G>::is_output(n + 8)) y[int64_t(token) * G::kN + n + 8] = sums[2 + j];
+                for (int i = 0; i < 2; i++) {
+                    const int64_t at = int64_t(token) * G::kN + n + 8 * i;
+                    if (Epilogue<G>::is_output(n + 8 * i)) y[at] = sums[2 * i + j] + (G::kResidual ? residual[at] : 0.0f);
+                }
             } else {
                 const float part = chosen().shares[a][token], value = activate<G::kActivation>(sums[j]) * sums[2 + j];
                 constexpr int64_t kElements = int64_t(round_up(G::kN, kTile)) * round_up(G::kM, 8);
@@ -278,6 +281,6 @@ struct ExpertsGemv {
 
 template <class G>
 __device__ __forceinline__ void experts_gemv(const unsigned char *weight, const void *x, const long long *index,
-                                             const float *share, typename G::Y *y) {
-    ExpertsGemv<G>{weight, x, index, share, y}.run();
+                                             const float *share, const float *residual, typename G::Y *y) {
+    ExpertsGemv<G>{weight, x, index, share, residual, y}.run();
 }

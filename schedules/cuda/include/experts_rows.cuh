@@ -1,7 +1,7 @@
 // The first and the last thing that happens to rows of sorted pairs (experts_table.cuh).
 //
 //     pack_pairs      row r of a tiled activation of kAllRows rows = x[token of r's pair], rounded to T
-//     combine_pairs   y[m] = Σ_j share[m, j] · result[row of pair m k + j], j in order
+//     combine_pairs   y[m] = Σ_j share[m, j] · result[row of pair m k + j] [+ residual], j in order
 //
 // A thread takes 8 columns of a row, or of a token. Rows without a pair hold anything, and so do their results.
 #pragma once
@@ -26,13 +26,15 @@ __device__ __forceinline__ void pack_pairs(const float *x, const int *table, T *
 }
 
 template <class Table, int kColumns>
-__device__ __forceinline__ void combine_pairs(const float *share, const float *results, const int *table, float *y) {
+__device__ __forceinline__ void combine_pairs(const float *share, const float *results, const int *table,
+                                              const float *residual, float *y) {
     constexpr int kChunks = ceil_div(kColumns, 8);
     let_next_start();
     wait_for_previous();
     const int at = blockIdx.x * kRowThreads + threadIdx.x, token = at / kChunks, first = at % kChunks * 8;
     if (token >= Table::kTokens) return;
-    float sums[8] = {};
+    float sums[8] = {}, added[8] = {};
+    if (residual) load_eight<kColumns>(added, residual + int64_t(token) * kColumns, first);
 #pragma unroll 2
     for (int j = 0; j < Table::kChosen; j++) {
         const int pair = token * Table::kChosen + j;
@@ -41,5 +43,7 @@ __device__ __forceinline__ void combine_pairs(const float *share, const float *r
 #pragma unroll
         for (int i = 0; i < 8; i++) sums[i] = fmaf(share[pair], v[i], sums[i]);
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) sums[i] += added[i];
     store_eight<kColumns>(y + int64_t(token) * kColumns, first, sums);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -33,11 +34,23 @@ CASES: dict[str, tuple[tuple[Any, ...], experts.Params, Target]] = {
 }
 
 
+RESIDUAL = ("few, codes", "many tokens")
+
+
 @cache
 def compiled(case: str) -> tuple[Call, EmulatedExecutable]:
     shape, params, target = CASES[case]
     call = experts_call(*shape)
+    if case in RESIDUAL:
+        call = replace(call, op=f"{call.op}Residual", inputs=(*call.inputs, call.outputs[0]))
     return call, EmulatedExecutable(call, experts.implement(call, params, target), target)
+
+
+def inputs_of(case: str) -> list[Any]:
+    """x, index, share, both weights as they are stored, and the residual."""
+    call = experts_call(*CASES[case][0])
+    added = np.random.default_rng(1).standard_normal(call.outputs[0].shape).astype(np.float32)
+    return [*random_inputs(call), *[added] * (case in RESIDUAL)]
 
 
 def plain(weight: Any) -> Array:
@@ -47,10 +60,10 @@ def plain(weight: Any) -> Array:
 
 def check(case: str, define: Define, index: Array | None = None) -> None:
     call, executable = compiled(case)
-    x, chosen, share, *weights = random_inputs(call)
-    (y,) = executable.run(x, chosen if index is None else index, share, *weights)
-    inside = np.clip(chosen if index is None else index, 0, len(plain(weights[0])) - 1)
-    (wanted,) = define(call, x, inside, share, *map(plain, weights))
+    x, chosen, share, *rest = inputs_of(case)
+    (y,) = executable.run(x, chosen if index is None else index, share, *rest)
+    inside = np.clip(chosen if index is None else index, 0, CASES[case][0][2] - 1)
+    (wanted,) = define(call, x, inside, share, *map(plain, rest[:2]), *rest[2:])
     np.testing.assert_allclose(y, wanted, rtol=0, atol=2**-7 * np.abs(wanted).max())
 
 
@@ -69,8 +82,8 @@ def test_any_choice_stays_within_memory(define: Define, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["few tokens", "few, codes", "many tokens"])
 def test_a_token_has_the_same_bits_whoever_its_neighbours_are(case: str) -> None:
-    call, executable = compiled(case)
-    x, index, share, *weights = random_inputs(call)
+    _, executable = compiled(case)
+    x, index, share, *weights = inputs_of(case)
     (expected,) = executable.run(x, index, share, *weights)
     others = np.roll(index, 1, axis=0)
     others[0], x[1:] = index[0], x[1:][::-1].copy()
