@@ -91,8 +91,8 @@ def weight_in_words(record: Mapping[str, Any]) -> str:
     """bf16 [4096, 11008]: of a schedule, or of a tuned record."""
     if "n" in record:
         return f"{record['weight']} [{record['n']}, {record['k']}]"
-    found = re.search(r"(\w+)\[(\d+),(\d+)\]!", record["call"])  # the first matrix that is a constant
-    return f"{found[1]} [{found[2]}, {found[3]}]" if found else ""
+    found = re.search(r"(\w+)\[((?:\d+,)?\d+,\d+)\]!", record["call"])  # the first constant matrix, or one an expert
+    return f"{found[1]} [{found[2].replace(',', ', ')}]" if found else ""
 
 
 def share_in_words(found: Mapping[str, Any]) -> str:
