@@ -30,7 +30,8 @@ ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Of a tile of pairs, where `wgmma` multiplies; `mma.sync` takes the multiples of 16."""
 PACK_THREADS, PACK_COLUMNS = 256, 8
 """Of include/experts_rows.cuh."""
-MOST_SORT_WARPS, SORTED_TOGETHER = 16, 128
+MOST_SORT_WARPS, SORTED_TOGETHER, MOST_COUNTS = 16, 128, 10_000
+"""Warps that sort, pairs for which one more is worth it, and counters that fit shared memory: of each an expert's."""
 END_US = 2.0
 """Of a tile of 128 x 128: its sums on their way out.  A 128 x 256 one took an H200 4.4 µs."""
 
@@ -162,7 +163,8 @@ def implement(op: ExpertsOp, cut: Grouped, target: Target) -> Implementation:
 
 
 def sort_kernel(table: Table) -> Kernel:
-    warps = min(MOST_SORT_WARPS, ceil(table.op.pairs / SORTED_TOGETHER))
+    most = min(MOST_SORT_WARPS, max(1, MOST_COUNTS // table.op.n_experts))
+    warps = min(most, ceil(table.op.pairs / SORTED_TOGETHER))
     return kernel_of(
         f"sort_pairs_{table.op.words}",
         "experts_table.cuh",
