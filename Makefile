@@ -26,7 +26,7 @@ run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
 
 test: $(VENV)/.ready  ## lint, type-check and run all tests
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	@$(BIN)/python -m pytest -n 2 -q
 
 quick: $(VENV)/.ready  ## the one-minute test: a two-layer model end to end
 	@$(BIN)/python -m pytest -q tests/test_tiny.py

@@ -4,10 +4,20 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+BY_PARAMETER = ("tests/test_parity.py", "tests/passes/test_pipeline.py")
+"""Their fixtures compile a model for each parameter: tests of the same one run in the same process."""
+TOGETHER = {
+    "tests/test_experts.py": "a mixture",
+    "tests/test_kv_dtype.py": "a cache",
+    "tests/runtime/test_c_damage.py": "host",
+    "tests/runtime/test_c_host.py": "host",
+}
+"""Files whose tests share what takes long to make."""
 
 
 def pytest_configure() -> None:
@@ -24,6 +34,24 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+def group_of(test: str) -> str:
+    """Of a test's id: what it shares with those that one process is to run."""
+    file, _, name = test.partition("::")
+    return f"{file} {name.partition('[')[2]}" if file in BY_PARAMETER and "[" in name else TOGETHER.get(file, test)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests one by one to whichever process is free, but for those of a group."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture
