@@ -65,6 +65,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "gpt_oss": {
         **WINDOW,
+        "num_hidden_layers": 1,  # of the kind with a window
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "swiglu_limit": 0.3,
