@@ -21,7 +21,7 @@ from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
-from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
+from llmc.compiler.refuse_for_gpu import LACKING_APART, refuse_experts, refuse_for_gpu
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, missing, never_chosen, parse_targets
 from llmc.passes.defer_norm import defer_norm
@@ -259,6 +259,7 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
             fit_weights(step_graph, scheme.calibration)
     if device == "cuda":
         observe("fuse_router", step_graph, fuse_router(step_graph))
+        refuse_for_gpu(step_graph, LACKING_APART)
         observe("fuse_experts", step_graph, fuse_experts(step_graph))
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))
