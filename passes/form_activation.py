@@ -7,7 +7,7 @@ rewrite:
 
     Mul(Mul(0.5, x), Add(1, Tanh(Mul(√(2/π), Add(x, Mul(0.044715, Pow(x, 3)))))))
     -->
-    Gelu(x, approximate="tanh")
+    Gelu(x, approximate="tanh")                 likewise of Mul(Mul(√(2/π), x), Add(1, Mul(Mul(0.044715, x), x)))
 
     Mul(Mul(x, Add(Erf(Div(x, √2)), 1)), 0.5)
     -->
@@ -60,7 +60,7 @@ def gelu(node: ir.Node) -> tuple[ir.Value, str] | None:
             wave = producer(without(gate, "Add", 1.0), "Tanh", "Erf")
             if x is None or wave is None:
                 continue
-            if wave.op_type == "Tanh" and is_cubic(without(wave.inputs[0], "Mul", sqrt(2 / pi)), x):
+            if wave.op_type == "Tanh" and is_bent(wave.inputs[0], x):
                 return x, "tanh"
             if wave.op_type == "Erf" and is_over_root_two(wave.inputs[0], x):
                 return x, "none"
@@ -73,6 +73,21 @@ def products_of_three(node: ir.Node) -> Iterator[tuple[ir.Value | None, ...]]:
         inner = producer(product, "Mul")
         if inner is not None:
             yield outer, *inner.inputs
+
+
+def is_bent(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether the value is √(2/π) (x + 0.044715 x³), or x set apart."""
+    if is_cubic(without(value, "Mul", sqrt(2 / pi)), x):
+        return True
+    node = producer(value, "Mul")
+    for a, b in (node.inputs, reversed(node.inputs)) if node is not None else ():
+        if without(a, "Mul", sqrt(2 / pi)) is not x:
+            continue
+        square = producer(without(b, "Add", 1.0), "Mul")
+        for c, d in (square.inputs, reversed(square.inputs)) if square is not None else ():
+            if d is x and without(c, "Mul", 0.044715) is x:
+                return True
+    return False
 
 
 def is_cubic(value: ir.Value | None, x: ir.Value) -> bool:

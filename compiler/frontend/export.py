@@ -56,6 +56,8 @@ LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
 """What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
 SPELLED_OUT = "llmc.spelled_out"
+MOST_ELEMENTS = 1 << 30
+"""Of constants that are compared with each other."""
 MOST_LAYERS = 1000
 """More would take hours and all memory before something else refuses them."""
 
@@ -115,6 +117,9 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     check_experts(config, model, graph_model.graph)
     _forget_weights(graph_model, model)
     simplify(graph_model)
+    if has_own_attention(config):  # whose masks and angles are made ahead, in each layer the same
+        ir_passes.DeduplicateHashedInitializersPass(size_limit=MOST_ELEMENTS)(graph_model)
+        ir_passes.CommonSubexpressionEliminationPass()(graph_model)
     _rename_dims(graph_model)
     _drop_remarks(graph_model)
     return graph_model

@@ -289,6 +289,8 @@ def test_checkpoints_are_told_apart_by_their_digest(save_model: SaveModel, tiny_
         ("qwen3-30b-a3b", 30_532_122_624),
         ("olmoe-1b-7b", 6_919_161_856),
         ("gpt-oss-20b", 20_914_757_184),
+        ("falcon-7b", 6_921_720_704),
+        ("bloom-7b1", 7_069_016_064),
         ("opt-125m", 125_239_296),
         ("opt-350m", 331_196_416),
         ("opt-1.3b", 1_315_758_080),

@@ -31,6 +31,15 @@ def test_gelu_with_other_products_becomes_one_operator(build: Any, check: Any) -
     check(build.model(build.op("Mul", build.constant(0.5), gated)), form_activation, 1)
 
 
+def test_gelu_with_x_set_apart_becomes_one_operator(build: Any, check: Any) -> None:
+    """As BLOOM has it."""
+    x = build.input("x", "M", 8)
+    square = build.op("Mul", build.op("Mul", x, build.constant(0.044715)), x)
+    bent = build.op("Mul", build.op("Mul", x, build.constant(0.79788456)), build.op("Add", square, build.constant(1.0)))
+    gate = build.op("Add", build.op("Tanh", bent), build.constant(1.0))
+    check(build.model(build.op("Mul", build.op("Mul", x, build.constant(0.5)), gate)), form_activation, 1)
+
+
 @pytest.mark.parametrize(("op", "factor"), [("Div", 2**0.5), ("Mul", 2**-0.5)], ids=["quotient", "product"])
 def test_gelu_spelled_out_with_erf_becomes_one_operator(build: Any, check: Any, op: str, factor: float) -> None:
     x = build.input("x", "M", 8)
