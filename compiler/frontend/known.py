@@ -141,6 +141,66 @@ def _gpt_oss(n_layers: int, n_experts: int) -> dict[str, Any]:
     return fields
 
 
+_YARN_V2 = {
+    "type": "yarn",
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+_DEEPSEEK_V2_LITE = {
+    "model_type": "deepseek_v2",
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "vocab_size": 102400,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 1408,
+    "first_k_dense_replace": 1,
+    "topk_method": "greedy",
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+    "q_lora_rank": None,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "max_position_embeddings": 163840,
+    "rope_scaling": _YARN_V2,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 100000,
+    "eos_token_id": 100001,
+    "dtype": "bfloat16",
+}
+_GLM45_AIR = {
+    "model_type": "glm4_moe",
+    "architectures": ["Glm4MoeForCausalLM"],
+    "vocab_size": 151552,
+    "head_dim": 128,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+    "use_qk_norm": False,
+    "n_routed_experts": 128,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 1408,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1000000,
+    "bos_token_id": None,
+    "pad_token_id": 151329,
+    "eos_token_id": [151329, 151336, 151338],
+    "dtype": "bfloat16",
+}
+
 _TINYLLAMA = {"max_position_embeddings": 2048, "dtype": "bfloat16"}
 _LLAMA3 = {
     "vocab_size": 128256,
@@ -289,4 +349,8 @@ KNOWN_MODELS = {
     "gpt-oss-20b": KnownModel("openai/gpt-oss-20b", _gpt_oss(24, 32)),
     "gpt-oss-120b": KnownModel("openai/gpt-oss-120b", _gpt_oss(36, 128)),
     "olmoe-1b-7b": KnownModel("allenai/OLMoE-1B-7B-0924", _llama(2048, 1024, 16, 16, 16, **_OLMOE)),
+    "deepseek-v2-lite": KnownModel(
+        "deepseek-ai/DeepSeek-V2-Lite", _llama(2048, 10944, 27, 16, 16, **_DEEPSEEK_V2_LITE)
+    ),
+    "glm-4.5-air": KnownModel("zai-org/GLM-4.5-Air", _llama(4096, 10944, 46, 96, 8, **_GLM45_AIR)),
 }

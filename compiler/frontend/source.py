@@ -17,6 +17,7 @@ from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weigh
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
+from llmc.compiler.frontend.fp8_blocks import fp8_block, join_scales
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
 from llmc.compiler.frontend.mxfp4 import is_mxfp4, join_blocks
@@ -49,7 +50,7 @@ class SourceModel:
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
     file: the .onnx file that the graph is from; None for a model of transformers.
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
-    is_packed: whether the checkpoint keeps weights in fewer bits than any dtype here has (mxfp4.py).
+    is_packed: whether the checkpoint keeps weights in fewer bits than any dtype here has (mxfp4.py, fp8_blocks.py).
     """
 
     name: str
@@ -202,10 +203,12 @@ def _open(model: str, weights: str) -> _Found:
     """The model, or the text part of one that takes more than text."""
     name, folder, fields = _find(model, weights)
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    is_packed = is_mxfp4(fields)
+    block = fp8_block(fields)
+    is_packed = is_mxfp4(fields) or block is not None
     if is_packed:
         fields = {name: value for name, value in fields.items() if name != "quantization_config"}
-        checkpoint = join_blocks(checkpoint) if checkpoint else None
+    if is_packed and checkpoint:
+        checkpoint = join_scales(checkpoint, block) if block else join_blocks(checkpoint)
     part = text_fields(fields)
     if part is None:
         return _Found(name, folder, fields, checkpoint, is_packed=is_packed)
