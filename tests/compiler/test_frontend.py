@@ -289,6 +289,7 @@ def test_checkpoints_are_told_apart_by_their_digest(save_model: SaveModel, tiny_
         ("qwen3-30b-a3b", 30_532_122_624),
         ("olmoe-1b-7b", 6_919_161_856),
         ("gpt-oss-20b", 20_914_757_184),
+        ("deepseek-v2-lite", 15_706_484_224),
         ("falcon-7b", 6_921_720_704),
         ("bloom-7b1", 7_069_016_064),
         ("opt-125m", 125_239_296),
