@@ -120,9 +120,17 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     if has_own_attention(config):  # whose masks and angles are made ahead, in each layer the same
         ir_passes.DeduplicateHashedInitializersPass(size_limit=MOST_ELEMENTS)(graph_model)
         ir_passes.CommonSubexpressionEliminationPass()(graph_model)
+        _name_constants(graph_model.graph)
     _rename_dims(graph_model)
     _drop_remarks(graph_model)
     return graph_model
+
+
+def _name_constants(graph: ir.Graph) -> None:
+    """Constants are no layer's: those that all layers share have the first one's name until then."""
+    constants = [value for value in graph.initializers.values() if value.const_value is not None]
+    for number, value in enumerate(constants):
+        value.name = f"constant.{number}"
 
 
 def _export_repeated(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model | None:

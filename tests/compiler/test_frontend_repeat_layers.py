@@ -2,8 +2,9 @@
 
 import onnx_ir as ir
 import pytest
-from transformers import Gemma2Config, LlamaConfig, PretrainedConfig
+from transformers import Gemma2Config, GPTJConfig, LlamaConfig, PretrainedConfig
 
+from llmc.compiler.frontend.export import export_graph
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 
 
@@ -77,3 +78,24 @@ def test_a_configuration_is_shortened_where_its_layers_are_of_one_kind(
 ) -> None:
     short = shorten(config)
     assert (short.num_hidden_layers if short else None) == expected
+
+
+def test_a_table_that_all_layers_share_is_no_layers() -> None:
+    """GPT-J's angles are a buffer of each layer."""
+    config = GPTJConfig(
+        n_layer=6,
+        n_embd=64,
+        n_head=4,
+        n_inner=64,
+        rotary_dim=16,
+        n_positions=2048,
+        vocab_size=50,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
+    graph = export_graph(config).graph
+    repeated = {(node.name or "").rpartition(".")[2] for node in graph}
+    assert repeated >= {"3", "4", "5"}
+    assert all(name == value.name for name, value in graph.initializers.items())
+    assert not [name for name in graph.initializers if "embed_positions" in name]
