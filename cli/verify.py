@@ -122,7 +122,8 @@ def bar_of(certificate: Mapping[str, Any]) -> float:
     """The largest error of logits that the compiler lets pass, where it has such a bar."""
     bar = certificate.get("bar", {})
     relative = bar.get("relative_error", 0.0) * certificate["logit_range"]
-    return float(relative or bar.get("times_reference_error", 0.0) * certificate.get("reference_error", 0.0))
+    times = bar.get("times_reference_error") or bar.get("times_reference_typical_error", 0.0)
+    return float(relative or times * certificate.get("reference_error", 0.0))
 
 
 def replay_text(model: Model, name: str, prompt: Mapping[str, Any], tolerance: float) -> Check:
