@@ -3,7 +3,7 @@
     python bench/speculate.py FILE.so [--context 256] [--guesses 1,3,7] [--steps 15] [--record bench/records/NAME.json]
     python bench/speculate.py FILE.so --prompts FILE.txt [--tokens 200] [--most 7] [--draft SMALL.so]
 
-The first part times steps of one token and of one with so many guesses, all of them wrong, in turns, on a text of
+The first part times steps of one token and of one with so many guesses, the first of them wrong, in turns, on a text of
 --context tokens: the weights may be random.  The second, for a model that has learned something, continues each line of
 a file, greedy and drawn, and says how many tokens a step has kept.
 """
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--prompts", type=Path, help="a text, a prompt a line")
     parser.add_argument("--tokens", type=int, default=200, help="of each text, at most")
-    parser.add_argument("--most", type=int, default=7, help="guesses in a step")
+    parser.add_argument("--most", type=int, choices=range(1, 64), default=7, metavar="N", help="guesses in a step")
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--record", type=Path)
@@ -106,10 +106,10 @@ def kept(
     return {
         "how": kind,
         "texts": len(prompts),
-        "tokens_a_step": round(n_tokens / n_steps, 2),
+        "tokens_a_step": round(n_tokens / max(n_steps, 1), 2),
         "guessed": n_guessed,
         "right": n_right,
-        "speed_up": round(times[0] / times[1], 2),
+        "speed_up": round(times[0] / times[1], 2) if times[1] else None,
     }
 
 

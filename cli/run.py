@@ -132,8 +132,10 @@ def command(
     from llmc.runtime.generation import How
 
     how = How.choose(**sampling)
+    if (speculate or draft) and how.reshapes:
+        raise click.UsageError("--speculate and --draft know --temperature, --top-k, --top-p and --seed alone")
     start = perf_counter()
-    with opened(artifact, threads, device) as model, guessing(model, speculate, draft, threads) as speculation:
+    with opened(artifact, threads, device) as model, guessing(model, speculate, draft, threads, device) as speculation:
         load_s = perf_counter() - start
         with profiling(model, profile) as report:
             if interactive:
@@ -158,15 +160,17 @@ def opened(artifact: str, threads: int, device: str | None) -> Model:
 
 
 @contextmanager
-def guessing(model: Model, most: int | None, draft: str | None, threads: int) -> Iterator[Speculation | None]:
+def guessing(
+    model: Model, most: int | None, draft: str | None, threads: int, device: str | None
+) -> Iterator[Speculation | None]:
     """Guesses at what comes next, if they are asked for, by a model that is open meanwhile, if one is named."""
     if most == 0 or not (most or draft):
         yield None
         return
     from llmc.runtime.speculate import Speculation
 
-    with load(draft, threads=threads) if draft else nullcontext() as small:
-        yield Speculation.of(model, most or 7, small)
+    with opened(draft, threads, device) if draft else nullcontext() as small:
+        yield Speculation.of(model, most or 0, small)
 
 
 def grammar_in(path: str) -> Grammar:

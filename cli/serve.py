@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,16 @@ def not_empty(key: str | None) -> str | None:
     if key is not None and not key.strip():
         raise click.BadParameter("the key is empty")
     return key
+
+
+def parse_origins(context: click.Context, option: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    """https://chat.example.com, as browsers write it; or *."""
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            raise click.BadParameter(
+                f"{origin!r} is no origin such as https://chat.example.com (no path, no slash behind)"
+            )
+    return origins
 
 
 @click.command(short_help="Serve an artifact over HTTP.")
@@ -73,6 +84,7 @@ def not_empty(key: str | None) -> str | None:
     "allow_origins",
     metavar="ORIGIN",
     multiple=True,
+    callback=parse_origins,
     help="Web pages whose scripts may ask (CORS), as https://chat.example.com, or * for all; several times.",
 )
 @click.option(

@@ -238,16 +238,18 @@ class Generation(Iterator[int]):
                 else:
                     self.prefill_s = arrived - start
                 self.tokens.append(token)
-                if self._history is not None:
-                    self._history.take(token)
                 self.stop = self._why_stop(token, most)
                 if self.stop == "eos":
                     self._take_back(sequence, n_fed)
+                elif self._history is not None:
+                    self._history.take(token)
                 yield token
                 if self.stop:
                     return
                 start = arrived if model.runs_ahead else perf_counter()
         finally:
+            if self.speculation is not None:
+                self.speculation.close()
             if sequence is self._sequence:
                 self._take_back(sequence, n_fed)
             else:

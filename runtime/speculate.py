@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 FORCED = 7
 """With the token before them they are as many as a light step has."""
-LONGEST, SHORTEST = 4, 1
+RUNS = (4, 3, 2, 1)
 """Tokens at the end of a text that are looked up in it."""
+MOST_READ = 8192
+"""Tokens of a text that are read for a guess, in some 15 ms; of a longer prompt the rest at the next ones."""
 
 
 class Guesser(Protocol):
@@ -34,25 +36,38 @@ class Guesser(Protocol):
         """At most so many tokens that may follow the text; each call's text begins with that of the call before."""
         ...
 
+    def close(self) -> None:
+        """The text has ended."""
+        ...
+
 
 class PromptLookup:
     """What followed the last tokens where the text, or its prompt, said them before (Saxena 2023; transformers'
-    prompt_lookup_num_tokens).  Of several places the latest, for the longest run of tokens that is found."""
+    prompt_lookup_num_tokens).  Of several places the latest, for the longest run of tokens that is found; a guess that
+    reaches the end of the text goes on in itself."""
 
     def __init__(self) -> None:
-        self._n = 0  # tokens that were seen
+        self._n = 0  # tokens that were read
         self._after: dict[tuple[int, ...], int] = {}  # some tokens that stand in the text -> the place behind them
 
     def guess(self, text: Row[int], how: How, most: int) -> list[int]:
-        for end in range(self._n, len(text)):  # the token at `end` stands behind those before it
-            for n in range(SHORTEST, min(LONGEST, end) + 1):
-                self._after[tuple(text[end - n : end])] = end
-        self._n = len(text)
-        for n in range(min(LONGEST, len(text)), SHORTEST - 1, -1):
-            place = self._after.get(tuple(text[len(text) - n :]))
-            if place is not None:
-                return list(text[place : place + most])
+        end = min(len(text), self._n + MOST_READ)
+        for place in range(self._n, end):  # the token there stands behind those before it
+            for n in RUNS:
+                if n <= place:
+                    self._after[tuple(text[place - n : place])] = place
+        self._n = end
+        for n in RUNS:
+            start = self._after.get(tuple(text[-n:])) if n <= len(text) else None
+            if start is not None:
+                guesses = list(text[start : start + most])
+                while len(guesses) < most:
+                    guesses.append(guesses[start - len(text)])
+                return guesses
         return []
+
+    def close(self) -> None:
+        """Holds nothing."""
 
 
 class DraftModel:
@@ -60,24 +75,32 @@ class DraftModel:
 
     def __init__(self, draft: Model, model: Model) -> None:
         """Raises LlmcError for another vocabulary."""
-        theirs, ours = draft.info.n_vocab, model.info.n_vocab
-        if theirs != ours:
-            fact = f"the draft model has {theirs} tokens in its vocabulary, and the model {ours}"
-            raise LlmcError(fact, place=str(draft.path), hint="a draft is a smaller model with the same tokenizer")
+        check_vocabulary(draft, model)
+        self._n_ours, self._n_theirs = model.info.n_vocab, draft.info.n_vocab
         self._model, self._sequence = draft, draft.sequence()
         self._guessed: list[int] = []  # in the sequence, behind what is known of the text
         self._n_known = 0
+        self._has_ended = False
 
     def guess(self, text: Row[int], how: How, most: int) -> list[int]:
         most = min(most, self._model.info.n_context - len(text))
-        if most < 1:
+        is_strange = any(token >= self._n_theirs for token in text[self._n_known :])  # padding has no meaning
+        if most < 1 or is_strange:
+            self.close()
+        if self._has_ended:
             return []
         try:
-            return self._say(text, how, most)
+            return [token for token in self._say(text, how, most) if token < self._n_ours]
         except LlmcError as error:
             if error.status != capi.NO_MEMORY:
                 raise
-            return []  # for want of pages
+            self.close()
+            return []
+
+    def close(self) -> None:
+        """Give the pages back; there are no guesses any more."""
+        self._has_ended = True
+        self._sequence.close()
 
     def _say(self, text: Row[int], how: How, most: int) -> list[int]:
         n_same = min(self._n_known, len(text) - 1)  # the last token is fed in any case, to have logits
@@ -97,6 +120,19 @@ class DraftModel:
         return guesses
 
 
+def check_vocabulary(draft: Model, model: Model) -> None:
+    """Raise LlmcError unless two models mean the same by a token; their logits may be padded to other sizes."""
+    if draft.has_tokenizer and model.has_tokenizer:
+        is_same = draft.tokenizer.get_vocab() == model.tokenizer.get_vocab()
+        fact = "the draft model's tokenizer has other tokens than the model's"
+    else:
+        theirs, ours = draft.info.n_vocab, model.info.n_vocab
+        is_same = theirs == ours
+        fact = f"the draft model has {theirs} tokens in its vocabulary, and the model {ours}"
+    if not is_same:
+        raise LlmcError(fact, place=str(draft.path), hint="a draft is a smaller model with the same tokenizer")
+
+
 class Pace:
     """How many guesses the next step takes: twice as many after guesses that were all right, after others one more than
     were right; at most `most`."""
@@ -106,7 +142,7 @@ class Pace:
 
     def learn(self, n_guessed: int, n_right: int) -> None:
         if n_guessed:
-            self.next = min(self.most, 2 * n_guessed if n_right == n_guessed else n_right + 1)
+            self.next = min(self.most, max(self.next, 2 * n_guessed) if n_right == n_guessed else n_right + 1)
 
 
 class Speculation:
@@ -125,7 +161,9 @@ class Speculation:
 
     @classmethod
     def of(cls, model: Model, most: int, draft: Model | None = None) -> Speculation | None:
-        """At most so many guesses, 0: none; by another model, or by what the text has said before."""
+        """At most so many guesses, 0: none, but for a draft model as many as a light step has room for; by that model,
+        or by what the text has said before."""
+        most = FORCED if most == 0 and draft is not None else most
         if most < 1:
             return None
         return cls(model, PromptLookup() if draft is None else DraftModel(draft, model), most)
@@ -136,13 +174,27 @@ class Speculation:
         """Append the text's last token, which is not in the sequence yet, and what is right of at most `room` guesses.
         -> these guesses, which the constraint, if there is one, has not taken yet."""
         guesses, allowed = guessed(self._guesser, constraint, text, how, min(self._pace.next, room))
-        known = self._model.check_ids([text[-1], *guesses])
-        [n_right] = speculate(self._model, [Guessed(sequence, how, known, len(guesses), self._logits, allowed)])
+        try:
+            n_right = self._check(sequence, how, text[-1], guesses, allowed)
+        except LlmcError as error:
+            if error.status != capi.NO_MEMORY or not guesses:
+                raise
+            guesses = []  # there may be pages without them
+            n_right = self._check(sequence, how, text[-1], guesses, None)
         self.n_steps += 1
         self.n_guessed += len(guesses)
         self.n_right += n_right
         self._pace.learn(len(guesses), n_right)
         return guesses[:n_right]
+
+    def _check(self, sequence: Sequence, how: How, token: int, guesses: list[int], allowed: Mask | None) -> int:
+        ids = self._model.check_ids([token, *guesses])
+        return speculate(self._model, [Guessed(sequence, how, ids, len(guesses), self._logits, allowed)])[0]
+
+    def close(self) -> None:
+        """The text has ended."""
+        if self._guesser is not None:
+            self._guesser.close()
 
 
 def guessed(
@@ -150,8 +202,10 @@ def guessed(
 ) -> tuple[list[int], Mask | None]:
     """At most so many guesses, and what is allowed in the place of each, if something is not.
 
-    A constraint that has taken the text knows best; where it leaves a choice, the guesser is asked.
+    A constraint that has taken the text knows best; where it leaves a choice, the guesser is asked.  It never looks
+    further than a light step: where a guess is wrong, a grammar may lose itself in what could follow it.
     """
+    most = min(most, FORCED) if constraint else most
     if most < 1:
         return [], None
     guesses = constraint.forced(most) if constraint else []

@@ -233,7 +233,9 @@ typedef struct llmc_api {
     /* step() on tokens and guesses at those behind them. Appended are the tokens, and of the guesses as many as sample()
      * would have given one after the other, with these settings: the same text as without guesses, in fewer steps. The
      * sequence's logits are those after the last of them. Where there are guesses, `how` may have temperature, top_k,
-     * top_p and seed alone. On a GPU the logits are copied to the host, which draws from them. */
+     * top_p and seed alone. On a GPU the logits are copied to the host, which draws from them. At most
+     * info.max_step_tokens inputs; on an error nothing is appended to any (after LLMC_ERROR_KERNEL they have no
+     * logits). */
     llmc_status (*speculate)(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs);
 } llmc_api;
 

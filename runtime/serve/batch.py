@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.serve.guesses import Guesses, Of
+from llmc.runtime.serve.guesses import ByJob, Guesses
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.pages import Pages
 from llmc.runtime.serve.probs import Texts, TokenProb, token_prob
@@ -281,11 +281,11 @@ class Batch:
             job.shares_tail = False
             self._take_guesses(job, right.get(job, []))
 
-    def _guess(self, inputs: list[tuple[Job, int]]) -> Of:
+    def _guess(self, inputs: list[tuple[Job, int]]) -> ByJob:
         """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
         guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
-        with_guesses = [(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
-        if not guesses or not self._make_room(with_guesses):
+        n_pages = [self.pages.growth(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
+        if not guesses or self.pages.n_free < sum(n_pages):  # no text that is kept is given up for guesses
             return {}
         self.meters.add("guessed_tokens", sum(len(guess.ids) for guess in guesses.values()))
         return guesses

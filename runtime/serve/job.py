@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
-    from llmc.runtime.serve.guesses import Lookup
+    from llmc.runtime.serve.guesses import TextGuesses
     from llmc.runtime.serve.probs import TokenProb
 
 Finish = Literal["stop", "length"]
@@ -81,7 +81,7 @@ class Job:
     n_reused: tokens of the prompt that another sequence had already when it first began; looked_at_step: how many steps
     there had been when such a sequence was last looked for.  probs: of the tokens said;
     prompt_probs: of the prompt's, if they are wanted, as far as they are known.  n_thought: tokens of its thought.
-    lookup: its guesses, once there are.
+    guesses: at what it goes on with, once there are.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Job:
         self.finish: Finish | None = None
         self.probs: list[TokenProb] = []
         self.prompt_probs: list[TokenProb] = []
-        self.lookup: Lookup | None = None
+        self.guesses: TextGuesses | None = None
         self.arrived = perf_counter()
         self.n_thought = 0
         self._is_in_thought = ask.thinking is not None and ask.thinking.is_open

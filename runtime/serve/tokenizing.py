@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.chat import ChatTemplate
@@ -22,9 +23,10 @@ REFUSED = {
 
 
 class Text(NamedTuple):
-    """special: with what begins a prompt.  with_texts: of each token too."""
+    """write: gives the text, which a template may take long to make.  special: with what begins a prompt.  with_texts:
+    of each token too."""
 
-    text: str
+    write: Callable[[], str]
     special: bool
     with_texts: bool
 
@@ -44,22 +46,24 @@ def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Te
         specials = [fields.boolean(one) for one in ("add_special_tokens", "add_special") if fields.get(one) is not None]
         if fields.get(name) is None:
             raise wrong("prompt", "must be a text")
-        return Text(fields.of_type(name, str, "", "a text"), all(specials or [name == "prompt"]), with_texts)
+        prompt = fields.of_type(name, str, "", "a text")
+        return Text(lambda: prompt, all(specials or [name == "prompt"]), with_texts)
     if isinstance(template, ApiError):
         raise template
     kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
     tools = read_tools(fields)
-    text = template.render(read_messages(fields.get("messages")), kwargs, tools.tools if tools else None)
-    return Text(text, False, with_texts)
+    messages = read_messages(fields.get("messages"))
+    return Text(lambda: template.render(messages, kwargs, tools.tools if tools else None), False, with_texts)
 
 
-def tokenized(text: Text, vocabulary: Vocabulary) -> dict[str, Any]:
+def tokenized(wanted: Text, vocabulary: Vocabulary) -> dict[str, Any]:
     """The answer.  Raises ApiError: no tokenizer, no text."""
-    if len(text.text) > MOST_CHARACTERS:
-        raise wrong("prompt", f"has {len(text.text)} characters; at most {MOST_CHARACTERS} become tokens at once")
-    ids = vocabulary.encode(text.text, text.special)
+    text = wanted.write()
+    if len(text) > MOST_CHARACTERS:
+        raise wrong("prompt", f"has {len(text)} characters; at most {MOST_CHARACTERS} become tokens at once")
+    ids = vocabulary.encode(text, wanted.special)
     tokenizer = vocabulary.tokenizer
-    texts = [tokenizer.id_to_token(token) for token in ids] if text.with_texts and tokenizer else None
+    texts = [tokenizer.id_to_token(token) for token in ids] if wanted.with_texts and tokenizer else None
     return {"count": len(ids), "max_model_len": vocabulary.room, "tokens": ids, "token_strs": texts}
 
 

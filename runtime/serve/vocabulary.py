@@ -85,7 +85,9 @@ class Vocabulary:
         self.check_ids("stop_token_ids", wanted.stop_tokens)
         if wanted.min_tokens or not wanted.how.is_plain:
             try:
-                self.info.check_penalties("")
+                self.info.check_masks("")
+                if not wanted.how.is_plain:
+                    self.info.check_penalties("")
             except LlmcError as error:
                 raise ApiError(400, f"{error.fact}; {error.hint}", code="unsupported_parameter") from None
 

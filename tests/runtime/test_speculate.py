@@ -15,7 +15,7 @@ from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from llmc.runtime.binding import Logits, Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import DraftModel, Guessed, PromptLookup, Speculation, speculate
+from llmc.runtime.speculate import DraftModel, Guessed, Pace, PromptLookup, Speculation, speculate
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
@@ -39,6 +39,8 @@ class Oracle:
     def guess(self, text: Sequence[int], how: How, most: int) -> list[int]:
         places = range(len(text), min(len(text) + most, len(self.said)))
         return [(self.said[i] + (i % self.wrong == 0)) % toy.VOCAB for i in places]
+
+    def close(self) -> None: ...
 
 
 def alone(model: Model, how: How, n: int) -> list[int]:
@@ -201,9 +203,37 @@ def test_a_lookup_guesses_what_came_after_the_longest_run_that_is_repeated() -> 
     assert lookup.guess(text, GREEDY, 4) == []
     text += [2, 3]
     assert lookup.guess(text, GREEDY, 4) == [5, 8, 2, 3]  # the latest of two places
+    assert lookup.guess(text, GREEDY, 6) == [5, 8, 2, 3, 5, 8]  # and on in the guess itself
     text[-2:] = [1, 2, 3]
     assert PromptLookup().guess(text, GREEDY, 2) == [4, 9]  # the longer run
     assert lookup.guess([*text, 7], GREEDY, 2) == []
+
+
+def test_guesses_that_find_no_pages_are_left_out(toy_so: Path) -> None:
+    with llmc.load(toy_so, kv_tokens=toy.PAGE_TOKENS * 2) as model:
+        said = alone(model, GREEDY, 2 * toy.PAGE_TOKENS - len(PROMPT))
+        guesses = Speculation(model, Oracle([*said, 3, 3, 3, 3], 100), most=4)
+        stream = model.stream(PROMPT, len(said), ignore_eos=True, speculation=guesses)
+        assert [token for token, _ in zip(stream, said[len(PROMPT) :], strict=False)] == said[len(PROMPT) :]
+        with pytest.raises(LlmcError, match="cache is full"):
+            list(stream)
+
+
+def test_a_draft_gives_its_pages_back(toy_so: Path) -> None:
+    with llmc.load(toy_so) as model, llmc.load(toy_so, kv_tokens=toy.CONTEXT) as draft:
+        streams = [model.stream(PROMPT, 12, speculation=Speculation.of(model, 3, draft)) for _ in range(3)]
+        for stream in streams:
+            list(stream)
+            assert stream.speculation is not None
+            assert stream.speculation.n_right == stream.speculation.n_guessed > 0
+        assert draft.info.kv_tokens_free == draft.info.kv_tokens
+
+
+def test_right_guesses_never_slow_the_pace() -> None:
+    pace = Pace(7)
+    for guessed, right, wanted in ((1, 1, 7), (7, 2, 3), (1, 1, 3), (3, 3, 6), (6, 6, 7), (4, 0, 1), (0, 0, 1)):
+        pace.learn(guessed, right)
+        assert pace.next == wanted
 
 
 def test_a_draft_model_guesses_what_it_would_say(model: Model, toy_so: Path) -> None:

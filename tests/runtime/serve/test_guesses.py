@@ -11,7 +11,7 @@ import pytest
 import llmc
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.serve.guesses import Lookup
+from llmc.runtime.serve.guesses import TextGuesses
 from llmc.runtime.serve.job import Job
 from tests.runtime.serve.served import CONTEXT, DRAWN, Served, prompt
 
@@ -26,13 +26,15 @@ class Oracle:
         places = range(len(text), min(len(text) + most, len(self.text)))
         return [3 if i % self.wrong == 0 else self.text[i] for i in places]
 
+    def close(self) -> None: ...
+
 
 def foreseen(served: Served, job: Job, wrong: int) -> Job:
     """With guesses at what it says alone."""
     ask = job.ask
     said = served.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True)
-    job.lookup = Lookup(served.engine.batch.guesses.most, 0)
-    job.lookup.guesser = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
+    job.guesses = TextGuesses(served.engine.batch.guesses.most, 0)
+    job.guesses.guesser = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
     return job
 
 
