@@ -228,8 +228,10 @@ def make_plain(source: SourceModel, observe: passes.Observe) -> None:
     steps = passes.spelled_out_steps if source.file is None else passes.file_steps
     try:
         passes.run_steps(source.graph, steps(source.n_context), observe)
-    except LlmcError:
-        raise
+    except LlmcError as error:
+        if source.file is not None:
+            raise
+        raise LlmcError(error.fact, place=error.place) from error  # hints are for who exported a file
     except Exception as error:  # a file is anybody's, and ONNX Runtime raises anything at all
         said = " ".join(str(error).split())[:200]
         raise LlmcError(f"{type(error).__name__}: {said}", place=source.name) from error

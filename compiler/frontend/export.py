@@ -56,6 +56,8 @@ LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
 """What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
 SPELLED_OUT = "llmc.spelled_out"
+UNKNOWN = ("indices", "block_indices", "position_bias", "sinks")
+"""What some models pass to attention that changes its results: chosen keys, biases."""
 MOST_ELEMENTS = 1 << 30
 """Of constants that are compared with each other."""
 MOST_LAYERS = 1000
@@ -175,9 +177,12 @@ def _attention_node(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [B, H, S, D], key and value [B, KH, S, D], s_aux (sinks) [H] -> [B, S, H, D], as one graph node."""
+    unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
+    if unknown:
+        raise _unsupported(module.config, f"its attention takes {unknown}")
     if not getattr(module, "is_causal", True):
         raise _unsupported(module.config, "its attention is not causal")
     window = _window(module, sliding_window)

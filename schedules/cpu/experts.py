@@ -26,6 +26,7 @@ from typing import Any
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, TensorType
 from llmc.compiler.ops import CLAMP, CLAMPED_EXPERTS, DOMAIN, EXPERTS
 from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import linear as plain
 from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
@@ -231,7 +232,11 @@ def layer(op: str, pairs: int, weight: TensorType, target: Target) -> Layer | No
         found = quant_linear.parse(call, target, weight.dtype)
     else:
         found = plain.parse(call, target)
-    return found if found and n_experts * found.weight_bytes < plain.MOST_WEIGHT_BYTES else None
+    if found and n_experts * found.weight_bytes >= plain.MOST_WEIGHT_BYTES:
+        size, most = n_experts * found.weight_bytes / 2**30, plain.MOST_WEIGHT_BYTES >> 30
+        fact = f"a layer has experts whose weights of one kind take {size:.1f} GiB; less than {most} are compiled"
+        raise LlmcError(fact, place=f"{op} {list(weight.shape)}", hint="--quant int8 and int4 make them smaller")
+    return found
 
 
 def accumulators(layer: Layer, target: Target) -> int:

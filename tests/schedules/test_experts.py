@@ -12,7 +12,8 @@ from llmc import schedules
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import LEVELS, Target, host_features
-from llmc.schedules.cpu.experts import Table
+from llmc.runtime.errors import LlmcError
+from llmc.schedules.cpu.experts import Table, match
 from llmc.schedules.cpu.panel_layout import Panels
 from llmc.schedules.experts_layout import OfExperts
 
@@ -193,6 +194,13 @@ def test_one_token_reads_the_weights_of_its_experts_alone() -> None:
     launches = schedules.implement(call, Target("cpu", "x86-64-v4+bf16")).launches
     n_bytes = [launch.n_bytes for launch in launches if launch.kernel.name.startswith("experts")]
     assert n_bytes == [8 * 2 * 2048 * 2048 + 4 * 8 * 3072, 8 * 2 * 1024 * 2048 + 4 * 8 * 3072]
+
+
+def test_experts_that_are_too_large_are_refused_in_a_line(host: Target) -> None:
+    """DeepSeek V3's in bf16."""
+    with pytest.raises(LlmcError, match=r"take 14\.0 GiB; less than 8"):
+        match(experts_call(1, 8, 256, 2048, 7168, "bf16"), host)
+    assert match(experts_call(1, 8, 256, 2048, 7168, "i8"), host)
 
 
 def test_experts_lie_one_after_the_other() -> None:
