@@ -45,7 +45,7 @@ from llmc.compiler.ops_linear import (
     normed_name,
     normed_parts,
 )
-from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_name
+from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
 
 __all__ = [
     "CAUSAL_ATTENTION",
@@ -76,6 +76,7 @@ __all__ = [
     "normed_name",
     "normed_parts",
     "paged_attention_name",
+    "router_fits",
     "router_name",
 ]
 

@@ -45,6 +45,14 @@ ROUTERS: dict[str, tuple[str, bool, bool, bool]] = {
 """Scores, and whether they have a bias that counts for the choice alone, groups, and shares that add up to 1."""
 GROUPS = {"num_groups": "int", "kept": "int", "best": "int", "fill": "float"}
 """Attributes of KeepGroups."""
+MOST_CHOSEN, MOST_GROUPS, MOST_BEST, MOST_EXPERTS = 32, 32, 2, 1024
+"""Of the kernel that does a router in one launch on a GPU, a warp a token (schedules/cuda/router.py)."""
+
+
+def router_fits(experts: int, k: int, num_groups: int = 1, best: int = 1) -> bool:
+    """Whether a GPU's kernel takes a router of these sizes."""
+    fits = k <= min(MOST_CHOSEN, experts) and experts <= MOST_EXPERTS
+    return fits and num_groups <= MOST_GROUPS and best <= MOST_BEST
 
 
 def define_router(name: str, scores: str, bias: bool, groups: bool, normed: bool) -> None:

@@ -12,7 +12,8 @@ rewrite:
     is clipped from below; and Softmax(v) of the k largest of x itself, which are softmax(x) over their sum
 
     Mul(share, a number) stays, behind the router.
-refuses: shares of other scores than those that are chosen by; a bias that is no constant [E].
+refuses: shares of other scores than those that are chosen by; a bias that is no constant [E]; more experts, groups or
+    choices than the kernel takes.
 
 For GPUs: each of the operators would be a launch, and TopK one that goes through all pairs of scores.
 """
@@ -25,7 +26,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
-from llmc.compiler.ops import GROUPS, router_name
+from llmc.compiler.ops import GROUPS, router_fits, router_name
 
 
 class Router(NamedTuple):
@@ -41,16 +42,23 @@ class Router(NamedTuple):
     def name(self) -> str:
         return router_name(self.scores, self.bias is not None, "kept" in self.settings, self.normed)
 
+    @property
+    def fits(self) -> bool:
+        """Whether there is a kernel for its sizes."""
+        sizes = {key: self.settings[key] for key in ("k", "num_groups", "best") if key in self.settings}
+        experts = dims(self.x)[-1]
+        return isinstance(experts, int) and router_fits(experts, **sizes)
+
 
 def fuse_router(model: ir.Model) -> int:
-    """Assumes a step graph; leaves no router of experts in parts that one operator does.  Returns their number."""
+    """Assumes a step graph; leaves no router of experts in parts that one kernel does.  Returns their number."""
     n_rewrites = 0
     for node in list(model.graph):
         if node.domain != "llmc" or not node.op_type.startswith("Experts"):
             continue
         chosen, share = producer(node.inputs[1], "TopK"), unscaled(node.inputs[2])
         found = router_of(chosen, share) if chosen is not None and share is not None else None
-        if found is None or chosen is None or share is None:
+        if found is None or not found.fits or chosen is None or share is None:
             continue
         inputs = [found.x, *([found.bias] if found.bias is not None else [])]
         shares, index = emit(chosen, f"llmc.{found.name}", inputs, n_results=2, **found.settings)

@@ -2,7 +2,8 @@
 
 Weights are bits that mean nothing, as large as the model's; tokens choose their experts by chance, in several ways one
 after the other, so that no cache holds what a step reads.  Of few experts the weights are read from the device again,
-and the result is worked out in float32; the other candidates must give what the first one does.
+and the result is worked out in float32; the other candidates must give what the first one does.  Where that is too
+much to read, the first one is unchecked, and the report says so.
 
     loop      as transformers has it: for each expert its tokens, two products, and an addition by index
     grouped   PyTorch's grouped product over tokens that are sorted by expert, where it has one
@@ -22,7 +23,7 @@ from llmc.bench.gpu import bits
 from llmc.bench.gpu.bits import Array
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import normal
-from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.journal import Journal, one_line
 from llmc.bench.gpu.kit import Candidate, Kit, candidate_of
 from llmc.bench.gpu.measure import Random, Size, time_us
 from llmc.bench.gpu.memory import launches
@@ -53,21 +54,22 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
         with device.kept():
             layer = Layer(device, random, said)
             times: list[dict[str, Any]] = []
-            first: Array | None = None
+            known = first = layer.expected()
             for candidate in candidates:
                 places = [layer.places(candidate, choice) for choice in range(CHOICES)]
                 us, _ = time_us(device, [launches(device, kit, candidate, each) for each in places], size)
                 y = layer.result(launches(device, kit, candidate, places[0]), places[0])
-                first = compare(y, first if first is not None else layer.expected(), candidate.words)
+                first = compare(y, first, candidate.words)
                 times.append({"words": candidate.words, "us": us, "params": candidate.params})
             n_bytes = layer.chosen_bytes()
         best = min(float(entry["us"]) for entry in times)
         return {
             "us": best,
+            "checked": known is not None,
             "candidates": times,
             "bytes": n_bytes,
             "gb_per_s": n_bytes / best / 1e3,
-            "torch": peers(said),
+            **peers(said),
         }
 
     return run
@@ -146,27 +148,28 @@ def choice(tokens: int, chosen: int, n_experts: int, seed: int) -> Array:
 # -- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
-def peers(said: dict[str, Any]) -> dict[str, float]:
-    """µs of each way that PyTorch has; nothing without a GPU that it sees."""
+def peers(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """torch: µs of each way that PyTorch has; nothing without a GPU that it sees.  torch_errors: why a way has none."""
     import torch
 
     if not torch.cuda.is_available():
-        return {}
+        return {"torch": {}, "torch_errors": {}}
     tokens, chosen, n_experts, n, k = said["shape"]
     kind: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}
     gate_up, down = (torch.randn(n_experts, *shape, **kind) * 0.02 for shape in ((2 * n, k), (k, n)))
     x, share = torch.randn(tokens, k, **kind), torch.full((tokens, chosen), 1 / chosen, **kind)
     index = [torch.from_numpy(choice(tokens, chosen, n_experts, seed)).cuda() for seed in range(CHOICES)]
     ways = {"loop": loop} | ({"grouped": grouped} if hasattr(torch, "_grouped_mm") else {})
-    found = {}
+    found: dict[str, float] = {}
+    errors: dict[str, str] = {}
     with torch.inference_mode():
         for name, way in ways.items():
             try:
                 times = [seconds(partial(way, x, i, share, gate_up, down)) for i in index * REPEATS]
                 found[name] = 1e6 * median(times[CHOICES:])
             except RuntimeError as error:  # a shape or a card that a way does not take
-                found[f"{name}: {str(error).splitlines()[0][:80]}"] = 0.0
-    return found
+                errors[name] = one_line(error)
+    return {"torch": found, "torch_errors": errors}
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -208,6 +211,8 @@ def report(journal: Journal) -> Iterator[str]:
     """A line for each item."""
     for name, found in journal.results(STAGE).items():
         best = min(found["candidates"], key=lambda entry: entry["us"])
-        beside = ", ".join(f"{way} {us:.0f} µs" for way, us in found["torch"].items())
+        beside = [f"{way} {us:.0f} µs" for way, us in found["torch"].items()]
+        beside += [f"{way} failed ({said[:80]})" for way, said in found.get("torch_errors", {}).items()]
+        checked = "" if found.get("checked") else ", unchecked"
         rate = f"{found['us']:.1f} µs, {found['gb_per_s']:,.0f} GB/s"
-        yield f"- experts of {name}: {rate}, {best['words']}; PyTorch: {beside or 'not there'}"
+        yield f"- experts of {name}: {rate}, {best['words']}{checked}; PyTorch: {', '.join(beside) or 'not there'}"

@@ -22,12 +22,12 @@ from llmc.compiler.target import Target
 from llmc.schedules.cuda import experts_op as of
 from llmc.schedules.cuda.experts_op import ExpertsOp
 from llmc.schedules.cuda.gemm import kernel_of, layer_source
-from llmc.schedules.cuda.gemm_tiles import DEVICES, Device, Tiling, step_bytes, steps, x_bytes
+from llmc.schedules.cuda.gemm_tiles import DEVICES, MMA_TOKENS, Device, Tiling, step_bytes, steps, x_bytes
 from llmc.schedules.cuda.linear_op import LinearOp
 from llmc.schedules.cuda.source import C_TYPES
 
 ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Of a tile of pairs, where `wgmma` multiplies; `mma.sync` takes the multiples of 16."""
+"""Of a tile of pairs, where `wgmma` multiplies; `mma.sync` takes MMA_TOKENS."""
 PACK_THREADS, PACK_COLUMNS = 256, 8
 """Of include/experts_rows.cuh."""
 MOST_SORT_WARPS, SORTED_TOGETHER, MOST_COUNTS = 16, 128, 10_000
@@ -80,7 +80,8 @@ class Table:
 def space(op: ExpertsOp, target: Target) -> list[Grouped]:
     """Cuts worth measuring, the best on paper first."""
     device = DEVICES[target.arch]
-    found = [cut for rows in ROWS if (device.wgmma or rows % 16 == 0) and (cut := cut_of(op, rows, device))]
+    widths = ROWS if device.wgmma else MMA_TOKENS
+    found = [cut for rows in widths if (cut := cut_of(op, rows, device))]
     return sorted(found, key=lambda cut: (cost_us(op, cut, device), cut.rows))
 
 

@@ -8,13 +8,12 @@ from functools import partial
 from math import ceil, isinf
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
-from llmc.compiler.ops import DOMAIN, ROUTERS
+from llmc.compiler.ops import DOMAIN, ROUTERS, router_fits
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.rule import Rule
 
 WARPS = 4
-MOST_CHOSEN, MOST_GROUPS, MOST_EXPERTS = 32, 32, 1024
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,7 @@ def match(call: Call, target: Target) -> Router | None:
     if groups:
         count, kept, best, fill = (call.attribute(key) for key in ("num_groups", "kept", "best", "fill"))
         router = replace(router, groups=count, kept=kept, best=best, fill=float(fill))
-    fits = router.chosen <= min(MOST_CHOSEN, router.experts) and router.experts <= MOST_EXPERTS
-    return router if fits and router.groups <= MOST_GROUPS and router.best <= 2 else None
+    return router if router_fits(router.experts, router.chosen, router.groups, router.best) else None
 
 
 def implement(call: Call, router: Router, target: Target) -> Implementation:

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmc.bench.gpu import prepare
 from llmc.bench.gpu.experts import STAGE, report
 from llmc.bench.gpu.jobs import Jobs, experts_layer
+from llmc.bench.gpu.journal import Journal
 from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
@@ -36,6 +37,19 @@ def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
     journal = run(tmp_path, tmp_path / "out", "--stages", "k")
     found = journal.results(STAGE)["tiny M=3"]
     assert found["us"] > 0
-    assert found["torch"] == {}
+    assert found["checked"]
+    assert (found["torch"], found["torch_errors"]) == ({}, {})
     assert next(report(journal)).startswith("- experts of tiny M=3: ")
     assert misuse(tmp_path / "fake.log") == []
+
+
+def test_a_report_tells_what_nobody_checked_and_what_failed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "results.jsonl")
+    best = {"us": 5.0, "gb_per_s": 2.0, "candidates": [{"words": "GEMV", "us": 5.0}]}
+    errors = {"grouped": "RuntimeError: no such card"}
+    journal.append(STAGE, "a", "done", **best, checked=True, torch={"loop": 9.0}, torch_errors=errors)
+    journal.append(STAGE, "b", "done", **best, checked=False, torch={}, torch_errors={})
+    assert list(report(journal)) == [
+        "- experts of a: 5.0 µs, 2 GB/s, GEMV; PyTorch: loop 9 µs, grouped failed (RuntimeError: no such card)",
+        "- experts of b: 5.0 µs, 2 GB/s, GEMV, unchecked; PyTorch: not there",
+    ]

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from llmc.compiler.refuse_for_gpu import LACKING_APART, refuse_for_gpu
 from llmc.passes.fuse_router import fuse_router
+from llmc.runtime.errors import LlmcError
 
 K, E, N = 8, 6, 4
 
@@ -55,10 +57,17 @@ def by_the_smallest(build: Any, x: Any) -> Any:
     return top_k(build, build.op("Softmax", x, axis=-1), largest=0)
 
 
-def layer(build: Any, router: Any) -> Any:
+def of_size(build: Any, x: Any, k: int = 2, groups: dict[str, int] | None = None) -> Any:
+    scores = build.op("Sigmoid", x)
+    kept = build.op("llmc.KeepGroups", scores, kept=2, fill=-1.0, **groups) if groups else scores
+    _, index = top_k(build, kept, k)
+    return build.op("GatherElements", scores, index, axis=1), index
+
+
+def layer(build: Any, router: Any, n_experts: int = E) -> Any:
     h = build.input("h", "M", K)
-    share, index = router(build, build.op("llmc.Linear", h, build.weight("gate", E, K)))
-    weights = build.weight("gate_up", E, 2 * N, K), build.weight("down", E, K, N)
+    share, index = router(build, build.op("llmc.Linear", h, build.weight("gate", n_experts, K)))
+    weights = build.weight("gate_up", n_experts, 2 * N, K), build.weight("down", n_experts, K, N)
     return build.model(build.op("llmc.ExpertsSilu", h, index, share, *weights))
 
 
@@ -85,3 +94,27 @@ REFUSED: dict[str, Any] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_routers_are_refused(build: Any, refused: Any, kind: str) -> None:
     refused(layer(build, REFUSED[kind]), fuse_router)
+
+
+SIZES: dict[str, tuple[int, dict[str, Any], bool]] = {
+    "most choices": (40, {"k": 32}, True),
+    "more choices": (40, {"k": 33}, False),
+    "more experts": (1025, {}, False),
+    "most groups": (64, {"groups": {"num_groups": 32, "best": 2}}, True),
+    "more groups": (66, {"groups": {"num_groups": 33, "best": 2}}, False),
+    "sums of three": (12, {"groups": {"num_groups": 3, "best": 3}}, False),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_router_stays_in_parts_where_there_is_no_kernel_of_its_size(build: Any, kind: str) -> None:
+    """One that chooses among groups is refused by name then."""
+    n_experts, settings, fits = SIZES[kind]
+    model = layer(build, partial(of_size, **settings), n_experts)
+    assert fuse_router(model) == fits
+    assert any(node.op_type.startswith("Router") for node in model.graph) == fits
+    if fits or "groups" not in settings:
+        refuse_for_gpu(model, LACKING_APART)
+    else:
+        with pytest.raises(LlmcError, match="routers that choose among groups"):
+            refuse_for_gpu(model, LACKING_APART)

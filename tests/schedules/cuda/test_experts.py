@@ -16,6 +16,7 @@ from llmc.schedules.cuda import experts
 from llmc.schedules.cuda.experts_gemm import Grouped, Table
 from llmc.schedules.cuda.experts_gemv import Streamed
 from llmc.schedules.cuda.experts_op import parse
+from llmc.schedules.cuda.gemm_tiles import MMA_TOKENS
 from llmc.schedules.cuda.gemv_params import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.test_experts import experts_call, random_inputs
@@ -120,3 +121,15 @@ def test_there_is_room_for_the_tiles_of_every_choice(tokens: int, chosen: int, n
 
 def test_what_there_are_no_kernels_for_is_left_to_others() -> None:
     assert experts.match(experts_call(4, 2, 4, 64, 64, "f32"), HOPPER) is None
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100a"])
+@pytest.mark.parametrize("dtype", ["bf16", "i4"])
+def test_tiles_of_mma_are_no_higher_than_it_takes(arch: str, dtype: str) -> None:
+    target = Target("cuda", arch)
+    for m in (64, 2048):
+        call = experts_call(m, 8, 128, 768, 2048, dtype)
+        cuts = [cut for cut in experts.space(call, target) if isinstance(cut, Grouped)]
+        assert cuts
+        assert all(cut.rows in MMA_TOKENS for cut in cuts)
+        assert experts.match(call, target) == cuts[0]
