@@ -1,7 +1,7 @@
 """Run a step graph over whole sequences, node by node: of the weights, no more than one is in memory at a time.
 
 Each sequence is a step of its own, of all its tokens and without a cache.  Attention then is CausalAttention of the
-packed queries, keys and values: what passes/insert_kv_cache.py made it from.
+packed queries, keys and values, or CausalLatentAttention: what passes/insert_kv_cache.py made it from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmc.compiler.graph_check import ATTENTION
 from llmc.compiler.graph_run import with_functions
 from llmc.compiler.graph_shapes import attributes_of
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import DOMAIN, OPSET, PAGED_ATTENTION, VERSION
+from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPSET, PAGED_ATTENTION, VERSION
 from llmc.compiler.weights import Array, Weight
 
 
@@ -91,8 +91,10 @@ def operands_of(node: ir.Node) -> list[ir.Value]:
 
 def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]) -> list[ir.Node]:
     """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks or slopes]) -> the first
-    result of paged attention."""
+    result of paged attention; or those of latents."""
     settings = attributes_of(node)
+    if node.op_type == LATENT_ATTENTION:
+        return [ir.node("CausalLatentAttention", operands, settings, domain=DOMAIN)]
     n_heads, n_kv_heads, width = (settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
     sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([n_heads, n_kv_heads, n_kv_heads]) * width))
     shape = ir.Value(name="shape", const_value=ir.tensor(np.array([0, -1, width])))

@@ -20,7 +20,7 @@ from llmc.runtime.errors import LlmcError
 Bias = tuple[ir.Value, float]
 """What is added to scores, and what it is multiplied by after that."""
 TOLERANCE = 1e-6
-"""Of the largest bias: what float32 leaves of a product with a whole number."""
+"""Of a head's largest bias: what float32 leaves of a product with a whole number."""
 
 
 def is_row(value: ir.Value | None) -> bool:
@@ -44,7 +44,7 @@ def read_slopes(graph: ir.Graph, biases: Sequence[Bias], n_heads: int, n_context
         total += probe.contents(value).astype(np.float64).reshape(-1, n_keys) * factor
     slopes = (total[:, -1] - total[:, 0]) / (n_keys - 1)
     straight = total[:, :1] + slopes[:, None] * np.arange(n_keys)
-    if not np.allclose(total, straight, rtol=0, atol=TOLERANCE * np.abs(total).max()):
+    if not np.allclose(total, straight, rtol=0, atol=TOLERANCE * np.abs(total).max(axis=1, keepdims=True)):
         raise LlmcError("the attention adds to its scores a bias by position that is not linear in it", place=place)
     return slopes.astype(np.float32) if slopes.any() else None
 

@@ -11,7 +11,8 @@ rewrite:
     all groups are kept
     -->
     s
-refuses: groups of other scores than those that are masked; a mask of anything but zeros and ones.
+refuses: groups of other scores than those that are masked, or chosen among tokens; a mask of anything but zeros and
+ones.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def groups_of(where: ir.Node) -> Groups | None:
     index = scattered(repeated(cast.inputs[0], dims(scores)))
     chosen = producer(index, "TopK")
     if chosen is None or index is not chosen.outputs[1] or not attribute(chosen, "largest", 1):
+        return None
+    if not is_last_axis(chosen, attribute(chosen, "axis", -1)):
         return None
     kept, goodness = ints(chosen.inputs[1]), chosen.inputs[0]
     best = how_good(goodness, scores)

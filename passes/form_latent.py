@@ -36,12 +36,16 @@ def form_latent(model: ir.Model) -> int:
 
 @dataclass(frozen=True)
 class Turned:
-    """What is turned [M, …], its angles, and how."""
+    """What is turned [M, …], its angles, and how; sorted: its results are in halves, for its pairs were put there."""
 
     x: ir.Value
     angles: tuple[ir.Value, ...]
     rotary_dim: int
     interleaved: int
+    sorted: bool
+
+    def how(self) -> tuple[Any, ...]:
+        return self.angles, self.rotary_dim, self.interleaved, self.sorted
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,10 @@ def latent_of(node: ir.Node) -> Latent | None:
         return None
     if list(cut_q.outputs) != [straight_q, a.x] or list(cut_kv.outputs) != [straight_k, plain(node.inputs[2])]:
         return None
-    same = (a.angles, a.rotary_dim, a.interleaved) == (b.angles, b.rotary_dim, b.interleaved)
     linear = producer(plain(cut_kv.inputs[0]), "llmc.Linear")
     norm = producer(linear.inputs[0], "RMSNormalization") if linear is not None else None
     expand = weight_of(linear.inputs[1]) if linear is not None else None
-    if not same or norm is None or expand is None or list(cut_latent.outputs) != [plain(norm.inputs[0]), b.x]:
+    if a.how() != b.how() or norm is None or expand is None or list(cut_latent.outputs) != [plain(norm.inputs[0]), b.x]:
         return None
     q, kv, weight = plain(cut_q.inputs[0]), cut_latent.inputs[0], norm.inputs[1]
     if q is None or kv is None or weight is None or not fits(node, q, kv, expand, a.rotary_dim):
@@ -142,12 +145,12 @@ def turned_of(value: ir.Value | None) -> Turned | None:
     settings: dict[str, Any] = attributes_of(rotary)
     heads, rotary_dim, interleaved = (settings[name] for name in ("num_heads", "rotary_dim", "interleaved"))
     x, *angles = (plain(operand) for operand in rotary.inputs)
-    halves = producer(x, "Concat")
-    if halves is not None and not interleaved:
+    halves = producer(x, "Concat") if not interleaved else None
+    if halves is not None:
         a, b = (part_of(half, 2) for half in halves.inputs[:2])
         if len(halves.inputs) != 2 or a is None or b is None or a[0] is not b[0] or (a[1], b[1]) != (0, 1):
             return None
         x, interleaved = plain(a[0]), 1
     if x is None or None in angles or size_of(rotary.outputs[0]) != heads * rotary_dim:
         return None
-    return Turned(x, tuple(angle for angle in angles if angle is not None), rotary_dim, interleaved)
+    return Turned(x, tuple(angle for angle in angles if angle is not None), rotary_dim, interleaved, halves is not None)

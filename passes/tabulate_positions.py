@@ -8,8 +8,8 @@ rewrite:
     Gather(W, Add(position_ids, 2))
     -->
     Gather(W[positions] [n_context, C], position_ids)
-refuses: a value that depends on the positions of other tokens (found when the table is read); learned positions fewer
-than n_context.
+refuses: a value that depends on the positions of other tokens or on how many they are (of computed tables found when
+they are read); learned positions fewer than n_context.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weigh
     if node is None or weight is None or node.inputs[1] is None or attribute(node, "axis", 0) != 0:
         return None
     part = extract(node.inputs[1], [node.graph.inputs[0], positions])  # type: ignore[union-attr]
-    rows = at_positions(runner(part), np.arange(n_context))
+    rows = at_each(part, n_context)
     if rows.min() < 0 or rows.max() >= weight.dims[0]:
         raise LlmcError(
             f"the model has learned positions for fewer than {n_context} tokens",
@@ -101,17 +101,23 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weig
     rest = [size for size in dims(value)[2:] if isinstance(size, int)]
 
     def read() -> Array:
-        run, positions = runner(part), np.arange(n_context)
-        forwards, backwards = at_positions(run, positions), at_positions(run, positions[::-1])
-        ends = slice(0, 2), slice(-2, None)  # what looks at the last position, or the first, sees another there
-        agree = [np.allclose(at_positions(run, positions[end]), forwards[end], 1e-5, 1e-5) for end in ends]
-        if not np.array_equal(forwards, backwards[::-1]) or not all(agree):
-            raise LlmcError(
-                "a value depends on the positions of several tokens", place=f"value {part.graph.outputs[0].name}"
-            )
-        return forwards
+        return at_each(part, n_context)
 
     return Weight.computed(f"table.{node.op_type.lower()}", (n_context, *rest), read)
+
+
+def at_each(part: ir.Model, n_context: int) -> Array:
+    """What a part of the graph gives at each position.  Raises LlmcError if that depends on the other tokens."""
+    run, positions = runner(part), np.arange(n_context)
+    forwards, backwards = at_positions(run, positions), at_positions(run, positions[::-1])
+    tolerance = 0.0 if forwards.dtype.kind in "iu" else 1e-5
+    ends = slice(0, 1), slice(0, 2), slice(-2, None)  # what looks at a length, the first or last sees another there
+    agree = [np.allclose(at_positions(run, positions[end]), forwards[end], tolerance, tolerance) for end in ends]
+    if not np.array_equal(forwards, backwards[::-1]) or not all(agree):
+        raise LlmcError(
+            "a value depends on the positions of several tokens", place=f"value {part.graph.outputs[0].name}"
+        )
+    return forwards
 
 
 def at_positions(run: Callable[[Arrays], Arrays], positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:

@@ -42,21 +42,23 @@ def test_what_no_later_node_reads_is_forgotten(tiny_model: Callable[[str], Path]
     assert set(stream.values) <= set(graph.inputs)
 
 
-def test_attention_with_sinks_is_what_it_is_with_a_cache() -> None:
-    m = 7
-    settings: dict[str, Any] = {
-        "num_heads": 4,
-        "kv_num_heads": 2,
-        "head_dim": 8,
-        "rotary_dim": 8,
-        "interleaved": 0,
-        "layer": 0,
-    }
-    settings |= {"scale": 0.4, "softcap": 0.0, "window": 3}
-    operator = OPERATORS["RotarySinkPagedAttention"]
-    shapes = dict(
-        zip(operator.inputs, [(m, 64), (m, 4), (m, 4), (4,), (m,), (m, 1), *[(1, 2, 64, 8)] * 2], strict=True)
-    )
+SINKS = {"kv_num_heads": 2, "head_dim": 8, "rotary_dim": 8, "interleaved": 0}
+LATENTS = {"head_dim": 14, "latent_dim": 16, "rotary_dim": 8, "interleaved": 1, "epsilon": 1e-6}
+CACHED: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
+    "RotarySinkPagedAttention": (SINKS, [(7, 64), (7, 4), (7, 4), (4,), *[(1, 2, 64, 8)] * 2]),
+    "LatentPagedAttention": (
+        LATENTS,
+        [(7, 56), (7, 64), (7, 24), (16,), (7, 4), (7, 4), (1, 1, 64, 8), (1, 1, 64, 16)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_attention_is_what_it_is_with_a_cache(name: str) -> None:
+    m, operator = 7, OPERATORS[name]
+    sizes, dims = CACHED[name]
+    settings = {"num_heads": 4, "layer": 0, "scale": 0.4, "softcap": 0.0, "window": 3} | sizes
+    shapes = dict(zip(operator.inputs, [*dims[:-2], (m,), (m, 1), *dims[-2:]], strict=True))
     feeds: dict[str, Any] = {
         name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name, shape in shapes.items()
     }

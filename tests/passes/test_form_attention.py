@@ -9,6 +9,7 @@ import pytest
 
 from llmc.compiler import graph
 from llmc.passes import causal_mask
+from llmc.passes.attention_bias import read_slopes
 from llmc.passes.form_attention import form_attention
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.runtime.errors import LlmcError
@@ -215,6 +216,20 @@ def test_a_bias_that_is_not_linear_in_the_position_is_refused(build: Any) -> Non
     x = build.op("Add", build.op("Add", scores(build, q, k), build.op("Sqrt", alibi(build))), added(build))
     with pytest.raises(LlmcError, match="a bias by position that is not linear in it"):
         run(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)))
+
+
+def test_a_small_slope_is_held_to_be_a_line_as_a_large_one_is(build: Any) -> None:
+    """0.01 more for the far keys: less than rounding for the first head, not for the second."""
+    build.sequence_inputs()
+    _, keys = places(build)
+    numbers = build.op("Cast", keys, to=1)
+    slopes = build.constant(ir.tensor(np.array([2.0**10, 2.0**-8], np.float32).reshape(2, 1, 1)))
+    more = build.constant(ir.tensor(np.array([0.0, 0.01], np.float32).reshape(2, 1, 1)))
+    far = build.op("Cast", build.op("Greater", numbers, build.constant(32.0)), to=1)
+    bent = build.op("Add", build.op("Mul", numbers, slopes), build.op("Mul", far, more))
+    model = build.model(bent)
+    with pytest.raises(LlmcError, match="not linear in it"):
+        read_slopes(model.graph, [(bent, 1.0)], 2, 64, "here")
 
 
 def test_a_bias_that_is_merged_with_the_mask_is_refused_by_its_name(build: Any) -> None:

@@ -13,7 +13,7 @@ from llmc.passes.form_groups import form_groups
 T, E, G = "M", 8, 4
 
 
-def best_groups(build: Any, scores: Any, best: int, kept: int) -> Any:
+def best_groups(build: Any, scores: Any, best: int, kept: int, axis: int = -1) -> Any:
     """The numbers of the best groups, by the sum of their largest scores or by the largest alone."""
     groups = build.op("Reshape", scores, build.constant([-1, G, E // G]), shape=[T, G, E // G])
     last = build.constant([-1])
@@ -22,7 +22,7 @@ def best_groups(build: Any, scores: Any, best: int, kept: int) -> Any:
     else:
         largest, _ = build.op("TopK", groups, build.constant([best]), axis=-1, n_results=2)
         good = build.op("ReduceSum", largest, last, keepdims=0)
-    return build.op("TopK", good, build.constant([kept]), axis=-1, sorted=0, n_results=2)[1]
+    return build.op("TopK", good, build.constant([kept]), axis=axis, sorted=0, n_results=2)[1]
 
 
 def masked(build: Any, scores: Any, index: Any, fill: float = -np.inf, filled: float = 1.0) -> Any:
@@ -59,6 +59,11 @@ def test_where_all_groups_are_kept_there_are_none(build: Any, scores: Any, check
 
 def test_groups_of_other_scores_are_refused(build: Any, scores: Any, refused: Any) -> None:
     index = best_groups(build, build.op("Neg", scores), 2, 2)
+    refused(build.model(masked(build, scores, index)), form_groups)
+
+
+def test_groups_that_are_chosen_among_tokens_are_refused(build: Any, scores: Any, refused: Any) -> None:
+    index = best_groups(build, scores, 2, 2, axis=0)
     refused(build.model(masked(build, scores, index)), form_groups)
 
 

@@ -12,17 +12,23 @@ H, N, RD, DV, L = 2, 6, 4, 5, 8
 END = 2**63 - 1
 
 
-def turned(build: Any, x: Any, heads: int, angles: Any, sorts: bool) -> Any:
+def turned(build: Any, x: Any, heads: int, angles: Any, sorts: bool, interleaved: int = 0) -> Any:
     """The last part of each head [M, heads, RD]; its pairs put into halves before, as DeepSeek does it."""
     if sorts:
         bounds = [[build.constant([n]) for n in (start, END, 2, 2)] for start in (0, 1)]
         x = build.op("Concat", *(build.op("Slice", x, *bound) for bound in bounds), axis=-1)
     rows = build.op("Reshape", x, build.constant([-1, heads * RD]))
-    turned = build.op("llmc.Rotary", rows, *angles, num_heads=heads, rotary_dim=RD, interleaved=0)
+    turned = build.op("llmc.Rotary", rows, *angles, num_heads=heads, rotary_dim=RD, interleaved=interleaved)
     return build.op("Reshape", turned, build.constant([-1, heads, RD]))
 
 
-def attention(build: Any, sorts: tuple[bool, bool] = (True, True), norm: bool = True, bias: bool = False) -> Any:
+def attention(
+    build: Any,
+    sorts: tuple[bool, bool] = (True, True),
+    norm: bool = True,
+    bias: bool = False,
+    interleaved: tuple[int, int] = (0, 0),
+) -> Any:
     x = build.input("x", "M", 7)
     angles = [build.input(name, "M", RD // 2) for name in ("cos", "sin")]
     q = build.op("llmc.Linear", x, build.weight("q", H * (N + RD), 7))
@@ -34,7 +40,8 @@ def attention(build: Any, sorts: tuple[bool, bool] = (True, True), norm: bool = 
     kv = build.op("llmc.LinearBias" if bias else "llmc.Linear", latent, *expand)
     k, v = split(build, build.op("Reshape", kv, build.constant([-1, H, N + DV])), N, DV)
     k_end = build.op("Reshape", k_end, build.constant([-1, 1, RD]))
-    ends = turned(build, q_end, H, angles, sorts[0]), turned(build, k_end, 1, angles, sorts[1])
+    how = list(zip(sorts, interleaved, strict=True))
+    ends = turned(build, q_end, H, angles, *how[0]), turned(build, k_end, 1, angles, *how[1])
     spread = build.op("Expand", ends[1], build.constant([1, H, RD]))
     heads = [build.op("Concat", *pair, axis=-1) for pair in ((q, ends[0]), (k, spread))]
     sizes = {"num_heads": H, "kv_num_heads": H, "scale": 0.3, "softcap": 0.0, "window": 0, "layer": 0}
@@ -54,8 +61,16 @@ def test_keys_and_values_of_heads_are_never_made(build: Any, check: Any, sorts: 
     check(attention(build, (sorts, sorts)), form_latent, 1)
 
 
-def test_queries_and_keys_that_are_turned_differently_are_refused(build: Any, refused: Any) -> None:
-    refused(attention(build, (True, False)), form_latent)
+@pytest.mark.parametrize("in_place", [0, 1])
+def test_queries_and_keys_that_are_turned_differently_are_refused(build: Any, refused: Any, in_place: int) -> None:
+    refused(attention(build, (True, False), interleaved=(0, in_place)), form_latent)
+
+
+def test_pairs_turned_in_place_stay_pairs(build: Any) -> None:
+    model = attention(build, (False, False), interleaved=(1, 1))
+    assert form_latent(model) == 1
+    (node,) = (node for node in model.graph if node.op_type == "CausalLatentAttention")
+    assert node.attributes["interleaved"].as_int() == 1
 
 
 def test_a_latent_that_is_not_normalised_is_refused(build: Any, refused: Any) -> None:

@@ -99,3 +99,14 @@ def test_too_few_positions_looked_up_directly_are_refused(build: Any) -> None:
     _, positions = build.sequence_inputs()
     with pytest.raises(LlmcError, match="fewer than 16 tokens"):
         tabulate(build.model(build.op("Gather", build.weight("learned", 15, 4), positions)))
+
+
+def test_learned_positions_counted_from_the_end_are_refused(build: Any) -> None:
+    """The table would be right for 16 tokens only."""
+    ids, positions = build.sequence_inputs()
+    n_tokens = build.op("Shape", ids, start=1, end=2)
+    n_tokens.dtype = ir.DataType.INT64
+    at = build.op("Sub", build.op("Sub", n_tokens, build.constant([1])), positions)
+    model = build.model(build.op("Gather", build.weight("learned", 16, 4), at))
+    with pytest.raises(LlmcError, match="positions of several tokens"):
+        tabulate(model)
