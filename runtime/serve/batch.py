@@ -279,13 +279,16 @@ class Batch:
                 self._score(job, rows)
             job.n_fed += n
             job.shares_tail = False
-            self._take_guesses(job, right.get(job, []))
+            if right:
+                self._take_guesses(job, right.get(job, []))
 
     def _guess(self, inputs: list[tuple[Job, int]]) -> ByJob:
         """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
-        guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
+        guesses = self.guesses.of(inputs)
+        if not guesses or any(job.has_to_score for job, _ in inputs):
+            return {}
         n_pages = [self.pages.growth(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
-        if not guesses or self.pages.n_free < sum(n_pages):  # no text that is kept is given up for guesses
+        if self.pages.n_free < sum(n_pages):  # no text that is kept is given up for guesses
             return {}
         self.meters.add("guessed_tokens", sum(len(guess.ids) for guess in guesses.values()))
         return guesses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -58,8 +58,10 @@ class Guesses:
         self._n_tokens = max(LIGHT_STEP, 1 + most) if most or self.n_forced else 0
         self._logits = np.empty((self._n_tokens, model.info.n_vocab), np.float32)
 
-    def of(self, inputs: Iterable[tuple[Job, int]]) -> ByJob:
+    def of(self, inputs: Sequence[tuple[Job, int]]) -> ByJob:
         """What may follow in a step's texts: of those that go on, and are asked for in a way that guesses know."""
+        if not self.most and all(job.constraint is None for job, _ in inputs):
+            return {}
         ongoing = [job for job, _ in inputs if job.n_pending == 1 and job.n_said]
         room = self._n_tokens // max(1, len(ongoing)) - 1
         found = {job: self._guess(job, room) for job in ongoing if room > 0 and self._can_guess(job)}
