@@ -25,7 +25,7 @@ from llmc.bench.limits import cpu_name
 from llmc.runtime import load
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import Guessed, Speculation, speculate
+from llmc.runtime.speculate import Guess, Guessed, Speculation, speculate
 
 HOWS = {"greedy": GREEDY, "drawn": How(temperature=0.8, top_p=0.95, seed=1)}
 
@@ -73,7 +73,7 @@ def costs(model: Model, context: int, counts: list[int], n_steps: int) -> dict[s
             sequence.truncate(context)
             ids = model.check_ids([wrong] * (1 + n))
             start = time.perf_counter()
-            speculate(model, [Guessed(sequence, GREEDY, ids, n, logits)])
+            speculate(model, [Guessed(sequence, GREEDY, ids, Guess([wrong] * n), logits)])
             return time.perf_counter() - start
 
         seconds(0)

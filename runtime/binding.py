@@ -25,12 +25,11 @@ from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
 from llmc.runtime.sequence import Sequence
+from llmc.runtime.speculate import Speculation
 from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from llmc.runtime.speculate import Speculation
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -201,8 +200,6 @@ class Model:
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
-        from llmc.runtime.speculate import Speculation
-
         guesses = Speculation.of(self, speculate, draft)
         stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint, speculation=guesses)
         return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
@@ -228,8 +225,6 @@ class Model:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
-        from llmc.runtime.speculate import Speculation
-
         guesses = Speculation.of(self, speculate, draft)
         return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses))
 
@@ -246,8 +241,10 @@ class Model:
         speculation: Speculation | None = None,
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
-        where penalties look back."""
+        where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does."""
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
+        if speculation is None and constraint is not None:
+            speculation = Speculation.forced(self)
         return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation)
 
     def logits(self, tokens: Iterable[int]) -> Logits:

@@ -177,8 +177,7 @@ class Generation(Iterator[int]):
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
         constraint: what the text has to look like.  history: what is in the sequence already; grows with the text.
-        speculation: guesses at the text; not asked where there are penalties or biases.  A constraint that leaves no
-        choice guesses by itself."""
+        speculation: guesses at the text; not asked where there are penalties or biases."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -193,10 +192,6 @@ class Generation(Iterator[int]):
             self._history.ask(prompt)
             self._how = how.after(self._history)
         self._sequence = sequence
-        if speculation is None and constraint is not None:
-            from llmc.runtime.speculate import forced_speculation
-
-            speculation = forced_speculation(model)
         self.speculation = speculation if how.is_plain else None
         self._is_fed = False  # the last token is part of the sequence
         self._right: list[int] = []  # guesses that are, and are the next tokens

@@ -133,30 +133,57 @@ def check_vocabulary(draft: Model, model: Model) -> None:
         raise LlmcError(fact, place=str(draft.path), hint="a draft is a smaller model with the same tokenizer")
 
 
-class Pace:
-    """How many guesses the next step takes: twice as many after guesses that were all right, after others one more than
-    were right; at most `most`."""
+class Guess(NamedTuple):
+    """ids: what may follow.  allowed: uint32 [n, (n_vocab + 31) / 32], what is in the place of each; None: anything."""
 
-    def __init__(self, most: int) -> None:
-        self.most = self.next = most
+    ids: list[int]
+    allowed: Mask | None = None
+
+
+class TextGuesses:
+    """The guesses at one text: twice as many in a step after some that were all right, after others one more than were
+    right; at most `most`."""
+
+    def __init__(self, guesser: Guesser | None, most: int) -> None:
+        """guesser: None guesses only what a constraint leaves no choice about."""
+        self._guesser, self._most, self._next = guesser, most, most
+
+    def guess(self, text: Row[int], how: How, room: int, constraint: Constraint | None = None) -> Guess:
+        """At most `room` guesses.
+
+        A constraint that has taken the text knows best; where it leaves a choice, the guesser is asked.  It never looks
+        further than a light step: where a guess is wrong, a grammar may lose itself in what could follow it.
+        """
+        most = min(self._next, room, FORCED if constraint else room)
+        if most < 1:
+            return Guess([])
+        ids = constraint.forced(most) if constraint else []
+        if not ids and self._guesser:
+            ids = self._guesser.guess(text, how, most)
+        return Guess(*constraint.foresee(ids)) if constraint and ids else Guess(ids)
 
     def learn(self, n_guessed: int, n_right: int) -> None:
+        """How the last guesses fared."""
         if n_guessed:
-            self.next = min(self.most, max(self.next, 2 * n_guessed) if n_right == n_guessed else n_right + 1)
+            self._next = min(self._most, max(self._next, 2 * n_guessed) if n_right == n_guessed else n_right + 1)
+
+    def close(self) -> None:
+        """The text has ended."""
+        if self._guesser is not None:
+            self._guesser.close()
 
 
 class Speculation:
-    """The guesses of one text, and how they fared.
+    """The guesses of one text that has the model for itself, and how they fared.
 
     n_steps: of the model.  n_guessed, n_right: guesses that were checked, and those that stayed.
     """
 
     def __init__(self, model: Model, guesser: Guesser | None, most: int) -> None:
-        """guesser: None guesses only what a constraint leaves no choice about.  most: guesses in a step.  Raises
-        LlmcError when the artifact's runtime cannot check them."""
+        """guesser: see TextGuesses.  most: guesses in a step.  Raises LlmcError for an artifact that is older."""
         check_runtime(model)
         self.n_steps = self.n_guessed = self.n_right = 0
-        self._model, self._guesser, self._pace = model, guesser, Pace(most)
+        self._model, self._guesses = model, TextGuesses(guesser, most)
         self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
 
     @classmethod
@@ -168,50 +195,38 @@ class Speculation:
             return None
         return cls(model, PromptLookup() if draft is None else DraftModel(draft, model), most)
 
+    @classmethod
+    def forced(cls, model: Model) -> Speculation | None:
+        """Of a text that nobody guesses at but its constraint; None where that is not done."""
+        most = n_forced(model)
+        return cls(model, None, most) if most else None
+
     def feed(
         self, sequence: Sequence, text: Row[int], how: How, room: int, constraint: Constraint | None = None
     ) -> list[int]:
         """Append the text's last token, which is not in the sequence yet, and what is right of at most `room` guesses.
         -> these guesses, which the constraint, if there is one, has not taken yet."""
-        guesses, allowed = guessed(self._guesser, constraint, text, how, min(self._pace.next, room))
+        guess = self._guesses.guess(text, how, room, constraint)
         try:
-            n_right = self._check(sequence, how, text[-1], guesses, allowed)
+            n_right = self._check(sequence, how, text[-1], guess)
         except LlmcError as error:
-            if error.status != capi.NO_MEMORY or not guesses:
+            if error.status != capi.NO_MEMORY or not guess.ids:
                 raise
-            guesses = []  # there may be pages without them
-            n_right = self._check(sequence, how, text[-1], guesses, None)
+            guess = Guess([])  # there may be pages without them
+            n_right = self._check(sequence, how, text[-1], guess)
         self.n_steps += 1
-        self.n_guessed += len(guesses)
+        self.n_guessed += len(guess.ids)
         self.n_right += n_right
-        self._pace.learn(len(guesses), n_right)
-        return guesses[:n_right]
+        self._guesses.learn(len(guess.ids), n_right)
+        return guess.ids[:n_right]
 
-    def _check(self, sequence: Sequence, how: How, token: int, guesses: list[int], allowed: Mask | None) -> int:
-        ids = self._model.check_ids([token, *guesses])
-        return speculate(self._model, [Guessed(sequence, how, ids, len(guesses), self._logits, allowed)])[0]
+    def _check(self, sequence: Sequence, how: How, token: int, guess: Guess) -> int:
+        ids = self._model.check_ids([token, *guess.ids])
+        return speculate(self._model, [Guessed(sequence, how, ids, guess, self._logits)])[0]
 
     def close(self) -> None:
         """The text has ended."""
-        if self._guesser is not None:
-            self._guesser.close()
-
-
-def guessed(
-    guesser: Guesser | None, constraint: Constraint | None, text: Row[int], how: How, most: int
-) -> tuple[list[int], Mask | None]:
-    """At most so many guesses, and what is allowed in the place of each, if something is not.
-
-    A constraint that has taken the text knows best; where it leaves a choice, the guesser is asked.  It never looks
-    further than a light step: where a guess is wrong, a grammar may lose itself in what could follow it.
-    """
-    most = min(most, FORCED) if constraint else most
-    if most < 1:
-        return [], None
-    guesses = constraint.forced(most) if constraint else []
-    if not guesses and guesser:
-        guesses = guesser.guess(text, how, most)
-    return constraint.foresee(guesses) if constraint and guesses else (guesses, None)
+        self._guesses.close()
 
 
 def can_speculate(model: Model) -> bool:
@@ -233,38 +248,30 @@ def n_forced(model: Model) -> int:
     return FORCED if can_speculate(model) and model.info.device == "CPU" else 0
 
 
-def forced_speculation(model: Model) -> Speculation | None:
-    """Of a text that nobody guesses at but its constraint."""
-    most = n_forced(model)
-    return Speculation(model, None, most) if most else None
-
-
 class Guessed(NamedTuple):
     """A sequence's part of a step with guesses.
 
-    tokens: int32 [n], of which the last n_guesses are guesses.  logits: float32 [n or more, n_vocab], written; None
-    where there are no guesses and nobody wants them.  allowed: None, or uint32 [n_guesses, (n_vocab + 31) / 32], see
-    How.allowed.
+    tokens: int32 [n], of which the last are the guess's.  logits: float32 [n or more, n_vocab], written; None where
+    there are no guesses and nobody wants them.
     """
 
     sequence: Sequence
     how: How
     tokens: Ids
-    n_guesses: int
+    guess: Guess
     logits: Logits | None
-    allowed: Mask | None = None
 
 
 def speculate(model: Model, inputs: Row[Guessed]) -> list[int]:
     """Append the tokens of each, and the guesses that are right.  -> how many guesses those are."""
     raw = (capi.SpeculateInput * len(inputs))()
     with model.running() as (api, handle):
-        for entry, (sequence, how, tokens, n_guesses, logits, allowed) in zip(raw, inputs, strict=True):
+        for entry, (sequence, how, tokens, guess, logits) in zip(raw, inputs, strict=True):
             entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
-            entry.tokens, entry.n_tokens, entry.n_guesses = tokens.ctypes.data, len(tokens), n_guesses
+            entry.tokens, entry.n_tokens, entry.n_guesses = tokens.ctypes.data, len(tokens), len(guess.ids)
             entry.logits = None if logits is None else logits.ctypes.data
-            entry.allowed = None if allowed is None else allowed.ctypes.data
-        goes_on = all(len(one.tokens) == 1 + one.n_guesses for one in inputs)
+            entry.allowed = None if guess.allowed is None else guess.allowed.ctypes.data
+        goes_on = all(len(one.tokens) == 1 + len(one.guess.ids) for one in inputs)
         with model.recording([(one.sequence, one.tokens) for one in inputs], "decode" if goes_on else None):
             model.check(api.speculate(handle, raw, len(inputs)))
         return [int(entry.n_right) for entry in raw]

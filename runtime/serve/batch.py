@@ -258,7 +258,6 @@ class Batch:
             return
         guesses = self._guess(inputs)
         logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
-        step = [(sequence_of(job), job.next_ids(n), rows) for (job, n), rows in zip(inputs, logits, strict=True)]
         right: dict[Job, list[int]] = {}
         start = perf_counter()
         looks = self._look_ahead(job for job, _ in inputs)
@@ -266,7 +265,9 @@ class Batch:
             if guesses:
                 right = self.guesses.step(inputs, guesses)
             else:
-                self.model.run_step(step)
+                ids = [job.next_ids(n) for job, n in inputs]
+                sequences = [sequence_of(job) for job, _ in inputs]
+                self.model.run_step(list(zip(sequences, ids, logits, strict=True)))
         except LlmcError as error:
             self.failure = error
             self.fail([job for job, _ in inputs], error)

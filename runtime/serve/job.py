@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
-    from llmc.runtime.serve.guesses import TextGuesses
     from llmc.runtime.serve.probs import TokenProb
+    from llmc.runtime.speculate import TextGuesses
 
 Finish = Literal["stop", "length"]
 Tells = Literal["tokens", "pieces", "end"]

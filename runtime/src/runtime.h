@@ -310,8 +310,6 @@ llmc_status sample_record(const llmc_sequence *sequence, const llmc_sampling *ho
 /* What sample() gives for logits [n_vocab] when the token's place is `position`, and how->allowed is `allowed`. */
 llmc_status sample_at(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *how,
                       const uint32_t *allowed, int32_t *out);
-/* The most likely of logits [n_vocab]; -1: none is a number. */
-int32_t sample_best(const float *logits, uint32_t n_vocab);
 /* The error of logits none of which is a number. */
 llmc_status sample_no_number(void);
 llmc_status sample(const llmc_sequence *sequence, const llmc_sampling *how, int32_t *out);

@@ -176,16 +176,6 @@ static int is_allowed(const llmc_sampling *how, uint32_t token)
     return !how->allowed || how->allowed[token / 32] >> token % 32 & 1;
 }
 
-int32_t sample_best(const float *logits, uint32_t n_vocab)
-{
-    candidate best = {0, -1};
-    for (uint32_t i = 0; i < n_vocab; i++) {
-        candidate c = {logits[i], (int32_t)i};
-        if (!isnan(logits[i]) && (best.token < 0 || is_better(c, best))) best = c;
-    }
-    return best.token;
-}
-
 /* From logits [n_vocab], settings that were read, and the place that the token will have. */
 static llmc_status choose(llmc_model *model, const float *logits, uint32_t position, const llmc_sampling *how,
                           int32_t *out)

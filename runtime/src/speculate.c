@@ -41,7 +41,7 @@ static size_t count_right(llmc_model *model, const llmc_speculate_input *input, 
 }
 
 /* Forget the guesses behind the right ones: the sequence has the logits that it had before them. */
-static void forget(const llmc_model *model, const llmc_speculate_input *input)
+static void forget(llmc_model *model, const llmc_speculate_input *input)
 {
     llmc_sequence *sequence = input->sequence;
     const uint32_t n_vocab = model->plans.header.n_vocab;
@@ -50,8 +50,10 @@ static void forget(const llmc_model *model, const llmc_speculate_input *input)
     sequence_truncate(sequence, (int32_t)(sequence->length - n_wrong));
     memcpy(sequence->logits, input->logits + (input->n_tokens - n_wrong - 1) * n_vocab,
            n_vocab * sizeof *sequence->logits);
-    sequence->choice = sample_best(sequence->logits, n_vocab);
     sequence->has_logits = 1;
+    if (!model->chosen) return;
+    sequence->choice = -1; /* stays, if no logit is a number */
+    sample_at(model, sequence->logits, 0, NULL, NULL, &sequence->choice);
 }
 
 llmc_status speculate(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs)

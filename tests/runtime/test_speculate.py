@@ -15,7 +15,7 @@ from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from llmc.runtime.binding import Logits, Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import DraftModel, Guessed, Pace, PromptLookup, Speculation, speculate
+from llmc.runtime.speculate import DraftModel, Guess, Guessed, PromptLookup, Speculation, TextGuesses, speculate
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
@@ -92,7 +92,7 @@ def test_wrong_guesses_leave_pages_and_other_sequences_alone(model: Model) -> No
             other.feed(PROMPT[:3])
             n_free = model.info.kv_tokens_free
             token = sequence.sample()
-            inputs = Guessed(sequence, GREEDY, model.check_ids([token, *[3] * 20]), 20, logits)
+            inputs = Guessed(sequence, GREEDY, model.check_ids([token, *[3] * 20]), Guess([3] * 20), logits)
             assert speculate(model, [inputs]) == [0]
             assert model.info.kv_tokens_free >= n_free - model.page_tokens
             assert twin.logits().tolist() == toy.oracle(PROMPT)[-1]
@@ -107,8 +107,8 @@ def test_a_step_has_prompts_beside_guesses(model: Model) -> None:
     logits = np.empty((10, model.info.n_vocab), np.float32)
     with model.sequence() as guessed, model.sequence() as prompt:
         guessed.feed(said[:3])
-        right = Guessed(guessed, GREEDY, model.check_ids([*said[3:9], 3, 3]), 4, logits)
-        assert speculate(model, [Guessed(prompt, GREEDY, model.check_ids(TEXT[:7]), 0, None), right]) == [0, 2]
+        right = Guessed(guessed, GREEDY, model.check_ids([*said[3:9], 3, 3]), Guess([*said[7:9], 3, 3]), logits)
+        assert speculate(model, [Guessed(prompt, GREEDY, model.check_ids(TEXT[:7]), Guess([]), None), right]) == [0, 2]
         assert prompt.logits().tolist() == toy.oracle(TEXT[:7])[-1]
         assert guessed.logits().tolist() == toy.oracle(said[:9])[-1]
 
@@ -130,7 +130,7 @@ def test_guesses_are_checked_among_the_tokens_that_are_allowed(model: Model) -> 
         with model.sequence() as sequence:
             sequence.feed(PROMPT)
             ids = model.check_ids([text[-4], *guesses])
-            assert speculate(model, [Guessed(sequence, GREEDY, ids, 3, logits, masks)]) == [wanted]
+            assert speculate(model, [Guessed(sequence, GREEDY, ids, Guess(guesses, masks), logits)]) == [wanted]
 
 
 def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model) -> None:
@@ -140,8 +140,9 @@ def test_what_cannot_be_checked_is_refused_and_nothing_is_appended(model: Model)
         sequence.feed(PROMPT)
 
         def refused(match: str, tokens: list[int], n: int, how: How = GREEDY, room: Logits | None = logits) -> None:
+            guessed = Guessed(sequence, how, np.array(tokens, np.int32), Guess(tokens[len(tokens) - n :]), room)
             with pytest.raises(LlmcError, match=match):
-                speculate(model, [Guessed(sequence, how, np.array(tokens, np.int32), n, room)])
+                speculate(model, [guessed])
 
         refused("asks for more than", [1, 2], 1, GREEDY.among(mask))
         refused("asks for more than", [1, 2], 1, How(logit_bias=((3, 1.0),)))
@@ -230,10 +231,10 @@ def test_a_draft_gives_its_pages_back(toy_so: Path) -> None:
 
 
 def test_right_guesses_never_slow_the_pace() -> None:
-    pace = Pace(7)
+    guesses = TextGuesses(Oracle([5] * 20, 100), 7)
     for guessed, right, wanted in ((1, 1, 7), (7, 2, 3), (1, 1, 3), (3, 3, 6), (6, 6, 7), (4, 0, 1), (0, 0, 1)):
-        pace.learn(guessed, right)
-        assert pace.next == wanted
+        guesses.learn(guessed, right)
+        assert guesses.guess([5], GREEDY, 15).ids == [5] * wanted
 
 
 def test_a_draft_model_guesses_what_it_would_say(model: Model, toy_so: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import llmc
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.serve.guesses import TextGuesses
 from llmc.runtime.serve.job import Job
+from llmc.runtime.speculate import TextGuesses
 from tests.runtime.serve.served import CONTEXT, DRAWN, Served, prompt
 
 
@@ -33,8 +33,8 @@ def foreseen(served: Served, job: Job, wrong: int) -> Job:
     """With guesses at what it says alone."""
     ask = job.ask
     said = served.model.stream(ask.prompt, ask.max_tokens, ask.how, ignore_eos=True)
-    job.guesses = TextGuesses(served.engine.batch.guesses.most, 0)
-    job.guesses.guesser = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
+    oracle = Oracle([*ask.prompt, *said, 3, 3, 3], wrong)
+    job.guesses = TextGuesses(oracle, served.engine.batch.guesses.most)
     return job
 
 
