@@ -13,7 +13,7 @@ import click
 
 from llmc.cli.compile import terminated_as_interrupted
 from llmc.cli.main import INTERRUPTED
-from llmc.cli.output import compiler_installed, json_option, print_json, say
+from llmc.cli.output import compiler_installed, json_option, print_json, quant_choice, say
 from llmc.cli.progress import stage_progress
 from llmc.runtime.errors import LlmcError
 
@@ -45,7 +45,7 @@ def list_option(name: str, default: str, help: str) -> Callable[[Any], Any]:
 @list_option("--lengths", "128,1k,2k,4k", "Tokens of each sequence.")
 @list_option("--prefill", "128", "Prompts whose time to the first token is measured.")
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of weights, llmc's and the baselines'.")
-@click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8", "mxfp4"]), default="none", show_default=True)
+@click.option("--quant", type=quant_choice, default="none", show_default=True)
 @click.option("--kv-dtype", type=click.Choice(["f32", "bf16", "int8"]), help="Of llmc's KV cache.  [default: dtype]")
 @click.option(
     "--target",

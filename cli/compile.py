@@ -12,7 +12,16 @@ from typing import Any
 
 import click
 
-from llmc.cli.output import certificate_in_words, compiler_installed, in_bytes, in_seconds, json_option, print_json, say
+from llmc.cli.output import (
+    certificate_in_words,
+    compiler_installed,
+    in_bytes,
+    in_seconds,
+    json_option,
+    print_json,
+    quant_choice,
+    say,
+)
 from llmc.cli.progress import stage_progress
 
 
@@ -40,7 +49,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
 @click.option(
     "--quant",
-    type=click.Choice(["none", "int8", "int4", "fp8", "mxfp4"]),
+    type=quant_choice,
     default="none",
     show_default=True,
     help="Of the weights of linear layers.",

@@ -18,6 +18,8 @@ threads_option = click.option(
     "--threads", metavar="N", type=click.IntRange(0), default=0, help="[default: as many as this process may use]"
 )
 
+quant_choice = click.Choice(["none", "int8", "int4", "fp8", "mxfp4"])
+
 
 def print_json(value: Mapping[str, Any]) -> None:
     """The one JSON object of a command."""

@@ -20,63 +20,25 @@ def parse_biases(context: click.Context, option: click.Parameter, texts: tuple[s
     return {int(one[1]): float(one[2]) for one in found if one}
 
 
+def setting(name: str, metavar: str, kind: Any, default: float, help: str) -> Callable[[Command], Command]:
+    """An option that is a number."""
+    return click.option(name, metavar=metavar, type=kind, default=default, show_default=True, help=help)
+
+
 OPTIONS = (
-    click.option(
-        "--temperature",
-        metavar="T",
-        type=click.FloatRange(0),
-        default=0.0,
-        show_default=True,
-        help="0: always the most likely token.",
-    ),
-    click.option(
-        "--top-k",
-        metavar="K",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Sample from the k best; 0: all.",
-    ),
-    click.option(
-        "--top-p",
-        metavar="P",
-        type=click.FloatRange(0, 1, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="… of this probability.",
-    ),
-    click.option(
-        "--min-p",
-        metavar="P",
-        type=click.FloatRange(0, 1),
-        default=0.0,
-        show_default=True,
-        help="… each at least so many times as likely as the best.",
-    ),
-    click.option(
+    setting("--temperature", "T", click.FloatRange(0), 0.0, "0: always the most likely token."),
+    setting("--top-k", "K", click.IntRange(0), 0, "Sample from the k best; 0: all."),
+    setting("--top-p", "P", click.FloatRange(0, 1, min_open=True), 1.0, "… of this probability."),
+    setting("--min-p", "P", click.FloatRange(0, 1), 0.0, "… each at least so many times as likely as the best."),
+    setting(
         "--repetition-penalty",
-        metavar="X",
-        type=click.FloatRange(0, min_open=True),
-        default=1.0,
-        show_default=True,
-        help="Divide the logits of tokens that the text has, its prompt included.",
+        "X",
+        click.FloatRange(0, min_open=True),
+        1.0,
+        "Divide the logits of tokens that the text has, its prompt included.",
     ),
-    click.option(
-        "--presence-penalty",
-        metavar="X",
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="Subtract this from the logits of tokens that were generated.",
-    ),
-    click.option(
-        "--frequency-penalty",
-        metavar="X",
-        type=float,
-        default=0.0,
-        show_default=True,
-        help="… and this for each time that they were.",
-    ),
+    setting("--presence-penalty", "X", float, 0.0, "Subtract this from the logits of tokens that were generated."),
+    setting("--frequency-penalty", "X", float, 0.0, "… and this for each time that they were."),
     click.option(
         "--logit-bias",
         metavar="ID=X",

@@ -12,7 +12,7 @@ import click
 
 from llmc.cli.compile import parse_batch, terminated_as_interrupted
 from llmc.cli.main import INTERRUPTED
-from llmc.cli.output import compiler_installed, json_option, print_json, say, threads_option
+from llmc.cli.output import compiler_installed, json_option, print_json, quant_choice, say, threads_option
 from llmc.cli.schedules_view import microseconds, share_in_words, weight_in_words
 from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
 
@@ -22,7 +22,7 @@ from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
 @click.option("-o", "--out", metavar="FILE.json", type=click.Path(path_type=Path), help="[default: the user's own]")
 @click.option("--target", metavar="TARGET", default="cpu", show_default=True, help="cpu, cpu:x86-64-v3, …")
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of the weights.  [default: the model's own]")
-@click.option("--quant", type=click.Choice(["none", "int8", "int4", "fp8", "mxfp4"]), default="none", show_default=True)
+@click.option("--quant", type=quant_choice, default="none", show_default=True)
 @click.option("--quant-group", type=click.Choice(["32", "128"]), help="As in llmc compile.")
 @click.option("--quant-lm-head/--no-quant-lm-head", help="As in llmc compile.")
 @click.option(

@@ -81,6 +81,20 @@ class Fields:
             if value is not None and not any(type(value) is type(good) and value == good for good in harmless):
                 raise ApiError(400, f"'{name}' is not supported: {reason}", param=name, code="unsupported_parameter")
 
+    def one_of(self, first: str, second: str) -> str:
+        """Which of two names for the same is given; the first if neither is."""
+        if self.get(second) is None:
+            return first
+        if self.get(first) is not None:
+            raise wrong(second, f"cannot be had together with '{first}'")
+        return second
+
+    def check_model(self, served: str) -> None:
+        """Raise ApiError where another model is asked for."""
+        name = self.of_type("model", str, served, "a string")
+        if name != served:
+            raise no_such_model(name, served, "model")
+
     def integer(self, name: str, default: int, least: int, most: int) -> int:
         value = self._body.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -93,8 +107,8 @@ class Fields:
             raise wrong(name, f"must be a number {what}")
         return float(value)
 
-    def boolean(self, name: str) -> bool:
-        return self.of_type(name, bool, False, "true or false")
+    def boolean(self, name: str, default: bool = False) -> bool:
+        return self.of_type(name, bool, default, "true or false")
 
     def of_type(self, name: str, kind: type[T], default: T, what: str) -> T:
         value = self._body.get(name, default)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.runtime.generation import How
-from llmc.runtime.serve.fields import Fields, no_such_model, wrong
+from llmc.runtime.serve.fields import Fields, wrong
 from llmc.runtime.serve.formats import FORMAT_FIELDS, Format, read_format
 from llmc.runtime.serve.tools import Tools, read_calls, read_tools
 
@@ -16,8 +16,8 @@ MAX_STOPS, MAX_TOP = 16, 20
 MOST_TOKENS = 1 << 31
 COMPLETION_TOKENS = 16
 """OpenAI's default for completions; chat goes on until the context is full."""
-MOST_BIASES, LARGEST_BIAS, LARGEST_PENALTY = 1024, 100, 2
-"""The latter two are OpenAI's."""
+MOST_NAMED, LARGEST_BIAS, LARGEST_PENALTY = 1024, 100, 2
+"""Token ids of a field beside the prompt; the latter two are OpenAI's."""
 HOW_FIELDS = (
     "temperature",
     "top_p",
@@ -191,15 +191,13 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
     form = fields.of_type("reasoning_format", str, "auto", "a string")
     if form not in ("auto", "deepseek", "none"):
         raise wrong("reasoning_format", "must be 'auto', 'deepseek' or 'none'")
-    shows = fields.get("include_reasoning") is None or fields.boolean("include_reasoning")
+    shows = fields.boolean("include_reasoning", True)
     effort = fields.of_type("reasoning_effort", str, "", "a string") or None
     return Chat(wanted, read_messages(fields.get("messages")), kwargs, tools, effort, form != "none", shows)
 
 
 def read_wanted(fields: Fields, model: str, most_texts: int, max_tokens: int | None, n_top: int | None) -> Wanted:
-    name = fields.of_type("model", str, model, "a string")
-    if name != model:
-        raise no_such_model(name, model, "model")
+    fields.check_model(model)
     options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
     options.refuse_unknown(("include_usage", "continuous_usage_stats", "include_obfuscation"))
     return Wanted(
@@ -240,18 +238,15 @@ def is_penalty(value: float) -> bool:
 
 def read_repetition(fields: Fields) -> float:
     """vLLM's field, or llama.cpp's."""
-    given = [name for name in ("repetition_penalty", "repeat_penalty") if fields.get(name) is not None]
-    if len(given) > 1:
-        raise wrong(given[1], f"cannot be had together with '{given[0]}'")
-    name = given[0] if given else "repetition_penalty"
+    name = fields.one_of("repetition_penalty", "repeat_penalty")
     return fields.number(name, 1.0, lambda value: 0 < value <= 100, "above 0, at most 100")
 
 
 def read_biases(fields: Fields) -> tuple[tuple[int, float], ...]:
     """{"token": bias}, as OpenAI has it: ids are the names of fields."""
     given: dict[str, Any] = fields.of_type("logit_bias", dict, {}, "an object: token ids, as strings, and numbers")
-    if len(given) > MOST_BIASES:
-        raise wrong("logit_bias", f"has {len(given)} tokens; at most {MOST_BIASES}")
+    if len(given) > MOST_NAMED:
+        raise wrong("logit_bias", f"has {len(given)} tokens; at most {MOST_NAMED}")
     for name, value in given.items():
         if not re.fullmatch(r"\d{1,9}", name, re.ASCII):
             raise wrong("logit_bias", "must have token ids as the names of its fields")
@@ -262,8 +257,8 @@ def read_biases(fields: Fields) -> tuple[tuple[int, float], ...]:
 
 def read_stop_tokens(fields: Fields) -> frozenset[int]:
     ids: list[Any] = fields.of_type("stop_token_ids", list, [], "a list of token ids")
-    if len(ids) > MOST_BIASES or not all(type(token) is int for token in ids):
-        raise wrong("stop_token_ids", f"must be a list of at most {MOST_BIASES} token ids")
+    if len(ids) > MOST_NAMED or (ids and not is_ids(ids)):
+        raise wrong("stop_token_ids", f"must be a list of at most {MOST_NAMED} token ids")
     return frozenset(ids)
 
 

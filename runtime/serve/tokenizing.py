@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.chat import ChatTemplate
-from llmc.runtime.serve.fields import ApiError, Fields, no_such_model, wrong
+from llmc.runtime.serve.fields import ApiError, Fields, wrong
 from llmc.runtime.serve.requests import is_ids, read_messages
 from llmc.runtime.serve.tools import read_tools
 from llmc.runtime.serve.vocabulary import Vocabulary
@@ -20,6 +20,7 @@ REFUSED = {
     "continue_final_message": ((False,), "an answer is to follow"),
     "with_pieces": ((False,), "see 'return_token_strs'"),
 }
+REFUSED_IN_CHATS = {**REFUSED, "add_special_tokens": ((False,), "the template writes them")}
 
 
 class Text(NamedTuple):
@@ -35,14 +36,13 @@ def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Te
     """A prompt, or messages by the model's template.  Raises ApiError."""
     fields = Fields(body)
     is_chat = fields.get("messages") is not None
-    fields.refuse(REFUSED | ({"add_special_tokens": ((False,), "the template writes them")} if is_chat else {}))
-    fields.refuse_unknown({*(CHAT_FIELDS if is_chat else FIELDS), *REFUSED, "add_special_tokens"})
-    check_model(fields, model)
+    known, refused = (CHAT_FIELDS, REFUSED_IN_CHATS) if is_chat else (FIELDS, REFUSED)
+    fields.refuse(refused)
+    fields.refuse_unknown({*known, *refused})
+    fields.check_model(model)
     with_texts = fields.boolean("return_token_strs")
     if not is_chat:
-        [name, *more] = [one for one in ("prompt", "content") if fields.get(one) is not None] or ["prompt"]
-        if more:
-            raise wrong("content", "cannot be had together with 'prompt'")
+        name = fields.one_of("prompt", "content")
         specials = [fields.boolean(one) for one in ("add_special_tokens", "add_special") if fields.get(one) is not None]
         if fields.get(name) is None:
             raise wrong("prompt", "must be a text")
@@ -71,7 +71,7 @@ def read_tokens(body: object, model: str) -> tuple[int, ...]:
     """Raises ApiError."""
     fields = Fields(body)
     fields.refuse_unknown(("model", "tokens"))
-    check_model(fields, model)
+    fields.check_model(model)
     ids = fields.get("tokens")
     if ids != [] and not is_ids(ids):
         raise wrong("tokens", "must be a list of token ids")
@@ -87,9 +87,3 @@ def detokenized(ids: tuple[int, ...], vocabulary: Vocabulary) -> dict[str, Any]:
         raise ApiError(400, "this model has no tokenizer", param="tokens", code="no_tokenizer")
     text = vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
     return {"prompt": text, "content": text}
-
-
-def check_model(fields: Fields, model: str) -> None:
-    name = fields.of_type("model", str, model, "a string")
-    if name != model:
-        raise no_such_model(name, model, "model")

@@ -76,12 +76,15 @@ class Tools:
     def grammar(self, form: Form, special: Mapping[int, str]) -> Grammar:
         """Of one call, behind the form's opening.  special: marks of the form that are special tokens."""
         tokens = {mark: f"<[{token}]>" for token, mark in special.items()}
+
+        def spelled(mark: str) -> str:
+            return tokens.get(mark, json.dumps(mark))
+
         calls, schemas = [], []
         for index, (name, schema) in enumerate(self.functions.items()):
             if form.between:
-                before_id = f"{tokens.get(form.id_mark, json.dumps(form.id_mark))} /[a-zA-Z0-9]{{9}}/"
-                head = f"{json.dumps(name)} {before_id if form.id_mark else ''}"
-                calls.append(f"{head} {tokens.get(form.between, json.dumps(form.between))} arguments_{index}")
+                call_id = f"{spelled(form.id_mark)} /[a-zA-Z0-9]{{9}}/ " if form.id_mark else ""
+                calls.append(f"{json.dumps(name)} {call_id}{spelled(form.between)} arguments_{index}")
             else:
                 head = f'{{"name": {json.dumps(name)}, "{form.key}": '
                 calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
@@ -98,7 +101,7 @@ def read_tools(fields: Fields) -> Tools | None:
     choice = fields.get("tool_choice")
     if choice is None:
         choice = "auto" if listed else "none"
-    may_repeat = fields.get("parallel_tool_calls") is None or fields.boolean("parallel_tool_calls")
+    may_repeat = fields.boolean("parallel_tool_calls", True)
     functions = dict(read_tool(f"tools[{index}]", tool) for index, tool in enumerate(listed))
     if isinstance(choice, dict):
         function = choice.get("function")
@@ -215,13 +218,7 @@ class CallScanner:
     def _whole_call(self, is_last: bool) -> str | None:
         """The text of a call, with its closing where that has come; None: it has not come to its end."""
         held = self._held
-        end = -1
-        if self._closing and not self._is_forced:  # a call that has to come is all there is, to its end
-            at = held.find(self._closing)
-            end = at + len(self._closing) if at >= 0 else -1
-        elif self._form.between and not self._is_forced:
-            end = arguments_end(held, self._form.between)
-            end = held.find(self._opening) if end < 0 else end
+        end = -1 if self._is_forced else self._call_end()  # a call that has to come is all there is, to its end
         if end < 0:
             if not is_last:
                 return None
@@ -229,6 +226,16 @@ class CallScanner:
         self._is_in_call = self._is_at_start = False
         text, self._held = held[:end], held[end:]
         return text
+
+    def _call_end(self) -> int:
+        """Where in what is held a call ends, behind its closing; -1: it does not yet."""
+        if self._closing:
+            at = self._held.find(self._closing)
+            return at + len(self._closing) if at >= 0 else -1
+        if not self._form.between:
+            return -1
+        end = arguments_end(self._held, self._form.between)
+        return self._held.find(self._opening) if end < 0 else end
 
     def _calls_in(self, text: str) -> list[Call]:
         return (call_behind_name if self._form.between else calls_in)(text, self._form, self._names)

@@ -56,7 +56,7 @@ class Vocabulary:
         return tuple(encoding.ids) or ((bos,) if special and bos >= 0 else ())
 
     def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
-        """Of a prompt, as it was given; of ids ""  where there is no tokenizer."""
+        """Of a prompt, as it was given; of ids "" where there is no tokenizer."""
         if isinstance(prompt, str):
             return prompt
         return str(self.tokenizer.decode(list(ids))) if self.tokenizer else ""
@@ -68,9 +68,7 @@ class Vocabulary:
 
     def shown(self, marks: Iterable[str]) -> dict[int, str]:
         """Those of the marks that are special tokens, which have no text otherwise."""
-        if self.tokenizer is None:
-            return {}
-        ids = {self.tokenizer.token_to_id(mark): mark for mark in marks if mark}
+        ids = {self.token_of(mark): mark for mark in marks if mark}
         return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
 
     def going_on(self, stop_tokens: Set[int]) -> Mask:

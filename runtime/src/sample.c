@@ -121,21 +121,15 @@ static int32_t draw(candidate *candidates, uint32_t n, float best, const llmc_sa
         return walk(candidates, n, 1, best, temperature, u * sum);
     }
     make_heap(candidates, n);
-    if (k < n) { /* the sum of the k best: they end up behind the heap, best last */
-        while (n_kept < k) n_kept++, sum += weight(pop(candidates, &n_heap).logit, best, temperature);
-        n_kept = 0;
-        while (n_kept < k && kept < how->top_p * sum) {
-            double w = weight(candidates[n - 1 - n_kept].logit, best, temperature);
-            if (w < how->min_p) break;
-            n_kept++, kept += w;
-        }
-    } else {
+    if (k < n) /* the sum of the k best: they end up behind the heap, best last */
+        while (n_heap > n - k) sum += weight(pop(candidates, &n_heap).logit, best, temperature);
+    else
         for (uint32_t i = 0; i < n; i++) sum += weight(candidates[i].logit, best, temperature);
-        while (n_heap && kept < how->top_p * sum) {
-            double w = weight(pop(candidates, &n_heap).logit, best, temperature);
-            if (w < how->min_p) break;
-            n_kept++, kept += w;
-        }
+    while (n_kept < k && kept < how->top_p * sum) {
+        if (n_heap == n - n_kept) pop(candidates, &n_heap); /* not behind the heap yet */
+        double w = weight(candidates[n - 1 - n_kept].logit, best, temperature);
+        if (w < how->min_p) break;
+        n_kept++, kept += w;
     }
     return walk(candidates + n - 1, n_kept, -1, best, temperature, u * kept);
 }
