@@ -187,7 +187,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def bytes_per_step(manifest: dict[str, Any], size: int, context: int) -> int:
     """Weights that a step of `size` sequences reads, and their cache of `context` tokens each."""
-    weights = memory.read_bytes({"step_bytes": memory.step_bytes(manifest), **memory.experts(manifest)}, size)
+    weights = memory.read_bytes(memory.weight_sizes(manifest), size)
     return int(weights + size * context * manifest["kv_cache"]["bytes_per_token"])
 
 

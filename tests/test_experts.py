@@ -77,7 +77,7 @@ def test_a_step_is_set_against_the_experts_that_it_reads(compiled: tuple[Model, 
     manifest = compiled[0].manifest
     experts = memory.experts(manifest)
     assert experts == {"expert_bytes": 4 * 2 * 4 * (2 * 64 * 64 + 64 * 48), "expert_share": 0.5}
-    sizes = {"step_bytes": memory.step_bytes(manifest), **experts}
+    sizes = memory.weight_sizes(manifest)
     unread = [sizes["step_bytes"] - memory.read_bytes(sizes, n_tokens) for n_tokens in (1, 2)]
     assert unread == [experts["expert_bytes"] / 2, experts["expert_bytes"] / 4]
 

@@ -91,10 +91,12 @@ def experts(manifest: dict[str, Any]) -> dict[str, float]:
     return {"expert_bytes": n_bytes, "expert_share": int(chosen) / int(n_experts)}
 
 
-def read_bytes(model: Mapping[str, Any], n_tokens: int) -> float:
-    """Of weights that a step of so many tokens reads, if they choose their experts by chance.
+def weight_sizes(manifest: dict[str, Any]) -> dict[str, float]:
+    """step_bytes, and what `experts` says."""
+    return {"step_bytes": step_bytes(manifest), **experts(manifest)}
 
-    model: step_bytes, and what `experts` says.
-    """
+
+def read_bytes(model: Mapping[str, Any], n_tokens: int) -> float:
+    """Of weights that a step of so many tokens reads, if they choose their experts by chance.  model: weight_sizes."""
     unread = (1 - model.get("expert_share", 1.0)) ** n_tokens
     return float(model["step_bytes"] - unread * model.get("expert_bytes", 0))

@@ -98,7 +98,7 @@ def panel_of(name: str, manifest: dict[str, Any], published: int, request: Reque
     precision = quant or dtype
     if kv != dtype:
         precision += f", {kv} KV cache"
-    sizes = {"step_bytes": memory.step_bytes(manifest), **memory.experts(manifest)}
+    sizes = memory.weight_sizes(manifest)
     panel = Panel(
         name=f"{name} {precision}",
         title=title(name),

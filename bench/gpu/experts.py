@@ -54,12 +54,14 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
         with device.kept():
             layer = Layer(device, random, said)
             times: list[dict[str, Any]] = []
-            known = first = layer.expected()
+            known = expected = layer.expected()
             for candidate in candidates:
                 places = [layer.places(candidate, choice) for choice in range(CHOICES)]
                 us, _ = time_us(device, [launches(device, kit, candidate, each) for each in places], size)
                 y = layer.result(launches(device, kit, candidate, places[0]), places[0])
-                first = compare(y, first, candidate.words)
+                if expected is None:
+                    expected = y
+                refuse_wrong(y, expected, candidate.words)
                 times.append({"words": candidate.words, "us": us, "params": candidate.params})
             n_bytes = layer.chosen_bytes()
         best = min(float(entry["us"]) for entry in times)
@@ -75,13 +77,10 @@ def runner(device: Device, kit: Kit) -> Callable[[str], dict[str, Any]]:
     return run
 
 
-def compare(y: Array, expected: Array | None, words: str) -> Array:
-    """y, if it is what is expected, where that is known."""
-    if expected is not None:
-        error = float(np.abs(y - expected).max()) / (float(np.abs(expected).max()) or 1.0)
-        if not error <= TOLERANCE:
-            raise ValueError(f"{words}: wrong by {error:.3g} of the largest result")
-    return y
+def refuse_wrong(y: Array, expected: Array, words: str) -> None:
+    error = float(np.abs(y - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+    if not error <= TOLERANCE:
+        raise ValueError(f"{words}: wrong by {error:.3g} of the largest result")
 
 
 class Layer:

@@ -15,6 +15,7 @@ from llmc.compiler.target import Target
 from llmc.schedules import records, rule_of
 from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.deferred_norm import settled
+from llmc.schedules.cuda.experts_op import DOWN, GATE_UP
 from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.rule import Rule
@@ -120,9 +121,9 @@ OF_EACH_WAY = 2
 """Candidates of each way to execute them: the best on paper."""
 
 
-def add_experts(jobs: Jobs, rows: Iterable[int] = EXPERT_ROWS) -> list[dict[str, Any]]:
+def add_experts(jobs: Jobs) -> list[dict[str, Any]]:
     """Layers of mixtures as kit.json has them, and their kernels among those of the jobs."""
-    return [experts_layer(jobs, name, (m, *shape)) for name, shape in EXPERTS.items() for m in rows]
+    return [experts_layer(jobs, name, (m, *shape)) for name, shape in EXPERTS.items() for m in EXPERT_ROWS]
 
 
 def experts_layer(jobs: Jobs, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -140,9 +141,7 @@ def experts_layer(jobs: Jobs, name: str, shape: tuple[int, ...]) -> dict[str, An
     return {
         "name": f"{name} M={m}",
         "shape": list(shape),
-        "expert_bytes": [
-            layouts[i].n_bytes((1, *kind.shape[1:])) // n_experts for i, kind in enumerate(inputs) if i > 2
-        ],
+        "expert_bytes": [layouts[i].n_bytes(inputs[i].shape) // n_experts for i in (GATE_UP, DOWN)],
         "candidates": [jobs._candidate(rule, call, params) for params in offered],
     }
 

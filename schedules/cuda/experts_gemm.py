@@ -145,7 +145,7 @@ def implement(op: ExpertsOp, cut: Grouped, target: Target) -> Implementation:
     launches = (
         Launch(sort_kernel(table), (index, sorted_)),
         Launch(
-            rows_kernel("pack", table, C_TYPES[op.element]),
+            pack_kernel(table),
             (Operand("input", of.X), sorted_, x),
             ceil(table.all_rows * chunks / PACK_THREADS),
             6 * op.pairs * op.k,
@@ -153,7 +153,7 @@ def implement(op: ExpertsOp, cut: Grouped, target: Target) -> Implementation:
         product_launch(op, up, table, cut.stages[0], (x, Operand("input", of.GATE_UP), between, sorted_), target),
         product_launch(op, down, table, cut.stages[1], (between, Operand("input", of.DOWN), results, sorted_), target),
         Launch(
-            rows_kernel("combine", table),
+            combine_kernel(table),
             (share, results, sorted_, *[Operand("input", of.RESIDUAL)] * op.residual, y),
             ceil(op.tokens * ceil(op.k / PACK_COLUMNS) / PACK_THREADS),
             4 * op.k * (op.pairs + op.tokens),
@@ -177,16 +177,20 @@ def sort_kernel(table: Table) -> Kernel:
     )
 
 
-def rows_kernel(kind: str, table: Table, element: str = "") -> Kernel:
-    """kind: "pack" or "combine"."""
-    if kind == "pack":
-        parameters = f"const float *x, const int *table, {element} *packed"
-        body = f"pack_pairs<{table.c_type}, {table.op.k}>(x, table, packed);"
-    else:
-        residual = ("const float *residual, ", "residual") if table.op.residual else ("", "nullptr")
-        parameters = f"const float *share, const float *results, const int *table, {residual[0]}float *y"
-        body = f"combine_pairs<{table.c_type}, {table.op.k}>(share, results, table, {residual[1]}, y);"
-    name = f"{kind}_pairs_{table.op.words}_k{table.op.k}"
+def pack_kernel(table: Table) -> Kernel:
+    parameters = f"const float *x, const int *table, {C_TYPES[table.op.element]} *packed"
+    return rows_kernel("pack_pairs", table, parameters, "x, table, packed")
+
+
+def combine_kernel(table: Table) -> Kernel:
+    parameter, residual = ("const float *residual, ", "residual") if table.op.residual else ("", "nullptr")
+    parameters = f"const float *share, const float *results, const int *table, {parameter}float *y"
+    return rows_kernel("combine_pairs", table, parameters, f"share, results, table, {residual}, y")
+
+
+def rows_kernel(function: str, table: Table, parameters: str, arguments: str) -> Kernel:
+    body = f"{function}<{table.c_type}, {table.op.k}>({arguments});"
+    name = f"{function}_{table.op.words}_k{table.op.k}"
     return kernel_of(name, "experts_rows.cuh", "", parameters, body, PACK_THREADS, 0)
 
 
@@ -213,12 +217,12 @@ def product_kernel(
     element, y = C_TYPES[op.element], C_TYPES[op.element] if product.tiled_y else "float"
     cut = f"ExpertsTiling<Layer, {table.c_type}, {stages}, {n_blocks}, {of.expert_bytes(product)}>"
     declarations = (
-        f"{layer_source(product)}using Cut = {cut};\n"
+        f'#include "experts_gemm.cuh"\n\n{layer_source(product)}using Cut = {cut};\n'
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'
     )
     return kernel_of(
         f"experts_{op.weight}_{product.words}_{op.words}",
-        f'{function}.cuh"\n#include "experts_gemm.cuh',
+        f"{function}.cuh",
         declarations,
         f"const {element} *x, const void *weight, {y} *y, const int *table",
         f"Cut::read(table);\n    {function}<Cut>(x, weight, Epilogue<Layer>{{nullptr, nullptr, y}}, nullptr, nullptr);",

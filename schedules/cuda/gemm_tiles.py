@@ -152,10 +152,10 @@ class Tiling:
         x_step = x_bytes(self.tokens) * (2 if self.along else 1)
         stage_bytes = ceil(step_bytes(op, self.turns) / 1024) * 1024 + x_step
         staging = GROUPS * STAGED_TOKENS * (staged_outputs(op) + 4) * 4
-        norms = 8 * (self.token_tiles(op) * self.tokens if op.deferred else 1)
-        if op.deferred and op.m > FLAT_TOKENS:
-            norms = 2 * 8 * self.tokens + 24
-        return self.stages * (stage_bytes + 16) + staging + norms + 24
+        norms = 1
+        if op.deferred:
+            norms = self.token_tiles(op) * self.tokens if op.m <= FLAT_TOKENS else 2 * self.tokens + 3  # and barriers
+        return self.stages * (stage_bytes + 16) + staging + 8 * norms + 24
 
 
 def steps(op: LinearOp, *, along: bool = False) -> int:

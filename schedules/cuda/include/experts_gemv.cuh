@@ -19,6 +19,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "experts_table.cuh"
 #include "gemv_quant.cuh"
 #include "gemv_ring.cuh"
 
@@ -87,10 +88,7 @@ struct ExpertsGemv {
     static __device__ void choose(const long long *index, const float *share) {
         Chosen &found = chosen();
         for (int i = threadIdx.x; i < kWords; i += kThreads) found.bits[i] = 0;
-        for (int i = threadIdx.x; i < kPairs; i += kThreads) {
-            const long long number = index[i];
-            found.of_pair[i] = number < 0 ? 0 : number >= G::kExperts ? G::kExperts - 1 : static_cast<int>(number);
-        }
+        for (int i = threadIdx.x; i < kPairs; i += kThreads) found.of_pair[i] = expert_of<G::kExperts>(index[i]);
         if constexpr (!G::kJoined) {
             for (int i = threadIdx.x; i < kActive * G::kM; i += kThreads) (&found.shares[0][0])[i] = 0;
         }

@@ -97,9 +97,7 @@ def run(call: Call, inputs: list[Any], target: Target = HOPPER, params: linear.P
 def defined(define: Define, call: Call, inputs: list[Array]) -> list[Array]:
     """A GEMM's moments are those of four of the operator's parts."""
     kinds, results = (tuple(map(as_float, types)) for types in (call.inputs, call.outputs))
-    if not call.op.endswith("Moments"):
-        return define(replace(call, inputs=kinds, outputs=results), *inputs)
-    if call.op.endswith("TileMoments"):
+    if not call.op.endswith("Moments") or call.op.endswith("TileMoments"):
         return define(replace(call, inputs=kinds, outputs=results), *inputs)
     m, n = call.outputs[0].shape
     fine = (*results[:2], TensorType((n // 16, m, 2), "f32"))
