@@ -6,8 +6,11 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from llmc.bench.gpu import prepare
-from llmc.bench.gpu.experts import STAGE, report
+from llmc.bench.gpu.experts import STAGE, refuse_wrong, report
 from llmc.bench.gpu.jobs import Jobs, experts_layer
 from llmc.bench.gpu.journal import Journal
 from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
@@ -41,6 +44,14 @@ def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
     assert (found["torch"], found["torch_errors"]) == ({}, {})
     assert next(report(journal)).startswith("- experts of tiny M=3: ")
     assert misuse(tmp_path / "fake.log") == []
+
+
+@pytest.mark.parametrize("wrong", [1.9, float("nan")])
+def test_a_result_that_differs_ends_it(wrong: float) -> None:
+    expected = np.array([1.0, 2.0], np.float32)
+    refuse_wrong(expected + np.float32(0.01), expected, "GEMV")
+    with pytest.raises(ValueError, match="GEMV: wrong by"):
+        refuse_wrong(np.array([1.0, wrong], np.float32), expected, "GEMV")
 
 
 def test_a_report_tells_what_nobody_checked_and_what_failed(tmp_path: Path) -> None:
