@@ -23,7 +23,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.grammar import Constraint, GaveUp
 from llmc.runtime.serve.chat import ChatTemplate, needs_form
 from llmc.runtime.serve.engine import Closing, Engine, Full
-from llmc.runtime.serve.fields import ApiError, no_such_model
+from llmc.runtime.serve.fields import ApiError, no_such_model, shortened
 from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Ask, Job, Said, Tells, Thinking
 from llmc.runtime.serve.replies import DONE, Reply, event, usage
@@ -36,8 +36,6 @@ from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 RETRY_AFTER_S = 1
-MOST_PATH = 100
-"""Characters of a path that is told."""
 
 
 class Service:
@@ -100,7 +98,7 @@ class Service:
 
     async def not_found(self, request: Request, error: HTTPException) -> Response:
         self.responses[error.status_code] += 1
-        fact = f"{request.method} {request.url.path[:MOST_PATH]}: {error.detail.lower()}"
+        fact = f"{request.method} {shortened(request.url.path)}: {error.detail.lower()}"
         if error.status_code == 404 and request.url.path.startswith("/v1/"):
             fact += "; this server has /v1/completions, /v1/chat/completions and /v1/models"
         return error_response(ApiError(error.status_code, fact, headers=error.headers))

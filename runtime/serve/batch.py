@@ -285,8 +285,8 @@ class Batch:
 
     def _guess(self, inputs: list[tuple[Job, int]]) -> ByJob:
         """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
-        guesses = self.guesses.of(inputs)
-        if not guesses or any(job.has_to_score for job, _ in inputs):
+        guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
+        if not guesses:
             return {}
         n_pages = [self.pages.growth(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
         if self.pages.n_free < sum(n_pages):  # no text that is kept is given up for guesses
