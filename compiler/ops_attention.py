@@ -60,17 +60,22 @@ def linear_bias(op: Any, slopes: Any, keys: Any, queries: Any) -> Any:
     return op.Mul(slopes, op.Cast(op.Sub(keys, queries), to=int(ir.DataType.FLOAT)))
 
 
-def append_step(
-    op: Any, k: Any, v: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any, sizes: tuple[Any, Any, Any]
-) -> tuple[Any, Any]:
-    """Step 1: both caches with the rows' keys and values."""
-    _, kv_num_heads, head_dim = sizes
+def page_slots(op: Any, positions: Any, page_table: Any) -> tuple[Any, Any, Any]:
+    """Of each row: whether it is real, its position (0, if not), and its slot among those of all pages."""
     page_tokens = op.scalar(PAGE_TOKENS)
     real = op.GreaterOrEqual(positions, op.scalar(0))
     at = op.Max(positions, op.scalar(0))
     column = op.Unsqueeze(op.Div(at, page_tokens), op.ints(1))
     page = op.Squeeze(op.GatherElements(page_table, column, axis=1), op.ints(1))
-    slot = op.Add(op.Mul(page, page_tokens), op.Mod(at, page_tokens))
+    return real, at, op.Add(op.Mul(page, page_tokens), op.Mod(at, page_tokens))
+
+
+def append_step(
+    op: Any, k: Any, v: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any, sizes: tuple[Any, Any, Any]
+) -> tuple[Any, Any]:
+    """Step 1: both caches with the rows' keys and values."""
+    _, kv_num_heads, head_dim = sizes
+    real, _, slot = page_slots(op, positions, page_table)
     k_cache = append(op, k_cache, k, slot, real, kv_num_heads, head_dim)
     return k_cache, append(op, v_cache, v, slot, real, kv_num_heads, head_dim)
 
@@ -311,8 +316,6 @@ TURNED = """Queries and keys are turned by Rotary, normalised ones after that; k
 cos, sin [M, rotary_dim/2]."""
 WITH_SINKS = """Each head has one more score, which no key has: exp of it joins the softmax's denominator.
 sinks [H].    Xiao et al. 2023, arXiv:2309.17453."""
-
-
 WITH_SLOPES = """A row's scores have slope · (j - pos) added, each head its own.
 slopes [H].    Press et al. 2021, arXiv:2108.12409."""
 

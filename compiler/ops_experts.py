@@ -102,8 +102,7 @@ def define_clamped_experts(bias: bool) -> None:
     define(clamped_experts_name(bias), inputs, attributes, body, lambda s, _: [s[0]], doc)
 
 
-for _residual, _names in enumerate((EXPERTS, RESIDUAL_EXPERTS)):
-    for _name, _activation in _names.items():
-        define_experts(_name, _activation, bool(_residual))
+for _name, _activation in (EXPERTS | RESIDUAL_EXPERTS).items():
+    define_experts(_name, _activation, residual=_name in RESIDUAL_EXPERTS)
 for _bias in CLAMPED_EXPERTS.values():
     define_clamped_experts(_bias)

@@ -11,8 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops_attention import Rotary, append, attend, in_sight, own_pages
+from llmc.compiler.ops_attention import Rotary, append, attend, in_sight, own_pages, page_slots
 from llmc.compiler.ops_define import Attributes, Dims, operator
 
 LATENT_ATTENTION = "LatentPagedAttention"
@@ -129,11 +128,7 @@ def LatentPagedAttention(
     """
     sizes = num_heads, head_dim, latent_dim, rotary_dim, interleaved
     queries, latent, turned = queries_and_keys(op, q, absorbed, kv, norm, cos, sin, sizes, epsilon)
-    page_tokens = op.scalar(PAGE_TOKENS)
-    real, at = op.GreaterOrEqual(positions, op.scalar(0)), op.Max(positions, op.scalar(0))
-    column = op.Unsqueeze(op.Div(at, page_tokens), op.ints(1))
-    page = op.Squeeze(op.GatherElements(page_table, column, axis=1), op.ints(1))
-    slot = op.Add(op.Mul(page, page_tokens), op.Mod(at, page_tokens))
+    real, at, slot = page_slots(op, positions, page_table)
     k_cache = append(op, k_cache, turned, slot, real, 1, rotary_dim)
     v_cache = append(op, v_cache, latent, slot, real, 1, latent_dim)
     pages = op.Max(page_table, op.scalar(0))

@@ -113,7 +113,9 @@ class Scheme:
     @property
     def dtype(self) -> CodeDType:
         """How codes are stored."""
-        return {"fp": "f8", "mx": "m4"}.get(self.number) or ("i8" if self.bits == 8 else "i4")  # type: ignore[return-value]
+        if self.number == "int":
+            return "i8" if self.bits == 8 else "i4"
+        return "f8" if self.number == "fp" else "m4"
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -196,7 +198,7 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     rows, k = array.shape
     groups = ceil(k / scheme.group) if scheme.group else 1
     codes = np.empty((rows, k), scheme.numpy_dtype)
-    scales = np.empty((rows, groups), np.float16 if scheme.number == "int" and scheme.group else np.float32)
+    scales = np.empty((rows, groups), np.float16 if scheme.dtype == "i4" else np.float32)
     step = max(1, _BLOCK_BYTES // (4 * k))
 
     def some(first: int) -> None:

@@ -17,7 +17,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
 }
 INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
 INPUTS["llmc.AppendedAttention"] = ("queries", *STEP)
-"""The operators of paged attention, and the names of their inputs in order."""
+"""The operators of paged attention, and the names of their inputs in order: as compiler/ops_attention.py defines them,
+which takes onnx_ir, and what measures kernels on another machine (bench/gpu) does without."""
 PAGE_TABLE = -3
 """Which of their inputs it is, and of a product that appends: caches are the last two."""
 

@@ -80,23 +80,29 @@ def bf16_dot(head_dim: int, target: Target) -> str:
 
 def match(call: Call, target: Target) -> Blocks | None:
     a = parse(call, target)
-    if a is None:
-        return None
+    return blocks_of(a, least=4) if a else None
+
+
+def blocks_of(a: Attention, least: int) -> Blocks:
+    """least: rows of a block in large steps."""
     if a.m < PREFILL_ROWS:
         splits = a.splits > 1 and a.m * a.kv_heads < MANY_UNITS
         return Blocks(a.m if a.m * a.group <= 2 * QUERY_ROWS else 1, splits)
     query_rows = TILED_QUERY_ROWS if a.dot == "tiles" else QUERY_ROWS
-    return Blocks(max(4, min(PREFILL_ROWS, query_rows // a.group)))
+    return Blocks(max(least, min(PREFILL_ROWS, query_rows // a.group)))
 
 
 def space(call: Call, target: Target) -> Iterable[Blocks]:
     """Other blocks worth measuring."""
     a = parse(call, target)
-    if a is None:
-        return []
+    return space_of(a, (1, 8, 16, 32, 64)) if a else []
+
+
+def space_of(a: Attention, sizes: tuple[int, ...]) -> list[Blocks]:
+    """sizes: of blocks in large steps."""
     if a.m < PREFILL_ROWS:
         return [Blocks(rows, splits) for rows in {1, a.m} for splits in {False, a.splits > 1}]
-    return [Blocks(rows) for rows in (1, 8, 16, 32, 64) if rows <= a.m]
+    return [Blocks(rows) for rows in sizes if rows <= a.m]
 
 
 def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
@@ -109,7 +115,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     slopes = (inputs.pop("slopes"),) if a.alibi else ()
     numbers = a.m * a.head_dim
     append = Launch(
-        _kernel("append", a, partial(build_append, a)),
+        kernel("append", a, partial(build_append, a)),
         (*inputs.values(), *kv, q, scratch),
         a.m * a.kv_heads,
         numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
@@ -139,16 +145,16 @@ def attending(
     grid = a.kv_heads * passes * (a.splits if blocks.splits else 1)
     n_bytes = context * passes * (a.layer_bytes // PAGE_TOKENS) + 8 * a.m * a.head_dim * a.heads
     operands = (*reads, *(() if blocks.splits else sinks), states if blocks.splits else out, scratch)
-    attend = Launch(_kernel("attend", a, build), operands, grid, n_bytes, 4 * context * a.m * a.head_dim * a.heads)
+    attend = Launch(kernel("attend", a, build), operands, grid, n_bytes, 4 * context * a.m * a.head_dim * a.heads)
     if not blocks.splits:
         return (attend,), ()
     n_bytes = 4 * a.m * a.heads * a.splits * a.state_words
     operands = (reads[1], *sinks, states, out)
-    merge = Launch(_kernel("merge", a, partial(build_merge, a)), operands, a.m * a.kv_heads, n_bytes)
+    merge = Launch(kernel("merge", a, partial(build_merge, a)), operands, a.m * a.kv_heads, n_bytes)
     return (attend, merge), (n_bytes,)
 
 
-def _kernel(name: str, a: Attention, build: partial[Any]) -> Kernel:
+def kernel(name: str, a: Attention, build: partial[Any]) -> Kernel:
     """A kernel whose key is the call of `build`; the name ends with the key's hash."""
     key = f"{build.func.__name__}{build.args}"
     dtype = {4: "f32", 2: "bf16", 1: "int8"}[a.kv_bytes]

@@ -41,14 +41,7 @@ def append_kernel(a: Attention) -> Any:
         if a.epsilon is not None:
             norms = [T.arg(name, T.buffer((a.head_dim,), "float32")) for name in ("query_norm", "key_norm")]
         turn = [T.arg(name, T.buffer((a.m * half,), "float32")) for name in ("cos", "sin") if half]
-        positions = T.arg("positions", T.buffer((a.m,), "int32"))
-        page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
-        number = {4: "float32", 2: "uint16", 1: "int8"}[a.kv_bytes]
-        kv = T.arg("kv", T.buffer((T.int64(1 << 42),), number))
-        scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
-        q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
-        turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
-        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        positions, page_table, kv, scales, q, turned, task, n_tasks = step_operands(a, "kv", "q")
         with share(a.m * a.kv_heads, task, n_tasks) as unit:
             row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
             first = T.bind(row * ((a.heads + 2 * a.kv_heads) * a.head_dim))
@@ -64,6 +57,19 @@ def append_kernel(a: Attention) -> Any:
                 rotate(a, Head(a, qkv, first + (head * a.group + g) * a.head_dim, norms[0]), turn, row, turned)
                 hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
     return builder.get()
+
+
+def step_operands(a: Attention, cache: str, queries: str) -> tuple[Any, ...]:
+    """(positions, page_table, cache, [cache as scales,] queries, scratch [D], task, n_tasks) of a kernel that
+    appends; None for scales that there are not.  cache, queries: what it calls those two."""
+    positions = T.arg("positions", T.buffer((a.m,), "int32"))
+    page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
+    number = {4: "float32", 2: "uint16", 1: "int8"}[a.kv_bytes]
+    kv = T.arg(cache, T.buffer((T.int64(1 << 42),), number))
+    scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
+    q = T.arg(queries, T.buffer((a.m * a.heads * a.query_words,), a.query_type))
+    turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
+    return positions, page_table, kv, scales, q, turned, T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
 
 
 def page_start(a: Attention, page_table: Any, row: Any, index: Any, kv_head: Any) -> Any:

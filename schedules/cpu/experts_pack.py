@@ -86,15 +86,9 @@ class Operands:
         assert isinstance(layer, Linear)
         first = T.bind(block * PACKING_COLUMNS)
         place = pack.Place(layer, rows, self.packed[0], tile * (self.stage.table.rows * layer.steps * layer.words))
-        whole = layer.k // pack.WIDTH * pack.WIDTH
         with T.serial(count) as row:
             start = ONE.keep(self.row_of_x(tile, row) * layer.k, "int32")
-            with T.serial(T.truncdiv(T.max(T.min(PACKING_COLUMNS, whole - first), 0), pack.WIDTH)) as i:
-                column = first + i * pack.WIDTH
-                place.vector(column, row, self.x[pack.VECTOR.at(start + column)])
-            if whole < layer.k:
-                with T.If(first + PACKING_COLUMNS > whole), T.Then():
-                    place.tail(whole, row, self.x, start)
+            place.row(first, row, self.x, start)
 
     def of_bytes(self, tile: Any, block: Any, count: Any, rows: Any) -> None:
         layer = self.stage.layer

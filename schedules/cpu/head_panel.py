@@ -26,7 +26,6 @@ def packing_function(heads: Heads, rows: int) -> Any:
     each = heads.each
     row_tiles, blocks = -(-each.m // rows), each.packing_blocks
     tile_words = each.steps * each.words * rows
-    whole = each.k // pack.WIDTH * pack.WIDTH
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("pack")
         x = T.arg("x", T.buffer((each.m * heads.count * heads.stride,), "float32"))
@@ -42,12 +41,7 @@ def packing_function(heads: Heads, rows: int) -> Any:
             place = pack.Place(each, rows, packed, place_at * tile_words)
             with T.serial(T.min(rows, each.m - tile * rows)) as r:
                 start = T.bind(((tile * rows + r) * heads.count + head) * heads.stride)
-                with T.serial(T.truncdiv(T.max(T.min(PACKING_COLUMNS, whole - first), 0), pack.WIDTH)) as i:
-                    column = first + i * pack.WIDTH
-                    place.vector(column, r, x[pack.VECTOR.at(start + column)])
-                if whole < each.k:
-                    with T.If(first + PACKING_COLUMNS > whole), T.Then():
-                        place.tail(whole, r, x, start)
+                place.row(first, r, x, start)
     return builder.get()
 
 

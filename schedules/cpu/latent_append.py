@@ -16,7 +16,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.schedules.cpu.attention_append import Head, hand_on, keep_key, keep_value, page_start, turn_pairs
+from llmc.schedules.cpu.attention_append import (
+    Head,
+    hand_on,
+    keep_key,
+    keep_value,
+    page_start,
+    step_operands,
+    turn_pairs,
+)
 from llmc.schedules.cpu.attention_shape import LatentAttention
 from llmc.schedules.cpu.lanes import share, widest
 from llmc.schedules.cpu.row_kernels import row_mean
@@ -37,14 +45,7 @@ def append_kernel(a: LatentAttention) -> Any:
             "sin": a.m * a.rotary_dim // 2,
         }
         q, absorbed, kv, norm, *turn = (T.arg(name, T.buffer((n,), "float32")) for name, n in sizes.items())
-        positions = T.arg("positions", T.buffer((a.m,), "int32"))
-        page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
-        number = {4: "float32", 2: "uint16", 1: "int8"}[a.kv_bytes]
-        cache = T.arg("cache", T.buffer((T.int64(1 << 42),), number))
-        scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
-        queries = T.arg("queries", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
-        turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
-        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        positions, page_table, cache, scales, queries, turned, task, n_tasks = step_operands(a, "cache", "queries")
         with share(a.m * a.heads, task, n_tasks) as unit:
             row, head = T.bind(T.truncdiv(unit, a.heads)), T.bind(T.truncmod(unit, a.heads))
             position = T.bind(positions[row])

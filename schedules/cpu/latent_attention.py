@@ -17,20 +17,21 @@ from functools import partial
 from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Launch, Operand, RowMajor
+from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import attention
-from llmc.schedules.cpu.attention import PREFILL_ROWS, QUERY_ROWS, TILED_QUERY_ROWS, Blocks
+from llmc.schedules.cpu.attention import Blocks
 from llmc.schedules.cpu.attention_shape import MOST_INT8_DIM, LatentAttention
 from llmc.schedules.rule import Rule
 
-INPUTS = ("q", "absorbed", "kv", "norm", "cos", "sin", "positions", "page_table")
-"""What the first launch reads of the call's inputs, which begin with these."""
+*INPUTS, _, _ = OPERATORS[LATENT_ATTENTION].inputs
+"""What the first launch reads of the call's inputs, all but both caches."""
 
 
 def parse(call: Call, target: Target) -> LatentAttention | None:
     """The attention that a call asks for, or None.  Raises LlmcError for heads that these kernels cannot take."""
-    if call.op != "llmc.LatentPagedAttention":
+    if call.op != f"{DOMAIN}.{LATENT_ATTENTION}":
         return None
     page_table, kv_dtype = call.inputs[INPUTS.index("page_table")], call.attribute("kv_dtype")
     latent_dim, rotary_dim = call.attribute("latent_dim"), call.attribute("rotary_dim")
@@ -64,22 +65,13 @@ def parse(call: Call, target: Target) -> LatentAttention | None:
 
 def match(call: Call, target: Target) -> Blocks | None:
     a = parse(call, target)
-    if a is None:
-        return None
-    if a.m < PREFILL_ROWS:
-        return Blocks(a.m if a.m * a.heads <= 2 * QUERY_ROWS else 1, a.splits > 1)
-    query_rows = TILED_QUERY_ROWS if a.dot == "tiles" else QUERY_ROWS
-    return Blocks(max(1, min(PREFILL_ROWS, query_rows // a.heads)))
+    return attention.blocks_of(a, least=1) if a else None
 
 
 def space(call: Call, target: Target) -> Iterable[Blocks]:
     """Other blocks worth measuring."""
     a = parse(call, target)
-    if a is None:
-        return []
-    if a.m < PREFILL_ROWS:
-        return [Blocks(rows, splits) for rows in {1, a.m} for splits in {False, a.splits > 1}]
-    return [Blocks(rows) for rows in (1, 2, 4, 8) if rows <= a.m]
+    return attention.space_of(a, (1, 2, 4, 8)) if a else []
 
 
 def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
@@ -89,7 +81,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
     words = a.m * (a.heads * (2 * a.head_dim + a.rotary_dim) + 2 * a.head_dim + a.value_dim)
     append = Launch(
-        attention._kernel("append_latent", a, partial(build_append, a)),
+        attention.kernel("append_latent", a, partial(build_append, a)),
         (*inputs.values(), *kv, q, scratch),
         a.m * a.heads,
         4 * words,

@@ -58,6 +58,16 @@ class Place:
     def __init__(self, linear: Linear, rows: Any, packed: Any, start: Any) -> None:
         self.linear, self.rows, self.packed, self.start = linear, rows, packed, start
 
+    def row(self, first: Any, row: Any, x: Any, start: Any) -> None:
+        """A row's columns of the block that begins with column `first`, the row of x that begins at `start`."""
+        whole = self.linear.k // WIDTH * WIDTH
+        with T.serial(T.truncdiv(T.max(T.min(PACKING_COLUMNS, whole - first), 0), WIDTH)) as i:
+            column = first + i * WIDTH
+            self.vector(column, row, x[VECTOR.at(start + column)])
+        if whole < self.linear.k:
+            with T.If(first + PACKING_COLUMNS > whole), T.Then():
+                self.tail(whole, row, x, start)
+
     def vector(self, column: Any, row: Any, values: Any) -> None:
         """16 columns of a row."""
         if self.linear.dot == "dpbf16":

@@ -14,8 +14,10 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+from llmc.compiler.ops import DOMAIN, OPERATORS, PAGED_ATTENTION
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.attention_call import INPUTS
 from llmc.schedules.cpu import attention
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES
 from llmc.schedules.execute import Executable
@@ -408,3 +410,8 @@ def test_heads_that_the_kernels_cannot_take_are_named(host: Target, kv_dtype: st
 def with_attribute(model: Model, name: str, value: Any) -> Call:
     call = model.call(1)
     return Call(call.op, call.inputs, call.outputs, tuple({**dict(call.attributes), name: value}.items()))
+
+
+def test_inputs_are_named_as_the_operators_name_them() -> None:
+    names = (*PAGED_ATTENTION, "AppendedAttention")
+    assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == INPUTS
