@@ -103,6 +103,11 @@ def is_last_axis(node: ir.Node, axis: int) -> bool:
     return axis in (-1, len(dims(node.inputs[0])) - 1)
 
 
+def is_experts(node: ir.Node) -> bool:
+    """Whether a node is a mixture of experts, of any kind."""
+    return node.domain == DOMAIN and node.op_type.startswith("Experts")
+
+
 def family_name(names: Sequence[str]) -> str:
     """One name for weights that are joined: "mlp.gate.weight" and "mlp.up.weight" are "mlp.{gate,up}.weight"."""
     prefix = shared_start(names)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph import is_experts, op_name
 from llmc.compiler.ops import DOMAIN, EXPERTS
 from llmc.runtime.errors import LlmcError
 
@@ -19,7 +19,7 @@ HINT = "compile it for CPUs: --target cpu"
 
 def refuse_experts(model: ir.Model, dtype: str) -> None:
     """Raise LlmcError if GPUs have no kernels for the mixtures of experts of an exported graph, in this dtype."""
-    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type.startswith("Experts")]
+    nodes = [node for node in model.graph if is_experts(node)]
     reasons = {
         "experts with biases or clamped gates": any(node.op_type not in EXPERTS for node in nodes),
         "mixtures of experts in float32": dtype == "f32" and nodes,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, attribute, constant, op_name, prune, weight_of
+from llmc.compiler.graph import add_constant, attribute, constant, is_experts, op_name, producer, prune, weight_of
 from llmc.compiler.graph_shapes import bound, dims, ints
 from llmc.compiler.weights import Array, Weight
 
@@ -37,16 +37,15 @@ def arrange_experts(model: ir.Model) -> int:
     """Assumes and leaves any graph with shapes. Returns the number of weights rearranged."""
     n_rewrites = 0
     for node in list(model.graph):
-        if not op_name(node).startswith("llmc.Experts"):
+        if not is_experts(node):
             continue
         for index, value in enumerate(node.inputs[FIRST_WEIGHT:], FIRST_WEIGHT):
-            found = arranged(value)
-            if value is None or found is None or value.producer() is None:
+            maker, found = producer(value), arranged(value)
+            if maker is None or found is None:
                 continue
             weight = ordered(found, bound(dims(value), {}))
-            maker = value.producer()
             node.replace_input_with(index, add_constant(model.graph, weight, str(weight.name)))
-            prune([maker] if maker is not None else [])
+            prune([maker])
             n_rewrites += 1
     return n_rewrites
 
@@ -63,11 +62,10 @@ def ordered(found: Arranged, shape: tuple[int, ...]) -> Weight:
 def arranged(value: ir.Value | None) -> Arranged | None:
     """The weight of whose elements a value is made, each as it is; None: it is made of anything else."""
     weight = weight_of(value)
-    if value is None or weight is not None:
-        return None if weight is None else Arranged(weight, lambda array: array, "")
-    node = value.producer()
-    rule = RULES.get(op_name(node)) if node is not None else None
-    return rule(node) if rule is not None and node is not None else None
+    if weight is not None:
+        return Arranged(weight, lambda array: array, "")
+    node = producer(value, *RULES)
+    return RULES[op_name(node)](node) if node is not None else None
 
 
 def transpose(node: ir.Node) -> Arranged | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.bind import weight_dtype
-from llmc.compiler.graph import emit, replace
+from llmc.compiler.graph import emit, op_name, replace
 from llmc.compiler.kernel import TILE_COLUMNS
 from llmc.compiler.ops import moments_name
 from llmc.passes.defer_norm import IN_FRONT
@@ -37,7 +37,7 @@ def defer_norm_in_prompts(model: ir.Model) -> int:
     number of norms."""
     n_rewrites = 0
     for node in list(model.graph):
-        name = PREPARING.get(f"{node.domain}.{node.op_type}")
+        name = PREPARING.get(op_name(node))
         if name is None or not fits(node):
             continue
         results = emit(node, name, node.inputs, n_results=3, like=node)
@@ -53,5 +53,5 @@ def defer_norm_in_prompts(model: ir.Model) -> int:
 def fits(front: ir.Node) -> bool:
     _, scaled, moments = front.outputs
     users = {use.node for value in (scaled, moments) for use in value.uses()}
-    is_known = all(node.domain == "llmc" and node.op_type.startswith("Deferred") for node in users)
+    is_known = all(op_name(node).startswith("llmc.Deferred") for node in users)
     return is_known and len(users) == 1 and weight_dtype(front) == "bf16"

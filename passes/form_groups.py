@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, constant, emit, is_last_axis, number, producer, replace
+from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
 from llmc.compiler.ops_define import Dims
 
@@ -60,9 +60,7 @@ def groups_of(where: ir.Node) -> Groups | None:
         return None
     index = scattered(repeated(cast.inputs[0], dims(scores)))
     chosen = producer(index, "TopK")
-    if chosen is None or index is not chosen.outputs[1] or not attribute(chosen, "largest", 1):
-        return None
-    if not is_last_axis(chosen, attribute(chosen, "axis", -1)):
+    if chosen is None or index is not chosen.outputs[1] or not takes_largest(chosen):
         return None
     kept, goodness = ints(chosen.inputs[1]), chosen.inputs[0]
     best = how_good(goodness, scores)
@@ -70,6 +68,11 @@ def groups_of(where: ir.Node) -> Groups | None:
     if best is None or not kept or not isinstance(count, int):
         return None
     return Groups(scores, count, kept[0], best, fill)
+
+
+def takes_largest(top_k: ir.Node) -> bool:
+    """Whether a TopK takes the largest along the last axis."""
+    return bool(attribute(top_k, "largest", 1)) and is_last_axis(top_k, attribute(top_k, "axis", -1))
 
 
 def repeated(value: ir.Value | None, wanted: Dims) -> ir.Value | None:
@@ -104,7 +107,7 @@ def filled_with(value: ir.Value | None) -> float | None:
     if made is not None:
         tensor = attribute(made, "value")
         return float(tensor.numpy().reshape(-1)[0]) if tensor is not None else 0.0
-    return number(value) if constant(value) is not None else None
+    return number(value)
 
 
 def how_good(value: ir.Value | None, scores: ir.Value) -> int | None:
@@ -115,9 +118,7 @@ def how_good(value: ir.Value | None, scores: ir.Value) -> int | None:
     grouped, best = node.inputs[0], [1]
     if node.op_type == "ReduceSum":
         largest = producer(grouped, "TopK")
-        if largest is None or grouped is not largest.outputs[0] or not attribute(largest, "largest", 1):
-            return None
-        if not is_last_axis(largest, attribute(largest, "axis", -1)):
+        if largest is None or grouped is not largest.outputs[0] or not takes_largest(largest):
             return None
         grouped, best = largest.inputs[0], ints(largest.inputs[1]) or []
     cut = producer(grouped, "Reshape")

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, emit, producer, replace, weight_of
 from llmc.compiler.graph_shapes import attributes_of, dims
 from llmc.compiler.weights import Array, Weight
-from llmc.passes.slices import part_of, size_of
+from llmc.passes.slices import paired, size_of
 
 
 def form_latent(model: ir.Model) -> int:
@@ -147,10 +147,10 @@ def turned_of(value: ir.Value | None) -> Turned | None:
     x, *angles = (plain(operand) for operand in rotary.inputs)
     halves = producer(x, "Concat") if not interleaved else None
     if halves is not None:
-        a, b = (part_of(half, 2) for half in halves.inputs[:2])
-        if len(halves.inputs) != 2 or a is None or b is None or a[0] is not b[0] or (a[1], b[1]) != (0, 1):
+        pairs = paired(*halves.inputs) if len(halves.inputs) == 2 else None
+        if pairs is None:
             return None
-        x, interleaved = plain(a[0]), 1
+        x, interleaved = plain(pairs), 1
     if x is None or None in angles or size_of(rotary.outputs[0]) != heads * rotary_dim:
         return None
     return Turned(x, tuple(angle for angle in angles if angle is not None), rotary_dim, interleaved, halves is not None)

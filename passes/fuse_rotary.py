@@ -46,6 +46,7 @@ from llmc.passes.interleaved_rotary import (
     pairs_in_place,
     rotate_pairs,
     turned_pairs,
+    turned_parts,
     unsqueezed,
     waves_by_pairs,
 )
@@ -169,21 +170,17 @@ def fuse_halves(model: ir.Model) -> int:
 
 def turned_halves(concat: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
     """x, its cosines and its sines [B, S, RD/2]."""
-    first, second = producer(concat.inputs[0], "Sub"), producer(concat.inputs[1], "Add")
-    if first is None or second is None or not is_last_axis(concat, attribute(concat, "axis")):
+    found = turned_parts(*concat.inputs)
+    if found is None or not is_last_axis(concat, attribute(concat, "axis")):
         return None
-    products = [producer(value, "Mul") for value in (*first.inputs, *second.inputs)]
-    if any(product is None for product in products):
-        return None
-    (a, cos), (b, sin), *rest = (tuple(product.inputs) for product in products if product is not None)
+    a, b, cos, sin = found
     split = producer(a, "Split")
     if split is None or list(split.outputs) != [a, b] or not is_last_axis(split, attribute(split, "axis", 0)):
         return None
-    x, waves = split.inputs[0], [unsqueezed(value) for value in (cos, sin)]
-    if rest != [(b, cos), (a, sin)] or x is None or len(dims(x)) != 4 or dims(a) != dims(b):
+    x, n = split.inputs[0], size_of(a)
+    if x is None or len(dims(x)) != 4 or dims(a) != dims(b) or (size_of(cos), size_of(sin)) != (n, n):
         return None
-    known = [wave for wave in waves if wave is not None and 2 * size_of(wave) == size_of(x)]
-    return (x, known[0], known[1]) if len(known) == 2 else None
+    return x, cos, sin
 
 
 def fuse_pairs(model: ir.Model) -> int:

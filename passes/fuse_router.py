@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, constant, emit, is_last_axis, number, producer, replace
+from llmc.compiler.graph import attribute, constant, emit, is_experts, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
 from llmc.compiler.ops import GROUPS, router_fits, router_name
+from llmc.passes.form_groups import takes_largest
 
 
 class Router(NamedTuple):
@@ -54,7 +55,7 @@ def fuse_router(model: ir.Model) -> int:
     """Assumes a step graph; leaves no router of experts in parts that one kernel does.  Returns their number."""
     n_rewrites = 0
     for node in list(model.graph):
-        if node.domain != "llmc" or not node.op_type.startswith("Experts"):
+        if not is_experts(node):
             continue
         chosen, share = producer(node.inputs[1], "TopK"), unscaled(node.inputs[2])
         found = router_of(chosen, share) if chosen is not None and share is not None else None
@@ -80,7 +81,7 @@ def unscaled(share: ir.Value | None) -> ir.Value | None:
 def router_of(chosen: ir.Node, share: ir.Value) -> Router | None:
     """What makes the indices of a TopK, and these shares."""
     count = ints(chosen.inputs[1])
-    if not count or not attribute(chosen, "largest", 1) or not is_last_axis(chosen, attribute(chosen, "axis", -1)):
+    if not count or not takes_largest(chosen):
         return None
     settings: dict[str, Any] = {"k": count[0]}
     if (x := of_logits(chosen, share)) is not None:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer
 from llmc.compiler.graph_shapes import dims, ints
-from llmc.passes.slices import first_part, part_of, size_of
+from llmc.passes.slices import first_part, paired, part_of, size_of
 
 Make: TypeAlias = Callable[[ir.Node], ir.Value]
 """Puts the nodes of a value in front of a node."""
@@ -38,11 +38,27 @@ def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
         return None
     odd, even = (column(operand) for operand in pairs.inputs)
     negated = producer(odd, "Neg")
-    b, a = part_of(negated.inputs[0] if negated else None, 2), part_of(even, 2)
-    if a is None or b is None or a[0] is not b[0]:
+    x = paired(even, negated.inputs[0] if negated else None)
+    return x if x is not None and dims(value) == dims(x) else None
+
+
+Parts: TypeAlias = tuple[ir.Value, ir.Value, ir.Value, ir.Value]
+
+
+def turned_parts(first: ir.Value | None, second: ir.Value | None) -> Parts | None:
+    """a, b, and the C and S [B, S, RD/2] that they are turned by, of a C - b S and b C + a S."""
+    one, other = producer(first, "Sub"), producer(second, "Add")
+    if one is None or other is None or len(dims(first)) != 4:
         return None
-    x, size = a[0], size_of(a[0])
-    return x if dims(value) == dims(x) and size % 2 == 0 and (a[1:], b[1:]) == ((0, size), (1, size)) else None
+    products = [producer(value, "Mul") for value in (*one.inputs, *other.inputs)]
+    operands = [tuple(node.inputs) for node in products if node is not None]
+    if len(operands) != 4:
+        return None
+    (a, c), (b, s), *rest = operands
+    cos, sin = unsqueezed(c), unsqueezed(s)
+    if rest != [(b, c), (a, s)] or a is None or b is None or cos is None or sin is None:
+        return None
+    return a, b, cos, sin
 
 
 class TurnedPairs(NamedTuple):
@@ -55,23 +71,13 @@ class TurnedPairs(NamedTuple):
 
 
 def turned_pairs(first: ir.Value | None, second: ir.Value | None) -> TurnedPairs | None:
-    """Of a C - b S and b C + a S."""
-    one, other = producer(first, "Sub"), producer(second, "Add")
-    if one is None or other is None or len(dims(first)) != 4:
+    """Of a C - b S and b C + a S, a and b being every second element of one value."""
+    found = turned_parts(first, second)
+    x = paired(*found[:2]) if found is not None else None
+    if found is None or x is None:
         return None
-    products = [producer(value, "Mul") for value in (*one.inputs, *other.inputs)]
-    operands = [tuple(node.inputs) for node in products if node is not None]
-    if len(operands) != 4:
-        return None
-    (a, cos), (b, sin), third, fourth = operands
-    evens, odds = part_of(a, 2), part_of(b, 2)
-    if (third, fourth) != ((b, cos), (a, sin)) or evens is None or odds is None or evens[0] is not odds[0]:
-        return None
-    if (evens[1:], odds[1:]) != ((0, size_of(evens[0])), (1, size_of(evens[0]))):
-        return None
-    waves = [unsqueezed(value) for value in (cos, sin)]
-    halves = [value for value in (a, b) if value is not None]
-    return TurnedPairs(evens[0], halves, waves[0], waves[1]) if waves[0] is not None and waves[1] is not None else None
+    a, b, cos, sin = found
+    return TurnedPairs(x, [a, b], cos, sin)
 
 
 def pairs_in_place(joined: ir.Node) -> TurnedPairs | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, op_name, weight_of
+from llmc.compiler.graph import add_constant, is_experts, op_name, weight_of
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.runtime.errors import LlmcError
 
@@ -52,10 +52,6 @@ def quantize_input(node: ir.Node, index: int, scheme: Scheme) -> int:
     if not value.uses() and not value.is_graph_output():
         graph.initializers.pop(str(value.name), None)
     return 1
-
-
-def is_experts(node: ir.Node) -> bool:
-    return op_name(node).startswith("llmc.Experts")
 
 
 def is_linear(node: ir.Node) -> bool:

@@ -22,6 +22,15 @@ def part_of(value: ir.Value | None, step: int = 1) -> tuple[ir.Value, int, int] 
     return x, start, stop
 
 
+def paired(a: ir.Value | None, b: ir.Value | None) -> ir.Value | None:
+    """x, if the values are x[…, ::2] and x[…, 1::2]: the first and the second of each pair."""
+    evens, odds = part_of(a, 2), part_of(b, 2)
+    if evens is None or odds is None or evens[0] is not odds[0]:
+        return None
+    x, size = evens[0], size_of(evens[0])
+    return x if size % 2 == 0 and (evens[1:], odds[1:]) == ((0, size), (1, size)) else None
+
+
 def first_part(before: ir.Node, value: ir.Value, stop: int) -> ir.Value:
     """value[…, :stop], as a node in front of `before`."""
     graph = before.graph

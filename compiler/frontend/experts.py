@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from llmc.compiler.frontend.unsupported import unsupported
+from llmc.compiler.graph import is_experts
 from llmc.compiler.ops import DOMAIN, VERSION, clamped_experts_name, experts_name
 
 ACTIVATIONS = {"silu": "Silu", "gelu": "Gelu", "gelu_pytorch_tanh": "GeluTanh", "gelu_new": "GeluTanh"}
@@ -52,7 +53,7 @@ class Clamp:
 def check_experts(config: PretrainedConfig, model: PreTrainedModel, graph: ir.Graph) -> None:
     """Refuse a model whose experts did not all become nodes: their weights would be read, and something else done."""
     n_layers = sum(hasattr(module, "is_concatenated") for module in model.modules())
-    n_nodes = sum(node.domain == DOMAIN and node.op_type.startswith("Experts") for node in graph)
+    n_nodes = sum(map(is_experts, graph))
     if n_nodes != n_layers:
         raise unsupported(config, f"{n_nodes} of its {n_layers} mixtures of experts go through transformers' interface")
     if not n_layers and any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS):

@@ -45,6 +45,7 @@ from llmc.compiler.frontend.complex_pairs import ComplexPairs
 from llmc.compiler.frontend.experts import check_experts, name_gates
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+from llmc.compiler.frontend.source import SPELLED_OUT
 from llmc.compiler.frontend.unsupported import has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
@@ -55,7 +56,6 @@ EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
 LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
 """What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
-SPELLED_OUT = "llmc.spelled_out"
 UNKNOWN = ("indices", "block_indices", "position_bias", "sinks")
 """What some models pass to attention that changes its results: chosen keys, biases."""
 MOST_ELEMENTS = 1 << 30
