@@ -27,6 +27,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import attribute, constant, emit, is_experts, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
 from llmc.compiler.ops import GROUPS, router_fits, router_name
+from llmc.passes.form_attention import unscaled
 from llmc.passes.form_groups import takes_largest
 
 
@@ -57,7 +58,7 @@ def fuse_router(model: ir.Model) -> int:
     for node in list(model.graph):
         if not is_experts(node):
             continue
-        chosen, share = producer(node.inputs[1], "TopK"), unscaled(node.inputs[2])
+        chosen, (share, _) = producer(node.inputs[1], "TopK"), unscaled(node.inputs[2])
         found = router_of(chosen, share) if chosen is not None and share is not None else None
         if found is None or not found.fits or chosen is None or share is None:
             continue
@@ -67,15 +68,6 @@ def fuse_router(model: ir.Model) -> int:
         replace(chosen.outputs[1], index)
         n_rewrites += 1
     return n_rewrites
-
-
-def unscaled(share: ir.Value | None) -> ir.Value | None:
-    """The shares, before they are multiplied by a number."""
-    scaled = producer(share, "Mul")
-    for value, factor in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
-        if number(factor) is not None:
-            return value
-    return share
 
 
 def router_of(chosen: ir.Node, share: ir.Value) -> Router | None:
