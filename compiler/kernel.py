@@ -12,6 +12,7 @@ sees what the launches before it wrote.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -136,6 +137,11 @@ class Kernel:
     n_threads: int = 0
     shared_bytes: int = 0
     dependent: bool = False
+
+
+def short_hash(key: str) -> str:
+    """What a kernel's name ends with: eight hex digits of its key's SHA-256, so that variants of it can coexist."""
+    return hashlib.sha256(key.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)

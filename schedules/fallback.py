@@ -10,7 +10,6 @@ constants of the model.
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor
+from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.rule import Rule
@@ -55,7 +54,7 @@ def implement(call: Call, params: OneNode, target: Target) -> Implementation:
     launches = []
     for index, step in enumerate(lowered.steps):
         key = f"build_step({call}, {call.attributes!r}, {index})"
-        name = f"{re.sub('[^a-z0-9]+', '_', call.op.lower())}_{hashlib.sha256(key.encode()).hexdigest()[:8]}_{index}"
+        name = f"{re.sub('[^a-z0-9]+', '_', call.op.lower())}_{short_hash(key)}_{index}"
         launches.append(Launch(Kernel(name, key, partial(build_step, call, index)), step.operands))
     narrow = {i: x for i, x in enumerate(call.inputs) if x and x.constant and x.dtype in ("bf16", "f16")}
     return Implementation(tuple(launches), lowered.temps, layouts={index: RowMajor("f32") for index in narrow})

@@ -14,13 +14,12 @@ registers, and memory is the limit, 4 KH D bytes a token of context in bf16, 2 K
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import attention_sizes, input_places, weight_layouts
@@ -159,7 +158,7 @@ def kernel(name: str, a: Attention, build: partial[Any]) -> Kernel:
     key = f"{build.func.__name__}{build.args}"
     dtype = {4: "f32", 2: "bf16", 1: "int8"}[a.kv_bytes]
     shape = f"{dtype}_m{a.m}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_rotary{a.rotary_dim}"
-    return Kernel(f"{name}_{shape}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+    return Kernel(f"{name}_{shape}_{short_hash(key)}", key, build)
 
 
 def build_append(attention: Attention) -> Any:

@@ -7,13 +7,12 @@ Reads each operand and writes the result once: memory is the limit.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -61,7 +60,7 @@ def implement(call: Call, element: Elementwise, target: Target) -> Implementatio
     inputs = [Operand("input", index) for index in range(len(element.inputs))]
     key = f"build_elementwise({element!r})"
     shape = "x".join(map(str, element.shape))
-    name = f"{element.operation.lower()}_{shape}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"{element.operation.lower()}_{shape}_{short_hash(key)}"
     words = prod(element.shape) + sum(prod(shape) for shape in element.inputs)
     launch = Launch(
         Kernel(name, key, partial(build_elementwise, element)),

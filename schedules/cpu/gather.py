@@ -8,13 +8,12 @@ range, such as the -1 of a row that pads the step, takes the nearest row there i
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
 
-from llmc.compiler.kernel import DTYPE_BYTES, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import DTYPE_BYTES, Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -48,7 +47,7 @@ def match(call: Call, target: Target) -> Gather | None:
 
 def implement(call: Call, gather: Gather, target: Target) -> Implementation:
     key = f"build_gather({gather!r})"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    digest = short_hash(key)
     launch = Launch(
         Kernel(f"gather_{gather.table}_{gather.rows}x{gather.columns}_{digest}", key, partial(build_gather, gather)),
         (Operand("input", 0), Operand("input", 1), Operand("output", 0)),

@@ -14,7 +14,6 @@ fp8: codes become pairs of bf16 in registers, exactly, and go on as those do; a 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from functools import partial
 from math import ceil
 from typing import Any, Literal
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.panel_layout import PANEL, Panels, PanelVector, panel_count
 from llmc.schedules.cpu.quant_layout import Fp8Panels
@@ -285,7 +284,7 @@ def product_name(linear: Linear) -> str:
 def keyed_kernel(name: str, build: partial[Any]) -> Kernel:
     """A kernel whose key is the call of `build`; the name ends with the key's hash, so that tilings can coexist."""
     key = f"{build.func.__name__}{build.args}"
-    return Kernel(f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}", key, build)
+    return Kernel(f"{name}_{short_hash(key)}", key, build)
 
 
 def build_packing(linear: Linear, rows: int) -> Any:

@@ -10,13 +10,12 @@ row (16 C with the addition); the row's second and third pass find it in the fir
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -68,7 +67,7 @@ def implement(call: Call, norm: Norm, target: Target) -> Implementation:
     words = norm.rows * norm.columns * (4 if norm.adds else 2) + norm.columns * (1 + norm.bias)
     kind = f"{'add_' * norm.adds}{'layer' if norm.centred else 'rms'}_norm{'_bias' * norm.bias}"
     key = f"build_norm({norm!r})"
-    name = f"{kind}_{norm.rows}x{norm.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"{kind}_{norm.rows}x{norm.columns}_{short_hash(key)}"
     launch = Launch(
         Kernel(name, key, partial(build_norm, norm)),
         tuple(operands),

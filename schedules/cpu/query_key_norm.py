@@ -5,12 +5,11 @@ One launch, one row a unit (row_kernels.py).  Reads and writes each row once fro
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel
+from llmc.compiler.kernel import Call, Implementation, Kernel, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.query_key_norm_call import NormedParts, launched, parse
 from llmc.schedules.rule import Rule
@@ -33,7 +32,7 @@ def match(call: Call, target: Target) -> QueryKeyNorm | None:
 
 def implement(call: Call, norm: QueryKeyNorm, target: Target) -> Implementation:
     key = f"build_norm({norm!r})"
-    name = f"query_key_norm_{norm.rows}x{norm.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"query_key_norm_{norm.rows}x{norm.columns}_{short_hash(key)}"
     return launched(norm, Kernel(name, key, partial(build_norm, norm)))
 
 

@@ -9,13 +9,12 @@ A token's choice depends on its own row alone.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -92,7 +91,7 @@ def one_launch(
     kind: str, build: Any, params: TopK | Groups, operands: tuple[Operand, ...], n_bytes: int, n_operations: int
 ) -> Implementation:
     key = f"{build.__name__}({params!r})"
-    name = f"{kind}_{params.rows}x{params.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"{kind}_{params.rows}x{params.columns}_{short_hash(key)}"
     return Implementation(
         (Launch(Kernel(name, key, partial(build, params)), operands, params.rows, n_bytes, n_operations),)
     )

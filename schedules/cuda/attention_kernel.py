@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from llmc.compiler.kernel import Kernel, Operand
+from llmc.compiler.kernel import Kernel, Operand, short_hash
 from llmc.schedules.attention_call import NORMS
 from llmc.schedules.cuda.attention_shape import Attention
 
@@ -61,7 +60,7 @@ def kernel_of(
     parameters = ", ".join(f"{a.types.get(x.type, x.type)} *{x.name}" for x in arguments)
     header = f'#include "attention_{HEADERS.get(call, "float32")}.cuh"'
     bounds = f'extern "C" __global__ void __launch_bounds__({n_threads}, {resident})'
-    digest = hashlib.sha256(f"{shape}{parameters}{body}".encode()).hexdigest()[:8]
+    digest = short_hash(f"{shape}{parameters}{body}")
     full = f"attention_{name}_{a.kv_dtype}_m{a.rows}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_{digest}"
     text = f"{header}\n\n{shape}\n\n{bounds} {full}({parameters}) {{\n    {body}\n}}\n"
     return Kernel(full, text, partial(str, text), n_threads=n_threads, shared_bytes=shared_bytes, dependent=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, TensorType, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -51,7 +50,7 @@ def is_real(value: TensorType) -> bool:
 def implement(call: Call, element: Elementwise, target: Target) -> Implementation:
     key = f"elementwise_source({element!r})"
     shape = "x".join(map(str, element.shape))
-    name = f"{element.operation.lower()}_{shape}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"{element.operation.lower()}_{shape}_{short_hash(key)}"
     kernel = Kernel(name, key, partial(elementwise_source, name, element), n_threads=THREADS, dependent=True)
     n = prod(element.shape)
     operands = (*(Operand("input", index) for index in range(len(element.inputs))), Operand("output", 0))

@@ -9,13 +9,12 @@ once.  Bytes: the chosen experts' weights; x, and what lies between, once a bloc
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import ceil, sqrt
 
-from llmc.compiler.kernel import Implementation, Kernel, Launch, Operand, TensorType
+from llmc.compiler.kernel import Implementation, Kernel, Launch, Operand, TensorType, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import experts_op as of
 from llmc.schedules.cuda.experts_op import ExpertsOp
@@ -129,7 +128,7 @@ def launch(op: ExpertsOp, each: LinearOp, ring: Gemv, operands: tuple[Operand, .
 
 def kernel_of(op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) -> Kernel:
     key = f"experts_gemv_source({op!r}, {each!r}, {ring!r}, {resident})"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+    digest = short_hash(key)
     name = f"experts_gemv_{each.weight}_{each.words}_{op.chosen}of{op.n_experts}_{digest}"
     build = partial(source, name, op, each, ring, resident)
     return Kernel(name, key, build, 32 * ring.warps, shared_bytes(each, ring), dependent=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import fallback
@@ -30,7 +29,7 @@ def implement(call: Call, params: OneNode, target: Target) -> Implementation:
     launches = []
     for index, bound in enumerate(bound_nests(call)):
         key = f"bound_nest({call}, {call.attributes!r}, {index})"
-        name = f"{re.sub('[^a-z0-9]+', '_', call.op.lower())}_{hashlib.sha256(key.encode()).hexdigest()[:8]}_{index}"
+        name = f"{re.sub('[^a-z0-9]+', '_', call.op.lower())}_{short_hash(key)}_{index}"
         kernel = Kernel(name, key, partial(build_nest, call, index), n_threads=bound.n_threads)
         launches.append(Launch(kernel, bound.operands, bound.grid))
     narrow = {i: x for i, x in enumerate(call.inputs) if x and x.constant and x.dtype in ("bf16", "f16")}

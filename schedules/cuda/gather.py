@@ -5,12 +5,11 @@ A table stays as it is stored; the result is float32 row-major, or tiles of the 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, prod
 
-from llmc.compiler.kernel import DTYPE_BYTES, TILE_COLUMNS, Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import DTYPE_BYTES, TILE_COLUMNS, Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
@@ -53,7 +52,7 @@ def match(call: Call, target: Target) -> Gather | None:
 
 def implement(call: Call, gather: Gather, target: Target) -> Implementation:
     key = f"gather_source({gather!r})"
-    name = f"gather_{gather.table}_{gather.rows}x{gather.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"gather_{gather.table}_{gather.rows}x{gather.columns}_{short_hash(key)}"
     kernel = Kernel(name, key, partial(gather_source, name, gather), n_threads=THREADS, dependent=True)
     n_bytes = gather.rows * gather.columns * (DTYPE_BYTES[gather.table] + DTYPE_BYTES[gather.result])
     operands = (Operand("input", 0), Operand("input", 1), Operand("output", 0))

@@ -11,12 +11,11 @@ GEMV (gemv_weight.py); how the product is cut up: gemm_tiles.py, gemm_prompts.py
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from functools import partial
 from math import ceil
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm_prompts, gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
@@ -152,7 +151,7 @@ def kernel_of(
 ) -> Kernel:
     """A kernel whose name ends with the hash of its source, so that tilings can coexist."""
     key = f"{header} {declarations} {parameters} {body} {n_threads} {shared_bytes}"
-    name = f"{name}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"{name}_{short_hash(key)}"
     clusters = f"__cluster_dims__({cluster}, 1, 1) " if cluster > 1 else ""
     source = (
         f'#include "{header}"\n\n{declarations}'

@@ -10,10 +10,9 @@ Bytes: the weight once; x once a block, from L2; y.
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.gemm_tiles import DEVICES
 from llmc.schedules.cuda.gemv_params import Gemv, resident_blocks, shared_bytes, x_bytes
@@ -64,7 +63,7 @@ def norm_inputs(op: LinearOp) -> range:
 def gemv_kernel(op: LinearOp, params: Gemv, resident: int) -> Kernel:
     """resident: blocks that a multiprocessor shall have room for."""
     key = f"gemv_source({op!r}, {params!r}, {resident})"
-    name = f"gemv_{op.weight}_{op.words}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"gemv_{op.weight}_{op.words}_{short_hash(key)}"
     build = partial(gemv_source, name, op, params, resident)
     return Kernel(name, key, build, 32 * params.warps, shared_bytes(op, params), dependent=True)
 

@@ -9,13 +9,12 @@ One launch, a block a row.  x is f32; the norm is f32, or tiled in the type that
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Literal
 
-from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor
+from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
@@ -87,7 +86,7 @@ def launch(norm: Norm, operands: list[Operand]) -> Launch:
     n_operations = size * {"none": 0, "rms": 4, "layer": 7}[norm.kind]
     key = f"norm_source({norm!r})"
     words = ("add" * norm.adds, {"none": "tile"}.get(norm.kind, f"{norm.kind}norm"), "bias" * norm.bias)
-    name = "_".join(filter(None, (*words, f"{norm.rows}x{norm.columns}", hashlib.sha256(key.encode()).hexdigest()[:8])))
+    name = "_".join(filter(None, (*words, f"{norm.rows}x{norm.columns}", short_hash(key))))
     kernel = Kernel(name, key, partial(norm_source, name, norm), n_threads=32 * WARPS, dependent=True)
     return Launch(kernel, tuple(operands), norm.rows, n_bytes, n_operations)
 

@@ -5,11 +5,10 @@ One launch, a block a row (include/norm_parts.cuh).  All is f32.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import partial
 
-from llmc.compiler.kernel import Call, Implementation, Kernel
+from llmc.compiler.kernel import Call, Implementation, Kernel, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.query_key_norm_call import NormedParts, launched, parse
 from llmc.schedules.rule import Rule
@@ -34,7 +33,7 @@ def match(call: Call, target: Target) -> QueryKeyNorm | None:
 
 def implement(call: Call, norm: QueryKeyNorm, target: Target) -> Implementation:
     key = f"query_key_norm_source({norm!r})"
-    name = f"query_key_norm_{norm.rows}x{norm.columns}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"query_key_norm_{norm.rows}x{norm.columns}_{short_hash(key)}"
     source = partial(query_key_norm_source, name, norm)
     return launched(norm, Kernel(name, key, source, n_threads=32 * WARPS, dependent=True))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, isinf
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor, short_hash
 from llmc.compiler.ops import DOMAIN, ROUTERS, router_fits
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
@@ -58,7 +57,7 @@ def match(call: Call, target: Target) -> Router | None:
 
 def implement(call: Call, router: Router, target: Target) -> Implementation:
     key = f"router_source({router!r})"
-    name = f"router_m{router.tokens}_{router.chosen}of{router.experts}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    name = f"router_m{router.tokens}_{router.chosen}of{router.experts}_{short_hash(key)}"
     kernel = Kernel(name, key, partial(router_source, name, router), n_threads=32 * WARPS, dependent=True)
     inputs = [Operand("input", index) for index in range(1 + router.bias)]
     operands = (*inputs, Operand("output", 0), Operand("output", 1))
