@@ -11,6 +11,7 @@ from llmc import __version__
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.quantize import Scheme
+from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import missing, parse_target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import records, tune, tune_import
@@ -64,7 +65,7 @@ def tune_model(
     driver.check_request([machine], batch, scheme, None)
     path = Path(out) if out is not None else records.folder() / records.file_name(machine)
     source = load_source(str(model), weights="random", dtype=dtype)
-    step_graph, _ = driver.rewrite(source, scheme, None)
+    step_graph, _ = rewrite(source, scheme, None)
     calls = [choice.call for choice in driver.plan(step_graph, source, machine, batch, source.dtype).choices]
     with Bench(machine, threads) as bench:
         here = tune.here(bench, __version__)

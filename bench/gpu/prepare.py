@@ -30,6 +30,7 @@ from llmc.compiler.frontend.source import SourceModel
 from llmc.compiler.kernel import FEW_ROWS, Kernel
 from llmc.compiler.plan import Program
 from llmc.compiler.quantize import Scheme
+from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import Target, parse_target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules import cache, records
@@ -125,7 +126,7 @@ def plan_model(wanted: Wanted, target: Target) -> Planned:
     """The model's plans as compiling makes them, and what passes made of it; no weight is read."""
     scheme = Scheme.parse(wanted.quant, wanted.quant_group, wanted.quant_lm_head)
     source = load_source(wanted.model, weights="random", dtype="bf16", max_sequence=wanted.max_sequence, has_f16=True)
-    return plan_graph(wanted, target, source, scheme, driver.rewrite(source, scheme, None, target.kind))
+    return plan_graph(wanted, target, source, scheme, rewrite(source, scheme, None, target.kind))
 
 
 def plan_graph(

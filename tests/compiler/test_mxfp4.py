@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from llmc.compiler.driver import finish_graph
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.mxfp4 import join_blocks, unpack
 from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.rewrite import finish_graph
 from llmc.runtime.errors import LlmcError
 
 

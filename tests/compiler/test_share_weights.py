@@ -17,6 +17,7 @@ from llmc.compiler.driver import Part
 from llmc.compiler.frontend import load_source
 from llmc.compiler.plan import PlacedWeight, Program
 from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.rewrite import rewrite_each
 from llmc.compiler.share_weights import WEIGHTS, SharedWeights
 from llmc.compiler.target import parse_targets
 from llmc.compiler.weights import Weight
@@ -38,7 +39,7 @@ def plan(tiny_model: Callable[[str], Path]) -> Plan:
         machines = parse_targets(targets)
         source = load_source(str(tiny_model(model)), "real", dtype)
         scheme = Scheme.parse(quant, None)
-        graphs = driver.rewrite_each(source, scheme, None, [machine.kind for machine in machines])
+        graphs = rewrite_each(source, scheme, None, [machine.kind for machine in machines])
         return driver.plan_each(graphs, source, machines, (1,), dtype)
 
     return run
@@ -145,7 +146,7 @@ def test_a_weight_in_several_layouts_is_fitted_once(
         return fit(weight, inputs)
 
     monkeypatch.setattr(calibrate, "fitted", counting)
-    graphs = driver.rewrite_each(source, scheme, None, [machine.kind for machine in machines])
+    graphs = rewrite_each(source, scheme, None, [machine.kind for machine in machines])
     _, shared = driver.plan_each(graphs, source, machines, (1,), "bf16")
     packed(shared)
     assert len(fitted) == len(set(fitted)) == len({w.value.name for w in shared.placed if "int4" in str(w.value.name)})
@@ -154,7 +155,7 @@ def test_a_weight_in_several_layouts_is_fitted_once(
 def test_stages_of_each_kind_are_dumped_apart(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
     """What kinds have in common is in both folders; each is what one kind alone is dumped as."""
     for kinds, folder in ((["cuda", "cpu", "cuda"], tmp_path / "both"), (["cpu"], tmp_path / "cpu")):
-        driver.rewrite_each(load_source(str(tiny_model("llama"))), None, folder, kinds)
+        rewrite_each(load_source(str(tiny_model("llama"))), None, folder, kinds)
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["cpu", "cuda"]
     alone = {path.name: path.read_text() for path in (tmp_path / "cpu").glob("*.txt")}
     assert alone == {path.name: path.read_text() for path in (tmp_path / "both" / "cpu").glob("*.txt")}

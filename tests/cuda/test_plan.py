@@ -10,6 +10,7 @@ from llmc.compiler import driver
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, Program
 from llmc.compiler.quantize import Scheme
+from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import Target
 from llmc.schedules import records
 
@@ -30,7 +31,7 @@ def planned(source: SourceModel) -> tuple[Program, int, int]:
     n_bytes = sum(weight.stored_bytes for weight in weights)
     if source.config["model_type"] == "opt":  # the embedding makes the logits too
         n_bytes += sum(w.stored_bytes for name, w in source.weights.items() if "embed_tokens" in name)
-    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    step_graph, _ = rewrite(source, None, None, "cuda")
     program = driver.plan(step_graph, source, HOPPER, BATCH, "bf16")
     return program, program.n_layers, n_bytes
 
@@ -58,7 +59,7 @@ def test_what_was_measured_of_prompts_is_chosen(
     """A record that the rules offer no longer would be left out without a word, but for a note."""
     monkeypatch.setenv("LLMC_TUNED", str(tmp_path))
     tuned = records.installed(HOPPER)
-    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    step_graph, _ = rewrite(source, None, None, "cuda")
     program = driver.plan(step_graph, source, HOPPER, (1,), "bf16", tuned)
     measured = {choice.n_rows for choice in program.choices if choice.implementation.measured}
     assert measured >= {128, 512, 2048}
@@ -88,7 +89,7 @@ def test_an_int8_cache_is_about_half_of_what_attention_reads(
     planned: tuple[Program, int, int], source: SourceModel
 ) -> None:
     """A key or value of 128 elements takes 132 bytes in a page, and not 256."""
-    step_graph, _ = driver.rewrite(source, None, None, "cuda")
+    step_graph, _ = rewrite(source, None, None, "cuda")
     coded, plain = driver.plan(step_graph, source, HOPPER, (8,), "int8"), planned[0]
     assert coded.kv_page_bytes / plain.kv_page_bytes == 132 / 256
     for n_rows in (8, 512):
@@ -106,7 +107,7 @@ def by_scheme() -> dict[str, Program]:
     programs = {}
     for name in ("none", "int8", "fp8", "int4"):
         source = load_source("llama2-7b", "random", "bf16")
-        step_graph, _ = driver.rewrite(source, Scheme.parse(name), None, "cuda")
+        step_graph, _ = rewrite(source, Scheme.parse(name), None, "cuda")
         programs[name] = driver.plan(step_graph, source, HOPPER, (1, 8, 16, 32, 64), "bf16")
     return programs
 

@@ -1,0 +1,117 @@
+"""From a source's graph to a step graph for each kind of device: the passes, quantisation, and a record of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from llmc import passes
+from llmc.compiler import graph, report
+from llmc.compiler.calibrate import fit_weights
+from llmc.compiler.frontend import SourceModel
+from llmc.compiler.layer_text import one_layer
+from llmc.compiler.quantize import Scheme
+from llmc.compiler.refuse_for_gpu import LACKING_APART, refuse_experts, refuse_for_gpu
+from llmc.passes.defer_norm import defer_norm
+from llmc.passes.fuse_experts import fuse_experts
+from llmc.passes.fuse_norm_linear import fuse_norm_linear
+from llmc.passes.fuse_router import fuse_router
+from llmc.passes.quantize_weights import quantize_weights
+from llmc.runtime.errors import LlmcError
+
+SUMS_TO: Mapping[str, passes.SumsTo] = {"cpu": "norms", "cuda": "products"}
+
+
+def rewrite(
+    source: SourceModel, scheme: Scheme | None, dump: Path | None, device: str = "cpu"
+) -> tuple[ir.Model, bytes]:
+    """The step graph for one kind of device, and its graph section: see `rewrite_each`."""
+    return rewrite_each(source, scheme, dump, [device])[device]
+
+
+def rewrite_each(
+    source: SourceModel, scheme: Scheme | None, dump: Path | None, devices: Sequence[str]
+) -> dict[str, tuple[ir.Model, bytes]]:
+    """Run the passes, then quantise if asked, then what only one kind of device wants.  -> for each kind the step
+    graph, and the graph section: what each pass did.
+
+    Every stage goes to `dump` as numbered ONNX and text, for several kinds to a folder each.  Kinds part where passes
+    begin to differ: up to there a weight is one object in all of the graphs.
+    """
+    kinds = list(dict.fromkeys(devices))
+    if "cuda" in kinds:
+        refuse_experts(source.graph, source.dtype)
+    histories = {kind: History(dump / kind if dump and len(kinds) > 1 else dump) for kind in kinds}
+
+    def observe(name: str, model: ir.Model, n_rewrites: int) -> None:
+        for history in histories.values():
+            history.add(name, model, n_rewrites)
+
+    try:
+        if source.is_spelled_out:
+            make_plain(source, observe)
+        exported_layer = one_layer(graph.to_text(source.graph))
+        observe("plain" if source.is_spelled_out else "export", source.graph, 0)
+        passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+        if "cuda" in kinds:
+            refuse_for_gpu(source.graph)
+        graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
+        for kind, model in graphs.items():
+            passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
+    except LlmcError as error:
+        what = "graph" if source.file is not None else f"architecture {source.architecture}"
+        fact = f"the {what} is not supported: {error.fact}"
+        raise LlmcError(fact, place=error.place, hint=error.hint) from error
+    for kind, model in graphs.items():
+        finish_graph(model, scheme, kind, histories[kind].add)
+    return {
+        kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
+        for kind, model in graphs.items()
+    }
+
+
+def make_plain(source: SourceModel, observe: passes.Observe) -> None:
+    """Turn a graph with its attention spelled out into one like our exporter's.  Whatever goes wrong is said of it."""
+    steps = passes.spelled_out_steps if source.file is None else passes.file_steps
+    try:
+        passes.run_steps(source.graph, steps(source.n_context), observe)
+    except LlmcError as error:
+        if source.file is not None:
+            raise
+        raise LlmcError(error.fact, place=error.place) from error  # hints are for who exported a file
+    except Exception as error:  # a file is anybody's, and ONNX Runtime raises anything at all
+        said = " ".join(str(error).split())[:200]
+        raise LlmcError(f"{type(error).__name__}: {said}", place=source.name) from error
+
+
+class History:
+    """What passes did to one graph; a stage each in `dump`, if that is a folder."""
+
+    def __init__(self, dump: Path | None) -> None:
+        self.dump = dump
+        self.passes: list[report.PassRecord] = []
+
+    def add(self, name: str, model: ir.Model, n_rewrites: int) -> None:
+        if self.dump is not None:
+            graph.dump_stage(model, self.dump, len(self.passes), name)
+        self.passes.append(report.PassRecord(name, n_rewrites, sum(1 for _ in model.graph)))
+
+
+def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
+    """Quantise if asked, then what only this kind of device wants."""
+    if scheme is not None:
+        if scheme.of_experts_alone and device == "cuda":
+            fact = f"experts in {scheme.name} have no kernels for GPUs"
+            raise LlmcError(fact, place="--target cuda", hint="use --quant int4, or --target cpu")
+        observe("quantize_weights", step_graph, quantize_weights(step_graph, scheme))
+        if scheme.calibration is not None:
+            fit_weights(step_graph, scheme.calibration)
+    if device == "cuda":
+        observe("fuse_router", step_graph, fuse_router(step_graph))
+        refuse_for_gpu(step_graph, LACKING_APART)
+        observe("fuse_experts", step_graph, fuse_experts(step_graph))
+        observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
+        observe("defer_norm", step_graph, defer_norm(step_graph))
+    graph.check_step_graph(step_graph)
