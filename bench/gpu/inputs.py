@@ -137,6 +137,8 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     arrays: dict[int, Constant] = {0: qkv}
     for name in places.keys() & {"query_norm", "key_norm"}:
         arrays[places[name]] = constant(places[name], kinds[places[name]])
+    if "sinks" in places:  # which count beside some hundred keys
+        arrays[places["sinks"]] = np.float32(5) + normal(f"{call} sinks", kinds[places["sinks"]].shape)
     if "cos" in places:
         turns = np.resize(np.arange(4), kinds[places["cos"]].shape[1]) + positions[:, None]
         for part, name in enumerate(("cos", "sin")):

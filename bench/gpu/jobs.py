@@ -187,14 +187,14 @@ without a column.  Operator, dtype, group, M, N, K."""
 ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
     (3, 4, 4, 128, 128, {}),
-    (8, 8, 1, 80, 0, {}),
+    (8, 8, 1, 80, 0, {"sinks": True}),
     (17, 6, 2, 96, 32, {"interleaved": 1}),
     (5, 4, 2, 64, 64, {"window": 70, "softcap": 20.0}),
     (3, 6, 2, 128, 64, {"epsilon": 1e-6}),
     (70, 4, 2, 64, 64, {}),
     (90, 3, 3, 80, 80, {"epsilon": 1e-5}),
     (130, 4, 4, 128, 128, {}),
-    (150, 6, 2, 80, 0, {"window": 90}),
+    (150, 6, 2, 80, 0, {"window": 90, "sinks": True}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
 KV_DTYPES = ("bf16", "f16", "int8")
@@ -252,8 +252,10 @@ def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> 
     return Call(f"llmc.{name}", tuple(inputs), (y,), (("epsilon", 1e-5),) if norms else ())
 
 
-def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: str, **special: Any) -> Call:
-    """A layer's attention, the first of two; an int8 cache is one of a bf16 model."""
+def attention_call(
+    m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: str, *, sinks: bool = False, **special: Any
+) -> Call:
+    """A layer's attention, the first of two; an int8 cache is one of a bf16 model.  sinks: whether heads have them."""
     attributes: dict[str, Any] = {
         "num_heads": heads,
         "kv_num_heads": kv_heads,
@@ -273,6 +275,6 @@ def attention_call(m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int,
     cache = TensorType((1, kv_heads, PAGE_TOKENS, dim), "f32")
     out = TensorType((m, heads * dim), "f16" if dtype == "f16" else "bf16", tiled=True)
     norms = [TensorType((dim,), "bf16", constant=True)] * 2 if "epsilon" in special else []
-    op = f"llmc.{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}PagedAttention"
-    inputs = (qkv, *norms, *turn, *ids, cache, cache)
+    op = f"llmc.{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}{'Sink' * sinks}PagedAttention"
+    inputs = (qkv, *norms, *turn, *[TensorType((heads,), "f32", constant=True)] * sinks, *ids, cache, cache)
     return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))

@@ -117,11 +117,13 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
         if position >= 0:
             page, slot = int(tables[row, position // PAGE_TOKENS]), int(position % PAGE_TOKENS)
             keys[page, :, slot], values[page, :, slot] = k[row], v[row]
+    sinks = torch.from_numpy(inputs.array(places["sinks"])).to(device) if "sinks" in places else None
     out = torch.zeros(m, heads, dim, device=device)
     for row, position in enumerate(positions):
         if position >= 0:
             pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
-            out[row] = attend(call, q[row], *(gathered(cache, pages, int(position)) for cache in (keys, values)))
+            k_seen, v_seen = (gathered(cache, pages, int(position)) for cache in (keys, values))
+            out[row] = attend(call, q[row], k_seen, v_seen, sinks)
     return out.reshape(m, heads * dim)
 
 
@@ -149,8 +151,10 @@ def gathered(cache: torch.Tensor, pages: torch.Tensor, position: int) -> torch.T
     return chosen.reshape(chosen.shape[0], -1, chosen.shape[-1])[:, : position + 1]
 
 
-def attend(call: Call, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """One row: q [H, D] over [KH, T, D]."""
+def attend(
+    call: Call, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One row: q [H, D] over [KH, T, D], with sinks [H] or none."""
     group = q.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     scores = torch.einsum("hd,htd->ht", q, keys) * float(call.attribute("scale"))
@@ -159,4 +163,7 @@ def attend(call: Call, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     if window := int(call.attribute("window", 0)):
         n = scores.shape[1]
         scores[:, : max(0, n - window)] = -torch.inf
-    return torch.einsum("ht,htd->hd", torch.softmax(scores, dim=-1), values)
+    if sinks is None:
+        return torch.einsum("ht,htd->hd", torch.softmax(scores, dim=-1), values)
+    weights = torch.softmax(torch.cat([scores, sinks[:, None]], dim=-1), dim=-1)[:, :-1]
+    return torch.einsum("ht,htd->hd", weights, values)

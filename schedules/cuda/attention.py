@@ -1,4 +1,4 @@
-"""Attention over a paged KV cache, with or without rotary positions and norms of queries and keys.
+"""Attention over a paged KV cache, with or without rotary positions, norms of queries and keys, and sinks.
 
 Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype,
 2 KH (D + 4) in int8 (include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes
@@ -34,6 +34,7 @@ from llmc.schedules.cuda.attention_kernel import (
     FLOAT32_ATTEND,
     STREAM,
     Argument,
+    apart,
     inputs,
     kernel_of,
 )
@@ -292,7 +293,7 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
     tiles = -(-a.rows // (TILE_ROWS * max(params.groups, 1)))
     n_bytes, n_heads = a.factor_bytes, a.heads + 2 * a.kv_heads
     kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
-    reads = inputs(a)
+    reads, sees = apart(inputs(a))
     call = APPEND_CODES if a.is_coded else APPEND if a.epsilon is None else APPEND_VECTORS
     append = Launch(
         kernel_of("append", a, a.source(), (*reads, kv, queries), call, APPEND_THREADS, 0),
@@ -301,7 +302,7 @@ def tiled(a: Attention, params: Tile) -> tuple[tuple[Launch, ...], tuple[int, ..
         a.rows * (DTYPE_BYTES[a.qkv] * n_heads + n_bytes * a.heads) * a.head_dim + appended_bytes(a),
         3 * a.rows * (a.heads + a.kv_heads) * a.head_dim,
     )
-    arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
+    arguments = (queries, *sees, kv, Argument("out", "Out", Operand("output")))
     shared_bytes = ring_bytes(a, params) if params.groups else tile_bytes(a, params.stages)
     n_blocks = tiles * a.heads
     if params.groups:
@@ -331,8 +332,8 @@ def is_appended(call: Call) -> bool:
 
 def float32(a: Attention) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "T", Operand("temp"))
-    reads = inputs(a)
-    arguments = (queries, *reads[-2:], kv, Argument("out", "Out", Operand("output")))
+    reads, sees = apart(inputs(a))
+    arguments = (queries, *sees, kv, Argument("out", "Out", Operand("output")))
     append = Launch(
         kernel_of("append", a, a.source(), (*reads, kv, queries), FLOAT32_APPEND, FLOAT32_THREADS, 0),
         tuple(argument.operand for argument in (*reads, kv, queries)),

@@ -10,14 +10,15 @@ from llmc.compiler.kernel import Kernel, Operand, short_hash
 from llmc.schedules.attention_call import NORMS
 from llmc.schedules.cuda.attention_shape import Attention
 
-STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters});"
+STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters}{sinks});"
 APPEND = "attention_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 APPEND_CODES = APPEND.replace("append", "append_codes")
 APPEND_VECTORS = APPEND.replace("attention_append", "append_vectors")
-ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out);"
-ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out);"
+ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out{sinks});"
+ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out{sinks});"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
-FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out);"
+FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{sinks});"
+SINKS = "sinks"
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
 HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
@@ -33,11 +34,18 @@ class Argument:
 
 
 def inputs(a: Attention) -> tuple[Argument, ...]:
-    """The call's inputs that kernels read; cos and sin only where something is turned."""
+    """The call's inputs that kernels read; cos and sin only where something is turned, sinks where heads have them."""
     vectors = (*(NORMS if a.epsilon is not None else ()), *(("cos", "sin") if a.rotary_dim else ()))
+    vectors += (SINKS,) * a.sinks
     types = {"qkv": f"const {a.types['Qkv']}"} | dict.fromkeys(vectors, "const float")
     types |= {"positions": "const int", "page_table": "const int"}
     return tuple(Argument(name, kind, Operand("input", i)) for i, (name, kind) in enumerate(types.items()))
+
+
+def apart(reads: tuple[Argument, ...]) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
+    """What appends reads of these inputs, and what attends: queries come to that by another way."""
+    appends = tuple(argument for argument in reads if argument.name != SINKS)
+    return appends, (*appends[-2:], *(argument for argument in reads if argument.name == SINKS))
 
 
 def kernel_of(
@@ -54,6 +62,7 @@ def kernel_of(
     names = {argument.name for argument in arguments}
     optional = ("qkv", "cos", "sin", "partial", "counters")
     pointers = {pointer: pointer if pointer in names else "nullptr" for pointer in optional}
+    pointers["sinks"] = ", sinks" if SINKS in names else ""
     if names.issuperset(NORMS):
         pointers["qkv"] = f"{{{', '.join(('qkv', *NORMS))}}}"
     body = call.format(**pointers)

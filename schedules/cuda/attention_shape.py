@@ -29,7 +29,7 @@ class Attention:
 
     rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
     and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
-    whether it lies in tiles.
+    whether it lies in tiles.  sinks: whether each query head has one.
     """
 
     rows: int
@@ -48,6 +48,7 @@ class Attention:
     out: str
     tiled: bool
     epsilon: float | None = None
+    sinks: bool = False
 
     @property
     def group(self) -> int:
@@ -99,6 +100,8 @@ class Attention:
         ]
         if self.epsilon is not None:
             members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
+        if self.sinks:
+            members.append("static constexpr bool has_sinks = true;")
         members.append(f"static constexpr int64_t page_elements = {elements};")
         return "\n".join(["struct Shape {", *(f"    {member}" for member in members), "};"])
 
@@ -126,10 +129,9 @@ def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
     sizes = attention_sizes(call)
-    for name, said in (("sinks", "sinks"), ("slopes", "biases by distance (ALiBi)")):
-        if name in input_places(call):
-            hint = "compile it for CPUs: --target cpu"
-            raise LlmcError(f"attention with {said} has no kernels for GPUs yet", place="--target cuda", hint=hint)
+    if "slopes" in input_places(call):
+        fact = "attention with biases by distance (ALiBi) has no kernels for GPUs yet"
+        raise LlmcError(fact, place="--target cuda", hint="compile it for CPUs: --target cpu")
     return None if sizes is None else of_sizes(call, sizes)
 
 
@@ -143,4 +145,5 @@ def of_sizes(call: Call, sizes: dict[str, Any]) -> Attention:
         raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
     qkv, out = call.inputs[0], call.outputs[0]
     assert qkv is not None
-    return Attention(**sizes, kv_dtype=kv_dtype, qkv=qkv.dtype, out=out.dtype, tiled=out.tiled)
+    lies = {"kv_dtype": kv_dtype, "qkv": qkv.dtype, "out": out.dtype, "tiled": out.tiled}
+    return Attention(**sizes, **lies, sinks="sinks" in input_places(call))

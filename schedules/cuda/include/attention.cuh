@@ -15,6 +15,7 @@
 //     heads, kv_heads, head_dim, rotary_dim, interleaved, scale, softcap, window          as the operator's
 //     page_elements          elements of Kv from one page to the next
 //     tiled                  whether the result is tiled (tiles.cuh) or row-major
+//     has_sinks              where each head has a sink: `sinks` [heads] is not null (attention_sinks.cuh)
 #pragma once
 
 #include "device.cuh"

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "attention_heads.cuh"
+#include "attention_sinks.cuh"
 
 constexpr int kFloat32Threads = 128;
 
@@ -73,7 +74,8 @@ __device__ __forceinline__ float float32_score(const float *q, const float *key)
 
 template <class Shape>
 __device__ __forceinline__ void float32_attend(const float *queries, const int *positions, const int *page_table,
-                                               const float *kv, typename Shape::Out *out) {
+                                               const float *kv, typename Shape::Out *out,
+                                               const float *sinks = nullptr) {
     constexpr int D = Shape::head_dim, per_lane = (D + 31) / 32;
     const int unit = blockIdx.x * (kFloat32Threads / 32) + warp_index(), lane = lane_index();
     const int row = unit / Shape::heads, head = unit % Shape::heads;
@@ -108,6 +110,12 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
             for (int j = 0; j < per_lane; j++)
                 if (lane + 32 * j < D) o[j] = fmaf(weight, values[token * D + lane + 32 * j], o[j]);
         }
+    }
+    if constexpr (kHasSinks<Shape>) {
+        const float top = fmaxf(most, sinks[head]), keep = expf(most - top);
+        sum = fmaf(sum, keep, expf(sinks[head] - top));
+#pragma unroll
+        for (int j = 0; j < per_lane; j++) o[j] *= keep;
     }
 #pragma unroll
     for (int j = 0; j < per_lane; j++) {  // even lanes write their column and the next one's

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_codes.cuh"
+#include "attention_sinks.cuh"
 #include "attention_unit.cuh"
 
 // Parts' sums of a column quad (4 columns) of a query: x, and its (most, sum). All parts' largest scores are seen first, so
@@ -27,9 +28,9 @@ struct Merged {
 // A finished column quad.
 template <class Shape>
 __device__ __forceinline__ void finish(typename Shape::Out *out, const Part &part, int query, int quad,
-                                       const Merged<Shape> &merged) {
+                                       const Merged<Shape> &merged, const float *sinks) {
     constexpr int heads = Stream<Shape>::tile_heads;
-    const float scale = 1.f / merged.sum;
+    const float scale = inverse_sum<Shape>(merged.most, merged.sum, sinks, part.head + query % heads);
     const float x[4] = {merged.x[0] * scale, merged.x[1] * scale, merged.x[2] * scale, merged.x[3] * scale};
     write_result<Shape>(out, part.row + query / heads, (part.head + query % heads) * Shape::head_dim + 4 * quad, x);
 }
@@ -65,7 +66,7 @@ __device__ __forceinline__ void hand_over(const Gathered<Shape> &state, const Pa
 template <class Shape>
 __device__ __forceinline__ void merge(const Part &part, const float *o, const float2 *tops, const float *own_value,
                                       const float *own_scores, typename Shape::Out *out, float *partial,
-                                      uint32_t *counters) {
+                                      uint32_t *counters, const float *sinks) {
     using S = Stream<Shape>;
     constexpr int quads = S::D / 4;
     float2 *partial_tops = reinterpret_cast<float2 *>(partial + S::units * Shape::splits * S::queries * S::D);
@@ -84,7 +85,7 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
         if (own_value)
             merged.add(reinterpret_cast<const float4 *>(own_value)[quad], make_float2(own_scores[query], 1.f));
         if (part.splits == 1) {
-            finish<Shape>(out, part, query, quad, merged);
+            finish<Shape>(out, part, query, quad, merged, sinks);
             continue;
         }
         const int place = (part.unit * Shape::splits + part.split) * S::queries + query;
@@ -110,7 +111,7 @@ __device__ __forceinline__ void merge(const Part &part, const float *o, const fl
         for (int split = 0; split < part.splits; split++)
             merged.add(reinterpret_cast<const float4 *>(partial)[place(split) * quads + quad],
                        partial_tops[place(split)]);
-        finish<Shape>(out, part, query, quad, merged);
+        finish<Shape>(out, part, query, quad, merged, sinks);
     }
     if (team_thread<Shape>() == 0) counters[part.unit] = 0;
 }

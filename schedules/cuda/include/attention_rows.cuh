@@ -13,6 +13,7 @@
 //     Qkv     element of qkv: float, or T
 #pragma once
 
+#include "attention_sinks.cuh"
 #include "attention_turn.cuh"
 #include "tiles.cuh"
 
@@ -160,7 +161,7 @@ __device__ __forceinline__ void turn_words(uint32_t (&words)[4]) {
 // A tiled result leaves in chunks of 16 bytes, of which each of four lanes has two elements.
 template <class Shape>
 __device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const int (&at)[2], int first_row, int head,
-                                           typename Shape::Out *out, float unit = 1.f) {
+                                           typename Shape::Out *out, float unit, const float *sinks) {
     constexpr int D = Shape::head_dim, whole = Shape::tiled ? D / 32 * 4 : 0;  // chunks that leave so
     const int t = lane_index() % 4, column = head * D;
 #pragma unroll
@@ -168,7 +169,7 @@ __device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const i
         const int row = first_row + own_row(half);
         const float sum = row_sum(state.sum[half]);
         const bool is_padding = at[half] < 0, is_there = row < Shape::rows;
-        const float scale = is_padding ? 0.f : unit / sum;
+        const float scale = is_padding ? 0.f : kHasSinks<Shape> ? unit * inverse_sum<Shape>(state.most[half], sum, sinks, head) : unit / sum;
         const auto value = [&](int j, int i) { return is_padding ? 0.f : state.o[j][2 * half + i] * scale; };
         if constexpr (whole > 0) {
 #pragma unroll

@@ -237,7 +237,8 @@ __device__ __forceinline__ void write_end(const Part &part, typename Shape::Out 
 template <class Shape>
 __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
-                                                 typename Shape::Out *out, float *partial, uint32_t *counters) {
+                                                 typename Shape::Out *out, float *partial, uint32_t *counters,
+                                                 const float *sinks = nullptr) {
     using S = Stream<Shape>;
     using T = typename Shape::T;
     using Kv = typename Shape::Kv;
@@ -255,6 +256,7 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     let_next_start();
     Part part;
     prefetch_norms<Shape>(qkv);
+    prefetch_sinks<Shape>(sinks);
     if (!find_unit<Shape>(positions, page_table, part)) return;
     if (part.first < 0) return write_padding<Shape>(part, out);
     const Fresh<Shape> fresh = fresh_rows<Shape>(positions, page_table, part);
@@ -297,6 +299,6 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     float2 *tops = reinterpret_cast<float2 *>(q);
     hand_over<Shape>(state, part, o, tops);
     team_barrier<Shape>();  // sums are there
-    merge<Shape>(part, o, tops, own ? own + S::D : nullptr, own_scores, out, partial, counters);
+    merge<Shape>(part, o, tops, own ? own + S::D : nullptr, own_scores, out, partial, counters, sinks);
     write_end<Shape>(part, out);
 }

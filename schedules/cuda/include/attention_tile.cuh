@@ -86,7 +86,7 @@ __device__ __forceinline__ void attend_stretch(Gathered<Shape> &state, const Que
 template <class Shape>
 __device__ __forceinline__ void attention_tile(const typename Shape::T *queries, const int *positions,
                                                const int *page_table, const typename Shape::Kv *kv,
-                                               typename Shape::Out *out) {
+                                               typename Shape::Out *out, const float *sinks = nullptr) {
     using S = Tile<Shape>;
     using T = typename Shape::T;
     const int head = blockIdx.x % Shape::heads, tile = S::tiles - 1 - blockIdx.x / Shape::heads;
@@ -123,7 +123,7 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
         const int row = own_row(half);
         at[half] = row < n ? positions[first_row + row] : -1;
     }
-    write_rows<Shape>(state, at, first_row, head, out, value_unit(state));
+    write_rows<Shape>(state, at, first_row, head, out, value_unit(state), sinks);
     if (head == Shape::heads - 1)
         for (int row = first_row; row < first_row + n; row++)
             write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, kTileThreads);

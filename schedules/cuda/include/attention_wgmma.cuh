@@ -243,7 +243,7 @@ struct Consumer {
 template <class Shape>
 __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries, const int *positions,
                                                 const int *page_table, const typename Shape::Kv *kv,
-                                                typename Shape::Out *out) {
+                                                typename Shape::Out *out, const float *sinks = nullptr) {
     using T = typename Shape::T;
     using W = Warpgroups<Shape>;
     __shared__ Ring<Shape> ring;
@@ -280,7 +280,7 @@ __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries
         if (lane_index() == 0) mbarrier_arrive(&ring.over[(now.round - 1) % 2]);
         more = item.next();
         if (more) read_queries(item);  // which come while results leave
-        write_rows<Shape>(mine.state, at, now.first_row(), now.head, out, value_unit(mine.state));
+        write_rows<Shape>(mine.state, at, now.first_row(), now.head, out, value_unit(mine.state), sinks);
         if (now.head == Shape::heads - 1)
             for (int row = now.first_row(); row < now.first_row() + now.n_rows(); row++)
                 write_zeros<Shape>(out, row, kColumns<Shape>, kPaddedColumns<Shape>, threadIdx.x, 128 * Shape::groups);
