@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmc.cli.opening import check_speculation, device_option, guessing, opened, speculation_options
 from llmc.cli.output import (
     artifact_argument,
     in_seconds,
@@ -18,18 +19,16 @@ from llmc.cli.output import (
     json_option,
     print_json,
     say,
-    show_upload,
     threads_option,
 )
 from llmc.cli.sampling import sampling_options
-from llmc.runtime import LlmcError, load
+from llmc.runtime import LlmcError
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.generation import Generation, History, How
     from llmc.runtime.grammar import Constraint, Grammar
     from llmc.runtime.sequence import Sequence
-    from llmc.runtime.speculate import Speculation
 
 
 def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
@@ -38,17 +37,6 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
-
-
-def parse_device(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
-    """cpu, cuda, cuda:1, 1."""
-    from llmc.runtime.capi import Device
-
-    try:
-        Device.parse(text)
-    except LlmcError as error:
-        raise click.BadParameter(f"{text!r} is none of {error.hint}") from None
-    return text
 
 
 @click.command(short_help="Generate from an artifact.")
@@ -72,27 +60,10 @@ def parse_device(context: click.Context, option: click.Parameter, text: str | No
     type=click.Path(exists=True, dir_okay=False),
     help="Generate JSON of this schema, and nothing else.",
 )
-@click.option(
-    "--speculate",
-    metavar="N",
-    type=click.IntRange(0, 63),
-    help="Guess up to N tokens ahead, and check them in one step: the same text, sooner.  [default: 0; with --draft 7]",
-)
-@click.option(
-    "--draft",
-    metavar="SMALL.so",
-    type=click.Path(),
-    help="Who guesses: a smaller model of the same tokenizer; otherwise what the text has said before.",
-)
+@speculation_options
 @click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
 @threads_option
-@click.option(
-    "--device",
-    metavar="cpu|cuda|cuda:N|N",
-    callback=parse_device,
-    help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
-    "$LLMC_CUDA_DEVICE, or 0]",
-)
+@device_option
 @click.option(
     "--profile", metavar="TRACE.json", type=click.Path(), help="Time every kernel; the trace opens in Perfetto."
 )
@@ -132,10 +103,9 @@ def command(
     from llmc.runtime.generation import How
 
     how = How.choose(**sampling)
-    if (speculate or draft) and how.reshapes:
-        raise click.UsageError("--speculate and --draft know --temperature, --top-k, --top-p and --seed alone")
+    check_speculation(speculate, draft, how)
     start = perf_counter()
-    with opened(artifact, threads, device) as model, guessing(model, speculate, draft, threads, device) as speculation:
+    with opened(artifact, threads, device) as model, guessing(model, speculate, draft, threads, device) as guesses:
         load_s = perf_counter() - start
         with profiling(model, profile) as report:
             if interactive:
@@ -143,7 +113,7 @@ def command(
                 return
             given = tokens if tokens is not None else str(prompt)
             constraint = following(model, grammar) if grammar else None
-            options: Any = {"ignore_eos": ignore_eos, "constraint": constraint, "speculation": speculation}
+            options: Any = {"ignore_eos": ignore_eos, "constraint": constraint, "speculation": guesses()}
             generation = model.stream(given, max_tokens, how, **options)
             if as_json:
                 said = result(model, generation, load_s)
@@ -152,25 +122,6 @@ def command(
                 say(timing(model, generation, load_s))
         if as_json:
             print_json(said | report)
-
-
-def opened(artifact: str, threads: int, device: str | None) -> Model:
-    """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
-    return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
-
-
-@contextmanager
-def guessing(
-    model: Model, most: int | None, draft: str | None, threads: int, device: str | None
-) -> Iterator[Speculation | None]:
-    """Guesses at what comes next, if they are asked for, by a model that is open meanwhile, if one is named."""
-    if most == 0 or not (most or draft):
-        yield None
-        return
-    from llmc.runtime.speculate import Speculation
-
-    with opened(draft, threads, device) if draft else nullcontext() as small:
-        yield Speculation.of(model, most or 0, small)
 
 
 def grammar_in(path: str) -> Grammar:

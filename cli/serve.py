@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmc.cli.opening import parse_device
 from llmc.cli.output import artifact_argument, in_bytes, installed, say, show_upload, threads_option
-from llmc.cli.run import parse_device
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model

@@ -160,7 +160,11 @@ class Model:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text; `special` adds what the tokenizer's template begins a prompt with."""
-        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        try:
+            tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        except (TypeError, ValueError):  # half a surrogate pair, or bytes that were no UTF-8
+            fact, hint = "the text is no valid Unicode", "give it in UTF-8"
+            raise LlmcError(fact, place=str(self.path), hint=hint) from None
         bos = self.info.bos_token
         return tokens or ([bos] if special and bos >= 0 else [])
 

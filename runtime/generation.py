@@ -176,8 +176,8 @@ class Generation(Iterator[int]):
         speculation: Speculation | None = None,
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
-        constraint: what the text has to look like.  history: what is in the sequence already; grows with the text.
-        speculation: guesses at the text; not asked where there are penalties or biases."""
+        constraint: what the text has to look like.  history: what is in the sequence already; grows with the text where
+        penalties look back.  speculation: guesses at the text; not asked where there are penalties or biases."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -186,6 +186,7 @@ class Generation(Iterator[int]):
         if not prompt:
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")
         model.check_length(len(prompt) + (sequence.length if sequence else 0))
+        self._before = history.ids.tolist() if history else []
         self._history = (history or History()) if how.looks_back else None
         self._how = how
         if self._history is not None:
@@ -282,7 +283,7 @@ class Generation(Iterator[int]):
         if self.speculation is None:
             sequence.feed(self.tokens[-1:])
             return
-        text = [*self.prompt, *self.tokens]
+        text = [*self._before, *self.prompt, *self.tokens]
         self._right = self.speculation.feed(sequence, text, self._how, n_left - 1, self.constraint)
 
     def _take_back(self, sequence: Sequence, n: int) -> None:

@@ -109,12 +109,13 @@ def test_running_imports_little() -> None:
     assert not wrong
 
 
-def test_only_the_server_imports_what_serves() -> None:
-    """starlette, uvicorn and jinja2 are an extra; the command looks for them before it imports the server."""
+def test_only_the_server_and_conversations_import_what_serves() -> None:
+    """starlette, uvicorn and jinja2 are an extra; commands say so where they are not there."""
+    users = ("cli/serve.py", "runtime/conversation.py")
     extra = {"starlette", "uvicorn", "jinja2"}
     wrong = []
     for path in sources(*FOLDERS, "llmc"):
-        serves = name_of(path).startswith("runtime/serve/") or name_of(path) == "cli/serve.py"
+        serves = name_of(path).startswith("runtime/serve/") or name_of(path) in users
         names = [name for name in imported(path) if name.split(".")[0] in extra]
         names += [name for name in imported_of_llmc(path) if within(name, ("runtime.serve",))]
         wrong += [f"{name_of(path)} imports {name}" for name in names if not serves]

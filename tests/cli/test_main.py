@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from llmc import __version__
-from llmc.cli import run as run_command
+from llmc.cli import opening
 from llmc.cli.help_page import help_page
 from llmc.cli.main import COMMANDS, main
 from tests.runtime.stub_artifact import write_stub
@@ -28,7 +28,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> tuple[in
     def load(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(run_command, "load", load)
+    monkeypatch.setattr(opening, "load", load)
     result = CliRunner().invoke(main, ["run", "a.so", "-p", "x"])
     assert result.stdout == ""
     return result.exit_code, result.stderr

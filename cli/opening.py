@@ -1,0 +1,82 @@
+"""Opening an artifact to run it, and the options of it that commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from llmc.cli.output import show_upload
+from llmc.runtime import LlmcError, load
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
+    from llmc.runtime.generation import How
+    from llmc.runtime.speculate import Speculation
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def parse_device(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """cpu, cuda, cuda:1, 1."""
+    from llmc.runtime.capi import Device
+
+    try:
+        Device.parse(text)
+    except LlmcError as error:
+        raise click.BadParameter(f"{text!r} is none of {error.hint}") from None
+    return text
+
+
+device_option = click.option(
+    "--device",
+    metavar="cpu|cuda|cuda:N|N",
+    callback=parse_device,
+    help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
+    "$LLMC_CUDA_DEVICE, or 0]",
+)
+speculate_option = click.option(
+    "--speculate",
+    metavar="N",
+    type=click.IntRange(0, 63),
+    help="Guess up to N tokens ahead, and check them in one step: the same text, sooner.  [default: 0; with --draft 7]",
+)
+draft_option = click.option(
+    "--draft",
+    metavar="SMALL.so",
+    type=click.Path(),
+    help="Who guesses: a smaller model of the same tokenizer; otherwise what the text has said before.",
+)
+
+
+def speculation_options(command: Command) -> Command:
+    """--speculate and --draft."""
+    return speculate_option(draft_option(command))
+
+
+def check_speculation(speculate: int | None, draft: str | None, how: How) -> None:
+    """Refuse what guesses know nothing of."""
+    if (speculate or draft) and how.reshapes:
+        raise click.UsageError("--speculate and --draft know --temperature, --top-k, --top-p and --seed alone")
+
+
+def opened(artifact: str, threads: int, device: str | None) -> Model:
+    """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
+    return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
+
+
+@contextmanager
+def guessing(
+    model: Model, most: int | None, draft: str | None, threads: int, device: str | None
+) -> Iterator[Callable[[], Speculation | None]]:
+    """What makes guesses at a text, if they are asked for; by a model that is open meanwhile, if one is named."""
+    if most == 0 or not (most or draft):
+        yield lambda: None
+        return
+    from llmc.runtime.speculate import Speculation
+
+    with opened(draft, threads, device) if draft else nullcontext() as small:
+        yield lambda: Speculation.of(model, most or 0, small)

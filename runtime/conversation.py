@@ -1,0 +1,181 @@
+"""A conversation: messages in turns, written as the model's own chat template writes them, over one sequence.
+
+    with llmc.load("model.so") as model, Conversation(model) as talk:
+        for thought, answer in talk.ask("Who was Ada Lovelace?"):
+            print(answer, end="", flush=True)
+
+A turn feeds what the template has changed or added since the last one, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.generation import GREEDY, Generation, History, How
+from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
+    from llmc.runtime.grammar import Constraint
+    from llmc.runtime.serve.thoughts import Scanner
+    from llmc.runtime.speculate import Speculation
+
+
+class Piece(NamedTuple):
+    """What has come of a turn: more of the thought before the answer, more of the answer."""
+
+    thought: str
+    answer: str
+
+
+class Conversation:
+    """messages: so far, as {"role": …, "content": …}; may be changed between turns.  generation: the last turn's.
+
+    A context manager; `close` gives the sequence's pages back.
+    """
+
+    def __init__(self, model: Model, system: str | None = None, **variables: Any) -> None:
+        """system: a message before the first.  variables: of the template's own, as enable_thinking=False.
+
+        Raises LlmcError: no chat template, or none that can be read; ModuleNotFoundError: no jinja2.
+        """
+        self.model, self.variables = model, variables
+        self._template = template_of(model)
+        self._shown = special_marks(model, self._template)
+        self._sequence = model.sequence()
+        self._fed: list[int] = []  # what is in the sequence
+        self.generation: Generation | None = None
+        self._system: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+        self.messages = list(self._system)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the pages back; closing twice is fine."""
+        self._sequence.close()
+
+    def begin_anew(self) -> None:
+        """Forget all messages but the system's."""
+        self.messages = list(self._system)
+
+    def ask(
+        self,
+        text: str,
+        max_tokens: int | None = None,
+        how: How = GREEDY,
+        *,
+        constraint: Constraint | None = None,
+        speculation: Speculation | None = None,
+    ) -> Iterator[Piece]:
+        """The answer to a message, in pieces as they come; max_tokens: None: as many as the context has room for.
+
+        What was said stays in `messages`, also when the caller stops early.  Raises LlmcError at once, and takes the
+        message back, where the template refuses it or the context is full.
+        """
+        self.messages.append({"role": "user", "content": text})
+        return self.answer(max_tokens, how, constraint=constraint, speculation=speculation)
+
+    def answer(
+        self,
+        max_tokens: int | None = None,
+        how: How = GREEDY,
+        *,
+        constraint: Constraint | None = None,
+        speculation: Speculation | None = None,
+    ) -> Iterator[Piece]:
+        """As `ask`, to the message that is the last."""
+        try:
+            prompt, scanner = self._written(constraint)
+            n_same = min(n_alike(prompt, self._fed), len(prompt) - 1)  # one is fed in any case, to have logits
+            self._sequence.truncate(n_same)
+            self._fed = prompt[:n_same]
+            generation = Generation(
+                self.model,
+                prompt[n_same:],
+                self.model.info.n_context if max_tokens is None else max_tokens,
+                how,
+                sequence=self._sequence,
+                constraint=constraint,
+                history=History(self._fed),
+                speculation=speculation,
+            )
+        except BaseException:
+            self.messages.pop()
+            raise
+        self.generation = generation
+        return self._said(generation, prompt, scanner)
+
+    def _written(self, constraint: Constraint | None) -> tuple[list[int], Scanner | None]:
+        """-> (the messages as token ids, what tells a thought from the answer, if there may be one)."""
+        marks = self._template.marks
+        try:
+            text = self._template.render(self.messages, self.variables)
+        except ApiError as error:
+            raise LlmcError(error.message, place=str(self.model.path)) from None
+        if marks is None or marks.is_over(text):
+            return self.model.encode(text, special=False), None
+        if constraint is not None:  # it binds the whole text
+            return self.model.encode(text + marks.answer_behind(text), special=False), None
+        return self.model.encode(text, special=False), marks.scanner(marks.is_open(text))
+
+    def _said(self, generation: Generation, prompt: list[int], scanner: Scanner | None) -> Iterator[Piece]:
+        stream = TextStream(self.model.tokenizer, prompt)
+        thought, answer, has_failed = "", "", False
+        try:
+            for piece in self._pieces(generation, stream, scanner):
+                thought, answer = thought + piece.thought, answer + piece.answer
+                yield piece
+        except LlmcError:
+            has_failed = True
+            raise
+        finally:
+            generation.close()
+            self._fed = [*prompt, *generation.tokens][: self._sequence.length]
+            if has_failed:
+                self.messages.pop()
+            else:
+                said = {"role": "assistant", "content": answer}
+                self.messages.append(said | ({"reasoning_content": thought} if thought else {}))
+
+    def _pieces(self, generation: Generation, stream: TextStream, scanner: Scanner | None) -> Iterator[Piece]:
+        for token in generation:
+            is_end = generation.stop == "eos"
+            text = "" if is_end else stream.push(token) + self._shown.get(token, "")
+            text += stream.flush() if generation.stop else ""
+            piece = Piece(*scanner.push(text, generation.stop is not None)) if scanner else Piece("", text)
+            if any(piece):
+                yield piece
+
+
+def n_alike(ours: list[int], theirs: list[int]) -> int:
+    """Tokens that two texts begin with both."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (our, their) in pairs if our != their), min(len(ours), len(theirs)))
+
+
+def template_of(model: Model) -> ChatTemplate:
+    """The model's own.  Raises LlmcError."""
+    place, chat = str(model.path), model.chat
+    if chat is None or not model.has_tokenizer:
+        lack = "chat template" if model.has_tokenizer else "tokenizer"
+        raise LlmcError(f"the artifact has no {lack}", place=place, hint="llmc run continues texts, or token ids")
+    try:
+        return ChatTemplate(chat["template"], chat["tokens"])
+    except ApiError as error:
+        raise LlmcError(error.message, place=place) from None
+
+
+def special_marks(model: Model, template: ChatTemplate) -> Mapping[int, str]:
+    """Special tokens around thoughts, which have no text otherwise."""
+    marks = template.marks.special if template.marks else ()
+    ids = {model.tokenizer.token_to_id(mark): mark for mark in marks if mark}
+    return {token: mark for token, mark in ids.items() if token is not None and not model.decode([token])}

@@ -1,0 +1,82 @@
+"""`llmc chat`: messages of a pipe, of the command line, and typed at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import llmc
+from llmc.cli.main import main
+from llmc.runtime.binding import Model
+from tests.runtime.stub_artifact import write_stub
+from tests.runtime.test_conversation import chatting
+
+OPTIONS = ("-n", "4", "--logit-bias", "2=-99")
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chatting(tmp_path_factory.mktemp("stub") / "stub.so")
+
+
+@pytest.fixture
+def model(stub: Path) -> Iterator[Model]:
+    with llmc.load(stub) as model:
+        yield model
+
+
+def chat(artifact: Path, *arguments: str, typed: str = "") -> Result:
+    return CliRunner().invoke(main, ["chat", str(artifact), *OPTIONS, *arguments], input=typed)
+
+
+def answer_to(model: Model, prompt: str) -> str:
+    ids = model.encode(prompt, special=False)
+    return model.decode(model.tokens(ids, 4, logit_bias={2: -99}), after=ids)
+
+
+def test_a_line_is_a_message_and_an_empty_one_begins_anew(stub: Path, model: Model) -> None:
+    first = answer_to(model, "uhia")
+    result = chat(stub, typed="hi\nyo\n\nhi\n")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [first, answer_to(model, f"uhia{first}</s>uyoa"), first]
+
+
+def test_one_message_and_its_answer(stub: Path, model: Model) -> None:
+    result = chat(stub, "-p", "hi", "--system", "be", "--set", "also=7")
+    assert result.stdout == answer_to(model, "sbeuhi7a") + "\n"
+    assert "end: length" in result.stderr
+    said = json.loads(chat(stub, "-p", "hi", "--json").stdout)
+    assert (said["text"], said["thought"], said["n_prompt_tokens"]) == (answer_to(model, "uhia"), "", 4)
+
+
+def test_wrong_usage_and_what_is_missing(stub: Path, tmp_path: Path) -> None:
+    assert chat(stub, "--json").exit_code == 2
+    assert chat(stub, "-p", "x", "--set", "7").exit_code == 2
+    refused = chat(stub, "-p", "boo")
+    assert (refused.exit_code, "no boo" in refused.stderr, refused.stdout) == (1, True, "")
+    plain = chat(write_stub(tmp_path / "plain.so"), "-p", "x")
+    assert (plain.exit_code, "no chat template" in plain.stderr) == (1, True)
+
+
+def test_a_terminal_has_commands_and_lines_together(stub: Path, model: Model) -> None:
+    ours, theirs = pty.openpty()
+    typed = 'hi\n/again\n/new\n"""h\ni"""\n/help\nboo\n\n/exit\n'
+    os.write(ours, typed.encode())
+    command = [sys.executable, "-c", "from llmc.cli.main import main; main()", "chat", str(stub), *OPTIONS]
+    with os.fdopen(ours), os.fdopen(theirs) as terminal:
+        done = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, lines = answer_to(model, "uhia"), answer_to(model, "uh\nia")
+    said = done.stdout.replace("> ", "").replace("… ", "")
+    assert first + "\n" + first + "\n" in said
+    assert lines in said
+    assert "/again" in done.stderr
+    assert "no boo" in done.stderr

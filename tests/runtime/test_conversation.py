@@ -1,0 +1,100 @@
+"""Conversations with the stub model: each turn is the template's text, of which only what is new is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmc
+from llmc.runtime import LlmcError
+from llmc.runtime.binding import Model
+from llmc.runtime.conversation import Conversation, Piece
+from llmc.runtime.generation import How
+from tests.runtime.stub_artifact import characters_json, write_stub
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}"
+    "{% if m.content == 'boo' %}{{ raise_exception('no boo') }}{% endif %}{% endfor %}{{ also }}a"
+)
+THINKING = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}{{ '<think>' if think }}"
+
+
+def chatting(path: Path, template: str = TEMPLATE, **changes: Any) -> Path:
+    tokenizer = json.loads(characters_json())
+    names = {"H": "<think>", "I": "</think>"}
+    tokenizer["model"]["vocab"] = {names.get(word, word): i for word, i in tokenizer["model"]["vocab"].items()}
+    ids = tokenizer["model"]["vocab"]
+    first = tokenizer["added_tokens"][0]
+    tokenizer["added_tokens"] += [{**first, "id": ids[name], "content": name} for name in names.values()]
+    return write_stub(
+        path, **{"chat": {"template": template, "tokens": {}}, "tokenizer": json.dumps(tokenizer)} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with llmc.load(chatting(tmp_path_factory.mktemp("chat") / "stub.so")) as model:
+        yield model
+
+
+def said(pieces: Iterator[Piece]) -> str:
+    return "".join(piece.answer for piece in pieces)
+
+
+def test_a_turn_is_what_the_template_writes_and_reads_what_is_new(model: Model) -> None:
+    how = How(logit_bias=((2, -99.0),))  # no end
+    with Conversation(model, "be", also=".") as talk:
+        first = said(talk.ask("hi", 4, how))
+        prompt = model.encode("sbeuhi.a", special=False)
+        assert first == model.decode(model.tokens(prompt, 4, logit_bias={2: -99}), after=prompt)
+        second = said(talk.ask("yo", 4, how))
+        whole = model.encode(f"sbeuhia{first}</s>uyo.a", special=False)
+        assert second == model.decode(model.tokens(whole, 4, logit_bias={2: -99}), after=whole)
+        assert talk.generation is not None
+        assert len(talk.generation.prompt) == len(whole) - len("sbeuhi")  # "." is written at the end alone
+        assert [message["role"] for message in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
+        talk.begin_anew()
+        assert said(talk.ask("hi", 4, how)) == first
+
+
+def test_an_answer_that_is_cut_short_stays_as_far_as_it_was_said(model: Model) -> None:
+    with Conversation(model) as talk:
+        pieces = talk.ask("hi", 20, How(logit_bias=((2, -99.0),)))
+        heard = next(pieces).answer + next(pieces).answer
+        pieces.close()  # type: ignore[attr-defined]
+        assert talk.messages[-1] == {"role": "assistant", "content": heard}
+        talk.messages.pop()
+        assert said(talk.answer(20, How(logit_bias=((2, -99.0),)))).startswith(heard)
+
+
+def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model: Model) -> None:
+    with Conversation(model) as talk:
+        for message, fact in (("boo", "no boo"), ("x" * 60, "context holds"), ("\ud800", "no valid Unicode")):
+            with pytest.raises(LlmcError, match=fact):
+                talk.ask(message)
+        assert talk.messages == []
+
+
+def test_thoughts_come_apart_and_templates_leave_them_out(tmp_path: Path) -> None:
+    with llmc.load(chatting(tmp_path / "a.so", THINKING)) as model, Conversation(model, think=True) as talk:
+        closing = model.tokenizer.get_vocab()["</think>"]
+        pieces = list(talk.ask("hi", 24, How(logit_bias=((closing, 2.0), (2, -99.0)))))
+        thought = "".join(piece.thought for piece in pieces)
+        answer = "".join(piece.answer for piece in pieces)
+        assert thought
+        assert answer
+        assert talk.messages[-1] == {"role": "assistant", "content": answer, "reasoning_content": thought}
+
+
+def test_who_has_no_template_is_told(tmp_path: Path) -> None:
+    for changes, fact in (
+        ({"chat": None}, "no chat template"),
+        ({"tokenizer": None}, "no tokenizer"),
+        ({"chat": {"template": "{% if", "tokens": {}}}, "cannot be read"),
+    ):
+        with llmc.load(chatting(tmp_path / "b.so", **changes)) as model, pytest.raises(LlmcError, match=fact):
+            Conversation(model)
