@@ -112,10 +112,11 @@ def parse_origins(context: click.Context, option: click.Parameter, origins: tupl
     help="A client is given up that takes so long to send a request, or to read on.",
 )
 def command(artifact: str, **options: Any) -> None:
-    """Serve an artifact over HTTP, in the form of OpenAI's API.
+    """Serve an artifact over HTTP, in the form of OpenAI's API and of Anthropic's.
 
     \b
     POST /v1/completions  POST /v1/chat/completions  GET /v1/models
+    POST /v1/responses    POST /v1/messages (Anthropic)
     POST /tokenize        POST /detokenize
     GET /health           GET /metrics (Prometheus)
 

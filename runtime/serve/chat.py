@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.fields import ApiError, unsupported
 from llmc.runtime.serve.thoughts import marks_of
 from llmc.runtime.serve.tools import PLAIN, Form, Tools, form_of
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
-EFFORT = "reasoning_effort"
+    from llmc.runtime.serve.requests import Effort
+
+EFFORT, THINKS = "reasoning_effort", "enable_thinking"
+"""Variables of templates: gpt-oss' and others', Qwen's and others'."""
 
 
 class ChatTemplate:
@@ -25,21 +28,26 @@ class ChatTemplate:
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
         self._tokens = dict(tokens)
-        self.takes_effort = EFFORT in source
+        self.takes_effort, self.takes_thinks = EFFORT in source, THINKS in source
+        self.takes_developer = "developer" in source
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
         try:
             self._template = compiled(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
             raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
 
-    def with_effort(self, effort: str | None, also: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`also`, and how much is to be thought.  Raises ApiError where the template does not ask for that."""
-        if effort is None:
-            return also
-        if not self.takes_effort:
-            fact = f"'{EFFORT}' is not supported: the model's chat template does not take it"
-            raise ApiError(400, fact, param=EFFORT, code="unsupported_parameter")
-        return {EFFORT: effort, **also}
+    def variables(self, effort: Effort | None, thinks: bool | None, also: Mapping[str, Any]) -> dict[str, Any]:
+        """`also`, and how much is to be thought, or whether anything is.  Raises ApiError where it does not ask."""
+        said: dict[str, Any] = {}
+        if thinks is None and self.takes_thinks and effort is not None and effort.value == "none":
+            effort, thinks = None, False
+        if thinks is not None:
+            said[THINKS] = thinks
+        if effort is not None and self.takes_effort:
+            said[EFFORT] = effort.value
+        elif effort is not None and effort.param is not None:
+            raise unsupported(effort.param, "the model's chat template does not take it")
+        return said | dict(also)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], also: Mapping[str, Any], tools: Sequence[Any] | None = None
@@ -49,10 +57,17 @@ class ChatTemplate:
         offered = list(tools) if tools else None
         variables = {"add_generation_prompt": True, "tools": offered, "documents": None, **self._tokens, **also}
         try:
-            return self._template.render({**variables, "messages": [dict(message) for message in messages]})
+            return self._template.render({**variables, "messages": [self._message(one) for one in messages]})
         except Exception as error:  # of the template's making
             fact = f"the chat template refuses these messages: {error}"
             raise ApiError(400, fact, param="messages", code="invalid_value") from None
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """As it knows them: developers are OpenAI's newer word for who speaks as the system."""
+        said = dict(message)
+        if said.get("role") == "developer" and not self.takes_developer:
+            said["role"] = "system"
+        return said
 
 
 def needs_form(template: ChatTemplate, tools: Tools) -> Form:

@@ -56,22 +56,40 @@ def wrong(name: str, fact: str) -> ApiError:
     return ApiError(400, f"'{name}' {fact}", param=name, code="invalid_value")
 
 
-class Fields:
-    """The object of a request.  A field that is null is one that is not there."""
+def unsupported(name: str, reason: str) -> ApiError:
+    return ApiError(400, f"'{name}' is not supported: {reason}", param=name, code="unsupported_parameter")
 
-    def __init__(self, body: object) -> None:
+
+class Fields:
+    """The object of a request, or one within it.  A field that is null is one that is not there."""
+
+    def __init__(self, body: object, place: str = "") -> None:
+        """place: what is put before the names of its fields."""
         if not isinstance(body, dict):
             raise ApiError(400, "the body of the request is no JSON object")
         self._body: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
+        self.place = place
 
     def get(self, name: str) -> Any:
         return self._body.get(name)
+
+    def within(self, name: str) -> Fields:
+        """The fields of a field that is an object; none if it is not there."""
+        return Fields(self.of_type(name, dict, {}, "an object"), f"{self.place}{name}.")
+
+    def wrong(self, name: str, fact: str) -> ApiError:
+        return wrong(self.place + name, fact)
+
+    def check_types(self, types: Mapping[str, tuple[type, str]]) -> None:
+        """Raise ApiError where a field has another type than it should: by name that, and how it is called."""
+        for name, (kind, what) in types.items():
+            self.of_type(name, kind, kind(), what)
 
     def refuse_unknown(self, known: Collection[str]) -> None:
         """As OpenAI does: a misspelled field shall not go unnoticed."""
         for name in self._body:
             if name not in known:
-                short = shortened(name)
+                short = shortened(self.place + name)
                 raise ApiError(400, f"unrecognized request argument supplied: {short}", param=short)
 
     def refuse(self, reasons: Mapping[str, tuple[tuple[object, ...], str]]) -> None:
@@ -79,14 +97,14 @@ class Fields:
         for name, (harmless, reason) in reasons.items():
             value = self.get(name)
             if value is not None and not any(type(value) is type(good) and value == good for good in harmless):
-                raise ApiError(400, f"'{name}' is not supported: {reason}", param=name, code="unsupported_parameter")
+                raise unsupported(self.place + name, reason)
 
     def one_of(self, first: str, second: str) -> str:
         """Which of two names for the same is given; the first if neither is."""
         if self.get(second) is None:
             return first
         if self.get(first) is not None:
-            raise wrong(second, f"cannot be had together with '{first}'")
+            raise self.wrong(second, f"cannot be had together with '{first}'")
         return second
 
     def check_model(self, served: str) -> None:
@@ -98,13 +116,13 @@ class Fields:
     def integer(self, name: str, default: int, least: int, most: int) -> int:
         value = self._body.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise wrong(name, f"must be a whole number from {least} to {most}")
+            raise self.wrong(name, f"must be a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float, fits: Callable[[float], bool], what: str) -> float:
         value = self._body.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
-            raise wrong(name, f"must be a number {what}")
+            raise self.wrong(name, f"must be a number {what}")
         return float(value)
 
     def boolean(self, name: str, default: bool = False) -> bool:
@@ -113,7 +131,7 @@ class Fields:
     def of_type(self, name: str, kind: type[T], default: T, what: str) -> T:
         value = self._body.get(name, default)
         if not isinstance(value, kind):
-            raise wrong(name, f"must be {what}")
+            raise self.wrong(name, f"must be {what}")
         return value
 
     def texts(self, name: str, most: int) -> tuple[str, ...]:
@@ -121,5 +139,5 @@ class Fields:
         value = self._body.get(name, [])
         listed = [value] if isinstance(value, str) else value
         if not isinstance(listed, list) or len(listed) > most or not all(is_text(one) for one in listed):
-            raise wrong(name, f"must be a string, or a list of at most {most}; none of them empty")
+            raise self.wrong(name, f"must be a string, or a list of at most {most}; none of them empty")
         return tuple(listed)

@@ -1,8 +1,8 @@
-"""What an answer is wanted to look like, as OpenAI's clients say it, and vLLM's, and those of llama.cpp's server."""
+"""What an answer is wanted to look like, as OpenAI's and Anthropic's clients say it, vLLM's, and llama.cpp's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmc.runtime.grammar import Grammar
@@ -18,7 +18,8 @@ KINDS = {
     "grammar": "grammar",
 }
 """vLLM's older fields, and llama.cpp's two, each as vLLM's 'structured_outputs' calls it."""
-FORMAT_FIELDS = ("response_format", "structured_outputs", *KINDS)
+FORMAT_FIELDS = ("structured_outputs", *KINDS)
+"""Beside those of OpenAI's APIs."""
 ANY_OBJECT = {"type": "object"}
 
 
@@ -29,10 +30,11 @@ class Format(NamedTuple):
     grammar: Grammar
 
 
-def read_format(fields: Fields) -> Format | None:
-    """None: an answer may look like anything.  Raises ApiError."""
+def read_format(fields: Fields, others: Sequence[Format] = ()) -> Format | None:
+    """None: an answer may look like anything.  others: found elsewhere in the request.  Raises ApiError."""
     found = [
-        *read_response_format(fields.of_type("response_format", dict, {"type": "text"}, "an object")),
+        *others,
+        *read_response_format(fields),
         *read_structured(fields.of_type("structured_outputs", dict, {}, "an object")),
         *(read_kind(name, kind, fields.get(name)) for name, kind in KINDS.items() if fields.get(name) is not None),
     ]
@@ -41,19 +43,29 @@ def read_format(fields: Fields) -> Format | None:
     return found[0] if found else None
 
 
-def read_response_format(value: Mapping[str, Any]) -> list[Format]:
-    """OpenAI's: {"type": "json_schema", "json_schema": {"schema": …}}, {"type": "json_object"}, {"type": "text"}."""
-    kind = value.get("type")
-    if kind == "text":
-        return []
-    if kind == "json_object":
-        return [Format("response_format", Grammar.of_schema(ANY_OBJECT))]
-    if kind != "json_schema":
-        raise wrong("response_format.type", "must be 'text', 'json_object' or 'json_schema'")
+def read_response_format(fields: Fields) -> list[Format]:
+    """Of a chat: {"type": "json_schema", "json_schema": {"schema": …}}, or one without a schema."""
+    value = fields.of_type("response_format", dict, {"type": "text"}, "an object")
+    if value.get("type") != "json_schema":
+        return read_typed("response_format", value)
     said = value.get("json_schema")
     if not isinstance(said, dict) or "schema" not in said:
         raise wrong("response_format.json_schema", "must be an object with 'schema'")
     return [read_kind("response_format.json_schema.schema", "json", said["schema"])]
+
+
+def read_typed(place: str, value: Mapping[str, Any]) -> list[Format]:
+    """{"type": "json_schema", "schema": …}, {"type": "json_object"}, {"type": "text"}."""
+    kind = value.get("type")
+    if kind == "text":
+        return []
+    if kind == "json_object":
+        return [Format(place, Grammar.of_schema(ANY_OBJECT))]
+    if kind != "json_schema":
+        raise wrong(f"{place}.type", "must be 'text', 'json_object' or 'json_schema'")
+    if not isinstance(value.get("schema"), dict):
+        raise wrong(f"{place}.schema", "must be a JSON schema: an object")
+    return [read_kind(f"{place}.schema", "json", value["schema"])]
 
 
 def read_structured(value: Mapping[str, Any]) -> list[Format]:

@@ -134,6 +134,16 @@ class Job:
         return len(self.ids) - len(self.ask.prompt)
 
     @property
+    def stop(self) -> str | None:
+        """The string that ended it, if one has."""
+        return self._scanner.met
+
+    @property
+    def counts_thoughts(self) -> bool:
+        """Whether n_thought says anything."""
+        return self.ask.thinking is not None and self.ask.thinking.closing is not None
+
+    @property
     def n_pending(self) -> int:
         """Tokens to be fed before the next one can be sampled."""
         return len(self.ids) - self.n_fed

@@ -1,21 +1,21 @@
-"""Answers in the form of OpenAI's API."""
+"""Answers in the form of OpenAI's completions and chat completions, and what answers of all forms have in common."""
 
 from __future__ import annotations
 
 import json
-import secrets
-import string
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+from llmc.runtime.serve.answers import Answer, new_call_id
+from llmc.runtime.serve.calls import Call
+from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Finish, Job, Said
 from llmc.runtime.serve.probs import TokenProb
-from llmc.runtime.serve.thoughts import Scanner
-from llmc.runtime.serve.tools import Call, CallScanner
+from llmc.runtime.serve.wanted import Wanted
 
 DONE = b"data: [DONE]\n\n"
 
@@ -30,41 +30,59 @@ def event(value: object) -> bytes:
     return b"data: " + encoded(value) + b"\n\n"
 
 
-@dataclass
-class Reply:
-    """One answer: whole, or as chunks.
+def named_event(value: dict[str, Any]) -> bytes:
+    """A server-sent event that has its type as its name too."""
+    return f"event: {value['type']}\n".encode() + event(value)
 
-    kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.  scan: makes
-    what finds the calls in a text, if there are any to be found; split: what finds the thought that it begins with,
-    which is shown if with_thoughts.  told: what chunks say of their usage, after so many tokens.
+
+class Reply(Protocol):
+    """An answer in the form of one API: whole, or as server-sent events."""
+
+    def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
+        """In one piece; jobs have ended, texts are theirs."""
+
+    def opening(self, jobs: Sequence[Job]) -> bytes:
+        """The events that come before any token."""
+
+    def piece(self, said: Said) -> bytes:
+        """The events of a piece of a text; none while nothing of it is to be shown."""
+
+    def ending(self, jobs: Sequence[Job]) -> bytes:
+        """The events behind all texts."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """The events that end a stream that has failed."""
+
+
+@dataclass
+class Choices:
+    """A reply of OpenAI's with a choice for each text.
+
+    kind: of the request.  echoes: of completions that begin with their prompts: the prompt of each text.  answer: makes
+    what takes a chat's text apart.
     """
 
     kind: Literal["completion", "chat"]
     model: str
-    with_ids: bool = False
-    with_probs: bool = False
+    wanted: Wanted
     echoes: Sequence[str] = ()
-    scan: Callable[[], CallScanner] | None = None
-    split: Callable[[], Scanner] | None = None
-    with_thoughts: bool = True
-    told: Callable[[int], dict[str, Any]] | None = None
+    answer: Callable[[], Answer] = Answer
     id: str = field(init=False)
     created: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = f"{'cmpl' if self.kind == 'completion' else 'chatcmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self._scanners: dict[int, CallScanner] = {}  # by index
-        self._splitters: dict[int, Scanner] = {}  # by index
+        self._answers: dict[int, Answer] = {}  # by index
         self._n_told = 0
         self._offsets: dict[int, int] = {}  # by index: where in its text the next token's begins
+        self._jobs: Sequence[Job] = ()
 
     def head(self, is_chunk: bool) -> dict[str, Any]:
         name = "text_completion" if self.kind == "completion" else "chat.completion" + ".chunk" * is_chunk
         return {"id": self.id, "object": name, "created": self.created, "model": self.model}
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
-        """The answer in one piece; jobs have ended, texts are theirs."""
         choices = [self.choice(job, text) for job, text in zip(jobs, texts, strict=True)]
         return {**self.head(False), "choices": choices, "usage": usage(jobs)}
 
@@ -73,80 +91,84 @@ class Reply:
         if self.kind == "completion":
             said["text"] = self.echo(job) + text
         else:
-            thought, answer = self.divided(job, text, is_last=True)
-            content, calls = self.scanned(job, answer, is_last=True, is_chunk=False)
-            shown = content or (None if calls else "")
-            said["message"] = {"role": "assistant", "content": shown, "refusal": None, **thought, **calls}
+            shown = self.apart(job, text, is_last=True)
+            content = shown.pop("content", None if "tool_calls" in shown else "")
+            said["message"] = {"role": "assistant", "content": content, "refusal": None, **shown}
         probs = [*job.prompt_probs, *job.probs]
         said |= {"logprobs": self.logprobs(job, probs), "finish_reason": self.reason(job, job.finish)}
-        return said | ({"token_ids": job.tokens} if self.with_ids else {})
+        return said | ({"token_ids": job.tokens} if self.wanted.with_ids else {})
 
-    def divided(self, job: Job, text: str, *, is_last: bool) -> tuple[dict[str, str], str]:
-        """-> ({"reasoning_content": …} if there is some, the answer)."""
-        if self.split is None:
-            return {}, text
-        if job.index not in self._splitters:
-            self._splitters[job.index] = self.split()
-        thought, answer = self._splitters[job.index].push(text, is_last)
-        return {"reasoning_content": thought} if thought and self.with_thoughts else {}, answer
-
-    def scanned(self, job: Job, text: str, *, is_last: bool, is_chunk: bool) -> tuple[str, dict[str, Any]]:
-        """-> (what of a text is said to people, {"tool_calls": …} if there are some)."""
-        if self.scan is None:
-            return text, {}
-        if job.index not in self._scanners:
-            self._scanners[job.index] = self.scan()
-        scanner = self._scanners[job.index]
-        first = scanner.n_calls
-        said, calls = scanner.push(text, is_last)
-        listed = [({"index": first + i} if is_chunk else {}) | spelled_call(call) for i, call in enumerate(calls)]
-        return said, {"tool_calls": listed} if calls else {}
+    def apart(self, job: Job, text: str, *, is_last: bool, is_chunk: bool = False) -> dict[str, Any]:
+        """More of a message: {"reasoning_content", "content", "tool_calls"}, of each if there is some."""
+        answer = self._answers.get(job.index)
+        if answer is None:
+            answer = self._answers[job.index] = self.answer()
+        if answer.is_plain:
+            return {"content": text} if text else {}
+        n_before = answer.n_calls
+        thought, said, calls = answer.push(text, is_last)
+        shown: dict[str, Any] = {"reasoning_content": thought} if thought else {}
+        if said:
+            shown["content"] = said
+        if calls:
+            numbers = [{"index": n_before + i} if is_chunk else {} for i in range(len(calls))]
+            shown["tool_calls"] = [number | spelled_call(call) for number, call in zip(numbers, calls, strict=True)]
+        return shown
 
     def reason(self, job: Job, finish: Finish | None) -> str | None:
         """Why a text has ended."""
-        scanner = self._scanners.get(job.index)
-        return "tool_calls" if finish == "stop" and scanner is not None and scanner.n_calls else finish
+        answer = self._answers.get(job.index)
+        return "tool_calls" if finish == "stop" and answer is not None and answer.n_calls else finish
 
     def echo(self, job: Job) -> str:
         return self.echoes[job.index] if self.echoes else ""
 
-    def openings(self, jobs: Iterable[Job]) -> Iterable[dict[str, Any]]:
-        """The chunks that come before any token: the prompt echoed, or who speaks."""
-        for job in jobs:
-            if self.kind == "chat":
-                yield self.chunk_of(job, {"delta": {"role": "assistant", "content": ""}})
-            elif self.echoes:
-                yield self.chunk_of(job, {"text": self.echo(job)})
+    def opening(self, jobs: Sequence[Job]) -> bytes:
+        """The prompts echoed, or who speaks."""
+        self._jobs = jobs
+        if self.kind == "chat":
+            return b"".join(event(self.chunk_of(job, {"delta": {"role": "assistant", "content": ""}})) for job in jobs)
+        return b"".join(event(self.chunk_of(job, {"text": self.echo(job)})) for job in jobs if self.echoes)
 
-    def chunk(self, said: Said) -> dict[str, Any] | None:
-        """A piece of a text; None: nothing of it is to be shown yet."""
+    def piece(self, said: Said) -> bytes:
         self._n_told += len(said.tokens)
         job, what = said.job, dict[str, Any]()
         if self.kind == "completion":
             what["text"] = said.text
         else:
-            is_last = said.finish is not None
-            thought, answer = self.divided(job, said.text, is_last=is_last)
-            content, calls = self.scanned(job, answer, is_last=is_last, is_chunk=True)
-            what["delta"] = thought | ({"content": content} if content else {}) | calls
-            if (self.scan or self.split) and not (what["delta"] or said.finish or self.with_ids or self.with_probs):
-                return None
+            what["delta"] = self.apart(job, said.text, is_last=said.finish is not None, is_chunk=True)
+            if not what["delta"] and not self.shows_all(said):
+                return b""
         what["logprobs"] = self.logprobs(job, said.probs)
-        if self.with_ids:
+        if self.wanted.with_ids:
             what["token_ids"] = said.tokens
-        return self.chunk_of(job, what, self.reason(job, said.finish))
+        return event(self.chunk_of(job, what, self.reason(job, said.finish)))
+
+    def shows_all(self, said: Said) -> bool:
+        """Whether there is a chunk though nothing of the text is shown yet."""
+        is_plain = self._answers[said.job.index].is_plain
+        return is_plain or said.finish is not None or self.wanted.with_ids or self.wanted.n_top is not None
 
     def chunk_of(self, job: Job, what: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         choice = {"index": job.index, "logprobs": None, **what, "finish_reason": finish}
-        return {**self.head(True), "choices": [choice], **(self.told(self._n_told) if self.told else {})}
+        chunk = {**self.head(True), "choices": [choice]}
+        if self.wanted.with_running_usage:
+            chunk["usage"] = usage(self._jobs, self._n_told)
+        elif self.wanted.with_usage:
+            chunk["usage"] = None
+        return chunk
 
-    def usage_chunk(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The last chunk, when the client asked for it."""
-        return {**self.head(True), "choices": [], "usage": usage(jobs)}
+    def ending(self, jobs: Sequence[Job]) -> bytes:
+        """With the usage, when the client asked for it."""
+        last = event({**self.head(True), "choices": [], "usage": usage(jobs)}) if self.wanted.with_usage else b""
+        return last + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return event(error.body())
 
     def logprobs(self, job: Job, probs: Sequence[TokenProb]) -> dict[str, Any] | None:
         """The probabilities of a piece's tokens; None if they are not wanted."""
-        if not self.with_probs:
+        if self.wanted.n_top is None:
             return None
         if self.kind == "chat":
             return {"content": [spelled_out(one) for one in probs], "refusal": None}
@@ -161,10 +183,8 @@ class Reply:
 
 
 def spelled_call(call: Call) -> dict[str, Any]:
-    """With an id of nine letters and digits: some templates take no other."""
-    name = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": name, "type": "function", "function": function}
+    return {"id": new_call_id(), "type": "function", "function": function}
 
 
 def text_of(one: TokenProb) -> str:
@@ -189,7 +209,7 @@ def usage(jobs: Sequence[Job], n_told: int | None = None) -> dict[str, Any]:
     n_prompt = sum(len(job.ask.prompt) for job in leaders)
     n_said = sum(job.n_said for job in jobs) if n_told is None else n_told
     details: dict[str, Any] = {}
-    if any(job.ask.thinking is not None and job.ask.thinking.closing is not None for job in jobs):
+    if any(job.counts_thoughts for job in jobs):
         details["completion_tokens_details"] = {"reasoning_tokens": sum(job.n_thought for job in jobs)}
     return {
         "prompt_tokens": n_prompt,

@@ -8,20 +8,22 @@ from collections.abc import Sequence
 class StopScanner:
     """Gives a text on, without the first stop string and what follows it.
 
-    What may be the beginning of a stop string is held back until the next piece decides.
+    What may be the beginning of a stop string is held back until the next piece decides.  met: the one that was found.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.met: str | None = None
 
     def push(self, piece: str, is_last: bool = False) -> tuple[str, bool]:
         """-> (the text that is safe to show, whether a stop string has been met).  is_last: hold nothing back."""
         text = self._held + piece
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        ends = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if ends:
+            end, self.met = min(ends)
             self._held = ""
-            return text[: min(ends)], True
+            return text[:end], True
         n_safe = len(text) - (0 if is_last else max((overlap(text, stop) for stop in self._stops), default=0))
         self._held = text[n_safe:]
         return text[:n_safe], False

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError, Fields, wrong
-from llmc.runtime.serve.requests import is_ids, read_messages
+from llmc.runtime.serve.requests import read_messages
 from llmc.runtime.serve.tools import read_tools
 from llmc.runtime.serve.vocabulary import Vocabulary
+from llmc.runtime.serve.wanted import is_ids
 
 MOST_CHARACTERS, MOST_IDS = 1 << 19, 1 << 17
 """Of a text, of a list: a few microseconds a character, ten an id."""
@@ -58,13 +59,17 @@ def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Te
 
 def tokenized(wanted: Text, vocabulary: Vocabulary) -> dict[str, Any]:
     """The answer.  Raises ApiError: no tokenizer, no text."""
-    text = wanted.write()
-    if len(text) > MOST_CHARACTERS:
-        raise wrong("prompt", f"has {len(text)} characters; at most {MOST_CHARACTERS} become tokens at once")
-    ids = vocabulary.encode(text, wanted.special)
+    ids = encoded_text(wanted.write(), wanted.special, vocabulary)
     tokenizer = vocabulary.tokenizer
     texts = [tokenizer.id_to_token(token) for token in ids] if wanted.with_texts and tokenizer else None
     return {"count": len(ids), "max_model_len": vocabulary.room, "tokens": ids, "token_strs": texts}
+
+
+def encoded_text(text: str, special: bool, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids of a text that need not fit into a context.  Raises ApiError: longer than is looked at, no tokenizer."""
+    if len(text) > MOST_CHARACTERS:
+        raise wrong("prompt", f"has {len(text)} characters; at most {MOST_CHARACTERS} become tokens at once")
+    return vocabulary.encode(text, special)
 
 
 def read_tokens(body: object, model: str) -> tuple[int, ...]:

@@ -52,10 +52,6 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     return Response(encoded(value), status, headers, media_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body(), error.status, error.headers)
-
-
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of the work; None when the client has gone before, and the work is given up."""
     task = asyncio.ensure_future(work)

@@ -16,7 +16,8 @@ from llmc.runtime.serve.fields import ApiError, wrong
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.generation import Mask
-    from llmc.runtime.serve.requests import Prompt, Wanted
+    from llmc.runtime.serve.requests import Prompt
+    from llmc.runtime.serve.wanted import Wanted
 
 
 class Vocabulary:

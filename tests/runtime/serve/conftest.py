@@ -17,7 +17,7 @@ import pytest
 
 import llmc
 from llmc.runtime.binding import Model
-from tests.runtime.stub_artifact import stub_code, write_stub
+from tests.runtime.stub_artifact import characters_json, stub_code, write_stub
 from tests.runtime.toy_cuda import FakeCuda
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +25,11 @@ COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'judge' %}{{ raise_exception('no judge here') }}{% endif %}"
     "{{ bos_token + ' ' + m.content | trim }}{% endfor %}{% if add_generation_prompt %} a{% endif %}{{ also }}"
+)
+TALKING_TEMPLATE = (
+    "{% if tools %}{{ tools | length }}<tool_call>{% endif %}{% for m in messages %}{{ m.role }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.n + 1 }}{% endfor %}{% endfor %}"
+    "{% if think or enable_thinking %}<think>{% elif think == false %}<think></think>{% endif %}"
 )
 CHAT = {"template": TEMPLATE, "tokens": {"bos_token": "<s>"}}
 KEY, ORIGIN = "secret", "https://chat.example.com"
@@ -113,6 +118,19 @@ def slow_server(slow_stub: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of a model that can write calls, and thoughts, as its template shows them."""
+    path, tokenizer = tmp_path_factory.mktemp("talking") / "a.so", characters_json()
+    for letter, character in zip("HIJKLMNO", ("<think>", "</think>", *"_ĠĊ<>/"), strict=True):
+        tokenizer = tokenizer.replace(f'"{letter}"', json.dumps(character))
+    chat = {"template": TALKING_TEMPLATE, "tokens": {}}
+    write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
+    with serving(path) as server:
+        yield server
+        assert server.metric("running") == 0
+
+
 @pytest.fixture
 def model(toy_so: Path) -> Iterator[Model]:
     with llmc.load(toy_so, threads=1) as model:
@@ -133,3 +151,12 @@ def events_of(response: http.client.HTTPResponse) -> Iterator[Any]:
             assert line.startswith(b"data: ")
             text = line[6:].decode().strip()
             yield text if text == "[DONE]" else json.loads(text)
+
+
+def named_events_of(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """Server-sent events whose name is their type, parsed."""
+    for head in iter(response.readline, b""):
+        event = json.loads(response.readline().removeprefix(b"data: "))
+        assert head == f"event: {event['type']}\n".encode()
+        assert response.readline() == b"\n"
+        yield event

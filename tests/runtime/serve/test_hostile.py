@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import llmc
 from llmc.runtime.grammar import Grammar
 from llmc.runtime.parse_json import parse_strict_json
-from llmc.runtime.serve import requests
+from llmc.runtime.serve import anthropic_requests, requests, responses_requests
 from llmc.runtime.serve.app import Service
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Said
 from llmc.runtime.serve.server import deliver
+from llmc.runtime.serve.wanted import TEXT_FIELDS
 
 DEEP = "[" * 400 + "]" * 400
 VALUES = (
@@ -24,7 +27,7 @@ VALUES = (
     *('""', '"\\ud800"', '"x\\ny"', f'"{"a" * 9999}"', '{"a": 1}', '{"a": 1, "a": 2}', '{"1": 1e400}', '{"99": 1}'),
     *('["x", 1]', '[""]', '{"type": ["x"]}', '{"regex": "("}', '[{"role": 3}]', '[{"role": "user", "content": {}}]'),
 )
-FIELDS = (*requests.HOW_FIELDS, *requests.REPLY_FIELDS, "frob", "a\nb")
+FIELDS = (*requests.FIELDS, "frob", "a\nb")
 
 
 def bodies(good: dict[str, Any], fields: tuple[str, ...]) -> Iterator[bytes]:
@@ -93,12 +96,33 @@ def test_nothing_is_left_of_bodies_that_are_wrong(toy_so: Path) -> None:
         assert not engine.batch.running
 
 
-def test_whatever_a_chat_is_made_of_it_is_read_or_refused() -> None:
-    good = {"messages": [{"role": "user", "content": "x"}]}
+TALK: Any = [{"role": "user", "content": "x"}]
+APIS: Any = {
+    "chat": (
+        {"messages": TALK},
+        (*FIELDS, *requests.REFUSED_IN_CHATS, *requests.CHAT_FIELDS),
+        lambda body: requests.read_chat(body, "toy", 2),
+    ),
+    "responses": (
+        {"input": TALK},
+        (*TEXT_FIELDS, *responses_requests.REFUSED_IN_RESPONSES, *responses_requests.RESPONSE_FIELDS),
+        lambda body: responses_requests.read_response(body, "toy"),
+    ),
+    "messages": (
+        {"messages": TALK, "max_tokens": 2},
+        (*TEXT_FIELDS, *anthropic_requests.REFUSED_IN_MESSAGES, *anthropic_requests.MESSAGE_FIELDS),
+        lambda body: anthropic_requests.read_anthropic(body, "toy"),
+    ),
+}
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_whatever_a_chat_is_made_of_it_is_read_or_refused(api: str) -> None:
+    good, fields, read = APIS[api]
     n_read = 0
-    for body in bodies(good, (*FIELDS, *requests.REFUSED_IN_CHATS, *requests.CHAT_FIELDS)):
+    for body in bodies(good, fields):
         try:
-            requests.read_chat(parse_strict_json(body), "toy", 2)
+            read(parse_strict_json(body))
             n_read += 1
         except (ApiError, ValueError) as error:
             check(400, json.dumps({"error": {"message": str(error)}}).encode())

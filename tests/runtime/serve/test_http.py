@@ -289,6 +289,9 @@ def test_metrics_count(server: Server) -> None:
         (COMPLETIONS, {**GOOD, "stop": ""}, 400, "stop"),
         (COMPLETIONS, {**GOOD, "stream": 1}, 400, "stream"),
         (COMPLETIONS, {**GOOD, "stream_options": {"frob": 1}}, 400, "frob"),
+        (COMPLETIONS, {**GOOD, "stream_options": {"include_usage": True}}, 400, "stream_options"),
+        (COMPLETIONS, {**GOOD, "user": 3}, 400, "user"),
+        (COMPLETIONS, {**GOOD, "best_of": 2}, 400, "best_of"),
         (COMPLETIONS, {**GOOD, "logprobs": 21}, 400, "logprobs"),
         (COMPLETIONS, {**GOOD, "logprobs": 1, "echo": True, "stream": True}, 400, "echo"),
         (CHATS, {**TALK, "top_logprobs": 1}, 400, "top_logprobs"),
@@ -382,6 +385,9 @@ def test_a_key_is_asked_for(slow_server: Server) -> None:
     assert (status, said["error"]["code"]) == (401, "invalid_api_key")
     assert slow_server.ask("GET", "/health", authorization="")[0] == 200
     assert slow_server.ask("GET", "/v1/models", authorization=f"Bearer {KEY}")[0] == 200
+    assert slow_server.ask("GET", "/v1/models", authorization="", x_api_key=KEY)[0] == 200
+    status, said = slow_server.ask("POST", "/v1/messages", GOOD, authorization="", x_api_key="other")
+    assert (status, said["error"]["type"]) == (401, "authentication_error")
 
 
 LONG: dict[str, Any] = {"prompt": [1], "max_tokens": 45, "ignore_eos": True, "temperature": 0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,17 @@ import pytest
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Ask, Job, Thinking
+from llmc.runtime.serve.requests import Effort
 from llmc.runtime.serve.thoughts import HARMONY, THINK, Marks, marks_of
 from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.serve.test_tools import CHATS, TOOLS
-from tests.runtime.serve.test_tools import server as server  # of a model that thinks
 from tests.runtime.stub_artifact import characters_json
 
 LETTERS = json.loads(characters_json())["model"]["vocab"]
 OPENING, CLOSING = LETTERS["H"], LETTERS["I"]
+THOUGHTLESS: dict[str, Any] = {"logit_bias": {str(token): -100 for token in (0, 1, 2, OPENING, CLOSING)}}
+"""Nor says what has no text."""
 
 
 HEAD, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
@@ -61,11 +62,15 @@ def test_templates_show_their_marks() -> None:
 
 
 def test_how_much_is_thought_is_told_to_templates_that_ask() -> None:
-    template = ChatTemplate("{{ reasoning_effort or 'medium' }}", {})
-    assert template.render([], template.with_effort("high", {})) == "high"
-    assert template.render([], template.with_effort(None, {})) == "medium"
+    template, high = ChatTemplate("{{ reasoning_effort or 'medium' }}", {}), Effort("high", "reasoning_effort")
+    assert template.render([], template.variables(high, None, {})) == "high"
+    assert template.render([], template.variables(None, None, {})) == "medium"
     with pytest.raises(ApiError, match="'reasoning_effort' is not supported"):
-        ChatTemplate("x", {}).with_effort("low", {})
+        ChatTemplate("x", {}).variables(high, None, {})
+    assert ChatTemplate("x", {}).variables(Effort("high", None), None, {}) == {}
+    switched = ChatTemplate("{{ enable_thinking }}", {})
+    assert switched.variables(Effort("none", "reasoning_effort"), None, {}) == {"enable_thinking": False}
+    assert switched.variables(None, True, {"enable_thinking": False}) == {"enable_thinking": False}
 
 
 BODY: dict[str, Any] = {
@@ -78,22 +83,24 @@ BODY: dict[str, Any] = {
 }
 
 
-def answer(server: Server, **changes: Any) -> dict[str, Any]:
-    status, said = server.ask("POST", CHATS, {**BODY, **changes})
+def answer(talking: Server, **changes: Any) -> dict[str, Any]:
+    status, said = talking.ask("POST", CHATS, {**BODY, **changes})
     assert status == 200, said
     return dict(said)
 
 
-def test_a_thought_is_no_part_of_the_content(server: Server) -> None:
-    said = answer(server, return_token_ids=True)
+def test_a_thought_is_no_part_of_the_content(talking: Server) -> None:
+    said = answer(talking, return_token_ids=True)
     [choice] = said["choices"]
-    thought, _, rest = answer(server, reasoning_format="none")["choices"][0]["message"]["content"].partition("</think>")
+    thought, _, rest = answer(talking, reasoning_format="none")["choices"][0]["message"]["content"].partition(
+        "</think>"
+    )
     assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == (thought.strip(), rest.lstrip())
     assert thought
     n_thought = choice["token_ids"].index(CLOSING) + 1
     assert said["usage"]["completion_tokens_details"] == {"reasoning_tokens": n_thought}
-    assert "reasoning_content" not in answer(server, include_reasoning=False)["choices"][0]["message"]
-    with server.open("POST", CHATS, {**BODY, "stream": True}) as response:
+    assert "reasoning_content" not in answer(talking, include_reasoning=False)["choices"][0]["message"]
+    with talking.open("POST", CHATS, {**BODY, "stream": True}) as response:
         deltas = [chunk["choices"][0]["delta"] for chunk in list(events_of(response))[1:-1]]
     for name in ("reasoning_content", "content"):
         assert "".join(delta.get(name, "") for delta in deltas) == choice["message"][name]
@@ -102,12 +109,12 @@ def test_a_thought_is_no_part_of_the_content(server: Server) -> None:
 @pytest.mark.parametrize(
     ("think", "biases"), [(True, {CLOSING: 2}), (None, {OPENING: 16, CLOSING: 20}), (False, {OPENING: -99})]
 )
-def test_a_format_is_the_answers_and_not_the_thoughts(server: Server, think: bool | None, biases: Any) -> None:
+def test_a_format_is_the_answers_and_not_the_thoughts(talking: Server, think: bool | None, biases: Any) -> None:
     changes = {"logit_bias": biases, "chat_template_kwargs": {"think": think}, "guided_choice": ["yes", "no"]}
-    [choice] = answer(server, **changes)["choices"]
+    [choice] = answer(talking, **changes)["choices"]
     assert choice["message"]["content"] in ("yes", "no")
     assert ("reasoning_content" in choice["message"]) == bool(think)
-    ids = answer(server, **changes, return_token_ids=True)["choices"][0]["token_ids"]
+    ids = answer(talking, **changes, return_token_ids=True)["choices"][0]["token_ids"]
     assert (CLOSING in ids) == (think is not False)
 
 
@@ -122,13 +129,7 @@ def test_tokens_of_a_thought_are_counted(said: str, n_thought: int) -> None:
     assert job.n_thought == n_thought
 
 
-def test_where_a_call_has_to_come_nothing_is_thought(server: Server) -> None:
-    [choice] = answer(server, tools=TOOLS, tool_choice="required", max_tokens=60)["choices"]
+def test_where_a_call_has_to_come_nothing_is_thought(talking: Server) -> None:
+    [choice] = answer(talking, tools=TOOLS, tool_choice="required", max_tokens=60)["choices"]
     assert choice["message"]["tool_calls"]
     assert "reasoning_content" not in choice["message"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def all_pages_are_free(server: Server) -> Iterator[None]:
-    yield
-    assert server.metric("running") == 0

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer, grammar_from
 from tokenizers import Tokenizer
 
+from llmc.runtime.serve.calls import Call, CallScanner
 from llmc.runtime.serve.fields import ApiError, Fields
 from llmc.runtime.serve.job import Ask, Job
-from llmc.runtime.serve.tools import FORMS, PLAIN, Call, CallScanner, Form, Tools, form_of, read_tools
+from llmc.runtime.serve.tools import FORMS, PLAIN, Form, Tools, form_of, read_tools
 from llmc.runtime.text import load_tokenizer
-from tests.runtime.serve.conftest import Server, events_of, serving
-from tests.runtime.stub_artifact import EOS, N_VOCAB, characters_json, stub_code, write_stub
+from tests.runtime.serve.conftest import Server, events_of
+from tests.runtime.stub_artifact import EOS, N_VOCAB, characters_json
 
 HERMES, MISTRAL, MISTRAL_11, MISTRAL_13, LLAMA = FORMS
 CHATS = "/v1/chat/completions"
 TOWN = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": False}
-TOOLS = [
+TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "f", "parameters": {**TOWN, "$defs": {"n": {"enum": [1, 23]}}}}},
     {"type": "function", "function": {"name": "now"}},
 ]
-TEMPLATE = (
-    "{% if tools %}{{ tools | length }}<tool_call>{% endif %}{% for m in messages %}{{ m.role }}{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ c.function.arguments.n + 1 }}{% endfor %}{% endfor %}"
-    "{% if think %}<think>{% elif think == false %}<think></think>{% endif %}"
-)
 
 
 def tools(choice: str = "auto") -> Tools:
@@ -156,24 +151,12 @@ def test_wrong_tools_are_named(body: dict[str, Any], param: str) -> None:
     assert error.value.param == param
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Of a model that can write calls, and thoughts, as its template shows them."""
-    path, tokenizer = tmp_path_factory.mktemp("tools") / "a.so", characters_json()
-    for letter, character in zip("HIJKLMNO", ("<think>", "</think>", *"_ĠĊ<>/"), strict=True):
-        tokenizer = tokenizer.replace(f'"{letter}"', json.dumps(character))
-    chat = {"template": TEMPLATE, "tokens": {}}
-    write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
-    with serving(path) as server:
-        yield server
-
-
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, "temperature": 0}
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
-def test_a_call_comes_where_one_has_to(server: Server, choice: object) -> None:
-    status, said = server.ask("POST", CHATS, {**BODY, "tool_choice": choice, "n": 3, "temperature": 1, "seed": 5})
+def test_a_call_comes_where_one_has_to(talking: Server, choice: object) -> None:
+    status, said = talking.ask("POST", CHATS, {**BODY, "tool_choice": choice, "n": 3, "temperature": 1, "seed": 5})
     assert status == 200, said
     for one in said["choices"]:
         assert (one["finish_reason"], one["message"]["content"]) == ("tool_calls", None)
@@ -184,10 +167,10 @@ def test_a_call_comes_where_one_has_to(server: Server, choice: object) -> None:
         assert call["function"]["name"] == "f" or choice == "required"
 
 
-def test_a_call_is_streamed(server: Server) -> None:
+def test_a_call_is_streamed(talking: Server) -> None:
     body = {**BODY, "tool_choice": "required", "temperature": 0}
-    whole = server.ask("POST", CHATS, body)[1]["choices"][0]["message"]["tool_calls"][0]["function"]
-    with server.open("POST", CHATS, {**body, "stream": True}) as response:
+    whole = talking.ask("POST", CHATS, body)[1]["choices"][0]["message"]["tool_calls"][0]["function"]
+    with talking.open("POST", CHATS, {**body, "stream": True}) as response:
         _, *chunks, _ = events_of(response)
     [call] = [call for chunk in chunks for call in chunk["choices"][0]["delta"].get("tool_calls", [])]
     assert (call["index"], call["function"]) == (0, whole)
@@ -196,30 +179,30 @@ def test_a_call_is_streamed(server: Server) -> None:
     ]
 
 
-def test_an_answer_without_calls_is_text(server: Server) -> None:
+def test_an_answer_without_calls_is_text(talking: Server) -> None:
     thoughtless = {str(Tokenizer.from_str(characters_json()).token_to_id(letter)): -100 for letter in "HI"}
     body = {**BODY, "max_tokens": 9, "ignore_eos": True, "logit_bias": thoughtless}
-    said = server.ask("POST", CHATS, body)[1]["choices"][0]
+    said = talking.ask("POST", CHATS, body)[1]["choices"][0]
     assert "tool_calls" not in said["message"]
     assert (len(said["message"]["content"]), said["finish_reason"]) == (9, "length")
 
 
-def test_earlier_calls_reach_the_template_as_objects(server: Server) -> None:
+def test_earlier_calls_reach_the_template_as_objects(talking: Server) -> None:
     call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": '{"n": 1}'}}
     talk = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "ok", "tool_call_id": "123456789"},
     ]
-    status, said = server.ask("POST", CHATS, {**BODY, "messages": talk, "max_tokens": 1})
+    status, said = talking.ask("POST", CHATS, {**BODY, "messages": talk, "max_tokens": 1})
     assert (status, said["usage"]["prompt_tokens"]) == (200, len("2<tool_call>userhiassistant2toolok"))
     call["function"] = {"name": "f", "arguments": "{"}
     assert (
-        server.ask("POST", CHATS, {**BODY, "messages": talk})[1]["error"]["param"]
+        talking.ask("POST", CHATS, {**BODY, "messages": talk})[1]["error"]["param"]
         == "messages[1].tool_calls[0].function.arguments"
     )
 
 
-def test_tools_and_a_format_are_not_had_together(server: Server) -> None:
-    status, said = server.ask("POST", CHATS, {**BODY, "response_format": {"type": "json_object"}})
+def test_tools_and_a_format_are_not_had_together(talking: Server) -> None:
+    status, said = talking.ask("POST", CHATS, {**BODY, "response_format": {"type": "json_object"}})
     assert (status, said["error"]["param"]) == (400, "response_format")

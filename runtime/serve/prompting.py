@@ -1,0 +1,75 @@
+"""A chat's prompt, by the model's template, and how the answer behind it is taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from llmc.runtime.serve.answers import Answer
+from llmc.runtime.serve.calls import CallScanner
+from llmc.runtime.serve.chat import ChatTemplate, needs_form
+from llmc.runtime.serve.fields import wrong
+from llmc.runtime.serve.formats import Format
+from llmc.runtime.serve.job import Thinking
+from llmc.runtime.serve.requests import Chat
+from llmc.runtime.serve.thoughts import Marks
+from llmc.runtime.serve.tools import Form, Tools
+from llmc.runtime.serve.vocabulary import Vocabulary
+from llmc.runtime.serve.wanted import Wanted
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """wanted: with the format of a call where one has to come.  answer: makes what takes a text apart.  shown,
+    thinking: of Ask."""
+
+    text: str
+    wanted: Wanted
+    answer: Callable[[], Answer]
+    shown: Mapping[int, str]
+    thinking: Thinking | None
+
+
+def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prompted:
+    """Raises ApiError: what the template refuses or does not take."""
+    tools, wanted, marks = chat.tools, chat.wanted, template.marks
+    variables = template.variables(chat.effort, chat.thinks, chat.template_kwargs)
+    text = template.render(chat.messages, variables, tools.tools if tools else None)
+    form = needs_form(template, tools) if tools else None
+    shown = vocabulary.shown((*(marks.special if marks else ()), *(form.marks if form else ())))
+    thinking = None
+    if marks is not None:
+        text, thinking = begin_thought(marks, text, chat, vocabulary)
+    if tools is not None and form is not None and tools.must_call:
+        text, wanted = text + form.opening, replace(wanted, format=format_of(tools, form, vocabulary))
+    if chat.prefix and wanted.format is not None:
+        raise wrong("messages", "cannot end with the assistant's where the answer has to be a call, or of a format")
+
+    def answer() -> Answer:
+        split = marks.scanner(thinking.is_open) if marks and thinking and chat.splits else None
+        return Answer(split, CallScanner(tools, form) if tools and form else None, chat.with_thoughts)
+
+    return Prompted(text + chat.prefix, wanted, answer, shown, thinking)
+
+
+def format_of(tools: Tools, form: Form, vocabulary: Vocabulary) -> Format:
+    """Of a call that has to come."""
+    return Format("tools", tools.grammar(form, vocabulary.shown(form.marks)))
+
+
+def begin_thought(marks: Marks, prompt: str, chat: Chat, vocabulary: Vocabulary) -> tuple[str, Thinking | None]:
+    """-> (the prompt, how a thought may come behind it: None: there is none).
+
+    Where a call has to come nothing is thought before it, nor where the answer has begun, where nothing is to be
+    thought, or where the end of a thought cannot be told from a format that is to follow: what the template has begun
+    is ended.
+    """
+    opening, closing = vocabulary.token_of(marks.opening), vocabulary.token_of(marks.closing)
+    if marks.is_over(prompt):
+        return prompt, None
+    behind = marks.answer_behind(prompt)
+    must_call = chat.tools is not None and chat.tools.must_call
+    is_bound = chat.wanted.format is not None and closing is None
+    if must_call or is_bound or chat.prefix or (chat.thinks is False and behind):
+        return prompt + behind, None
+    return prompt, Thinking(opening, closing, marks.is_open(prompt))

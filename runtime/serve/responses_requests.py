@@ -1,0 +1,181 @@
+"""What a client may ask for, checked: the body of /v1/responses."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
+from llmc.runtime.serve.formats import read_typed
+from llmc.runtime.serve.requests import Chat, Effort, read_content
+from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_arguments, read_choice, read_function
+from llmc.runtime.serve.turns import Turns
+from llmc.runtime.serve.wanted import IGNORED_FIELDS, MOST_TOKENS, REFUSED, TEXT_FIELDS, Wanted, read_wanted
+
+RESPONSE_FIELDS = (
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "text",
+    "reasoning",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "max_tool_calls",
+    "include",
+    "stop",
+    "stream_options",
+    "chat_template_kwargs",
+)
+REFUSED_IN_RESPONSES = {
+    **REFUSED,
+    "previous_response_id": ((), "responses are not stored; send the conversation so far as 'input'"),
+    "conversation": ((), "conversations are not stored; send it as 'input'"),
+    "prompt": ((), "prompts are not stored; say 'instructions' and 'input'"),
+    "background": ((False,), "who asks has to wait"),
+    "truncation": (("disabled",), "prompts are not cut"),
+    "context_management": (([],), "conversations are not made shorter"),
+    "moderation": ((), "nothing is moderated"),
+    "top_logprobs": ((0,), "see /v1/chat/completions"),
+}
+REFUSED_IN_TEXT = {"verbosity": (("medium",), "the model's template decides; see 'chat_template_kwargs'")}
+REFUSED_IN_REASONING = {
+    "context": (("auto",), "the model's template decides"),
+    "mode": (("standard",), "there is one"),
+}
+LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = (
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+)
+"""Which there never is anything of."""
+INPUT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+THOUGHT_PARTS = {"reasoning_text": "text", "summary_text": "text"}
+
+
+class ResponseRequest(NamedTuple):
+    """said: what of the request its answer repeats."""
+
+    chat: Chat
+    said: dict[str, Any]
+
+
+def read_response(body: object, model: str) -> ResponseRequest:
+    """Raises ApiError.  model: the name that is served."""
+    fields = Fields(body)
+    fields.refuse(REFUSED_IN_RESPONSES)
+    fields.refuse_unknown({*TEXT_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_RESPONSES, *RESPONSE_FIELDS})
+    given = fields.get("max_output_tokens")
+    max_tokens = None if given is None else fields.integer("max_output_tokens", 1, 1, MOST_TOKENS)
+    fields.integer("max_tool_calls", 1, 0, MOST_TOKENS)  # of tools that run here: there are none
+    check_include(fields)
+    text, reasoning = fields.within("text"), fields.within("reasoning")
+    text.refuse(REFUSED_IN_TEXT)
+    text.refuse_unknown(("format", *REFUSED_IN_TEXT))
+    reasoning.refuse(REFUSED_IN_REASONING)
+    reasoning.refuse_unknown(("effort", "summary", "generate_summary", *REFUSED_IN_REASONING))
+    effort = reasoning.of_type("effort", str, "", "a string")
+    form = text.of_type("format", dict, {"type": "text"}, "an object")
+    tools = read_response_tools(fields)
+    chat = Chat(
+        read_wanted(fields, model, max_tokens, formats=read_typed("text.format", form)),
+        read_input(fields),
+        tools,
+        fields.of_type("chat_template_kwargs", dict, {}, "an object"),
+        Effort(effort, "reasoning.effort") if effort else None,
+    )
+    return ResponseRequest(chat, repeated(fields, chat.wanted, form, effort))
+
+
+def repeated(fields: Fields, wanted: Wanted, form: dict[str, Any], effort: str) -> dict[str, Any]:
+    """What of the request its answer says, with what was meant where nothing was said."""
+    as_given = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
+    return {
+        **{name: fields.get(name) for name in as_given},
+        "background": False,
+        "metadata": fields.get("metadata") or {},
+        "parallel_tool_calls": fields.boolean("parallel_tool_calls", True),
+        "previous_response_id": None,
+        "reasoning": {"effort": effort or None, "summary": None},
+        "service_tier": "default",
+        "store": False,
+        "temperature": wanted.how.temperature,
+        "text": {"format": form, "verbosity": "medium"},
+        "tool_choice": fields.get("tool_choice") or "auto",
+        "tools": fields.get("tools") or [],
+        "top_logprobs": 0,
+        "top_p": wanted.how.top_p,
+        "truncation": "disabled",
+    }
+
+
+def check_include(fields: Fields) -> None:
+    for name in fields.of_type("include", list, [], "a list"):
+        if name == LOGPROBS:
+            raise unsupported("include", f"{LOGPROBS} is not had here; see /v1/chat/completions")
+        if name not in INCLUDABLE:
+            raise wrong("include", "must be a list of names that OpenAI documents")
+
+
+def read_response_tools(fields: Fields) -> Tools | None:
+    listed: list[Any] = fields.of_type("tools", list, [], "a list")
+    for index, tool in enumerate(listed):
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise wrong(
+                f"tools[{index}]", 'must be {"type": "function", "name": …}: this server has no tools of its own'
+            )
+    functions = dict(read_function(f"tools[{index}]", tool) for index, tool in enumerate(listed))
+    mode, names = read_choice(fields.get("tool_choice"))
+    shown = [as_chats_have_it(tool) for tool in listed]
+    return chosen(shown, functions, mode, names, fields.boolean("parallel_tool_calls", True))
+
+
+def read_input(fields: Fields) -> tuple[dict[str, Any], ...]:
+    """Messages, of a text or of items, behind the instructions."""
+    turns, value = Turns(), fields.get("input")
+    if instructions := fields.of_type("instructions", str, "", "a text"):
+        turns.say("system", instructions)
+    items = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not isinstance(items, list) or not items:
+        raise wrong("input", "must be a text, or a list of items")
+    for index, item in enumerate(items):
+        read_item(f"input[{index}]", item, turns)
+    return tuple(turns.messages)
+
+
+def read_item(place: str, item: object, turns: Turns) -> None:
+    """One more item.  What it has beside what is read here says how it came to be."""
+    if not isinstance(item, dict):
+        raise wrong(place, "must be an object")
+    kind = item.get("type", "message")
+    if kind == "message":
+        role = item.get("role")
+        if role not in ("user", "assistant", "system", "developer"):
+            raise wrong(f"{place}.role", "must be 'user', 'assistant', 'system' or 'developer'")
+        if item.get("content") is None:
+            raise wrong(f"{place}.content", "is missing")
+        turns.say(role, read_content(f"{place}.content", item.get("content"), INPUT_PARTS))
+    elif kind == "function_call":
+        name, call_id = read_text(place, item, "name"), read_text(place, item, "call_id")
+        turns.call(call_id, name, read_arguments(f"{place}.arguments", item.get("arguments")))
+    elif kind == "function_call_output":
+        call_id = read_text(place, item, "call_id")
+        turns.result(call_id, read_content(f"{place}.output", item.get("output"), INPUT_PARTS))
+    elif kind == "reasoning":  # without its text it was another server's
+        parts = item.get("content") or item.get("summary")
+        if thought := read_content(f"{place}.content", parts, THOUGHT_PARTS):
+            turns.think(thought)
+    else:
+        known = "'message', 'function_call', 'function_call_output' or 'reasoning'"
+        raise wrong(f"{place}.type", f"must be {known}: nothing else is read, or stored to be referred to")
+
+
+def read_text(place: str, item: dict[str, Any], name: str) -> str:
+    value = item.get(name)
+    if not is_text(value):
+        raise wrong(f"{place}.{name}", "must be a text, and not empty")
+    return str(value)
