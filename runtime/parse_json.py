@@ -11,6 +11,8 @@ from typing import Any
 
 MOST_CONTAINERS = 1 << 16
 """Lists and objects that are read patiently: each is looked at by the garbage collector, while nobody else runs."""
+MOST_DEPTH = 256
+"""Lists and objects of a stranger's within each other: whatever they are written into can still be read and written."""
 MOST_NAME = 40
 """Characters of a name that is told."""
 
@@ -24,9 +26,9 @@ def parse_json(text: bytes | bytearray | str) -> Any:
 
 
 def parse_strict_json(text: bytes | bytearray) -> Any:
-    """The same of a stranger: a name that is given twice and a number that is none are wrong too."""
+    """The same of a stranger: a name that is given twice and a number that is none are wrong too, and MOST_DEPTH."""
     try:
-        return json.loads(text, object_pairs_hook=without_doubles, parse_constant=no_number)
+        return not_deep(json.loads(text, object_pairs_hook=without_doubles, parse_constant=no_number), n_openings(text))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -35,9 +37,28 @@ def parse_strict_json_patiently(text: bytes | bytearray) -> Any:
     """The same on a thread of its own: others run between any two values.  Ten times as slow, at most
     MOST_CONTAINERS lists and objects."""
     try:
-        return PatientDecoder().decode(text.decode(json.detect_encoding(text), "surrogatepass"))
+        return not_deep(
+            PatientDecoder().decode(text.decode(json.detect_encoding(text), "surrogatepass")), n_openings(text)
+        )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def n_openings(text: bytes | bytearray) -> int:
+    """Of lists and objects, some of which may be in strings."""
+    return text.count(b"[") + text.count(b"{")
+
+
+def not_deep(value: Any, most: int = MOST_DEPTH + 1) -> Any:
+    """The value, unless it is nested deeper than MOST_DEPTH.  Raises ValueError.  most: how deep it may be."""
+    if most > MOST_DEPTH:
+        level = [value]
+        for _ in range(MOST_DEPTH + 1):
+            level = [one for one in level if isinstance(one, dict | list)]
+            level = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
+        if level:
+            raise ValueError("it is nested too deep")
+    return value
 
 
 def json_end(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.answers import Answer, Block, Blocks, Change, Kind
+from llmc.runtime.serve.anthropic_requests import NO_THREADS
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.replies import named_event
@@ -37,7 +38,10 @@ ERRORS = {
 def anthropic_error(error: ApiError) -> dict[str, Any]:
     """The body of an answer that is an error."""
     kind = ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    said: dict[str, Any] = {"type": kind, "message": error.message}
+    if error.code == NO_THREADS:
+        said["details"] = {"error_code": NO_THREADS, "unsupported": ["thread"]}
+    return {"type": "error", "error": said}
 
 
 class MessageReply:

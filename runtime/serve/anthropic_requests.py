@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmc.runtime.serve.fields import Fields, is_text, wrong
+from llmc.runtime.serve.fields import ApiError, Fields, is_text, wrong
 from llmc.runtime.serve.formats import Format, read_typed
 from llmc.runtime.serve.requests import Chat, Effort, read_content, text_of_part
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_function
@@ -25,14 +25,17 @@ MESSAGE_FIELDS = (
 )
 ALSO_IGNORED: dict[str, tuple[type, str]] = {
     **IGNORED_FIELDS,
+    "billing_policy": (dict, "an object"),
     "cache_control": (dict, "an object"),
     "diagnostics": (dict, "an object"),
+    "fallbacks": (object, "anything"),
     "inference_geo": (str, "a string"),
     "user_profile_id": (str, "a string"),
     "workspace_id": (str, "a string"),
 }
 REFUSED_IN_MESSAGES: dict[str, tuple[tuple[object, ...], str]] = {
     **REFUSED,
+    "compaction": ((), "conversations are not made shorter"),
     "container": ((), "there are no containers"),
     "mcp_servers": (([],), "no servers are asked"),
     "context_management": (
@@ -44,6 +47,8 @@ REFUSED_IN_MESSAGES: dict[str, tuple[tuple[object, ...], str]] = {
 BILLING = "x-anthropic-billing-header:"
 """Claude Code begins its system prompt with a block that differs from request to request, and is not for the model:
 read by it no prompt would begin like the one before."""
+NO_THREADS = "thread_unsupported_request"
+"""At which Anthropic's clients go on without a thread."""
 MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
@@ -51,8 +56,11 @@ def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
     """Raises ApiError.  model: the name that is served.  is_counted: only the tokens of the prompt are wanted."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_MESSAGES)
-    fields.refuse_unknown({*TEXT_FIELDS, *ALSO_IGNORED, *REFUSED_IN_MESSAGES, *MESSAGE_FIELDS})
+    fields.refuse_unknown({*TEXT_FIELDS, *ALSO_IGNORED, *REFUSED_IN_MESSAGES, *MESSAGE_FIELDS, "thread"})
     fields.check_types(ALSO_IGNORED)
+    if fields.get("thread") is not None:
+        fact = "'thread' is not supported: conversations are not stored; send the whole one as 'messages'"
+        raise ApiError(400, fact, param="thread", code=NO_THREADS)
     if fields.get("max_tokens") is None and not is_counted:
         raise wrong("max_tokens", "is missing")
     max_tokens = fields.integer("max_tokens", 0, 0, MOST_TOKENS)

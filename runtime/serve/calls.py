@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from typing import NamedTuple
 
-from llmc.runtime.parse_json import json_end, parse_json
+from llmc.runtime.parse_json import json_end, not_deep, parse_json
 from llmc.runtime.serve.stops import overlap
 from llmc.runtime.serve.tools import Form, Tools
 
@@ -115,23 +115,28 @@ def call_behind_name(text: str, form: Form, names: Collection[str]) -> list[Call
     head, _, arguments = text.partition(form.between)
     name = (head.partition(form.id_mark)[0] if form.id_mark else head).strip()
     try:
-        value = parse_json(arguments)
+        return [Call(name, spelled(parse_json(arguments)))] if name in names else []
     except ValueError:
         return []
-    return [Call(name, json.dumps(value, ensure_ascii=False))] if name in names and isinstance(value, dict) else []
 
 
 def calls_in(text: str, form: Form, names: Collection[str]) -> list[Call]:
     """The calls of a JSON object, or of a list of some; none if anything is wrong."""
+    calls = []
     try:
         value = parse_json(text)
+        for one in value if isinstance(value, list) else [value]:
+            name = one.get("name") if isinstance(one, dict) else None
+            if not isinstance(name, str) or name not in names:
+                return []
+            calls.append(Call(name, spelled(one.get(form.key, {}))))
     except ValueError:
         return []
-    calls = []
-    for one in value if isinstance(value, list) else [value]:
-        name = one.get("name") if isinstance(one, dict) else None
-        arguments = one.get(form.key, {}) if isinstance(one, dict) else None
-        if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
-            return []
-        calls.append(Call(name, json.dumps(arguments, ensure_ascii=False)))
     return calls
+
+
+def spelled(arguments: object) -> str:
+    """As JSON that every client can read.  Raises ValueError: no object, nested too deep, a number that is none."""
+    if not isinstance(arguments, dict):
+        raise ValueError("arguments are an object")
+    return json.dumps(not_deep(arguments), ensure_ascii=False, allow_nan=False)

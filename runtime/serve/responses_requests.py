@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
@@ -93,6 +94,11 @@ def read_response(body: object, model: str) -> ResponseRequest:
 
 def repeated(fields: Fields, wanted: Wanted, form: dict[str, Any], effort: str) -> dict[str, Any]:
     """What of the request its answer says, with what was meant where nothing was said."""
+    for name in ("metadata", "text", "tools", "tool_choice"):
+        try:
+            json.dumps(fields.get(name), allow_nan=False)
+        except ValueError:  # 1e400 is read as what JSON has no word for
+            raise wrong(name, "has a number that is too large") from None
     as_given = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
     return {
         **{name: fields.get(name) for name in as_given},

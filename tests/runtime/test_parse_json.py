@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmc.runtime.parse_json import json_end, parse_json, parse_strict_json, parse_strict_json_patiently
+from llmc.runtime.parse_json import MOST_DEPTH, json_end, parse_json, parse_strict_json, parse_strict_json_patiently
 
 
 def test_json_is_read_from_bytes_and_from_text() -> None:
@@ -41,6 +41,18 @@ def test_strangers_say_everything_once_and_in_numbers(parse: Callable[[bytes], o
 )
 def test_the_end_of_json_is_found(text: str, end: int) -> None:
     assert json_end(text) == end
+
+
+@pytest.mark.parametrize("parse", [parse_strict_json, parse_strict_json_patiently])
+def test_strangers_do_not_nest_too_deep(parse: Callable[[bytes], object]) -> None:
+    for n, goes in ((MOST_DEPTH, True), (MOST_DEPTH + 1, False)):
+        text = b'{"a":' * n + b"1" + b"}" * n
+        if goes:
+            assert parse(text) == parse_json(text)
+        else:
+            with pytest.raises(ValueError, match="nested too deep"):
+                parse(text)
+    assert parse(b"[" + b"[]," * (2 * MOST_DEPTH) + b"1]")
 
 
 def test_patience_has_an_end() -> None:

@@ -119,14 +119,18 @@ def slow_server(slow_stub: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def talking_so(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model that can write calls, and thoughts, as its template shows them."""
     path, tokenizer = tmp_path_factory.mktemp("talking") / "a.so", characters_json()
     for letter, character in zip("HIJKLMNO", ("<think>", "</think>", *"_ĠĊ<>/"), strict=True):
         tokenizer = tokenizer.replace(f'"{letter}"', json.dumps(character))
     chat = {"template": TALKING_TEMPLATE, "tokens": {}}
-    write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
-    with serving(path) as server:
+    return write_stub(path, chat=chat, tokenizer=tokenizer, code=stub_code(n_context=320))
+
+
+@pytest.fixture(scope="session")
+def talking(talking_so: Path) -> Iterator[Server]:
+    with serving(talking_so) as server:
         yield server
         assert server.metric("running") == 0
 

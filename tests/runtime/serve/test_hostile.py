@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,25 +56,29 @@ async def ask(service: Service, path: str, body: bytes) -> tuple[int, bytes]:
 
 def check(status: int, said: bytes) -> None:
     assert status in (200, 400, 404), said
-    if status != 200:
+    if status == 200:
+        lines = said.split(b"\n") if said.startswith((b"event: ", b"data: ")) else [said]
+        for line in lines:
+            if line.startswith((b"data: {", b"{")):
+                json.loads(line.removeprefix(b"data: "), parse_constant=pytest.fail)
+    else:
         words = json.loads(said)["error"]["message"]
         assert words
         assert "\n" not in words
         assert len(words) < 300
 
 
-def test_nothing_is_left_of_bodies_that_are_wrong(toy_so: Path) -> None:
-    """Some of them are right: they are texts."""
+def storm(path: Path, url: str, sent: Iterable[bytes]) -> set[int]:
+    """All of these, to a server's application of this artifact -> the statuses of its answers."""
     statuses: set[int] = set()
 
-    async def storm(service: Service) -> None:
-        good = {"prompt": [1, 2], "max_tokens": 2}
-        for body in bodies(good, (*FIELDS, *requests.REFUSED_IN_COMPLETIONS, "prompt", "echo", "logprobs")):
-            status, said = await ask(service, "/v1/completions", body)
+    async def ask_all(service: Service) -> None:
+        for body in sent:
+            status, said = await ask(service, url, body)
             statuses.add(status)
             check(status, said)
 
-    with llmc.load(toy_so, threads=1) as model:
+    with llmc.load(path, threads=1) as model:
         loop = asyncio.new_event_loop()
 
         def post(news: list[Said]) -> None:
@@ -85,15 +89,22 @@ def test_nothing_is_left_of_bodies_that_are_wrong(toy_so: Path) -> None:
         service.most_connections = 1
         engine.start()
         try:
-            loop.run_until_complete(storm(service))
+            loop.run_until_complete(ask_all(service))
         finally:
             engine.close()
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
-        assert statuses == {200, 400, 404}
         assert engine.meters.counts["failed"] == 0
         assert engine.batch.pages.n_free == engine.batch.pages.total
         assert not engine.batch.running
+    return statuses
+
+
+def test_nothing_is_left_of_bodies_that_are_wrong(toy_so: Path) -> None:
+    """Some of them are right: they are texts."""
+    fields = (*FIELDS, *requests.REFUSED_IN_COMPLETIONS, "prompt", "echo", "logprobs")
+    good = {"prompt": [1, 2], "max_tokens": 2}
+    assert storm(toy_so, "/v1/completions", bodies(good, fields)) == {200, 400, 404}
 
 
 TALK: Any = [{"role": "user", "content": "x"}]
@@ -104,7 +115,7 @@ APIS: Any = {
         lambda body: requests.read_chat(body, "toy", 2),
     ),
     "responses": (
-        {"input": TALK},
+        {"input": TALK, "max_output_tokens": 2},
         (*TEXT_FIELDS, *responses_requests.REFUSED_IN_RESPONSES, *responses_requests.RESPONSE_FIELDS),
         lambda body: responses_requests.read_response(body, "toy"),
     ),
@@ -127,6 +138,20 @@ def test_whatever_a_chat_is_made_of_it_is_read_or_refused(api: str) -> None:
         except (ApiError, ValueError) as error:
             check(400, json.dumps({"error": {"message": str(error)}}).encode())
     assert n_read > 30
+
+
+@pytest.mark.parametrize(
+    ("api", "kind", "choice", "fields"),
+    [
+        ("responses", "function", "none", responses_requests.RESPONSE_FIELDS),
+        ("messages", "custom", {"type": "none"}, anthropic_requests.MESSAGE_FIELDS),
+    ],
+)
+def test_nothing_is_left_of_answers_of_other_forms(
+    talking_so: Path, api: str, kind: str, choice: object, fields: tuple[str, ...]
+) -> None:
+    good = {**APIS[api][0], "tools": [{"type": kind, "name": "f"}], "tool_choice": choice, "stream": True}
+    assert storm(talking_so, f"/v1/{api}", bodies(good, (*fields, "stream", "metadata", "model"))) == {200, 400, 404}
 
 
 def test_a_choice_is_named_once() -> None:

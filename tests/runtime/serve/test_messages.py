@@ -119,6 +119,8 @@ def test_errors_have_anthropics_form(talking: Server) -> None:
         given, said = talking.ask("POST", path, body)
         assert (given, said["type"], said["error"]["type"]) == (status, "error", kind)
         assert said["error"]["message"]
+    status, said = talking.ask("POST", MESSAGES, {**BODY, "thread": {"type": "create"}})
+    assert (status, said["error"]["details"]["error_code"]) == (400, "thread_unsupported_request")
 
 
 @pytest.mark.parametrize(

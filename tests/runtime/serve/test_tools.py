@@ -56,6 +56,7 @@ F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arg
         (HERMES, f"<tool_call>{F_TEXT}</tool_call>\n<tool_call>\n{NOW_TEXT}\n</tool_call>\n", "", [F, NOW]),
         (HERMES, f"<tool_call>\n{F_TEXT}", "", [F]),
         (HERMES, "<tool_call>\n{no", "<tool_call>\n{no", []),
+        (HERMES, f"<tool_call>{F_TEXT.replace('1', '1e999')}", f"<tool_call>{F_TEXT.replace('1', '1e999')}", []),
         (HERMES, "<tool_call>{no}</tool_call> b", "<tool_call>{no}</tool_call> b", []),
         (HERMES, "a <tool_", "a <tool_", []),
         (MISTRAL, f"[TOOL_CALLS] [{F_TEXT}, {NOW_TEXT}]", "", [F, NOW]),
