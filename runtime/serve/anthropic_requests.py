@@ -6,7 +6,7 @@ from typing import Any
 
 from llmc.runtime.serve.fields import ApiError, Fields, is_text, wrong
 from llmc.runtime.serve.formats import Format, read_typed
-from llmc.runtime.serve.requests import Chat, Effort, read_content, text_of_part
+from llmc.runtime.serve.requests import Budget, Chat, Effort, read_content, text_of_part
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_function
 from llmc.runtime.serve.turns import BETWEEN, Turns
 from llmc.runtime.serve.wanted import IGNORED_FIELDS, MOST_TOKENS, REFUSED, TEXT_FIELDS, read_wanted
@@ -69,7 +69,7 @@ def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
     effort = output.of_type("effort", str, "", "a string")
     formats = [*read_output_format(output, "format"), *read_output_format(fields, "output_format")]
     messages, prefix = read_turns(fields)
-    thinks, with_thoughts = read_thinking(fields)
+    thinks, budget, with_thoughts = read_thinking(fields)
     return Chat(
         read_wanted(fields, model, max_tokens, stop="stop_sequences", formats=formats),
         messages,
@@ -77,6 +77,7 @@ def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
         fields.of_type("chat_template_kwargs", dict, {}, "an object"),
         Effort(effort, None) if effort else None,
         thinks=thinks,
+        budget=budget,
         with_thoughts=with_thoughts,
         prefix=prefix,
     )
@@ -87,19 +88,20 @@ def read_output_format(fields: Fields, name: str) -> list[Format]:
     return read_typed(fields.place + name, value) if value else []
 
 
-def read_thinking(fields: Fields) -> tuple[bool | None, bool]:
-    """-> (whether anything is to be thought; None: the template decides, whether it is shown)."""
+def read_thinking(fields: Fields) -> tuple[bool | None, Budget | None, bool]:
+    """-> (whether anything is to be thought; None: the template decides, how much, whether it is shown)."""
     thinking = fields.within("thinking")
     if fields.get("thinking") is None:
-        return None, True
+        return None, None, True
     thinking.refuse_unknown(("type", "budget_tokens", "display"))
     kind, display = thinking.get("type"), thinking.get("display") or "summarized"
     if kind not in ("enabled", "adaptive", "disabled"):
         raise thinking.wrong("type", "must be 'enabled', 'adaptive' or 'disabled'")
     if display not in ("summarized", "omitted"):
         raise thinking.wrong("display", "must be 'summarized' or 'omitted'")
-    thinking.integer("budget_tokens", 1, 1, MOST_TOKENS)
-    return {"enabled": True, "disabled": False}.get(kind), kind != "disabled" and display != "omitted"
+    tokens = thinking.integer("budget_tokens", MOST_TOKENS, 1, MOST_TOKENS)
+    budget = Budget(tokens, None) if kind == "enabled" and tokens < MOST_TOKENS else None
+    return {"enabled": True, "disabled": False}.get(kind), budget, kind != "disabled" and display != "omitted"
 
 
 def read_anthropic_tools(fields: Fields) -> Tools | None:

@@ -53,7 +53,7 @@ class Guesses:
 
     def _can_guess(self, job: Job) -> bool:
         """Not where a token's logits are looked at, or changed, before the next one is chosen."""
-        if job.ask.n_top is not None or not job.ask.how.is_plain or job.has_to_go_on:
+        if job.ask.n_top is not None or not job.ask.how.is_plain or job.has_to_go_on or job.may_think_too_long:
             return False
         if job.constraint is None:
             return self.most > 0

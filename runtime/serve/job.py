@@ -28,11 +28,14 @@ Tells = Literal["tokens", "pieces", "end"]
 
 
 class Thinking(NamedTuple):
-    """The tokens that begin and end a thought, None where that is no single one.  is_open: it began in the prompt."""
+    """The tokens that begin and end a thought, None where that is no single one.  is_open: it began in the prompt.
+    most: its tokens; behind them what may come next is `ending`, which is what closes it, uint32 as How.allowed."""
 
     opening: int | None
     closing: int | None
     is_open: bool
+    most: int | None = None
+    ending: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Job:
     @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
-        is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on
+        is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on or self.has_to_answer
         return bool(self.n_pending or self.followers or self.most == 0 or self.ask.n_top is not None or is_hosted)
 
     @property
@@ -168,8 +171,24 @@ class Job:
         """Whether its next token must not end it."""
         return self.n_said < self.ask.min_tokens
 
+    @property
+    def may_think_too_long(self) -> bool:
+        """Whether there is, or may still come, a thought that has an end."""
+        is_bound = self.ask.thinking is not None and self.ask.thinking.ending is not None
+        return is_bound and (self._is_in_thought or not self._has_begun_answer)
+
+    @property
+    def has_to_answer(self) -> bool:
+        """Whether its thought has all the tokens that it may have, beside the mark that begins it."""
+        thinking = self.ask.thinking
+        if not self._is_in_thought or thinking is None or thinking.most is None:
+            return False
+        return self.n_thought >= thinking.most + (not thinking.is_open)
+
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""
+        if self.has_to_answer and self.ask.thinking is not None and self.ask.thinking.ending is not None:
+            return self._how.among(self.ask.thinking.ending)
         allowed = self._allowed()
         if self.has_to_go_on and self.ask.going_on is not None:
             rest = self.ask.going_on if allowed is None else allowed & self.ask.going_on

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from llmc.runtime.serve.answers import Answer
 from llmc.runtime.serve.calls import CallScanner
 from llmc.runtime.serve.chat import ChatTemplate, needs_form
-from llmc.runtime.serve.fields import wrong
+from llmc.runtime.serve.fields import unsupported, wrong
 from llmc.runtime.serve.formats import Format
 from llmc.runtime.serve.job import Thinking
 from llmc.runtime.serve.requests import Chat
@@ -72,4 +72,9 @@ def begin_thought(marks: Marks, prompt: str, chat: Chat, vocabulary: Vocabulary)
     is_bound = chat.wanted.format is not None and closing is None
     if must_call or is_bound or chat.prefix or (chat.thinks is False and behind):
         return prompt + behind, None
-    return prompt, Thinking(opening, closing, marks.is_open(prompt))
+    most, ending = None, None
+    if chat.budget is not None and closing is not None:
+        most, ending = chat.budget.tokens, vocabulary.only(closing)
+    elif chat.budget is not None and chat.budget.param is not None:
+        raise unsupported(chat.budget.param, "no one token ends a thought of this model")
+    return prompt, Thinking(opening, closing, marks.is_open(prompt), most, ending)

@@ -32,6 +32,8 @@ FIELDS = (
     "return_token_ids",
 )
 """Of both."""
+BUDGET_FIELDS = ("thinking_token_budget", "thinking_budget_tokens")
+"""vLLM's, and llama.cpp's for the same."""
 CHAT_FIELDS = (
     "messages",
     "max_completion_tokens",
@@ -44,6 +46,7 @@ CHAT_FIELDS = (
     "reasoning_effort",
     "reasoning_format",
     "include_reasoning",
+    *BUDGET_FIELDS,
 )
 REFUSED_IN_COMPLETIONS = {
     **REFUSED,
@@ -86,13 +89,20 @@ class Effort(NamedTuple):
     param: str | None
 
 
+class Budget(NamedTuple):
+    """Most tokens of a thought.  param: the field that says so; None: where it cannot be kept it need not be."""
+
+    tokens: int
+    param: str | None
+
+
 @dataclass(frozen=True)
 class Chat:
     """Messages for the template, what else it is told, and how the answer is shown.
 
-    tools: that may be called.  thinks: False: nothing is to be thought; None: the template decides.  splits: what the
-    model thinks before it answers is told from the answer; with_thoughts: and shown.  prefix: what the answer begins
-    with, of which no more is said.
+    tools: that may be called.  thinks: False: nothing is to be thought; None: the template decides.  budget: of the
+    thought.  splits: what the model thinks before it answers is told from the answer; with_thoughts: and shown.
+    prefix: what the answer begins with, of which no more is said.
     """
 
     wanted: Wanted
@@ -101,6 +111,7 @@ class Chat:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     effort: Effort | None = None
     thinks: bool | None = None
+    budget: Budget | None = None
     splits: bool = True
     with_thoughts: bool = True
     prefix: str = ""
@@ -146,9 +157,16 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
         read_tools(fields),
         fields.of_type("chat_template_kwargs", dict, {}, "an object"),
         Effort(effort, "reasoning_effort") if effort else None,
+        budget=read_budget(fields),
         splits=form != "none",
         with_thoughts=fields.boolean("include_reasoning", True),
     )
+
+
+def read_budget(fields: Fields) -> Budget | None:
+    name = fields.one_of(*BUDGET_FIELDS)
+    tokens = fields.integer(name, -1, -1, MOST_TOKENS)
+    return Budget(tokens, name) if tokens >= 0 else None
 
 
 def read_prompts(value: object) -> tuple[Prompt, ...]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
 from llmc.runtime.serve.formats import read_typed
-from llmc.runtime.serve.requests import Chat, Effort, read_content
+from llmc.runtime.serve.requests import BUDGET_FIELDS, Chat, Effort, read_budget, read_content
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_arguments, read_choice, read_function
 from llmc.runtime.serve.turns import Turns
 from llmc.runtime.serve.wanted import IGNORED_FIELDS, MOST_TOKENS, REFUSED, TEXT_FIELDS, Wanted, read_wanted
@@ -26,6 +26,7 @@ RESPONSE_FIELDS = (
     "stop",
     "stream_options",
     "chat_template_kwargs",
+    *BUDGET_FIELDS,
 )
 REFUSED_IN_RESPONSES = {
     **REFUSED,
@@ -88,6 +89,7 @@ def read_response(body: object, model: str) -> ResponseRequest:
         tools,
         fields.of_type("chat_template_kwargs", dict, {}, "an object"),
         Effort(effort, "reasoning.effort") if effort else None,
+        budget=read_budget(fields),
     )
     return ResponseRequest(chat, repeated(fields, chat.wanted, form, effort))
 

@@ -78,19 +78,34 @@ class Vocabulary:
         allowed[[token for token in self.ends | stop_tokens if 0 <= token < self.info.n_vocab]] = False
         return np.packbits(allowed, bitorder="little").view(np.uint32)
 
+    def only(self, token: int) -> Mask:
+        """uint32, as How.allowed: this token alone.  Raises ApiError: the artifact is too old for that."""
+        try:
+            self.info.check_masks("")
+        except LlmcError as error:
+            raise too_old(error) from None
+        allowed = np.zeros(-(-self.info.n_vocab // 32), np.uint32)
+        allowed[token // 32] = 1 << token % 32
+        return allowed
+
     def check(self, wanted: Wanted) -> None:
         """Raise ApiError for tokens that do not exist, or what the artifact is too old for."""
         self.check_ids("logit_bias", dict(wanted.how.logit_bias))
         self.check_ids("stop_token_ids", wanted.stop_tokens)
-        if wanted.min_tokens or not wanted.how.is_plain:
-            try:
+        try:
+            if wanted.min_tokens or not wanted.how.is_plain:
                 self.info.check_masks("")
-                if not wanted.how.is_plain:
-                    self.info.check_penalties("")
-            except LlmcError as error:
-                raise ApiError(400, f"{error.fact}; {error.hint}", code="unsupported_parameter") from None
+            if not wanted.how.is_plain:
+                self.info.check_penalties("")
+        except LlmcError as error:
+            raise too_old(error) from None
 
     def check_ids(self, name: str, ids: Iterable[int]) -> None:
         for token in ids:
             if not 0 <= token < self.info.n_vocab:
                 raise wrong(name, f"has the token {token}; ids go from 0 to {self.info.n_vocab - 1}")
+
+
+def too_old(error: LlmcError) -> ApiError:
+    """What a client is told where the artifact is."""
+    return ApiError(400, f"{error.fact}; {error.hint}", code="unsupported_parameter")

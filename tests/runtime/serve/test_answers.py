@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from llmc.runtime.serve.answers import Answer, Blocks
+from llmc.runtime.serve.anthropic_replies import MessageReply
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.calls import CallScanner
-from llmc.runtime.serve.fields import Fields
+from llmc.runtime.serve.fields import ApiError, Fields
+from llmc.runtime.serve.job import Ask, Job, Said
+from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
 from llmc.runtime.serve.thoughts import THINK
 from llmc.runtime.serve.tools import FORMS, read_tools
@@ -102,3 +106,19 @@ def test_blocks_of_anthropic_become_messages() -> None:
     body["messages"] = [*messages, {"role": "user", "content": "more"}, {"role": "assistant", "content": "Well,"}]
     read = read_anthropic(body, "m")
     assert (read.messages[-1]["content"], read.prefix) == ("and\n\nmore", "Well,")
+
+
+def test_a_stream_that_fails_ends_with_that() -> None:
+    wanted = read_anthropic({"messages": [{"role": "user", "content": "x"}], "max_tokens": 9}, "m").wanted
+    replies = ResponseReply("m", {}, Answer()), MessageReply("m", wanted, Answer())
+    job = Job(Ask((1,), 9), 9, None, print)
+    said = []
+    for reply in replies:
+        reply.piece(Said(job, "so far"))
+        name, data = reply.failure(ApiError(503, "no more")).decode().strip().split("\n")
+        said.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {said[-1]['type']}"
+    failed, error = said[0]["response"], said[1]["error"]
+    assert (said[0]["type"], failed["status"], failed["error"]["message"]) == ("response.failed", "failed", "no more")
+    assert [(item["status"], item["content"][0]["text"]) for item in failed["output"]] == [("incomplete", "so far")]
+    assert (said[1]["type"], error["type"], error["message"]) == ("error", "overloaded_error", "no more")

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import llmc
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.serve.job import Job
+from llmc.runtime.serve.job import Job, Thinking
 from llmc.runtime.speculate import TextGuesses
 from tests.runtime.serve.served import CONTEXT, DRAWN, Served, prompt
 
@@ -104,4 +105,27 @@ def test_a_gpu_checks_guesses_instead_of_running_ahead(gpu_model: Model) -> None
     served.finish(job)
     served.check(job)
     assert served.engine.meters.counts["right_guesses"] > 3
+    served.leave()
+
+
+@pytest.mark.parametrize(("which", "speculate"), [("model", 4), ("gpu_model", 0)])
+def test_a_thought_ends_whatever_is_guessed_or_runs_ahead(
+    which: str, speculate: int, request: pytest.FixtureRequest
+) -> None:
+    served = Served(request.getfixturevalue(which), speculate=speculate)
+    job, other = served.job(prompt(4), 12), served.job(prompt(9, 3), 12)
+    said = list(served.model.stream(job.ask.prompt, 12, ignore_eos=True))
+    closing = next(token for token in range(99) if token not in said)
+    ending = np.zeros(-(-served.model.info.n_vocab // 32), np.uint32)
+    ending[closing // 32] = 1 << closing % 32
+    ask = replace(job.ask, thinking=Thinking(None, closing, True, 5, ending))
+    thinking = Job(ask, served.engine.room, None, served.news.append)
+    if speculate:
+        foreseen(served, thinking, 100)
+    served.submit(thinking, other)
+    served.finish(thinking, other)
+    assert thinking.tokens[:6] == [*said[:5], closing]
+    assert thinking.n_thought == 6
+    assert len(thinking.tokens) == 12
+    served.check(other)
     served.leave()

@@ -129,6 +129,17 @@ def test_tokens_of_a_thought_are_counted(said: str, n_thought: int) -> None:
     assert job.n_thought == n_thought
 
 
+@pytest.mark.parametrize(("think", "n"), [(True, 0), (True, 3), (None, 3)])
+def test_a_thought_ends_when_it_has_its_tokens(talking: Server, think: bool | None, n: int) -> None:
+    biases = {"logit_bias": {str(CLOSING): -100} | ({} if think else {str(OPENING): 100})}
+    changes = {"chat_template_kwargs": {"think": think}, "return_token_ids": True, "thinking_token_budget": n}
+    said = answer(talking, **changes, **biases)
+    ids = said["choices"][0]["token_ids"]
+    assert (ids.index(CLOSING), ids.count(CLOSING)) == (n + (think is None), 1)
+    endless = {**changes, **biases, "thinking_token_budget": None, "thinking_budget_tokens": -1}
+    assert answer(talking, **endless)["choices"][0]["message"]["content"] == ""
+
+
 def test_where_a_call_has_to_come_nothing_is_thought(talking: Server) -> None:
     [choice] = answer(talking, tools=TOOLS, tool_choice="required", max_tokens=60)["choices"]
     assert choice["message"]["tool_calls"]
