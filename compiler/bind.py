@@ -148,13 +148,13 @@ def writes_tiles(node: ir.Node) -> bool:
     """Whether schedules for GPUs can write the node's result as tiles."""
     if node.domain != "llmc":
         return node.op_type == "Gather"
-    return "Linear" in node.op_type or node.op_type.endswith("Attention")
+    return "Linear" in node.op_type or node.op_type.endswith(("Attention", "HeadProduct"))
 
 
 def multiplied(node: ir.Node) -> int | None:
     """Which operand a product rounds and multiplies as it is: x, or what the product in front has scaled for the norm;
     None for nodes that normalise theirs, and for all others."""
-    if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear", "Deferred")):
+    if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear", "Deferred", "HeadProduct")):
         return None
     return OPERATORS[node.op_type].inputs.index("scaled") if node.op_type.startswith("Deferred") else 0
 

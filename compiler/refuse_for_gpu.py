@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
 from llmc.compiler.ops import DOMAIN, EXPERTS
 from llmc.runtime.errors import LlmcError
 
-LACKING = {f"{DOMAIN}.CausalLatentAttention": "multi-head latent attention has"}
-"""Operators of the graph over M tokens, and what to say of them."""
-LACKING_APART = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
-"""The same of a step graph whose routers are one operator, where they are known."""
+LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
+"""Operators of a step graph whose routers are one operator, where they are known, and what to say of them."""
 HINT = "compile it for CPUs: --target cpu"
 
 
@@ -30,8 +26,8 @@ def refuse_experts(model: ir.Model, dtype: str) -> None:
             raise LlmcError(f"{what} have no kernels for GPUs", place="--target cuda", hint=hint)
 
 
-def refuse_for_gpu(model: ir.Model, lacking: Mapping[str, str] = LACKING) -> None:
-    """Raise LlmcError if GPUs have no kernels for an operator of the graph over M tokens."""
-    found = [said for op, said in lacking.items() if any(op_name(node) == op for node in model.graph)]
+def refuse_for_gpu(model: ir.Model) -> None:
+    """Raise LlmcError if GPUs have no kernels for an operator of the step graph."""
+    found = [said for op, said in LACKING.items() if any(op_name(node) == op for node in model.graph)]
     if found:
         raise LlmcError(f"{found[0]} no kernels for GPUs yet", place="--target cuda", hint=HINT)

@@ -13,7 +13,7 @@ from llmc.compiler.calibrate import fit_weights
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.quantize import Scheme
-from llmc.compiler.refuse_for_gpu import LACKING_APART, refuse_experts, refuse_for_gpu
+from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_experts import fuse_experts
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
@@ -55,8 +55,6 @@ def rewrite_each(
         exported_layer = one_layer(graph.to_text(source.graph))
         observe("plain" if source.is_spelled_out else "export", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
-        if "cuda" in kinds:
-            refuse_for_gpu(source.graph)
         graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
@@ -110,7 +108,7 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
             fit_weights(step_graph, scheme.calibration)
     if device == "cuda":
         observe("fuse_router", step_graph, fuse_router(step_graph))
-        refuse_for_gpu(step_graph, LACKING_APART)
+        refuse_for_gpu(step_graph)
         observe("fuse_experts", step_graph, fuse_experts(step_graph))
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))

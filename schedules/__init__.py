@@ -35,6 +35,8 @@ FAMILIES = {
         "cuda.experts",
         "cuda.router",
         "cuda.attention",
+        "cuda.latent_attention",
+        "cuda.head_product",
         "cuda.norm",
         "cuda.query_key_norm",
         "cuda.gather",

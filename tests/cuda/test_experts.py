@@ -1,4 +1,4 @@
-"""A mixture of experts on the emulated GPU: the logits of Hugging Face."""
+"""Latent attention and a mixture of experts on the emulated GPU: the logits of Hugging Face."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, DeepseekV2Config
 
 import llmc
 from tests.cuda.conftest import EmulatedGpu
 
-CONFIG = MixtralConfig(
+CONFIG = DeepseekV2Config(
     hidden_size=64,
-    intermediate_size=72,
     num_hidden_layers=1,
     num_attention_heads=2,
-    num_key_value_heads=1,
-    num_local_experts=3,
+    num_key_value_heads=2,
+    q_lora_rank=None,
+    kv_lora_rank=32,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=16,
+    v_head_dim=24,
+    first_k_dense_replace=0,
+    topk_method="greedy",
+    n_routed_experts=3,
     num_experts_per_tok=2,
+    moe_intermediate_size=72,
     vocab_size=96,
     max_position_embeddings=32,
     initializer_range=0.3,

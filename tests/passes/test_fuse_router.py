@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmc.compiler.refuse_for_gpu import LACKING_APART, refuse_for_gpu
+from llmc.compiler.refuse_for_gpu import refuse_for_gpu
 from llmc.passes.fuse_router import fuse_router
 from llmc.runtime.errors import LlmcError
 
@@ -114,7 +114,7 @@ def test_a_router_stays_in_parts_where_there_is_no_kernel_of_its_size(build: Any
     assert fuse_router(model) == fits
     assert any(node.op_type.startswith("Router") for node in model.graph) == fits
     if fits or "groups" not in settings:
-        refuse_for_gpu(model, LACKING_APART)
+        refuse_for_gpu(model)
     else:
         with pytest.raises(LlmcError, match="routers that choose among groups"):
-            refuse_for_gpu(model, LACKING_APART)
+            refuse_for_gpu(model)
