@@ -6,7 +6,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from starlette.applications import Starlette
@@ -119,7 +119,7 @@ class Service:
 
     def facts(self) -> dict[str, Any]:
         """As OpenAI says them, vLLM, and Anthropic."""
-        created_at = datetime.fromtimestamp(self.created, UTC).isoformat()
+        created_at = datetime.fromtimestamp(self.created, timezone.utc).isoformat()
         return {
             "id": self.name,
             "object": "model",
