@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, wrong
-from llmc.runtime.serve.tools import Tools, read_calls, read_tools
+from llmc.runtime.serve.tools import MIXED_KINDS, Tools, read_calls, read_tools
 from llmc.runtime.serve.wanted import (
     IGNORED_FIELDS,
     MAX_TOP,
@@ -117,9 +117,10 @@ class Chat:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        """Raises ApiError: a format beside tools."""
-        if self.tools is not None and self.wanted.format is not None:
-            raise wrong(self.wanted.format.param, "cannot be had together with 'tools'")
+        """Raises ApiError: a format that cannot be had beside tools."""
+        form = self.wanted.format
+        if self.tools is not None and form is not None and form.grammar.kind not in MIXED_KINDS:
+            raise wrong(form.param, "cannot be had together with 'tools'; a JSON schema can")
 
 
 def read_completion(body: object, model: str, most_texts: int) -> Completion:

@@ -16,6 +16,8 @@ from llmc.runtime.grammar import WHITESPACE, Grammar
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.fields import Fields, wrong
 
+MIXED_KINDS = ("json_schema", "choice")
+"""Of grammars: those that an answer may follow beside tools that may be called."""
 NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
@@ -25,7 +27,7 @@ class Form:
     id behind id_mark where there is one, the mark, {…}; such a call has no closing.
 
     shown_by: what is found in templates of this form, and never: in others that look alike.  listed: calls are a JSON
-    list.  opening: "" where a call is a text that is a JSON object.
+    list.  opening: "" where a call is a text that is a JSON object.  joint: between calls.
     """
 
     shown_by: str
@@ -36,6 +38,10 @@ class Form:
     listed: bool = False
     between: str = ""
     id_mark: str = ""
+
+    @property
+    def joint(self) -> str:
+        return "\n" if self.closing else ""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -72,26 +78,69 @@ class Tools:
     must_call: bool
     may_repeat: bool = True
 
-    def grammar(self, form: Form, special: Mapping[int, str]) -> Grammar:
-        """Of one call, behind the form's opening.  special: marks of the form that are special tokens."""
-        tokens = {mark: f"<[{token}]>" for token, mark in special.items()}
-
-        def spelled(mark: str) -> str:
-            return tokens.get(mark, json.dumps(mark))
-
-        calls, schemas = [], []
+    def grammar(self, form: Form, special: Mapping[int, str], answer: Grammar | None = None) -> Grammar:
+        """Of one call, behind the form's opening; or, where there is a grammar of an answer, of that or of calls.
+        special: marks of the form that are special tokens."""
+        marks = {mark: f"<[{token}]>" for token, mark in special.items()}
+        calls, rules = [], []
         for index, (name, schema) in enumerate(self.functions.items()):
+            if answer is not None and not form.opening:
+                calls.append(f"call_{index}")
+                rules.append(f"call_{index}: {json_rule(object_of(name, schema, form.key))}")
+                continue
             if form.between:
-                call_id = f"{spelled(form.id_mark)} /[a-zA-Z0-9]{{9}}/ " if form.id_mark else ""
-                calls.append(f"{json.dumps(name)} {call_id}{spelled(form.between)} arguments_{index}")
+                call_id = f"{spelled(form.id_mark, marks)} /[a-zA-Z0-9]{{9}}/" if form.id_mark else ""
+                calls.append(f"{json.dumps(name)} {call_id} {spelled(form.between, marks)} arguments_{index}")
             else:
                 head = f'{{"name": {json.dumps(name)}, "{form.key}": '
                 calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
-            spaced = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-            schemas.append(f"arguments_{index}: %json {json.dumps(spaced)}")
-        before, behind = ('"["', '"]"') if form.listed else ("", json.dumps(form.closing) if form.closing else "")
-        start = f"start: {before} ({' | '.join(calls)}) {behind}"
-        return Grammar.of_lark("\n".join((start, *schemas)))
+            rules.append(f"arguments_{index}: {json_rule(schema)}")
+        rules.append(f"call: {' | '.join(calls)}")
+        opening, closing = spelled(form.opening, marks), spelled(form.closing, marks)
+        if answer is None:
+            start = f'"[" call "]" {closing}' if form.listed else f"call {closing}"
+        elif form.listed:
+            more = '(", " call)*' if self.may_repeat else ""
+            start = f'answer | {opening} "[" call {more} "]" {closing}'
+        else:
+            more = f"({spelled(form.joint, marks)} {opening} call {closing})*" if self.may_repeat and opening else ""
+            start = f"answer | {opening} call {closing} {more}"
+        if answer is not None:
+            rules.append(f"answer: {answer_rule(answer)}")
+        return Grammar.of_lark("\n".join((f"start: {start}", *rules)))
+
+
+def spelled(text: str, marks: Mapping[str, str]) -> str:
+    """In Lark; nothing of nothing.  marks: how those are spelled that are special tokens."""
+    mark = text.strip()
+    before, _, behind = text.partition(mark) if mark else (text, "", "")
+    parts = json.dumps(before) if before else "", marks.get(mark, json.dumps(mark)) if mark else "", json.dumps(behind)
+    return " ".join(part for part in parts if part not in ("", '""'))
+
+
+def object_of(name: str, schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The schema of a call that is an object: beside an answer in JSON both have to be read by the same tokens."""
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    properties = {"name": {"const": name}, key: schema}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    } | shared
+
+
+def json_rule(schema: object) -> str:
+    """JSON of a schema, in Lark."""
+    parts = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
+    return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
+
+
+def answer_rule(answer: Grammar) -> str:
+    """Of one of MIXED_KINDS, in Lark."""
+    if answer.kind == "json_schema":
+        return json_rule(parse_json(answer.source))
+    return " | ".join(map(json.dumps, parse_json(answer.source)))
 
 
 def read_tools(fields: Fields) -> Tools | None:

@@ -137,7 +137,7 @@ def test_an_answer_has_the_format_of_its_text(talking: Server) -> None:
         ({"tools": FLAT, "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": FLAT, "tool_choice": {"type": "allowed_tools", "mode": "some", "tools": []}}, "tool_choice"),
         ({"tools": FLAT, "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
-        ({"tools": FLAT, "text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"tools": FLAT, "guided_regex": "a+"}, "guided_regex"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
         ({"metadata": "x"}, "metadata"),
     ],

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer, grammar_from
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from llmc.runtime.grammar import Grammar
 from llmc.runtime.serve.calls import Call, CallScanner
 from llmc.runtime.serve.fields import ApiError, Fields
 from llmc.runtime.serve.job import Ask, Job
@@ -19,6 +20,7 @@ from tests.runtime.stub_artifact import EOS, N_VOCAB, characters_json
 
 HERMES, MISTRAL, MISTRAL_11, MISTRAL_13, LLAMA = FORMS
 CHATS = "/v1/chat/completions"
+LETTERS = json.loads(characters_json())["model"]["vocab"]
 TOWN = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": False}
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "f", "parameters": {**TOWN, "$defs": {"n": {"enum": [1, 23]}}}}},
@@ -204,6 +206,47 @@ def test_earlier_calls_reach_the_template_as_objects(talking: Server) -> None:
     )
 
 
-def test_tools_and_a_format_are_not_had_together(talking: Server) -> None:
-    status, said = talking.ask("POST", CHATS, {**BODY, "response_format": {"type": "json_object"}})
-    assert (status, said["error"]["param"]) == (400, "response_format")
+ANSWER = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("form", [HERMES, MISTRAL, MISTRAL_13, MISTRAL_11, LLAMA])
+def test_an_answer_has_its_format_or_is_calls(form: Form) -> None:
+    calls = {
+        HERMES: f"<tool_call>\n{F_TEXT}\n</tool_call>\n<tool_call>\n{NOW_TEXT}\n</tool_call>",
+        MISTRAL: f"[TOOL_CALLS][{F_TEXT}, {NOW_TEXT}]",
+        MISTRAL_13: '[TOOL_CALLS]f[ARGS]{"n": 1}[TOOL_CALLS]now[ARGS]{}',
+        MISTRAL_11: '[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{"n": 1}[TOOL_CALLS]now[CALL_ID]123456789[ARGS]{}',
+        LLAMA: F_TEXT.replace("arguments", "parameters"),
+    }[form]
+    vocabulary = {"</s>": 0} | {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
+    level = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    level.decoder = decoders.ByteLevel()
+    known = LLTokenizer(level.to_str(), n_vocab=len(vocabulary), eos_token=0)
+    source = tools().grammar(form, {}, Grammar.of_schema(ANSWER)).source
+    assert scanned(calls, form)[0] == ""
+    for text, goes in ((calls, True), ('{"ok": true}', True), ("Well", False), ('{"ok": 3}', False)):
+        matcher = LLMatcher(known, grammar_from("lark", source), log_level=0)
+        assert not matcher.is_error(), matcher.get_error()
+        n_taken = matcher.try_consume_tokens(level.encode(text).ids)
+        assert (n_taken == len(text) and matcher.is_accepting()) == goes, (text, n_taken)
+
+
+def test_tools_may_be_called_where_an_answer_has_a_format(talking: Server) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": ANSWER}}
+    for letter, is_call in ((LETTERS["M"], True), (LETTERS["{"], False)):
+        body = {**BODY, "response_format": form, "logit_bias": {str(letter): 20}, "parallel_tool_calls": False}
+        status, said = talking.ask("POST", CHATS, body)
+        assert status == 200, said
+        [choice] = said["choices"]
+        if is_call:
+            assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+        else:
+            assert json.loads(choice["message"]["content"]).keys() == {"ok"}
+    status, said = talking.ask("POST", CHATS, {**BODY, "guided_regex": "a+"})
+    assert (status, said["error"]["param"]) == (400, "guided_regex")
