@@ -83,6 +83,13 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option(
     "--weights", type=click.Choice(["real", "random"]), default="real", show_default=True, help="random: shapes only."
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="DIR",
+    multiple=True,
+    help="Merge this LoRA adapter (a folder or hub id) into the weights; several: one after another.",
+)
 @click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
 @click.option(
     "--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the source model."
@@ -102,6 +109,7 @@ def command(
     batch: tuple[int, ...],
     max_seq: int | None,
     weights: str,
+    adapters: tuple[str, ...],
     seed: int,
     verify: str,
     dump: Path | None,
@@ -110,7 +118,7 @@ def command(
     """Compile MODEL into one file: machine code, weights, tokenizer and runtime.
 
     MODEL is a folder in Hugging Face's layout, a hub id, a known name (llama2-7b, opt-6.7b) or an .onnx file of a
-    causal decoder.
+    causal decoder. Of a folder or hub id with a LoRA adapter the model that it names is compiled, with it.
     """
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr), stage_progress() as progress:
         from llmc.compiler.driver import compile_model
@@ -131,6 +139,7 @@ def command(
             verify=verify == "on",
             dump=dump,
             seed=seed,
+            adapters=adapters,
             progress=progress,
         )
     for note in report.get("notes", ()):

@@ -88,29 +88,29 @@ def compile_model(
     verify: bool = True,
     dump: str | Path | None = None,
     seed: int = 0,
+    adapters: Sequence[str | Path] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
     model: a folder, a hub id, a known name or an .onnx file.  out: the artifact's path; "<name>.so" when None.
-    target: a machine, or several in the order of preference: a list, or "cuda:sm_90a,cpu".
-    dtype: "f32" or "bf16", the checkpoint's own when None.  batch: the batch sizes decode is planned for.
-    quant: "none", or how linear layers' weights are stored: "int8", "int4", "fp8".  quant_group: weights that share a
-    scale in int4, 32 (when None) or 128.  quant_lm_head: quantise the product that makes the logits too.
-    calibrate: a file of text, or of token ids (.json), whose like the quantised weights are to do best on.
-    kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.
-    max_sequence: the most tokens of a sequence, the model's own limit when None.  weights: "real" or "random".
-    verify: compare the artifact with its source, and fail below the bar.  dump: a folder for every stage of the graph.
-    Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
+    adapters: folders or hub ids of LoRA adapters, merged into its weights one after another.  target: a machine, or
+    several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own when None.
+    batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored: "int8",
+    "int4", "fp8".  quant_group: weights that share a scale in int4, 32 (when None) or 128.  quant_lm_head: quantise the
+    logits' product too.  calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.
+    kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a
+    sequence, the model's own limit when None.  weights: "real" or "random".  dump: a folder for every stage of the
+    graph.  verify: compare the artifact with its source, and fail below the bar.  Returns a report: path, bytes,
+    seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
     """
     stages = Stages(progress)
-    machines = parse_targets(target)
-    scheme = Scheme.parse(quant, quant_group, quant_lm_head)
+    machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
     check_request(machines, batch, scheme, calibrate, out)
     with stages("load"):
-        source = load_source(str(model), weights, dtype, max_sequence, seed, has_f16=have_f16(machines))
+        source = load_source(str(model), weights, dtype, max_sequence, seed, adapters, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
-    path = artifact.check_place(Path(out) if out is not None else Path(f"{source.name}.so"), source.folder)
+    path = artifact.check_place(Path(f"{source.name}.so" if out is None else out), source.folder)
     with stages("passes"):
         graphs = rewrite_each(source, scheme, Path(dump) if dump else None, [machine.kind for machine in machines])
     with stages("plan"):

@@ -52,6 +52,7 @@ def manifest(
             "weights": "random" if source.random else "real",
             "source_sha256": source.digest,
             "notes": list(source.notes),
+            "adapters": [adapter.record for adapter in source.adapters],
             "dtype": source.dtype,
             "n_layers": program.n_layers,
             "n_context": program.n_context,

@@ -18,7 +18,6 @@ import ml_dtypes
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.weights import Array, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 
@@ -58,8 +57,9 @@ class ConvertedTensor:
 
     def read(self) -> Array:
         """The tensor's values; reads all of its sources now."""
-        dtype = numpy_dtype(self.stored_dtype)
-        arrays = [tensor.read().astype(dtype, copy=False) for _, tensor in self.sources]
+        arrays = [tensor.read() for _, tensor in self.sources]
+        if len({array.dtype for array in arrays}) > 1:  # checkpoints of several dtypes, an adapter's sums
+            arrays = [array.astype(np.float32, copy=False) for array in arrays]
         return from_torch(self._convert([to_torch(array) for array in arrays]))
 
     def weight(self, name: str) -> Weight:

@@ -22,6 +22,7 @@ TEXT_FILES = (
     "vocab.json",
     "merges.txt",
 )
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TIMEOUT_S = 10
 
 
@@ -31,7 +32,10 @@ def is_hub_id(model: str) -> bool:
 
 
 def fetch(hub_id: str, *, weights: bool) -> Path:
-    """The folder of a hub model, downloaded if it is not in the cache: configuration, tokenizer and (maybe) weights."""
+    """The folder of a hub model, downloaded if it is not in the cache: configuration, tokenizer and (maybe) weights.
+
+    Of an adapter it is that of the adapter, with its weights in any case: they are small.
+    """
     from huggingface_hub import errors
 
     try:
@@ -65,7 +69,9 @@ def _download(hub_id: str, weights: bool) -> Path:
     listed = HfApi().model_info(hub_id, timeout=TIMEOUT_S).siblings or []
     files = {entry.rfilename for entry in listed}
     wanted = [name for name in TEXT_FILES if name in files]
-    if weights and INDEX in files:
+    if ADAPTER_FILES[0] in files and not {INDEX, SINGLE} & files:
+        wanted += [name for name in ADAPTER_FILES if name in files]
+    elif weights and INDEX in files:
         index = parse_json(Path(hf_hub_download(hub_id, INDEX, etag_timeout=TIMEOUT_S)).read_bytes())
         wanted += [INDEX, *sorted(set(index["weight_map"].values()))]
     elif weights and SINGLE in files:

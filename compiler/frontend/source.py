@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from llmc.compiler.frontend import hub
-from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
+from llmc.compiler.frontend.adapter import NAME_BASE, Adapter, base_of, is_adapter, read_adapter
+from llmc.compiler.frontend.apply_adapters import Bound, bind
+from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 SPELLED_OUT = "llmc.spelled_out"
 POSITIONS = "max_position_embeddings"
+MERGE_FIRST = "merge it into the model first, and export that"
 LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 """What configurations call the most tokens of a sequence."""
 
@@ -51,6 +54,7 @@ class SourceModel:
     file: the .onnx file that the graph is from; None for a model of transformers.
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
     is_packed: whether the checkpoint keeps weights in fewer bits than any dtype here has (mxfp4.py, fp8_blocks.py).
+    adapters: what was merged into the weights, in this order; `weights` are the sums, unrounded (merge_adapter.py).
     """
 
     name: str
@@ -72,6 +76,7 @@ class SourceModel:
     file: OnnxFile | None = None
     is_part: bool = False
     is_packed: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def architecture(self) -> str:
@@ -90,6 +95,7 @@ def load_source(
     dtype: str | None = None,
     max_sequence: int | None = None,
     seed: int = 0,
+    adapters: Sequence[str | Path] = (),
     *,
     has_f16: bool = False,
 ) -> SourceModel:
@@ -97,14 +103,17 @@ def load_source(
 
     dtype: f32, bf16 or, where the target has it (has_f16), f16; the checkpoint's own by default.  max_sequence: most
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
-    whose positions any number will do.  seed: of random weights.
+    whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
+    merged into the weights one after another; a MODEL that is an adapter itself is its model with that merged first.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
+    if Path(model).suffix == ".onnx" and adapters:
+        raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
     if Path(model).suffix == ".onnx":
         return _load_file(Path(model).expanduser(), weights, dtype, max_sequence, has_f16=has_f16)
-    found = _open(model, weights)
-    name, folder, fields, checkpoint, notes = found.name, found.folder, found.fields, found.checkpoint, [*found.notes]
+    found = _open(model, weights, adapters)
+    folder, fields, checkpoint, notes = found.folder, found.fields, found.checkpoint, [*found.notes]
     if weights == "random" and (max_sequence or 0) > (made_for := int(fields.get(POSITIONS) or 0)) > 0:
         notes.append(f"made for {made_for} positions; its random weights have {max_sequence}")
         fields = {**fields, POSITIONS: max_sequence}
@@ -112,20 +121,15 @@ def load_source(
     stored, note = choose_dtype(own, dtype, has_f16)
     notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
-    if checkpoint is None:
-        std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
-        tensors = random_weights(graph, stored, std=std, seed=seed)
-        contents = f"random {stored} {std} {seed}".encode()
-    else:
-        tensors = checkpoint_weights(graph, checkpoint, fields, place=str(folder))
-        contents = sample(checkpoint)
+    bound, contents = _bind(found, graph, fields, stored, seed)
+    fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
     n_vocab = _n_vocab(graph)
-    text = read_text(folder, n_vocab) if folder else Text()
+    text = read_text(found.text_folder, n_vocab) if found.text_folder else Text()
     eos, bos = read_ends(folder, fields, n_vocab)
     return SourceModel(
-        name=name,
+        name=found.name,
         config=fields,
         graph=graph,
         weights=tensors,
@@ -139,11 +143,24 @@ def load_source(
         folder=folder,
         random=weights == "random",
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
-        notes=tuple(notes),
-        chat=read_chat(folder) if folder and text.tokenizer_json is not None else None,
+        notes=(*notes, *bound.notes),
+        chat=read_chat(found.text_folder) if found.text_folder and text.tokenizer_json is not None else None,
         is_part=found.is_part,
         is_packed=found.is_packed,
+        adapters=found.adapters,
     )
+
+
+def _bind(
+    found: _Found, graph: ir.Model, fields: dict[str, Any], stored: StoredDType, seed: int
+) -> tuple[Bound, bytes]:
+    """The model with its weights, and a digest of them."""
+    if found.checkpoint is None:
+        std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
+        bound = Bound(fields, graph, random_weights(graph, stored, std=std, seed=seed))
+        return bound, f"random {stored} {std} {seed}".encode()
+    bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
+    return bound, sample(found.checkpoint) + b"".join(adapter.digest for adapter in found.adapters)
 
 
 def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | None, *, has_f16: bool) -> SourceModel:
@@ -197,11 +214,37 @@ class _Found:
     is_part: bool = False
     notes: tuple[str, ...] = ()
     is_packed: bool = False
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def text_folder(self) -> Path | None:
+        """Where the tokenizer and the chat template lie: an adapter's own go before the model's."""
+        folders = [adapter.folder for adapter in reversed(self.adapters)]
+        return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), self.folder)
 
 
-def _open(model: str, weights: str) -> _Found:
-    """The model, or the text part of one that takes more than text."""
-    name, folder, fields = _find(model, weights)
+def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
+    """The model, or the text part of one that takes more than text; with its adapters, read but for their weights."""
+    name, folder, fields, own = _find(model, weights)
+    folders = [*([own] if own else []), *(_adapter_folder(str(adapter)) for adapter in adapters)]
+    if folders and weights == "random":
+        raise LlmcError("an adapter cannot be merged into random weights", place="--weights random")
+    merged = tuple(read_adapter(each) for each in folders)
+    found = _open_model(name, folder, fields, weights)
+    return replace(found, name="+".join([found.name, *(adapter.name for adapter in merged)]), adapters=merged)
+
+
+def _adapter_folder(adapter: str) -> Path:
+    path = Path(adapter).expanduser()
+    if os.path.isdir(path):
+        return path
+    if os.path.exists(path) or not hub.is_hub_id(adapter):
+        hint = "give the folder that has adapter_config.json, or a hub id (owner/name)"
+        raise LlmcError(f"no such folder: {adapter}", place="--adapter", hint=hint)
+    return hub.fetch(adapter, weights=False)
+
+
+def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
     block = fp8_block(fields)
     is_packed = is_mxfp4(fields) or block is not None
@@ -220,23 +263,34 @@ def _open(model: str, weights: str) -> _Found:
     return _Found(name, folder, part, checkpoint, is_part=True, notes=(note,), is_packed=is_packed)
 
 
-def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any]]:
-    """The model's name, its folder (None: random weights of a known name) and the fields of its configuration."""
-    path = Path(model).expanduser()
+def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], Path | None]:
+    """The model's name, its folder (None: random weights of a known name), the fields of its configuration, and the
+    folder of the adapter that was given in its place, if one was."""
+    known = KNOWN_MODELS.get(model.lower())
+    if known and weights == "random" and not os.path.exists(model):
+        return model.lower(), None, known.config, None
+    name, folder = _locate(known.hub_id if known else model, model, weights)
+    if not is_adapter(folder):
+        return name, folder, read_config(folder), None
+    own, base = folder, base_of(folder)
+    name, folder = _locate(base, base, weights)
+    if is_adapter(folder):
+        raise LlmcError("the adapter is for an adapter, not for a model", place=str(own), hint=NAME_BASE)
+    return name, folder, read_config(folder), own
+
+
+def _locate(hub_id: str, given: str, weights: str) -> tuple[str, Path]:
+    """The name and the folder of a model, or of an adapter, that is given as a folder or has this hub id."""
+    path = Path(given).expanduser()
     if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
-        return path.resolve().name, path, read_config(path)
+        return path.resolve().name, path
     if os.path.exists(path):
         hint = "give the folder that has config.json and safetensors, or an .onnx file"
-        raise LlmcError("a model is a folder, and this is a file", place=model, hint=hint)
-    known = KNOWN_MODELS.get(model.lower())
-    if known and weights == "random":
-        return model.lower(), None, known.config
-    hub_id = known.hub_id if known else model
+        raise LlmcError("a model is a folder, and this is a file", place=given, hint=hint)
     if not hub.is_hub_id(hub_id):
         names = ", ".join(KNOWN_MODELS)
-        raise LlmcError(f"no such folder: {model}", hint=f"or a hub id (owner/name), or one of {names}")
-    folder = hub.fetch(hub_id, weights=weights == "real")
-    return hub_id.rpartition("/")[2], folder, read_config(folder)
+        raise LlmcError(f"no such folder: {given}", hint=f"or a hub id (owner/name), or one of {names}")
+    return hub_id.rpartition("/")[2], hub.fetch(hub_id, weights=weights == "real")
 
 
 def _random_dtype(fields: dict[str, Any]) -> StoredDType:

@@ -7,10 +7,9 @@ or `model.language_model.` in place of `model.`.  To a text it says what the who
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from llmc.compiler.frontend.checkpoint import StoredTensor
-
+T = TypeVar("T")
 INHERITED = ("dtype", "torch_dtype", "eos_token_id", "bos_token_id")
 """What the whole model's configuration says for its text part too."""
 PREFIXES = (("model.language_model.", "model."), ("language_model.", ""))
@@ -29,12 +28,12 @@ def text_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
     return text | {name: fields[name] for name in inherited}
 
 
-def text_tensors(checkpoint: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The text part's tensors, under the names that they have in a model of their own.
+def text_tensors(checkpoint: Mapping[str, T]) -> dict[str, T]:
+    """The text part's tensors (or whatever is said of tensors), under the names that they have in a model of their own.
 
     Where none is marked as the text part's, they are all taken as they are: some checkpoints hold that part alone.
     """
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, T] = {}
     for name, tensor in checkpoint.items():
         for whole, own in PREFIXES:
             if name.startswith(whole):

@@ -81,6 +81,13 @@ def test_random_weights_fetch_none(fake_hub: Callable[..., FakeHub]) -> None:
     assert fake.wanted == TEXT
 
 
+def test_of_an_adapter_its_own_files_are_fetched(fake_hub: Callable[..., FakeHub]) -> None:
+    adapter = ["adapter_config.json", "adapter_model.safetensors"]
+    fake = fake_hub([*TEXT, *adapter, "training_args.bin"])
+    hub.fetch("owner/name", weights=False)
+    assert fake.wanted == [*TEXT, *adapter]
+
+
 def test_pickled_weights_are_refused(fake_hub: Callable[..., FakeHub]) -> None:
     fake_hub([*TEXT, "pytorch_model.bin"])
     with pytest.raises(LlmcError, match="only PyTorch pickles") as caught:
