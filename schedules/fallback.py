@@ -62,7 +62,9 @@ def implement(call: Call, params: OneNode, target: Target) -> Implementation:
 
 def build_step(call: Call, index: int) -> Any:
     """The PrimFunc of one launch."""
-    return lower_call(call).steps[index].function
+    from llmc.schedules.lower import LOOSE
+
+    return lower_call(call).steps[index].function.with_attr(LOOSE, True)
 
 
 def settings(call: Call) -> dict[int, Any]:

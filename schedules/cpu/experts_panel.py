@@ -27,7 +27,6 @@ from llmc.schedules.cpu.panel import VECTOR, Product, if_last, loop
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, Mxfp4Product, QuantProduct
-from llmc.schedules.lower import EXACT
 
 
 def product_function(stage: Stage) -> Any:
@@ -41,7 +40,6 @@ def product_function(stage: Stage) -> Any:
         llvm = quant_dot.llvm_code(layer.dot) + (quant_dot.e2m1_code(layer.dot) if layer.weight == "m4" else "")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
-        T.func_attr({EXACT: True})
         product = kind(stage)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         with T.attr(0, "pragma_import_llvm", llvm):
