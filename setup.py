@@ -2,7 +2,9 @@
 
 from setuptools import setup
 
-FOLDERS = ["compiler", "compiler.frontend", "passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
+FOLDERS = ["compiler", "compiler.frontend", "compiler.frontend.packed"]
+
+FOLDERS += ["passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
 
 FOLDERS += ["runtime.serve", "bench", "bench.chart", "bench.gpu", "bench.peers", "schedules.cuda"]
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from llmc.compiler import feedback
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.graph_stream import Stream
-from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme, quantize
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
@@ -210,6 +210,15 @@ class Fitting:
             stream.run(node, {value: result.values()})
 
 
+def own(array: Array, weight: QuantizedWeight) -> Quantized | None:
+    """The codes and scales that a weight [rows, K] is made of already; None: it isn't."""
+    for n_rows in (64, len(array)):
+        quantized = quantize(array[:n_rows], weight.scheme, str(weight.source.name))
+        if quantized.kept < 1:
+            return None
+    return quantized
+
+
 def fitted(weight: QuantizedWeight, inputs: Sequence[Array]) -> Quantized:
     """The codes and scales of a weight for a layer's inputs, float32 [tokens, K] of each sequence."""
     products = np.zeros((weight.dims[1],) * 2, np.float32)
@@ -218,4 +227,5 @@ def fitted(weight: QuantizedWeight, inputs: Sequence[Array]) -> Quantized:
     if not np.isfinite(products).all():
         fact = "the calibration text leads to activations that are not finite numbers"
         raise LlmcError(fact, place=f"input of weight {weight.source.name}", hint="try another text")
-    return feedback.fit_to_inputs(weight.source.stored(), products, weight.scheme, str(weight.source.name))
+    array = weight.source.unrounded()
+    return own(array, weight) or feedback.fit_to_inputs(array, products, weight.scheme, str(weight.source.name))

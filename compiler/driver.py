@@ -130,7 +130,7 @@ def compile_model(
             manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    return report.compile_report(path, manifest, stages.seconds, notes_of(source, parts), shared.bytes_by_users())
+    return report.compile_report(path, manifest, stages.seconds, notes(source, parts, scheme), shared.bytes_by_users())
 
 
 def check_request(
@@ -152,10 +152,11 @@ def check_request(
         cuda.compiler()
 
 
-def notes_of(source: SourceModel, parts: Sequence[Part]) -> list[str]:
+def notes(source: SourceModel, parts: Sequence[Part], scheme: Scheme | None) -> list[str]:
     """What the user should be told."""
     tuning = dict.fromkeys(note for part in parts for note in part.notes)
-    return [*source.notes, *never_chosen([part.machine for part in parts]), *tuning]
+    packing = report.notes_of_packing(source, [part.program for part in parts], scheme)
+    return [*source.notes, *packing, *never_chosen([part.machine for part in parts]), *tuning]
 
 
 def have_f16(machines: Sequence[Target]) -> bool:

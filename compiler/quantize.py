@@ -13,6 +13,8 @@ the group's extreme weight at another code, and the one with the largest <w, cod
 scale has the sign that puts the extreme on the side of -8, which reaches further than 7.  In fp8 the candidates are the
 codes of one octave: what differs is where in it the large weights lie, which have the largest errors.
 
+Weights that are such codes and scales already, of a checkpoint that was quantised, keep them (own_scales.py).
+
 A `QuantizedWeight` stands in the graph for the values it stores: everything that reads it as an array, ONNX Runtime
 too, sees codes times scales, in float32.  Reading works through a weight some rows at a time.
 """
@@ -22,12 +24,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from llmc.compiler.kernel import numpy_dtype
+from llmc.compiler.own_scales import own_scales
 from llmc.compiler.weights import Array, Weight
 from llmc.runtime.errors import LlmcError
 
@@ -45,6 +49,8 @@ MX_GROUP = 32
 POWERS = (-127, 125)
 """Exponents of the least scales in mxfp4: bf16 has them, and the next."""
 
+SAMPLED_ROWS = 8
+"""Of a weight, that say whether others are sought which are codes and scales already."""
 _WORKERS = 2
 _BLOCK_BYTES = 512 << 10
 """float32 values that are searched at a time: they and two arrays of results stay in a core's caches."""
@@ -137,11 +143,13 @@ class Quantized:
 
     codes: int8 [rows, K], in fp8 ml_dtypes.float8_e4m3fn.
     scales: [rows, ceil(K / group)], float16 in int4, else float32; in mxfp4 half of what its numbers are multiplied by.
+    kept: the share of scales whose weights were codes and a scale already, and are what they were; unless fitted.
     """
 
     codes: Array
     scales: Array
     scheme: Scheme
+    kept: float = 0.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -164,12 +172,14 @@ class QuantizedWeight(Weight):
 
     group: weights of a row that share a scale, 0 for all.
     fit: works out the codes and scales; None: from the weight alone (`quantize`).
+    kept: Quantized.kept when it was last worked out; None before.
     """
 
     fit: Callable[[], Quantized] | None = None
+    kept: float | None = None
 
     def __init__(self, source: Weight, scheme: Scheme) -> None:
-        super().__init__(f"{source.name}.{scheme.name}", source.dims, source.numpy)
+        super().__init__(f"{source.name}.{scheme.name}", source.dims, self.stored)
         self.source, self.scheme, self.group = source, scheme, scheme.group
         self.stored_dtype = scheme.dtype
         self.made_of = (scheme, source)
@@ -177,9 +187,12 @@ class QuantizedWeight(Weight):
     def quantized(self) -> Quantized:
         """The codes and scales, worked out now.  Raises LlmcError for a weight that is not finite."""
         if self.fit is not None:
-            return self.fit()
-        array = self.source.stored()
-        return quantize(array.reshape(-1, array.shape[-1]), self.scheme, str(self.source.name))
+            quantized = self.fit()
+        else:
+            array = self.source.unrounded()
+            quantized = quantize(array.reshape(-1, array.shape[-1]), self.scheme, str(self.source.name))
+        self.kept = quantized.kept
+        return quantized
 
     def stored(self) -> Array:
         """The values that the codes and scales stand for, float32."""
@@ -200,15 +213,28 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     codes = np.empty((rows, k), scheme.numpy_dtype)
     scales = np.empty((rows, groups), np.float16 if scheme.dtype == "i4" else np.float32)
     step = max(1, _BLOCK_BYTES // (4 * k))
+    seek = has_own_scales(array, scheme)
 
-    def some(first: int) -> None:
+    def some(first: int) -> int:
         block = finite(array[first : first + step].astype(np.float32), name)
         fit = {"m4": fit_powers, "i4": fit_groups}.get(scheme.dtype, fit_rows)
-        codes[first : first + step], scales[first : first + step] = fit(block, scheme)
+        codes[first : first + step], scales[first : first + step], n_kept = fit(block, scheme, seek)
+        return n_kept
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        list(pool.map(some, range(0, rows, step)))
-    return Quantized(codes, scales, scheme)
+        n_kept = sum(pool.map(some, range(0, rows, step)))
+    return Quantized(codes, scales, scheme, n_kept / max(scales.size, 1))
+
+
+def has_own_scales(array: Array, scheme: Scheme) -> bool:
+    """Whether some rows of an array [rows, K], of all parts of it, are codes and scales already."""
+    rows = array[:: max(1, len(array) // SAMPLED_ROWS)][:SAMPLED_ROWS].astype(np.float32)
+    if scheme.number == "mx":
+        return False
+    if scheme.group:
+        rows = rows[:, : rows.shape[1] // scheme.group * scheme.group or None]
+        rows = rows.reshape(-1, min(scheme.group, rows.shape[1]))
+    return bool(own_scales(rows, 1, scheme.dtype, partial(to_levels, scheme=scheme, low=-128)).any())
 
 
 def finite(block: Array, name: str) -> Array:
@@ -218,14 +244,20 @@ def finite(block: Array, name: str) -> Array:
     return block
 
 
-def fit_rows(block: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Codes and scales float32 [rows, 1] of rows [rows, K], a scale for each row."""
-    scales = best_scales(block, 1, scheme)[:, None]
-    return round_to_codes(block, scales, scheme), scales
+def fit_rows(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, int]:
+    """Codes and scales float32 [rows, 1] of rows [rows, K], a scale for each row; how many are the rows' own.
+
+    seek: whether some may be."""
+    scales, are_own = own_or_best_scales(block, 1, scheme, seek)
+    codes = round_to_codes(block, scales[:, None], scheme)
+    if scheme.dtype == "i8" and are_own.any():
+        own = block[are_own] * _inverse(scales[are_own, None])
+        codes[are_own] = np.rint(own)  # -128 too
+    return codes, scales[:, None], int(are_own.sum())
 
 
-def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
-    """Codes and scales float16 [rows, groups] of rows [rows, K], a scale for each group.
+def fit_groups(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, int]:
+    """Codes and scales float16 [rows, groups] of rows [rows, K], a scale for each group; how many are the groups' own.
 
     Groups lie side by side while they are searched: [group, rows * groups] runs through whole vectors.
     """
@@ -234,14 +266,30 @@ def fit_groups(block: Array, scheme: Scheme) -> tuple[Array, Array]:
     if k % scheme.group:
         block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
     columns = np.ascontiguousarray(block.reshape(-1, scheme.group).T)
-    scales = half_scales(best_scales(columns, 0, scheme))
-    codes = round_to_codes(columns, scales, scheme)
-    return np.ascontiguousarray(codes.T).reshape(rows, -1)[:, :k], scales.astype(np.float16).reshape(rows, groups)
+    scales, are_own = own_or_best_scales(columns, 0, scheme, seek)
+    scales = half_scales(scales)
+    codes = np.ascontiguousarray(round_to_codes(columns, scales, scheme).T).reshape(rows, -1)[:, :k]
+    return codes, scales.astype(np.float16).reshape(rows, groups), int(are_own.sum())
 
 
-def fit_powers(block: Array, scheme: Scheme) -> tuple[Array, Array]:
+def own_or_best_scales(values: Array, axis: int, scheme: Scheme, seek: bool) -> tuple[Array, Array]:
+    """The scale of the codes that the values along `axis` are already, if sought, else the best; and which are of the
+    first kind."""
+    if not seek:
+        return best_scales(values, axis, scheme), np.asarray(~values.any(axis))
+    scales = own_scales(values, axis, scheme.dtype, partial(to_levels, scheme=scheme, low=-128))
+    lacking = scales == 0
+    if lacking.all():
+        scales = best_scales(values, axis, scheme)
+    elif lacking.any():
+        scales[lacking] = best_scales(np.compress(lacking, values, 1 - axis), axis, scheme)
+    return scales, np.asarray(~(lacking & values.any(axis)))
+
+
+def fit_powers(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, int]:
     """Codes and scales float32 [rows, groups] of rows [rows, K] in mxfp4: of the least power of two that does not clip
-    the largest weight by more than its last bit, and the next, what leaves the least squared error."""
+    the largest weight by more than its last bit, and the next, what leaves the least squared error; and how many leave
+    none."""
     rows, k = block.shape
     groups = ceil(k / scheme.group)
     if k % scheme.group:
@@ -254,7 +302,8 @@ def fit_powers(block: Array, scheme: Scheme) -> tuple[Array, Array]:
     of_fine, of_coarse = (np.square(codes - wanted).sum(-1, keepdims=True) for codes in (fine, coarse))
     codes = np.where(of_coarse < of_fine, coarse / 2, fine).astype(np.int8)
     scales = np.where(of_coarse < of_fine, 2 * least, least)
-    return codes.reshape(rows, -1)[:, :k], scales[..., 0]
+    n_kept = int((np.minimum(of_fine, of_coarse) == 0).sum())
+    return codes.reshape(rows, -1)[:, :k], scales[..., 0], n_kept
 
 
 def round_to_e2m1(values: Array) -> Array:
@@ -305,9 +354,13 @@ def round_to_codes(values: Array, scales: Array, scheme: Scheme) -> Array:
     return codes.astype(scheme.numpy_dtype)
 
 
-def to_levels(codes: Array, scheme: Scheme) -> None:
-    """Round each float32, in place, to the nearest code there is, ties to even; what is beyond the last is the last."""
-    np.clip(codes, *LEVELS[scheme.dtype], out=codes)
+def to_levels(codes: Array, scheme: Scheme, low: int | None = None) -> None:
+    """Round each float32, in place, to the nearest code there is, ties to even; what is beyond the last is the last.
+
+    low: the least code of int8, which is not -128 unless a weight has it already.
+    """
+    lowest, highest = LEVELS[scheme.dtype]
+    np.clip(codes, low if low and scheme.dtype == "i8" else lowest, highest, out=codes)
     if scheme.number == "int":
         np.rint(codes, out=codes)
         return

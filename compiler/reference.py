@@ -79,7 +79,7 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
     attention = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
     options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
     options["experts_implementation"] = "eager"  # the model's own loop over its experts
-    is_as_stored = not (source.random or source.is_part or source.is_packed or source.adapters)
+    is_as_stored = not (source.random or source.is_part or source.packing or source.adapters)
     if resident and source.folder and is_as_stored:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True, **options)
         return model.eval()

@@ -7,6 +7,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import floor, prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from llmc.compiler import graph
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.plan import Choice, Program
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
 
@@ -167,3 +168,22 @@ def compile_report(
         "notes": list(notes),
         "machine": platform.processor() or platform.machine(),
     }
+
+
+def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: Scheme | None) -> list[str]:
+    """What became of weights that the checkpoint keeps as codes."""
+    packing = source.packing
+    if packing is None:
+        return []
+    if scheme is None:
+        kept = f"the checkpoint's weights are in {packing.said}; here they are {source.dtype}"
+        return [f"{kept}: --quant {packing.small} keeps them small"]
+    constants: list[Any] = [weight.value.const_value for program in programs for weight in program.weights]
+    quantized = {weight for weight in constants if isinstance(weight, QuantizedWeight)}
+    shares = [(weight.kept, prod(weight.dims)) for weight in quantized if weight.kept is not None]
+    share = sum(kept * size for kept, size in shares) / max(sum(size for _, size in shares), 1)
+    own = f"the checkpoint's own numbers ({packing.said})"
+    if share == 1:
+        return [f"{scheme.name} keeps {own}"]
+    said = f"{floor(100 * share)} % of " if share >= 0.01 else "none of "
+    return [f"{scheme.name} keeps {said}{own}; the others have new codes and scales"]

@@ -70,7 +70,7 @@ class Weight(ir.LazyTensor):
         return cls.computed(
             name or "+".join(part.name or "" for part in parts),
             shape,
-            lambda: np.concatenate([part.stored() for part in parts], axis),
+            lambda: np.concatenate(_alike(parts), axis),
             stored.pop() if len(stored) == 1 else "f32",
             ("concat", axis, *parts),
         )
@@ -80,7 +80,7 @@ class Weight(ir.LazyTensor):
         shape = list(self.dims)
         shape[axis] = stop - start
         index = (slice(None),) * axis + (slice(start, stop),)
-        return Weight(name or f"{self.name}[{start}:{stop}]", shape, lambda: self.stored()[index], self.stored_dtype)
+        return Weight(name or f"{self.name}[{start}:{stop}]", shape, lambda: self.unrounded()[index], self.stored_dtype)
 
     def stored_as(self, dtype: StoredDType) -> Weight:
         """The same values, stored in another dtype."""
@@ -91,12 +91,17 @@ class Weight(ir.LazyTensor):
         """Bytes of the values in their stored dtype."""
         return prod(self.dims) * DTYPE_BYTES[self.stored_dtype]
 
-    def stored(self) -> Array:
-        """The values, read now, in the stored dtype (float32, float16 or ml_dtypes.bfloat16).  Do not write to it."""
+    def unrounded(self) -> Array:
+        """The values, read now, as the checkpoint has them: before they are rounded to the stored dtype.  Weights that
+        are to be quantised are read so, and what is made of a weight by moving elements.  Do not write to it."""
         array = self._read()
         if array.shape != self.dims:
             raise ValueError(f"{self.name}: read gave shape {array.shape}, not {self.dims}")
-        return array.astype(numpy_dtype(self.stored_dtype), copy=False)
+        return array
+
+    def stored(self) -> Array:
+        """The values, read now, in the stored dtype (float32, float16 or ml_dtypes.bfloat16).  Do not write to it."""
+        return self.unrounded().astype(numpy_dtype(self.stored_dtype), copy=False)
 
     def numpy(self) -> Array:
         """The stored values widened to float32."""
@@ -104,6 +109,15 @@ class Weight(ir.LazyTensor):
 
     def __repr__(self) -> str:
         return f"Weight({self.name!r}, {list(self.dims)}, {self.stored_dtype})"
+
+
+def _alike(parts: Sequence[Weight]) -> list[Array]:
+    """The parts' values in one dtype: as they are read where all are stored alike, float32 if they are read
+    differently."""
+    is_alike = len({part.stored_dtype for part in parts}) == 1
+    arrays = [part.unrounded() if is_alike else part.stored() for part in parts]
+    is_one = len({array.dtype for array in arrays}) == 1
+    return arrays if is_one else [array.astype(np.float32, copy=False) for array in arrays]
 
 
 class FoldedNorm(Weight):

@@ -54,7 +54,7 @@ def ordered(found: Arranged, shape: tuple[int, ...]) -> Weight:
     weight, arrange, how = found
 
     def read() -> Array:
-        return arrange(weight.stored())
+        return arrange(weight.unrounded())
 
     return Weight.computed(f"{weight.name}.rows", shape, read, weight.stored_dtype, ("arranged", how, weight))
 

@@ -85,7 +85,7 @@ def transposed(node: ir.Node, matrix: ir.Value | None) -> ir.Value | None:
     turned: Weight = weight
 
     def read() -> Array:
-        return turned.stored().T
+        return turned.unrounded().T
 
     name = f"{matrix.name}.T"
     derived = Weight.computed(name, weight.dims[::-1], read, weight.stored_dtype, ("turned", weight))

@@ -143,5 +143,5 @@ def rows_of(weight: Weight | None, chosen: Array) -> Weight:
     assert weight is not None, "a Linear has one"
     shape, made_of = (len(chosen), *weight.dims[1:]), ("rows", chosen.tobytes(), weight)
     return Weight.computed(
-        f"{weight.name}.ordered", shape, lambda: weight.stored()[chosen], weight.stored_dtype, made_of
+        f"{weight.name}.ordered", shape, lambda: weight.unrounded()[chosen], weight.stored_dtype, made_of
     )

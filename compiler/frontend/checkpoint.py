@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
+from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.weights import Array, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
@@ -26,6 +26,16 @@ from llmc.runtime.parse_json import parse_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES: Mapping[str, StoredDType] = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+RAW: Mapping[str, str] = {
+    **DTYPES,
+    "F8_E4M3": "f8",
+    "F8_E8M0": "u8",
+    "I8": "i8",
+    "I32": "i32",
+    "I64": "i64",
+    "U8": "u8",
+}
+"""The dtypes that tensors can be read in as they lie in the file, in our words."""
 LONGEST_HEADER = 100_000_000
 SAMPLE_BYTES = 4096
 
@@ -54,7 +64,7 @@ class StoredTensor:
             raise LlmcError(
                 f"tensor {self.name!r} has the unsupported dtype {self.dtype}",
                 place=str(self.file),
-                hint=f"save the checkpoint in one of {known}; quantized checkpoints are not supported",
+                hint=f"save the checkpoint in one of {known}, or as a quantised one that config.json describes",
             )
         return DTYPES[self.dtype]
 
@@ -62,9 +72,9 @@ class StoredTensor:
         """The tensor's values, read from the file now."""
         return self._read(numpy_dtype(self.stored_dtype))
 
-    def read_bytes(self) -> Array:
-        """The same of a tensor of bytes, uint8."""
-        return self._read(np.dtype(np.uint8))
+    def read_raw(self) -> Array:
+        """What lies in the file, of a dtype in RAW: codes, and what belongs to them."""
+        return self._read(numpy_dtype(RAW[self.dtype]))
 
     def _read(self, dtype: np.dtype[Any]) -> Array:
         count = prod(self.dims)
@@ -146,8 +156,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
                 place=str(file),
                 hint="download the model again",
             )
-        dtype = DTYPES.get(tensor.dtype)
-        if tensor.offset < 8 + n_header or (dtype and tensor.n_bytes != prod(tensor.dims) * DTYPE_BYTES[dtype]):
+        dtype = RAW.get(tensor.dtype)
+        n_bytes = prod(tensor.dims) * numpy_dtype(dtype).itemsize if dtype else tensor.n_bytes
+        if tensor.offset < 8 + n_header or tensor.n_bytes != n_bytes:
             raise LlmcError(f"tensor {tensor.name!r} has the wrong number of bytes for its shape", place=str(file))
     in_order = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.n_bytes))
     for one, other in pairwise(in_order):

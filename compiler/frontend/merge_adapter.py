@@ -103,7 +103,7 @@ class MergedTensor(StoredTensor):
 def merged_weight(weight: Weight, changes: Sequence[Change]) -> Weight:
     """The weight after the changes; of the same stored dtype, and float32 until it is stored."""
     changes = tuple(changes)
-    return Weight(weight.name or "", weight.dims, lambda: _applied(weight.stored(), changes), weight.stored_dtype)
+    return Weight(weight.name or "", weight.dims, lambda: _applied(weight.unrounded(), changes), weight.stored_dtype)
 
 
 def _applied(values: Array, changes: Sequence[Change]) -> Array:

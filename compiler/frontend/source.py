@@ -19,10 +19,10 @@ from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
-from llmc.compiler.frontend.fp8_blocks import fp8_block, join_scales
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
-from llmc.compiler.frontend.mxfp4 import is_mxfp4, join_blocks
+from llmc.compiler.frontend.packed import packing_of, without_packing
+from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
@@ -53,7 +53,7 @@ class SourceModel:
     digest: SHA-256 of the configuration and of a sample of every tensor.  notes: what the user should be told.
     file: the .onnx file that the graph is from; None for a model of transformers.
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
-    is_packed: whether the checkpoint keeps weights in fewer bits than any dtype here has (mxfp4.py, fp8_blocks.py).
+    packing: how the checkpoint keeps weights as codes (frontend/packed); None: as they are.
     adapters: what was merged into the weights, in this order; `weights` are the sums, unrounded (merge_adapter.py).
     """
 
@@ -75,7 +75,7 @@ class SourceModel:
     chat: bytes | None = None
     file: OnnxFile | None = None
     is_part: bool = False
-    is_packed: bool = False
+    packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
 
     @property
@@ -146,7 +146,7 @@ def load_source(
         notes=(*notes, *bound.notes),
         chat=read_chat(found.text_folder) if found.text_folder and text.tokenizer_json is not None else None,
         is_part=found.is_part,
-        is_packed=found.is_packed,
+        packing=found.packing,
         adapters=found.adapters,
     )
 
@@ -160,7 +160,8 @@ def _bind(
         bound = Bound(fields, graph, random_weights(graph, stored, std=std, seed=seed))
         return bound, f"random {stored} {std} {seed}".encode()
     bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
-    return bound, sample(found.checkpoint) + b"".join(adapter.digest for adapter in found.adapters)
+    said = found.packing.said.encode() if found.packing else b""
+    return bound, sample(found.checkpoint) + said + b"".join(adapter.digest for adapter in found.adapters)
 
 
 def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | None, *, has_f16: bool) -> SourceModel:
@@ -213,7 +214,7 @@ class _Found:
     checkpoint: dict[str, StoredTensor] | None
     is_part: bool = False
     notes: tuple[str, ...] = ()
-    is_packed: bool = False
+    packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
 
     @property
@@ -246,21 +247,20 @@ def _adapter_folder(adapter: str) -> Path:
 
 def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    block = fp8_block(fields)
-    is_packed = is_mxfp4(fields) or block is not None
-    if is_packed:
-        fields = {name: value for name, value in fields.items() if name != "quantization_config"}
-    if is_packed and checkpoint:
-        checkpoint = join_scales(checkpoint, block) if block else join_blocks(checkpoint)
+    packing = packing_of(fields, str(folder / "config.json")) if folder and checkpoint is not None else None
+    fields = without_packing(fields)
+    if packing and checkpoint is not None:
+        checkpoint = packing.join(checkpoint)
+    notes = packing.notes if packing else ()
     part = text_fields(fields)
     if part is None:
-        return _Found(name, folder, fields, checkpoint, is_packed=is_packed)
+        return _Found(name, folder, fields, checkpoint, notes=notes, packing=packing)
     if checkpoint is not None:
         checkpoint = text_tensors(checkpoint)
         if HEAD not in checkpoint:  # whether the two are one is said by the whole model's configuration, or its default
             part = {**part, "tie_word_embeddings": True}
-    note = f"only the text part of {name} is compiled ({part['model_type']})"
-    return _Found(name, folder, part, checkpoint, is_part=True, notes=(note,), is_packed=is_packed)
+    notes = (f"only the text part of {name} is compiled ({part['model_type']})", *notes)
+    return _Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing)
 
 
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], Path | None]:

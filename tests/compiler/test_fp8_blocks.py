@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
 from llmc.compiler.frontend.checkpoint import open_checkpoint
-from llmc.compiler.frontend.fp8_blocks import fp8_block, join_scales
+from llmc.compiler.frontend.packed.float8 import join_blocks
 from llmc.runtime.errors import LlmcError
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -29,7 +28,7 @@ def saved(folder: Path, rows: int, columns: int, scales: tuple[int, int]) -> dic
 @pytest.mark.parametrize(("rows", "columns"), [(128, 256), (130, 200)])
 def test_numbers_are_those_of_transformers(tmp_path: Path, rows: int, columns: int) -> None:
     tensors = saved(tmp_path, rows, columns, (-(-rows // 128), -(-columns // 128)))
-    joined = join_scales(open_checkpoint(tmp_path), (128, 128))
+    joined = join_blocks(open_checkpoint(tmp_path), (128, 128))
     assert sorted(joined) == [NAME, "norm.weight"]
     exact = _dequantize_fp8_weight(tensors[NAME], tensors[f"{NAME}_scale_inv"], [128, 128], torch.float32)
     wanted = exact.bfloat16()
@@ -40,18 +39,7 @@ def test_numbers_are_those_of_transformers(tmp_path: Path, rows: int, columns: i
 def test_scales_of_other_blocks_and_without_codes_are_named(tmp_path: Path) -> None:
     saved(tmp_path, 128, 256, (1, 1))
     with pytest.raises(LlmcError, match="is no float8 with scales for blocks of 128 by 128"):
-        join_scales(open_checkpoint(tmp_path), (128, 128))
+        join_blocks(open_checkpoint(tmp_path), (128, 128))
     alone = {name: tensor for name, tensor in open_checkpoint(tmp_path).items() if name != NAME}
     with pytest.raises(LlmcError, match=f"the checkpoint lacks the tensor '{NAME}'"):
-        join_scales(alone, (128, 128))
-
-
-def test_configurations_say_whether_there_are_blocks() -> None:
-    kept = {"quant_method": "fp8", "weight_block_size": [128, 64]}
-    assert fp8_block({"quantization_config": kept}) == (128, 64)
-    others: list[dict[str, Any]] = [
-        {},
-        {"quantization_config": {"quant_method": "fp8"}},
-        {"quantization_config": kept | {"quant_method": "gptq"}},
-    ]
-    assert [fp8_block(fields) for fields in others] == [None] * 3
+        join_blocks(alone, (128, 128))

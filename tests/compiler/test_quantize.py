@@ -186,3 +186,28 @@ def test_a_quantised_artifact_is_judged_by_its_distributions(quant: str, diverge
         return
     with pytest.raises(LlmcError, match=r"diverge by 2.0e-02 nats, the bar of int8 is 0.01"):
         certify.judge(certificate, "m")
+
+
+@pytest.mark.parametrize("scale_dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_weights_that_are_codes_and_scales_keep_them(scheme: Scheme, scale_dtype: Any) -> None:
+    """With codes of -128 too, extremes at other codes than the last, and float32 products that were rounded."""
+    random, low = np.random.default_rng(0), -128 if scheme.bits == 8 else -8
+    scales = random.uniform(0.001, 0.02, (40, 2 if scheme.group else 1)).astype(scale_dtype)
+    if scheme.group:
+        scales = scales.astype(np.float16)
+    codes = np.clip(np.rint(random.normal(0, -low / 3, (40, 256))), low, -low - 1).astype(scheme.numpy_dtype)
+    codes[::2, 0] = low if scheme is not FP8 else -448
+    codes[1] = 0
+    values = codes.astype(np.float32) * np.repeat(scales.astype(np.float32), 256 // scales.shape[1], 1)
+    values[2::3] = normal(40, 256)[2::3]  # and some that are none
+    found = quantize.quantize(values, scheme)
+    own = np.arange(40) % 3 != 2
+    np.testing.assert_array_equal(found.values()[own], values[own])
+    assert found.kept == own.mean()
+    assert error(values[~own], Quantized(found.codes[~own], found.scales[~own], scheme)) < 0.02
+
+
+def test_other_weights_are_fitted_as_if_none_were_kept() -> None:
+    values = normal(40, 256)
+    assert [quantize.quantize(values, scheme).kept for scheme in SCHEMES] == [0] * len(SCHEMES)

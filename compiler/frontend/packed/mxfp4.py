@@ -8,74 +8,48 @@ Open Compute Project 2023, "OCP Microscaling Formats (MX) Specification", versio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.weights import Array, StoredDType
-from llmc.runtime.errors import LlmcError
+from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.packed.settings import Settings
+from llmc.compiler.frontend.packed.tensor import Checkpoint, Names, PackedTensor, Parts, join, misfit, packed_tensor
+from llmc.compiler.weights import Array
 
 METHOD = "mxfp4"
-BLOCKS, SCALES = "_blocks", "_scales"
+NAMES = Names("", {"codes": "_blocks", "scales": "_scales"})
 BLOCK = 32
 NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """What the lower three bits of e2m1 say; the highest is the sign."""
 
 
-@dataclass(frozen=True)
-class Mxfp4Tensor(StoredTensor):
-    """The tensor that blocks and scales stand for; dims are its own, file, offset and n_bytes those of the blocks."""
-
-    blocks: StoredTensor
-    scales: StoredTensor
-
-    @property
-    def parts(self) -> tuple[StoredTensor, ...]:
-        return self.blocks, self.scales
-
-    @property
-    def stored_dtype(self) -> StoredDType:
-        return "bf16"
-
-    def read(self) -> Array:
-        """The values, bfloat16 [E, K, N]: a view of [E, N, K], as they lie in the file."""
-        return unpack(self.blocks.read_bytes(), self.scales.read_bytes()).transpose(0, 2, 1)
+def mxfp4(settings: Settings) -> Packing:
+    """How a checkpoint is read whose experts are in MXFP4."""
+    return Packing("MXFP4 (experts), 4 bits in groups of 32", join_blocks, METHOD)
 
 
-def is_mxfp4(fields: Mapping[str, Any]) -> bool:
-    """Whether config.json says that weights of experts are kept so."""
-    quantization = fields.get("quantization_config")
-    return isinstance(quantization, dict) and quantization.get("quant_method") == METHOD
-
-
-def join_blocks(checkpoint: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def join_blocks(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """The checkpoint with one tensor in place of each pair of blocks and scales.  Reads no tensor."""
-    tensors = dict(checkpoint)
-    for name in [name for name in checkpoint if name.endswith(BLOCKS)]:
-        whole = name.removesuffix(BLOCKS)
-        scales = tensors.pop(f"{whole}{SCALES}", None)
-        if scales is None:
-            raise LlmcError(f"the checkpoint lacks the tensor {f'{whole}{SCALES}'!r}", place=str(checkpoint[name].file))
-        tensors[whole] = joined(whole, tensors.pop(name), scales)
-    return tensors
+    return join(checkpoint, NAMES, joined)
 
 
-def joined(name: str, blocks: StoredTensor, scales: StoredTensor) -> Mxfp4Tensor:
+def joined(name: str, parts: Parts) -> PackedTensor:
+    blocks, scales = parts["codes"], parts["scales"]
     is_pair = len(blocks.dims) == 4 and blocks.dims[3] == BLOCK // 2 and blocks.dims[:3] == scales.dims
     are_bytes = all(part.dtype == "U8" and part.n_bytes == prod(part.dims) for part in (blocks, scales))
     if not (is_pair and are_bytes):
-        shapes = f"{blocks.dtype} {list(blocks.dims)} and {scales.dtype} {list(scales.dims)}"
-        fact = f"tensor {name!r} is no blocks and scales in MXFP4: {shapes}"
-        raise LlmcError(fact, place=str(blocks.file), hint="download the model again")
+        raise misfit(name, "blocks and scales in MXFP4", parts)
     n_experts, rows, groups, _ = blocks.dims
-    dims = (n_experts, groups * BLOCK, rows)
-    return Mxfp4Tensor(name, blocks.file, METHOD, dims, blocks.offset, blocks.n_bytes, blocks, scales)
+
+    def read() -> Array:
+        """The values, bfloat16 [E, K, N]: a view of [E, N, K], as they lie in the file."""
+        return unpack(blocks.read_raw(), scales.read_raw()).transpose(0, 2, 1)
+
+    return packed_tensor(METHOD, name, (n_experts, groups * BLOCK, rows), parts, read, "bf16")
 
 
 def unpack(blocks: Array, scales: Array) -> Array:

@@ -1,0 +1,50 @@
+"""Checkpoints that were quantised: what config.json says of it, and the numbers that their codes stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmc.compiler.frontend.packed import bitsandbytes, compressed, float8, gptq, mxfp4
+from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.packed.settings import Settings, shortened
+from llmc.runtime.errors import LlmcError
+
+READERS: Mapping[str, Callable[[Settings], Packing]] = {
+    "awq": gptq.awq,
+    "bitsandbytes": bitsandbytes.bitsandbytes,
+    "compressed-tensors": compressed.compressed_tensors,
+    "fbgemm_fp8": float8.fbgemm,
+    "fp8": float8.fp8,
+    "gptq": gptq.gptq,
+    "mxfp4": mxfp4.mxfp4,
+}
+"""By what config.json calls the method: how a checkpoint is read."""
+FIELDS = ("quantization_config", "compression_config")
+
+
+def packing_of(fields: Mapping[str, Any], place: str) -> Packing | None:
+    """How a checkpoint keeps its weights, as config.json's fields say; None: as they are.
+
+    Raises LlmcError for what is not read, by name.
+    """
+    said = next((value for name in FIELDS if isinstance(value := fields.get(name), dict)), None)
+    if said is None:
+        text = fields.get("text_config")
+        return packing_of(text, place) if isinstance(text, dict) else None
+    method = said.get("quant_method")
+    if method is None and (said.get("load_in_4bit") or said.get("load_in_8bit")):
+        method = "bitsandbytes"
+    reader = READERS.get(method) if isinstance(method, str) else None
+    if reader is None:
+        fact = f"the checkpoint is quantised by {shortened(method)}, which is not read"
+        raise LlmcError(fact, place=place, hint=f"llmc reads {', '.join(READERS)}, and what is not quantised")
+    return reader(Settings(str(method), said, place))
+
+
+def without_packing(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's fields but for those that say how weights are kept."""
+    kept = {name: value for name, value in fields.items() if name not in FIELDS}
+    if isinstance(text := kept.get("text_config"), dict):
+        kept["text_config"] = without_packing(text)
+    return kept

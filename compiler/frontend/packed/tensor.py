@@ -1,0 +1,183 @@
+"""A weight that a checkpoint keeps in several tensors, as codes and what makes numbers of them; read as those numbers.
+
+    number[n, k] = (code[n, k] - zero[n / R, group of k]) * scale[n / R, group of k]
+
+That is worked out in float32, in which it is exact but for scales that are float32 themselves, some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.weights import Array, StoredDType
+from llmc.runtime.errors import LlmcError
+
+Checkpoint: TypeAlias = Mapping[str, StoredTensor]
+Parts: TypeAlias = Mapping[str, StoredTensor]
+"""The tensors of one weight, by what they are."""
+
+FLOATS = ("F32", "F16", "BF16")
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PackedTensor(StoredTensor):
+    """The weight that its parts stand for.
+
+    dims are its own, dtype is the method's name, file, offset and n_bytes are those of the codes.
+    of: its parts, codes first.  values: reads and multiplies them.  stored: the dtype that the numbers are made for.
+    """
+
+    of: tuple[StoredTensor, ...]
+    values: Callable[[], Array] = field(compare=False)
+    stored: StoredDType
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.of
+
+    @property
+    def stored_dtype(self) -> StoredDType:
+        return self.stored
+
+    def read(self) -> Array:
+        """The values, float32 or bfloat16 [N, K]: `stored` says what they are to be rounded to."""
+        return self.values()
+
+
+@dataclass(frozen=True)
+class Names:
+    """How the names of a weight's parts end, by what they are.
+
+    whole: how the weight's own name ends.  unused: what else lies beside them and says nothing about the weight.
+    marks: the ends that say that there is a weight; all that are required, but for the whole's, when ().
+    """
+
+    whole: str
+    required: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+def join(checkpoint: Checkpoint, names: Names, weight: Callable[[str, Parts], StoredTensor]) -> dict[str, StoredTensor]:
+    """The checkpoint with one tensor in place of each weight's parts.  Reads no tensor.
+
+    weight: makes it, of its name and its parts.  A weight of which a part is missing is refused by the part's name.
+    """
+    tensors = dict(checkpoint)
+    marks = names.marks or [end for end in names.required.values() if end != names.whole]
+    stems = {name.removesuffix(end): name for end in marks for name in checkpoint if name.endswith(end)}
+    for stem, found in stems.items():
+        parts = {}
+        for part, end in {**names.required, **names.optional}.items():
+            tensor = tensors.pop(f"{stem}{end}", None)
+            if tensor is not None:
+                parts[part] = tensor
+            elif part in names.required:
+                fact = f"the checkpoint lacks the tensor {f'{stem}{end}'!r}"
+                raise LlmcError(fact, place=str(checkpoint[found].file))
+        for end in names.unused:
+            tensors.pop(f"{stem}{end}", None)
+        tensors[f"{stem}{names.whole}"] = weight(f"{stem}{names.whole}", parts)
+    return tensors
+
+
+def packed_tensor(
+    method: str, name: str, dims: tuple[int, ...], parts: Parts, values: Callable[[], Array], stored: StoredDType
+) -> PackedTensor:
+    """The weight `name` [dims] that parts stand for; see PackedTensor."""
+    codes = parts["codes"]
+    return PackedTensor(name, codes.file, method, dims, codes.offset, codes.n_bytes, (*parts.values(),), values, stored)
+
+
+def misfit(name: str, what: str, parts: Parts) -> LlmcError:
+    """The error that parts do not belong together as a weight that is kept as `what`."""
+    shapes = " and ".join(f"{part.dtype} {list(part.dims)}" for part in parts.values())
+    file: Path = next(iter(parts.values())).file
+    return LlmcError(f"tensor {name!r} is no {what}: {shapes}", place=str(file), hint="download the model again")
+
+
+def is_tensor(tensor: StoredTensor | None, dtypes: tuple[str, ...], *dims: int) -> bool:
+    """Whether a tensor is of one of these dtypes, and of this shape."""
+    return tensor is not None and tensor.dtype in dtypes and tensor.dims == dims and min(dims, default=1) > 0
+
+
+def made_for(scales: StoredTensor) -> StoredDType:
+    """The dtype of the numbers that these scales make: their own, bfloat16 for float32."""
+    return scales.stored_dtype if scales.dtype in ("F16", "BF16") else "bf16"
+
+
+def float32(tensor: StoredTensor) -> Array:
+    """A tensor of scales, float32."""
+    return tensor.read_raw().astype(np.float32, copy=False)
+
+
+class Grid(NamedTuple):
+    """Which codes share a scale.  rows: how many rows do, one after the other.  columns: the group of each column, [K].
+    shape: of all scales."""
+
+    rows: int
+    columns: Array
+    shape: tuple[int, int]
+
+
+def in_groups(n: int, k: int, size: int) -> Grid:
+    """`size` columns of a row share a scale."""
+    return in_blocks(n, k, 1, size)
+
+
+def in_blocks(n: int, k: int, rows: int, columns: int) -> Grid:
+    """`rows` by `columns` share a scale."""
+    return Grid(rows, np.arange(k) // columns, (-(-n // rows), -(-k // columns)))
+
+
+def grid_of(
+    scales: StoredTensor,
+    n: int,
+    k: int,
+    groups: Collection[int] = (),
+    blocks: Collection[tuple[int, int]] = (),
+) -> Grid | None:
+    """Which of the codes [n, k] share one of these scales, as their shape says: all, those of a row, of one of these
+    groups along K, or of one of these blocks.  None: none of these."""
+    known: dict[tuple[int, ...], Grid] = {dims: in_blocks(n, k, n, k) for dims in ((), (1,), (1, 1))}
+    known |= {dims: in_groups(n, k, k) for dims in ((n,), (n, 1))}
+    some = [*(in_groups(n, k, size) for size in groups), *(in_blocks(n, k, *block) for block in blocks)]
+    known |= {grid.shape: grid for grid in reversed(some)}
+    return known.get(scales.dims) if scales.dtype in FLOATS else None
+
+
+def scaled(codes: Array, scales: Array, grid: Grid, zeros: Array | None = None, dtype: Any = np.float32) -> Array:
+    """The numbers [N, K], in this dtype, of codes [N, K]; scales, zeros: float32, of the grid's shape but for ones."""
+    values: Array = np.empty(codes.shape, dtype)
+    scales = scales.reshape(grid.shape)
+    for first in range(0, len(codes), ROWS_AT_ONCE):
+        strip = codes[first : first + ROWS_AT_ONCE].astype(np.float32)
+        at = np.arange(first, first + len(strip))[:, None] // grid.rows, grid.columns
+        if zeros is not None:
+            strip -= zeros.reshape(grid.shape)[at]
+        strip *= scales[at]
+        values[first : first + len(strip)] = strip
+    return values
+
+
+def unpacked(words: Array, bits: int, axis: int, order: tuple[int, ...] | None = None) -> Array:
+    """The numbers of `bits` bits in words int32 [a, b], uint8: 32 / bits of each word side by side along `axis`.
+
+    order: where the lowest, the next, … of a word goes among them; in their order when None.
+    """
+    unsigned, n = words.view(np.uint32), 32 // bits
+    shape = (*words.shape[: axis + 1], n, *words.shape[axis + 1 :])
+    numbers = np.empty(shape, np.uint8)
+    for index, place in enumerate(order or range(n)):
+        at = (slice(None),) * (axis + 1) + (place,)
+        numbers[at] = (unsigned >> np.uint32(bits * index)) & np.uint32(2**bits - 1)
+    flat = [size * n if index == axis else size for index, size in enumerate(words.shape)]
+    return numbers.reshape(flat)
