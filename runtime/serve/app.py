@@ -28,6 +28,7 @@ from llmc.runtime.serve.replies import Choices, Reply
 from llmc.runtime.serve.requests import Chat, read_chat, read_completion
 from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
+from llmc.runtime.serve.stored import Stored
 from llmc.runtime.serve.tokenizing import detokenized, encoded_text, read_text, read_tokens, tokenized
 from llmc.runtime.serve.transport import json_response, read_json
 from llmc.runtime.serve.vocabulary import Vocabulary
@@ -49,6 +50,7 @@ class Service:
         self.vocabulary = Vocabulary(model, engine.room)
         self.generator = Generator(model, engine, self.vocabulary)
         self.template = template_of(model)
+        self.stored = Stored()
         self.created = int(time.time())
         self.responses: Counter[int] = Counter()
         self.connections: Collection[object] = ()
@@ -62,6 +64,8 @@ class Service:
             Route("/v1/chat/completions", self.guarded(self.chat), methods=["POST"]),
             Route("/v1/responses", self.guarded(self.respond), methods=["POST"]),
             Route("/v1/responses/input_tokens", self.guarded(self.count_input), methods=["POST"]),
+            Route("/v1/responses/{name}", self.guarded(self.one_response), methods=["GET"]),
+            Route("/v1/responses/{name}", self.guarded(self.drop_response), methods=["DELETE"]),
             Route("/v1/messages", self.guarded(self.message), methods=["POST"]),
             Route("/v1/messages/count_tokens", self.guarded(self.count_message), methods=["POST"]),
             Route("/tokenize", self.guarded(self.tokenize), methods=["POST"]),
@@ -178,17 +182,30 @@ class Service:
         )
 
     async def respond(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.name))
+        asked = await read_json(request, lambda body: read_response(body, self.name, self.stored.messages))
+
+        def keep(response: dict[str, Any], said: list[dict[str, Any]]) -> None:
+            self.stored.keep(response, (*asked.talk, *said))
+
+        kept = keep if asked.said["store"] else None
         return await self.answer(
-            request, asked.chat, lambda about: ResponseReply(self.name, asked.said, about.answer())
+            request, asked.chat, lambda about: ResponseReply(self.name, asked.said, about.answer(), kept)
         )
 
     async def message(self, request: Request) -> Response:
         asked = await read_json(request, lambda body: read_anthropic(body, self.name))
         return await self.answer(request, asked, lambda about: MessageReply(self.name, asked.wanted, about.answer()))
 
+    async def one_response(self, request: Request) -> Response:
+        return json_response(self.stored.response(request.path_params["name"]))
+
+    async def drop_response(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self.stored.drop(name)
+        return json_response({"id": name, "object": "response", "deleted": True})
+
     async def count_input(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.name))
+        asked = await read_json(request, lambda body: read_response(body, self.name, self.stored.messages))
         return json_response({"object": "response.input_tokens", "input_tokens": await self.count(asked.chat)})
 
     async def count_message(self, request: Request) -> Response:

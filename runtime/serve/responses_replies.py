@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.answers import Answer, Block, Blocks, Change, Kind
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.replies import named_event, usage
+from llmc.runtime.serve.turns import Turns
+
+Keep = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 
 class Form(NamedTuple):
@@ -33,8 +37,9 @@ FORMS: dict[Kind, Form] = {
 class ResponseReply:
     """One answer (see replies.Reply)."""
 
-    def __init__(self, model: str, said: dict[str, Any], answer: Answer) -> None:
-        """said: what it repeats of the request."""
+    def __init__(self, model: str, said: dict[str, Any], answer: Answer, keep: Keep | None = None) -> None:
+        """said: what it repeats of the request.  keep: given the response and what the assistant says in it, for later,
+        if it has ended."""
         created = int(time.time())
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -43,13 +48,13 @@ class ResponseReply:
             "model": model,
             **said,
         }
-        self._blocks = Blocks(answer)
+        self._blocks, self._keep = Blocks(answer), keep
         self._n_events = 0
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
         [job], [text] = jobs, texts
         list(self._blocks.push(text, True))
-        return self._response(job)
+        return self._ended(job)
 
     def opening(self, jobs: Sequence[Job]) -> bytes:
         begun = self._response(None)
@@ -62,13 +67,19 @@ class ResponseReply:
         return b"".join(event for change in changes for event in self._changed(change, is_cut))
 
     def ending(self, jobs: Sequence[Job]) -> bytes:
-        response = self._response(jobs[0])
+        response = self._ended(jobs[0])
         return self._event(f"response.{response['status']}", response=response)
 
     def failure(self, error: ApiError) -> bytes:
         output = [self._item(block, self._status(block, True)) for block in self._blocks.blocks]
         failed = {"status": "failed", "error": {"code": "server_error", "message": error.message}, "output": output}
         return self._event("response.failed", response=self._response(None) | failed)
+
+    def _ended(self, job: Job) -> dict[str, Any]:
+        response = self._response(job)
+        if self._keep is not None:
+            self._keep(response, turns_of(self._blocks.blocks))
+        return response
 
     def _response(self, job: Job | None) -> dict[str, Any]:
         """job: that has ended; None: it has not."""
@@ -121,6 +132,19 @@ class ResponseReply:
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._n_events = self._n_events, self._n_events + 1
         return named_event({"type": kind, "sequence_number": number, **fields})
+
+
+def turns_of(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """An answer as messages of a conversation."""
+    turns = Turns()
+    for block in blocks:
+        if block.kind == "thought":
+            turns.think(block.text)
+        elif block.kind == "text":
+            turns.say("assistant", block.text)
+        else:
+            turns.call(block.call_id, block.name, parse_json(block.text))
+    return turns.messages
 
 
 def item_id(block: Block) -> str:

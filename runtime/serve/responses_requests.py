@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
 from llmc.runtime.serve.formats import read_typed
 from llmc.runtime.serve.requests import BUDGET_FIELDS, Chat, Effort, read_budget, read_content
+from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_arguments, read_choice, read_function
-from llmc.runtime.serve.turns import Turns
+from llmc.runtime.serve.turns import BETWEEN, Turns
 from llmc.runtime.serve.wanted import IGNORED_FIELDS, MOST_TOKENS, REFUSED, TEXT_FIELDS, Wanted, read_wanted
 
 RESPONSE_FIELDS = (
     "input",
     "instructions",
+    "previous_response_id",
     "max_output_tokens",
     "text",
     "reasoning",
@@ -30,7 +33,6 @@ RESPONSE_FIELDS = (
 )
 REFUSED_IN_RESPONSES = {
     **REFUSED,
-    "previous_response_id": ((), "responses are not stored; send the conversation so far as 'input'"),
     "conversation": ((), "conversations are not stored; send it as 'input'"),
     "prompt": ((), "prompts are not stored; say 'instructions' and 'input'"),
     "background": ((False,), "who asks has to wait"),
@@ -44,6 +46,16 @@ REFUSED_IN_REASONING = {
     "context": (("auto",), "the model's template decides"),
     "mode": (("standard",), "there is one"),
 }
+AS_GIVEN = (
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "user",
+)
+"""Of the fields that an answer repeats."""
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
     "reasoning.encrypted_content",
@@ -60,14 +72,16 @@ THOUGHT_PARTS = {"reasoning_text": "text", "summary_text": "text"}
 
 
 class ResponseRequest(NamedTuple):
-    """said: what of the request its answer repeats."""
+    """said: what of the request its answer repeats.  talk: the conversation without instructions."""
 
     chat: Chat
     said: dict[str, Any]
+    talk: Messages
 
 
-def read_response(body: object, model: str) -> ResponseRequest:
-    """Raises ApiError.  model: the name that is served."""
+def read_response(body: object, model: str, stored: Callable[[str], Messages]) -> ResponseRequest:
+    """Raises ApiError.  model: the name that is served.  stored: the conversation that ends with a response, by its
+    id."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_RESPONSES)
     fields.refuse_unknown({*TEXT_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_RESPONSES, *RESPONSE_FIELDS})
@@ -82,16 +96,16 @@ def read_response(body: object, model: str) -> ResponseRequest:
     reasoning.refuse_unknown(("effort", "summary", "generate_summary", *REFUSED_IN_REASONING))
     effort = reasoning.of_type("effort", str, "", "a string")
     form = text.of_type("format", dict, {"type": "text"}, "an object")
-    tools = read_response_tools(fields)
+    tools, talk = read_response_tools(fields), read_input(fields, stored)
     chat = Chat(
         read_wanted(fields, model, max_tokens, formats=read_typed("text.format", form)),
-        read_input(fields),
+        behind(fields.of_type("instructions", str, "", "a text"), talk),
         tools,
         fields.of_type("chat_template_kwargs", dict, {}, "an object"),
         Effort(effort, "reasoning.effort") if effort else None,
         budget=read_budget(fields),
     )
-    return ResponseRequest(chat, repeated(fields, chat.wanted, form, effort))
+    return ResponseRequest(chat, repeated(fields, chat.wanted, form, effort), talk)
 
 
 def repeated(fields: Fields, wanted: Wanted, form: dict[str, Any], effort: str) -> dict[str, Any]:
@@ -101,16 +115,14 @@ def repeated(fields: Fields, wanted: Wanted, form: dict[str, Any], effort: str) 
             json.dumps(fields.get(name), allow_nan=False)
         except ValueError:  # 1e400 is read as what JSON has no word for
             raise wrong(name, "has a number that is too large") from None
-    as_given = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
     return {
-        **{name: fields.get(name) for name in as_given},
+        **{name: fields.get(name) for name in AS_GIVEN},
         "background": False,
         "metadata": fields.get("metadata") or {},
         "parallel_tool_calls": fields.boolean("parallel_tool_calls", True),
-        "previous_response_id": None,
         "reasoning": {"effort": effort or None, "summary": None},
         "service_tier": "default",
-        "store": False,
+        "store": fields.boolean("store", True),
         "temperature": wanted.how.temperature,
         "text": {"format": form, "verbosity": "medium"},
         "tool_choice": fields.get("tool_choice") or "auto",
@@ -142,17 +154,26 @@ def read_response_tools(fields: Fields) -> Tools | None:
     return chosen(shown, functions, mode, names, fields.boolean("parallel_tool_calls", True))
 
 
-def read_input(fields: Fields) -> tuple[dict[str, Any], ...]:
-    """Messages, of a text or of items, behind the instructions."""
+def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
+    """Of a text or of items, behind what was said before."""
     turns, value = Turns(), fields.get("input")
-    if instructions := fields.of_type("instructions", str, "", "a text"):
-        turns.say("system", instructions)
+    if previous := fields.of_type("previous_response_id", str, "", "a text"):
+        turns.go_on_from(stored(previous))
     items = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not isinstance(items, list) or not items:
         raise wrong("input", "must be a text, or a list of items")
     for index, item in enumerate(items):
         read_item(f"input[{index}]", item, turns)
     return tuple(turns.messages)
+
+
+def behind(instructions: str, talk: Messages) -> Messages:
+    """What the system says first is one message."""
+    if not instructions:
+        return talk
+    says_more = talk[0]["role"] == "system"
+    words = [instructions, talk[0]["content"]] if says_more else [instructions]
+    return {"role": "system", "content": BETWEEN.join(words)}, *talk[says_more:]
 
 
 def read_item(place: str, item: object, turns: Turns) -> None:

@@ -169,7 +169,10 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
     app = service.app()
     if options.allow_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=options.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=options.allow_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
         )
     limits = Limits(options.limit_concurrency, options.timeout)
     config = uvicorn.Config(

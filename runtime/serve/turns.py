@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 BETWEEN = "\n\n"
@@ -19,6 +20,13 @@ class Turns:
         self.messages: list[dict[str, Any]] = []
         self._names: dict[str, str] = {}  # of calls, by id
         self._joins_users = joins_users
+
+    def go_on_from(self, messages: Iterable[Mapping[str, Any]]) -> None:
+        """From an earlier conversation, which stays as it is."""
+        for message in messages:
+            calls = message.get("tool_calls", [])
+            self._names |= {call["id"]: call["function"]["name"] for call in calls}
+            self.messages.append({**message, **({"tool_calls": [*calls]} if calls else {})})
 
     def say(self, role: str, text: str) -> None:
         if role == "assistant":

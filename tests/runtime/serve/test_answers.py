@@ -15,6 +15,7 @@ from llmc.runtime.serve.fields import ApiError, Fields
 from llmc.runtime.serve.job import Ask, Job, Said
 from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
+from llmc.runtime.serve.stored import Stored
 from llmc.runtime.serve.thoughts import THINK
 from llmc.runtime.serve.tools import FORMS, read_tools
 from tests.runtime.serve.test_tools import F_TEXT, NOW_TEXT, TOOLS
@@ -77,10 +78,11 @@ def test_items_of_openai_become_messages() -> None:
         {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "ok"}]},
         {"role": "user", "content": "and"},
     ]
-    read = read_response({"input": items, "instructions": "be"}, "m")
+    read = read_response({"input": items, "instructions": "be"}, "m", Stored().messages)
     assert list(read.chat.messages) == TALK
-    twice = read_response({"input": [items[0], items[1], items[0], items[2], items[2], items[5], items[2]]}, "m").chat
-    assert [one["role"] for one in twice.messages] == ["system", "user", "developer", "assistant", "assistant"]
+    again = [items[at] for at in (0, 1, 0, 2, 2, 5, 2)]
+    talk = read_response({"input": again}, "m", Stored().messages).chat.messages
+    assert [one["role"] for one in talk] == ["system", "user", "developer", "assistant", "assistant"]
 
 
 def test_blocks_of_anthropic_become_messages() -> None:

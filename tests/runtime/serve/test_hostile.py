@@ -19,6 +19,7 @@ from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Said
 from llmc.runtime.serve.server import deliver
+from llmc.runtime.serve.stored import Stored
 from llmc.runtime.serve.wanted import TEXT_FIELDS
 
 DEEP = "[" * 400 + "]" * 400
@@ -117,7 +118,7 @@ APIS: Any = {
     "responses": (
         {"input": TALK, "max_output_tokens": 2},
         (*TEXT_FIELDS, *responses_requests.REFUSED_IN_RESPONSES, *responses_requests.RESPONSE_FIELDS),
-        lambda body: responses_requests.read_response(body, "toy"),
+        lambda body: responses_requests.read_response(body, "toy", Stored().messages),
     ),
     "messages": (
         {"messages": TALK, "max_tokens": 2},

@@ -9,6 +9,7 @@ import pytest
 
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.responses_requests import read_response
+from llmc.runtime.serve.stored import Stored
 from tests.runtime.serve.conftest import Server, named_events_of
 from tests.runtime.serve.test_thoughts import CLOSING, THOUGHTLESS
 from tests.runtime.serve.test_tools import CHATS, TOOLS
@@ -49,7 +50,7 @@ def test_an_answer_is_what_a_chat_says(talking: Server) -> None:
         40,
         True,
     )
-    assert (said["store"], said["text"]["format"], said["tools"]) == (False, {"type": "text"}, [])
+    assert (said["store"], said["text"]["format"], said["tools"]) == (True, {"type": "text"}, [])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_only_tools_that_are_allowed_are_called(talking: Server) -> None:
     required = {"type": "allowed_tools", "mode": "required", "tools": [named]}
     assert [call["name"] for call in answer(talking, **changes, tool_choice=required)["output"]] == ["now"]
     body = {"input": "x", "tools": FLAT, "tool_choice": {**required, "mode": "auto"}}
-    tools = read_response(body, "m").chat.tools
+    tools = read_response(body, "m", Stored().messages).chat.tools
     assert tools is not None
     assert ([tool["function"]["name"] for tool in tools.tools], list(tools.functions)) == (["now"], ["now"])
 
@@ -109,6 +110,44 @@ def test_an_answer_has_the_format_of_its_text(talking: Server) -> None:
     assert (said["status"], said["error"]) == ("completed", None)
 
 
+def test_a_response_goes_on_from_an_earlier_one(talking: Server) -> None:
+    """With new instructions, and with the results of calls."""
+    calling = {"tools": FLAT, "tool_choice": {"type": "function", "name": "f"}, "ignore_eos": False}
+    first = answer(talking, **{**calling, "instructions": "be", "max_output_tokens": 99})
+    [call] = first["output"]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "ok"}
+    changes = {"input": [result], "tools": FLAT, "previous_response_id": first["id"], "instructions": "do"}
+    second = stream(talking, **changes)[-1]["response"]
+    n = json.loads(call["arguments"])["n"] + 1
+    assert second["usage"]["input_tokens"] == len(f"2<tool_call>systemdouserhiassistant{n}toolok")
+    assert (second["previous_response_id"], first["previous_response_id"]) == (first["id"], None)
+    third = {"input": "x", "previous_response_id": second["id"]}
+    said = second["output"][0]["content"][0]["text"]
+    counted = talking.ask("POST", f"{RESPONSES}/input_tokens", third)[1]["input_tokens"]
+    assert counted == len(f"userhiassistant{n}toolokassistant{said}userx")
+    place = f"{RESPONSES}/{second['id']}"
+    assert talking.ask("GET", place) == (200, second)
+    assert talking.ask("DELETE", place) == (200, {"id": second["id"], "object": "response", "deleted": True})
+    assert [talking.ask(method, place)[0] for method in ("GET", "DELETE")] == [404, 404]
+    assert talking.ask("POST", RESPONSES, third)[1]["error"]["code"] == "previous_response_not_found"
+    forgotten = answer(talking, store=False)
+    assert (forgotten["store"], talking.ask("GET", f"{RESPONSES}/{forgotten['id']}")[0]) == (False, 404)
+
+
+def test_the_latest_responses_are_kept() -> None:
+    stored = Stored(most_characters=700)
+    for number in range(9):
+        stored.keep({"id": str(number)}, ({"role": "user", "content": "x" * 200},))
+        assert stored.messages("0")
+    with pytest.raises(ApiError, match="no response '5', or no more"):
+        stored.messages("5")
+    assert [stored.response(name)["id"] for name in ("8", "7", "0")] == ["8", "7", "0"]
+    assert stored.n_characters <= 700
+    for name in ("8", "7", "0"):
+        stored.drop(name)
+    assert stored.n_characters == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -123,6 +162,8 @@ def test_an_answer_has_the_format_of_its_text(talking: Server) -> None:
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call", "name": "f", "call_id": "c", "arguments": "["}]}, "input[0].arguments"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"previous_response_id": 3}, "previous_response_id"),
+        ({"store": 1}, "store"),
         ({"background": True}, "background"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"n": 2}, "n"),
@@ -144,6 +185,6 @@ def test_an_answer_has_the_format_of_its_text(talking: Server) -> None:
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as error:
-        read_response({**BODY, **changes}, "m")
+        read_response({**BODY, **changes}, "m", Stored().messages)
     assert (error.value.status, error.value.param) == (400, param)
     assert "\n" not in error.value.message
