@@ -17,7 +17,7 @@ from llmc.runtime.serve.turns import Turns
 Keep = Callable[[dict[str, Any], list[dict[str, Any]]], None]
 
 
-class Form(NamedTuple):
+class ItemForm(NamedTuple):
     """Of a kind of block.  prefix: of its id.  text: the field that has its text.  stream: what the events that
     bring it begin with.  part: that its one part has beside the text; none: it has no parts."""
 
@@ -27,10 +27,10 @@ class Form(NamedTuple):
     part: dict[str, Any]
 
 
-FORMS: dict[Kind, Form] = {
-    "thought": Form("rs", "text", "response.reasoning_text", {"type": "reasoning_text"}),
-    "text": Form("msg", "text", "response.output_text", {"type": "output_text", "annotations": [], "logprobs": []}),
-    "call": Form("fc", "arguments", "response.function_call_arguments", {}),
+ITEM_FORMS: dict[Kind, ItemForm] = {
+    "thought": ItemForm("rs", "text", "response.reasoning_text", {"type": "reasoning_text"}),
+    "text": ItemForm("msg", "text", "response.output_text", {"type": "output_text", "annotations": [], "logprobs": []}),
+    "call": ItemForm("fc", "arguments", "response.function_call_arguments", {}),
 }
 
 
@@ -110,7 +110,7 @@ class ResponseReply:
         return item | {"type": "function_call", "call_id": block.call_id, "name": block.name, "arguments": arguments}
 
     def _changed(self, change: Change, is_cut: bool) -> Iterator[bytes]:
-        block, form = change.block, FORMS[change.block.kind]
+        block, form = change.block, ITEM_FORMS[change.block.kind]
         place: dict[str, Any] = {"item_id": item_id(block), "output_index": block.index}
         also: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
         in_part = place | ({"content_index": 0} if form.part else {})
@@ -148,11 +148,11 @@ def turns_of(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def item_id(block: Block) -> str:
-    return f"{FORMS[block.kind].prefix}_{block.id}"
+    return f"{ITEM_FORMS[block.kind].prefix}_{block.id}"
 
 
 def part_of(block: Block, text: str) -> dict[str, Any]:
-    return {**FORMS[block.kind].part, "text": text}
+    return {**ITEM_FORMS[block.kind].part, "text": text}
 
 
 def usage_of(job: Job) -> dict[str, Any]:
