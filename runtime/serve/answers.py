@@ -17,12 +17,8 @@ CALL_ID_LETTERS = 9
 Kind = Literal["thought", "text", "call"]
 
 
-class Parts(NamedTuple):
-    """More of an answer."""
-
-    thought: str
-    said: str
-    calls: list[Call]
+Parts = tuple[str, str, list[Call]]
+"""More of a thought, more of what is said, the calls that have come to their end."""
 
 
 class Answer:
@@ -46,7 +42,7 @@ class Answer:
             thought, said = self._split.push(piece, is_last)
         if self._scan is not None:
             said, calls = self._scan.push(said, is_last)
-        return Parts(thought if self._shows else "", said, calls)
+        return thought if self._shows else "", said, calls
 
 
 @dataclass
