@@ -217,8 +217,8 @@ def read_tool(place: str, tool: object) -> tuple[str, dict[str, Any]]:
 def read_function(place: str, function: Mapping[str, Any], key: str = "parameters") -> tuple[str, dict[str, Any]]:
     """-> its name, and the schema of its parameters, which is in the field `key`."""
     name, parameters = function.get("name"), function.get(key)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
-        raise wrong(f"{place}.name", "must be letters, digits, dots, dashes and underscores, 64 at most")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,128}", name, re.ASCII):
+        raise wrong(f"{place}.name", "must be letters, digits, dots, dashes and underscores, 128 at most")
     if not isinstance(parameters, dict | None):
         raise wrong(f"{place}.{key}", "must be a JSON schema: an object")
     return name, parameters or NO_PARAMETERS
