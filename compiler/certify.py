@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.compiler.ops_experts import CLAMPED_EXPERTS, EXPERTS
+from llmc.compiler.graph import is_experts
 from llmc.runtime import load
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
@@ -42,7 +42,6 @@ LOW_PRECISION_BAR = 1.5
 MIXTURE_BAR = 0.01
 """Nats beyond the reference's own in the same dtype."""
 QUANT_BARS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
-ALL_EXPERTS = {*EXPERTS, *CLAMPED_EXPERTS}
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
@@ -118,7 +117,7 @@ def certify_source(artifact: Path, source: SourceModel, quant: str | None = None
     """Compare an artifact with the model it was compiled from; see `certify`."""
     reference, versions = reference_of(source)
     describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
-    is_mixture = any(node.op_type in ALL_EXPERTS for node in source.graph.graph)
+    is_mixture = any(map(is_experts, source.graph.graph))
     return certify(artifact, reference, source.dtype, describe, quant, is_mixture)
 
 

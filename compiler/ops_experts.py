@@ -1,4 +1,4 @@
-"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}{Residual}?`, `ExpertsClampedSwish[Bias]`.
+"""The operators of mixtures of experts: `Experts{Silu|Gelu|GeluTanh}[Residual]`, `ExpertsClampedSwish[Bias][Residual]`.
 
 See ops.py for what M and K are.
 """
@@ -34,6 +34,8 @@ def clamped_experts_name(bias: bool) -> str:
 
 CLAMPED_EXPERTS = {clamped_experts_name(bias): bias for bias in (False, True)}
 """The operators whose gate and up are clamped; whether the experts have biases."""
+RESIDUAL_CLAMPED_EXPERTS = {f"{name}Residual": bias for name, bias in CLAMPED_EXPERTS.items()}
+"""The same with a residual that is added to the sum."""
 CLAMP = ("alpha", "limit", "offset")
 """Attributes of theirs: see `define_clamped_experts`."""
 
@@ -78,7 +80,7 @@ def define_experts(name: str, activation: str, residual: bool) -> None:
     define(name, inputs, {}, body, lambda s, _: [s[0]], doc)
 
 
-def define_clamped_experts(bias: bool) -> None:
+def define_clamped_experts(name: str, bias: bool, residual: bool) -> None:
     """Register experts gated by g · sigmoid(alpha g) · (u + offset), g = min(gate, limit), u = up within ±limit."""
 
     def body(op: Any, *inputs: ir.Value, alpha: Any, limit: Any, offset: Any) -> Any:
@@ -89,20 +91,22 @@ def define_clamped_experts(bias: bool) -> None:
             swish = op.Mul(gate, op.Sigmoid(op.Mul(gate, op.scalar(alpha))))
             return op.Mul(swish, op.Add(up, op.scalar(offset)))
 
-        return mixture(op, list(inputs[:5]), gate, inputs[5:])
+        y = mixture(op, list(inputs[:5]), gate, inputs[5 : 5 + 2 * bias])
+        return op.Add(y, inputs[-1]) if residual else y
 
+    added, shape = (" + residual", ", residual [M, K]") if residual else ("", "")
     of = ("(x Wgᵀ + bg)", "(x Wuᵀ + bu)", "Wdᵀ + bd") if bias else ("x Wgᵀ", "x Wuᵀ", "Wdᵀ")
     doc = (
-        f"Σ_j share_j · ((g · sigmoid(alpha g) · (u + offset)) {of[2]}), g = min({of[0]}, limit), "
+        f"Σ_j share_j · ((g · sigmoid(alpha g) · (u + offset)) {of[2]}){added}, g = min({of[0]}, limit), "
         f"u = max(min({of[1]}, limit), -limit), {OF_EXPERTS}{', [bg; bu] = gate_up_bias and bd = down_bias' * bias} "
-        f"expert.    {SHAPES}{', gate_up_bias [E, 2N], down_bias [E, K]' * bias} -> [M, K].    {SHAZEER}"
+        f"expert.    {SHAPES}{', gate_up_bias [E, 2N], down_bias [E, K]' * bias}{shape} -> [M, K].    {SHAZEER}"
     )
-    inputs = ["x", "index", "share", "gate_up", "down", *["gate_up_bias", "down_bias"] * bias]
+    inputs = ["x", "index", "share", "gate_up", "down", *["gate_up_bias", "down_bias"] * bias, *["residual"] * residual]
     attributes = dict.fromkeys(CLAMP, ATTRIBUTE_TYPES["float"])
-    define(clamped_experts_name(bias), inputs, attributes, body, lambda s, _: [s[0]], doc)
+    define(name, inputs, attributes, body, lambda s, _: [s[0]], doc)
 
 
 for _name, _activation in (EXPERTS | RESIDUAL_EXPERTS).items():
     define_experts(_name, _activation, residual=_name in RESIDUAL_EXPERTS)
-for _bias in CLAMPED_EXPERTS.values():
-    define_clamped_experts(_bias)
+for _name, _bias in (CLAMPED_EXPERTS | RESIDUAL_CLAMPED_EXPERTS).items():
+    define_clamped_experts(_name, _bias, residual=_name in RESIDUAL_CLAMPED_EXPERTS)

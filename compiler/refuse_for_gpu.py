@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
-from llmc.compiler.ops import DOMAIN, EXPERTS
+from llmc.compiler.ops import DOMAIN
 from llmc.runtime.errors import LlmcError
 
 LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
@@ -15,15 +15,9 @@ HINT = "compile it for CPUs: --target cpu"
 
 def refuse_experts(model: ir.Model, dtype: str) -> None:
     """Raise LlmcError if GPUs have no kernels for the mixtures of experts of an exported graph, in this dtype."""
-    nodes = [node for node in model.graph if is_experts(node)]
-    reasons = {
-        "experts with biases or clamped gates": any(node.op_type not in EXPERTS for node in nodes),
-        "mixtures of experts in float32": dtype == "f32" and nodes,
-    }
-    for what, holds in reasons.items():
-        if holds:
-            hint = HINT + ", or --dtype bf16" * what.endswith("float32")
-            raise LlmcError(f"{what} have no kernels for GPUs", place="--target cuda", hint=hint)
+    if dtype == "f32" and any(is_experts(node) for node in model.graph):
+        fact = "mixtures of experts in float32 have no kernels for GPUs"
+        raise LlmcError(fact, place="--target cuda", hint=f"{HINT}, or --dtype bf16")
 
 
 def refuse_for_gpu(model: ir.Model) -> None:

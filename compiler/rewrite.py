@@ -100,9 +100,6 @@ class History:
 def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
     """Quantise if asked, then what only this kind of device wants."""
     if scheme is not None:
-        if scheme.of_experts_alone and device == "cuda":
-            fact = f"experts in {scheme.name} have no kernels for GPUs"
-            raise LlmcError(fact, place="--target cuda", hint="use --quant int4, or --target cpu")
         observe("quantize_weights", step_graph, quantize_weights(step_graph, scheme))
         if scheme.calibration is not None:
             fit_weights(step_graph, scheme.calibration)

@@ -3,8 +3,8 @@
 rewrite:
     Add(llmc.Experts…(x, index, share, W, V), r)
     -->
-    llmc.Experts…Residual(x, index, share, W, V, r)
-refuses: experts with another user; an r of another shape, or that is a constant; experts with biases.
+    llmc.Experts…Residual(x, index, share, W, V, r)      likewise those with biases and a clamped gate
+refuses: experts with another user; an r of another shape, or that is a constant.
 
 For GPUs: it would be a launch, between kernels that wait for memory.
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import constant, emit, producer, replace, used_once
+from llmc.compiler.graph import attribute, constant, emit, producer, replace, used_once
 from llmc.compiler.graph_shapes import dims
-from llmc.compiler.ops import EXPERTS
+from llmc.compiler.ops import CLAMPED_EXPERTS, EXPERTS, OPERATORS
 
 
 def fuse_experts(model: ir.Model) -> int:
@@ -25,11 +25,12 @@ def fuse_experts(model: ir.Model) -> int:
         if node.op_type != "Add":
             continue
         for value, residual in (node.inputs, node.inputs[::-1]):
-            experts = producer(value, *(f"llmc.{name}" for name in EXPERTS))
+            experts = producer(value, *(f"llmc.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)))
             if experts is None or value is None or not used_once(value) or not is_residual(residual, value):
                 continue
+            settings = {key: attribute(experts, key) for key in OPERATORS[experts.op_type].attributes}
             name = f"llmc.{experts.op_type}Residual"
-            replace(node.outputs[0], emit(node, name, [*experts.inputs, residual], like=experts)[0])
+            replace(node.outputs[0], emit(node, name, [*experts.inputs, residual], like=experts, **settings)[0])
             n_rewrites += 1
             break
     return n_rewrites

@@ -5,6 +5,8 @@ after the other, so that no cache holds what a step reads.  Of few experts the w
 and the result is worked out in float32; the other candidates must give what the first one does.  Where that is too
 much to read, the first one is unchecked, and the report says so.
 
+Of gpt-oss experts have biases, a clamped gate and weights in mxfp4; PyTorch's have its weights in bf16, and no biases.
+
     loop      as transformers has it: for each expert its tokens, two products, and an addition by index
     grouped   PyTorch's grouped product over tokens that are sorted by expert, where it has one
 """
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.bench.gpu import bits
+from llmc.bench.gpu import bits, mxfp4
 from llmc.bench.gpu.bits import Array
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.inputs import normal
@@ -92,10 +94,25 @@ class Layer:
         self.x = bits.exact(normal(said["name"], (self.tokens, self.k)), "bf16")
         self.index = [choice(self.tokens, self.chosen, self.n_experts, seed) for seed in range(CHOICES)]
         self.share = np.full((self.tokens, self.chosen), 1 / self.chosen, np.float32)
-        weights = [random.bytes(self.n_experts * n_bytes) for n_bytes in said["expert_bytes"]]
-        self.inputs = [device.upload(self.x), 0, device.upload(self.share), *weights]
+        self.biases: list[Array] = []
+        if said["clamp"]:
+            weights = [self.mxfp4_weights(n_bytes, which) for which, n_bytes in enumerate(said["expert_bytes"])]
+            widths = {"up": 2 * self.n, "down": self.k}
+            self.biases = [normal(f"{said['name']} {name}", (self.n_experts, width)) for name, width in widths.items()]
+        else:
+            weights = [random.bytes(self.n_experts * n_bytes) for n_bytes in said["expert_bytes"]]
+        vectors = [device.upload(bias) for bias in self.biases]
+        self.inputs = [device.upload(self.x), 0, device.upload(self.share), *weights, *vectors]
         self.indices = [device.upload(index) for index in self.index]
         self.y = device.allocate(4 * self.tokens * self.k)
+
+    def mxfp4_weights(self, n_bytes: int, which: int) -> int:
+        """All experts' gate and up, or down, one behind the other."""
+        address = self.device.allocate(self.n_experts * n_bytes)
+        codes = [mxfp4.drawn(2 * seed + which, n_bytes) for seed in range(min(2, self.n_experts))]  # neighbours differ
+        for expert in range(self.n_experts):
+            self.device.write(address + expert * n_bytes, codes[expert % len(codes)])
+        return address
 
     def places(self, candidate: Candidate, choice: int) -> dict[Operand, int]:
         places = {Operand("input", i): address for i, address in enumerate(self.inputs)}
@@ -124,17 +141,28 @@ class Layer:
         for expert in experts:
             up, down = (self.weight(which, int(expert)) for which in (0, 1))
             tokens, places = np.nonzero(self.index[0] == expert)
-            gate, other = np.split(self.x[tokens] @ up.T, 2, axis=1)
-            inner = gate / (1 + np.exp(-gate)) * other
-            np.add.at(y, tokens, self.share[tokens, places, None] * (inner @ down.T))
+            of_up, of_down = (bias[expert] for bias in self.biases) if self.biases else (np.float32(0), np.float32(0))
+            gate, other = np.split(self.x[tokens] @ up.T + of_up, 2, axis=1)
+            result = self.gated(gate, other) @ down.T + of_down
+            np.add.at(y, tokens, self.share[tokens, places, None] * result)
         return y
+
+    def gated(self, gate: Array, up: Array) -> Array:
+        clamp = self.said["clamp"]
+        if not clamp:
+            return np.asarray(gate / (1 + np.exp(-gate)) * up)
+        gate, up = np.minimum(gate, clamp["limit"]), np.clip(up, -clamp["limit"], clamp["limit"])
+        return np.asarray(gate / (1 + np.exp(-clamp["alpha"] * gate)) * (up + clamp["offset"]), np.float32)
 
     def weight(self, which: int, expert: int) -> Array:
         """Of one expert: gate and up, or down; f32."""
         n_bytes = self.said["expert_bytes"][which]
-        data = self.device.read(self.inputs[3 + which] + expert * n_bytes, n_bytes).view(np.uint16)
-        layout = Tiles("f16") if which else GatedTiles("f16")  # bf16 under the name of another type of 2 bytes
+        data = self.device.read(self.inputs[3 + which] + expert * n_bytes, n_bytes)
         shape = (self.k, self.n) if which else (2 * self.n, self.k)
+        if self.said["clamp"]:
+            return mxfp4.unpack(data, shape, gated=not which)
+        data = data.view(np.uint16)
+        layout = Tiles("f16") if which else GatedTiles("f16")  # bf16 under the name of another type of 2 bytes
         return bits.values_of(np.ascontiguousarray(layout.unpack(data, shape)), "bf16")
 
 

@@ -114,8 +114,14 @@ def lengths_of(call: Call) -> tuple[int, ...]:
 
 # -- experts ----------------------------------------------------------------------------------------------------------
 
-EXPERTS = {"mixtral-8x7b": (2, 8, 14336, 4096), "qwen3-30b-a3b": (8, 128, 768, 2048)}
+EXPERTS = {
+    "mixtral-8x7b": (2, 8, 14336, 4096),
+    "qwen3-30b-a3b": (8, 128, 768, 2048),
+    "gpt-oss-20b": (4, 32, 2880, 2880),
+}
 """Of one layer: experts of a token, of all, their width, and that of x."""
+CLAMPED = {"gpt-oss-20b": {"alpha": 1.702, "limit": 7.0, "offset": 1.0}}
+"""Gates of those that have biases and a clamped gate, and weights in mxfp4; the others' are in bf16."""
 EXPERT_ROWS = (1, 4, 8)
 OF_EACH_WAY = 2
 """Candidates of each way to execute them: the best on paper."""
@@ -123,15 +129,25 @@ OF_EACH_WAY = 2
 
 def add_experts(jobs: Jobs) -> list[dict[str, Any]]:
     """Layers of mixtures as kit.json has them, and their kernels among those of the jobs."""
-    return [experts_layer(jobs, name, (m, *shape)) for name, shape in EXPERTS.items() for m in EXPERT_ROWS]
+    return [
+        experts_layer(jobs, name, (m, *shape), CLAMPED.get(name))
+        for name, shape in EXPERTS.items()
+        for m in EXPERT_ROWS
+    ]
 
 
-def experts_layer(jobs: Jobs, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """shape: tokens, experts of each, experts, their width, that of x."""
+def experts_layer(
+    jobs: Jobs, name: str, shape: tuple[int, ...], clamp: dict[str, float] | None = None
+) -> dict[str, Any]:
+    """shape: tokens, experts of each, experts, their width, that of x.  clamp: of the gate, as in CLAMPED."""
     m, chosen, n_experts, n, k = shape
+    kind: DType = "m4" if clamp else "bf16"
+    weights = ((n_experts, 2 * n, k), (n_experts, k, n))
     inputs = [TensorType((m, k), "f32"), TensorType((m, chosen), "i64"), TensorType((m, chosen), "f32")]
-    inputs += [TensorType(weight, "bf16", constant=True) for weight in ((n_experts, 2 * n, k), (n_experts, k, n))]
-    call = Call("llmc.ExpertsSilu", tuple(inputs), (TensorType((m, k), "f32"),))
+    inputs += [TensorType(weight, kind, constant=True, group=32 if clamp else 0) for weight in weights]
+    inputs += [TensorType(weight[:2], "f32", constant=True) for weight in weights if clamp]
+    op = "llmc.ExpertsClampedSwishBias" if clamp else "llmc.ExpertsSilu"
+    call = Call(op, tuple(inputs), (TensorType((m, k), "f32"),), tuple((clamp or {}).items()))
     rule, _ = rule_of(call, jobs.target)
     families: dict[type, list[Any]] = {}
     for params in rule.space(call, jobs.target):
@@ -141,6 +157,7 @@ def experts_layer(jobs: Jobs, name: str, shape: tuple[int, ...]) -> dict[str, An
     return {
         "name": f"{name} M={m}",
         "shape": list(shape),
+        "clamp": clamp,
         "expert_bytes": [layouts[i].n_bytes(inputs[i].shape) // n_experts for i in (GATE_UP, DOWN)],
         "candidates": [jobs._candidate(rule, call, params) for params in offered],
     }

@@ -87,7 +87,7 @@ SWITCHED = Part(
     "passes", stage_of(switched.STAGE), "prompts of 1k – 4k with and without passes that are off, in turns", 50, 90
 )
 EXPERTS = Part(
-    "experts", stage_of(experts.STAGE), "one layer of two mixtures at 1, 4 and 8 tokens, right and how fast", 15, 60
+    "experts", stage_of(experts.STAGE), "one layer of three mixtures at 1, 4 and 8 tokens, right and how fast", 20, 60
 )
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 

@@ -61,6 +61,7 @@ PARTS = (
     "schedules/cuda/deferred_norm.py",
     "schedules/cuda/quant_strips.py",
     "schedules/fp8_words.py",
+    "schedules/mxfp4_words.py",
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""

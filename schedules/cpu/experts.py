@@ -24,7 +24,7 @@ from math import ceil
 from typing import Any
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, TensorType
-from llmc.compiler.ops import CLAMP, CLAMPED_EXPERTS, DOMAIN, EXPERTS
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import linear as plain
@@ -32,6 +32,7 @@ from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE, PanelVector
 from llmc.schedules.cpu.quant_linear import QuantLinear
+from llmc.schedules.experts_call import Clamp, clamp_of
 from llmc.schedules.experts_layout import OfExperts
 from llmc.schedules.rule import Rule
 
@@ -169,15 +170,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Clamp:
-    """A gate g · sigmoid(alpha g) · (u + offset), g = min(gate, limit), u = up within ±limit."""
-
-    alpha: float
-    limit: float
-    offset: float
-
-
-@dataclass(frozen=True)
 class ClampedStage(Stage):
     """The first product, where its gate is clamped."""
 
@@ -278,9 +270,9 @@ def implement(call: Call, cut: Cut, target: Target) -> Implementation:
 
 
 def first_stage(call: Call, gate_up: Layer, table: Table, accumulators: int) -> Stage:
-    if call.op.removeprefix(f"{DOMAIN}.") not in CLAMPED_EXPERTS:
+    clamp = clamp_of(call)
+    if clamp is None:
         return Stage(gate_up, table, table.chosen, accumulators)
-    clamp = Clamp(*(float(call.attribute(name)) for name in CLAMP))
     return ClampedStage(gate_up, table, table.chosen, accumulators, clamp)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
-from llmc.schedules.cpu.quant_layout import E2M1, ZERO
+from llmc.schedules.cpu.quant_layout import ZERO
+from llmc.schedules.mxfp4_words import E2M1
 
 TIMES = """
 declare <16 x float> @llvm.arithmetic.fence.v16f32(<16 x float>)

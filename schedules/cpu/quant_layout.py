@@ -27,13 +27,12 @@ import numpy as np
 from llmc.compiler.kernel import numpy_dtype
 from llmc.schedules.cpu.panel_layout import PANEL, panel_count
 from llmc.schedules.fp8_words import fp8_words
+from llmc.schedules.mxfp4_words import e2m1_of
 
 Array = np.ndarray[Any, Any]
 
 ZERO = {"i8": 128, "i4": 8, "m4": 12}
 """What is added to a code where it is multiplied, in all but m4 where it is stored."""
-E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
-"""Codes that four bits without their sign stand for."""
 
 FP8_IN_PAIRS = np.float32(2**8)
 """What an e4m3 code counts, over the bf16 that fp8_pairs.py makes of it."""
@@ -138,10 +137,7 @@ class Mxfp4Panels(Int4Panels):
         return numpy_dtype("bf16")
 
     def _nibbles(self, codes: Array) -> Array:
-        number_of = np.zeros(E2M1[-1] + 1, np.uint8)
-        number_of[list(E2M1)] = range(len(E2M1))
-        nibbles: Array = number_of[np.abs(codes)] | (codes < 0).astype(np.uint8) << 3
-        return nibbles
+        return e2m1_of(codes)
 
     def __str__(self) -> str:
         return super().__str__().replace("i4", "m4", 1).replace("f16", "bf16", 1)

@@ -150,17 +150,22 @@ def implement(op: ExpertsOp, cut: Grouped, target: Target) -> Implementation:
             ceil(table.all_rows * chunks / PACK_THREADS),
             6 * op.pairs * op.k,
         ),
-        product_launch(op, up, table, cut.stages[0], (x, Operand("input", of.GATE_UP), between, sorted_), target),
-        product_launch(op, down, table, cut.stages[1], (between, Operand("input", of.DOWN), results, sorted_), target),
+        product_launch(op, up, table, cut.stages[0], (x, *weights(op, of.GATE_UP), between, sorted_), target),
+        product_launch(op, down, table, cut.stages[1], (between, *weights(op, of.DOWN), results, sorted_), target),
         Launch(
             combine_kernel(table),
-            (share, results, sorted_, *[Operand("input", of.RESIDUAL)] * op.residual, y),
+            (share, results, sorted_, *[Operand("input", op.residual_input)] * op.residual, y),
             ceil(op.tokens * ceil(op.k / PACK_COLUMNS) / PACK_THREADS),
             4 * op.k * (op.pairs + op.tokens),
             2 * op.k * op.pairs,
         ),
     )
     return Implementation(launches, temps, layouts=of.layouts(op), family="grouped GEMM")
+
+
+def weights(op: ExpertsOp, at: int) -> list[Operand]:
+    """A product's weight, input `at` of the call, and its bias."""
+    return [Operand("input", index) for index in (at, *op.bias_inputs[at - of.GATE_UP :][:1])]
 
 
 def sort_kernel(table: Table) -> Kernel:
@@ -197,7 +202,7 @@ def rows_kernel(function: str, table: Table, parameters: str, arguments: str) ->
 def product_launch(
     op: ExpertsOp, product: LinearOp, table: Table, stages: int, operands: Iterable[Operand], target: Target
 ) -> Launch:
-    """operands: x, the weight, y, the table."""
+    """operands: x, the weight and its bias, y, the table."""
     tiling = Tiling(table.rows, stages, DEVICES[target.arch].n_blocks)
     n_blocks = min(tiling.blocks, table.tiles * tiling.row_tiles(product))
     n_bytes = round(op.expected * of.expert_bytes(product))
@@ -216,16 +221,17 @@ def product_kernel(
     shared_bytes = Tiling(table.rows, stages, 1).shared_bytes(product)
     element, y = C_TYPES[op.element], C_TYPES[op.element] if product.tiled_y else "float"
     cut = f"ExpertsTiling<Layer, {table.c_type}, {stages}, {n_blocks}, {of.expert_bytes(product)}>"
+    bias = "bias" if op.biased else "nullptr"
     declarations = (
-        f'#include "experts_gemm.cuh"\n\n{layer_source(product)}using Cut = {cut};\n'
+        f'#include "experts_gemm.cuh"\n\n{layer_source(product, op.members * product.gated)}using Cut = {cut};\n'
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'
     )
     return kernel_of(
         f"experts_{op.weight}_{product.words}_{op.words}",
         f"{function}.cuh",
         declarations,
-        f"const {element} *x, const void *weight, {y} *y, const int *table",
-        f"Cut::read(table);\n    {function}<Cut>(x, weight, Epilogue<Layer>{{nullptr, nullptr, y}}, nullptr, nullptr);",
+        f"const {element} *x, const void *weight, {'const float *bias, ' * op.biased}{y} *y, const int *table",
+        f"Cut::read(table);\n    {function}<Cut>(x, weight, Epilogue<Layer>{{{bias}, nullptr, y}}, nullptr, nullptr);",
         n_threads,
         shared_bytes,
     )

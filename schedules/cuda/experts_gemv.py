@@ -103,17 +103,13 @@ def implement(op: ExpertsOp, params: Streamed, target: Target) -> Implementation
     device = DEVICES[target.arch]
     up, down = products(op)
     inner = TensorType((op.tokens, op.n), op.element, tiled=True)
-    index, share, y = Operand("input", of.INDEX), Operand("input", of.SHARE), Operand("output", 0)
-    between, added = Operand("temp", 0), [Operand("input", of.RESIDUAL)] * op.residual
+    x, index, share = (Operand("input", at) for at in (of.X, of.INDEX, of.SHARE))
+    between, y = Operand("temp", 0), Operand("output", 0)
+    biases = [[Operand("input", at)] for at in op.bias_inputs] or [[], []]
+    added = [*[share] * op.biased, *[Operand("input", op.residual_input)] * op.residual]
     launches = (
-        launch(
-            op,
-            up,
-            params.gate_up,
-            (Operand("input", of.GATE_UP), Operand("input", of.X), index, share, between),
-            device,
-        ),
-        launch(op, down, params.down, (Operand("input", of.DOWN), between, index, *added, y), device),
+        launch(op, up, params.gate_up, (Operand("input", of.GATE_UP), x, index, share, *biases[0], between), device),
+        launch(op, down, params.down, (Operand("input", of.DOWN), between, index, *added, *biases[1], y), device),
     )
     return Implementation(launches, (op.active * inner.n_bytes,), layouts=of.layouts(op), family="GEMV")
 
@@ -140,11 +136,12 @@ def source(name: str, op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) 
     x, y = (element, "float") if each.tiled_x else ("float", element)
     flags = {"kGated": each.gated, "kJoined": not each.gated, "kTiledX": each.tiled_x, "kSharedX": ring.shared_x}
     flags |= dict.fromkeys(("kBias", "kMoments", "kDeferred", "kNormBias", "kKept", "kDigits"), False)
-    flags |= {"kBulk": ring.bulk, "kResidual": each.residual}
+    flags |= {"kBulk": ring.bulk, "kResidual": each.residual, "kBias": each.bias}
     sizes = f"kWarps = {ring.warps}, kStages = {ring.stages}, kSide = {ring.side}, kDepth = 1, kBlocks = {ring.blocks}"
-    others = {"share": each.gated, "residual": each.residual}
-    parameters = "".join(f"const float *{name}, " for name, there in others.items() if there)
+    others = {"share": each.gated or each.bias, "residual": each.residual}
     arguments = ", ".join(name if there else "nullptr" for name, there in others.items())
+    others["bias"] = each.bias
+    parameters = "".join(f"const float *{name}, " for name, there in others.items() if there)
     return (
         '#include "experts_gemv.cuh"\n\n'
         "struct Layer {\n"
@@ -158,10 +155,10 @@ def source(name: str, op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) 
         f"    static constexpr Activation kActivation = Activation::{each.activation};\n"
         "    static constexpr Norm kNorm = Norm::none;\n"
         "    static constexpr float kEpsilon = 0.0f;\n"
-        f"    static constexpr int {sizes};\n"
+        f"    static constexpr int {sizes};\n{op.members * each.gated}"
         "};\n\n"
         f'extern "C" __global__ void __launch_bounds__({32 * ring.warps}, {resident})\n'
         f"{name}(const unsigned char *weight, const {x} *x, const long long *index, {parameters}{y} *y) {{\n"
-        f"    experts_gemv<Layer>(weight, x, index, {arguments}, y);\n"
+        f"    experts_gemv<Layer>(weight, x, index, {arguments}, y{', bias' * each.bias});\n"
         "}\n"
     )

@@ -1,9 +1,10 @@
 """What a call of the Experts family asks for, on a GPU.
 
-    Experts{Silu|Gelu|GeluTanh}[Residual]    Σ_j share_j · ((act(x Wgᵀ) · (x Wuᵀ)) Wdᵀ) [+ residual], over k experts
+    Experts{Silu|Gelu|GeluTanh}[Residual]     Σ_j share_j · ((act(x Wgᵀ) · (x Wuᵀ)) Wdᵀ) [+ residual], over k experts
+    ExpertsClampedSwish[Bias][Residual]       the same with biases of each expert, and a clamped gate
 
 Inputs in order: x f32 [M, K], index i64 [M, k], share f32 [M, k], [Wg; Wu] [E, 2N, K], Wd [E, K, N],
-[residual f32 [M, K]].
+[[bg; bu] [E, 2N], bd [E, K]], [residual f32 [M, K]].
 """
 
 from __future__ import annotations
@@ -11,17 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmc.compiler.kernel import Call, DType
-from llmc.compiler.ops import DOMAIN, EXPERTS, RESIDUAL_EXPERTS
+from llmc.compiler.kernel import Call, DType, Layout, RowMajor
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, RESIDUAL_CLAMPED_EXPERTS, RESIDUAL_EXPERTS
 from llmc.schedules.cuda.gemv_weight import weight_format
 from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.experts_call import Clamp, clamp_of
 from llmc.schedules.experts_layout import OfExperts
 
-Activation = Literal["silu", "gelu", "gelu_tanh"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "clamped_swish"]
 ACTIVATIONS: dict[str, Activation] = {"Silu": "silu", "Gelu": "gelu", "GeluTanh": "gelu_tanh"}
-WEIGHTS = ("bf16", "f16", "i8", "i4", "f8")
-X, INDEX, SHARE, GATE_UP, DOWN, RESIDUAL = range(6)
-"""Inputs of a call."""
+WEIGHTS = ("bf16", "f16", "i8", "i4", "f8", "m4")
+X, INDEX, SHARE, GATE_UP, DOWN, FIRST_MORE = range(6)
+"""Inputs of a call; biases, of both products, and the residual come last."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,33 @@ class ExpertsOp:
     residual: bool = False
 
     @property
+    def clamp(self) -> Clamp | None:
+        """Of the gate; None: it is as the activation says."""
+        return None
+
+    @property
+    def biased(self) -> bool:
+        """Whether each expert's products have biases."""
+        return False
+
+    @property
+    def bias_inputs(self) -> tuple[int, ...]:
+        """Of gate and up, and of down."""
+        return (FIRST_MORE, FIRST_MORE + 1) if self.biased else ()
+
+    @property
+    def residual_input(self) -> int:
+        return FIRST_MORE + len(self.bias_inputs)
+
+    @property
+    def members(self) -> str:
+        """Of a layer of the first product, in C++: the numbers of its gate."""
+        if self.clamp is None:
+            return ""
+        numbers = ", ".join(f"k{name.capitalize()} = {number!r}f" for name, number in vars(self.clamp).items())
+        return f"    static constexpr float {numbers};\n"
+
+    @property
     def pairs(self) -> int:
         return self.tokens * self.chosen
 
@@ -62,23 +91,43 @@ class ExpertsOp:
 
     def gate_up(self, rows: int) -> LinearOp:
         """The first product of so many rows, as if they were one expert's."""
-        parts = {"weight": self.weight, "group": self.group, "gated": True, "activation": self.activation}
+        stored = {"weight": self.weight, "group": self.group, "bias": self.biased}
+        parts = {**stored, "gated": True, "activation": self.activation}
         return LinearOp(rows, self.n, self.k, self.element, tiled_x=True, tiled_y=True, **parts)  # type: ignore[arg-type]
 
     def down(self, rows: int) -> LinearOp:
-        return LinearOp(rows, self.k, self.n, self.element, weight=self.weight, group=self.group, tiled_x=True)
+        stored = {"weight": self.weight, "group": self.group, "bias": self.biased}
+        return LinearOp(rows, self.k, self.n, self.element, tiled_x=True, **stored)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClampedExperts(ExpertsOp):
+    """Experts whose gate is clamped; bias: whether they have biases."""
+
+    gate: Clamp
+    bias: bool
+
+    @property
+    def clamp(self) -> Clamp:
+        return self.gate
+
+    @property
+    def biased(self) -> bool:
+        return self.bias
 
 
 def parse(call: Call) -> ExpertsOp | None:
     """What the call asks for; None for what is no mixture of experts, or none that there are kernels for."""
     domain, _, name = call.op.rpartition(".")
-    gate = (EXPERTS | RESIDUAL_EXPERTS).get(name, "")
-    if domain != DOMAIN or gate not in ACTIVATIONS:
+    gate, clamp = (EXPERTS | RESIDUAL_EXPERTS).get(name, ""), clamp_of(call)
+    if domain != DOMAIN or (gate not in ACTIVATIONS and clamp is None):
         return None
-    x, index, share, gate_up, down, *residual = call.inputs
+    x, index, share, gate_up, down, *more = call.inputs
+    n_biases = 2 * (CLAMPED_EXPERTS | RESIDUAL_CLAMPED_EXPERTS).get(name, False)
+    biases, residual = more[:n_biases], more[n_biases:]
     if any(r is None or r.tiled or r.dtype != "f32" for r in residual):
         return None
-    if not (x and index and share and gate_up and down and gate_up.constant and down.constant):
+    if not (x and index and share and gate_up and down and all(w and w.constant for w in (gate_up, down, *biases))):
         return None
     lies = (x.dtype, index.dtype, share.dtype, call.outputs[0].dtype)
     stored = (gate_up.dtype, gate_up.group) == (down.dtype, down.group) and gate_up.dtype in WEIGHTS
@@ -87,8 +136,10 @@ def parse(call: Call) -> ExpertsOp | None:
     element: Literal["bf16", "f16"] = "f16" if gate_up.dtype == "f16" else "bf16"
     n_experts, k, n = down.shape
     tokens, chosen = index.shape
-    stored_as = (gate_up.dtype, gate_up.group)
-    return ExpertsOp(tokens, chosen, n_experts, n, k, element, *stored_as, ACTIVATIONS[gate], bool(residual))
+    sizes = (tokens, chosen, n_experts, n, k, element, gate_up.dtype, gate_up.group)
+    if clamp is not None:
+        return ClampedExperts(*sizes, "clamped_swish", bool(residual), gate=clamp, bias=bool(biases))
+    return ExpertsOp(*sizes, ACTIVATIONS[gate], bool(residual))
 
 
 def expert_bytes(op: LinearOp) -> int:
@@ -96,7 +147,8 @@ def expert_bytes(op: LinearOp) -> int:
     return weight_format(op).layout.n_bytes((op.rows, op.k))
 
 
-def layouts(op: ExpertsOp) -> dict[int, OfExperts]:
-    """One expert's weight behind the other, each as a linear layer's."""
+def layouts(op: ExpertsOp) -> dict[int, Layout]:
+    """One expert's weight behind the other, each as a linear layer's; biases row by row."""
     both = {GATE_UP: op.gate_up(1), DOWN: op.down(1)}
-    return {index: OfExperts(weight_format(linear).layout, op.n_experts) for index, linear in both.items()}
+    found: dict[int, Layout] = dict.fromkeys(op.bias_inputs, RowMajor("f32"))
+    return found | {index: OfExperts(weight_format(linear).layout, op.n_experts) for index, linear in both.items()}

@@ -109,8 +109,8 @@ def _f32_kernel(op: LinearOp) -> Kernel:
 # -- source --------------------------------------------------------------------------------------------------------
 
 
-def layer_source(op: LinearOp) -> str:
-    """The layer as the headers want it described."""
+def layer_source(op: LinearOp, members: str = "") -> str:
+    """The layer as the headers want it described.  members: of it besides."""
     element = C_TYPES[op.element]
     weight = f"    using Weight = {weight_format(op).c_type};\n" if op.element != "f32" else ""
     heads = "    using Heads = Shape;\n" if op.append else ""
@@ -129,7 +129,7 @@ def layer_source(op: LinearOp) -> str:
         f"    static constexpr bool {', '.join(f'{flag} = {c_bool(value)}' for flag, value in flags.items())};\n"
         f"    static constexpr Activation kActivation = Activation::{op.activation};\n"
         f"    static constexpr Norm kNorm = Norm::{op.norm or 'none'};\n"
-        f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n"
+        f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n{members}"
         "};\n\n"
     )
 

@@ -12,6 +12,8 @@ from llmc.schedules.cuda.linear_op import LinearOp
 STRIP, COLUMN = 16, 64
 """Rows of the weight, and of K, in a piece."""
 
+FOUR_BITS = ("i4", "m4")
+
 REGISTERS = 512
 """Of a lane of one of a multiprocessor's four parts, which its warps share."""
 
@@ -59,8 +61,8 @@ class Gemv:
 def registers(op: LinearOp, params: Gemv) -> int:
     """What a thread can do with; the compiler takes more where there are more."""
     if op.m > 8 or op.weight == op.element:
-        return (104 if op.m <= 8 else 120) + (32 if op.weight == "i4" else 0)
-    if op.weight == "i4" and not params.digits:
+        return (104 if op.m <= 8 else 120) + (32 if op.weight in FOUR_BITS else 0)
+    if op.weight in FOUR_BITS and not params.digits:
         return 120 if params.depth > 1 else 96 if params.side > 2 else 80
     return 64 if params.side <= 2 else 80
 

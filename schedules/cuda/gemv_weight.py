@@ -1,4 +1,4 @@
-"""How a product's weight is stored, and read: include/gemv_weight.cuh, include/gemv_quant.cuh."""
+"""How a product's weight is stored, and read: include/gemv_weight.cuh, gemv_quant.cuh, gemv_mxfp4.cuh."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Layout
 from llmc.schedules.cuda.linear_op import LinearOp
-from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips
+from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips, Mxfp4Strips
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
@@ -44,5 +44,9 @@ def weight_format(op: LinearOp) -> WeightFormat:
         return WeightFormat(
             layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 50.0, 21.0, (1, 2, 4)
         )
+    if op.weight == "m4":
+        powers = Mxfp4Strips(op.group, op.gated)
+        n_bytes = size // 2 + op.rows * ceil(op.k / op.group)
+        return WeightFormat(powers, f"Mxfp4Weight<{element}>", n_bytes, powers.piece_bytes, 60.0, 24.0, (1, 2, 4))
     tiles = GatedTiles(op.element) if op.gated else Tiles(op.element)
     return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, 0.0, (1, 2))

@@ -54,7 +54,7 @@ class LinearOp:
     epsilon: float = 0.0
     gated: bool = False
     bias: bool = False
-    activation: Literal["none", "relu", "gelu", "gelu_tanh", "silu"] = "none"
+    activation: Literal["none", "relu", "gelu", "gelu_tanh", "silu", "clamped_swish"] = "none"
     residual: bool = False
     tiled_x: bool = False
     tiled_y: bool = False

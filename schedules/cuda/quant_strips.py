@@ -3,11 +3,12 @@
     piece       16 stored rows (a strip) by 64 of K (a column); a weight is [row tiles of 64][columns][4 strips] pieces
     int8, fp8   { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, and behind all pieces f32 scales [strips][16]
     int4        { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
+    mxfp4       { the same of codes of 4 bits (schedules/mxfp4_words.py), scales as bytes: exponents + 127 }
 
 Lane 4 g + t and half h stand for rows g and g + 8 and, of 32 elements along K, for the eight that mma.m16n8k16 wants in
 this lane: 2 t, 2 t + 1, 8 + 2 t, 9 + 2 t, 16 + 2 t, … (fragment_order).  Bytes of a word: elements 0, 2, 1, 3 of four
 (fp8: with their bits as in fp8_words.py); nibbles: 0, 2, 4, 6, 1, 3, 5, 7 of the eight, as code + 8.  Scales of
-an int4 piece: groups of 32 [g][half][2], of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what
+a piece: groups of 32 [g][half][2], of 128 [g][2].  Rows are stored as in tile_layout.py, up to whole tiles; what
 is padding is zero.
 
 The four strips of a column lie together, so that one copy brings what a warpgroup multiplies in a step of a GEMM.
@@ -24,6 +25,7 @@ import numpy as np
 
 from llmc.schedules.cuda.tile_layout import TILE, gated_rows, tile_rows
 from llmc.schedules.fp8_words import fp8_words
+from llmc.schedules.mxfp4_words import e2m1_of, mxfp4_words
 
 Array = np.ndarray[Any, Any]
 
@@ -130,9 +132,8 @@ class Int4Strips:
         pieces = np.empty((n_tile_rows, columns, STRIPS, self.piece_bytes), np.uint8)
 
         def fill(tile_row: int) -> None:
-            codes = stored_rows(array.codes, tile_row * TILE, self.gated)
-            chunks = (fragment_order(codes) + np.int8(8)).view(np.uint64)
-            words = nibble_words(chunks).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
+            codes = fragment_order(stored_rows(array.codes, tile_row * TILE, self.gated))
+            words = self._words(codes).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
             lanes = np.ascontiguousarray(words.transpose(3, 0, 2, 5, 4, 1))
             pieces[tile_row, :, :, :512] = lanes.reshape(columns, STRIPS, 128).view(np.uint8)
             scales = self._scales(stored_rows(array.scales, tile_row * TILE, self.gated), columns)
@@ -141,10 +142,18 @@ class Int4Strips:
         in_threads(fill, n_tile_rows)
         return pieces.reshape(-1)
 
+    def _words(self, codes: Array) -> Array:
+        """uint32 of eight codes each."""
+        return nibble_words((codes + np.int8(8)).view(np.uint64))
+
+    def _stored(self, scales: Array) -> Array:
+        """Scales as they are stored."""
+        return scales
+
     def _scales(self, rows: Array, columns: int) -> Array:
-        """f16 [columns][STRIPS][g][scales of a row][2] of scales [64, groups]."""
-        n_each = self.scales_a_row
-        scales = np.zeros((TILE, columns * n_each), np.float16)
+        """[columns][STRIPS][g][scales of a row][2] of scales [64, groups]."""
+        n_each, rows = self.scales_a_row, self._stored(rows)
+        scales = np.zeros((TILE, columns * n_each), rows.dtype)
         spread = rows if n_each == 2 else np.repeat(rows, self.group // TILE, axis=1)[:, :columns]
         scales[:, : spread.shape[1]] = spread
         parts = scales.reshape(STRIPS, 2, 8, columns, n_each)
@@ -156,6 +165,26 @@ class Int4Strips:
     def __str__(self) -> str:
         gated = ", gate and up alternating by 8 rows" if self.gated else ""
         return f"i4 pieces 16x64, f16 scales of {self.group}{gated}"
+
+
+@dataclass(frozen=True)
+class Mxfp4Strips(Int4Strips):
+    """A weight [N, K], or [2N, K] when gated, in mxfp4, with a power of two for each 32 along K."""
+
+    @property
+    def piece_bytes(self) -> int:
+        return 512 + 32
+
+    def _words(self, codes: Array) -> Array:
+        return mxfp4_words(e2m1_of(codes).view(np.uint64))
+
+    def _stored(self, scales: Array) -> Array:
+        """The exponent + 127 of what numbers are multiplied by, twice the scale; 0 where there is none."""
+        _, exponents = np.frexp(scales)
+        return np.where(scales > 0, exponents + 127, 0).astype(np.uint8)
+
+    def __str__(self) -> str:
+        return super().__str__().replace("i4", "m4", 1).replace("f16", "e8m0", 1)
 
 
 def fragment_order(codes: Array) -> Array:

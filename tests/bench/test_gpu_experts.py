@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmc.bench.gpu import prepare
+from llmc.bench.gpu import mxfp4, prepare
 from llmc.bench.gpu.experts import STAGE, refuse_wrong, report
 from llmc.bench.gpu.jobs import Jobs, experts_layer
 from llmc.bench.gpu.journal import Journal
+from llmc.compiler.quantize import Scheme, quantize
+from llmc.schedules.cuda.quant_strips import Mxfp4Strips
 from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
 from tests.emulator.build import build_library
 from tests.runtime.toy_cuda import build_driver
@@ -21,12 +23,14 @@ from tests.runtime.toy_cuda import build_driver
 def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
     """Against what its weights on the device say.  (PyTorch sees no GPU here.)"""
     jobs = Jobs(TARGET, {}, {})
-    layer = experts_layer(jobs, "tiny", (3, 2, 4, 40, 72))
-    assert len(layer["candidates"]) == 4
-    layer["candidates"] = layer["candidates"][:1]
-    needed = {launch["kernel"] for launch in layer["candidates"][0]["launches"]}
+    clamp = {"alpha": 1.7, "limit": 1.0, "offset": 1.0}
+    layers = [experts_layer(jobs, "tiny", (3, 2, 4, 40, 72)), experts_layer(jobs, "clamped", (2, 2, 3, 40, 72), clamp)]
+    assert len(layers[0]["candidates"]) == 4
+    for layer in layers:
+        layer["candidates"] = layer["candidates"][:1]
+    needed = {launch["kernel"] for layer in layers for launch in layer["candidates"][0]["launches"]}
     kernels = {name: kernel for name, kernel in jobs.kernels.items() if name in needed}
-    said = {"target": str(TARGET), "settings": TINY, "experts": [layer]}
+    said = {"target": str(TARGET), "settings": TINY, "experts": layers}
     said |= {name: [] for name in ("jobs", "models", "chains", "switched")}
     said["kernels"] = {name: prepare.kernel_to_json(kernel) for name, kernel in kernels.items()}
     (tmp_path / "kit").mkdir()
@@ -38,12 +42,23 @@ def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
     (tmp_path / "kernels.so").symlink_to(build_library(list(kernels.values()), TARGET))
     build_driver(tmp_path)
     journal = run(tmp_path, tmp_path / "out", "--stages", "k")
-    found = journal.results(STAGE)["tiny M=3"]
-    assert found["us"] > 0
-    assert found["checked"]
-    assert (found["torch"], found["torch_errors"]) == ({}, {})
+    for name in ("tiny M=3", "clamped M=2"):
+        found = journal.results(STAGE)[name]
+        assert found["us"] > 0
+        assert found["checked"]
+        assert (found["torch"], found["torch_errors"]) == ({}, {})
     assert next(report(journal)).startswith("- experts of tiny M=3: ")
     assert misuse(tmp_path / "fake.log") == []
+
+
+@pytest.mark.parametrize(("shape", "gated"), [((80, 136), True), ((70, 200), False)])
+def test_weights_in_mxfp4_are_read_as_they_were(shape: tuple[int, int], gated: bool) -> None:
+    """Exactly, whatever the powers of two."""
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal(shape) * np.exp2(generator.integers(-100, 100, (shape[0], 1)))
+    stored = quantize(weight.astype(np.float32), Scheme(4, 32, number="mx"))
+    packed = Mxfp4Strips(32, gated).pack(stored)
+    np.testing.assert_array_equal(mxfp4.unpack(packed, shape, gated=gated), stored.values())
 
 
 @pytest.mark.parametrize("wrong", [1.9, float("nan")])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -14,7 +13,6 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed.mxfp4 import join_blocks, unpack
 from llmc.compiler.quantize import Scheme, quantize
-from llmc.compiler.rewrite import finish_graph
 from llmc.runtime.errors import LlmcError
 
 
@@ -84,9 +82,3 @@ def test_blocks_and_scales_are_one_tensor() -> None:
 def test_blocks_without_scales_and_other_shapes_are_named(parts: list[StoredTensor], said: str) -> None:
     with pytest.raises(LlmcError, match=said):
         join_blocks({part.name: part for part in parts})
-
-
-def test_gpus_are_refused_by_name() -> None:
-    empty = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
-    with pytest.raises(LlmcError, match="experts in mxfp4 have no kernels for GPUs"):
-        finish_graph(empty, Scheme.parse("mxfp4"), "cuda", lambda *_: None)

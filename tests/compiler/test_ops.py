@@ -86,7 +86,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]
     if op == "HeadProduct":
         return {"x": (M, H * D), "weight": (H, N, 12)}[name]
-    if op in ops.RESIDUAL_EXPERTS and name == "residual":
+    if op.startswith("Experts") and name == "residual":
         return (M, K)
     if op in ops.ROUTERS:
         return (M, N) if name == "x" else (N,)

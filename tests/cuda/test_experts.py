@@ -1,20 +1,29 @@
-"""Latent attention and a mixture of experts on the emulated GPU: the logits of Hugging Face."""
+"""Mixtures of experts on the emulated GPU, with latent attention and with sinks: the logits of Hugging Face."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config
+from transformers import AutoModelForCausalLM, DeepseekV2Config, GptOssConfig
 
 import llmc
 from tests.cuda.conftest import EmulatedGpu
 
-CONFIG = DeepseekV2Config(
-    hidden_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_experts_per_tok": 2,
+    "vocab_size": 96,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+}
+DEEPSEEK = DeepseekV2Config(
+    **SIZES,
     num_key_value_heads=2,
     q_lora_rank=None,
     kv_lora_rank=32,
@@ -24,20 +33,40 @@ CONFIG = DeepseekV2Config(
     first_k_dense_replace=0,
     topk_method="greedy",
     n_routed_experts=3,
-    num_experts_per_tok=2,
     moe_intermediate_size=72,
-    vocab_size=96,
-    max_position_embeddings=32,
-    initializer_range=0.3,
 )
+GPT_OSS = GptOssConfig(
+    **SIZES,
+    num_key_value_heads=1,
+    head_dim=32,
+    sliding_window=4,  # in the first layer of two kinds
+    num_local_experts=3,
+    intermediate_size=64,
+    swiglu_limit=0.8,
+)
+NUMBERS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]) / 16
 
 
-def test_logits_are_those_of_hugging_face(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
-    """Token by token, in bf16; where the router's choice is a close one, another expert may be as right."""
+def network_of(config: Any) -> Any:
+    """A random model; gpt-oss's experts are numbers that mxfp4 has, its sinks count."""
     torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(CONFIG).eval()
+    network = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj")) and config is GPT_OSS:
+                signs = torch.randint(0, 2, parameter.shape) * 2 - 1
+                parameter.copy_(NUMBERS[torch.randint(0, 8, parameter.shape)] * signs)
+            if name.endswith("sinks"):
+                parameter.normal_(0, 2)
+    return network
+
+
+@pytest.mark.parametrize(("config", "quant"), [(DEEPSEEK, "none"), (GPT_OSS, "mxfp4")], ids=["deepseek", "gpt-oss"])
+def test_logits_are_those_of_hugging_face(config: Any, quant: str, emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
+    """Token by token, in bf16; where the router's choice is a close one, another expert may be as right."""
+    network = network_of(config)
     network.save_pretrained(tmp_path / "model")
-    emulated_gpu.compile(tmp_path / "model", tmp_path / "gpu.so", dtype="bf16", batch=[1])
+    emulated_gpu.compile(tmp_path / "model", tmp_path / "gpu.so", dtype="bf16", batch=[1], quant=quant)
     tokens = [5, 17, 3, 90, 42, 8, 20]
     with torch.no_grad():
         wanted = network(torch.tensor([tokens])).logits[0].numpy()

@@ -10,7 +10,7 @@
 
 #include "norm.cuh"
 
-enum class Activation { none, relu, gelu, gelu_tanh, silu };
+enum class Activation { none, relu, gelu, gelu_tanh, silu, clamped_swish };
 
 // kQuick: quotients by an approximate reciprocal, 2 instructions instead of about 12, to about 2 ulp.
 template <Activation kActivation, bool kQuick = false>
@@ -26,6 +26,20 @@ __device__ __forceinline__ float activate(float x) {
         return kQuick ? x * reciprocal_approx(d) : x / d;
     }
     return x;
+}
+
+// Gate and up of experts to one output: act(gate) up; of a clamped gate g sigmoid(kAlpha g) (u + kOffset), g at most kLimit,
+// u within it on both sides; NaN stays NaN.
+template <class L, bool kQuick = false>
+__device__ __forceinline__ float gate_up(float gate, float up) {
+    if constexpr (L::kActivation == Activation::clamped_swish) {
+        const float g = gate > L::kLimit ? L::kLimit : gate;
+        const float u = up > L::kLimit ? L::kLimit : up < -L::kLimit ? -L::kLimit : up;
+        const float d = 1.0f + exp2_approx(-1.44269504f * L::kAlpha * g);
+        return (kQuick ? g * reciprocal_approx(d) : g / d) * (u + L::kOffset);
+    } else {
+        return activate<L::kActivation, kQuick>(gate) * up;
+    }
 }
 
 // What a product hands on to the norm behind it (gemm_norm.cuh, gemv_norm.cuh); or to attention (gemm_append.cuh).

@@ -1,5 +1,5 @@
 // A product of sorted pairs (experts_table.cuh), each by the weight of its expert: y[rows, N] = act(x Wₑᵀ) · (x Uₑᵀ), or
-// x Dₑᵀ. Both GEMMs (gemm_wgmma.cuh, gemm_mma.cuh) do it as any other product of kAllRows tokens,
+// x Dₑᵀ, with the expert's biases where there are any. Both GEMMs (gemm_wgmma.cuh, gemm_mma.cuh) do it as any other product of kAllRows tokens,
 //
 //     tile     128 stored rows of an expert's weight by the kRows rows of one of its tiles of pairs
 //     blocks   tile, + kBlocks, … of those that there are: their number is known when the kernel begins, and a block
@@ -13,6 +13,7 @@
 
 #include "experts_table.cuh"
 #include "gemm_tile.cuh"
+#include "gemv_mxfp4.cuh"
 
 template <class Layer, class Table, int kStages, int kBlocks, int64_t kExpertBytes>
 struct ExpertsTiling : Tiling<Layer, Table::kRows, kStages, kBlocks, 0, 1> {
@@ -50,10 +51,12 @@ struct ExpertsTiling : Tiling<Layer, Table::kRows, kStages, kBlocks, 0, 1> {
         }
     };
 
-    // Bytes from the first expert's weight to that of a tile.
+    // Bytes from the first expert's weight to that of a tile, and biases from its first to that of the tile's.
     static constexpr bool kOfExperts = true;
-    static __device__ int64_t expert_offset(const Place &place) {
-        return tiles().experts[place.token / Table::kRows] * kExpertBytes;
+    static __device__ int expert_at(const Place &place) { return tiles().experts[place.token / Table::kRows]; }
+    static __device__ int64_t expert_offset(const Place &place) { return expert_at(place) * kExpertBytes; }
+    static __device__ int64_t bias_offset(const Place &place) {
+        return int64_t(expert_at(place)) * (Layer::kGated ? 2 * Layer::kN : Layer::kN);
     }
 
     static __device__ const unsigned char *weight_at(const void *weight, const Place &place, int group, int step) {

@@ -4,6 +4,8 @@
 //                                                                    0 where token m did not choose it
 //     down      y[m] = Σ_a inner[a][m] Wdᵀ [+ residual]              (kJoined)
 //
+// Experts' biases (kBias) join where sums leave: those of gate and up before the gate, those of down times the shares.
+//
 //     unit     of gate_up a band of one expert; of down a band of all: kSide strips (16 rows) side by side
 //     block    a fair share of the units that there are, one after the other
 //     warp w   columns w, w + kWarps, … (64 of K each) of a unit's expert, then of its next one
@@ -20,7 +22,7 @@
 
 #include "epilogue.cuh"
 #include "experts_table.cuh"
-#include "gemv_quant.cuh"
+#include "gemv_mxfp4.cuh"
 #include "gemv_ring.cuh"
 
 // `G` is what GemvX, GemvRing and Epilogue ask for, and: kExperts, kChosen: of a token, kExpertBytes: of one's weight,
@@ -36,6 +38,7 @@ struct ExpertsGemv {
     static constexpr int kColumns = X::kColumns, kTokenTiles = X::kTokenTiles, kFragments = G::kSide * kTokenTiles;
     static constexpr int kStoredStrips = 4 * tile_rows(G::kN, G::kGated);
     static constexpr int kBands = ceil_div(Epilogue<G>::kStrips, G::kSide);
+    static constexpr bool kShares = !G::kJoined || G::kBias;  // whether blocks have to know them
     static constexpr bool kScaledApart = G::kJoined && Weight::kRowScales;  // each expert's sums have scales of their own
     static constexpr int kSumsBytes = G::kWarps * kFragments * 512;
     static constexpr int64_t kExpertXBytes = int64_t(kColumns) * X::kColumnStep;  // of inner
@@ -48,7 +51,7 @@ struct ExpertsGemv {
         uint32_t bits[kWords];
         int of_pair[kPairs];
         int n, experts[kActive];
-        float shares[G::kJoined ? 1 : kActive][G::kM];
+        float shares[kShares ? kActive : 1][G::kM];
 
         __device__ bool has(int expert) const { return bits[expert / 32] >> expert % 32 & 1; }
 
@@ -68,9 +71,10 @@ struct ExpertsGemv {
     const unsigned char *const weight;
     const void *const x;
     const long long *const index;
-    const float *const share;     // of gate_up
+    const float *const share;     // if kShares
     const float *const residual;  // of down, if kResidual
     typename G::Y *const y;
+    const float *const bias;      // [kExperts][kN], of gate_up [kExperts][2 kN], if kBias
     const int warp = warp_index();
     const int own = (kColumns - warp + G::kWarps - 1) / G::kWarps;  // columns of an expert that this warp has
     unsigned char *const shared = dynamic_shared();
@@ -89,7 +93,7 @@ struct ExpertsGemv {
         Chosen &found = chosen();
         for (int i = threadIdx.x; i < kWords; i += kThreads) found.bits[i] = 0;
         for (int i = threadIdx.x; i < kPairs; i += kThreads) found.of_pair[i] = expert_of<G::kExperts>(index[i]);
-        if constexpr (!G::kJoined) {
+        if constexpr (kShares) {
             for (int i = threadIdx.x; i < kActive * G::kM; i += kThreads) (&found.shares[0][0])[i] = 0;
         }
         __syncthreads();
@@ -99,7 +103,7 @@ struct ExpertsGemv {
             if (found.has(expert)) found.experts[found.place_of(expert)] = expert;
             if (expert == G::kExperts - 1) found.n = found.place_of(expert) + found.has(expert);
         }
-        if constexpr (!G::kJoined) {
+        if constexpr (kShares) {
             for (int i = threadIdx.x; i < kPairs; i += kThreads) {
                 const int token = i / G::kChosen, expert = found.of_pair[i];
                 bool first = true;  // of this token's; one that it has twice counts for both
@@ -163,6 +167,7 @@ struct ExpertsGemv {
         place_next();
         Position now = next;
         for (int stage = 0; stage < G::kStages; stage++) ask(stage);
+        if constexpr (G::kBias) prefetch_biases(begin);
         if constexpr (G::kSharedX) X::fill(shared, x, nullptr, nullptr, nullptr);
         Sums sums = {}, parts = {};
         int stage = 0;
@@ -256,9 +261,46 @@ struct ExpertsGemv {
         }
     }
 
+    // The biases of an expert's outputs, from n on; those of up are kN further on.
+    __device__ const float *biases(int a, int n) const {
+        return bias + chosen().experts[a] * int64_t(G::kJoined ? G::kN : 2 * G::kN) + n;
+    }
+
+    // Brings those of the block's units to L2: they come from memory, and would be waited for at the end.
+    __device__ void prefetch_biases(int begin) const {
+        const int n_experts = G::kJoined ? chosen().n : 1;
+        for (int i = threadIdx.x; i < (end - begin) * n_experts * G::kSide; i += kThreads) {
+            const int unit = begin + i / G::kSide / n_experts, a = G::kJoined ? i / G::kSide % n_experts : unit / kBands;
+            const int n = (band_of(unit) * G::kSide + i % G::kSide) * Epilogue<G>::kOutputs;
+            if (n >= G::kN) continue;
+            prefetch_l2(biases(a, n));
+            if constexpr (!G::kJoined) prefetch_l2(biases(a, n + G::kN));
+        }
+    }
+
+    // What biases add to sums of rows g and g + 8, of outputs n and n + 8 or of n's gate and up, each of two tokens.
+    __device__ __forceinline__ void add_biases(int a, int n, int first_token, float (&sums)[4]) const {
+        if constexpr (G::kJoined) {
+#pragma unroll 4
+            for (int i = 0; i < chosen().n; i++) {
+                const float *of = biases(i, n);
+                const float2 both = {Epilogue<G>::is_output(n) ? of[0] : 0, Epilogue<G>::is_output(n + 8) ? of[8] : 0};
+                for (int j = 0; j < 2; j++) {
+                    const float part = first_token + j < G::kM ? chosen().shares[i][first_token + j] : 0;
+                    if (part == 0) continue;  // others' biases, which may be anything
+                    sums[j] = fmaf(part, both.x, sums[j]), sums[2 + j] = fmaf(part, both.y, sums[2 + j]);
+                }
+            }
+        } else if (Epilogue<G>::is_output(n)) {
+            const float of_gate = *biases(a, n), of_up = *biases(a, n + G::kN);
+            sums[0] += of_gate, sums[1] += of_gate, sums[2] += of_up, sums[3] += of_up;
+        }
+    }
+
     // Sums of rows g and g + 8, each of two tokens.
-    __device__ __forceinline__ void write(int a, int strip, int first_token, const float (&sums)[4]) const {
+    __device__ __forceinline__ void write(int a, int strip, int first_token, float (&sums)[4]) const {
         const int n = strip * Epilogue<G>::kOutputs + lane_index() / 4;
+        if constexpr (G::kBias) add_biases(a, n, first_token, sums);
         for (int j = 0; j < 2; j++) {
             const int token = first_token + j;
             if (token >= G::kM) continue;
@@ -268,7 +310,7 @@ struct ExpertsGemv {
                     if (Epilogue<G>::is_output(n + 8 * i)) y[at] = sums[2 * i + j] + (G::kResidual ? residual[at] : 0.0f);
                 }
             } else {
-                const float part = chosen().shares[a][token], value = activate<G::kActivation>(sums[j]) * sums[2 + j];
+                const float part = chosen().shares[a][token], value = gate_up<G>(sums[j], sums[2 + j]);
                 constexpr int64_t kElements = int64_t(round_up(G::kN, kTile)) * round_up(G::kM, 8);
                 y[a * kElements + activation_index(round_up(G::kM, 8), token, n)] =
                     round_to<typename G::Y>(Epilogue<G>::is_output(n) && part != 0 ? value * part : 0.0f);
@@ -279,6 +321,7 @@ struct ExpertsGemv {
 
 template <class G>
 __device__ __forceinline__ void experts_gemv(const unsigned char *weight, const void *x, const long long *index,
-                                             const float *share, const float *residual, typename G::Y *y) {
-    ExpertsGemv<G>{weight, x, index, share, residual, y}.run();
+                                             const float *share, const float *residual, typename G::Y *y,
+                                             const float *bias = nullptr) {
+    ExpertsGemv<G>{weight, x, index, share, residual, y, bias}.run();
 }

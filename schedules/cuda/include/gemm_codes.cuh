@@ -5,6 +5,7 @@
 //
 //     int8, fp8    codes are multiplied as they are, exact in T; the row's scale is applied to its finished sums
 //     int4         a code times its group's scale, rounded to T once: what the weight would be if it were stored in T
+//     mxfp4        a code times its group's power of two, which is exact (gemv_mxfp4.cuh)
 //
 // (Sums of each group, scaled in f32 as the GEMV has them, would take as many multiplications again for each 32 or 128
 // of K as there are tokens.)
@@ -55,7 +56,17 @@ struct GroupScale<bf16> {
 template <class T, class Weight>
 __device__ __forceinline__ void operands_of(uint32_t (&a)[2][4], const Weight &weight, int half) {
     weight.fragments(a, half);
-    if constexpr (Weight::kGroupScales) {
+    if constexpr (Weight::kPowers) {
+#pragma unroll
+        for (int row = 0; row < 2; row++) {
+            const uint32_t scale = weight.scale_pair(half, row);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                uint32_t &pair = a[i / 2][i % 2 * 2 + row];
+                pair = multiply2(T(), pair, scale);
+            }
+        }
+    } else if constexpr (Weight::kGroupScales) {
 #pragma unroll
         for (int row = 0; row < 2; row++) {
             const GroupScale<T> scale(weight.scale(half, row));

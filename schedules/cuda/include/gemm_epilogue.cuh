@@ -92,8 +92,9 @@ struct RowEpilogue {
     __device__ RowEpilogue(int first_output, int warp, int g)
         : n(first_output + warp * Epilogue<L>::kOutputs + g), bias{0, 0}, weight_sums{0, 0} {}
 
-    __device__ void read(const Epilogue<L> &epilogue) {
-        if constexpr (L::kBias) read(bias, epilogue.bias);
+    // first_bias: from the first bias to that of W's first row.
+    __device__ void read(const Epilogue<L> &epilogue, int64_t first_bias = 0) {
+        if constexpr (L::kBias) read(bias, epilogue.bias + first_bias);
         if constexpr (L::kNorm == Norm::layer) read(weight_sums, epilogue.front.weight_sums);
     }
 
@@ -120,7 +121,7 @@ struct RowEpilogue {
     }
 
     __device__ float gated(float gate, float up, float2 norm) const {
-        return is_output(0) ? activate<L::kActivation, Tiling::kQuick>(biased(gate, 0, norm)) * biased(up, 1, norm) : 0;
+        return is_output(0) ? gate_up<L, Tiling::kQuick>(biased(gate, 0, norm), biased(up, 1, norm)) : 0;
     }
 };
 
@@ -294,7 +295,7 @@ template <class Tiling, int kThreads>
 __device__ __forceinline__ void prefetch_constants(const Epilogue<typename Tiling::L> &epilogue, int thread) {
     using L = typename Tiling::L;
     constexpr int n_rows = L::kGated ? 2 * L::kN : L::kN;
-    if constexpr (L::kBias || L::kMoments || L::kNorm == Norm::layer) {
+    if constexpr (!Tiling::kOfExperts && (L::kBias || L::kMoments || L::kNorm == Norm::layer)) {
         for (int n = 8 * (blockIdx.x * kThreads + thread); n < n_rows; n += 8 * gridDim.x * kThreads) {
             if constexpr (L::kBias) prefetch_l2(epilogue.bias + n);
             if constexpr (L::kMoments) prefetch_l2(epilogue.next.weight + n);
@@ -324,7 +325,7 @@ struct TileEnd {
     __device__ __forceinline__ void read() {
         writer.read_scale();
         writer.read_residual(place.token);
-        rows.read(writer.epilogue);
+        rows.read(writer.epilogue, Tiling::bias_offset(place));
     }
 
     // staging: the warpgroup's, in shared memory.

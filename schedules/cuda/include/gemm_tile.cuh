@@ -89,6 +89,9 @@ struct Tiling {
         const int64_t at = int64_t(place.tile_row + (kAlong ? 0 : group)) * n_columns + kHalves * step + (kAlong ? group : 0);
         return static_cast<const unsigned char *>(weight) + at * kGroupBytes;
     }
+    // From the first bias to that of W's first row, of which there is one W here.
+    static __device__ constexpr int64_t bias_offset(const Place &) { return 0; }
+
     static __device__ const unsigned char *x_at(const void *x, const Place &place, int step, int half) {
         const int first = kTile * (kHalves * step + half);
         return static_cast<const unsigned char *>(x) + 2 * activation_index(kPaddedM, place.token, first);

@@ -56,7 +56,7 @@ template <class T, class Codes>
 struct ByteWeight {
     static constexpr int kPieceBytes = 1024, kColumnStep = 4 * kPieceBytes;
     static constexpr bool kByChunks = false;
-    static constexpr bool kGroupScales = false, kRowScales = true;
+    static constexpr bool kGroupScales = false, kRowScales = true, kPowers = false;
 
     uint4 halves[2];  // rows g (x, y) and g + 8 (z, w)
 
@@ -103,7 +103,7 @@ struct Int4Weight {
     static constexpr int kScaleBytes = kGroup == 32 ? 64 : 32, kPieceBytes = 512 + kScaleBytes;
     static constexpr int kColumnStep = 4 * kPieceBytes;
     static constexpr bool kByChunks = false;
-    static constexpr bool kGroupScales = true, kRowScales = false;
+    static constexpr bool kGroupScales = true, kRowScales = false, kPowers = false;
 
     uint4 words;          // rows g and g + 8 of a half, then of the other
     uint32_t scales[2];   // of rows g and g + 8, for each half; one for both where groups are longer

@@ -31,7 +31,7 @@ template <class T>
 struct PlainWeight {
     static constexpr int kPieceBytes = kStripBytes;
     static constexpr bool kByChunks = true;  // what a lane holds of 32 elements of K is chunk t
-    static constexpr bool kGroupScales = false, kRowScales = false;
+    static constexpr bool kGroupScales = false, kRowScales = false, kPowers = false;
 
     uint4 rows[2][2];  // [chunk t, t + 4][row g, g + 8]
 
@@ -74,10 +74,11 @@ __device__ __forceinline__ void multiply_half(float (&sums)[4], const uint32_t (
 // multiplied with.
 template <class T, class Weight, int kTokenTiles>
 struct ColumnStart {
-    float sums[Weight::kGroupScales ? kTokenTiles : 1][2][4];
+    static constexpr bool kRaised = Weight::kGroupScales && !Weight::kPowers;
+    float sums[kRaised ? kTokenTiles : 1][2][4];
 
     __device__ __forceinline__ explicit ColumnStart(const uint4 (&x)[kTokenTiles][2]) : sums() {
-        if constexpr (Weight::kGroupScales) {
+        if constexpr (kRaised) {
             constexpr uint32_t kPair = Weight::kMinusOffset;
             constexpr uint32_t a[2][4] = {{kPair, kPair, kPair, kPair}, {kPair, kPair, kPair, kPair}};
 #pragma unroll
@@ -94,7 +95,8 @@ __device__ __forceinline__ void multiply_piece(float (&sums)[kTokenTiles][4], co
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t a[2][4];
-        if constexpr (Weight::kGroupScales) {
+        constexpr bool kRaised = ColumnStart<T, Weight, kTokenTiles>::kRaised;
+        if constexpr (kRaised) {
             weight.raised_fragments(a, half);
         } else {
             weight.fragments(a, half);
@@ -102,7 +104,7 @@ __device__ __forceinline__ void multiply_piece(float (&sums)[kTokenTiles][4], co
 #pragma unroll
         for (int tile = 0; tile < kTokenTiles; tile++) {
             if constexpr (Weight::kGroupScales) {
-                const float(&first)[4] = start.sums[tile][half];
+                const float(&first)[4] = start.sums[kRaised ? tile : 0][half];
                 float part[4] = {first[0], first[1], first[2], first[3]};
                 multiply_half<T>(part, a, x[tile][half]);
 #pragma unroll

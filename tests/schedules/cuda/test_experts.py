@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import Call
+from llmc.compiler.quantize import Quantized
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import experts
 from llmc.schedules.cuda.experts_gemm import Grouped, Table
@@ -27,11 +28,15 @@ Define = Callable[..., list[Array]]
 HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
 STREAMED = Streamed(Gemv(2, 3, 1, 3, 0, shared_x=True), Gemv(1, 2, 2, 2, 0, shared_x=False))
 CODES = Streamed(Gemv(2, 2, 2, 5, 0, shared_x=True, bulk=True), Gemv(2, 3, 4, 2, 0, shared_x=False, bulk=True))
+MXFP4 = Streamed(Gemv(2, 2, 4, 3, 0, shared_x=True, bulk=True), Gemv(1, 3, 2, 2, 0, shared_x=False))
 CASES: dict[str, tuple[tuple[Any, ...], experts.Params, Target]] = {
-    "few tokens": ((5, 2, 3, 40, 136, "bf16"), STREAMED, HOPPER),
+    "few tokens": ((5, 2, 3, 40, 136, "bf16", "ClampedSwishBias"), STREAMED, HOPPER),
     "few, codes": ((9, 3, 4, 72, 128, "i8"), CODES, HOPPER),
-    "many tokens": ((21, 2, 5, 40, 100, "bf16"), Grouped(16, (3, 2)), HOPPER),
+    "many tokens": ((21, 2, 5, 40, 100, "bf16", "ClampedSwishBias"), Grouped(16, (3, 2)), HOPPER),
     "many, codes": ((19, 3, 4, 72, 128, "i8"), Grouped(32, (2, 3)), AMPERE),
+    "few, mxfp4": ((3, 2, 3, 40, 136, "m4", "ClampedSwishBias"), MXFP4, HOPPER),
+    "many, mxfp4": ((18, 2, 3, 40, 136, "m4", "ClampedSwishBias"), Grouped(24, (2, 3)), HOPPER),
+    "many, mxfp4, mma": ((18, 2, 3, 40, 136, "m4", "ClampedSwish"), Grouped(16, (3, 2)), AMPERE),
 }
 
 
@@ -56,7 +61,9 @@ def inputs_of(case: str) -> list[Any]:
 
 def plain(weight: Any) -> Array:
     """As float32 [E, rows, K]."""
-    return np.asarray(weight, np.float32) if isinstance(weight, np.ndarray) else weight.values().reshape(weight.shape)
+    if isinstance(weight, np.ndarray):
+        return np.asarray(weight, np.float32)
+    return Quantized(weight.codes, weight.scales, weight.scheme).values().reshape(weight.shape)
 
 
 def check(case: str, define: Define, index: Array | None = None) -> None:
@@ -64,7 +71,9 @@ def check(case: str, define: Define, index: Array | None = None) -> None:
     x, chosen, share, *rest = inputs_of(case)
     (y,) = executable.run(x, chosen if index is None else index, share, *rest)
     inside = np.clip(chosen if index is None else index, 0, CASES[case][0][2] - 1)
-    (wanted,) = define(call, x, inside, share, *map(plain, rest[:2]), *rest[2:])
+    (wanted,) = define(
+        call, x, inside, share, *map(plain, rest[:2]), *(np.asarray(each, np.float32) for each in rest[2:])
+    )
     np.testing.assert_allclose(y, wanted, rtol=0, atol=2**-7 * np.abs(wanted).max())
 
 
