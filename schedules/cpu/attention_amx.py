@@ -27,7 +27,7 @@ from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.amx import DECLARED, REGISTERS, ROW_BYTES, ROWS, TILE_BYTES, call, function, load, shapes, store
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.attention_softmax import State
-from llmc.schedules.cpu.attention_tiles import SECOND_LEVEL, Block
+from llmc.schedules.cpu.attention_tiles import SECOND_LEVEL, Block, spans
 from llmc.schedules.cpu.panel import FIRST_LEVEL
 
 SUMS = range(4)
@@ -65,7 +65,7 @@ class TiledBlock(Block):
         with self.tile_starts() as first:
             q = T.address_of(self.q[query + first * self.a.query_words])
             scores = T.address_of(self.scratch[self.softmax.scores + first * PAGE_TOKENS])
-            if self.n == 1:  # memory is the limit: the page's values are asked for while its keys are read
+            if self.n == 1 and not self.a.spreads:  # memory is the limit: values are asked for while keys are read
                 call("scores_ask", q, keys, scores, values)
             else:
                 call("scores", q, keys, scores)
@@ -74,6 +74,9 @@ class TiledBlock(Block):
         """O [R, D] = O a + P V, tile by tile of query rows."""
         self.decay(state)
         n_tokens = T.bind(n_tokens)
+        if self.a.spreads:
+            self.gather_spread(base, following, n_tokens, state)
+            return
         values = T.bind(base + T.int64(self.a.key_words))
         with T.If(n_tokens == PAGE_TOKENS):
             with T.Then(), self.tile_starts() as first:
@@ -84,6 +87,28 @@ class TiledBlock(Block):
                     call("sums", *operands)
             with T.Else():
                 self.gather_some(values, n_tokens, state)
+
+    def gather_spread(self, base: Any, following: Any, n_tokens: Any, state: State) -> None:
+        """The same of values that are spread out of keys, as many columns at a time as there are registers."""
+        for first, count, n in spans(self.a.padded_dim // 16, len(SUMS)):
+            with T.serial(count) as i:
+                column = (first + i * n) * 16
+                self.spread(base, following, (column, 16 * n))
+                self.forget_unwritten(n_tokens, 16 * n)
+                with self.tile_starts() as row:
+                    sums = T.address_of(state.buffer[state.start + row * state.words + 2 * state.lanes + column])
+                    call(f"sums_{n}", self.weights(row, 0), T.address_of(self.scratch[self.spread_at]), sums)
+
+    def forget_unwritten(self, n_tokens: Any, n_columns: int) -> None:
+        """Zeros for tokens that were not written yet, whose slots may hold anything: 0 times a NaN is none."""
+        v = self.v
+        start = T.bind(T.truncdiv(n_tokens, 2))
+        with T.serial(PAGE_TOKENS // 2 - start) as i:
+            mask = T.bind(T.Select(n_tokens > (start + i) * 2, T.int32(0xFFFF), T.int32(0)))
+            with T.serial(n_columns // v.n) as d:
+                at = T.bind(self.spread_at + (start + i) * n_columns + d * v.n)
+                words = v.bits(v.load(self.scratch, at))
+                v.store(self.scratch, at, v.float(T.bitwise_and(words, v.all(mask))))
 
     def gather_some(self, values: Any, n_tokens: Any, state: State) -> None:
         """The same, of a page's first tokens.  The last of them, if they fill no tile, come from a copy."""
@@ -146,6 +171,8 @@ def tile_code(a: Attention, blocks: tuple[int, ...]) -> str:
     closing = function("llmc_tiles_close", "", ["call void @llvm.x86.tilerelease()"])
     scores = [scores_code(a, asks) for asks in (False, True)]
     sums = [sums_code(a, "sums", 2, False), sums_code(a, "sums_ask", 2, True), sums_code(a, "sums_half", 1, False)]
+    if a.spreads:
+        sums = [spread_sums_code(a, n) for _, count, n in spans(a.padded_dim // 16, len(SUMS)) if count]
     return DECLARED + _PREFETCH + "".join([*opening, closing, *scores, *sums])
 
 
@@ -193,6 +220,20 @@ def sums_code(a: Attention, name: str, halves: int, asks: bool) -> str:
                 lines += ask_for(a, (at * halves + half * ROW_BYTES) * ROWS, TILE_BYTES) if asks else []
         lines += [line for register, at in places for line in store(register, "%o", str(at), state_bytes, f"t{at}")]
     return function(f"llmc_{name}", f"ptr %p, ptr %v, ptr %o{', ptr %next' * asks}", lines)
+
+
+def spread_sums_code(a: Attention, n: int) -> str:
+    """llmc_sums_N(p, v, o): 16 N columns of o [rows][D'] += p [rows][64] v [64][16 N]; rows of o are a state's."""
+    row_bytes, state_bytes = n * ROW_BYTES, 4 * a.state_words
+    places = [(register, register * ROW_BYTES) for register in range(n)]
+    lines = [line for register, at in places for line in load(register, "%o", str(at), state_bytes, f"o{at}")]
+    for half in range(2):
+        lines += load(WEIGHTS, "%p", str(half * ROW_BYTES), 2 * PAGE_TOKENS, f"p{half}")
+        for register, at in places:
+            value = half * ROWS * row_bytes + at
+            lines += [*load(VALUES, "%v", str(value), row_bytes, f"v{value}"), product(register, WEIGHTS, VALUES)]
+    lines += [line for register, at in places for line in store(register, "%o", str(at), state_bytes, f"t{at}")]
+    return function(f"llmc_sums_{n}", "ptr %p, ptr %v, ptr %o", lines)
 
 
 def product(sums: int, left: int, right: int) -> str:

@@ -10,6 +10,8 @@ from llmc.schedules.cpu.amx import ROWS
 SPLIT_PAGES = 8
 """Pages of a split.  A row's context is summed up split by split and the splits are merged in order, whoever did them:
 the same bits on one thread and on many.  512 tokens: the merge is one of 8 pages' work in a hundred."""
+SPREAD_COLUMNS = 256
+"""Most columns of values that are spread out at a time."""
 MOST_INT16 = 32767.0
 MOST_INT8_DIM = 512
 """Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
@@ -96,9 +98,14 @@ class Attention:
         return PAGE_TOKENS * self.head_dim // self.per_word
 
     @property
+    def spreads(self) -> bool:
+        """Whether a page has no V: values are the first part of keys (LatentAttention)."""
+        return False
+
+    @property
     def scales_at(self) -> int:
         """Words of K and V in one page and head: where the scales begin."""
-        return self.key_words + PAGE_TOKENS * self.padded_dim // self.per_word
+        return self.key_words + (0 if self.spreads else PAGE_TOKENS * self.padded_dim // self.per_word)
 
     @property
     def head_words(self) -> int:
@@ -139,8 +146,9 @@ class Attention:
 
     def scratch_words(self, block: int) -> int:
         """float32 of a thread's own memory: for each query row of a block S, P, what scales O and P V, two states; for
-        tiles half a page of values."""
+        tiles half a page of values; columns of values that are spread out."""
         values = PAGE_TOKENS // 4 * self.padded_dim if self.dot == "tiles" else 0
+        values = PAGE_TOKENS // self.per_word * SPREAD_COLUMNS if self.spreads else values
         return self.room(block) * (2 * PAGE_TOKENS + 2 * self.lanes + 2 * self.state_words) + values
 
     def tile_rows(self, block: int) -> int:
@@ -168,9 +176,11 @@ class LatentAttention(Attention):
     """One key of D = L + RD elements for all heads: a latent, which is the value too, and behind it what is turned.
 
     query_dim: elements of a head of q; the last RD of them are turned.
+    spreads: whether a page has no V, for values are the first part of its keys: latent_spread.py.
     """
 
     query_dim: int = 0
+    spreads: bool = False
 
     @property
     def value_dim(self) -> int:

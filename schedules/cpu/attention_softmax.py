@@ -16,6 +16,7 @@ from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.attention_append import LEAST, ONE, scale_start
 from llmc.schedules.cpu.attention_shape import MOST_INT16, Attention
 from llmc.schedules.cpu.lanes import AVX512_BF16, LOG2_E, Lanes, widest
+from llmc.schedules.cpu.latent_spread import spread_code
 
 MASKED = -1e30
 """The score of a key that is out of sight, and the maximum before the first: finite, so that differences are."""
@@ -244,6 +245,8 @@ def intrinsics(a: Attention) -> str:
         text += SCALEF
     if a.is_int8:
         text += madd16(a.lanes)
+    if a.spreads:
+        text += spread_code(a)
     return text
 
 

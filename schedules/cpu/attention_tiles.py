@@ -14,15 +14,16 @@ query row.  With B = 1 (decode) memory is the limit; with R = 32 or more, arithm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.attention_append import ONE, page_start
-from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, Attention
+from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, SPREAD_COLUMNS, Attention
 from llmc.schedules.cpu.attention_softmax import Softmax, State
+from llmc.schedules.cpu.latent_spread import spread
 
 SECOND_LEVEL = 2
 """Where prefetched lines go, as LLVM counts: the first level has no room for 16 KiB of what comes next."""
@@ -140,7 +141,8 @@ class Block:
         def key(vector: Any, d: Any) -> Any:
             token = vector * v.n
             word = (T.truncdiv(token, 16) * (a.head_dim // a.per_word) + d) * 16 + T.truncmod(token, 16)
-            self.ask_for(base + T.int64(a.key_words) + T.cast(word, "int64"))
+            if not a.spreads:
+                self.ask_for(base + T.int64(a.key_words) + T.cast(word, "int64"))
             return v.load(self.kv, base + T.cast(word, "int64"))
 
         def begin(r: Any, vector: Any) -> Any:
@@ -163,6 +165,10 @@ class Block:
         n_tokens = T.bind(n_tokens)
 
         def value(vector: Any, t: Any) -> Any:
+            if a.spreads:
+                first, count = self.columns
+                word = v.load(self.scratch, self.spread_at + t * count + (vector * v.n - first))
+                return word if a.word_type == "float32" else v.keep(v.bits(word), "int32")
             word = t * a.padded_dim + vector * v.n
             self.ask_for(following + T.cast(word, "int64"))
             return v.load(self.kv, base + T.cast(a.key_words + word, "int64"))
@@ -186,7 +192,22 @@ class Block:
 
         odd = T.truncmod(n_tokens, 2) == 1 if a.per_word == 2 and not a.is_int8 else None
         steps = T.truncdiv(n_tokens + 1, 2) if a.is_int8 else T.truncdiv(n_tokens, a.per_word)
-        self.product(a.padded_dim // v.n, steps, weight, value, begin, end, odd)
+
+        def prepare(vector: Any, count: int) -> None:
+            self.spread(base, following, (vector * v.n, count * v.n))
+
+        self.product(a.padded_dim // v.n, steps, weight, value, begin, end, odd, prepare if a.spreads else None)
+
+    def spread(self, base: Any, following: Any, columns: tuple[Any, int]) -> None:
+        """Some columns of a page's values, which it has as keys alone, to scratch memory."""
+        self.columns = columns
+        next_page = following if self.n == 1 else None
+        spread(self.a, self.kv, base, next_page, columns, self.scratch, self.spread_at)
+
+    @property
+    def spread_at(self) -> int:
+        """Where values lie that are spread out."""
+        return self.a.scratch_words(self.n) - PAGE_TOKENS // self.a.per_word * SPREAD_COLUMNS
 
     def ask_for(self, word: Any) -> None:
         """Brings what is read next to the second level cache while memory is the limit: the page's values while its
@@ -194,12 +215,18 @@ class Block:
         if self.n == 1:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.kv[word]), 0, SECOND_LEVEL, 1))
 
-    def product(self, n_vectors: int, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any = None) -> None:
-        """Rows of `left` times vectors of `right`, tile by tile.  odd: whether half a word follows the steps."""
+    def product(
+        self, n_vectors: int, steps: Any, left: Any, right: Any, begin: Any, end: Any, odd: Any = None,
+        prepare: Callable[[Any, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Rows of `left` times vectors of `right`, tile by tile.  odd: whether half a word follows the steps.
+        prepare(first, count): what comes before any tile of so many vectors."""
         rows, width = tiles(self.rows, n_vectors, self.a.lanes)
         for first, n_spans, length in spans(n_vectors, width):
             with T.serial(n_spans) as span:
                 vectors = [first + span * width + i for i in range(length)]
+                if prepare is not None:
+                    prepare(vectors[0], length)
                 with T.serial(self.rows // rows) as tile:
                     self.tile(tile * rows, rows, vectors, steps, left, right, begin, end, odd)
                 if self.rows % rows:

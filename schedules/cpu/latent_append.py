@@ -56,7 +56,8 @@ def append_kernel(a: LatentAttention) -> Any:
                 normalise(a, kv, start, norm, turned)
                 turn_pairs(a, Head(a, kv, start + latent_dim, None), turn, row, turned, latent_dim)
                 keep_key(a, turned, cache, scales, base, slot)
-                keep_value(a, turned, 0, cache, scales, base, slot)
+                if not a.spreads:
+                    keep_value(a, turned, 0, cache, scales, base, slot)
             v = widest(latent_dim, a.lanes)
             with T.serial(latent_dim // v.n) as i:
                 v.store(turned, i * v.n, v.load(absorbed, unit * latent_dim + i * v.n))

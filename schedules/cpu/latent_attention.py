@@ -5,9 +5,10 @@ Launches, for a step of M rows from any mix of sequences:
             latent as the value; put each head's query together                               (latent_append.py)
     attend, merge: as attention.py has them, with one key head                                (attention_walk.py)
 
-A token takes 2 L + RD numbers of the cache, whatever the number of heads: its latent lies there as part of the key, in
-the order in which scores want it, and as the value, in that of the weighted sums.  Operations: 2 H (2 L + RD) a token
-of context and row, which is what limits it beyond a few heads.
+A token takes L + RD numbers of the cache, whatever the number of heads: its latent lies there as part of the key, in
+the order in which scores want it, and is brought into that of the weighted sums page by page (latent_spread.py), or
+lies there a second time as the value, L numbers more.  Operations: 2 H (2 L + RD) a token of context and row, which is
+what limits it beyond a few heads.
 """
 
 from __future__ import annotations
@@ -60,7 +61,16 @@ def parse(call: Call, target: Target) -> LatentAttention | None:
         lanes=target.lanes,
         epsilon=float(call.attribute("epsilon")),
         query_dim=call.attribute("head_dim"),
+        spreads=spreads(dots[kv_dtype], target.lanes, latent_dim, head_dim),
     )
+
+
+def spreads(dot: str, lanes: int, latent_dim: int, head_dim: int) -> bool:
+    """Whether a page has latents once, where that is no slower.  In int8 two copies have two scales; bf16 in vectors of
+    16 is bound by arithmetic from few heads on, to which this adds: with 16 heads decode took 9 % more.  And a block of
+    16 latents must be there as a whole to be read."""
+    pays = dot in ("fma", "tiles") or (dot == "widen" and lanes == 8)
+    return pays and -(-latent_dim // 16) * 16 <= head_dim
 
 
 def match(call: Call, target: Target) -> Blocks | None:
@@ -79,7 +89,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     assert a is not None, "implement follows match"
     inputs = {name: Operand("input", at) for at, name in enumerate(INPUTS)}
     kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
-    words = a.m * (a.heads * (2 * a.head_dim + a.rotary_dim) + 2 * a.head_dim + a.value_dim)
+    words = a.m * (a.heads * (2 * a.head_dim + a.rotary_dim) + 2 * a.head_dim + (0 if a.spreads else a.value_dim))
     append = Launch(
         attention.kernel("append_latent", a, partial(build_append, a)),
         (*inputs.values(), *kv, q, scratch),

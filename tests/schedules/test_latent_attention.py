@@ -57,10 +57,11 @@ def step(
     return run(call, *inputs, np.array(rows, np.int32), table, *caches, target=target, n_tasks=n_tasks, kv=kv)[0]
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(("kv_dtype", "level"), [("f32", ""), ("bf16", ""), ("int8", ""), ("bf16", "x86-64-v3")])
 def test_every_step_gives_what_the_operator_is_defined_to_be(
-    run: Run, define: Run, host: Target, tokens: list[Array], kv_dtype: str
+    run: Run, define: Run, host: Target, tokens: list[Array], kv_dtype: str, level: str
 ) -> None:
+    host = Target("cpu", level) if level else host
     page_bytes = schedules.implement(attention_call(1, kv_dtype), host).kv_layer_bytes
     kv, again = (np.full(3 * page_bytes, 0xFF, np.uint8) for _ in range(2))
     alone = np.concatenate([step(run, host, kv_dtype, tokens, kv, [i], 2) for i in range(LENGTH)])
@@ -78,9 +79,19 @@ def causal(m: int) -> Call:
     return Call("llmc.CausalLatentAttention", call.inputs[:6], call.outputs[:1], kept)
 
 
-def test_the_cache_holds_no_keys_of_heads(host: Target) -> None:
-    words = PAGE_TOKENS * (L + RD + 48)  # the latents once more as values, rounded up to 16
-    assert schedules.implement(attention_call(1, "bf16"), host).kv_layer_bytes == 2 * words
+@pytest.mark.parametrize(
+    ("level", "kv_dtype", "n_bytes", "copies"),
+    [("v3", "f32", 4, 1), ("v3", "bf16", 2, 1), ("v4+amx", "bf16", 2, 1), ("v4+bf16", "bf16", 2, 2)],
+)
+def test_the_cache_holds_no_keys_of_heads(level: str, kv_dtype: str, n_bytes: int, copies: int) -> None:
+    words = PAGE_TOKENS * (L + RD + 48 * (copies - 1))  # latents once more as values, rounded up to 16
+    target = Target("cpu", f"x86-64-{level}")
+    assert schedules.implement(attention_call(1, kv_dtype), target).kv_layer_bytes == n_bytes * words
+
+
+def test_a_block_of_latents_that_is_not_there_is_not_read(host: Target) -> None:
+    call = attention_call(1, "f32", latent_dim=L - 4, rotary_dim=RD - 2)  # 42 elements of a key, 48 of a value
+    assert schedules.implement(call, host).kv_layer_bytes == 4 * PAGE_TOKENS * (42 + 48)
 
 
 def test_keys_too_long_for_int8_are_named(host: Target) -> None:
