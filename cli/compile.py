@@ -117,8 +117,8 @@ def command(
 ) -> None:
     """Compile MODEL into one file: machine code, weights, tokenizer and runtime.
 
-    MODEL is a folder in Hugging Face's layout, a hub id, a known name (llama2-7b, opt-6.7b) or an .onnx file of a
-    causal decoder. Of a folder or hub id with a LoRA adapter the model that it names is compiled, with it.
+    MODEL is a folder in Hugging Face's layout, a hub id, a known name (llama2-7b, opt-6.7b), a .gguf file or an .onnx
+    file of a causal decoder. Of a folder or hub id with a LoRA adapter the model that it names is compiled, with it.
     """
     with compiler_installed(), terminated_as_interrupted(), redirect_stdout(sys.stderr), stage_progress() as progress:
         from llmc.compiler.driver import compile_model

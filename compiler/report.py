@@ -173,7 +173,7 @@ def compile_report(
 def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: Scheme | None) -> list[str]:
     """What became of weights that the checkpoint keeps as codes."""
     packing = source.packing
-    if packing is None:
+    if packing is None or not packing.small:
         return []
     if scheme is None:
         kept = f"the checkpoint's weights are in {packing.said}; here they are {source.dtype}"

@@ -76,13 +76,18 @@ class StoredTensor:
         """What lies in the file, of a dtype in RAW: codes, and what belongs to them."""
         return self._read(numpy_dtype(RAW[self.dtype]))
 
-    def _read(self, dtype: np.dtype[Any]) -> Array:
-        count = prod(self.dims)
+    def read_bytes(self) -> Array:
+        """All of its bytes, uint8 [n_bytes]."""
+        return self._read(np.dtype(np.uint8), (self.n_bytes,))
+
+    def _read(self, dtype: np.dtype[Any], dims: tuple[int, ...] | None = None) -> Array:
+        dims = self.dims if dims is None else dims
+        count = prod(dims)
         with self.file.open("rb") as stream:
             array = np.fromfile(stream, dtype, count, offset=self.offset)
         if array.size != count:
             raise LlmcError(f"the file was shortened while it was read: {self.name}", place=str(self.file))
-        return array.reshape(self.dims)
+        return array.reshape(dims)
 
     def weight(self, name: str) -> Weight:
         return Weight(name, self.dims, self.read, self.stored_dtype)
@@ -149,23 +154,33 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the file is truncated, or is not safetensors", place=str(file)) from error
     for tensor in tensors.values():
-        if tensor.offset + tensor.n_bytes > n_file:
-            raise LlmcError(
-                f"the file is truncated: {n_file} bytes, but tensor {tensor.name!r} ends at "
-                f"{tensor.offset + tensor.n_bytes}",
-                place=str(file),
-                hint="download the model again",
-            )
         dtype = RAW.get(tensor.dtype)
         n_bytes = prod(tensor.dims) * numpy_dtype(dtype).itemsize if dtype else tensor.n_bytes
+        check_end(tensor, n_file)
         if tensor.offset < 8 + n_header or tensor.n_bytes != n_bytes:
             raise LlmcError(f"tensor {tensor.name!r} has the wrong number of bytes for its shape", place=str(file))
+    check_apart(tensors)
+    return tensors
+
+
+def check_end(tensor: StoredTensor, n_file: int) -> None:
+    """Refuse a tensor that does not end in its file, of so many bytes."""
+    if tensor.offset + tensor.n_bytes > n_file:
+        raise LlmcError(
+            f"the file is truncated: {n_file} bytes, but tensor {tensor.name!r} ends at "
+            f"{tensor.offset + tensor.n_bytes}",
+            place=str(tensor.file),
+            hint="download the model again",
+        )
+
+
+def check_apart(tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse tensors of one file that share bytes."""
     in_order = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.n_bytes))
     for one, other in pairwise(in_order):
         if one.offset + one.n_bytes > other.offset:
             fact = f"the file gives the same bytes to two tensors, {one.name!r} and {other.name!r}"
-            raise LlmcError(fact, place=str(file), hint="download the model again")
-    return tensors
+            raise LlmcError(fact, place=str(one.file), hint="download the model again")
 
 
 def _stored_tensor(name: str, file: Path, data: int, entry: dict[str, Any]) -> StoredTensor:

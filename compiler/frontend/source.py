@@ -29,11 +29,13 @@ from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
+    from llmc.compiler.frontend.gguf_file import GgufFile
     from llmc.compiler.frontend.onnx_file import OnnxFile
 
 SPELLED_OUT = "llmc.spelled_out"
 POSITIONS = "max_position_embeddings"
 MERGE_FIRST = "merge it into the model first, and export that"
+GGUF = ".gguf"
 LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 """What configurations call the most tokens of a sequence."""
 
@@ -99,7 +101,7 @@ def load_source(
     *,
     has_f16: bool = False,
 ) -> SourceModel:
-    """Load MODEL: a folder, a hub id, a short name such as llama2-7b, or an .onnx file.  Reads no weight.
+    """Load MODEL: a folder, a hub id, a short name such as llama2-7b, a .gguf or an .onnx file.  Reads no weight.
 
     dtype: f32, bf16 or, where the target has it (has_f16), f16; the checkpoint's own by default.  max_sequence: most
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
@@ -126,8 +128,8 @@ def load_source(
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
     n_vocab = _n_vocab(graph)
-    text = read_text(found.text_folder, n_vocab) if found.text_folder else Text()
-    eos, bos = read_ends(folder, fields, n_vocab)
+    text, chat = found.text(n_vocab)
+    eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab)
     return SourceModel(
         name=found.name,
         config=fields,
@@ -144,7 +146,7 @@ def load_source(
         random=weights == "random",
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
         notes=(*notes, *bound.notes),
-        chat=read_chat(found.text_folder) if found.text_folder and text.tokenizer_json is not None else None,
+        chat=chat,
         is_part=found.is_part,
         packing=found.packing,
         adapters=found.adapters,
@@ -216,22 +218,32 @@ class _Found:
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
+    gguf: GgufFile | None = None
 
-    @property
-    def text_folder(self) -> Path | None:
-        """Where the tokenizer and the chat template lie: an adapter's own go before the model's."""
+    def text(self, n_vocab: int) -> tuple[Text, bytes | None]:
+        """The tokenizer and the chat template, if there are any: an adapter's own go before the model's."""
         folders = [adapter.folder for adapter in reversed(self.adapters)]
-        return next((folder for folder in folders if (folder / "tokenizer.json").is_file()), self.folder)
+        folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
+        if folder is None and self.gguf is not None:
+            from llmc.compiler.frontend.gguf_text import chat_of, text_of
+
+            text = text_of(self.gguf, n_vocab)
+            return text, chat_of(self.gguf) if text.tokenizer_json is not None else None
+        folder = folder or self.folder
+        text = read_text(folder, n_vocab) if folder else Text()
+        return text, read_chat(folder) if folder and text.tokenizer_json is not None else None
 
 
 def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
     """The model, or the text part of one that takes more than text; with its adapters, read but for their weights."""
-    name, folder, fields, own = _find(model, weights)
+    path = Path(model).expanduser()
+    is_gguf = path.suffix == GGUF and os.path.isfile(path)
+    name, folder, fields, own = ("", None, {}, None) if is_gguf else _find(model, weights)
     folders = [*([own] if own else []), *(_adapter_folder(str(adapter)) for adapter in adapters)]
     if folders and weights == "random":
         raise LlmcError("an adapter cannot be merged into random weights", place="--weights random")
     merged = tuple(read_adapter(each) for each in folders)
-    found = _open_model(name, folder, fields, weights)
+    found = _open_gguf(path, weights) if is_gguf else _open_model(name, folder, fields, weights)
     return replace(found, name="+".join([found.name, *(adapter.name for adapter in merged)]), adapters=merged)
 
 
@@ -243,6 +255,17 @@ def _adapter_folder(adapter: str) -> Path:
         hint = "give the folder that has adapter_config.json, or a hub id (owner/name)"
         raise LlmcError(f"no such folder: {adapter}", place="--adapter", hint=hint)
     return hub.fetch(adapter, weights=False)
+
+
+def _open_gguf(path: Path, weights: str) -> _Found:
+    """The model that a GGUF file holds."""
+    from llmc.compiler.frontend import gguf_model
+    from llmc.compiler.frontend.gguf_file import open_gguf
+
+    file = open_gguf(path)
+    fields, packing = gguf_model.config_of(file), gguf_model.packing_of_file(file)
+    checkpoint = gguf_model.checkpoint_of(file, fields) if weights == "real" else None
+    return _Found(path.stem, path.resolve().parent, fields, checkpoint, packing=packing, gguf=file)
 
 
 def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:
@@ -285,7 +308,7 @@ def _locate(hub_id: str, given: str, weights: str) -> tuple[str, Path]:
     if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         return path.resolve().name, path
     if os.path.exists(path):
-        hint = "give the folder that has config.json and safetensors, or an .onnx file"
+        hint = "give the folder that has config.json and safetensors, a .gguf file, or an .onnx file"
         raise LlmcError("a model is a folder, and this is a file", place=given, hint=hint)
     if not hub.is_hub_id(hub_id):
         names = ", ".join(KNOWN_MODELS)

@@ -32,13 +32,18 @@ def read_text(folder: Path, n_vocab: int) -> Text:
         data = _convert(folder)
     else:
         return Text()
+    return text_of_json(data, n_vocab, str(file), "remove it to use token ids")
+
+
+def text_of_json(data: bytes, n_vocab: int, place: str, hint: str | None = None) -> Text:
+    """The tokenizer of a tokenizer.json's bytes.  place, hint: of what is said where it is none."""
     try:
-        load_tokenizer(data.decode(), str(file))
+        load_tokenizer(data.decode(), place)
         return Text(data, read_vocabulary(parse_json(data), n_vocab))
     except LlmcError as error:
-        raise LlmcError(error.fact, place=str(file), hint="remove it to use token ids") from error
+        raise LlmcError(error.fact, place=place, hint=hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LlmcError("the tokenizer cannot be read", place=str(file), hint="remove it to use token ids") from error
+        raise LlmcError("the tokenizer cannot be read", place=place, hint=hint) from error
 
 
 def _convert(folder: Path) -> bytes:

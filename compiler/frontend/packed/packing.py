@@ -14,7 +14,7 @@ class Packing:
     """How weights are kept, and how they become tensors like others.
 
     said: in words.  join: the checkpoint with one tensor for the parts of each weight; reads no tensor.
-    small: the `--quant` whose codes are as wide.  notes: what the user should be told.
+    small: the `--quant` whose codes are as wide; "": they are floats.  notes: what the user should be told.
     """
 
     said: str

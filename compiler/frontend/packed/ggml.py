@@ -1,0 +1,168 @@
+"""Weights in the blocks of a GGUF file: 32 or 256 neighbours of a row in a few bits, with their scales beside them.
+
+    Q4_0, Q5_0, Q8_0    d (code - middle)
+    Q4_1, Q5_1          d code + m
+    Q2_K, Q4_K, Q5_K    d s code - e m      s, m: small integers for each 16 or 32 of the 256; d, e: float16
+    Q3_K, Q6_K          d s (code - middle)
+
+How bits lie is said at each function, of bytes [blocks, bytes of one]; numbers are float32, as ggml computes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.weights import Array
+
+BLOCKS_AT_ONCE = 1 << 12
+
+
+class Kind(NamedTuple):
+    """A type of tensor.  n: numbers of a block.  n_bytes: of one.  read: the numbers of blocks; None: plain floats."""
+
+    name: str
+    n: int
+    n_bytes: int
+    read: Callable[[Array], Array] | None = None
+
+
+def halves(blocks: Array, at: int) -> Array:
+    """A float16 of each block, float32 [blocks, 1]."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
+
+
+def nibbles(packed: Array) -> Array:
+    """[blocks, n] bytes as [blocks, 2n] numbers of 4 bits: first all that lie low, then all that lie high."""
+    return np.concatenate([packed & 15, packed >> 4], axis=1)
+
+
+def fifth_bits(packed: Array) -> Array:
+    """32 bits, [blocks, 4] bytes, as the fifth of 32 codes."""
+    return np.unpackbits(packed, axis=1, bitorder="little") << 4
+
+
+def q4_0(blocks: Array) -> Array:
+    """d, [16] bytes."""
+    return halves(blocks, 0) * (nibbles(blocks[:, 2:]).astype(np.float32) - 8)
+
+
+def q4_1(blocks: Array) -> Array:
+    """d, m, [16] bytes."""
+    return halves(blocks, 0) * nibbles(blocks[:, 4:]) + halves(blocks, 2)
+
+
+def q5_0(blocks: Array) -> Array:
+    """d, [4] bytes of fifth bits, [16] bytes."""
+    codes = nibbles(blocks[:, 6:]) | fifth_bits(blocks[:, 2:6])
+    return halves(blocks, 0) * (codes.astype(np.float32) - 16)
+
+
+def q5_1(blocks: Array) -> Array:
+    """d, m, [4] bytes of fifth bits, [16] bytes."""
+    return halves(blocks, 0) * (nibbles(blocks[:, 8:]) | fifth_bits(blocks[:, 4:8])) + halves(blocks, 2)
+
+
+def q8_0(blocks: Array) -> Array:
+    """d, [32] int8."""
+    return halves(blocks, 0) * blocks[:, 2:].view(np.int8)
+
+
+def scales_and_minima(packed: Array) -> tuple[Array, Array]:
+    """Eight of each, of 6 bits, in 12 bytes: the first four of both whole, and the upper bits of the others beside
+    them; float32 [blocks, 8, 1]."""
+    low, high, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    scales = np.concatenate([low & 63, rest & 15 | low >> 6 << 4], axis=1)
+    minima = np.concatenate([high & 63, rest >> 4 | high >> 6 << 4], axis=1)
+    return scales.astype(np.float32)[..., None], minima.astype(np.float32)[..., None]
+
+
+def of_eighths(blocks: Array, codes: Array) -> Array:
+    """d, e, 12 bytes of scales and minima: of codes [blocks, 256], 32 have one of each."""
+    scales, minima = scales_and_minima(blocks[:, 4:16])
+    scales, minima = scales * halves(blocks, 0)[..., None], minima * halves(blocks, 2)[..., None]
+    values: Array = (scales * codes.reshape(-1, 8, 32) - minima).reshape(-1, 256)
+    return values
+
+
+def q4_k(blocks: Array) -> Array:
+    """Behind scales [4][32] bytes: the low half of each 32, then the high."""
+    return of_eighths(blocks, nibbles(blocks[:, 16:].reshape(-1, 32)))
+
+
+def q5_k(blocks: Array) -> Array:
+    """Behind scales [32] bytes: bit i is the fifth of 32 codes of the eighth i; then as Q4_K."""
+    fifth = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    return of_eighths(blocks, nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 8, 32) | fifth << 4)
+
+
+def two_bits(packed: Array) -> Array:
+    """[blocks, 64] bytes as [blocks, 256] numbers of 2 bits: of each 32 bytes the lowest two of all, then the next."""
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    return (packed.reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 256)
+
+
+def q2_k(blocks: Array) -> Array:
+    """[16] bytes: a scale low, a minimum high; [64] bytes of codes; d, e."""
+    small = blocks[:, :16, None]
+    scales, minima = halves(blocks, 80)[..., None] * (small & 15), halves(blocks, 82)[..., None] * (small >> 4)
+    values: Array = (scales * two_bits(blocks[:, 16:80]).reshape(-1, 16, 16) - minima).reshape(-1, 256)
+    return values
+
+
+def q3_k(blocks: Array) -> Array:
+    """[32] bytes: bit i is the third of 32 codes of the eighth i; [64] bytes of their lower two; 16 scales of 6 bits in
+    12 bytes, four bits of each in the first eight, two in the others; d."""
+    third = blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes = two_bits(blocks[:, 32:96]) | third.reshape(-1, 256) << 2
+    packed = blocks[:, 96:108]
+    upper = packed[:, None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
+    scales = (nibbles(packed[:, :8]) | upper.reshape(-1, 16) << 4).astype(np.float32) - 32
+    scales = (halves(blocks, 108) * scales)[..., None]
+    values: Array = (scales * (codes.reshape(-1, 16, 16).astype(np.float32) - 4)).reshape(-1, 256)
+    return values
+
+
+def q6_k(blocks: Array) -> Array:
+    """[2][64] bytes of lower four bits, [2][32] of upper two, [16] int8 scales; d."""
+    lower = nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, 256)
+    codes = lower | two_bits(blocks[:, 128:192]) << 4
+    scales = (halves(blocks, 208) * blocks[:, 192:208].view(np.int8))[..., None]
+    values: Array = (scales * (codes.reshape(-1, 16, 16).astype(np.float32) - 32)).reshape(-1, 256)
+    return values
+
+
+KINDS: Mapping[int, Kind] = {
+    0: Kind("F32", 1, 4),
+    1: Kind("F16", 1, 2),
+    2: Kind("Q4_0", 32, 18, q4_0),
+    3: Kind("Q4_1", 32, 20, q4_1),
+    6: Kind("Q5_0", 32, 22, q5_0),
+    7: Kind("Q5_1", 32, 24, q5_1),
+    8: Kind("Q8_0", 32, 34, q8_0),
+    10: Kind("Q2_K", 256, 84, q2_k),
+    11: Kind("Q3_K", 256, 110, q3_k),
+    12: Kind("Q4_K", 256, 144, q4_k),
+    13: Kind("Q5_K", 256, 176, q5_k),
+    14: Kind("Q6_K", 256, 210, q6_k),
+    30: Kind("BF16", 1, 2),
+}
+"""By the number that a GGUF file has for it."""
+BY_NAME = {kind.name: kind for kind in KINDS.values()}
+
+
+def numbers(tensor: StoredTensor) -> Array:
+    """The values of a tensor, as it lies in the file, in float32 where they are blocks."""
+    kind = BY_NAME[tensor.dtype]
+    if kind.read is None:
+        return tensor.read()
+    blocks = tensor.read_bytes().reshape(-1, kind.n_bytes)
+    values = np.empty((len(blocks), kind.n), np.float32)
+    for first in range(0, len(blocks), BLOCKS_AT_ONCE):
+        values[first : first + BLOCKS_AT_ONCE] = kind.read(blocks[first : first + BLOCKS_AT_ONCE])
+    assert values.size == prod(tensor.dims)
+    return values.reshape(tensor.dims)
