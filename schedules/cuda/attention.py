@@ -1,4 +1,5 @@
-"""Attention over a paged KV cache, with or without rotary positions, norms of queries and keys, and sinks.
+"""Attention over a paged KV cache, with or without rotary positions, norms of queries and keys, and sinks;
+or with biases by distance.
 
 Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token of context in a 2-byte dtype,
 2 KH (D + 4) in int8 (include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes

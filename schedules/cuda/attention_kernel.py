@@ -10,15 +10,17 @@ from llmc.compiler.kernel import Kernel, Operand, short_hash
 from llmc.schedules.attention_call import NORMS
 from llmc.schedules.cuda.attention_shape import Attention
 
-STREAM = "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters}{sinks});"
+STREAM = (
+    "attention_stream<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, out, {partial}, {counters}{of_heads});"
+)
 APPEND = "attention_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 APPEND_CODES = APPEND.replace("append", "append_codes")
 APPEND_VECTORS = APPEND.replace("attention_append", "append_vectors")
-ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out{sinks});"
-ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out{sinks});"
+ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out{of_heads});"
+ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out{of_heads});"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
-FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{sinks});"
-SINKS = "sinks"
+FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
+SINKS, SLOPES = OF_HEADS = ("sinks", "slopes")
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
 HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
@@ -34,9 +36,9 @@ class Argument:
 
 
 def inputs(a: Attention) -> tuple[Argument, ...]:
-    """The call's inputs that kernels read; cos and sin only where something is turned, sinks where heads have them."""
+    """The call's inputs that kernels read: cos and sin if something is turned, sinks or slopes if heads have any."""
     vectors = (*(NORMS if a.epsilon is not None else ()), *(("cos", "sin") if a.rotary_dim else ()))
-    vectors += (SINKS,) * a.sinks
+    vectors += (SINKS,) * a.sinks + (SLOPES,) * a.slopes
     types = {"qkv": f"const {a.types['Qkv']}"} | dict.fromkeys(vectors, "const float")
     types |= {"positions": "const int", "page_table": "const int"}
     return tuple(Argument(name, kind, Operand("input", i)) for i, (name, kind) in enumerate(types.items()))
@@ -44,8 +46,8 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
 
 def apart(reads: tuple[Argument, ...]) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
     """What appends reads of these inputs, and what attends: queries come to that by another way."""
-    appends = tuple(argument for argument in reads if argument.name != SINKS)
-    return appends, (*appends[-2:], *(argument for argument in reads if argument.name == SINKS))
+    appends = tuple(argument for argument in reads if argument.name not in OF_HEADS)
+    return appends, (*appends[-2:], *(argument for argument in reads if argument.name in OF_HEADS))
 
 
 def kernel_of(
@@ -62,7 +64,7 @@ def kernel_of(
     names = {argument.name for argument in arguments}
     optional = ("qkv", "cos", "sin", "partial", "counters")
     pointers = {pointer: pointer if pointer in names else "nullptr" for pointer in optional}
-    pointers["sinks"] = ", sinks" if SINKS in names else ""
+    pointers["of_heads"] = ", sinks" if SINKS in names else ", nullptr, slopes" if SLOPES in names else ""
     if names.issuperset(NORMS):
         pointers["qkv"] = f"{{{', '.join(('qkv', *NORMS))}}}"
     body = call.format(**pointers)

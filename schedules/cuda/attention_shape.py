@@ -29,7 +29,7 @@ class Attention:
 
     rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
     and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
-    whether it lies in tiles.  sinks: whether each query head has one.
+    whether it lies in tiles.  sinks, slopes: whether each query head has one.
     """
 
     rows: int
@@ -49,6 +49,7 @@ class Attention:
     tiled: bool
     epsilon: float | None = None
     sinks: bool = False
+    slopes: bool = False
 
     @property
     def group(self) -> int:
@@ -100,8 +101,9 @@ class Attention:
         ]
         if self.epsilon is not None:
             members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
-        if self.sinks:
-            members.append("static constexpr bool has_sinks = true;")
+        for name in ("sinks", "slopes"):
+            if getattr(self, name):
+                members.append(f"static constexpr bool has_{name} = true;")
         members.append(f"static constexpr int64_t page_elements = {elements};")
         return "\n".join(["struct Shape {", *(f"    {member}" for member in members), "};"])
 
@@ -129,9 +131,6 @@ def parse(call: Call) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for one that these
     kernels cannot do."""
     sizes = attention_sizes(call)
-    if "slopes" in input_places(call):
-        fact = "attention with biases by distance (ALiBi) has no kernels for GPUs yet"
-        raise LlmcError(fact, place="--target cuda", hint="compile it for CPUs: --target cpu")
     return None if sizes is None else of_sizes(call, sizes)
 
 
@@ -146,4 +145,5 @@ def of_sizes(call: Call, sizes: dict[str, Any]) -> Attention:
     qkv, out = call.inputs[0], call.outputs[0]
     assert qkv is not None
     lies = {"kv_dtype": kv_dtype, "qkv": qkv.dtype, "out": out.dtype, "tiled": out.tiled}
-    return Attention(**sizes, **lies, sinks="sinks" in input_places(call))
+    places = input_places(call)
+    return Attention(**sizes, **lies, sinks="sinks" in places, slopes="slopes" in places)

@@ -15,10 +15,11 @@
 //     heads, kv_heads, head_dim, rotary_dim, interleaved, scale, softcap, window          as the operator's
 //     page_elements          elements of Kv from one page to the next
 //     tiled                  whether the result is tiled (tiles.cuh) or row-major
-//     has_sinks              where each head has a sink: `sinks` [heads] is not null (attention_sinks.cuh)
+//     has_sinks, has_slopes  where each head has a sink, or a slope: `sinks` or `slopes` [heads] are not null
+//                            (attention_sinks.cuh, attention_slopes.cuh)
 #pragma once
 
-#include "device.cuh"
+#include "attention_slopes.cuh"
 
 constexpr int kPageTokens = 64;
 constexpr float kLog2E = 1.44269504088896f;
@@ -206,7 +207,7 @@ struct Queries {
 // o[j][0, 1] and o[j][2, 3]; `most`, the largest score, is the row's, `sum` is this lane's part of it. Values that are
 // codes have an order of columns and a `unit` of their own, see attention_codes.cuh.
 template <class Shape>
-struct Gathered {
+struct Gathered : HeadSlopes<Shape>::OfRows {
     float o[Shape::head_dim / 8][4];
     float most[2], sum[2];
     float unit, per_unit;
@@ -244,16 +245,23 @@ __device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Sh
 }
 
 // Scores -> weights: s -> 2^(c (s - most)), and their sum. `keep`: what each row's o, of scores before, is worth now.
-// sees(half, key) says whether the lane's row g + 8 half sees key 0..kKeys-1; it is asked only if `masked`.
-template <class Shape, int kKeys, class Sees>
+// sees(half, key) says whether the lane's row g + 8 half sees key 0..kKeys-1; it is asked only if `masked`. bias: what is
+// added to scores (attention_slopes.cuh).
+template <class Shape, int kKeys, class Sees, class Bias = NoBias>
 __device__ __forceinline__ void weigh_scores(Gathered<Shape> &state, float (&s)[kKeys / 8][4], float (&keep)[2],
-                                             bool masked, Sees sees) {
+                                             bool masked, Sees sees, const Bias &bias = {}) {
     constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
     if constexpr (Shape::softcap > 0.f) {
 #pragma unroll
         for (int n = 0; n < kKeys / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) s[n][i] = Shape::softcap * tanhf(s[n][i] * (Shape::scale / Shape::softcap));
+    }
+    if constexpr (Bias::any) {
+#pragma unroll
+        for (int n = 0; n < kKeys / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[n][i] += bias(i / 2, n, i % 2);
     }
     if (masked) {
 #pragma unroll
@@ -294,10 +302,11 @@ __device__ __forceinline__ void keep_sums(Gathered<Shape> &state, const float (&
 }
 
 // Both.
-template <class Shape, int kKeys, class Sees>
-__device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys / 8][4], bool masked, Sees sees) {
+template <class Shape, int kKeys, class Sees, class Bias>
+__device__ __forceinline__ void weigh(Gathered<Shape> &state, float (&s)[kKeys / 8][4], bool masked, Sees sees,
+                                      const Bias &bias) {
     float keep[2];
-    weigh_scores<Shape, kKeys>(state, s, keep, masked, sees);
+    weigh_scores<Shape, kKeys>(state, s, keep, masked, sees, bias);
     keep_sums(state, keep);
 }
 

@@ -75,7 +75,7 @@ __device__ __forceinline__ float float32_score(const float *q, const float *key)
 template <class Shape>
 __device__ __forceinline__ void float32_attend(const float *queries, const int *positions, const int *page_table,
                                                const float *kv, typename Shape::Out *out,
-                                               const float *sinks = nullptr) {
+                                               const float *sinks = nullptr, const float *slopes = nullptr) {
     constexpr int D = Shape::head_dim, per_lane = (D + 31) / 32;
     const int unit = blockIdx.x * (kFloat32Threads / 32) + warp_index(), lane = lane_index();
     const int row = unit / Shape::heads, head = unit % Shape::heads;
@@ -96,6 +96,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
             const int token = page * kPageTokens + lane + 32 * i;
             const bool seen = token <= at && (!Shape::window || token > at - Shape::window);
             s[i] = seen ? float32_score<Shape>(q, keys + (lane + 32 * i) * D) : -INFINITY;
+            if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slopes[head], float(token - at), s[i]);
         }
         const float top = fmaxf(most, warp_max(fmaxf(s[0], s[1])));
         const float keep = expf(most - top), p[2] = {expf(s[0] - top), expf(s[1] - top)};

@@ -143,6 +143,14 @@ __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
     return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - Shape::window);
 }
 
+// What is added to the scores of a page, for the lane's rows `row` and row + 8 of the block.
+template <class Shape>
+__device__ __forceinline__ DistanceBias<Shape> page_bias(const typename HeadSlopes<Shape>::OfRows &slopes,
+                                                         const Stretch &rows, int row, int page) {
+    const int at = rows.first + row - rows.begin;
+    return {slopes, page * kPageTokens, at, at + 8};
+}
+
 // Word i of lane t goes to word t of lane i, for each four lanes of a warp.
 __device__ __forceinline__ void turn_words(uint32_t (&words)[4]) {
 #pragma unroll

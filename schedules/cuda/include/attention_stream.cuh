@@ -100,11 +100,17 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
     constexpr int heads = Stream<Shape>::tile_heads;
     const int at[2] = {part.first + lane_index() / 4 / heads, part.first + (lane_index() / 4 + 8) / heads};
     float keep[2];
-    weigh_scores<Shape, kTokens>(state, s, keep, masked, [&](int half, int i) {
+    const auto sees = [&](int half, int i) {
         const int position = key(i);
         return position >= 0 && position <= at[half] && at[half] <= part.last &&
                (!Shape::window || position > at[half] - Shape::window);
-    });
+    };
+    if constexpr (kHasSlopes<Shape>) {
+        const auto distance = [&](int half, int n, int i) { return key(8 * n + 2 * (lane_index() % 4) + i) - at[half]; };
+        weigh_scores<Shape, kTokens>(state, s, keep, masked, sees, biased_by<Shape>(state, distance));
+    } else {
+        weigh_scores<Shape, kTokens>(state, s, keep, masked, sees);
+    }
     if (!is_first) keep_sums(state, keep);
 }
 
@@ -238,7 +244,7 @@ template <class Shape>
 __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const float *cos, const float *sin,
                                                  const int *positions, const int *page_table, typename Shape::Kv *kv,
                                                  typename Shape::Out *out, float *partial, uint32_t *counters,
-                                                 const float *sinks = nullptr) {
+                                                 const float *sinks = nullptr, const float *slopes = nullptr) {
     using S = Stream<Shape>;
     using T = typename Shape::T;
     using Kv = typename Shape::Kv;
@@ -266,6 +272,11 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     uint32_t groups = is_last && !is_alone ? fresh.groups : 0;  // of new rows, not yet attended
     if (!is_last || !is_alone) own = nullptr;
     clear_queries<Shape>(q);
+    typename HeadSlopes<Shape>::OfRows of_rows;
+    if constexpr (kHasSlopes<Shape>) {
+        const auto head = [&](int query) { return min(part.head + query % S::tile_heads, Shape::heads - 1); };
+        read_slopes<Shape>(of_rows, slopes, head(lane_index() / 4), head(lane_index() / 4 + 8));
+    }
     if (groups && team_warp<Shape>() == 0) put_positions<Shape>(new_at, fresh);
     team_barrier<Shape>();
     wait_for_previous();
@@ -281,6 +292,7 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     StreamQueries<Shape> queries;
     queries.load(q);
     Gathered<Shape> state;
+    if constexpr (kHasSlopes<Shape>) static_cast<typename HeadSlopes<Shape>::OfRows &>(state) = of_rows;
     clear(state);
     if constexpr (kCoded<Shape>) clear_unit(state);
     walk_pages<Shape>(state, queries, part, fresh, copies);

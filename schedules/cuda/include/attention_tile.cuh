@@ -44,9 +44,10 @@ __device__ __forceinline__ void attend_page(Gathered<Shape> &state, const Querie
     if (!sees_some<Shape>(rows, page)) return;
     float s[kPageTokens / 8][4];
     score<Shape, kPageTokens, kPageTokens>(s, queries, keys);
-    weigh<Shape, kPageTokens>(state, s, !sees_all<Shape>(rows, page, 16), [&](int half, int i) {
-        return sees<Shape>(rows, row + lane_index() / 4 + 8 * half, page * kPageTokens + i);
-    });
+    weigh<Shape, kPageTokens>(
+        state, s, !sees_all<Shape>(rows, page, 16),
+        [&](int half, int i) { return sees<Shape>(rows, row + lane_index() / 4 + 8 * half, page * kPageTokens + i); },
+        page_bias<Shape>(state, rows, row + lane_index() / 4, page));
     add_values<Shape, kPageTokens, kPageTokens>(state, s, keys + kHeadElements<Shape>);
 }
 
@@ -86,7 +87,8 @@ __device__ __forceinline__ void attend_stretch(Gathered<Shape> &state, const Que
 template <class Shape>
 __device__ __forceinline__ void attention_tile(const typename Shape::T *queries, const int *positions,
                                                const int *page_table, const typename Shape::Kv *kv,
-                                               typename Shape::Out *out, const float *sinks = nullptr) {
+                                               typename Shape::Out *out, const float *sinks = nullptr,
+                                               const float *slopes = nullptr) {
     using S = Tile<Shape>;
     using T = typename Shape::T;
     const int head = blockIdx.x % Shape::heads, tile = S::tiles - 1 - blockIdx.x / Shape::heads;
@@ -108,6 +110,7 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
 
     Gathered<Shape> state;
     clear(state);
+    read_slopes<Shape>(state, slopes, head, head);
     if constexpr (kCoded<Shape>) clear_unit(state);
     for (Stretch stretch = {0, 0, 0, 0}; stretch.begin < n; stretch.begin = stretch.end) {
         stretch.first = positions[first_row + stretch.begin];

@@ -163,7 +163,8 @@ struct Consumer {
         if constexpr (kCoded<Shape>) scale_scores<kPageTokens>(s, stage_scales<Shape>(place.stage));
         weigh_scores<Shape, kPageTokens>(
             state, s, keep, !sees_all<Shape>(rows, page, kTileRows),
-            [&](int half, int i) { return sees<Shape>(rows, row + 8 * half, page * kPageTokens + i); });
+            [&](int half, int i) { return sees<Shape>(rows, row + 8 * half, page * kPageTokens + i); },
+            page_bias<Shape>(state, rows, row, page));
     }
 
     // Weights -> p, and o to what they count. V is there, and no product under way.
@@ -243,7 +244,8 @@ struct Consumer {
 template <class Shape>
 __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries, const int *positions,
                                                 const int *page_table, const typename Shape::Kv *kv,
-                                                typename Shape::Out *out, const float *sinks = nullptr) {
+                                                typename Shape::Out *out, const float *sinks = nullptr,
+                                                const float *slopes = nullptr) {
     using T = typename Shape::T;
     using W = Warpgroups<Shape>;
     __shared__ Ring<Shape> ring;
@@ -272,6 +274,7 @@ __device__ __forceinline__ void attention_wgmma(const typename Shape::T *queries
         const Item<Shape> now = item;
         const Rows<Shape> &rows = ring.rows[(now.round - 1) % 2];
         clear(mine.state);
+        read_slopes<Shape>(mine.state, slopes, now.head, now.head);
         if constexpr (kCoded<Shape>) clear_unit(mine.state);
         mbarrier_wait(&ring.known[(now.round - 1) % 2], (now.round - 1) / 2 % 2);
         for_each_stretch<Shape>(rows, now.n_rows(), [&](const Stretch &stretch) { mine.attend_stretch(stretch, ring); });

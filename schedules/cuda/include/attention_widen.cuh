@@ -65,9 +65,10 @@ __device__ __forceinline__ void attend_codes(Gathered<Shape> &state, const Queri
     if (used) {
         score<Shape, kPageTokens, kPageTokens>(s, queries, static_cast<const f16 *>(wide));
         scale_scores<kPageTokens>(s, scales_of<Shape, kPageTokens>(keys));
-        weigh<Shape, kPageTokens>(state, s, !sees_all<Shape>(rows, page, 16), [&](int half, int i) {
-            return sees<Shape>(rows, row + lane_index() / 4 + 8 * half, page * kPageTokens + i);
-        });
+        weigh<Shape, kPageTokens>(
+            state, s, !sees_all<Shape>(rows, page, 16),
+            [&](int half, int i) { return sees<Shape>(rows, row + lane_index() / 4 + 8 * half, page * kPageTokens + i); },
+            page_bias<Shape>(state, rows, row + lane_index() / 4, page));
         scale_weights<Shape, kPageTokens>(state, s, scales_of<Shape, kPageTokens>(values));
     }
     __syncthreads();

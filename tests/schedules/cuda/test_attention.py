@@ -44,6 +44,7 @@ class Model:
     rounded: bool = False  # qkv lies in tiles
     epsilon: float | None = None  # of the norm of queries and keys
     has_sinks: bool = False
+    has_slopes: bool = False
 
     @property
     def columns(self) -> int:
@@ -85,9 +86,9 @@ class Model:
         if self.rotary_dim:
             attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
-        sinks = [TensorType((self.heads,), "f32", constant=True)] * self.has_sinks
-        inputs = (qkv, *norms, *turns, *sinks, *ids, cache, cache)
-        op = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}PagedAttention"
+        of_heads = [TensorType((self.heads,), "f32", constant=True)] * (self.has_sinks + self.has_slopes)
+        inputs = (qkv, *norms, *turns, *of_heads, *ids, cache, cache)
+        op = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}PagedAttention"
         return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))
 
     def definition(self, m: int) -> Call:
@@ -157,8 +158,9 @@ class Machine:
         turn = [np.array(column, np.float32)[quarters] for column in ([1, 0, -1, 0], [0, 1, 0, -1])]
         for numbers in (qkv, *turn):
             numbers[at < 0] = np.nan
-        sinks = [np.linspace(-3, 9, model.heads, dtype=np.float32)] * model.has_sinks
-        return [qkv, *(turn if model.rotary_dim else []), *sinks, at, table]
+        of_heads = [np.linspace(-3, 9, model.heads, dtype=np.float32)] * model.has_sinks
+        of_heads += [np.linspace(0.01, 0.3, model.heads, dtype=np.float32)] * model.has_slopes
+        return [qkv, *(turn if model.rotary_dim else []), *of_heads, at, table]
 
     def pool(self, rows: Sequence[Row]) -> Array:
         """The layer's memory before the step: both layers of all pages, poisoned where nothing was written yet."""
@@ -236,8 +238,8 @@ MODELS = [
     Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
     Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0, kv_dtype="f16", has_sinks=True),
     Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100, has_sinks=True),
-    Model(heads=7, kv_heads=1, head_dim=32, rotary_dim=0, window=30, tiled=False),
-    Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
+    Model(heads=7, kv_heads=1, head_dim=32, rotary_dim=0, window=30, tiled=False, has_slopes=True),
+    Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64, has_sinks=True),
     Model(heads=20, kv_heads=1, head_dim=32, rotary_dim=8, has_sinks=True),
     Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, window=70, kv_dtype="f32", tiled=False, has_sinks=True),
     Model(heads=3, kv_heads=1, head_dim=48, rotary_dim=32, kv_dtype="f32", out="bf16"),
@@ -247,7 +249,8 @@ MODELS = [
     Model(heads=6, kv_heads=2, head_dim=96, rotary_dim=32, softcap=20.0, kv_dtype="int8", tiled=False, has_sinks=True),
     Model(heads=2, kv_heads=2, head_dim=128, rotary_dim=128, window=100, kv_dtype="int8"),
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64, kv_dtype="int8", out="f16"),
-    Model(heads=20, kv_heads=1, head_dim=16, rotary_dim=0, window=30, kv_dtype="int8"),
+    Model(heads=20, kv_heads=1, head_dim=16, rotary_dim=0, window=30, kv_dtype="int8", has_slopes=True),
+    Model(heads=2, kv_heads=2, head_dim=48, rotary_dim=0, kv_dtype="f32", tiled=False, has_slopes=True),
 ]
 STEP: list[Row] = [(0, 64), (1, 129), None, (2, 0), (2, 1), (2, 2), (3, 200), (1, 130)]
 LENGTHS = (65, 131, 3, 201)
@@ -269,7 +272,7 @@ def test_large_steps_of_several_sequences(model: Model, define: Define, kernels:
 @pytest.mark.parametrize(
     ("model", "params"),
     [
-        (Model(), attention.Tile(2)),
+        (Model(rotary_dim=0, has_slopes=True), attention.Tile(2)),
         (Model(), attention.Tile(3, 1)),
         (Model(), attention.Tile(2, 2)),
         (Model(), attention.Tile(2, 2, in_turn=False, blocks=3)),
@@ -342,5 +345,3 @@ def test_what_these_kernels_cannot_do_is_said() -> None:
     int4 = tuple((name, "int4" if name == "kv_dtype" else value) for name, value in call.attributes)
     with pytest.raises(LlmcError, match="a KV cache of int4"):
         attention.match(replace(call, attributes=int4), TARGET)
-    with pytest.raises(LlmcError, match="ALiBi"):
-        attention.match(replace(call, op="llmc.AlibiPagedAttention"), TARGET)

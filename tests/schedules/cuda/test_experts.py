@@ -36,7 +36,6 @@ CASES: dict[str, tuple[tuple[Any, ...], experts.Params, Target]] = {
     "many, codes": ((19, 3, 4, 72, 128, "i8"), Grouped(32, (2, 3)), AMPERE),
     "few, mxfp4": ((3, 2, 3, 40, 136, "m4", "ClampedSwishBias"), MXFP4, HOPPER),
     "many, mxfp4": ((18, 2, 3, 40, 136, "m4", "ClampedSwishBias"), Grouped(24, (2, 3)), HOPPER),
-    "many, mxfp4, mma": ((18, 2, 3, 40, 136, "m4", "ClampedSwish"), Grouped(16, (3, 2)), AMPERE),
 }
 
 
