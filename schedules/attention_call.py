@@ -19,13 +19,17 @@ INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
 INPUTS["llmc.AppendedAttention"] = ("queries", *STEP)
 """The operators of paged attention, and the names of their inputs in order: as compiler/ops_attention.py defines them,
 which takes onnx_ir, and what measures kernels on another machine (bench/gpu) does without."""
+LATENT = "llmc.LatentPagedAttention"
+LATENT_INPUTS = ("q", "absorbed", "kv", "norm", "cos", "sin", *STEP)
+"""Those of attention over latents, as compiler/ops_latent.py defines it."""
 PAGE_TABLE = -3
 """Which of their inputs it is, and of a product that appends: caches are the last two."""
 
 
 def input_places(call: Call) -> dict[str, int]:
-    """Where each input of a call of paged attention stands, by name; no places for another call."""
-    return {name: index for index, name in enumerate(INPUTS.get(call.op, ()))}
+    """Where each input of a call of paged attention, or of latents, stands, by name; no places for another call."""
+    names = LATENT_INPUTS if call.op == LATENT else INPUTS.get(call.op, ())
+    return {name: index for index, name in enumerate(names)}
 
 
 def weight_layouts(call: Call) -> dict[int, RowMajor]:

@@ -29,7 +29,7 @@ from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
-from llmc.schedules.attention_call import input_places
+from llmc.schedules.attention_call import LATENT
 from llmc.schedules.cuda.deferred_norm import MOST, prepares, settled
 from llmc.schedules.record_fields import of_kind
 from llmc.schedules.rule import Rule
@@ -63,7 +63,7 @@ class Signature(NamedTuple):
 
 def signature(call: Call, target: Target) -> Signature | None:
     """The call's signature; None for calls that nobody tunes."""
-    if target.kind == "cuda" and call.op.endswith("PagedAttention") and input_places(call):
+    if target.kind == "cuda" and call.op.endswith("PagedAttention"):
         return _of_attention(call, target)
     call = settled(call, target)
     operator = _OPERATOR.match(call.op)
@@ -80,7 +80,9 @@ def signature(call: Call, target: Target) -> Signature | None:
 
 def _of_attention(call: Call, target: Target) -> Signature:
     head_dim = call.attribute("head_dim")
-    n, k = (head_dim * call.attribute(heads) for heads in ("num_heads", "kv_num_heads"))
+    if call.op == LATENT:
+        head_dim = call.attribute("latent_dim") + call.attribute("rotary_dim")
+    n, k = (head_dim * call.attribute(heads, 1) for heads in ("num_heads", "kv_num_heads"))
     m = call.outputs[0].shape[0]
     op = call.op.removeprefix("llmc.").removeprefix("RMSNorm")  # a norm of heads changes nothing that is chosen
     return Signature(op, n, k, m, call.attribute("kv_dtype"), target.lanes)

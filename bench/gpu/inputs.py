@@ -14,7 +14,7 @@ import numpy as np
 from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
-from llmc.schedules.attention_call import input_places
+from llmc.schedules.attention_call import LATENT, input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +29,8 @@ QUARTERS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
 @dataclass
 class Inputs:
     """arrays: an input by its index, f32 or i32; quantised weights as codes.  keys, values: for attention, what the
-    cache holds before the step, f32 [pages, KH, tokens, D]; pages that nobody may read are NaN."""
+    cache holds before the step, f32 [pages, KH, tokens, D]; pages that nobody may read are NaN.  values None: they
+    are the first part of the keys."""
 
     arrays: dict[int, Constant]
     keys: Array | None = None
@@ -69,6 +70,8 @@ def normal(name: str, shape: tuple[int, ...], numbers: Array | None = None) -> A
 
 def make(call: Call, length: int | None = None) -> Inputs:
     """Inputs of a call.  length: for attention, the longest context."""
+    if call.op == LATENT:
+        return latent_inputs(call, length)
     if call.op.endswith("PagedAttention"):
         return attention_inputs(call, length)
     kinds = {index: kind for index, kind in enumerate(call.inputs) if kind is not None}
@@ -122,11 +125,8 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     places = input_places(call)
     kinds = [kind for kind in call.inputs if kind is not None]
     at = places["positions"]
-    m, n_columns = kinds[at + 1].shape
-    longest = min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS)
-    rows = step_rows(m, longest)
-    positions = np.array([row[1] if row else -1 for row in rows], np.int32)
-    tables, n_pages = page_tables(rows, n_columns)
+    m = kinds[at].shape[0]
+    rows, positions, tables, n_pages = step_of(call, length)
     heads, dim = call.attribute("kv_num_heads"), call.attribute("head_dim")
     dtype = call.attribute("kv_dtype")
     hold = kv_codes.kept if dtype == "int8" else partial(exact, dtype=dtype)
@@ -140,13 +140,46 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
     if "sinks" in places:  # which count beside some hundred keys
         arrays[places["sinks"]] = np.float32(5) + normal(f"{call} sinks", kinds[places["sinks"]].shape)
     if "cos" in places:
-        turns = np.resize(np.arange(4), kinds[places["cos"]].shape[1]) + positions[:, None]
-        for part, name in enumerate(("cos", "sin")):
-            arrays[places[name]] = np.ascontiguousarray(QUARTERS[turns % 4][..., part])
+        arrays |= quarter_turns(call, positions)
     arrays[at], arrays[at + 1] = positions, tables
     shape = (n_pages, heads, PAGE_TOKENS, dim)
     keys, values = (hold(normal(f"{call} {name}", shape)) for name in "kv")
     return Inputs(arrays, keys, values, rows)
+
+
+def latent_inputs(call: Call, length: int | None = None) -> Inputs:
+    """The same of attention over latents."""
+    places, dtype = input_places(call), call.attribute("kv_dtype")
+    rows, positions, tables, n_pages = step_of(call, length)
+    arrays: dict[int, Constant] = {places["positions"]: positions, places["page_table"]: tables}
+    arrays |= quarter_turns(call, positions)
+    for name in ("q", "absorbed", "kv", "norm"):
+        kind = call.inputs[places[name]]
+        assert kind is not None
+        at = places[name]
+        arrays[at] = constant(at, kind) if kind.constant else exact(normal(f"{call} {name}", kind.shape), dtype)
+    shape = (n_pages, 1, PAGE_TOKENS, call.attribute("latent_dim") + call.attribute("rotary_dim"))
+    return Inputs(arrays, exact(normal(f"{call} keys", shape), dtype), None, rows)
+
+
+def step_of(call: Call, length: int | None) -> tuple[list[tuple[int, int] | None], Array, Array, int]:
+    """Rows of a step, their positions and page tables, and how many pages there are."""
+    kind = call.inputs[input_places(call)["page_table"]]
+    assert kind is not None
+    m, n_columns = kind.shape
+    rows = step_rows(m, min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS))
+    positions = np.array([row[1] if row else -1 for row in rows], np.int32)
+    return rows, positions, *page_tables(rows, n_columns)
+
+
+def quarter_turns(call: Call, positions: Array) -> dict[int, Constant]:
+    """Angles for each row, as cosines and sines."""
+    places = input_places(call)
+    kind = call.inputs[places["cos"]]
+    assert kind is not None
+    turns = np.resize(np.arange(4), kind.shape[1]) + positions[:, None]
+    parts = {places[name]: QUARTERS[turns % 4][..., part] for part, name in enumerate(("cos", "sin"))}
+    return {at: np.ascontiguousarray(part) for at, part in parts.items()}
 
 
 def step_rows(m: int, longest: int) -> list[tuple[int, int] | None]:

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from llmc.bench.gpu.kit import call_to_json, layout_to_json
+from llmc.bench.gpu.latent_jobs import add_odd_latents
 from llmc.bench.gpu.measure import is_decode
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
@@ -232,6 +233,8 @@ def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
             name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
             special = "".join(f" {key}={value}" for key, value in shape[5].items())
             jobs.add(name + special, attention_call(*shape[:5], kv_dtype, **shape[5]), most, tuned=False)
+    if not few:
+        add_odd_latents(jobs, most)
 
 
 def odd_name(op: str, dtype: str, group: int, m: int, n: int, k: int) -> str:

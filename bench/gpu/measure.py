@@ -22,7 +22,7 @@ from llmc.bench.gpu.inputs import normal
 from llmc.bench.gpu.kit import LAYOUTS, Candidate, Job, Kit
 from llmc.bench.gpu.memory import launches, output_values
 from llmc.compiler.kernel import PAGE_TOKENS, Operand, TensorType
-from llmc.schedules.attention_call import input_places
+from llmc.schedules.attention_call import LATENT, input_places
 
 STAGE = "tune"
 POOL_BYTES = 32 << 20
@@ -151,7 +151,10 @@ def work(job: Job, candidate: Candidate, length: int) -> tuple[int, int]:
     runs = length * m if is_decode(m) else length  # a prompt's rows share their context
     attended = length * m if is_decode(m) else m * length - m * m // 2
     n_bytes = runs * candidate.kv_layer_bytes // PAGE_TOKENS + sum(kind.n_bytes for kind in kinds)
-    return n_bytes, 4 * attended * call.attribute("num_heads") * call.attribute("head_dim")
+    width = 2 * call.attribute("head_dim")  # of a key and a value
+    if call.op == LATENT:
+        width = 2 * call.attribute("latent_dim") + call.attribute("rotary_dim")
+    return n_bytes, 2 * attended * call.attribute("num_heads") * width
 
 
 def is_decode(m: int) -> bool:

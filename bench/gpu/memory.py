@@ -116,7 +116,6 @@ def output_values(call: Call, data: Array) -> Array:
 def upload_cache(device: Device, call: Call, inputs: Inputs, layer_bytes: int) -> int:
     """The pages on the device: of every page the first layer's part; other layers' parts are poison."""
     assert inputs.keys is not None
-    assert inputs.values is not None
     n_pages, page_bytes = len(inputs.keys), layer_bytes * call.attribute("n_layers")
     cache = device.allocate(n_pages * page_bytes)
     device.fill(cache, POISON, n_pages * page_bytes)
@@ -129,13 +128,13 @@ def page_part(inputs: Inputs, page: int, dtype: str) -> Array:
     """A page's bytes for one layer: for each key head K, then V, each [D/8][64][8] of 2 bytes or [64][D] of f32; or as
     codes (kv_codes.py)."""
     assert inputs.keys is not None
-    assert inputs.values is not None
-    both = np.stack([inputs.keys[page], inputs.values[page]], axis=1)  # [KH, 2, 64, D]
+    parts = [cache[page] for cache in (inputs.keys, inputs.values) if cache is not None]
+    both = np.stack(parts, axis=1)  # [KH, 2, 64, D], of latents [1, 1, 64, D]
     if dtype == "int8":
         return kv_codes.page_part(both)
     if DTYPE_BYTES[dtype] == 2:
         heads, _, _, dim = both.shape
-        both = both.reshape(heads, 2, PAGE_TOKENS, dim // 8, 8).transpose(0, 1, 3, 2, 4)
+        both = both.reshape(heads, len(parts), PAGE_TOKENS, dim // 8, 8).transpose(0, 1, 3, 2, 4)
     return bits.raw(bits.bits_of(np.ascontiguousarray(both), dtype))
 
 

@@ -24,6 +24,7 @@ import llmc
 from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.chains import add_chains
 from llmc.bench.gpu.jobs import Jobs, add_experts, add_model, add_odd
+from llmc.bench.gpu.latent_jobs import add_latents
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.source import SourceModel
@@ -65,7 +66,7 @@ PARTS = (
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""
-ONLY_HERE = ("prepare.py", "jobs.py", "recipes.py", "carry.py", "chains.py", "chart.py")
+ONLY_HERE = ("prepare.py", "jobs.py", "latent_jobs.py", "recipes.py", "carry.py", "chains.py", "chart.py")
 Odd = Literal["all", "few", "none"]
 BATCH = (1, 2, 4, 8, 16, 32, 64)
 QUANTISED_BATCH = (1, 2, 4, 8)
@@ -178,6 +179,8 @@ def prepare(
     if odd != "none":
         add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
     layers = add_experts(jobs) if experts else []
+    if experts:
+        add_latents(jobs, most)
     kernels = {**jobs.kernels, **micro_kernels()}
     out.mkdir(parents=True, exist_ok=True)
     write_kernels(out / "kernels.zip", list(kernels.values()), target)

@@ -17,7 +17,7 @@ from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Stored, exact
 from llmc.bench.gpu.inputs import Inputs
 from llmc.compiler.kernel import PAGE_TOKENS, Call
-from llmc.schedules.attention_call import input_places
+from llmc.schedules.attention_call import LATENT, input_places
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -38,7 +38,10 @@ def expected(call: Call, inputs: Inputs) -> Array:
     here = torch.cuda.is_available() and os.environ.get("LLMC_REFERENCE") != "cpu"
     device = "cuda" if here else "cpu"
     with torch.inference_mode():
-        result = attention(call, inputs, device) if call.op.endswith("Attention") else linear(call, inputs, device)
+        if call.op == LATENT:
+            result = latent_attention(call, inputs, device)
+        else:
+            result = attention(call, inputs, device) if call.op.endswith("Attention") else linear(call, inputs, device)
         return np.asarray(result.float().cpu().numpy())
 
 
@@ -125,6 +128,31 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
             k_seen, v_seen = (gathered(cache, pages, int(position)) for cache in (keys, values))
             out[row] = attend(call, q[row], k_seen, v_seen, sinks)
     return out.reshape(m, heads * dim)
+
+
+def latent_attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
+    """[M, H·L]: the same of latents, which are keys in front of what is turned, and values."""
+    heads, latent_dim, rotary_dim = (call.attribute(name) for name in ("num_heads", "latent_dim", "rotary_dim"))
+    places, m = input_places(call), len(inputs.rows)
+    arrays = {name: torch.from_numpy(inputs.array(at)).to(device) for name, at in places.items() if at in inputs.arrays}
+    turn = (arrays["cos"][:, None], arrays["sin"][:, None], rotary_dim, bool(call.attribute("interleaved")))
+    turning = arrays["q"].reshape(m, heads, -1)[..., -rotary_dim:]
+    q = torch.cat([arrays["absorbed"].reshape(m, heads, -1), rotate(turning, *turn)], dim=-1)
+    latent = F.rms_norm(arrays["kv"][:, :latent_dim], (latent_dim,), arrays["norm"], call.attribute("epsilon"))
+    own = torch.cat([multiplied(call, latent, 1), rotate(arrays["kv"][:, None, latent_dim:], *turn)[:, 0]], dim=-1)
+    assert inputs.keys is not None
+    keys = torch.from_numpy(inputs.keys).to(device).clone()
+    positions, tables = (inputs.array(places[name]) for name in ("positions", "page_table"))
+    for row, position in enumerate(positions):
+        if position >= 0:
+            keys[int(tables[row, position // PAGE_TOKENS]), 0, int(position % PAGE_TOKENS)] = own[row]
+    out = torch.zeros(m, heads, latent_dim, device=device)
+    for row, position in enumerate(positions):
+        if position >= 0:
+            pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
+            seen = gathered(keys, pages, int(position))
+            out[row] = attend(call, q[row], seen, seen[..., :latent_dim])
+    return out.reshape(m, heads * latent_dim)
 
 
 def multiplied(call: Call, x: torch.Tensor, is_key: int) -> torch.Tensor:

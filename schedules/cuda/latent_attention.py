@@ -156,8 +156,12 @@ def tile_of(a: LatentAttention, chip: Chip, most_rows: int) -> Tile:
         raise LlmcError(fact, place="latent attention", hint="compile for a CPU target")
     tokens = 1 if small else max(1, height // a.heads)
     blocks = -(-a.rows // tokens) * a.head_tiles(height)
-    splits = max(1, min(chip.processors // blocks, a.pages // LEAST_PAGES)) if small else 1
-    return Tile(height, tokens, stages, splits)
+    return Tile(height, tokens, stages, splits_of(a, chip, blocks, LEAST_PAGES) if small else 1)
+
+
+def splits_of(a: LatentAttention, chip: Chip, blocks: int, least: int) -> int:
+    """So many that all blocks run at once, one a multiprocessor, with `least` pages each."""
+    return max(1, min(chip.processors // blocks, a.pages // least))
 
 
 def shared_bytes(a: LatentAttention, height: int, stages: int) -> int:
@@ -172,12 +176,13 @@ def space(call: Call, target: Target) -> Iterable[Tile]:
         return []
     chip = CHIPS[target.arch]
     best = tile_of(a, chip, 64)
-    others = [best, *(tile_of(a, chip, rows) for rows in (32, 16))]
-    if best.stages > 1:
-        others.append(replace(best, stages=1))
+    others = [best]
     if a.rows <= FEW_ROWS:
-        splits = sorted({1, best.splits // 2, best.splits, 2 * best.splits} - {0})
-        others += [replace(best, splits=n, least=least) for least in (1, 2, 4, 8) for n in splits]
+        blocks = a.rows * a.head_tiles(best.rows)
+        others += [replace(best, splits=splits_of(a, chip, blocks, least), least=least) for least in (4, 1, 8)]
+    others += [tile_of(a, chip, rows) for rows in (32, 16)]
+    others += [replace(best, stages=1)] if best.stages > 1 else []
+    others += [replace(best, splits=n) for n in (best.splits // 2, 2 * best.splits) if n and best.splits > 1]
     return list(dict.fromkeys(others))
 
 

@@ -17,7 +17,7 @@ from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.compiler.ops import DOMAIN, OPERATORS, PAGED_ATTENTION
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import INPUTS
+from llmc.schedules.attention_call import INPUTS, LATENT, LATENT_INPUTS
 from llmc.schedules.cpu import attention
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES
 from llmc.schedules.execute import Executable
@@ -415,3 +415,4 @@ def with_attribute(model: Model, name: str, value: Any) -> Call:
 def test_inputs_are_named_as_the_operators_name_them() -> None:
     names = (*PAGED_ATTENTION, "AppendedAttention")
     assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == INPUTS
+    assert OPERATORS[LATENT.removeprefix(f"{DOMAIN}.")].inputs == LATENT_INPUTS

@@ -9,6 +9,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from llmc.bench.gpu import reference
+from llmc.bench.gpu.inputs import make
+from llmc.bench.gpu.latent_jobs import latent_call
+from llmc.bench.gpu.memory import page_part
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
@@ -132,6 +136,21 @@ def test_small_steps_of_several_sequences(model: Model, rows: int, define: Defin
     chosen = latent_attention.match(model.call(len(SMALL)), HOPPER)
     assert chosen == Tile(rows, tokens=1, stages=2, splits=3)
     check(model, LENGTHS, SMALL, define, replace(chosen, least=1))
+
+
+def test_a_kit_for_gpus_knows_what_is_right() -> None:
+    """By the first of the kernels above: that the inputs of a kit, its pages and PyTorch's result belong together."""
+    call = latent_call(len(SMALL), (3, 28, 48, 16), "bf16", PAGES, 2, epsilon=1e-5, scale=0.2)
+    assert call.attributes == Model().call(len(SMALL)).attributes
+    inputs = make(call, 200)
+    assert inputs.keys is not None
+    parts = np.stack([page_part(inputs, page, "bf16") for page in range(len(inputs.keys))])
+    pool = np.concatenate([parts, np.full_like(parts, 0xFF)], axis=1)
+    tile = Tile(16, tokens=1, stages=2, splits=3, least=1)
+    run = EmulatedExecutable(call, latent_attention.implement(call, tile, HOPPER), HOPPER).run
+    out = run(*(inputs.array(at) for at in range(8)), None, None, kv=pool)[0]
+    expected = reference.expected(call, inputs)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=TOLERANCE["bf16"] * np.abs(expected).max())
 
 
 def test_a_large_step_of_several_sequences(define: Define) -> None:
