@@ -21,7 +21,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, o
 from llmc.compiler.frontend.config import config_dtype, read_config
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
-from llmc.compiler.frontend.packed import packing_of, without_packing
+from llmc.compiler.frontend.packed import packing_in, without_packing
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_ends, read_text
@@ -270,7 +270,7 @@ def _open_gguf(path: Path, weights: str) -> _Found:
 
 def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:
     checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    packing = packing_of(fields, str(folder / "config.json")) if folder and checkpoint is not None else None
+    packing = packing_in(folder, fields) if folder and checkpoint is not None else None
     fields = without_packing(fields)
     if packing and checkpoint is not None:
         checkpoint = packing.join(checkpoint)

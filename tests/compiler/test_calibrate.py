@@ -19,6 +19,7 @@ from llmc.compiler.driver import compile_model
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.graph_stream import Stream
 from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.weights import Weight
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
 
@@ -191,6 +192,16 @@ def test_in_order_each_weight_is_fitted_once(tiny_model: TinyModel, monkeypatch:
     for weight in weights:
         weight.quantized()
     assert seen == [weight.name for weight in weights]
+
+
+def test_a_weight_that_is_codes_and_scales_already_is_not_fitted() -> None:
+    random, scheme = np.random.default_rng(0), Scheme(4, 32)
+    array = random.integers(-8, 8, (80, 64)).astype(np.float32) * np.float32(0.03125)
+    kept = calibrate.own(array, QuantizedWeight(Weight.of_array("w", array), scheme))
+    assert kept is not None
+    np.testing.assert_array_equal(kept.values(), array)
+    array[70] = random.normal(size=64)
+    assert calibrate.own(array, QuantizedWeight(Weight.of_array("w", array), scheme)) is None
 
 
 def test_an_artifact_says_what_it_was_fitted_to_and_is_the_same_each_time(

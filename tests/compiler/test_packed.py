@@ -260,8 +260,28 @@ def test_tensors_that_do_not_go_together_are_named(
         packing.join(open_checkpoint(tmp_path))["layer.weight"].read()
 
 
+@pytest.mark.parametrize(
+    ("config", "small"),
+    [
+        (GPTQ, "int4"),
+        (GPTQ | {"group_size": 128}, "int4 --quant-group 128"),
+        (GPTQ | {"group_size": 128, "sym": False}, "int4"),
+        (GPTQ | {"bits": 8}, "int8"),
+        (IN_WORDS, "int4"),
+        (compressed("pack-quantized", num_bits=4, strategy="channel"), "int4 --quant-group 128"),
+        (compressed("pack-quantized", num_bits=4, strategy="channel", symmetric=False), "int4"),
+        (IN_BYTES, "int8"),
+        (IN_FLOAT8, "fp8"),
+    ],
+)
+def test_what_keeps_a_checkpoint_small_is_told(config: dict[str, Any], small: str) -> None:
+    packing = packing_of({"quantization_config": config}, "config.json")
+    assert packing is not None
+    assert packing.small == small
+
+
 def in_gptq(folder: Path, out: Path) -> Path:
-    """The model with its linear layers in GPTQ, 4 bits in groups of 32, symmetric."""
+    """The model with its linear layers in GPTQ, 4 bits in groups of 32, symmetric; as older packages wrote it."""
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if not name.endswith("proj.weight"):
@@ -276,8 +296,8 @@ def in_gptq(folder: Path, out: Path) -> Path:
         tensors[f"{stem}.scales"] = torch.from_numpy(np.ascontiguousarray(scales.T))
     out.mkdir()
     save_file(tensors, out / "model.safetensors")
-    fields = json.loads((folder / "config.json").read_text()) | {"quantization_config": GPTQ}
-    (out / "config.json").write_text(json.dumps(fields))
+    (out / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (out / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "sym": True}))
     return out
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontend.chat import read_object
 from llmc.compiler.frontend.packed import bitsandbytes, compressed, float8, gptq, mxfp4
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.packed.settings import Settings, shortened
@@ -21,6 +23,17 @@ READERS: Mapping[str, Callable[[Settings], Packing]] = {
 }
 """By what config.json calls the method: how a checkpoint is read."""
 FIELDS = ("quantization_config", "compression_config")
+GPTQ_FILE = "quantize_config.json"
+"""Where GPTQ's settings lie in older checkpoints."""
+
+
+def packing_in(folder: Path, fields: Mapping[str, Any]) -> Packing | None:
+    """How the checkpoint of a folder keeps its weights; fields: config.json's."""
+    packing, file = packing_of(fields, str(folder / "config.json")), folder / GPTQ_FILE
+    if packing is not None or not file.is_file():
+        return packing
+    settings = read_object(file)
+    return packing_of({FIELDS[0]: {"quant_method": "gptq", **settings}}, str(file))
 
 
 def packing_of(fields: Mapping[str, Any], place: str) -> Packing | None:

@@ -24,7 +24,7 @@ import numpy as np
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed import float8
 from llmc.compiler.frontend.packed.mxfp4 import NUMBERS
-from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.packed.packing import Packing, in_int4
 from llmc.compiler.frontend.packed.settings import Settings, shortened
 from llmc.compiler.frontend.packed.tensor import (
     Checkpoint,
@@ -104,10 +104,13 @@ def compressed_tensors(settings: Settings) -> Packing:
     inputs = [table for each in groups if (table := each.table("input_activations"))]
     acted = f"{shortened(inputs[0].get('type'))}{shortened(inputs[0].get('num_bits'))}" if inputs else ""
     wide = max(kept, key=lambda how: how.bits)
+    small = SMALL[f"{wide.kind}{wide.bits}"]
+    if small == "int4" and wide.kind == "int" and all(each.fields.get("symmetric", True) is True for each in weights):
+        small = in_int4(wide.group)
     return Packing(
         f"compressed-tensors: {'; '.join(map(str, kept))}",
         partial(joined, kept=kept),
-        SMALL[f"{wide.kind}{wide.bits}"],
+        small,
         float8.activations(acted) if acted else (),
     )
 

@@ -19,7 +19,7 @@ from functools import partial
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.packed.packing import Packing, in_int4
 from llmc.compiler.frontend.packed.settings import Settings
 from llmc.compiler.frontend.packed.tensor import (
     FLOATS,
@@ -63,7 +63,8 @@ def gptq(settings: Settings) -> Packing:
     said += ", symmetric" * (settings.fields.get("sym") is True)
     said += ", columns by weight" * (settings.fields.get("desc_act") is True and group != WHOLE_ROW)
     weight = partial(gptq_weight, bits=bits, group=group, less=int(version == "gptq"))
-    return Packing(said, lambda checkpoint: join(checkpoint, GPTQ, weight), "int4" if bits <= 4 else "int8")
+    small = in_int4(group) if settings.fields.get("sym") is True else "int4"
+    return Packing(said, lambda checkpoint: join(checkpoint, GPTQ, weight), small if bits <= 4 else "int8")
 
 
 def awq(settings: Settings) -> Packing:
