@@ -6,6 +6,8 @@
 //             p = 2^(s - most)             by way of shared memory, as are the largest scores
 //             o[R, L] = o * keep + p v     each warp up to 32 rows and a share of the columns
 //
+// Pages into which the step writes nothing are asked for before the launch in front has ended.
+//
 // A page's one copy of the latents is read for all of it. Bytes: 2 (L + RD) a token of context and tile; operations:
 // 2 R (2 L + RD). Of 64 rows shared memory reads 55 KB a warp for scores and 20 for sums, which is the limit on paper.
 #pragma once
@@ -237,37 +239,77 @@ struct LatentBlock {
     }
 };
 
-// The pages of a run of rows that continue one sequence, all or a split's. `shared`: LatentWork's.
+// The pages that a block reads for a run of rows that continue one sequence: all, or a split's.
+template <class Shape>
+struct LatentPages {
+    using S = Latent<Shape>;
+    using T = typename Shape::T;
+    const int *pages;
+    const T *kv;
+    T *stages;
+    int begin, end, last;  // last: of the run's positions
+
+    __device__ __forceinline__ LatentPages(const LatentBlock<Shape> &block, const Stretch &stretch, const int *page_table,
+                                           const T *kv, T *stages)
+        : pages(page_table + (block.first_row + stretch.end - 1) * Shape::pages), kv(kv), stages(stages),
+          last(stretch.last) {
+        const int first = first_page<Shape>(stretch), n = last < 0 ? 0 : last / kPageTokens + 1 - first;
+        begin = first + n * block.split / block.splits, end = first + n * (block.split + 1) / block.splits;
+    }
+
+    __device__ __forceinline__ T *stage(int page) const { return stages + page % Shape::stages * S::page; }
+
+    // Asks for a page; zeros for tokens after the last, which may never have been written.
+    __device__ __forceinline__ void ask(int page) const {
+        if (page < end) {
+            const T *from = kv + int64_t(pages[page]) * Shape::page_elements;
+            T *to = stage(page);
+            const int tokens = last + 1 - page * kPageTokens;
+#pragma unroll 4
+            for (int i = threadIdx.x; i < S::page / 8; i += kAttendThreads)
+                cp_async_16(to + 8 * i, from + 8 * i, i % kPageTokens < tokens);
+        }
+        cp_async_commit();
+    }
+
+    // Asks for first pages, one stage less than there are, as long as no row of the step writes into them: such pages
+    // are there before the launch in front has ended. How many that were.
+    __device__ __forceinline__ int ask_early(const int *positions, const int *page_table) const {
+        if constexpr (Shape::rows > 64) return 0;
+        for (int i = 0; i < Shape::stages - 1; i++) {
+            if (begin + i >= end) return i;
+            bool written = false;
+            for (int row = lane_index(); row < Shape::rows; row += 32) {
+                const int at = positions[row];
+                written |= at >= 0 && page_table[row * Shape::pages + at / kPageTokens] == pages[begin + i];
+            }
+            if (__any_sync(kAllLanes, written)) return i;
+            ask(begin + i);
+        }
+        return Shape::stages - 1;
+    }
+};
+
+// A run's rows and its pages, of which the first `asked` have been asked for. queries, weights: in shared memory.
 template <class Shape>
 __device__ __forceinline__ void attend_latents(LatentScores<Shape> &scores, LatentSums<Shape> &sums,
                                                LatentRows<Shape> &rows, const LatentBlock<Shape> &block,
-                                               const Stretch &stretch, const int *pages, const typename Shape::Kv *kv,
-                                               typename Shape::T *shared) {
+                                               const Stretch &stretch, const LatentPages<Shape> &pages, int asked,
+                                               const typename Shape::T *queries, typename Shape::T *weights) {
     using S = Latent<Shape>;
     using W = LatentWork<Shape>;
     using T = typename Shape::T;
-    T *stages = shared + W::stages_at, *weights = shared + W::weights_at;
-    const int first = first_page<Shape>(stretch), n = stretch.last / kPageTokens + 1 - first;
-    const int begin = first + n * block.split / block.splits, end = first + n * (block.split + 1) / block.splits;
-    const auto ask = [&](int page) {
-        if (page < end) {
-            const auto *from = kv + int64_t(pages[page]) * Shape::page_elements;
-            const int tokens = stretch.last + 1 - page * kPageTokens;  // what follows may never have been written
-#pragma unroll 4
-            for (int i = threadIdx.x; i < S::page / 8; i += kAttendThreads)
-                cp_async_16(stages + page % Shape::stages * S::page + 8 * i, from + 8 * i, i % kPageTokens < tokens);
-        }
-        cp_async_commit();
-    };
-#pragma unroll
-    for (int i = 0; i < Shape::stages - 1; i++) ask(begin + i);
-    for (int page = begin; page < end; page++) {
-        ask(page + Shape::stages - 1);
-        cp_async_wait<Shape::stages - 1>();
+    for (int i = asked; i < Shape::stages - 1; i++) pages.ask(pages.begin + i);
+    for (int page = pages.begin; page < pages.end; page++) {
+        pages.ask(page + Shape::stages - 1);
+        if (Shape::stages > 2 && page == pages.begin)
+            cp_async_wait<1>();  // queries may have been asked for behind all first pages
+        else
+            cp_async_wait<Shape::stages - 1>();
         __syncthreads();
-        const T *stage = stages + page % Shape::stages * S::page;
+        const T *stage = pages.stage(page);
         float s[W::eights][4];
-        scores.score(s, shared, stage);
+        scores.score(s, queries, stage);
         const bool masked = !sees_all<Shape>(stretch, page, block.n);
         scores.limit(s, rows, masked, [&](int place, int token) {
             return sees<Shape>(stretch, place / S::tile_heads, page * kPageTokens + token);
@@ -330,6 +372,12 @@ __device__ __forceinline__ void latent_attend(const typename Shape::T *queries, 
     T *shared = reinterpret_cast<T *>(dynamic_shared());
     const LatentBlock<Shape> block(positions);
     const uint64_t joined = continued<Shape>(positions, page_table, block.first_row, block.n);
+    const auto pages_of = [&](const Stretch &stretch) {
+        return LatentPages<Shape>(block, stretch, page_table, kv, shared + LatentWork<Shape>::stages_at);
+    };
+    int asked = 0;
+    if (S::tokens == 1 && block.split < block.splits)
+        asked = pages_of({0, 1, positions[block.first_row], positions[block.first_row]}).ask_early(positions, page_table);
     wait_for_previous();
     let_next_start();
     if (block.split >= block.splits) return;
@@ -345,8 +393,8 @@ __device__ __forceinline__ void latent_attend(const typename Shape::T *queries, 
         stretch.end = stretch.begin + 1 + ones_up(joined, stretch.begin + 1);
         stretch.last = stretch.first + stretch.end - 1 - stretch.begin;
         if (stretch.first < 0) continue;
-        attend_latents<Shape>(scores, sums, rows, block, stretch,
-                              page_table + (block.first_row + stretch.end - 1) * Shape::pages, kv, shared);
+        attend_latents<Shape>(scores, sums, rows, block, stretch, pages_of(stretch), asked, shared,
+                              shared + LatentWork<Shape>::weights_at);
     }
     cp_async_wait<0>();  // queries of rows that all pad the step
     scores.hand_over(rows);
