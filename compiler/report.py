@@ -185,5 +185,6 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
     own = f"the checkpoint's own numbers ({packing.said})"
     if share == 1:
         return [f"{scheme.name} keeps {own}"]
-    said = f"{floor(100 * share)} % of " if share >= 0.01 else "none of "
-    return [f"{scheme.name} keeps {said}{own}; the others have new codes and scales"]
+    if share < 0.01:
+        return [f"{scheme.name} cannot hold {own}: they are fitted anew"]
+    return [f"{scheme.name} keeps {floor(100 * share)} % of {own}; the others are fitted anew"]

@@ -105,10 +105,11 @@ def compressed_tensors(settings: Settings) -> Packing:
     acted = f"{shortened(inputs[0].get('type'))}{shortened(inputs[0].get('num_bits'))}" if inputs else ""
     wide = max(kept, key=lambda how: how.bits)
     small = SMALL[f"{wide.kind}{wide.bits}"]
-    if small == "int4" and wide.kind == "int" and all(each.fields.get("symmetric", True) is True for each in weights):
+    is_symmetric = all(each.fields.get("symmetric", True) is True for each in weights)
+    if small == "int4" and wide.kind == "int" and is_symmetric:
         small = in_int4(wide.group)
     return Packing(
-        f"compressed-tensors: {'; '.join(map(str, kept))}",
+        f"compressed-tensors: {'; '.join(map(str, kept))}{', with zeros' * (not is_symmetric)}",
         partial(joined, kept=kept),
         small,
         float8.activations(acted) if acted else (),

@@ -60,8 +60,8 @@ def gptq(settings: Settings) -> Packing:
     bits = settings.one_of("bits", BITS)
     group = settings.number("group_size", WHOLE_ROW, WHOLE_ROW)
     said = f"{'GPTQ' if version == 'gptq' else 'GPTQ v2'}, {bits} bits {group_words(group)}"
-    said += ", symmetric" * (settings.fields.get("sym") is True)
-    said += ", columns by weight" * (settings.fields.get("desc_act") is True and group != WHOLE_ROW)
+    said += ", symmetric" if settings.fields.get("sym") is True else ", with zeros"
+    said += ", in act-order" * (settings.fields.get("desc_act") is True and group != WHOLE_ROW)
     weight = partial(gptq_weight, bits=bits, group=group, less=int(version == "gptq"))
     small = in_int4(group) if settings.fields.get("sym") is True else "int4"
     return Packing(said, lambda checkpoint: join(checkpoint, GPTQ, weight), small if bits <= 4 else "int8")
@@ -81,7 +81,7 @@ def awq(settings: Settings) -> Packing:
             raise LlmcError(fact, place=str(checkpoint[scales].file), hint="look for another checkpoint of the model")
         return join(checkpoint, AWQ, weight)
 
-    return Packing(f"AWQ, {bits} bits {group_words(group)}", joined, "int4")
+    return Packing(f"AWQ, {bits} bits {group_words(group)}, with zeros", joined, "int4")
 
 
 def group_words(group: int) -> str:
@@ -111,15 +111,24 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
         raise error
 
     def read() -> Array:
-        grid = in_groups(n, k, size) if order is None else Grid(1, order.read_raw(), (n, n_groups))
-        if order is not None and not 0 <= grid.columns.min() <= grid.columns.max() < n_groups:
-            raise LlmcError(f"tensor {order.name!r} names a group that has no scales", place=str(order.file))
+        grid = in_groups(n, k, size) if order is None else grid_in_order(order, n, n_groups)
         words = zeros.read_raw().view(np.uint32) + np.uint32(less * (2**32 - 1) // (2**bits - 1))
         offsets = unpacked(words, bits, 1).astype(np.float32)
-        numbers = np.ascontiguousarray(unpacked(codes.read_raw(), bits, 0).T)
+        numbers = unpacked(np.ascontiguousarray(codes.read_raw().T), bits, 1)
         return scaled(numbers, float32(scales).T, grid, offsets.T)
 
     return packed_tensor("gptq", name, (n, k), parts, read, made_for(scales))
+
+
+def grid_in_order(order: StoredTensor, n: int, n_groups: int) -> Grid:
+    """The group of each column, as a tensor names them."""
+    columns = order.read_raw()
+    if not 0 <= columns.min() <= columns.max() < n_groups:
+        raise LlmcError(f"tensor {order.name!r} names a group that has no scales", place=str(order.file))
+    size = -(-len(columns) // n_groups)
+    if np.array_equal(columns, np.arange(len(columns)) // size):
+        return in_groups(n, len(columns), size)
+    return Grid(1, columns, (n, n_groups))
 
 
 def awq_weight(name: str, parts: Parts, *, group: int) -> PackedTensor:

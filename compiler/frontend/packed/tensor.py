@@ -120,11 +120,11 @@ def float32(tensor: StoredTensor) -> Array:
 
 
 class Grid(NamedTuple):
-    """Which codes share a scale.  rows: how many rows do, one after the other.  columns: the group of each column, [K].
-    shape: of all scales."""
+    """Which codes share a scale.  rows: how many rows do, one after the other.  columns: how many columns side by side
+    do, or the group of each, int [K].  shape: of all scales."""
 
     rows: int
-    columns: Array
+    columns: int | Array
     shape: tuple[int, int]
 
 
@@ -135,7 +135,7 @@ def in_groups(n: int, k: int, size: int) -> Grid:
 
 def in_blocks(n: int, k: int, rows: int, columns: int) -> Grid:
     """`rows` by `columns` share a scale."""
-    return Grid(rows, np.arange(k) // columns, (-(-n // rows), -(-k // columns)))
+    return Grid(rows, columns, (-(-n // rows), -(-k // columns)))
 
 
 def grid_of(
@@ -156,16 +156,25 @@ def grid_of(
 
 def scaled(codes: Array, scales: Array, grid: Grid, zeros: Array | None = None, dtype: Any = np.float32) -> Array:
     """The numbers [N, K], in this dtype, of codes [N, K]; scales, zeros: float32, of the grid's shape but for ones."""
+    n, k = codes.shape
     values: Array = np.empty(codes.shape, dtype)
-    scales = scales.reshape(grid.shape)
-    for first in range(0, len(codes), ROWS_AT_ONCE):
+    scales = np.ascontiguousarray(scales).reshape(grid.shape)
+    zeros = np.ascontiguousarray(zeros).reshape(grid.shape) if zeros is not None else None
+    for first in range(0, n, ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, n)) // grid.rows
         strip = codes[first : first + ROWS_AT_ONCE].astype(np.float32)
-        at = np.arange(first, first + len(strip))[:, None] // grid.rows, grid.columns
         if zeros is not None:
-            strip -= zeros.reshape(grid.shape)[at]
-        strip *= scales[at]
-        values[first : first + len(strip)] = strip
+            strip -= by_columns(zeros[rows], grid.columns, k)
+        strip *= by_columns(scales[rows], grid.columns, k)
+        values[first : first + ROWS_AT_ONCE] = strip
     return values
+
+
+def by_columns(of_groups: Array, columns: int | Array, k: int) -> Array:
+    """What K columns have, [rows, K], of what their groups have, [rows, groups]."""
+    if isinstance(columns, int):
+        return np.repeat(of_groups, columns, axis=1)[:, :k]
+    return np.take(of_groups, columns, axis=1)
 
 
 def unpacked(words: Array, bits: int, axis: int, order: tuple[int, ...] | None = None) -> Array:
