@@ -9,7 +9,7 @@ A turn feeds what the template has changed or added since the last one, and noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,8 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.pages import as_ids, common
+from llmc.runtime.serve.vocabulary import special_marks
 from llmc.runtime.text import TextStream
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class Conversation:
         """
         self.model, self.variables = model, variables
         self._template = template_of(model)
-        self._shown = special_marks(model, self._template)
+        marks = self._template.marks
+        self._shown = special_marks(model.tokenizer, marks.special if marks else (), model.info.n_vocab)
         self._sequence = model.sequence()
         self._fed: list[int] = []  # what is in the sequence
         self.generation: Generation | None = None
@@ -95,7 +98,7 @@ class Conversation:
         """As `ask`, to the message that is the last."""
         try:
             prompt, scanner = self._written(constraint)
-            n_same = min(n_alike(prompt, self._fed), len(prompt) - 1)  # one is fed in any case, to have logits
+            n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
             self._sequence.truncate(n_same)
             self._fed = prompt[:n_same]
             generation = Generation(
@@ -156,12 +159,6 @@ class Conversation:
                 yield piece
 
 
-def n_alike(ours: list[int], theirs: list[int]) -> int:
-    """Tokens that two texts begin with both."""
-    pairs = enumerate(zip(ours, theirs, strict=False))
-    return next((i for i, (our, their) in pairs if our != their), min(len(ours), len(theirs)))
-
-
 def template_of(model: Model) -> ChatTemplate:
     """The model's own.  Raises LlmcError."""
     place, chat = str(model.path), model.chat
@@ -172,10 +169,3 @@ def template_of(model: Model) -> ChatTemplate:
         return ChatTemplate(chat["template"], chat["tokens"])
     except ApiError as error:
         raise LlmcError(error.message, place=place) from None
-
-
-def special_marks(model: Model, template: ChatTemplate) -> Mapping[int, str]:
-    """Special tokens around thoughts, which have no text otherwise."""
-    marks = template.marks.special if template.marks else ()
-    ids = {model.tokenizer.token_to_id(mark): mark for mark in marks if mark}
-    return {token: mark for token, mark in ids.items() if token is not None and not model.decode([token])}

@@ -163,8 +163,7 @@ class Job:
     @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
-        is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on
-        is_hosted = is_hosted or (self._is_in_thought and self.has_to_answer)
+        is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on or self.has_to_answer
         return bool(self.n_pending or self.followers or self.most == 0 or self.ask.n_top is not None or is_hosted)
 
     @property
@@ -188,8 +187,9 @@ class Job:
 
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""
-        if self._is_in_thought and self.has_to_answer and self.ask.thinking and self.ask.thinking.ending is not None:
-            return self._how.among(self.ask.thinking.ending)
+        thinking = self.ask.thinking
+        if thinking is not None and thinking.ending is not None and self.has_to_answer:
+            return self._how.among(thinking.ending)
         allowed = self._allowed()
         if self.has_to_go_on and self.ask.going_on is not None:
             rest = self.ask.going_on if allowed is None else allowed & self.ask.going_on

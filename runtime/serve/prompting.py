@@ -41,7 +41,7 @@ def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prom
     if marks is not None:
         text, thinking = begin_thought(marks, text, chat, vocabulary)
     if tools is not None and form is not None and (tools.must_call or wanted.format is not None):
-        wanted = replace(wanted, format=format_of(tools, form, wanted.format, vocabulary))
+        wanted = replace(wanted, format=format_of(tools, form, wanted.format, shown))
         text += form.opening if tools.must_call else ""
     if chat.prefix and wanted.format is not None:
         raise wrong("messages", "cannot end with the assistant's where the answer has to be a call, or of a format")
@@ -53,9 +53,9 @@ def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prom
     return Prompted(text + chat.prefix, wanted, answer, shown, thinking)
 
 
-def format_of(tools: Tools, form: Form, answer: Format | None, vocabulary: Vocabulary) -> Format:
-    """Of a call that has to come, or of an answer of a format, in place of which calls may come."""
-    special = vocabulary.shown(form.marks)
+def format_of(tools: Tools, form: Form, answer: Format | None, special: Mapping[int, str]) -> Format:
+    """Of a call that has to come, or of an answer of a format, in place of which calls may come.  special: as
+    Tools.grammar."""
     if tools.must_call or answer is None:
         return Format("tools", tools.grammar(form, special))
     return Format(answer.param, tools.grammar(form, special, answer.grammar))

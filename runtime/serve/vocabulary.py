@@ -14,6 +14,8 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.fields import ApiError, wrong
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from llmc.runtime.binding import Model
     from llmc.runtime.generation import Mask
     from llmc.runtime.serve.requests import Prompt
@@ -68,9 +70,8 @@ class Vocabulary:
         return token if token is not None and token < self.info.n_vocab else None
 
     def shown(self, marks: Iterable[str]) -> dict[int, str]:
-        """Those of the marks that are special tokens, which have no text otherwise."""
-        ids = {self.token_of(mark): mark for mark in marks if mark}
-        return {token: mark for token, mark in ids.items() if token is not None and not self.text_of((), [token])}
+        """See special_marks."""
+        return special_marks(self.tokenizer, marks, self.info.n_vocab) if self.tokenizer else {}
 
     def going_on(self, stop_tokens: Set[int]) -> Mask:
         """uint32, as How.allowed: all tokens but those that end a text."""
@@ -104,6 +105,13 @@ class Vocabulary:
         for token in ids:
             if not 0 <= token < self.info.n_vocab:
                 raise wrong(name, f"has the token {token}; ids go from 0 to {self.info.n_vocab - 1}")
+
+
+def special_marks(tokenizer: Tokenizer, marks: Iterable[str], n_vocab: int) -> dict[int, str]:
+    """Those of the marks that are special tokens, which have no text otherwise, by id."""
+    ids = {tokenizer.token_to_id(mark): mark for mark in marks if mark}
+    known = {token: mark for token, mark in ids.items() if token is not None and token < n_vocab}
+    return {token: mark for token, mark in known.items() if not tokenizer.decode([token])}
 
 
 def too_old(error: LlmcError) -> ApiError:
