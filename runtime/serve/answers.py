@@ -15,10 +15,8 @@ from llmc.runtime.serve.thoughts import Scanner
 CALL_ID_LETTERS = 9
 """Some templates take ids of nine letters and digits, and no others."""
 Kind = Literal["thought", "text", "call"]
-
-
-Parts = tuple[str, str, list[Call]]
-"""More of a thought, more of what is said, the calls that have come to their end."""
+Parts = tuple[str, list[str | Call]]
+"""More of a thought; then what is said, and the calls that have come to their end, in their order."""
 
 
 class Answer:
@@ -37,12 +35,8 @@ class Answer:
 
     def push(self, piece: str, is_last: bool) -> Parts:
         """is_last: hold nothing back."""
-        thought, said, calls = "", piece, list[Call]()
-        if self._split is not None:
-            thought, said = self._split.push(piece, is_last)
-        if self._scan is not None:
-            said, calls = self._scan.push(said, is_last)
-        return thought if self._shows else "", said, calls
+        thought, said = self._split.push(piece, is_last) if self._split is not None else ("", piece)
+        return thought if self._shows else "", self._scan.push(said, is_last) if self._scan is not None else [said]
 
 
 @dataclass
@@ -84,14 +78,11 @@ class Blocks:
         return self._answer.n_calls
 
     def push(self, piece: str, is_last: bool) -> Iterator[Change]:
-        thought, said, calls = self._answer.push(piece, is_last)
+        thought, parts = self._answer.push(piece, is_last)
         if thought:
             yield from self._more("thought", thought)
-        yield from self._say(said)
-        for call in calls:
-            yield from self._begin("call", call.name, new_call_id())
-            yield from self._more("call", call.arguments)
-            yield from self._end()
+        for part in parts:
+            yield from self._say(part) if isinstance(part, str) else self._call(part)
         if is_last and all(block.kind == "thought" for block in self.blocks):
             yield from self._more("text", self._blanks)
         if is_last:
@@ -106,6 +97,11 @@ class Blocks:
             said, self._blanks = self._blanks, ""
         if said:
             yield from self._more("text", said)
+
+    def _call(self, call: Call) -> Iterator[Change]:
+        yield from self._begin("call", call.name, new_call_id())
+        yield from self._more("call", call.arguments)
+        yield from self._end()
 
     def _begin(self, kind: Kind, name: str = "", call_id: str = "") -> Iterator[Change]:
         yield from self._end()

@@ -24,7 +24,6 @@ MESSAGE_FIELDS = (
     "chat_template_kwargs",
 )
 ALSO_IGNORED: dict[str, tuple[type, str]] = {
-    **IGNORED_FIELDS,
     "billing_policy": (dict, "an object"),
     "cache_control": (dict, "an object"),
     "diagnostics": (dict, "an object"),
@@ -56,7 +55,9 @@ def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
     """Raises ApiError.  model: the name that is served.  is_counted: only the tokens of the prompt are wanted."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_MESSAGES)
-    fields.refuse_unknown({*TEXT_FIELDS, *ALSO_IGNORED, *REFUSED_IN_MESSAGES, *MESSAGE_FIELDS, "thread"})
+    fields.refuse_unknown(
+        {*TEXT_FIELDS, *IGNORED_FIELDS, *ALSO_IGNORED, *REFUSED_IN_MESSAGES, *MESSAGE_FIELDS, "thread"}
+    )
     fields.check_types(ALSO_IGNORED)
     if fields.get("thread") is not None:
         fact = "'thread' is not supported: conversations are not stored; send the whole one as 'messages'"
@@ -131,12 +132,14 @@ def read_turns(fields: Fields) -> tuple[tuple[dict[str, Any], ...], str]:
         raise wrong("messages", "must be a list of objects with 'role' and 'content'")
     for index, message in enumerate(listed):
         read_message(f"messages[{index}]", message, turns)
-    last = turns.messages[-1]
-    if last["role"] != "assistant":
-        return tuple(turns.messages), ""
-    if last.keys() != {"role", "content"}:
+    talk = turns.messages
+    if not talk:
+        raise wrong("messages", "have nothing that can be read")
+    if talk[-1]["role"] != "assistant":
+        return talk, ""
+    if talk[-1].keys() != {"role", "content"}:
         raise wrong(f"messages[{len(listed) - 1}]", "is the assistant's, and more than the beginning of a text")
-    return tuple(turns.messages[:-1]), last["content"]
+    return talk[:-1], talk[-1]["content"]
 
 
 def read_system(system: object) -> str:

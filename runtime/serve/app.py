@@ -28,7 +28,7 @@ from llmc.runtime.serve.replies import Choices, Reply
 from llmc.runtime.serve.requests import Chat, read_chat, read_completion
 from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
-from llmc.runtime.serve.stored import Stored
+from llmc.runtime.serve.stored import Messages, Stored
 from llmc.runtime.serve.tokenizing import detokenized, encoded_text, read_text, read_tokens, tokenized
 from llmc.runtime.serve.transport import json_response, read_json
 from llmc.runtime.serve.vocabulary import Vocabulary
@@ -184,7 +184,7 @@ class Service:
     async def respond(self, request: Request) -> Response:
         asked = await read_json(request, lambda body: read_response(body, self.name, self.stored.messages))
 
-        def keep(response: dict[str, Any], said: list[dict[str, Any]]) -> None:
+        def keep(response: dict[str, Any], said: Messages) -> None:
             self.stored.keep(response, (*asked.talk, *said))
 
         kept = keep if asked.said["store"] else None

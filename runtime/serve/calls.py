@@ -31,28 +31,28 @@ class CallScanner:
         self._skips_blanks = False  # behind a call
         self.n_calls = 0
 
-    def push(self, piece: str, is_last: bool) -> tuple[str, list[Call]]:
-        """-> (what is said to people, the calls that have come to their end).  is_last: hold nothing back."""
+    def push(self, piece: str, is_last: bool) -> list[str | Call]:
+        """What is said to people and the calls that have come to their end, in their order.  is_last: hold nothing
+        back."""
         self._held += piece
-        said, calls = "", list[Call]()
+        parts: list[str | Call] = []
         while True:
             if self._is_in_call:
                 text = self._whole_call(is_last)
                 if text is None:
                     break
                 found = self._calls_in(text.removesuffix(self._closing))
-                said += "" if found else self._as_it_was(text)
                 self._skips_blanks = bool(found)
                 kept = found if self._most is None else found[: self._most - self.n_calls]
-                calls += kept
+                parts += kept if found else [self._as_it_was(text)]
                 self.n_calls += len(kept)
             before = self._before_call(is_last)
             before = before.lstrip() if self._skips_blanks else before
             self._skips_blanks &= not before
-            said += before
+            parts.append(before)
             if not self._is_in_call:
                 break
-        return said, calls
+        return parts
 
     def _before_call(self, is_last: bool) -> str:
         """What is surely said before the next call; whether that has begun is in _is_in_call."""

@@ -106,7 +106,9 @@ class Choices:
         if answer.is_plain:
             return {"content": text} if text else {}
         n_before = answer.n_calls
-        thought, said, calls = answer.push(text, is_last)
+        thought, parts = answer.push(text, is_last)
+        said = "".join(part for part in parts if isinstance(part, str))
+        calls = [part for part in parts if isinstance(part, Call)]
         shown: dict[str, Any] = {"reasoning_content": thought} if thought else {}
         if said:
             shown["content"] = said

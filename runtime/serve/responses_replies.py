@@ -12,9 +12,10 @@ from llmc.runtime.serve.answers import Answer, Block, Blocks, Change, Kind
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.replies import named_event, usage
+from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.turns import Turns
 
-Keep = Callable[[dict[str, Any], list[dict[str, Any]]], None]
+Keep = Callable[[dict[str, Any], Messages], None]
 
 
 class ItemForm(NamedTuple):
@@ -134,7 +135,7 @@ class ResponseReply:
         return named_event({"type": kind, "sequence_number": number, **fields})
 
 
-def turns_of(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+def turns_of(blocks: Sequence[Block]) -> Messages:
     """An answer as messages of a conversation."""
     turns = Turns()
     for block in blocks:

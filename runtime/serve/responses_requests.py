@@ -164,7 +164,10 @@ def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
         raise wrong("input", "must be a text, or a list of items")
     for index, item in enumerate(items):
         read_item(f"input[{index}]", item, turns)
-    return tuple(turns.messages)
+    talk = turns.messages
+    if not talk:
+        raise wrong("input", "has nothing that can be read")
+    return talk
 
 
 def behind(instructions: str, talk: Messages) -> Messages:

@@ -7,48 +7,57 @@ from typing import Any
 
 BETWEEN = "\n\n"
 """What stands between texts that become one message."""
+TEXTS = ("content", "reasoning_content")
+"""Of a message."""
 
 
 class Turns:
-    """What the assistant thinks, says and calls, one after the other, is one message; so is what the system says first.
-
-    messages: as chats have them.
-    """
+    """What the assistant thinks, says and calls, one after the other, is one message; so is what the system says
+    first."""
 
     def __init__(self, *, joins_users: bool = False) -> None:
         """joins_users: what users say one after the other is one message as well."""
-        self.messages: list[dict[str, Any]] = []
+        self._messages: list[dict[str, Any]] = []  # their TEXTS in pieces, of which there may be many
         self._names: dict[str, str] = {}  # of calls, by id
         self._joins_users = joins_users
+
+    @property
+    def messages(self) -> tuple[dict[str, Any], ...]:
+        """As chats have them."""
+        return tuple(
+            {name: "".join(value) if name in TEXTS else value for name, value in message.items()}
+            for message in self._messages
+        )
 
     def go_on_from(self, messages: Iterable[Mapping[str, Any]]) -> None:
         """From an earlier conversation, which stays as it is."""
         for message in messages:
             calls = message.get("tool_calls", [])
             self._names |= {call["id"]: call["function"]["name"] for call in calls}
-            self.messages.append({**message, **({"tool_calls": [*calls]} if calls else {})})
+            texts = {name: pieces(message[name]) for name in TEXTS if name in message}
+            self._messages.append({**message, **texts, **({"tool_calls": [*calls]} if calls else {})})
 
     def say(self, role: str, text: str) -> None:
         if role == "assistant":
-            self._assistant()["content"] += text
+            self._assistant()["content"] += pieces(text)
         elif self._joins(role):
-            self.messages[-1]["content"] += BETWEEN + text
+            self._messages[-1]["content"] += [BETWEEN, text]
         else:
-            is_first = not self.messages and role == "developer"
-            self.messages.append({"role": "system" if is_first else role, "content": text})
+            is_first = not self._messages and role == "developer"
+            self._messages.append({"role": "system" if is_first else role, "content": [text]})
 
     def _joins(self, role: str) -> bool:
         """Whether what this one says goes on the last message."""
-        last = self.messages[-1]["role"] if self.messages else None
+        last = self._messages[-1]["role"] if self._messages else None
         if role in ("system", "developer"):
-            return last == "system" and len(self.messages) == 1
+            return last == "system" and len(self._messages) == 1
         return role == "user" == last and self._joins_users
 
     def think(self, text: str) -> None:
         message = self._assistant()
         if message["content"] or "tool_calls" in message:
             message = self._begin_assistant()
-        message["reasoning_content"] = message.get("reasoning_content", "") + text
+        message.setdefault("reasoning_content", []).append(text)
 
     def call(self, call_id: str, name: str, arguments: dict[str, Any]) -> None:
         self._names[call_id] = name
@@ -58,13 +67,18 @@ class Turns:
     def result(self, call_id: str, text: str) -> None:
         """Of an earlier call."""
         named = {"name": self._names[call_id]} if call_id in self._names else {}
-        self.messages.append({"role": "tool", "tool_call_id": call_id, **named, "content": text})
+        self._messages.append({"role": "tool", "tool_call_id": call_id, **named, "content": [text]})
 
     def _assistant(self) -> dict[str, Any]:
         """The message that the assistant is at."""
-        is_at_it = self.messages and self.messages[-1]["role"] == "assistant"
-        return self.messages[-1] if is_at_it else self._begin_assistant()
+        is_at_it = self._messages and self._messages[-1]["role"] == "assistant"
+        return self._messages[-1] if is_at_it else self._begin_assistant()
 
     def _begin_assistant(self) -> dict[str, Any]:
-        self.messages.append({"role": "assistant", "content": ""})
-        return self.messages[-1]
+        self._messages.append({"role": "assistant", "content": []})
+        return self._messages[-1]
+
+
+def pieces(text: str) -> list[str]:
+    """Of a text that may get more."""
+    return [text] if text else []

@@ -50,6 +50,10 @@ CALL, NOW = f"<tool_call>\n{F_TEXT}\n</tool_call>", f"<tool_call>\n{NOW_TEXT}\n<
         (f"<think>hm</think>\n{CALL}\n{NOW}", [("thought", "hm"), ("call", "f"), ("call", "now")]),
         (f"so {CALL}", [("text", "so "), ("call", "f")]),
         (f" {CALL} ", [("call", "f")]),
+        (
+            f"so {CALL} and {NOW} so on",
+            [("text", "so "), ("call", "f"), ("text", "and "), ("call", "now"), ("text", "so on")],
+        ),
     ],
 )
 def test_an_answer_is_a_row_of_blocks(text: str, wanted: list[tuple[str, str]]) -> None:

@@ -154,6 +154,7 @@ def test_the_latest_responses_are_kept() -> None:
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": [3]}, "input[0]"),
+        ({"input": [{"type": "reasoning", "summary": []}], "instructions": "x"}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),

@@ -34,12 +34,18 @@ def tools(choice: str = "auto") -> Tools:
     return read
 
 
+def told(parts: list[str | Call]) -> tuple[str, list[Call]]:
+    """What is said, and the calls."""
+    said = "".join(part for part in parts if isinstance(part, str))
+    return said, [part for part in parts if isinstance(part, Call)]
+
+
 def scanned(text: str, form: Form, choice: str = "auto", size: int = 1) -> tuple[str, list[Call]]:
     """What is found in a text that comes in pieces of a size."""
     scanner, said, calls = CallScanner(tools(choice), form), "", list[Call]()
     pieces = [text[i : i + size] for i in range(0, len(text), size)]
     for piece, is_last in [*((piece, False) for piece in pieces), ("", True)]:
-        more, found = scanner.push(piece, is_last)
+        more, found = told(scanner.push(piece, is_last))
         said, calls = said + more, calls + found
     assert scanner.n_calls == len(calls)
     return said, calls
@@ -84,8 +90,8 @@ def test_one_call_is_taken_where_no_more_may_be(size: int) -> None:
     assert read is not None
     scanner = CallScanner(read, HERMES)
     text = f"a <tool_call>{F_TEXT}</tool_call><tool_call>{NOW_TEXT}</tool_call>"
-    found = [scanner.push(text[i : i + size], is_last=False) for i in range(0, len(text), size)]
-    assert ("".join(said for said, _ in found), [call for _, calls in found for call in calls]) == ("a ", [F])
+    found = [part for i in range(0, len(text), size) for part in scanner.push(text[i : i + size], is_last=False)]
+    assert told(found) == ("a ", [F])
 
 
 @pytest.mark.parametrize(
