@@ -13,6 +13,7 @@ from typing import Literal
 
 from llmc.compiler.kernel import DTYPE_BYTES, Call, DType, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda.attention import CHIPS, RESERVED_BYTES
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.cuda.tile_layout import TILE, Tiles
@@ -57,13 +58,16 @@ class Block:
 
 
 def parse(call: Call) -> Heads | None:
-    """The product that a call asks for, or None."""
+    """The product that a call asks for, or None.  Raises LlmcError for matrices in float32."""
     if call.op != "llmc.HeadProduct":
         return None
     x, weight = call.inputs
     y = call.outputs[0]
-    if x is None or weight is None or not weight.constant or weight.dtype not in ("bf16", "f16"):
+    if x is None or weight is None or not weight.constant:
         return None
+    if weight.dtype not in ("bf16", "f16"):
+        fact = f"products of heads on NVIDIA GPUs are of matrices in bf16 or f16, not {weight.dtype}"
+        raise LlmcError(fact, place=call.op, hint="--dtype bf16, or --target cpu")
     heads, n, k = weight.shape
     stride = x.shape[1] // heads
     whole = not x.tiled or (x.dtype == weight.dtype and k % 8 == 0 and stride % 8 == 0)

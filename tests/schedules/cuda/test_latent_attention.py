@@ -174,6 +174,9 @@ def test_what_these_kernels_cannot_do_is_said() -> None:
         latent_attention.match(Model(latent_dim=40).call(1), HOPPER)
     with pytest.raises(LlmcError, match="find no room in the 99 KB"):
         latent_attention.match(Model(latent_dim=512, rotary_dim=256).call(1), Target("cuda", "sm_89"))
+    rows, weight = TensorType((1, 6), "f32"), TensorType((2, 3, 3), "f32", constant=True)
+    with pytest.raises(LlmcError, match="of matrices in bf16 or f16, not f32"):
+        head_product.match(Call("llmc.HeadProduct", (rows, weight), (rows,)), HOPPER)
 
 
 @pytest.mark.parametrize(
