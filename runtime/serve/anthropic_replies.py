@@ -14,6 +14,7 @@ from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.replies import named_event
 from llmc.runtime.serve.wanted import Wanted
 
+PATH = "/v1/messages"
 EMPTY: dict[Kind, dict[str, Any]] = {
     "thought": {"type": "thinking", "thinking": "", "signature": ""},
     "text": {"type": "text", "text": ""},
@@ -33,6 +34,11 @@ ERRORS = {
     503: "overloaded_error",
 }
 """Other statuses below 500 are invalid requests."""
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """In the form of the API that was asked.  path: of the request."""
+    return anthropic_error(error) if path.startswith(PATH) else error.body()
 
 
 def anthropic_error(error: ApiError) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmc.runtime.binding import Model
-from llmc.runtime.serve.anthropic_replies import MessageReply, anthropic_error
+from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.engine import Engine
@@ -35,7 +35,6 @@ from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models")
-ANTHROPIC = "/v1/messages"
 
 
 class Service:
@@ -239,9 +238,7 @@ class Service:
 
 
 def error_response(request: Request, error: ApiError) -> Response:
-    """In the form of the API that was asked."""
-    said = anthropic_error(error) if request.url.path.startswith(ANTHROPIC) else error.body()
-    return json_response(said, error.status, error.headers)
+    return json_response(error_body(error, request.url.path), error.status, error.headers)
 
 
 def template_of(model: Model) -> ChatTemplate | ApiError:

@@ -10,6 +10,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llmc.runtime.serve.anthropic_replies import error_body
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
@@ -74,9 +75,10 @@ class Connection(H11Protocol):
 
     def _give_up(self) -> None:
         """With an answer where a request has begun and can still have one."""
-        has_begun = self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]
+        has_head = self.conn.their_state is h11.SEND_BODY
+        has_begun = has_head or self.conn.trailing_data[0]
         if self._waiting[0] == "send" and has_begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = encoded(TOO_SLOW.body())
+            body = encoded(error_body(TOO_SLOW, self.scope["path"] if has_head else ""))
             head = f"HTTP/1.1 408 {HTTPStatus(408).phrase}", "content-type: application/json", "connection: close"
             self.transport.write("\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body)
             self.transport.close()
