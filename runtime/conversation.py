@@ -113,6 +113,8 @@ class Conversation:
             )
         except BaseException:
             self.messages.pop()
+            if speculation is not None:
+                speculation.close()
             raise
         self.generation = generation
         return self._said(generation, prompt, scanner)
