@@ -85,9 +85,22 @@ def make(call: Call, length: int | None = None) -> Inputs:
 
 
 @lru_cache(maxsize=MOST_CONSTANTS)
-def constant(index: int, kind: TensorType) -> Constant:
-    """A call's constant: the same in all calls that have one of its kind there."""
+def constant(index: int, kind: TensorType, of_heads: str = "") -> Constant:
+    """A call's constant: the same in all calls that have one of its kind there.
+
+    of_heads: "sinks", which count beside some hundred keys, or "slopes", of ALiBi; "": anything else.
+    """
+    if of_heads == "sinks":
+        return np.float32(5) + normal(f"{index} {kind}", kind.shape)
+    if of_heads == "slopes":
+        return np.exp2(-np.linspace(2, 8, kind.shape[0], dtype=np.float32))
     return tensor(f"{index} {kind}", kind)
+
+
+def of_heads(call: Call, index: int) -> str:
+    """Which of those an input is."""
+    places = input_places(call)
+    return next((name for name in ("sinks", "slopes") if places.get(name) == index), "")
 
 
 def tensor(name: str, kind: TensorType) -> Constant:
@@ -135,10 +148,9 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
         own = qkv.reshape(m, -1, dim)[:, -2 * heads :]
         own[:] = hold(own)
     arrays: dict[int, Constant] = {0: qkv}
-    for name in places.keys() & {"query_norm", "key_norm"}:
-        arrays[places[name]] = constant(places[name], kinds[places[name]])
-    if "sinks" in places:  # which count beside some hundred keys
-        arrays[places["sinks"]] = np.float32(5) + normal(f"{call} sinks", kinds[places["sinks"]].shape)
+    for name in places.keys() & {"query_norm", "key_norm", "sinks", "slopes"}:
+        index = places[name]
+        arrays[index] = constant(index, kinds[index], of_heads(call, index))
     if "cos" in places:
         arrays |= quarter_turns(call, positions)
     arrays[at], arrays[at + 1] = positions, tables

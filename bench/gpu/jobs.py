@@ -204,14 +204,15 @@ ODD_WAYS: tuple[tuple[str, DType, int, int, int, int, Tiling | Gemv], ...] = (
 without a column.  Operator, dtype, group, M, N, K."""
 ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (1, 4, 2, 64, 64, {}),
+    (2, 6, 2, 64, 0, {"slopes": True}),
     (3, 4, 4, 128, 128, {}),
-    (8, 8, 1, 80, 0, {"sinks": True}),
     (17, 6, 2, 96, 32, {"interleaved": 1}),
     (5, 4, 2, 64, 64, {"window": 70, "softcap": 20.0}),
     (3, 6, 2, 128, 64, {"epsilon": 1e-6}),
+    (8, 8, 1, 80, 0, {"sinks": True}),
     (70, 4, 2, 64, 64, {}),
     (90, 3, 3, 80, 80, {"epsilon": 1e-5}),
-    (130, 4, 4, 128, 128, {}),
+    (130, 4, 4, 128, 0, {"slopes": True}),
     (150, 6, 2, 80, 0, {"window": 90, "sinks": True}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
@@ -228,7 +229,7 @@ def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
         call = linear_call(op, m, n, k, dtype, group)
         if DEVICES[jobs.target.arch].wgmma:
             jobs.add(f"{odd_name(op, dtype, group, m, n, k)} by {tiling}", call, most, tuned=False, ways=(tiling,))
-    for shape in ODD_ATTENTION[:: 5 if few else 1]:
+    for shape in ODD_ATTENTION[:: 6 if few else 1]:
         for kv_dtype in KV_DTYPES[:: 2 if few else 1]:
             name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
             special = "".join(f" {key}={value}" for key, value in shape[5].items())
@@ -273,9 +274,19 @@ def linear_call(name: str, m: int, n: int, k: int, dtype: DType, group: int) -> 
 
 
 def attention_call(
-    m: int, heads: int, kv_heads: int, dim: int, rotary_dim: int, dtype: str, *, sinks: bool = False, **special: Any
+    m: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    rotary_dim: int,
+    dtype: str,
+    *,
+    sinks: bool = False,
+    slopes: bool = False,
+    **special: Any,
 ) -> Call:
-    """A layer's attention, the first of two; an int8 cache is one of a bf16 model.  sinks: whether heads have them."""
+    """A layer's attention, the first of two; an int8 cache is one of a bf16 model.  sinks, slopes: whether heads have
+    them."""
     attributes: dict[str, Any] = {
         "num_heads": heads,
         "kv_num_heads": kv_heads,
@@ -295,6 +306,7 @@ def attention_call(
     cache = TensorType((1, kv_heads, PAGE_TOKENS, dim), "f32")
     out = TensorType((m, heads * dim), "f16" if dtype == "f16" else "bf16", tiled=True)
     norms = [TensorType((dim,), "bf16", constant=True)] * 2 if "epsilon" in special else []
-    op = f"llmc.{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}{'Sink' * sinks}PagedAttention"
-    inputs = (qkv, *norms, *turn, *[TensorType((heads,), "f32", constant=True)] * sinks, *ids, cache, cache)
-    return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))
+    of_heads = [TensorType((heads,), "f32", constant=True)] * (sinks + slopes)
+    kind = f"{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}{'Sink' * sinks}{'Alibi' * slopes}"
+    inputs = (qkv, *norms, *turn, *of_heads, *ids, cache, cache)
+    return Call(f"llmc.{kind}PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))

@@ -12,7 +12,7 @@ import numpy as np
 from llmc.bench.gpu import bits, kv_codes
 from llmc.bench.gpu.bits import POISON, Array
 from llmc.bench.gpu.driver import Device
-from llmc.bench.gpu.inputs import MOST_CONSTANTS, Inputs, constant, make
+from llmc.bench.gpu.inputs import MOST_CONSTANTS, Inputs, constant, make, of_heads
 from llmc.bench.gpu.kit import Candidate, Job, Kit
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Operand, TensorType
 
@@ -95,12 +95,12 @@ def value_bytes(call: Call, index: int, values: Array) -> Array:
 def constant_bytes(call: Call, index: int, layout: dict[str, Any] | None) -> Array:
     kind = call.inputs[index]
     assert kind is not None
-    return packed_constant(index, kind, json.dumps(layout))
+    return packed_constant(index, kind, json.dumps(layout), of_heads(call, index))
 
 
 @lru_cache(maxsize=MOST_CONSTANTS)
-def packed_constant(index: int, kind: TensorType, layout: str) -> Array:
-    return bits.packed(constant(index, kind), kind.dtype, json.loads(layout))
+def packed_constant(index: int, kind: TensorType, layout: str, name: str) -> Array:
+    return bits.packed(constant(index, kind, name), kind.dtype, json.loads(layout))
 
 
 def output_values(call: Call, data: Array) -> Array:

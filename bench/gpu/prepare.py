@@ -66,7 +66,16 @@ PARTS = (
     "schedules/cuda/tile_layout.py",
 )
 """Of llmc, what the programs in a kit import."""
-ONLY_HERE = ("prepare.py", "jobs.py", "latent_jobs.py", "recipes.py", "carry.py", "chains.py", "chart.py")
+ONLY_HERE = (
+    "prepare.py",
+    "jobs.py",
+    "latent_jobs.py",
+    "recipes.py",
+    "carry.py",
+    "chains.py",
+    "chart.py",
+    "conversation.py",
+)
 Odd = Literal["all", "few", "none"]
 BATCH = (1, 2, 4, 8, 16, 32, 64)
 QUANTISED_BATCH = (1, 2, 4, 8)

@@ -120,13 +120,14 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
         if position >= 0:
             page, slot = int(tables[row, position // PAGE_TOKENS]), int(position % PAGE_TOKENS)
             keys[page, :, slot], values[page, :, slot] = k[row], v[row]
-    sinks = torch.from_numpy(inputs.array(places["sinks"])).to(device) if "sinks" in places else None
+    heads_of = {name: inputs.array(places[name]) for name in ("sinks", "slopes") if name in places}
+    of_heads = {name: torch.from_numpy(values).to(device) for name, values in heads_of.items()}
     out = torch.zeros(m, heads, dim, device=device)
     for row, position in enumerate(positions):
         if position >= 0:
             pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
             k_seen, v_seen = (gathered(cache, pages, int(position)) for cache in (keys, values))
-            out[row] = attend(call, q[row], k_seen, v_seen, sinks)
+            out[row] = attend(call, q[row], k_seen, v_seen, **of_heads)
     return out.reshape(m, heads * dim)
 
 
@@ -180,14 +181,22 @@ def gathered(cache: torch.Tensor, pages: torch.Tensor, position: int) -> torch.T
 
 
 def attend(
-    call: Call, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None = None
+    call: Call,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One row: q [H, D] over [KH, T, D], with sinks [H] or none."""
+    """One row, the last of them: q [H, D] over [KH, T, D], with sinks [H] or slopes [H] or neither."""
     group = q.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     scores = torch.einsum("hd,htd->ht", q, keys) * float(call.attribute("scale"))
     if softcap := float(call.attribute("softcap", 0.0)):
         scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        scores = scores + slopes[:, None] * torch.arange(1 - scores.shape[1], 1, device=scores.device)
     if window := int(call.attribute("window", 0)):
         n = scores.shape[1]
         scores[:, : max(0, n - window)] = -torch.inf
