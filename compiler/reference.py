@@ -20,6 +20,7 @@ from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.compiler.weights import Weight
+from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
@@ -45,7 +46,12 @@ def reference_logits(
     positions = torch.arange(longest).expand_as(tokens)
     with quiet(), torch.inference_mode():
         model = _load(source, dtype, resident_bytes)
-        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        try:
+            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
+            fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
+            hint = "--verify off compiles without the comparison"
+            raise LlmcError(fact, place=source.name, hint=hint) from error
     return [row[: len(prompt)].float().numpy() for row, prompt in zip(logits, prompts, strict=True)]
 
 
@@ -81,7 +87,9 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
     options["experts_implementation"] = "eager"  # the model's own loop over its experts
     is_as_stored = not (source.random or source.is_part or source.packing or source.adapters)
     if resident and source.folder and is_as_stored:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source.folder, local_files_only=True, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.folder, config=config, local_files_only=True, **options
+        )
         return model.eval()
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, **options).eval()

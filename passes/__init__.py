@@ -24,6 +24,7 @@ from llmc.passes.fold_constants import fold_constants
 from llmc.passes.fold_query_scale import fold_query_scale
 from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
+from llmc.passes.form_choice import form_choice
 from llmc.passes.form_groups import form_groups
 from llmc.passes.form_latent import form_latent
 from llmc.passes.form_linear import form_linear
@@ -66,6 +67,7 @@ def first_steps(n_context: int) -> Steps:
         ("drop_slice", drop_slice),
         ("form_norm", form_norm),
         ("form_groups", form_groups),
+        ("form_choice", form_choice),
         ("fuse_rotary", fuse_rotary),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
         # 2. over M tokens of one sequence

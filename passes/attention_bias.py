@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from llmc.compiler.causal_mask import ALIBI, SHORT
 from llmc.compiler.graph_probe import Probe
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.weights import Array
-from llmc.passes.causal_mask import ALIBI, SHORT
 from llmc.runtime.errors import LlmcError
 
 Bias = tuple[ir.Value, float]

@@ -146,7 +146,8 @@ def elementwise(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """Operands meet as before: those with tokens have one rank, the others no axis where tokens are."""
     rank = len(dims(node.outputs[0]))
     for value in node.inputs:
-        assert value is not None
+        if value is None:
+            continue
         after_tokens = rank - 1 - max(token_axes(node.outputs[0]))
         if len(dims(value)) > after_tokens if not token_axes(value) else len(dims(value)) != rank:
             raise flat.refusal(node, f"takes {value.name} of shape {value.shape}")

@@ -27,13 +27,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.compiler.causal_mask import ALIBI, MASKED, adds_alibi, read_mask
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.ops_define import Dims
 from llmc.compiler.weights import Array
 from llmc.passes.attention_bias import Bias, is_row, read_slopes, refuse_merged
-from llmc.passes.causal_mask import ALIBI, MASKED, adds_alibi, read_mask
 from llmc.runtime.errors import LlmcError
 
 EXPECTED = "expected softmax(scale * q @ k^T + causal mask) @ v"

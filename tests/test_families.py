@@ -122,5 +122,6 @@ def test_a_model_of_the_family_says_what_transformers_says(family: str, tmp_path
 
 
 def test_the_documentation_names_the_families_that_are_tested() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    first_section = DOCS.read_text(encoding="utf-8").partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", first_section, re.MULTILINE)
     assert rows == sorted(FAMILIES)

@@ -41,6 +41,10 @@ READ = {
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "bias"),
     *("target_modules", "modules_to_save", "init_lora_weights", "ensure_weight_tying"),
 }
+LARGEST = 1e30
+"""Of an alpha: float32 has no more."""
+LONGEST_NAME = 500
+"""Of a folder or a hub id."""
 MOST_PATTERN = 200
 """Characters of a pattern."""
 
@@ -81,7 +85,7 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path) -> str:
     """The model that an adapter was trained for: a folder or a hub id."""
     base = _settings(folder).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not 0 < len(base) < LONGEST_NAME:
         raise LlmcError("the adapter does not say which model it is for", place=str(folder / CONFIG), hint=NAME_BASE)
     return base
 
@@ -192,7 +196,7 @@ def _low_rank(
         fact = f"the adapter cannot be merged: use_dora of an embedding, {_short(module)}, is not supported"
         raise LlmcError(fact, place=place)
     a, b, *magnitude = (found[name] for name in [*names, *(["lora_magnitude_vector"] if wants_magnitude else [])])
-    ranks = {settings.get("r"), *(settings.get("rank_pattern") or {}).values()}
+    ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
     rank = a.dims[0] if a.dims else 0
     if len(a.dims) != 2 or len(b.dims) != 2 or b.dims[1] != rank or 0 in (*a.dims, *b.dims):
         fact = f"the adapter's matrices for {_short(module)} do not fit together: {list(a.dims)} and {list(b.dims)}"
@@ -225,7 +229,7 @@ def _alpha(module: str, settings: Mapping[str, Any], place: str) -> float:
         if matches:
             alpha = value
             break
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
         raise LlmcError(f"the adapter's lora_alpha is {_short(alpha)}, which is no number", place=place)
     return float(alpha)
 

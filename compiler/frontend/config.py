@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+SAME = {"kimi_k2": "deepseek_v3"}
+"""Model types that transformers has under another name."""
+FLOAT, FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The fields of a model folder's config.json."""
     if not folder.is_dir():
@@ -34,6 +39,15 @@ def config_dtype(fields: dict[str, Any]) -> str | None:
     return str(dtype).removeprefix("torch.") if dtype else None
 
 
+def with_floats(value: Any) -> Any:
+    """The same with numbers in place of what transformers writes for those that JSON has not: {"__float__": "NaN"}."""
+    if isinstance(value, dict):
+        if value.keys() == {FLOAT} and value[FLOAT] in FLOATS:
+            return float(value[FLOAT])
+        return {name: with_floats(part) for name, part in value.items()}
+    return [with_floats(part) for part in value] if isinstance(value, list) else value
+
+
 def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     """The configuration as transformers understands it; refuses what is not a causal decoder it knows.
 
@@ -43,7 +57,7 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
 
     from llmc.compiler.frontend.quiet import quiet
 
-    model_type = fields["model_type"]
+    model_type = SAME.get(fields["model_type"], fields["model_type"])
     architecture = (fields.get("architectures") or [model_type])[0]
 
     def refuse(reason: str, hint: str | None = None) -> LlmcError:
@@ -57,7 +71,7 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refuse("it is not a causal language model")
-    rest = {name: value for name, value in fields.items() if name not in ("model_type", "auto_map")}
+    rest = {name: with_floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
         with quiet():
             return CONFIG_MAPPING[model_type].from_dict(rest)

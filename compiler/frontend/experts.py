@@ -56,6 +56,11 @@ def check_experts(config: PretrainedConfig, model: PreTrainedModel, graph: ir.Gr
     n_nodes = sum(map(is_experts, graph))
     if n_nodes != n_layers:
         raise unsupported(config, f"{n_nodes} of its {n_layers} mixtures of experts go through transformers' interface")
+
+
+def require_interface(config: PretrainedConfig, model: PreTrainedModel) -> None:
+    """Refuse a mixture whose modules of experts do not go through the interface, before it is traced."""
+    n_layers = sum(hasattr(module, "is_concatenated") for module in model.modules())
     if not n_layers and any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS):
         raise unsupported(config, "its experts do not go through transformers' experts interface")
 

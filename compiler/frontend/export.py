@@ -22,7 +22,9 @@ model's metadata says `llmc.spelled_out`.
 from __future__ import annotations
 
 import re
+from contextlib import redirect_stderr
 from inspect import signature
+from io import StringIO
 from typing import Any
 
 import onnx_ir as ir
@@ -42,22 +44,29 @@ from transformers import (
 )
 
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
-from llmc.compiler.frontend.experts import check_experts, name_gates
+from llmc.compiler.frontend.experts import check_experts, name_gates, require_interface
+from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.compiler.frontend.source import SPELLED_OUT
-from llmc.compiler.frontend.unsupported import has_own_attention
+from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
 from llmc.runtime.errors import LlmcError
 
 OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
+KINDS = ("layer_types", "layers_block_type")
+"""What configurations call the list of their layers' kinds."""
+ATTENTIONS = ("full_attention", "sliding_attention", "attention")
+"""The kinds of layers that are compiled."""
 LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
 """What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
 UNKNOWN = ("indices", "block_indices", "position_bias", "sinks")
 """What some models pass to attention that changes its results: chosen keys, biases."""
+INTERFACE = "llmc"
+"""The name under which transformers finds our attention."""
 MOST_ELEMENTS = 1 << 30
 """Of constants that are compared with each other."""
 MOST_LAYERS = 1000
@@ -72,12 +81,15 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
         raise LlmcError(f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}")
     if n_context < 0:
         raise LlmcError(f"the configuration describes no model: {LIMIT} is {n_context}")
+    _refuse_other_layers(config)
     with quiet():
         try:
             model = _build_without_memory(config)
+        except LlmcError:
+            raise
         except Exception as error:  # transformers raises anything at all
-            if has_own_attention(config):
-                raise _unsupported(config, "") from error
+            if has_own_attention(config) or (isinstance(error, KeyError) and error.args == (INTERFACE,)):
+                raise _unsupported(config, OWN_ATTENTION) from error
             raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
         if not config.num_hidden_layers:
             raise LlmcError("the configuration describes no model: it has no layers")
@@ -108,8 +120,18 @@ def max_tokens(config: PretrainedConfig) -> int:
     return next((limit for name in LIMITS if (limit := getattr(config, name, None))), 0)
 
 
+def _refuse_other_layers(config: PretrainedConfig) -> None:
+    """Refuse layers of other kinds than attention before anything is built of them."""
+    kinds = next((kinds for name in KINDS if isinstance(kinds := getattr(config, name, None), list | tuple)), ())
+    other = next((kind for kind in kinds if kind not in ATTENTIONS), None)
+    if other is not None:
+        raise _unsupported(config, f"its layers of kind {str(other)[:40]} are not compiled yet")
+
+
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     graph_model = _trace(model)
+    if len(graph_model.graph.outputs) != 1:
+        raise _unsupported(config, "it gives more than logits")
     n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
     if has_own_attention(config):
         graph_model.metadata_props[SPELLED_OUT] = "yes"
@@ -119,6 +141,11 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     check_experts(config, model, graph_model.graph)
     _forget_weights(graph_model, model)
     simplify(graph_model)
+    try:
+        drop_masks(graph_model.graph, max_tokens(config))
+    except LlmcError as error:
+        raise _unsupported(config, error.fact) from error
+    ir_passes.RemoveUnusedNodesPass()(graph_model)
     if has_own_attention(config):  # whose masks and angles are made ahead, in each layer the same
         ir_passes.DeduplicateHashedInitializersPass(size_limit=MOST_ELEMENTS)(graph_model)
         ir_passes.CommonSubexpressionEliminationPass()(graph_model)
@@ -179,7 +206,8 @@ def _attention_node(
     s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query [B, H, S, D], key and value [B, KH, S, D], s_aux (sinks) [H] -> [B, S, H, D], as one graph node."""
+    """query [B, H, S, D], key and value [B, KH, S, D], s_aux (sinks) [H] -> [B, S, H, D], as one graph node; its mask
+    is one more operand until drop_masks."""
     unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
     if unknown:
         raise _unsupported(module.config, f"its attention takes {unknown}")
@@ -188,16 +216,17 @@ def _attention_node(
     window = _window(module, sliding_window)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     settings: dict[str, Any] = {"scale": scale, "softcap": float(softcap or 0.0)}
+    operands = [query, key, value, *([] if s_aux is None else [s_aux])]
     result = torch.onnx.ops.symbolic(
         "Attention" if s_aux is None else f"{DOMAIN}::SinkAttention",
-        (query, key, value) if s_aux is None else (query, key, value, s_aux),
+        [*operands, *([] if attention_mask is None else [attention_mask])],
         settings | ({"is_causal": 1} if s_aux is None else {"window": window}),
         dtype=query.dtype,
         shape=(*query.shape[:3], value.shape[3]),
         version=OPSET if s_aux is None else VERSION,
         metadata_props={"llmc.layer": str(module.layer_idx), "llmc.window": str(window)},
     )
-    return result.transpose(1, 2), None
+    return result.transpose(1, 2).contiguous(), None  # as transformers' own gives it: some models view it
 
 
 def _window(module: torch.nn.Module, passed: int | None) -> int:
@@ -211,8 +240,8 @@ def _window(module: torch.nn.Module, passed: int | None) -> int:
     return passed or 0
 
 
-AttentionInterface.register("llmc", _attention_node)
-AttentionMaskInterface.register("llmc", lambda *_, **__: None)
+AttentionInterface.register(INTERFACE, _attention_node)
+AttentionMaskInterface.register(INTERFACE, exported_mask)
 
 
 def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
@@ -220,11 +249,12 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
-            attn_implementation="eager" if has_own_attention(config) else "llmc",
+            attn_implementation="eager" if has_own_attention(config) else INTERFACE,
             experts_implementation="llmc",
             dtype=torch.float32,
         ).eval()
     model.tie_weights()
+    require_interface(config, model)
     name_gates(model)
     # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
     fakes: dict[int, torch.nn.Parameter] = {}
@@ -249,7 +279,7 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     model.config.use_cache = False
     if "use_cache" in known:
         arguments["use_cache"], shapes["use_cache"] = False, None
-    with torch.no_grad(), ComplexPairs():
+    with torch.no_grad(), ComplexPairs(), redirect_stderr(StringIO()):  # it prints the graph in which it got stuck
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
@@ -356,4 +386,6 @@ def _first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [""]
+    if lines[0].startswith("Constraints violated"):  # what torch.export found out about a length
+        return "its code is for sequences of certain lengths alone"
     return f"{type(error).__name__}: {lines[0]}"[:300]

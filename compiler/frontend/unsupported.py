@@ -8,6 +8,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from llmc.runtime.errors import LlmcError
 
+OWN_ATTENTION = "its attention does not go through transformers' attention interface"
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 """What a model's code looks its attention up in, where it goes through transformers' attention interface."""
 
@@ -22,7 +23,7 @@ def unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
     """The error that says why the architecture of this configuration is not compiled."""
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if has_own_attention(config):
-        reason = "its attention does not go through transformers' attention interface"
+        reason = OWN_ATTENTION
     return LlmcError(
         f"the architecture {model_class.__name__} is not supported: {reason}",
         hint="Llama, OPT, Qwen 2 and 3, Mistral, Gemma, Phi 3, GPT-2 and their kin are",

@@ -7,8 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler import graph
-from llmc.passes import causal_mask
+from llmc.compiler import causal_mask, graph
 from llmc.passes.attention_bias import read_slopes
 from llmc.passes.form_attention import form_attention
 from llmc.passes.resolve_shapes import resolve_shapes
