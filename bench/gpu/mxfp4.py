@@ -8,7 +8,7 @@ import numpy as np
 
 from llmc.schedules.cuda.quant_strips import STRIPS
 from llmc.schedules.cuda.tile_layout import TILE
-from llmc.schedules.mxfp4_words import TURNS
+from llmc.schedules.mxfp4_words import TURNS, turned
 
 Array = np.ndarray[Any, Any]
 PIECE_BYTES, CODE_BYTES = 544, 512
@@ -48,7 +48,6 @@ def numbers(words: Array) -> Array:
     for parts in TURNS:
         bits = np.zeros_like(words)
         for mask, turn in parts:
-            back = words >> np.uint32(turn) | words << np.uint32(32 - turn) if turn else words
-            bits |= back & np.uint32(mask * 0x10001)
+            bits |= turned(words, -turn % 32) & np.uint32(mask * 0x10001)
         pairs.append(np.stack([bits << np.uint32(16), bits & np.uint32(0xFFFF0000)], -1).view(np.float32))
     return np.concatenate(pairs, -1) * np.float32(2.0**126)

@@ -135,8 +135,9 @@ def source(name: str, op: ExpertsOp, each: LinearOp, ring: Gemv, resident: int) 
     element = C_TYPES[each.element]
     x, y = (element, "float") if each.tiled_x else ("float", element)
     flags = {"kGated": each.gated, "kJoined": not each.gated, "kTiledX": each.tiled_x, "kSharedX": ring.shared_x}
-    flags |= dict.fromkeys(("kBias", "kMoments", "kDeferred", "kNormBias", "kKept", "kDigits"), False)
-    flags |= {"kBulk": ring.bulk, "kResidual": each.residual, "kBias": each.bias}
+    flags["kBias"] = each.bias
+    flags |= dict.fromkeys(("kMoments", "kDeferred", "kNormBias", "kKept", "kDigits"), False)
+    flags |= {"kBulk": ring.bulk, "kResidual": each.residual}
     sizes = f"kWarps = {ring.warps}, kStages = {ring.stages}, kSide = {ring.side}, kDepth = 1, kBlocks = {ring.blocks}"
     others = {"share": each.gated or each.bias, "residual": each.residual}
     arguments = ", ".join(name if there else "nullptr" for name, there in others.items())

@@ -244,13 +244,17 @@ __device__ __forceinline__ void score(float (&s)[kKeys / 8][4], const Queries<Sh
     }
 }
 
+// What turns a score into an exponent of two.
+template <class Shape>
+constexpr float kExponent = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
+
 // Scores -> weights: s -> 2^(c (s - most)), and their sum. `keep`: what each row's o, of scores before, is worth now.
 // sees(half, key) says whether the lane's row g + 8 half sees key 0..kKeys-1; it is asked only if `masked`. bias: what is
 // added to scores (attention_slopes.cuh).
 template <class Shape, int kKeys, class Sees, class Bias = NoBias>
 __device__ __forceinline__ void weigh_scores(Gathered<Shape> &state, float (&s)[kKeys / 8][4], float (&keep)[2],
                                              bool masked, Sees sees, const Bias &bias = {}) {
-    constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
+    constexpr float c = kExponent<Shape>;
     if constexpr (Shape::softcap > 0.f) {
 #pragma unroll
         for (int n = 0; n < kKeys / 8; n++)

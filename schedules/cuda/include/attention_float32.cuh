@@ -85,7 +85,8 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
 
     const int at = positions[row];
     const float *q = queries + int64_t(unit) * D;
-    float o[per_lane] = {}, most = -INFINITY, sum = 0.f;
+    float o[per_lane] = {}, most = -INFINITY, sum = 0.f, slope = 0.f;
+    if constexpr (kHasSlopes<Shape>) slope = slopes[head];
     const int begin = Shape::window ? max(at - Shape::window + 1, 0) / kPageTokens : 0;
     for (int page = begin; page * kPageTokens <= at; page++) {  // a row that pads the step, at = -1, sees none
         const float *keys = page_head<Shape>(const_cast<float *>(kv), page_table[row * Shape::pages + page],
@@ -96,7 +97,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
             const int token = page * kPageTokens + lane + 32 * i;
             const bool seen = token <= at && (!Shape::window || token > at - Shape::window);
             s[i] = seen ? float32_score<Shape>(q, keys + (lane + 32 * i) * D) : -INFINITY;
-            if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slopes[head], float(token - at), s[i]);
+            if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slope, float(token - at), s[i]);
         }
         const float top = fmaxf(most, warp_max(fmaxf(s[0], s[1])));
         const float keep = expf(most - top), p[2] = {expf(s[0] - top), expf(s[1] - top)};
@@ -113,8 +114,8 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
         }
     }
     if constexpr (kHasSinks<Shape>) {
-        const float top = fmaxf(most, sinks[head]), keep = expf(most - top);
-        sum = fmaf(sum, keep, expf(sinks[head] - top));
+        const float sink = sinks[head], top = fmaxf(most, sink), keep = expf(most - top);
+        sum = fmaf(sum, keep, expf(sink - top));
 #pragma unroll
         for (int j = 0; j < per_lane; j++) o[j] *= keep;
     }

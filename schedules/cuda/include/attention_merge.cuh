@@ -17,7 +17,7 @@ struct Merged {
 
     // top: (most, sum) of the part.
     __device__ __forceinline__ void add(float4 o, float2 top) {
-        constexpr float c = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
+        constexpr float c = kExponent<Shape>;
         const float base = most == -INFINITY ? 0.f : most, take = exp2_approx((top.x - base) * c);
         x[0] = fmaf(o.x, take, x[0]), x[1] = fmaf(o.y, take, x[1]);
         x[2] = fmaf(o.z, take, x[2]), x[3] = fmaf(o.w, take, x[3]);

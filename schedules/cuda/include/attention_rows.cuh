@@ -177,7 +177,7 @@ __device__ __forceinline__ void write_rows(const Gathered<Shape> &state, const i
         const int row = first_row + own_row(half);
         const float sum = row_sum(state.sum[half]);
         const bool is_padding = at[half] < 0, is_there = row < Shape::rows;
-        const float scale = is_padding ? 0.f : kHasSinks<Shape> ? unit * inverse_sum<Shape>(state.most[half], sum, sinks, head) : unit / sum;
+        const float scale = is_padding ? 0.f : inverse_sum<Shape>(state.most[half], sum, sinks, head, unit);
         const auto value = [&](int j, int i) { return is_padding ? 0.f : state.o[j][2 * half + i] * scale; };
         if constexpr (whole > 0) {
 #pragma unroll

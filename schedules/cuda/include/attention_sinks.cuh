@@ -9,20 +9,9 @@
 #include "attention.cuh"
 
 template <class Shape, class = void>
-struct HeadSinks {
-    static constexpr bool there = false;
-};
+constexpr bool kHasSinks = false;
 template <class Shape>
-struct HeadSinks<Shape, decltype(void(Shape::has_sinks))> {
-    static constexpr bool there = true;
-};
-
-template <class Shape>
-constexpr bool kHasSinks = HeadSinks<Shape>::there;
-
-// What turns the largest score into an exponent of two.
-template <class Shape>
-constexpr float kExponent = Shape::softcap > 0.f ? kLog2E : Shape::scale * kLog2E;
+constexpr bool kHasSinks<Shape, decltype(void(Shape::has_sinks))> = true;
 
 // Brings sinks, which long since left L2, back to it; a whole warp calls. They are constants: before the wait.
 template <class Shape>
@@ -31,15 +20,15 @@ __device__ __forceinline__ void prefetch_sinks(const float *sinks) {
         for (int head = 8 * lane_index(); head < Shape::heads; head += 8 * 32) prefetch_l2(sinks + head);
 }
 
-// 1 / (sum of a row's weights): `sum` counts 2^(c most), and a sink may be larger than every score. A row that has seen
-// nothing is worth nothing beside it.
+// unit / (sum of a row's weights): `sum` counts 2^(c most), and a sink may be larger than every score. A row that has
+// seen nothing is worth nothing beside it.
 template <class Shape>
-__device__ __forceinline__ float inverse_sum(float most, float sum, const float *sinks, int head) {
+__device__ __forceinline__ float inverse_sum(float most, float sum, const float *sinks, int head, float unit = 1.f) {
     if constexpr (kHasSinks<Shape>) {
         const float sink = sinks[head] * kLog2E, score = most * kExponent<Shape>, top = fmaxf(score, sink);
         const float keep = exp2_approx(score - top);
-        return keep / fmaf(sum, keep, exp2_approx(sink - top));
+        return unit * (keep / fmaf(sum, keep, exp2_approx(sink - top)));
     } else {
-        return 1.f / sum;
+        return unit / sum;
     }
 }

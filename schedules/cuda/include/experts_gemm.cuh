@@ -1,5 +1,6 @@
 // A product of sorted pairs (experts_table.cuh), each by the weight of its expert: y[rows, N] = act(x Wₑᵀ) · (x Uₑᵀ), or
-// x Dₑᵀ, with the expert's biases where there are any. Both GEMMs (gemm_wgmma.cuh, gemm_mma.cuh) do it as any other product of kAllRows tokens,
+// x Dₑᵀ, with the expert's biases where there are any. Both GEMMs (gemm_wgmma.cuh, gemm_mma.cuh) do it as any other
+// product of kAllRows tokens,
 //
 //     tile     128 stored rows of an expert's weight by the kRows rows of one of its tiles of pairs
 //     blocks   tile, + kBlocks, … of those that there are: their number is known when the kernel begins, and a block

@@ -274,7 +274,8 @@ struct ExpertsGemv {
             const int n = (band_of(unit) * G::kSide + i % G::kSide) * Epilogue<G>::kOutputs;
             if (n >= G::kN) continue;
             prefetch_l2(biases(a, n));
-            if constexpr (!G::kJoined) prefetch_l2(biases(a, n + G::kN));
+            const int other = n + (G::kJoined ? 8 : G::kN);  // eight rows at a time
+            if (!G::kJoined || other < G::kN) prefetch_l2(biases(a, other));
         }
     }
 
