@@ -19,13 +19,12 @@ from tvm.tirx.script import builder as T
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.amx import function
 from llmc.schedules.cpu.attention_shape import Attention
+from llmc.schedules.cpu.panel import SECOND_LEVEL
 
 TOKENS = 16
 """Of a group of K's."""
 BYTES = 64
 """Of a group's words of one d, or E."""
-SECOND_LEVEL = 2
-"""Where what is asked for goes, as LLVM counts."""
 
 
 def block_size(a: Attention) -> int:
