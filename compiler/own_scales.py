@@ -18,7 +18,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-SAMPLE = 64
+SAMPLE = 16
 """Values that are looked at first: other weights are known by them."""
 INT4 = tuple(-float(code) for code in range(8, 0, -1))
 INT8 = (127.0, -128.0, *map(float, range(126, 95, -1)))
@@ -33,8 +33,8 @@ def own_scales(values: Array, axis: int, dtype: str, round_to: Callable[[Array],
 
     dtype: "i4", "i8" or "f8".  round_to: rounds quotients, in place, to the nearest code; int8's to -128 too.
     """
-    values = values if axis == 0 else values.T
-    largest, smallest = values.max(0), values.min(0)
+    largest, smallest = values.max(axis), values.min(axis)
+    sample = values[:SAMPLE] if axis == 0 else values[:, :SAMPLE]
     extremes: Array = np.where(largest > -smallest, largest, smallest)
     found: Array = np.zeros_like(extremes)
     left = np.flatnonzero(extremes)
@@ -42,9 +42,8 @@ def own_scales(values: Array, axis: int, dtype: str, round_to: Callable[[Array],
         if not left.size:
             break
         tried = left[scales[left] != 0]
-        tried = tried[are_multiples(values[:SAMPLE, tried], scales[tried], round_to)]
-        if len(values) > SAMPLE:
-            tried = tried[are_multiples(values[:, tried], scales[tried], round_to)]
+        for part in (sample, values):
+            tried = tried[are_multiples(np.take(part, tried, 1 - axis), scales[tried], axis, round_to)]
         found[tried] = scales[tried]
         left = left[found[left] == 0]
     return found
@@ -64,10 +63,11 @@ def candidates(extremes: Array, dtype: str) -> Iterator[Array]:
             yield np.where(np.isfinite(scales), scales, np.float32(0))
 
 
-def are_multiples(values: Array, scales: Array, round_to: Callable[[Array], None]) -> Array:
-    """Whether the values of each column [size, n] are codes times its scale, exactly."""
+def are_multiples(values: Array, scales: Array, axis: int, round_to: Callable[[Array], None]) -> Array:
+    """Whether all values along `axis` are codes times their scale [n], exactly."""
+    scales = np.expand_dims(scales, axis)
     with np.errstate(over="ignore", invalid="ignore"):
-        codes = np.ascontiguousarray(values / scales)
+        codes = values / scales
         round_to(codes)
-        result: Array = (codes * scales == values).all(0)
+        result: Array = (codes * scales == values).all(axis)
     return result

@@ -14,8 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from llmc.compiler.frontend.checkpoint import StoredTensor, check_apart, check_end
+from llmc.compiler.frontend.checkpoint import LONGEST_HEADER, StoredTensor, check_apart, check_end
 from llmc.compiler.frontend.packed.ggml import KINDS
+from llmc.compiler.frontend.packed.settings import shortened
 from llmc.runtime.errors import LlmcError
 
 MAGIC = b"GGUF"
@@ -24,7 +25,7 @@ FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 """Of the types of fields that are one number, how `struct` calls them."""
 STRING, ARRAY = 8, 9
 MOST_AXES = 4
-LONGEST_NAME = 1 << 16
+LONGEST_NAME = 64
 BROKEN = "the file is truncated, or is not GGUF"
 
 
@@ -38,24 +39,24 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        return str(self.fields.get("general.architecture"))
+        return shortened(self.fields.get("general.architecture"))
 
 
 class Cursor:
-    """A place in the bytes of a file.  Whatever lies outside of them is a ValueError."""
+    """A place in a file's header.  Whatever lies outside of the file, or makes the header too long, is a ValueError."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at, self.end = data, 0, min(len(data), LONGEST_HEADER)
 
     def take(self, n_bytes: int) -> bytes:
-        if n_bytes > len(self.data) - self.at:
+        if n_bytes > self.end - self.at:
             raise ValueError("beyond the file's end")
         self.at += n_bytes
         return self.data[self.at - n_bytes : self.at]
 
     def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
         form = f"<{count}{form}"
-        if count > len(self.data):
+        if count > self.end:
             raise ValueError("beyond the file's end")
         return struct.unpack(form, self.take(struct.calcsize(form)))
 
@@ -74,7 +75,7 @@ class Cursor:
         of, count = self.numbers("I")[0], self.numbers("Q")[0]
         if of in FORMATS:
             return list(self.numbers(FORMATS[of], count))
-        if of != STRING or 8 * count > len(self.data):
+        if of != STRING or 8 * count > self.end:
             raise ValueError(f"{count} values of type {of}")
         return [self.text() for _ in range(count)]
 
@@ -101,7 +102,7 @@ def _read(path: Path, cursor: Cursor) -> GgufFile:
     for _ in range(n_fields):
         name = cursor.text()
         fields[name] = cursor.value(cursor.numbers("I")[0])
-    if fields.get("split.count", 1) != 1:
+    if fields.get("split.count", 0) not in (0, 1):
         hint = "merge them: llama-gguf-split --merge"
         raise LlmcError("the model is split into several files", place=str(path), hint=hint)
     entries = [_entry(path, cursor) for _ in range(n_tensors)]

@@ -20,6 +20,7 @@ from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
 from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.packed.settings import shortened
 from llmc.compiler.frontend.packed.tensor import PackedTensor
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
@@ -70,13 +71,16 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise LlmcError("GGUF files with experts are not read", place=str(file.path), hint="give the model's folder")
     n_heads = _count(file, "attention.head_count")
     hidden = _count(file, "embedding_length")
-    head_dim = _count(file, "attention.key_length", hidden // max(n_heads, 1))
+    head_dim = _count(file, "attention.key_length", hidden // n_heads)
     sizes = [_count(file, name, head_dim) for name in ("attention.value_length", "rope.dimension_count")]
     if sizes != [head_dim] * 2:
         raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise LlmcError("the file lacks the tensor 'token_embd.weight'", place=str(file.path))
+    if embedding.dims[1:] != (hidden,):
+        fact = f"tensor 'token_embd.weight' has the shape {list(embedding.dims)}, of a model {hidden} wide"
+        raise LlmcError(fact, place=str(file.path))
     ends = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     return {
         "model_type": known.model_type,
@@ -127,7 +131,7 @@ def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
     if kind == "linear":
         return {"rope_type": "linear", "rope_theta": theta, "factor": _number(file, "rope.scaling.factor", 1.0)}
     if kind != "none":
-        raise LlmcError(f"positions scaled by {kind!r} are not read from GGUF", place=str(file.path))
+        raise LlmcError(f"positions scaled by {shortened(kind)!r} are not read from GGUF", place=str(file.path))
     return {"rope_type": "default", "rope_theta": theta}
 
 

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from llmc.compiler.frontend.gguf_file import GgufFile
+from llmc.compiler.frontend.packed.settings import shortened
 from llmc.compiler.frontend.tokens import Text, text_of_json
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
@@ -43,7 +44,7 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
     split = described.get("pre_tokenizer_type")
     if described["tokenizer_type"] == "gpt2" and split not in (*PLAIN, *GGUF_PRE_TOKENIZER_SPLITS):
         raise LlmcError(
-            f"a tokenizer that splits texts as {split!r} does is not read",
+            f"a tokenizer that splits texts as {shortened(split)!r} does is not read",
             place=str(file.path),
             hint="give the model's folder",
         )
@@ -62,7 +63,7 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
 def check(file: GgufFile, described: dict[str, Any]) -> None:
     """Refuse a vocabulary that is none, and kinds of tokenizers that are not built."""
     if described.get("tokenizer_type") not in KINDS:
-        fact = f"a tokenizer of the kind {described.get('tokenizer_type')!r} is not read"
+        fact = f"a tokenizer of the kind {shortened(described.get('tokenizer_type'))!r} is not read"
         raise LlmcError(fact, place=str(file.path), hint="give the model's folder")
     lists = [described[name] for name in ("tokens", "merges") if name in described]
     if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llmc.compiler.frontend import load_source, source
+from llmc.compiler.frontend import gguf_file, load_source, source
 from llmc.compiler.frontend.config import read_config
 from llmc.compiler.frontend.gguf_file import open_gguf
 from llmc.compiler.frontend.gguf_model import LAYER_NAMES
@@ -118,7 +118,7 @@ def in_gguf(folder: Path, path: Path, kind: int, **changed: Any) -> tuple[Path, 
 @pytest.mark.parametrize("kind", [F16, Q4_0, Q8_0], ids=["F16", "Q4_0", "Q8_0"])
 def test_a_file_is_the_model_of_its_folder(kind: int, tiny_model: TinyModel, tmp_path: Path, same_graph: None) -> None:
     folder = tiny_model("llama")
-    path, numbers = in_gguf(folder, tmp_path / "m.gguf", kind)
+    path, numbers = in_gguf(folder, tmp_path / "m.gguf", kind, **{"split.count": 0})  # as merged files have it
     found, wanted = load_source(str(path)), load_source(str(folder))
     same = ("vocab_size", "hidden_size", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings")
     assert {name: found.config[name] for name in same} == {name: wanted.config[name] for name in same}
@@ -175,9 +175,11 @@ def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path
         ({"llama.attention.head_count": 0}, "head_count is no count"),
         ({"llama.attention.head_count": "four"}, "head_count is no count"),
         ({"llama.block_count": None}, "block_count is no count"),
+        ({"llama.embedding_length": 2**31, "llama.attention.key_length": 16}, "of a model 2147483648 wide"),
         ({"llama.rope.dimension_count": 8}, "turned in part"),
         ({"llama.rope.scaling.type": "yarn"}, "scaled by 'yarn'"),
         ({"split.count": 3}, "split into several files"),
+        ({"general.architecture": "a" * 999}, "architecture 'a{39}…' are not read"),
         ({"general.alignment": 0}, "truncated, or is not GGUF"),
         ({TOKENS: ["a"], "tokenizer.ggml.model": "bert"}, "tokenizer of the kind 'bert'"),
         ({TOKENS: [1, 2], "tokenizer.ggml.model": "gpt2"}, "no list of texts"),
@@ -234,6 +236,14 @@ def test_the_tokenizer_is_the_files(tiny_model: TinyModel, tmp_path: Path, same_
     assert found.vocabulary is not None
     assert found.vocabulary[len(tokens) - 1] == b" ab"
     assert json.loads(found.chat or b"")["tokens"] == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+def test_a_header_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.gguf", {TOKENS: ["a"] * 100}, {"a": ((3,), F32, bytes(12))})
+    open_gguf(path)
+    monkeypatch.setattr(gguf_file, "LONGEST_HEADER", 500)
+    with pytest.raises(LlmcError, match="truncated, or is not GGUF"):
+        open_gguf(path)
 
 
 def test_a_file_that_is_damaged_is_no_gguf(tmp_path: Path) -> None:

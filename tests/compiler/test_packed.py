@@ -58,11 +58,11 @@ def gptq(bits: int = 4, version: int = 1, act_order: bool = False, group: int = 
     return made, ((codes - zeros[of_group]) * scales.float().numpy()[of_group]).T.astype(np.float32)
 
 
-def awq() -> Made:
-    codes, zeros = RANDOM.integers(0, 16, (K, N)), RANDOM.integers(0, 16, (K // GROUP, N))
-    scales = some_scales(K // GROUP, N).half()
+def awq(group: int = GROUP) -> Made:
+    codes, zeros = RANDOM.integers(0, 16, (K, N)), RANDOM.integers(0, 16, (K // group, N))
+    scales = some_scales(K // group, N).half()
     packed = {name: in_words(values, 4, 1, AWQ_ORDER) for name, values in ((".qweight", codes), (".qzeros", zeros))}
-    of_group = np.arange(K) // GROUP
+    of_group = np.arange(K) // group
     return packed | {".scales": scales}, ((codes - zeros[of_group]) * scales.float().numpy()[of_group]).T
 
 
@@ -101,10 +101,10 @@ def nvfp4() -> Made:
     return made, E2M1[codes] * np.repeat(scales.float().numpy() / np.float32(321), 16, axis=1)
 
 
-def nf4(nested: bool) -> Made:
+def nf4(nested: bool, size: int = 64) -> Made:
     codes, table = RANDOM.integers(0, 16, N * K).astype(np.uint8), np.sort(RANDOM.uniform(-1, 1, 16)).astype(np.float32)
-    blocks = N * K // 64
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [N, K]}
+    blocks = max(N * K // size, 1)
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": size, "dtype": "bfloat16", "shape": [N, K]}
     made = {".weight": torch.from_numpy(codes[::2] << 4 | codes[1::2])[:, None]}
     made[".weight.quant_map"] = torch.from_numpy(table)
     absmax = some_scales(blocks).numpy()
@@ -118,7 +118,7 @@ def nf4(nested: bool) -> Made:
         made[".weight.nested_absmax"] = torch.from_numpy(outer)
     text = bytearray(json.dumps(state).encode())
     made[".weight.quant_state.bitsandbytes__nf4"] = torch.frombuffer(text, dtype=torch.uint8)
-    return made, (table[codes].reshape(blocks, 64) * absmax[:, None]).reshape(N, K)
+    return made, (table[codes].reshape(blocks, -1) * absmax[:, None]).reshape(N, K)
 
 
 def bnb_int8() -> Made:
@@ -147,6 +147,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[], Made]]] = {
     "gptq with a scale a row": (GPTQ | {"group_size": -1}, lambda: gptq(group=K)),
     "gptq in act-order": (GPTQ | {"desc_act": True}, lambda: gptq(act_order=True)),
     "awq": (AWQ, awq),
+    "awq in groups beyond a row": (AWQ | {"group_size": 2**60}, lambda: awq(K)),
     "packed": (IN_WORDS, words),
     "packed with zeros": (IN_WORDS, lambda: words(zeros=True)),
     "packed in act-order": (IN_WORDS, lambda: words(act_order=True)),
@@ -165,6 +166,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[], Made]]] = {
     "float8 a tensor": ({"quant_method": "fp8", "activation_scheme": "static"}, lambda: float8(some_scales())),
     "nf4": (BNB, lambda: nf4(False)),
     "nf4, quantised twice": (BNB, lambda: nf4(True)),
+    "nf4 in blocks beyond the weight": (BNB, lambda: nf4(False, 2**60)),
     "bitsandbytes int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bnb_int8),
 }
 
@@ -221,6 +223,10 @@ def spoiled(name: str, end: str, tensor: torch.Tensor | None) -> tuple[dict[str,
     return config, {each: value for each, value in {**made, end: tensor}.items() if value is not None}
 
 
+STATE = {"shape": [N, K], "blocksize": 64, "nested_blocksize": 32, "nested_offset": 10**400}
+BEYOND = torch.frombuffer(bytearray(json.dumps(STATE).encode()), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(
     ("name", "end", "tensor", "said"),
     [
@@ -245,6 +251,7 @@ def spoiled(name: str, end: str, tensor: torch.Tensor | None) -> tuple[dict[str,
         ("nf4", ".weight.quant_state.bitsandbytes__nf4", torch.zeros(9, dtype=torch.uint8), "no JSON of bitsandbytes"),
         ("nf4", ".weight.absmax", torch.ones(3), "is no weight in nf4"),
         ("nf4, quantised twice", ".weight.nested_absmax", None, "is no weight in nf4"),
+        ("nf4, quantised twice", ".weight.quant_state.bitsandbytes__nf4", BEYOND, "is no weight in nf4"),
         ("bitsandbytes int8", ".weight_format", torch.tensor(1, dtype=torch.uint8), "do not lie by rows"),
         ("bitsandbytes int8", ".SCB", torch.ones(1), "is no int8"),
     ],

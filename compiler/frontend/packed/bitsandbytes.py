@@ -41,6 +41,7 @@ from llmc.runtime.parse_json import parse_json
 STATE = ".weight.quant_state.bitsandbytes__"
 INT8 = Names(".weight", {"codes": ".weight", "scales": ".SCB"}, unused=(".weight_format",))
 LONGEST_STATE = 4096
+LARGEST_OFFSET = 1e38
 ROW_MAJOR = 0
 STORED: dict[str, StoredDType] = {"float16": "f16", "bfloat16": "bf16", "float32": "bf16"}
 
@@ -91,7 +92,7 @@ def table_weight(name: str, parts: Parts, *, kind: str) -> PackedTensor:
     if not (isinstance(shape, list) and len(shape) == 2 and all(is_count(each) for each in (*shape, size))):
         raise error
     n, k = shape
-    n_blocks = -(-n * k // size)
+    n_blocks, size = -(-n * k // size), min(size, n * k)
     fits = (
         codes.dtype == "U8"
         and codes.n_bytes == -(-n * k // 2)
@@ -140,7 +141,7 @@ def state_of(state: StoredTensor) -> dict[str, Any]:
 def is_nested(nested: tuple[Any, ...], n_blocks: int) -> bool:
     """Whether what absmax is quantised by is all there."""
     table, scales, size, offset = nested
-    if not is_count(size) or not isinstance(offset, float | int):
+    if not (is_count(size) and isinstance(offset, float | int) and abs(offset) < LARGEST_OFFSET):
         return False
     return is_tensor(table, ("F32",), 256) and is_tensor(scales, ("F32",), -(-n_blocks // size))
 
@@ -149,6 +150,6 @@ def unnested(scales: StoredTensor, nested: tuple[Any, ...]) -> Array:
     """absmax, float32, of its bytes."""
     table, of_blocks, size, offset = nested
     found: Array = float32(table)[scales.read_raw()]
-    found *= np.repeat(float32(of_blocks), size)[: found.size]
+    found *= np.repeat(float32(of_blocks), min(size, found.size))[: found.size]
     found += np.float32(offset)
     return found

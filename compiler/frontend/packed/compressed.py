@@ -23,7 +23,7 @@ import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed import float8
-from llmc.compiler.frontend.packed.mxfp4 import NUMBERS
+from llmc.compiler.frontend.packed.mxfp4 import E2M1
 from llmc.compiler.frontend.packed.packing import Packing, in_int4
 from llmc.compiler.frontend.packed.settings import Settings, shortened
 from llmc.compiler.frontend.packed.tensor import (
@@ -121,11 +121,8 @@ def how_of(settings: Settings) -> How:
     kind = settings.one_of("type", ("int", "float"), "int")
     bits = settings.one_of("num_bits", (4, 8))
     strategy = settings.one_of("strategy", STRATEGIES)
-    block = settings.fields.get("block_structure")
     if strategy == "block":
-        if not (isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
-            raise settings.refused(f"block_structure {block}", "download the model again")
-        return How(kind, strategy, bits, 0, (block[0], block[1]))
+        return How(kind, strategy, bits, 0, settings.block("block_structure"))
     group = settings.number("group_size", 1) if "group" in strategy else 0
     if (kind, bits) == ("float", 4) and (strategy, group) != ("tensor_group", NVFP4_GROUP):
         raise settings.refused(f"floats of 4 bits in groups of {group}", "of these, llmc reads nvfp4")
@@ -212,8 +209,7 @@ def nvfp4(name: str, parts: Parts) -> PackedTensor:
 
     def read() -> Array:
         pairs = codes.read_raw()
-        numbers = np.array([*NUMBERS, *(-number for number in NUMBERS)], np.float32)
-        values = numbers[np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(n, k)]
+        values = E2M1[np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(n, k)]
         return scaled(values, float32(scales) / float32(whole).reshape(()), in_groups(n, k, NVFP4_GROUP))
 
     return packed_tensor("nvfp4", name, (n, k), parts, read, "bf16")

@@ -41,13 +41,11 @@ ROWS = Names(".weight", {"codes": ".weight", "scales": ".weight_scale"}, unused=
 
 def fp8(settings: Settings) -> Packing:
     """How a checkpoint is read whose weights are in float8 with scales for blocks, or for tensors."""
-    block = settings.fields.get("weight_block_size")
-    if block is None:
+    if settings.fields.get("weight_block_size") is None:
         return Packing("float8 with a scale a tensor", lambda found: join(found, ROWS, by_rows), "fp8", activations())
-    if not (isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
-        raise settings.refused(f"weight_block_size {block}", "download the model again")
+    block = settings.block("weight_block_size")
     said = f"float8 with a scale for each {block[0]} by {block[1]}"
-    return Packing(said, partial(join_blocks, block=(block[0], block[1])), "fp8", activations())
+    return Packing(said, partial(join_blocks, block=block), "fp8", activations())
 
 
 def fbgemm(settings: Settings) -> Packing:

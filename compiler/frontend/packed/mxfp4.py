@@ -24,7 +24,8 @@ METHOD = "mxfp4"
 NAMES = Names("", {"codes": "_blocks", "scales": "_scales"})
 BLOCK = 32
 NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the lower three bits of e2m1 say; the highest is the sign."""
+E2M1 = np.array([*NUMBERS, *(-number for number in NUMBERS)], np.float32)
+"""What the four bits say: the highest is the sign, the lower three one of NUMBERS."""
 
 
 def mxfp4(settings: Settings) -> Packing:
@@ -67,9 +68,8 @@ def unpack(blocks: Array, scales: Array) -> Array:
 @cache
 def pairs() -> Array:
     """The two numbers in bfloat16, 32 bits together, for each scale and each byte: [256 * 256]."""
-    numbers = np.array([*NUMBERS, *(-number for number in NUMBERS)], np.float32)
     byte = np.arange(256)
-    both = np.stack([numbers[byte & 15], numbers[byte >> 4]], axis=-1)  # [byte, 2]
+    both = np.stack([E2M1[byte & 15], E2M1[byte >> 4]], axis=-1)  # [byte, 2]
     with np.errstate(over="ignore", invalid="ignore"):
         powers = np.exp2(np.arange(256) - 127.0).astype(np.float32)
         values = (powers[:, None, None] * both).astype(ml_dtypes.bfloat16)

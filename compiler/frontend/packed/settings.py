@@ -35,6 +35,13 @@ class Settings:
             raise self.refused(f"{name} {shortened(value)}", "download the model again")
         return value
 
+    def block(self, name: str) -> tuple[int, int]:
+        """The setting, which has to be how many rows and columns a block has."""
+        value = self.fields.get(name)
+        if not (isinstance(value, list) and len(value) == 2 and all(type(size) is int and size > 0 for size in value)):
+            raise self.refused(f"{name} {shortened(value)}", "download the model again")
+        return value[0], value[1]
+
     def table(self, name: str) -> Mapping[str, Any]:
         """The setting, which has to be a table; an empty one where it is not there."""
         value = self.fields.get(name) or {}

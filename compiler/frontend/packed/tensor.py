@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
 from llmc.compiler.weights import Array, StoredDType
 from llmc.runtime.errors import LlmcError
 
@@ -22,7 +22,7 @@ Checkpoint: TypeAlias = Mapping[str, StoredTensor]
 Parts: TypeAlias = Mapping[str, StoredTensor]
 """The tensors of one weight, by what they are."""
 
-FLOATS = ("F32", "F16", "BF16")
+FLOATS = (*DTYPES,)
 ROWS_AT_ONCE = 64
 
 
@@ -48,7 +48,8 @@ class PackedTensor(StoredTensor):
 
     def read(self) -> Array:
         """The values, float32 or bfloat16 [N, K]: `stored` says what they are to be rounded to."""
-        return self.values()
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is for who reads it
+            return self.values()
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def in_groups(n: int, k: int, size: int) -> Grid:
 
 def in_blocks(n: int, k: int, rows: int, columns: int) -> Grid:
     """`rows` by `columns` share a scale."""
-    return Grid(rows, columns, (-(-n // rows), -(-k // columns)))
+    return Grid(min(rows, n), min(columns, k), (-(-n // rows), -(-k // columns)))
 
 
 def grid_of(
@@ -182,11 +183,12 @@ def unpacked(words: Array, bits: int, axis: int, order: tuple[int, ...] | None =
 
     order: where the lowest, the next, … of a word goes among them; in their order when None.
     """
-    unsigned, n = words.view(np.uint32), 32 // bits
-    shape = (*words.shape[: axis + 1], n, *words.shape[axis + 1 :])
-    numbers = np.empty(shape, np.uint8)
-    for index, place in enumerate(order or range(n)):
-        at = (slice(None),) * (axis + 1) + (place,)
-        numbers[at] = (unsigned >> np.uint32(bits * index)) & np.uint32(2**bits - 1)
-    flat = [size * n if index == axis else size for index, size in enumerate(words.shape)]
-    return numbers.reshape(flat)
+    (rows, columns), n = words.shape, 32 // bits
+    of_bytes = np.ascontiguousarray(words).view(np.uint8)
+    numbers = np.empty((*of_bytes.shape, 8 // bits), np.uint8)
+    for index in range(8 // bits):
+        numbers[..., index] = of_bytes >> np.uint8(bits * index) & np.uint8(2**bits - 1)
+    numbers = numbers.reshape(rows, columns, n)
+    if order is not None:
+        numbers = numbers[..., np.argsort(order)]
+    return numbers.reshape(rows, -1) if axis == 1 else numbers.swapaxes(1, 2).reshape(-1, columns)
