@@ -47,6 +47,8 @@ LONGEST_NAME = 500
 """Of a folder or a hub id."""
 MOST_PATTERN = 200
 """Characters of a pattern."""
+MOST_WAYS = 64
+"""Of matching a pattern, repetitions aside."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def is_adapter(folder: Path) -> bool:
 def base_of(folder: Path) -> str:
     """The model that an adapter was trained for: a folder or a hub id."""
     base = _settings(folder).get("base_model_name_or_path")
-    if not isinstance(base, str) or not 0 < len(base) < LONGEST_NAME:
+    if not isinstance(base, str) or not 0 < len(base) < LONGEST_NAME or not base.isprintable():
         raise LlmcError("the adapter does not say which model it is for", place=str(folder / CONFIG), hint=NAME_BASE)
     return base
 
@@ -145,18 +147,18 @@ def _check_settings(settings: Mapping[str, Any], place: str) -> None:
         return LlmcError(f"the adapter cannot be merged: {what}", place=place)
 
     if settings.get("peft_type") != "LORA":
-        raise refuse(f"its kind is {_short(settings.get('peft_type'))}, and only LORA is supported")
+        raise refuse(f"its kind is {short(settings.get('peft_type'))}, and only LORA is supported")
     if (bias := settings.get("bias", "none")) != "none":
-        raise refuse(f"it changes biases too (bias = {_short(bias)})")
+        raise refuse(f"it changes biases too (bias = {short(bias)})")
     initial = settings.get("init_lora_weights", True)
     if not any(initial is known or (isinstance(initial, str) and initial == known) for known in INITIAL):
-        raise refuse(f"it is for a base that training changed (init_lora_weights = {_short(initial)})")
+        raise refuse(f"it is for a base that training changed (init_lora_weights = {short(initial)})")
     unknown = sorted(name for name, value in settings.items() if value and name not in READ | WITHOUT_EFFECT)
     if unknown:
-        raise refuse(f"{_short(unknown[0])[1:-1]} = {_short(settings[unknown[0]])} is not supported")
+        raise refuse(f"{short(unknown[0])[1:-1]} = {short(settings[unknown[0]])} is not supported")
     for name, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
         if not isinstance(settings.get(name) or kind(), kind):
-            raise refuse(f"its {name} is {_short(settings[name])}")
+            raise refuse(f"its {name} is {short(settings[name])}")
 
 
 def _changes(
@@ -167,13 +169,13 @@ def _changes(
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
         if name == key:
-            fact = f"the adapter's tensor {_short(key)} is of no model: its name does not begin with {PREFIX}"
+            fact = f"the adapter's tensor {short(key)} is of no model: its name does not begin with {PREFIX}"
             raise LlmcError(fact, place=file, hint="an adapter is what PEFT saves")
         tensor.stored_dtype  # noqa: B018  refuses what is no plain float
         if match := PART.fullmatch(name):
             parts.setdefault(match["module"], {})[match["part"]] = tensor
         elif ".lora_" in name:
-            raise LlmcError(f"the adapter's tensor {_short(key)} is of an unknown kind", place=file)
+            raise LlmcError(f"the adapter's tensor {short(key)} is of an unknown kind", place=file)
         else:
             yield WRAPPERS.sub("", name), Whole(tensor)
     for module, found in parts.items():
@@ -183,30 +185,27 @@ def _changes(
 def _low_rank(
     module: str, found: Mapping[str, StoredTensor], settings: Mapping[str, Any], file: str, place: str
 ) -> LowRank:
-    wants_magnitude = bool(settings.get("use_dora"))
-    names = ["lora_A", "lora_B"]
-    of_embedding = "lora_embedding_A" in found
-    if of_embedding:
-        names = ["lora_embedding_A", "lora_embedding_B"]
-    if found.keys() != {*names, *(["lora_magnitude_vector"] if wants_magnitude else [])}:
-        wanted = ", ".join([*names, *(["lora_magnitude_vector"] if wants_magnitude else [])])
-        said = ", ".join(sorted(found))
-        raise LlmcError(f"the adapter has {said} for {_short(module)}, which takes {wanted}", place=file)
-    if of_embedding and wants_magnitude:
-        fact = f"the adapter cannot be merged: use_dora of an embedding, {_short(module)}, is not supported"
+    of_embedding, has_magnitude = "lora_embedding_A" in found, bool(settings.get("use_dora"))
+    names = ["lora_embedding_A", "lora_embedding_B"] if of_embedding else ["lora_A", "lora_B"]
+    names += ["lora_magnitude_vector"] if has_magnitude else []
+    if found.keys() != set(names):
+        said, wanted = ", ".join(sorted(found)), ", ".join(names)
+        raise LlmcError(f"the adapter has {said} for {short(module)}, which takes {wanted}", place=file)
+    if of_embedding and has_magnitude:
+        fact = f"the adapter cannot be merged: use_dora of an embedding, {short(module)}, is not supported"
         raise LlmcError(fact, place=place)
-    a, b, *magnitude = (found[name] for name in [*names, *(["lora_magnitude_vector"] if wants_magnitude else [])])
+    a, b, *magnitude = (found[name] for name in names)
     ranks = [settings.get("r"), *(settings.get("rank_pattern") or {}).values()]
     rank = a.dims[0] if a.dims else 0
     if len(a.dims) != 2 or len(b.dims) != 2 or b.dims[1] != rank or 0 in (*a.dims, *b.dims):
-        fact = f"the adapter's matrices for {_short(module)} do not fit together: {list(a.dims)} and {list(b.dims)}"
+        fact = f"the adapter's matrices for {short(module)} do not fit together: {list(a.dims)} and {list(b.dims)}"
         raise LlmcError(fact, place=file)
     if rank not in ranks:
-        said = ", ".join(sorted({_short(each) for each in ranks}))
-        fact = f"the adapter's matrices for {_short(module)} have rank {rank}, its settings say {said}"
+        said = ", ".join(sorted({short(each) for each in ranks}))
+        fact = f"the adapter's matrices for {short(module)} have rank {rank}, its settings say {said}"
         raise LlmcError(fact, place=file)
     if magnitude and math.prod(magnitude[0].dims) != b.dims[0]:
-        fact = f"the adapter has {math.prod(magnitude[0].dims)} magnitudes for {b.dims[0]} rows of {_short(module)}"
+        fact = f"the adapter has {math.prod(magnitude[0].dims)} magnitudes for {b.dims[0]} rows of {short(module)}"
         raise LlmcError(fact, place=file)
     divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
     scale = _alpha(module, settings, place) / divisor
@@ -221,24 +220,26 @@ def _alpha(module: str, settings: Mapping[str, Any], place: str) -> float:
         if _is_safe(pattern):
             try:
                 matches = re.fullmatch(rf"(.*\.)?({pattern})", module)
-            except re.error:
+            except (re.error, OverflowError):
                 matches = None
         else:
-            fact = f"the adapter's alpha_pattern {_short(pattern)} is too intricate"
+            fact = f"the adapter's alpha_pattern {short(pattern)} is too intricate"
             raise LlmcError(fact, place=place, hint="write out the names that it stands for")
         if matches:
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
-        raise LlmcError(f"the adapter's lora_alpha is {_short(alpha)}, which is no number", place=place)
+        raise LlmcError(f"the adapter's lora_alpha is {short(alpha)}, which is no number", place=place)
     return float(alpha)
 
 
 def _is_safe(pattern: str) -> bool:
     """Whether a regular expression of a stranger is found quickly, or not found quickly: few repetitions, none of a
-    group."""
-    n_repeats = len(re.findall(r"[*+{]", pattern))
-    return len(pattern) <= MOST_PATTERN and n_repeats <= 2 and not re.search(r"\)[*+{?]", pattern)
+    group, and few ways through what is optional or an alternative."""
+    if len(pattern) > MOST_PATTERN or re.search(r"\)[*+{?]", pattern):
+        return False
+    n_ways = math.prod(1 + part.count("|") for part in pattern.split(")")) << pattern.count("?")
+    return len(re.findall(r"[*+{]", pattern)) <= 2 and n_ways <= MOST_WAYS
 
 
 def _check_saved(settings: Mapping[str, Any], changes: Mapping[str, tuple[Change, ...]], place: str) -> None:
@@ -246,11 +247,11 @@ def _check_saved(settings: Mapping[str, Any], changes: Mapping[str, tuple[Change
     whole = [name for name, (first, *_) in changes.items() if isinstance(first, Whole)]
     for module in settings.get("modules_to_save") or ():
         if not any(f".{module}." in f".{name}" for name in whole):
-            fact = f"the adapter lacks the tensors of {_short(module)}, which its modules_to_save names"
+            fact = f"the adapter lacks the tensors of {short(module)}, which its modules_to_save names"
             raise LlmcError(fact, place=place)
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """What a stranger's file says, short enough for a line of its own."""
     said = repr(value)
     return said if len(said) <= 80 else f"{said[:76]}…{said[-1]}"

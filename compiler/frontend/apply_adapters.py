@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.frontend.adapter import Adapter
+from llmc.compiler.frontend.adapter import Adapter, short
 from llmc.compiler.frontend.bind_weights import checkpoint_weights, names, spellings, unread
 from llmc.compiler.frontend.bind_weights import dims as dims_of
 from llmc.compiler.frontend.checkpoint import StoredTensor
@@ -127,15 +127,14 @@ def find_weights(
         for name, changes in own.items():
             if weight := _spelled(name, known, prefix):
                 turned = [_turned(change, known[weight]) for change in changes]
-                of_weights[weight] = [*of_weights.get(weight, ()), *fitting(turned, name, dims_of(known[weight]))]
+                of_weights.setdefault(weight, []).extend(fitting(turned, name, dims_of(known[weight])))
             elif tensor := _spelled(name, checkpoint, prefix):
-                dims = checkpoint[tensor].dims
-                of_tensors[tensor] = [*of_tensors.get(tensor, ()), *fitting(changes, name, dims)]
+                of_tensors.setdefault(tensor, []).extend(fitting(changes, name, checkpoint[tensor].dims))
             else:
                 missing.append(name)
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            fact = f"the adapter changes {missing[0]!r}{more}, which the model does not have"
+            fact = f"the adapter changes {short(missing[0])}{more}, which the model does not have"
             raise LlmcError(fact, place=str(adapter.folder), hint="it is for another model")
         notes += _without_tensors(adapter, [*known, *checkpoint])
         if n_left := len(adapter.changes) - len(own):
@@ -177,6 +176,7 @@ def _without_tensors(adapter: Adapter, known: Sequence[str]) -> list[str]:
     unmet = [target for target in adapter.targets if not any(f".{target}." in name for name in changed)]
     for target in unmet:
         if any(f".{name}".endswith(f".{target}.weight") for name in known):
-            fact = f"the adapter lacks the tensors of {target!r}, which its target_modules names"
+            fact = f"the adapter lacks the tensors of {short(target)}, which its target_modules names"
             raise LlmcError(fact, place=str(adapter.folder), hint="save it again")
-    return [f"the adapter {adapter.name} names a target module that the model has not: {each[:80]}" for each in unmet]
+    fact = f"the adapter {adapter.name} names a target module that the model has not"
+    return [f"{fact}: {short(target)[1:-1]}" for target in unmet]

@@ -37,6 +37,8 @@ RAW: Mapping[str, str] = {
 }
 """The dtypes that tensors can be read in as they lie in the file, in our words."""
 LONGEST_HEADER = 100_000_000
+LONGEST_NAME = 500
+"""Of a tensor."""
 SAMPLE_BYTES = 4096
 
 
@@ -151,7 +153,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header: dict[str, Any] = parse_json(stream.read(n_header))
         header.pop("__metadata__", None)
         tensors = {name: _stored_tensor(name, file, 8 + n_header, entry) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
         raise LlmcError("the file is truncated, or is not safetensors", place=str(file)) from error
     for tensor in tensors.values():
         dtype = RAW.get(tensor.dtype)
@@ -185,7 +187,10 @@ def check_apart(tensors: Mapping[str, StoredTensor]) -> None:
 
 def _stored_tensor(name: str, file: Path, data: int, entry: dict[str, Any]) -> StoredTensor:
     start, stop = (int(offset) for offset in entry["data_offsets"])
-    return StoredTensor(name, file, str(entry["dtype"]), tuple(map(int, entry["shape"])), data + start, stop - start)
+    dtype = str(entry["dtype"])
+    if len(name) > LONGEST_NAME or len(dtype) > LONGEST_NAME or not dtype.isidentifier():
+        raise ValueError("it is no tensor's name or dtype")
+    return StoredTensor(name, file, dtype, tuple(map(int, entry["shape"])), data + start, stop - start)
 
 
 def most_common_dtype(checkpoint: Mapping[str, StoredTensor]) -> StoredDType:

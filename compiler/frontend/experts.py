@@ -52,24 +52,26 @@ class Clamp:
 
 def check_experts(config: PretrainedConfig, model: PreTrainedModel, graph: ir.Graph) -> None:
     """Refuse a model whose experts did not all become nodes: their weights would be read, and something else done."""
-    n_layers = sum(hasattr(module, "is_concatenated") for module in model.modules())
-    n_nodes = sum(map(is_experts, graph))
+    n_layers, n_nodes = len(_mixtures(model)), sum(map(is_experts, graph))
     if n_nodes != n_layers:
         raise unsupported(config, f"{n_nodes} of its {n_layers} mixtures of experts go through transformers' interface")
 
 
 def require_interface(config: PretrainedConfig, model: PreTrainedModel) -> None:
     """Refuse a mixture whose modules of experts do not go through the interface, before it is traced."""
-    n_layers = sum(hasattr(module, "is_concatenated") for module in model.modules())
-    if not n_layers and any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS):
+    if not _mixtures(model) and any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS):
         raise unsupported(config, "its experts do not go through transformers' experts interface")
 
 
 def name_gates(model: PreTrainedModel) -> None:
     """Tell each module of experts what its gate does, before it is traced."""
-    for module in model.modules():
-        if hasattr(module, "is_concatenated"):
-            setattr(module, GATE, _activation(module) or _clamp(module))
+    for module in _mixtures(model):
+        setattr(module, GATE, _activation(module) or _clamp(module))
+
+
+def _mixtures(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The modules of experts that go through the interface."""
+    return [module for module in model.modules() if hasattr(module, "is_concatenated")]
 
 
 def _activation(module: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from llmc.compiler.frontend.adapter import CONFIG, TENSORS
 from llmc.compiler.frontend.checkpoint import INDEX, SINGLE
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
@@ -23,7 +24,7 @@ TEXT_FILES = (
     "vocab.json",
     "merges.txt",
 )
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (CONFIG, TENSORS)
 TIMEOUT_S = 10
 
 

@@ -43,28 +43,28 @@ def exported_mask(
 def drop_masks(graph: ir.Graph, n_context: int) -> None:
     """Take their masks from attentions, once it is sure that they say nothing new.  n_context: the most tokens of a
     sequence, 0 where nobody says.  Raises LlmcError for a mask that is another than the attention is compiled with."""
-    seen: dict[ir.Value, tuple[Array, str]] = {}
+    checked: set[tuple[ir.Value, int]] = set()
     for node in graph:
-        place = PLACES.get(node.op_type, len(node.inputs))
-        mask = node.inputs[place] if place < len(node.inputs) else None
+        index = PLACES.get(node.op_type, len(node.inputs))
+        mask = node.inputs[index] if index < len(node.inputs) else None
         if mask is None:
             continue
-        if mask not in seen:
-            seen[mask] = worked_out(mask, n_context or LONGEST, f"node {node.name}")
-        counts, name = seen[mask]
-        check_mask(counts, int(node.metadata_props["llmc.window"]), name)
-        node.resize_inputs(place)
+        window, place = int(node.metadata_props["llmc.window"]), f"node {node.name}"
+        if (mask, window) not in checked:
+            check_mask(worked_out(mask, n_context or LONGEST, place), window, place)
+            checked.add((mask, window))
+        node.resize_inputs(index)
 
 
-def worked_out(mask: ir.Value, n_context: int, place: str) -> tuple[Array, str]:
-    """bool [n, n], which keys count, for as many tokens as show every window that can be shown; and the place."""
+def worked_out(mask: ir.Value, n_context: int, place: str) -> Array:
+    """bool [n, n], which keys count, for as many tokens as show every window that can be shown."""
     made_of = ancestors(mask, ())
     if any(value.is_initializer() and value.const_value is None for value in made_of):
         raise LlmcError("its attention's mask depends on the tokens, not on their positions alone", place=place)
     sizes = [number + 2 for number in numbers_in(mask, (), n_context)]
     n_tokens = min(n_context, max(SHORT, *(size for size in sizes if size <= LONGEST)))
     try:
-        return evaluated(mask, None, (), n_tokens, place), place
+        return evaluated(mask, None, (), n_tokens, place)
     except LlmcError as error:
         raise LlmcError(f"its attention's mask is not causal: {error.fact}", place=place) from error
 

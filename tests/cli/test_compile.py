@@ -66,20 +66,8 @@ def compile_(*arguments: object) -> Result:
 
 
 def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None:
-    options = [
-        "--dtype",
-        "bf16",
-        "--batch",
-        "1,16",
-        "--max-seq",
-        "99",
-        "--weights",
-        "random",
-        "--seed",
-        "3",
-        "--adapter",
-        "a",
-    ]
+    options = ["--dtype", "bf16", "--batch", "1,16", "--max-seq", "99", "--weights", "random", "--seed", "3"]
+    options += ["--adapter", "a"]
     result = compile_("m", "-o", tmp_path / "m.so", *options, "--verify", "off", "--dump", tmp_path, "--target", "cpu")
     assert result.exit_code == 0
     del asked["progress"]

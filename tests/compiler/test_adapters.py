@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, MixtralConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PretrainedConfig
 
 import llmc
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.adapter import read_adapter
+from llmc.compiler.frontend.apply_adapters import TIES, Bound, bind
+from llmc.compiler.frontend.checkpoint import open_checkpoint
+from llmc.compiler.frontend.config import read_config
+from llmc.compiler.weights import Weight
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
 
@@ -28,7 +34,7 @@ Q, DOWN, EMBED, HEAD = (
         "lm_head",
     )
 )
-TINY = LlamaConfig(  # as in test_tiny.py, whose kernels are there then
+TINY = LlamaConfig(  # as in test_tiny.py, whose graph and kernels are there then
     hidden_size=64,
     intermediate_size=96,
     num_hidden_layers=2,
@@ -39,6 +45,7 @@ TINY = LlamaConfig(  # as in test_tiny.py, whose kernels are there then
     bos_token_id=1,
     eos_token_id=2,
 )
+TABLE = (TINY.vocab_size, 64)
 SHAPES = {Q: (64, 64), DOWN: (64, 96)}
 SETTINGS: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
 Tensors = dict[str, torch.Tensor]
@@ -70,13 +77,37 @@ def save(folder: Path, tensors: Tensors | None = None, settings: dict[str, Any] 
 
 def merged(model: Path, *adapters: Path) -> Callable[[str], torch.Tensor]:
     """The weights that an artifact in float32 has."""
-    source = load_source(str(model), adapters=adapters)
-    return lambda name: torch.from_numpy(np.array(source.weights[name].stored_as("f32").stored()))
+    return in_float32(load_source(str(model), adapters=adapters).weights)
 
 
-@pytest.fixture
-def model(tiny_model: Callable[[str], Path]) -> Path:
-    return tiny_model("llama")
+def in_float32(weights: Mapping[str, Weight]) -> Callable[[str], torch.Tensor]:
+    return lambda name: torch.from_numpy(np.array(weights[name].stored_as("f32").stored()))
+
+
+def weights_alone(config: PretrainedConfig) -> ir.Model:
+    """A model's graph without its nodes: to export it takes seconds."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 23})
+    values: dict[int, ir.Value] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if known := values.get(id(parameter)):
+            known.metadata_props["llmc.tied"] = name
+            continue
+        shape = ir.Shape(parameter.shape)
+        graph.initializers[name] = values[id(parameter)] = ir.Value(name=name, shape=shape)
+    said = {"llmc.prefix": model.base_model_prefix, "llmc.architecture": type(model).__name__}
+    return ir.Model(graph, ir_version=10, metadata_props=said)
+
+
+def bound(graph: ir.Model, model: Path, adapter: Path) -> Bound:
+    adapters = [read_adapter(adapter)]
+    return bind(graph, open_checkpoint(model), read_config(model), adapters, is_part=False, place=str(model))
+
+
+@pytest.fixture(scope="module")
+def model(save_model: Callable[..., Path]) -> Path:
+    return save_model(TINY)
 
 
 @pytest.mark.parametrize(
@@ -108,53 +139,70 @@ def test_magnitudes_are_the_lengths_of_rows(model: Path, tmp_path: Path) -> None
 
 
 def test_adapters_are_merged_one_after_another(model: Path, tmp_path: Path) -> None:
-    whole = {key(HEAD, "weight"): draw(131, 64), key(EMBED, "base_layer.weight"): draw(131, 64) / 2}
-    table = {key(EMBED, "lora_embedding_A"): draw(4, 131), key(EMBED, "lora_embedding_B"): draw(64, 4)}
+    whole = {key(HEAD, "weight"): draw(*TABLE), key(EMBED, "base_layer.weight"): draw(*TABLE) / 2}
+    table = {key(EMBED, "lora_embedding_A"): draw(4, TABLE[0]), key(EMBED, "lora_embedding_B"): draw(64, 4)}
     first = save(tmp_path / "first", low_rank() | whole | table, {"modules_to_save": ["lm_head"]})
     weights = merged(model, first, save(tmp_path / "second"))
     tensors, stored = low_rank(), load_file(model / "model.safetensors")
     product = tensors[key(Q, "lora_B.weight")] @ tensors[key(Q, "lora_A.weight")]
     torch.testing.assert_close(weights(Q), stored[Q] + 2 * 6 / 4 * product)
-    torch.testing.assert_close(weights(HEAD), draw(131, 64), rtol=0, atol=0)
-    torch.testing.assert_close(weights(EMBED), draw(131, 64) / 2 + 6 / 4 * (draw(64, 4) @ draw(4, 131)).T)
+    torch.testing.assert_close(weights(HEAD), draw(*TABLE), rtol=0, atol=0)
+    torch.testing.assert_close(weights(EMBED), draw(*TABLE) / 2 + 6 / 4 * (draw(64, 4) @ draw(4, TABLE[0])).T)
 
 
-def test_of_two_modules_with_one_tensor_only_one_is_changed(
-    tiny_config: Callable[[str], PretrainedConfig], save_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    config = tiny_config("llama")
+def test_of_two_modules_with_one_tensor_only_one_is_changed(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    config = copy.deepcopy(TINY)
     config.tie_word_embeddings = True
-    model = save_model(config)
-    tied = save(tmp_path / "tied", low_rank(4, {HEAD: (131, 64)}), {"target_modules": ["lm_head"]})
-    weights, stored = merged(model, tied), load_file(model / "model.safetensors")
+    model, graph = save_model(config), weights_alone(config)
+    tied = save(tmp_path / "tied", low_rank(4, {HEAD: TABLE}), {"target_modules": ["lm_head"]})
+    found, stored = bound(graph, model, tied), load_file(model / "model.safetensors")
+    weights = in_float32(found.weights)
+    assert HEAD not in stored
+    assert not found.fields[TIES]
+    assert {EMBED, HEAD} <= found.graph.graph.initializers.keys()
     torch.testing.assert_close(weights(EMBED), stored[EMBED], rtol=0, atol=0)
-    torch.testing.assert_close(weights(HEAD), stored[EMBED] + 6 / 4 * (draw(131, 4) @ draw(4, 64)))
-    save(tied, low_rank(4, {HEAD: (131, 64)}), {"target_modules": ["lm_head"], "ensure_weight_tying": True})
+    torch.testing.assert_close(weights(HEAD), stored[EMBED] + 6 / 4 * (draw(TABLE[0], 4) @ draw(4, 64)))
+    save(tied, low_rank(4, {HEAD: TABLE}), {"target_modules": ["lm_head"], "ensure_weight_tying": True})
     with pytest.raises(LlmcError, match="ensure_weight_tying is not supported"):
-        load_source(str(model), adapters=[tied])
+        bound(graph, model, tied)
 
 
-def test_a_weight_that_lies_transposed_is_changed_so(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    model, name = tiny_model("gpt2"), "transformer.h.0.attn.c_proj.weight"  # square: its shape does not say how it lies
-    adapter = save(tmp_path / "lora", low_rank(4, {name: (64, 64)}), {"target_modules": ["c_proj"]})
-    stored = load_file(model / "model.safetensors")
-    torch.testing.assert_close(merged(model, adapter)(name), stored[name] + 6 / 4 * (draw(64, 4) @ draw(4, 64)).T)
+@pytest.mark.parametrize(
+    ("op_type", "settings", "lies_transposed"),
+    [("MatMul", {}, True), ("Gemm", {}, True), ("Gemm", {"transB": 1}, False)],
+)
+def test_a_weight_that_lies_transposed_is_changed_so(
+    tmp_path: Path, op_type: str, settings: dict[str, Any], lies_transposed: bool
+) -> None:
+    name, stored = "h.weight", draw(64, 64) / 2  # square: its shape does not say how it lies
+    save_file({name: stored}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    x, weight = ir.Value(name="x"), ir.Value(name=name, shape=ir.Shape(stored.shape))
+    node = ir.node(op_type, [x, weight], settings)
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 23})
+    graph.initializers[name] = weight
+    model = ir.Model(graph, ir_version=10, metadata_props={"llmc.prefix": "transformer"})
+    found = bound(model, tmp_path, save(tmp_path / "lora", low_rank(4, {name: (64, 64)}), {"target_modules": ["h"]}))
+    product = 6 / 4 * (draw(64, 4) @ draw(4, 64))
+    wanted = stored + (product.T if lies_transposed else product)
+    torch.testing.assert_close(in_float32(found.weights)(name), wanted)
 
 
 def test_an_expert_is_found_under_the_checkpoints_name(save_model: Callable[..., Path], tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 48, "num_local_experts": 4, "vocab_size": 160}
     heads: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = save_model(MixtralConfig(**sizes, **heads, max_position_embeddings=64), torch.bfloat16)
+    config = MixtralConfig(**sizes, **heads, max_position_embeddings=64)
+    model = save_model(config, torch.bfloat16)
     name = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
     adapter = save(tmp_path / "lora", low_rank(4, {name: (48, 64)}), {"target_modules": ["w1"]})
-    experts = merged(model, adapter)("model.layers.1.mlp.experts.gate_up_proj")
+    weights = in_float32(bound(weights_alone(config), model, adapter).weights)
+    experts = weights("model.layers.1.mlp.experts.gate_up_proj")
     stored = load_file(model / "model.safetensors")
     torch.testing.assert_close(experts[2, :48], stored[name].float() + 6 / 4 * (draw(48, 4) @ draw(4, 64)))
     torch.testing.assert_close(experts[1, :48], stored[name.replace("2", "1")].float(), rtol=0, atol=0)
 
 
-def test_an_adapters_folder_compiles_with_its_model(save_model: Callable[..., Path], tmp_path: Path) -> None:
-    model = save_model(TINY)
+def test_an_adapters_folder_compiles_with_its_model(model: Path, tmp_path: Path) -> None:
     folder = save(tmp_path / "mine", None, {"base_model_name_or_path": str(model), "target_modules": ["q_proj", "x"]})
     report = llmc.compile(folder, out=tmp_path / "m.so", dtype="f32", batch=(1, 2))
     assert report["certificate"]["status"] == "passed"
@@ -182,6 +230,8 @@ WRONG: dict[str, tuple[Tensors | None, dict[str, Any], str]] = {
     "a setting": (None, {"trainable_token_indices": [1]}, "trainable_token_indices = .1. is not supported"),
     "a later setting": (None, {"use_magic": True}, "use_magic = True is not supported"),
     "a pattern": (None, {"alpha_pattern": {"(a+)+b": 1}}, "is too intricate"),
+    "what is optional": (None, {"alpha_pattern": {"x?" * 40: 1}}, "is too intricate"),
+    "alternatives": (None, {"alpha_pattern": {"(a|a)" * 40: 1}}, "is too intricate"),
     "no table": (None, {"rank_pattern": [4]}, "its rank_pattern is .4."),
     "no number": (None, {"lora_alpha": "6"}, "lora_alpha is '6', which is no number"),
     "a rank": (low_rank(5), {}, "have rank 5, its settings say 4"),
@@ -195,7 +245,7 @@ WRONG: dict[str, tuple[Tensors | None, dict[str, Any], str]] = {
     "a saved module": (None, {"modules_to_save": ["lm_head"]}, "lacks the tensors of 'lm_head'"),
     "another model": (low_rank(4, {"model.layers.2.x.weight": (4, 4)}), {}, "changes 'model.layers.2.x.weight', which"),
     "another size": (low_rank(4, {Q: (64, 96)}), {}, r"make \[64, 96\], the model's has shape \[64, 64\]"),
-    "more tokens": ({key(HEAD, "weight"): draw(140, 64)}, {}, r"has shape \[140, 64\], the model's \[131, 64\]"),
+    "more tokens": ({key(HEAD, "weight"): draw(170, 64)}, {}, r"has shape \[170, 64\], the model's \[160, 64\]"),
     "a target": (None, {"target_modules": ["q_proj", "k_proj"]}, "lacks the tensors of 'k_proj'"),
 }
 
@@ -231,6 +281,9 @@ def test_an_adapter_needs_a_model_with_weights(model: Path, tmp_path: Path) -> N
     first, second = save(tmp_path / "first"), tmp_path / "second"
     with pytest.raises(LlmcError, match="does not say which model it is for"):
         load_source(str(first))
+    save(second, None, {"base_model_name_or_path": "\x1b[2Jowner/name"})
+    with pytest.raises(LlmcError, match="does not say which model it is for"):
+        load_source(str(second))
     save(second, None, {"base_model_name_or_path": str(first)})
     with pytest.raises(LlmcError, match="the adapter is for an adapter"):
         load_source(str(second))

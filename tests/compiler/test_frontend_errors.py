@@ -158,13 +158,18 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
         b"[" * 100_000,
         b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32\\n", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"' + b"a" * 501 + b'": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], '
         b'"data_offsets": [4, 8]}}',
     ],
 )
 def test_a_header_that_makes_no_sense(folder: Path, header: bytes) -> None:
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
-    assert refusal(folder).place == str(folder / WEIGHTS)
+    error = refusal(folder)
+    assert error.place == str(folder / WEIGHTS)
+    assert len(error.fact.splitlines()) == 1
 
 
 def test_a_broken_tokenizer(folder: Path) -> None:
