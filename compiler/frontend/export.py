@@ -163,25 +163,25 @@ def _name_constants(graph: ir.Graph) -> None:
 
 
 def _export_repeated(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model | None:
-    """The graph from that of three layers, if it is one layer repeated and has the whole model's weights."""
+    """The graph from that of its first layers, if it is these repeated and has the whole model's weights."""
     stacks = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
-    short = shorten(config)
-    if short is None or len(stacks) != 1:
+    shortened = shorten(config)
+    if shortened is None or len(stacks) != 1:
         return None
+    short, how = shortened
     graph_model = _export_whole(short, _build_without_memory(short))
     try:
-        repeat_layers(graph_model, f"{stacks[0]}.", config.num_hidden_layers)
+        repeat_layers(graph_model, f"{stacks[0]}.", config.num_hidden_layers, how)
     except LayersDifferError:
         return None
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     unread = {value.name: value for value in graph_model.graph.initializers.values() if value.const_value is None}
-    whole = dict(model.named_parameters())
-    same = unread.keys() == whole.keys() and all(
-        list(unread[name].shape or ()) == list(whole[name].shape) for name in whole
-    )
+    parameters = {name for name, _ in model.named_parameters()}
+    same = parameters <= unread.keys() and all(list(unread[name].shape or ()) == shapes.get(name) for name in unread)
     return graph_model if same else None
 
 

@@ -1,61 +1,97 @@
-"""A deep model's graph from that of its first three layers.
+"""A deep model's graph from that of its first layers.
 
-Exporting costs a second or two a layer, and the layers of most models are one layer repeated. So three are exported;
-where the second and the third differ in nothing but their index, the third is repeated.  A constant that depends on the
-index, layers of several kinds, a value that skips a layer: then the model is exported whole.
+Exporting costs a second or two a layer, and the layers of most models are one layer repeated, or a few in turns: with a
+window and without one, say, behind one or two of another kind.  So what is there before the repetition is exported, and
+two rounds of it; where the second round differs from the first in nothing but the layers' indices, it is repeated.  A
+constant that depends on the index, a value that skips a round: then the model is exported whole.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from transformers import PretrainedConfig
 
-N_EXPORTED = 3
 LAYER = "llmc.layer"
 
 
 class LayersDifferError(Exception):
-    """The model is not one layer repeated, so far as its first three layers show."""
+    """The layers are no repetition, so far as those that were exported show."""
 
 
-def shorten(config: PretrainedConfig) -> PretrainedConfig | None:
-    """The configuration of three layers; None where that saves nothing, or the layers are of several kinds."""
+@dataclass(frozen=True)
+class Repetition:
+    """n_first layers, at least one, and then rounds of `period` layers each.  The first layers count as round 0."""
+
+    n_first: int
+    period: int
+
+    @property
+    def n_exported(self) -> int:
+        return self.n_first + 2 * self.period
+
+    def round_of(self, layer: int) -> int:
+        return 0 if layer < self.n_first else 1 + (layer - self.n_first) // self.period
+
+
+ONE_LAYER = Repetition(1, 1)
+"""Of a model whose layers are all alike."""
+
+
+def shorten(config: PretrainedConfig) -> tuple[PretrainedConfig, Repetition] | None:
+    """The configuration of the layers to be exported, and how they repeat; None where that saves nothing."""
     n_layers = config.num_hidden_layers
-    if n_layers <= N_EXPORTED + 1:
+    lists = {
+        name: value
+        for name, value in config.to_dict().items()
+        if isinstance(value, (list, tuple)) and len(value) == n_layers
+    }
+    n_dense = getattr(config, "first_k_dense_replace", None) or 0
+    kinds = [(layer < n_dense, *(str(value[layer]) for value in lists.values())) for layer in range(n_layers)]
+    found = min(repetitions(kinds), key=lambda found: (found.n_exported, found.period), default=None)
+    if found is None:
         return None
     short = copy.deepcopy(config)
-    short.num_hidden_layers = N_EXPORTED
-    for name, value in config.to_dict().items():
-        if isinstance(value, (list, tuple)) and len(value) == n_layers:
-            if len(set(map(str, value))) > 1:
-                return None
-            setattr(short, name, list(value[:N_EXPORTED]))
-    return short
+    short.num_hidden_layers = found.n_exported
+    for name, value in lists.items():
+        setattr(short, name, list(value[: found.n_exported]))
+    return short, found
 
 
-def repeat_layers(model: ir.Model, layers: str, n_layers: int) -> None:
-    """Repeat the third layer until there are `n_layers`.  In place; raises LayersDifferError before any change.
+def repetitions(kinds: list[tuple[object, ...]]) -> Iterator[Repetition]:
+    """All that layers of these kinds may be, of which fewer are exported than there are."""
+    n = len(kinds)
+    for period in range(1, n // 2):
+        unlike = [layer for layer in range(n - period) if kinds[layer] != kinds[layer + period]]
+        n_first = max(unlike, default=0) + 1
+        found = Repetition(n_first + (n - n_first) % period, period)
+        if found.n_exported < n - 1:
+            yield found
+
+
+def repeat_layers(model: ir.Model, layers: str, n_layers: int, how: Repetition = ONE_LAYER) -> None:
+    """Repeat the second round until there are `n_layers`.  In place; raises LayersDifferError before any change.
 
     layers: how the names of the layers' weights begin, up to the index: "model.layers.".
     """
     index = re.compile(re.escape(layers) + r"(\d+)\.")
-    depth = _depths(model.graph, index)
-    second = [node for node in model.graph if depth[node] == 1]
-    third, tail = _split([node for node in model.graph if depth[node] == 2], len(second))
-    later = _match(second, third, index)
-    results = {value for node in third for value in node.outputs}
-    _check_boundary(model.graph, third, tail, depth, later)
+    depth = _depths(model.graph, index, how)
+    first = [node for node in model.graph if depth[node] == 1]
+    second, tail = _split([node for node in model.graph if depth[node] == 2], len(first))
+    later = _match(first, second, index, how.period)
+    results = {value for node in second for value in node.outputs}
+    _check_boundary(model.graph, second, tail, depth, later)
 
-    latest = {value: value for value in results}  # of the third layer -> the same of the layer made last
-    last = third[-1]
-    for layer in range(N_EXPORTED, n_layers):
-        # A layer takes from the one before it what the third takes from the second.
-        known = {value: latest[later[value]] for node in third for value in node.inputs if value in later and value}
-        clones = [_clone(model.graph, node, known, index, layer) for node in third]
+    latest = {value: value for value in results}  # of the second round -> the same of the round made last
+    last = second[-1]
+    for number in range(3, how.round_of(n_layers)):
+        # A round takes from the one before it what the second takes from the first.
+        known = {value: latest[later[value]] for node in second for value in node.inputs if value in later and value}
+        clones = [_clone(model.graph, node, known, index, number, (number - 2) * how.period) for node in second]
         model.graph.insert_after(last, clones)
         last = clones[-1]
         latest = {value: known[value] for value in results}
@@ -65,20 +101,20 @@ def repeat_layers(model: ir.Model, layers: str, n_layers: int) -> None:
                 node.replace_input_with(position, latest[value])
 
 
-def _depths(graph: ir.Graph, index: re.Pattern[str]) -> dict[ir.Node, int]:
-    """For each node, the last layer whose weights it depends on; -1 for none."""
+def _depths(graph: ir.Graph, index: re.Pattern[str], how: Repetition) -> dict[ir.Node, int]:
+    """For each node, the last round whose weights it depends on; -1 for none."""
     depth: dict[ir.Node, int] = {}
     for node in graph:
-        depth[node] = max((_depth(value, depth, index) for value in node.inputs if value), default=-1)
+        depth[node] = max((_depth(value, depth, index, how) for value in node.inputs if value), default=-1)
     return depth
 
 
-def _depth(value: ir.Value, depth: Mapping[ir.Node, int], index: re.Pattern[str]) -> int:
+def _depth(value: ir.Value, depth: Mapping[ir.Node, int], index: re.Pattern[str], how: Repetition) -> int:
     producer = value.producer()
     if producer is not None:
         return depth[producer]
     weight = index.match(value.name or "")
-    return int(weight[1]) if weight else -1
+    return how.round_of(int(weight[1])) if weight else -1
 
 
 def _split(nodes: list[ir.Node], n: int) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -87,12 +123,14 @@ def _split(nodes: list[ir.Node], n: int) -> tuple[list[ir.Node], list[ir.Node]]:
     return nodes[:n], nodes[n:]
 
 
-def _match(second: list[ir.Node], third: list[ir.Node], index: re.Pattern[str]) -> dict[ir.Value, ir.Value]:
-    """What the third layer has where the second has a value: results of its own, and what it takes from the layer
+def _match(
+    first: list[ir.Node], second: list[ir.Node], index: re.Pattern[str], period: int
+) -> dict[ir.Value, ir.Value]:
+    """What the second round has where the first has a value: results of its own, and what it takes from the round
     before it.  Refuses any other difference."""
     later: dict[ir.Value, ir.Value] = {}
-    for one, other in zip(second, third, strict=True):
-        if _signature(one, 1) != _signature(other, 2):
+    for one, other in zip(first, second, strict=True):
+        if _signature(one, period) != _signature(other, 0):
             raise LayersDifferError
         for value, corresponding in zip(one.inputs, other.inputs, strict=True):
             if value is corresponding:
@@ -100,7 +138,7 @@ def _match(second: list[ir.Node], third: list[ir.Node], index: re.Pattern[str]) 
             if value is None or corresponding is None:
                 raise LayersDifferError
             if value.producer() is None:
-                if _renamed(value, index, 2) != corresponding.name:
+                if _renamed(value, index, period) != corresponding.name:
                     raise LayersDifferError
             elif later.setdefault(value, corresponding) is not corresponding:
                 raise LayersDifferError
@@ -108,24 +146,29 @@ def _match(second: list[ir.Node], third: list[ir.Node], index: re.Pattern[str]) 
     return later
 
 
-def _signature(node: ir.Node, layer: int) -> tuple[object, ...]:
-    """Everything about a node but what it is connected to, and the index of its layer."""
+def _signature(node: ir.Node, offset: int) -> tuple[object, ...]:
+    """Everything about a node, so many layers later, but what it is connected to."""
     attributes = [(name, attribute.type, str(attribute.value)) for name, attribute in sorted(node.attributes.items())]
-    metadata = {key: text for key, text in node.metadata_props.items() if (key, text) != (LAYER, str(layer))}
     shapes = [(value.dtype, str(value.shape)) for value in node.outputs]
-    return node.domain, node.op_type, attributes, metadata, shapes, len(node.inputs)
+    return node.domain, node.op_type, attributes, _metadata(node, offset), shapes, len(node.inputs)
+
+
+def _metadata(node: ir.Node, offset: int) -> dict[str, str]:
+    """A node's metadata as it is so many layers later."""
+    moved = {LAYER: str(int(node.metadata_props[LAYER]) + offset)} if LAYER in node.metadata_props else {}
+    return {**node.metadata_props, **moved}
 
 
 def _check_boundary(
     graph: ir.Graph,
-    third: list[ir.Node],
+    second: list[ir.Node],
     tail: list[ir.Node],
     depth: Mapping[ir.Node, int],
     later: Mapping[ir.Value, ir.Value],
 ) -> None:
-    """Each layer takes values from the one before it alone; what comes after them all, from the last alone."""
-    within = set(third)
-    for node in third:
+    """Each round takes values from the one before it alone; what comes after them all, from the last alone."""
+    within = set(second)
+    for node in second:
         for value in node.inputs:
             producer = value.producer() if value else None
             if producer is None or producer in within or depth[producer] == -1:
@@ -138,15 +181,16 @@ def _check_boundary(
 
 
 def _clone(
-    graph: ir.Graph, node: ir.Node, known: dict[ir.Value, ir.Value], index: re.Pattern[str], layer: int
+    graph: ir.Graph, node: ir.Node, known: dict[ir.Value, ir.Value], index: re.Pattern[str], number: int, offset: int
 ) -> ir.Node:
-    """The node as it is in another layer.  known: this layer's value for the third's; its results are added."""
+    """The node of the second round as it is in round `number`, `offset` layers later.  known: this round's value for
+    the second's; its results are added."""
     inputs: list[ir.Value | None] = []
     for value in node.inputs:
         if value is None or value in known:
             inputs.append(known[value] if value else None)
         elif index.match(value.name or ""):
-            inputs.append(_weight(graph, value, _renamed(value, index, layer)))
+            inputs.append(_weight(graph, value, _renamed(value, index, offset)))
         else:
             inputs.append(value)
     clone = ir.Node(
@@ -154,10 +198,10 @@ def _clone(
         node.op_type,
         inputs,
         list(node.attributes.values()),
-        outputs=[_renamed_copy(value, f"{value.name}.{layer}") for value in node.outputs],
+        outputs=[_renamed_copy(value, f"{value.name}.{number}") for value in node.outputs],
         version=node.version,
-        name=f"{node.name}.{layer}",
-        metadata_props={**node.metadata_props, **({LAYER: str(layer)} if LAYER in node.metadata_props else {})},
+        name=f"{node.name}.{number}",
+        metadata_props=_metadata(node, offset),
     )
     known.update(zip(node.outputs, clone.outputs, strict=True))
     return clone
@@ -173,8 +217,8 @@ def _renamed_copy(value: ir.Value, name: str) -> ir.Value:
     return ir.Value(name=name, shape=value.shape and ir.Shape(value.shape), type=value.type)
 
 
-def _renamed(value: ir.Value, index: re.Pattern[str], layer: int) -> str:
-    """The weight's name in another layer."""
+def _renamed(value: ir.Value, index: re.Pattern[str], offset: int) -> str:
+    """The weight's name so many layers later."""
     name = value.name or ""
     weight = index.match(name)
-    return f"{name[: weight.start(1)]}{layer}{name[weight.end(1) :]}" if weight else name
+    return f"{name[: weight.start(1)]}{int(weight[1]) + offset}{name[weight.end(1) :]}" if weight else name

@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 SaveModel = Callable[..., Path]
@@ -100,7 +101,14 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "llama-tied": lambda: LlamaConfig(**SIZES, head_dim=128, tie_word_embeddings=True),
     # deep enough for its layers to be exported once and repeated
-    "llama-deep": lambda: LlamaConfig(**{**SIZES, "num_hidden_layers": 6}),
+    # every other layer without rotary
+    "smollm3-deep": lambda: SmolLM3Config(
+        **SIZES | {"num_hidden_layers": 7},
+        no_rope_layers=[1, 0, 1, 0, 1, 0, 1],
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
     "opt": lambda: OPTConfig(**OPT_SIZES),
     "opt-350m": lambda: OPTConfig(**{**OPT_SIZES, "word_embed_proj_dim": 32}, do_layer_norm_before=False),
     "qwen2": lambda: Qwen2Config(**SIZES),

@@ -26,7 +26,7 @@ FAMILIES = (
     "llama-multi-head",
     "llama-bias",
     "llama-tied",
-    "llama-deep",
+    "smollm3-deep",
     "opt",
     "opt-350m",
     "qwen2",
@@ -115,9 +115,9 @@ def test_attention_nodes_carry_their_layer_and_window(tiny_model: TinyModel) -> 
 
 
 def test_repeated_layers_are_numbered_in_order(tiny_model: TinyModel) -> None:
-    graph = load_source(str(tiny_model("llama-deep"))).graph.graph
+    graph = load_source(str(tiny_model("smollm3-deep"))).graph.graph
     layers = [node.metadata_props["llmc.layer"] for node in graph if node.op_type == "Attention"]
-    assert layers == ["0", "1", "2", "3", "4", "5"]
+    assert layers == ["0", "1", "2", "3", "4", "5", "6"]
 
 
 def test_the_graph_tells_nothing_of_the_machine_that_exported_it(tiny_model: TinyModel) -> None:

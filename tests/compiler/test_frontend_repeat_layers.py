@@ -2,14 +2,14 @@
 
 import onnx_ir as ir
 import pytest
-from transformers import Gemma2Config, GPTJConfig, LlamaConfig, PretrainedConfig
+from transformers import DeepseekV3Config, Gemma2Config, Gemma3TextConfig, GPTJConfig, LlamaConfig, PretrainedConfig
 
 from llmc.compiler.frontend.export import export_graph
-from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+from llmc.compiler.frontend.repeat_layers import LayersDifferError, Repetition, repeat_layers, shorten
 
 
-def three_layers(constants: tuple[float, float, float] = (1.0, 1.0, 1.0), skip: bool = False) -> ir.Model:
-    """h' = elu(h + layers.i.weight, constant), three times, then + norm.  skip: the last layer adds the first's too."""
+def some_layers(constants: tuple[float, ...] = (1.0, 1.0, 1.0), skip: bool = False) -> ir.Model:
+    """h' = elu(h + layers.i.weight, constant) a few times, then + norm.  skip: the third layer adds the first's too."""
 
     def weight(name: str) -> ir.Value:
         return ir.Value(name=name, shape=ir.Shape([4]), type=ir.TensorType(ir.DataType.FLOAT))
@@ -42,7 +42,7 @@ def three_layers(constants: tuple[float, float, float] = (1.0, 1.0, 1.0), skip: 
 
 
 def test_equal_layers_are_repeated() -> None:
-    model = three_layers()
+    model = some_layers()
     repeat_layers(model, "layers.", 5)
     graph = model.graph
     assert [node.op_type for node in graph] == ["Add", "Elu"] * 5 + ["Add"]
@@ -58,8 +58,22 @@ def test_equal_layers_are_repeated() -> None:
     assert len({node.name for node in nodes}) == len({value.name for node in nodes for value in node.outputs}) == 11
 
 
+def test_rounds_of_layers_are_repeated_behind_the_first() -> None:
+    model = some_layers((3.0, 1.0, 2.0, 1.0, 2.0))
+    repeat_layers(model, "layers.", 9, Repetition(1, 2))
+    nodes = list(model.graph)
+    assert [node.op_type for node in nodes] == ["Add", "Elu"] * 9 + ["Add"]
+    assert [node.attributes["alpha"].value for node in nodes[1::2]] == [3.0] + [1.0, 2.0] * 4
+    for layer in range(9):
+        add, elu = nodes[2 * layer : 2 * layer + 2]
+        assert add.inputs[1] is model.graph.initializers[f"layers.{layer}.weight"]
+        assert add.inputs[0] is (model.graph.inputs[0] if layer == 0 else nodes[2 * layer - 1].outputs[0])
+        assert elu.metadata_props == {"llmc.layer": str(layer)}
+    assert nodes[-1].inputs[0] is nodes[-2].outputs[0]
+
+
 @pytest.mark.parametrize(
-    "model", [three_layers((1.0, 0.5, 0.25)), three_layers(skip=True)], ids=["another constant", "a layer is skipped"]
+    "model", [some_layers((1.0, 0.5, 0.25)), some_layers(skip=True)], ids=["another constant", "a layer is skipped"]
 )
 def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
     before = ir.to_onnx_text(model)
@@ -70,14 +84,28 @@ def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [(LlamaConfig(num_hidden_layers=32), 3), (LlamaConfig(num_hidden_layers=4), None), (Gemma2Config(), None)],
-    ids=["deep", "shallow", "two kinds of layers"],
+    [
+        (LlamaConfig(num_hidden_layers=32), Repetition(1, 1)),
+        (LlamaConfig(num_hidden_layers=5), Repetition(1, 1)),
+        (LlamaConfig(num_hidden_layers=4), None),
+        (Gemma2Config(num_hidden_layers=26), Repetition(2, 2)),
+        (Gemma2Config(num_hidden_layers=9), Repetition(1, 2)),
+        (Gemma2Config(num_hidden_layers=8), Repetition(2, 2)),
+        (Gemma2Config(num_hidden_layers=7), Repetition(1, 2)),
+        (Gemma2Config(num_hidden_layers=6), None),
+        (Gemma3TextConfig(num_hidden_layers=26), Repetition(2, 6)),
+        (Gemma3TextConfig(num_hidden_layers=18), None),
+        (DeepseekV3Config(num_hidden_layers=61, first_k_dense_replace=3), Repetition(3, 1)),
+        (LlamaConfig(num_hidden_layers=1), None),
+    ],
 )
-def test_a_configuration_is_shortened_where_its_layers_are_of_one_kind(
-    config: PretrainedConfig, expected: int | None
+def test_a_configuration_is_shortened_to_what_comes_before_two_rounds(
+    config: PretrainedConfig, expected: Repetition | None
 ) -> None:
-    short = shorten(config)
-    assert (short.num_hidden_layers if short else None) == expected
+    found = shorten(config)
+    assert (found[1] if found else None) == expected
+    if found and expected:
+        assert found[0].num_hidden_layers == expected.n_first + 2 * expected.period
 
 
 def test_a_table_that_all_layers_share_is_no_layers() -> None:
