@@ -102,21 +102,21 @@ def test_sequences_with_quantised_weights_say_what_float32_says_with_their_value
 ) -> None:
     """The reference: a checkpoint whose weights are codes times scales, in float32 on the CPU.  (This model makes 4 %
     of bf16's roundings of x alone, and 10 % and more of the weights'.)"""
-    folder = checkpoint("llama")
     scheme = Scheme.parse(quant)
     assert scheme
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.bfloat16)
+    reference.save_pretrained(tmp_path / "rounded")
+    reference = reference.float()
     with torch.no_grad():
         for name, weight in reference.named_parameters():
-            stored = weight.bfloat16().float()
-            is_linear = name.endswith("_proj.weight")
-            weight.copy_(torch.from_numpy(quantize(stored.numpy(), scheme).values()) if is_linear else stored)
+            if name.endswith("_proj.weight"):
+                weight.copy_(torch.from_numpy(quantize(weight.numpy(), scheme).values()))
     reference.save_pretrained(tmp_path / "values")
     prompts = [[3 + i, 90 - i, 42, 7 + 2 * i] for i in range(n)]
     llmc.compile(tmp_path / "values", out=tmp_path / "cpu.so", dtype="f32", batch=[n], verify=False)
     with llmc.load(tmp_path / "cpu.so", kv_tokens=2048) as model:
         wanted, logits = decoded(model, prompts, n_tokens=3), model.logits(PROMPTS[7])
-    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", quant=quant, batch=[n])
+    emulated_gpu.compile(tmp_path / "rounded", tmp_path / "gpu.so", dtype="bf16", quant=quant, batch=[n])
     with llmc.load(tmp_path / "gpu.so", kv_tokens=2048) as model:
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < 0.05 * np.ptp(logits)
