@@ -237,7 +237,7 @@ class _Found:
 def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
     """The model, or the text part of one that takes more than text; with its adapters, read but for their weights."""
     path = Path(model).expanduser()
-    is_gguf = path.suffix == GGUF and os.path.isfile(path)
+    is_gguf = path.suffix == GGUF and (os.path.isfile(path) or not (os.path.isdir(path) or hub.is_hub_id(model)))
     name, folder, fields, own = ("", None, {}, None) if is_gguf else _find(model, weights)
     folders = [*([own] if own else []), *(_adapter_folder(str(adapter)) for adapter in adapters)]
     if folders and weights == "random":

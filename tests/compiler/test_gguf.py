@@ -238,6 +238,12 @@ def test_the_tokenizer_is_the_files(tiny_model: TinyModel, tmp_path: Path, same_
     assert json.loads(found.chat or b"")["tokens"] == {"bos_token": "<s>", "eos_token": "</s>"}
 
 
+def test_a_file_that_is_not_there_is_no_folder() -> None:
+    with pytest.raises(LlmcError, match="the file cannot be read: No such file") as refused:
+        load_source("nowhere.gguf")
+    assert refused.value.place == "nowhere.gguf"
+
+
 def test_a_header_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "m.gguf", {TOKENS: ["a"] * 100}, {"a": ((3,), F32, bytes(12))})
     open_gguf(path)
