@@ -186,7 +186,7 @@ class Generation(Iterator[int]):
         if not prompt:
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")
         model.check_length(len(prompt) + (sequence.length if sequence else 0))
-        self._before = history.ids.tolist() if history else []
+        self._text = [*(history.ids.tolist() if history else ()), *prompt]  # with what is said
         self._history = (history or History()) if how.looks_back else None
         self._how = how
         if self._history is not None:
@@ -234,6 +234,7 @@ class Generation(Iterator[int]):
                 else:
                     self.prefill_s = arrived - start
                 self.tokens.append(token)
+                self._text.append(token)
                 self.stop = self._why_stop(token, most)
                 if self.stop == "eos":
                     self._take_back(sequence, n_fed)
@@ -283,8 +284,7 @@ class Generation(Iterator[int]):
         if self.speculation is None:
             sequence.feed(self.tokens[-1:])
             return
-        text = [*self._before, *self.prompt, *self.tokens]
-        self._right = self.speculation.feed(sequence, text, self._how, n_left - 1, self.constraint)
+        self._right = self.speculation.feed(sequence, self._text, self._how, n_left - 1, self.constraint)
 
     def _take_back(self, sequence: Sequence, n: int) -> None:
         """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""

@@ -52,6 +52,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
+def is_ids(value: object) -> bool:
+    """Of tokens; not empty."""
+    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
+
+
 def wrong(name: str, fact: str) -> ApiError:
     return ApiError(400, f"'{name}' {fact}", param=name, code="invalid_value")
 

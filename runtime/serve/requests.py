@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from llmc.runtime.serve.fields import Fields, wrong
+from llmc.runtime.serve.fields import Fields, is_ids, wrong
 from llmc.runtime.serve.tools import MIXED_KINDS, Tools, read_calls, read_tools
 from llmc.runtime.serve.wanted import (
     IGNORED_FIELDS,
@@ -15,7 +15,6 @@ from llmc.runtime.serve.wanted import (
     REFUSED,
     TEXT_FIELDS,
     Wanted,
-    is_ids,
     read_wanted,
 )
 

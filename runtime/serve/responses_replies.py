@@ -41,11 +41,10 @@ class ResponseReply:
     def __init__(self, model: str, said: dict[str, Any], answer: Answer, keep: Keep | None = None) -> None:
         """said: what it repeats of the request.  keep: given the response and what the assistant says in it, for later,
         if it has ended."""
-        created = int(time.time())
         self._head = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
-            "created_at": created,
+            "created_at": int(time.time()),
             "model": model,
             **said,
         }

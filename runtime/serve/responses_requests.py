@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
 from llmc.runtime.serve.formats import read_typed
-from llmc.runtime.serve.requests import BUDGET_FIELDS, Chat, Effort, read_budget, read_content
+from llmc.runtime.serve.requests import BUDGET_FIELDS, REFUSED_IN_CHATS, Chat, Effort, read_budget, read_content
 from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_arguments, read_choice, read_function
 from llmc.runtime.serve.turns import BETWEEN, Turns
@@ -41,7 +41,7 @@ REFUSED_IN_RESPONSES = {
     "moderation": ((), "nothing is moderated"),
     "top_logprobs": ((0,), "see /v1/chat/completions"),
 }
-REFUSED_IN_TEXT = {"verbosity": (("medium",), "the model's template decides; see 'chat_template_kwargs'")}
+REFUSED_IN_TEXT = {"verbosity": REFUSED_IN_CHATS["verbosity"]}
 REFUSED_IN_REASONING = {
     "context": (("auto",), "the model's template decides"),
     "mode": (("standard",), "there is one"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import ApiError, shortened
 from llmc.runtime.serve.replies import encoded
+from llmc.runtime.serve.turns import TEXTS
 
 MOST_CHARACTERS = 1 << 26
 """Of all responses and conversations; those that nobody has gone on from for the longest are forgotten first."""
@@ -70,7 +71,5 @@ def no_response(name: str) -> ApiError:
 
 
 def n_characters(messages: Iterable[dict[str, Any]]) -> int:
-    texts = [(one["content"], one.get("reasoning_content", "")) for one in messages]
-    return sum(map(len, (text for pair in texts for text in pair))) + len(
-        encoded([one.get("tool_calls") for one in messages])
-    )
+    n_said = sum(len(one.get(name, "")) for one in messages for name in TEXTS)
+    return n_said + len(encoded([one.get("tool_calls") for one in messages]))

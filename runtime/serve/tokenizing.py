@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llmc.runtime.serve.chat import ChatTemplate
-from llmc.runtime.serve.fields import ApiError, Fields, wrong
+from llmc.runtime.serve.fields import ApiError, Fields, is_ids, wrong
 from llmc.runtime.serve.requests import read_messages
 from llmc.runtime.serve.tools import read_tools
 from llmc.runtime.serve.vocabulary import Vocabulary
-from llmc.runtime.serve.wanted import is_ids
 
 MOST_CHARACTERS, MOST_IDS = 1 << 19, 1 << 17
 """Of a text, of a list: a few microseconds a character, ten an id."""

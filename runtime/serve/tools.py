@@ -89,33 +89,33 @@ class Tools:
                 rules.append(f"call_{index}: {json_rule(object_of(name, schema, form.key))}")
                 continue
             if form.between:
-                call_id = f"{spelled(form.id_mark, marks)} /[a-zA-Z0-9]{{9}}/" if form.id_mark else ""
-                calls.append(f"{json.dumps(name)} {call_id} {spelled(form.between, marks)} arguments_{index}")
+                call_id = f"{in_lark(form.id_mark, marks)} /[a-zA-Z0-9]{{9}}/" if form.id_mark else ""
+                calls.append(f"{json.dumps(name)} {call_id} {in_lark(form.between, marks)} arguments_{index}")
             else:
                 head = f'{{"name": {json.dumps(name)}, "{form.key}": '
                 calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
             rules.append(f"arguments_{index}: {json_rule(schema)}")
         rules.append(f"call: {' | '.join(calls)}")
-        opening, closing = spelled(form.opening, marks), spelled(form.closing, marks)
+        opening, closing = in_lark(form.opening, marks), in_lark(form.closing, marks)
         if answer is None:
             start = f'"[" call "]" {closing}' if form.listed else f"call {closing}"
         elif form.listed:
             more = '(", " call)*' if self.may_repeat else ""
             start = f'answer | {opening} "[" call {more} "]" {closing}'
         else:
-            more = f"({spelled(form.joint, marks)} {opening} call {closing})*" if self.may_repeat and opening else ""
+            more = f"({in_lark(form.joint, marks)} {opening} call {closing})*" if self.may_repeat and opening else ""
             start = f"answer | {opening} call {closing} {more}"
         if answer is not None:
             rules.append(f"answer: {answer_rule(answer)}")
         return Grammar.of_lark("\n".join((f"start: {start}", *rules)))
 
 
-def spelled(text: str, marks: Mapping[str, str]) -> str:
+def in_lark(text: str, marks: Mapping[str, str]) -> str:
     """In Lark; nothing of nothing.  marks: how those are spelled that are special tokens."""
     mark = text.strip()
     before, _, behind = text.partition(mark) if mark else (text, "", "")
-    parts = json.dumps(before) if before else "", marks.get(mark, json.dumps(mark)) if mark else "", json.dumps(behind)
-    return " ".join(part for part in parts if part not in ("", '""'))
+    parts = json.dumps(before), marks.get(mark, json.dumps(mark)), json.dumps(behind)
+    return " ".join(part for part in parts if part != '""')
 
 
 def object_of(name: str, schema: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -175,10 +175,9 @@ def chosen(
         return None
     if mode == "required":
         return Tools(tuple(listed), allowed, True, may_repeat)
-    shown = [
-        tool for tool in listed if tool["function"]["name"] in allowed
-    ]  # of others it might be tempted to call one
-    return Tools(tuple(shown), allowed, False, may_repeat)
+    # told of others, the model might be tempted to call one
+    shown = tuple(tool for tool in listed if tool["function"]["name"] in allowed)
+    return Tools(shown, allowed, False, may_repeat)
 
 
 def read_choice(choice: object) -> tuple[str | None, list[object] | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.runtime.generation import How
-from llmc.runtime.serve.fields import Fields, wrong
+from llmc.runtime.serve.fields import Fields, is_ids, wrong
 from llmc.runtime.serve.formats import FORMAT_FIELDS, Format, read_format
 
 MAX_STOPS, MAX_TOP = 16, 20
@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What both kinds of request say.
+    """What requests of every kind say.
 
     max_tokens: None: until the context is full.  min_tokens: before them nothing ends a text.  stops, stop_tokens: what
     ends it beside the model's own end token, and is no part of it.  n: texts for each prompt.  seed: of the first text,
@@ -173,7 +173,3 @@ def read_stop_tokens(fields: Fields) -> frozenset[int]:
     if len(ids) > MOST_NAMED or (ids and not is_ids(ids)):
         raise wrong("stop_token_ids", f"must be a list of at most {MOST_NAMED} token ids")
     return frozenset(ids)
-
-
-def is_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)

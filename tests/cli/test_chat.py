@@ -6,31 +6,23 @@ import json
 import os
 import pty
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
-import llmc
 from llmc.cli.main import main
 from llmc.runtime.binding import Model
-from tests.runtime.stub_artifact import write_stub
+from tests.cli.test_main import COMMAND
+from tests.runtime.stub_artifact import EOS, write_stub
 from tests.runtime.test_conversation import chatting
 
-OPTIONS = ("-n", "4", "--logit-bias", "2=-99")
+OPTIONS = ("-n", "4", "--logit-bias", f"{EOS}=-99")
 
 
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return chatting(tmp_path_factory.mktemp("stub") / "stub.so")
-
-
-@pytest.fixture
-def model(stub: Path) -> Iterator[Model]:
-    with llmc.load(stub) as model:
-        yield model
 
 
 def chat(artifact: Path, *arguments: str, typed: str = "") -> Result:
@@ -39,7 +31,7 @@ def chat(artifact: Path, *arguments: str, typed: str = "") -> Result:
 
 def answer_to(model: Model, prompt: str) -> str:
     ids = model.encode(prompt, special=False)
-    return model.decode(model.tokens(ids, 4, logit_bias={2: -99}), after=ids)
+    return model.decode(model.tokens(ids, 4, logit_bias={EOS: -99}), after=ids)
 
 
 def test_a_line_is_a_message_and_an_empty_one_begins_anew(stub: Path, model: Model) -> None:
@@ -70,7 +62,7 @@ def test_a_terminal_has_commands_and_lines_together(stub: Path, model: Model) ->
     ours, theirs = pty.openpty()
     typed = 'hi\n/again\n/new\n"""h\ni"""\n/help\nboo\n\n/exit\n'
     os.write(ours, typed.encode())
-    command = [sys.executable, "-c", "from llmc.cli.main import main; main()", "chat", str(stub), *OPTIONS]
+    command = [*COMMAND, "chat", str(stub), *OPTIONS]
     with os.fdopen(ours), os.fdopen(theirs) as terminal:
         done = subprocess.run(command, stdin=terminal, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,6 @@ PROMPT = "Once upon"
 @pytest.fixture(scope="module")
 def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_stub(tmp_path_factory.mktemp("stub") / "stub.so")
-
-
-@pytest.fixture
-def model(stub: Path) -> Iterator[Model]:
-    with llmc.load(stub) as model:
-        yield model
 
 
 def run(artifact: Path, *arguments: object, typed: str = "") -> Result:

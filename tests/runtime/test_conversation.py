@@ -14,7 +14,7 @@ from llmc.runtime import LlmcError
 from llmc.runtime.binding import Model
 from llmc.runtime.conversation import Conversation, Piece
 from llmc.runtime.generation import How
-from tests.runtime.stub_artifact import characters_json, write_stub
+from tests.runtime.stub_artifact import EOS, characters_json, write_stub
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}"
@@ -46,14 +46,14 @@ def said(pieces: Iterator[Piece]) -> str:
 
 
 def test_a_turn_is_what_the_template_writes_and_reads_what_is_new(model: Model) -> None:
-    how = How(logit_bias=((2, -99.0),))  # no end
+    how = How(logit_bias=((EOS, -99.0),))  # no end
     with Conversation(model, "be", also=".") as talk:
         first = said(talk.ask("hi", 4, how))
         prompt = model.encode("sbeuhi.a", special=False)
-        assert first == model.decode(model.tokens(prompt, 4, logit_bias={2: -99}), after=prompt)
+        assert first == model.decode(model.tokens(prompt, 4, logit_bias={EOS: -99}), after=prompt)
         second = said(talk.ask("yo", 4, how))
         whole = model.encode(f"sbeuhia{first}</s>uyo.a", special=False)
-        assert second == model.decode(model.tokens(whole, 4, logit_bias={2: -99}), after=whole)
+        assert second == model.decode(model.tokens(whole, 4, logit_bias={EOS: -99}), after=whole)
         assert talk.generation is not None
         assert len(talk.generation.prompt) == len(whole) - len("sbeuhi")  # "." is written at the end alone
         assert [message["role"] for message in talk.messages] == ["system", "user", "assistant", "user", "assistant"]
@@ -63,12 +63,12 @@ def test_a_turn_is_what_the_template_writes_and_reads_what_is_new(model: Model) 
 
 def test_an_answer_that_is_cut_short_stays_as_far_as_it_was_said(model: Model) -> None:
     with Conversation(model) as talk:
-        pieces = talk.ask("hi", 20, How(logit_bias=((2, -99.0),)))
+        pieces = talk.ask("hi", 20, How(logit_bias=((EOS, -99.0),)))
         heard = next(pieces).answer + next(pieces).answer
         pieces.close()  # type: ignore[attr-defined]
         assert talk.messages[-1] == {"role": "assistant", "content": heard}
         talk.messages.pop()
-        assert said(talk.answer(20, How(logit_bias=((2, -99.0),)))).startswith(heard)
+        assert said(talk.answer(20, How(logit_bias=((EOS, -99.0),)))).startswith(heard)
 
 
 def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model: Model) -> None:
@@ -82,7 +82,7 @@ def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model: Model) -> 
 def test_thoughts_come_apart_and_templates_leave_them_out(tmp_path: Path) -> None:
     with llmc.load(chatting(tmp_path / "a.so", THINKING)) as model, Conversation(model, think=True) as talk:
         closing = model.tokenizer.get_vocab()["</think>"]
-        pieces = list(talk.ask("hi", 24, How(logit_bias=((closing, 2.0), (2, -99.0)))))
+        pieces = list(talk.ask("hi", 24, How(logit_bias=((closing, 2.0), (EOS, -99.0)))))
         thought = "".join(piece.thought for piece in pieces)
         answer = "".join(piece.answer for piece in pieces)
         assert thought

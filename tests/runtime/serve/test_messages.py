@@ -11,14 +11,15 @@ from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.fields import ApiError
 from tests.runtime.serve.conftest import Server, named_events_of
 from tests.runtime.serve.test_thoughts import CLOSING, THOUGHTLESS
-from tests.runtime.serve.test_tools import CHATS, TOWN
+from tests.runtime.serve.test_tools import CHATS
+from tests.runtime.serve.test_tools import TOOLS as FUNCTIONS
 
 MESSAGES = "/v1/messages"
 TALK = [{"role": "user", "content": "hi"}]
 BODY: dict[str, Any] = {"messages": TALK, "temperature": 0, "ignore_eos": True, "max_tokens": 40, **THOUGHTLESS}
 THINKING = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "logit_bias": {str(CLOSING): 2}}
 TOOLS = [
-    {"name": "f", "input_schema": {**TOWN, "$defs": {"n": {"enum": [1, 23]}}}},
+    {"name": "f", "input_schema": FUNCTIONS[0]["function"]["parameters"]},
     {"name": "now", "input_schema": {"type": "object", "properties": {}}},
 ]
 CALLING = {"max_tokens": 99, "ignore_eos": False, "tools": TOOLS, "tool_choice": {"type": "any"}}
@@ -100,13 +101,7 @@ def test_an_answer_goes_on_from_its_beginning(talking: Server) -> None:
 
 
 def test_an_answer_has_the_format_that_is_wanted(talking: Server) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"n": {"enum": [1, 23]}},
-        "required": ["n"],
-        "additionalProperties": False,
-    }
-    said = answer(talking, output_config={"format": {"type": "json_schema", "schema": schema}})
+    said = answer(talking, output_config={"format": {"type": "json_schema", "schema": TOOLS[0]["input_schema"]}})
     assert (json.loads(said["content"][0]["text"])["n"] in (1, 23), said["stop_reason"]) == (True, "end_turn")
 
 

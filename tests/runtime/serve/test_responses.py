@@ -97,14 +97,10 @@ def test_only_tools_that_are_allowed_are_called(talking: Server) -> None:
 
 
 def test_an_answer_has_the_format_of_its_text(talking: Server) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"n": {"enum": [1, 23]}},
-        "required": ["n"],
-        "additionalProperties": False,
-    }
     said = answer(
-        talking, text={"format": {"type": "json_schema", "name": "x", "schema": schema}}, max_output_tokens=99
+        talking,
+        text={"format": {"type": "json_schema", "name": "x", "schema": FLAT[0]["parameters"]}},
+        max_output_tokens=99,
     )
     assert json.loads(said["output"][0]["content"][0]["text"])["n"] in (1, 23)
     assert (said["status"], said["error"]) == ("completed", None)
