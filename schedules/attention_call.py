@@ -8,6 +8,8 @@ from llmc.compiler.kernel import Call, RowMajor
 
 NORMS = ("query_norm", "key_norm")
 """The inputs that are weights of norms."""
+OF_HEADS = ("sinks", "slopes")
+"""Those of which each query head has a number."""
 STEP = ("positions", "page_table", "k_cache", "v_cache")
 INPUTS: dict[str, tuple[str, ...]] = {
     f"llmc.{norm}{turned}{sink}PagedAttention": ("qkv", *norms, *angles, *sinks, *STEP)
@@ -34,7 +36,7 @@ def input_places(call: Call) -> dict[str, int]:
 
 def weight_layouts(call: Call) -> dict[int, RowMajor]:
     """How the weights of the norms, sinks and slopes lie among the inputs of a call of paged attention."""
-    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, "sinks", "slopes")}
+    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, *OF_HEADS)}
 
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:

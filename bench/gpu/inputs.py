@@ -14,7 +14,7 @@ import numpy as np
 from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
-from llmc.schedules.attention_call import LATENT, input_places
+from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
 
 Array = np.ndarray[Any, Any]
@@ -100,7 +100,7 @@ def constant(index: int, kind: TensorType, of_heads: str = "") -> Constant:
 def of_heads(call: Call, index: int) -> str:
     """Which of those an input is."""
     places = input_places(call)
-    return next((name for name in ("sinks", "slopes") if places.get(name) == index), "")
+    return next((name for name in OF_HEADS if places.get(name) == index), "")
 
 
 def tensor(name: str, kind: TensorType) -> Constant:
@@ -148,7 +148,7 @@ def attention_inputs(call: Call, length: int | None = None) -> Inputs:
         own = qkv.reshape(m, -1, dim)[:, -2 * heads :]
         own[:] = hold(own)
     arrays: dict[int, Constant] = {0: qkv}
-    for name in places.keys() & {"query_norm", "key_norm", "sinks", "slopes"}:
+    for name in places.keys() & {*NORMS, *OF_HEADS}:
         index = places[name]
         arrays[index] = constant(index, kinds[index], of_heads(call, index))
     if "cos" in places:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from llmc.schedules.cuda.quant_strips import STRIPS
-from llmc.schedules.cuda.tile_layout import TILE
+from llmc.schedules.cuda.quant_strips import STRIPS, Mxfp4Strips
+from llmc.schedules.cuda.tile_layout import TILE, ungated_rows
 from llmc.schedules.mxfp4_words import TURNS, turned
 
 Array = np.ndarray[Any, Any]
-PIECE_BYTES, CODE_BYTES = 544, 512
+PIECE_BYTES, CODE_BYTES = Mxfp4Strips(32).piece_bytes, 512
 EXPONENTS = (118, 122)
 """Of powers, + 127: weights of some hundredths."""
 
@@ -37,8 +37,7 @@ def unpack(packed: Array, shape: tuple[int, int], *, gated: bool) -> Array:
     of_rows = powers.reshape(-1, columns, STRIPS, 8, 2, 2).transpose(0, 2, 5, 3, 1, 4)  # row half, g; half
     whole = (values * of_rows.reshape(len(stored), -1, 1)).reshape(len(stored), -1)
     if gated:
-        parts = whole.reshape(-1, 2, 8, whole.shape[1]).swapaxes(0, 1).reshape(2, -1, whole.shape[1])
-        return np.ascontiguousarray(parts[:, : rows // 2, :k]).reshape(shape)
+        return ungated_rows(whole, shape)
     return np.ascontiguousarray(whole[:rows, :k])
 
 

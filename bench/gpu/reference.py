@@ -17,7 +17,7 @@ from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Stored, exact
 from llmc.bench.gpu.inputs import Inputs
 from llmc.compiler.kernel import PAGE_TOKENS, Call
-from llmc.schedules.attention_call import LATENT, input_places
+from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -101,12 +101,11 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     """[M, H·D]: rotate, write the step's keys and values into the pages, attend; rows that pad it give zeros."""
     heads, kv_heads = call.attribute("num_heads"), call.attribute("kv_num_heads")
     dim, m = call.attribute("head_dim"), len(inputs.rows)
-    places = input_places(call)
-    positions, tables = (inputs.array(places[name]) for name in ("positions", "page_table"))
+    places, rows = input_places(call), rows_of(call, inputs)
     qkv = torch.from_numpy(inputs.array(0)).to(device).reshape(m, heads + 2 * kv_heads, dim)
     q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
     if "query_norm" in places:
-        weights = (torch.from_numpy(inputs.array(places[name])).to(device) for name in ("query_norm", "key_norm"))
+        weights = (torch.from_numpy(inputs.array(places[name])).to(device) for name in NORMS)
         normed = (F.rms_norm(x, (dim,), w, call.attribute("epsilon")) for x, w in zip((q, k), weights, strict=True))
         q, k = (multiplied(call, x, is_key) for is_key, x in enumerate(normed))
     if "cos" in places:
@@ -116,19 +115,12 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     assert inputs.keys is not None
     assert inputs.values is not None
     keys, values = (torch.from_numpy(cache).to(device).clone() for cache in (inputs.keys, inputs.values))
-    for row, position in enumerate(positions):
-        if position >= 0:
-            page, slot = int(tables[row, position // PAGE_TOKENS]), int(position % PAGE_TOKENS)
-            keys[page, :, slot], values[page, :, slot] = k[row], v[row]
-    heads_of = {name: inputs.array(places[name]) for name in ("sinks", "slopes") if name in places}
-    of_heads = {name: torch.from_numpy(values).to(device) for name, values in heads_of.items()}
-    out = torch.zeros(m, heads, dim, device=device)
-    for row, position in enumerate(positions):
-        if position >= 0:
-            pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
-            k_seen, v_seen = (gathered(cache, pages, int(position)) for cache in (keys, values))
-            out[row] = attend(call, q[row], k_seen, v_seen, **of_heads)
-    return out.reshape(m, heads * dim)
+    for row, position, pages in rows:
+        page, slot = int(pages[-1]), position % PAGE_TOKENS
+        keys[page, :, slot], values[page, :, slot] = k[row], v[row]
+    heads_of = {name: inputs.array(places[name]) for name in OF_HEADS if name in places}
+    of_heads = {name: torch.from_numpy(numbers).to(device) for name, numbers in heads_of.items()}
+    return attended(call, q, rows, keys, values, **of_heads)
 
 
 def latent_attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
@@ -143,17 +135,38 @@ def latent_attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     own = torch.cat([multiplied(call, latent, 1), rotate(arrays["kv"][:, None, latent_dim:], *turn)[:, 0]], dim=-1)
     assert inputs.keys is not None
     keys = torch.from_numpy(inputs.keys).to(device).clone()
+    rows = rows_of(call, inputs)
+    for row, position, pages in rows:
+        keys[int(pages[-1]), 0, position % PAGE_TOKENS] = own[row]
+    return attended(call, q, rows, keys, keys[..., :latent_dim])
+
+
+def rows_of(call: Call, inputs: Inputs) -> list[tuple[int, int, Array]]:
+    """(row, position, its pages up to there, int64) of a step's rows, but for those that pad it."""
+    places = input_places(call)
     positions, tables = (inputs.array(places[name]) for name in ("positions", "page_table"))
-    for row, position in enumerate(positions):
-        if position >= 0:
-            keys[int(tables[row, position // PAGE_TOKENS]), 0, int(position % PAGE_TOKENS)] = own[row]
-    out = torch.zeros(m, heads, latent_dim, device=device)
-    for row, position in enumerate(positions):
-        if position >= 0:
-            pages = torch.from_numpy(tables[row, : position // PAGE_TOKENS + 1].astype(np.int64)).to(device)
-            seen = gathered(keys, pages, int(position))
-            out[row] = attend(call, q[row], seen, seen[..., :latent_dim])
-    return out.reshape(m, heads * latent_dim)
+    return [
+        (row, int(position), tables[row, : position // PAGE_TOKENS + 1].astype(np.int64))
+        for row, position in enumerate(positions)
+        if position >= 0
+    ]
+
+
+def attended(
+    call: Call,
+    q: torch.Tensor,
+    rows: list[tuple[int, int, Array]],
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    **of_heads: torch.Tensor,
+) -> torch.Tensor:
+    """[M, H·D]: q [M, H, ..] over the pages [KH, tokens, ..] of keys and values [.., D]; zeros where no row is."""
+    out = torch.zeros(*q.shape[:2], values.shape[-1], device=q.device)
+    for row, position, pages in rows:
+        numbers = torch.from_numpy(pages).to(q.device)
+        k_seen, v_seen = (gathered(cache, numbers, position) for cache in (keys, values))
+        out[row] = attend(call, q[row], k_seen, v_seen, **of_heads)
+    return out.flatten(1)
 
 
 def multiplied(call: Call, x: torch.Tensor, is_key: int) -> torch.Tensor:

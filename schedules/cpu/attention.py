@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand, short_hash
+from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import attention_sizes, input_places, weight_layouts
 from llmc.schedules.cpu.attention_shape import MOST_INT8_DIM, SPLIT_PAGES, Attention
+from llmc.schedules.cpu.linear import keyed_kernel
 from llmc.schedules.rule import Rule
 
 PREFILL_ROWS = 32
@@ -154,11 +155,9 @@ def attending(
 
 
 def kernel(name: str, a: Attention, build: partial[Any]) -> Kernel:
-    """A kernel whose key is the call of `build`; the name ends with the key's hash."""
-    key = f"{build.func.__name__}{build.args}"
     dtype = {4: "f32", 2: "bf16", 1: "int8"}[a.kv_bytes]
     shape = f"{dtype}_m{a.m}_h{a.heads}_kh{a.kv_heads}_d{a.head_dim}_rotary{a.rotary_dim}"
-    return Kernel(f"{name}_{shape}_{short_hash(key)}", key, build)
+    return keyed_kernel(f"{name}_{shape}", build)
 
 
 def build_append(attention: Attention) -> Any:

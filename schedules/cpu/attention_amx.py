@@ -27,8 +27,8 @@ from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.amx import DECLARED, REGISTERS, ROW_BYTES, ROWS, TILE_BYTES, call, function, load, shapes, store
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.attention_softmax import State
-from llmc.schedules.cpu.attention_tiles import SECOND_LEVEL, Block, spans
-from llmc.schedules.cpu.panel import FIRST_LEVEL
+from llmc.schedules.cpu.attention_tiles import Block, spans
+from llmc.schedules.cpu.panel import FIRST_LEVEL, SECOND_LEVEL
 
 SUMS = range(4)
 QUERY, KEYS, WEIGHTS, VALUES = range(len(SUMS), REGISTERS)

@@ -24,9 +24,7 @@ from llmc.schedules.cpu.attention_append import ONE, page_start
 from llmc.schedules.cpu.attention_shape import SPLIT_PAGES, SPREAD_COLUMNS, Attention
 from llmc.schedules.cpu.attention_softmax import Softmax, State
 from llmc.schedules.cpu.latent_spread import spread
-
-SECOND_LEVEL = 2
-"""Where prefetched lines go, as LLVM counts: the first level has no room for 16 KiB of what comes next."""
+from llmc.schedules.cpu.panel import SECOND_LEVEL
 
 
 def tiles(n_rows: int, n_vectors: int, lanes: int) -> tuple[int, int]:
@@ -210,8 +208,8 @@ class Block:
         return self.a.scratch_words(self.n) - PAGE_TOKENS // self.a.per_word * SPREAD_COLUMNS
 
     def ask_for(self, word: Any) -> None:
-        """Brings what is read next to the second level cache while memory is the limit: the page's values while its
-        keys are read, the next page's keys while its values are."""
+        """Brings what is read next, 16 KiB for which the first level has no room, to the second level cache while
+        memory is the limit: the page's values while its keys are read, the next page's keys while its values are."""
         if self.n == 1:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(self.kv[word]), 0, SECOND_LEVEL, 1))
 

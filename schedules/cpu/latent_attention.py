@@ -18,21 +18,21 @@ from functools import partial
 from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Launch, Operand, RowMajor
-from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.attention_call import LATENT, LATENT_INPUTS
 from llmc.schedules.cpu import attention
 from llmc.schedules.cpu.attention import Blocks
 from llmc.schedules.cpu.attention_shape import MOST_INT8_DIM, LatentAttention
 from llmc.schedules.rule import Rule
 
-*INPUTS, _, _ = OPERATORS[LATENT_ATTENTION].inputs
+*INPUTS, _, _ = LATENT_INPUTS
 """What the first launch reads of the call's inputs, all but both caches."""
 
 
 def parse(call: Call, target: Target) -> LatentAttention | None:
     """The attention that a call asks for, or None.  Raises LlmcError for heads that these kernels cannot take."""
-    if call.op != f"{DOMAIN}.{LATENT_ATTENTION}":
+    if call.op != LATENT:
         return None
     page_table, kv_dtype = call.inputs[INPUTS.index("page_table")], call.attribute("kv_dtype")
     latent_dim, rotary_dim = call.attribute("latent_dim"), call.attribute("rotary_dim")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmc.compiler.kernel import Kernel, Operand, short_hash
-from llmc.schedules.attention_call import NORMS
+from llmc.schedules.attention_call import NORMS, OF_HEADS
 from llmc.schedules.cuda.attention_shape import Attention
 
 STREAM = (
@@ -20,7 +20,7 @@ ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out{of_
 ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out{of_heads});"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
-SINKS, SLOPES = OF_HEADS = ("sinks", "slopes")
+SINKS, SLOPES = OF_HEADS
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
 HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""

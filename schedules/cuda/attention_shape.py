@@ -14,7 +14,7 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import appended_sizes, attention_sizes, input_places
+from llmc.schedules.attention_call import OF_HEADS, appended_sizes, attention_sizes, input_places
 
 MOST_HEAD_DIM = 256
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
@@ -101,7 +101,7 @@ class Attention:
         ]
         if self.epsilon is not None:
             members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
-        for name in ("sinks", "slopes"):
+        for name in OF_HEADS:
             if getattr(self, name):
                 members.append(f"static constexpr bool has_{name} = true;")
         members.append(f"static constexpr int64_t page_elements = {elements};")

@@ -27,15 +27,15 @@ from llmc.compiler.kernel import (
     RowMajor,
     short_hash,
 )
-from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.attention_call import LATENT, LATENT_INPUTS
 from llmc.schedules.cuda.attention import CHIPS, RESERVED_BYTES, Chip
 from llmc.schedules.cuda.attention_shape import literal
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
 
-*INPUTS, _, _ = OPERATORS[LATENT_ATTENTION].inputs
+*INPUTS, _, _ = LATENT_INPUTS
 """What kernels read of the call's inputs, all but both caches."""
 FLOATS = INPUTS[: INPUTS.index("positions")]
 KV_DTYPES = ("bf16", "f16")
@@ -105,7 +105,7 @@ class Tile:
 
 def parse(call: Call) -> LatentAttention | None:
     """The attention that a call asks for, or None.  Raises LlmcError for one that these kernels cannot do."""
-    if call.op != f"{DOMAIN}.{LATENT_ATTENTION}":
+    if call.op != LATENT:
         return None
     page_table, kv_dtype, out = call.inputs[INPUTS.index("page_table")], call.attribute("kv_dtype"), call.outputs[0]
     latent_dim, rotary_dim = call.attribute("latent_dim"), call.attribute("rotary_dim")
@@ -193,7 +193,7 @@ def implement(call: Call, tile: Tile, target: Target) -> Implementation:
     operands = {name: Operand("input", at) for at, name in enumerate(INPUTS)}
     operands |= {"cache": Operand("kv"), "out": Operand("output")}
     operands |= {"queries": Operand("temp", 0), "partial": Operand("temp", 1)}
-    per_row, merges, out_bytes = a.rows * a.heads, tile.splits > 1, DTYPE_BYTES[call.outputs[0].dtype]
+    per_row, merges, out_bytes = a.rows * a.heads, tile.splits > 1, DTYPE_BYTES[a.out]
 
     def launch(part: str, names: Sequence[str], grid: int, n_bytes: int, n_operations: int) -> Launch:
         made = kernel(part, a, tile, names)

@@ -109,10 +109,7 @@ class GatedTiles(Tiles):
         return self._pack(rows, tile_rows(n, gated=True), k)
 
     def unpack(self, packed: Array, shape: tuple[int, ...]) -> Array:
-        n, k = shape[0] // 2, shape[1]
-        rows = self._unpack(packed, k)
-        parts = rows.reshape(-1, 2, 8, rows.shape[1]).transpose(1, 0, 2, 3).reshape(2, -1, rows.shape[1])
-        return np.ascontiguousarray(parts[:, :n, :k]).reshape(shape)
+        return ungated_rows(self._unpack(packed, shape[1]), shape)
 
     def __str__(self) -> str:
         return f"{super().__str__()}, gate and up alternating by 8 rows"
@@ -132,6 +129,12 @@ def gated_rows(array: Array, first: int) -> Array:
         if count % 8:
             rows[whole, part, : count % 8] = part_rows[whole * 8 :]
     return rows.reshape(TILE, *array.shape[1:])
+
+
+def ungated_rows(stored: Array, shape: tuple[int, ...]) -> Array:
+    """A gated array [2N, K] again, of all its stored rows with their padding."""
+    parts = stored.reshape(-1, 2, 8, stored.shape[1]).swapaxes(0, 1).reshape(2, -1, stored.shape[1])
+    return np.ascontiguousarray(parts[:, : shape[0] // 2, : shape[1]]).reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
