@@ -12,11 +12,10 @@ rounded, and the scale is found among the neighbours of the quotient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from llmc.compiler.weights import Array
 
 SAMPLE = 16
 """Values that are looked at first: other weights are known by them."""

@@ -228,9 +228,9 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
 
 def has_own_scales(array: Array, scheme: Scheme) -> bool:
     """Whether some rows of an array [rows, K], of all parts of it, are codes and scales already."""
-    rows = array[:: max(1, len(array) // SAMPLED_ROWS)][:SAMPLED_ROWS].astype(np.float32)
     if scheme.number == "mx":
         return False
+    rows = array[:: max(1, len(array) // SAMPLED_ROWS)][:SAMPLED_ROWS].astype(np.float32)
     if scheme.group:
         rows = rows[:, : rows.shape[1] // scheme.group * scheme.group or None]
         rows = rows.reshape(-1, min(scheme.group, rows.shape[1]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+MOST_SAID = 60
+"""Characters of what a stranger says, in a message."""
+
 
 class LlmcError(Exception):
     """A request that failed for a reason the user can act on.
@@ -21,3 +24,10 @@ class LlmcError(Exception):
         if self.hint:
             parts.append(f"  hint: {self.hint}")
         return "\n".join(parts)
+
+
+def shortened(said: object, most: int = MOST_SAID) -> str:
+    """What a stranger's file or request says, as a message tells it: in one line, and not a long one."""
+    text = str(said)
+    short = text if len(text) <= most else f"{text[:most]}…"
+    return short if short.isprintable() else repr(short)[1:-1]

@@ -11,14 +11,15 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmc.compiler.frontend.chat import read_object
 from llmc.compiler.frontend.checkpoint import INDEX, SINGLE, StoredTensor, read_header
 from llmc.compiler.frontend.merge_adapter import Change, LowRank, Whole
-from llmc.runtime.errors import LlmcError
-from llmc.runtime.parse_json import parse_json
+from llmc.runtime.errors import LlmcError, shortened
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -45,6 +46,8 @@ LARGEST = 1e30
 """Of an alpha: float32 has no more."""
 LONGEST_NAME = 500
 """Of a folder or a hub id."""
+MOST_SHORT = 80
+"""Characters of a value that is told: a tensor's name as a rule."""
 MOST_PATTERN = 200
 """Characters of a pattern."""
 MOST_WAYS = 64
@@ -133,13 +136,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not file.is_file():
         raise LlmcError(f"the folder has no {CONFIG}", place=str(folder), hint="an adapter is what PEFT saves")
-    try:
-        settings = parse_json(file.read_bytes())
-    except ValueError as error:
-        raise LlmcError(f"{CONFIG} is not JSON: {error}", place=str(file)) from error
-    if not isinstance(settings, dict):
-        raise LlmcError(f"{CONFIG} is not a JSON object", place=str(file))
-    return settings
+    return read_object(file)
 
 
 def _check_settings(settings: Mapping[str, Any], place: str) -> None:
@@ -155,7 +152,7 @@ def _check_settings(settings: Mapping[str, Any], place: str) -> None:
         raise refuse(f"it is for a base that training changed (init_lora_weights = {short(initial)})")
     unknown = sorted(name for name, value in settings.items() if value and name not in READ | WITHOUT_EFFECT)
     if unknown:
-        raise refuse(f"{short(unknown[0])[1:-1]} = {short(settings[unknown[0]])} is not supported")
+        raise refuse(f"{shortened(unknown[0])} = {short(settings[unknown[0]])} is not supported")
     for name, kind in (("rank_pattern", dict), ("alpha_pattern", dict), ("modules_to_save", list)):
         if not isinstance(settings.get(name) or kind(), kind):
             raise refuse(f"its {name} is {short(settings[name])}")
@@ -217,17 +214,13 @@ def _alpha(module: str, settings: Mapping[str, Any], place: str) -> float:
     """alpha of a module: that of the first pattern that its name ends in, or else everybody's."""
     alpha = settings.get("lora_alpha")
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if _is_safe(pattern):
-            try:
-                matches = re.fullmatch(rf"(.*\.)?({pattern})", module)
-            except (re.error, OverflowError):
-                matches = None
-        else:
+        if not _is_safe(pattern):
             fact = f"the adapter's alpha_pattern {short(pattern)} is too intricate"
             raise LlmcError(fact, place=place, hint="write out the names that it stands for")
-        if matches:
-            alpha = value
-            break
+        with suppress(re.error, OverflowError):
+            if re.fullmatch(rf"(.*\.)?({pattern})", module):
+                alpha = value
+                break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= LARGEST:
         raise LlmcError(f"the adapter's lora_alpha is {short(alpha)}, which is no number", place=place)
     return float(alpha)
@@ -252,6 +245,5 @@ def _check_saved(settings: Mapping[str, Any], changes: Mapping[str, tuple[Change
 
 
 def short(value: object) -> str:
-    """What a stranger's file says, short enough for a line of its own."""
-    said = repr(value)
-    return said if len(said) <= 80 else f"{said[:76]}…{said[-1]}"
+    """What a stranger's file says, as Python writes it."""
+    return shortened(repr(value), MOST_SHORT)

@@ -21,7 +21,7 @@ from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.merge_adapter import Change, LowRank, MergedTensor, merged_weight
 from llmc.compiler.frontend.text_part import text_tensors
 from llmc.compiler.weights import Weight
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 TIES = "tie_word_embeddings"
 
@@ -179,4 +179,4 @@ def _without_tensors(adapter: Adapter, known: Sequence[str]) -> list[str]:
             fact = f"the adapter lacks the tensors of {short(target)}, which its target_modules names"
             raise LlmcError(fact, place=str(adapter.folder), hint="save it again")
     fact = f"the adapter {adapter.name} names a target module that the model has not"
-    return [f"{fact}: {short(target)[1:-1]}" for target in unmet]
+    return [f"{fact}: {shortened(target)}" for target in unmet]

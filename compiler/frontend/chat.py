@@ -23,7 +23,12 @@ def read_chat(folder: Path) -> bytes | None:
     if template is None:
         return None
     tokens = {name: text_of(value) for name, value in config.items() if name.endswith("_token")}
-    return json.dumps({"template": template, "tokens": {k: v for k, v in tokens.items() if v is not None}}).encode()
+    return section_of(template, {name: text for name, text in tokens.items() if text is not None})
+
+
+def section_of(template: str, tokens: dict[str, str]) -> bytes:
+    """The section, of a template and the special tokens by the names that it has for them."""
+    return json.dumps({"template": template, "tokens": tokens}).encode()
 
 
 def read_text(file: Path) -> str:
@@ -40,7 +45,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         value = parse_json(file.read_bytes())
     except ValueError as error:
-        raise LlmcError(f"{file.name} is not JSON", place=str(file)) from error
+        raise LlmcError(f"{file.name} is not JSON: {error}", place=str(file)) from error
     if not isinstance(value, dict):
         raise LlmcError(f"{file.name} is not a JSON object", place=str(file))
     return value

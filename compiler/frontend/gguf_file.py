@@ -16,8 +16,7 @@ from typing import Any
 
 from llmc.compiler.frontend.checkpoint import LONGEST_HEADER, StoredTensor, check_apart, check_end
 from llmc.compiler.frontend.packed.ggml import KINDS
-from llmc.compiler.frontend.packed.settings import shortened
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -20,10 +20,9 @@ from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.frontend.packed.settings import shortened
-from llmc.compiler.frontend.packed.tensor import PackedTensor
+from llmc.compiler.frontend.packed.tensor import packed_tensor
 from llmc.compiler.weights import Array
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,7 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Stored
         if n_heads or tensor.dtype not in DTYPES:
             dtype = DTYPES.get(tensor.dtype, "bf16")
             read = partial(in_halves, tensor, n_heads) if n_heads else partial(numbers, tensor)
-            kept = (own, file.path, tensor.dtype, tensor.dims, tensor.offset, tensor.n_bytes)
-            found[own] = PackedTensor(*kept, (tensor,), read, dtype)
+            found[own] = packed_tensor(tensor.dtype, own, tensor.dims, {"codes": tensor}, read, dtype)
         else:
             found[own] = tensor
     return found

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from llmc.compiler.frontend.chat import section_of
 from llmc.compiler.frontend.gguf_file import GgufFile
-from llmc.compiler.frontend.packed.settings import shortened
 from llmc.compiler.frontend.tokens import Text, text_of_json
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 from llmc.runtime.parse_json import parse_json
 
 KINDS = ("gpt2", "llama")
@@ -92,10 +92,10 @@ def begin_texts(file: GgufFile, tokenizer: Any, tokens: list[str]) -> None:
 
 
 def chat_of(file: GgufFile) -> bytes | None:
-    """The section "chat" of an artifact, as chat.py makes it; None: the file has no template."""
+    """The section "chat" of an artifact; None: the file has no template."""
     template, tokens = file.fields.get("tokenizer.chat_template"), file.fields.get("tokenizer.ggml.tokens")
     if not isinstance(template, str) or not isinstance(tokens, list):
         return None
     ids = {f"{name}_token": file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     named = {name: tokens[id] for name, id in ids.items() if type(id) is int and 0 <= id < len(tokens)}
-    return json.dumps({"template": template, "tokens": named}).encode()
+    return section_of(template, named)

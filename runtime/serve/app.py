@@ -17,11 +17,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmc.runtime.binding import Model
+from llmc.runtime.errors import shortened
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.engine import Engine
-from llmc.runtime.serve.fields import ApiError, no_such_model, shortened
+from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.generating import RETRY_AFTER_S, Generator
 from llmc.runtime.serve.prompting import Prompted, prompted
 from llmc.runtime.serve.replies import Choices, Reply

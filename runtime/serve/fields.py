@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+from llmc.runtime.errors import shortened
+
 T = TypeVar("T")
-MOST_NAME = 60
-"""Characters."""
 
 
 class ApiError(Exception):
@@ -33,12 +33,6 @@ class ApiError(Exception):
         """{"error": …}"""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def shortened(name: str) -> str:
-    """A name of the client's, as it is told: in one line, and not a long one."""
-    short = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
-    return short if short.isprintable() else repr(short)[1:-1]
 
 
 def no_such_model(asked: str, served: str, param: str | None = None) -> ApiError:

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from llmc.runtime.serve.fields import ApiError, shortened
+from llmc.runtime.errors import shortened
+from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 from llmc.runtime.serve.turns import TEXTS
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig
 
 import llmc
 from llmc.compiler.frontend import load_source
@@ -24,6 +24,7 @@ from llmc.compiler.frontend.config import read_config
 from llmc.compiler.weights import Weight
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
+from tests.test_tiny import TINY  # whose graph and kernels are in the cache then
 
 Q, DOWN, EMBED, HEAD = (
     f"{name}.weight"
@@ -33,17 +34,6 @@ Q, DOWN, EMBED, HEAD = (
         "model.embed_tokens",
         "lm_head",
     )
-)
-TINY = LlamaConfig(  # as in test_tiny.py, whose graph and kernels are there then
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=160,
-    max_position_embeddings=192,
-    bos_token_id=1,
-    eos_token_id=2,
 )
 TABLE = (TINY.vocab_size, 64)
 SHAPES = {Q: (64, 64), DOWN: (64, 96)}

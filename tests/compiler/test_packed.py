@@ -191,10 +191,20 @@ def test_numbers_are_those_that_codes_stand_for(name: str, tmp_path: Path) -> No
     np.testing.assert_array_equal(values, wanted)
 
 
+def test_groups_that_no_column_is_of_are_no_hindrance(tmp_path: Path) -> None:
+    made, wanted = gptq(group=2)
+    one_more = {name: torch.cat([made[name], made[name][:1]]) for name in (".qzeros", ".scales")}
+    save(tmp_path, made | one_more)
+    packing = packing_of({"quantization_config": GPTQ}, "config.json")
+    assert packing is not None
+    np.testing.assert_array_equal(packing.join(open_checkpoint(tmp_path))["layer.weight"].read(), wanted)
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
         ({"quant_method": "hqq"}, "quantised by hqq, which is not read"),
+        ({"quant_method": "\x1b[2J"}, r"quantised by \\x1b\[2J, which is not read"),
         ({"quant_method": ["gptq"]}, "which is not read"),
         (GPTQ | {"bits": 3}, "gptq with bits 3"),
         (GPTQ | {"bits": True}, "gptq with bits True"),

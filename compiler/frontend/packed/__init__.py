@@ -9,8 +9,8 @@ from typing import Any
 from llmc.compiler.frontend.chat import read_object
 from llmc.compiler.frontend.packed import bitsandbytes, compressed, float8, gptq, mxfp4
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.frontend.packed.settings import Settings, shortened
-from llmc.runtime.errors import LlmcError
+from llmc.compiler.frontend.packed.settings import Settings
+from llmc.runtime.errors import LlmcError, shortened
 
 READERS: Mapping[str, Callable[[Settings], Packing]] = {
     "awq": gptq.awq,

@@ -28,6 +28,7 @@ from llmc.compiler.frontend.packed.tensor import (
     Parts,
     float32,
     in_groups,
+    is_matrix,
     is_tensor,
     join,
     misfit,
@@ -70,11 +71,7 @@ def join_int8(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
 
 def int8_weight(name: str, parts: Parts) -> PackedTensor:
     codes, scales = parts["codes"], parts["scales"]
-    if (
-        len(codes.dims) != 2
-        or not is_tensor(codes, ("I8",), *codes.dims)
-        or not is_tensor(scales, ("F32",), codes.dims[0])
-    ):
+    if not (is_matrix(codes, ("I8",)) and is_tensor(scales, ("F32",), codes.dims[0])):
         raise misfit(name, "int8 with scales for rows", parts)
     n, k = codes.dims
 

@@ -25,7 +25,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed import float8
 from llmc.compiler.frontend.packed.mxfp4 import E2M1
 from llmc.compiler.frontend.packed.packing import Packing, in_int4
-from llmc.compiler.frontend.packed.settings import Settings, shortened
+from llmc.compiler.frontend.packed.settings import Settings
 from llmc.compiler.frontend.packed.tensor import (
     Checkpoint,
     Grid,
@@ -35,6 +35,8 @@ from llmc.compiler.frontend.packed.tensor import (
     float32,
     grid_of,
     in_groups,
+    in_order,
+    is_matrix,
     is_tensor,
     join,
     made_for,
@@ -44,7 +46,7 @@ from llmc.compiler.frontend.packed.tensor import (
     unpacked,
 )
 from llmc.compiler.weights import Array
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import shortened
 
 FORMATS = (
     "pack-quantized",
@@ -143,7 +145,7 @@ def of_words(name: str, parts: Parts, *, kept: tuple[How, ...]) -> PackedTensor:
 def packed_integers(name: str, parts: Parts, kept: tuple[How, ...]) -> PackedTensor:
     codes, scales, zeros, shape = parts["codes"], parts["scales"], parts.get("zeros"), parts.get("shape")
     error = misfit(name, "integers packed in words, with scales", parts)
-    if len(codes.dims) != 2 or not is_tensor(codes, ("I32",), *codes.dims) or not is_tensor(shape, INTEGERS, 2):
+    if not (is_matrix(codes, ("I32",)) and is_tensor(shape, INTEGERS, 2)):
         raise error
     assert shape is not None
     n, k = map(int, shape.read_raw())
@@ -169,8 +171,8 @@ def packed_integers(name: str, parts: Parts, kept: tuple[How, ...]) -> PackedTen
 def of_bytes(name: str, parts: Parts, *, kept: tuple[How, ...]) -> PackedTensor:
     """A weight of codes of 8 bits."""
     codes, scales, zeros = parts["codes"], parts["scales"], parts.get("zeros")
-    is_matrix = len(codes.dims) == 2 and is_tensor(codes, ("I8", float8.DTYPE), *codes.dims)
-    grid = columns_of(parts, codes.dims[0], codes.dims[1], kept) if is_matrix else None
+    fits = is_matrix(codes, ("I8", float8.DTYPE))
+    grid = columns_of(parts, codes.dims[0], codes.dims[1], kept) if fits else None
     if grid is None or (zeros is not None and not (zeros.dtype == codes.dtype and zeros.dims == scales.dims)):
         raise misfit(name, "codes of 8 bits with scales", parts)
 
@@ -195,9 +197,7 @@ def grid_read(grid: Grid, parts: Parts) -> Grid:
     order = parts.get("order")
     if order is None or (columns := order.read_raw()).min() < 0:
         return grid
-    if columns.max() >= grid.shape[1]:
-        raise LlmcError(f"tensor {order.name!r} names a group that has no scales", place=str(order.file))
-    return grid._replace(columns=columns)
+    return in_order(grid, order, columns)
 
 
 def nvfp4(name: str, parts: Parts) -> PackedTensor:
@@ -208,8 +208,7 @@ def nvfp4(name: str, parts: Parts) -> PackedTensor:
         raise misfit(name, "nvfp4 with scales", parts)
 
     def read() -> Array:
-        pairs = codes.read_raw()
-        values = E2M1[np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(n, k)]
+        values = E2M1[unpacked(codes.read_raw(), 4, 1)]
         return scaled(values, float32(scales) / float32(whole).reshape(()), in_groups(n, k, NVFP4_GROUP))
 
     return packed_tensor("nvfp4", name, (n, k), parts, read, "bf16")

@@ -10,7 +10,6 @@ C.  DeepSeek-AI 2024, arXiv:2412.19437.  They are read as bfloat16.  A tensor: N
 from __future__ import annotations
 
 from functools import partial
-from math import prod
 
 import ml_dtypes
 
@@ -25,6 +24,7 @@ from llmc.compiler.frontend.packed.tensor import (
     float32,
     grid_of,
     in_blocks,
+    is_matrix,
     is_tensor,
     join,
     made_for,
@@ -65,7 +65,7 @@ def join_blocks(checkpoint: Checkpoint, block: tuple[int, int]) -> dict[str, Sto
 def by_blocks(name: str, parts: Parts, *, block: tuple[int, int]) -> PackedTensor:
     codes, scales = parts["codes"], parts["scales"]
     what = f"float8 with scales for blocks of {block[0]} by {block[1]}"
-    if len(codes.dims) != 2 or not is_tensor(codes, (DTYPE,), *codes.dims) or codes.n_bytes != prod(codes.dims):
+    if not is_matrix(codes, (DTYPE,)):
         raise misfit(name, what, parts)
     grid = in_blocks(codes.dims[0], codes.dims[1], *block)
     if not is_tensor(scales, ("F32", "BF16"), *grid.shape):
@@ -80,7 +80,7 @@ def by_blocks(name: str, parts: Parts, *, block: tuple[int, int]) -> PackedTenso
 def by_rows(name: str, parts: Parts) -> PackedTensor:
     """Codes [N, K] with scales [N, 1] or [N], or one for all."""
     codes, scales = parts["codes"], parts["scales"]
-    grid = grid_of(scales, *codes.dims) if len(codes.dims) == 2 and is_tensor(codes, (DTYPE,), *codes.dims) else None
+    grid = grid_of(scales, codes.dims[0], codes.dims[1]) if is_matrix(codes, (DTYPE,)) else None
     if grid is None:
         raise misfit(name, "float8 with scales for rows", parts)
 

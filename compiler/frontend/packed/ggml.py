@@ -35,8 +35,14 @@ def halves(blocks: Array, at: int) -> Array:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
+def split(packed: Array, bits: int) -> Array:
+    """[n, m] bytes as [n, 8 / bits * m] numbers of so many bits: first the lowest of all, then the next."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return (packed[:, None] >> shifts & np.uint8(2**bits - 1)).reshape(len(packed), -1)
+
+
 def nibbles(packed: Array) -> Array:
-    """[blocks, n] bytes as [blocks, 2n] numbers of 4 bits: first all that lie low, then all that lie high."""
+    """[blocks, n] bytes as [blocks, 2n] numbers of 4 bits: as `split`, of two parts the quicker way."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
@@ -95,14 +101,13 @@ def q4_k(blocks: Array) -> Array:
 
 def q5_k(blocks: Array) -> Array:
     """Behind scales [32] bytes: bit i is the fifth of 32 codes of the eighth i; then as Q4_K."""
-    fifth = blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    return of_eighths(blocks, nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 8, 32) | fifth << 4)
+    codes = nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 256)
+    return of_eighths(blocks, codes | split(blocks[:, 16:48], 1) << 4)
 
 
 def two_bits(packed: Array) -> Array:
     """[blocks, 64] bytes as [blocks, 256] numbers of 2 bits: of each 32 bytes the lowest two of all, then the next."""
-    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    return (packed.reshape(-1, 2, 1, 32) >> shifts & 3).reshape(-1, 256)
+    return split(packed.reshape(-1, 32), 2).reshape(-1, 256)
 
 
 def q2_k(blocks: Array) -> Array:
@@ -116,11 +121,8 @@ def q2_k(blocks: Array) -> Array:
 def q3_k(blocks: Array) -> Array:
     """[32] bytes: bit i is the third of 32 codes of the eighth i; [64] bytes of their lower two; 16 scales of 6 bits in
     12 bytes, four bits of each in the first eight, two in the others; d."""
-    third = blocks[:, None, :32] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    codes = two_bits(blocks[:, 32:96]) | third.reshape(-1, 256) << 2
-    packed = blocks[:, 96:108]
-    upper = packed[:, None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3
-    scales = (nibbles(packed[:, :8]) | upper.reshape(-1, 16) << 4).astype(np.float32) - 32
+    codes = two_bits(blocks[:, 32:96]) | split(blocks[:, :32], 1) << 2
+    scales = (nibbles(blocks[:, 96:104]) | split(blocks[:, 104:108], 2) << 4).astype(np.float32) - 32
     scales = (halves(blocks, 108) * scales)[..., None]
     values: Array = (scales * (codes.reshape(-1, 16, 16).astype(np.float32) - 4)).reshape(-1, 256)
     return values

@@ -30,6 +30,8 @@ from llmc.compiler.frontend.packed.tensor import (
     Parts,
     float32,
     in_groups,
+    in_order,
+    is_matrix,
     is_tensor,
     join,
     made_for,
@@ -92,7 +94,7 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
     """less: what was taken away from zeros.  Where columns have their groups, their number says how many bits it is."""
     codes, zeros, scales, order = parts["codes"], parts["zeros"], parts["scales"], parts.get("order")
     error = misfit(name, f"GPTQ of {bits} bits {group_words(group)}", parts)
-    if not (len(codes.dims) == len(scales.dims) == 2 and min(*codes.dims, *scales.dims) > 0):
+    if not (is_matrix(codes, ("I32",)) and is_matrix(scales, FLOATS)):
         raise error
     if order is not None and len(order.dims) == 1 and order.dims[0] > 0:
         bits = codes.dims[0] * 32 // order.dims[0]
@@ -103,7 +105,6 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
     fits = (
         is_tensor(codes, ("I32",), k * bits // 32, n)
         and is_tensor(zeros, ("I32",), n_groups, n * bits // 32)
-        and is_tensor(scales, FLOATS, n_groups, n)
         and (is_tensor(order, ("I32", "I64"), k) if order is not None else n_groups == -(-k // size))
         and n * bits % 32 == 0
     )
@@ -111,7 +112,9 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
         raise error
 
     def read() -> Array:
-        grid = in_groups(n, k, size) if order is None else grid_in_order(order, n, n_groups)
+        grid = Grid(1, min(size, k), (n, n_groups))
+        if order is not None:
+            grid = in_order(grid, order, order.read_raw())
         words = zeros.read_raw().view(np.uint32) + np.uint32(less * (2**32 - 1) // (2**bits - 1))
         offsets = unpacked(words, bits, 1).astype(np.float32)
         numbers = unpacked(np.ascontiguousarray(codes.read_raw().T), bits, 1)
@@ -120,28 +123,16 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
     return packed_tensor("gptq", name, (n, k), parts, read, made_for(scales))
 
 
-def grid_in_order(order: StoredTensor, n: int, n_groups: int) -> Grid:
-    """The group of each column, as a tensor names them."""
-    columns = order.read_raw()
-    if not 0 <= columns.min() <= columns.max() < n_groups:
-        raise LlmcError(f"tensor {order.name!r} names a group that has no scales", place=str(order.file))
-    size = -(-len(columns) // n_groups)
-    if np.array_equal(columns, np.arange(len(columns)) // size):
-        return in_groups(n, len(columns), size)
-    return Grid(1, columns, (n, n_groups))
-
-
 def awq_weight(name: str, parts: Parts, *, group: int) -> PackedTensor:
     codes, zeros, scales = (parts[part] for part in PARTS)
     error = misfit(name, f"AWQ of 4 bits {group_words(group)}", parts)
-    if not (len(codes.dims) == len(scales.dims) == 2 and min(*codes.dims, *scales.dims) > 0):
+    if not (is_matrix(codes, ("I32",)) and is_matrix(scales, FLOATS)):
         raise error
     k, (n_groups, n) = codes.dims[0], scales.dims
     size = k if group == WHOLE_ROW else max(group, 1)
     fits = (
         is_tensor(codes, ("I32",), k, n // 8)
         and is_tensor(zeros, ("I32",), n_groups, n // 8)
-        and is_tensor(scales, FLOATS, n_groups, n)
         and n % 8 == 0
         and n_groups == -(-k // size)
     )

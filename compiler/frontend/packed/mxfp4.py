@@ -9,7 +9,6 @@ Open Compute Project 2023, "OCP Microscaling Formats (MX) Specification", versio
 from __future__ import annotations
 
 from functools import cache
-from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -41,7 +40,7 @@ def join_blocks(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
 def joined(name: str, parts: Parts) -> PackedTensor:
     blocks, scales = parts["codes"], parts["scales"]
     is_pair = len(blocks.dims) == 4 and blocks.dims[3] == BLOCK // 2 and blocks.dims[:3] == scales.dims
-    are_bytes = all(part.dtype == "U8" and part.n_bytes == prod(part.dims) for part in (blocks, scales))
+    are_bytes = blocks.dtype == scales.dtype == "U8"
     if not (is_pair and are_bytes):
         raise misfit(name, "blocks and scales in MXFP4", parts)
     n_experts, rows, groups, _ = blocks.dims

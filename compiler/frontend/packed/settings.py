@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 T = TypeVar("T")
 
@@ -56,8 +56,3 @@ class Settings:
     def refused(self, what: str, hint: str | None = None) -> LlmcError:
         """The error that weights are not read which are kept so."""
         return LlmcError(f"weights in {self.method} with {what} are not read", place=self.place, hint=hint)
-
-
-def shortened(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 40 else f"{text[:39]}…"

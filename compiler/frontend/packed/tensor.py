@@ -110,6 +110,11 @@ def is_tensor(tensor: StoredTensor | None, dtypes: tuple[str, ...], *dims: int) 
     return tensor is not None and tensor.dtype in dtypes and tensor.dims == dims and min(dims, default=1) > 0
 
 
+def is_matrix(tensor: StoredTensor, dtypes: tuple[str, ...]) -> bool:
+    """Whether a tensor is of one of these dtypes, and has rows and columns."""
+    return len(tensor.dims) == 2 and is_tensor(tensor, dtypes, *tensor.dims)
+
+
 def made_for(scales: StoredTensor) -> StoredDType:
     """The dtype of the numbers that these scales make: their own, bfloat16 for float32."""
     return scales.stored_dtype if scales.dtype in ("F16", "BF16") else "bf16"
@@ -137,6 +142,15 @@ def in_groups(n: int, k: int, size: int) -> Grid:
 def in_blocks(n: int, k: int, rows: int, columns: int) -> Grid:
     """`rows` by `columns` share a scale."""
     return Grid(min(rows, n), min(columns, k), (-(-n // rows), -(-k // columns)))
+
+
+def in_order(grid: Grid, order: StoredTensor, columns: Array) -> Grid:
+    """The grid with the group of each column, as a tensor names them."""
+    k, n_groups = len(columns), grid.shape[1]
+    if not 0 <= columns.min() <= columns.max() < n_groups:
+        raise LlmcError(f"tensor {order.name!r} names a group that has no scales", place=str(order.file))
+    size = -(-k // n_groups)
+    return grid._replace(columns=size if np.array_equal(columns, np.arange(k) // size) else columns)
 
 
 def grid_of(
@@ -179,11 +193,11 @@ def by_columns(of_groups: Array, columns: int | Array, k: int) -> Array:
 
 
 def unpacked(words: Array, bits: int, axis: int, order: tuple[int, ...] | None = None) -> Array:
-    """The numbers of `bits` bits in words int32 [a, b], uint8: 32 / bits of each word side by side along `axis`.
+    """The numbers of `bits` bits in words [a, b], uint8: all of each word's side by side along `axis`.
 
     order: where the lowest, the next, … of a word goes among them; in their order when None.
     """
-    (rows, columns), n = words.shape, 32 // bits
+    (rows, columns), n = words.shape, 8 * words.itemsize // bits
     of_bytes = np.ascontiguousarray(words).view(np.uint8)
     numbers = np.empty((*of_bytes.shape, 8 // bits), np.uint8)
     for index in range(8 // bits):
