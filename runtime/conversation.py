@@ -85,7 +85,11 @@ class Conversation:
         message back, where the template refuses it or the context is full.
         """
         self.messages.append({"role": "user", "content": text})
-        return self.answer(max_tokens, how, constraint=constraint, speculation=speculation)
+        try:
+            return self.answer(max_tokens, how, constraint=constraint, speculation=speculation)
+        except BaseException:
+            self.messages.pop()
+            raise
 
     def answer(
         self,
@@ -95,7 +99,7 @@ class Conversation:
         constraint: Constraint | None = None,
         speculation: Speculation | None = None,
     ) -> Iterator[Piece]:
-        """As `ask`, to the message that is the last."""
+        """As `ask`, to the message that is the last, which stays where the answer cannot begin."""
         try:
             prompt, scanner = self._written(constraint)
             n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
@@ -112,7 +116,6 @@ class Conversation:
                 speculation=speculation,
             )
         except BaseException:
-            self.messages.pop()
             if speculation is not None:
                 speculation.close()
             raise

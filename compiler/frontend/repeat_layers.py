@@ -35,6 +35,7 @@ class Repetition:
         return self.n_first + 2 * self.period
 
     def round_of(self, layer: int) -> int:
+        """The round of a layer, counted from 0."""
         return 0 if layer < self.n_first else 1 + (layer - self.n_first) // self.period
 
 

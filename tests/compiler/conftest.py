@@ -100,8 +100,7 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
         rope_parameters=LLAMA3_ROPE,
     ),
     "llama-tied": lambda: LlamaConfig(**SIZES, head_dim=128, tie_word_embeddings=True),
-    # deep enough for its layers to be exported once and repeated
-    # every other layer without rotary
+    # every other layer without rotary, deep enough for the two to be exported twice and repeated
     "smollm3-deep": lambda: SmolLM3Config(
         **SIZES | {"num_hidden_layers": 7},
         no_rope_layers=[1, 0, 1, 0, 1, 0, 1],

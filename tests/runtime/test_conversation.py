@@ -77,6 +77,10 @@ def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model: Model) -> 
             with pytest.raises(LlmcError, match=fact):
                 talk.ask(message)
         assert talk.messages == []
+        talk.messages.append({"role": "user", "content": "boo"})
+        with pytest.raises(LlmcError, match="no boo"):
+            talk.answer()
+        assert [message["content"] for message in talk.messages] == ["boo"]
 
 
 def test_thoughts_come_apart_and_templates_leave_them_out(tmp_path: Path) -> None:
