@@ -212,7 +212,7 @@ class Fitting:
 
 def own(array: Array, weight: QuantizedWeight) -> Quantized | None:
     """The codes and scales that a weight [rows, K] is made of already; None: it isn't."""
-    for n_rows in (64, len(array)):
+    for n_rows in (64, len(array)):  # a few tell of most that they aren't
         quantized = quantize(array[:n_rows], weight.scheme, str(weight.source.name))
         if quantized.kept < 1:
             return None

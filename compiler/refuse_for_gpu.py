@@ -15,7 +15,7 @@ HINT = "compile it for CPUs: --target cpu"
 
 def refuse_experts(model: ir.Model, dtype: str) -> None:
     """Raise LlmcError if GPUs have no kernels for the mixtures of experts of an exported graph, in this dtype."""
-    if dtype == "f32" and any(is_experts(node) for node in model.graph):
+    if dtype == "f32" and any(map(is_experts, model.graph)):
         fact = "mixtures of experts in float32 have no kernels for GPUs"
         raise LlmcError(fact, place="--target cuda", hint=f"{HINT}, or --dtype bf16")
 

@@ -25,7 +25,16 @@ PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
 NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Fields of a configuration that the graph, always float32, does not depend on."""
 
-EXPORTERS = ("config.py", "experts.py", "export.py", "graph_cache.py", "masks.py", "repeat_layers.py")
+EXPORTERS = (
+    "../causal_mask.py",
+    "complex_pairs.py",
+    "config.py",
+    "experts.py",
+    "export.py",
+    "graph_cache.py",
+    "masks.py",
+    "repeat_layers.py",
+)
 
 
 def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:

@@ -71,7 +71,7 @@ def _download(hub_id: str, weights: bool) -> Path:
     listed = HfApi().model_info(hub_id, timeout=TIMEOUT_S).siblings or []
     files = {entry.rfilename for entry in listed}
     wanted = [name for name in TEXT_FILES if name in files]
-    if ADAPTER_FILES[0] in files and not {INDEX, SINGLE} & files:
+    if CONFIG in files and not {INDEX, SINGLE} & files:
         wanted += [name for name in ADAPTER_FILES if name in files]
     elif weights and INDEX in files:
         index = parse_json(Path(hf_hub_download(hub_id, INDEX, etag_timeout=TIMEOUT_S)).read_bytes())

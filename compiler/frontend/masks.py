@@ -57,12 +57,11 @@ def drop_masks(graph: ir.Graph, n_context: int) -> None:
 
 
 def worked_out(mask: ir.Value, n_context: int, place: str) -> Array:
-    """bool [n, n], which keys count, for as many tokens as show every window that can be shown."""
+    """bool [n, n], which keys count, for as many tokens as show every window, at most LONGEST."""
     made_of = ancestors(mask, ())
     if any(value.is_initializer() and value.const_value is None for value in made_of):
         raise LlmcError("its attention's mask depends on the tokens, not on their positions alone", place=place)
-    sizes = [number + 2 for number in numbers_in(mask, (), n_context)]
-    n_tokens = min(n_context, max(SHORT, *(size for size in sizes if size <= LONGEST)))
+    n_tokens = min(n_context, LONGEST, max(SHORT, *(number + 2 for number in numbers_in(mask, (), n_context))))
     try:
         return evaluated(mask, None, (), n_tokens, place)
     except LlmcError as error:

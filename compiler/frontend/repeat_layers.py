@@ -39,10 +39,6 @@ class Repetition:
         return 0 if layer < self.n_first else 1 + (layer - self.n_first) // self.period
 
 
-ONE_LAYER = Repetition(1, 1)
-"""Of a model whose layers are all alike."""
-
-
 def shorten(config: PretrainedConfig) -> tuple[PretrainedConfig, Repetition] | None:
     """The configuration of the layers to be exported, and how they repeat; None where that saves nothing."""
     n_layers = config.num_hidden_layers
@@ -74,7 +70,7 @@ def repetitions(kinds: list[tuple[object, ...]]) -> Iterator[Repetition]:
             yield found
 
 
-def repeat_layers(model: ir.Model, layers: str, n_layers: int, how: Repetition = ONE_LAYER) -> None:
+def repeat_layers(model: ir.Model, layers: str, n_layers: int, how: Repetition) -> None:
     """Repeat the second round until there are `n_layers`.  In place; raises LayersDifferError before any change.
 
     layers: how the names of the layers' weights begin, up to the index: "model.layers.".

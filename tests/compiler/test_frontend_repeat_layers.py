@@ -43,7 +43,7 @@ def some_layers(constants: tuple[float, ...] = (1.0, 1.0, 1.0), skip: bool = Fal
 
 def test_equal_layers_are_repeated() -> None:
     model = some_layers()
-    repeat_layers(model, "layers.", 5)
+    repeat_layers(model, "layers.", 5, Repetition(1, 1))
     graph = model.graph
     assert [node.op_type for node in graph] == ["Add", "Elu"] * 5 + ["Add"]
     assert sorted(graph.initializers) == [*(f"layers.{i}.weight" for i in range(5)), "norm"]
@@ -78,7 +78,7 @@ def test_rounds_of_layers_are_repeated_behind_the_first() -> None:
 def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
     before = ir.to_onnx_text(model)
     with pytest.raises(LayersDifferError):
-        repeat_layers(model, "layers.", 5)
+        repeat_layers(model, "layers.", 5, Repetition(1, 1))
     assert ir.to_onnx_text(model) == before
 
 

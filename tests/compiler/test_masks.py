@@ -11,15 +11,16 @@ import pytest
 from transformers import PretrainedConfig
 from transformers.models.llama import modeling_llama
 
+from llmc.compiler.causal_mask import LONGEST
 from llmc.compiler.frontend.export import export_graph
-from llmc.compiler.frontend.masks import drop_masks
+from llmc.compiler.frontend.masks import drop_masks, worked_out
 from llmc.runtime.errors import LlmcError
 
 CAUSAL, NEAR = "causal = LessOrEqual (columns, rows)", "near = Less (distance, eight)"
 TEXT = """<ir_version: 10, opset_import: ["" : 23]>
 part (int64[batch, sequence] input_ids, int64[batch, sequence] position_ids, float[batch, 4, sequence, 16] x) => (y)
 <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] last = {1}, int64 four = {4}, int64 eight = {8},
-float hidden = {-1e30}, float nothing = {0}, float[1, 1] weight = {1}>
+int64 large = {5000}, float hidden = {-1e30}, float nothing = {0}, float[1, 1] weight = {1}>
 {
     sizes = Shape <start = 1, end = 2> (position_ids)
     size = Squeeze (sizes)
@@ -54,6 +55,13 @@ def test_a_mask_that_says_nothing_new_goes(window: int, lines: list[str]) -> Non
     graph = attention(window, *lines)
     drop_masks(graph, 96)
     assert [value.name for value in graph.node(-1).inputs if value] == ["x", "x", "x"]
+
+
+def test_of_a_window_that_is_longer_than_is_worked_out_the_beginning_is() -> None:
+    graph = attention(5000, CAUSAL, "near = Less (distance, large)", "mask = And (causal, near)")
+    mask = graph.node(-1).inputs[3]
+    assert mask is not None
+    assert worked_out(mask, 1 << 15, "here").shape == (LONGEST, LONGEST)
 
 
 @pytest.mark.parametrize(
