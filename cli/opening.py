@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -72,11 +72,15 @@ def opened(artifact: str, threads: int, device: str | None) -> Model:
 def guessing(
     model: Model, most: int | None, draft: str | None, threads: int, device: str | None
 ) -> Iterator[Callable[[], Speculation | None]]:
-    """What makes guesses at a text, if they are asked for; by a model that is open meanwhile, if one is named."""
+    """What makes guesses at one text after the other, if they are asked for; by a model that is open meanwhile, if one
+    is named."""
     if most == 0 or not (most or draft):
         yield lambda: None
         return
-    from llmc.runtime.speculate import Speculation
+    from llmc.runtime.speculate import DraftModel, InTurns, Speculation
 
-    with opened(draft, threads, device) if draft else nullcontext() as small:
-        yield lambda: Speculation.of(model, most or 0, small)
+    if not draft:
+        yield lambda: Speculation.of(model, most or 0)
+        return
+    with opened(draft, threads, device) as small, closing(DraftModel(small, model)) as guesser:
+        yield lambda: Speculation.of(model, most or 0, InTurns(guesser))

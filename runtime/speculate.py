@@ -78,13 +78,13 @@ class DraftModel:
         check_vocabulary(draft, model)
         self._n_ours, self._n_theirs = model.info.n_vocab, draft.info.n_vocab
         self._model, self._sequence = draft, draft.sequence()
-        self._guessed: list[int] = []  # in the sequence, behind what is known of the text
-        self._n_known = 0
+        self._known: list[int] = []  # of the text, in the sequence
+        self._guessed: list[int] = []  # in the sequence, behind it
         self._has_ended = False
 
     def guess(self, text: Row[int], how: How, most: int) -> list[int]:
         most = min(most, self._model.info.n_context - len(text))
-        is_strange = any(token >= self._n_theirs for token in text[self._n_known :])  # padding has no meaning
+        is_strange = any(token >= self._n_theirs for token in text[len(self._known) :])  # padding has no meaning
         if most < 1 or is_strange:
             self.close()
         if self._has_ended:
@@ -102,22 +102,37 @@ class DraftModel:
         self._has_ended = True
         self._sequence.close()
 
+    def begin_anew(self) -> None:
+        """Another text comes: what it has in common with this one is not read again."""
+        if self._has_ended:
+            self._sequence, self._has_ended = self._model.sequence(), False
+            self._known, self._guessed = [], []
+        self._known, self._guessed = [], [*self._known, *self._guessed]
+
     def _say(self, text: Row[int], how: How, most: int) -> list[int]:
-        n_same = min(self._n_known, len(text) - 1)  # the last token is fed in any case, to have logits
-        for guessed, said in zip(self._guessed, text[self._n_known : -1], strict=False):
+        n_same = min(len(self._known), len(text) - 1)  # the last token is fed in any case, to have logits
+        for guessed, said in zip(self._guessed, text[len(self._known) : -1], strict=False):
             if guessed != said:
                 break
             n_same += 1
         self._sequence.truncate(n_same)
-        self._guessed, self._n_known = [], n_same
+        del self._known[n_same:]
+        self._known += text[len(self._known) :]
+        self._guessed = []
         self._sequence.feed(text[n_same:])
-        self._n_known = len(text)
         guesses = [self._sequence.sample(how)]
         while len(guesses) < most:
             self._sequence.feed(guesses[-1:])
             self._guessed.append(guesses[-1])
             guesses.append(self._sequence.sample(how))
         return guesses
+
+
+class InTurns:
+    """A draft model's guesses at texts that come one after another and begin alike, as turns of a conversation do."""
+
+    def __init__(self, guesser: DraftModel) -> None:
+        self.guess, self.close = guesser.guess, guesser.begin_anew
 
 
 def check_vocabulary(draft: Model, model: Model) -> None:
@@ -187,13 +202,15 @@ class Speculation:
         self._logits = np.empty((most + 1, model.info.n_vocab), np.float32)
 
     @classmethod
-    def of(cls, model: Model, most: int, draft: Model | None = None) -> Speculation | None:
+    def of(cls, model: Model, most: int, draft: Model | InTurns | None = None) -> Speculation | None:
         """At most so many guesses, 0: none, but for a draft model as many as a light step has room for; by that model,
         or by what the text has said before."""
         most = FORCED if most == 0 and draft is not None else most
         if most < 1:
             return None
-        return cls(model, PromptLookup() if draft is None else DraftModel(draft, model), most)
+        if draft is None or isinstance(draft, InTurns):
+            return cls(model, draft or PromptLookup(), most)
+        return cls(model, DraftModel(draft, model), most)
 
     @classmethod
     def forced(cls, model: Model) -> Speculation | None:

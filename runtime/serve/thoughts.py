@@ -93,6 +93,9 @@ def marks_of(template: str) -> Marks | None:
     return next((marks for marks in (THINK, MISTRAL) if marks.closing in template), None)
 
 
+HEADS = "<|start|>", "<|channel|>"
+
+
 class ChannelScanner:
     """Splits messages in channels: what is said in "analysis" is the thought, all else is the answer."""
 
@@ -119,13 +122,14 @@ class ChannelScanner:
     def _read_head(self, is_last: bool) -> bool:
         """Whether it is known in what channel the text is that follows."""
         head, found, rest = self._held.partition("<|message|>")
-        begins = any(self._held.startswith(mark[: len(self._held)]) for mark in ("<|start|>", "<|channel|>"))
-        if begins and not found and not is_last:
-            return False
-        if begins and found:
+        is_head = head.startswith(HEADS)
+        may_be_head = is_head or any(mark.startswith(self._held) for mark in HEADS)
+        if is_head and found:
             self._channel, self._held = (head.partition("<|channel|>")[2].split() or [""])[0], rest
-        else:  # no head at all
-            self._channel = ""
+        elif may_be_head and not is_last:
+            return False
+        else:
+            self._channel, self._held = "", "" if is_head else self._held  # one that was cut off says nothing
         return True
 
     def _read_text(self, is_last: bool) -> tuple[str, bool]:

@@ -15,7 +15,17 @@ from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from llmc.runtime.binding import Logits, Model
 from llmc.runtime.generation import GREEDY, How
-from llmc.runtime.speculate import DraftModel, Guess, Guessed, PromptLookup, Speculation, TextGuesses, speculate
+from llmc.runtime.sequence import Sequence as TextSequence
+from llmc.runtime.speculate import (
+    DraftModel,
+    Guess,
+    Guessed,
+    InTurns,
+    PromptLookup,
+    Speculation,
+    TextGuesses,
+    speculate,
+)
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
@@ -228,6 +238,26 @@ def test_a_draft_gives_its_pages_back(toy_so: Path) -> None:
             assert stream.speculation is not None
             assert stream.speculation.n_right == stream.speculation.n_guessed > 0
         assert draft.info.kv_tokens_free == draft.info.kv_tokens
+
+
+def test_a_draft_reads_what_is_new_in_a_text_that_begins_as_the_last_did(
+    model: Model, toy_so: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = alone(model, GREEDY, 24)
+    n_read: list[int] = []
+    with llmc.load(toy_so) as draft:
+        feed = TextSequence.feed
+        monkeypatch.setattr(TextSequence, "feed", lambda self, ids: (n_read.append(len(ids)), feed(self, ids)))
+        guesser = DraftModel(draft, model)
+        for text, n_new in ((said[:12], 12), (said[:14], 2), (said[:10], 1), ([*said[:6], 3, 3], 2)):
+            n_read.clear()
+            turn = InTurns(guesser)
+            assert turn.guess(text, GREEDY, 1) == [int(np.argmax(toy.oracle(text)[-1]))]
+            assert n_read == [n_new]
+            turn.close()
+        turn.guess(TEXT[: toy.CONTEXT], GREEDY, 2)  # leaves no room, and gives its pages back
+        turn.close()
+        assert turn.guess(said[:8], GREEDY, 2) == said[8:10]
 
 
 def test_right_guesses_never_slow_the_pace() -> None:

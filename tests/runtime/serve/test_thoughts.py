@@ -44,6 +44,8 @@ HEAD, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>fi
         (HARMONY, "<|channel|>commentary <|constrain|>json<|message|>{}", False, "", "{}"),
         (HARMONY, "<b> no head", False, "", "<b> no head"),
         (HARMONY, "<|chan", False, "", "<|chan"),
+        (HARMONY, "<|channel|>fin", False, "", ""),
+        (HARMONY, f"{HEAD}I am<|end|><|start|>assistant", False, "I am", ""),
     ],
 )
 def test_thoughts_are_told_from_answers(
