@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from llmc.runtime.serve.calls import Call, CallScanner
+from llmc.runtime.serve.calls import CallScanner
+from llmc.runtime.serve.forms import Call
 from llmc.runtime.serve.thoughts import Scanner
 
 CALL_ID_LETTERS = 9

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmc.runtime.serve.fields import ApiError, unsupported
+from llmc.runtime.serve.forms import Form
+from llmc.runtime.serve.known_forms import PLAIN, form_of
 from llmc.runtime.serve.thoughts import marks_of
-from llmc.runtime.serve.tools import PLAIN, Form, Tools, form_of
+from llmc.runtime.serve.tools import Tools
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -56,8 +58,12 @@ class ChatTemplate:
         ApiError when it refuses."""
         offered = list(tools) if tools else None
         variables = {"add_generation_prompt": True, "tools": offered, "documents": None, **self._tokens, **also}
+        known = [self._message(one) for one in messages]
         try:
-            return self._template.render({**variables, "messages": [self._message(one) for one in messages]})
+            try:
+                return self._template.render({**variables, "messages": known})
+            except TypeError:  # DeepSeek's puts arguments together with other texts
+                return self._template.render({**variables, "messages": [*map(with_text_arguments, known)]})
         except Exception as error:  # of the template's making
             fact = f"the chat template refuses these messages: {error}"
             raise ApiError(400, fact, param="messages", code="invalid_value") from None
@@ -68,6 +74,17 @@ class ChatTemplate:
         if said.get("role") == "developer" and not self.takes_developer:
             said["role"] = "system"
         return said
+
+
+def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    """With the arguments of its calls, if it has some, as JSON."""
+    said, calls = dict(message), message.get("tool_calls")
+    if isinstance(calls, list):
+        said["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": to_json(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    return said
 
 
 def needs_form(template: ChatTemplate, tools: Tools) -> Form:

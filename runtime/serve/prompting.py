@@ -10,10 +10,11 @@ from llmc.runtime.serve.calls import CallScanner
 from llmc.runtime.serve.chat import ChatTemplate, needs_form
 from llmc.runtime.serve.fields import unsupported, wrong
 from llmc.runtime.serve.formats import Format
+from llmc.runtime.serve.forms import Form
 from llmc.runtime.serve.job import Thinking
 from llmc.runtime.serve.requests import Chat
-from llmc.runtime.serve.thoughts import Marks
-from llmc.runtime.serve.tools import Form, Tools
+from llmc.runtime.serve.thoughts import Frame, Marks
+from llmc.runtime.serve.tools import MIXED_KINDS, Tools, framed
 from llmc.runtime.serve.vocabulary import Vocabulary
 from llmc.runtime.serve.wanted import Wanted
 
@@ -40,25 +41,33 @@ def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prom
     thinking = None
     if marks is not None:
         text, thinking = begin_thought(marks, text, chat, vocabulary)
-    if tools is not None and form is not None and (tools.must_call or wanted.format is not None):
-        wanted = replace(wanted, format=format_of(tools, form, wanted.format, shown))
-        text += form.opening if tools.must_call else ""
+    frame = marks.frame if marks is not None and thinking is not None else None
+    wanted = replace(wanted, format=format_of(tools, form, wanted.format, shown, frame))
+    if form is not None and tools is not None and tools.must_call:
+        text += form.opening
     if chat.prefix and wanted.format is not None:
         raise wrong("messages", "cannot end with the assistant's where the answer has to be a call, or of a format")
 
     def answer() -> Answer:
-        split = marks.scanner(thinking.is_open) if marks and thinking and chat.splits else None
-        return Answer(split, CallScanner(tools, form) if tools and form else None, chat.with_thoughts)
+        scan = CallScanner(tools, form) if tools and form else None
+        split = marks.scanner(thinking.is_open, scan is not None) if marks and thinking and chat.splits else None
+        return Answer(split, scan, chat.with_thoughts)
 
     return Prompted(text + chat.prefix, wanted, answer, shown, thinking)
 
 
-def format_of(tools: Tools, form: Form, answer: Format | None, special: Mapping[int, str]) -> Format:
+def format_of(
+    tools: Tools | None, form: Form | None, answer: Format | None, special: Mapping[int, str], frame: Frame | None
+) -> Format | None:
     """Of a call that has to come, or of an answer of a format, in place of which calls may come.  special: as
-    Tools.grammar."""
-    if tools.must_call or answer is None:
+    Tools.grammar.  frame: of the thought before it, where that is a part of the format."""
+    if tools is not None and form is not None and tools.must_call:
         return Format("tools", tools.grammar(form, special))
-    return Format(answer.param, tools.grammar(form, special, answer.grammar))
+    if answer is None:
+        return None
+    if tools is not None and form is not None:
+        return Format(answer.param, tools.grammar(form, special, answer.grammar, frame))
+    return Format(answer.param, framed(answer.grammar, frame, special)) if frame else answer
 
 
 def begin_thought(marks: Marks, prompt: str, chat: Chat, vocabulary: Vocabulary) -> tuple[str, Thinking | None]:
@@ -73,8 +82,11 @@ def begin_thought(marks: Marks, prompt: str, chat: Chat, vocabulary: Vocabulary)
         return prompt, None
     behind = marks.answer_behind(prompt)
     must_call = chat.tools is not None and chat.tools.must_call
-    is_bound = chat.wanted.format is not None and closing is None
-    if must_call or is_bound or chat.prefix or (chat.thinks is False and behind):
+    form = chat.wanted.format
+    is_bound = form is not None and closing is None and not (marks.frame and form.grammar.kind in MIXED_KINDS)
+    if must_call:
+        return prompt + marks.call_behind(prompt), None
+    if is_bound or chat.prefix or (chat.thinks is False and behind):
         return prompt + behind, None
     most, ending = None, None
     if chat.budget is not None and closing is not None:

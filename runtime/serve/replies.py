@@ -11,8 +11,8 @@ from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 from llmc.runtime.serve.answers import Answer, new_call_id
-from llmc.runtime.serve.calls import Call
 from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.forms import Call
 from llmc.runtime.serve.job import Finish, Job, Said
 from llmc.runtime.serve.probs import TokenProb
 from llmc.runtime.serve.wanted import Wanted

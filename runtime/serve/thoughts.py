@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from llmc.runtime.serve.stops import overlap
 
@@ -14,9 +15,18 @@ class Scanner(Protocol):
         ...
 
 
+class Frame(NamedTuple):
+    """What stands before a thought, what ends it, what stands behind that, and before the answer."""
+
+    before: str
+    end: str
+    behind: str
+    answer: str
+
+
 class Marks(Protocol):
     """How thoughts are written.  special: what may be special tokens.  opening, closing: around a thought; "" where no
-    one token is."""
+    one token is, and what there is instead is the frame."""
 
     @property
     def special(self) -> tuple[str, ...]: ...
@@ -24,6 +34,8 @@ class Marks(Protocol):
     def opening(self) -> str: ...
     @property
     def closing(self) -> str: ...
+    @property
+    def frame(self) -> Frame | None: ...
 
     def is_open(self, prompt: str) -> bool:
         """Whether the template has begun the thought already."""
@@ -34,23 +46,28 @@ class Marks(Protocol):
     def answer_behind(self, prompt: str) -> str:
         """What has to follow the prompt so that the answer does."""
 
-    def scanner(self, is_open: bool) -> Scanner:
-        """For a text behind a prompt that is_open."""
+    def call_behind(self, prompt: str) -> str:
+        """The same of a call of a function, with its opening."""
+
+    def scanner(self, is_open: bool, has_calls: bool = False) -> Scanner:
+        """For a text behind a prompt that is_open.  has_calls: calls of functions are looked for in the answer."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A thought between two marks."""
+    """A thought between two marks.  word: what the first of them is followed by."""
 
     opening: str
     closing: str
+    word: str = ""
+    frame = None
 
     @property
     def special(self) -> tuple[str, ...]:
         return self.opening, self.closing
 
     def is_open(self, prompt: str) -> bool:
-        return prompt.rstrip().endswith(self.opening)
+        return prompt.rstrip().endswith(self.opening + self.word)
 
     def is_over(self, prompt: str) -> bool:
         return prompt.rstrip().endswith(self.closing)
@@ -58,7 +75,10 @@ class Pair:
     def answer_behind(self, prompt: str) -> str:
         return f"{self.closing}\n\n" if self.is_open(prompt) else ""
 
-    def scanner(self, is_open: bool) -> Scanner:
+    def call_behind(self, prompt: str) -> str:
+        return self.answer_behind(prompt)
+
+    def scanner(self, is_open: bool, has_calls: bool = False) -> Scanner:
         return PairScanner(self, is_open)
 
 
@@ -67,6 +87,7 @@ class Channels:
 
     special = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
     opening = closing = ""
+    frame = Frame("<|channel|>analysis<|message|>", "<|end|>", "<|start|>assistant", "<|channel|>final<|message|>")
 
     def is_open(self, prompt: str) -> bool:
         return False
@@ -75,14 +96,18 @@ class Channels:
         return False
 
     def answer_behind(self, prompt: str) -> str:
-        return "<|channel|>final<|message|>"
+        return self.frame.answer
 
-    def scanner(self, is_open: bool) -> Scanner:
-        return ChannelScanner()
+    def call_behind(self, prompt: str) -> str:
+        return ""
+
+    def scanner(self, is_open: bool, has_calls: bool = False) -> Scanner:
+        return ChannelScanner(has_calls)
 
 
 THINK = Pair("<think>", "</think>")  # DeepSeek, Qwen 3, GLM
 MISTRAL = Pair("[THINK]", "[/THINK]")
+GEMMA = Pair("<|channel>", "<channel|>", "thought")
 HARMONY = Channels()  # gpt-oss
 
 
@@ -90,17 +115,22 @@ def marks_of(template: str) -> Marks | None:
     """Those that a chat template shows."""
     if HARMONY.answer_behind("") in template:
         return HARMONY
-    return next((marks for marks in (THINK, MISTRAL) if marks.closing in template), None)
+    return next((marks for marks in (THINK, MISTRAL, GEMMA) if marks.closing in template), None)
 
 
-HEADS = "<|start|>", "<|channel|>"
+HEADS = "<|start|>", "<|channel|>", " to="
+TO_FUNCTION = re.compile(r"\bto=(functions\.[\w.-]+)")
 
 
 class ChannelScanner:
-    """Splits messages in channels: what is said in "analysis" is the thought, all else is the answer."""
+    """Splits messages in channels: what is said in "analysis" is the thought, all else is the answer.
 
-    def __init__(self) -> None:
-        self._held = ""
+    Where calls are looked for, a message to a function keeps as much of its head as the form HARMONY has.
+    """
+
+    def __init__(self, has_calls: bool = False) -> None:
+        self._has_calls = has_calls
+        self._held = self._kept = ""
         self._channel: str | None = None  # None: in the head of a message
 
     def push(self, piece: str, is_last: bool) -> tuple[str, str]:
@@ -109,6 +139,7 @@ class ChannelScanner:
         while self._held:
             if self._channel is None and not self._read_head(is_last):
                 break
+            answer, self._kept = answer + self._kept, ""
             text, is_whole = self._read_text(is_last)
             if self._channel == "analysis":
                 thought += text
@@ -126,6 +157,9 @@ class ChannelScanner:
         may_be_head = is_head or any(mark.startswith(self._held) for mark in HEADS)
         if is_head and found:
             self._channel, self._held = (head.partition("<|channel|>")[2].split() or [""])[0], rest
+            function = TO_FUNCTION.search(head) if self._has_calls else None
+            if function:
+                self._channel, self._kept = "commentary", f"<|channel|>commentary to={function[1]}<|message|>"
         elif may_be_head and not is_last:
             return False
         else:
@@ -167,7 +201,7 @@ class PairScanner:
 
     def _begin(self, is_last: bool) -> bool:
         """Whether it is clear what the text begins with."""
-        text, opening = self._held.lstrip(), self._marks.opening
+        text, opening = self._held.lstrip(), self._marks.opening + self._marks.word
         if not is_last and len(text) < len(opening) and opening.startswith(text):
             return False
         self._may_begin = False

@@ -1,6 +1,6 @@
-"""Functions that a model may ask its client to call: what is offered, and how calls are written.
+"""Functions that a model may ask its client to call.
 
-A model writes a call in the form that its chat template shows, one of FORMS.  Where a call has to come, the form's
+A model writes a call in the form that its chat template shows (known_forms.py).  Where a call has to come, the form's
 opening is put behind the prompt, and what follows is constrained; where it may come, calls.py looks for it.
 """
 
@@ -12,60 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmc.runtime.grammar import WHITESPACE, Grammar
+from llmc.runtime.grammar import Grammar
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.fields import Fields, wrong
+from llmc.runtime.serve.forms import Form, SpecialTokens, in_lark, json_rule, text_rule
+from llmc.runtime.serve.thoughts import Frame
 
 MIXED_KINDS = ("json_schema", "choice")
 """Of grammars: those that an answer may follow beside tools that may be called."""
 NO_PARAMETERS = {"type": "object", "properties": {}}
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a call is written: opening, {"name": …, key: {…}}, closing.  Or, with a mark between: opening, the name, an
-    id behind id_mark where there is one, the mark, {…}; such a call has no closing.
-
-    shown_by: what is found in templates of this form, and never: in others that look alike.  listed: calls are a JSON
-    list.  opening: "" where a call is a text that is a JSON object.  joint: between calls.
-    """
-
-    shown_by: str
-    never: tuple[str, ...]
-    opening: str
-    closing: str
-    key: str
-    listed: bool = False
-    between: str = ""
-    id_mark: str = ""
-
-    @property
-    def joint(self) -> str:
-        return "\n" if self.closing else ""
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """Those that may be special tokens."""
-        return tuple(filter(None, (self.opening.strip(), self.closing.strip(), self.between, self.id_mark)))
-
-
-FORMS = (
-    Form("<tool_call>", ("<function=", "<arg_key>"), "<tool_call>\n", "\n</tool_call>", "arguments"),  # Hermes, Qwen
-    Form("[TOOL_CALLS]", ("[ARGS]",), "[TOOL_CALLS]", "", "arguments", listed=True),  # Mistral, up to v7
-    Form("[CALL_ID]", (), "[TOOL_CALLS]", "", "", between="[ARGS]", id_mark="[CALL_ID]"),  # Mistral, v11
-    Form("[ARGS]", ("[CALL_ID]",), "[TOOL_CALLS]", "", "", between="[ARGS]"),  # Mistral, v13
-    Form('{"name": function name, "parameters"', ("<tool_call>",), "", "", "parameters"),  # Llama 3
-)
-PLAIN = Form("", (), "", "", "arguments")
-"""Where a call has to come and the template shows no form."""
-
-
-def form_of(template: str) -> Form | None:
-    """The form that a chat template shows."""
-    for form in FORMS:
-        if form.shown_by in template and not any(other in template for other in form.never):
-            return form
-    return None
 
 
 @dataclass(frozen=True)
@@ -78,62 +33,45 @@ class Tools:
     must_call: bool
     may_repeat: bool = True
 
-    def grammar(self, form: Form, special: Mapping[int, str], answer: Grammar | None = None) -> Grammar:
+    def grammar(
+        self, form: Form, special: Mapping[int, str], answer: Grammar | None = None, frame: Frame | None = None
+    ) -> Grammar:
         """Of one call, behind the form's opening; or, where there is a grammar of an answer, of that or of calls.
-        special: marks of the form that are special tokens."""
-        marks = {mark: f"<[{token}]>" for token, mark in special.items()}
-        calls, rules = [], []
+        special: marks of the form that are special tokens.  frame: around the whole text."""
+        marks = in_angles(special)
+        opening, closing, joint = (in_lark(text, marks) for text in (form.opening, form.closing, form.joint))
+        before, between, behind = (in_lark(text, marks) for text in form.within or ("", "", ""))
+        rules = [f"call: {' | '.join(f'call_{index}' for index in range(len(self.functions)))}"]
         for index, (name, schema) in enumerate(self.functions.items()):
-            if answer is not None and not form.opening:
-                calls.append(f"call_{index}")
-                rules.append(f"call_{index}: {json_rule(object_of(name, schema, form.key))}")
-                continue
-            if form.between:
-                call_id = f"{in_lark(form.id_mark, marks)} /[a-zA-Z0-9]{{9}}/" if form.id_mark else ""
-                calls.append(f"{json.dumps(name)} {call_id} {in_lark(form.between, marks)} arguments_{index}")
-            else:
-                head = f'{{"name": {json.dumps(name)}, "{form.key}": '
-                calls.append(f'{json.dumps(head)} arguments_{index} "}}"')
-            rules.append(f"arguments_{index}: {json_rule(schema)}")
-        rules.append(f"call: {' | '.join(calls)}")
-        opening, closing = in_lark(form.opening, marks), in_lark(form.closing, marks)
+            rules += form.rule(index, name, schema, marks)
+        call = f"{before} call {behind} {closing}"
         if answer is None:
-            start = f'"[" call "]" {closing}' if form.listed else f"call {closing}"
-        elif form.listed:
-            more = '(", " call)*' if self.may_repeat else ""
-            start = f'answer | {opening} "[" call {more} "]" {closing}'
-        else:
-            more = f"({in_lark(form.joint, marks)} {opening} call {closing})*" if self.may_repeat and opening else ""
-            start = f"answer | {opening} call {closing} {more}"
-        if answer is not None:
-            rules.append(f"answer: {answer_rule(answer)}")
-        return Grammar.of_lark("\n".join((f"start: {start}", *rules)))
+            return Grammar.of_lark("\n".join((f"start: {call}", *rules)))
+        if self.may_repeat and form.within:
+            call = f"{before} call ({between} call)* {behind} {closing}"
+        elif self.may_repeat and form.repeats and opening:
+            call = f"call {closing} ({joint} {opening} call {closing})*"
+        return framed(answer, frame, special, f"{opening} {call}", rules)
 
 
-def in_lark(text: str, marks: Mapping[str, str]) -> str:
-    """In Lark; nothing of nothing.  marks: how those are spelled that are special tokens."""
-    mark = text.strip()
-    before, _, behind = text.partition(mark) if mark else (text, "", "")
-    parts = json.dumps(before), marks.get(mark, json.dumps(mark)), json.dumps(behind)
-    return " ".join(part for part in parts if part != '""')
+def framed(
+    answer: Grammar, frame: Frame | None, special: Mapping[int, str], call: str = "", rules: Sequence[str] = ()
+) -> Grammar:
+    """Of an answer of one of MIXED_KINDS, or of calls, in Lark, with its rules; behind a thought where there is a
+    frame."""
+    marks = in_angles(special)
+    start = f"{in_lark(frame.answer, marks) if frame else ''} answer{f' | {call}' if call else ''}"
+    lines = [f"answer: {answer_rule(answer)}", *rules]
+    if frame is not None:
+        start = f"thought? ({start})"
+        lines.append(f"thought: {in_lark(frame.before, marks)} thinking {in_lark(frame.behind, marks)}")
+        lines.append(text_rule("thinking", frame.end, marks))
+    return Grammar.of_lark("\n".join((f"start: {start}", *lines)))
 
 
-def object_of(name: str, schema: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The schema of a call that is an object: beside an answer in JSON both have to be read by the same tokens."""
-    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    properties = {"name": {"const": name}, key: schema}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [*properties],
-        "additionalProperties": False,
-    } | shared
-
-
-def json_rule(schema: object) -> str:
-    """JSON of a schema, in Lark."""
-    parts = schema if isinstance(schema, dict) else {} if schema else {"not": {}}
-    return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
+def in_angles(special: Mapping[int, str]) -> SpecialTokens:
+    """As llguidance's Lark has them."""
+    return {mark: f"<[{token}]>" for token, mark in special.items()}
 
 
 def answer_rule(answer: Grammar) -> str:

@@ -247,7 +247,12 @@ def test_a_draft_reads_what_is_new_in_a_text_that_begins_as_the_last_did(
     n_read: list[int] = []
     with llmc.load(toy_so) as draft:
         feed = TextSequence.feed
-        monkeypatch.setattr(TextSequence, "feed", lambda self, ids: (n_read.append(len(ids)), feed(self, ids)))
+
+        def counted(sequence: TextSequence, ids: list[int]) -> None:
+            n_read.append(len(ids))
+            feed(sequence, ids)
+
+        monkeypatch.setattr(TextSequence, "feed", counted)
         guesser = DraftModel(draft, model)
         for text, n_new in ((said[:12], 12), (said[:14], 2), (said[:10], 1), ([*said[:6], 3, 3], 2)):
             n_read.clear()

@@ -13,11 +13,12 @@ from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.calls import CallScanner
 from llmc.runtime.serve.fields import ApiError, Fields
 from llmc.runtime.serve.job import Ask, Job, Said
+from llmc.runtime.serve.known_forms import HERMES
 from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
 from llmc.runtime.serve.stored import Stored
 from llmc.runtime.serve.thoughts import THINK
-from llmc.runtime.serve.tools import FORMS, read_tools
+from llmc.runtime.serve.tools import read_tools
 from tests.runtime.serve.test_tools import F_TEXT, NOW_TEXT, TOOLS
 
 
@@ -25,7 +26,7 @@ def blocks(*pieces: str) -> list[tuple[str, str]]:
     """(kind, name or text) of each block; that its events say the same is checked."""
     tools = read_tools(Fields({"tools": TOOLS}))
     assert tools is not None
-    row, told, is_open = Blocks(Answer(THINK.scanner(False), CallScanner(tools, FORMS[0]))), dict[int, str](), False
+    row, told, is_open = Blocks(Answer(THINK.scanner(False), CallScanner(tools, HERMES))), dict[int, str](), False
     for at, piece in enumerate(pieces):
         for what, block, text in row.push(piece, at == len(pieces) - 1):
             assert (what == "begin") != is_open

@@ -11,7 +11,7 @@ from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Ask, Job, Thinking
 from llmc.runtime.serve.requests import Effort
-from llmc.runtime.serve.thoughts import HARMONY, THINK, Marks, marks_of
+from llmc.runtime.serve.thoughts import GEMMA, HARMONY, THINK, Marks, marks_of
 from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.serve.test_tools import CHATS, TOOLS
@@ -38,6 +38,9 @@ HEAD, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>fi
         (THINK, "<think></think>", False, "", ""),
         (THINK, " <thi", False, "", " <thi"),
         (THINK, "", True, "", ""),
+        (GEMMA, "<|channel>thought\nI am.\n<channel|>Yes.", False, "I am.", "Yes."),
+        (GEMMA, "I am.<channel|>Yes.", True, "I am.", "Yes."),
+        (GEMMA, "<|channel>thou", False, "", "<|channel>thou"),
         (HARMONY, f"{HEAD}I am <|e<|end|>{FINAL}Yes.", False, "I am <|e", "Yes."),
         (HARMONY, f"{HEAD}cut <|en", False, "cut <|en", ""),
         (HARMONY, "<|channel|>final<|message|>Yes.", False, "", "Yes."),
@@ -59,6 +62,9 @@ def test_thoughts_are_told_from_answers(
 
 def test_templates_show_their_marks() -> None:
     assert marks_of("… <think>") is None
+    assert marks_of("'<|channel>thought\\n<channel|>'") is GEMMA
+    assert GEMMA.is_open("<|turn>model\n<|channel>thought\n")
+    assert GEMMA.is_over("<|turn>model\n<|channel>thought\n<channel|>")
     assert marks_of("{% if x %}<think>\\n\\n</think>{% endif %}") is THINK
     assert marks_of(f"{{{{ '{FINAL}' + message.content + '<|end|>' }}}}") is HARMONY
 

@@ -10,15 +10,34 @@ from llguidance import LLMatcher, LLTokenizer, grammar_from
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from llmc.runtime.grammar import Grammar
-from llmc.runtime.serve.calls import Call, CallScanner
+from llmc.runtime.serve.calls import CallScanner
 from llmc.runtime.serve.fields import ApiError, Fields
+from llmc.runtime.serve.forms import Call, Form
 from llmc.runtime.serve.job import Ask, Job
-from llmc.runtime.serve.tools import FORMS, PLAIN, Form, Tools, form_of, read_tools
+from llmc.runtime.serve.known_forms import (
+    DEEPSEEK,
+    DEEPSEEK_31,
+    GEMMA,
+    GLM,
+    GLM_47,
+    HARMONY,
+    HERMES,
+    KIMI,
+    LLAMA,
+    MINIMAX,
+    MISTRAL,
+    MISTRAL_11,
+    MISTRAL_13,
+    PLAIN,
+    QWEN,
+    SEED,
+    form_of,
+)
+from llmc.runtime.serve.tools import Tools, read_tools
 from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.stub_artifact import EOS, N_VOCAB, characters_json
 
-HERMES, MISTRAL, MISTRAL_11, MISTRAL_13, LLAMA = FORMS
 CHATS = "/v1/chat/completions"
 LETTERS = json.loads(characters_json())["model"]["vocab"]
 TOWN = {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": False}
@@ -130,8 +149,16 @@ def test_a_call_that_has_to_come_needs_no_opening() -> None:
     ("template", "form"),
     [
         ("… <tool_call> …", HERMES),
-        ("<tool_call> <function= …", None),
-        ("<tool_call>{function-name}\n<arg_key>", None),
+        ("<tool_call> <function= …", QWEN),
+        ("<seed:tool_call>\n<function=", SEED),
+        ("<tool_call>{function-name}\n<arg_key>{key}</arg_key>\n<arg_value>", GLM),
+        ("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>", GLM_47),
+        ("<minimax:tool_call>", MINIMAX),
+        ("'<|tool_call>call:' + name", GEMMA),
+        ("<|channel|>commentary", HARMONY),
+        ("'<｜tool▁calls▁begin｜>' … '```json'", DEEPSEEK),
+        ("'<｜tool▁calls▁begin｜>' … '<｜tool▁sep｜>'", DEEPSEEK_31),
+        ("<|tool_calls_section_begin|>", KIMI),
         ("[TOOL_CALLS]", MISTRAL),
         ("[TOOL_CALLS] name + [ARGS]", MISTRAL_13),
         ("[TOOL_CALLS] name + [CALL_ID] + [ARGS]", MISTRAL_11),

@@ -1,0 +1,149 @@
+"""Calls of functions that are written field by field, between marks as in XML: texts as they are, all else as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from llmc.runtime.parse_json import parse_json
+from llmc.runtime.serve.forms import (
+    Call,
+    Form,
+    Functions,
+    Schema,
+    SpecialTokens,
+    definitions,
+    in_lark,
+    json_rule,
+    literal,
+    spelled,
+    text_rule,
+)
+
+KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+TEXT = frozenset(["string"])
+
+
+class Around(NamedTuple):
+    """What stands before a thing, and behind it."""
+
+    before: str
+    behind: str
+
+
+NOTHING = Around("", "")
+
+
+@dataclass(frozen=True)
+class FieldForm(Form):
+    """The name, then fields, each a key and a value, with what stands around them; then the ending.
+
+    A model that leaves out a line's end, or has one more, is understood as well.
+    """
+
+    name: Around = NOTHING
+    key: Around = NOTHING
+    value: Around = NOTHING
+    ending: str = ""
+
+    def calls_in(self, text: str, functions: Functions) -> list[Call]:
+        calls: list[Call] = []
+        try:
+            while text.strip():
+                name, text = self._named(text.lstrip())
+                if name not in functions or (calls and not self.within):
+                    return []
+                values, text = self._fields(text, functions[name])
+                calls.append(Call(name, spelled(values)))
+        except ValueError:
+            return []
+        return calls
+
+    def _named(self, text: str) -> tuple[str, str]:
+        """-> (name, what is behind it).  Raises ValueError."""
+        before, behind = self.name.before.strip(), self.name.behind.strip()
+        if not text.startswith(before):
+            raise ValueError("no name")
+        name, mark, rest = text.removeprefix(before).partition(behind or self.key.before)
+        return name.strip(), rest if behind else mark + rest
+
+    def _fields(self, text: str, schema: Schema) -> tuple[dict[str, Any], str]:
+        """-> (values, what is behind the ending).  Raises ValueError where there is something else."""
+        values: dict[str, Any] = {}
+        ending, start, middle = self.ending.strip(), self.value.before.strip(), self.key.behind.strip()
+        while (text := text.lstrip()).startswith(self.key.before):
+            key, found, rest = text.removeprefix(self.key.before).partition(middle)
+            blank, begins, rest = rest.partition(start) if start else ("", "-", rest)
+            value, ends, text = rest.partition(self.value.behind.strip())
+            if blank.strip() or not (found and begins and ends):
+                raise ValueError("no field")
+            if self.value.before == "\n":
+                value = value.removeprefix("\n").removesuffix("\n")
+            values[key.strip()] = read_value(value, properties(schema).get(key.strip(), {}))
+        if text and not (ending and text.startswith(ending)):
+            raise ValueError("no field")
+        return values, text.removeprefix(ending)
+
+    def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
+        rules, fields = [text_rule(f"text_{index}", self.value.behind, special)], []
+        needed = schema.get("required")
+        for number, (key, value) in enumerate(properties(schema).items()):
+            field = f"field_{index}_{number}"
+            head = literal(f"{self.key.before}{key}{self.key.behind}{self.value.before}")
+            rules.append(f"{field}: {head} {self._value(index, value, definitions(schema))}")
+            fields.append(field if isinstance(needed, list) and key in needed else f"{field}?")
+        head, ending = in_lark(f"{self.name.before}{name}{self.name.behind}", special), in_lark(self.ending, special)
+        return [f"call_{index}: {head} {' '.join(fields)} {ending}", *rules]
+
+    def _value(self, index: int, schema: Any, shared: Schema) -> str:
+        """A value and what is behind it, in Lark."""
+        choices = choices_of(schema)
+        if choices:
+            return f"({' | '.join(literal(choice) for choice in choices)}) {literal(self.value.behind)}"
+        if kinds_of(schema) == TEXT:
+            return f"text_{index}"
+        return (
+            f"{json_rule({**schema, **shared} if isinstance(schema, Mapping) else schema)} {literal(self.value.behind)}"
+        )
+
+
+def properties(schema: Schema) -> Mapping[str, Any]:
+    found = schema.get("properties")
+    return found if isinstance(found, Mapping) else {}
+
+
+def choices_of(schema: object) -> list[str]:
+    """The texts that a value may be, if these are all."""
+    if not isinstance(schema, Mapping):
+        return []
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    return choices if isinstance(choices, list) and all(isinstance(one, str) for one in choices) else []
+
+
+def kinds_of(schema: object) -> frozenset[str]:
+    """The types that a schema names, of alternatives too; none: it does not say."""
+    if not isinstance(schema, Mapping):
+        return frozenset()
+    if choices_of(schema):
+        return TEXT
+    named = schema.get("type")
+    kinds = {kind for kind in (named if isinstance(named, list) else [named]) if isinstance(kind, str)}
+    for alternatives in (schema.get("anyOf"), schema.get("oneOf")):
+        for one in alternatives if isinstance(alternatives, list) else []:
+            kinds |= kinds_of(one)
+    return frozenset(kinds)
+
+
+def read_value(text: str, schema: object) -> Any:
+    """A text as it is, where the schema takes one and it is nothing else that the schema takes; otherwise as JSON."""
+    kinds = kinds_of(schema)
+    if kinds == TEXT:
+        return text
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return text
+    kind = "null" if value is None else KINDS[type(value)]
+    is_one = not kinds or kind in kinds or (kind == "integer" and "number" in kinds)
+    return value if is_one or "string" not in kinds else text

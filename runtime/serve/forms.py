@@ -1,0 +1,193 @@
+"""How models write calls of functions, each as its chat template shows it: see FORMS in known_forms.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from llmc.runtime.grammar import WHITESPACE
+from llmc.runtime.parse_json import json_end, not_deep, parse_json
+
+Schema: TypeAlias = Mapping[str, Any]
+Functions: TypeAlias = Mapping[str, Schema]
+"""Those that may be called: the schema of their parameters, by name."""
+SpecialTokens: TypeAlias = Mapping[str, str]
+"""Marks that are special tokens, and how they are spelled in Lark."""
+
+
+class Call(NamedTuple):
+    """arguments: JSON."""
+
+    name: str
+    arguments: str
+
+
+class Within(NamedTuple):
+    """What stands before, between and behind the calls that share an opening and a closing."""
+
+    before: str
+    between: str
+    behind: str
+
+
+@dataclass(frozen=True)
+class Form(ABC):
+    """A call is: opening, what `calls_in` reads, closing.
+
+    shown_by: what is found in templates of this form, and never: in others that look alike.  opening: "" where a call
+    is a text that is a JSON object.  closing: "" where a call ends by itself.  within: where several calls have one
+    opening and closing.  special: what of it, beside those two, may be special tokens.  repeats: another call may
+    follow.
+    """
+
+    shown_by: str
+    never: tuple[str, ...]
+    opening: str
+    closing: str
+    within: Within | None = None
+    special: tuple[str, ...] = ()
+    repeats: bool = True
+
+    @property
+    def joint(self) -> str:
+        """Between a closing and the next opening."""
+        return "\n" if self.closing else ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Those that may be special tokens."""
+        return tuple(filter(None, (self.opening.strip(), self.closing.strip(), *self.special)))
+
+    def end_of(self, text: str) -> int:
+        """Where a call that begins a text, behind its opening, ends, behind its closing; -1: it does not yet."""
+        closing = self.closing.strip()
+        at = text.find(closing) if closing else -1
+        return at + len(closing) if at >= 0 else -1
+
+    @abstractmethod
+    def calls_in(self, text: str, functions: Functions) -> list[Call]:
+        """The calls between an opening and its closing; none if anything is wrong."""
+
+    @abstractmethod
+    def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
+        """Lark of one of the calls, which is named call_INDEX, and of what it needs."""
+
+
+@dataclass(frozen=True)
+class JsonForm(Form):
+    """{"name": …, key: {…}}, or a list of some."""
+
+    key: str = "arguments"
+
+    def calls_in(self, text: str, functions: Functions) -> list[Call]:
+        calls = []
+        try:
+            value = parse_json(text)
+            for one in value if isinstance(value, list) else [value]:
+                name = one.get("name") if isinstance(one, dict) else None
+                if not isinstance(name, str) or name not in functions:
+                    return []
+                calls.append(Call(name, spelled(one.get(self.key, {}))))
+        except ValueError:
+            return []
+        return calls
+
+    def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
+        if not self.opening:  # beside an answer in JSON both have to be read by the same tokens
+            return [f"call_{index}: {json_rule(object_of(name, schema, self.key))}"]
+        head = f'{{"name": {json.dumps(name)}, "{self.key}": '
+        return [f'call_{index}: {literal(head)} arguments_{index} "}}"', f"arguments_{index}: {json_rule(schema)}"]
+
+
+@dataclass(frozen=True)
+class NamedForm(Form):
+    """head, the name, what follows id_mark where there is one, between, {…}, tail.
+
+    id_pattern: a regular expression of what follows id_mark.
+    """
+
+    head: str = ""
+    id_mark: str = ""
+    id_pattern: str = ""
+    between: str = ""
+    tail: str = ""
+
+    def end_of(self, text: str) -> int:
+        if self.closing:
+            return super().end_of(text)
+        _, found, rest = text.partition(self.between)
+        end = json_end(rest) if found and "}" in rest else 0
+        return len(text) - len(rest) + end if end else text.find(self.opening)
+
+    def calls_in(self, text: str, functions: Functions) -> list[Call]:
+        calls, tail = [], self.tail.strip()
+        try:
+            for part in filter(str.strip, text.split(tail) if tail else [text]):
+                said, _, arguments = part.partition(self.between.strip())
+                before, _, name = said.partition(self.head) if self.head else ("", "", said)
+                name = (name.partition(self.id_mark)[0] if self.id_mark else name).strip()
+                if before.strip() or name not in functions:
+                    return []
+                calls.append(Call(name, spelled(parse_json(arguments))))
+        except ValueError:
+            return []
+        return calls
+
+    def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
+        call_id = f"{in_lark(self.id_mark, special)} /{self.id_pattern}/" if self.id_mark else ""
+        head, between, tail = (in_lark(text, special) for text in (f"{self.head}{name}", self.between, self.tail))
+        return [
+            f"call_{index}: {head} {call_id} {between} arguments_{index} {tail}",
+            f"arguments_{index}: {json_rule(schema)}",
+        ]
+
+
+def in_lark(text: str, special: SpecialTokens) -> str:
+    """In Lark, with special tokens as such; nothing of nothing."""
+    parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
+    return " ".join(special.get(part) or literal(part) for part in parts if part)
+
+
+def text_rule(name: str, end: str, special: SpecialTokens) -> str:
+    """Any text, and the mark that ends it, in llguidance's Lark, whose texts never have special tokens."""
+    if end in special:
+        return f"{name}: /(?s:.*)/ {special[end]}"
+    return f"{name}[suffix={literal(end)}]: /(?s:.*)/"
+
+
+def literal(text: str) -> str:
+    """In Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def object_of(name: str, schema: Schema, key: str) -> Schema:
+    """The schema of a call that is an object."""
+    properties = {"name": {"const": name}, key: schema}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    } | definitions(schema)
+
+
+def definitions(schema: Schema) -> dict[str, Any]:
+    """What parts of a schema may refer to."""
+    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+
+
+def json_rule(schema: object) -> str:
+    """JSON of a schema, in Lark."""
+    parts = schema if isinstance(schema, Mapping) else {} if schema else {"not": {}}
+    return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
+
+
+def spelled(arguments: object) -> str:
+    """As JSON that every client can read.  Raises ValueError: no object, nested too deep, a number that is none."""
+    if not isinstance(arguments, dict):
+        raise ValueError("arguments are an object")
+    return json.dumps(not_deep(arguments), ensure_ascii=False, allow_nan=False)
