@@ -20,8 +20,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "i4", "f8", "m4", "bool"]
-"""f8 is e4m3fn, m4 is e2m1."""
+DType = Literal["f32", "bf16", "f16", "i32", "i64", "i8", "u8", "i4", "z4", "f8", "m4", "bool"]
+"""f8 is e4m3fn, m4 is e2m1; z4 is i4 with a zero for each group."""
 DTYPE_BYTES: Mapping[str, int] = {
     "f32": 4,
     "bf16": 2,
@@ -56,7 +56,7 @@ PART_COLUMNS = 16
 class TensorType:
     """Shape, element type, and whether the value is known at compile time (a weight or a table).
 
-    group: of a quantised weight ("i8", "i4", "f8", "m4"), how many elements of a row share a scale; 0 is all of them.
+    group: of a quantised weight (i8, i4, z4, f8, m4), how many elements of a row share a scale; 0 is all of them.
     tiled: a matrix [M, K] on a GPU that lies in the order of shared memory's tiles, see TILE.
     """
 

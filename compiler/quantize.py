@@ -2,7 +2,8 @@
 
     w[n, k]  ~  code[n, k] * scale[n, k // group]
 
-int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k.
+int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k;
+where a checkpoint's codes have zeros, an f16 zero for each group too, which its codes are less by (zeros.py).
 fp8: codes are floats of 8 bits, e4m3fn (4 bits of exponent, 3 of mantissa, up to 448, no infinity), scales as in int8.
 mxfp4, of experts alone: codes are twice a float of 4 bits, e2m1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives; the scale
 of each group of 32 is a power of two.  A weight that is such numbers already keeps them exactly.
@@ -33,6 +34,7 @@ import numpy as np
 from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.own_scales import own_scales
 from llmc.compiler.weights import Array, Weight
+from llmc.compiler.zeros import fit_zeros
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 Bits = Literal[4, 8]
 Number = Literal["int", "fp", "mx"]
-CodeDType = Literal["i8", "i4", "f8", "m4"]
+CodeDType = Literal["i8", "i4", "z4", "f8", "m4"]
 SCHEMES = ("int8", "int4", "fp8", "mxfp4")
 GROUPS = (32, 128)
 """Weights that may share a scale in int4."""
@@ -55,10 +57,11 @@ _WORKERS = 2
 _BLOCK_BYTES = 512 << 10
 """float32 values that are searched at a time: they and two arrays of results stay in a core's caches."""
 
-LEVELS: Mapping[CodeDType, tuple[int, int]] = {"i8": (-127, 127), "i4": (-8, 7), "f8": (-448, 448)}
+LEVELS: Mapping[CodeDType, tuple[int, int]] = {"i8": (-127, 127), "i4": (-8, 7), "z4": (-8, 7), "f8": (-448, 448)}
 EXTREMES: Mapping[CodeDType, tuple[float, ...]] = {
     "i8": (127.0, 131.0, 136.0),
     "i4": (8.0, 6.25, 7.0, 7.5, 8.5, 9.0, 9.75),
+    "z4": (8.0, 6.25, 7.0, 7.5, 8.5, 9.0, 9.75),
     "f8": (448.0, 416.0, 384.0, 352.0, 320.0, 288.0, 256.0),
 }
 """Where the group's extreme weight may lie, in codes, before rounding and clipping."""
@@ -75,6 +78,7 @@ class Scheme:
     group: weights of a row that share a scale; 0 is the whole row.
     lm_head: whether the product that makes the logits is quantised too.
     calibration: what weights are fitted to; None: to nothing but themselves.
+    zeros: whether groups have zeros; of single weights, whose checkpoint has them.
     """
 
     bits: Bits
@@ -82,6 +86,7 @@ class Scheme:
     lm_head: bool = False
     number: Number = "int"
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    zeros: bool = False
 
     @classmethod
     def parse(cls, name: str, group: int | None = None, lm_head: bool = False) -> Scheme | None:
@@ -120,7 +125,7 @@ class Scheme:
     def dtype(self) -> CodeDType:
         """How codes are stored."""
         if self.number == "int":
-            return "i8" if self.bits == 8 else "i4"
+            return "i8" if self.bits == 8 else "z4" if self.zeros else "i4"
         return "f8" if self.number == "fp" else "m4"
 
     @property
@@ -131,6 +136,7 @@ class Scheme:
     def __str__(self) -> str:
         said = (
             f"groups of {self.group}" * bool(self.group),
+            "zeros" * self.zeros,
             "lm_head" * self.lm_head,
             "calibrated" * bool(self.calibration),
         )
@@ -143,6 +149,7 @@ class Quantized:
 
     codes: int8 [rows, K], in fp8 ml_dtypes.float8_e4m3fn.
     scales: [rows, ceil(K / group)], float16 in int4, else float32; in mxfp4 half of what its numbers are multiplied by.
+    zeros: float16, as many, what codes are less by; None: nothing.
     kept: the share of scales whose weights were codes and a scale already, and are what they were; unless fitted.
     """
 
@@ -150,6 +157,7 @@ class Quantized:
     scales: Array
     scheme: Scheme
     kept: float = 0.0
+    zeros: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -157,13 +165,22 @@ class Quantized:
         return rows, k
 
     def values(self) -> Array:
-        """codes * scales, float32 [rows, K]."""
-        scales = self.scales.astype(np.float32)
-        if self.scheme.group:
-            scales = np.repeat(scales, self.scheme.group, axis=1)[:, : self.shape[1]]
+        """(codes - zeros) * scales, float32 [rows, K]."""
         values: Array = self.codes.astype(np.float32)
-        values *= scales
+        if self.zeros is not None:
+            values -= self._by_columns(self.zeros)
+        values *= self._by_columns(self.scales)
         return values
+
+    def rows(self, some: slice) -> Quantized:
+        """Some of its rows."""
+        zeros = None if self.zeros is None else self.zeros[some]
+        return Quantized(self.codes[some], self.scales[some], self.scheme, self.kept, zeros)
+
+    def _by_columns(self, of_groups: Array) -> Array:
+        """float32 [rows, K], or [rows, 1] where all of a row are one group."""
+        wide: Array = of_groups.astype(np.float32)
+        return np.repeat(wide, self.scheme.group, axis=1)[:, : self.shape[1]] if self.scheme.group else wide
 
 
 class QuantizedWeight(Weight):
@@ -203,7 +220,8 @@ class QuantizedWeight(Weight):
         """Bytes of codes and scales, without padding."""
         *rows_of_each, k = self.dims
         rows = prod(rows_of_each)
-        return ceil(rows * k * self.scheme.bits / 8) + rows * (2 * ceil(k / self.group) if self.group else 4)
+        of_group = 4 if self.scheme.zeros else 2
+        return ceil(rows * k * self.scheme.bits / 8) + rows * (of_group * ceil(k / self.group) if self.group else 4)
 
 
 def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
@@ -211,19 +229,24 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
     rows, k = array.shape
     groups = ceil(k / scheme.group) if scheme.group else 1
     codes = np.empty((rows, k), scheme.numpy_dtype)
-    scales = np.empty((rows, groups), np.float16 if scheme.dtype == "i4" else np.float32)
+    scales = np.empty((rows, groups), np.float16 if scheme.dtype in ("i4", "z4") else np.float32)
+    zeros = np.empty_like(scales) if scheme.zeros else None
     step = max(1, _BLOCK_BYTES // (4 * k))
-    seek = has_own_scales(array, scheme)
+    seek = not scheme.zeros and has_own_scales(array, scheme)
 
     def some(first: int) -> int:
         block = finite(array[first : first + step].astype(np.float32), name)
+        if zeros is not None:
+            place = slice(first, first + step)
+            codes[place], scales[place], zeros[place], n_kept = fit_groups_with_zeros(block, scheme)
+            return n_kept
         fit = {"m4": fit_powers, "i4": fit_groups}.get(scheme.dtype, fit_rows)
         codes[first : first + step], scales[first : first + step], n_kept = fit(block, scheme, seek)
         return n_kept
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         n_kept = sum(pool.map(some, range(0, rows, step)))
-    return Quantized(codes, scales, scheme, n_kept / max(scales.size, 1))
+    return Quantized(codes, scales, scheme, n_kept / max(scales.size, 1), zeros)
 
 
 def has_own_scales(array: Array, scheme: Scheme) -> bool:
@@ -262,14 +285,25 @@ def fit_groups(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, 
     Groups lie side by side while they are searched: [group, rows * groups] runs through whole vectors.
     """
     rows, k = block.shape
-    groups = ceil(k / scheme.group)
-    if k % scheme.group:
-        block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
-    columns = np.ascontiguousarray(block.reshape(-1, scheme.group).T)
+    columns = in_columns(block, scheme.group)
     scales, are_own = own_or_best_scales(columns, 0, scheme, seek)
     scales = half_scales(scales)
     codes = np.ascontiguousarray(round_to_codes(columns, scales, scheme).T).reshape(rows, -1)[:, :k]
-    return codes, scales.astype(np.float16).reshape(rows, groups), int(are_own.sum())
+    return codes, scales.astype(np.float16).reshape(rows, -1), int(are_own.sum())
+
+
+def fit_groups_with_zeros(block: Array, scheme: Scheme) -> tuple[Array, Array, Array, int]:
+    """The same with zeros, float16 [rows, groups], behind scales."""
+    rows, k = block.shape
+    found = fit_zeros(in_columns(block, scheme.group))
+    codes = np.ascontiguousarray(found.codes.T).reshape(rows, -1)[:, :k]
+    return codes, found.scales.reshape(rows, -1), found.zeros.reshape(rows, -1), int(found.are_own.sum())
+
+
+def in_columns(block: Array, group: int) -> Array:
+    """Groups of rows [rows, K] side by side, [group, rows * groups], the last of a row filled up with 0."""
+    filled = np.pad(block, ((0, 0), (0, -block.shape[1] % group))) if block.shape[1] % group else block
+    return np.ascontiguousarray(filled.reshape(-1, group).T)
 
 
 def own_or_best_scales(values: Array, axis: int, scheme: Scheme, seek: bool) -> tuple[Array, Array]:

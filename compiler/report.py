@@ -180,9 +180,14 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
         return [f"{kept}: --quant {packing.small} keeps them small"]
     constants: list[Any] = [weight.value.const_value for program in programs for weight in program.weights]
     quantized = {weight for weight in constants if isinstance(weight, QuantizedWeight)}
-    shares = [(weight.kept, prod(weight.dims)) for weight in quantized if weight.kept is not None]
+    made = [weight for weight in quantized if weight.kept is not None]
+    wide = [weight for weight in made if weight.scheme.bits > scheme.bits]
+    shares = [(float(weight.kept or 0), prod(weight.dims)) for weight in made if weight not in wide]
     share = sum(kept * size for kept, size in shares) / max(sum(size for _, size in shares), 1)
     own = f"the checkpoint's own numbers ({packing.said})"
+    if wide:
+        size = sum(prod(weight.dims) for weight in wide)
+        own += f", but for {round(100 * size / sum(prod(weight.dims) for weight in made))} % in more bits, now in int8"
     if share == 1:
         return [f"{scheme.name} keeps {own}"]
     if share < 0.01:

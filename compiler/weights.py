@@ -8,7 +8,8 @@ Nothing is kept after a read: a 7B model goes through the pipeline one tensor at
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from dataclasses import dataclass
+from math import gcd, prod
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,10 +19,36 @@ from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
 from llmc.runtime.errors import LlmcError
 
-StoredDType: TypeAlias = Literal["f32", "f16", "bf16", "i8", "i4", "f8", "m4"]
-"""i8, i4, f8 and m4: codes with scales, see quantize.py."""
+StoredDType: TypeAlias = Literal["f32", "f16", "bf16", "i8", "i4", "z4", "f8", "m4"]
+"""i8, i4, z4, f8 and m4: codes with scales, see quantize.py."""
 STORED_DTYPES: tuple[StoredDType, ...] = ("f32", "f16", "bf16")
 Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """How a checkpoint keeps a weight's values.
+
+    bits: of a code, the most where parts differ.  group: columns side by side that share a scale; 0: they are not side
+    by side.  zeros: whether a group has a zero, or a minimum, besides.
+    """
+
+    bits: int
+    group: int = 0
+    zeros: bool = False
+
+    def has_zeros_of(self, group: int) -> bool:
+        """Whether its codes are of 4 bits, with a zero and a scale for this many columns, or for a multiple of it."""
+        return self.zeros and self.bits <= 4 and self.group > 0 and self.group % group == 0
+
+
+def coded_of(parts: Sequence[Weight]) -> Coded | None:
+    """How a checkpoint keeps these; those that are no codes do not count."""
+    found = [part.coded for part in parts if part.coded is not None]
+    if not found:
+        return None
+    zeros = any(coded.zeros for coded in found)
+    return Coded(max(coded.bits for coded in found), gcd(*(coded.group for coded in found)), zeros)
 
 
 class Weight(ir.LazyTensor):
@@ -29,15 +56,22 @@ class Weight(ir.LazyTensor):
 
     name: what the checkpoint calls it, or what a pass named it.  dims: its shape in plain ints.
     stored_dtype: how the artifact keeps it.  made_of: what a pass made it of, and how; () for a checkpoint's own.
+    coded: how the checkpoint keeps its values, if it does so in few bits.
     `read()` gives the values, of this shape, as float32, float16 or bfloat16; they are cast to the stored dtype.
     """
 
     def __init__(
-        self, name: str, shape: Sequence[int], read: Callable[[], Array], stored_dtype: StoredDType = "f32"
+        self,
+        name: str,
+        shape: Sequence[int],
+        read: Callable[[], Array],
+        stored_dtype: StoredDType = "f32",
+        coded: Coded | None = None,
     ) -> None:
         self.dims = tuple(int(size) for size in shape)
         self.stored_dtype: StoredDType = stored_dtype
         self._read = read
+        self.coded = coded
         self.made_of: tuple[object, ...] = ()
         graph_shape = ir.Shape(self.dims, frozen=True)
         super().__init__(lambda: ir.tensor(self.numpy()), ir.DataType.FLOAT, graph_shape, name=name)
@@ -55,9 +89,10 @@ class Weight(ir.LazyTensor):
         read: Callable[[], Array],
         stored_dtype: StoredDType = "f32",
         made_of: tuple[object, ...] = (),
+        coded: Coded | None = None,
     ) -> Weight:
         """A weight that `read` works out, from other weights or from nothing (a table)."""
-        weight = cls(name, shape, read, stored_dtype)
+        weight = cls(name, shape, read, stored_dtype, coded)
         weight.made_of = made_of
         return weight
 
@@ -73,6 +108,7 @@ class Weight(ir.LazyTensor):
             lambda: np.concatenate(_alike(parts), axis),
             stored.pop() if len(stored) == 1 else "f32",
             ("concat", axis, *parts),
+            coded_of(parts),
         )
 
     def slice(self, start: int, stop: int, axis: int = 0, name: str | None = None) -> Weight:
@@ -80,11 +116,12 @@ class Weight(ir.LazyTensor):
         shape = list(self.dims)
         shape[axis] = stop - start
         index = (slice(None),) * axis + (slice(start, stop),)
-        return Weight(name or f"{self.name}[{start}:{stop}]", shape, lambda: self.unrounded()[index], self.stored_dtype)
+        name = name or f"{self.name}[{start}:{stop}]"
+        return Weight(name, shape, lambda: self.unrounded()[index], self.stored_dtype, self.coded)
 
     def stored_as(self, dtype: StoredDType) -> Weight:
         """The same values, stored in another dtype."""
-        return Weight(self.name or "", self.dims, self._read, dtype)
+        return Weight(self.name or "", self.dims, self._read, dtype, self.coded)
 
     @property
     def stored_bytes(self) -> int:

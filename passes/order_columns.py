@@ -142,6 +142,5 @@ def ordered(graph: ir.Graph, linear: ir.Node, chosen: Array) -> ir.Value:
 def rows_of(weight: Weight | None, chosen: Array) -> Weight:
     assert weight is not None, "a Linear has one"
     shape, made_of = (len(chosen), *weight.dims[1:]), ("rows", chosen.tobytes(), weight)
-    return Weight.computed(
-        f"{weight.name}.ordered", shape, lambda: weight.unrounded()[chosen], weight.stored_dtype, made_of
-    )
+    name = f"{weight.name}.ordered"
+    return Weight.computed(name, shape, lambda: weight.unrounded()[chosen], weight.stored_dtype, made_of, weight.coded)

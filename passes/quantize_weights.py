@@ -4,6 +4,8 @@ rewrite:
     llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …), llmc.Experts…(x, index, share, W, V)
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
+    in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
+    is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
 product that chooses experts, which is small, and a wrong choice is a large error; in mxfp4 all but experts.
 
@@ -13,16 +15,27 @@ product that makes the logits then adds a copy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, is_experts, op_name, weight_of
 from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
+Schemes = tuple[Scheme, Scheme, Scheme]
+"""For most weights; for those that a checkpoint keeps in more than 4 bits; for those whose codes have zeros there."""
+SMALL = 4
+"""Bits of a code that int4 may hold."""
 
-def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
+
+def quantize_weights(model: ir.Model, scheme: Scheme, has_zeros: bool = True) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights.  Raises LlmcError where there is none."""
+    weights.  has_zeros: whether kernels of int4 with zeros are there.  Raises LlmcError where experts alone are to be
+    quantised and there are none."""
     graph = model.graph
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
@@ -31,23 +44,46 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     for node in graph:
         if is_experts(node):
             spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
-    n_rewrites = 0
+    places = list(inputs_to_quantize(graph, spared, scheme))
+    weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
+    zeros = replace(scheme, zeros=has_zeros and scheme.dtype == "i4")
+    wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
+    return sum(quantize_input(node, index, (scheme, wide, zeros)) for node, index in places)
+
+
+def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node], scheme: Scheme) -> Iterator[tuple[ir.Node, int]]:
+    """Nodes, and which of their inputs are weights to be quantised."""
     for node in graph:
         if is_experts(node):
-            n_rewrites += quantize_input(node, 3, scheme) + quantize_input(node, 4, scheme)
+            yield from ((node, 3), (node, 4))
         elif is_linear(node) and node not in spared and not scheme.of_experts_alone:
-            n_rewrites += quantize_input(node, 1, scheme)
-    return n_rewrites
+            yield node, 1
 
 
-def quantize_input(node: ir.Node, index: int, scheme: Scheme) -> int:
+def are_most_small(weights: list[Weight]) -> bool:
+    """Whether a checkpoint keeps most of these in 4 bits or fewer, of those that it keeps as codes."""
+    sizes = [(prod(weight.dims), weight.coded.bits) for weight in weights if weight.coded is not None]
+    return 2 * sum(size for size, bits in sizes if bits <= SMALL) > sum(size for size, _ in sizes)
+
+
+def scheme_of(weight: Weight, schemes: Schemes) -> Scheme:
+    """The scheme for a weight."""
+    scheme, wide, zeros = schemes
+    if weight.coded is None or not scheme.group:
+        return scheme
+    if weight.coded.bits > SMALL:
+        return wide
+    return zeros if weight.coded.has_zeros_of(scheme.group) else scheme
+
+
+def quantize_input(node: ir.Node, index: int, schemes: Schemes) -> int:
     """Quantise the weight that is this input of the node, if it is one that can be.  Returns how many that were."""
     graph, value = node.graph, node.inputs[index]
     weight = weight_of(value)
     if value is None or weight is None or isinstance(weight, QuantizedWeight):
         return 0
     assert isinstance(graph, ir.Graph)
-    stored = QuantizedWeight(weight, scheme)
+    stored = QuantizedWeight(weight, scheme_of(weight, schemes))
     node.replace_input_with(index, add_constant(graph, stored, str(stored.name)))
     if not value.uses() and not value.is_graph_output():
         graph.initializers.pop(str(value.name), None)

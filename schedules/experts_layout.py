@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.kernel import Layout
-from llmc.compiler.quantize import Quantized
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +32,7 @@ class OfExperts:
             return list(array)
         n = len(array.codes) // self.n_experts
         rows = [slice(n * expert, n * (expert + 1)) for expert in range(self.n_experts)]
-        return [Quantized(array.codes[part], array.scales[part], array.scheme) for part in rows]
+        return [array.rows(part) for part in rows]
 
     def __str__(self) -> str:
         return f"{self.n_experts} times {self.each}"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.kernel import numpy_dtype
-from llmc.compiler.weights import Array, StoredDType, Weight
+from llmc.compiler.weights import Array, Coded, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
 
@@ -91,8 +91,13 @@ class StoredTensor:
             raise LlmcError(f"the file was shortened while it was read: {self.name}", place=str(self.file))
         return array.reshape(dims)
 
+    @property
+    def coded(self) -> Coded | None:
+        """How its values are kept, if as codes of few bits."""
+        return None
+
     def weight(self, name: str) -> Weight:
-        return Weight(name, self.dims, self.read, self.stored_dtype)
+        return Weight(name, self.dims, self.read, self.stored_dtype, self.coded)
 
 
 def open_checkpoint(folder: Path) -> dict[str, StoredTensor]:

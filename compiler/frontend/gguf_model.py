@@ -170,7 +170,8 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Stored
         if n_heads or tensor.dtype not in DTYPES:
             dtype = DTYPES.get(tensor.dtype, "bf16")
             read = partial(in_halves, tensor, n_heads) if n_heads else partial(numbers, tensor)
-            found[own] = packed_tensor(tensor.dtype, own, tensor.dims, {"codes": tensor}, read, dtype)
+            coded = BY_NAME[tensor.dtype].coded
+            found[own] = packed_tensor(tensor.dtype, own, tensor.dims, {"codes": tensor}, read, dtype, coded)
         else:
             found[own] = tensor
     return found

@@ -23,10 +23,11 @@ from llmc.schedules.cpu.amx import ROWS, TileBlock
 from llmc.schedules.cpu.amx_linear import GROUP, even
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
 from llmc.schedules.cpu.panel_layout import PANEL
-from llmc.schedules.cpu.quant_linear import QuantLinear
+from llmc.schedules.cpu.quant_linear import Bytes, QuantLinear, packed_for
 from llmc.schedules.rule import Rule
 
-FEW_ROWS = {"i8": 8, "i4": 16}
+BYTES: tuple[Bytes, ...] = ("i8", "i4", "z4")
+FEW_ROWS = {"i8": 8, "i4": 16, "z4": 16}
 FEW_ROWS_OF_SHORT_BLOCKS, SHORT_BLOCK = 32, 32
 """Rows of x that vectors multiply as fast: of each kind of weight, and where a block of K fills half a tile."""
 UNIT_BYTES = 768 << 10
@@ -44,7 +45,7 @@ def parse(call: Call, target: Target) -> QuantLinear | None:
     """The layer that a call asks for, if it is one for AMX, or None."""
     if not target.has("amx_int8"):
         return None
-    for dtype in ("i8", "i4"):
+    for dtype in BYTES:
         quant = quant_linear.parse(call, target, dtype)
         if quant and quant.linear.m > few_rows(quant):
             return quant
@@ -94,7 +95,7 @@ def sums_words(tiles: Tiles) -> int:
 
 def scratch_words(quant: QuantLinear, tiles: Tiles) -> int:
     """Sums in float32, the exact ones of a block, and a unit's panels of int4 as bytes."""
-    as_bytes = tiles.group * tiles.panels * quant.steps * PANEL if quant.weight == "i4" else 0
+    as_bytes = tiles.group * tiles.panels * quant.steps * PANEL if quant.weight != "i8" else 0
     return 2 * sums_words(tiles) + as_bytes
 
 
@@ -108,8 +109,8 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
 def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
     """The kernel that quantises x; the same for every n and every epilogue."""
     layer = quant.linear
-    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"))
-    name = f"quantise_tiles_{quant.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
+    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"), weight=packed_for(quant))
+    name = f"quantise_tiles_{plain.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
     return keyed_kernel(name, partial(build_packing, plain, tiles.rows))
 
 

@@ -6,7 +6,8 @@
             sums [rows][panels][16] = 0.0                       in scratch memory
             for block of K:
                 exact [rows][panels][16] = x * W                in tile registers, int32
-                sums = fma(kept + correction[r], scale, sums)   of the block before, while this one is multiplied
+                sums = fma(kept + correction[r], scale, sums)   of the block before, while this one is multiplied;
+                                                                z4: what is added has its zero as in quant_panel.py
                 kept = exact                                    in scratch memory
             finish as panel.py does, in int8 after multiplying by W's scale
 
@@ -16,6 +17,7 @@ Bytes: W once from memory, while all blocks of rows pass; x once for every unit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -28,7 +30,7 @@ from llmc.schedules.cpu.linear import Tiles
 from llmc.schedules.cpu.panel import SECOND_LEVEL, VECTOR, Product, loop, prefetch
 from llmc.schedules.cpu.panel_layout import PANEL
 from llmc.schedules.cpu.quant_dot import halves, llvm_code, times
-from llmc.schedules.cpu.quant_layout import pair_words
+from llmc.schedules.cpu.quant_layout import Int4Panels
 from llmc.schedules.cpu.quant_linear import QuantLinear
 from llmc.schedules.cpu.quant_panel import HALF_BYTES
 
@@ -38,7 +40,7 @@ def product_function(quant: QuantLinear, tiles: Tiles) -> Any:
     it out."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
-        product = (BytesProduct if quant.weight == "i8" else HalfBytesProduct)(quant, tiles)
+        product = PRODUCTS[quant.weight](quant, tiles)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         with T.attr(0, "pragma_import_llvm", llvm_code(quant.dot) + product.block.llvm_code()):
             call("tiles_open")
@@ -119,6 +121,7 @@ class BytesProduct(Product):
         exact = sums_words(tiles)
         at = T.bind((row_tile * quant.blocks + block) * tiles.rows)
         of_weight = self.block_scales(panel, block)
+        zeros = self.block_zeros(panel, block)
         with T.serial(tiles.rows) as r:
             of_x = T.bind(VECTOR.all(self.x_scales[at + r]))
             correction = T.bind(VECTOR.all(self.corrections[at + r]))
@@ -127,10 +130,17 @@ class BytesProduct(Product):
                 whole = VECTOR.bits(self.scratch[VECTOR.at(exact + place)]) + correction
                 scale = of_x * of_weight[p] if of_weight else of_x
                 old = self.scratch[VECTOR.at(place)]
-                VECTOR.store(self.scratch, place, VECTOR.fma(T.cast(whole, VECTOR.f32), scale, old))
+                value = T.cast(whole, VECTOR.f32)
+                if zeros:
+                    value = VECTOR.fma(zeros[p], T.cast(correction, VECTOR.f32), value)
+                VECTOR.store(self.scratch, place, VECTOR.fma(value, scale, old))
 
     def block_scales(self, panel: Any, block: Any) -> list[Any]:
         """The weight's own scales in a block, of each panel; nothing where it has none."""
+        return []
+
+    def block_zeros(self, panel: Any, block: Any) -> list[Any]:
+        """An eighth of the zeros of a block, of each panel; nothing where it has none."""
         return []
 
     def scale(self, panel: Any) -> None:
@@ -165,7 +175,13 @@ class HalfBytesProduct(BytesProduct):
         """The first word of a group of a panel: groups lie in pairs."""
         pair, second = T.truncdiv(block, 2), T.truncmod(block, 2)
         in_pair = second * (self.quant.block // 8 * PANEL)
-        return panel * self.quant.panel_words + pair * pair_words(self.quant.block) + in_pair
+        return panel * self.quant.panel_words + pair * self.layout.pair_words + in_pair
+
+    @property
+    def layout(self) -> Int4Panels:
+        layout = self.quant.layout
+        assert isinstance(layout, Int4Panels)
+        return layout
 
     def as_bytes(self, member: Any, p: Any) -> Any:
         """Where a panel lies as bytes: behind the sums and the exact ones."""
@@ -175,9 +191,13 @@ class HalfBytesProduct(BytesProduct):
         return self.scratch[self.as_bytes(member, 0) + k * PANEL], self.quant.steps * PANEL
 
     def block_scales(self, panel: Any, block: Any) -> list[Any]:
+        return self.behind(panel, block, 0)
+
+    def behind(self, panel: Any, block: Any, which: int) -> list[Any]:
+        """Of what lies behind the codes of a pair of groups, the part of one: scales (0), zeros (1)."""
         half = Lanes(PANEL // 2)
         pair, second = T.truncdiv(block, 2), T.truncmod(block, 2)
-        at = pair * pair_words(self.quant.block) + 2 * (self.quant.block // 8) * PANEL + second * half.n
+        at = pair * self.layout.pair_words + (self.layout.codes_words + which * PANEL) + second * half.n
         return [
             VECTOR.keep(halves(self.weight[half.at((panel + p) * self.quant.panel_words + at)]))
             for p in range(self.tiles.panels)
@@ -185,3 +205,17 @@ class HalfBytesProduct(BytesProduct):
 
     def scale(self, panel: Any) -> None:
         pass
+
+
+class HalfBytesZerosProduct(HalfBytesProduct):
+    """The same, where groups have zeros."""
+
+    def block_zeros(self, panel: Any, block: Any) -> list[Any]:
+        return self.behind(panel, block, 1)
+
+
+PRODUCTS: Mapping[str, type[BytesProduct]] = {
+    "i8": BytesProduct,
+    "i4": HalfBytesProduct,
+    "z4": HalfBytesZerosProduct,
+}

@@ -220,7 +220,7 @@ def layer(op: str, pairs: int, weight: TensorType, target: Target) -> Layer | No
     n = rows // 2 if op.startswith("Gated") else rows
     call = Call(f"{DOMAIN}.{op}", (TensorType((pairs, k), "f32"), one, *bias), (TensorType((pairs, n), "f32"),))
     found: Layer | None
-    if weight.dtype in ("i8", "i4", "m4"):
+    if weight.dtype in ("i8", "i4", "z4", "m4"):
         found = quant_linear.parse(call, target, weight.dtype)
     else:
         found = plain.parse(call, target)

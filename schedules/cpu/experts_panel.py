@@ -14,6 +14,7 @@ Bytes: the weights of experts that have pairs, once.  Operations: 2 M k N K; a t
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -26,7 +27,7 @@ from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel import VECTOR, Product, if_last, loop
 from llmc.schedules.cpu.panel_layout import PANEL, PANELS_MULTIPLE
 from llmc.schedules.cpu.quant_linear import QuantLinear
-from llmc.schedules.cpu.quant_panel import Int4Product, Int8Product, Mxfp4Product, QuantProduct
+from llmc.schedules.cpu.quant_panel import Int4Product, Int4ZerosProduct, Int8Product, Mxfp4Product, QuantProduct
 
 
 def product_function(stage: Stage) -> Any:
@@ -36,7 +37,7 @@ def product_function(stage: Stage) -> Any:
         kind: type[Routed] = RoutedProduct
         llvm = fp8_pairs.llvm_code(layer.weight == "f8", layer.dot == "dpbf16")
     else:
-        kind = {"i8": RoutedInt8, "i4": RoutedInt4, "m4": RoutedMxfp4}[layer.weight]
+        kind = ROUTED[layer.weight]
         llvm = quant_dot.llvm_code(layer.dot) + (quant_dot.e2m1_code(layer.dot) if layer.weight == "m4" else "")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
@@ -162,5 +163,17 @@ class RoutedInt4(RoutedQuant, Int4Product):
     """Weights in int4."""
 
 
+class RoutedInt4Zeros(RoutedQuant, Int4ZerosProduct):
+    """Weights in int4 whose groups have zeros."""
+
+
 class RoutedMxfp4(RoutedQuant, Mxfp4Product):
     """Weights in mxfp4."""
+
+
+ROUTED: Mapping[str, type[RoutedQuant]] = {
+    "i8": RoutedInt8,
+    "i4": RoutedInt4,
+    "z4": RoutedInt4Zeros,
+    "m4": RoutedMxfp4,
+}

@@ -6,6 +6,8 @@
                               as code + 8
                 [2][16] f16 scales
 
+    z4      panel: as i4, and behind the scales of each pair [2][16] f16 zeros, an eighth of each
+
     m4      panel: as i4 in groups of 32, but four bits are a sign and the number of e2m1, and scales are bf16
 
     f8      panel: [K/4][16] int32 of four codes as in fp8_words.py, in the places of bf16, then [16] f32 scales * 2**8
@@ -31,7 +33,7 @@ from llmc.schedules.mxfp4_words import e2m1_of
 
 Array = np.ndarray[Any, Any]
 
-ZERO = {"i8": 128, "i4": 8, "m4": 12}
+ZERO = {"i8": 128, "i4": 8, "z4": 8, "m4": 12}
 """What is added to a code where it is multiplied, in all but m4 where it is stored."""
 
 FP8_IN_PAIRS = np.float32(2**8)
@@ -66,12 +68,13 @@ class Int8Panels:
         """`array` is a compiler.quantize.Quantized."""
         k = array.shape[1]
 
-        def panel(codes: Array, scales: Array) -> Array:
+        def panel(rows: Any) -> Array:
+            codes = rows.codes
             stored = np.full((PANEL, padded(k, block_of(k))), ZERO["i8"], np.uint8)
             np.add(codes.view(np.uint8), ZERO["i8"], out=stored[: len(codes), :k], casting="unsafe")
             words = np.ascontiguousarray(stored.view(np.uint32).T)
             lanes = np.zeros(PANEL, np.float32)
-            lanes[: len(codes)] = scales[:, 0]
+            lanes[: len(codes)] = rows.scales[:, 0]
             return np.concatenate([words.reshape(-1), lanes.view(np.uint32)])
 
         return _in_panels(array, self.parts, self.panel_words(k), panel)
@@ -89,7 +92,17 @@ class Int4Panels:
 
     def panel_words(self, k: int) -> int:
         """int32 words of a panel."""
-        return padded(k, 2 * self.group) // (2 * self.group) * pair_words(self.group)
+        return padded(k, 2 * self.group) // (2 * self.group) * self.pair_words
+
+    @property
+    def pair_words(self) -> int:
+        """int32 words of two groups of a panel, and of what lies behind them."""
+        return self.codes_words + PANEL
+
+    @property
+    def codes_words(self) -> int:
+        """int32 words of the codes of two groups of a panel."""
+        return 2 * (self.group // 8) * PANEL
 
     def n_bytes(self, shape: tuple[int, ...]) -> int:
         return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
@@ -99,20 +112,28 @@ class Int4Panels:
         k = array.shape[1]
         size = padded(k, 2 * self.group)
 
-        def panel(codes: Array, scales: Array) -> Array:
+        def panel(rows: Any) -> Array:
+            n_rows = len(rows.codes)
             stored = np.full((PANEL, size), self._nibbles(np.zeros((), np.int8)), np.uint8)
-            stored[: len(codes), :k] = self._nibbles(codes)
+            stored[:n_rows, :k] = self._nibbles(rows.codes)
             words = stored.view(np.uint32).reshape(PANEL, -1, 2)
             halves = words[:, :, 0] | words[:, :, 1] << 4  # [16][K/8]
-            lanes = np.zeros((PANEL, size // self.group), self._scale_dtype)
-            lanes[: len(codes), : scales.shape[1]] = scales
             n_pairs = size // (2 * self.group)
-            pairs = np.empty((n_pairs, pair_words(self.group)), np.uint32)
-            pairs[:, :-PANEL] = halves.T.reshape(n_pairs, -1)
-            pairs[:, -PANEL:] = np.ascontiguousarray(lanes.T).view(np.uint32).reshape(n_pairs, PANEL)
+            pairs = np.empty((n_pairs, self.pair_words), np.uint32)
+            pairs[:, : self.codes_words] = halves.T.reshape(n_pairs, -1)
+            for i, (of_groups, dtype) in enumerate(self._behind(rows)):
+                lanes = np.zeros((PANEL, size // self.group), dtype)
+                lanes[:n_rows, : of_groups.shape[1]] = of_groups
+                place = self.codes_words + i * PANEL
+                halves = np.ascontiguousarray(lanes.T).view(np.uint32)
+                pairs[:, place : place + PANEL] = halves.reshape(n_pairs, PANEL)
             return pairs.reshape(-1)
 
         return _in_panels(array, self.parts, self.panel_words(k), panel)
+
+    def _behind(self, rows: Any) -> list[tuple[Array, np.dtype[Any]]]:
+        """What lies behind the codes of each pair, [rows, groups], and in which dtype of 16 bits."""
+        return [(rows.scales, self._scale_dtype)]
 
     @property
     def _scale_dtype(self) -> np.dtype[Any]:
@@ -126,6 +147,22 @@ class Int4Panels:
     def __str__(self) -> str:
         order = f"[N/16][K/{2 * self.group}]{{[2][{self.group // 8}][16][8], f16 [2][16]}}"
         return f"i4 {order}{', gate and up alternating' if self.parts == 2 else ''}"
+
+
+@dataclass(frozen=True)
+class Int4ZerosPanels(Int4Panels):
+    """A weight [parts * N, K] in int4, with a scale and a zero for each `group` along K."""
+
+    @property
+    def pair_words(self) -> int:
+        return super().pair_words + PANEL
+
+    def _behind(self, rows: Any) -> list[tuple[Array, np.dtype[Any]]]:
+        zeros = np.zeros_like(rows.scales) if rows.zeros is None else rows.zeros
+        return [*super()._behind(rows), (zeros * np.float16(1 / ZERO["z4"]), np.dtype(np.float16))]
+
+    def __str__(self) -> str:
+        return super().__str__().replace("i4", "z4", 1).replace("f16 [2][16]", "f16 [2][16], zeros f16 [2][16]", 1)
 
 
 @dataclass(frozen=True)
@@ -160,12 +197,13 @@ class Fp8Panels:
         """`array` is a compiler.quantize.Quantized."""
         k = array.shape[1]
 
-        def panel(codes: Array, scales: Array) -> Array:
+        def panel(rows: Any) -> Array:
+            codes = rows.codes
             stored = np.zeros((PANEL, padded(k, 4)), np.uint8)
             stored[: len(codes), :k] = codes.view(np.uint8)
             words = fp8_words(stored.view(np.uint32), "bf16")
             lanes = np.zeros(PANEL, np.float32)
-            lanes[: len(codes)] = scales[:, 0] * FP8_IN_PAIRS
+            lanes[: len(codes)] = rows.scales[:, 0] * FP8_IN_PAIRS
             return np.concatenate([np.ascontiguousarray(words.T).reshape(-1), lanes.view(np.uint32)])
 
         return _in_panels(array, self.parts, self.panel_words(k), panel)
@@ -174,20 +212,15 @@ class Fp8Panels:
         return f"f8 [N/16]{{[K/4][16][4], f32 [16]}}{', gate and up alternating' if self.parts == 2 else ''}"
 
 
-def pair_words(group: int) -> int:
-    """int32 words of two groups of a panel and their scales."""
-    return 2 * (group // 8) * PANEL + PANEL
-
-
 def _in_panels(array: Any, parts: int, words: int, panel: Any) -> Array:
-    """Every panel of a quantised weight, `panel(codes, scales)` of up to 16 rows, one after the other."""
+    """Every panel of a quantised weight, `panel(rows)` of up to 16 of its rows, one after the other."""
     n = array.shape[0] // parts
     panels = np.zeros((panel_count(n, parts), words), np.uint32)
 
     def fill(index: int) -> None:
         first, part = index // parts * PANEL, index % parts
         rows = slice(part * n + first, part * n + min(first + PANEL, n))
-        panels[index] = panel(array.codes[rows], array.scales[rows])
+        panels[index] = panel(array.rows(rows))
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         list(pool.map(fill, range(ceil(n / PANEL) * parts)))

@@ -3,6 +3,7 @@
     int8    a scale for each output; x with a scale for each row and block of 128.    Bytes: N K + 4 N.
     int4    an f16 scale for each output and group of 32 or 128 along K; x with one for each row and group. A word of
             the weight is taken apart into two of bytes, which multiply as in int8.    Bytes: N K / 2 + 2 N K / group.
+            Where groups have zeros (z4): 2 N K / group more.
 
 With VNNI four products a lane and instruction; without it, widened to 16 bits: right, not fast.
 
@@ -13,12 +14,13 @@ Two launches, as for other weights (linear.py):
 x has a scale for each block, not one a row: where a model has a few columns of large activations, a scale for the
 whole row would leave the others no digits.
 
-Every output is, for every M and on every CPU: for each block in order, sum = fma(exact sum of products, scale, sum).
+Every output is, for every M and on every CPU: for each block in order, sum = fma(exact sum of products, scale, sum),
+beside zeros with fma(zero, -sum of x, exact sum of products) for the exact sum, which it is where zeros are whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -30,8 +32,18 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu import linear
 from llmc.schedules.cpu.linear import Linear, Tiles
 from llmc.schedules.cpu.panel_layout import PANEL
-from llmc.schedules.cpu.quant_layout import Int4Panels, Int8Panels, Mxfp4Panels, block_of, padded
+from llmc.schedules.cpu.quant_layout import (
+    Int4Panels,
+    Int4ZerosPanels,
+    Int8Panels,
+    Mxfp4Panels,
+    block_of,
+    padded,
+)
 from llmc.schedules.rule import Rule
+
+Bytes = Literal["i8", "i4", "z4", "m4"]
+FOUR_BITS: Mapping[str, type[Int4Panels]] = {"i4": Int4Panels, "z4": Int4ZerosPanels, "m4": Mxfp4Panels}
 
 MOST_WORDS = 1 << 31
 """Words of the weight are counted in int32."""
@@ -49,7 +61,7 @@ class QuantLinear:
     """
 
     linear: Linear
-    weight: Literal["i8", "i4", "m4"]
+    weight: Bytes
     block: int
     dot: str
 
@@ -58,7 +70,7 @@ class QuantLinear:
         parts = self.linear.parts
         if self.weight == "i8":
             return Int8Panels(parts)
-        return (Int4Panels if self.weight == "i4" else Mxfp4Panels)(self.block, parts)
+        return FOUR_BITS[self.weight](self.block, parts)
 
     @property
     def k(self) -> int:
@@ -97,7 +109,7 @@ def dot_of(target: Target) -> str:
     return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
 
 
-def parse(call: Call, target: Target, dtype: Literal["i8", "i4", "m4"]) -> QuantLinear | None:
+def parse(call: Call, target: Target, dtype: Bytes) -> QuantLinear | None:
     """The layer of weights of this dtype that a call asks for, or None.  Raises LlmcError: too large."""
     weight = call.inputs[1] if len(call.inputs) > 1 else None
     if weight is None or not weight.constant or weight.dtype != dtype:
@@ -176,9 +188,14 @@ def blocks_a_unit(quant: QuantLinear) -> int:
 def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
     """The kernel that quantises x; the same for every n and every epilogue."""
     layer = quant.linear
-    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"))
-    name = f"quantise_{quant.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
+    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"), weight=packed_for(quant))
+    name = f"quantise_{plain.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
     return linear.keyed_kernel(name, partial(build_packing, plain, tiles.rows))
+
+
+def packed_for(quant: QuantLinear) -> Bytes:
+    """The kind of weight that x is packed for: zeros make no difference."""
+    return "i4" if quant.weight == "z4" else quant.weight
 
 
 def product_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
@@ -209,7 +226,7 @@ def build_product(quant: QuantLinear, tiles: Tiles) -> Any:
     return quant_panel.product_function(quant, tiles)
 
 
-def rule(name: str, dtype: Literal["i8", "i4"]) -> Rule:
+def rule(name: str, dtype: Bytes) -> Rule:
     """The schedule of layers whose weights are stored in `dtype`."""
 
     def match(call: Call, target: Target) -> Tiles | None:
@@ -229,4 +246,5 @@ def rule(name: str, dtype: Literal["i8", "i4"]) -> Rule:
 
 
 INT8, INT4 = rule("linear_int8", "i8"), rule("linear_int4", "i4")
-RULES = (INT8, INT4)
+INT4_ZEROS = rule("linear_int4_zeros", "z4")
+RULES = (INT8, INT4, INT4_ZEROS)

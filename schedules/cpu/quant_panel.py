@@ -8,6 +8,7 @@
                 for step in the block:
                     w[p]        = W[panel p][step]              16 outputs, four k each; int4: a half of each byte
                     exact[r][p] += x[row tile][step][r] * w[p]  four products in one instruction (quant_dot.py)
+                z4: exact[r][p] = fma(zero[p], correction[r], exact[r][p])      float32: -zero times the sum of x
                 sums[r][p] = fma(exact, scale, sums)            scale: of x in this row and block, in int4 times W's
             finish as panel.py does, in int8 after multiplying by W's scale
 
@@ -18,6 +19,7 @@ The limit is memory up to M of about 16, then arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -28,10 +30,13 @@ from llmc.schedules.cpu.linear import Tiles
 from llmc.schedules.cpu.panel import FIRST_LEVEL, VECTOR, Product
 from llmc.schedules.cpu.panel_layout import PANEL
 from llmc.schedules.cpu.quant_dot import dot4, e2m1, halves, llvm_code, times, upper_halves
-from llmc.schedules.cpu.quant_layout import pair_words
+from llmc.schedules.cpu.quant_layout import Int4Panels
 from llmc.schedules.cpu.quant_linear import QuantLinear
 
 HALF_BYTES = 0x0F0F0F0F
+HALF = Lanes(PANEL // 2)
+Sums = dict[tuple[int, int], Any]
+"""A tile's, by row and panel."""
 MOST_UNROLLED = 64
 """Words of the weight times rows that are written out in a row."""
 
@@ -41,7 +46,7 @@ def product_function(quant: QuantLinear, tiles: Tiles) -> Any:
     it out."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
-        product = (Int8Product if quant.weight == "i8" else Int4Product)(quant, tiles)
+        product = PRODUCTS[quant.weight](quant, tiles)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         llvm = llvm_code(quant.dot)
         with T.attr(0, "pragma_import_llvm", llvm), share(tiles.grid(quant.linear), task, n_tasks) as unit:
@@ -87,7 +92,7 @@ class QuantProduct(Product):
             value = self.scaled(sums[r, p][VECTOR.at(0)], starts[p])
             VECTOR.store(self.scratch, (r * self.tiles.panels + p) * PANEL, value)
 
-    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
         """Adds every block to the sums; `starts`: the first word of each panel."""
         raise NotImplementedError
 
@@ -95,7 +100,7 @@ class QuantProduct(Product):
         """A finished sum times what scales the whole row of the weight."""
         return value
 
-    def begin(self, row_tile: Any, block: Any) -> tuple[dict[tuple[int, int], Any], Any]:
+    def begin(self, row_tile: Any, block: Any) -> tuple[Sums, Any]:
         """The exact sums of a block, and where its scales and corrections lie."""
         at = T.bind(self.place_of_x(row_tile, block, self.quant.blocks))
         exact = {place: T.alloc_buffer((PANEL,), "int32") for place in self.places}
@@ -103,7 +108,7 @@ class QuantProduct(Product):
             VECTOR.store(exact[r, p], 0, VECTOR.all(self.corrections[at + r]))
         return exact, at
 
-    def multiply(self, exact: dict[tuple[int, int], Any], row_tile: Any, step: Any, weights: list[Any]) -> None:
+    def multiply(self, exact: Sums, row_tile: Any, step: Any, weights: list[Any]) -> None:
         """Adds one step: 16 lanes of four bytes of each panel times four bytes of each row."""
         at = T.bind(self.place_of_x(row_tile, step, self.quant.steps))
         for r in range(self.tiles.rows):
@@ -111,11 +116,14 @@ class QuantProduct(Product):
             for p, w in enumerate(weights):
                 VECTOR.store(exact[r, p], 0, dot4(exact[r, p][VECTOR.at(0)], w, x))
 
-    def add(self, sums: dict[tuple[int, int], Any], exact: dict[tuple[int, int], Any], scales: list[list[Any]]) -> None:
-        """sums = fma(exact, scale, sums), with a scale for each row and panel."""
+    def add(self, sums: Sums, values: Sums, scales: list[list[Any]]) -> None:
+        """sums = fma(value, scale, sums), with a scale for each row and panel."""
         for r, p in self.places:
-            value = T.cast(exact[r, p][VECTOR.at(0)], VECTOR.f32)
-            VECTOR.store(sums[r, p], 0, VECTOR.fma(value, scales[r][p], sums[r, p][VECTOR.at(0)]))
+            VECTOR.store(sums[r, p], 0, VECTOR.fma(values[r, p], scales[r][p], sums[r, p][VECTOR.at(0)]))
+
+    def as_floats(self, exact: Sums) -> Sums:
+        """Exact sums in float32."""
+        return {place: T.cast(exact[place][VECTOR.at(0)], VECTOR.f32) for place in self.places}
 
     def unrolled(self, words: int) -> int:
         """How many of a block's words are written out in a row."""
@@ -133,7 +141,7 @@ class QuantProduct(Product):
 class Int8Product(QuantProduct):
     """A word of the weight is four elements."""
 
-    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
         steps = self.quant.block // 4
         unroll = self.unrolled(steps)
         with T.serial(self.quant.blocks) as block:
@@ -143,7 +151,7 @@ class Int8Product(QuantProduct):
                     step = T.bind(block * steps + some * unroll + i)
                     self.multiply(exact, row_tile, step, [self.load(start + step * PANEL) for start in starts])
             scales = [[VECTOR.all(self.x_scales[at + r])] * self.tiles.panels for r in range(self.tiles.rows)]
-            self.add(sums, exact, scales)
+            self.add(sums, self.as_floats(exact), scales)
 
     def scaled(self, value: Any, start: Any) -> Any:
         scales = self.weight[VECTOR.at(start + self.quant.steps * PANEL)]
@@ -153,11 +161,10 @@ class Int8Product(QuantProduct):
 class Int4Product(QuantProduct):
     """A word of the weight is two steps: the low and the high halves of its bytes.  Groups come in pairs."""
 
-    def blocks(self, sums: dict[tuple[int, int], Any], row_tile: Any, starts: list[Any]) -> None:
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
         words = self.quant.block // 8  # of a lane, in a group
-        half = Lanes(PANEL // 2)
         with T.serial(self.quant.blocks // 2) as pair:
-            firsts = [T.bind(start + pair * pair_words(self.quant.block)) for start in starts]
+            firsts = [T.bind(start + pair * self.layout.pair_words) for start in starts]
             for group in range(2):
                 exact, at = self.begin(row_tile, pair * 2 + group)
                 unroll = self.unrolled(words)
@@ -169,10 +176,25 @@ class Int4Product(QuantProduct):
                         step = T.bind((pair * 2 * words + word) * 2)
                         self.multiply(exact, row_tile, step, low)
                         self.multiply(exact, row_tile, step + 1, high)
-                at_scales = 2 * words * PANEL + group * half.n
-                of_weight = [VECTOR.keep(self.of_halves(self.weight[half.at(first + at_scales)])) for first in firsts]
+                of_weight = [self.behind(first, group, 0) for first in firsts]
                 of_x = [VECTOR.all(self.x_scales[at + r]) for r in range(self.tiles.rows)]
-                self.add(sums, exact, [[x * w for w in of_weight] for x in of_x])
+                values = self.values(exact, at, firsts, group)
+                self.add(sums, values, [[x * w for w in of_weight] for x in of_x])
+
+    @property
+    def layout(self) -> Int4Panels:
+        layout = self.quant.layout
+        assert isinstance(layout, Int4Panels)
+        return layout
+
+    def behind(self, first: Any, group: int, which: int) -> Any:
+        """Of what lies behind a pair's codes, the 16 of a group: scales (0), zeros (1)."""
+        at = self.layout.codes_words + which * PANEL + group * HALF.n
+        return VECTOR.keep(self.of_halves(self.weight[HALF.at(first + at)]))
+
+    def values(self, exact: Sums, at: Any, firsts: list[Any], group: int) -> Sums:
+        """What is added of a group: its exact sums, in float32.  firsts: where its pair begins in each panel."""
+        return self.as_floats(exact)
 
     def of_halves(self, words: Any) -> Any:
         """Scales as float32, of the 16 bits that each is stored in."""
@@ -186,6 +208,18 @@ class Int4Product(QuantProduct):
         return low, high
 
 
+class Int4ZerosProduct(Int4Product):
+    """The same, where groups have zeros."""
+
+    def values(self, exact: Sums, at: Any, firsts: list[Any], group: int) -> Sums:
+        """The sums of products with codes less their zero: a correction is -8 times the sum of x, a zero's eighth the
+        zero over 8."""
+        zeros = [self.behind(first, group, 1) for first in firsts]
+        corrections = [VECTOR.all(T.cast(self.corrections[at + r], "float32")) for r in range(self.tiles.rows)]
+        values = self.as_floats(exact)
+        return {(r, p): VECTOR.fma(zeros[p], corrections[r], values[r, p]) for r, p in self.places}
+
+
 class Mxfp4Product(Int4Product):
     """The same, where the halves are numbers of e2m1, and scales bf16."""
 
@@ -195,3 +229,6 @@ class Mxfp4Product(Int4Product):
     def halves_of(self, stored: list[Any]) -> tuple[list[Any], list[Any]]:
         low, high = super().halves_of(stored)
         return [VECTOR.keep(e2m1(w), "int32") for w in low], [VECTOR.keep(e2m1(w), "int32") for w in high]
+
+
+PRODUCTS: Mapping[str, type[QuantProduct]] = {"i8": Int8Product, "i4": Int4Product, "z4": Int4ZerosProduct}

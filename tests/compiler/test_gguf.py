@@ -20,6 +20,7 @@ from llmc.compiler.frontend.gguf_model import NAMES as GGUF_NAMES
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.packed.ggml import KINDS, q4_k, q6_k
 from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.weights import Coded
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.text import load_tokenizer
 
@@ -129,6 +130,7 @@ def test_a_file_is_the_model_of_its_folder(kind: int, tiny_model: TinyModel, tmp
     scheme = Scheme(4, 32)
     weight = found.weights["model.layers.0.self_attn.q_proj.weight"]
     assert quantize(weight.unrounded(), scheme).kept == (kind == Q4_0)
+    assert weight.coded == KINDS[kind].coded
 
 
 def test_blocks_of_256() -> None:
@@ -143,6 +145,7 @@ def test_blocks_of_256() -> None:
     codes = np.repeat(np.array([0x72, 0b11100100], np.uint8), (128, 64))
     sixths = q6_k(np.concatenate([codes, np.arange(16, dtype=np.uint8), half[:2]])[None]).reshape(2, 4, 2, 16)
     wanted = np.array([2, 2 + 16, 7 + 32, 7 + 48]).reshape(1, 4, 1, 1) - 32
+    assert KINDS[12].coded == Coded(4, 32, zeros=True)
     np.testing.assert_array_equal(sixths, 0.5 * np.arange(16).reshape(2, 4, 2, 1) * wanted * np.ones(16))
 
 

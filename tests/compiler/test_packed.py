@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import llmc
 from llmc.compiler.frontend.checkpoint import open_checkpoint
 from llmc.compiler.frontend.packed import packing_of
+from llmc.compiler.weights import Coded
 from llmc.runtime.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
@@ -191,6 +192,37 @@ def test_numbers_are_those_that_codes_stand_for(name: str, tmp_path: Path) -> No
     np.testing.assert_array_equal(values, wanted)
 
 
+CODED = {
+    "gptq": Coded(4, GROUP),
+    "gptq with zeros": Coded(4, GROUP, zeros=True),
+    "gptq with zeros in act-order": Coded(4, 0, zeros=True),
+    "gptq of 8 bits": Coded(8, GROUP),
+    "gptq with a scale a row": Coded(4, K),
+    "awq": Coded(4, GROUP, zeros=True),
+    "packed": Coded(4, GROUP),
+    "packed with zeros": Coded(4, GROUP, zeros=True),
+    "packed in act-order": Coded(4),
+    "packed, 8 bits a row": Coded(8, K),
+    "int8": Coded(8),
+    "fbgemm": None,
+    "nf4": None,
+}
+"""What schemes are told of a weight."""
+ZEROS = {
+    "gptq with zeros": (GPTQ | {"sym": False}, gptq),
+    "gptq with zeros in act-order": (GPTQ | {"sym": False, "desc_act": True}, lambda: gptq(act_order=True)),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_how_values_are_kept_is_told_before_they_are_read(name: str, tmp_path: Path) -> None:
+    config, make = {**FORMATS, **ZEROS}[name]
+    save(tmp_path, make()[0])
+    packing = packing_of({"quantization_config": config}, "config.json")
+    assert packing is not None
+    assert packing.join(open_checkpoint(tmp_path))["layer.weight"].weight("w").coded == CODED[name]
+
+
 def test_groups_that_no_column_is_of_are_no_hindrance(tmp_path: Path) -> None:
     made, wanted = gptq(group=2)
     one_more = {name: torch.cat([made[name], made[name][:1]]) for name in (".qzeros", ".scales")}
@@ -282,11 +314,12 @@ def test_tensors_that_do_not_go_together_are_named(
     [
         (GPTQ, "int4"),
         (GPTQ | {"group_size": 128}, "int4 --quant-group 128"),
-        (GPTQ | {"group_size": 128, "sym": False}, "int4"),
+        (GPTQ | {"group_size": 128, "sym": False}, "int4 --quant-group 128"),
+        (AWQ | {"group_size": 64}, "int4"),
         (GPTQ | {"bits": 8}, "int8"),
         (IN_WORDS, "int4"),
         (compressed("pack-quantized", num_bits=4, strategy="channel"), "int4 --quant-group 128"),
-        (compressed("pack-quantized", num_bits=4, strategy="channel", symmetric=False), "int4"),
+        (compressed("pack-quantized", num_bits=4, strategy="channel", symmetric=False), "int4 --quant-group 128"),
         (IN_BYTES, "int8"),
         (IN_FLOAT8, "fp8"),
     ],
@@ -297,30 +330,37 @@ def test_what_keeps_a_checkpoint_small_is_told(config: dict[str, Any], small: st
     assert packing.small == small
 
 
-def in_gptq(folder: Path, out: Path) -> Path:
-    """The model with its linear layers in GPTQ, 4 bits in groups of 32, symmetric; as older packages wrote it."""
+def in_gptq(folder: Path, out: Path, *, zeros: bool) -> Path:
+    """The model with its linear layers in GPTQ, 4 bits in groups of 32, as older packages wrote it."""
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if not name.endswith("proj.weight"):
             tensors[name] = tensor.half()
             continue
         groups = tensor.numpy().reshape(len(tensor), -1, GROUP)
-        scales = (np.abs(groups).max(-1) / 7.5).astype(np.float16)
-        codes = np.clip(np.rint(groups / scales[..., None].astype(np.float32)), -8, 7).astype(int).reshape(tensor.shape)
+        ends = groups.min(-1), groups.max(-1)
+        scales = ((ends[1] - ends[0]) / 15 if zeros else np.abs(groups).max(-1) / 7.5).astype(np.float16)
+        wide = scales.astype(np.float32)
+        of_groups = np.clip(np.rint(-ends[0] / wide), 1, 16).astype(int) if zeros else np.full(scales.shape, 8)
+        codes = np.clip(np.rint(groups / wide[..., None]) + of_groups[..., None], 0, 15).astype(int)
+        codes = codes.reshape(tensor.shape)
         stem = name.removesuffix(".weight")
-        tensors[f"{stem}.qweight"] = in_words(codes.T + 8, 4, 0)
-        tensors[f"{stem}.qzeros"] = in_words(np.full(scales.T.shape, 7), 4, 1)
+        tensors[f"{stem}.qweight"] = in_words(codes.T, 4, 0)
+        tensors[f"{stem}.qzeros"] = in_words(of_groups.T - 1, 4, 1)
         tensors[f"{stem}.scales"] = torch.from_numpy(np.ascontiguousarray(scales.T))
     out.mkdir()
     save_file(tensors, out / "model.safetensors")
     (out / "config.json").write_bytes((folder / "config.json").read_bytes())
-    (out / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "sym": True}))
+    (out / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "sym": not zeros}))
     return out
 
 
-def test_a_compiled_model_keeps_the_numbers_of_its_checkpoint(tiny_model: Any, tmp_path: Path) -> None:
-    folder = in_gptq(tiny_model("llama"), tmp_path / "gptq")
+@pytest.mark.parametrize(("zeros", "said"), [(False, "symmetric"), (True, "with zeros")])
+def test_a_compiled_model_keeps_the_numbers_of_its_checkpoint(
+    zeros: bool, said: str, tiny_model: Any, tmp_path: Path
+) -> None:
+    folder = in_gptq(tiny_model("llama"), tmp_path / "gptq", zeros=zeros)
     report = llmc.compile(folder, out=tmp_path / "model.so", quant="int4", dtype="f32", batch=(1,), max_sequence=31)
-    kept = "int4 keeps the checkpoint's own numbers (GPTQ, 4 bits in groups of 32, symmetric)"
-    assert kept in report["notes"]
+    kept = "int4 keeps the checkpoint's own numbers (GPTQ, 4 bits in groups of 32"
+    assert f"{kept}, {said})" in report["notes"]
     assert report["certificate"]["kl_mean"] < 0.002

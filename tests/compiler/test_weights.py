@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler.frontend.random_weights import random_weight
-from llmc.compiler.weights import Weight, choose_dtype
+from llmc.compiler.weights import Coded, Weight, choose_dtype
 from llmc.runtime.errors import LlmcError
 
 ROWS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -48,6 +48,21 @@ def test_parts_are_joined_and_cut_when_read() -> None:
 def test_parts_stored_differently_are_joined_in_float32() -> None:
     exact, rounded = Weight.of_array("a", ROWS), Weight.of_array("b", ROWS.astype(ml_dtypes.bfloat16))
     assert Weight.concat([exact, rounded]).stored_dtype == "f32"
+
+
+def test_how_a_checkpoint_keeps_values_is_said_of_what_is_made_of_them() -> None:
+    def weight(coded: Coded | None) -> Weight:
+        return Weight("w", (2, 3), lambda: ROWS, "bf16", coded)
+
+    awq, q6_k = Coded(4, 128, zeros=True), Coded(6, 16)
+    assert weight(awq).stored_as("f32").slice(0, 1).coded == awq
+    assert Weight.concat([weight(awq), weight(None), weight(Coded(4, 32))]).coded == Coded(4, 32, zeros=True)
+    assert Weight.concat([weight(awq), weight(q6_k)]).coded == Coded(6, 16, zeros=True)
+    assert Weight.concat([weight(None), weight(None)]).coded is None
+    sizes = (32, 128, 96)
+    assert [awq.has_zeros_of(size) for size in sizes] == [True, True, False]
+    without = Coded(5, 32, zeros=True), Coded(4, 0, zeros=True), Coded(4, 32)
+    assert not any(coded.has_zeros_of(32) for coded in without)
 
 
 def test_a_computed_weight_is_cast_to_its_stored_dtype() -> None:

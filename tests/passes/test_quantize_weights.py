@@ -11,7 +11,7 @@ import pytest
 from llmc.compiler import graph
 from llmc.compiler.calibrate import Calibration, Fitting
 from llmc.compiler.quantize import QuantizedWeight, Scheme
-from llmc.compiler.weights import Weight
+from llmc.compiler.weights import Coded, Weight
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
 
@@ -133,3 +133,69 @@ def test_a_weight_that_layers_share_is_fitted_once(build: Any) -> None:
     quantize_weights(model, Scheme(4, 32))
     run = Fitting(model.graph, Calibration("", "", (np.arange(12),)))
     assert [str(weight.name) for weight, _ in run.run()] == ["shared.int4", "own.int4"]
+
+
+AS_KEPT = {
+    "plain": None,
+    "q4_k": Coded(4, 32, zeros=True),
+    "awq": Coded(4, 128, zeros=True),
+    "q4_0": Coded(4, 32),
+    "q2_k": Coded(2, 16, zeros=True),
+    "in act-order": Coded(4, 0, zeros=True),
+}
+"""Weights in 4 bits or fewer."""
+
+
+def kept_so(build: Any, coded: dict[str, Coded | None]) -> ir.Model:
+    """Layers one after the other, of weights that a checkpoint keeps so."""
+    h = build.input("x", "M", 32)
+    for name, how in coded.items():
+        weight = Weight(name, (32, 32), lambda: np.eye(32, dtype=np.float32) / 7, "bf16", how)
+        h = build.op("llmc.LinearRelu", h, build.constant(weight, name))
+    model: ir.Model = build.model(build.op("llmc.Linear", h, build.weight("head", 9, 32)))
+    return model
+
+
+def schemes(model: ir.Model) -> dict[str, str]:
+    found = [value.const_value for value in model.graph.initializers.values()]
+    return {str(w.source.name): str(w.scheme) for w in found if isinstance(w, QuantizedWeight)}
+
+
+def test_codes_with_zeros_keep_them_and_wider_ones_are_in_int8_beside_them(
+    build: Any, golden: Callable[[object], None], feeds: Callable[[ir.Model], Any]
+) -> None:
+    model = kept_so(build, {**AS_KEPT, "q6_k": Coded(6, 16), "q5_k": Coded(5, 32, zeros=True)})
+    before = graph.to_text(model)
+    assert quantize_weights(model, Scheme(4, 32)) == 8
+    golden(f"{before}\n\n// quantize_weights\n\n{graph.to_text(model)}")
+    plain, zeros = "int4, groups of 32", "int4, groups of 32, zeros"
+    with_zeros = dict.fromkeys(("q4_k", "awq"), zeros)
+    assert schemes(model) == dict.fromkeys(AS_KEPT, plain) | with_zeros | {"q6_k": "int8", "q5_k": "int8"}
+    found = graph.evaluate(model, feeds(model))["logits"]
+    wanted = graph.evaluate(with_values_replaced(model), feeds(model))["logits"]
+    np.testing.assert_array_equal(found, wanted)
+    assert quantize_weights(model, Scheme(4, 32)) == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "coded", "wanted"),
+    [
+        (Scheme(4, 128), {"q4_k": AS_KEPT["q4_k"]}, "int4, groups of 128"),
+        (Scheme(4, 128), {"awq": AS_KEPT["awq"]}, "int4, groups of 128, zeros"),
+        (Scheme(8), AS_KEPT, "int8"),
+        (Scheme(4, 32), {"q8_0": Coded(8, 32)}, "int4, groups of 32"),  # int4 is asked for, and all are wider
+        (Scheme(4, 32), {"q5_k": Coded(5, 32, zeros=True), "q6_k": Coded(6, 16)}, "int4, groups of 32"),
+    ],
+)
+def test_other_schemes_and_checkpoints_have_one_for_all(
+    build: Any, scheme: Scheme, coded: dict[str, Coded | None], wanted: str
+) -> None:
+    model = kept_so(build, coded)
+    quantize_weights(model, scheme)
+    assert set(schemes(model).values()) == {wanted}
+
+
+def test_zeros_are_left_out_where_no_kernel_knows_them(build: Any) -> None:
+    model = kept_so(build, AS_KEPT)
+    quantize_weights(model, Scheme(4, 32), has_zeros=False)
+    assert set(schemes(model).values()) == {"int4, groups of 32"}

@@ -20,7 +20,7 @@ from llmc.schedules.experts_layout import OfExperts
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 
-SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32), "m4": Scheme(4, 32, number="mx")}
+SCHEMES = {"i8": Scheme(8), "i4": Scheme(4, 32), "z4": Scheme(4, 32, zeros=True), "m4": Scheme(4, 32, number="mx")}
 VECTORS = [
     Target("cpu", level)
     for level, features in LEVELS.items()
@@ -46,7 +46,7 @@ CLAMP = {"alpha": 1.702, "limit": 0.75, "offset": 1.0}
 def experts_call(m: int, chosen: int, n_experts: int, n: int, k: int, dtype: Any, activation: str = "Silu") -> Call:
     """x [m, k] to y [m, k], each token through `chosen` of n_experts of width n."""
     weights = [((n_experts, 2 * n, k), dtype), ((n_experts, k, n), dtype)]
-    group = 32 if dtype in ("i4", "m4") else 0
+    group = 32 if dtype in ("i4", "z4", "m4") else 0
     inputs = [TensorType((m, k), "f32"), TensorType((m, chosen), "i64"), TensorType((m, chosen), "f32")]
     inputs += [TensorType(shape, kind, constant=True, group=group) for shape, kind in weights]
     if activation.endswith("Bias"):
@@ -77,7 +77,7 @@ def stored(array: Array, dtype: str) -> Any:
     if dtype not in SCHEMES:
         return array.astype(numpy_dtype(dtype))
     codes = quantize(array.reshape(-1, array.shape[-1]), SCHEMES[dtype])
-    result = Stacked(codes.codes, codes.scales, codes.scheme)
+    result = Stacked(codes.codes, codes.scales, codes.scheme, zeros=codes.zeros)
     object.__setattr__(result, "n_experts", len(array))
     return result
 
@@ -109,12 +109,12 @@ def of_expert(weight: Any, expert: int) -> Any:
         return weight[expert]
     n = weight.shape[1]
     part = slice(expert * n, (expert + 1) * n)
-    return Quantized(weight.codes[part], weight.scales[part], weight.scheme)
+    return weight.rows(part)
 
 
 @pytest.mark.parametrize(
     ("dtype", "target"),
-    [("f32", VECTORS[0]), ("bf16", VECTORS[-1]), ("i8", VECTORS[0]), ("i4", VECTORS[-1])],
+    [("f32", VECTORS[0]), ("bf16", VECTORS[-1]), ("i8", VECTORS[0]), ("i4", VECTORS[-1]), ("z4", VECTORS[-1])],
     ids=str,
 )
 def test_every_token_has_the_bits_that_linear_layers_give(run: Run, dtype: str, target: Target) -> None:

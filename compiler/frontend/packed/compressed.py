@@ -45,7 +45,7 @@ from llmc.compiler.frontend.packed.tensor import (
     scaled,
     unpacked,
 )
-from llmc.compiler.weights import Array
+from llmc.compiler.weights import Array, Coded
 from llmc.runtime.errors import shortened
 
 FORMATS = (
@@ -108,7 +108,7 @@ def compressed_tensors(settings: Settings) -> Packing:
     wide = max(kept, key=lambda how: how.bits)
     small = SMALL[f"{wide.kind}{wide.bits}"]
     is_symmetric = all(each.fields.get("symmetric", True) is True for each in weights)
-    if small == "int4" and wide.kind == "int" and is_symmetric:
+    if small == "int4" and wide.kind == "int":
         small = in_int4(wide.group)
     return Packing(
         f"compressed-tensors: {'; '.join(map(str, kept))}{', with zeros' * (not is_symmetric)}",
@@ -165,7 +165,9 @@ def packed_integers(name: str, parts: Parts, kept: tuple[How, ...]) -> PackedTen
             offsets += zeros.read_raw().astype(np.float32)
         return scaled(unpacked(codes.read_raw(), bits, 1)[:, :k], float32(scales), grid_read(grid, parts), offsets)
 
-    return packed_tensor("compressed-tensors", name, (n, k), parts, read, made_for(scales))
+    is_side_by_side = isinstance(grid.columns, int) and "order" not in parts
+    coded = Coded(bits, int(grid.columns) if is_side_by_side else 0, zeros is not None)
+    return packed_tensor("compressed-tensors", name, (n, k), parts, read, made_for(scales), coded)
 
 
 def of_bytes(name: str, parts: Parts, *, kept: tuple[How, ...]) -> PackedTensor:
@@ -180,7 +182,7 @@ def of_bytes(name: str, parts: Parts, *, kept: tuple[How, ...]) -> PackedTensor:
         offsets = None if zeros is None else zeros.read_raw().astype(np.float32)
         return scaled(codes.read_raw(), float32(scales), grid_read(grid, parts), offsets)
 
-    return packed_tensor("compressed-tensors", name, codes.dims, parts, read, made_for(scales))
+    return packed_tensor("compressed-tensors", name, codes.dims, parts, read, made_for(scales), Coded(8))
 
 
 def columns_of(parts: Parts, n: int, k: int, kept: tuple[How, ...]) -> Grid | None:

@@ -16,18 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.weights import Array
+from llmc.compiler.weights import Array, Coded
 
 BLOCKS_AT_ONCE = 1 << 12
 
 
 class Kind(NamedTuple):
-    """A type of tensor.  n: numbers of a block.  n_bytes: of one.  read: the numbers of blocks; None: plain floats."""
+    """A type of tensor.  n: numbers of a block.  n_bytes: of one.  read: the numbers of blocks; None: plain floats.
+    coded: how numbers are kept in them."""
 
     name: str
     n: int
     n_bytes: int
     read: Callable[[Array], Array] | None = None
+    coded: Coded | None = None
 
 
 def halves(blocks: Array, at: int) -> Array:
@@ -140,16 +142,16 @@ def q6_k(blocks: Array) -> Array:
 KINDS: Mapping[int, Kind] = {
     0: Kind("F32", 1, 4),
     1: Kind("F16", 1, 2),
-    2: Kind("Q4_0", 32, 18, q4_0),
-    3: Kind("Q4_1", 32, 20, q4_1),
-    6: Kind("Q5_0", 32, 22, q5_0),
-    7: Kind("Q5_1", 32, 24, q5_1),
-    8: Kind("Q8_0", 32, 34, q8_0),
-    10: Kind("Q2_K", 256, 84, q2_k),
-    11: Kind("Q3_K", 256, 110, q3_k),
-    12: Kind("Q4_K", 256, 144, q4_k),
-    13: Kind("Q5_K", 256, 176, q5_k),
-    14: Kind("Q6_K", 256, 210, q6_k),
+    2: Kind("Q4_0", 32, 18, q4_0, Coded(4, 32)),
+    3: Kind("Q4_1", 32, 20, q4_1, Coded(4, 32, zeros=True)),
+    6: Kind("Q5_0", 32, 22, q5_0, Coded(5, 32)),
+    7: Kind("Q5_1", 32, 24, q5_1, Coded(5, 32, zeros=True)),
+    8: Kind("Q8_0", 32, 34, q8_0, Coded(8, 32)),
+    10: Kind("Q2_K", 256, 84, q2_k, Coded(2, 16, zeros=True)),
+    11: Kind("Q3_K", 256, 110, q3_k, Coded(3, 16)),
+    12: Kind("Q4_K", 256, 144, q4_k, Coded(4, 32, zeros=True)),
+    13: Kind("Q5_K", 256, 176, q5_k, Coded(5, 32, zeros=True)),
+    14: Kind("Q6_K", 256, 210, q6_k, Coded(6, 16)),
     30: Kind("BF16", 1, 2),
 }
 """By the number that a GGUF file has for it."""

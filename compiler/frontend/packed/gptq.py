@@ -40,7 +40,7 @@ from llmc.compiler.frontend.packed.tensor import (
     scaled,
     unpacked,
 )
-from llmc.compiler.weights import Array
+from llmc.compiler.weights import Array, Coded
 from llmc.runtime.errors import LlmcError
 
 PARTS = {"codes": ".qweight", "zeros": ".qzeros", "scales": ".scales"}
@@ -64,9 +64,9 @@ def gptq(settings: Settings) -> Packing:
     said = f"{'GPTQ' if version == 'gptq' else 'GPTQ v2'}, {bits} bits {group_words(group)}"
     said += ", symmetric" if settings.fields.get("sym") is True else ", with zeros"
     said += ", in act-order" * (settings.fields.get("desc_act") is True and group != WHOLE_ROW)
-    weight = partial(gptq_weight, bits=bits, group=group, less=int(version == "gptq"))
-    small = in_int4(group) if settings.fields.get("sym") is True else "int4"
-    return Packing(said, lambda checkpoint: join(checkpoint, GPTQ, weight), small if bits <= 4 else "int8")
+    sorted_, zeros = settings.fields.get("desc_act") is True, settings.fields.get("sym") is not True
+    weight = partial(gptq_weight, bits=bits, group=group, less=int(version == "gptq"), sorted_=sorted_, zeros=zeros)
+    return Packing(said, lambda checkpoint: join(checkpoint, GPTQ, weight), in_int4(group) if bits <= 4 else "int8")
 
 
 def awq(settings: Settings) -> Packing:
@@ -83,16 +83,19 @@ def awq(settings: Settings) -> Packing:
             raise LlmcError(fact, place=str(checkpoint[scales].file), hint="look for another checkpoint of the model")
         return join(checkpoint, AWQ, weight)
 
-    return Packing(f"AWQ, {bits} bits {group_words(group)}, with zeros", joined, "int4")
+    return Packing(f"AWQ, {bits} bits {group_words(group)}, with zeros", joined, in_int4(group))
 
 
 def group_words(group: int) -> str:
     return "a row" if group == WHOLE_ROW else f"in groups of {group}"
 
 
-def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) -> PackedTensor:
-    """less: what was taken away from zeros.  Where columns have their groups, their number says how many bits it is."""
-    codes, zeros, scales, order = parts["codes"], parts["zeros"], parts["scales"], parts.get("order")
+def gptq_weight(
+    name: str, parts: Parts, *, bits: int, group: int, less: int, sorted_: bool, zeros: bool
+) -> PackedTensor:
+    """less: what was taken away from zeros.  sorted_: whether columns of a group may lie apart.  zeros: whether zeros
+    may be others than the middle.  Where columns have their groups, their number says how many bits it is."""
+    codes, offsets, scales, order = parts["codes"], parts["zeros"], parts["scales"], parts.get("order")
     error = misfit(name, f"GPTQ of {bits} bits {group_words(group)}", parts)
     if not (is_matrix(codes, ("I32",)) and is_matrix(scales, FLOATS)):
         raise error
@@ -104,7 +107,7 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
     size = k if group == WHOLE_ROW else max(group, 1)
     fits = (
         is_tensor(codes, ("I32",), k * bits // 32, n)
-        and is_tensor(zeros, ("I32",), n_groups, n * bits // 32)
+        and is_tensor(offsets, ("I32",), n_groups, n * bits // 32)
         and (is_tensor(order, ("I32", "I64"), k) if order is not None else n_groups == -(-k // size))
         and n * bits % 32 == 0
     )
@@ -115,12 +118,13 @@ def gptq_weight(name: str, parts: Parts, *, bits: int, group: int, less: int) ->
         grid = Grid(1, min(size, k), (n, n_groups))
         if order is not None:
             grid = in_order(grid, order, order.read_raw())
-        words = zeros.read_raw().view(np.uint32) + np.uint32(less * (2**32 - 1) // (2**bits - 1))
-        offsets = unpacked(words, bits, 1).astype(np.float32)
+        words = offsets.read_raw().view(np.uint32) + np.uint32(less * (2**32 - 1) // (2**bits - 1))
+        of_groups = unpacked(words, bits, 1).astype(np.float32)
         numbers = unpacked(np.ascontiguousarray(codes.read_raw().T), bits, 1)
-        return scaled(numbers, float32(scales).T, grid, offsets.T)
+        return scaled(numbers, float32(scales).T, grid, of_groups.T)
 
-    return packed_tensor("gptq", name, (n, k), parts, read, made_for(scales))
+    coded = Coded(bits, 0 if sorted_ and group != WHOLE_ROW else size, zeros)
+    return packed_tensor("gptq", name, (n, k), parts, read, made_for(scales), coded)
 
 
 def awq_weight(name: str, parts: Parts, *, group: int) -> PackedTensor:
@@ -144,4 +148,4 @@ def awq_weight(name: str, parts: Parts, *, group: int) -> PackedTensor:
         numbers = np.ascontiguousarray(unpacked(codes.read_raw(), 4, 1, ORDER).T)
         return scaled(numbers, float32(scales).T, in_groups(n, k, size), offsets.T)
 
-    return packed_tensor("awq", name, (n, k), parts, read, made_for(scales))
+    return packed_tensor("awq", name, (n, k), parts, read, made_for(scales), Coded(4, size, zeros=True))

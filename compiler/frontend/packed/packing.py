@@ -13,7 +13,7 @@ WIDE_GROUP = 128
 
 
 def in_int4(group: int) -> str:
-    """The `--quant` that keeps codes of 4 bits without zeros, in groups of so many; a row's when less than one."""
+    """The `--quant` that keeps codes of 4 bits in groups of so many; a row's when less than one."""
     return f"int4 --quant-group {WIDE_GROUP}" if group < 1 or group % WIDE_GROUP == 0 else "int4"
 
 

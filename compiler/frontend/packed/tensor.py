@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
-from llmc.compiler.weights import Array, StoredDType
+from llmc.compiler.weights import Array, Coded, StoredDType
 from llmc.runtime.errors import LlmcError
 
 Checkpoint: TypeAlias = Mapping[str, StoredTensor]
@@ -32,11 +32,13 @@ class PackedTensor(StoredTensor):
 
     dims are its own, dtype is the method's name, file, offset and n_bytes are those of the codes.
     of: its parts, codes first.  values: reads and multiplies them.  stored: the dtype that the numbers are made for.
+    coded: how its values are kept, where a scheme of ours may ask.
     """
 
     of: tuple[StoredTensor, ...]
     values: Callable[[], Array] = field(compare=False)
     stored: StoredDType
+    coded: Coded | None = None
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
@@ -91,11 +93,17 @@ def join(checkpoint: Checkpoint, names: Names, weight: Callable[[str, Parts], St
 
 
 def packed_tensor(
-    method: str, name: str, dims: tuple[int, ...], parts: Parts, values: Callable[[], Array], stored: StoredDType
+    method: str,
+    name: str,
+    dims: tuple[int, ...],
+    parts: Parts,
+    values: Callable[[], Array],
+    stored: StoredDType,
+    coded: Coded | None = None,
 ) -> PackedTensor:
     """The weight `name` [dims] that parts stand for; see PackedTensor."""
-    codes = parts["codes"]
-    return PackedTensor(name, codes.file, method, dims, codes.offset, codes.n_bytes, (*parts.values(),), values, stored)
+    codes, of = parts["codes"], (*parts.values(),)
+    return PackedTensor(name, codes.file, method, dims, codes.offset, codes.n_bytes, of, values, stored, coded)
 
 
 def misfit(name: str, what: str, parts: Parts) -> LlmcError:
