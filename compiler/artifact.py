@@ -95,7 +95,8 @@ class ArtifactWriter:
             offset = -(-end // fmt.SECTION_ALIGNMENT) * fmt.SECTION_ALIGNMENT
             size = offset + len(directory) + fmt.TRAILER.size
             digest = hashlib.sha256(directory).digest()
-            trailer = fmt.TRAILER.pack(fmt.TRAILER_MAGIC, fmt.FORMAT_VERSION, len(self.sections), offset, size, digest)
+            version = manifest.get("format_version", fmt.FORMAT_VERSION)
+            trailer = fmt.TRAILER.pack(fmt.TRAILER_MAGIC, version, len(self.sections), offset, size, digest)
             self.file.write(bytes(offset - end) + directory + trailer)
             self.file.flush()
 
@@ -283,6 +284,8 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         scratch_bytes=program.scratch_bytes,
         device=fmt.DEVICES.index(target.kind),
         cuda_arch=cuda_arch(target),
+        slot_bytes=program.slot_bytes,
+        default_slots=program.default_slots,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
-from llmc.compiler.ops import OPERATORS, appended_parts
+from llmc.compiler.ops import OPERATORS, PLACE, appended_parts
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
-STEP_INPUTS = {"tokens": "tokens", "positions": "positions", "page_table": "page_table", "rows": "rows"}
+STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots")}
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
@@ -36,14 +36,15 @@ DTYPES: Mapping[ir.DataType, DType] = {
 
 @dataclass(frozen=True)
 class Binding:
-    """Numbers for the symbols M, R, P and n_pages; how the KV cache is stored; the count of layers; values that lie as
-    tiles, and their dtype; queries that lie as a page's keys do, and theirs."""
+    """Numbers for the symbols M, R, P, n_pages and n_slots; how the KV cache is stored; the count of layers; values
+    that lie as tiles, and their dtype; queries that lie as a page's keys do, and theirs; bytes of a slot's states."""
 
     sizes: Mapping[str, int]
     kv_dtype: str
     n_layers: int
     tiled: Mapping[ir.Value, DType] = field(default_factory=dict)
     queries: Mapping[ir.Value, DType] = field(default_factory=dict)
+    slot_bytes: int = 0
 
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
@@ -99,6 +100,9 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
     if "layer" in attributes:
         del attributes["layer"]
         attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
+    if PLACE in attributes:
+        del attributes[PLACE]
+        attributes["slot_bytes"] = binding.slot_bytes
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     return Call(op, inputs, outputs, tuple(sorted(attributes.items())))
 

@@ -2,10 +2,14 @@
 
 A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
-    `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own;
- 2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type;
- 3. there is one attention node a layer, numbered from 0, and it alone uses that layer's caches;
- 4. every value has a name of its own, an element type, and a shape of numbers and the symbols M, R, P and n_pages;
+    `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
+    i64[M], and for each of them `state.j` f32[n_slots, …];
+ 2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
+    each state `state.j_out` of its type;
+ 3. there is one attention node a layer, numbered from 0, and it alone uses that layer's caches; likewise one node for
+    each state;
+ 4. every value has a name of its own, an element type, and a shape of numbers and the symbols M, R, P, n_pages and
+    n_slots;
  5. a node uses only inputs, initializers and results of nodes before it;
  6. every node is a standard operator or one of llmc's, the latter with its own attributes;
  7. every initializer is used, and no result of the whole graph but a node's;
@@ -20,17 +24,19 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS, PAGED_ATTENTION
+from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS, PAGED_ATTENTION, PLACE, STATEFUL
 from llmc.runtime.errors import LlmcError
 
-SYMBOLS = frozenset({"M", "R", "P", "n_pages"})
+SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
+SLOTS = {"slots": "i64[M]"}
 ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, LATENT_ATTENTION))
+WITH_STATE = tuple(f"{DOMAIN}.{name}" for name in STATEFUL)
 
 
 def check_step_graph(model: ir.Model) -> None:
     """Raise LlmcError, naming the first offence, unless `model` is a step graph."""
-    for rule in (inputs_and_results, layers, types, order, operators, initializers, body_and_head):
+    for rule in (inputs_and_results, layers, states, types, order, operators, initializers, body_and_head):
         for fact, place in rule(model.graph):
             raise LlmcError(
                 f"not a step graph: {fact}", place=place, hint="this is a fault of llmc's passes: report it"
@@ -44,14 +50,20 @@ def attention_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if op_name(node) in ATTENTION]
 
 
+def stateful_nodes(graph: ir.Graph) -> list[ir.Node]:
+    return [node for node in graph if op_name(node) in WITH_STATE]
+
+
 def inputs_and_results(graph: ir.Graph) -> Offences:
     caches = [f"{kind}_cache.{layer}" for layer in range(len(attention_nodes(graph))) for kind in "kv"]
-    expected = [*INPUTS, *caches]
+    kept = [f"state.{place}" for place, _ in enumerate(stateful_nodes(graph))]
+    inputs = INPUTS | (SLOTS if kept else {})
+    expected = [*inputs, *caches, *kept]
     found = [str(value.name) for value in graph.inputs]
     if sorted(found) != sorted(expected):
         yield f"inputs are {', '.join(found)}, not {', '.join(expected)}", "graph"
     by_name = {value.name: value for value in graph.inputs}
-    for name, expected_type in INPUTS.items():
+    for name, expected_type in inputs.items():
         if type_text(by_name[name]) != expected_type:
             yield f"its type is {type_text(by_name[name])}, not {expected_type}", f"input {name}"
     for name in caches:
@@ -59,7 +71,7 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
         if shape is None or len(shape) != 4 or shape[2] != PAGE_TOKENS:
             yield f"its type is {type_text(by_name[name])}, not f32[n_pages,KH,{PAGE_TOKENS},D]", f"input {name}"
     results = [str(value.name) for value in graph.outputs]
-    if results != ["logits", *(f"{name}_out" for name in caches)]:
+    if results != ["logits", *(f"{name}_out" for name in (*caches, *kept))]:
         yield f"results are {', '.join(results)}", "graph"
     logits = type_text(graph.outputs[0])
     if not logits.startswith("f32[R,"):
@@ -75,6 +87,15 @@ def layers(graph: ir.Graph) -> Offences:
             yield f"attention of layer {layer} uses other caches", place
         if any(len(value.uses()) != 1 for value in node.inputs[-2:] if value is not None):
             yield f"the caches of layer {layer} have another user", place
+
+
+def states(graph: ir.Graph) -> Offences:
+    for place, node in enumerate(stateful_nodes(graph)):
+        state = node.inputs[-1]
+        if node.attributes[PLACE].as_int() != place or state is None or state.name != f"state.{place}":
+            yield f"the node of state {place} uses {state and state.name}", f"node {node.name}"
+        elif len(state.uses()) != 1 or not type_text(state).startswith("f32[n_slots,"):
+            yield f"state {place} has another user, or the type {type_text(state)}", f"node {node.name}"
 
 
 def types(graph: ir.Graph) -> Offences:
@@ -125,5 +146,5 @@ def body_and_head(graph: ir.Graph) -> Offences:
     for node in graph:
         if any(value in head for value in node.inputs):
             head.update(node.outputs)
-            if op_name(node) in ATTENTION:
-                yield "attention depends on rows", f"node {node.name}"
+            if op_name(node) in (*ATTENTION, *WITH_STATE):
+                yield f"{'attention' if op_name(node) in ATTENTION else 'a state'} depends on rows", f"node {node.name}"

@@ -115,9 +115,10 @@ class Layout(Protocol):
 @dataclass(frozen=True)
 class Operand:
     """One pointer of a launch: an input or output of the call, a temporary of the implementation, the layer's part
-    of the KV cache (its first page's), or the thread's own scratch memory."""
+    of the KV cache (its first page's), the node's part of a state (that of the first slot), or the thread's own scratch
+    memory."""
 
-    kind: Literal["input", "output", "temp", "kv", "scratch"]
+    kind: Literal["input", "output", "temp", "kv", "state", "scratch"]
     index: int = 0
 
 

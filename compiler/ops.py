@@ -47,9 +47,11 @@ from llmc.compiler.ops_linear import (
     normed_parts,
 )
 from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
+from llmc.compiler.ops_states import CAUSAL_CONV, PLACE, STATEFUL, WITH_STATES, conv_name
 
 __all__ = [
     "CAUSAL_ATTENTION",
+    "CAUSAL_CONV",
     "CLAMP",
     "CLAMPED_EXPERTS",
     "DOMAIN",
@@ -59,15 +61,19 @@ __all__ = [
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",
+    "PLACE",
     "RESIDUAL_CLAMPED_EXPERTS",
     "RESIDUAL_EXPERTS",
     "ROUTERS",
+    "STATEFUL",
     "VERSION",
+    "WITH_STATES",
     "KeepGroups",
     "Operator",
     "append_name",
     "appended_parts",
     "clamped_experts_name",
+    "conv_name",
     "deferred_name",
     "experts_name",
     "function_of",

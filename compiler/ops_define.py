@@ -59,13 +59,14 @@ class AttributeRef:
 class Trace:
     """Records a body: `op.Add(x, y)` is a node, `op.ints(2, heads)`, `op.scalar(1.0)` a constant, recorded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix  # of the names of values: those of a loop's body differ from those around it
         self.nodes: list[ir.Node] = []
         self.constants: dict[tuple[Any, ...], Any] = {}
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         def node(*inputs: ir.Value, n_results: int = 1, **attributes: Any) -> Any:
-            stem = f"v{len(self.nodes)}"
+            stem = f"{self.prefix}v{len(self.nodes)}"
             values = [ir.Value(name=f"{stem}.{i}" if i else stem) for i in range(n_results)]
             converted = [as_attribute(name, value) for name, value in attributes.items()]
             self.nodes.append(ir.Node("", op_type, inputs, converted, outputs=values))
@@ -92,6 +93,16 @@ class Trace:
                 parts = [self.Reshape(scalar, self.ints(1)) for scalar in scalars]
                 self.constants[key] = self.Concat(*parts, axis=0)
         return self.constants[key]
+
+    def scan(self, step: Callable[..., Sequence[Any]], states: Sequence[ir.Value], rows: Sequence[ir.Value]) -> Any:
+        """ONNX's Scan: step(op, *states, *rows), with a row of each of `rows` in turn, gives the next states and then a
+        row of each result.  -> the last states, and the results.  It may use what was made before, but for attributes.
+        """
+        body = Trace(f"{self.prefix}s{len(self.nodes)}")
+        arguments = [ir.Value(name=f"{body.prefix}a{i}") for i in range(len(states) + len(rows))]
+        results = step(body, *arguments)
+        graph = ir.Graph(arguments, results, nodes=body.nodes, name="step")
+        return self.Scan(*states, *rows, n_results=len(results), body=graph, num_scan_inputs=len(rows))
 
 
 def as_attribute(name: str, value: Any) -> ir.Attr:

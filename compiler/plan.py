@@ -61,7 +61,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Program:
-    """Everything the artifact's plan section says, and what must be compiled and packed for it."""
+    """Everything the artifact's plan section says, and what must be compiled and packed for it.
+
+    slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody says."""
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -75,6 +77,8 @@ class Program:
     n_context: int
     n_vocab: int
     page_tokens: int = PAGE_TOKENS
+    slot_bytes: int = 0
+    default_slots: int = 0
 
     @property
     def pages_per_sequence(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -36,12 +37,16 @@ from llmc.compiler.kernel import (
     TensorType,
 )
 from llmc.compiler.memory import Buffer, aligned, lay_out
+from llmc.compiler.ops import PLACE
 from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
 from llmc.compiler.sampling import Sampling
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES, Argument
 
 WEIGHT_ALIGNMENT = 256
+SLOTS_A_TEXT = 2
+"""Slots of states, where nobody says how many, for each text of the largest batch: one for it, and one for what is kept
+of a text that has ended, or for guesses."""
 Implement = Callable[[Call], Implementation]
 
 
@@ -63,13 +68,15 @@ class Weights:
 
 @dataclass
 class Placement:
-    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary."""
+    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary, `states` offset and
+    bytes of each state in a slot."""
 
     binding: Binding
     roots: Mapping[ir.Value, ir.Value]
     arena: Mapping[ir.Value | tuple[int, int], int]
     logits: ir.Value
     weights: Weights
+    states: Sequence[tuple[int, int]]
 
     def argument(self, operand: Operand, index: int, node: ir.Node, implementation: Implementation) -> Argument:
         """An operand of the plan's `index`-th node: its space and offset, and how many bytes the kernel may touch."""
@@ -80,6 +87,8 @@ class Placement:
         if operand.kind == "kv":
             layer = node.attributes["layer"].as_int()
             return argument("kv", layer * implementation.kv_layer_bytes, implementation.kv_layer_bytes)
+        if operand.kind == "state":
+            return argument("states", *self.states[node.attributes[PLACE].as_int()])
         value = (node.inputs if operand.kind == "input" else node.outputs)[operand.index]
         if value is None:
             raise AssertionError(
@@ -133,6 +142,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.n_layers = sum(node.op_type.endswith("PagedAttention") for node in self.graph)
+        self.states, self.slot_bytes = place_states(self.graph)
         self.body = self.body_of(self.graph)
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
 
@@ -160,6 +170,8 @@ class Planner:
             self.n_layers,
             self.n_context,
             shape_of(self.logits, largest)[-1],
+            slot_bytes=self.slot_bytes,
+            default_slots=SLOTS_A_TEXT * max(heads) if self.slot_bytes else 0,
         )
 
     def with_sampling(
@@ -174,8 +186,8 @@ class Planner:
         body = body or self.body
         pages = -(-self.n_context // PAGE_TOKENS)
         tiled = body.tiled | body.attended if m > FEW_ROWS else body.tiled
-        sizes = {"M": m, "R": r, "P": pages, "n_pages": 1}
-        return Binding(sizes, self.kv_dtype, self.n_layers, tiled, body.queries)
+        sizes = {"M": m, "R": r, "P": pages, "n_pages": 1, "n_slots": 1}
+        return Binding(sizes, self.kv_dtype, self.n_layers, tiled, body.queries, self.slot_bytes)
 
     def body_of(self, graph: ir.Graph) -> Body:
         if graph not in self.bodies:
@@ -221,7 +233,7 @@ class Planner:
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
         logits = roots.get(self.logits, self.logits)
-        placement = Placement(binding, roots, {**offsets, **handed_over}, logits, self.weights)
+        placement = Placement(binding, roots, {**offsets, **handed_over}, logits, self.weights, self.states)
         calls = []
         for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
             for launch in implementation.launches:
@@ -273,6 +285,17 @@ def values_after(graph: ir.Graph, name: str) -> set[ir.Value]:
         if any(value in after for value in node.inputs):
             after.update(node.outputs)
     return after
+
+
+def place_states(graph: ir.Graph) -> tuple[list[tuple[int, int]], int]:
+    """(offset, bytes) of each state in a slot, by its number, and the bytes of a slot.  States are float32."""
+    places: list[tuple[int, int]] = []
+    end = 0
+    for value in (value for value in graph.inputs if str(value.name).startswith("state.")):
+        n_bytes = 4 * prod(size for size in value.shape or () if isinstance(size, int))
+        places.append((end, n_bytes))
+        end += aligned(n_bytes)
+    return places, end
 
 
 def alias_roots(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.Value]:

@@ -44,7 +44,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
-        "format_version": fmt.FORMAT_VERSION,
+        "format_version": fmt.FORMAT_WITH_STATES if program.slot_bytes else fmt.FORMAT_VERSION,
         "llmc": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": {
@@ -77,6 +77,7 @@ def manifest(
             "weight_bytes": program.weight_bytes,
             "arena_bytes": program.arena_bytes,
             "scratch_bytes_per_thread": program.scratch_bytes,
+            **({"slot_bytes": program.slot_bytes} if program.slot_bytes else {}),
         },
         "weights": [
             {"name": str(w.value.name), "layout": str(w.layout), "offset": w.offset, "bytes": w.n_bytes}

@@ -37,13 +37,16 @@ from llmc.passes.fuse_query_key_norm import fuse_query_key_norm
 from llmc.passes.fuse_rotary import fuse_rotary
 from llmc.passes.gather_rows import gather_rows
 from llmc.passes.insert_kv_cache import insert_kv_cache
+from llmc.passes.insert_states import insert_states
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
 from llmc.passes.name_positions import name_positions
 from llmc.passes.order_columns import order_columns
+from llmc.passes.part_columns import part_columns
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.tabulate_positions import tabulate_positions
+from llmc.passes.unfold_heads import unfold_heads
 
 Pass = Callable[[ir.Model], int]
 Observe = Callable[[str, ir.Model, int], None]
@@ -70,6 +73,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_choice", form_choice),
         ("fuse_rotary", fuse_rotary),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
+        ("unfold_heads", unfold_heads),
         # 2. over M tokens of one sequence
         ("flatten_tokens", flatten_tokens),
         ("form_linear", form_linear),
@@ -77,6 +81,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_latent", form_latent),
         ("form_activation", form_activation),
         ("fold_query_scale", fold_query_scale),
+        ("part_columns", part_columns),
         ("merge_qkv", merge_qkv),
         ("merge_gate_up", merge_gate_up),
     )
@@ -113,6 +118,7 @@ def last_steps(sums_to: SumsTo) -> Steps:
         ("fuse_epilogue", fuse_epilogue),
         # 3. the step graph: M tokens of any sequences, R rows of logits
         ("insert_kv_cache", insert_kv_cache),
+        ("insert_states", insert_states),
         ("fuse_head_norm", fuse_head_norm),
         ("fuse_query_key_norm", fuse_query_key_norm),
         ("gather_rows", gather_rows),

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import attribute, emit, ints_constant, producer, prune
 from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, WITH_STATES
 from llmc.compiler.ops_define import Dim
 from llmc.runtime.errors import LlmcError
 
@@ -193,6 +193,13 @@ def keep_groups(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return flat.emit(node, op_name(node), [flat.take(node.inputs[0])], **attributes_of(node))
 
 
+def with_state(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Operands [sequence, batch, …], in which order sequences do not see each other, become [M, …]; weights stay."""
+    if any(token_axes(v) and list(map(str, dims(v)[:2])) != ["sequence", "batch"] for v in node.inputs):
+        raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 1")
+    return flat.emit(node, op_name(node), [flat.take(value) for value in node.inputs], **attributes_of(node))
+
+
 def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """MatMul, Gemm: activations times a matrix that is the same for every token."""
     x, weight, *rest = node.inputs
@@ -330,6 +337,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention", f"{DOMAIN}.AlibiAttention"), attention),
     "Expand": expand,
     "Gather": gather,

@@ -1,8 +1,8 @@
 """Recognise rotary embedding where it is spelled out, or applied to a part of each head.
 
 rewrite:
-    Add(Mul(x, C), Mul(Concat(Neg(x[…, RD/2:]), x[…, :RD/2]), S))        C = Cos(Concat(f, f)), S = Sin(Concat(f, f))
-    -->
+    Add(Mul(x, C), Mul(Concat(Neg(x[…, RD/2:]), x[…, :RD/2]), S))        C = Cos(Concat(f, f)), S = Sin(Concat(f, f)),
+    -->                                                                  or C, S = Concat(c, c), Concat(s, s)
     RotaryEmbedding(x, C[…, :RD/2], S[…, :RD/2])
 
     the same by pairs (2i, 2i + 1), as interleaved_rotary.py shows it
@@ -140,13 +140,14 @@ def rotate_half(value: ir.Value | None) -> ir.Value | None:
 
 
 def waves_by_halves(value: ir.Value | None, function: str, axis: int = 1) -> Waves | None:
-    """function(Concat(f, f)) [B, S, RD], perhaps scaled, under the Unsqueeze that lets it meet the heads; its half."""
+    """function(Concat(f, f)) [B, S, RD], perhaps scaled, or Concat(f, f), under the Unsqueeze that lets it meet the
+    heads; its half."""
     value = root = unsqueezed(value, axis)
     scaled = producer(value, "Mul")
     if scaled is not None and number(scaled.inputs[1]) is not None:
         value = scaled.inputs[0]
     wave = producer(value, function)
-    angles = producer(wave.inputs[0], "Concat") if wave is not None else None
+    angles = producer(wave.inputs[0] if wave is not None else value, "Concat")
     if root is None or angles is None or len(angles.inputs) != 2 or angles.inputs[0] is not angles.inputs[1]:
         return None
     if not is_last_axis(angles, attribute(angles, "axis")):

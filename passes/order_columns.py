@@ -95,6 +95,11 @@ def columns(product: ir.Value, ends: Sequence[ir.Value | None], users: Sequence[
         return None
     if any(result.is_graph_output() for node in between for result in node.outputs):
         return None
+    return chosen_columns(product, ends)
+
+
+def chosen_columns(product: ir.Value, ends: Sequence[ir.Value | None]) -> list[Array]:
+    """The same, of ends that are elements of the product for sure."""
     places, found = np.arange(width(product), dtype=np.float32)[None], list[Array]()
     for value in ends:
         assert value is not None

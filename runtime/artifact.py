@@ -17,7 +17,7 @@ from typing import Any
 
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import (
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     MAX_PROGRAMS,
     MAX_SECTIONS,
     SECTION,
@@ -256,8 +256,9 @@ def _read_directory(path: Path, descriptor: int, n_bytes: int) -> dict[str, Sect
     magic, version, n_sections, offset, file_bytes, sha256 = trailer
     if magic != TRAILER_MAGIC:
         raise _not_an_artifact(path, descriptor)
-    if version != FORMAT_VERSION:
-        fact = f"the artifact has format version {version}; this llmc reads version {FORMAT_VERSION}"
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        fact = f"the artifact has format version {version}; this llmc reads versions {known}"
         raise LlmcError(fact, place=str(path), hint="compile the model again with this llmc")
     if file_bytes != n_bytes:
         fact = f"the artifact is truncated or padded: {n_bytes} bytes of {file_bytes}"

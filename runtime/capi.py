@@ -42,6 +42,7 @@ class Options(c.Structure):
         ("progress", Progress),
         ("context", c.c_void_p),
         ("run_on", c.c_int32),
+        ("n_slots", c.c_uint32),
     )
 
 
@@ -63,6 +64,9 @@ class Info(c.Structure):
         ("program", c.c_int32),
         ("page_tokens", c.c_int32),
         ("sampling_bytes", c.c_uint32),
+        ("n_slots", c.c_uint32),
+        ("n_slots_free", c.c_uint32),
+        ("slot_bytes", c.c_uint64),
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 FORMAT_VERSION = 3
+FORMAT_WITH_STATES = 4
+"""The version of an artifact with states: PLAN_STATES stands behind the headers of its plan sections."""
+FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -20,6 +23,7 @@ MAX_KERNEL_NAME = 103
 TRAILER = struct.Struct("<8sIIQQ32s")
 SECTION = struct.Struct("<16sQQ32s")
 PLAN_HEADER = struct.Struct("<12I8iiIQQQII")
+PLAN_STATES = struct.Struct("<QII")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
@@ -59,6 +63,8 @@ SPACES = (
     "draws",
     "next",
     "told",
+    "states",
+    "slots",
 )
 PLAN_KINDS = ("body", "head", "sampler")
 DEVICES = ("cpu", "cuda")
@@ -80,7 +86,8 @@ class Section(NamedTuple):
 
 
 class PlanHeader(NamedTuple):
-    """The plan section's header, after its magic and version; see llmc_plan_header."""
+    """The plan section's header, after its magic and version; see llmc_plan_header, and for the last two
+    llmc_plan_states."""
 
     cpu_features: int
     n_vocab: int
@@ -99,6 +106,13 @@ class PlanHeader(NamedTuple):
     scratch_bytes: int
     device: int = 0
     cuda_arch: int = 0
+    slot_bytes: int = 0
+    default_slots: int = 0
+
+    @property
+    def version(self) -> int:
+        """The version of the format that says so much."""
+        return FORMAT_WITH_STATES if self.slot_bytes else FORMAT_VERSION
 
 
 class KernelRecord(NamedTuple):
@@ -152,20 +166,27 @@ def pack_images(images: Sequence[bytes]) -> bytes:
 
 
 def pack_plan_header(header: PlanHeader) -> bytes:
-    """The header as bytes, magic and version first."""
+    """The header as bytes, magic and version first, and what is said of states."""
     eos = (*header.eos, *([-1] * (MAX_EOS - len(header.eos))))
-    return PLAN_HEADER.pack(
+    packed = PLAN_HEADER.pack(
         PLAN_MAGIC,
-        FORMAT_VERSION,
+        header.version,
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:],
+        *header[10:-2],
     )
+    return packed + (PLAN_STATES.pack(*header[-2:], 0) if header.slot_bytes else b"")
+
+
+def plan_header_bytes(version: int) -> int:
+    """Of a plan section of this version, in front of its tables."""
+    return PLAN_HEADER.size + (PLAN_STATES.size if version == FORMAT_WITH_STATES else 0)
 
 
 def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     """The header at the start of a plan section; the caller has checked magic, version and length."""
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
-    return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:]))
+    of_states = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)[:2] if values[1] == FORMAT_WITH_STATES else (0, 0)
+    return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *of_states))

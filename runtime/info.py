@@ -24,6 +24,9 @@ class Info(NamedTuple):
     program: int
     page_tokens: int
     sampling_bytes: int
+    n_slots: int
+    n_slots_free: int
+    slot_bytes: int
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""

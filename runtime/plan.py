@@ -16,7 +16,8 @@ from llmc.runtime.format import (
     CPU_FEATURES,
     DEVICES,
     DRAW_BYTES,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
+    FORMAT_WITH_STATES,
     KERNEL_RECORD,
     MAX_EOS,
     MAX_POINTERS,
@@ -30,6 +31,7 @@ from llmc.runtime.format import (
     KernelRecord,
     PlanHeader,
     PlanRecord,
+    plan_header_bytes,
     unpack_plan_header,
 )
 
@@ -76,8 +78,11 @@ def _unpack_tables(data: bytes) -> PlanTables:
     if len(data) < PLAN_HEADER.size:
         raise ValueError(f"{len(data)} bytes do not hold its header")
     raw = PLAN_HEADER.unpack_from(data)
-    if raw[0] != PLAN_MAGIC or raw[1] != FORMAT_VERSION:
+    if raw[0] != PLAN_MAGIC or raw[1] not in FORMAT_VERSIONS:
         raise ValueError(f"magic {raw[0]:#x} version {raw[1]}")
+    start = plan_header_bytes(raw[1])
+    if len(data) < start:
+        raise ValueError(f"{len(data)} bytes do not hold its header")
     if raw[11] > MAX_EOS:
         raise ValueError(f"{raw[11]} end tokens, at most {MAX_EOS}")
     header = unpack_plan_header(data)
@@ -87,9 +92,11 @@ def _unpack_tables(data: bytes) -> PlanTables:
         header.n_calls * CALL_RECORD.size,
         header.n_arguments * ARGUMENT.size,
     )
-    if PLAN_HEADER.size + sum(sizes) != len(data):
-        raise ValueError(f"its tables take {PLAN_HEADER.size + sum(sizes)} bytes, the section has {len(data)}")
-    tables = _split(memoryview(data)[PLAN_HEADER.size :], sizes)
+    if start + sum(sizes) != len(data):
+        raise ValueError(f"its tables take {start + sum(sizes)} bytes, the section has {len(data)}")
+    if raw[1] == FORMAT_WITH_STATES and (not header.slot_bytes or header.slot_bytes % 64 or header.device):
+        raise ValueError(f"states of {header.slot_bytes} bytes for device {header.device}")
+    tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
         header,
@@ -183,4 +190,6 @@ def _room(header: PlanHeader, plan: PlanRecord, head_rows: int, weight_bytes: in
         sampler // 4 * DRAW_BYTES,
         chosen,
         chosen,
+        header.slot_bytes,
+        body if header.slot_bytes else 0,
     )

@@ -23,6 +23,7 @@ FAMILIES = {
         "cpu.head_product",
         "cpu.attention",
         "cpu.latent_attention",
+        "cpu.states",
         "cpu.norm",
         "cpu.query_key_norm",
         "cpu.gather",

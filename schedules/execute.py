@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,24 @@ class Executable:
         library = load_objects(objects)
         self.functions = {name: getattr(library, name) for name in kernels}
 
-    def prepare(self, *inputs: Array | None, n_tasks: int = 1, kv: Array | None = None) -> Prepared:
+    def prepare(
+        self, *inputs: Array | None, n_tasks: int = 1, kv: Array | None = None, state: Array | None = None
+    ) -> Prepared:
         """Memory for one execution: constants packed, outputs and temporaries poisoned.  See `run`."""
-        return Prepared(self, inputs, n_tasks, kv)
+        return Prepared(self, inputs, n_tasks, {"kv": kv, "state": state})
 
-    def run(self, *inputs: Array | None, n_tasks: int = 1, kv: Array | None = None) -> list[Array]:
+    def run(
+        self, *inputs: Array | None, n_tasks: int = 1, kv: Array | None = None, state: Array | None = None
+    ) -> list[Array]:
         """The call's outputs for these inputs.
 
         inputs: as the call's, in order; constants as they would come from a checkpoint.
         n_tasks: into how many tasks each launch is cut (at most its grid).
-        kv: the memory of the KV cache (any dtype, written in place), when the call keeps one.
+        kv, state: the memory of the KV cache, or of all slots' states (any dtype, written in place), when the call
+        keeps one.
         Raises LlmcError when a kernel fails or writes outside of its buffers.
         """
-        prepared = self.prepare(*inputs, n_tasks=n_tasks, kv=kv)
+        prepared = self.prepare(*inputs, n_tasks=n_tasks, kv=kv, state=state)
         prepared.run()
         prepared.check_guards()
         return [prepared.outputs[index] for index in range(len(self.call.outputs))]
@@ -64,7 +69,14 @@ class Executable:
 class Prepared:
     """An executable with memory for its operands.  `run` may be called again and again."""
 
-    def __init__(self, executable: Executable, inputs: Sequence[Array | None], n_tasks: int, kv: Array | None) -> None:
+    def __init__(
+        self,
+        executable: Executable,
+        inputs: Sequence[Array | None],
+        n_tasks: int,
+        kept: Mapping[str, Array | None],
+    ) -> None:
+        """kept: what outlives a step, by the kind of its operand."""
         call, implementation = executable.call, executable.implementation
         self._buffers: list[Array] = []
         self.inputs = {
@@ -76,7 +88,7 @@ class Prepared:
         }
         self._temps = [self._fresh(n_bytes) for n_bytes in implementation.temps]
         self._scratch = [self._fresh(implementation.scratch_bytes) for _ in range(n_tasks)]
-        self._kv = kv
+        self._kept = kept
         self._steps: list[list[Callable[[], int]]] = []
         for launch in implementation.launches:
             tasks = min(n_tasks, launch.grid)
@@ -101,12 +113,13 @@ class Prepared:
             raise LlmcError("a kernel wrote past the end of a buffer", place=", ".join(self._names))
 
     def _memory(self, operand: Operand, task: int) -> Array:
-        if operand.kind == "kv":
-            assert self._kv is not None, "this call keeps a KV cache: pass kv"
-            return self._kv
+        if operand.kind in self._kept:
+            memory = self._kept[operand.kind]
+            assert memory is not None, f"this call keeps something: pass {operand.kind}"
+            return memory
         places: dict[str, Any] = {"input": self.inputs, "output": self.outputs, "temp": self._temps}
-        memory: Array = self._scratch[task] if operand.kind == "scratch" else places[operand.kind][operand.index]
-        return memory
+        found: Array = self._scratch[task] if operand.kind == "scratch" else places[operand.kind][operand.index]
+        return found
 
     def _input(self, array: Array, executable: Executable, index: int) -> Array:
         kind = executable.call.inputs[index]

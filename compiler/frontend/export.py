@@ -49,6 +49,7 @@ from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.compiler.frontend.source import SPELLED_OUT
+from llmc.compiler.frontend.states import as_nodes, count_states
 from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
@@ -122,10 +123,15 @@ def max_tokens(config: PretrainedConfig) -> int:
 
 def _refuse_other_layers(config: PretrainedConfig) -> None:
     """Refuse layers of other kinds than attention before anything is built of them."""
-    kinds = next((kinds for name in KINDS if isinstance(kinds := getattr(config, name, None), list | tuple)), ())
-    other = next((kind for kind in kinds if kind not in ATTENTIONS), None)
+    other = next((kind for kind in kinds_of(config) if kind not in ATTENTIONS), None)
     if other is not None:
         raise _unsupported(config, f"its layers of kind {str(other)[:40]} are not compiled yet")
+
+
+def kinds_of(config: PretrainedConfig) -> list[str]:
+    """What the configuration says of each layer's kind; nothing, where it says nothing."""
+    lists = (getattr(config, name, None) for name in KINDS)
+    return list(next((kinds for kinds in lists if isinstance(kinds, list | tuple)), ()))
 
 
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
@@ -135,8 +141,8 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
     if has_own_attention(config):
         graph_model.metadata_props[SPELLED_OUT] = "yes"
-    elif n_attention != config.num_hidden_layers:
-        which = "fewer" if n_attention < config.num_hidden_layers else "more"
+    elif n_attention != (n := config.num_hidden_layers - count_states(config, kinds_of(config), graph_model.graph)):
+        which = "fewer" if n_attention < n else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
     check_experts(config, model, graph_model.graph)
     _forget_weights(graph_model, model)
@@ -279,7 +285,12 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     model.config.use_cache = False
     if "use_cache" in known:
         arguments["use_cache"], shapes["use_cache"] = False, None
-    with torch.no_grad(), ComplexPairs(), redirect_stderr(StringIO()):  # it prints the graph in which it got stuck
+    with (
+        torch.no_grad(),
+        ComplexPairs(),
+        as_nodes(model),
+        redirect_stderr(StringIO()),
+    ):  # it prints the graph in which it got stuck
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
@@ -305,10 +316,15 @@ def _longest(config: PretrainedConfig) -> int | None:
 
 
 def _slice_scatter(x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    """x with `part` in the place of x[start:end] along `dim`, as a model has it that writes a tensor piece by piece: in
-    ONNX what stands before the part, the part, and what stands behind it."""
+    """x with `part` in the place of x[start:end:step] along `dim`, as a model has it that writes a tensor piece by
+    piece: in ONNX what stands before the part, the part, and what stands behind it; with steps, a choice of both."""
     if step != 1:
-        raise NotImplementedError(f"slice_scatter with step {step}")
+        size = x.shape[dim]
+        order = list(range(size))
+        written = range(size)[slice(start, end, step)]
+        order[written.start : written.stop : step] = range(size, size + len(written))
+        both = onnx_op.Concat(x, part, axis=dim)
+        return onnx_op.Gather(both, onnx_op.Constant(value_ints=order), axis=dim)
     pieces = [part]
     axis = onnx_op.Constant(value_ints=[dim])
 

@@ -63,6 +63,7 @@ typedef struct llmc_options {
     int (*progress)(void *context, uint64_t n_bytes_done, uint64_t n_bytes);
     void *context;
     int32_t run_on; /* LLMC_ON_*; the first program that this machine runs is taken, of those that are allowed */
+    uint32_t n_slots; /* sequences that have tokens at once, of a model with states; 0: the default */
 } llmc_options;
 
 /* Facts about a model; counts are in elements. */
@@ -81,6 +82,9 @@ typedef struct llmc_info {
     int32_t program;         /* which of the artifact's targets that is, counted from 0 */
     int32_t page_tokens;     /* of a page of the KV cache; 0: the artifact is older than this field */
     uint32_t sampling_bytes; /* sizeof(llmc_sampling) as the artifact knows it; 0: it is older than this field */
+    uint32_t n_slots;        /* for the states of sequences; 0: the model has none */
+    uint32_t n_slots_free;   /* of these, those that no sequence holds */
+    uint64_t slot_bytes;     /* of one */
 } llmc_info;
 
 /* What is added to a token's logit. */
@@ -184,14 +188,16 @@ typedef struct llmc_api {
     /* The text of a token: borrowed bytes, not ended by NUL, perhaps a part of a UTF-8 character. */
     llmc_status (*token_text)(const llmc_model *model, int32_t token, const char **bytes, size_t *n_bytes);
 
-    /* -- sequence: tokens and their KV cache ------------------------------ */
+    /* -- sequence: tokens and their KV cache, and the state of a model that has some: after an LLMC_ERROR_KERNEL it is
+     * lost, and the sequence is empty ------------------------------------- */
     llmc_status (*sequence_new)(llmc_model *model, llmc_sequence **out);
     /* A copy, logits included, that shares the pages of the original: the last one, when it is not full, until either
-     * of the two is fed. */
+     * of the two is fed; likewise the state, so that it may then want a slot. */
     llmc_status (*sequence_fork)(const llmc_sequence *sequence, llmc_sequence **out);
     void (*sequence_free)(llmc_sequence *sequence);
     int32_t (*sequence_length)(const llmc_sequence *sequence);
-    /* Keep the first n tokens, forget the rest (and the logits). */
+    /* Keep the first n tokens, forget the rest (and the logits). A model with states (info.slot_bytes) has only those
+     * behind the last token: there n is 0 or the length. */
     llmc_status (*sequence_truncate)(llmc_sequence *sequence, int32_t n);
 
     /* -- running ---------------------------------------------------------- */

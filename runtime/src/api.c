@@ -103,6 +103,9 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .program = (int32_t)model->file.number,
         .page_tokens = (int32_t)h->page_tokens,
         .sampling_bytes = sizeof(llmc_sampling),
+        .n_slots = model->states.n_pages,
+        .n_slots_free = kv_free_pages(&model->states),
+        .slot_bytes = model->states.page_bytes,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

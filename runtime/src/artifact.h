@@ -73,6 +73,7 @@ typedef struct extent {
 
 typedef struct plans {
     llmc_plan_header header;
+    llmc_plan_states states; /* slot_bytes 0: the model has none */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */

@@ -37,10 +37,12 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {m * sizeof *model->tokens, &model->tokens},
         {m * sizeof *model->positions, &model->positions},
         {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
+        {model->states.page_bytes ? m * sizeof *model->slots : 0, &model->slots},
         {r * sizeof *model->rows, &model->rows},
         {r * h->n_vocab * sizeof *model->logits, &model->logits},
         {r * sizeof *model->owners, &model->owners},
         {m * sizeof *model->turn, &model->turn},
+        {model->states.page_bytes ? m * sizeof *model->turn_states : 0, &model->turn_states},
         {h->n_vocab * sizeof *model->candidates, &model->candidates},
         {h->n_vocab * sizeof *model->adjusted, &model->adjusted},
         {h->n_vocab * sizeof *model->counts, &model->counts},
@@ -55,6 +57,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
                     "there is no memory for activations: %llu bytes, and %llu for each of %llu threads",
                     (unsigned long long)h->arena_bytes, (unsigned long long)scratch, (unsigned long long)n_threads);
     memory_cut(model->memory, parts, N_PARTS);
+    if (!model->states.page_bytes) model->slots = NULL;
     return LLMC_OK;
 }
 
@@ -68,6 +71,19 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_PAGE_TABLE] = (char *)model->page_table;
     base[LLMC_SPACE_ROWS] = (char *)model->rows;
     base[LLMC_SPACE_LOGITS] = (char *)model->logits;
+    base[LLMC_SPACE_STATES] = model->states.pages;
+    base[LLMC_SPACE_SLOTS] = (char *)model->slots;
+}
+
+static llmc_status open_states(llmc_model *model, uint32_t n)
+{
+    const llmc_plan_states *of = &model->plans.states;
+    kv_cache *states = &model->states;
+    if (!n) n = of->default_slots;
+    llmc_status status = states_open(states, of, n, model->file.path);
+    if (status || !of->slot_bytes) return status;
+    states->pages = memory_map(states->n_pages * states->page_bytes);
+    return states->pages ? LLMC_OK : states_no_memory(of, n, model->file.path);
 }
 
 static llmc_status cpu_open(llmc_model *model, const llmc_options *options)
@@ -81,7 +97,9 @@ static llmc_status cpu_open(llmc_model *model, const llmc_options *options)
     llmc_status status = kv_open(kv, h, n_tokens, model->file.path);
     if (status) return status;
     kv->pages = memory_map(kv->n_pages * kv->page_bytes);
-    status = kv->pages ? allocate(model, (uint64_t)n_threads) : kv_no_memory(h, n_tokens, model->file.path);
+    if (!kv->pages) return kv_no_memory(h, n_tokens, model->file.path);
+    status = open_states(model, options->n_slots);
+    if (!status) status = allocate(model, (uint64_t)n_threads);
     if (status) return status;
     set_spaces(model);
     plans_bind(&model->plans, &model->spaces, n_threads);
@@ -92,6 +110,7 @@ static void cpu_close(llmc_model *model)
 {
     engine_stop(&model->engine);
     memory_unmap(model->kv.pages, model->kv.n_pages * model->kv.page_bytes);
+    memory_unmap(model->states.pages, model->states.n_pages * model->states.page_bytes);
 }
 
 static llmc_status cpu_run(llmc_model *model, const plan *body, const plan *head)
@@ -113,10 +132,19 @@ static llmc_status cpu_read_logits(llmc_model *model, uint32_t row, float *out)
     return LLMC_OK;
 }
 
+static void copy(const kv_cache *kv, int32_t to, int32_t from)
+{
+    memcpy(kv->pages + (uint64_t)to * kv->page_bytes, kv->pages + (uint64_t)from * kv->page_bytes, kv->page_bytes);
+}
+
 static void cpu_copy_page(llmc_model *model, int32_t to, int32_t from)
 {
-    const kv_cache *kv = &model->kv;
-    memcpy(kv->pages + (uint64_t)to * kv->page_bytes, kv->pages + (uint64_t)from * kv->page_bytes, kv->page_bytes);
+    copy(&model->kv, to, from);
+}
+
+static void cpu_copy_state(llmc_model *model, int32_t to, int32_t from)
+{
+    copy(&model->states, to, from);
 }
 
 const device cpu_device = {
@@ -127,4 +155,5 @@ const device cpu_device = {
     .finish = cpu_finish,
     .read_logits = cpu_read_logits,
     .copy_page = cpu_copy_page,
+    .copy_state = cpu_copy_state,
 };

@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #define LLMC_FORMAT_VERSION 3u
+#define LLMC_FORMAT_WITH_STATES 4u /* of an artifact with states, and of its plan sections: see llmc_plan_states */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_MAX_SECTIONS 64u
@@ -69,7 +70,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, then kernels, plans, calls and arguments, each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states where there are states, then kernels, plans, calls and arguments,
+ * each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;
@@ -92,6 +94,14 @@ typedef struct llmc_plan_header {
     uint32_t device;           /* LLMC_DEVICE_* */
     uint32_t cuda_arch;        /* 10 * major + minor, perhaps LLMC_CUDA_EXACT; 0 on a CPU */
 } llmc_plan_header;
+
+/* What layers keep of a sequence besides pages: for each a part of its slot. Its first token finds zeros, whatever the
+ * slot has held before. Of CPUs alone. */
+typedef struct llmc_plan_states {
+    uint64_t slot_bytes;    /* of one sequence, all layers; above 0 */
+    uint32_t default_slots; /* sequences that may hold one when llmc_options asks for 0; at least 1 */
+    uint32_t reserved;
+} llmc_plan_states;
 
 /* Bits of llmc_kernel_record.flags. */
 enum {
@@ -143,7 +153,9 @@ enum {
     LLMC_SPACE_DRAWS = 10,     /* llmc_draw_record [R], of a sampler */
     LLMC_SPACE_NEXT = 11,      /* i32 [R]: the tokens of the step behind, CHOSEN but 0 for none; a GPU's alone */
     LLMC_SPACE_TOLD = 12,      /* i32 [R]: CHOSEN once more, in memory of the host; a GPU's alone */
-    LLMC_N_SPACES = 13,
+    LLMC_SPACE_STATES = 13,    /* a slot; the kernel adds slot * slot_bytes */
+    LLMC_SPACE_SLOTS = 14,     /* i32 [M]: the slot of each row's sequence, -1 for a row that pads the step */
+    LLMC_N_SPACES = 15,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */

@@ -1,19 +1,39 @@
-/* kv.c - pages of the KV cache, with reference counts. On a CPU pages never used before cost no memory. */
+/* kv.c - pages of the KV cache, and slots of states, with reference counts. On a CPU those that were never used before
+ * cost no memory. */
 #include "runtime.h"
 
-llmc_status kv_open(kv_cache *kv, const llmc_plan_header *header, uint64_t n_tokens, const char *path)
+/* Memory to count pages with, if there may be so many. */
+static int count(kv_cache *kv, uint64_t n_pages)
 {
-    uint64_t n_pages = n_tokens / header->page_tokens + (n_tokens % header->page_tokens != 0);
-    uint64_t page_bytes = header->kv_page_bytes;
-    *kv = (kv_cache){.page_bytes = page_bytes, .page_tokens = header->page_tokens};
-    if (n_pages <= INT32_MAX && (!page_bytes || n_pages <= UINT64_MAX / page_bytes)) {
+    if (n_pages <= INT32_MAX && (!kv->page_bytes || n_pages <= UINT64_MAX / kv->page_bytes)) {
         kv->n_pages = (uint32_t)n_pages;
         kv->n_holders = memory_map(n_pages * sizeof *kv->n_holders);
         kv->released = memory_map(n_pages * sizeof *kv->released);
     }
-    if (kv->n_holders && kv->released) return LLMC_OK;
+    if (kv->n_holders && kv->released) return 1;
     kv_close(kv);
-    return kv_no_memory(header, n_tokens, path);
+    return 0;
+}
+
+llmc_status kv_open(kv_cache *kv, const llmc_plan_header *header, uint64_t n_tokens, const char *path)
+{
+    uint64_t n_pages = n_tokens / header->page_tokens + (n_tokens % header->page_tokens != 0);
+    *kv = (kv_cache){.page_bytes = header->kv_page_bytes, .page_tokens = header->page_tokens};
+    return count(kv, n_pages) ? LLMC_OK : kv_no_memory(header, n_tokens, path);
+}
+
+llmc_status states_open(kv_cache *states, const llmc_plan_states *of, uint32_t n, const char *path)
+{
+    *states = (kv_cache){.page_bytes = of->slot_bytes};
+    if (!of->slot_bytes) return LLMC_OK;
+    return count(states, n) ? LLMC_OK : states_no_memory(of, n, path);
+}
+
+llmc_status states_no_memory(const llmc_plan_states *of, uint32_t n, const char *path)
+{
+    return fail(LLMC_ERROR_MEMORY, path, "ask for fewer slots",
+                "there is no memory for the states of %u sequences: %llu bytes each", n,
+                (unsigned long long)of->slot_bytes);
 }
 
 llmc_status kv_no_memory(const llmc_plan_header *header, uint64_t n_tokens, const char *path)

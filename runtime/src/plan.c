@@ -17,7 +17,7 @@ enum {
 
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
     "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
-    "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens",
+    "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens", "states", "slots",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -41,16 +41,15 @@ range image_at(const range *images, uint32_t index)
 
 /* -- checks ------------------------------------------------------------------------------------------------------- */
 
+/* n_bytes: of the tables. */
 static llmc_status check_header(const tables *tables, const llmc_plan_header *h, uint64_t n_bytes)
 {
-    if (h->magic != LLMC_PLAN_MAGIC || h->format_version != LLMC_FORMAT_VERSION)
-        return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
-    uint64_t expected = sizeof *h + h->n_kernels * (uint64_t)sizeof(llmc_kernel_record) +
+    uint64_t expected = h->n_kernels * (uint64_t)sizeof(llmc_kernel_record) +
                         h->n_plans * (uint64_t)sizeof(llmc_plan_record) +
                         h->n_calls * (uint64_t)sizeof(llmc_call_record) +
                         h->n_arguments * (uint64_t)sizeof(llmc_argument);
     if (expected != n_bytes)
-        return INVALID("the plan section has %llu bytes; its tables take %llu", (unsigned long long)n_bytes,
+        return INVALID("the plan section has %llu bytes of tables; they take %llu", (unsigned long long)n_bytes,
                        (unsigned long long)expected);
     if (h->n_vocab < 1 || h->n_vocab > MAX_ELEMENTS || h->n_context < 1 || h->n_context > MAX_ELEMENTS)
         return INVALID("the plan has a vocabulary of %u and a context of %u tokens", h->n_vocab, h->n_context);
@@ -63,6 +62,31 @@ static llmc_status check_header(const tables *tables, const llmc_plan_header *h,
         return INVALID("a page of the KV cache has %llu bytes", (unsigned long long)h->kv_page_bytes);
     if (h->device > LLMC_DEVICE_CUDA || (h->device == LLMC_DEVICE_CUDA) != (h->cuda_arch != 0))
         return INVALID("the plan is for device %u of architecture %u", h->device, h->cuda_arch);
+    return LLMC_OK;
+}
+
+/* Copy the header, and what there is of states, whose version says so. start: where the tables begin. */
+static llmc_status read_header(const tables *tables, plans *plans, const range *section, uint64_t *start)
+{
+    llmc_plan_header *h = &plans->header;
+    llmc_plan_states *states = &plans->states;
+    *start = sizeof *h;
+    *states = (llmc_plan_states){0};
+    if (section->n_bytes < sizeof *h)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(h, section->bytes, sizeof *h);
+    int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
+    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states))
+        return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
+    if (!has_states) return LLMC_OK;
+    *start += sizeof *states;
+    if (section->n_bytes < *start)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(states, section->bytes + sizeof *h, sizeof *states);
+    if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots ||
+        h->device != LLMC_DEVICE_CPU)
+        return INVALID("the plan has %u slots for states of %llu bytes each, on device %u", states->default_slots,
+                       (unsigned long long)states->slot_bytes, h->device);
     return LLMC_OK;
 }
 
@@ -166,6 +190,8 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
     n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && plan->kind != LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
     n_bytes[LLMC_SPACE_NEXT] = n_bytes[LLMC_SPACE_TOLD] = n_bytes[LLMC_SPACE_CHOSEN];
+    n_bytes[LLMC_SPACE_STATES] = plans->states.slot_bytes;
+    n_bytes[LLMC_SPACE_SLOTS] = plans->states.slot_bytes ? body_ids : 0;
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
 
@@ -273,14 +299,13 @@ llmc_status plans_load(plans *plans, const artifact *file)
     at.weights_bytes = file->program.weights.n_bytes;
     at.first_kernel = file->program.first_kernel;
     at.n_code_kernels = file->n_kernels;
-    if (section->n_bytes < sizeof *h)
-        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
-    memcpy(h, section->bytes, sizeof *h);
-    llmc_status status = check_header(tables, h, section->n_bytes);
+    uint64_t start;
+    llmc_status status = read_header(tables, plans, section, &start);
+    if (!status) status = check_header(tables, h, section->n_bytes - start);
     if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
     if (!status) status = cpu_allow(h->cpu_features, file->path);
     if (status) return status;
-    at.kernels = section->bytes + sizeof *h;
+    at.kernels = section->bytes + start;
     at.plans = at.kernels + (uint64_t)h->n_kernels * sizeof(llmc_kernel_record);
     at.calls = at.plans + (uint64_t)h->n_plans * sizeof(llmc_plan_record);
     at.arguments = at.calls + (uint64_t)h->n_calls * sizeof(llmc_call_record);

@@ -13,6 +13,7 @@ void program_close(llmc_model *model)
     memory_unmap(model->memory, model->memory_bytes);
     model->memory = NULL;
     kv_close(&model->kv);
+    kv_close(&model->states);
     plans_free(&model->plans);
     model->plans = (plans){0};
 }

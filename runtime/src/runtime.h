@@ -12,8 +12,8 @@
  *   engine   walks the calls of a plan with all threads
  *   device   what runs plans: the CPU by the engine, or a GPU by
  *   cuda     the driver's calls, memory and uploading, graphs (cuda*.c, cuda.h)
- *   kv       pages of the KV cache, with reference counts
- *   sequence tokens of one text: its pages and its last logits
+ *   kv       pages of the KV cache, and slots of states, with reference counts
+ *   sequence tokens of one text: its pages, its state and its last logits
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
  *   advance  the next token and the step on it; a GPU goes on meanwhile
@@ -149,6 +149,8 @@ typedef struct device {
     llmc_status (*read_logits)(llmc_model *model, uint32_t row, float *out);
     /* Start copying a page. A failure shows in the next run. */
     void (*copy_page)(llmc_model *model, int32_t to, int32_t from);
+    /* Copy a slot of states; NULL where there are none. */
+    void (*copy_state)(llmc_model *model, int32_t to, int32_t from);
     /* The next two on a GPU alone: copy logits [n_vocab] back to a row; choose model->drawn [n_rows of the plan] as
      * model->draws say. */
     llmc_status (*write_logits)(llmc_model *model, uint32_t row, const float *logits);
@@ -169,6 +171,7 @@ const char *cuda_name(const llmc_model *model);
 
 /* -- kv.c --------------------------------------------------------------------------------------------------------- */
 
+/* Slots of states are pages too: each of a size that is a whole sequence's, and held by several until one writes. */
 typedef struct kv_cache {
     char *pages;         /* [n_pages, page_bytes] in the device's memory, which it takes and frees */
     uint64_t page_bytes; /* 0: the model keeps no cache */
@@ -182,6 +185,9 @@ typedef struct kv_cache {
 
 /* Count pages for n_tokens; the device gives them memory. */
 llmc_status kv_open(kv_cache *kv, const llmc_plan_header *header, uint64_t n_tokens, const char *path);
+/* The same for n slots of states, of which plans->states says how large; none, if there are no states. */
+llmc_status states_open(kv_cache *states, const llmc_plan_states *of, uint32_t n, const char *path);
+llmc_status states_no_memory(const llmc_plan_states *of, uint32_t n, const char *path);
 llmc_status kv_no_memory(const llmc_plan_header *header, uint64_t n_tokens, const char *path);
 void kv_close(kv_cache *kv);
 uint32_t kv_free_pages(const kv_cache *kv);
@@ -204,10 +210,12 @@ struct llmc_model {
     const device *device;
     struct cuda *cuda; /* NULL on a CPU */
     kv_cache kv;
+    kv_cache states; /* page_bytes 0: the model has none */
     spaces spaces;
     int32_t *tokens;     /* [max_body_rows]; on a GPU as many as a head or a sampler has rows, if those are more */
     int32_t *positions;  /* [max_body_rows] */
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
+    int32_t *slots;      /* [max_body_rows]; NULL where there are no states */
     int32_t *rows;       /* [max_head_rows] */
     float *logits;       /* [max_head_rows, n_vocab], or NULL when they are in a GPU's memory */
     int32_t *chosen;     /* [max_head_rows] the most likely token of each row, or NULL: the device does not say */
@@ -216,6 +224,7 @@ struct llmc_model {
     llmc_sequence **owners;  /* [max_head_rows] whose logits a row holds, or NULL */
     int32_t *sources;        /* [max_head_rows] where a step that runs ahead has its tokens from */
     llmc_step_input *turn;   /* [max_body_rows] advance's input as that of a step */
+    int32_t *turn_states;    /* [max_body_rows] of speculate: slots that are kept in front of a step; or NULL */
     uint32_t n_ahead;        /* rows of the device that are computed, or will be, but not in `chosen` yet */
     candidate *candidates;   /* [n_vocab] scratch memory of sample.c */
     float *adjusted;         /* [n_vocab] of adjust.c: logits to choose from, where they are not the model's own */
@@ -244,6 +253,7 @@ struct llmc_sequence {
     uint32_t row;   /* 1 + the device's row that has the logits after the last token; 0: `logits` has them */
     int32_t choice; /* the most likely token, -1 for none; where model->chosen is kept and row is 0 */
     int in_call;    /* already an input of the call that is being prepared */
+    int32_t state;  /* its slot, or -1: it has no tokens, or the model no states; others may hold it until one writes */
     int32_t *pages; /* [pages_per_sequence] */
     float *logits;  /* [n_vocab] */
 };
@@ -264,10 +274,16 @@ void sequence_drop_logits(llmc_sequence *sequence);
 llmc_status sequence_restore_row(llmc_sequence *sequence);
 /* Keep the logits of whoever has one of the first n rows: a head is going to write there. */
 llmc_status rows_keep(llmc_model *model, uint32_t n_rows);
-/* Hold pages of its own for n_tokens more. 0: the cache is full; sequence_settle then gives back what was taken. */
+/* Hold pages of its own for n_tokens more, and a slot of its own. 0: there is none, or the cache is full;
+ * sequence_settle then gives back what was taken. */
 int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens);
-/* Give back the pages beyond its length. */
+/* Whether it wants a slot of its own and has none. */
+int sequence_lacks_state(const llmc_sequence *sequence);
+/* Give back the pages beyond its length, and without tokens the slot. */
 void sequence_settle(llmc_sequence *sequence);
+/* Take the sequence back to `length` tokens, and to a slot that was held beside it when it had so many; it takes over
+ * that hold. */
+void sequence_return(llmc_sequence *sequence, uint32_t length, int32_t state);
 
 /* -- program.c ---------------------------------------------------------------------------------------------------- */
 

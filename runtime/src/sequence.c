@@ -1,4 +1,5 @@
-/* sequence.c - the tokens of one text: the pages that hold its keys and values, and its last logits. */
+/* sequence.c - the tokens of one text: the pages that hold its keys and values, the slot that holds its state, and its
+ * last logits. A state is that behind the last token: there is no way back from it, but to one that was kept. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
     llmc_sequence *sequence = calloc(1, sizeof *sequence);
     if (sequence) {
         sequence->model = model;
+        sequence->state = -1;
         sequence->pages = calloc(h->pages_per_sequence, sizeof *sequence->pages);
         sequence->logits = calloc(h->n_vocab, sizeof *sequence->logits);
         if (sequence->pages && sequence->logits) {
@@ -57,6 +59,7 @@ llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
     for (uint32_t i = 0; i < sequence->n_pages; i++) kv_share(&model->kv, copy->pages[i] = sequence->pages[i]);
     copy->n_pages = sequence->n_pages;
     copy->length = sequence->length;
+    if (sequence->state >= 0) kv_share(&model->states, copy->state = sequence->state);
     status = sequence->has_logits ? copy_logits(copy, (llmc_sequence *)sequence) : LLMC_OK;
     if (status) sequence_free(copy);
     else *out = copy;
@@ -85,6 +88,7 @@ llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_seque
     }
     for (uint32_t i = 0; i < copy->n_pages; i++)
         model->device->copy_page(model, copy->pages[i], sequence->pages[i % n_sources]);
+    if (n && sequence->state >= 0) model->device->copy_state(model, copy->state, sequence->state);
     copy->length = (uint32_t)n;
     *out = copy;
     return LLMC_OK;
@@ -113,6 +117,10 @@ llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n)
         return fail(LLMC_ERROR_ARGUMENT, "sequence_truncate", NULL, "a sequence of %u tokens has no first %d",
                     sequence->length, n);
     if ((uint32_t)n == sequence->length) return LLMC_OK;
+    if (n && sequence->state >= 0)
+        return fail(LLMC_ERROR_ARGUMENT, "sequence_truncate", "truncate it to 0 and feed it again, or fork it in time",
+                    "the model has states, which do not go back: a sequence of %u tokens cannot be cut to %d",
+                    sequence->length, n);
     sequence->length = (uint32_t)n;
     sequence_drop_logits(sequence);
     sequence_settle(sequence);
@@ -210,9 +218,31 @@ static int own_last_page(llmc_sequence *sequence)
     return 1;
 }
 
+int sequence_lacks_state(const llmc_sequence *sequence)
+{
+    const kv_cache *states = &sequence->model->states;
+    return states->page_bytes && (sequence->state < 0 || kv_is_shared(states, sequence->state));
+}
+
+/* Make the state the sequence's own, by a copy when others hold it too. 0: no slot is free. */
+static int own_state(llmc_sequence *sequence)
+{
+    llmc_model *model = sequence->model;
+    if (!sequence_lacks_state(sequence)) return 1;
+    int32_t slot = kv_take(&model->states);
+    if (slot < 0) return 0;
+    if (sequence->state >= 0) {
+        model->device->copy_state(model, slot, sequence->state);
+        kv_release(&model->states, sequence->state);
+    }
+    sequence->state = slot;
+    return 1;
+}
+
 int sequence_reserve(llmc_sequence *sequence, uint64_t n_tokens)
 {
     kv_cache *kv = &sequence->model->kv;
+    if (!own_state(sequence)) return 0;
     uint32_t n_needed = pages_for(sequence, sequence->length + n_tokens);
     /* A last page that is not full takes the next token. */
     if (sequence->length % kv->page_tokens && !own_last_page(sequence)) return 0;
@@ -228,4 +258,16 @@ void sequence_settle(llmc_sequence *sequence)
 {
     uint32_t n_needed = pages_for(sequence, sequence->length);
     while (sequence->n_pages > n_needed) kv_release(&sequence->model->kv, sequence->pages[--sequence->n_pages]);
+    if (sequence->length || sequence->state < 0) return;
+    kv_release(&sequence->model->states, sequence->state);
+    sequence->state = -1;
+}
+
+void sequence_return(llmc_sequence *sequence, uint32_t length, int32_t state)
+{
+    if (sequence->state >= 0) kv_release(&sequence->model->states, sequence->state);
+    sequence->state = state;
+    sequence->length = length;
+    sequence_drop_logits(sequence);
+    sequence_settle(sequence);
 }

@@ -4,7 +4,10 @@
  * goes on with has guesses checked for little more than a token costs (Leviathan, Kalman, Matias 2023, arXiv:2211.17192).
  * Nothing is drawn anew here: a draw depends on the logits, the seed and the position alone (sample.c), so the token
  * that sample() would have given at a place is known as soon as the logits before it are, and a guess is right or it is
- * not. The text is that of one token at a time, to the last token, drawn or greedy; on a CPU its logits are too. */
+ * not. The text is that of one token at a time, to the last token, drawn or greedy; on a CPU its logits are too.
+ *
+ * A state goes forwards alone. So a sequence with guesses holds on to the state in front of the step, which writes
+ * another one; where a guess was wrong it returns there, and is fed again what is known and what was right. */
 #include <string.h>
 
 #include "runtime.h"
@@ -56,6 +59,65 @@ static void forget(llmc_model *model, const llmc_speculate_input *input)
     sample_at(model, sequence->logits, 0, NULL, NULL, &sequence->choice);
 }
 
+/* Hold the state of each sequence with guesses beside the sequence, which then takes another slot for the step. Without
+ * room for that there are no guesses: then n_known of its tokens are left. */
+static void keep_states(llmc_model *model, const llmc_speculate_input *inputs, size_t n_inputs)
+{
+    kv_cache *states = &model->states;
+    uint32_t n_wanted = 0;
+    for (size_t i = 0; i < n_inputs; i++) {
+        const llmc_sequence *sequence = inputs[i].sequence;
+        n_wanted += (uint32_t)sequence_lacks_state(sequence); /* the step needs these in any case */
+        model->turn_states[i] = -1;
+    }
+    for (size_t i = 0; i < n_inputs; i++) {
+        llmc_sequence *sequence = inputs[i].sequence;
+        if (!inputs[i].n_guesses) continue;
+        int is_shared = sequence_lacks_state(sequence); /* with others, which keep it: a slot is counted already */
+        if (sequence->state >= 0 && kv_free_pages(states) >= n_wanted + !is_shared) {
+            n_wanted += !is_shared;
+            kv_share(states, model->turn_states[i] = sequence->state);
+        } else {
+            model->turn[i].n_tokens -= inputs[i].n_guesses;
+        }
+    }
+}
+
+/* Of sequences that went too far: back to the state that was kept, and forwards again in one step. The others give up
+ * what was kept for them. */
+static llmc_status return_to_states(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs, llmc_status status)
+{
+    size_t n_again = 0;
+    for (size_t i = 0; i < n_inputs; i++) {
+        llmc_speculate_input *in = inputs + i;
+        const int32_t kept = model->turn_states[i];
+        const size_t n_right = in->n_tokens - in->n_guesses + in->n_right;
+        if (kept < 0) continue;
+        if (status || in->n_right == in->n_guesses) {
+            kv_release(&model->states, kept);
+            continue;
+        }
+        sequence_return(in->sequence, in->sequence->length - (uint32_t)in->n_tokens, kept);
+        model->turn[n_again++] = (llmc_step_input){in->sequence, in->tokens, n_right, NULL};
+    }
+    return status || !n_again ? status : step(model, model->turn, n_again);
+}
+
+/* The same with states. */
+static llmc_status speculate_with_states(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs)
+{
+    uint64_t n_tokens;
+    llmc_status status = step_check(model, model->turn, n_inputs, &n_tokens);
+    if (status) return status;
+    keep_states(model, inputs, n_inputs);
+    status = step(model, model->turn, n_inputs);
+    for (size_t i = 0; i < n_inputs && !status; i++) {
+        const uint32_t n_before = inputs[i].sequence->length - (uint32_t)inputs[i].n_guesses;
+        inputs[i].n_right = model->turn_states[i] < 0 ? 0 : count_right(model, inputs + i, n_before);
+    }
+    return return_to_states(model, inputs, n_inputs, status);
+}
+
 llmc_status speculate(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs)
 {
     if (!model || (!inputs && n_inputs))
@@ -69,6 +131,7 @@ llmc_status speculate(llmc_model *model, llmc_speculate_input *inputs, size_t n_
         model->turn[i] = (llmc_step_input){in->sequence, in->tokens, in->n_tokens, in->logits};
         status = check_input(in, i);
     }
+    if (!status && model->states.page_bytes) return speculate_with_states(model, inputs, n_inputs);
     if (!status) status = step(model, model->turn, n_inputs);
     for (size_t i = 0; i < n_inputs && !status; i++) {
         uint32_t n_before = inputs[i].sequence->length - (uint32_t)inputs[i].n_guesses;

@@ -59,10 +59,15 @@ llmc_status step_reserve(llmc_model *model, const llmc_step_input *inputs, size_
 {
     const kv_cache *kv = &model->kv;
     unsigned long long n_free = (unsigned long long)kv_free_pages(kv) * kv->page_tokens;
+    const kv_cache *states = &model->states;
     size_t n_ready = 0;
     while (n_ready < n_inputs && sequence_reserve(inputs[n_ready].sequence, inputs[n_ready].n_tokens)) n_ready++;
     if (n_ready == n_inputs) return LLMC_OK;
+    int lacks_state = sequence_lacks_state(inputs[n_ready].sequence);
     for (size_t i = 0; i <= n_ready; i++) sequence_settle(inputs[i].sequence);
+    if (lacks_state)
+        return fail(LLMC_ERROR_MEMORY, model->file.path, "free a sequence, or open with more slots",
+                    "there is no slot for a sequence's state: %u of %u are taken", states->n_pages, states->n_pages);
     return fail(LLMC_ERROR_MEMORY, model->file.path, "free or truncate a sequence, or open with more kv_tokens",
                 "the KV cache is full: the step has %llu tokens, and there are pages for %llu of %llu",
                 (unsigned long long)n_tokens, n_free, (unsigned long long)kv->n_pages * kv->page_tokens);
@@ -74,6 +79,7 @@ llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_sta
         llmc_sequence *sequence = inputs[i].sequence;
         if (!status) sequence->length += (uint32_t)inputs[i].n_tokens;
         else sequence_drop_logits(sequence);
+        if (status && sequence->state >= 0) sequence->length = 0; /* its state is somewhere on the way */
         sequence_settle(sequence);
     }
     return status;
@@ -87,6 +93,7 @@ void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequenc
     int32_t *pages = model->page_table + (uint64_t)row * n_columns;
     model->tokens[row] = token;
     model->positions[row] = sequence ? (int32_t)position : -1;
+    if (model->slots) model->slots[row] = sequence ? sequence->state : -1;
     if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */
 }

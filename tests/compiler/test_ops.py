@@ -48,6 +48,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "absorbed": (M, H * 12),
     "kv": (M, 12 + 8),
     "norm": (12,),
+    "g": (M, H),
+    "beta": (M, H),
+    "slots": (M,),
 }
 SETTINGS = {
     "num_heads": H,
@@ -70,9 +73,16 @@ SETTINGS = {
     "latent_dim": 12,
     "k": 3,
     "least": 1e-3,
+    "silu": 1,
+    "num_k_heads": KH,
+    "num_v_heads": H,
+    "key_dim": D,
+    "value_dim": 6,
+    "place": 0,
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
+SLOTS = np.array([1, 1, 1, 0, -1, 2])
 CHOSEN = np.array([[0, 2], [2, 0], [2, 0], [0, 2], [2, 0], [0, 2]])
 
 
@@ -84,6 +94,8 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return (3, H if name == "q" else KH, M, D)
     if "Latent" in op and name in ("q", "k_cache", "v_cache"):
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]
+    if op in ops.STATEFUL or op in ops.WITH_STATES:
+        return shape_with_state(op, name)
     if op == "HeadProduct":
         return {"x": (M, H * D), "weight": (H, N, 12)}[name]
     if op.startswith("Experts") and name == "residual":
@@ -104,6 +116,18 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     if op.startswith("Gated") and name == "bias":
         return (2 * N,)
     return (M, H * D) if op == "Rotary" and name == "x" else SHAPES[name]
+
+
+def shape_with_state(op: str, name: str) -> tuple[int, ...]:
+    """M tokens, of two sequences where they are whole."""
+    taps, value_dim, n_slots = 4, 6, 3
+    if "Conv" in op:
+        of_conv: dict[str, tuple[int, ...]] = {"weight": (N, taps), "bias": (N,), "state": (n_slots, taps - 1, N)}
+        return of_conv.get(name) or ((M, N) if op in ops.STATEFUL else (M, 2, N) if name == "x" else SHAPES[name])
+    if op in ops.STATEFUL:
+        of_rule: dict[str, tuple[int, ...]] = {"state": (n_slots, H, D, value_dim)}
+        return (M, 2 * KH * D + H * value_dim) if name == "qkv" else of_rule.get(name) or SHAPES[name]
+    return (M, 2, H) if name in ("g", "beta") else (M, 2, H, value_dim) if name == "v" else (M, 2, KH, D)
 
 
 def deferred_inputs(op: str) -> dict[str, Array]:
@@ -146,7 +170,8 @@ def inputs_of(op: str) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
-    whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN))
+    whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN), ("slots", SLOTS))
+    feeds |= {"g": -np.abs(feeds["g"])} if "g" in feeds else {}
     return feeds | {n: v for n, v in whole if n in feeds}
 
 
@@ -341,8 +366,55 @@ def test_causal_attention_is_its_equation() -> None:
             np.testing.assert_allclose(found[m, head], wanted, rtol=0, atol=2e-6)
 
 
+def delta_rule(q: Array, k: Array, v: Array, g: Array, beta: Array) -> Array:
+    """q, k [S, KH, DK], v [S, H, DV], g, beta [S, H] -> [S, H, DV]."""
+    q, k = (x / np.sqrt((x**2).sum(-1, keepdims=True) + SETTINGS["epsilon"]) for x in (q, k))
+    q, k = (x.repeat(v.shape[1] // x.shape[1], 1) for x in (q, k))
+    state, y = np.zeros((v.shape[1], k.shape[2], v.shape[2])), np.zeros_like(v)
+    for t in range(len(v)):
+        state *= np.exp(g[t])[:, None, None]
+        news = beta[t][:, None] * (v[t] - np.einsum("hk,hkv->hv", k[t], state))
+        state += np.einsum("hk,hv->hkv", k[t], news)
+        y[t] = SETTINGS["scale"] * np.einsum("hk,hkv->hv", q[t], state)
+    return y
+
+
+def test_the_delta_rule_is_its_equation() -> None:
+    feeds = inputs_of("GatedDeltaRule")
+    (found,) = run("GatedDeltaRule", feeds)
+    for sequence in range(2):
+        wanted = delta_rule(*(feeds[name][:, sequence] for name in ("q", "k", "v", "g", "beta")))
+        np.testing.assert_allclose(found[:, sequence], wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("silu", [0, 1])
+def test_a_convolution_is_its_equation(silu: int) -> None:
+    feeds = inputs_of("CausalConvBias")
+    (found,) = run("CausalConvBias", feeds, silu=silu)
+    before = np.concatenate([np.zeros((3, 2, N), np.float32), feeds["x"]])
+    wanted = sum(before[tap : tap + M] * feeds["weight"][:, tap] for tap in range(4)) + feeds["bias"]
+    np.testing.assert_allclose(found, ACTIVATIONS["Silu"](wanted) if silu else wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("op", ops.STATEFUL)
+def test_rows_go_on_where_their_sequence_has_left_off(op: str) -> None:
+    """Two sequences, their rows in one step and in steps of their own; nothing of a padded row is seen."""
+    feeds = inputs_of(op) | {"positions": np.array([0, 1, 7, -1, 8, 2]), "slots": np.array([2, 2, 0, -1, 0, 2])}
+    together, states = run(op, feeds)
+    kept = feeds["state"].copy()
+    for row in range(M):
+        one = {name: x[row : row + 1] if x.shape[0] == M else x for name, x in feeds.items()} | {"state": kept}
+        y, kept = run(op, one)
+        np.testing.assert_array_equal(y[0], together[row])
+    np.testing.assert_array_equal(kept, states)
+    np.testing.assert_array_equal(kept[1], feeds["state"][1])
+    assert not together[3].any()
+    anew, _ = run(op, feeds | {"state": feeds["state"] + (np.arange(3) == 2).reshape(3, *[1] * (kept.ndim - 1))})
+    np.testing.assert_array_equal(anew, together)  # a first token finds zeros
+
+
 def test_every_operator_says_its_equation_and_shapes() -> None:
     for name, operator in ops.OPERATORS.items():
         doc = operator.function.graph.doc_string or ""
-        assert "[M" in doc or "any shape" in doc, name
+        assert "[M" in doc or "[S" in doc or "any shape" in doc, name
         assert len(doc) > 30, name

@@ -14,7 +14,17 @@ from llmc.compiler.graph_shapes import infer
 from llmc.compiler.weights import Weight
 
 Array: TypeAlias = np.ndarray[Any, Any]
-SIZES = {"M": 6, "batch": 1, "batch*4": 4, "sequence": 6, "R": 2, "P": 2, "n_pages": 5}
+SIZES = {
+    "M": 6,
+    "batch": 1,
+    "batch*4": 4,
+    "4*batch*sequence": 24,
+    "sequence": 6,
+    "R": 2,
+    "P": 2,
+    "n_pages": 5,
+    "n_slots": 3,
+}
 
 
 class Build:
@@ -107,6 +117,7 @@ def feeds_for(model: ir.Model) -> dict[str, Array]:
     feeds: dict[str, Array] = {"tokens": tokens, "positions": positions, "rows": np.arange(SIZES["R"])}
     feeds |= {"input_ids": tokens[None], "position_ids": positions[None]}
     feeds["page_table"] = np.tile([3, 1], (length, 1))
+    feeds["slots"] = np.full(length, 1)
     for value in model.graph.inputs:
         if value.name not in feeds:
             shape = graph.bind(model, SIZES)[value]

@@ -150,6 +150,27 @@ def test_experts_take_tokens_one_by_one(build: Any, check: Any) -> None:
     check(build.model(reshape(build, y, 8)), flatten_tokens, 7)
 
 
+def test_layers_with_a_state_take_tokens_in_order(build: Any, check: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    x = build.op("Gather", build.weight("table", 11, 24), ids)
+    first = build.op("Transpose", x, perm=[1, 0, 2])
+    mixed = build.op("llmc.CausalConv", first, build.weight("w", 24, 3), silu=1)
+    parts = build.op("Split", mixed, build.constant([8, 8, 8]), axis=2, n_results=3)
+    heads = [build.op("Reshape", part, build.constant([0, 0, 2, 4])) for part in parts]
+    gates = [build.op("ReduceMean", head, build.constant([3]), keepdims=0) for head in heads[:2]]
+    y = build.op("llmc.GatedDeltaRule", *heads, *gates, scale=0.5, epsilon=1e-6)
+    flat = build.op("Reshape", build.op("Transpose", y, perm=[1, 0, 2, 3]), build.constant([0, 0, 8]))
+    check(build.model(flat), flatten_tokens, 12)
+
+
+def test_a_state_that_goes_from_sequence_to_sequence_is_refused(build: Any) -> None:
+    ids, _ = build.sequence_inputs()
+    x = build.op("Gather", build.weight("table", 11, 24), ids)
+    model = build.model(build.op("llmc.CausalConv", x, build.weight("w", 24, 3), silu=1))
+    with pytest.raises(LlmcError, match="CausalConv has tokens elsewhere than in axes 0 and 1"):
+        flatten_tokens(model)
+
+
 def test_shares_are_looked_up_within_each_token(build: Any, check: Any) -> None:
     """As ERNIE's router, which chooses by other numbers than it weighs by."""
     chances = build.op("Softmax", embed(build), axis=-1)

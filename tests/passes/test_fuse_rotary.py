@@ -43,6 +43,15 @@ def test_scaled_angles_are_kept(build: Any, check: Any) -> None:
     check(spelled_out(build, scale=1.25), fuse_rotary, 1)
 
 
+def test_halves_of_waves_need_no_angles(build: Any, check: Any) -> None:
+    """Qwen 3.5's cosines are put together from those of several positions."""
+    x = build.input("x", "batch", 2, "sequence", 8)
+    waves = (build.input(name, "batch", "sequence", 4) for name in ("cos", "sin"))
+    cos, sin = (build.op("Unsqueeze", build.op("Concat", wave, wave, axis=-1), build.constant([1])) for wave in waves)
+    turned = build.op("Mul", rotate_half(build, x), sin)
+    check(build.model(build.op("Add", build.op("Mul", x, cos), turned)), fuse_rotary, 1)
+
+
 def test_rotation_of_a_part_of_each_head_becomes_one_operator(build: Any, check: Any) -> None:
     x = build.input("x", "batch", 2, "sequence", 8)
     cos, sin = (build.input(name, "batch", "sequence", 2) for name in ("cos", "sin"))

@@ -1,0 +1,117 @@
+"""Layers with a state in the exported graph: each convolution and each delta rule is one node.
+
+transformers' modules call functions of their own module for these, under one name in all architectures, so that faster
+kernels can take their place; while a model is traced, ours do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from llmc.compiler.frontend.unsupported import unsupported
+from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, VERSION, conv_name
+
+KINDS = {"linear_attention": ("GatedDeltaRule",), "conv": CAUSAL_CONV}
+"""Kinds of layers with a state that are compiled, and the operator that each layer has once."""
+EPSILON = 1e-6
+"""What transformers' delta rule adds to a vector's square."""
+
+
+class UnknownError(Exception):
+    """A layer's state is asked for in a way that no node has."""
+
+
+@contextmanager
+def as_nodes(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model's module calls what makes nodes."""
+    module = sys.modules[type(model).__module__]
+    own = {name: getattr(module, name) for name in NODES if hasattr(module, name)}
+    try:
+        for name in own:
+            setattr(module, name, NODES[name])
+        yield
+    except UnknownError as error:
+        raise unsupported(model.config, str(error)) from error
+    finally:
+        for name, function in own.items():
+            setattr(module, name, function)
+
+
+def count_states(config: PretrainedConfig, kinds: list[str], graph: ir.Graph) -> int:
+    """The number of layers with a state.  Refuses a model of which some did not become a node."""
+    for kind, names in KINDS.items():
+        n_layers, n_nodes = kinds.count(kind), sum(node.op_type in names for node in graph)
+        if n_layers and n_nodes != n_layers:
+            raise unsupported(
+                config, f"{n_nodes} of its {n_layers} layers of kind {kind} go through transformers' functions"
+            )
+    return sum(map(kinds.count, KINDS))
+
+
+def _conv_node(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    **others: Any,
+) -> torch.Tensor:
+    """hidden_states [B, C, S], weight [C, L], bias [C] -> [B, C, S], as one graph node."""
+    _only_known(others)
+    is_silu = activation is not None and type(ACT2FN[activation]) is type(ACT2FN["silu"])
+    x = hidden_states.permute(2, 0, 1)
+    y: torch.Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{conv_name(bias is not None)}",
+        (x, weight, *([] if bias is None else [bias])),
+        {"silu": int(is_silu)},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=VERSION,
+    )
+    y = y.permute(1, 2, 0)
+    return y if is_silu or activation is None else ACT2FN[activation](y)
+
+
+def _delta_rule_node(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    chunk_size: int = 64,
+    use_qk_l2norm_in_kernel: bool = False,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """query, key [B, S, KH, DK], value [B, S, VH, DV], g, beta [B, S, VH] -> [B, S, VH, DV], as one graph node."""
+    _only_known(others)
+    if not use_qk_l2norm_in_kernel:
+        raise UnknownError("its delta rule takes queries and keys that are not normalised")
+    operands = [x.transpose(0, 1) for x in (query, key, value, g, beta)]
+    y = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::GatedDeltaRule",
+        operands,
+        {"scale": float(query.shape[-1] ** -0.5), "epsilon": EPSILON},
+        dtype=value.dtype,
+        shape=operands[2].shape,
+        version=VERSION,
+    )
+    return y.transpose(0, 1), None
+
+
+def _only_known(others: dict[str, Any]) -> None:
+    """Refuse what would change the results: a state to begin with, several sequences in a row."""
+    unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
+    if unknown:
+        raise UnknownError(f"its layers with a state take {unknown}")
+
+
+UNKNOWN = ("initial_state", "cu_seqlens", "seq_idx", "initial_states")
+NODES = {"causal_conv1d_fn": _conv_node, "torch_chunk_gated_delta_rule": _delta_rule_node}
+"""Functions of a model's module, and what makes a node in their place."""

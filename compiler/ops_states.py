@@ -1,0 +1,204 @@
+"""The operators of layers with a state: over a whole sequence, and over the states of a step's sequences.
+
+A state is what a layer keeps of all tokens before, in a place of a size that does not grow.  S is the number of tokens
+of the sequences, M that of rows of a step, of any sequences; each sequence has one slot, with a state for each layer.
+C counts channels, L taps, KH and VH heads of keys and of values, of DK and DV elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, Attributes, Dims, define, like_first
+
+SLOTTED = """Row m continues the sequence whose state lies in state[slots[m]]: rows are taken in order, and each leaves
+there what the next one finds.  One with positions[m] = 0 finds zeros, whatever lies there; one with -1 changes nothing
+and gives zeros."""
+
+PLACE = "place"
+"""The attribute that says which of its slot's states a node's is; its definition does not need it."""
+
+
+def own_state(op: Any, states: Any, position: Any, slot: Any) -> tuple[Any, Any]:
+    """Within a scan over rows: (whether the row is real, the state that it finds)."""
+    found = op.Gather(states, op.Max(slot, op.scalar(0)), axis=0)
+    return op.GreaterOrEqual(position, op.scalar(0)), op.Where(op.Equal(position, op.scalar(0)), op.scalar(0.0), found)
+
+
+def kept_states(op: Any, states: Any, real: Any, slot: Any, state: Any) -> Any:
+    """All states, with the row's own in its slot if it is real."""
+    place = op.Reshape(op.Max(slot, op.scalar(0)), op.ints(1, 1))
+    return op.Where(real, op.ScatterND(states, place, op.Unsqueeze(state, op.ints(0))), op.Identity(states))
+
+
+# -- a short causal convolution ------------------------------------------------------------------------------------
+
+
+def tap(op: Any, before: Any, x: Any, taps: Any) -> tuple[Any, Any]:
+    """One token: (the last L - 1 inputs, sum over l of taps[l] · input[l - L + 1]).
+
+    before [L-1, …, C], x […, C], taps [L, …, C], broadcast.
+    """
+    window = op.Concat(before, op.Unsqueeze(x, op.ints(0)), axis=0)
+    y = op.ReduceSum(op.Mul(window, taps), op.ints(0), keepdims=0)
+    return op.Slice(window, op.ints(1), op.Shape(window, start=0, end=1), op.ints(0)), y
+
+
+def activated(op: Any, y: Any, bias: Any, silu: Any) -> Any:
+    """y + bias, times its sigmoid where silu is 1."""
+    y = op.Add(y, bias) if bias is not None else y
+    return op.Where(op.Equal(op.scalar(silu), op.scalar(1)), op.Mul(y, op.Sigmoid(y)), y)
+
+
+CONV = """y[t] = act(sum over l of weight[:, l] · x[t - L + 1 + l] + bias), channel by channel; act is silu where `silu`
+is 1, and nothing where it is 0; inputs in front of the sequence are zeros."""
+
+
+def conv_name(bias: bool, stateful: bool = False) -> str:
+    """`[Stateful]CausalConv[Bias]`."""
+    return f"{'Stateful' * stateful}CausalConv{'Bias' * bias}"
+
+
+def define_conv(bias: bool) -> None:
+    """Register both convolutions with a bias, or without one."""
+
+    def whole(op: Any, x: ir.Value, weight: ir.Value, *vectors: ir.Value, silu: Any) -> Any:
+        rows = op.Reshape(x, op.Concat(op.Shape(x, start=0, end=1), op.ints(-1), op.Shape(x, start=-1), axis=0))
+        taps = op.Unsqueeze(op.Transpose(weight, perm=[1, 0]), op.ints(1))
+        before = op.Sub(op.Shape(weight, start=1), op.ints(1))
+        shape = op.Concat(before, op.Shape(rows, start=1), axis=0)
+        zeros = op.Expand(op.scalar(0.0), shape)
+        _, y = op.scan(lambda op, state, row: tap(op, state, row, taps), [zeros], [rows])
+        return activated(op, op.Reshape(y, op.Shape(x)), vectors[0] if bias else None, silu)
+
+    def stateful(op: Any, x: ir.Value, weight: ir.Value, *inputs: ir.Value, silu: Any, place: Any) -> Any:
+        *vectors, positions, slots, states = inputs
+        taps = op.Transpose(weight, perm=[1, 0])
+
+        def step(op: Any, states: Any, x: Any, position: Any, slot: Any) -> Any:
+            real, found = own_state(op, states, position, slot)
+            left, y = tap(op, found, x, taps)
+            return kept_states(op, states, real, slot, left), y
+
+        states, y = op.scan(step, [states], [x, positions, slots])
+        y = activated(op, y, vectors[0] if bias else None, silu)
+        return op.Where(op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1)), y, op.scalar(0.0)), states
+
+    whole_doc = f"{CONV}\n\nx [S, …, C], weight [C, L]{', bias [C]' * bias} -> like x."
+    step_doc = f"""{CONV}\n\n{SLOTTED}
+x [M, C], weight [C, L]{", bias [C]" * bias}, positions, slots int64[M], state [n_slots, L-1, C] (the last inputs)
+-> [M, C] and the states."""
+    names = ["x", "weight", *["bias"] * bias]
+    silu, number = {"silu": ATTRIBUTE_TYPES["int"]}, {PLACE: ATTRIBUTE_TYPES["int"]}
+    define(conv_name(bias), names, silu, whole, like_first, whole_doc)
+    names = [*names, "positions", "slots", "state"]
+    define(conv_name(bias, stateful=True), names, silu | number, stateful, first_and_last, step_doc)
+
+
+def first_and_last(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
+    return [shapes[0], shapes[-1]]
+
+
+CAUSAL_CONV = tuple(conv_name(bias) for bias in (False, True))
+for _bias in (False, True):
+    define_conv(_bias)
+
+
+# -- the gated delta rule ------------------------------------------------------------------------------------------
+
+RULE = """For each head of values a state T [DK, DV], zeros at first, and for each token, where q and k are x / sqrt(sum
+of x² + epsilon) of the query's and the key's head, of which VH / KH heads of values each share one:
+
+    T = exp(g) · T;    T = T + k (beta · (v - kᵀ T))ᵀ;    y = scale · qᵀ T
+
+Yang et al. 2024, arXiv:2412.06464."""
+
+
+def unit(op: Any, x: Any, epsilon: Any) -> Any:
+    """x / sqrt(sum of x² + epsilon) over the last axis."""
+    return op.Div(x, op.Sqrt(op.Add(op.ReduceSumSquare(x, op.ints(-1)), op.scalar(epsilon))))
+
+
+def for_values(op: Any, x: Any, v: Any) -> Any:
+    """x [S, B, KH, DK], each head as often as heads of v [S, B, VH, DV] share it: [S, B, VH, DK]."""
+    n_values = op.Shape(v, start=2, end=3)
+    shared = op.Div(n_values, op.Shape(x, start=2, end=3))
+    each = op.Expand(op.Unsqueeze(x, op.ints(3)), op.Concat(op.ints(1, 1, 1), shared, op.ints(1), axis=0))
+    return op.Reshape(each, op.Concat(op.ints(0, 0), n_values, op.ints(-1), axis=0))
+
+
+def delta_step(op: Any, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any) -> tuple[Any, Any]:
+    """One token: (the state behind it, qᵀ T).  state […, VH, DK, DV], q, k […, VH, DK], v […, VH, DV], decay, beta
+    […, VH]."""
+    state = op.Mul(state, op.Unsqueeze(decay, op.ints(-1, -2)))
+    known = op.Squeeze(op.MatMul(op.Unsqueeze(k, op.ints(-2)), state), op.ints(-2))
+    news = op.Mul(op.Sub(v, known), op.Unsqueeze(beta, op.ints(-1)))
+    state = op.Add(state, op.Mul(op.Unsqueeze(k, op.ints(-1)), op.Unsqueeze(news, op.ints(-2))))
+    return state, op.Squeeze(op.MatMul(op.Unsqueeze(q, op.ints(-2)), state), op.ints(-2))
+
+
+def like_values(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
+    return [shapes[2]]
+
+
+def whole_rule(
+    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value, *, scale: Any, epsilon: Any
+) -> Any:
+    rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
+    gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
+    queries, keys = (for_values(op, unit(op, x, epsilon), rows[2]) for x in rows[:2])
+    sizes = op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0)
+    _, y = op.scan(delta_step, [op.Expand(op.scalar(0.0), sizes)], [queries, keys, rows[2], *gates])
+    return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
+
+
+HEADS = ("num_k_heads", "num_v_heads", "key_dim", "value_dim")
+
+
+def stateful_rule(
+    op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value, state: ir.Value,
+    *, num_k_heads: Any, num_v_heads: Any, key_dim: Any, value_dim: Any, scale: Any, epsilon: Any, place: Any,
+) -> Any:  # fmt: skip
+    sizes = [(num_k_heads, key_dim), (num_k_heads, key_dim), (num_v_heads, value_dim)]
+    widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
+    parts = op.Split(qkv, widths, axis=1, n_results=3)
+    rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
+    q, k = (op.Squeeze(for_values(op, unit(op, x, epsilon), rows[2]), op.ints(1)) for x in rows[:2])
+
+    def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
+        real, found = own_state(op, states, position, slot)
+        left, y = delta_step(op, found, q, k, v, decay, beta)
+        return kept_states(op, states, real, slot, left), y
+
+    v = op.Squeeze(rows[2], op.ints(1))
+    state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
+    y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
+    return op.Where(op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1)), y, op.scalar(0.0)), state
+
+
+def rule_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
+    return [(shapes[0][0], attributes["num_v_heads"] * attributes["value_dim"]), shapes[-1]]
+
+
+WHOLE = "q, k [S, …, KH, DK], v [S, …, VH, DV], g, beta [S, …, VH] -> like v."
+STEP = """qkv [M, 2 KH·DK + VH·DV] (queries, keys, values), g, beta [M, VH], positions, slots int64[M],
+state [n_slots, VH, DK, DV] -> [M, VH·DV] and the states."""
+FLOATS = {"scale": ATTRIBUTE_TYPES["float"], "epsilon": ATTRIBUTE_TYPES["float"]}
+
+define("GatedDeltaRule", ["q", "k", "v", "g", "beta"], FLOATS, whole_rule, like_values, f"{RULE}\n\n{WHOLE}")
+define(
+    "StatefulGatedDeltaRule",
+    ["qkv", "g", "beta", "positions", "slots", "state"],
+    dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | FLOATS,
+    stateful_rule,
+    rule_results,
+    f"{RULE}\n\n{SLOTTED}\n\n{STEP}",
+)
+
+WITH_STATES = ("GatedDeltaRule", *CAUSAL_CONV)
+"""The operators of layers with a state, before there are slots."""
+STATEFUL = tuple(f"Stateful{name}" for name in WITH_STATES)
+"""The same, of the rows of a step."""
