@@ -43,8 +43,8 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     default=["cpu"],
     multiple=True,
     show_default=True,
-    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …, cuda (this machine's GPU), cuda:sm_90a, …; several, "
-    "the best first: the file runs on all of them.",
+    help="cpu (this machine), cpu:x86-64-v3, cpu:x86-64-v4, …, cpu:aarch64, cuda (this machine's GPU), cuda:sm_90a, …; "
+    "several, the best first: the file runs on all of them.",
 )
 @click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="Of the weights.  [default: the model's own]")
 @click.option(

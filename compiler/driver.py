@@ -22,7 +22,7 @@ from llmc.compiler.planner import Planner
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.rewrite import rewrite_each
 from llmc.compiler.share_weights import SharedWeights, share_weights
-from llmc.compiler.target import Target, missing, never_chosen, parse_targets
+from llmc.compiler.target import Target, architecture_of, missing, never_chosen, parse_targets
 from llmc.passes.rewritten import Rewritten
 from llmc.runtime import format as fmt
 from llmc.runtime.artifact import program_section
@@ -145,7 +145,7 @@ def check_request(
     if out is not None:
         artifact.check_place(Path(out))
     check_file(calibrate, scheme)
-    c_compiler()
+    c_compiler(architecture_of(machines))
     if any(machine.kind == "cuda" for machine in machines):
         from llmc.schedules.cuda import compile as cuda
 
@@ -245,7 +245,7 @@ def link_code(parts: Sequence[Part], objects: Sequence[Sequence[bytes]]) -> byte
             pointers = artifact.pointer_counts(part.program)
             kernels += [(kernel.name, pointers[i]) for i, kernel in enumerate(part.program.kernels)]
             files += compiled
-    return link(kernels, files, cache.folder())
+    return link(kernels, files, cache.folder(), architecture_of([part.machine for part in parts]))
 
 
 def linked(program: Program, machine: Target, objects: Sequence[bytes]) -> tuple[bytes, Sequence[bytes]]:

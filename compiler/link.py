@@ -7,6 +7,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,16 @@ COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-
 LINK_FLAGS = ("-shared", "-Wl,--gc-sections", "-Wl,-Bsymbolic", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-s")
 LIBRARIES = ("-Wl,--as-needed", "-lm", "-lpthread", "-ldl")
 """libm only where a kernel calls it."""
+OLDEST_GLIBC = "2.28"
+"""That artifacts run with which Zig links for another architecture: Debian 10, RHEL 8, Ubuntu 20.04."""
 EXPORTS = "{ global: llmc_get_api; local: *; };\n"
 
 
-def c_compiler() -> list[str]:
-    """The command that compiles C: $CC, cc, gcc, clang, or Zig's from pip."""
+def c_compiler(architecture: str | None = None) -> list[str]:
+    """The command that compiles C: $CC, cc, gcc, clang, or Zig's from pip.  architecture: of another CPU than this
+    machine's: the compiler that Linux distributions have for it, or Zig's."""
+    if architecture is not None and architecture != platform.machine():
+        return cross_compiler(architecture)
     named = os.environ.get("CC", "").strip()
     for command in [named] if named else ["cc", "gcc", "clang"]:
         if shutil.which(command.split()[0]):
@@ -39,6 +45,16 @@ def c_compiler() -> list[str]:
         place="cc, gcc, clang on PATH",
         hint="install one (Debian: apt-get install gcc), or: pip install ziglang",
     )
+
+
+def cross_compiler(architecture: str) -> list[str]:
+    gcc = f"{architecture.replace('_', '-')}-linux-gnu-gcc"
+    if shutil.which(gcc):
+        return [gcc]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{architecture}-linux-gnu.{OLDEST_GLIBC}"]
+    hint = f"pip install ziglang, or install {gcc}"
+    raise LlmcError(f"no C compiler was found that links for {architecture}", place=f"{gcc} on PATH", hint=hint)
 
 
 def runtime_sources() -> list[Path]:
@@ -57,9 +73,15 @@ def kernel_table(kernels: Sequence[tuple[str, int]]) -> str:
     )
 
 
-def link(kernels: Sequence[tuple[str, int]], objects: Sequence[Path | bytes], cache: Path | None) -> bytes:
-    """The ELF image of an artifact.  objects: compiled kernels, as files or as bytes."""
-    compiler = c_compiler()
+def link(
+    kernels: Sequence[tuple[str, int]],
+    objects: Sequence[Path | bytes],
+    cache: Path | None,
+    architecture: str | None = None,
+) -> bytes:
+    """The ELF image of an artifact.  objects: compiled kernels, as files or as bytes.  architecture: of the CPU, this
+    machine's when None."""
+    compiler = c_compiler(architecture)
     with work_folder() as work:
         (work / "table.c").write_text(kernel_table(kernels))
         (work / "exports.map").write_text(EXPORTS)

@@ -5,10 +5,13 @@
     cpu:x86-64-v4          AVX-512 (F, BW, CD, DQ, VL)
     cpu:x86-64-v4+bf16     … and AVX512_BF16 and VNNI (Zen 4, Cooper Lake)
     cpu:x86-64-v4+amx      … and AMX with bf16 and int8 (Sapphire Rapids, Granite Rapids)
+    cpu:aarch64            ARMv8.2 with dot products of bytes (Neoverse N1: Graviton 2, Ampere Altra; Apple M1)
+    cpu:aarch64+i8mm       … and those of unsigned by signed bytes (Neoverse V1, V2: Graviton 3 and 4, Grace)
     cuda                   this machine's first NVIDIA GPU
     cuda:sm_90a            Hopper (H100, H200); sm_80 (A100), sm_89 (L40, RTX 40), sm_100a (B200)
 
-CPU levels are those of the x86-64 psABI, GPU levels the architectures of NVIDIA's compilers.  The code of an "a" level
+CPU levels are those of the x86-64 psABI, or named after ARM's extensions, GPU levels the architectures of NVIDIA's
+compilers.  The code of an "a" level
 runs on exactly that architecture; others run on later ones of the same generation too.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +31,16 @@ V3 = ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe")
 V4 = (*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 V4_BF16 = (*V4, "avx512_bf16", "avx512_vnni")
 V4_AMX = (*V4_BF16, "amx_bf16", "amx_int8", "amx_tile")
-LEVELS = {"x86-64-v3": V3, "x86-64-v4": V4, "x86-64-v4+bf16": V4_BF16, "x86-64-v4+amx": V4_AMX}
+AARCH64 = ("asimd", "asimddp")
+AARCH64_I8MM = (*AARCH64, "i8mm")
+LEVELS = {
+    "x86-64-v3": V3,
+    "x86-64-v4": V4,
+    "x86-64-v4+bf16": V4_BF16,
+    "x86-64-v4+amx": V4_AMX,
+    "aarch64": AARCH64,
+    "aarch64+i8mm": AARCH64_I8MM,
+}
 AMX = frozenset(V4_AMX) - frozenset(V4_BF16)
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 """Of Linux on x86-64: the number of a system call, one of its requests, and the state component it is about."""
@@ -54,8 +67,16 @@ class Target:
 
     @property
     def lanes(self) -> int:
-        """float32 lanes of a vector register."""
+        """float32 lanes of a vector register; on ARM, which has twice as many registers as AVX2 of half the size, of
+        two."""
         return 16 if self.has("avx512f") else 8
+
+    @property
+    def architecture(self) -> str:
+        """Of the CPU: "x86_64" or "aarch64"; beside a GPU it is this machine's."""
+        if self.kind == "cuda":
+            return platform.machine()
+        return "aarch64" if self.level.startswith("aarch64") else "x86_64"
 
     def has(self, feature: str) -> bool:
         return feature in self.features
@@ -82,11 +103,19 @@ def parse_targets(asked: str | Sequence[str]) -> tuple[Target, ...]:
     targets = tuple(map(parse_target, texts))
     if not targets:
         raise LlmcError("no target is given", place="--target", hint="leave it out for this machine's CPU")
+    if len({target.architecture for target in targets if target.kind == "cpu"}) > 1:
+        fact = "one artifact cannot be for CPUs of x86-64 and of ARM"
+        raise LlmcError(fact, place=f"--target {','.join(texts)}", hint="compile one for each")
     for index, target in enumerate(targets):
         if target in targets[:index]:
             fact = f"the target {target} is given twice"
             raise LlmcError(fact, place=f"--target {','.join(texts)}", hint="give each machine once")
     return targets
+
+
+def architecture_of(targets: Sequence[Target]) -> str:
+    """Of the CPU that an artifact for these targets runs on."""
+    return next((target for target in targets if target.kind == "cpu"), targets[0]).architecture
 
 
 def never_chosen(targets: Sequence[Target]) -> list[str]:
@@ -112,6 +141,8 @@ def missing(target: Target) -> list[str]:
     """What this machine lacks to run code for a target, in words; empty when it lacks nothing."""
     if target.kind == "cuda":
         return missing_device(target)
+    if target.architecture != platform.machine():
+        return [f"a CPU of {target.architecture}"]
     return sorted(set(target.features) - host_features())
 
 
@@ -121,14 +152,16 @@ def host_level() -> str:
     for level, features in reversed(LEVELS.items()):
         if flags.issuperset(features):
             return level
-    missing = ", ".join(sorted(set(V3) - flags))
-    raise LlmcError(f"this CPU lacks {missing}", place="--target cpu", hint="llmc needs x86-64-v3 (AVX2) or better")
+    is_arm = platform.machine() == "aarch64"
+    missing = ", ".join(sorted(set(AARCH64 if is_arm else V3) - flags))
+    hint = "llmc needs ARMv8.2 with dot products" if is_arm else "llmc needs x86-64-v3 (AVX2) or better"
+    raise LlmcError(f"this CPU lacks {missing}", place="--target cpu", hint=hint)
 
 
 def host_features() -> frozenset[str]:
     """CPU feature flags of this machine, those of AMX only where the system lets this process use it."""
     for line in CPUINFO.read_text().splitlines():
-        if line.startswith("flags"):
+        if line.startswith(("flags", "Features")):
             flags = frozenset(line.partition(":")[2].split())
             return flags - AMX if flags & AMX and not tiles_allowed() else flags
     return frozenset()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import os
+import platform
 import re
 import threading
 from _ctypes import dlclose
@@ -270,6 +271,19 @@ def reporting(options: Options, progress: Callable[[int, int], None] | None) -> 
         raise
 
 
+ELF_MACHINE_AT, ARCHITECTURES = 18, {62: "x86_64", 183: "aarch64"}
+"""Where an ELF file says what its code is for, and how Python calls that."""
+
+
+def check_architecture(file: ArtifactFile) -> None:
+    """Raise LlmcError for code of another architecture than this machine's; only where one knows both."""
+    made_for = ARCHITECTURES.get(int.from_bytes(os.pread(file.descriptor, 2, ELF_MACHINE_AT), "little"))
+    here = platform.machine()
+    if made_for is not None and here in ARCHITECTURES.values() and here != made_for:
+        fact = f"this artifact's code is for {made_for}, and this machine is one of {here}"
+        raise LlmcError(fact, place=str(file.path), hint="compile the model with --target cpu on this machine")
+
+
 class Library:
     """The code of one artifact in this process.  Each `of` is paired with a `release`."""
 
@@ -277,6 +291,7 @@ class Library:
     _lock = threading.Lock()
 
     def __init__(self, file: ArtifactFile) -> None:
+        check_architecture(file)
         self.path = file.path
         self._n_users = 0
         self._state = _file_state(file.descriptor)

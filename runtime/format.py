@@ -47,6 +47,9 @@ CPU_FEATURES = {
     "amx_tile": 1 << 13,
     "amx_bf16": 1 << 14,
     "amx_int8": 1 << 15,
+    "asimd": 1 << 16,
+    "asimddp": 1 << 17,
+    "i8mm": 1 << 18,
 }
 
 SPACES = (

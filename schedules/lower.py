@@ -37,6 +37,8 @@ _LLVM_FEATURES = {
     "amx_tile": "+amx-tile",
     "amx_bf16": "+amx-bf16",
     "amx_int8": "+amx-int8",
+    "asimddp": "+dotprod",
+    "i8mm": "+i8mm",
 }
 
 
@@ -44,8 +46,9 @@ def compile_kernel(kernel: Kernel, target: Target) -> bytes:
     """The kernel's object file.  Raises LlmcError when the code would need more than libc and libm."""
     import tvm
 
-    function = kernel.build()
     llvm = tvm.target.Target(llvm_target(target))
+    with llvm:
+        function = kernel.build()
     function = function.with_attr("global_symbol", kernel.name).with_attr("tirx.noalias", True)
     module = _lower(tvm.IRModule({kernel.name: function}), llvm)
     library = tvm.get_global_func("target.build.llvm")(module, llvm)
@@ -64,8 +67,11 @@ def compile_kernel(kernel: Kernel, target: Target) -> bytes:
 
 def llvm_target(target: Target) -> dict[str, Any]:
     """TVM's description of a target: its psABI level, the features above it, and whole 512-bit vectors."""
-    level = target.level.partition("+")[0]
     features = [_LLVM_FEATURES[name] for name in target.features if name in _LLVM_FEATURES]
+    if target.architecture == "aarch64":
+        cpu = {"mtriple": "aarch64-unknown-linux-gnu", "mcpu": "generic", "mattr": ["+v8.2a", *features]}
+        return {"kind": "llvm", **cpu}
+    level = target.level.partition("+")[0]
     if target.has("avx512f"):
         features.append("-prefer-256-bit")
     return {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": level, "mattr": features}

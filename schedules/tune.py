@@ -206,6 +206,8 @@ class Trial:
 def multiplier(job: Job, target: Target) -> str:
     """The instruction whose rate bounds a call; "" where none is measured."""
     weight = job.signature.weight
+    if target.architecture != "x86_64":
+        return ""
     if weight.startswith("i"):
         if job.rule.name == "linear_bytes_amx":
             return "tdpbsud"

@@ -16,6 +16,7 @@
 static const char *const NAMES[] = {
     "avx2",     "fma",      "f16c",     "bmi1",        "bmi2",        "movbe",    "avx512f",  "avx512bw",
     "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8",
+    "asimd",    "asimddp",  "i8mm",
 };
 enum {
     N_NAMES = sizeof NAMES / sizeof *NAMES,
@@ -24,6 +25,8 @@ enum {
               LLMC_CPU_AVX512VL,
     LEVEL_4_BF16 = LEVEL_4 | LLMC_CPU_AVX512_BF16 | LLMC_CPU_AVX512_VNNI,
     LEVEL_4_AMX = LEVEL_4_BF16 | LLMC_CPU_AMX_TILE | LLMC_CPU_AMX_BF16 | LLMC_CPU_AMX_INT8,
+    LEVEL_ARM = LLMC_CPU_ASIMD | LLMC_CPU_ASIMDDP,
+    LEVEL_ARM_I8MM = LEVEL_ARM | LLMC_CPU_I8MM,
 };
 /* Of cpuid's leaf 7, in edx; older compilers' cpuid.h does not name them. */
 enum { EDX_AMX_BF16 = 1 << 22, EDX_AMX_TILE = 1 << 24, EDX_AMX_INT8 = 1 << 25 };
@@ -78,10 +81,24 @@ static int ask_for_tiles(void)
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 0 : errno;
 }
 #else
+#ifdef __aarch64__
+#include <sys/auxv.h>
+
+/* Bits that Linux gives for AT_HWCAP and AT_HWCAP2; older kernels' headers lack them. */
+enum { HAS_ASIMD = 1 << 1, HAS_ASIMDDP = 1 << 20, HAS_I8MM = 1 << 13 };
+
+uint32_t cpu_features(void)
+{
+    unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    return (first & HAS_ASIMD ? LLMC_CPU_ASIMD : 0) | (first & HAS_ASIMDDP ? LLMC_CPU_ASIMDDP : 0) |
+           (second & HAS_I8MM ? LLMC_CPU_I8MM : 0);
+}
+#else
 uint32_t cpu_features(void)
 {
     return 0;
 }
+#endif
 
 static int ask_for_tiles(void)
 {
@@ -105,7 +122,9 @@ llmc_status cpu_check(uint32_t needed, uint32_t present, const char *path)
     const char *hint = (present & LEVEL_4_BF16) == LEVEL_4_BF16 ? "compile with --target cpu:x86-64-v4+bf16"
                        : (present & LEVEL_4) == LEVEL_4         ? "compile with --target cpu:x86-64-v4"
                        : (present & LEVEL_3) == LEVEL_3         ? "compile with --target cpu:x86-64-v3"
-                                                                : "run it on a machine with AVX2 or better";
+                       : (present & LEVEL_ARM) == LEVEL_ARM     ? "compile with --target cpu:aarch64"
+                       : present & LLMC_CPU_ASIMD ? "run it on a machine with ARMv8.2's dot products"
+                                                  : "run it on a machine with AVX2 or better";
     return fail(LLMC_ERROR_TARGET, path, hint, "this artifact needs the CPU feature%s %s, which this machine lacks",
                 n_missing > 1 ? "s" : "", names);
 }
@@ -127,7 +146,9 @@ const char *cpu_level(uint32_t features)
            : features == LEVEL_4      ? "x86-64-v4"
            : features == LEVEL_4_BF16 ? "x86-64-v4+bf16"
            : features == LEVEL_4_AMX  ? "x86-64-v4+amx"
-                                      : NULL;
+           : features == LEVEL_ARM      ? "aarch64"
+           : features == LEVEL_ARM_I8MM ? "aarch64+i8mm"
+                                        : NULL;
 }
 
 /* -- threads ------------------------------------------------------------------------------------------------------ */

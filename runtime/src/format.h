@@ -61,6 +61,9 @@ enum {
     LLMC_CPU_AMX_TILE = 1u << 13,
     LLMC_CPU_AMX_BF16 = 1u << 14,
     LLMC_CPU_AMX_INT8 = 1u << 15,
+    LLMC_CPU_ASIMD = 1u << 16,
+    LLMC_CPU_ASIMDDP = 1u << 17,
+    LLMC_CPU_I8MM = 1u << 18,
 };
 
 /* llmc_plan_header.device: what runs the plans. */

@@ -13,6 +13,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import PAGE_TOKENS
+from llmc.schedules.cpu import neon
 from llmc.schedules.cpu.attention_append import LEAST, ONE, scale_start
 from llmc.schedules.cpu.attention_shape import MOST_INT16, Attention
 from llmc.schedules.cpu.lanes import AVX512_BF16, LOG2_E, Lanes, widest
@@ -262,8 +263,11 @@ define linkonce_odr <16 x float> @llmc_scalef(<16 x float> %a, <16 x float> %n) 
 def madd16(n: int) -> str:
     """c + a b: pairs of int16 times pairs of int8, summed in int32; and n float32 rounded to n/2 pairs of int16."""
     multiply = "llvm.x86.avx512.pmaddw.d.512" if n == 16 else "llvm.x86.avx2.pmadd.wd"
+    made = f"declare <{n} x i32> @{multiply}(<{2 * n} x i16>, <{2 * n} x i16>)"
+    if neon.is_target():
+        multiply, made = "llmc_pmadd", neon.pmadd(n)
     return f"""
-declare <{n} x i32> @{multiply}(<{2 * n} x i16>, <{2 * n} x i16>)
+{made}
 declare <{n} x float> @llvm.rint.v{n}f32(<{n} x float>)
 define linkonce_odr <{n} x i32> @llmc_madd16(<{n} x i32> %c, <{n} x i32> %a, <{n} x i16> %b) alwaysinline nounwind {{
   %x = bitcast <{n} x i32> %a to <{2 * n} x i16>

@@ -1,7 +1,8 @@
 """What the kernels of quantised layers need from the CPU beyond float32 vectors, as LLVM code that is inlined.
 
 llmc_dot4(c, w, x)      c[i] + the sum of four products of bytes, w unsigned and x signed, in each of 16 lanes:
-                        one vpdpbusd where there is VNNI, else two vpmaddwd on widened bytes; exact in both
+                        one vpdpbusd where there is VNNI, else two vpmaddwd on widened bytes; on ARM usdot, or sdot of
+                        w - 128 and another one of 1, which sums x; exact in all
 llmc_halves(h)          16 f16 as 16 float32
 llmc_upper_halves(h)    16 bf16 as 16 float32
 llmc_e2m1(w)            for each byte, the number of an e2m1: twice its value, plus 12
@@ -17,6 +18,7 @@ from typing import Any
 
 from tvm.tirx.script import builder as T
 
+from llmc.schedules.cpu import neon
 from llmc.schedules.cpu.quant_layout import ZERO
 from llmc.schedules.mxfp4_words import E2M1
 
@@ -100,6 +102,8 @@ _DOTS = {
     "vnni": _VNNI,
     "avx512": _widened(16, "llvm.x86.avx512.pmaddw.d.512"),
     "avx2": _widened(8, "llvm.x86.avx2.pmadd.wd"),
+    "usdot": neon.dot4("usdot"),
+    "sdot": neon.dot4("sdot"),
 }
 
 
@@ -114,6 +118,8 @@ def e2m1_code(dot: str) -> str:
     numbers = [ZERO["m4"] + sign * code for sign in (1, -1) for code in E2M1]
     bytes_, words = f"<{lanes} x i8>", f"<{lanes // 4} x i32>"
     table = ", ".join(f"i8 {number}" for number in numbers * (lanes // 16))
+    if dot in ("usdot", "sdot"):
+        return _UPPER_HALVES + neon.e2m1(numbers)
     part = f"""
 declare {bytes_} @{name}({bytes_}, {bytes_})
 define linkonce_odr {words} @llmc_e2m1_part({words} %w) alwaysinline nounwind {{

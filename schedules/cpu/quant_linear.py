@@ -105,7 +105,9 @@ class QuantLinear:
 
 
 def dot_of(target: Target) -> str:
-    """How the target multiplies bytes: "vnni", "avx512" or "avx2"."""
+    """How the target multiplies bytes: "vnni", "avx512" or "avx2"; on ARM "usdot" or "sdot"."""
+    if target.architecture == "aarch64":
+        return "usdot" if target.has("i8mm") else "sdot"
     return "vnni" if target.has("avx512_vnni") else "avx512" if target.has("avx512bw") else "avx2"
 
 
