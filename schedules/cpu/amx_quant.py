@@ -23,7 +23,7 @@ from llmc.schedules.cpu.amx import ROWS, TileBlock
 from llmc.schedules.cpu.amx_linear import GROUP, even
 from llmc.schedules.cpu.linear import Linear, Tiles, keyed_kernel
 from llmc.schedules.cpu.panel_layout import PANEL
-from llmc.schedules.cpu.quant_linear import Bytes, QuantLinear, packed_for
+from llmc.schedules.cpu.quant_linear import Bytes, QuantLinear
 from llmc.schedules.rule import Rule
 
 BYTES: tuple[Bytes, ...] = ("i8", "i4", "z4")
@@ -109,8 +109,8 @@ def implement(call: Call, tiles: Tiles, target: Target) -> Implementation:
 def packing_kernel(quant: QuantLinear, tiles: Tiles) -> Kernel:
     """The kernel that quantises x; the same for every n and every epilogue."""
     layer = quant.linear
-    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"), weight=packed_for(quant))
-    name = f"quantise_tiles_{plain.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
+    plain = replace(quant, linear=Linear(layer.m, 0, layer.k, "f32", "fma"))
+    name = f"quantise_tiles_{quant.weight}_m{layer.m}_k{layer.k}_by{tiles.rows}"
     return keyed_kernel(name, partial(build_packing, plain, tiles.rows))
 
 

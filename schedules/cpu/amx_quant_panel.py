@@ -127,20 +127,22 @@ class BytesProduct(Product):
             correction = T.bind(VECTOR.all(self.corrections[at + r]))
             for p in range(tiles.panels):
                 place = T.bind((r * tiles.panels + p) * PANEL)
-                whole = VECTOR.bits(self.scratch[VECTOR.at(exact + place)]) + correction
+                whole = VECTOR.bits(self.scratch[VECTOR.at(exact + place)])
                 scale = of_x * of_weight[p] if of_weight else of_x
                 old = self.scratch[VECTOR.at(place)]
-                value = T.cast(whole, VECTOR.f32)
-                if zeros:
-                    value = VECTOR.fma(zeros[p], T.cast(correction, VECTOR.f32), value)
+                value = self.value(whole, correction, zeros[p] if zeros else None)
                 VECTOR.store(self.scratch, place, VECTOR.fma(value, scale, old))
+
+    def value(self, exact: Any, correction: Any, zero: Any) -> Any:
+        """What is added of a block: exact sums, of which what was added to codes is taken away, in float32."""
+        return T.cast(exact + correction, VECTOR.f32)
 
     def block_scales(self, panel: Any, block: Any) -> list[Any]:
         """The weight's own scales in a block, of each panel; nothing where it has none."""
         return []
 
     def block_zeros(self, panel: Any, block: Any) -> list[Any]:
-        """An eighth of the zeros of a block, of each panel; nothing where it has none."""
+        """1 and an eighth of the zeros of a block, of each panel; nothing where it has none."""
         return []
 
     def scale(self, panel: Any) -> None:
@@ -211,7 +213,10 @@ class HalfBytesZerosProduct(HalfBytesProduct):
     """The same, where groups have zeros."""
 
     def block_zeros(self, panel: Any, block: Any) -> list[Any]:
-        return self.behind(panel, block, 1)
+        return [VECTOR.keep(zero + VECTOR.all(1.0)) for zero in self.behind(panel, block, 1)]
+
+    def value(self, exact: Any, correction: Any, zero: Any) -> Any:
+        return VECTOR.fma(zero, VECTOR.float(correction), T.cast(exact, VECTOR.f32))
 
 
 PRODUCTS: Mapping[str, type[BytesProduct]] = {

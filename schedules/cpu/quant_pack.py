@@ -9,7 +9,8 @@
             scale = largest / 127;  correction = -zero * sum(q)
 
 A stored weight is its code plus `zero`, so a sum of products that begins with the correction ends with that of the
-codes.  For AMX words lie in tiles, [row tiles][K/4/n][rows][n]; n, `tile_steps`, is 16, or 8 where a block has no more.
+codes.  Where groups have zeros (z4) it is a float32, which it fits exactly.  For AMX words lie in tiles, [row
+tiles][K/4/n][rows][n]; n, `tile_steps`, is 16, or 8 where a block has no more.
 
 A block of zeros (below 1e-30) has scale and codes 0; one with NaN or infinity ends in NaN or infinity.
 Bytes: 4 M K read, M K written: nothing beside the product.  Rows past M are left as they are, columns past K are 0.
@@ -102,7 +103,10 @@ class Place:
         at = T.bind(self.place(tile, block, quant.blocks) + row)
         scale = T.Select(some, most / T.float32(127), T.float32(0))
         T.buffer_store(self.scales, scale, [at])
-        T.buffer_store(self.corrections, total(sums) * -ZERO[quant.weight], [at])
+        correction = total(sums) * -ZERO[quant.weight]
+        if quant.weight == "z4":  # which a zero multiplies
+            correction = T.reinterpret(T.cast(correction, "float32"), dtype="int32")
+        T.buffer_store(self.corrections, correction, [at])
 
     def row_of_x(self, tile: Any, row: Any) -> Any:
         """Which row of x is this one of the tile."""

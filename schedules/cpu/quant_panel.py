@@ -4,11 +4,11 @@
         for row tile:
             sums [rows][panels][16] = 0.0
             for block of K:
-                exact [rows][panels][16] = correction[r]        in registers, int32
+                exact [rows][panels][16] = correction[r]        in registers, int32; z4: 0
                 for step in the block:
                     w[p]        = W[panel p][step]              16 outputs, four k each; int4: a half of each byte
                     exact[r][p] += x[row tile][step][r] * w[p]  four products in one instruction (quant_dot.py)
-                z4: exact[r][p] = fma(zero[p], correction[r], exact[r][p])      float32: -zero times the sum of x
+                z4: exact[r][p] = fma(1 + zero[p] / 8, correction[r], exact[r][p])      exact too where zeros are whole
                 sums[r][p] = fma(exact, scale, sums)            scale: of x in this row and block, in int4 times W's
             finish as panel.py does, in int8 after multiplying by W's scale
 
@@ -105,8 +105,12 @@ class QuantProduct(Product):
         at = T.bind(self.place_of_x(row_tile, block, self.quant.blocks))
         exact = {place: T.alloc_buffer((PANEL,), "int32") for place in self.places}
         for r, p in self.places:
-            VECTOR.store(exact[r, p], 0, VECTOR.all(self.corrections[at + r]))
+            VECTOR.store(exact[r, p], 0, self.first(at + r))
         return exact, at
+
+    def first(self, at: Any) -> Any:
+        """What a row's exact sums begin with: what takes away what was added to codes."""
+        return VECTOR.all(self.corrections[at])
 
     def multiply(self, exact: Sums, row_tile: Any, step: Any, weights: list[Any]) -> None:
         """Adds one step: 16 lanes of four bytes of each panel times four bytes of each row."""
@@ -132,10 +136,14 @@ class QuantProduct(Product):
 
     def load(self, at: Any) -> Any:
         """16 words of the weight; the cache line some way ahead is asked for."""
+        self.ask_ahead(at)
+        return VECTOR.keep(self.weight[VECTOR.at(at)], "int32")
+
+    def ask_ahead(self, at: Any) -> None:
+        """Asks for the cache line that is some way ahead of this one."""
         if self.tiles.near:
             ahead = self.weight[at + self.tiles.near * PANEL]
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(ahead), 0, FIRST_LEVEL, 1))
-        return VECTOR.keep(self.weight[VECTOR.at(at)], "int32")
 
 
 class Int8Product(QuantProduct):
@@ -211,11 +219,19 @@ class Int4Product(QuantProduct):
 class Int4ZerosProduct(Int4Product):
     """The same, where groups have zeros."""
 
+    def first(self, at: Any) -> Any:
+        return VECTOR.all(0)
+
+    def behind(self, first: Any, group: int, which: int) -> Any:
+        if group == 0:  # else of ten lines two would not be asked for
+            self.ask_ahead(first + self.layout.codes_words + which * PANEL)
+        return super().behind(first, group, which)
+
     def values(self, exact: Sums, at: Any, firsts: list[Any], group: int) -> Sums:
-        """The sums of products with codes less their zero: a correction is -8 times the sum of x, a zero's eighth the
-        zero over 8."""
-        zeros = [self.behind(first, group, 1) for first in firsts]
-        corrections = [VECTOR.all(T.cast(self.corrections[at + r], "float32")) for r in range(self.tiles.rows)]
+        """The sums of products with codes less their zero.  exact: of codes + 8.  A correction is -8 times the sum of
+        x: once of it takes away the 8, and an eighth of the zero times it the zero."""
+        zeros = [VECTOR.keep(self.behind(first, group, 1) + VECTOR.all(1.0)) for first in firsts]
+        corrections = [VECTOR.float(VECTOR.all(self.corrections[at + r])) for r in range(self.tiles.rows)]
         values = self.as_floats(exact)
         return {(r, p): VECTOR.fma(zeros[p], corrections[r], values[r, p]) for r, p in self.places}
 
