@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.opening import parse_device
+from llmc.cli.opening import device_option, speculation_options
 from llmc.cli.output import artifact_argument, in_bytes, installed, say, show_upload, threads_option
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def parse_origins(context: click.Context, option: click.Parameter, origins: tupl
     "--port", metavar="PORT", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one."
 )
 @threads_option
-@click.option(
-    "--device", metavar="cpu|cuda|cuda:N|N", callback=parse_device, help="As in llmc run.  [default: what is here]"
-)
+@device_option
 @click.option(
     "--max-batch",
     metavar="N",
@@ -63,14 +61,7 @@ def parse_origins(context: click.Context, option: click.Parameter, origins: tupl
     type=click.IntRange(2),
     help="Tokens of a step that reads prompts beside texts that go on.  [default: 32; on a GPU 256]",
 )
-@click.option(
-    "--speculate",
-    metavar="N",
-    type=click.IntRange(0, 63),
-    default=0,
-    show_default=True,
-    help="Guess up to N tokens of a text ahead by what it has said before: the same text, sooner.",
-)
+@speculation_options
 @click.option("--name", metavar="NAME", help="Of the model, for clients.  [default: the file's]")
 @click.option(
     "--api-key",

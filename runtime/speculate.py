@@ -73,9 +73,11 @@ class PromptLookup:
 class DraftModel:
     """What another model says, with the same settings: equal seeds draw alike where the two models agree."""
 
-    def __init__(self, draft: Model, model: Model) -> None:
-        """Raises LlmcError for another vocabulary."""
+    def __init__(self, draft: Model, model: Model, chunk: int = 0) -> None:
+        """chunk: most tokens of a text that are read for a guess, of which there is none until all are; 0: all.
+        Raises LlmcError for another vocabulary."""
         check_vocabulary(draft, model)
+        self._chunk = chunk
         self._n_ours, self._n_theirs = model.info.n_vocab, draft.info.n_vocab
         self._model, self._sequence = draft, draft.sequence()
         self._known: list[int] = []  # of the text, in the sequence
@@ -116,10 +118,13 @@ class DraftModel:
                 break
             n_same += 1
         self._sequence.truncate(n_same)
+        n_read = min(len(text), n_same + self._chunk) if self._chunk else len(text)
         del self._known[n_same:]
-        self._known += text[len(self._known) :]
+        self._known += text[len(self._known) : n_read]
         self._guessed = []
-        self._sequence.feed(text[n_same:])
+        self._sequence.feed(text[n_same:n_read])
+        if n_read < len(text):
+            return []
         guesses = [self._sequence.sample(how)]
         while len(guesses) < most:
             self._sequence.feed(guesses[-1:])

@@ -51,9 +51,8 @@ class Batch:
     failure: of the last step, if it failed.
     """
 
-    def __init__(self, model: Model, meters: Meters, max_batch: int, chunk: int = 0, speculate: int = 0) -> None:
-        """max_batch: most texts in a step.  chunk: tokens of a step beside texts that go on; 0: the default.
-        speculate: most guesses of a text in a step."""
+    def __init__(self, model: Model, meters: Meters, guesses: Guesses, max_batch: int, chunk: int = 0) -> None:
+        """max_batch: most texts in a step.  chunk: tokens of a step beside texts that go on; 0: the default."""
         info = model.info
         on_cpu, longest = info.device == "CPU", info.max_step_tokens
         self.model, self.meters = model, meters
@@ -61,7 +60,7 @@ class Batch:
         self.chunk = min(chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK), longest)
         self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
         self.pages = Pages(model, model.page_tokens)
-        self.guesses = Guesses(model, speculate)
+        self.guesses = guesses
         self.room = min(info.n_context, self.pages.total * self.pages.size)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
@@ -86,7 +85,7 @@ class Batch:
     def fail(self, jobs: Iterable[Job], error: Exception) -> None:
         """End these with an error."""
         for job in list(jobs):
-            job.leave()
+            job.end()
             for one in (job, *job.followers):
                 self.news.append(Said(one, error=error))
                 self.meters.add("failed")
@@ -109,6 +108,9 @@ class Batch:
         self.meters.add("cancelled", n_texts(gone) + n_texts(self.waiting) - n_texts(still))
         for job in gone:
             self._end(job)
+        for job in self.waiting:
+            if job.is_cancelled:
+                job.end()
         self._may_admit |= len(still) < len(self.waiting)
         self.waiting = deque(still)
 
@@ -168,7 +170,7 @@ class Batch:
         """A running job goes; what it has read is kept for others."""
         self.running.remove(job)
         self.pages.keep(job)
-        job.leave()
+        job.end()
         self._may_admit = True
 
     def _give_way(self) -> None:

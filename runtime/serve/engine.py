@@ -10,6 +10,7 @@ from time import monotonic
 
 from llmc.runtime.binding import Model
 from llmc.runtime.serve.batch import Batch, n_texts
+from llmc.runtime.serve.guesses import Guesses
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.meters import Meters, State
 
@@ -37,12 +38,13 @@ class Engine:
         queue: int,
         chunk: int = 0,
         speculate: int = 0,
+        draft: Model | None = None,
     ) -> None:
-        """post: called on the model's thread with the news of a turn.  queue: most texts that wait.  max_batch, chunk,
-        speculate: see Batch."""
+        """post: called on the model's thread with the news of a turn.  queue: most texts that wait.  max_batch, chunk:
+        see Batch.  speculate, draft: see Guesses."""
         self.post, self.queue = post, queue
         self.meters = Meters()
-        self.batch = Batch(model, self.meters, max_batch, chunk, speculate)
+        self.batch = Batch(model, self.meters, Guesses(model, speculate, draft), max_batch, chunk)
         self._free_pages = self.batch.pages.n_free
         self._wake = threading.Condition()
         self._inbox: list[Job] = []

@@ -9,11 +9,14 @@ import numpy as np
 
 from llmc.runtime.speculate import (
     FORCED,
+    DraftModel,
     Guess,
     Guessed,
+    Guesser,
     PromptLookup,
     TextGuesses,
     check_runtime,
+    check_vocabulary,
     n_forced,
     speculate,
 )
@@ -27,18 +30,24 @@ ByJob: TypeAlias = Mapping["Job", Guess]
 LIGHT_STEP = 1 + FORCED
 """Tokens of a step that take little longer than one.  On paper: a 7B model in bf16 multiplies 8 tokens in 0.2 s (460
 Gop/s) on a CPU that reads the weights in 0.4 (35 GB/s)."""
+DRAFT_CHUNK = 64
+"""Tokens of a prompt that a draft model reads between two steps, which wait for it."""
 NONE = Guess([])
 
 
 class Guesses:
     """The guesses of all texts, which share what a light step has room for."""
 
-    def __init__(self, model: Model, most: int) -> None:
-        """most: guesses of a text in a step; 0: of those that follow a grammar alone.  Raises LlmcError for an artifact
-        that is older than guesses."""
+    def __init__(self, model: Model, most: int, draft: Model | None = None) -> None:
+        """most: guesses of a text in a step; 0: of those that follow a grammar alone.  draft: who guesses, instead of
+        the texts themselves; the caller keeps it open.  Raises LlmcError: an artifact that is older than guesses, a
+        draft of another vocabulary."""
         if most:
             check_runtime(model)
+        if draft is not None:
+            check_vocabulary(draft, model)
         self.model, self.most, self.n_forced = model, most, n_forced(model)
+        self._draft, self.draft_chunk = draft, DRAFT_CHUNK
         self._n_tokens = max(LIGHT_STEP, 1 + most) if most or self.n_forced else 0
         self._logits = np.empty((self._n_tokens, model.info.n_vocab), np.float32)
 
@@ -61,8 +70,13 @@ class Guesses:
 
     def _guess(self, job: Job, room: int) -> Guess:
         if job.guesses is None:
-            job.guesses = TextGuesses(PromptLookup() if self.most else None, self.most or self.n_forced)
+            job.guesses = TextGuesses(self._guesser(), self.most or self.n_forced)
         return job.guesses.guess(job.ids, job.ask.how, min(room, job.most - job.n_said - 1), job.constraint)
+
+    def _guesser(self) -> Guesser | None:
+        if not self.most:
+            return None
+        return PromptLookup() if self._draft is None else DraftModel(self._draft, self.model, self.draft_chunk)
 
     def step(self, inputs: Sequence[tuple[Job, int]], guesses: ByJob) -> dict[Job, list[int]]:
         """A step with guesses.  -> those that are right."""

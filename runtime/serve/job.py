@@ -254,6 +254,12 @@ class Job:
         self._n_told = self.n_said
         return Said(self, text, self.finish, tuple(tokens), tuple(probs))
 
+    def end(self) -> None:
+        """There is no more of it."""
+        self.leave()
+        if self.guesses is not None:
+            self.guesses.close()
+
     def leave(self) -> None:
         """Give the pages back."""
         if self.sequence is not None:

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,9 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.app import Service
 from llmc.runtime.serve.connections import Connection, Limits
 from llmc.runtime.serve.engine import Engine
+from llmc.runtime.serve.guesses import LIGHT_STEP
 from llmc.runtime.serve.job import Said
+from llmc.runtime.speculate import FORCED, check_vocabulary
 
 LEAST_BATCH = 8
 MEMORY_SHARE = 0.8
@@ -36,9 +38,10 @@ class Options:
     """What `serve` is told; 0 and None are defaults.
 
     max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
-    beside texts that go on.  speculate: guesses of a text in a step.  name: of the model, for clients.  grace: seconds
-    that texts have to end after a signal.  allow_origins: of web pages whose scripts may ask; "*": of all.
-    limit_concurrency: connections.  timeout: seconds that a client may take to send a request, or not read its answer.
+    beside texts that go on.  speculate: guesses of a text in a step, None: as many as a draft makes in a light one.
+    draft: the artifact of who guesses.  name: of the model, for clients.  grace: seconds that texts have to end after a
+    signal.  allow_origins: of web pages whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout:
+    seconds that a client may take to send a request, or not read its answer.
     """
 
     host: str = "127.0.0.1"
@@ -49,7 +52,8 @@ class Options:
     queue: int = 64
     kv_tokens: int = 0
     chunk: int = 0
-    speculate: int = 0
+    speculate: int | None = None
+    draft: str | None = None
     name: str | None = None
     api_key: str | None = None
     grace: float = 5.0
@@ -68,7 +72,8 @@ def serve(
     """
     with listening(options.host, options.port) as listener, open_model(artifact, options, progress) as model:
         prepare_grammars(model)
-        asyncio.run(run(model, listener, options, announce))
+        with open_draft(model, options) as draft:
+            asyncio.run(run(model, draft, listener, options, announce))
 
 
 @contextmanager
@@ -120,6 +125,21 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
     return opened(0)
 
 
+def open_draft(model: Model, options: Options) -> AbstractContextManager[Model | None]:
+    """With room for the texts that guesses are made at together."""
+    if options.draft is None:
+        return nullcontext()
+    n_texts = min(LIGHT_STEP // 2, batch_of(model.manifest.get("batch"), options))
+    kv_tokens = n_texts * model.info.n_context
+    draft = load(options.draft, threads=options.threads, kv_tokens=kv_tokens, device=options.device)
+    try:
+        check_vocabulary(draft, model)
+    except LlmcError:
+        draft.close()
+        raise
+    return draft
+
+
 def prepare_grammars(model: Model) -> None:
     """While nobody waits: learning a vocabulary of 128k takes 3 s, and the interpreter with it."""
     with suppress(LlmcError, ModuleNotFoundError):  # which is told to those who ask for a grammar
@@ -154,7 +174,13 @@ class Server(uvicorn.Server):
         yield
 
 
-async def run(model: Model, listener: socket.socket, options: Options, announce: Callable[[str, Model], None]) -> None:
+async def run(
+    model: Model,
+    draft: Model | None,
+    listener: socket.socket,
+    options: Options,
+    announce: Callable[[str, Model], None],
+) -> None:
     """Serve until a signal comes; then texts have `grace` seconds to end."""
     loop = asyncio.get_running_loop()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # that a client has gone is no warning
@@ -163,8 +189,9 @@ async def run(model: Model, listener: socket.socket, options: Options, announce:
     def post(news: list[Said]) -> None:
         loop.call_soon_threadsafe(deliver, news)
 
-    steps = {"chunk": options.chunk, "speculate": options.speculate}
-    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **steps)
+    most = options.speculate if options.speculate is not None else FORCED if draft is not None else 0
+    steps = {"chunk": options.chunk, "speculate": most}
+    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **steps, draft=draft)
     service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
     app = service.app()
     if options.allow_origins:

@@ -22,10 +22,18 @@ def prompt(n: int, salt: int = 0) -> tuple[int, ...]:
 class Served:
     """An engine whose turns the test takes, and what its jobs were told."""
 
-    def __init__(self, model: Model, max_batch: int = 4, queue: int = 8, chunk: int = 4, speculate: int = 0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_batch: int = 4,
+        queue: int = 8,
+        chunk: int = 4,
+        speculate: int = 0,
+        draft: Model | None = None,
+    ) -> None:
         self.model, self.news = model, list[Said]()
         options = {"max_batch": max_batch, "queue": queue, "chunk": chunk, "speculate": speculate}
-        self.engine = Engine(model, self.news.extend, **options)
+        self.engine = Engine(model, self.news.extend, **options, draft=draft)
 
     def job(self, ids: Sequence[int], n: int = 6, how: How = GREEDY) -> Job:
         return Job(Ask(tuple(ids), n, how, ignore_eos=True), self.engine.room, None, self.news.append)

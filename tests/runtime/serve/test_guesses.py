@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llmc
+from llmc.runtime import LlmcError
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
 from llmc.runtime.serve.job import Job, Thinking
@@ -96,6 +97,35 @@ def test_a_text_is_looked_up_in_itself(model: Model) -> None:
     served.check(job)
     assert served.engine.meters.counts["guessed_tokens"] > 0
     served.leave()
+
+
+def test_a_draft_guesses_at_all_texts_and_holds_nothing_behind_them(model: Model, toy_so: Path) -> None:
+    with llmc.load(toy_so, threads=1, kv_tokens=4 * CONTEXT) as draft:
+        served = Served(model, max_batch=3, speculate=7, draft=draft)
+        served.engine.batch.guesses.draft_chunk = 5  # of the longest prompt, which it reads in several turns
+        jobs = [served.job(prompt(n, n), 12, how) for n, how in ((3, GREEDY), (17, DRAWN), (5, GREEDY))]
+        for job in jobs:
+            served.submit(job)
+            served.turn()
+        served.finish(*jobs)
+        counts = served.engine.meters.counts
+        assert counts["guessed_tokens"] > 12
+        assert counts["right_guesses"] > 0.9 * counts["guessed_tokens"]  # but for those behind a text's end
+        gone = served.job(prompt(6, 9), 12)
+        served.submit(gone)
+        for _ in range(4):
+            served.turn()
+        assert draft.info.kv_tokens_free < draft.info.kv_tokens
+        served.engine.cancel([gone])
+        served.turn()
+        assert draft.info.kv_tokens_free == draft.info.kv_tokens
+        served.check(*jobs)
+        served.leave()
+
+
+def test_a_draft_speaks_the_models_language(model: Model, stub: Path) -> None:
+    with llmc.load(stub, threads=1) as draft, pytest.raises(LlmcError, match="in its vocabulary"):
+        Served(model, speculate=4, draft=draft)
 
 
 def test_a_gpu_checks_guesses_instead_of_running_ahead(gpu_model: Model) -> None:
