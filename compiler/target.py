@@ -8,7 +8,8 @@
     cpu:aarch64            ARMv8.2 with dot products of bytes (Neoverse N1: Graviton 2, Ampere Altra; Apple M1)
     cpu:aarch64+i8mm       … and those of unsigned by signed bytes (Neoverse V1, V2: Graviton 3 and 4, Grace)
     cuda                   this machine's first NVIDIA GPU
-    cuda:sm_90a            Hopper (H100, H200); sm_80 (A100), sm_89 (L40, RTX 40), sm_100a (B200)
+    cuda:sm_90a            Hopper (H100, H200); sm_80 (A100, RTX 30), sm_89 (L40, RTX 40), sm_100a (B200),
+                           sm_120 (RTX 50, RTX PRO, DGX Spark)
 
 CPU levels are those of the x86-64 psABI, or named after ARM's extensions, GPU levels the architectures of NVIDIA's
 compilers.  The code of an "a" level
@@ -45,7 +46,7 @@ AMX = frozenset(V4_AMX) - frozenset(V4_BF16)
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
 """Of Linux on x86-64: the number of a system call, one of its requests, and the state component it is about."""
 CPUINFO = Path("/proc/cpuinfo")
-CUDA_LEVELS = ("sm_80", "sm_89", "sm_90a", "sm_100a")
+CUDA_LEVELS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120")
 
 
 @dataclass(frozen=True)

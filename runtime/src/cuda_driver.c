@@ -101,7 +101,7 @@ static const struct {
     int arch;
     int is_exact;
     char name[16];
-} LEVELS[] = {{80, 0, "sm_80"}, {89, 0, "sm_89"}, {90, 1, "sm_90a"}, {100, 1, "sm_100a"}};
+} LEVELS[] = {{80, 0, "sm_80"}, {89, 0, "sm_89"}, {90, 1, "sm_90a"}, {100, 1, "sm_100a"}, {120, 0, "sm_120"}};
 enum { N_LEVELS = sizeof LEVELS / sizeof *LEVELS };
 
 static int runs_on(int code, int is_exact, int device)

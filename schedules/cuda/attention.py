@@ -73,6 +73,7 @@ CHIPS = {
     89: Chip(128, 100 << 10, 99 << 10),
     90: Chip(132, 228 << 10, 227 << 10),
     100: Chip(148, 228 << 10, 227 << 10),
+    120: Chip(170, 100 << 10, 99 << 10),
 }
 RESERVED_BYTES = 2432
 """Of shared memory, in each block: the driver's, and variables of fixed size."""

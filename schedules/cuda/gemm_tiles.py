@@ -79,8 +79,9 @@ DEVICES = {
     89: Device(142, 101_376, 0.8e6, 3.0e6, 300e6),
     90: Device(132, 232_448, 4.3e6, 7.5e6, 790e6, wgmma=True, cluster=2),
     100: Device(148, 232_448, 6.5e6, 9.0e6, 600e6),
+    120: Device(170, 101_376, 1.6e6, 4.0e6, 200e6),
 }
-"""By Target.arch.  sm_100a runs mma.sync here, at a part of what its own tensor instructions reach."""
+"""By Target.arch.  sm_100a and sm_120 run mma.sync here, of sm_100a's own tensor instructions a part."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def test_a_driver_without_a_gpu_is_told_from_no_driver(cuda: FakeCuda, cuda_so: 
     assert refusal(cuda_so).fact == "this machine has an NVIDIA driver but no GPU that it can use"
 
 
-@pytest.mark.parametrize(("capability", "level"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_89"), (100, "sm_100a")])
+@pytest.mark.parametrize(
+    ("capability", "level"), [(80, "sm_80"), (86, "sm_80"), (89, "sm_89"), (100, "sm_100a"), (121, "sm_120")]
+)
 def test_another_architecture_is_refused_with_the_target_to_take(
     cuda: FakeCuda, cuda_so: Path, capability: int, level: str
 ) -> None:

@@ -131,7 +131,7 @@ def test_what_there_are_no_kernels_for_is_left_to_others() -> None:
     assert experts.match(experts_call(4, 2, 4, 64, 64, "f32"), HOPPER) is None
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100a"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100a", "sm_120"])
 @pytest.mark.parametrize("dtype", ["bf16", "i4"])
 def test_tiles_of_mma_are_no_higher_than_it_takes(arch: str, dtype: str) -> None:
     target = Target("cuda", arch)

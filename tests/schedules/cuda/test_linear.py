@@ -148,7 +148,7 @@ def test_a_long_k_is_summed_to_its_end(define: Define) -> None:
     check(linear_call("LinearResidual", 8, 48, 11008, tiled_x=True), define)
 
 
-@pytest.mark.parametrize("level", ["sm_80", "sm_100a"])
+@pytest.mark.parametrize("level", ["sm_80", "sm_100a", "sm_120"])
 def test_other_architectures_have_their_own_choice(define: Define, level: str) -> None:
     check(linear_call("RMSNormGatedLinearSilu", 2, 320, 128, tiled_y=True), define, target=Target("cuda", level))
 
