@@ -37,7 +37,8 @@ def read_mask(
     causal: bool = False,
     biases: Sequence[ir.Value] = (),
 ) -> int:
-    """The sliding window that a mask leaves, 0 for none.  Raises LlmcError if it is not causal.
+    """The sliding window that a mask leaves, 0 for none; -n where it leaves each token the chunk of n tokens that it is
+    in.  Raises LlmcError if it is not causal.
 
     result: the mask itself, true where a key counts, or added to the scores; or what becomes of `scores` under it.
     causal: whether keys after a token do not count anyway.  biases: what is added too, and is no matter here.
@@ -50,15 +51,31 @@ def read_mask(
             place=place,
             hint=f"ask for a --max-seq of at most {LONGEST}",
         )
-    counts = evaluated(result, scores, biases, n_tokens, place)
-    distance = np.arange(n_tokens)[:, None] - np.arange(n_tokens)
-    if causal:
-        counts &= distance >= 0
-    window = int(counts[-1].sum())
-    if (counts != ((distance >= 0) & (distance < window))).any():
+
+    def kept(n_tokens: int) -> Array:
+        counts = evaluated(result, scores, biases, n_tokens, place)
+        return counts & in_sight(n_tokens, 0) if causal else counts
+
+    counts = kept(n_tokens)
+    least = int(counts[:, 0].sum())
+    window = next((window for window in (least, -least) if (counts == in_sight(n_tokens, window)).all()), 0)
+    if window < 0:  # not only the first chunk ends there
+        n_tokens = min(n_context, LONGEST, max(n_tokens, 2 * least + 2))
+        counts = kept(n_tokens)
+    if (counts != in_sight(n_tokens, window)).any():
         seen = "all keys count" if counts.all() else "other keys than those before a token count"
         raise LlmcError(f"the attention is not causal: {seen}", place=place)
-    return 0 if window == n_tokens else window
+    return 0 if least == n_tokens else window
+
+
+def in_sight(n_tokens: int, window: int) -> Array:
+    """bool [n_tokens, n_tokens]: whether a token (row) attends a key (column) within this window, or chunk of -window;
+    ops_attention.in_sight as numbers."""
+    tokens = np.arange(n_tokens)
+    distance = tokens[:, None] - tokens
+    if window < 0:
+        return np.array((distance >= 0) & (tokens // -window == (tokens // -window)[:, None]))
+    return np.array((distance >= 0) & (distance < (window or n_tokens)))
 
 
 def numbers_in(result: ir.Value, cut: Sequence[ir.Value], n_context: int) -> list[int]:

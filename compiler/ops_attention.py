@@ -26,9 +26,15 @@ def split_heads(op: Any, qkv: ir.Value, num_heads: Any, kv_num_heads: Any, head_
 
 
 def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
-    """Whether the key at one position is seen by the query at another; both int64, broadcast together."""
+    """Whether the key at one position is seen by the query at another; both int64, broadcast together.
+
+    window > 0: where it is one of the last so many.  window < 0: where it is in the query's chunk of -window, the first
+    of which begins at position 0.  0: where it is not behind the query.
+    """
     width = op.scalar(window)
-    near = op.Or(op.Equal(width, op.scalar(0)), op.Greater(keys, op.Sub(queries, width)))
+    before_chunk = op.Sub(queries, op.Add(op.Mod(queries, op.Max(op.Abs(width), op.scalar(1))), op.scalar(1)))
+    last_unseen = op.Where(op.Less(width, op.scalar(0)), before_chunk, op.Sub(queries, width))
+    near = op.Or(op.Equal(width, op.scalar(0)), op.Greater(keys, last_unseen))
     return op.And(op.LessOrEqual(keys, queries), near)
 
 
@@ -197,7 +203,7 @@ def CausalAttention(
 ) -> Any:
     """Attention over one sequence of M tokens, before it has a KV cache.
 
-    Row i attends rows j <= i, and only j > i - window where window > 0.
+    Row i attends rows j <= i, and of them those that are in_sight: of a window, or of its own chunk.
     q [M, H·D], k [M, KH·D], v [M, KH·DV] -> [M, H·DV]; see `attend` for the equation.
     """
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window)
@@ -306,8 +312,9 @@ def norm_heads(op: Any, x: ir.Value, weight: ir.Value, num_heads: Any, head_dim:
 PAGED = """Append the step's keys and values to the paged cache, then let each row attend its own sequence.
 
 1. Row m's key and value go to page page_table[m, pos // 64], offset pos % 64, where pos = positions[m].
-2. Row m attends the keys at positions j <= pos in the pages of page_table[m], and only j > pos - window where
-   window > 0; see `attend` for the equation. A row with pos = -1 writes nothing and gives zeros.
+2. Row m attends the keys at positions j <= pos in the pages of page_table[m]: only j > pos - window where
+   window > 0, and only j // -window = pos // -window where window < 0; see `attend` for the equation. A row with
+   pos = -1 writes nothing and gives zeros.
 qkv [M, (H + 2 KH)·D] (queries, keys, values), positions int64[M], page_table int64[M, P],
 k_cache, v_cache [n_pages, KH, 64, D] -> [M, H·D] and both caches.    Kwon et al. 2023, arXiv:2309.06180."""
 NORMED = """Before that queries and keys are normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, numbers_in
+from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, numbers_in
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
@@ -51,17 +51,18 @@ def drop_masks(graph: ir.Graph, n_context: int) -> None:
             continue
         window, place = int(node.metadata_props["llmc.window"]), f"node {node.name}"
         if (mask, window) not in checked:
-            check_mask(worked_out(mask, n_context or LONGEST, place), window, place)
+            two_chunks = 2 - 2 * min(window, 0)
+            check_mask(worked_out(mask, n_context or LONGEST, place, two_chunks), window, place)
             checked.add((mask, window))
         node.resize_inputs(index)
 
 
-def worked_out(mask: ir.Value, n_context: int, place: str) -> Array:
-    """bool [n, n], which keys count, for as many tokens as show every window, at most LONGEST."""
+def worked_out(mask: ir.Value, n_context: int, place: str, least: int = SHORT) -> Array:
+    """bool [n, n], which keys count, for as many tokens as show every window, and `least`; at most LONGEST."""
     made_of = ancestors(mask, ())
     if any(value.is_initializer() and value.const_value is None for value in made_of):
         raise LlmcError("its attention's mask depends on the tokens, not on their positions alone", place=place)
-    n_tokens = min(n_context, LONGEST, max(SHORT, *(number + 2 for number in numbers_in(mask, (), n_context))))
+    n_tokens = min(n_context, LONGEST, max(SHORT, least, *(number + 2 for number in numbers_in(mask, (), n_context))))
     try:
         return evaluated(mask, None, (), n_tokens, place)
     except LlmcError as error:
@@ -69,14 +70,14 @@ def worked_out(mask: ir.Value, n_context: int, place: str) -> Array:
 
 
 def check_mask(counts: Array, window: int, place: str) -> None:
-    """Refuse a mask under which other keys count than the last `window` (0: all) up to a token's own."""
-    distance = np.arange(len(counts))[:, None] - np.arange(len(counts))
-    expected = (distance >= 0) & (distance < (window or len(counts)))
+    """Refuse a mask under which other keys count than the last `window` (0: all; -n: of its chunk of n) up to a
+    token's own."""
+    expected = in_sight(len(counts), window)
     if (counts == expected).all():
         return
     row, column = (int(index) for index in np.argwhere(counts != expected)[0])
     says, given = ("counts", "does not") if counts[row, column] else ("does not count", "does")
-    within = f"its window of {window}" if window else "causal attention"
+    within = f"its chunks of {-window}" if window < 0 else f"its window of {window}" if window else "causal attention"
     fact = (
         f"its attention's mask is another than {within}: for token {row} the key {column} {says}, and there it {given}"
     )

@@ -22,6 +22,7 @@ class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
     rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
+    window: as the operator's: how many keys a row sees; negative: those of its own chunk of so many; 0: all.
     epsilon: of the norm of each query and key; None: there is no norm.
     sinks: whether each head has a score that no key has.  alibi: whether scores have slope times distance added.
     dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
@@ -51,6 +52,11 @@ class Attention:
     epsilon: float | None = None
     sinks: bool = False
     alibi: bool = False
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk that a row does not see beyond; 0: there are none."""
+        return max(-self.window, 0)
 
     @property
     def value_dim(self) -> int:

@@ -8,7 +8,7 @@ Milakov and Gimelshein 2018, arXiv:1805.02867;  Dao et al. 2022, arXiv:2205.1413
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm.tirx.script import builder as T
 
@@ -46,6 +46,14 @@ class State:
         return self.maximum(r) + 2 * self.lanes
 
 
+class Sight(NamedTuple):
+    """Of a page and a query row.  ahead: the page's first key - pos.  least: key - pos is larger than this where the
+    key is near enough; None: all are."""
+
+    ahead: Any
+    least: Any
+
+
 class Softmax:
     """The softmax of a block of `rows` query rows."""
 
@@ -76,19 +84,26 @@ class Softmax:
         a = self.a
         with T.serial(self.rows) as r:
             position = self.positions[row + (T.truncdiv(r, a.group) if self.n > 1 else 0)]
-            ahead = ONE.keep(page * PAGE_TOKENS - position, "int32")
-            in_sight = ahead <= 1 - PAGE_TOKENS
+            sight = Sight(ONE.keep(page * PAGE_TOKENS - position, "int32"), self.least(position))
+            in_sight = sight.ahead <= 1 - PAGE_TOKENS
             if a.window:
-                in_sight = T.And(in_sight, ahead > -a.window)
+                in_sight = T.And(in_sight, sight.ahead > sight.least)
             slope = self.slope(head, r)
             if self.n == 1:  # memory is the limit: the shorter code will do
-                self.soften_row(r, ahead, True, slope, query, scales, base, state)
+                self.soften_row(r, sight, True, slope, query, scales, base, state)
             else:
                 with T.If(in_sight):
                     with T.Then():
-                        self.soften_row(r, ahead, False, slope, query, scales, base, state)
+                        self.soften_row(r, sight, False, slope, query, scales, base, state)
                     with T.Else():
-                        self.soften_row(r, ahead, True, slope, query, scales, base, state)
+                        self.soften_row(r, sight, True, slope, query, scales, base, state)
+
+    def least(self, position: Any) -> Any:
+        """Sight.least of a row at this position."""
+        a = self.a
+        if a.chunk:
+            return ONE.keep(-1 - T.truncmod(position, a.chunk), "int32")
+        return -a.window if a.window else None
 
     def slope(self, head: Any, r: Any) -> Any:
         """What the score of a query row grows by from key to key, times log2 e; None: by nothing."""
@@ -97,16 +112,16 @@ class Softmax:
         return ONE.keep(self.slopes[head * self.a.group + T.truncmod(r, self.a.group)] * T.float32(LOG2_E))
 
     def soften_row(
-        self, r: Any, ahead: Any, masked: bool, slope: Any, query: Any, scales: Any, base: Any, state: State
+        self, r: Any, sight: Sight, masked: bool, slope: Any, query: Any, scales: Any, base: Any, state: State
     ) -> None:
-        """One query row.  ahead: the page's first key - pos.  masked: whether a key may be out of sight."""
+        """One query row.  masked: whether a key may be out of sight."""
         v = self.v
         vectors = range(PAGE_TOKENS // v.n)
         scores = [self.score_of(r, i * v.n, query, scales, base) for i in vectors]
         if slope is not None:
-            scores = [self.biased(score, ahead, i * v.n, slope) for i, score in zip(vectors, scores, strict=True)]
+            scores = [self.biased(score, sight.ahead, i * v.n, slope) for i, score in zip(vectors, scores, strict=True)]
         if masked:
-            scores = [self.seen(score, ahead, i * v.n) for i, score in zip(vectors, scores, strict=True)]
+            scores = [self.seen(score, sight, i * v.n) for i, score in zip(vectors, scores, strict=True)]
         before = v.load(state.buffer, state.maximum(r))
         maximum = v.keep(T.max(before, v.maximum(self.over_all(T.max, scores))))
         v.store(state.buffer, state.maximum(r), maximum)
@@ -140,13 +155,13 @@ class Softmax:
         distance = v.keep(T.cast(v.all(ahead) + T.ramp(T.int32(token), 1, v.n), v.f32))
         return v.keep(v.fma(distance, v.all(slope), score))
 
-    def seen(self, score: Any, ahead: Any, token: int) -> Any:
-        """The score where the key is in sight: pos - window < key <= pos.  ahead: the page's first key - pos."""
+    def seen(self, score: Any, sight: Sight, token: int) -> Any:
+        """The score where the key is in sight: least < key - pos <= 0."""
         a, v = self.a, self.v
-        distance = v.keep(v.all(ahead) + T.ramp(T.int32(token), 1, v.n), "int32")
+        distance = v.keep(v.all(sight.ahead) + T.ramp(T.int32(token), 1, v.n), "int32")
         score = T.Select(distance <= v.all(0), score, v.all(MASKED))
         if a.window:
-            score = T.Select(distance > v.all(-a.window), score, v.all(MASKED))
+            score = T.Select(distance > v.all(sight.least), score, v.all(MASKED))
         return v.keep(score)
 
     def exp2(self, x: Any) -> Any:

@@ -1,6 +1,6 @@
 """A block of query rows of one sequence through its pages of 64 tokens, in order.
 
-    for page in the pages (from the window's first):
+    for page in the pages (from the first in sight):
         S [R, 64]  = q K^T            R = B G query rows; tiles of registers, summed over D in order
         m', a, P   = max(m, S), exp(m - m'), exp(S - m');   l = l a + sum P           (attention_softmax.py)
         O [R, D]   = O a + P V        summed over the tokens in order
@@ -82,9 +82,12 @@ class Block:
         return T.bind(last[0])
 
     def first_page(self, row: Any) -> Any:
-        """The first page in the window of the block's first row."""
+        """The first page in the window, or the chunk, of the block's first row."""
         if not self.a.window:
             return 0
+        if self.a.chunk:
+            first = T.max(self.positions[row], 0)
+            return T.bind(T.truncdiv(first - T.truncmod(first, self.a.chunk), PAGE_TOKENS))
         return T.bind(T.truncdiv(T.max(self.positions[row] - (self.a.window - 1), 0), PAGE_TOKENS))
 
     def first_split(self, row: Any) -> Any:

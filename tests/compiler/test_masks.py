@@ -17,9 +17,11 @@ from llmc.compiler.frontend.masks import drop_masks, worked_out
 from llmc.runtime.errors import LlmcError
 
 CAUSAL, NEAR = "causal = LessOrEqual (columns, rows)", "near = Less (distance, eight)"
+CHUNKS = "of_rows = Div (rows, eight) of_columns = Div (columns, eight) same = Equal (of_rows, of_columns)"
 TEXT = """<ir_version: 10, opset_import: ["" : 23]>
 part (int64[batch, sequence] input_ids, int64[batch, sequence] position_ids, float[batch, 4, sequence, 16] x) => (y)
 <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[1] last = {1}, int64 four = {4}, int64 eight = {8},
+int64 sixteen = {16},
 int64 large = {5000}, float hidden = {-1e30}, float nothing = {0}, float[1, 1] weight = {1}>
 {
     sizes = Shape <start = 1, end = 2> (position_ids)
@@ -29,6 +31,7 @@ int64 large = {5000}, float hidden = {-1e30}, float nothing = {0}, float[1, 1] w
     columns = Unsqueeze (indices, first)
     distance = Sub (rows, columns)
     prefix = Less (columns, four)
+    first16 = Less (columns, sixteen)
     scores = Mul (x, weight)
     LINES
     y = Attention <is_causal = 1> (x, x, x, mask)
@@ -49,6 +52,7 @@ def attention(window: int, *lines: str) -> ir.Graph:
         (0, [CAUSAL, "mask = Identity (causal)"]),
         (0, [CAUSAL, "mask = Where (causal, nothing, hidden)"]),
         (8, [CAUSAL, NEAR, "mask = And (causal, near)"]),
+        (-8, [CAUSAL, CHUNKS, "mask = And (causal, same)"]),
     ],
 )
 def test_a_mask_that_says_nothing_new_goes(window: int, lines: list[str]) -> None:
@@ -69,6 +73,8 @@ def test_of_a_window_that_is_longer_than_is_worked_out_the_beginning_is() -> Non
     [
         (0, [CAUSAL, NEAR, "mask = And (causal, near)"], "for token 8 the key 0 does not count, and there it does"),
         (8, [CAUSAL, "mask = Identity (causal)"], "than its window of 8: for token 8 the key 0 counts"),
+        (-8, [CAUSAL, NEAR, "mask = And (causal, near)"], "than its chunks of 8: for token 8 the key 1 counts"),
+        (-8, [CAUSAL, CHUNKS, "m = And (causal, same) mask = And (m, first16)"], "for token 16 the key 16 does not"),
         (0, [CAUSAL, "mask = Or (causal, prefix)"], "for token 0 the key 1 counts, and there it does not"),
         (0, ["mask = Cast <to = 1> (distance)"], "a bias by distance"),
         (0, [CAUSAL, "mask = Where (causal, scores, hidden)"], "depends on the tokens"),

@@ -296,7 +296,7 @@ def attended(query: Array, keys: Array, values: Array, scale: float, softcap: fl
     return result
 
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window", [0, 3, -3])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
 def test_paged_attention_is_its_equation(window: int, softcap: float) -> None:
     feeds = inputs_of("PagedAttention")
@@ -315,7 +315,8 @@ def test_paged_attention_is_its_equation(window: int, softcap: float) -> None:
             if position < 0:
                 assert not found.any()
                 continue
-            seen = range(max(0, position + 1 - window) if window else 0, position + 1)
+            first = max(0, position + 1 - window) if window > 0 else position // -window * -window if window else 0
+            seen = range(first, position + 1)
             places = [(PAGE_TABLE[m, j // 64], head // (H // KH), j % 64) for j in seen]
             keys, values = (np.stack([cache[place] for place in places]) for cache in (wanted_k, wanted_v))
             wanted = attended(q[m].reshape(H, D)[head], keys, values, SETTINGS["scale"], softcap)

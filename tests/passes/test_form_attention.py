@@ -156,6 +156,19 @@ def test_a_mask_that_is_cut_from_a_table_is_read_whole(build: Any, window: int |
     assert attention.metadata_props["llmc.window"] == str(window or 0)
 
 
+@pytest.mark.parametrize("n_context", [64, 30])
+def test_chunks_are_told_from_windows(build: Any, n_context: int) -> None:
+    q, k, v = qkv(build)
+    chunk = build.constant(ir.tensor(np.array(12, np.int64)))
+    queries, keys = places(build)
+    same = build.op("Equal", build.op("Div", queries, chunk), build.op("Div", keys, chunk))
+    mask = build.op("Where", build.op("And", causal(build), same), build.constant(0.0), build.constant(LOWEST))
+    model = build.model(build.op("MatMul", build.op("Softmax", build.op("Add", scores(build, q, k), mask), axis=-1), v))
+    assert form_attention(model, n_context=n_context) == 1
+    attention = next(node for node in model.graph if node.op_type == "Attention")
+    assert attention.metadata_props["llmc.window"] == "-12"
+
+
 def test_a_window_of_at_most_the_sequence_is_not_lost(build: Any) -> None:
     q, k, v = qkv(build)
     queries, keys = places(build)

@@ -44,7 +44,7 @@ class Model:
     rotary_dim: int = 64
     interleaved: int = 0
     softcap: float = 0.0
-    window: int = 0
+    window: int = 0  # negative: a chunk
     kv_dtype: str = "f32"
     epsilon: float | None = None  # of the norm of queries and keys
     has_sinks: bool = False
@@ -191,7 +191,10 @@ class Machine:
             scores = np.tanh(scores / model.softcap) * model.softcap
         ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
         scores = scores + sum(slopes[:, None, None] * ahead for slopes in model.slopes)
-        seen = (ahead <= 0) & (ahead > -model.window if model.window else True)
+        seen = (ahead <= 0) & (ahead > -model.window if model.window > 0 else True)
+        if model.window < 0:
+            chunk = np.arange(length) // -model.window
+            seen &= chunk == chunk[:, None]
         largest = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
         weights = np.exp(np.where(seen, scores, -np.inf) - largest)
         more = sum(np.exp(sinks.astype(np.float64)[:, None, None] - largest) for sinks in model.sinks)
@@ -225,7 +228,7 @@ def turned(model: Model, s: Tokens, x: Array) -> Array:
 MODELS = [
     Model(),
     Model(heads=3, kv_heads=3, head_dim=80, rotary_dim=40, interleaved=1),
-    Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0),
+    Model(heads=8, kv_heads=1, head_dim=16, rotary_dim=16, softcap=20.0, window=-50),
     Model(heads=4, kv_heads=2, head_dim=128, rotary_dim=0, window=100, has_slopes=True),
     Model(heads=7, kv_heads=1, head_dim=24, rotary_dim=0, window=30, has_sinks=True),
     Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=64),
@@ -248,7 +251,7 @@ def test_decode_and_prefill_agree_with_float64_and_with_each_other(
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_decode_and_prefill_are_right_on_every_level(run: Run, target: Target, kv_dtype: str) -> None:
-    check_one_sequence(Machine(replace(MODELS[0], kv_dtype=kv_dtype, window=70), run, target, (131,)))
+    check_one_sequence(Machine(replace(MODELS[0], kv_dtype=kv_dtype, window=-50), run, target, (131,)))
 
 
 def check_one_sequence(machine: Machine) -> None:
@@ -276,7 +279,7 @@ def test_a_prompt_of_any_length_has_the_same_bits_in_any_chunks(
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize("window", [0, 70, -50])
 def test_sequences_in_one_step_get_what_they_get_alone(run: Run, host: Target, kv_dtype: str, window: int) -> None:
     lengths = (150, 64, 1, 90)
     machine = Machine(Model(kv_dtype=kv_dtype, window=window), run, host, lengths)

@@ -31,6 +31,14 @@ constexpr int kGroup = Shape::heads / Shape::kv_heads;
 template <class Shape>
 constexpr int kRowColumns = (Shape::heads + 2 * Shape::kv_heads) * Shape::head_dim;  // of qkv
 
+// How many keys a row at position `at` sees, itself included, if there are so many: its window's, or those of its chunk
+// of -window tokens. 0: all.
+template <class Shape>
+__device__ __forceinline__ int sight(int at) {
+    if constexpr (Shape::window >= 0) return Shape::window;
+    else return at % -Shape::window + 1;
+}
+
 // Whether the cache holds codes, each token's with a scale.
 template <class Shape>
 constexpr bool kCoded = sizeof(typename Shape::Kv) == 1;

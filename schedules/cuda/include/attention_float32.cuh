@@ -87,7 +87,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
     const float *q = queries + int64_t(unit) * D;
     float o[per_lane] = {}, most = -INFINITY, sum = 0.f, slope = 0.f;
     if constexpr (kHasSlopes<Shape>) slope = slopes[head];
-    const int begin = Shape::window ? max(at - Shape::window + 1, 0) / kPageTokens : 0;
+    const int begin = Shape::window ? max(at - sight<Shape>(at) + 1, 0) / kPageTokens : 0;
     for (int page = begin; page * kPageTokens <= at; page++) {  // a row that pads the step, at = -1, sees none
         const float *keys = page_head<Shape>(const_cast<float *>(kv), page_table[row * Shape::pages + page],
                                              head / kGroup<Shape>);
@@ -95,7 +95,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = page * kPageTokens + lane + 32 * i;
-            const bool seen = token <= at && (!Shape::window || token > at - Shape::window);
+            const bool seen = token <= at && (!Shape::window || token > at - sight<Shape>(at));
             s[i] = seen ? float32_score<Shape>(q, keys + (lane + 32 * i) * D) : -INFINITY;
             if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slope, float(token - at), s[i]);
         }

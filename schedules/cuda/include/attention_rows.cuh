@@ -123,7 +123,7 @@ __device__ __forceinline__ Stretch part_of(const Stretch &stretch, int from, int
 // The first page that any of its rows sees; the last is that of its last position.
 template <class Shape>
 __device__ __forceinline__ int first_page(const Stretch &rows) {
-    return Shape::window ? max(rows.first - Shape::window + 1, 0) / kPageTokens : 0;
+    return Shape::window ? max(rows.first - sight<Shape>(rows.first) + 1, 0) / kPageTokens : 0;
 }
 
 // Whether some row sees some token of the page; whether each of `n` rows sees all of them.
@@ -135,12 +135,12 @@ template <class Shape>
 __device__ __forceinline__ bool sees_all(const Stretch &rows, int page, int n) {
     const int token = page * kPageTokens;
     return rows.end - rows.begin == n && token + kPageTokens - 1 <= rows.first &&
-           (!Shape::window || token > rows.last - Shape::window);
+           (!Shape::window || token > rows.last - sight<Shape>(rows.last));
 }
 template <class Shape>
 __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
     const int at = rows.first + row - rows.begin;
-    return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - Shape::window);
+    return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - sight<Shape>(at));
 }
 
 // What is added to the scores of a page, for the lane's rows `row` and row + 8 of the block.

@@ -103,7 +103,7 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
     const auto sees = [&](int half, int i) {
         const int position = key(i);
         return position >= 0 && position <= at[half] && at[half] <= part.last &&
-               (!Shape::window || position > at[half] - Shape::window);
+               (!Shape::window || position > at[half] - sight<Shape>(at[half]));
     };
     if constexpr (kHasSlopes<Shape>) {
         const auto distance = [&](int half, int n, int i) { return key(8 * n + 2 * (lane_index() % 4) + i) - at[half]; };
@@ -170,7 +170,7 @@ __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQ
         copies.ask(part, fresh);
         const uint32_t cached = cached_tokens<Shape>(fresh, part.last, first);
         const bool masked = cached != 0xffff || first + kTokens - 1 > part.first ||
-                            (Shape::window && first <= part.last - Shape::window);
+                            (Shape::window && first <= part.last - sight<Shape>(part.last));
         attend<Shape>(state, part, s, masked, i == 0, [&](int key) { return cached >> key & 1 ? first + key : -1; });
         add_values<Shape, kTokens, kTokens>(state, s, arrived());
         __syncwarp();

@@ -149,7 +149,7 @@ __device__ __forceinline__ bool find_unit(const int *positions, const int *page_
 template <class Shape>
 __device__ __forceinline__ bool share_pages(const Fresh<Shape> &fresh, Part &part) {
     const int cached = fresh.least + fresh.n == part.last + 1 ? fresh.least : part.last + 1;
-    const int begin = Shape::window ? max(part.first - Shape::window + 1, 0) / kPageTokens : 0;
+    const int begin = Shape::window ? max(part.first - sight<Shape>(part.first) + 1, 0) / kPageTokens : 0;
     const int n = max((cached + kPageTokens - 1) / kPageTokens - begin, 0);
     part.splits = max(min(n / Shape::least, Shape::splits), 1);
     if (part.split >= part.splits) return false;

@@ -50,7 +50,7 @@ struct Latent {
 template <class Shape>
 __device__ __forceinline__ int latent_splits(int at) {
     if constexpr (Shape::splits == 1) return 1;
-    const int begin = Shape::window ? max(at - Shape::window + 1, 0) / kPageTokens : 0;
+    const int begin = Shape::window ? max(at - sight<Shape>(at) + 1, 0) / kPageTokens : 0;
     const int n = at < 0 ? 0 : at / kPageTokens + 1 - begin;
     return max(min(n / Shape::least, Shape::splits), 1);
 }

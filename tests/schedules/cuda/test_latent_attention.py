@@ -128,7 +128,7 @@ def check(model: Model, lengths: Sequence[int], rows: Sequence[Row], define: Def
 LENGTHS = (65, 131, 3, 201)
 SMALL: list[Row] = [(0, 64), (1, 129), None, (2, 0), (2, 1), (2, 2), (3, 200), (1, 130)]
 LARGE: list[Row] = [*((0, i) for i in range(30, 65)), None, *((1, i) for i in range(100, 131)), (2, 2), (3, 200), None]
-OTHER = Model(20, 16, 32, 12, interleaved=0, softcap=9.0, window=100, kv_dtype="f16", tiled=False)
+OTHER = Model(20, 16, 32, 12, interleaved=0, softcap=9.0, window=-50, kv_dtype="f16", tiled=False)
 
 
 @pytest.mark.parametrize(("model", "rows"), [(Model(), 16), (OTHER, 32)], ids=str)
