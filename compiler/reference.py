@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llmc.compiler.frontend.config import parse_config
+from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.compiler.weights import Weight
@@ -91,7 +91,7 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
             source.folder, config=config, local_files_only=True, **options
         )
         return model.eval()
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         model = AutoModelForCausalLM.from_config(config, **options).eval()
     model.tie_weights()
     for prefix, module in model.named_modules():

@@ -25,6 +25,7 @@ from llmc.passes.fold_query_scale import fold_query_scale
 from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
 from llmc.passes.form_choice import form_choice
+from llmc.passes.form_experts import form_experts
 from llmc.passes.form_groups import form_groups
 from llmc.passes.form_latent import form_latent
 from llmc.passes.form_linear import form_linear
@@ -40,6 +41,7 @@ from llmc.passes.insert_kv_cache import insert_kv_cache
 from llmc.passes.insert_states import insert_states
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
+from llmc.passes.move_norm import move_norm
 from llmc.passes.name_positions import name_positions
 from llmc.passes.order_columns import order_columns
 from llmc.passes.part_columns import part_columns
@@ -65,6 +67,7 @@ def first_steps(n_context: int) -> Steps:
     """Those that are the same for all kinds of devices."""
     return (
         # 1. over [batch, sequence], as exported
+        ("form_experts", form_experts),
         ("arrange_experts", arrange_experts),
         ("fold_constants", fold_constants),
         ("drop_slice", drop_slice),
@@ -72,6 +75,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_groups", form_groups),
         ("form_choice", form_choice),
         ("fuse_rotary", fuse_rotary),
+        ("move_norm", move_norm),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
         ("unfold_heads", unfold_heads),
         # 2. over M tokens of one sequence

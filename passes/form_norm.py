@@ -5,23 +5,28 @@ rewrite:
     -->
     RMSNormalization(x, w, axis=-1, epsilon=eps)
 
+    Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps))))             no weight behind it: the same forms
+    -->
+    RMSNormalization(x, 1, axis=-1, epsilon=eps)
+
     RMSNormalization(Sub(x, ReduceMean(x)), w)
     -->
     LayerNormalization(x, w)
-refuses: a mean over other axes than the last; a weight that is no vector of that axis.
+refuses: a mean over other axes than the last.  A weight that is no vector of that axis is multiplied by as it stands.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, constant, emit, is_last_axis, number, producer, replace
+from llmc.compiler.graph import add_constant, attribute, constant, emit, is_last_axis, number, producer, replace
 from llmc.compiler.graph_shapes import dims, ints
 
 
 def form_norm(model: ir.Model) -> int:
     """Assumes and leaves any graph with shapes. Returns the number of norms formed."""
-    return form_rms_norm(model) + form_layer_norm(model)
+    return form_rms_norm(model) + form_bare_norm(model) + form_layer_norm(model)
 
 
 def form_layer_norm(model: ir.Model) -> int:
@@ -51,6 +56,19 @@ def form_rms_norm(model: ir.Model) -> int:
             replace(node.outputs[0], emit(node, "RMSNormalization", operands, axis=-1, epsilon=found[1])[0])
             n_rewrites += 1
             break
+    return n_rewrites
+
+
+def form_bare_norm(model: ir.Model) -> int:
+    n_rewrites = 0
+    for node in list(model.graph):
+        found = normalised(node.outputs[0]) if node.op_type in ("Mul", "Div") and node.graph is not None else None
+        size = dims(found[0])[-1] if found is not None else None
+        if found is None or not isinstance(size, int):
+            continue
+        ones = add_constant(model.graph, np.ones(size, np.float32), f"ones.{size}")
+        replace(node.outputs[0], emit(node, "RMSNormalization", [found[0], ones], axis=-1, epsilon=found[1])[0])
+        n_rewrites += 1
     return n_rewrites
 
 

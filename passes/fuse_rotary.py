@@ -43,6 +43,7 @@ from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer,
 from llmc.compiler.graph_shapes import dims
 from llmc.passes.interleaved_rotary import (
     Waves,
+    heads_axis,
     pairs_in_place,
     rotate_pairs,
     turned_pairs,
@@ -121,7 +122,7 @@ def rotation(x: ir.Value, y: ir.Value | None, cos: ir.Value | None, sin: ir.Valu
     by_pairs = rotate_half(y) is not x
     if by_pairs and rotate_pairs(y) is not x:
         return None
-    read, axis = waves_by_pairs if by_pairs else waves_by_halves, 1 if isinstance(dims(x)[1], int) else 2
+    read, axis = waves_by_pairs if by_pairs else waves_by_halves, heads_axis(x)
     cosines, sines = read(cos, "Cos", axis), read(sin, "Sin", axis)
     return Rotation(x, (cosines, sines), int(by_pairs), axis) if cosines and sines else None
 
@@ -163,8 +164,8 @@ def fuse_halves(model: ir.Model) -> int:
         if found is None:
             continue
         x, *waves = found
-        result = emit(node, "RotaryEmbedding", [x, *waves], num_heads=dims(x)[1], interleaved=0)
-        replace(node.outputs[0], result[0])
+        axis = heads_axis(x)
+        replace(node.outputs[0], turn(node, x, waves, axis, {"num_heads": dims(x)[axis], "interleaved": 0}))
         n_rewrites += 1
     return n_rewrites
 
@@ -195,9 +196,9 @@ def fuse_pairs(model: ir.Model) -> int:
         if match is None:
             continue
         x = before_reshapes(match.x) if in_place else emit(node, "Concat", match.halves, axis=-1)[0]
-        operands = [x, match.cos, match.sin]
-        result = emit(node, "RotaryEmbedding", operands, num_heads=dims(x)[1], interleaved=int(in_place))
-        replace(node.outputs[0], result[0])
+        axis = heads_axis(x)
+        settings = {"num_heads": dims(x)[axis], "interleaved": int(in_place)}
+        replace(node.outputs[0], turn(node, x, [match.cos, match.sin], axis, settings))
         n_rewrites += 1
     return n_rewrites
 

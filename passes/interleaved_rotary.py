@@ -46,7 +46,8 @@ Parts: TypeAlias = tuple[ir.Value, ir.Value, ir.Value, ir.Value]
 
 
 def turned_parts(first: ir.Value | None, second: ir.Value | None) -> Parts | None:
-    """a, b, and the C and S [B, S, RD/2] that they are turned by, of a C - b S and b C + a S."""
+    """a, b, and the C and S [B, S, RD/2] that they are turned by, of a C - b S and b C + a S; of heads [B, H, S, RD/2]
+    or [B, S, H, RD/2]."""
     one, other = producer(first, "Sub"), producer(second, "Add")
     if one is None or other is None or len(dims(first)) != 4:
         return None
@@ -55,14 +56,20 @@ def turned_parts(first: ir.Value | None, second: ir.Value | None) -> Parts | Non
     if len(operands) != 4:
         return None
     (a, c), (b, s), *rest = operands
-    cos, sin = unsqueezed(c), unsqueezed(s)
+    axis = heads_axis(first)
+    cos, sin = unsqueezed(c, axis), unsqueezed(s, axis)
     if rest != [(b, c), (a, s)] or a is None or b is None or cos is None or sin is None:
         return None
     return a, b, cos, sin
 
 
+def heads_axis(value: ir.Value | None) -> int:
+    """1 of [B, H, S, D], 2 of [B, S, H, D]."""
+    return 1 if isinstance(dims(value)[1], int) else 2
+
+
 class TurnedPairs(NamedTuple):
-    """The first and the second of each pair of x [B, H, S, RD], and cosines and sines [B, S, RD/2]."""
+    """The first and the second of each pair of x [B, H, S, RD], or [B, S, H, RD]; cosines and sines [B, S, RD/2]."""
 
     x: ir.Value
     halves: list[ir.Value]

@@ -8,6 +8,10 @@ rewrite:
     Gather(W, Add(position_ids, 2))
     -->
     Gather(W[positions] [n_context, C], position_ids)
+
+    Expand(Log(Unsqueeze(Cast(Range(1, sequence + 1, 1)))), [batch, sequence, 1])
+    -->
+    Gather(table.expand [n_context, 1], position_ids)
 refuses: a value that depends on the positions of other tokens or on how many they are (of computed tables found when
 they are read); learned positions fewer than n_context.
 """
@@ -23,6 +27,7 @@ from llmc.compiler.graph import add_constant, attribute, emit, producer, replace
 from llmc.compiler.graph_run import Arrays, extract, runner
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.weights import Array, Weight
+from llmc.passes.name_positions import lengths
 from llmc.runtime.errors import LlmcError
 
 
@@ -32,11 +37,12 @@ def tabulate_positions(model: ir.Model, *, n_context: int) -> int:
     positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
     if positions is None:
         return 0
-    n_rewrites = 0
+    n_rewrites, counted = 0, lengths(model.graph)
     for value in frontier(model.graph, positions):
         if is_table(value, positions, n_context):
             continue
-        table = learned_table(value, positions, n_context) or computed_table(value, positions, n_context)
+        table = learned_table(value, positions, n_context)
+        table = table or computed_table(value, positions, n_context, counted=value in counted)
         constant = add_constant(model.graph, table, unused_name(model.graph, str(table.name)))
         node = value.producer()
         assert node is not None
@@ -46,13 +52,12 @@ def tabulate_positions(model: ir.Model, *, n_context: int) -> int:
 
 
 def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
-    """The last values [batch, sequence, …] that depend on positions alone, and on how many there are."""
-    alone, sizes = {positions}, set[ir.Value]()
+    """The last values [batch, sequence, …] that depend on positions alone, and on how many there are; or on that alone,
+    for whoever counts tokens by himself."""
+    alone, sizes = {positions}, lengths(graph)
     for node in graph:
         inputs = {value for value in node.inputs if value is not None and not value.is_initializer()}
-        if node.op_type == "Shape" or (inputs and inputs <= sizes):
-            sizes.update(node.outputs)
-        elif inputs and inputs <= alone | sizes:
+        if not set(node.outputs) <= sizes and inputs and inputs <= alone | sizes:
             alone.update(node.outputs)
     found: list[ir.Value] = []
     for node in reversed(graph):
@@ -63,7 +68,13 @@ def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
                     found.append(value)
                 else:
                     alone.discard(value)
+            elif value in sizes and dims(value)[:2] == dims(positions) and leaves_for_good(value, alone | sizes):
+                found.append(value)
     return list(reversed(found))
+
+
+def leaves_for_good(value: ir.Value, known: set[ir.Value]) -> bool:
+    return any(use.node.outputs[0] not in known for use in value.uses())
 
 
 def is_table(value: ir.Value, positions: ir.Value, n_context: int) -> bool:
@@ -93,25 +104,28 @@ def learned_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weigh
     return Weight.computed(f"{weight.name}[positions]", shape, lambda: weight.stored()[rows], weight.stored_dtype)
 
 
-def computed_table(value: ir.Value, positions: ir.Value, n_context: int) -> Weight:
-    """The value at each position, worked out when it is read."""
+def computed_table(value: ir.Value, positions: ir.Value, n_context: int, *, counted: bool) -> Weight:
+    """The value at each position, worked out when it is read.  counted: by the graph itself."""
     part = extract(value, [value.graph.inputs[0], positions])  # type: ignore[union-attr]
     node = value.producer()
     assert node is not None
     rest = [size for size in dims(value)[2:] if isinstance(size, int)]
 
     def read() -> Array:
-        return at_each(part, n_context)
+        return at_each(part, n_context, counted=counted)
 
     return Weight.computed(f"table.{node.op_type.lower()}", (n_context, *rest), read)
 
 
-def at_each(part: ir.Model, n_context: int) -> Array:
-    """What a part of the graph gives at each position.  Raises LlmcError if that depends on the other tokens."""
+def at_each(part: ir.Model, n_context: int, *, counted: bool = False) -> Array:
+    """What a part of the graph gives at each position.  Raises LlmcError if that depends on the other tokens.
+    counted: the part counts tokens itself, from 0, wherever they are."""
     run, positions = runner(part), np.arange(n_context)
-    forwards, backwards = at_positions(run, positions), at_positions(run, positions[::-1])
+    forwards = at_positions(run, positions)
+    backwards = forwards[::-1] if counted else at_positions(run, positions[::-1])
     tolerance = 0.0 if forwards.dtype.kind in "iu" else 1e-5
-    ends = slice(0, 1), slice(0, 2), slice(-2, None)  # what looks at a length, the first or last sees another there
+    last = slice(0, n_context // 2) if counted else slice(-2, None)
+    ends = slice(0, 1), slice(0, 2), last  # what looks at a length, the first or last sees another there
     agree = [np.allclose(at_positions(run, positions[end]), forwards[end], tolerance, tolerance) for end in ends]
     if not np.array_equal(forwards, backwards[::-1]) or not all(agree):
         raise LlmcError(

@@ -75,6 +75,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     "helium": HEADS,
     "hunyuan_v1_dense": HEADS,
+    "llama4_text": {
+        **HEADS,
+        "no_rope_layers": [1, 0],  # the first one in chunks
+        "intermediate_size_mlp": 80,
+        "attention_chunk_size": 12,
+        "floor_scale": 8,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+    },
     "nemotron": {},
     "olmo2": {},
     "qwen3": HEADS,

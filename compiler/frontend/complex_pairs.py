@@ -30,6 +30,9 @@ class Pair:
     def unsqueeze(self, axis: int) -> Pair:
         return Pair(self.real.unsqueeze(axis), self.imaginary.unsqueeze(axis))
 
+    def __getitem__(self, places: Any) -> Pair:
+        return Pair(self.real[places], self.imaginary[places])
+
     def __mul__(self, other: Any) -> Pair:
         if not isinstance(other, Pair):
             return Pair(self.real * other, self.imaginary * other)

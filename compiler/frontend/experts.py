@@ -58,8 +58,10 @@ def check_experts(config: PretrainedConfig, model: PreTrainedModel, graph: ir.Gr
 
 
 def require_interface(config: PretrainedConfig, model: PreTrainedModel) -> None:
-    """Refuse a mixture whose modules of experts do not go through the interface, before it is traced."""
-    if not _mixtures(model) and any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS):
+    """Refuse a mixture whose modules of experts do not go through the interface, before it is traced; but for those
+    that multiply by the weights of all at once, which the graph shows (passes/form_experts.py)."""
+    counts = [n for name in COUNTS if isinstance(n := getattr(config, name, 0), int) and n > 1]
+    if counts and not _mixtures(model) and not any(_has_all_weights(module, counts) for module in model.modules()):
         raise unsupported(config, "its experts do not go through transformers' experts interface")
 
 
@@ -72,6 +74,11 @@ def name_gates(model: PreTrainedModel) -> None:
 def _mixtures(model: PreTrainedModel) -> list[torch.nn.Module]:
     """The modules of experts that go through the interface."""
     return [module for module in model.modules() if hasattr(module, "is_concatenated")]
+
+
+def _has_all_weights(module: torch.nn.Module, counts: list[int]) -> bool:
+    weights = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() == 3]
+    return len(weights) == 2 and all(weight.shape[0] in counts for weight in weights)
 
 
 def _activation(module: Any) -> str | None:

@@ -13,7 +13,7 @@ architecture; one with sinks is `llmc.SinkAttention`.  Opset 23 has no attribute
 carries in `metadata_props`
 
     llmc.layer     index of the layer
-    llmc.window    keys a token sees, itself included; 0: all before it
+    llmc.window    keys a token sees, itself included; 0: all before it; -n: those of its own chunk of n tokens
 
 A model whose code asks for no such function spells its attention out; so does the graph then, masks and all, and the
 model's metadata says `llmc.spelled_out`.
@@ -30,7 +30,6 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
-from accelerate import init_empty_weights
 from onnxscript import opset23 as onnx_op
 from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import onnx_fusions
@@ -44,6 +43,7 @@ from transformers import (
 )
 
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
+from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.experts import check_experts, name_gates, require_interface
 from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
@@ -59,7 +59,8 @@ OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
 KINDS = ("layer_types", "layers_block_type")
 """What configurations call the list of their layers' kinds."""
-ATTENTIONS = ("full_attention", "sliding_attention", "attention")
+CHUNKED = "chunked_attention"
+ATTENTIONS = ("full_attention", "sliding_attention", CHUNKED, "attention")
 """The kinds of layers that are compiled."""
 LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
@@ -236,11 +237,14 @@ def _attention_node(
 
 
 def _window(module: torch.nn.Module, passed: int | None) -> int:
-    """The layer's sliding window, 0 for none.  What a model passes on is not always what its own mask says."""
+    """The layer's sliding window, 0 for none, or its chunk, negative.  What a model passes on is not always what its
+    own mask says."""
     kinds = getattr(module.config, "layer_types", None)
     kind = kinds[module.layer_idx] if kinds else None
     if kind == "full_attention":
         return 0
+    if kind == CHUNKED:
+        return -int(getattr(module.config, "attention_chunk_size", None) or 0)
     if kind not in (None, "sliding_attention") or (kind and not passed):
         raise _unsupported(module.config, f"its layers of kind {kind} are not compiled yet")
     return passed or 0
@@ -252,7 +256,7 @@ AttentionMaskInterface.register(INTERFACE, exported_mask)
 
 def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     """The model with parameters that have a shape and no storage; its buffers are real."""
-    with init_empty_weights(include_buffers=False):
+    with empty_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             attn_implementation="eager" if has_own_attention(config) else INTERFACE,

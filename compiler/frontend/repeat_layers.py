@@ -42,21 +42,33 @@ class Repetition:
 def shorten(config: PretrainedConfig) -> tuple[PretrainedConfig, Repetition] | None:
     """The configuration of the layers to be exported, and how they repeat; None where that saves nothing."""
     n_layers = config.num_hidden_layers
-    lists = {
-        name: value
-        for name, value in config.to_dict().items()
-        if isinstance(value, (list, tuple)) and len(value) == n_layers
-    }
+    lists, chosen = dict[str, list[object]](), dict[str, list[int]]()
+    for name, value in config.to_dict().items():
+        if name.endswith("layers") and isinstance(value, list) and value and are_indices(value, n_layers):
+            chosen[name] = value
+        elif isinstance(value, list | tuple) and len(value) == n_layers:
+            lists[name] = list(value)
     n_dense = getattr(config, "first_k_dense_replace", None) or 0
-    kinds = [(layer < n_dense, *(str(value[layer]) for value in lists.values())) for layer in range(n_layers)]
+    kinds = [
+        (layer < n_dense, *(str(v[layer]) for v in lists.values()), *(layer in v for v in chosen.values()))
+        for layer in range(n_layers)
+    ]
     found = min(repetitions(kinds), key=lambda found: (found.n_exported, found.period), default=None)
     if found is None:
         return None
     short = copy.deepcopy(config)
     short.num_hidden_layers = found.n_exported
     for name, value in lists.items():
-        setattr(short, name, list(value[: found.n_exported]))
+        setattr(short, name, value[: found.n_exported])
+    for name, indices in chosen.items():
+        setattr(short, name, [index for index in indices if index < found.n_exported])
     return short, found
+
+
+def are_indices(value: list[object], n_layers: int) -> bool:
+    """Whether a list names layers (`moe_layers`), rather than say something of each."""
+    numbers = [number for number in value if isinstance(number, int) and 0 <= number < n_layers]
+    return len(numbers) == len(value) and numbers == sorted(set(numbers))
 
 
 def repetitions(kinds: list[tuple[object, ...]]) -> Iterator[Repetition]:

@@ -12,7 +12,7 @@ def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Pairs of x [2, 3, 8] by angles [3, 4], as models write it with complex numbers."""
     waves = torch.polar(torch.ones_like(angles), angles) * 1.25
     numbers = torch.view_as_complex(x.float().reshape(2, 3, 4, 2))
-    return torch.view_as_real(numbers * waves.unsqueeze(0).to(x.device)).flatten(2)
+    return torch.view_as_real(numbers * waves.unsqueeze(0)[:, :, :].to(x.device)).flatten(2)
 
 
 def test_pairs_of_reals_give_what_complex_numbers_give() -> None:

@@ -2,7 +2,15 @@
 
 import onnx_ir as ir
 import pytest
-from transformers import DeepseekV3Config, Gemma2Config, Gemma3TextConfig, GPTJConfig, LlamaConfig, PretrainedConfig
+from transformers import (
+    DeepseekV3Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTJConfig,
+    Llama4TextConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from llmc.compiler.frontend.export import export_graph
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, Repetition, repeat_layers, shorten
@@ -96,6 +104,8 @@ def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
         (Gemma3TextConfig(num_hidden_layers=26), Repetition(2, 6)),
         (Gemma3TextConfig(num_hidden_layers=18), None),
         (DeepseekV3Config(num_hidden_layers=61, first_k_dense_replace=3), Repetition(3, 1)),
+        (Llama4TextConfig(num_hidden_layers=48), Repetition(4, 4)),
+        (Llama4TextConfig(num_hidden_layers=48, interleave_moe_layer_step=8), Repetition(8, 8)),
         (LlamaConfig(num_hidden_layers=1), None),
     ],
 )

@@ -18,6 +18,7 @@ SIZES = {
     "M": 6,
     "batch": 1,
     "batch*4": 4,
+    "3*M": 18,
     "4*batch*sequence": 24,
     "sequence": 6,
     "R": 2,

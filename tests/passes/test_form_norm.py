@@ -31,9 +31,10 @@ def test_a_mean_over_another_axis_stays(build: Any, refused: Any) -> None:
     refused(build.model(build.op("Mul", build.weight("w", 8), x)), form_norm)
 
 
-def test_a_scale_that_is_no_weight_stays(build: Any, refused: Any) -> None:
+def test_a_norm_without_a_weight_has_ones(build: Any, check: Any) -> None:
+    """What it is multiplied by, which is no weight, stays."""
     x = build.input("x", "M", 8)
-    refused(build.model(build.op("Mul", x, norm(build, x, "inverse"))), form_norm)
+    check(build.model(build.op("Mul", x, norm(build, x, "inverse"))), form_norm, 1)
 
 
 def test_a_norm_without_an_epsilon_becomes_one(build: Any, check: Any) -> None:

@@ -97,13 +97,13 @@ def test_a_part_of_heads_that_stand_behind_the_sequence(build: Any, check: Any) 
     check(build.model(build.op("Concat", both, part(build, x, 8, END), axis=-1)), fuse_rotary, 2)
 
 
-def turned_pairs(build: Any, starts: Any = (0, 1)) -> Any:
-    """The first and the second of each pair, turned."""
-    x = build.input("x", "batch", 2, "sequence", 8)
+def turned_pairs(build: Any, starts: Any = (0, 1), axis: int = 1) -> Any:
+    """The first and the second of each pair, turned.  axis: that of the heads."""
+    x = build.input("x", "batch", *((2, "sequence") if axis == 1 else ("sequence", 2)), 8)
     ends = ((build.constant([n]) for n in (start, END, 3, 2)) for start in starts)
     a, b = (build.op("Slice", x, *bounds) for bounds in ends)
     cos, sin = (build.input(name, "batch", "sequence", 4) for name in ("cos", "sin"))
-    cos, sin = (build.op("Unsqueeze", value, build.constant([1])) for value in (cos, sin))
+    cos, sin = (build.op("Unsqueeze", value, build.constant([axis])) for value in (cos, sin))
     first = build.op("Sub", build.op("Mul", a, cos), build.op("Mul", b, sin))
     return first, build.op("Add", build.op("Mul", b, cos), build.op("Mul", a, sin))
 
@@ -113,13 +113,13 @@ def sorted_pairs(build: Any, starts: Any = (0, 1)) -> Any:
     return build.model(build.op("Concat", *turned_pairs(build, starts), axis=-1))
 
 
-def test_pairs_turned_as_complex_numbers_become_one_operator(build: Any, check: Any) -> None:
-    """As DeepSeek V2 has it."""
-    columns = [build.op("Unsqueeze", value, build.constant([-1])) for value in turned_pairs(build)]
+@pytest.mark.parametrize("axis", [1, 2], ids=["deepseek_v2", "llama4"])
+def test_pairs_turned_as_complex_numbers_become_one_operator(build: Any, check: Any, axis: int) -> None:
+    columns = [build.op("Unsqueeze", value, build.constant([-1])) for value in turned_pairs(build, axis=axis)]
     x = build.inputs[0]
     shape = build.op("Concat", build.op("Shape", x, start=0, end=3), build.constant([8]), axis=0)
     joined = build.op("Concat", *columns, axis=-1)
-    check(build.model(build.op("Reshape", joined, shape, shape=("batch", 2, "sequence", 8))), fuse_rotary, 1)
+    check(build.model(build.op("Reshape", joined, shape, shape=x.shape)), fuse_rotary, 1)
 
 
 def test_pairs_that_are_put_into_halves_are_so_before_they_are_turned(build: Any, check: Any) -> None:

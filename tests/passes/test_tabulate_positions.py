@@ -52,6 +52,32 @@ def test_a_table_that_is_repeated_for_each_sequence_is_one(build: Any, check: An
     check(build.model(build.op("Mul", build.op("Gather", build.weight("embed", 11, 4), ids), angles)), tabulate, 1)
 
 
+def scaled(build: Any, *, by_length: bool) -> ir.Model:
+    """Queries that grow by their place, as Llama 4 counts it; or by how far it is from the last."""
+    ids, _ = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    length = build.op("Squeeze", build.op("Shape", ids, start=1, end=2))
+    zero, one = (build.constant(ir.tensor(np.array(number, np.int64))) for number in (0, 1))
+    places = build.op("Range", zero, length, one, shape=("sequence",))
+    places = build.op("Sub", length, places) if by_length else build.op("Add", places, one)
+    column = build.op("Unsqueeze", build.op("Log", build.op("Cast", places, to=1)), build.constant([0, 2]))
+    times = build.op("Expand", column, build.op("Concat", build.op("Shape", ids), build.constant([1]), axis=0),
+                     shape=("batch", "sequence", 1))  # fmt: skip
+    model: ir.Model = build.model(build.op("Mul", x, times))
+    return model
+
+
+def test_what_is_counted_becomes_a_table(build: Any, check: Any) -> None:
+    check(scaled(build, by_length=False), tabulate, 1)
+
+
+def test_what_is_counted_from_the_end_is_refused_when_its_table_is_read(build: Any) -> None:
+    model = scaled(build, by_length=True)
+    assert tabulate(model) == 1
+    with pytest.raises(LlmcError, match="positions of several tokens"):
+        model.graph.initializers["table.expand"].const_value.numpy()  # type: ignore[union-attr]
+
+
 def test_a_lookup_by_position_is_a_table_already(build: Any, refused: Any) -> None:
     ids, positions = build.sequence_inputs()
     x = build.op("Gather", build.weight("embed", 11, 4), ids)
