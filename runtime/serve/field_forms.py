@@ -86,26 +86,25 @@ class FieldForm(Form):
         return values, text.removeprefix(ending)
 
     def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
-        rules, fields = [text_rule(f"text_{index}", self.value.behind, special)], []
-        needed = schema.get("required")
+        rules, fields = list[str](), list[str]()
+        needed, behind = schema.get("required"), in_lark(self.value.behind, special)
         for number, (key, value) in enumerate(properties(schema).items()):
-            field = f"field_{index}_{number}"
-            head = literal(f"{self.key.before}{key}{self.key.behind}{self.value.before}")
-            rules.append(f"{field}: {head} {self._value(index, value, definitions(schema))}")
+            field, text = f"field_{index}_{number}", f"text_{index}_{number}"
+            head = in_lark(f"{self.key.before}{key}{self.key.behind}{self.value.before}", special)
+            if kinds_of(value) == TEXT and not choices_of(value):
+                rules += [f"{field}: {head} {text}", text_rule(text, self.value.behind, special, value)]
+            else:
+                rules.append(f"{field}: {head} {value_rule(value, definitions(schema))} {behind}")
             fields.append(field if isinstance(needed, list) and key in needed else f"{field}?")
         head, ending = in_lark(f"{self.name.before}{name}{self.name.behind}", special), in_lark(self.ending, special)
         return [f"call_{index}: {head} {' '.join(fields)} {ending}", *rules]
 
-    def _value(self, index: int, schema: Any, shared: Schema) -> str:
-        """A value and what is behind it, in Lark."""
-        choices = choices_of(schema)
-        if choices:
-            return f"({' | '.join(literal(choice) for choice in choices)}) {literal(self.value.behind)}"
-        if kinds_of(schema) == TEXT:
-            return f"text_{index}"
-        return (
-            f"{json_rule({**schema, **shared} if isinstance(schema, Mapping) else schema)} {literal(self.value.behind)}"
-        )
+
+def value_rule(schema: object, shared: Schema) -> str:
+    """One of some texts, or JSON, in Lark.  shared: what the schema may refer to."""
+    if choices := choices_of(schema):
+        return f"({' | '.join(map(literal, choices))})"
+    return json_rule({**schema, **shared} if isinstance(schema, Mapping) else schema)
 
 
 def properties(schema: Schema) -> Mapping[str, Any]:

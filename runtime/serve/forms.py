@@ -19,6 +19,10 @@ SpecialTokens: TypeAlias = Mapping[str, str]
 """Marks that are special tokens, and how they are spelled in Lark."""
 
 
+MOST_COUNTED = 2000
+"""Characters of a text that are counted while it is written: more make large grammars."""
+
+
 class Call(NamedTuple):
     """arguments: JSON."""
 
@@ -152,11 +156,15 @@ def in_lark(text: str, special: SpecialTokens) -> str:
     return " ".join(special.get(part) or literal(part) for part in parts if part)
 
 
-def text_rule(name: str, end: str, special: SpecialTokens) -> str:
-    """Any text, and the mark that ends it, in llguidance's Lark, whose texts never have special tokens."""
-    if end in special:
-        return f"{name}: /(?s:.*)/ {special[end]}"
-    return f"{name}[suffix={literal(end)}]: /(?s:.*)/"
+def text_rule(name: str, end: str, special: SpecialTokens, schema: object = None) -> str:
+    """A text as long as its schema lets it be, and what ends it, in llguidance's Lark, whose texts never have special
+    tokens."""
+    most = schema.get("maxLength") if isinstance(schema, Mapping) else None
+    text = f"/(?s:.{{0,{most}}})/" if type(most) is int and 0 <= most <= MOST_COUNTED else "/(?s:.*)/"
+    mark = end.strip()
+    if mark in special:
+        return f"{name}: {text} {special[mark]} {in_lark(end.partition(mark)[2], special)}"
+    return f"{name}[suffix={literal(end)}]: {text}"
 
 
 def literal(text: str) -> str:

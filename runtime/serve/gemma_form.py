@@ -71,11 +71,12 @@ class Rules:
 
     def __init__(self, index: int, special: SpecialTokens) -> None:
         self._index, self._quote = index, in_lark(QUOTE, special)
-        text, rest, anything = (self._name(word) for word in ("text", "rest", "anything"))
+        self._n_texts, self._special = 0, special
+        text, anything = self._name("text"), self._name("anything")
         pair = f'/[^{{}}\\[\\],:<>"\\s]+/ ":" {anything}'
         self.made = [
-            f"{text}: {self._quote} {rest}",
-            text_rule(rest, QUOTE, special),
+            f"{text}: {self._quote} {text}_end",
+            text_rule(f"{text}_end", QUOTE, special),
             f'{anything}: {text} | "{{" ({pair} ("," {pair})*)? "}}" | "[" ({anything} ("," {anything})*)? "]"'
             f" | {json_rule({'type': sorted(SCALARS)})}",
         ]
@@ -104,7 +105,10 @@ class Rules:
         if choices:
             return f"{self._quote} ({' | '.join(map(literal, choices))}) {self._quote}"
         if kinds == TEXT:
-            return self._name("text")
+            self._n_texts += 1
+            name = self._name(f"text_{self._n_texts}")
+            self.made.append(text_rule(name, QUOTE, self._special, schema))
+            return f"{self._quote} {name}"
         if kinds and kinds <= SCALARS:
             return json_rule({name: value for name, value in schema.items() if name != "description"})
         if kinds == {"object"} and properties(schema):

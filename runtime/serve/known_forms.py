@@ -48,6 +48,7 @@ GLM = FieldForm(  # 4.5, 4.6
     ("</arg_key><arg_value>",),
     "<tool_call>",
     "</tool_call>",
+    special=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
     name=Around("", "\n"),
     key=Around("<arg_key>", "</arg_key>\n"),
     value=Around("<arg_value>", "</arg_value>\n"),
@@ -57,6 +58,7 @@ GLM_47 = FieldForm(
     (),
     "<tool_call>",
     "</tool_call>",
+    special=GLM.special,
     key=Around("<arg_key>", "</arg_key>"),
     value=Around("<arg_value>", "</arg_value>"),
 )

@@ -232,6 +232,20 @@ def test_what_is_required_has_to_be_there(form: Form, text: str) -> None:
     assert not goes(FORCED, form, text.replace("city", "unit").replace("Graz", "c"), True)
 
 
+@pytest.mark.parametrize("is_special", [False, True])
+@pytest.mark.parametrize("form", [QWEN, GLM, GEMMA])
+def test_texts_are_as_long_as_they_may_be(form: Form, is_special: bool) -> None:
+    schema = {"type": "object", "properties": {"t": {"type": "string", "maxLength": 3}}, "required": ["t"]}
+    tools = Tools((), {"f": schema}, must_call=True)
+    for text, is_fine in (("abc", True), ("", True), ("abcd", False)):
+        call = {
+            QWEN: f"<function=f>\n<parameter=t>\n{text}\n</parameter>\n</function>\n</tool_call>",
+            GLM: f"f\n<arg_key>t</arg_key>\n<arg_value>{text}</arg_value>\n</tool_call>",
+            GEMMA: f'call:f{{t:<|"|>{text}<|"|>}}<tool_call|>',
+        }[form]
+        assert goes(tools, form, call, is_special) == is_fine, call
+
+
 def test_calls_of_gpt_oss_are_messages_to_functions() -> None:
     head = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
     for address in (
