@@ -36,8 +36,9 @@ DTYPES: Mapping[ir.DataType, DType] = {
 
 @dataclass(frozen=True)
 class Binding:
-    """Numbers for the symbols M, R, P, n_pages and n_slots; how the KV cache is stored; the count of layers; values
-    that lie as tiles, and their dtype; queries that lie as a page's keys do, and theirs; bytes of a slot's states."""
+    """Numbers for the symbols M, R, P, n_pages and n_slots; how the KV cache is stored; the count of layers that have a
+    part of it; values that lie as tiles, and their dtype; queries that lie as a page's keys do, and theirs; bytes of a
+    slot's states; of a page whose layers differ in size (0: they are all alike)."""
 
     sizes: Mapping[str, int]
     kv_dtype: str
@@ -45,6 +46,7 @@ class Binding:
     tiled: Mapping[ir.Value, DType] = field(default_factory=dict)
     queries: Mapping[ir.Value, DType] = field(default_factory=dict)
     slot_bytes: int = 0
+    page_bytes: int = 0
 
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
@@ -100,6 +102,7 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
     if "layer" in attributes:
         del attributes["layer"]
         attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
+        attributes |= {"page_bytes": binding.page_bytes} if binding.page_bytes else {}
     if PLACE in attributes:
         del attributes[PLACE]
         attributes["slot_bytes"] = binding.slot_bytes

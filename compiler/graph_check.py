@@ -6,8 +6,8 @@ A graph is a step graph when
     i64[M], and for each of them `state.j` f32[n_slots, …];
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
- 3. there is one attention node a layer, numbered from 0, and it alone uses that layer's caches; likewise one node for
-    each state;
+ 3. there is one attention node for each pair of caches that appends to them, numbered from 0, and it alone uses them;
+    others may attend what it has made of them, and say its number; likewise one node for each state;
  4. every value has a name of its own, an element type, and a shape of numbers and the symbols M, R, P, n_pages and
     n_slots;
  5. a node uses only inputs, initializers and results of nodes before it;
@@ -24,13 +24,24 @@ import onnx_ir as ir
 
 from llmc.compiler.graph_text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPERATORS, PAGED_ATTENTION, PLACE, STATEFUL
+from llmc.compiler.ops import (
+    APPENDED_ATTENTION,
+    DOMAIN,
+    LATENT_ATTENTION,
+    OPERATORS,
+    PAGED_ATTENTION,
+    PLACE,
+    STATEFUL,
+)
 from llmc.runtime.errors import LlmcError
 
 SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
 SLOTS = {"slots": "i64[M]"}
 ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, LATENT_ATTENTION))
+"""The operators of attention that append to a cache of their own, …"""
+APPENDED = tuple(f"{DOMAIN}.{name}" for name in APPENDED_ATTENTION)
+"""… and those that read what another node appends to."""
 WITH_STATE = tuple(f"{DOMAIN}.{name}" for name in STATEFUL)
 
 
@@ -87,6 +98,10 @@ def layers(graph: ir.Graph) -> Offences:
             yield f"attention of layer {layer} uses other caches", place
         if any(len(value.uses()) != 1 for value in node.inputs[-2:] if value is not None):
             yield f"the caches of layer {layer} have another user", place
+    made = {node.attributes["layer"].as_int(): list(node.outputs[1:]) for node in attention_nodes(graph)}
+    for node in (node for node in graph if op_name(node) in APPENDED):
+        if list(node.inputs[-2:]) != made.get(node.attributes["layer"].as_int()):
+            yield f"its caches are not those of layer {node.attributes['layer'].as_int()}", f"node {node.name}"
 
 
 def states(graph: ir.Graph) -> Offences:
@@ -146,5 +161,5 @@ def body_and_head(graph: ir.Graph) -> Offences:
     for node in graph:
         if any(value in head for value in node.inputs):
             head.update(node.outputs)
-            if op_name(node) in (*ATTENTION, *WITH_STATE):
-                yield f"{'attention' if op_name(node) in ATTENTION else 'a state'} depends on rows", f"node {node.name}"
+            if op_name(node) in (*ATTENTION, *APPENDED, *WITH_STATE):
+                yield f"{'a state' if op_name(node) in WITH_STATE else 'attention'} depends on rows", f"node {node.name}"

@@ -188,6 +188,14 @@ def gather(node: ir.Node) -> list[Dims]:
     return [(*data[:axis], *at, *data[axis + 1 :])]
 
 
+def gather_nd(node: ir.Node) -> list[Dims]:
+    data, at = dims(node.inputs[0]), dims(node.inputs[1])
+    batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+    n_coordinates = at[-1]
+    assert isinstance(n_coordinates, int)
+    return [(*at[:-1], *data[batch + n_coordinates :])]
+
+
 def transpose(node: ir.Node) -> list[Dims]:
     shape = dims(node.inputs[0])
     default = range(len(shape) - 1, -1, -1)
@@ -296,6 +304,7 @@ RULES: dict[str, Rule] = {
     "Concat": concat,
     "Expand": expand,
     "Gather": gather,
+    "GatherND": gather_nd,
     "GatherElements": lambda node: [dims(node.inputs[1])],
     "Gemm": gemm,
     "MatMul": matmul,

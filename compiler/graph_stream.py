@@ -1,7 +1,8 @@
 """Run a step graph over whole sequences, node by node: of the weights, no more than one is in memory at a time.
 
 Each sequence is a step of its own, of all its tokens and without a cache.  Attention then is CausalAttention of the
-packed queries, keys and values, or CausalLatentAttention: what passes/insert_kv_cache.py made it from.
+packed queries, keys and values, or CausalLatentAttention: what passes/insert_kv_cache.py made it from.  In the place of
+the caches that a layer leaves, others that share them get its keys and values.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph_check import ATTENTION
+from llmc.compiler.graph_check import APPENDED, ATTENTION
 from llmc.compiler.graph_run import with_functions
-from llmc.compiler.graph_shapes import attributes_of
+from llmc.compiler.graph_shapes import attributes_of, dims
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import DOMAIN, LATENT_ATTENTION, OPSET, PAGED_ATTENTION, VERSION
+from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, LATENT_ATTENTION, OPSET, PAGED_ATTENTION, VERSION
 from llmc.compiler.weights import Array, Weight
 
 
@@ -64,12 +65,12 @@ def alone(node: ir.Node) -> tuple[ir.Model, list[ir.Value]]:
     twins = {value: ir.Value(name=f"operand.{i}", type=value.type) for i, value in enumerate(operands)}
     twins |= {value: ir.Value(name=value.name, type=value.type, const_value=value.const_value) for value in kept}
     initializers = [twins[value] for value in kept]
-    if op_name(node) in ATTENTION:
-        nodes = attention(node, [twins[value] for value in node.inputs[:-4] if value is not None], initializers)
+    if op_name(node) in (*ATTENTION, *APPENDED):
+        nodes, results = attention(node, [twins[value] for value in operands if value in node.inputs], initializers)
     else:
         inputs = [value and twins[value] for value in node.inputs]
         nodes = [ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs))]
-    results = nodes[-1].outputs
+        results = list(nodes[-1].outputs)
     for i, (result, value) in enumerate(zip(results, node.outputs, strict=False)):
         result.name, result.type = f"result.{i}", value.type
     graph = ir.Graph(
@@ -84,45 +85,81 @@ def alone(node: ir.Node) -> tuple[ir.Model, list[ir.Value]]:
 
 
 def operands_of(node: ir.Node) -> list[ir.Value]:
-    """What a node reads, each once; of attention no positions, page table and caches."""
-    used = node.inputs[:-4] if op_name(node) in ATTENTION else node.inputs
+    """What a node reads, each once; of attention no positions and page table, and caches only if another layer's."""
+    used = node.inputs[:-4] if op_name(node) in (*ATTENTION, *APPENDED) else node.inputs
+    if op_name(node) in APPENDED:
+        used = [*used, *node.inputs[-2:]]
     return list(dict.fromkeys(value for value in used if value is not None))
 
 
-def attention(node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]) -> list[ir.Node]:
+def attention(
+    node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]
+) -> tuple[list[ir.Node], list[ir.Value]]:
     """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks or slopes]) -> the first
-    result of paged attention; or those of latents."""
-    settings = attributes_of(node)
+    result of paged attention, and the keys and values; or (queries[, query_norm][, cos, sin][, sinks], keys, values),
+    or what latents take -> that alone."""
     if node.op_type == LATENT_ATTENTION:
-        return [ir.node("CausalLatentAttention", operands, settings, domain=DOMAIN)]
-    n_heads, n_kv_heads, width = (settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
-    sizes = ir.Value(name="sizes", const_value=ir.tensor(np.array([n_heads, n_kv_heads, n_kv_heads]) * width))
-    shape = ir.Value(name="shape", const_value=ir.tensor(np.array([0, -1, width])))
-    flat = ir.Value(name="flat", const_value=ir.tensor(np.array([0, -1])))
-    qkv, *rest = operands
-    _, turned, has_sinks, has_slopes = PAGED_ATTENTION[node.op_type]
+        nodes = [ir.node("CausalLatentAttention", operands, attributes_of(node), domain=DOMAIN)]
+        return nodes, list(nodes[-1].outputs)
+    whole = Whole(attributes_of(node), initializers)
+    first, *rest = operands
+    if node.op_type in APPENDED_ATTENTION:
+        _, turned, has_sinks = APPENDED_ATTENTION[node.op_type]
+        *rest, k, v = rest
+        sinks = [rest.pop()] if has_sinks else []
+        n_norms = int("epsilon" in whole.settings)
+        q = whole.prepared(first, "num_heads", rest[:n_norms], rest[n_norms:] if turned else [])
+        return whole.nodes, [whole.attend("Sink" * has_sinks, q, k, v, *sinks)]
+    _, turned, has_sinks, has_slopes, normed_values = PAGED_ATTENTION[node.op_type]
     of_heads = [rest.pop()] if has_sinks or has_slopes else []
-    nodes = [ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3)]
-    initializers.append(sizes)
+    n_norms = 2 if "epsilon" in whole.settings else 0
+    angles = rest[n_norms:] if turned else []
+    q, k, v = whole.split(first, value_dim=dims(node.inputs[-1])[3])
+    q = whole.prepared(q, "num_heads", rest[: n_norms // 2], angles)
+    k = whole.prepared(k, "kv_num_heads", rest[n_norms // 2 : n_norms], angles)
+    if normed_values:
+        v = whole.prepared(
+            v, "kv_num_heads", [whole.constant("ones", np.ones(dims(node.inputs[-1])[3], np.float32))], []
+        )
+    return whole.nodes, [whole.attend(f"{'Sink' * has_sinks}{'Alibi' * has_slopes}", q, k, v, *of_heads), k, v]
 
-    def then(op: str, x: ir.Value, *others: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
-        nodes.append(ir.node(op, [x, *others], attributes, domain=domain))
-        return nodes[-1].outputs[0]
 
-    q, k, v = nodes[0].outputs
-    if "epsilon" in settings:
-        norms, rest = rest[:2], rest[2:]
-        initializers += [shape, flat]
-        how = {"axis": -1, "epsilon": settings["epsilon"]}
-        normed = [
-            then("RMSNormalization", then("Reshape", x, shape), w, **how) for x, w in zip((q, k), norms, strict=True)
-        ]
-        q, k = (then("Reshape", x, flat) for x in normed)
-    if turned:
-        how = {name: settings[name] for name in ("rotary_dim", "interleaved")}
-        q = then("Rotary", q, *rest, domain=DOMAIN, num_heads=n_heads, **how)
-        k = then("Rotary", k, *rest, domain=DOMAIN, num_heads=n_kv_heads, **how)
-    names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
-    causal = f"{'Sink' * has_sinks}{'Alibi' * has_slopes}CausalAttention"
-    then(causal, q, k, v, *of_heads, domain=DOMAIN, **{name: settings[name] for name in names})
-    return nodes
+class Whole:
+    """Nodes of attention over a whole sequence, in order.  settings: the attributes of what it is within a step."""
+
+    def __init__(self, settings: dict[str, Any], initializers: list[ir.Value]) -> None:
+        self.settings, self.initializers = settings, initializers
+        self.nodes: list[ir.Node] = []
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        name = f"{name}.{len(self.initializers)}"
+        self.initializers.append(ir.Value(name=name, const_value=ir.tensor(array)))
+        return self.initializers[-1]
+
+    def then(self, op: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+        self.nodes.append(ir.node(op, inputs, attributes, domain=domain))
+        return self.nodes[-1].outputs[0]
+
+    def split(self, qkv: ir.Value, value_dim: Any) -> list[ir.Value]:
+        n_heads, n_kv_heads, head_dim = (self.settings[name] for name in ("num_heads", "kv_num_heads", "head_dim"))
+        sizes = self.constant("sizes", np.array([n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * value_dim]))
+        self.nodes.append(ir.node("Split", [qkv, sizes], {"axis": 1}, num_outputs=3))
+        return list(self.nodes[-1].outputs)
+
+    def prepared(self, x: ir.Value, heads: str, norms: list[ir.Value], angles: list[ir.Value]) -> ir.Value:
+        """Heads that are normalised where there is a norm, and turned where there are angles.  heads: the attribute
+        that says their number."""
+        for weight in norms:
+            in_heads = self.then("Reshape", x, self.constant("heads", np.array([0, self.settings[heads], -1])))
+            how = {"axis": -1, "epsilon": self.settings["epsilon"]}
+            normed = self.then("RMSNormalization", in_heads, weight, **how)
+            x = self.then("Reshape", normed, self.constant("flat", np.array([0, -1])))
+        if angles:
+            how = {name: self.settings[name] for name in ("rotary_dim", "interleaved")}
+            x = self.then("Rotary", x, *angles, domain=DOMAIN, num_heads=self.settings[heads], **how)
+        return x
+
+    def attend(self, kind: str, *operands: ir.Value) -> ir.Value:
+        names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
+        settings = {name: self.settings[name] for name in names}
+        return self.then(f"{kind}CausalAttention", *operands, domain=DOMAIN, **settings)

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.ops_append import append_name, appended_parts
-from llmc.compiler.ops_attention import CAUSAL_ATTENTION, PAGED_ATTENTION, paged_attention_name
+from llmc.compiler.ops_attention import CAUSAL_ATTENTION
 from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
@@ -46,10 +46,17 @@ from llmc.compiler.ops_linear import (
     normed_name,
     normed_parts,
 )
+from llmc.compiler.ops_paged import (
+    APPENDED_ATTENTION,
+    PAGED_ATTENTION,
+    appended_attention_name,
+    paged_attention_name,
+)
 from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
 from llmc.compiler.ops_states import CAUSAL_CONV, PLACE, STATEFUL, WITH_STATES, conv_name
 
 __all__ = [
+    "APPENDED_ATTENTION",
     "CAUSAL_ATTENTION",
     "CAUSAL_CONV",
     "CLAMP",
@@ -71,6 +78,7 @@ __all__ = [
     "KeepGroups",
     "Operator",
     "append_name",
+    "appended_attention_name",
     "appended_parts",
     "clamped_experts_name",
     "conv_name",

@@ -9,7 +9,6 @@ See ops.py for what M, H, KH and D are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -21,13 +20,13 @@ from llmc.compiler.ops_attention import (
     STEP_INPUTS,
     TURNING,
     append_step,
-    attention_results,
     split_heads,
     turn,
 )
 from llmc.compiler.ops_deferred_norm import deferred_name
-from llmc.compiler.ops_define import ATTRIBUTE_TYPES, OPERATORS, Attributes, Dims, define
+from llmc.compiler.ops_define import ATTRIBUTE_TYPES, OPERATORS, define
 from llmc.compiler.ops_linear import NORMS, linear_name, normed_name
+from llmc.compiler.ops_paged import attention_results
 
 
 def append_name(product: str, rotary: bool) -> str:
@@ -49,21 +48,18 @@ def define_append(product: str, rotary: bool) -> None:
         qkv = plain.body(op, *inputs[:n_inputs], **{name: settings[name] for name in plain.attributes})
         positions, page_table, k_cache, v_cache = inputs[-4:]
         sizes = num_heads, kv_num_heads, _ = tuple(settings[name] for name in SIZES)
-        q, k, v = split_heads(op, qkv, *sizes)
+        q, k, v = split_heads(op, qkv, v_cache, sizes)
         if rotary:
             cos, sin = inputs[n_inputs : n_inputs + 2]
             q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
         return q, *append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
-
-    def shapes(s: Sequence[Dims], given: Attributes) -> Sequence[Dims]:
-        return attention_results(s, given)
 
     define(
         append_name(product, rotary),
         [*plain.inputs, *["cos", "sin"] * rotary, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in attributes},
         body,
-        shapes,
+        attention_results,
         f"{product}, {'then Rotary of queries and keys, ' * rotary}then step 1 of PagedAttention.    N = (H + 2 KH)·D "
         f"-> queries [M, H·D], both caches.    {plain.function.graph.doc_string}",
     )

@@ -1,16 +1,15 @@
-"""The operators of attention: over a whole sequence, and over the paged KV cache of a step.  ops.py says what M, P, H,
-KH and D are."""
+"""The operators of attention over a whole sequence, and what those over the paged KV cache of a step (ops_paged.py) are
+made of.  ops.py says what M, P, H, KH and D are; DV: elements of a value, in most models D."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops_define import ATTRIBUTE_TYPES, DOMAIN, Attributes, Dims, define, like_first, operator
+from llmc.compiler.ops_define import DOMAIN, Attributes, Dims, like_first, operator
 
 STEP_INPUTS = ("positions", "page_table", "k_cache", "v_cache")
 SIZES = ("num_heads", "kv_num_heads", "head_dim")
@@ -19,10 +18,17 @@ FLOATS = ("scale", "softcap", "epsilon")
 """Attributes that are no integers."""
 
 
-def split_heads(op: Any, qkv: ir.Value, num_heads: Any, kv_num_heads: Any, head_dim: Any) -> Any:
-    """q [M, H·D], k, v [M, KH·D] from the rows they are packed in."""
+def split_heads(op: Any, qkv: ir.Value, v_cache: ir.Value, sizes: tuple[Any, Any, Any]) -> Any:
+    """q [M, H·D], k [M, KH·D], v [M, KH·DV] from the rows they are packed in; DV is that of the cache."""
+    num_heads, kv_num_heads, head_dim = sizes
     queries, keys = (op.Mul(op.scalar(heads), op.scalar(head_dim)) for heads in (num_heads, kv_num_heads))
-    return op.Split(qkv, op.ints(queries, keys, keys), axis=1, n_results=3)
+    values = op.Mul(op.scalar(kv_num_heads), op.Squeeze(value_dim(op, v_cache), op.ints(0)))
+    return op.Split(qkv, op.ints(queries, keys, values), axis=1, n_results=3)
+
+
+def value_dim(op: Any, v_cache: ir.Value) -> Any:
+    """[DV] of a cache [n_pages, KH, 64, DV]."""
+    return op.Shape(v_cache, start=3, end=4)
 
 
 def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
@@ -43,7 +49,8 @@ def attend(
 ) -> Any:
     """softmax(cap(scale · q kᵀ)) v over the visible keys, where cap(s) = softcap · tanh(s / softcap) if softcap > 0.
 
-    q […, Q, D], k, v […, L, D], visible bool […, Q, L] -> […, Q, D].  Vaswani et al. 2017, arXiv:1706.03762.
+    q […, Q, D], k […, L, D], v […, L, DV], visible bool […, Q, L] -> […, Q, DV].
+    Vaswani et al. 2017, arXiv:1706.03762.
     sinks […, Q, 1], broadcast: for each query one more score, which no key has: exp of it joins the softmax's
     denominator.  Xiao et al. 2023, arXiv:2309.17453.    bias […, Q, L], broadcast: added to the capped scores.
     """
@@ -83,7 +90,7 @@ def append_step(
     _, kv_num_heads, head_dim = sizes
     real, _, slot = page_slots(op, positions, page_table)
     k_cache = append(op, k_cache, k, slot, real, kv_num_heads, head_dim)
-    return k_cache, append(op, v_cache, v, slot, real, kv_num_heads, head_dim)
+    return k_cache, append(op, v_cache, v, slot, real, kv_num_heads, value_dim(op, v_cache))
 
 
 def attend_pages(
@@ -97,7 +104,8 @@ def attend_pages(
     groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
     queries = op.Reshape(q, op.ints(0, kv_num_heads, groups, head_dim))  # [M, KH, H/KH, D]
     pages = op.Max(page_table, op.scalar(0))  # entries past the end of a sequence may hold anything
-    keys, values = (own_pages(op, cache, pages, kv_num_heads, head_dim) for cache in (k_cache, v_cache))
+    keys = own_pages(op, k_cache, pages, kv_num_heads, head_dim)
+    values = own_pages(op, v_cache, pages, kv_num_heads, value_dim(op, v_cache))
 
     n_keys = op.Squeeze(op.Shape(keys, start=2, end=3), op.ints(0))
     places, own_place = op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3))
@@ -161,7 +169,10 @@ def attend_rows(
     op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
     slopes: Any = None,
 ) -> Any:  # fmt: skip
-    """Each of M rows over those before it, in sight: q [M, H·D], k, v [M, KH·D] -> [M, H·D]; heads: (H, KH)."""
+    """Each of M rows over those before it, in sight.  heads: (H, KH).
+
+    q [M, H·D], k [M, KH·D], v [M, KH·DV] -> [M, H·DV].
+    """
     num_heads, kv_num_heads = heads
     length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
     rows = op.Range(op.scalar(0), length, op.scalar(1))
@@ -209,7 +220,7 @@ def CausalAttention(
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window)
 
 
-@operator(like_first)
+@operator(causal_results)
 def SinkCausalAttention(
     op: Any,
     q: ir.Value,
@@ -226,7 +237,7 @@ def SinkCausalAttention(
 ) -> Any:
     """CausalAttention with one more score for each head, which no key has: exp of it joins the softmax's denominator.
 
-    q [M, H·D], k, v [M, KH·D], sinks [H] -> [M, H·D].    Xiao et al. 2023, arXiv:2309.17453.
+    q [M, H·D], k [M, KH·D], v [M, KH·DV], sinks [H] -> [M, H·DV].    Xiao et al. 2023, arXiv:2309.17453.
     """
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, sinks)
 
@@ -273,16 +284,21 @@ def attend_batch(
     queries, each = op.Reshape(q, in_groups), op.Reshape(each, in_groups)
     keys, values = (op.Reshape(x, op.ints(-1, 1, 0, 0)) for x in (k, v))
     more = {"bias": linear_bias(op, each, rows, own)} if are_slopes else {"sinks": each}
-    return op.Reshape(attend(op, queries, keys, values, visible, scale, softcap, **more), op.Shape(q))
+    out = attend(op, queries, keys, values, visible, scale, softcap, **more)
+    return op.Reshape(out, op.Concat(op.Shape(q, start=0, end=3), op.ints(-1), axis=0))
 
 
-@operator(like_first)
+def batch_results(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
+    return [(*shapes[0][:3], shapes[2][3])]
+
+
+@operator(batch_results)
 def SinkAttention(
     op: Any, q: ir.Value, k: ir.Value, v: ir.Value, sinks: ir.Value, *, scale: float, softcap: float, window: int
 ) -> Any:
     """SinkCausalAttention as models are exported: over a batch, where it is over [M, H·D] of one sequence.
 
-    q [B, H, M, D], k, v [B, KH, M, D], sinks [H] -> [B, H, M, D].
+    q [B, H, M, D], k [B, KH, M, D], v [B, KH, M, DV], sinks [H] -> [B, H, M, DV].
     """
     return attend_batch(op, q, k, v, sinks, scale, softcap, window)
 
@@ -296,107 +312,3 @@ def AlibiAttention(
     q [B, H, M, D], k, v [B, KH, M, D], slopes [H] -> [B, H, M, D].
     """
     return attend_batch(op, q, k, v, slopes, scale, softcap, window, are_slopes=True)
-
-
-def attention_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
-    k_cache, v_cache = shapes[-2:]
-    return [(shapes[0][0], attributes["num_heads"] * attributes["head_dim"]), k_cache, v_cache]
-
-
-def norm_heads(op: Any, x: ir.Value, weight: ir.Value, num_heads: Any, head_dim: Any, epsilon: Any) -> Any:
-    """Each head of x [M, num_heads · D] by RMSNorm over its D elements, weight [D] -> like x."""
-    heads = op.Reshape(x, op.ints(0, num_heads, head_dim))
-    return op.Reshape(op.RMSNormalization(heads, weight, axis=-1, epsilon=epsilon), op.ints(0, -1))
-
-
-PAGED = """Append the step's keys and values to the paged cache, then let each row attend its own sequence.
-
-1. Row m's key and value go to page page_table[m, pos // 64], offset pos % 64, where pos = positions[m].
-2. Row m attends the keys at positions j <= pos in the pages of page_table[m]: only j > pos - window where
-   window > 0, and only j // -window = pos // -window where window < 0; see `attend` for the equation. A row with
-   pos = -1 writes nothing and gives zeros.
-qkv [M, (H + 2 KH)·D] (queries, keys, values), positions int64[M], page_table int64[M, P],
-k_cache, v_cache [n_pages, KH, 64, D] -> [M, H·D] and both caches.    Kwon et al. 2023, arXiv:2309.06180."""
-NORMED = """Before that queries and keys are normalised head by head: x / sqrt(mean(x²) + epsilon) · weight, over D.
-query_norm, key_norm [D]."""
-TURNED = """Queries and keys are turned by Rotary, normalised ones after that; keys are cached turned.
-cos, sin [M, rotary_dim/2]."""
-WITH_SINKS = """Each head has one more score, which no key has: exp of it joins the softmax's denominator.
-sinks [H].    Xiao et al. 2023, arXiv:2309.17453."""
-WITH_SLOPES = """A row's scores have slope · (j - pos) added, each head its own.
-slopes [H].    Press et al. 2021, arXiv:2108.12409."""
-
-
-def paged_attention_name(norm: bool, rotary: bool, sinks: bool = False, alibi: bool = False) -> str:
-    """`[RMSNorm][Rotary][Sink][Alibi]PagedAttention`."""
-    return f"{'RMSNorm' * norm}{'Rotary' * rotary}{'Sink' * sinks}{'Alibi' * alibi}PagedAttention"
-
-
-def define_paged_attention(norm: bool, rotary: bool, sinks: bool, alibi: bool) -> None:
-    """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks, with biases
-    by distance, or with neither."""
-
-    def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
-        *vectors, positions, page_table, k_cache, v_cache = inputs
-        slopes = vectors.pop() if alibi else None
-        of_heads = vectors.pop() if sinks else None
-        sizes = num_heads, kv_num_heads, head_dim = tuple(settings[name] for name in SIZES)
-        q, k, v = split_heads(op, qkv, *sizes)
-        if norm:
-            query_norm, key_norm, *vectors = vectors
-            q = norm_heads(op, q, query_norm, num_heads, head_dim, settings["epsilon"])
-            k = norm_heads(op, k, key_norm, kv_num_heads, head_dim, settings["epsilon"])
-        if rotary:
-            cos, sin = vectors
-            q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
-        scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
-        k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
-        out = attend_pages(
-            op, q, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window, of_heads, slopes
-        )
-        return out, k_cache, v_cache
-
-    vectors = [*["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *["slopes"] * alibi]
-    names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
-    define(
-        paged_attention_name(norm, rotary, sinks, alibi),
-        ["qkv", *vectors, *STEP_INPUTS],
-        {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
-        body,
-        attention_results,
-        "\n\n".join([PAGED, *[NORMED] * norm, *[TURNED] * rotary, *[WITH_SINKS] * sinks, *[WITH_SLOPES] * alibi]),
-    )
-
-
-PAGED_ATTENTION = {
-    paged_attention_name(*parts): parts
-    for parts in (*product((False, True), (False, True), (False, True), (False,)), (False, False, False, True))
-}
-"""(norm, rotary, sinks, alibi) of each operator of this family."""
-for _parts in PAGED_ATTENTION.values():
-    define_paged_attention(*_parts)
-
-
-@operator(lambda shapes, attributes: attention_results(shapes, attributes)[:1])
-def AppendedAttention(
-    op: Any,
-    queries: ir.Value,
-    positions: ir.Value,
-    page_table: ir.Value,
-    k_cache: ir.Value,
-    v_cache: ir.Value,
-    *,
-    num_heads: int,
-    kv_num_heads: int,
-    head_dim: int,
-    scale: float,
-    softcap: float,
-    window: int,
-    layer: int,
-) -> Any:
-    """Step 2 of PagedAttention, behind a product that has done step 1 (ops_append.py).
-
-    queries [M, H·D], turned already; the rest as for PagedAttention -> [M, H·D].
-    """
-    sizes = num_heads, kv_num_heads, head_dim
-    return attend_pages(op, queries, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window)

@@ -63,7 +63,9 @@ class Choice:
 class Program:
     """Everything the artifact's plan section says, and what must be compiled and packed for it.
 
-    slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody says."""
+    layer_bytes: of a page, of each layer that keeps keys and values.  n_layers: all that attend, those too that share
+    another's.  slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody
+    says."""
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -72,13 +74,17 @@ class Program:
     weight_bytes: int
     arena_bytes: int
     scratch_bytes: int
-    kv_page_bytes: int
+    layer_bytes: tuple[int, ...]
     n_layers: int
     n_context: int
     n_vocab: int
     page_tokens: int = PAGE_TOKENS
     slot_bytes: int = 0
     default_slots: int = 0
+
+    @property
+    def kv_page_bytes(self) -> int:
+        return sum(self.layer_bytes)
 
     @property
     def pages_per_sequence(self) -> int:

@@ -25,6 +25,8 @@ from llmc.compiler.bind import (
     tiled_values,
     turned_queries,
 )
+from llmc.compiler.graph_check import APPENDED, ATTENTION
+from llmc.compiler.graph_text import op_name
 from llmc.compiler.kernel import (
     FEW_ROWS,
     PAGE_TOKENS,
@@ -40,7 +42,6 @@ from llmc.compiler.memory import Buffer, aligned, lay_out
 from llmc.compiler.ops import PLACE
 from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
 from llmc.compiler.sampling import Sampling
-from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES, Argument
 
 WEIGHT_ALIGNMENT = 256
@@ -68,14 +69,15 @@ class Weights:
 
 @dataclass
 class Placement:
-    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary, `states` offset and
-    bytes of each state in a slot."""
+    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary, `layers` where each
+    layer's part of a page begins, `states` offset and bytes of each state in a slot."""
 
     binding: Binding
     roots: Mapping[ir.Value, ir.Value]
     arena: Mapping[ir.Value | tuple[int, int], int]
     logits: ir.Value
     weights: Weights
+    layers: Sequence[int]
     states: Sequence[tuple[int, int]]
 
     def argument(self, operand: Operand, index: int, node: ir.Node, implementation: Implementation) -> Argument:
@@ -85,8 +87,7 @@ class Placement:
         if operand.kind == "scratch":
             return argument("scratch", 0, implementation.scratch_bytes)
         if operand.kind == "kv":
-            layer = node.attributes["layer"].as_int()
-            return argument("kv", layer * implementation.kv_layer_bytes, implementation.kv_layer_bytes)
+            return argument("kv", self.layers[node.attributes["layer"].as_int()], implementation.kv_layer_bytes)
         if operand.kind == "state":
             return argument("states", *self.states[node.attributes[PLACE].as_int()])
         value = (node.inputs if operand.kind == "input" else node.outputs)[operand.index]
@@ -137,17 +138,19 @@ class Planner:
     choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
     arena_bytes: int = 0
     scratch_bytes: int = 0
-    kv_layer_bytes: int = 0
+    layer_bytes: tuple[int, ...] = ()
     bodies: dict[ir.Graph, Body] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.n_layers = sum(node.op_type.endswith("PagedAttention") for node in self.graph)
+        self.n_layers = sum(op_name(node) in (*ATTENTION, *APPENDED) for node in self.graph)
+        self.n_caches = sum(op_name(node) in ATTENTION for node in self.graph)
         self.states, self.slot_bytes = place_states(self.graph)
         self.body = self.body_of(self.graph)
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
         """Bodies for M in `bodies`, heads for R in `heads`."""
+        self.layer_bytes = self.bytes_of_layers(min(bodies))
         largest = self.binding(max(bodies), max(heads))
         handed_over, end = self.hand_over(largest)
         plans = [self.body_plan(m, max(heads), handed_over, end) for m in sorted(bodies)]
@@ -166,7 +169,7 @@ class Planner:
             self.weights.n_bytes,
             self.arena_bytes,
             self.scratch_bytes,
-            self.kv_layer_bytes * self.n_layers,
+            self.layer_bytes,
             self.n_layers,
             self.n_context,
             shape_of(self.logits, largest)[-1],
@@ -187,7 +190,18 @@ class Planner:
         pages = -(-self.n_context // PAGE_TOKENS)
         tiled = body.tiled | body.attended if m > FEW_ROWS else body.tiled
         sizes = {"M": m, "R": r, "P": pages, "n_pages": 1, "n_slots": 1}
-        return Binding(sizes, self.kv_dtype, self.n_layers, tiled, body.queries, self.slot_bytes)
+        page_bytes = sum(self.layer_bytes) if len(set(self.layer_bytes)) > 1 else 0
+        return Binding(sizes, self.kv_dtype, self.n_caches, tiled, body.queries, self.slot_bytes, page_bytes)
+
+    def bytes_of_layers(self, m: int) -> tuple[int, ...]:
+        """What each layer that has a part of a page keeps there: the schedules say, and it is the same for every M."""
+        binding = self.binding(m, 1)
+        asked: dict[Call, int] = {}
+        calls = [call_of(node, binding) for node in self.graph if op_name(node) in ATTENTION]
+        for call in calls:
+            if call not in asked:
+                asked[call] = self.implement(call).kv_layer_bytes
+        return tuple(asked[call] for call in calls)
 
     def body_of(self, graph: ir.Graph) -> Body:
         if graph not in self.bodies:
@@ -233,7 +247,9 @@ class Planner:
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
         logits = roots.get(self.logits, self.logits)
-        placement = Placement(binding, roots, {**offsets, **handed_over}, logits, self.weights, self.states)
+        layers = [sum(self.layer_bytes[:layer]) for layer in range(len(self.layer_bytes))]
+        places = {**offsets, **handed_over}
+        placement = Placement(binding, roots, places, logits, self.weights, layers, self.states)
         calls = []
         for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
             for launch in implementation.launches:
@@ -252,10 +268,8 @@ class Planner:
         self.choices[kind, n_rows, call] = Choice(kind, n_rows, call, implementation, nodes)
         self.scratch_bytes = max(self.scratch_bytes, aligned(implementation.scratch_bytes))
         if implementation.kv_layer_bytes:
-            if self.kv_layer_bytes not in (0, implementation.kv_layer_bytes):
-                fact = "layers whose KV caches differ in size are not supported"
-                raise LlmcError(fact, place=f"node {node.name}: {implementation.kv_layer_bytes} bytes a page")
-            self.kv_layer_bytes = implementation.kv_layer_bytes
+            expected = self.layer_bytes[node.attributes["layer"].as_int()]
+            assert implementation.kv_layer_bytes == expected, f"{node.name} keeps other bytes than its layer"
         return implementation
 
     def kernel_index(self, kernel: Kernel) -> int:

@@ -26,6 +26,7 @@ from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
 from llmc.passes.form_choice import form_choice
 from llmc.passes.form_experts import form_experts
+from llmc.passes.form_gather import form_gather
 from llmc.passes.form_groups import form_groups
 from llmc.passes.form_latent import form_latent
 from llmc.passes.form_linear import form_linear
@@ -74,6 +75,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_norm", form_norm),
         ("form_groups", form_groups),
         ("form_choice", form_choice),
+        ("form_gather", form_gather),
         ("fuse_rotary", fuse_rotary),
         ("move_norm", move_norm),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),

@@ -14,8 +14,8 @@ rewrite:
     out = llmc.AppendedAttention(queries, positions, page_table, k_out, v_out)
 refuses: qkv with another user, or made by anything but a product without activation and residual (norms of queries and
 keys stand between them); a cache in another dtype than what is multiplied, as one in int8; heads that a tile of 128
-outputs does not hold whole; pairs that are interleaved, or whose elements are no multiple of 8 apart.  A norm that is
-deferred in steps of few tokens alone is deferred no longer.
+outputs does not hold whole; values of another size than keys; pairs that are interleaved, or whose elements are no
+multiple of 8 apart.  A norm that is deferred in steps of few tokens alone is deferred no longer.
 
 For prompts on GPUs, whose attention reads all keys from the cache: what is not written in float32 and read again is
 (H + 2 KH)·D·8 bytes a token.
@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from llmc.compiler.bind import weight_dtype
 from llmc.compiler.graph import attribute, emit, producer, prune, used_once
+from llmc.compiler.graph_shapes import dims
 from llmc.compiler.ops import OPERATORS, append_name, paged_attention_name
 
 ATTENTION = {paged_attention_name(False, rotary): rotary for rotary in (False, True)}
@@ -95,6 +96,8 @@ def fits(front: ir.Node, node: ir.Node, kv_dtype: str) -> bool:
     if not is_known or not used_once(front.outputs[0]) or weight_dtype(front) != kv_dtype:
         return False
     head_dim = attribute(node, "head_dim")
+    if any(dims(cache)[-1] != head_dim for cache in node.inputs[-2:]):
+        return False
     pair = attribute(node, "rotary_dim") // 2 if rotary else 0
     in_chunks = pair % CHUNK == 0 and not attribute(node, "interleaved", 0)
     return TILE_OUTPUTS % head_dim == 0 and head_dim % (2 * CHUNK) == 0 and in_chunks

@@ -7,6 +7,13 @@ rewrite:
     llmc.{Rotary}PagedAttention(Concat(q, k, v), …)
     -->
     llmc.RMSNorm{Rotary}PagedAttention(qkv, wq, wk, …)
+
+    the same with v = Reshape(RMSNormalization(Reshape(v, [-1, KH, DV]), 1, …, 1), [-1, KH·DV]):
+    llmc.RMSNormValues{Rotary}PagedAttention(qkv, wq, wk, …)
+
+    llmc.{Rotary}AppendedAttention(Reshape(RMSNormalization(Reshape(q, [-1, H, D]), wq), [-1, H·D]), …)
+    -->
+    llmc.RMSNorm{Rotary}AppendedAttention(q, wq, …)
 refuses: a norm over other than a head's D elements (OLMo 2 normalises all H·D together), with weights of each head's
 own, or with another user; queries normalised without keys, or the other way round, or with another epsilon.
 """
@@ -19,12 +26,21 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
 from llmc.compiler.graph_shapes import attributes_of, dims
-from llmc.compiler.ops import paged_attention_name
+from llmc.compiler.ops import appended_attention_name, paged_attention_name
+from llmc.compiler.weights import Weight
 from llmc.passes.insert_kv_cache import packed
 
 FUSED = {
     f"llmc.{paged_attention_name(False, *rest)}": f"llmc.{paged_attention_name(True, *rest)}"
     for rest in product((False, True), repeat=2)  # whether it turns queries and keys, whether it has sinks
+}
+WITH_VALUES = {
+    f"llmc.{paged_attention_name(True, rotary)}": f"llmc.{paged_attention_name(True, rotary, values=True)}"
+    for rotary in (False, True)
+}
+OF_QUERIES = {
+    f"llmc.{appended_attention_name(False, *rest)}": f"llmc.{appended_attention_name(True, *rest)}"
+    for rest in product((False, True), repeat=2)
 }
 
 
@@ -33,7 +49,7 @@ def fuse_head_norm(model: ir.Model) -> int:
     alike.  Returns the number of layers."""
     n_rewrites = 0
     for node in list(model.graph):
-        if op_name(node) in FUSED and fuse(node):
+        if (op_name(node) in FUSED and fuse(node)) or (op_name(node) in OF_QUERIES and fuse_queries(node)):
             n_rewrites += 1
     return n_rewrites
 
@@ -48,13 +64,33 @@ def fuse(node: ir.Node) -> bool:
     of_k = head_norm(k, settings["kv_num_heads"], settings["head_dim"])
     if of_q is None or of_k is None or (epsilon := epsilon_of(of_q[0])) != epsilon_of(of_k[0]):
         return False
+    name = FUSED[op_name(node)]
+    of_v = bare_norm(v, settings["kv_num_heads"], epsilon)
+    if of_v is not None and name in WITH_VALUES:
+        name, v = WITH_VALUES[name], of_v
     qkv = packed(whole, of_q[1], of_k[1], v)
     operands = [qkv, of_q[0].inputs[1], of_k[0].inputs[1], *node.inputs[1:]]
-    results = emit(node, FUSED[op_name(node)], operands, n_results=3, like=node, **settings, epsilon=epsilon)
+    put_in(node, name, operands, epsilon)
+    return True
+
+
+def fuse_queries(node: ir.Node) -> bool:
+    settings = attributes_of(node)
+    found = head_norm(node.inputs[0], settings["num_heads"], settings["head_dim"])
+    if found is None:
+        return False
+    norm, q = found
+    put_in(node, OF_QUERIES[op_name(node)], [q, norm.inputs[1], *node.inputs[1:]], epsilon_of(norm))
+    return True
+
+
+def put_in(node: ir.Node, op: str, operands: list[ir.Value | None], epsilon: float) -> None:
+    """An operator that normalises, in the node's place."""
+    settings = attributes_of(node)
+    results = emit(node, op, operands, n_results=len(node.outputs), like=node, **settings, epsilon=epsilon)
     for before, after in zip(node.outputs, results, strict=True):
         after.name = before.name
         replace(before, after)
-    return True
 
 
 def epsilon_of(norm: ir.Node) -> float:
@@ -73,8 +109,21 @@ def head_norm(value: ir.Value | None, n_heads: int, head_dim: int) -> tuple[ir.N
     is_headed = dims(x)[1:] == (n_heads, head_dim) or (n_heads == 1 and dims(x)[1:] == (head_dim,))
     if not is_headed or not is_last_axis(norm, attribute(norm, "axis", -1)):
         return None
-    source = flattened(x)
+    reshape = producer(x, "Reshape")
+    source = reshape.inputs[0] if reshape is not None else x
     return (norm, source) if source is not None and dims(source)[1:] == (n_heads * head_dim,) else None
+
+
+def bare_norm(value: ir.Value | None, n_heads: int, epsilon: float) -> ir.Value | None:
+    """What `value` [M, n_heads · DV] was before each of its heads was normalised, with weights of one."""
+    size = dims(value)[1]
+    assert isinstance(size, int)
+    found = head_norm(value, n_heads, size // n_heads)
+    weight = constant(found[0].inputs[1]) if found is not None else None
+    if found is None or weight is None or epsilon_of(found[0]) != epsilon:
+        return None
+    is_one = not isinstance(weight, Weight) and bool((weight.numpy() == 1).all())  # no weight is read here
+    return found[1] if is_one else None
 
 
 def flattened(value: ir.Value | None) -> ir.Value | None:

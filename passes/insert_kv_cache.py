@@ -16,8 +16,12 @@ rewrite:
     llmc.CausalLatentAttention(q, …)
     -->
     llmc.LatentPagedAttention(q, …, positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
+
+    llmc.CausalAttention(llmc.Rotary(q, cos, sin), k, v)                    k and v: those of another layer's attention
+    -->
+    llmc.RotaryAppendedAttention(q, cos, sin, positions, page_table, k_cache.i_out, v_cache.i_out)
 refuses: to turn queries and keys within attention when they are turned differently: Rotary then stays in front of it;
-values whose heads have another size than the keys'.
+keys and values of another layer under biases by distance.
 """
 
 from __future__ import annotations
@@ -29,8 +33,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import constant, emit, op_name, producer, replace
 from llmc.compiler.graph_shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import CAUSAL_ATTENTION, DOMAIN, paged_attention_name
-from llmc.runtime.errors import LlmcError
+from llmc.compiler.ops import CAUSAL_ATTENTION, DOMAIN, appended_attention_name, paged_attention_name
 
 LATENT = f"{DOMAIN}.CausalLatentAttention"
 M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
@@ -38,7 +41,8 @@ M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
 
 def insert_kv_cache(model: ir.Model) -> int:
     """Assumes CausalAttention over M tokens and an input `positions`; leaves the inputs `page_table` i64[M,P],
-    `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them. Returns the number of layers."""
+    `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them, of each layer that has keys and
+    values of its own. Returns the number of layers."""
     graph = model.graph
     layers = [node for node in graph if op_name(node) in (*CAUSAL_ATTENTION, LATENT)]
     if not layers:
@@ -46,47 +50,92 @@ def insert_kv_cache(model: ir.Model) -> int:
     positions = next(value for value in graph.inputs if value.name == "positions")
     page_table = ir.Value(name="page_table", shape=ir.Shape([M, P]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.append(page_table)
-    for layer, node in enumerate(layers):
-        put_in = insert_latent if op_name(node) == LATENT else insert
-        put_in(graph, node, layer, positions, page_table)
+    step = Step(graph, positions, page_table)
+    for node in layers:
+        if op_name(node) == LATENT:
+            step.insert_latent(node)
+        else:
+            step.insert(node)
     return len(layers)
 
 
-def insert(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page_table: ir.Value) -> None:
-    q, k, v, *of_heads = node.inputs
-    alibi = node.op_type == "AlibiCausalAttention"
-    settings = attributes_of(node)
-    width = dims(q)[1]
-    assert isinstance(width, int)
-    settings |= {"layer": layer, "head_dim": width // settings["num_heads"]}
-    if dims(k) != dims(v):
-        fact = f"attention whose keys and values are of different sizes, {dims(k)[1]} and {dims(v)[1]}, is not compiled"
-        raise LlmcError(fact, place=f"node {node.name}")
-    caches = [cache(graph, f"{kind}_cache.{layer}", settings["kv_num_heads"], settings["head_dim"]) for kind in "kv"]
-    rotation = same_rotation(q, k) if not alibi else None
-    angles: list[ir.Value | None] = []
-    if rotation is not None:
-        q, k, angles, turning = rotation
-        settings |= turning
-    operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *of_heads, positions, page_table, *caches]
-    name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi)
-    finish(graph, node, caches, emit(node, f"{DOMAIN}.{name}", operands, n_results=3, **settings))
+class Step:
+    """A graph that becomes a step: its caches so far, by the keys and values that they hold."""
+
+    def __init__(self, graph: ir.Graph, positions: ir.Value, page_table: ir.Value) -> None:
+        self.graph, self.places = graph, [positions, page_table]
+        self.n_caches = 0
+        self.kept: dict[tuple[Any, ...], tuple[int, list[ir.Value]]] = {}
+
+    def insert(self, node: ir.Node) -> None:
+        q, k, v, *of_heads = node.inputs
+        alibi = node.op_type == "AlibiCausalAttention"
+        settings = attributes_of(node)
+        n_kv_heads = settings["kv_num_heads"]
+        head_dim, value_dim = width(k) // n_kv_heads, width(v) // n_kv_heads
+        settings["head_dim"] = head_dim
+        held = (unshaped(k), unshaped(v), n_kv_heads)
+        if held in self.kept and not alibi:
+            self.read(node, settings, *self.kept[held])
+            return
+        caches = self.caches(n_kv_heads, head_dim, value_dim)
+        settings["layer"] = self.n_caches - 1
+        rotation = same_rotation(q, k) if not alibi else None
+        angles: list[ir.Value | None] = []
+        if rotation is not None:
+            q, k, angles, turning = rotation
+            settings |= turning
+        operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *of_heads, *self.places, *caches]
+        name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi)
+        self.kept[held] = (self.n_caches - 1, self.finish(node, caches, f"{DOMAIN}.{name}", operands, settings))
+
+    def insert_latent(self, node: ir.Node) -> None:
+        settings = attributes_of(node) | {"layer": self.n_caches}
+        caches = self.caches(1, settings["rotary_dim"], settings["latent_dim"])
+        self.finish(node, caches, "llmc.LatentPagedAttention", [*node.inputs, *self.places, *caches], settings)
+
+    def read(self, node: ir.Node, settings: dict[str, Any], layer: int, caches: list[ir.Value]) -> None:
+        """The same keys and values as of an attention in front: its cache has them."""
+        q, _, _, *of_heads = node.inputs
+        turned = producer(q, "llmc.Rotary")
+        angles: list[ir.Value | None] = []
+        if turned is not None:
+            q, *angles = turned.inputs
+            settings |= turning_of(turned)
+        name = appended_attention_name(False, bool(angles), bool(of_heads))
+        operands = [q, *angles, *of_heads, *self.places, *caches]
+        result = emit(node, f"{DOMAIN}.{name}", operands, **settings | {"layer": layer})
+        replace(node.outputs[0], result[0])
+
+    def caches(self, n_kv_heads: int, head_dim: int, value_dim: int) -> list[ir.Value]:
+        sizes = {"k": head_dim, "v": value_dim}
+        made = [cache(self.graph, f"{kind}_cache.{self.n_caches}", n_kv_heads, size) for kind, size in sizes.items()]
+        self.n_caches += 1
+        return made
+
+    def finish(
+        self, node: ir.Node, caches: list[ir.Value], op: str, operands: list[ir.Value | None], settings: dict[str, Any]
+    ) -> list[ir.Value]:
+        """Put the operator in the node's place; the caches that it leaves are results of the graph."""
+        result, *left = emit(node, op, operands, n_results=3, **settings)
+        replace(node.outputs[0], result)
+        for before, after in zip(caches, left, strict=True):
+            after.name = f"{before.name}_out"
+            self.graph.outputs.append(after)
+        return left
 
 
-def insert_latent(graph: ir.Graph, node: ir.Node, layer: int, positions: ir.Value, page_table: ir.Value) -> None:
-    settings = attributes_of(node) | {"layer": layer}
-    sizes = {"k": settings["rotary_dim"], "v": settings["latent_dim"]}
-    caches = [cache(graph, f"{kind}_cache.{layer}", 1, size) for kind, size in sizes.items()]
-    operands = [*node.inputs, positions, page_table, *caches]
-    finish(graph, node, caches, emit(node, "llmc.LatentPagedAttention", operands, n_results=3, **settings))
+def width(value: ir.Value | None) -> int:
+    size = dims(value)[1]
+    assert isinstance(size, int)
+    return size
 
 
-def finish(graph: ir.Graph, node: ir.Node, caches: list[ir.Value], results: list[ir.Value]) -> None:
-    """Put the first result in the node's place; the others are results of the graph."""
-    replace(node.outputs[0], results[0])
-    for before, after in zip(caches, results[1:], strict=True):
-        after.name = f"{before.name}_out"
-        graph.outputs.append(after)
+def unshaped(value: ir.Value | None) -> ir.Value | None:
+    """What a value is, whatever shape it was brought into."""
+    while (reshape := producer(value, "Reshape")) is not None:
+        value = reshape.inputs[0]
+    return value
 
 
 def cache(graph: ir.Graph, name: str, kv_num_heads: int, head_dim: int) -> ir.Value:
@@ -104,9 +153,13 @@ def same_rotation(q: ir.Value | None, k: ir.Value | None) -> Rotation | None:
     a, b = producer(q, "llmc.Rotary"), producer(k, "llmc.Rotary")
     if a is None or b is None or list(a.inputs[1:]) != list(b.inputs[1:]):
         return None
-    how = [{name: node.attributes[name].as_int() for name in ("rotary_dim", "interleaved")} for node in (a, b)]
+    how = [turning_of(node) for node in (a, b)]
     q, k = a.inputs[0], b.inputs[0]
     return (q, k, list(a.inputs[1:]), how[0]) if how[0] == how[1] and q is not None and k is not None else None
+
+
+def turning_of(rotary: ir.Node) -> dict[str, Any]:
+    return {name: rotary.attributes[name].as_int() for name in ("rotary_dim", "interleaved")}
 
 
 def packed(node: ir.Node, q: ir.Value | None, k: ir.Value | None, v: ir.Value | None) -> ir.Value:

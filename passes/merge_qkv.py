@@ -5,7 +5,12 @@ rewrite:
     -->
     q, k, v = Split(llmc.Linear(x, [Wq; Wk; Wv]))
     llmc.CausalAttention(… q, … k, … v)
-refuses: products of different x, or with another user.
+
+    llmc.CausalAttention(… llmc.Linear(x, Wq), … llmc.Linear(x, Wk), … the same)
+    -->
+    q, k = Split(llmc.Linear(x, [Wq; Wk]))
+    llmc.CausalAttention(… q, … k, … k)
+refuses: products of different x, or with a user that is no attention.
 
 Rotary, Reshape and norms may stand between. Where only some have a bias, the others get zeros.
 """
@@ -25,7 +30,6 @@ from llmc.compiler.graph import (
     op_name,
     producer,
     replace,
-    used_once,
     weight_of,
 )
 from llmc.compiler.graph_shapes import dims
@@ -44,21 +48,29 @@ def merge_qkv(model: ir.Model) -> int:
             continue
         linears = [projection(value) for value in node.inputs[:3]]
         found = [linear for linear in linears if linear is not None]
-        if len(set(found)) == 3 and len({linear.inputs[0] for linear in found}) == 1:
-            merge(model.graph, found)
+        if len(found) == 3 and len(set(found)) > 1 and len({linear.inputs[0] for linear in found}) == 1:
+            merge(model.graph, list(dict.fromkeys(found)))
             n_rewrites += 1
     return n_rewrites
 
 
 def projection(value: ir.Value | None) -> ir.Node | None:
-    """The Linear at the top of a chain that nothing else uses."""
-    while value is not None and used_once(value):
+    """The Linear at the top of a chain that leads to attention alone."""
+    while value is not None and is_attended(value):
         linear = producer(value, "llmc.Linear", "llmc.LinearBias")
         if linear is not None:
             return linear
         between = producer(value, *BETWEEN)
         value = between.inputs[0] if between is not None else None
     return None
+
+
+def is_attended(value: ir.Value) -> bool:
+    """Whether all uses of the value are attention's: of one, of several that share it, as keys and as values."""
+    nodes = [use.node for use in value.uses()]
+    others = [node for node in nodes if op_name(node) not in CAUSAL_ATTENTION]
+    through = all(op_name(node) in BETWEEN and is_attended(node.outputs[0]) for node in others)
+    return bool(nodes) and through and not value.is_graph_output()
 
 
 def merge(graph: ir.Graph, linears: list[ir.Node]) -> None:
@@ -68,7 +80,7 @@ def merge(graph: ir.Graph, linears: list[ir.Node]) -> None:
         operands.append(joined(graph, biases(linears)))
     product = emit(first, "llmc.LinearBias" if len(operands) == 3 else "llmc.Linear", operands)[0]
     sizes = [size for linear in linears if isinstance(size := dims(linear.outputs[0])[1], int)]
-    parts = emit(first, "Split", [product, ints_constant(graph, sizes)], n_results=3, axis=1)
+    parts = emit(first, "Split", [product, ints_constant(graph, sizes)], n_results=len(sizes), axis=1)
     for linear, part in zip(linears, parts, strict=True):
         replace(linear.outputs[0], part)
 

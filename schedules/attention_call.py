@@ -17,9 +17,16 @@ INPUTS: dict[str, tuple[str, ...]] = {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
+INPUTS["llmc.RMSNormValuesPagedAttention"] = INPUTS["llmc.RMSNormPagedAttention"]
+INPUTS["llmc.RMSNormValuesRotaryPagedAttention"] = INPUTS["llmc.RMSNormRotaryPagedAttention"]
 INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
-INPUTS["llmc.AppendedAttention"] = ("queries", *STEP)
-"""The operators of paged attention, and the names of their inputs in order: as compiler/ops_attention.py defines them,
+INPUTS |= {
+    f"llmc.{norm}{turned}{sink}AppendedAttention": ("queries", *norms, *angles, *sinks, *STEP)
+    for norm, norms in (("", ()), ("RMSNorm", NORMS[:1]))
+    for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
+    for sink, sinks in (("", ()), ("Sink", ("sinks",)))
+}
+"""The operators of paged attention, and the names of their inputs in order: as compiler/ops_paged.py defines them,
 which takes onnx_ir, and what measures kernels on another machine (bench/gpu) does without."""
 LATENT = "llmc.LatentPagedAttention"
 LATENT_INPUTS = ("q", "absorbed", "kv", "norm", "cos", "sin", *STEP)
@@ -65,5 +72,16 @@ def step_sizes(call: Call) -> dict[str, Any]:
         "softcap": float(call.attribute("softcap", 0.0)),
         "window": call.attribute("window", 0),
         "n_layers": call.attribute("n_layers"),
+        **own_sizes(call),
         "epsilon": float(call.attribute("epsilon")) if NORMS[0] in input_places(call) else None,
     }
+
+
+def own_sizes(call: Call) -> dict[str, Any]:
+    """What few models have: values of another size than keys, or normalised, and layers whose caches differ in size."""
+    v_cache = call.inputs[-1]
+    assert v_cache is not None, "its definition asks for one"
+    value_dim = v_cache.shape[-1]
+    differs = {"own_value_dim": value_dim} if value_dim != call.attribute("head_dim") else {}
+    differs |= {"norms_values": True} if call.op.startswith("llmc.RMSNormValues") else {}
+    return differs | {name: n for name in ("page_bytes",) if (n := call.attribute(name, 0))}

@@ -50,6 +50,15 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 16,
 }
+SHARED: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 160,
+    "final_logit_softcapping": 8.0,
+}
+"""Layers that attend the keys and values of others, and an embedding for each layer."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "bloom": {},
@@ -60,6 +69,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {},
     "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
     "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
+    "gemma4_text": {  # of all its sizes something: its layers differ, are shared, have experts and inputs of their own
+        **WINDOW,
+        **SHARED,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "use_double_wide_mlp": True,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 48,
+    },
     "glm": HEADS,
     "glm4_moe": {**HEADS, **GROUPS},
     "gpt_neox": {},
@@ -84,6 +105,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_local_experts": 4,
         "interleave_moe_layer_step": 2,
     },
+    "mimo_v2_flash": {
+        **GROUPS,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "sliding_window": 24,
+    },
     "nemotron": {},
     "olmo2": {},
     "qwen3": HEADS,
@@ -102,7 +131,7 @@ def save(family: str, folder: Path) -> Path:
             if parameter.dim() == 1 or name.endswith("bias"):  # norms of one and biases of zero would hide a mistake
                 parameter.add_(torch.randn_like(parameter) / 10)
         for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "layer_scalar")):
                 buffer.add_(torch.randn_like(buffer) / 10)
     model.save_pretrained(folder)
     if family == "gpt_oss":

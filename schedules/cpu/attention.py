@@ -3,6 +3,7 @@
 Launches, for a step of M rows from any mix of sequences:
     append: normalise q and k, turn them by their positions, write k and v into the pages
                                                                                 (attention_append.py)
+            or, over the cache of another layer, what of that queries need
     attend: an online softmax over each row's own pages, 64 tokens at a time    (attention_walk.py);
             on AMX a bf16 cache meets all rows in tiles                         (attention_amx.py)
     merge:  of a small step's splits of the context                             (attention_walk.py)
@@ -15,8 +16,9 @@ registers, and memory is the limit, 4 KH D bytes a token of context in bf16, 2 K
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import gcd
 from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Launch, Operand
@@ -54,26 +56,28 @@ def parse(call: Call, target: Target) -> Attention | None:
     """The attention that a call asks for, or None when it is something else.  Raises LlmcError for heads that these
     kernels cannot take."""
     sizes = attention_sizes(call)
-    if sizes is None or "qkv" not in input_places(call):  # no product here appends
+    if sizes is None:
         return None
     kv_dtype, tokens = call.attribute("kv_dtype"), call.attribute("page_tokens", PAGE_TOKENS)
     if tokens != PAGE_TOKENS or sizes["heads"] % sizes["kv_heads"]:
         return None
     if sizes["head_dim"] % 2:
         raise LlmcError(f"attention takes heads of an even number of elements, not {sizes['head_dim']}", place=call.op)
-    dots = {"f32": "fma", "bf16": bf16_dot(sizes["head_dim"], target), "int8": "madd16"}
+    in_common = gcd(sizes["head_dim"], sizes.get("own_value_dim", 0))
+    dots = {"f32": "fma", "bf16": bf16_dot(in_common, target), "int8": "madd16"}
     if kv_dtype not in dots:
         return None
     if kv_dtype == "int8" and sizes["head_dim"] > MOST_INT8_DIM:
         fact = f"a KV cache in int8 takes heads of up to {MOST_INT8_DIM} elements, not {sizes['head_dim']}"
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
-    of_heads = {kind: name in input_places(call) for kind, name in (("sinks", "sinks"), ("alibi", "slopes"))}
+    places = input_places(call)
+    of_heads = {"sinks": "sinks" in places, "alibi": "slopes" in places, "reads_only": "qkv" not in places}
     return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, **of_heads)
 
 
-def bf16_dot(head_dim: int, target: Target) -> str:
-    """How a bf16 cache is multiplied: Attention.dot."""
-    if target.has("amx_bf16") and head_dim % 16 == 0:
+def bf16_dot(size: int, target: Target) -> str:
+    """How a bf16 cache is multiplied: Attention.dot.  size: divides the elements of keys and of values."""
+    if target.has("amx_bf16") and size % 16 == 0:
         return "tiles"
     return "dpbf16" if target.has("avx512_bf16") else "widen"
 
@@ -110,24 +114,41 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     assert a is not None, "implement follows match"
     unread = {"k_cache", "v_cache"} | (set() if a.rotary_dim else {"cos", "sin"})
     inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
-    kv, q, scratch = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp"), Operand("scratch")
+    kv, q = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp")
     sinks = (inputs.pop("sinks"),) if a.sinks else ()
     slopes = (inputs.pop("slopes"),) if a.alibi else ()
-    numbers = a.m * a.head_dim
-    append = Launch(
-        kernel("append", a, partial(build_append, a)),
-        (*inputs.values(), *kv, q, scratch),
-        a.m * a.kv_heads,
-        numbers * (4 * (a.heads + 2 * a.kv_heads) + 2 * a.heads + 2 * a.kv_bytes * a.kv_heads),
-        numbers * (3 if a.epsilon is None else 7) * (a.heads + a.kv_heads),
-    )
-    attend, temps = attending(a, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)
+    append = turning(a, inputs) if a.reads_only else appending(a, tuple(inputs.values()), kv)
+    reads = replace(a, reads_only=False)  # so that both ways have their kernels in common
+    attend, temps = attending(reads, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)
     return Implementation(
         launches=(append, *attend),
         temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
-        scratch_bytes=4 * max(a.head_dim, a.scratch_words(blocks.rows)),
+        scratch_bytes=4 * max(a.longest, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
         layouts=weight_layouts(call),
+    )
+
+
+def appending(a: Attention, inputs: tuple[Operand, ...], kv: tuple[Operand, ...]) -> Launch:
+    """The first launch.  kv: the cache, as often as the kernel takes it."""
+    return Launch(
+        kernel("append", a, partial(build_append, a)),
+        (*inputs, *kv, Operand("temp"), Operand("scratch")),
+        a.m * a.kv_heads,
+        a.m * (4 * a.columns + 2 * a.heads * a.head_dim + a.kv_bytes * a.kv_heads * (a.head_dim + a.value_dim)),
+        a.m * a.head_dim * (3 if a.epsilon is None else 7) * (a.heads + a.kv_heads),
+    )
+
+
+def turning(a: Attention, inputs: dict[str, Operand]) -> Launch:
+    """The first launch over a cache that has the step's keys and values."""
+    places = ("positions", "page_table")
+    return Launch(
+        kernel("turn", a, partial(build_turn, a)),
+        (*(operand for name, operand in inputs.items() if name not in places), Operand("temp"), Operand("scratch")),
+        a.m * a.kv_heads,
+        a.m * 6 * a.heads * a.head_dim,
+        a.m * a.head_dim * (3 if a.epsilon is None else 7) * a.heads,
     )
 
 
@@ -143,9 +164,10 @@ def attending(
     context = a.pages * PAGE_TOKENS // 2  # on average
     passes = a.m if small else -(-a.m // blocks.rows)
     grid = a.kv_heads * passes * (a.splits if blocks.splits else 1)
-    n_bytes = context * passes * (a.layer_bytes // PAGE_TOKENS) + 8 * a.m * a.head_dim * a.heads
+    n_numbers = a.m * a.heads * (a.head_dim + a.value_dim)
+    n_bytes = context * passes * (a.layer_bytes // PAGE_TOKENS) + 4 * n_numbers
     operands = (*reads, *(() if blocks.splits else sinks), states if blocks.splits else out, scratch)
-    attend = Launch(kernel("attend", a, build), operands, grid, n_bytes, 4 * context * a.m * a.head_dim * a.heads)
+    attend = Launch(kernel("attend", a, build), operands, grid, n_bytes, 2 * context * n_numbers)
     if not blocks.splits:
         return (attend,), ()
     n_bytes = 4 * a.m * a.heads * a.splits * a.state_words
@@ -164,6 +186,12 @@ def build_append(attention: Attention) -> Any:
     from llmc.schedules.cpu import attention_append  # TVM is imported only when something is compiled
 
     return attention_append.append_kernel(attention)
+
+
+def build_turn(attention: Attention) -> Any:
+    from llmc.schedules.cpu import attention_append
+
+    return attention_append.turn_kernel(attention)
 
 
 def build_attend(attention: Attention, block: int) -> Any:

@@ -35,7 +35,7 @@ def append_kernel(a: Attention) -> Any:
     n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("append")
-        qkv = T.arg("qkv", T.buffer((a.m * (a.heads + 2 * a.kv_heads) * a.head_dim,), "float32"))
+        qkv = T.arg("qkv", T.buffer((a.m * a.columns,), "float32"))
         half = a.rotary_dim // 2
         norms = [None, None]
         if a.epsilon is not None:
@@ -44,7 +44,7 @@ def append_kernel(a: Attention) -> Any:
         positions, page_table, kv, scales, q, turned, task, n_tasks = step_operands(a, "kv", "q")
         with share(a.m * a.kv_heads, task, n_tasks) as unit:
             row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
-            first = T.bind(row * ((a.heads + 2 * a.kv_heads) * a.head_dim))
+            first = T.bind(row * a.columns)
             position = T.bind(positions[row])
             with T.If(position >= 0), T.Then():
                 base = page_start(a, page_table, row, T.truncdiv(position, PAGE_TOKENS), head)
@@ -52,9 +52,32 @@ def append_kernel(a: Attention) -> Any:
                 key = Head(a, qkv, first + (a.heads + head) * a.head_dim, norms[1])
                 rotate(a, key, turn, row, turned)
                 keep_key(a, turned, kv, scales, base, slot)
-                keep_value(a, qkv, first + (a.heads + a.kv_heads + head) * a.head_dim, kv, scales, base, slot)
+                value = first + (a.heads + a.kv_heads) * a.head_dim + head * a.value_dim
+                if a.norms_values:
+                    normalise(a, qkv, value, turned)
+                    keep_value(a, turned, 0, kv, scales, base, slot)
+                else:
+                    keep_value(a, qkv, value, kv, scales, base, slot)
             with T.serial(a.group) as g:
                 rotate(a, Head(a, qkv, first + (head * a.group + g) * a.head_dim, norms[0]), turn, row, turned)
+                hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
+    return builder.get()
+
+
+def turn_kernel(a: Attention) -> Any:
+    """(queries, [query_norm,] [cos, sin,] q, scratch [D], task, n_tasks): of append_kernel what queries want."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("turn")
+        queries = T.arg("queries", T.buffer((a.m * a.heads * a.head_dim,), "float32"))
+        half = a.rotary_dim // 2
+        norm = None if a.epsilon is None else T.arg("query_norm", T.buffer((a.head_dim,), "float32"))
+        turn = [T.arg(name, T.buffer((a.m * half,), "float32")) for name in ("cos", "sin") if half]
+        q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
+        turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
+        with share(a.m * a.kv_heads, T.arg("task", T.int32()), T.arg("n_tasks", T.int32())) as unit:
+            row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
+            with T.serial(a.group) as g:
+                rotate(a, Head(a, queries, (unit * a.group + g) * a.head_dim, norm), turn, row, turned)
                 hand_on(a, turned, q, ((head * a.m + row) * a.group + g) * a.query_words)
     return builder.get()
 
@@ -68,7 +91,7 @@ def step_operands(a: Attention, cache: str, queries: str) -> tuple[Any, ...]:
     kv = T.arg(cache, T.buffer((T.int64(1 << 42),), number))
     scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
     q = T.arg(queries, T.buffer((a.m * a.heads * a.query_words,), a.query_type))
-    turned = T.arg("scratch", T.buffer((a.head_dim,), "float32"))
+    turned = T.arg("scratch", T.buffer((a.longest,), "float32"))
     return positions, page_table, kv, scales, q, turned, T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
 
 
@@ -90,14 +113,27 @@ class Head:
         self.source, self.start, self.weight = source, start, weight
         if weight is not None:
             v = widest(a.head_dim, a.lanes)
-            square = row_mean(v, source, start, a.head_dim, lambda value, partial: v.fma(value, value, partial))
             self.factor = T.alloc_buffer((v.n,), "float32")
-            v.store(self.factor, 0, v.all(1.0) / T.sqrt(square + v.all(float(a.epsilon or 0))))
+            v.store(self.factor, 0, inverse_root(a, v, source, start, a.head_dim))
 
     def load(self, v: Lanes, d: Any) -> Any:
         """Elements d, d + 1 …"""
         x = v.load(self.source, self.start + d)
         return x if self.weight is None else v.keep(x * v.all(self.factor[0]) * v.load(self.weight, d))
+
+
+def inverse_root(a: Attention, v: Lanes, source: Any, start: Any, n: int) -> Any:
+    """1 / sqrt(mean(x²) + e) of n elements."""
+    square = row_mean(v, source, start, n, lambda value, partial: v.fma(value, value, partial))
+    return v.all(1.0) / T.sqrt(square + v.all(float(a.epsilon or 0)))
+
+
+def normalise(a: Attention, source: Any, start: Any, y: Any) -> None:
+    """y = a value, by RMSNorm without a weight."""
+    v = widest(a.value_dim, a.lanes)
+    factor = v.keep(inverse_root(a, v, source, start, a.value_dim))
+    with T.serial(a.value_dim // v.n) as i:
+        v.store(y, i * v.n, v.load(source, start + i * v.n) * factor)
 
 
 def rotate(a: Attention, head: Head, turn: list[Any], row: Any, turned: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.amx import ROWS
@@ -15,9 +15,11 @@ SPREAD_COLUMNS = 256
 MOST_INT16 = 32767.0
 MOST_INT8_DIM = 512
 """Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
+RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only")
+"""Fields that few models set."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
@@ -25,6 +27,9 @@ class Attention:
     window: as the operator's: how many keys a row sees; negative: those of its own chunk of so many; 0: all.
     epsilon: of the norm of each query and key; None: there is no norm.
     sinks: whether each head has a score that no key has.  alibi: whether scores have slope times distance added.
+    own_value_dim: elements of a value; 0: D, as those of a key.  norms_values: whether values are normalised too.
+    page_bytes: of a page whose layers differ in size; 0: they are all like this one.  reads_only: whether another call
+    has appended the step's keys and values.
     dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
     registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
     summed in int32.
@@ -52,6 +57,15 @@ class Attention:
     epsilon: float | None = None
     sinks: bool = False
     alibi: bool = False
+    own_value_dim: int = 0
+    norms_values: bool = False
+    page_bytes: int = 0
+    reads_only: bool = False
+
+    def __repr__(self) -> str:
+        """What kernels are told apart by: all fields, but for rare ones that are not set."""
+        shown = [field.name for field in fields(self) if field.name not in RARE or getattr(self, field.name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def chunk(self) -> int:
@@ -61,7 +75,17 @@ class Attention:
     @property
     def value_dim(self) -> int:
         """Elements of a value."""
-        return self.head_dim
+        return self.own_value_dim or self.head_dim
+
+    @property
+    def longest(self) -> int:
+        """Elements of a key or a value, whichever has more."""
+        return max(self.head_dim, self.value_dim)
+
+    @property
+    def columns(self) -> int:
+        """Of a row of queries, keys and values."""
+        return (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
 
     @property
     def most_query(self) -> float:
@@ -123,7 +147,7 @@ class Attention:
 
     @property
     def page_words(self) -> int:
-        return self.n_layers * self.layer_bytes // self.word_bytes
+        return (self.page_bytes or self.n_layers * self.layer_bytes) // self.word_bytes
 
     @property
     def splits(self) -> int:
@@ -177,7 +201,7 @@ class Attention:
         return 16 if self.head_dim % 32 == 0 else 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatentAttention(Attention):
     """One key of D = L + RD elements for all heads: a latent, which is the value too, and behind it what is turned.
 

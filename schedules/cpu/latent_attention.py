@@ -57,6 +57,7 @@ def parse(call: Call, target: Target) -> LatentAttention | None:
         softcap=float(call.attribute("softcap")),
         window=call.attribute("window"),
         n_layers=call.attribute("n_layers"),
+        page_bytes=call.attribute("page_bytes", 0),
         dot=dots[kv_dtype],
         lanes=target.lanes,
         epsilon=float(call.attribute("epsilon")),

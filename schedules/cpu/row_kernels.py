@@ -1,4 +1,4 @@
-"""Kernels that take one row at a time: norms and gathers.
+"""Kernels that take one row at a time: norms, gathers, and columns that are moved.
 
 A sum over a row is kept in SUMS vectors, element i in vector i / lanes % SUMS, which are added up in order and then
 across lanes: the same order for every number of rows.
@@ -11,6 +11,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc.schedules.cpu.columns import Columns
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.norm import Norm
@@ -125,4 +126,21 @@ def gather_kernel(gather: Gather) -> Any:
                 elif gather.table == "f16":
                     value = T.cast(value, v.f32)
                 v.store(y, row * gather.columns + i * v.n, value)
+    return builder.get()
+
+
+def columns_kernel(columns: Columns) -> Any:
+    """(x…, y…, task, n_tasks)."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("columns")
+        rows = columns.rows
+        x = [T.arg(f"x{i}", T.buffer((rows * n,), "float32")) for i, n in enumerate(columns.operands)]
+        y = [T.arg(f"y{o}", T.buffer((rows * n,), "float32")) for o, n in enumerate(columns.results)]
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(rows, task, n_tasks) as row:
+            for i, first, o, to, n in columns.pieces:
+                v = widest(n, columns.lanes)
+                start, end = T.bind(row * columns.operands[i] + first), T.bind(row * columns.results[o] + to)
+                with T.serial(n // v.n) as j:
+                    v.store(y[o], end + j * v.n, v.load(x[i], start + j * v.n))
     return builder.get()

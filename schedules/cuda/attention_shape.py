@@ -29,7 +29,8 @@ class Attention:
 
     rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
     and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
-    whether it lies in tiles.  sinks, slopes: whether each query head has one.
+    whether it lies in tiles.  sinks, slopes: whether each query head has one.  page_bytes: of a page whose layers
+    differ in size; 0: they are all like this one.
     """
 
     rows: int
@@ -50,6 +51,7 @@ class Attention:
     epsilon: float | None = None
     sinks: bool = False
     slopes: bool = False
+    page_bytes: int = 0
 
     @property
     def group(self) -> int:
@@ -93,7 +95,7 @@ class Attention:
     def source(self, **tiles: int) -> str:
         """`struct Shape` of include/attention.cuh, with a kernel's own tile sizes."""
         numbers = {field.name: getattr(self, field.name) for field in fields(self)} | tiles
-        elements = self.n_layers * self.layer_bytes // KV_BYTES[self.kv_dtype]
+        elements = (self.page_bytes or self.n_layers * self.layer_bytes) // KV_BYTES[self.kv_dtype]
         members = [f"using {name} = {kind};" for name, kind in self.types.items()]
         members += [
             f"static constexpr {kind} {name} = {literal(numbers[name])};"

@@ -50,7 +50,7 @@ LEAST_PAGES = 2
 class LatentAttention:
     """M = rows rows of `heads` heads over up to `pages` pages each of latents of `latent_dim` elements, behind which
     rotary_dim are turned.  query_dim: elements of a head of q.  out: the result's dtype; tiled: whether it lies in
-    tiles."""
+    tiles.  page_bytes: of a page whose layers differ in size; 0: they are all like this one."""
 
     rows: int
     pages: int
@@ -67,6 +67,7 @@ class LatentAttention:
     kv_dtype: str
     out: str
     tiled: bool
+    page_bytes: int = 0
 
     @property
     def key_dim(self) -> int:
@@ -130,6 +131,7 @@ def parse(call: Call) -> LatentAttention | None:
         softcap=float(call.attribute("softcap")),
         window=call.attribute("window"),
         n_layers=call.attribute("n_layers"),
+        page_bytes=call.attribute("page_bytes", 0),
         kv_dtype=kv_dtype,
         out=out.dtype,
         tiled=out.tiled,
@@ -258,7 +260,7 @@ def shape_source(a: LatentAttention, tile: Tile) -> str:
     members += [f"static constexpr int {name} = {number};" for name, number in numbers.items()]
     members += [f"static constexpr float {name} = {literal(number)};" for name, number in floats.items()]
     members += [f"static constexpr bool {name} = {literal(getattr(a, name))};" for name in ("interleaved", "tiled")]
-    members.append(f"static constexpr int64_t page_elements = {a.n_layers * a.layer_bytes // 2};")
+    members.append(f"static constexpr int64_t page_elements = {(a.page_bytes or a.n_layers * a.layer_bytes) // 2};")
     return "\n".join(["struct Shape {", *(f"    {member}" for member in members), "};"])
 
 

@@ -32,8 +32,26 @@ step (int64[M] tokens, int64[M] positions, int64[M,P] page_table, int64[R] rows,
 SHAPES = {name: ["M", 64 if name == "qkv" else 32] for name in ("h", "qkv", "a", "o", "r", "s")} | {"g": ["R", 32]}
 
 
-def step_graph() -> ir.Graph:
-    model = ir.from_onnx_text(TEXT)
+LAYERS = """
+<ir_version: 10, opset_import: ["" : 23, "llmc" : 1]>
+step (int64[M] tokens, int64[M] positions, int64[M,P] page_table, int64[R] rows,
+      float[n_pages,2,64,16] k0, float[n_pages,2,64,16] v0, float[n_pages,1,64,32] k1, float[n_pages,1,64,48] v1)
+  => (float[R,32] logits, float[n_pages,2,64,16] k0_out, float[n_pages,2,64,16] v0_out,
+      float[n_pages,1,64,32] k1_out, float[n_pages,1,64,48] v1_out)
+<float[10,32] embed = {0}> {
+  h = Gather(embed, tokens)
+  a, k0_out, v0_out = llmc.PagedAttention<layer: int = 0>(h, positions, page_table, k0, v0)
+  o, k1_out, v1_out = llmc.PagedAttention<layer: int = 1>(a, positions, page_table, k1, v1)
+  r = llmc.AppendedAttention<layer: int = 1>(o, positions, page_table, k1_out, v1_out)
+  s = llmc.AppendedAttention<layer: int = 0>(r, positions, page_table, k0_out, v0_out)
+  logits = Gather(s, rows)
+}
+"""
+"""Two layers with caches of two sizes, and two that share them."""
+
+
+def step_graph(text: str = TEXT) -> ir.Graph:
+    model = ir.from_onnx_text(text)
     for node in list(model.graph):
         if node.op_type == "Constant":
             model.graph.remove(node, safe=True)
@@ -81,6 +99,30 @@ def test_weights_lie_apart_and_are_placed_once(program: Program) -> None:
 
 def test_cache_of_a_page_and_scratch_are_reported(program: Program) -> None:
     assert (program.kv_page_bytes, program.scratch_bytes, program.pages_per_sequence) == (8192, 256, 2)
+
+
+def sized(call: Call) -> Implementation:
+    """A layer's part of a page as its caches' shapes say it."""
+    n_bytes = sum(kind.n_bytes for kind in call.inputs[-2:] if kind) if "Attention" in call.op else 0
+    return replace(schedule(call), kv_layer_bytes=n_bytes)
+
+
+def test_layers_lie_one_after_the_other_each_of_its_own_size() -> None:
+    calls: list[Call] = []
+
+    def asked(call: Call) -> Implementation:
+        calls.append(call)
+        return sized(call)
+
+    program = Planner(step_graph(LAYERS), asked, "f32", n_context=100).plan([8], [1])
+    sizes = (2 * 2 * 64 * 16 * 4, 64 * (32 + 48) * 4)
+    assert (program.layer_bytes, program.kv_page_bytes, program.n_layers) == (sizes, sum(sizes), 4)
+    arguments = [a for call in program.plans[0].calls for a in call.arguments if SPACES[a.space] == "kv"]
+    first, second = (0, sizes[0]), (sizes[0], sizes[1])
+    assert [(a.offset, a.n_bytes) for a in arguments] == [first, second, second, first]
+    kept = {call.op: call.attribute("page_bytes") for call in calls if "Attention" in call.op}  # as asked at last
+    assert kept == dict.fromkeys(kept, sum(sizes))
+    assert {call.attribute("n_layers") for call in calls if "Attention" in call.op} == {2}
 
 
 def test_every_argument_lies_inside_its_space(program: Program) -> None:

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.compiler import graph
@@ -63,6 +65,36 @@ def test_what_is_packed_in_no_row_is_packed_before_attention(build: Any, check: 
     q, k, v = (build.input(name, "M", n * D) for name, n in (("q", H), ("k", KH), ("v", KH)))
     q, k = head_norm(build, q, H, "q_norm"), head_norm(build, k, KH, "k_norm")
     model = build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION))
+    insert_kv_cache(model)
+    check(model, fuse_head_norm, 1)
+
+
+def test_values_that_are_normalised_too(build: Any, check: Any) -> None:
+    """Without a weight, which is one of ones; here keys are values, as in Gemma 4."""
+    build.token_inputs()
+    x = build.input("x", "M", (H + KH) * D)
+    q, k = build.op("Split", x, build.constant([H * D, KH * D]), axis=1, n_results=2)
+    v = build.op("Reshape", k, build.constant([-1, KH, D]))
+    v = build.op("RMSNormalization", v, build.constant(ir.tensor(np.ones(D, np.float32))), axis=-1, epsilon=1e-5)
+    v = build.op("Reshape", v, build.constant([-1, KH * D]))
+    q, k = head_norm(build, q, H, "q_norm"), head_norm(build, k, KH, "k_norm")
+    model = build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION))
+    insert_kv_cache(model)
+    check(model, fuse_head_norm, 1)
+
+
+@pytest.mark.parametrize("rotary_dim", [0, D])
+def test_queries_of_a_shared_cache(build: Any, check: Any, rotary_dim: int) -> None:
+    build.token_inputs()
+    x = build.input("x", "M", (H + 2 * KH) * D)
+    q, k, v = build.op("Split", x, build.constant([H * D, KH * D, KH * D]), axis=1, n_results=3)
+    own = build.op("llmc.CausalAttention", q, k, v, **ATTENTION)
+    again = head_norm(build, own, H, "q_norm")
+    if rotary_dim:
+        again = rotary(
+            build, again, H, [build.input(name, "M", rotary_dim // 2) for name in ("cos", "sin")], rotary_dim
+        )
+    model = build.model(build.op("llmc.CausalAttention", again, k, v, **ATTENTION))
     insert_kv_cache(model)
     check(model, fuse_head_norm, 1)
 

@@ -8,7 +8,6 @@ import pytest
 
 from llmc.compiler import graph
 from llmc.passes.insert_kv_cache import insert_kv_cache
-from llmc.runtime.errors import LlmcError
 
 H, KH, D, LENGTH = 4, 2, 8, 70
 ATTENTION = {"num_heads": H, "kv_num_heads": KH, "scale": 0.4, "softcap": 0.0, "window": 0, "layer": 0}
@@ -77,6 +76,27 @@ def sliced_model(build: Any, **attributes: Any) -> Any:
     return build.model(build.op("llmc.CausalAttention", *parts, **ATTENTION | attributes))
 
 
+def shared_model(build: Any, **attributes: Any) -> Any:
+    """Gemma 3n's last layers attend the keys and values of an earlier one, here with sinks too."""
+    build.token_inputs()
+    q, k, v = qkv(build)
+    angles = [build.op("Gather", build.weight(name, LENGTH, D // 2), build.inputs[1]) for name in ("cos", "sin")]
+    q, k = rotary(build, q, H, *angles), rotary(build, k, KH, *angles)
+    first = build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes)
+    again, heads = rotary(build, first, H, *angles), build.constant([-1, KH, D])
+    v = build.op("Reshape", build.op("Reshape", v, heads), build.constant([-1, KH * D]))
+    second = build.op("llmc.CausalAttention", again, k, v, **ATTENTION | {"window": 5})
+    return build.model(build.op("llmc.SinkCausalAttention", second, k, v, build.weight("sinks", H), **ATTENTION))
+
+
+def other_values_model(build: Any, **attributes: Any) -> Any:
+    """MiMo V2 has values of fewer elements than keys."""
+    build.token_inputs()
+    x = build.input("x", "M", (H + KH) * D + KH * 5)
+    q, k, v = build.op("Split", x, build.constant([H * D, KH * D, KH * 5]), axis=1, n_results=3)
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | attributes))
+
+
 MODELS = {
     "packed": packed_model,
     "rotary": rotary_model,
@@ -85,6 +105,8 @@ MODELS = {
     "sliced": sliced_model,
     "sinks": sinks_model,
     "alibi": alibi_model,
+    "shared": shared_model,
+    "other_values": other_values_model,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "window": {"window": 5}, "softcap": {"softcap": 2.0}}
 
@@ -95,9 +117,8 @@ class Cache:
     def __init__(self, model: Any) -> None:
         self.run = graph.runner(model)
         random = np.random.default_rng(3)
-        self.caches = {
-            name: random.normal(size=(5, KH, 64, D)).astype(np.float32) for name in ("k_cache.0", "v_cache.0")
-        }
+        shapes = {str(v.name): tuple(v.shape[1:]) for v in model.graph.inputs if str(v.name)[1:].startswith("_cache")}
+        self.caches = {name: random.normal(size=(5, *shape)).astype(np.float32) for name, shape in shapes.items()}
         self.pages = np.array([3, 1])
 
     def step(self, x: Any, positions: Any) -> Any:
@@ -109,10 +130,12 @@ class Cache:
 
 
 def whole_and_paged(model: Any) -> Any:
-    x = np.random.default_rng(4).normal(size=(LENGTH, (H + 2 * KH) * D)).astype(np.float32)
+    width = model.graph.inputs[2].shape[1]
+    x = np.random.default_rng(4).normal(size=(LENGTH, width)).astype(np.float32)
     feeds: dict[str, Any] = {"tokens": np.zeros(LENGTH, np.int64), "positions": np.arange(LENGTH), "x": x}
     wanted = graph.evaluate(model, feeds)["logits"]
-    assert insert_kv_cache(model) == 1
+    n_layers = sum(node.op_type.endswith("CausalAttention") for node in model.graph)
+    assert insert_kv_cache(model) == n_layers
     return x, wanted, Cache(model)
 
 
@@ -172,6 +195,7 @@ def test_layers_are_numbered_in_order(build: Any) -> None:
     build.token_inputs()
     q, k, v = qkv(build)
     one = build.op("llmc.CausalAttention", q, k, v, **ATTENTION | {"layer": 7})
+    k, v = (build.op("Relu", each) for each in (k, v))
     two = build.op("llmc.CausalAttention", one, k, v, **ATTENTION | {"layer": 9})
     model = build.model(two)
     assert insert_kv_cache(model) == 2
@@ -209,9 +233,10 @@ def test_of_latents_and_what_is_turned_each_has_a_cache(build: Any, golden: Any)
     assert insert_kv_cache(model) == 0
 
 
-def test_values_of_another_size_than_keys_are_refused(build: Any) -> None:
+def test_keys_shared_under_biases_by_distance_are_kept_again(build: Any) -> None:
     build.token_inputs()
-    q, k, v = (build.input(name, "M", H * size) for name, size in (("q", D), ("k", D), ("v", 5)))
-    model = build.model(build.op("llmc.CausalAttention", q, k, v, **ATTENTION | {"kv_num_heads": H}))
-    with pytest.raises(LlmcError, match="keys and values are of different sizes, 32 and 20"):
-        insert_kv_cache(model)
+    q, k, v = qkv(build)
+    one = build.op("llmc.CausalAttention", q, k, v, **ATTENTION)
+    model = build.model(build.op("llmc.AlibiCausalAttention", one, k, v, build.weight("slopes", H), **ATTENTION))
+    assert insert_kv_cache(model) == 2
+    assert [node.attributes["layer"].as_int() for node in model.graph if node.domain == "llmc"] == [0, 1]

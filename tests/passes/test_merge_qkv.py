@@ -70,7 +70,14 @@ def test_product_with_another_user_is_refused(build: Any, refused: Any) -> None:
     refused(build.model(build.op("Add", out, q)), merge_qkv)
 
 
-def test_one_product_for_keys_and_values_is_refused(build: Any, refused: Any) -> None:
+def test_keys_that_are_values_too_are_computed_once(build: Any, check: Any) -> None:
     x = build.input("x", "M", 8)
     q, k = linear(build, x, "q"), linear(build, x, "k")
-    refused(attention(build, q, k, k), merge_qkv)
+    check(attention(build, q, k, k), merge_qkv, 1)
+
+
+def test_keys_and_values_may_be_attended_twice(build: Any, check: Any) -> None:
+    x = build.input("x", "M", 8)
+    q, k, v = (linear(build, x, name) for name in "qkv")
+    one = build.op("llmc.CausalAttention", q, k, v, **ATTENTION)
+    check(attention(build, one, k, v), merge_qkv, 1)

@@ -14,7 +14,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
-from llmc.compiler.ops import DOMAIN, OPERATORS, PAGED_ATTENTION
+from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, OPERATORS, PAGED_ATTENTION
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import INPUTS, LATENT, LATENT_INPUTS
@@ -49,10 +49,17 @@ class Model:
     epsilon: float | None = None  # of the norm of queries and keys
     has_sinks: bool = False
     has_slopes: bool = False  # biases by distance
+    own_value_dim: int = 0  # as many elements as a key
+    norms_values: bool = False
+    other_bytes: int = 0  # of the layer in front, where that is of another size: test_attention_sizes.py
+
+    @property
+    def value_dim(self) -> int:
+        return self.own_value_dim or self.head_dim
 
     @property
     def columns(self) -> int:
-        return (self.heads + 2 * self.kv_heads) * self.head_dim
+        return (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
 
     def call(self, m: int, n_pages: int = 1) -> Call:
         def f32(*shape: int) -> TensorType:
@@ -70,17 +77,24 @@ class Model:
             "page_tokens": PAGE_TOKENS,
         }
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
-        cache = f32(n_pages, self.kv_heads, PAGE_TOKENS, self.head_dim)
-        results = (f32(m, self.heads * self.head_dim), cache, cache)
+        if self.other_bytes:
+            own = replace(self, other_bytes=0).call(m)
+            own_bytes = schedules.implement(own, Target("cpu", "x86-64-v3")).kv_layer_bytes
+            attributes["page_bytes"] = self.other_bytes + own_bytes
+        caches = [f32(n_pages, self.kv_heads, PAGE_TOKENS, size) for size in (self.head_dim, self.value_dim)]
+        results = (f32(m, self.heads * self.value_dim), *caches)
         norm, norms, turned, turns = "", [], "", []
         if self.epsilon is not None:
             attributes["epsilon"] = self.epsilon
-            norm, norms = "RMSNorm", [TensorType((self.head_dim,), "f32", constant=True)] * 2
+            norm, norms = (
+                "RMSNorm" + "Values" * self.norms_values,
+                [TensorType((self.head_dim,), "f32", constant=True)] * 2,
+            )
         if self.rotary_dim:
             attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
         of_heads = [TensorType((self.heads,), "f32", constant=True)] * (self.has_sinks + self.has_slopes)
-        inputs = (f32(m, self.columns), *norms, *turns, *of_heads, *ids, cache, cache)
+        inputs = (f32(m, self.columns), *norms, *turns, *of_heads, *ids, *caches)
         name = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}PagedAttention"
         return Call(name, inputs, results, tuple(sorted(attributes.items())))
 
@@ -138,8 +152,14 @@ class Machine:
             self.sequences.append(Tokens(qkv, cos, sin, table))
 
     def forget(self) -> None:
-        raw = np.full(2 * self.layer * N_PAGES + 64, 0xFF, np.uint8)
-        self.pool = raw[-raw.ctypes.data % 64 :][: 2 * self.layer * N_PAGES]
+        page_bytes = self.first + self.layer
+        raw = np.full(page_bytes * N_PAGES + 64, 0xFF, np.uint8)
+        self.pool = raw[-raw.ctypes.data % 64 :][: page_bytes * N_PAGES]
+
+    @property
+    def first(self) -> int:
+        """Bytes of a page in front of this layer's part."""
+        return self.model.other_bytes or self.layer
 
     def inputs(self, rows: Sequence[Row]) -> list[Array]:
         """The step's inputs, without the caches; rows that pad it are poisoned."""
@@ -158,9 +178,9 @@ class Machine:
 
     def step(self, rows: Sequence[Row], n_tasks: int = 1) -> Array:
         call = self.model.call(len(rows))
-        cache = np.zeros(call.inputs[-1].shape if call.inputs[-1] else (), np.float32)
-        memory = self.pool[self.layer :]
-        out, *_ = self.run(call, *self.inputs(rows), cache, cache, target=self.target, n_tasks=n_tasks, kv=memory)
+        caches = [np.zeros(kind.shape if kind else (), np.float32) for kind in call.inputs[-2:]]
+        memory = self.pool[self.first :]
+        out, *_ = self.run(call, *self.inputs(rows), *caches, target=self.target, n_tasks=n_tasks, kv=memory)
         return out
 
     def prefill(self, sequence: int, chunk: int, n_tasks: int = 1) -> Array:
@@ -176,8 +196,11 @@ class Machine:
         """softmax(scale q K^T) V in float64, of operands rounded as the cache is."""
         model, s = self.model, self.sequences[sequence]
         length = len(s.qkv)
-        heads = s.qkv.astype(np.float64).reshape(length, -1, model.head_dim)
-        q, k, v = np.split(heads, [model.heads, model.heads + model.kv_heads], axis=1)
+        sizes = np.cumsum([model.heads * model.head_dim, model.kv_heads * model.head_dim])
+        parts = np.split(s.qkv.astype(np.float64), sizes, axis=1)
+        q, k, v = (x.reshape(length, n, -1) for x, n in zip(parts, (model.heads, *[model.kv_heads] * 2), strict=True))
+        if model.epsilon is not None and model.norms_values:
+            v = normalised(v, np.ones(model.value_dim), model.epsilon)
         if model.epsilon is not None:
             q, k = (normalised(x, w, model.epsilon) for x, w in zip((q, k), model.norms, strict=True))
         q, k = turned(model, s, q), turned(model, s, k)
@@ -416,6 +439,6 @@ def with_attribute(model: Model, name: str, value: Any) -> Call:
 
 
 def test_inputs_are_named_as_the_operators_name_them() -> None:
-    names = (*PAGED_ATTENTION, "AppendedAttention")
+    names = (*PAGED_ATTENTION, *APPENDED_ATTENTION)
     assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == INPUTS
     assert OPERATORS[LATENT.removeprefix(f"{DOMAIN}.")].inputs == LATENT_INPUTS

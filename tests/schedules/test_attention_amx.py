@@ -20,6 +20,7 @@ from llmc.schedules.cpu.amx import ROWS
 from llmc.schedules.execute import Executable
 from tests.schedules.test_amx import AMX, needs_amx
 from tests.schedules.test_attention import Machine, Model, Row, check_one_sequence
+from tests.schedules.test_attention_sizes import SIZES
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
@@ -39,6 +40,14 @@ def test_rows_that_fill_no_tile_are_right_in_every_step(run: Run) -> None:
     assert a.rows_beyond(1)
     assert a.room(6) > 6 * a.group
     check_one_sequence(Machine(UNEVEN, run, AMX, (131,)))
+
+
+@needs_amx
+@pytest.mark.parametrize("kind", ["values of fewer elements", "long heads", "all of them"])
+def test_layers_of_any_size_are_right_in_every_step(run: Run, kind: str) -> None:
+    model = replace(SIZES[kind], kv_dtype="bf16")
+    assert sizes(model, 40, AMX).dot == "tiles"
+    check_one_sequence(Machine(model, run, AMX, (131,)))
 
 
 @needs_amx
