@@ -22,6 +22,7 @@ from llmc.passes.expand_leftovers import expand_leftovers
 from llmc.passes.flatten_tokens import flatten_tokens
 from llmc.passes.fold_constants import fold_constants
 from llmc.passes.fold_query_scale import fold_query_scale
+from llmc.passes.fold_value_scale import fold_value_scale
 from llmc.passes.form_activation import form_activation
 from llmc.passes.form_attention import form_attention
 from llmc.passes.form_choice import form_choice
@@ -87,6 +88,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_latent", form_latent),
         ("form_activation", form_activation),
         ("fold_query_scale", fold_query_scale),
+        ("fold_value_scale", fold_value_scale),
         ("part_columns", part_columns),
         ("merge_qkv", merge_qkv),
         ("merge_gate_up", merge_gate_up),

@@ -40,7 +40,10 @@ class Repetition:
 
 
 def shorten(config: PretrainedConfig) -> tuple[PretrainedConfig, Repetition] | None:
-    """The configuration of the layers to be exported, and how they repeat; None where that saves nothing."""
+    """The configuration of the layers to be exported, and how they repeat; None where that saves nothing, or some
+    layers attend the keys and values of others far in front."""
+    if getattr(config, "num_kv_shared_layers", None):
+        return None
     n_layers = config.num_hidden_layers
     lists, chosen = dict[str, list[object]](), dict[str, list[int]]()
     for name, value in config.to_dict().items():

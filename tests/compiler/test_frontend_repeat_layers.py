@@ -6,6 +6,7 @@ from transformers import (
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPTJConfig,
     Llama4TextConfig,
     LlamaConfig,
@@ -137,3 +138,10 @@ def test_a_table_that_all_layers_share_is_no_layers() -> None:
     assert repeated >= {"3", "4", "5"}
     assert all(name == value.name for name, value in graph.initializers.items())
     assert not [name for name in graph.initializers if "embed_positions" in name]
+
+
+def test_layers_that_share_keys_and_values_are_exported_whole() -> None:
+    """Fewer layers would be others: which share is counted from the last one."""
+    kinds = ["sliding_attention"] * 4 + ["full_attention"]
+    assert shorten(Gemma4TextConfig(num_hidden_layers=20, layer_types=kinds * 4)) is not None
+    assert shorten(Gemma4TextConfig(num_hidden_layers=20, layer_types=kinds * 4, num_kv_shared_layers=10)) is None
