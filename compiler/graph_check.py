@@ -162,4 +162,7 @@ def body_and_head(graph: ir.Graph) -> Offences:
         if any(value in head for value in node.inputs):
             head.update(node.outputs)
             if op_name(node) in (*ATTENTION, *APPENDED, *WITH_STATE):
-                yield f"{'a state' if op_name(node) in WITH_STATE else 'attention'} depends on rows", f"node {node.name}"
+                yield (
+                    f"{'a state' if op_name(node) in WITH_STATE else 'attention'} depends on rows",
+                    f"node {node.name}",
+                )

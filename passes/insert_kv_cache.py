@@ -116,13 +116,18 @@ class Step:
     def finish(
         self, node: ir.Node, caches: list[ir.Value], op: str, operands: list[ir.Value | None], settings: dict[str, Any]
     ) -> list[ir.Value]:
-        """Put the operator in the node's place; the caches that it leaves are results of the graph."""
-        result, *left = emit(node, op, operands, n_results=3, **settings)
-        replace(node.outputs[0], result)
-        for before, after in zip(caches, left, strict=True):
-            after.name = f"{before.name}_out"
-            self.graph.outputs.append(after)
-        return left
+        """Put the operator in the node's place; returns the caches that it leaves."""
+        results = emit(node, op, operands, n_results=3, **settings)
+        finish(self.graph, node, caches, results)
+        return results[1:]
+
+
+def finish(graph: ir.Graph, node: ir.Node, caches: list[ir.Value], results: list[ir.Value]) -> None:
+    """Put the first result in the node's place; the others are results of the graph."""
+    replace(node.outputs[0], results[0])
+    for before, after in zip(caches, results[1:], strict=True):
+        after.name = f"{before.name}_out"
+        graph.outputs.append(after)
 
 
 def width(value: ir.Value | None) -> int:
