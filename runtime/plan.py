@@ -94,8 +94,8 @@ def _unpack_tables(data: bytes) -> PlanTables:
     )
     if start + sum(sizes) != len(data):
         raise ValueError(f"its tables take {start + sum(sizes)} bytes, the section has {len(data)}")
-    if raw[1] == FORMAT_WITH_STATES and (not header.slot_bytes or header.slot_bytes % 64 or header.device):
-        raise ValueError(f"states of {header.slot_bytes} bytes for device {header.device}")
+    if raw[1] == FORMAT_WITH_STATES and (not header.slot_bytes or header.slot_bytes % 64):
+        raise ValueError(f"states of {header.slot_bytes} bytes")
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(

@@ -38,6 +38,7 @@ FAMILIES = {
         "cuda.router",
         "cuda.attention",
         "cuda.latent_attention",
+        "cuda.states",
         "cuda.head_product",
         "cuda.norm",
         "cuda.query_key_norm",

@@ -80,6 +80,7 @@ static void give_back(llmc_model *model)
     cuda_drop_graphs(model);
     if (cuda->pinned) driver->cuMemFreeHost(cuda->pinned);
     if (cuda->memory) driver->cuMemFree(cuda->memory);
+    if (cuda->states) driver->cuMemFree(cuda->states);
     if (cuda->kv) driver->cuMemFree(cuda->kv);
     if (cuda->weights) driver->cuMemFree(cuda->weights);
     for (uint32_t i = 0; i < cuda->n_modules; i++) driver->cuModuleUnload(cuda->modules[i]);
@@ -158,7 +159,7 @@ static llmc_status cuda_finish(llmc_model *model)
     return status;
 }
 
-/* -- logits and pages --------------------------------------------------------------------------------------------- */
+/* -- logits, pages and states ------------------------------------------------------------------------------------- */
 
 static CUdeviceptr row_of_logits(const llmc_model *model, uint32_t row)
 {
@@ -191,17 +192,26 @@ static llmc_status cuda_write_logits(llmc_model *model, uint32_t row, const floa
     return status;
 }
 
-static void cuda_copy_page(llmc_model *model, int32_t to, int32_t from)
+static void copy(llmc_model *model, const kv_cache *kv, int32_t to, int32_t from, const char *doing)
 {
-    const kv_cache *kv = &model->kv;
     const cuda *cuda = model->cuda;
     CUdeviceptr pages = (uintptr_t)kv->pages;
     if (!kv->page_bytes || cuda_enter(model)) return; /* a lost GPU says so at the next step */
     CUresult result = cuda->driver.cuMemcpyDtoDAsync(pages + (uint64_t)to * kv->page_bytes,
                                                      pages + (uint64_t)from * kv->page_bytes, kv->page_bytes,
                                                      cuda->stream);
-    if (result) cuda_lose(model, result, "copying a page of the KV cache");
+    if (result) cuda_lose(model, result, doing);
     cuda_leave(model);
+}
+
+static void cuda_copy_page(llmc_model *model, int32_t to, int32_t from)
+{
+    copy(model, &model->kv, to, from, "copying a page of the KV cache");
+}
+
+static void cuda_copy_state(llmc_model *model, int32_t to, int32_t from)
+{
+    copy(model, &model->states, to, from, "copying the states of a sequence");
 }
 
 /* -- sampling ----------------------------------------------------------------------------------------------------- */
@@ -243,6 +253,7 @@ const device cuda_device = {
     .finish = cuda_finish,
     .read_logits = cuda_read_logits,
     .copy_page = cuda_copy_page,
+    .copy_state = cuda_copy_state,
     .write_logits = cuda_write_logits,
     .draw = cuda_draw,
     .advance = cuda_advance,

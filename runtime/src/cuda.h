@@ -139,9 +139,9 @@ typedef struct cuda {
     CUevent known;         /* the tokens of a step that runs ahead have reached the host */
     CUevent *events;       /* [n_events] for a profile */
     uint32_t n_events;
-    CUdeviceptr weights, kv, memory;
+    CUdeviceptr weights, kv, states, memory;
     char *input;           /* [2, input_bytes] of a step, on the GPU, as from model->tokens on */
-    uint64_t input_bytes;  /* tokens, rows, positions, page table */
+    uint64_t input_bytes;  /* tokens, rows, positions, slots of states, page table */
     int64_t shift[LLMC_N_SPACES]; /* bytes from where a space lies in turn 0 to where it lies in turn 1 */
     char *pinned;          /* memory of the host that the GPU copies from and to, and that its kernels write to */
     int32_t *told;         /* [2, told_rows] there: what was chosen in each turn */
@@ -171,7 +171,8 @@ llmc_status cuda_lose(llmc_model *model, CUresult result, const char *where);
 
 /* -- cuda_memory.c ------------------------------------------------------------------------------------------------ */
 
-/* Take memory for weights, cache and activations, set model->kv, spaces, shift and input, and copy the weights. */
+/* Take memory for weights, cache, states and activations, set model->kv, states, spaces, shift and input, and copy the
+ * weights. */
 llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options);
 /* Take a cache that is smaller by n_bytes, or of one page, so that what memory did not suffice for may find room. 0: its
  * size was asked for, or is one page. Arguments are to be bound anew. */

@@ -1,7 +1,7 @@
 /* cuda_memory.c - what a model needs of a GPU's memory, and the way of the weights from the file to there.
  *
- * Four pieces are taken: weights, KV cache, one for all else on the GPU, and one of the host that the driver has pinned
- * so that copies run by themselves. */
+ * Pieces are taken for weights, KV cache, states if there are any, and one for all else on the GPU; and one of the host
+ * that the driver has pinned so that copies run by themselves. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +19,11 @@ enum {
 /* -- room --------------------------------------------------------------------------------------------------------- */
 
 typedef struct needs {
-    uint64_t weights, page, activations, spare, n_free;
+    uint64_t weights, page, slot, activations, spare, n_free;
     uint64_t kv_tokens;
-    int is_asked; /* that many tokens, and not as many as fit */
+    uint32_t n_slots;
+    int is_asked;        /* that many tokens, and not as many as fit */
+    int slots_are_asked; /* so many slots, likewise */
 } needs;
 
 static uint64_t pages_of(const llmc_model *model, uint64_t n_tokens)
@@ -30,28 +32,62 @@ static uint64_t pages_of(const llmc_model *model, uint64_t n_tokens)
     return n_tokens / page_tokens + (n_tokens % page_tokens != 0);
 }
 
-/* Settle for fewer tokens than the default when memory is short, but for one page at least. */
+static uint64_t fixed_bytes(const needs *needs)
+{
+    return needs->weights + needs->activations + needs->spare;
+}
+
+/* Pages that there is room for beside all else; 0 also where the rest has none. */
+static uint64_t pages_that_fit(const needs *needs)
+{
+    const uint64_t fixed = fixed_bytes(needs), left = needs->n_free > fixed ? needs->n_free - fixed : 0;
+    if (needs->n_free < fixed || (needs->slot && needs->n_slots > left / needs->slot)) return 0;
+    return needs->page ? (left - needs->n_slots * needs->slot) / needs->page : UINT64_MAX;
+}
+
+/* As many slots as there is room for beside tokens that were asked for, or in half of what is left; but one at least. */
+static void settle_slots(needs *needs, uint64_t n_pages)
+{
+    const uint64_t fixed = fixed_bytes(needs), left = needs->n_free > fixed ? needs->n_free - fixed : 0;
+    const int is_full = needs->page && n_pages > left / needs->page;
+    const uint64_t room = !needs->is_asked ? left / 2 : is_full ? 0 : left - n_pages * needs->page;
+    const uint64_t most = room / needs->slot;
+    if (needs->n_slots > most) needs->n_slots = most ? (uint32_t)most : 1;
+}
+
+/* Where pages fit, but not all that were asked for; or none. */
+static llmc_status no_room(const llmc_model *model, const needs *needs, uint64_t n_pages, int some_fit)
+{
+    const double gb = 1e9, cache = (double)n_pages * (double)needs->page;
+    const double states = (double)needs->n_slots * (double)needs->slot, fixed = (double)fixed_bytes(needs);
+    const int fewer_fit = needs->n_slots > 1 && (double)needs->n_free >= fixed + (double)needs->slot + (double)needs->page;
+    char of_states[64] = "";
+    if (needs->slot)
+        snprintf(of_states, sizeof of_states, "states of %u sequences %.2f, ", needs->n_slots, states / gb);
+    return fail(LLMC_ERROR_MEMORY, model->file.path,
+                some_fit                   ? "ask for room for fewer tokens (kv_tokens)"
+                : needs->slot && fewer_fit ? "ask for fewer slots"
+                                           : "free memory on the GPU, or take a larger one",
+                "the model needs %.2f GB on %s (weights %.2f, KV cache of %llu tokens %.2f, %sactivations %.2f), and "
+                "%.2f GB are free",
+                (fixed + cache + states) / gb, model->cuda->name, (double)needs->weights / gb,
+                (unsigned long long)needs->kv_tokens, cache / gb, of_states, (double)needs->activations / gb,
+                (double)needs->n_free / gb);
+}
+
+/* Settle for less than the defaults when memory is short: for fewer slots, then for fewer tokens, but for one page at
+ * least. */
 static llmc_status check_room(const llmc_model *model, needs *needs)
 {
-    const double gb = 1e9;
-    uint64_t page_tokens = model->plans.header.page_tokens, n_pages = pages_of(model, needs->kv_tokens);
-    uint64_t fixed = needs->weights + needs->activations + needs->spare;
-    uint64_t left = needs->n_free > fixed ? needs->n_free - fixed : 0;
-    int fits = !needs->page ? needs->n_free >= fixed : n_pages <= left / needs->page;
-    if (fits) return LLMC_OK;
-    if (!needs->is_asked && left && left >= needs->page) {
-        needs->kv_tokens = left / needs->page * page_tokens;
-        return LLMC_OK;
+    uint64_t n_pages = pages_of(model, needs->kv_tokens), most = pages_that_fit(needs);
+    if (n_pages > most && needs->slot && !needs->slots_are_asked) {
+        settle_slots(needs, n_pages);
+        most = pages_that_fit(needs);
     }
-    double cache = (double)n_pages * (double)needs->page;
-    return fail(LLMC_ERROR_MEMORY, model->file.path,
-                left && left >= needs->page ? "ask for room for fewer tokens (kv_tokens)"
-                                            : "free memory on the GPU, or take a larger one",
-                "the model needs %.2f GB on %s (weights %.2f, KV cache of %llu tokens %.2f, activations %.2f), and "
-                "%.2f GB are free",
-                ((double)fixed + cache) / gb, model->cuda->name, (double)needs->weights / gb,
-                (unsigned long long)needs->kv_tokens, cache / gb, (double)needs->activations / gb,
-                (double)needs->n_free / gb);
+    if (n_pages <= most) return LLMC_OK;
+    if (needs->is_asked || !most) return no_room(model, needs, n_pages, most != 0);
+    needs->kv_tokens = most * model->plans.header.page_tokens;
+    return LLMC_OK;
 }
 
 /* -- taking it ---------------------------------------------------------------------------------------------------- */
@@ -72,7 +108,7 @@ static char *address(CUdeviceptr at)
 
 /* The parts of a step's input lie in this order on the host and on the GPU, so that one copy brings them all, or all but
  * the tokens; the page table is last, as a small body needs little of it. */
-enum { N_INPUT = 4, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 6 };
+enum { N_INPUT = 5, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 6 };
 
 static uint64_t larger(uint64_t a, uint64_t b)
 {
@@ -92,7 +128,8 @@ static void measure_input(llmc_model *model, memory_part parts[N_INPUT])
     parts[0] = (memory_part){larger(m, most_chosen(&model->plans)) * sizeof *model->tokens, &model->tokens};
     parts[1] = (memory_part){r * sizeof *model->rows, &model->rows};
     parts[2] = (memory_part){m * sizeof *model->positions, &model->positions};
-    parts[3] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
+    parts[3] = (memory_part){model->plans.states.slot_bytes ? m * sizeof *model->slots : 0, &model->slots};
+    parts[4] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
 }
 
 static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
@@ -105,13 +142,14 @@ static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
     parts[0].at = &base[LLMC_SPACE_TOKENS];
     parts[1].at = &base[LLMC_SPACE_ROWS];
     parts[2].at = &base[LLMC_SPACE_POSITIONS];
-    parts[3].at = &base[LLMC_SPACE_PAGE_TABLE];
-    parts[4] = (memory_part){model->cuda->input_bytes, &base[LLMC_SPACE_NEXT]}; /* of turn 1: it begins with tokens */
-    parts[5] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
-    parts[6] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
-    parts[7] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
-    parts[8] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
-    parts[9] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
+    parts[3].at = &base[LLMC_SPACE_SLOTS];
+    parts[4].at = &base[LLMC_SPACE_PAGE_TABLE];
+    parts[5] = (memory_part){model->cuda->input_bytes, &base[LLMC_SPACE_NEXT]}; /* of turn 1: it begins with tokens */
+    parts[6] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
+    parts[7] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
+    parts[8] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
+    parts[9] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
+    parts[10] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
     return memory_measure(parts, N_GPU);
 }
 
@@ -120,7 +158,7 @@ static void set_shift(cuda *cuda)
 {
     const int64_t n_bytes = (int64_t)cuda->input_bytes;
     cuda->shift[LLMC_SPACE_TOKENS] = cuda->shift[LLMC_SPACE_ROWS] = n_bytes;
-    cuda->shift[LLMC_SPACE_POSITIONS] = cuda->shift[LLMC_SPACE_PAGE_TABLE] = n_bytes;
+    cuda->shift[LLMC_SPACE_POSITIONS] = cuda->shift[LLMC_SPACE_SLOTS] = cuda->shift[LLMC_SPACE_PAGE_TABLE] = n_bytes;
     cuda->shift[LLMC_SPACE_NEXT] = -n_bytes;
     cuda->shift[LLMC_SPACE_TOLD] = (int64_t)(cuda->told_rows * sizeof *cuda->told);
 }
@@ -134,9 +172,9 @@ static llmc_status take_pinned(llmc_model *model)
     memory_part parts[N_HOST];
     cuda->told_rows = (uint32_t)((most_chosen(&model->plans) + line - 1) / line * line);
     measure_input(model, parts);
-    parts[4] = (memory_part){s * sizeof *model->drawn, &model->drawn};
-    parts[5] = (memory_part){s * sizeof *model->draws, &model->draws};
-    parts[6] = (memory_part){2ull * cuda->told_rows * sizeof *cuda->told, &cuda->told};
+    parts[5] = (memory_part){s * sizeof *model->drawn, &model->drawn};
+    parts[6] = (memory_part){s * sizeof *model->draws, &model->draws};
+    parts[7] = (memory_part){2ull * cuda->told_rows * sizeof *cuda->told, &cuda->told};
     const uint64_t n_bytes = memory_measure(parts, N_HOST);
     void *pinned = NULL;
     CUdeviceptr mapped = 0;
@@ -145,6 +183,7 @@ static llmc_status take_pinned(llmc_model *model)
     cuda->pinned = pinned;
     memset(pinned, 0, n_bytes);
     memory_cut(cuda->pinned, parts, N_HOST);
+    if (!model->plans.states.slot_bytes) model->slots = NULL;
     result = cuda->driver.cuMemHostGetDevicePointer(&mapped, pinned, 0);
     if (result) return cuda_failed(model, result, "mapping pinned memory of the host");
     model->spaces.base[LLMC_SPACE_TOLD] = address(mapped) + ((char *)cuda->told - cuda->pinned);
@@ -159,6 +198,7 @@ static llmc_status take_ordinary(llmc_model *model)
         {r * sizeof *model->owners, &model->owners},
         {r * sizeof *model->sources, &model->sources},
         {model->plans.max_body_rows * sizeof *model->turn, &model->turn},
+        {model->states.page_bytes ? model->plans.max_body_rows * sizeof *model->turn_states : 0, &model->turn_states},
         {model->plans.header.n_vocab * sizeof *model->candidates, &model->candidates},
         {model->plans.header.n_vocab * sizeof *model->adjusted, &model->adjusted},
         {model->plans.header.n_vocab * sizeof *model->counts, &model->counts},
@@ -258,6 +298,21 @@ int cuda_shrink_cache(llmc_model *model, const llmc_options *options, uint64_t n
     return !take_cache(model, (kv.n_pages - less) * kv.page_tokens);
 }
 
+/* Slots for the states of n sequences; nothing, where there are none. */
+static llmc_status take_states(llmc_model *model, uint32_t n)
+{
+    cuda *cuda = model->cuda;
+    kv_cache *states = &model->states;
+    llmc_status status = states_open(states, &model->plans.states, n, model->file.path);
+    if (status || !states->page_bytes) return status;
+    const uint64_t n_bytes = states->n_pages * states->page_bytes;
+    status = take(model, &cuda->states, n_bytes, "taking memory for states");
+    if (status) return status;
+    model->spaces.base[LLMC_SPACE_STATES] = states->pages = address(cuda->states);
+    CUresult result = cuda->driver.cuMemsetD8Async(cuda->states, 0, n_bytes, cuda->stream);
+    return result ? cuda_failed(model, result, "clearing states") : LLMC_OK;
+}
+
 /* -- all of it ---------------------------------------------------------------------------------------------------- */
 
 llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
@@ -276,15 +331,19 @@ llmc_status cuda_take_memory(llmc_model *model, const llmc_options *options)
     needs needs = {
         .weights = model->plans.weight_bytes,
         .page = h->kv_page_bytes,
+        .slot = model->plans.states.slot_bytes,
         .activations = measure_gpu(model, parts),
         .spare = SPARE_BYTES + cuda_count_nodes(model) * NODE_BYTES,
         .n_free = n_free,
         .kv_tokens = options->kv_tokens ? options->kv_tokens : default_tokens,
+        .n_slots = options->n_slots ? options->n_slots : model->plans.states.default_slots,
         .is_asked = options->kv_tokens != 0,
+        .slots_are_asked = options->n_slots != 0,
     };
     llmc_status status = check_room(model, &needs);
     if (!status) status = take(model, &cuda->weights, needs.weights, "taking memory for the weights");
     if (!status) status = take_cache(model, needs.kv_tokens);
+    if (!status) status = take_states(model, needs.n_slots);
     if (!status) status = take(model, &cuda->memory, needs.activations, "taking memory for activations");
     if (!status) status = take_pinned(model);
     if (!status) status = take_ordinary(model);

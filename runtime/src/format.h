@@ -99,7 +99,7 @@ typedef struct llmc_plan_header {
 } llmc_plan_header;
 
 /* What layers keep of a sequence besides pages: for each a part of its slot. Its first token finds zeros, whatever the
- * slot has held before. Of CPUs alone. */
+ * slot has held before. */
 typedef struct llmc_plan_states {
     uint64_t slot_bytes;    /* of one sequence, all layers; above 0 */
     uint32_t default_slots; /* sequences that may hold one when llmc_options asks for 0; at least 1 */

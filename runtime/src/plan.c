@@ -83,10 +83,9 @@ static llmc_status read_header(const tables *tables, plans *plans, const range *
     if (section->n_bytes < *start)
         return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
     memcpy(states, section->bytes + sizeof *h, sizeof *states);
-    if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots ||
-        h->device != LLMC_DEVICE_CPU)
-        return INVALID("the plan has %u slots for states of %llu bytes each, on device %u", states->default_slots,
-                       (unsigned long long)states->slot_bytes, h->device);
+    if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots)
+        return INVALID("the plan has %u slots for states of %llu bytes each", states->default_slots,
+                       (unsigned long long)states->slot_bytes);
     return LLMC_OK;
 }
 

@@ -133,9 +133,9 @@ llmc_status profile(llmc_model *model, llmc_profile *profile);
 
 /* -- device.c, cuda.c --------------------------------------------------------------------------------------------- */
 
-/* What runs plans. It keeps the logits of the last heads in rows, and the pages of the KV cache. A step writes its
- * input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. What is started
- * runs in order. */
+/* What runs plans. It keeps the logits of the last heads in rows, the pages of the KV cache, and slots of states. A step
+ * writes its input (model->tokens … rows), starts a body, a head, or both, and may write again after `finish`. What is
+ * started runs in order. */
 typedef struct device {
     uint32_t step_rows; /* what reading the weights once costs, in rows computed: plan_choose */
     /* Take all memory that steps need: model->kv, spaces and input. On an error close() follows. */
@@ -147,9 +147,8 @@ typedef struct device {
     llmc_status (*finish)(llmc_model *model);
     /* Start copying a row of logits [n_vocab] to the host; `out` is written when finish returns. */
     llmc_status (*read_logits)(llmc_model *model, uint32_t row, float *out);
-    /* Start copying a page. A failure shows in the next run. */
+    /* Start copying a page; a slot of states. A failure shows in the next run. */
     void (*copy_page)(llmc_model *model, int32_t to, int32_t from);
-    /* Copy a slot of states; NULL where there are none. */
     void (*copy_state)(llmc_model *model, int32_t to, int32_t from);
     /* The next two on a GPU alone: copy logits [n_vocab] back to a row; choose model->drawn [n_rows of the plan] as
      * model->draws say. */

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from typing import Any
-
-import numpy as np
 
 from llmc.compiler.kernel import Call, Implementation, Launch, Layout, Operand, RowMajor
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import keyed_kernel
 from llmc.schedules.rule import Rule
+from llmc.schedules.states_call import CONVS, DELTA_RULE, ByTap
 
 COLUMNS = 32
 """Of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
@@ -30,23 +28,6 @@ CHANNELS = 64
 """Of a convolution in a unit."""
 FEW_ROWS = 32
 """Rows of a step that may all be of other sequences; more are a prompt's."""
-DELTA_RULE = "llmc.StatefulGatedDeltaRule"
-CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
-"""Whether it has a bias."""
-
-
-@dataclass(frozen=True)
-class ByTap:
-    """Weights [C, L] of a convolution in float32, tap by tap: [L, C]."""
-
-    def n_bytes(self, shape: tuple[int, ...]) -> int:
-        return 4 * prod(shape)
-
-    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.ascontiguousarray(array.T, dtype=np.float32)
-
-    def __str__(self) -> str:
-        return "f32 by tap"
 
 
 @dataclass(frozen=True)

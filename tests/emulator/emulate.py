@@ -44,38 +44,41 @@ class EmulatedExecutable:
         self.call = call
         self.implementation = implementation
         kernels = [launch.kernel for launch in implementation.launches]
-        # Ids and positions, and the cache of earlier steps, are there before the step's first launch.
+        # Ids and positions, and the cache and states of earlier steps, are there before the step's first launch.
         fixed = [i for i, kind in enumerate(call.inputs) if kind and (kind.constant or kind.dtype in ("i32", "i64"))]
-        self._early = {"kv", *(f"input {index}" for index in fixed)}
+        self._early = {"kv", "state", *(f"input {index}" for index in fixed)}
         self._library = load_library(build_library(kernels, target, checked=checked))
 
-    def run(self, *inputs: Array | None, kv: Array | None = None, n_tasks: int = 1) -> list[Array]:
+    def run(
+        self, *inputs: Array | None, kv: Array | None = None, state: Array | None = None, n_tasks: int = 1
+    ) -> list[Array]:
         """The call's outputs for these inputs; a tiled output as the f32 matrix it holds.
 
         inputs: as the call's, in order; constants as they would come from a checkpoint, a tiled input as a matrix.
-        kv: the memory of the KV cache (any dtype, written in place), when the call keeps one.
+        kv, state: the memory of the KV cache, or of all slots' states (any dtype, written in place), when the call
+        keeps one.
         n_tasks is ignored: a GPU's blocks are what they are.
         Raises LlmcError when a kernel does what it may not, or when results depend on the order of threads.
         """
-        forward = self._run_once(inputs, kv, FORWARD)
-        backward = self._run_once(inputs, kv, BACKWARD)
+        kept = {name: array for name, array in (("kv", kv), ("state", state)) if array is not None}
+        forward = self._run_once(inputs, kept, FORWARD)
+        backward = self._run_once(inputs, kept, BACKWARD)
         for name, there in forward.items():
             if there.tobytes() != backward[name].tobytes():
                 raise LlmcError(f"{name} depends on the order in which threads run", place=str(self.call))
-        if kv is not None:
-            kv.reshape(-1).view(np.uint8)[:] = forward["kv"]
+        for name, array in kept.items():
+            array.reshape(-1).view(np.uint8)[:] = forward[name]
         return [forward[f"output {index}"] for index in range(len(self.call.outputs))]
 
-    def _run_once(self, inputs: Sequence[Array | None], kv: Array | None, order: int) -> dict[str, Array]:
-        memory = Memory(self._contents(inputs, kv))
+    def _run_once(self, inputs: Sequence[Array | None], kept: Mapping[str, Array], order: int) -> dict[str, Array]:
+        """kept: what outlives a step, by the kind of its operand."""
+        memory = Memory(self._contents(inputs, kept))
         for launch in self.implementation.launches:
             self._launch(launch, memory, order)
             if memory.get("scratch", np.zeros(0)).any():
                 raise LlmcError("scratch memory is not left zero", place=f"kernel {launch.kernel.name}")
         results = {f"output {i}": _result(memory[f"output {i}"], kind) for i, kind in enumerate(self.call.outputs)}
-        if kv is not None:
-            results["kv"] = memory["kv"].copy()
-        return results
+        return results | {name: memory[name].copy() for name in kept}
 
     def _launch(self, launch: Launch, memory: Memory, order: int) -> None:
         names = [_name(operand) for operand in launch.operands]
@@ -86,7 +89,7 @@ class EmulatedExecutable:
         self._library.emulated_set_order(ctypes.c_int(order))
         run_kernel(self._library, launch.kernel.name, launch.grid, [memory[name] for name in names])
 
-    def _contents(self, inputs: Sequence[Array | None], kv: Array | None) -> dict[str, Array]:
+    def _contents(self, inputs: Sequence[Array | None], kept: Mapping[str, Array]) -> dict[str, Array]:
         """What lies in each buffer at the start, as bytes."""
         poisoned = functools.partial(np.full, fill_value=POISON, dtype=np.uint8)
         contents = {}
@@ -102,9 +105,8 @@ class EmulatedExecutable:
             contents[f"temp {index}"] = poisoned(n_bytes)
         if self.implementation.scratch_bytes:
             contents["scratch"] = np.zeros(self.implementation.scratch_bytes, np.uint8)
-        if kv is not None:
-            contents["kv"] = np.ascontiguousarray(kv).reshape(-1).view(np.uint8)
-        return contents
+        bytes_of = {name: np.ascontiguousarray(array).reshape(-1).view(np.uint8) for name, array in kept.items()}
+        return contents | bytes_of
 
     def _packed(self, index: int, kind: TensorType, array: Array) -> Array:
         if kind.constant:
@@ -117,7 +119,7 @@ class EmulatedExecutable:
 
 
 def _name(operand: Operand) -> str:
-    return operand.kind if operand.kind in ("kv", "scratch") else f"{operand.kind} {operand.index}"
+    return operand.kind if operand.kind in ("kv", "state", "scratch") else f"{operand.kind} {operand.index}"
 
 
 def _result(memory: Array, kind: TensorType) -> Array:

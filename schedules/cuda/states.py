@@ -1,0 +1,204 @@
+"""Layers with a state on a GPU: short causal convolutions and the gated delta rule over the slots of a step's sequences
+(include/causal_conv.cuh, delta_rule.cuh, state_rows.cuh).
+
+A state lies in its slot in float32: that of a convolution as [L - 1][C], that of a rule as [VH][DV / 4][DK][4], so
+that a warp's four columns are one piece of memory.  The order of sums does not depend on the step's rows: a row has the
+same bits however a prompt is cut and whoever stands beside it.
+
+Bytes of a rule: a row's state comes and goes once where rows are few, 8 VH DK DV a row, and a prompt's chunk once for
+all of its rows.  A prompt is bound by its rows' order: about 150 instructions a row and warp, two warps a scheduler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor, short_hash
+from llmc.compiler.target import Target
+from llmc.schedules.cuda.norm import c_bool
+from llmc.schedules.rule import Rule
+from llmc.schedules.states_call import CONVS, DELTA_RULE, ByTap
+
+FEW_ROWS = 64
+"""Rows of a step that may all be of other sequences; more are a prompt's."""
+RUNS = 16
+"""Sequences of a prompt's step that blocks take side by side."""
+CONV_THREADS, CONV_TILE, MOST_TAPS = 128, 16, 16
+MOST_KEY_DIM = 512
+"""What a lane has of a column is DK / 32 registers."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """rows of `channels`; taps of the weight.  tile: rows of a thread.  stride: float32 from one slot's state to the
+    next one's."""
+
+    rows: int
+    channels: int
+    taps: int
+    bias: bool
+    silu: bool
+    stride: int
+
+    @property
+    def tile(self) -> int:
+        return 1 if self.rows <= FEW_ROWS else CONV_TILE
+
+    @property
+    def grid(self) -> int:
+        return ceil(self.rows / self.tile) * ceil(self.channels / CONV_THREADS)
+
+    def __str__(self) -> str:
+        return f"{self.tile} rows a thread"
+
+
+@dataclass(frozen=True)
+class DeltaRule:
+    """rows of value_heads, which share key_heads.  stride: as of a Conv."""
+
+    rows: int
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    epsilon: float
+    stride: int
+
+    @property
+    def warps(self) -> int:
+        """Of a block, which share its rows: a prompt's are the more worth sharing, few rows want many blocks."""
+        return 4 if self.rows <= FEW_ROWS else 8
+
+    @property
+    def chunk(self) -> int:
+        """Rows that are asked for together."""
+        return min(self.rows, 4) if self.rows <= FEW_ROWS else 16
+
+    @property
+    def runs(self) -> int:
+        return self.rows if self.rows <= FEW_ROWS else RUNS
+
+    @property
+    def columns(self) -> int:
+        """Of a warp."""
+        return next(n for n in (4, 2, 1) if self.value_dim % n == 0)
+
+    @property
+    def width(self) -> int:
+        """Of a row of queries, keys and values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def grid(self) -> int:
+        return self.runs * self.value_heads * ceil(self.value_dim / self.columns / self.warps)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Two chunks: of each row q, k, the block's part of v, and four numbers."""
+        of_row = 2 * ceil(self.key_dim / 4) + ceil(self.warps * self.columns / 4) + 1
+        return 2 * self.chunk * 16 * of_row
+
+    def __str__(self) -> str:
+        return f"{self.warps} warps of {self.columns} columns, {self.chunk} rows"
+
+
+def match_conv(call: Call, target: Target) -> Conv | None:
+    if call.op not in CONVS:
+        return None
+    x, weight = call.inputs[:2]
+    if x is None or weight is None or x.dtype != "f32" or x.tiled or not weight.constant:
+        return None
+    (rows, channels), taps = x.shape, weight.shape[1]
+    silu, stride = bool(call.attribute("silu")), call.attribute("slot_bytes") // 4
+    return Conv(rows, channels, taps, CONVS[call.op], silu, stride) if 2 <= taps <= MOST_TAPS else None
+
+
+def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
+    key = f"causal_conv_source({conv!r})"
+    name = f"causal_conv_m{conv.rows}_c{conv.channels}_l{conv.taps}_{short_hash(key)}"
+    kernel = Kernel(name, key, partial(conv_source, name, conv), n_threads=CONV_THREADS, dependent=True)
+    inputs = tuple(Operand("input", index) for index in range(4 + conv.bias))
+    kept = 4 * (conv.taps - 1) * conv.channels * (conv.rows if conv.rows <= FEW_ROWS else 1)
+    n_bytes = 8 * conv.rows * conv.channels + 4 * conv.taps * conv.channels + 2 * kept
+    operands = (*inputs, Operand("state"), Operand("output"))
+    launch = Launch(kernel, operands, conv.grid, n_bytes, 2 * conv.rows * conv.channels * conv.taps)
+    layouts: dict[int, Layout] = {1: ByTap()}
+    if conv.bias:
+        layouts[2] = RowMajor("f32")
+    return Implementation((launch,), layouts=layouts)
+
+
+def conv_source(name: str, conv: Conv) -> str:
+    """The kernel's CUDA C++."""
+    bias = "const float *bias, " if conv.bias else ""
+    return (
+        '#include "causal_conv.cuh"\n\n'
+        "struct Sizes {\n"
+        f"    static constexpr int kRows = {conv.rows}, kChannels = {conv.channels}, kTaps = {conv.taps};\n"
+        f"    static constexpr int kTile = {conv.tile};\n"
+        f"    static constexpr int64_t kStride = {conv.stride};\n"
+        f"    static constexpr bool kBias = {c_bool(conv.bias)}, kSilu = {c_bool(conv.silu)};\n"
+        "};\n\n"
+        f'extern "C" __global__ void __launch_bounds__({CONV_THREADS})\n'
+        f"{name}(const float *x, const float *weight, {bias}const int *positions, const int *slots, float *state,\n"
+        "    float *y) {\n"
+        f"    causal_conv<Sizes>(x, weight, {'bias' if conv.bias else 'nullptr'}, positions, slots, state, y);\n}}\n"
+    )
+
+
+def match_rule(call: Call, target: Target) -> DeltaRule | None:
+    if call.op != DELTA_RULE or any(kind is None or kind.tiled for kind in call.inputs):
+        return None
+    qkv = call.inputs[0]
+    assert qkv is not None
+    rule = DeltaRule(
+        rows=qkv.shape[0],
+        key_heads=call.attribute("num_k_heads"),
+        value_heads=call.attribute("num_v_heads"),
+        key_dim=call.attribute("key_dim"),
+        value_dim=call.attribute("value_dim"),
+        scale=call.attribute("scale"),
+        epsilon=call.attribute("epsilon"),
+        stride=call.attribute("slot_bytes") // 4,
+    )
+    return rule if rule.key_dim <= MOST_KEY_DIM else None
+
+
+def implement_rule(call: Call, rule: DeltaRule, target: Target) -> Implementation:
+    key = f"delta_rule_source({rule!r})"
+    shape = f"m{rule.rows}_h{rule.value_heads}_kh{rule.key_heads}_d{rule.key_dim}x{rule.value_dim}"
+    name = f"delta_rule_{shape}_{short_hash(key)}"
+    build = partial(rule_source, name, rule)
+    kernel = Kernel(name, key, build, 32 * rule.warps, rule.shared_bytes, dependent=True)
+    operands = (*(Operand("input", index) for index in range(5)), Operand("state"), Operand("output"))
+    elements = rule.value_heads * rule.key_dim * rule.value_dim
+    n_bytes = 4 * rule.rows * (rule.width + rule.value_heads * (rule.value_dim + 2))
+    n_bytes += 8 * elements * (rule.rows if rule.rows <= FEW_ROWS else 1)
+    return Implementation((Launch(kernel, operands, rule.grid, n_bytes, 8 * rule.rows * elements),))
+
+
+def rule_source(name: str, rule: DeltaRule) -> str:
+    """The kernel's CUDA C++."""
+    sizes = {"kRows": rule.rows, "kKeyHeads": rule.key_heads, "kValueHeads": rule.value_heads}
+    sizes |= {"kKeyDim": rule.key_dim, "kValueDim": rule.value_dim}
+    tiling = {"kWarps": rule.warps, "kChunk": rule.chunk, "kRuns": rule.runs}
+    return (
+        '#include "delta_rule.cuh"\n\n'
+        "struct Sizes {\n"
+        f"    static constexpr int {', '.join(f'{key} = {value}' for key, value in sizes.items())};\n"
+        f"    static constexpr int {', '.join(f'{key} = {value}' for key, value in tiling.items())};\n"
+        f"    static constexpr int64_t kStride = {rule.stride};\n"
+        f"    static constexpr float kScale = {rule.scale!r}f, kEpsilon = {rule.epsilon!r}f;\n"
+        "};\n\n"
+        f'extern "C" __global__ void __launch_bounds__({32 * rule.warps})\n'
+        f"{name}(const float *qkv, const float *g, const float *beta, const int *positions, const int *slots,\n"
+        "    float *state, float *y) {\n"
+        f'    static_assert(DeltaRule<Sizes>::kShared == {rule.shared_bytes}, "what a launch asks for");\n'
+        "    delta_rule<Sizes>(qkv, g, beta, positions, slots, state, y);\n}\n"
+    )
+
+
+RULES = (Rule("causal_conv", match_conv, implement_conv), Rule("delta_rule", match_rule, implement_rule))

@@ -1,0 +1,27 @@
+"""What the calls of layers with a state say, for the schedules of every target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+DELTA_RULE = "llmc.StatefulGatedDeltaRule"
+CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
+"""Whether it has a bias."""
+
+
+@dataclass(frozen=True)
+class ByTap:
+    """Weights [C, L] of a convolution in float32, tap by tap: [L, C]."""
+
+    def n_bytes(self, shape: tuple[int, ...]) -> int:
+        return 4 * prod(shape)
+
+    def pack(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.ascontiguousarray(array.T, dtype=np.float32)
+
+    def __str__(self) -> str:
+        return "f32 by tap"
