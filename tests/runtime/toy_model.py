@@ -26,12 +26,12 @@ class Refused(Exception):
 class Model:
     """An open model.  A context manager."""
 
-    def __init__(self, path: Path, n_threads: int = 1, kv_tokens: int = 0) -> None:
+    def __init__(self, path: Path, n_threads: int = 1, kv_tokens: int = 0, n_slots: int = 0) -> None:
         library = c.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         library.llmc_get_api.restype = c.POINTER(Api)
         self.api: Api = library.llmc_get_api(1).contents
         self.handle = Handle()
-        options = Options(c.sizeof(Options), n_threads, kv_tokens)
+        options = Options(c.sizeof(Options), n_threads, kv_tokens, n_slots=n_slots)
         self.check(self.api.open(c.byref(options), c.byref(self.handle)))
 
     def __enter__(self) -> Model:
