@@ -29,7 +29,7 @@ more."""
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Of the distance from the least value to the largest, what codes reach over."""
 FARTHEST = 64.0
-"""Steps that a zero may be away from codes: beyond, float16 would round it to more than a step's 32nd part."""
+"""Steps that a zero may be away from 0, or from -8: beyond, float16 would round it to more than a step's 32nd part."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -68,8 +68,19 @@ def own_steps(values: Array, least: Array, spans: Array) -> Array:
             for part in (values[:SAMPLE], values):
                 are_codes = are_multiples(np.take(part, left, 1) - least[left], tried)
                 left, tried = left[are_codes], tried[are_codes]
-            steps[left] = tried
+            steps[left] = tried * common_factors(np.take(values, left, 1) - least[left], tried)
     return steps
+
+
+def common_factors(differences: Array, steps: Array) -> Array:
+    """What all of a column's multiples of its step are multiples of: a group of few codes has longer steps, too."""
+    factors = np.ones(len(steps), np.float32)
+    left = np.arange(len(steps))
+    for part in (differences[:SAMPLE], differences):
+        multiples = np.rint(np.take(part, left, 1) / steps[left]).astype(np.uint8)
+        factors[left] = np.gcd.reduce(multiples, axis=0)
+        left = left[factors[left] != 1]
+    return np.maximum(factors, 1)
 
 
 def are_multiples(differences: Array, steps: Array) -> Array:
@@ -93,7 +104,8 @@ def coded(values: Array, least: Array, steps: Array) -> tuple[Array, Array, Arra
 def are_met(values: Array, codes: Array, scales: Array, zeros: Array, steps: Array) -> Array:
     """Whether codes, scales and zeros make the values, up to the rounding of these two."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray((np.abs((codes - zeros) * scales - values) <= np.float32(CLOSE) * steps).all(0))
+        are_near = np.abs((codes - zeros) * scales - values) <= np.float32(CLOSE) * steps
+    return np.asarray(are_near.all(0) & (np.abs(zeros) <= FARTHEST))
 
 
 def best_zeros(values: Array) -> tuple[Array, Array, Array]:

@@ -32,10 +32,9 @@ SMALL = 4
 """Bits of a code that int4 may hold."""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme, has_zeros: bool = True) -> int:
+def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights.  has_zeros: whether kernels of int4 with zeros are there.  Raises LlmcError where experts alone are to be
-    quantised and there are none."""
+    weights.  Raises LlmcError where experts alone are to be quantised and there are none."""
     graph = model.graph
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
@@ -46,7 +45,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme, has_zeros: bool = True) ->
             spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
     places = list(inputs_to_quantize(graph, spared, scheme))
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
-    zeros = replace(scheme, zeros=has_zeros and scheme.dtype == "i4")
+    zeros = replace(scheme, zeros=scheme.dtype == "i4")
     wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
     return sum(quantize_input(node, index, (scheme, wide, zeros)) for node, index in places)
 

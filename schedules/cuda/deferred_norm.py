@@ -42,7 +42,7 @@ GEMM as the norms' launches take, with int4 by more."""
 
 ELEMENT = "bf16"
 
-QUANTISED: tuple[DType, ...] = ("i8", "f8", "i4")
+QUANTISED: tuple[DType, ...] = ("i8", "f8", "i4", "z4")
 
 
 def prepares(call: Call) -> bool:

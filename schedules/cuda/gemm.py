@@ -121,7 +121,7 @@ def layer_source(op: LinearOp, members: str = "") -> str:
         "kMoments": op.moments,
     }
     return (
-        f"{_appended(op)}struct Layer {{\n"
+        f"{_zeros(op)}{_appended(op)}struct Layer {{\n"
         f"    using T = {element};\n"
         f"    using Y = {element if op.tiled_y else 'float'};\n"
         f"{weight}{heads}"
@@ -132,6 +132,11 @@ def layer_source(op: LinearOp, members: str = "") -> str:
         f"    static constexpr float kEpsilon = {op.epsilon!r}f;\n{members}"
         "};\n\n"
     )
+
+
+def _zeros(op: LinearOp) -> str:
+    """What operands of int4 with zeros are made by."""
+    return '#include "gemm_zeros.cuh"\n\n' if op.weight == "z4" else ""
 
 
 def _appended(op: LinearOp) -> str:

@@ -93,9 +93,10 @@ def gemv_source(name: str, op: LinearOp, params: Gemv, resident: int) -> str:
     sizes = f"kWarps = {params.warps}, kStages = {params.stages}, kSide = {params.side}, kDepth = {params.depth}"
     grid = f"kBlocks = {params.blocks}, kSplit = {params.split}, kAhead = {params.ahead}"
     clusters = f"__cluster_dims__({params.split}, 1, 1) " if params.split > 1 else ""
+    headers = ["gemv.cuh", *["gemv_zeros.cuh"] * (op.weight == "z4")]
+    includes = "".join(f'#include "{header}"\n\n' for header in headers)
     return (
-        '#include "gemv.cuh"\n\n'
-        "struct Layer {\n"
+        f"{includes}struct Layer {{\n"
         f"    using T = {element};\n"
         f"    using Y = {y};\n"
         f"    using Weight = {form.c_type};\n"

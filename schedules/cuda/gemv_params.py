@@ -12,7 +12,7 @@ from llmc.schedules.cuda.linear_op import LinearOp
 STRIP, COLUMN = 16, 64
 """Rows of the weight, and of K, in a piece."""
 
-FOUR_BITS = ("i4", "m4")
+FOUR_BITS = ("i4", "z4", "m4")
 
 REGISTERS = 512
 """Of a lane of one of a multiprocessor's four parts, which its warps share."""

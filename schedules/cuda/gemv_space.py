@@ -17,6 +17,8 @@ from llmc.schedules.cuda.linear_op import LinearOp
 WARPS, STAGES = range(6, 17), range(2, 11)
 MOST_CANDIDATES = 32
 
+INT4 = ("i4", "z4")
+
 MOST_TOKENS_IN_DIGITS = 4
 """Their digits are the eight columns of a product."""
 
@@ -125,7 +127,7 @@ def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
         return None
     digits = takes_digits(op) and op.k <= MOST_K_IN_DIGITS
     cuts = [(2, 2)] * (2 in depths(op, digits=digits))
-    cuts += [(1, stages) for stages in range(4 if op.weight == "i4" else 2, 1, -1)]
+    cuts += [(1, stages) for stages in range(4 if op.weight in INT4 else 2, 1, -1)]
     for warps, (depth, stages) in product((16, 12, 8), cuts):
         shared_x = digits or not op.tiled_x
         params = Gemv(warps, stages, 4, 2, 0, shared_x, digits=digits, bulk=True, split=2, depth=depth)
@@ -198,7 +200,7 @@ def takes_kept(op: LinearOp) -> bool:
 
 def depths(op: LinearOp, *, digits: bool) -> tuple[int, ...]:
     """Neighbouring columns that a stage may have."""
-    return (1, 2) if op.weight == "i4" and not digits and ceil(op.k / COLUMN) % 2 == 0 else (1,)
+    return (1, 2) if op.weight in INT4 and not digits and ceil(op.k / COLUMN) % 2 == 0 else (1,)
 
 
 def placed(op: LinearOp, params: Gemv, device: Device, blocks: int) -> Gemv:

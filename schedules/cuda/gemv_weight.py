@@ -1,4 +1,5 @@
-"""How a product's weight is stored, and read: include/gemv_weight.cuh, gemv_quant.cuh, gemv_mxfp4.cuh."""
+"""How a product's weight is stored, and read: include/gemv_weight.cuh, and of codes gemv_quant.cuh, gemv_zeros.cuh and
+gemv_mxfp4.cuh."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from math import ceil
 
 from llmc.compiler.kernel import Layout
 from llmc.schedules.cuda.linear_op import LinearOp
-from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int8Strips, Mxfp4Strips
+from llmc.schedules.cuda.quant_strips import Fp8Strips, Int4Strips, Int4ZerosStrips, Int8Strips, Mxfp4Strips
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
@@ -44,6 +45,11 @@ def weight_format(op: LinearOp) -> WeightFormat:
         return WeightFormat(
             layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 50.0, 21.0, (1, 2, 4)
         )
+    if op.weight == "z4":
+        zeros = Int4ZerosStrips(op.group, op.gated)
+        n_bytes = size // 2 + 4 * op.rows * ceil(op.k / op.group)
+        kind = f"Int4ZerosWeight<{element}, {op.group}>"
+        return WeightFormat(zeros, kind, n_bytes, zeros.piece_bytes, 60.0, 22.0, (1, 2, 4))
     if op.weight == "m4":
         powers = Mxfp4Strips(op.group, op.gated)
         n_bytes = size // 2 + op.rows * ceil(op.k / op.group)

@@ -3,6 +3,7 @@
     piece       16 stored rows (a strip) by 64 of K (a column); a weight is [row tiles of 64][columns][4 strips] pieces
     int8, fp8   { [half][lane] { row g: 8 bytes; row g + 8: 8 bytes } }, and behind all pieces f32 scales [strips][16]
     int4        { [lane][half] { row g: 8 nibbles; row g + 8: 8 nibbles }, f16 scales }
+    with zeros  { the same, f16 scales, f16 zeros }
     mxfp4       { the same of codes of 4 bits (schedules/mxfp4_words.py), scales as bytes: exponents + 127 }
 
 Lane 4 g + t and half h stand for rows g and g + 8 and, of 32 elements along K, for the eight that mma.m16n8k16 wants in
@@ -136,11 +137,19 @@ class Int4Strips:
             words = self._words(codes).reshape(STRIPS, 2, 8, columns, 2, 4)  # row half, g, column, half, t
             lanes = np.ascontiguousarray(words.transpose(3, 0, 2, 5, 4, 1))
             pieces[tile_row, :, :, :512] = lanes.reshape(columns, STRIPS, 128).view(np.uint8)
-            scales = self._scales(stored_rows(array.scales, tile_row * TILE, self.gated), columns)
-            pieces[tile_row, :, :, 512:] = scales.reshape(columns, STRIPS, -1).view(np.uint8)
+            end = 512
+            for of_groups in self._behind(array):
+                parts = self._scales(stored_rows(of_groups, tile_row * TILE, self.gated), columns)
+                stored = parts.reshape(columns, STRIPS, -1).view(np.uint8)
+                start, end = end, end + stored.shape[2]
+                pieces[tile_row, :, :, start:end] = stored
 
         in_threads(fill, n_tile_rows)
         return pieces.reshape(-1)
+
+    def _behind(self, array: Any) -> list[Array]:
+        """What lies behind a piece's codes, of [rows, groups]."""
+        return [array.scales]
 
     def _words(self, codes: Array) -> Array:
         """uint32 of eight codes each."""
@@ -165,6 +174,21 @@ class Int4Strips:
     def __str__(self) -> str:
         gated = ", gate and up alternating by 8 rows" if self.gated else ""
         return f"i4 pieces 16x64, f16 scales of {self.group}{gated}"
+
+
+@dataclass(frozen=True)
+class Int4ZerosStrips(Int4Strips):
+    """A weight [N, K], or [2N, K] when gated, in int4, with a scale and a zero for each `group` along K."""
+
+    @property
+    def piece_bytes(self) -> int:
+        return 512 + 64 * self.scales_a_row
+
+    def _behind(self, array: Any) -> list[Array]:
+        return [array.scales, np.zeros_like(array.scales) if array.zeros is None else array.zeros]
+
+    def __str__(self) -> str:
+        return super().__str__().replace("i4", "z4", 1).replace("f16 scales", "f16 scales and zeros", 1)
 
 
 @dataclass(frozen=True)

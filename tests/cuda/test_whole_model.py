@@ -18,6 +18,7 @@ from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How
 from llmc.schedules import records, switches
+from tests.compiler.test_packed import in_gptq
 from tests.cuda.conftest import BATCH, HOPPER, LLAMA, EmulatedGpu
 
 PROMPTS = [[5 + i, 17, 3, 99 - i, 42, *range(20 + i, 20 + 9 * i)] for i in range(12)]
@@ -121,6 +122,21 @@ def test_sequences_with_quantised_weights_say_what_float32_says_with_their_value
         error = np.abs(model.logits(PROMPTS[7]) - logits).max()
         assert error < 0.05 * np.ptp(logits)
         assert count_ties(decoded(model, prompts, wanted, n_tokens=3), wanted, error) <= 6 * n / 20
+    assert emulated_gpu.complaints() == []
+
+
+def test_a_checkpoint_whose_codes_have_zeros_keeps_its_numbers(
+    checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+) -> None:
+    folder = in_gptq(checkpoint("llama"), tmp_path / "gptq", zeros=True)
+    llmc.compile(folder, out=tmp_path / "cpu.so", dtype="f32", batch=[1], verify=False)
+    with llmc.load(tmp_path / "cpu.so", kv_tokens=512) as model:
+        wanted = model.logits(PROMPTS[7])
+    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", quant="int4", batch=[1])
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=512) as model:
+        assert {"z4"} <= {weight["layout"][:2] for weight in model.manifest["weights"]}
+        for prompt, logits in ((PROMPTS[7], wanted), (PROMPTS[7][:1], wanted[:1])):
+            assert np.abs(model.logits(prompt) - logits).max() < 0.05 * np.ptp(wanted)
     assert emulated_gpu.complaints() == []
 
 

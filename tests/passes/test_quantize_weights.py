@@ -193,9 +193,3 @@ def test_other_schemes_and_checkpoints_have_one_for_all(
     model = kept_so(build, coded)
     quantize_weights(model, scheme)
     assert set(schemes(model).values()) == {wanted}
-
-
-def test_zeros_are_left_out_where_no_kernel_knows_them(build: Any) -> None:
-    model = kept_so(build, AS_KEPT)
-    quantize_weights(model, Scheme(4, 32), has_zeros=False)
-    assert set(schemes(model).values()) == {"int4, groups of 32"}

@@ -28,6 +28,8 @@ INT8: Weight = ("i8", 0)
 FP8: Weight = ("f8", 0)
 INT4: Weight = ("i4", 32)
 INT4_128: Weight = ("i4", 128)
+ZEROS: Weight = ("z4", 32)
+ZEROS_128: Weight = ("z4", 128)
 
 
 def check(
@@ -41,15 +43,17 @@ def check(
     target: Target = HOPPER,
 ) -> None:
     """The call gives what its definition does with the weight as it is multiplied: codes of 8 bits exactly, int4 codes
-    times their scales rounded to `element`, once."""
+    less whole zeros, if they have some, times their scales rounded to `element`, once."""
     call, inputs = quantised(linear_call(name, *shape, element, tiled_x=True, tiled_y="Gated" in name), *weight)
     op = parse(call)
     assert op is not None
+    if weight[0] == "z4":
+        inputs[op.weight_input] = replace(inputs[op.weight_input], zeros=np.rint(inputs[op.weight_input].zeros))
     implementation = linear.implement(call, params or found(call, target), target)
     assert len(implementation.launches) == 1
     (y,) = EmulatedExecutable(call, implementation, target).run(*inputs)
     values = inputs[op.weight_input].values()
-    if weight[0] == "i4":
+    if weight[0] in ("i4", "z4"):
         values = values.astype(numpy_dtype(element)).astype(np.float32)
     inputs[op.weight_input] = values
     plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
@@ -73,6 +77,9 @@ def check(
         ("Linear", (200, 130, 72), INT4, "bf16"),
         ("GatedLinearGeluTanh", (64, 100, 264), INT4_128, "bf16"),
         ("LinearBiasRelu", (40, 66, 328), INT4_128, "f16"),
+        ("LinearBiasResidual", (17, 65, 200), ZEROS, "bf16"),
+        ("GatedLinearSiluBias", (33, 40, 100), ZEROS, "f16"),
+        ("LinearBias", (64, 130, 264), ZEROS_128, "bf16"),
     ],
     ids=str,
 )
@@ -98,6 +105,7 @@ def test_codes_are_multiplied_from_registers_in_one_launch(
         ((70, 200, 330), INT4, Tiling(80, 2, 2, shared=False, cluster=2, turns=2, quick=True), HOPPER),
         ((20, 130, 1000), INT8, Tiling(32, 3, 3), ADA),
         ((200, 130, 200), INT4, Tiling(48, 4, 3, band=3), ADA),
+        ((40, 260, 200), ZEROS, Tiling(40, 3, 2, shared=False, turns=1, quick=True), HOPPER),
     ],
     ids=str,
 )

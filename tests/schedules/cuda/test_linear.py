@@ -220,6 +220,7 @@ SCHEMES: dict[str, Callable[[int], Scheme]] = {
     "i8": lambda group: Scheme(8),
     "f8": lambda group: Scheme(8, number="fp"),
     "i4": lambda group: Scheme(4, group),
+    "z4": lambda group: Scheme(4, group, zeros=True),
 }
 QUANTISED = [
     ("LinearBiasResidual", (3, 101, 200), "i8", 0, "bf16"),
@@ -234,6 +235,11 @@ QUANTISED = [
     ("Linear", (16, 64, 704), "i4", 32, "bf16"),
     ("RMSNormGatedLinearSilu", (1, 72, 320), "i4", 32, "f16"),
     ("RMSNormGatedLinearSilu", (19, 40, 200), "i4", 32, "bf16"),
+    ("LinearBiasResidual", (3, 101, 200), "z4", 128, "bf16"),
+    ("Linear", (16, 64, 704), "z4", 32, "bf16"),
+    ("RMSNormGatedLinearSilu", (1, 72, 320), "z4", 32, "f16"),
+    ("RMSNormGatedLinearSilu", (19, 40, 200), "z4", 32, "bf16"),
+    ("LinearBiasResidual", (17, 101, 70), "z4", 32, "f16"),
 ]
 
 
@@ -263,9 +269,14 @@ def quantised_call(call: Call, weight: DType, group: int = 0) -> Call:
 
 
 def check_quantised(
-    call: Call, inputs: list[Any], define: Define, params: linear.Params | None = None, target: Target = TARGET
+    call: Call,
+    inputs: list[Any],
+    define: Define,
+    params: linear.Params | None = None,
+    target: Target = TARGET,
+    atol: float | None = None,
 ) -> None:
-    """The call gives what its definition does with the values that the codes stand for."""
+    """The call gives what its definition does with the values that the codes stand for, up to `atol` of the largest."""
     op = parse(call)
     assert op is not None
     implementation = linear.implement(call, params or found(call, target), target)
@@ -273,7 +284,21 @@ def check_quantised(
     inputs[op.weight_input] = inputs[op.weight_input].values()
     plain = replace(call, inputs=tuple(map(as_float, call.inputs)), outputs=(as_float(call.outputs[0]),))
     (expected,) = define(plain, *inputs)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE[op.element] * np.abs(expected).max())
+    np.testing.assert_allclose(y, expected, rtol=0, atol=(atol or TOLERANCE[op.element]) * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("tiled_x", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "group", "element"), [((4, 70, 320), 32, "bf16"), ((9, 40, 264), 128, "f16")], ids=str
+)
+def test_zeros_cost_few_tokens_no_digit(
+    define: Define, shape: tuple[int, int, int], group: int, element: DType, tiled_x: bool
+) -> None:
+    call, inputs = quantised(linear_call("LinearBias", *shape, element, tiled_x=tiled_x), "z4", group)
+    zeros = inputs[1].zeros
+    assert (zeros != np.rint(zeros)).any()
+    assert isinstance(found(call), Gemv)
+    check_quantised(call, inputs, define, atol=3e-6 if element == "bf16" else 2e-5)
 
 
 @pytest.mark.parametrize("element", ["bf16", "f16"])

@@ -319,10 +319,11 @@ def test_a_page_of_a_long_prompt_is_weighed_while_the_one_before_is_multiplied(m
 
 
 @pytest.mark.parametrize(
-    ("weight", "group", "most"), [("i8", 0, 115), ("f8", 0, 115), ("i4", 32, 160), ("i4", 128, 150)]
+    ("weight", "group", "most"),
+    [("i8", 0, 115), ("f8", 0, 115), ("i4", 32, 160), ("i4", 128, 150), ("z4", 32, 190), ("z4", 128, 165)],
 )
 def test_a_step_of_codes_takes_the_instructions_that_are_counted_on(weight: DType, group: int, most: int) -> None:
-    """As include/gemm_codes.cuh counts them: from a step's wait to its last product."""
+    """As include/gemm_codes.cuh and gemm_zeros.cuh count them: from a step's wait to its last product."""
     call = quantised_call(linear_call("LinearResidual", 32, 4096, 11008, tiled_x=True), weight, group)
     (launch,) = schedules.implement(call, Target("cuda", "sm_90a")).launches
     sass, _ = compiled(launch, "sm_90a")
