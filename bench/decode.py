@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from llmc.bench.chart import memory
+from llmc.bench.contexts import context_bytes
 from llmc.bench.limits import arithmetic_peak, cpu_name, multiplied, reader
 from llmc.runtime import load
 from llmc.runtime.artifact import ArtifactFile
@@ -156,12 +157,14 @@ def prompt_operations(manifest: dict[str, Any], n_tokens: int) -> int:
         sum(e["nodes"] * e["operations"] for e in rows if re.search("Linear|Experts|HeadProduct", e["op"])) // PER_ROW
     )
     attention = 0
-    for entry in (entry for entry in rows if entry["op"].endswith("PagedAttention")):
+    for entry in (entry for entry in rows if entry["op"].endswith("Attention")):
         facts = dict(part.split("=") for part in re.findall(r"\w+=\d+", entry["call"]))
         width = 2 * int(facts["head_dim"])
         if "latent_dim" in facts:  # keys are longer than values
             width = 2 * int(facts["latent_dim"]) + int(facts["rotary_dim"])
-        attention += entry["nodes"] * int(facts["num_heads"]) * width * n_tokens**2
+        window = int(facts.get("window", 0))
+        pairs = n_tokens**2 if not 0 < window < n_tokens else window * (2 * n_tokens - window)  # twice those in sight
+        attention += entry["nodes"] * int(facts["num_heads"]) * width * pairs
     return int(linear * n_tokens + attention)
 
 
@@ -186,9 +189,9 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def bytes_per_step(manifest: dict[str, Any], size: int, context: int) -> int:
-    """Weights that a step of `size` sequences reads, and their cache of `context` tokens each."""
+    """Weights that a step of `size` sequences reads, and what it sees of their caches of `context` tokens each."""
     weights = memory.read_bytes(memory.weight_sizes(manifest), size)
-    return int(weights + size * context * manifest["kv_cache"]["bytes_per_token"])
+    return int(weights + size * context_bytes(manifest["kv_cache"], context))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ Plans hold kernels and addresses; the manifest says which schedule each kernel b
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from llmc.runtime.format import PLAN_KINDS, SPACES, CallRecord, PlanRecord
@@ -124,8 +126,17 @@ def context_counted(tables: PlanTables, call: CallRecord, kernel: str) -> int:
 def cache_name(tables: PlanTables, call: CallRecord, manifest: Mapping[str, Any]) -> str:
     """layers.3.kv_cache, for a call that reads or writes it."""
     offsets = [a.offset for a in tables.arguments_of(call) if a.space == KV]
-    layer_bytes = tables.header.kv_page_bytes // max(1, int(manifest.get("model", {}).get("n_layers") or 1))
-    return f"layers.{offsets[0] // layer_bytes}.kv_cache" if offsets and layer_bytes else ""
+    if not offsets:
+        return ""
+    starts = list(accumulate(layer_sizes(tables.header.kv_page_bytes, manifest), initial=0))
+    return f"layers.{bisect_right(starts, offsets[0]) - 1}.kv_cache"
+
+
+def layer_sizes(page_bytes: int, manifest: Mapping[str, Any]) -> list[int]:
+    """Bytes of a page, of each layer that has a part of it.  Older artifacts have layers of one size."""
+    sizes = manifest.get("kv_cache", {}).get("layer_bytes")
+    n_layers = max(1, int(manifest.get("model", {}).get("n_layers") or 1))
+    return list(sizes) if sizes else [page_bytes // n_layers] * n_layers
 
 
 def with_weights(facts: Sequence[CallFacts]) -> list[CallFacts]:

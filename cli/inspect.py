@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -137,7 +138,7 @@ def write_summary(said: Said) -> str:
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
         f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
-        f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}",
+        f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}{kept_by(cache, model)}",
         "kernels": f"{said['n_kernels']}",
         **{k: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[k]) for k in PLAN_KINDS if plans[k]},
         "certificate": certificate_in_words(said["certificate"], "targets" in said),
@@ -145,6 +146,17 @@ def write_summary(said: Said) -> str:
     sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]
     return "\n".join([*lines, "", table(("section", "offset", "bytes", "sha256"), sections)])
+
+
+def kept_by(cache: Said, model: Said) -> str:
+    """Of which layers, where they differ: some share another's, or have sizes of their own."""
+    sizes: Counter[int] = Counter(cache.get("layer_bytes", ()))
+    n_layers, n_kept = int(model.get("n_layers") or 0), sum(sizes.values())
+    if not sizes or (n_kept == n_layers and len(sizes) == 1):
+        return ""
+    parts = [f"{n} layer{'s' * (n != 1)} of {in_bytes(size // cache['page_tokens'])}" for size, n in sizes.items()]
+    shared = [f"{n_layers - n_kept} that share them"] if n_kept < n_layers else []
+    return f" ({', '.join([*parts, *shared])})"
 
 
 # -- plan -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import floor, prod
@@ -65,11 +66,7 @@ def manifest(
         "quant": quant_record(scheme) if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),
-        "kv_cache": {
-            "dtype": kv_dtype,
-            "page_tokens": program.page_tokens,
-            "bytes_per_token": program.kv_page_bytes // program.page_tokens,
-        },
+        "kv_cache": cache_record(program, kv_dtype),
         "plans": [
             {"kind": fmt.PLAN_KINDS[plan.kind], "rows": plan.n_rows, "calls": len(plan.calls)} for plan in program.plans
         ],
@@ -86,6 +83,24 @@ def manifest(
         "schedules": [schedule_record(choice) for choice in program.choices],
         "switched": list(switched),
         "certificate": {"status": "pending"},
+    }
+
+
+def cache_record(program: Program, kv_dtype: str) -> dict[str, Any]:
+    """How the KV cache is kept: bytes of a page, of each layer that has a part of it; and what a step reads of a
+    sequence: so many layers, so many bytes of each token in sight (window: as the operator's, 0 for all tokens)."""
+    fewest = min(plan.n_rows for plan in program.plans if fmt.PLAN_KINDS[plan.kind] == "body")
+    reads: Counter[tuple[int, int]] = Counter()
+    for choice in program.choices:
+        if choice.call.op.endswith("Attention") and choice.n_rows == fewest:
+            layer_bytes = choice.implementation.kv_layer_bytes // program.page_tokens
+            reads[layer_bytes, choice.call.attribute("window", 0)] += len(choice.nodes)
+    return {
+        "dtype": kv_dtype,
+        "page_tokens": program.page_tokens,
+        "bytes_per_token": program.kv_page_bytes // program.page_tokens,
+        "layer_bytes": list(program.layer_bytes),
+        "reads": [{"layers": n, "bytes_per_token": size, "window": window} for (size, window), n in reads.items()],
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llmc.bench.chart import memory
 from llmc.bench.chart.request import Task
+from llmc.bench.contexts import context_bytes
 from llmc.runtime.errors import LlmcError
 
 FORMAT = "llmc bench 1"
@@ -173,7 +174,8 @@ class Record:
         bandwidth, peak = self.bandwidth(panel), panel.peak_operations_per_s
         if not bandwidth or not panel.model:
             return None
-        cache = task.batch * task.length * panel.model["kv_bytes_per_token"]
+        of_sequence = panel.model.get("kv_cache", {"bytes_per_token": panel.model["kv_bytes_per_token"]})
+        cache = task.batch * context_bytes(of_sequence, task.length)
         seconds = (memory.read_bytes(panel.model, task.n_tokens) + cache) / bandwidth
         if peak:
             seconds = max(seconds, operations(panel.model, task) / peak)

@@ -112,6 +112,7 @@ def panel_of(name: str, manifest: dict[str, Any], published: int, request: Reque
             "artifact_bytes": manifest["artifact_bytes"],
             **sizes,
             "kv_bytes_per_token": manifest["kv_cache"]["bytes_per_token"],
+            "kv_cache": manifest["kv_cache"],
             "n_weights": round(8 * memory.read_bytes(sizes, 1) / memory.bits(manifest)),
             "head_weights": memory.head_weights(manifest["model"]),
             "attention_width": memory.attention_width(manifest["model"]),

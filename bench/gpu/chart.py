@@ -158,6 +158,7 @@ def model_facts(said: Entry, base: str, quant: str | None) -> dict[str, Any]:
         "artifact_bytes": said["weight_bytes"],
         "step_bytes": said["step_bytes"],
         "kv_bytes_per_token": said["kv_bytes_per_token"],
+        **({"kv_cache": said["kv_cache"]} if "kv_cache" in said else {}),
         "n_weights": said.get("n_weights") or round(8 * said["step_bytes"] / memory.bits(manifest)),
         **shape_of(said, base),
         "target": said["target"],

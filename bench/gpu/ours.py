@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmc import __version__
+from llmc.bench.contexts import context_bytes
 from llmc.bench.gpu.filled import model_of, ready
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.whole import prompt_of
@@ -56,6 +57,7 @@ class Ours:
             "n_weights": sum(prod(w["shape"]) for w in self._read_by_steps()),
             "config": self.model.manifest["model"]["config"],
             "kv_bytes_per_token": self.model.info.kv_bytes_per_token,
+            "kv_cache": self.model.manifest["kv_cache"],
             "device": self.model.info.device,
         }
 
@@ -105,7 +107,7 @@ class Ours:
 
     def step_bytes(self, batch: int, length: int) -> dict[str, int]:
         """What a step must read: weights, without the tables of which it looks up rows, and the contexts."""
-        cache = batch * length * self.model.info.kv_bytes_per_token
+        cache = batch * context_bytes(self.model.manifest["kv_cache"], length)
         return {"bytes": sum(w["bytes"] for w in self._read_by_steps()) + cache}
 
     def _read_by_steps(self) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ PACKAGE = Path(llmc.__file__).parent
 PARTS = (
     "__init__.py",
     "bench/__init__.py",
+    "bench/contexts.py",
     "bench/steps.py",
     "bench/gpu/*.py",
     "compiler/__init__.py",

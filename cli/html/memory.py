@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llmc.cli.call_facts import layer_sizes
 from llmc.cli.html.artifact_facts import Facts, Plan, category
 from llmc.cli.html.markup import Child, Markup, box, drawing, element, figure, paragraph, section, table, text
 from llmc.cli.html.ticks import axis, ticks
@@ -121,8 +122,7 @@ def layer_marks(plan: Plan, n_calls: int) -> list[Markup]:
 
 def kv_cache(facts: Facts) -> Child:
     header, cache = facts.tables.header, facts.manifest.get("kv_cache", {})
-    n_layers = int(facts.model.get("n_layers") or 0)
-    if not header.kv_page_bytes or not n_layers:
+    if not header.kv_page_bytes:
         return paragraph("This model keeps no cache.")
     rows = [
         ("one token", 1, header.kv_page_bytes // header.page_tokens),
@@ -135,9 +135,9 @@ def kv_cache(facts: Facts) -> Child:
     ]
     return (
         figure(
-            element("div", kv_drawing(facts, n_layers), class_="scroll wide"),
+            element("div", kv_drawing(facts), class_="scroll wide"),
             f"Keys and values in {cache.get('dtype', '?')}. A sequence holds whole pages, wherever they are free; "
-            "a page holds all layers, and a layer the keys and values of each head.",
+            "a page holds all layers that keep any, and a layer the keys and values of each head.",
         ),
         table(
             ("room for", "tokens", "bytes"),
@@ -147,16 +147,17 @@ def kv_cache(facts: Facts) -> Child:
     )
 
 
-def kv_drawing(facts: Facts, n_layers: int) -> Markup:
-    """Three rows: pages of a sequence, layers of a page, heads of a layer."""
+def kv_drawing(facts: Facts) -> Markup:
+    """Three rows: pages of a sequence, layers of a page, heads of the first layer."""
     header = facts.tables.header
     heads = facts.attribute("kv_num_heads") or 1
-    layer_bytes = header.kv_page_bytes // n_layers
+    sizes = layer_sizes(header.kv_page_bytes, facts.manifest)
+    n_layers, layer_bytes = len(sizes), sizes[0]
     pages = min(header.pages_per_sequence, 64)
     more = "" if pages == header.pages_per_sequence else f", {pages} of them"
     parts: list[Child] = []
     parts += row_of(0, pages, [f"page {i}" for i in range(pages)], "tone0", in_bytes(header.kv_page_bytes))
-    parts += row_of(76, n_layers, [f"layer {i}" for i in range(n_layers)], "attention", in_bytes(layer_bytes))
+    parts += row_of(76, n_layers, [f"layer {i}" for i in range(n_layers)], "attention", [in_bytes(n) for n in sizes])
     names = [f"{what} {head}" for head in range(heads) for what in ("K", "V")]
     parts += row_of(152, 2 * heads, names, "linear", in_bytes(layer_bytes / (2 * heads)))
     for y, n, said in (
@@ -171,11 +172,13 @@ def kv_drawing(facts: Facts, n_layers: int) -> Markup:
     return drawing(WIDTH, 204, parts, label="the KV cache: pages, layers, heads", class_="strip")
 
 
-def row_of(y: float, n: int, names: list[str], class_: str, size: str) -> list[Markup]:
+def row_of(y: float, n: int, names: list[str], class_: str, size: str | list[str]) -> list[Markup]:
+    """size: of all, or of each."""
     width = WIDTH / n
     parts = []
     for index, name in enumerate(names):
-        parts.append(box(index * width, y + 18, width - 1.5, 32, f"cell {class_}", f"{name}: {size}", 2))
+        said = size if isinstance(size, str) else size[index]
+        parts.append(box(index * width, y + 18, width - 1.5, 32, f"cell {class_}", f"{name}: {said}", 2))
         if width > 8 * len(name) + 6:
             parts.append(text(index * width + width / 2, y + 38, name, "on", "middle"))
     return parts

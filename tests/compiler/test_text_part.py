@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
@@ -49,16 +51,22 @@ def gemma3() -> PreTrainedModel:
     )
 
 
+def gemma4() -> PreTrainedModel:
+    text = SIZES | {"sliding_window": 24, "global_head_dim": 32, "hidden_size_per_layer_input": 0}
+    vision = VISION | {"num_key_value_heads": 2, "head_dim": 16}
+    return Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=vision, audio_config=None))
+
+
 def mistral3(tied: bool) -> PreTrainedModel:
     text, vision = SIZES | {"model_type": "mistral"}, VISION | {"model_type": "pixtral", "head_dim": 16}
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=90, tie_word_embeddings=tied)
     return Mistral3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "mistral3", "mistral3 tied"])
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "mistral3", "mistral3 tied"])
 def test_the_text_part_says_what_the_whole_model_says(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    whole = gemma3() if kind == "gemma3" else mistral3(tied="tied" in kind)
+    whole = {"gemma3": gemma3, "gemma4": gemma4}.get(kind, lambda: mistral3(tied="tied" in kind))()
     whole.save_pretrained(tmp_path / "whole")
     report = llmc.compile(tmp_path / "whole", out=tmp_path / "model.so", batch=(1,), max_sequence=32)
     assert any("only the text part of whole is compiled" in note for note in report["notes"])

@@ -1,0 +1,70 @@
+"""A model whose layers differ, from its checkpoint to tokens: caches of two sizes, layers that share them; the same
+bits in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import llmc
+from llmc.bench.contexts import context_bytes
+from llmc.cli.main import main
+from llmc.runtime import ArtifactFile
+from llmc.runtime.binding import Model
+from tests.test_families import save
+
+IDS = [int(token) for token in np.random.default_rng(1).integers(3, 160, 50)]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gemma4")
+    options: dict[str, Any] = {"dtype": "bf16", "kv_dtype": "int8", "batch": (1,), "verify": False}
+    llmc.compile(save("gemma4_text", folder / "model"), out=folder / "model.so", **options)
+    return folder / "model.so"
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path) -> Iterator[Model]:
+    with llmc.load(artifact, kv_tokens=512) as opened:
+        yield opened
+
+
+def test_chunks_of_a_prompt_change_no_bit(model: Model) -> None:
+    whole = model.logits(IDS)
+    with model.sequence() as sequence:
+        parts = [sequence.feed_for_logits(part) for part in (IDS[:33], IDS[33:34], IDS[34:36], IDS[36:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_a_fork_and_a_neighbour_change_no_bit(model: Model) -> None:
+    """The fork shares its first page with the sequence, and parts from it within that page."""
+    with model.sequence() as one:
+        one.feed(IDS[:20])
+        with one.fork() as other:
+            model.step([(one, IDS[20:30]), (other, IDS[30:])])
+            for sequence, text in ((one, IDS[:30]), (other, IDS[:20] + IDS[30:])):
+                np.testing.assert_array_equal(sequence.logits(), model.logits(text)[-1])
+
+
+def test_each_layer_counts_by_its_own_size(artifact: Path) -> None:
+    """int8: a byte for each number, four for each key's and each value's scale.  Layers see 24 tokens, or all."""
+    with ArtifactFile.open(artifact) as file:
+        cache, n_layers = file.manifest()["kv_cache"], file.manifest()["model"]["n_layers"]
+    local, whole = 2 * 2 * (16 + 4), 1 * 2 * (32 + 4)
+    assert (cache["bytes_per_token"], n_layers) == (local + whole, 4)
+    assert cache["layer_bytes"] == [64 * local, 64 * whole]
+    for length, seen in ((10, 10), (40, 24)):
+        assert context_bytes(cache, length) == 2 * (seen * local + length * whole)
+    said = CliRunner().invoke(main, ["inspect", str(artifact)]).output
+    assert "a token in int8 (1 layer of 80 B, 1 layer of 72 B, 2 that share them)" in said
+    plan = CliRunner().invoke(main, ["inspect", "--plan", str(artifact)]).output
+    assert {f"layers.{i}.kv_cache" for i in range(3) if f"layers.{i}.kv_cache" in plan} == {
+        "layers.0.kv_cache",
+        "layers.1.kv_cache",
+    }
