@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.kernel import Call
+
 DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
 """Whether it has a bias."""
+
+
+def is_stateful(call: Call) -> bool:
+    return call.op == DELTA_RULE or call.op in CONVS
 
 
 @dataclass(frozen=True)

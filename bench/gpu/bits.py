@@ -15,6 +15,7 @@ import numpy as np
 
 from llmc.bench.gpu.kit import LAYOUTS, ROW_MAJOR
 from llmc.compiler.kernel import TILE_COLUMNS, TILE_ROWS
+from llmc.schedules.states_call import ByTap
 
 Array = np.ndarray[Any, Any]
 PLAIN = {"f32": np.float32, "i32": np.int32, "i8": np.int8, "u8": np.uint8, "i64": np.int64}
@@ -113,6 +114,9 @@ def packed(constant: Array | Codes | Stored, dtype: str, layout: Mapping[str, An
         assert not isinstance(constant, Codes | Stored)
         return raw(bits_of(constant, dtype if layout is None else layout["dtype"]))
     fields = {name: value for name, value in layout.items() if name != "kind"}
+    if layout["kind"] == ByTap.__name__:
+        assert isinstance(constant, np.ndarray)
+        return raw(ByTap().pack(constant))
     if isinstance(constant, Codes):
         return raw(LAYOUTS[layout["kind"]](**fields).pack(constant))
     bits = constant.bits if isinstance(constant, Stored) else bits_of(constant, fields["dtype"])

@@ -16,12 +16,16 @@ from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
+from llmc.schedules.states_call import DELTA_RULE, is_stateful
 
 Array = np.ndarray[Any, Any]
 Constant = Array | Codes | Stored
 POOL = 1 << 22
 MOST_CONSTANTS = 40
 """That are kept: models' calls have the same weights at every M, and making 100 million numbers takes a while."""
+RUNS = 2
+"""Of a layer with a state, over the same rows: the first begins with slots of zeros, and the last one's result counts.
+What a run leaves there, the next one finds."""
 QUARTERS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
 """Cosines and sines of quarter turns: what they turn stays exact."""
 
@@ -74,6 +78,8 @@ def make(call: Call, length: int | None = None) -> Inputs:
         return latent_inputs(call, length)
     if call.op.endswith("PagedAttention"):
         return attention_inputs(call, length)
+    if is_stateful(call):
+        return state_inputs(call)
     kinds = {index: kind for index, kind in enumerate(call.inputs) if kind is not None}
     arrays = {i: constant(i, k) if k.constant else tensor(f"{call} {i}", k) for i, k in kinds.items()}
     if applies(call):
@@ -172,6 +178,27 @@ def latent_inputs(call: Call, length: int | None = None) -> Inputs:
         arrays[at] = constant(at, kind) if kind.constant else exact(normal(f"{call} {name}", kind.shape), dtype)
     shape = (n_pages, 1, PAGE_TOKENS, call.attribute("latent_dim") + call.attribute("rotary_dim"))
     return Inputs(arrays, exact(normal(f"{call} keys", shape), dtype), None, rows)
+
+
+# -- layers with a state ----------------------------------------------------------------------------------------------
+
+
+def state_inputs(call: Call) -> Inputs:
+    """A step of the same kind; some sequences begin in it, the others go on.  The state is no array: it is zeros."""
+    *kinds, positions, _, _ = call.inputs
+    assert positions is not None
+    rows = step_rows(positions.shape[0], positions.shape[0])
+    arrays: dict[int, Constant] = {}
+    for index, kind in enumerate(kinds):
+        assert kind is not None
+        arrays[index] = constant(index, kind) if kind.constant else exact(normal(f"{call} {index}", kind.shape), "bf16")
+    if call.op == DELTA_RULE:
+        arrays[1] = -np.abs(normal(f"{call} g", kinds[1].shape)) if kinds[1] else arrays[1]
+        arrays[2] = 1 / (1 + np.exp(-normal(f"{call} beta", kinds[2].shape))) if kinds[2] else arrays[2]
+    n = len(kinds)
+    arrays[n] = np.array([row[1] if row else -1 for row in rows], np.int32)
+    arrays[n + 1] = np.array([row[0] if row else -1 for row in rows], np.int32)
+    return Inputs(arrays, rows=rows)
 
 
 def step_of(call: Call, length: int | None) -> tuple[list[tuple[int, int] | None], Array, Array, int]:

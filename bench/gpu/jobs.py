@@ -11,6 +11,7 @@ from typing import Any
 from llmc.bench.gpu.kit import call_to_json, layout_to_json
 from llmc.bench.gpu.latent_jobs import add_odd_latents
 from llmc.bench.gpu.measure import is_decode
+from llmc.bench.gpu.state_jobs import add_odd_states
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, Implementation, Kernel, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules import records, rule_of
@@ -234,6 +235,7 @@ def add_odd(jobs: Jobs, most: int, *, few: bool = False) -> None:
             name = f"odd attention {kv_dtype} M={shape[0]} H={shape[1]} KH={shape[2]} D={shape[3]}"
             special = "".join(f" {key}={value}" for key, value in shape[5].items())
             jobs.add(name + special, attention_call(*shape[:5], kv_dtype, **shape[5]), most, tuned=False)
+    add_odd_states(jobs, few=few)
     if not few:
         add_odd_latents(jobs, most)
 

@@ -12,16 +12,17 @@ import numpy as np
 from llmc.bench.gpu import bits, kv_codes
 from llmc.bench.gpu.bits import POISON, Array
 from llmc.bench.gpu.driver import Device
-from llmc.bench.gpu.inputs import MOST_CONSTANTS, Inputs, constant, make, of_heads
+from llmc.bench.gpu.inputs import MOST_CONSTANTS, RUNS, Inputs, constant, make, of_heads
 from llmc.bench.gpu.kit import Candidate, Job, Kit
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Operand, TensorType
+from llmc.schedules.states_call import is_stateful
 
 GUARD_BYTES = 256
 """Behind each output and temporary; kernels must leave them as they are."""
 
 
 def addresses(operand: Operand, places: dict[Operand, int]) -> int:
-    return places[Operand(operand.kind) if operand.kind in ("kv", "scratch") else operand]
+    return places[Operand(operand.kind) if operand.kind in ("kv", "state", "scratch") else operand]
 
 
 def launches(device: Device, kit: Kit, candidate: Candidate, places: dict[Operand, int]) -> Callable[[], None]:
@@ -71,7 +72,11 @@ class Checked:
                 device.fill(scratch, 0, candidate.scratch_bytes)
             if candidate.kv_layer_bytes:
                 places[Operand("kv")] = upload_cache(device, call, self.inputs, candidate.kv_layer_bytes)
-            launches(device, self.kit, candidate, places)()
+            if is_stateful(call):
+                places[Operand("state")] = no_states(device, call)
+            run = launches(device, self.kit, candidate, places)
+            for _ in range(RUNS if is_stateful(call) else 1):
+                run()
             device.wait()
             if candidate.scratch_bytes and device.read(scratch, candidate.scratch_bytes).any():
                 raise ValueError("scratch memory is not left zero")
@@ -79,6 +84,16 @@ class Checked:
                 if (device.read(places[operand] + n_bytes, GUARD_BYTES) != POISON).any():
                     raise ValueError(f"bytes behind {operand.kind} {operand.index} were written")
             return output_values(call, device.read(places[Operand("output", 0)], call.outputs[0].n_bytes))
+
+
+def no_states(device: Device, call: Call) -> int:
+    """Slots of zeros."""
+    state = call.inputs[-1]
+    assert state is not None
+    n_bytes = state.shape[0] * call.attribute("slot_bytes")
+    slots = device.allocate(n_bytes)
+    device.fill(slots, 0, n_bytes)
+    return slots
 
 
 def is_constant(call: Call, index: int) -> bool:

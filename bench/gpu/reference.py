@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Stored, exact
 from llmc.bench.gpu.inputs import Inputs
+from llmc.bench.gpu.state_reference import with_states
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
+from llmc.schedules.states_call import is_stateful
 
 Array = np.ndarray[Any, Any]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -40,6 +42,8 @@ def expected(call: Call, inputs: Inputs) -> Array:
     with torch.inference_mode():
         if call.op == LATENT:
             result = latent_attention(call, inputs, device)
+        elif is_stateful(call):
+            result = with_states(call, inputs, device)
         else:
             result = attention(call, inputs, device) if call.op.endswith("Attention") else linear(call, inputs, device)
         return np.asarray(result.float().cpu().numpy())
