@@ -54,6 +54,7 @@ class Model:
         kv_tokens: int,
         device: capi.Device = capi.ANY,
         progress: LoadProgress | None = None,
+        slots: int = 0,
     ) -> None:
         self.path = file.path
         self._file = file
@@ -65,6 +66,7 @@ class Model:
         self._turn: c.Array[capi.AdvanceInput] = (capi.AdvanceInput * 1)()  # kept from call to call
         options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
         options.run_on, options.device = device
+        options.n_slots = min(slots, 0xFFFFFFFF)
         try:
             with capi.reporting(options, progress):
                 library.check(library.api.open(options, handle))
@@ -117,6 +119,11 @@ class Model:
         """Tokens of a page of the KV cache."""
         info = self.info
         return info.page_tokens or self._file.plan(info.program).header.page_tokens
+
+    @cached_property
+    def has_states(self) -> bool:
+        """Whether its sequences have a state, which goes forwards alone: see Sequence.cut."""
+        return self.info.slot_bytes > 0
 
     @property
     def target(self) -> str:

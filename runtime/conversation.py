@@ -4,7 +4,8 @@
         for thought, answer in talk.ask("Who was Ada Lovelace?"):
             print(answer, end="", flush=True)
 
-A turn feeds what the template has changed or added since the last one, and nothing else.
+A turn feeds what the template has changed or added since the last one, and nothing else.  Of a model with states it
+feeds what was added, or all, where anything was changed.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Conversation:
         try:
             prompt, scanner = self._written(constraint)
             n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
-            self._sequence.truncate(n_same)
+            n_same = self._sequence.cut(n_same)
             self._fed = prompt[:n_same]
             generation = Generation(
                 self.model,

@@ -175,7 +175,8 @@ class Generation(Iterator[int]):
         history: History | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.
+        """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.  It then has
+        what was said up to the last token; or nothing, where a state went further with guesses.
         constraint: what the text has to look like.  history: what is in the sequence already; grows with the text where
         penalties look back.  speculation: guesses at the text; not asked where there are penalties or biases."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
@@ -289,8 +290,7 @@ class Generation(Iterator[int]):
     def _take_back(self, sequence: Sequence, n: int) -> None:
         """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""
         with suppress(LlmcError):  # closed meanwhile
-            if sequence.length > n:
-                sequence.truncate(n)
+            sequence.cut(n)
 
     def _why_stop(self, token: int, most: int) -> Stop | None:
         """most: tokens that may be said before max_tokens or the context ends them."""

@@ -94,8 +94,9 @@ def _unpack_tables(data: bytes) -> PlanTables:
     )
     if start + sum(sizes) != len(data):
         raise ValueError(f"its tables take {start + sum(sizes)} bytes, the section has {len(data)}")
-    if raw[1] == FORMAT_WITH_STATES and (not header.slot_bytes or header.slot_bytes % 64):
-        raise ValueError(f"states of {header.slot_bytes} bytes")
+    is_sound = header.slot_bytes > 0 and header.slot_bytes % 64 == 0 and header.default_slots > 0
+    if raw[1] == FORMAT_WITH_STATES and not is_sound:
+        raise ValueError(f"{header.default_slots} slots of {header.slot_bytes} bytes")
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Sequence:
-    """Tokens and their KV cache; made by Model.sequence.  A context manager; `close` gives its pages back."""
+    """Tokens, their KV cache, and the state of a model that has some; made by Model.sequence.  A context manager;
+    `close` gives its pages back."""
 
     def __init__(self, model: Model, handle: capi.Handle) -> None:
         assert handle.value is not None
@@ -41,7 +42,8 @@ class Sequence:
             return int(api.sequence_length(self.handle))
 
     def feed(self, tokens: Iterable[int]) -> None:
-        """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are."""
+        """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are: the sequence is as it
+        was, or, with a state that has gone on meanwhile, empty."""
         self._feed(self.model.check_ids(tokens), None)
 
     def feed_for_logits(self, tokens: Iterable[int]) -> Logits:
@@ -67,7 +69,7 @@ class Sequence:
         return token.value
 
     def fork(self) -> Sequence:
-        """A copy that shares its full pages with this one."""
+        """A copy that shares its full pages with this one, and the state until either is fed."""
         out = capi.Handle()
         with self.model.running() as (api, _):
             self.model.check(api.sequence_fork(self.handle, out))
@@ -88,9 +90,19 @@ class Sequence:
             return Sequence(self.model, out)
 
     def truncate(self, n: int) -> None:
-        """Keep the first n tokens, forget the rest and the logits."""
+        """Keep the first n tokens, forget the rest and the logits.  Raises LlmcError where a state would have to go
+        back; `cut` then forgets all."""
         with self.model.running() as (api, _):
             self.model.check(api.sequence_truncate(self.handle, n))
+
+    def cut(self, n: int) -> int:
+        """Keep the first n tokens, or what there is of them.  -> how many are kept: a state does not go back, and of a
+        model that has some none are where any have to go."""
+        length = self.length
+        if n < length:
+            length = 0 if self.model.has_states else n
+            self.truncate(length)
+        return length
 
     def close(self) -> None:
         """Give the pages back; closing twice is fine."""
@@ -118,6 +130,5 @@ class Sequence:
                 rows = slice(start, start + chunk)
                 self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])], phase)
         except BaseException:
-            if self.length > before:
-                self.truncate(before)
+            self.cut(before)
             raise

@@ -92,7 +92,8 @@ class DraftModel:
         if self._has_ended:
             return []
         try:
-            return [token for token in self._say(text, how, most) if token < self._n_ours]
+            say = self._say_beside if self._model.has_states else self._say
+            return [token for token in say(text, how, most) if token < self._n_ours]
         except LlmcError as error:
             if error.status != capi.NO_MEMORY:
                 raise
@@ -110,6 +111,24 @@ class DraftModel:
             self._sequence, self._has_ended = self._model.sequence(), False
             self._known, self._guessed = [], []
         self._known, self._guessed = [], [*self._known, *self._guessed]
+
+    def _say_beside(self, text: Row[int], how: How, most: int) -> list[int]:
+        """The same of a model with states: what is known stays in the sequence, guesses are made in a copy."""
+        held = [*self._known, *self._guessed]
+        if held != list(text[: len(held)]) or len(held) == len(text):
+            self._sequence.truncate(0)
+            held = []
+        n_read = min(len(text), len(held) + self._chunk) if self._chunk else len(text)
+        self._known, self._guessed = list(text[:n_read]), []
+        self._sequence.feed(text[len(held) : n_read])
+        if n_read < len(text):
+            return []
+        guesses = [self._sequence.sample(how)]
+        with self._sequence.fork() as ahead:
+            while len(guesses) < most:
+                ahead.feed(guesses[-1:])
+                guesses.append(ahead.sample(how))
+        return guesses
 
     def _say(self, text: Row[int], how: How, most: int) -> list[int]:
         n_same = min(len(self._known), len(text) - 1)  # the last token is fed in any case, to have logits

@@ -59,6 +59,14 @@ SHARED: dict[str, Any] = {
     "final_logit_softcapping": 8.0,
 }
 """Layers that attend the keys and values of others, and an embedding for each layer."""
+STATES: dict[str, Any] = {
+    **HEADS,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "bloom": {},
@@ -96,6 +104,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     "helium": HEADS,
     "hunyuan_v1_dense": HEADS,
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {
         **HEADS,
         "no_rope_layers": [1, 0],  # the first one in chunks
@@ -116,6 +125,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {},
     "olmo2": {},
     "qwen3": HEADS,
+    "qwen3_5_text": STATES,
     "smollm3": {},
     "stablelm": {},
 }

@@ -29,7 +29,8 @@ class Llmc:
 
     def load(self, loading: Loading) -> str:
         room = (sum(loading.batches) + 1) * (loading.room + 64)
-        self.model = load(loading.path, threads=loading.threads, kv_tokens=room)
+        slots = sum(loading.batches) + 1
+        self.model = load(loading.path, threads=loading.threads, kv_tokens=room, slots=slots)
         self.contexts: dict[int, list[Sequence]] = {}
         try:
             return f"llmc {version('llmc')}"
@@ -46,12 +47,11 @@ class Llmc:
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
         sequences = self.contexts.setdefault(len(prompts), [])
-        for sequence in sequences:
-            sequence.truncate(len(prompts[0]) - 1)
-        if not sequences:
-            sequences += [self.model.sequence() for _ in prompts]
-            for sequence, prompt in zip(sequences, prompts, strict=True):
-                sequence.feed(prompt[:-1])
+        sequences += [self.model.sequence() for _ in prompts[len(sequences) :]]
+        for sequence, prompt in zip(sequences, prompts, strict=True):
+            n_kept = sequence.cut(len(prompt) - 1)
+            if n_kept < len(prompt) - 1:
+                sequence.feed(prompt[n_kept:-1])
         self.model.step([(sequence, prompt[-1:]) for sequence, prompt in zip(sequences, prompts, strict=True)])
         return step_seconds(self.model, sequences, steps)
 

@@ -49,6 +49,7 @@ from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.compiler.frontend.source import SPELLED_OUT
+from llmc.compiler.frontend.states import KINDS as STATES
 from llmc.compiler.frontend.states import as_nodes, count_states
 from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
@@ -124,7 +125,7 @@ def max_tokens(config: PretrainedConfig) -> int:
 
 def _refuse_other_layers(config: PretrainedConfig) -> None:
     """Refuse layers of other kinds than attention before anything is built of them."""
-    other = next((kind for kind in kinds_of(config) if kind not in ATTENTIONS), None)
+    other = next((kind for kind in kinds_of(config) if kind not in (*ATTENTIONS, *STATES)), None)
     if other is not None:
         raise _unsupported(config, f"its layers of kind {str(other)[:40]} are not compiled yet")
 

@@ -61,6 +61,8 @@ class Batch:
         self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
         self.pages = Pages(model, model.page_tokens)
         self.guesses = guesses
+        if model.has_states:  # beside those of all texts, and of as many that guesses are made from
+            self.pages.most_kept = max(0, info.n_slots - 2 * self.max_batch)
         self.room = min(info.n_context, self.pages.total * self.pages.size)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
@@ -138,7 +140,8 @@ class Batch:
         self._find_prefix(job)
         promised = sum(self.pages.growth(other, other.n_pending) for other in self.running)
         spare = 1 + len(job.followers) if self.running else 0
-        if not self.pages.make_room(promised + self.pages.growth(job, job.n_pending) + spare):
+        slots = sum(self.pages.slots(other) for other in (*self.running, job))
+        if not self.pages.make_room(promised + self.pages.growth(job, job.n_pending) + spare, slots):
             job.leave()
             return False
         if not job.has_begun:
@@ -321,9 +324,11 @@ class Batch:
                 job.prompt_probs.append(token_prob(row, prompt[position], job.ask.n_top or 0, self._texts.of))
 
     def _make_room(self, inputs: Iterable[tuple[Job, int]]) -> bool:
-        """Whether there are pages for a step."""
-        n_pages = sum(self.pages.growth(job, n) for job, n in inputs)
-        return n_pages == 0 or self.pages.make_room(n_pages)
+        """Whether there are pages for a step, and slots."""
+        listed = list(inputs)
+        n_pages = sum(self.pages.growth(job, n) for job, n in listed)
+        n_slots = sum(self.pages.slots(job) for job, _ in listed)
+        return n_pages == n_slots == 0 or self.pages.make_room(n_pages, n_slots)
 
     def _compose(self) -> list[tuple[Job, int]]:
         """How many tokens of each job the next step takes: those that go on first, then prompts in a chunk."""

@@ -1,4 +1,8 @@
-"""Pages of the KV cache: who needs how many, and those of texts that have ended, kept for others that begin alike."""
+"""Pages of the KV cache: who needs how many, and those of texts that have ended, kept for others that begin alike.
+
+A model with states has a slot for each sequence too.  A state is that behind a whole text: so of a text that has ended
+all of it is kept, for others that begin with all of it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ MAX_KEPT = 64
 
 
 class Kept(NamedTuple):
-    """The tokens of a sequence, int32 [n], which fills its pages."""
+    """The tokens of a sequence, int32 [n], which fills its pages, unless it has a state."""
 
     ids: Ids
     sequence: Sequence
@@ -30,6 +34,7 @@ class Pages:
     def __init__(self, model: Model, size: int) -> None:
         self.model, self.size = model, size
         self.total = model.info.kv_tokens // size
+        self.most_kept = MAX_KEPT
         self._kept: list[Kept] = []  # the one used last at the end
 
     def of(self, n_tokens: int) -> int:
@@ -41,24 +46,38 @@ class Pages:
         """Pages that no sequence holds."""
         return self.model.info.kv_tokens_free // self.size
 
+    @property
+    def n_free_slots(self) -> int:
+        """Slots for states that no sequence holds."""
+        return self.model.info.n_slots_free
+
+    def slots(self, job: Job) -> int:
+        """Slots that a job and its followers may still take."""
+        if not self.model.has_states:
+            return 0
+        return len(job.followers) + (job.n_fed == 0 or job.shares_tail)
+
     def growth(self, job: Job, n_tokens: int) -> int:
         """Pages that so many tokens more of a job may take."""
         copies = 1 if job.shares_tail and job.n_fed % self.size else 0
         return self.of(job.n_fed + n_tokens) - self.of(job.n_fed) + copies
 
-    def make_room(self, n_pages: int) -> bool:
-        """Whether so many pages are free; ended texts are given up for them, the one unused longest first."""
-        while self.n_free < n_pages:
+    def make_room(self, n_pages: int, n_slots: int = 0) -> bool:
+        """Whether so many pages and slots are free; ended texts are given up for them, the one unused longest first."""
+        while self.n_free < n_pages or self.n_free_slots < n_slots:
             if not self._kept:
                 return False
             self._kept.pop(0).sequence.close()
         return True
 
     def keep(self, job: Job) -> None:
-        """Take over what an ended job has in full pages, unless another one has the same."""
-        n = job.n_fed - job.n_fed % self.size
+        """Take over what an ended job has in full pages, or its state, unless another one has the same."""
+        n = job.n_fed if self.model.has_states else job.n_fed - job.n_fed % self.size
         sequence, job.sequence = job.sequence, None
         if sequence is None:
+            return
+        if self.model.has_states:
+            self._keep_state(as_ids(job.ids[:n]), sequence)
             return
         ids = as_ids(job.ids[:n])
         longer = next((kept for kept in self._kept if n and common(kept.ids, ids) == n), None)
@@ -71,13 +90,29 @@ class Pages:
         shorter = [kept for kept in self._kept if common(kept.ids, ids) == len(kept.ids)]
         for kept in shorter:
             self._drop(kept)
-        self._kept.append(Kept(ids, sequence))
-        if len(self._kept) > MAX_KEPT:
+        self._add(Kept(ids, sequence))
+
+    def _keep_state(self, ids: Ids, sequence: Sequence) -> None:
+        """The same with a state, unless it went beyond these tokens with guesses."""
+        if len(ids) == 0 or sequence.length != len(ids):
+            sequence.close()
+            return
+        for kept in [kept for kept in self._kept if np.array_equal(kept.ids, ids)]:
+            self._drop(kept)
+        self._add(Kept(ids, sequence))
+
+    def _add(self, kept: Kept) -> None:
+        self._kept.append(kept)
+        while len(self._kept) > self.most_kept:
             self._drop(self._kept[0])
 
     def begin(self, job: Job, running: Iterable[Job]) -> None:
-        """Give a job its sequence: empty, or a fork of one that begins with the same full pages."""
+        """Give a job its sequence: empty, or a fork of one that begins with the same full pages, or whose state is that
+        behind the job's first tokens."""
         ids = as_ids([] if job.has_to_score else job.ids[:-1])  # the others' logits are not wanted
+        if self.model.has_states:
+            self._begin_at_state(job, ids, running)
+            return
         kept = max(self._kept, key=lambda kept: common(kept.ids, ids), default=None)
         n, source = (common(kept.ids, ids), kept.sequence) if kept else (0, None)
         for other in running:
@@ -93,6 +128,21 @@ class Pages:
         job.sequence = source.fork()
         job.sequence.truncate(n)
         job.n_fed = n
+
+    def _begin_at_state(self, job: Job, ids: Ids, running: Iterable[Job]) -> None:
+        found = [kept for kept in self._kept if common(kept.ids, ids) == len(kept.ids)]
+        kept = max(found, key=lambda kept: len(kept.ids), default=None)
+        n, source = (len(kept.ids), kept.sequence) if kept else (0, None)
+        leader: Job | None = None
+        for other in running:
+            if n < other.n_fed == common(as_ids(other.ids[: other.n_fed]), ids):
+                n, source, leader = other.n_fed, other.sequence, other
+        if leader is not None:
+            leader.shares_tail = True
+        elif kept is not None:
+            self._use(kept)
+        job.sequence = self.model.sequence() if source is None else source.fork()
+        job.n_fed, job.shares_tail = n, n > 0
 
     def clear(self) -> None:
         """Give up all that is kept."""

@@ -29,6 +29,9 @@ from llmc.runtime.speculate import FORCED, check_vocabulary
 LEAST_BATCH = 8
 MEMORY_SHARE = 0.8
 """Of a CPU's memory, beside the weights, what the KV cache may grow to when nobody says how large it is."""
+SLOTS_A_TEXT = 3
+"""Of a model with states, for each text of a step: its own, one that guesses are made from, and one of a text that has
+ended, kept for another that begins with it."""
 SECONDS_AFTER_GRACE = 2
 """For answers to reach their clients after the last text was ended."""
 
@@ -101,14 +104,17 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
 
     def opened(kv_tokens: int) -> Model:
         device = options.device
-        return load(artifact, threads=options.threads, kv_tokens=kv_tokens, device=device, progress=progress)
+        slots = SLOTS_A_TEXT * n_texts
+        return load(
+            artifact, threads=options.threads, kv_tokens=kv_tokens, device=device, progress=progress, slots=slots
+        )
 
-    if options.kv_tokens:
-        return opened(options.kv_tokens)
     with ArtifactFile.open(artifact) as file:
         manifest = file.manifest()
     n_context = int(manifest.get("model", {}).get("n_context") or 0)
     n_texts = batch_of(manifest.get("batch"), options)
+    if options.kv_tokens:
+        return opened(options.kv_tokens)
     while n_context and n_texts > 1:
         try:
             model = opened(n_texts * n_context)
@@ -131,7 +137,8 @@ def open_draft(model: Model, options: Options) -> AbstractContextManager[Model |
         return nullcontext()
     n_texts = min(LIGHT_STEP // 2, batch_of(model.manifest.get("batch"), options))
     kv_tokens = n_texts * model.info.n_context
-    draft = load(options.draft, threads=options.threads, kv_tokens=kv_tokens, device=options.device)
+    slots = SLOTS_A_TEXT * n_texts  # its own, and the copy in which it guesses
+    draft = load(options.draft, threads=options.threads, kv_tokens=kv_tokens, device=options.device, slots=slots)
     try:
         check_vocabulary(draft, model)
     except LlmcError:
@@ -163,7 +170,8 @@ def tokens_in_memory(model: Model) -> int | None:
         available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None
-    return int(max(0, available - info.weight_bytes) * MEMORY_SHARE) // info.kv_bytes_per_token
+    taken = info.weight_bytes + info.n_slots * info.slot_bytes
+    return int(max(0, available - taken) * MEMORY_SHARE) // info.kv_bytes_per_token
 
 
 class Server(uvicorn.Server):

@@ -41,15 +41,15 @@ range image_at(const range *images, uint32_t index)
 
 /* -- checks ------------------------------------------------------------------------------------------------------- */
 
-/* n_bytes: of the tables. */
-static llmc_status check_header(const tables *tables, const llmc_plan_header *h, uint64_t n_bytes)
+/* start: where the tables begin in the section's n_bytes. */
+static llmc_status check_header(const tables *tables, const llmc_plan_header *h, uint64_t start, uint64_t n_bytes)
 {
-    uint64_t expected = h->n_kernels * (uint64_t)sizeof(llmc_kernel_record) +
+    uint64_t expected = start + h->n_kernels * (uint64_t)sizeof(llmc_kernel_record) +
                         h->n_plans * (uint64_t)sizeof(llmc_plan_record) +
                         h->n_calls * (uint64_t)sizeof(llmc_call_record) +
                         h->n_arguments * (uint64_t)sizeof(llmc_argument);
     if (expected != n_bytes)
-        return INVALID("the plan section has %llu bytes of tables; they take %llu", (unsigned long long)n_bytes,
+        return INVALID("the plan section has %llu bytes; its tables take %llu", (unsigned long long)n_bytes,
                        (unsigned long long)expected);
     if (h->n_vocab < 1 || h->n_vocab > MAX_ELEMENTS || h->n_context < 1 || h->n_context > MAX_ELEMENTS)
         return INVALID("the plan has a vocabulary of %u and a context of %u tokens", h->n_vocab, h->n_context);
@@ -300,7 +300,7 @@ llmc_status plans_load(plans *plans, const artifact *file)
     at.n_code_kernels = file->n_kernels;
     uint64_t start;
     llmc_status status = read_header(tables, plans, section, &start);
-    if (!status) status = check_header(tables, h, section->n_bytes - start);
+    if (!status) status = check_header(tables, h, start, section->n_bytes);
     if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
     if (!status) status = cpu_allow(h->cpu_features, file->path);
     if (status) return status;

@@ -11,6 +11,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     PretrainedConfig,
+    Qwen3_5TextConfig,
 )
 
 from llmc.compiler.frontend.export import export_graph
@@ -107,6 +108,7 @@ def test_layers_that_differ_are_refused_and_left_alone(model: ir.Model) -> None:
         (DeepseekV3Config(num_hidden_layers=61, first_k_dense_replace=3), Repetition(3, 1)),
         (Llama4TextConfig(num_hidden_layers=48), Repetition(4, 4)),
         (Llama4TextConfig(num_hidden_layers=48, interleave_moe_layer_step=8), Repetition(8, 8)),
+        (Qwen3_5TextConfig(num_hidden_layers=24), Repetition(4, 4)),
         (LlamaConfig(num_hidden_layers=1), None),
     ],
 )

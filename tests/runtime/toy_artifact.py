@@ -210,11 +210,11 @@ def compile_c(out: Path, sources: Sequence[Path], *flags: str, compiler: Sequenc
     return out
 
 
-def toy_sources(folder: Path, n_programs: int = 1) -> list[Path]:
+def toy_sources(folder: Path, n_programs: int = 1, plan: ToyPlan | None = None) -> list[Path]:
     """The runtime, the toy's kernels and their table, for so many programs that have the same kernels."""
     table = folder / "table.c"
-    table.write_text(kernel_table(ToyPlan().kernels * n_programs))
-    return [*runtime_sources(), HERE / "toy_kernels.c", table]
+    table.write_text(kernel_table((plan or ToyPlan()).kernels * n_programs))
+    return [*runtime_sources(), HERE / "toy_kernels.c", HERE / "toy_state_kernels.c", table]
 
 
 def build_code(folder: Path, *flags: str, n_programs: int = 1) -> bytes:
