@@ -2,14 +2,16 @@
 
 A file is "GGUF", version, counts of tensors and of fields; the fields, each a name, a type and a value; for each tensor
 its name, sizes (the fastest first), type and place; then, from the next multiple of `general.alignment` on, their data
-(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+(https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).  A model may lie in several, NAME-00001-of-00003.gguf and
+so on; what it is stands in the first.
 """
 
 from __future__ import annotations
 
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,10 @@ STRING, ARRAY = 8, 9
 MOST_AXES = 4
 LONGEST_NAME = 64
 BROKEN = "the file is truncated, or is not GGUF"
+PIECE = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
+"""How the stem of a piece's name is made."""
+MOST_PIECES = 1000
+AGAIN = "download the model again"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         return shortened(self.fields.get("general.architecture"))
+
+    @property
+    def name(self) -> str:
+        """The file's, without its number and how many there are."""
+        piece = PIECE.fullmatch(self.path.stem)
+        return piece[1] if piece else self.path.stem
 
 
 class Cursor:
@@ -80,13 +92,37 @@ class Cursor:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """What a GGUF file holds.  Reads no tensor; checks that every one lies within the file, has its shape's size and
-    its bytes for itself."""
+    """What a GGUF file holds, with its further pieces.  Reads no tensor; checks that every one lies within its file,
+    has its shape's size and its bytes for itself."""
+    first = open_piece(path)
+    n_pieces = first.fields.get("split.count", 0)
+    if n_pieces in (0, 1):
+        return first
+    name = PIECE.fullmatch(path.stem)
+    if name is None or type(n_pieces) is not int or not 1 < n_pieces <= MOST_PIECES or int(name[3]) != n_pieces:
+        fact = f"the file is one of {shortened(n_pieces)}, and its name does not say which of them"
+        raise LlmcError(fact, place=str(path), hint="pieces are named NAME-00001-of-00003.gguf")
+    if int(name[2]) != 1:
+        hint = f"give the first, {name[1]}-00001-of-{name[3]}.gguf"
+        raise LlmcError("the file is one piece of a model, and not its first", place=str(path), hint=hint)
+    tensors = dict(first.tensors)
+    for number in range(2, n_pieces + 1):
+        piece = open_piece(path.with_name(f"{name[1]}-{number:05}-of-{name[3]}{path.suffix}"))
+        if piece.fields.get("split.count") != n_pieces or tensors.keys() & piece.tensors.keys():
+            raise LlmcError("the file is a piece of another model", place=str(piece.path), hint=AGAIN)
+        tensors |= piece.tensors
+    if len(tensors) != first.fields.get("split.tensors.count", len(tensors)):
+        raise LlmcError("the pieces of the model have not all of its tensors", place=str(path), hint=AGAIN)
+    return replace(first, tensors=tensors)
+
+
+def open_piece(path: Path) -> GgufFile:
+    """What one file holds."""
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(path, Cursor(data))
     except (ValueError, OverflowError, struct.error, MemoryError) as error:
-        raise LlmcError(BROKEN, place=str(path), hint="download the model again") from error
+        raise LlmcError(BROKEN, place=str(path), hint=AGAIN) from error
     except OSError as error:
         raise LlmcError(f"the file cannot be read: {error.strerror}", place=str(path)) from error
 
@@ -101,9 +137,6 @@ def _read(path: Path, cursor: Cursor) -> GgufFile:
     for _ in range(n_fields):
         name = cursor.text()
         fields[name] = cursor.value(cursor.numbers("I")[0])
-    if fields.get("split.count", 0) not in (0, 1):
-        hint = "merge them: llama-gguf-split --merge"
-        raise LlmcError("the model is split into several files", place=str(path), hint=hint)
     entries = [_entry(path, cursor) for _ in range(n_tensors)]
     align = fields.get("general.alignment", 32)
     if type(align) is not int or align < 1:

@@ -1,78 +1,74 @@
 """A model out of a GGUF file: configuration, weights and tokenizer as they are in a folder of Hugging Face's.
 
-Architectures are those of ARCHITECTURES.  Tensors have names of their own (NAMES); of `llama` the rows of queries' and
-keys' weights lie so that neighbours are turned together, and go back to where a head's halves are.  What a file says
-and is not known here is refused, by name: a number that is left out gives another model.
+Architectures are those of gguf_architectures.py.  Tensors have names of their own; what a file says and is not known
+here is refused, by name: a number that is left out gives another model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping
 from math import pi
 from typing import Any
 
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
+from llmc.compiler.frontend.gguf_architectures import (
+    ARCHITECTURES,
+    CHANGING,
+    GEMMA3_LOCAL_THETA,
+    MIXTRAL,
+    WIDE_SCALES,
+    Architecture,
+)
 from llmc.compiler.frontend.gguf_file import GgufFile
-from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
+from llmc.compiler.frontend.gguf_tensors import (
+    DOWNS,
+    GATES,
+    UPS,
+    as_it_is,
+    down_of_experts,
+    gate_up_of_experts,
+    in_halves,
+    less_one,
+    one_row,
+)
+from llmc.compiler.frontend.packed.ggml import BY_NAME
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.frontend.packed.tensor import packed_tensor
-from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError, shortened
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """model_type, name: transformers'.  turns_neighbours: whether rows of queries and keys are in another order."""
-
-    model_type: str
-    name: str
-    turns_neighbours: bool = False
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", "LlamaForCausalLM", turns_neighbours=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
-}
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 FREQUENCIES = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What Llama 3 stretches its positions by, but for the factor."""
-SMALL = {"Q8_0": "int8", "Q6_K": "int8"}
+SMALL = {"Q8_0": "int8", "Q6_K": "int8", "MXFP4": "mxfp4"}
 
 
-def config_of(file: GgufFile) -> dict[str, Any]:
-    """The fields of config.json that the file's stand for."""
+def architecture_of(file: GgufFile) -> Architecture:
+    """What is known of the file's architecture.  Refuses one that is not, and fields that make another model."""
     known = ARCHITECTURES.get(file.architecture)
     if known is None:
         fact = f"GGUF files of the architecture {file.architecture!r} are not read"
         raise LlmcError(fact, place=str(file.path), hint=f"of {', '.join(ARCHITECTURES)} they are; or give a folder")
-    if file.fields.get(f"{file.architecture}.expert_count"):
-        raise LlmcError("GGUF files with experts are not read", place=str(file.path), hint="give the model's folder")
+    if file.architecture == "llama" and file.fields.get("llama.expert_count"):
+        known = MIXTRAL
+    for name in CHANGING:
+        if file.fields.get(f"{file.architecture}.{name}") and name not in known.fields:
+            fact = f"the file says {file.architecture}.{name}, which is not read"
+            raise LlmcError(fact, place=str(file.path), hint="give the model's folder")
+    return known
+
+
+def config_of(file: GgufFile) -> dict[str, Any]:
+    """The fields of config.json that the file's stand for."""
+    known = architecture_of(file)
     n_heads = _count(file, "attention.head_count")
     hidden = _count(file, "embedding_length")
     head_dim = _count(file, "attention.key_length", hidden // n_heads)
-    sizes = [_count(file, name, head_dim) for name in ("attention.value_length", "rope.dimension_count")]
-    if sizes != [head_dim] * 2:
+    value_dim, turned = (_count(file, name, head_dim) for name in ("attention.value_length", "rope.dimension_count"))
+    if value_dim != head_dim or turned > head_dim or (turned < head_dim and not known.turns_part):
         raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
@@ -81,7 +77,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         fact = f"tensor 'token_embd.weight' has the shape {list(embedding.dims)}, of a model {hidden} wide"
         raise LlmcError(fact, place=str(file.path))
     ends = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return {
+    rope = _rope(file, turned)
+    config = {
         "model_type": known.model_type,
         "architectures": [known.name],
         "vocab_size": embedding.dims[0],
@@ -92,13 +89,44 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "num_key_value_heads": _count(file, "attention.head_count_kv", n_heads),
         "head_dim": head_dim,
         "max_position_embeddings": _count(file, "context_length"),
-        "rms_norm_eps": _number(file, "attention.layer_norm_rms_epsilon", 1e-5),
-        "rope_parameters": _rope(file, head_dim),
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        known.epsilon[1]: _number(file, known.epsilon[0], 1e-5),
+        "rope_parameters": {**rope, "partial_rotary_factor": turned / head_dim} if known.turns_part else rope,
+        known.bias: "blk.0.attn_q.bias" in file.tensors,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": _token(file.fields.get("tokenizer.ggml.bos_token_id")),
+        "pad_token_id": _token(file.fields.get("tokenizer.ggml.padding_token_id")),
         "eos_token_id": list(dict.fromkeys(end for end in ends if _token(end) is not None)) or None,
     }
+    return {**config, **known.settings, **_own_fields(file, known), **_worked_out(file, config)}
+
+
+def _own_fields(file: GgufFile, known: Architecture) -> dict[str, Any]:
+    """What the architecture has of numbers besides; a window of 0 is none."""
+    fields: dict[str, Any] = {}
+    for name, own in known.fields.items():
+        value = file.fields.get(f"{file.architecture}.{name}")
+        if value is not None:
+            number = _number(file, name, 0.0, least=0.0)
+            fields[own] = int(number) if type(value) is int else number
+    return {own: value or None for own, value in fields.items()}
+
+
+def _worked_out(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that follow from others, or from which tensors there are."""
+    found: dict[str, Any] = {}
+    kind, head_dim, rope = file.architecture, config["head_dim"], config["rope_parameters"]
+    if kind in WIDE_SCALES:
+        is_wide = config["num_hidden_layers"] == WIDE_SCALES[kind]
+        found["query_pre_attn_scalar"] = config["hidden_size"] / config["num_attention_heads"] if is_wide else head_dim
+    if kind == "gemma3":
+        theta = _number(file, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
+        local = {"rope_type": "default", "rope_theta": theta}
+        found["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    if kind == "command-r":
+        found["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
+    if kind == "stablelm":
+        found["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in file.tensors
+    return found
 
 
 def _token(value: object) -> int | None:
@@ -112,23 +140,28 @@ def _count(file: GgufFile, name: str, default: int | None = None) -> int:
     return value
 
 
-def _number(file: GgufFile, name: str, default: float) -> float:
+def _number(file: GgufFile, name: str, default: float, least: float = 1e-12) -> float:
     value = file.fields.get(f"{file.architecture}.{name}", default)
-    if type(value) not in (int, float) or not 0 < value < 1e12:
+    if type(value) not in (int, float) or not least <= value < 1e12:
         raise LlmcError(f"the file's {file.architecture}.{name} is no number", place=str(file.path))
     # float32 as it lies in the file; the shortest decimal of it is what its makers wrote
     return float(str(np.float32(value)))
 
 
-def _rope(file: GgufFile, head_dim: int) -> dict[str, Any]:
-    """How positions turn heads."""
+def _rope(file: GgufFile, turned: int) -> dict[str, Any]:
+    """How positions turn so many elements of a head."""
     theta = _number(file, "rope.freq_base", 10000.0)
     kind = file.fields.get(f"{file.architecture}.rope.scaling.type", "none")
     frequencies = file.tensors.get(FREQUENCIES)
     if frequencies is not None:
-        return _llama3(file, frequencies, theta, head_dim)
+        return _llama3(file, frequencies, theta, turned)
     if kind == "linear":
         return {"rope_type": "linear", "rope_theta": theta, "factor": _number(file, "rope.scaling.factor", 1.0)}
+    if kind == "yarn" and file.architecture == "gpt-oss":  # whose way of it is one and the same
+        before = _count(file, "rope.scaling.original_context_length")
+        bounds = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": before}
+        factor = _number(file, "rope.scaling.factor", 1.0)
+        return {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **bounds}
     if kind != "none":
         raise LlmcError(f"positions scaled by {shortened(kind)!r} are not read from GGUF", place=str(file.path))
     return {"rope_type": "default", "rope_theta": theta}
@@ -150,38 +183,66 @@ def _llama3(file: GgufFile, frequencies: StoredTensor, theta: float, head_dim: i
 
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The file's tensors under transformers' names.  Reads none.  Raises LlmcError for one that no model here has."""
-    turned = ARCHITECTURES[file.architecture].turns_neighbours
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    known = architecture_of(file)
     found: dict[str, StoredTensor] = {}
     for name, tensor in file.tensors.items():
-        stem, _, end = name.rpartition(".")
-        layer = LAYER.fullmatch(name)
         if name == FREQUENCIES:
             continue
-        if layer and layer[2] in LAYER_NAMES:
-            own = f"model.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}.{layer[3]}"
-        elif stem in NAMES and end == "weight":
-            own = f"{NAMES[stem]}.weight"
-        else:
+        layer = LAYER.fullmatch(name)
+        own = _name(name, layer, known)
+        if own is None:
             raise LlmcError(f"the model has no tensor for the file's {name!r}", place=str(file.path))
-        n_heads = heads.get(layer[2], 0) if layer and turned else 0
-        if n_heads and tensor.dims[0] % (2 * n_heads):
-            raise LlmcError(f"tensor {name!r} has the shape {list(tensor.dims)}", place=str(file.path))
-        if n_heads or tensor.dtype not in DTYPES:
-            dtype = DTYPES.get(tensor.dtype, "bf16")
-            read = partial(in_halves, tensor, n_heads) if n_heads else partial(numbers, tensor)
-            coded = BY_NAME[tensor.dtype].coded
-            found[own] = packed_tensor(tensor.dtype, own, tensor.dims, {"codes": tensor}, read, dtype, coded)
-        else:
-            found[own] = tensor
+        made = _tensor(file, tensor, own, layer[2] if layer else "", known, config)
+        if made is not None:
+            found[own] = made
     return found
 
 
-def in_halves(tensor: StoredTensor, n_heads: int) -> Array:
-    """The rows of each head [d] in the order 0, 2, 4, …, 1, 3, 5, …: halves, of rows that lie as pairs."""
-    values = numbers(tensor)
-    pairs = values.reshape(n_heads, -1, 2, *values.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | None:
+    """What transformers calls a tensor of the file; None: nothing."""
+    if layer is None:
+        stem, _, end = name.rpartition(".")
+        return f"{NAMES[stem]}.{end}" if stem in NAMES and end in ("weight", "bias") else None
+    number, stem, end = layer.groups()
+    if known.experts and stem in (GATES, UPS, DOWNS):
+        part = "down_proj" if stem == DOWNS else "gate_up_proj"
+        return f"model.layers.{number}.{known.experts[0]}.{part}{'_bias' * (end == 'bias')}"
+    if stem not in known.layers:
+        return None
+    own = f"model.layers.{number}.{known.layers[stem]}"
+    return own if own.endswith(".sinks") else f"{own}.{end}"
+
+
+def _tensor(
+    file: GgufFile, tensor: StoredTensor, own: str, stem: str, known: Architecture, config: Mapping[str, Any]
+) -> StoredTensor | None:
+    """The tensor as transformers has it; None for that of up, which is read with its gate's."""
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    if stem == UPS:
+        return None
+    if stem == GATES and known.experts:
+        other = file.tensors.get(tensor.name.replace(GATES, UPS))
+        if other is None or other.dims != tensor.dims:
+            raise LlmcError(f"tensor {tensor.name!r} has no other of its shape for up", place=str(file.path))
+        return gate_up_of_experts(own, tensor, other, known.experts[1])
+    if stem == DOWNS and known.experts:
+        return down_of_experts(own, tensor, known.experts[1])
+    if stem in heads and known.turns_neighbours:
+        if tensor.dims[0] % (2 * heads[stem]):
+            raise LlmcError(f"tensor {tensor.name!r} has the shape {list(tensor.dims)}", place=str(file.path))
+        return in_halves(own, tensor, heads[stem])
+    if known.adds_one and own.endswith("norm.weight"):
+        return less_one(own, tensor)
+    if own.endswith("shared_expert_gate.weight") and len(tensor.dims) == 1:
+        return one_row(own, tensor)
+    return as_it_is(own, tensor)
+
+
+def check_used(file: GgufFile, checkpoint: Mapping[str, StoredTensor], used: Iterable[str]) -> None:
+    """Refuse a tensor that the model has no place for: it would be another model without it."""
+    left = next((tensor for name, tensor in checkpoint.items() if name not in set(used)), None)
+    if left is not None:
+        raise LlmcError(f"the model has no tensor for the file's {left.parts[0].name!r}", place=str(file.path))
 
 
 def packing_of_file(file: GgufFile) -> Packing:

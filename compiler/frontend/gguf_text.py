@@ -16,8 +16,12 @@ from llmc.runtime.parse_json import parse_json
 
 KINDS = ("gpt2", "llama")
 """What files call byte-level BPE, and sentencepiece."""
-PLAIN = (None, "default", "gpt-2")
+PLAIN = (None, "default", "gpt-2", "olmo")
 """How texts are split before they are made tokens, as GPT-2 does it."""
+DIGITS = ("command-r", "exaone", "refact", "smollm", "starcoder")
+"""As GPT-2 does it, but each digit by itself."""
+SAME_SPLITS = {"stablelm2": "qwen2", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe"}
+"""Other names of what transformers' table has."""
 FIELDS = {
     "tokenizer_type": "model",
     "pre_tokenizer_type": "pre",
@@ -42,7 +46,8 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
         fact = "the installed transformers does not build tokenizers of GGUF files"
         raise LlmcError(fact, place=str(file.path), hint="pip install 'transformers>=5.23'") from error
     split = described.get("pre_tokenizer_type")
-    if described["tokenizer_type"] == "gpt2" and split not in (*PLAIN, *GGUF_PRE_TOKENIZER_SPLITS):
+    split = described["pre_tokenizer_type"] = SAME_SPLITS.get(str(split), split)
+    if described["tokenizer_type"] == "gpt2" and split not in (*PLAIN, *DIGITS, *GGUF_PRE_TOKENIZER_SPLITS):
         raise LlmcError(
             f"a tokenizer that splits texts as {shortened(split)!r} does is not read",
             place=str(file.path),
@@ -50,6 +55,8 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
         )
     try:
         tokenizer, _ = convert_gguf_tokenizer(file.architecture, described)
+        if described["tokenizer_type"] == "gpt2" and split in DIGITS:
+            split_digits(tokenizer)
         begin_texts(file, tokenizer, described["tokens"])
         data = of_vocabulary(str(tokenizer.to_str()), len(described["tokens"]))
         return text_of_json(data, n_vocab, str(file.path))
@@ -68,6 +75,14 @@ def check(file: GgufFile, described: dict[str, Any]) -> None:
     lists = [described[name] for name in ("tokens", "merges") if name in described]
     if not all(isinstance(each, list) and all(isinstance(one, str) for one in each) for each in lists):
         raise LlmcError("the file's vocabulary is no list of texts", place=str(file.path))
+
+
+def split_digits(tokenizer: Any) -> None:
+    """Let texts be split as DIGITS says."""
+    from tokenizers import pre_tokenizers
+
+    parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
 
 
 def of_vocabulary(tokenizer_json: str, n_tokens: int) -> bytes:

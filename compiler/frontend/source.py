@@ -162,6 +162,10 @@ def _bind(
         bound = Bound(fields, graph, random_weights(graph, stored, std=std, seed=seed))
         return bound, f"random {stored} {std} {seed}".encode()
     bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
+    if found.gguf is not None:
+        from llmc.compiler.frontend.gguf_model import check_used
+
+        check_used(found.gguf, found.checkpoint, bound.weights)
     said = found.packing.said.encode() if found.packing else b""
     return bound, sample(found.checkpoint) + said + b"".join(adapter.digest for adapter in found.adapters)
 
@@ -265,7 +269,7 @@ def _open_gguf(path: Path, weights: str) -> _Found:
     file = open_gguf(path)
     fields, packing = gguf_model.config_of(file), gguf_model.packing_of_file(file)
     checkpoint = gguf_model.checkpoint_of(file, fields) if weights == "real" else None
-    return _Found(path.stem, path.resolve().parent, fields, checkpoint, packing=packing, gguf=file)
+    return _Found(file.name, path.resolve().parent, fields, checkpoint, packing=packing, gguf=file)
 
 
 def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:

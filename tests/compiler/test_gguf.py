@@ -14,11 +14,13 @@ from safetensors.numpy import load_file
 
 from llmc.compiler.frontend import gguf_file, load_source, source
 from llmc.compiler.frontend.config import read_config
+from llmc.compiler.frontend.gguf_architectures import LAYER_NAMES
 from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_model import LAYER_NAMES, config_of
 from llmc.compiler.frontend.gguf_model import NAMES as GGUF_NAMES
+from llmc.compiler.frontend.gguf_model import config_of
 from llmc.compiler.frontend.graph_cache import exported_graph
-from llmc.compiler.frontend.packed.ggml import KINDS, q4_k, q6_k
+from llmc.compiler.frontend.packed.ggml import KINDS, LEVELS, iq4_nl, iq4_xs, numbers, q4_k, q6_k
+from llmc.compiler.frontend.packed.mxfp4 import E2M1
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.weights import Coded
 from llmc.runtime.errors import LlmcError
@@ -27,7 +29,7 @@ from llmc.runtime.text import load_tokenizer
 Array = np.ndarray[Any, Any]
 TinyModel = Callable[[str], Path]
 Tensors = dict[str, tuple[tuple[int, ...], int, bytes]]
-F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
+F32, F16, Q4_0, Q8_0, MXFP4 = 0, 1, 2, 8, 39
 TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -149,6 +151,30 @@ def test_blocks_of_256() -> None:
     np.testing.assert_array_equal(sixths, 0.5 * np.arange(16).reshape(2, 4, 2, 1) * wanted * np.ones(16))
 
 
+def test_codes_that_stand_for_levels() -> None:
+    """Codes 0 … 15 in the low halves of bytes, and the other way round in the high ones."""
+    half, codes = np.array([0.5], np.float16).view(np.uint8), np.arange(16, dtype=np.uint8)
+    packed = codes | codes[::-1] << 4
+    both = LEVELS[[*codes, *codes[::-1]]]
+    np.testing.assert_array_equal(iq4_nl(np.concatenate([half, packed])[None])[0], 0.5 * both)
+    upper, lower = np.array([0b11100100, 0b00011011], np.uint8), np.array([0x10, 0x32, 0x54, 0x76], np.uint8)
+    found = iq4_xs(np.concatenate([half, upper, lower, np.tile(packed, 8)])[None])
+    scales = np.array([0, 1 + 16, 2 + 32, 3 + 48, 4 + 48, 5 + 32, 6 + 16, 7]) - 32
+    np.testing.assert_array_equal(found[0].reshape(8, 32), 0.5 * scales[:, None] * both)
+
+
+def test_mxfp4_stays_what_it_is(tmp_path: Path) -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 3, 17), dtype=np.uint8)
+    blocks[..., 0] = [[120, 121, 122], [127, 128, 126]]
+    file = open_gguf(write(tmp_path / "m.gguf", {}, {"e": ((2, 3, 32), MXFP4, blocks.tobytes())}))
+    values = numbers(file.tensors["e"])
+    sixth = blocks[1, 1, 6]
+    np.testing.assert_array_equal(values[1, 1, [5, 21]], [2 * E2M1[sixth & 15], 2 * E2M1[sixth >> 4]])
+    scheme = Scheme.parse("mxfp4", None, False)
+    assert scheme is not None
+    assert quantize(values[0].astype(np.float32), scheme).kept == 1
+
+
 def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path: Path) -> None:
     path, _ = in_gguf(tiny_model("llama"), tmp_path / "m.gguf", F16, **{"llama.rope.freq_base": 500000.0})
     waves = 2 * np.pi * 500000.0 ** (np.arange(0, 16, 2) / 16)
@@ -172,14 +198,14 @@ def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path
     ("changed", "said"),
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba' are not read"),
-        ({"llama.expert_count": 8}, "with experts"),
+        ({"llama.attention.scale": 0.5}, "says llama.attention.scale, which is not read"),
         ({"llama.attention.head_count": 0}, "head_count is no count"),
         ({"llama.attention.head_count": "four"}, "head_count is no count"),
         ({"llama.block_count": None}, "block_count is no count"),
         ({"llama.embedding_length": 2**31, "llama.attention.key_length": 16}, "of a model 2147483648 wide"),
         ({"llama.rope.dimension_count": 8}, "turned in part"),
         ({"llama.rope.scaling.type": "yarn"}, "scaled by 'yarn'"),
-        ({"split.count": 3}, "split into several files"),
+        ({"split.count": 3}, "one of 3, and its name does not say which"),
         ({"general.architecture": "a" * 999}, "architecture 'a{60}…' are not read"),
         ({"general.alignment": 0}, "truncated, or is not GGUF"),
         ({TOKENS: ["a"], "tokenizer.ggml.model": "bert"}, "tokenizer of the kind 'bert'"),
@@ -199,6 +225,7 @@ def test_what_is_not_read_is_refused_by_name(
     ("name", "said"),
     [
         ("blk.0.ssm_a", "no tensor for the file's 'blk.0.ssm_a'"),
+        ("blk.0.ffn_up.bias", "no tensor for the file's 'blk.0.ffn_up.bias'"),
         ("blk.0.attn_k.weight", "has shape"),
         ("blk.0.attn_q.weight", "has the shape"),
     ],
@@ -237,6 +264,17 @@ def test_the_tokenizer_is_the_files(tiny_model: TinyModel, tmp_path: Path, same_
     assert found.vocabulary is not None
     assert found.vocabulary[len(tokens) - 1] == b" ab"
     assert json.loads(found.chat or b"")["tokens"] == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
+@pytest.mark.parametrize(("pre", "wanted"), [("gpt-2", ["12", "a"]), ("refact", ["1", "2", "a"])])
+def test_digits_are_split_where_the_files_tokenizer_does(
+    pre: str, wanted: list[str], tiny_model: TinyModel, tmp_path: Path, same_graph: None
+) -> None:
+    tokens = [*map(chr, range(33, 127)), "12"]
+    tokenizer = {TOKENS: tokens, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre}
+    path, _ = in_gguf(tiny_model("llama"), tmp_path / "m.gguf", F16, **tokenizer, **{"tokenizer.ggml.merges": ["1 2"]})
+    built = load_tokenizer((load_source(str(path)).tokenizer_json or b"").decode(), "m")
+    assert built.encode("12a").tokens == wanted
 
 
 def test_a_file_that_is_not_there_is_no_folder() -> None:

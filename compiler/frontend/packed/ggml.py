@@ -4,6 +4,8 @@
     Q4_1, Q5_1          d code + m
     Q2_K, Q4_K, Q5_K    d s code - e m      s, m: small integers for each 16 or 32 of the 256; d, e: float16
     Q3_K, Q6_K          d s (code - middle)
+    IQ4_NL, IQ4_XS      d [s] LEVELS[code]
+    MXFP4               2**e E2M1[code]
 
 How bits lie is said at each function, of bytes [blocks, bytes of one]; numbers are float32, as ggml computes them.
 """
@@ -11,25 +13,32 @@ How bits lie is said at each function, of bytes [blocks, bytes of one]; numbers 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.frontend.packed.mxfp4 import E2M1
 from llmc.compiler.weights import Array, Coded
 
 BLOCKS_AT_ONCE = 1 << 12
 
 
+LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""What a code of IQ4_NL and IQ4_XS stands for: closer together where weights are more."""
+
+
 class Kind(NamedTuple):
     """A type of tensor.  n: numbers of a block.  n_bytes: of one.  read: the numbers of blocks; None: plain floats.
-    coded: how numbers are kept in them."""
+    coded: how numbers are kept in them.  dtype: one that has them all."""
 
     name: str
     n: int
     n_bytes: int
     read: Callable[[Array], Array] | None = None
     coded: Coded | None = None
+    dtype: Any = np.float32
 
 
 def halves(blocks: Array, at: int) -> Array:
@@ -139,6 +148,32 @@ def q6_k(blocks: Array) -> Array:
     return values
 
 
+def iq4_nl(blocks: Array) -> Array:
+    """d, [16] bytes."""
+    return halves(blocks, 0) * LEVELS[nibbles(blocks[:, 2:])]
+
+
+def iq4_xs(blocks: Array) -> Array:
+    """d, the upper two bits of eight scales of 6 in 2 bytes, their lower four in 4, [8][16] bytes of codes."""
+    upper, lower = split_in_order(blocks[:, 2:4], 2), split_in_order(blocks[:, 4:8], 4)
+    scales = halves(blocks, 0) * ((lower | upper << 4).astype(np.float32) - 32)
+    codes = nibbles(blocks[:, 8:].reshape(-1, 16)).reshape(-1, 8, 32)
+    values: Array = (scales[..., None] * LEVELS[codes]).reshape(-1, 256)
+    return values
+
+
+def split_in_order(packed: Array, bits: int) -> Array:
+    """[n, m] bytes as [n, 8 / bits * m] numbers of so many bits: all of the first byte, the lowest first, and so on."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return (packed[..., None] >> shifts & np.uint8(2**bits - 1)).reshape(len(packed), -1)
+
+
+def mxfp4(blocks: Array) -> Array:
+    """A power of two e - 127, [16] bytes.  Each number is one that bfloat16 has."""
+    with np.errstate(over="ignore"):  # what is not finite is for who reads it
+        return np.ldexp(E2M1[nibbles(blocks[:, 1:])], blocks[:, :1].astype(np.int32) - 127)
+
+
 KINDS: Mapping[int, Kind] = {
     0: Kind("F32", 1, 4),
     1: Kind("F16", 1, 2),
@@ -152,19 +187,22 @@ KINDS: Mapping[int, Kind] = {
     12: Kind("Q4_K", 256, 144, q4_k, Coded(4, 32, zeros=True)),
     13: Kind("Q5_K", 256, 176, q5_k, Coded(5, 32, zeros=True)),
     14: Kind("Q6_K", 256, 210, q6_k, Coded(6, 16)),
+    20: Kind("IQ4_NL", 32, 18, iq4_nl),
+    23: Kind("IQ4_XS", 256, 136, iq4_xs),
     30: Kind("BF16", 1, 2),
+    39: Kind("MXFP4", 32, 17, mxfp4, dtype=ml_dtypes.bfloat16),
 }
 """By the number that a GGUF file has for it."""
 BY_NAME = {kind.name: kind for kind in KINDS.values()}
 
 
 def numbers(tensor: StoredTensor) -> Array:
-    """The values of a tensor, as it lies in the file, in float32 where they are blocks."""
+    """The values of a tensor, as it lies in the file, of blocks in float32, or in bfloat16 where that has them all."""
     kind = BY_NAME[tensor.dtype]
     if kind.read is None:
         return tensor.read()
     blocks = tensor.read_bytes().reshape(-1, kind.n_bytes)
-    values = np.empty((len(blocks), kind.n), np.float32)
+    values = np.empty((len(blocks), kind.n), kind.dtype)
     for first in range(0, len(blocks), BLOCKS_AT_ONCE):
         values[first : first + BLOCKS_AT_ONCE] = kind.read(blocks[first : first + BLOCKS_AT_ONCE])
     return values.reshape(tensor.dims)

@@ -1,0 +1,238 @@
+"""llama.cpp's architectures, as GGUF files name them, and what each is in transformers.
+
+A file says less than config.json does, and llama.cpp knows the rest of each architecture: whether weights of norms
+stand there with 1 added, in which order rows lie, what is the same for all models of it.  That is what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RMS_EPSILON = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+SLIDING = {"attention.sliding_window": "sliding_window"}
+ATTENTION_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+PRE_NORM_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+HEAD_NORM_NAMES = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+MLP_NAMES = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+ROUTER_NAME = {"ffn_gate_inp": "mlp.gate"}
+FUSED_MLP_NAMES = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
+SANDWICH_NAMES = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+LAYER_NAMES = {**PRE_NORM_NAMES, **ATTENTION_NAMES, **MLP_NAMES}
+"""What Llama's layers call their modules."""
+SHARED_EXPERT_NAMES = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+ROWS, COLUMNS = "rows", "columns"
+"""How transformers keeps a layer's experts: gates' rows and then up's, or transposed, with gates and up alternating."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of llama.cpp's.
+
+    model_type, name: transformers'.  layers: its modules by the names of a file's tensors.  turns_neighbours: rows of
+    queries and keys are in another order.  adds_one: weights of norms are kept as 1 + w.  experts: where a layer's
+    experts are, and how they are kept there; None: there are none.  turns_part: heads may be turned in part.
+    epsilon: the file's name for that of norms, and transformers'.  fields: the same of other numbers.  bias: what says
+    that queries, keys and values have biases; "": nobody has to.  settings: the same for all models.
+    """
+
+    model_type: str
+    name: str
+    layers: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
+    turns_neighbours: bool = False
+    adds_one: bool = False
+    experts: tuple[str, str] | None = None
+    turns_part: bool = False
+    epsilon: tuple[str, str] = RMS_EPSILON
+    fields: Mapping[str, str] = field(default_factory=dict)
+    bias: str = "attention_bias"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+MIXTRAL = Architecture(
+    "mixtral",
+    "MixtralForCausalLM",
+    {**PRE_NORM_NAMES, **ATTENTION_NAMES, **ROUTER_NAME},
+    turns_neighbours=True,
+    experts=("mlp.experts", ROWS),
+    fields={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+)
+"""What a file of "llama" is that has experts."""
+COHERE = {"logit_scale": "logit_scale"}
+LAYER_NORM = "attention.layer_norm_epsilon"
+EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+EXPERT_SIZES = {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture("llama", "LlamaForCausalLM", turns_neighbours=True),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**LAYER_NAMES, **HEAD_NORM_NAMES}),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {**PRE_NORM_NAMES, **ATTENTION_NAMES, **ROUTER_NAME, **SHARED_EXPERT_NAMES},
+        experts=("mlp.experts", ROWS),
+        fields={**EXPERT_SIZES, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        settings={"norm_topk_prob": False},
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {**PRE_NORM_NAMES, **ATTENTION_NAMES, **HEAD_NORM_NAMES, **ROUTER_NAME},
+        experts=("mlp.experts", ROWS),
+        fields=EXPERT_SIZES,
+        settings={"norm_topk_prob": True},
+    ),
+    "olmoe": Architecture(
+        "olmoe",
+        "OlmoeForCausalLM",
+        {**PRE_NORM_NAMES, **ATTENTION_NAMES, **HEAD_NORM_NAMES, **ROUTER_NAME},
+        experts=("mlp.experts", ROWS),
+        fields=EXPERTS,
+        settings={"norm_topk_prob": False},
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            **ATTENTION_NAMES,
+        },
+        experts=("mlp.experts", COLUMNS),
+        fields={**SLIDING, "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        settings={"swiglu_limit": 7.0},
+    ),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
+    "gemma2": Architecture(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {**SANDWICH_NAMES, **ATTENTION_NAMES, **MLP_NAMES},
+        adds_one=True,
+        fields={
+            **SLIDING,
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {**SANDWICH_NAMES, **ATTENTION_NAMES, **HEAD_NORM_NAMES, **MLP_NAMES},
+        adds_one=True,
+        fields=SLIDING,
+    ),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        {**PRE_NORM_NAMES, **FUSED_MLP_NAMES, "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj"},
+        turns_part=True,
+        fields=SLIDING,
+    ),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        {
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+            **ATTENTION_NAMES,
+            **HEAD_NORM_NAMES,
+            **MLP_NAMES,
+        },
+    ),
+    "granite": Architecture(
+        "granite",
+        "GraniteForCausalLM",
+        turns_neighbours=True,
+        fields={
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+    ),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", turns_neighbours=True),
+    "seed_oss": Architecture(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            **ATTENTION_NAMES,
+            **MLP_NAMES,
+        },
+        settings={"attention_out_bias": False},
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        {
+            **PRE_NORM_NAMES,
+            "post_attention_norm": "post_self_attn_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            **ATTENTION_NAMES,
+            **FUSED_MLP_NAMES,
+        },
+        turns_part=True,
+    ),
+    "command-r": Architecture(
+        "cohere",
+        "CohereForCausalLM",
+        {"attn_norm": "input_layernorm", **ATTENTION_NAMES, **HEAD_NORM_NAMES, **MLP_NAMES},
+        epsilon=(LAYER_NORM, "layer_norm_eps"),
+        fields=COHERE,
+    ),
+    "cohere2": Architecture(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {"attn_norm": "input_layernorm", **ATTENTION_NAMES, **MLP_NAMES},
+        epsilon=(LAYER_NORM, "layer_norm_eps"),
+        fields={**SLIDING, **COHERE},
+    ),
+    "stablelm": Architecture(
+        "stablelm",
+        "StableLmForCausalLM",
+        turns_part=True,
+        epsilon=(LAYER_NORM, "layer_norm_eps"),
+        bias="use_qkv_bias",
+    ),
+    "nemotron": Architecture(
+        "nemotron",
+        "NemotronForCausalLM",
+        {**PRE_NORM_NAMES, **ATTENTION_NAMES, "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+        adds_one=True,
+        turns_part=True,
+        epsilon=(LAYER_NORM, "norm_eps"),
+    ),
+}
+
+CHANGING = (
+    *("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "attention.sliding_window"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "embedding_scale", "residual_scale"),
+    *("expert_count", "expert_shared_count", "expert_weights_scale", "expert_group_count", "leading_dense_block_count"),
+    *("nextn_predict_layers", "swiglu_clamp_exp", "rope.scaling.attn_factor", "rope.dimension_sections"),
+)
+"""Fields that make another model: of an architecture that is not known to have one they are refused, unless 0."""
+WIDE_SCALES = {"gemma2": 46, "gemma3": 62}
+"""How many layers the largest Gemma has, whose scores are scaled as for heads of its width over their number;
+others' are by the size of a head.  No field says so: llama.cpp tells them by their layers."""
+GEMMA3_LOCAL_THETA = 10000.0
+"""Of the layers with a window, unless rope.freq_base_swa says another."""
