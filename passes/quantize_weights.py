@@ -4,8 +4,8 @@ rewrite:
     llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …), llmc.Experts…(x, index, share, W, V)
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
-    in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
-    is in no more
+    in int4: with zeros where a checkpoint's codes have them, and in int8, but for experts, what it keeps in more than
+    4 bits while most is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
 product that chooses experts, which is small, and a wrong choice is a large error; in mxfp4 all but experts.
 
@@ -32,9 +32,10 @@ SMALL = 4
 """Bits of a code that int4 may hold."""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
+def quantize_weights(model: ir.Model, scheme: Scheme, experts_have_zeros: bool = True) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights.  Raises LlmcError where experts alone are to be quantised and there are none."""
+    weights.  experts_have_zeros: whether kernels of experts know zeros.  Raises LlmcError where experts alone are to
+    be quantised and there are none."""
     graph = model.graph
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
@@ -47,7 +48,10 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
     zeros = replace(scheme, zeros=scheme.dtype == "i4")
     wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
-    return sum(quantize_input(node, index, (scheme, wide, zeros)) for node, index in places)
+    of_experts = scheme, scheme, zeros if experts_have_zeros else scheme
+    return sum(
+        quantize_input(node, index, of_experts if is_experts(node) else (scheme, wide, zeros)) for node, index in places
+    )
 
 
 def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node], scheme: Scheme) -> Iterator[tuple[ir.Node, int]]:

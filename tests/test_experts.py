@@ -15,6 +15,7 @@ import llmc
 from llmc.bench.chart import memory
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
+from tests.compiler.test_packed import in_gptq
 
 CONFIG = MixtralConfig(
     hidden_size=64,
@@ -69,6 +70,17 @@ def test_chunks_of_a_prompt_change_no_bit(compiled: tuple[Model, dict[str, Any]]
     with model.sequence() as sequence:
         parts = [sequence.feed_for_logits(part) for part in (ids[:33], ids[33:34], ids[34:36], ids[36:])]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_experts_whose_codes_have_zeros_keep_them(folder: Path, tmp_path: Path) -> None:
+    """Gates and ups; rows of downs are no whole groups, and were left as floats."""
+    path = in_gptq(folder, tmp_path / "gptq", zeros=True)
+    report = llmc.compile(path, out=tmp_path / "m.so", dtype="f32", quant="int4", batch=(1,), max_sequence=31)
+    assert report["certificate"]["kl_mean"] < 0.01
+    with llmc.load(tmp_path / "m.so") as model:
+        layouts = {weight["name"]: weight["layout"] for weight in model.manifest["weights"]}
+    kinds = {layout.split()[2] for name, layout in layouts.items() if "experts" in name}
+    assert kinds == {"z4", "i4"}
 
 
 def test_a_step_is_set_against_the_experts_that_it_reads(compiled: tuple[Model, dict[str, Any]]) -> None:

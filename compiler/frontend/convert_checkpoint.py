@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.weights import Array, StoredDType, Weight
+from llmc.compiler.weights import Array, Coded, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -62,8 +62,15 @@ class ConvertedTensor:
             arrays = [array.astype(np.float32, copy=False) for array in arrays]
         return from_torch(self._convert([to_torch(array) for array in arrays]))
 
+    @property
+    def coded(self) -> Coded | None:
+        """How its values are kept, where all of its sources keep theirs so, and have the same columns."""
+        kept = {tensor.coded for _, tensor in self.sources}
+        columns = {tensor.dims[-1] for _, tensor in self.sources} | {self.dims[-1]}
+        return kept.pop() if len(kept) == len(columns) == 1 else None
+
     def weight(self, name: str) -> Weight:
-        return Weight(name, self.dims, self.read, self.stored_dtype)
+        return Weight(name, self.dims, self.read, self.stored_dtype, self.coded)
 
     def _convert(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         converter = deepcopy(self.converter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -330,11 +331,14 @@ def test_what_keeps_a_checkpoint_small_is_told(config: dict[str, Any], small: st
     assert packing.small == small
 
 
+LINEAR = re.compile(r"(proj|w[123])\.weight$")
+
+
 def in_gptq(folder: Path, out: Path, *, zeros: bool) -> Path:
     """The model with its linear layers in GPTQ, 4 bits in groups of 32, as older packages wrote it."""
     tensors = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if not name.endswith("proj.weight"):
+        if not LINEAR.search(name) or tensor.shape[1] % GROUP:
             tensors[name] = tensor.half()
             continue
         groups = tensor.numpy().reshape(len(tensor), -1, GROUP)
