@@ -90,6 +90,13 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     multiple=True,
     help="Merge this LoRA adapter (a folder or hub id) into the weights; several: one after another.",
 )
+@click.option(
+    "--task",
+    type=click.Choice(["auto", "generate", "embed"]),
+    default="auto",
+    show_default=True,
+    help="embed: embeddings in place of texts; auto: what sentence-transformers' files in the folder say.",
+)
 @click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
 @click.option(
     "--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the source model."
@@ -110,6 +117,7 @@ def command(
     max_seq: int | None,
     weights: str,
     adapters: tuple[str, ...],
+    task: Any,
     seed: int,
     verify: str,
     dump: Path | None,
@@ -136,6 +144,7 @@ def command(
             batch=batch,
             max_sequence=max_seq,
             weights=weights,
+            task=task,
             verify=verify == "on",
             dump=dump,
             seed=seed,

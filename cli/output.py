@@ -72,6 +72,8 @@ def certificate_in_words(certificate: Mapping[str, Any], several: bool = False) 
     said = []
     if "relative_error" in certificate:
         said.append(f"logits within {certificate['relative_error']:.1e} of their range")
+    if "least_cosine" in certificate:
+        said = [said[0].replace("logits", "embeddings"), f"cosines of {certificate['least_cosine']:.6f} and more"]
     if "top1_agreement" in certificate:
         said.append(f"{certificate['top1_agreement']:.1%} of most likely tokens agree")
     if "kl_mean" in certificate:

@@ -117,6 +117,10 @@ def certify_source(artifact: Path, source: SourceModel, quant: str | None = None
     """Compare an artifact with the model it was compiled from; see `certify`."""
     reference, versions = reference_of(source)
     describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
+    if source.embedding is not None:
+        from llmc.compiler.certify_embedding import certify_embedding
+
+        return certify_embedding(artifact, reference, source.embedding.size, source.dtype, describe, quant)
     is_mixture = any(map(is_experts, source.graph.graph))
     return certify(artifact, reference, source.dtype, describe, quant, is_mixture)
 

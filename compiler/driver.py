@@ -15,6 +15,7 @@ from llmc import __version__, schedules
 from llmc.compiler import artifact, certify, report
 from llmc.compiler.calibrate import calibrated, check_file
 from llmc.compiler.frontend import SourceModel, load_source
+from llmc.compiler.frontend.embedding import Task
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
@@ -89,18 +90,18 @@ def compile_model(
     dump: str | Path | None = None,
     seed: int = 0,
     adapters: Sequence[str | Path] = (),
+    task: Task = "auto",
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
-    model: a folder, a hub id, a known name or an .onnx file.  out: the artifact's path; "<name>.so" when None.
-    adapters: folders or hub ids of LoRA adapters, merged into its weights one after another.  target: a machine, or
-    several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own when None.
-    batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored: "int8",
-    "int4", "fp8".  quant_group: weights that share a scale in int4, 32 (when None) or 128.  quant_lm_head: quantise the
-    logits' product too.  calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.
-    kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a
-    sequence, the model's own limit when None.  weights: "real" or "random".  dump: a folder for every stage of the
+    model, weights, seed, adapters, task: see `load_source`.  out: the artifact's path; "<name>.so" when None.  target:
+    a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own
+    when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored:
+    "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None) or 128.
+    quant_lm_head: quantise the logits' product too.  calibrate: a file of text, or of token ids (.json), that quantised
+    weights are fitted to.  kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.
+    max_sequence: most tokens of a sequence, the model's own limit when None.  dump: a folder for every stage of the
     graph.  verify: compare the artifact with its source, and fail below the bar.  Returns a report: path, bytes,
     seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
     """
@@ -108,7 +109,7 @@ def compile_model(
     machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
     check_request(machines, batch, scheme, calibrate, out)
     with stages("load"):
-        source = load_source(str(model), weights, dtype, max_sequence, seed, adapters, has_f16=have_f16(machines))
+        source = load_source(str(model), weights, dtype, max_sequence, seed, adapters, task, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
     path = artifact.check_place(Path(f"{source.name}.so" if out is None else out), source.folder)
     with stages("passes"):

@@ -299,6 +299,14 @@ def shape_(node: ir.Node) -> list[Dims]:
     return [(len(range(rank)[slice(*ends)]),)]
 
 
+def pad(node: ir.Node) -> list[Dims]:
+    """Behind the last axis alone."""
+    (*shape, size), (before, behind) = dims(node.inputs[0]), ints(node.inputs[1]) or (0, 0)
+    if len(node.inputs) < 4 or ints(node.inputs[3]) != [-1] or before or not isinstance(size, int):
+        raise LlmcError("Pad is known where it adds behind the last axis", place=f"node {node.name}")
+    return [(*shape, size + behind)]
+
+
 RULES: dict[str, Rule] = {
     "Attention": attention,
     "Concat": concat,
@@ -308,6 +316,7 @@ RULES: dict[str, Rule] = {
     "GatherElements": lambda node: [dims(node.inputs[1])],
     "Gemm": gemm,
     "MatMul": matmul,
+    "Pad": pad,
     "Reshape": reshape,
     "Shape": shape_,
     "Slice": slice_,

@@ -37,7 +37,8 @@ def reference_logits(
     *,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16".
+    """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
+    of a model for embeddings what these are made of, [n_tokens, size].
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
@@ -46,13 +47,19 @@ def reference_logits(
     positions = torch.arange(longest).expand_as(tokens)
     with quiet(), torch.inference_mode():
         model = _load(source, dtype, resident_bytes)
+        given: list[torch.Tensor] = []
+        if source.embedding is not None:
+            head = torch.nn.Identity()
+            head.register_forward_pre_hook(lambda _, values: given.append(values[0]))
+            model.set_output_embeddings(head)
         try:
             logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
             fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
             hint = "--verify off compiles without the comparison"
             raise LlmcError(fact, place=source.name, hint=hint) from error
-    return [row[: len(prompt)].float().numpy() for row, prompt in zip(logits, prompts, strict=True)]
+    rows = given[0] if given else logits
+    return [row[: len(prompt)].float().numpy() for row, prompt in zip(rows, prompts, strict=True)]
 
 
 def reference_greedy(

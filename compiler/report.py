@@ -63,6 +63,7 @@ def manifest(
             "eos": list(source.eos),
             "config": dict(source.config),
         },
+        "embedding": source.embedding.record if source.embedding else None,
         "quant": quant_record(scheme) if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),

@@ -213,6 +213,14 @@ def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return [flat.reshape(node, y, [*others, dims(y)[-1]])]
 
 
+def pad(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Each token's own elements, behind the last axis."""
+    x, pads, value, axes = (*node.inputs, None, None)[:4]
+    if ints(axes) != [-1] or token_axes(x)[-1:] == (len(dims(x)) - 1,):
+        raise flat.refusal(node, "adds tokens")
+    return flat.emit(node, "Pad", [flat.take(x), pads, value, axes], **attributes_of(node))
+
+
 def gather(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     table, at = node.inputs
     if not token_axes(table):
@@ -334,6 +342,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, reduction),
     **dict.fromkeys(ALONG_ONE_AXIS, along_one_axis),
     **dict.fromkeys(("MatMul", "Gemm"), product),
+    "Pad": pad,
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,

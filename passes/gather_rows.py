@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, replace, used_once
-from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST, attributes_of, dims
+from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST, attributes_of, dims, ints
 from llmc.compiler.graph_text import op_name
 from llmc.compiler.ops import DOMAIN
 
@@ -61,6 +61,8 @@ def row_wise(value: ir.Value) -> tuple[ir.Node, int] | None:
         known = "Linear" in node.op_type or node.op_type == "Silu"
     elif node.op_type in NORMS:
         known = is_last_axis(node, attribute(node, "axis", -1))
+    elif node.op_type == "Pad":
+        known = len(node.inputs) == 4 and ints(node.inputs[3]) == [-1]
     else:
         known = node.op_type in (SAME_AS_FIRST | BROADCAST) - {"Trilu", "RotaryEmbedding"}
     return (node, varying[0]) if known else None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.embedding import Embedding, Rows, embed, refuse_embedding
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
@@ -129,6 +130,11 @@ class Model:
     def target(self) -> str:
         """What the program that runs was compiled for; "" when the artifact does not say."""
         return str(self.manifest.get("target", {}).get("name", ""))
+
+    @cached_property
+    def embedding(self) -> Embedding | None:
+        """How the model makes embeddings; None: it writes texts."""
+        return Embedding.of(self.manifest.get("embedding"))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -253,10 +259,16 @@ class Model:
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
         where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does."""
+        refuse_embedding(self)
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
             speculation = Speculation.forced(self)
         return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation)
+
+    def embed(self, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
+        """float32 [n, size]: the embeddings of texts, or of token ids, by a model that makes them; with `dimensions`
+        the first so many, brought to length 1 again.  Raises LlmcError for a model that writes texts."""
+        return embed(self, texts, dimensions)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""

@@ -23,6 +23,8 @@ TEXT_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "modules.json",
+    "*_Pooling/config.json",
 )
 ADAPTER_FILES = (CONFIG, TENSORS)
 TIMEOUT_S = 10

@@ -19,6 +19,7 @@ from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import config_dtype, read_config
+from llmc.compiler.frontend.embedding import Embedding, Task, embedding_of
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
 from llmc.compiler.frontend.packed import packing_in, without_packing
@@ -57,6 +58,7 @@ class SourceModel:
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
     packing: how the checkpoint keeps weights as codes (frontend/packed); None: as they are.
     adapters: what was merged into the weights, in this order; `weights` are the sums, unrounded (merge_adapter.py).
+    embedding: how it makes embeddings, which the graph then gives in place of logits; None: it writes texts.
     """
 
     name: str
@@ -79,6 +81,7 @@ class SourceModel:
     is_part: bool = False
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
+    embedding: Embedding | None = None
 
     @property
     def architecture(self) -> str:
@@ -98,6 +101,7 @@ def load_source(
     max_sequence: int | None = None,
     seed: int = 0,
     adapters: Sequence[str | Path] = (),
+    task: Task = "auto",
     *,
     has_f16: bool = False,
 ) -> SourceModel:
@@ -107,28 +111,26 @@ def load_source(
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another; a MODEL that is an adapter itself is its model with that merged first.
+    task: "embed" for embeddings, "generate" for texts, "auto" for what sentence-transformers' files say, if there are.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
-    if Path(model).suffix == ".onnx" and adapters:
-        raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
     if Path(model).suffix == ".onnx":
+        _refuse_for_file(adapters, task)
         return _load_file(Path(model).expanduser(), weights, dtype, max_sequence, has_f16=has_f16)
     found = _open(model, weights, adapters)
-    folder, fields, checkpoint, notes = found.folder, found.fields, found.checkpoint, [*found.notes]
-    if weights == "random" and (max_sequence or 0) > (made_for := int(fields.get(POSITIONS) or 0)) > 0:
-        notes.append(f"made for {made_for} positions; its random weights have {max_sequence}")
-        fields = {**fields, POSITIONS: max_sequence}
+    folder, checkpoint = found.folder, found.checkpoint
+    fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
     own = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
     stored, note = choose_dtype(own, dtype, has_f16)
     notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
+    embedding = embedding_of(graph, None if found.gguf else folder, task)
     bound, contents = _bind(found, graph, fields, stored, seed)
     fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
-    n_vocab = _n_vocab(graph)
-    text, chat = found.text(n_vocab)
+    text, chat = found.text(n_vocab := _n_vocab(graph))
     eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab)
     return SourceModel(
         name=found.name,
@@ -150,7 +152,25 @@ def load_source(
         is_part=found.is_part,
         packing=found.packing,
         adapters=found.adapters,
+        embedding=embedding,
     )
+
+
+def _with_positions(found: _Found, asked: int | None) -> tuple[dict[str, Any], list[str]]:
+    """The configuration with as many positions as random weights are asked for, if that is more; what is to be told."""
+    made_for = int(found.fields.get(POSITIONS) or 0)
+    if not 0 < made_for < (asked or 0):
+        return found.fields, [*found.notes]
+    note = f"made for {made_for} positions; its random weights have {asked}"
+    return {**found.fields, POSITIONS: asked}, [*found.notes, note]
+
+
+def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
+    """What an .onnx file cannot be made."""
+    if adapters:
+        raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
+    if task == "embed":
+        raise LlmcError("an .onnx file is compiled as it is", place="--task embed", hint="compile the model it is from")
 
 
 def _bind(

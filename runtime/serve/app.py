@@ -17,10 +17,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmc.runtime.binding import Model
+from llmc.runtime.embedding import Rows
 from llmc.runtime.errors import shortened
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.embeddings import answer_of, in_groups, no_embeddings, no_texts, read_embeddings
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.generating import RETRY_AFTER_S, Generator
@@ -31,11 +33,11 @@ from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
 from llmc.runtime.serve.stored import Messages, Stored
 from llmc.runtime.serve.tokenizing import detokenized, encoded_text, read_text, read_tokens, tokenized
-from llmc.runtime.serve.transport import json_response, read_json
+from llmc.runtime.serve.transport import CLIENT_GONE, json_response, read_json
 from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/models")
+PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/models")
 
 
 class Service:
@@ -49,7 +51,7 @@ class Service:
         self.model, self.engine, self.name, self.api_key = model, engine, name, api_key
         self.vocabulary = Vocabulary(model, engine.room)
         self.generator = Generator(model, engine, self.vocabulary)
-        self.template = template_of(model)
+        self.template, self.embedding = template_of(model), model.embedding
         self.stored = Stored()
         self.created = int(time.time())
         self.responses: Counter[int] = Counter()
@@ -68,6 +70,7 @@ class Service:
             Route("/v1/responses/{name}", self.guarded(self.drop_response), methods=["DELETE"]),
             Route("/v1/messages", self.guarded(self.message), methods=["POST"]),
             Route("/v1/messages/count_tokens", self.guarded(self.count_message), methods=["POST"]),
+            Route("/v1/embeddings", self.guarded(self.embeddings), methods=["POST"]),
             Route("/tokenize", self.guarded(self.tokenize), methods=["POST"]),
             Route("/detokenize", self.guarded(self.detokenize), methods=["POST"]),
             Route("/health", self.counted(self.health), methods=["GET"]),
@@ -160,9 +163,26 @@ class Service:
         page = self.engine.meters.page(self.engine.state, self.responses, len(self.connections))
         return Response(page, media_type="text/plain; version=0.0.4")
 
+    # -- embeddings ---------------------------------------------------------------
+
+    async def embeddings(self, request: Request) -> Response:
+        how = self.embedding
+        if how is None:
+            raise no_embeddings()
+        asked = await read_json(request, lambda body: read_embeddings(body, self.name, how))
+        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt) for prompt in asked.prompts]
+        rows: list[Rows] = []
+        for some in in_groups(prompts, self.engine.max_batch):
+            found = await self.generator.rows(request, some, how)
+            if found is None:
+                return Response(status_code=CLIENT_GONE)
+            rows += found
+        return json_response(answer_of(rows, asked, how, self.name, sum(map(len, prompts))))
+
     # -- texts --------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
+        self.check_writes()
         asked = await read_json(request, lambda body: read_completion(body, self.name, self.engine.max_batch))
         wanted = asked.wanted
         self.generator.check_number(len(asked.prompts) * wanted.n)
@@ -219,9 +239,14 @@ class Service:
             about = prompted(chat, self.known_template(), self.vocabulary)
             return about, self.vocabulary.ids_of(about.text, False)
 
+        self.check_writes()
         about, ids = await run_in_threadpool(prompt)
         also = {"shown": about.shown, "thinking": about.thinking}
         return await self.generator.generate(request, about.wanted, [ids], reply_of(about), **also)
+
+    def check_writes(self) -> None:
+        if self.embedding is not None:
+            raise no_texts()
 
     async def count(self, chat: Chat) -> int:
         """Tokens of its prompt."""

@@ -198,6 +198,8 @@ class Batch:
         for job in [job for job in self.running if not job.n_pending and job.followers]:
             self._fork(job)
         for job in [job for job in self.running if not job.n_pending and job.most == 0]:
+            if job.ask.embeds is not None and not job.wants_rows:
+                job.pool(sequence_of(job).logits()[None])
             job.finish = "length"
             self.news.append(job.tell())
             self._end(job)
@@ -262,7 +264,7 @@ class Batch:
         if not inputs:
             return
         guesses = self._guess(inputs)
-        logits = [np.empty((n, self._n_vocab), np.float32) if job.has_to_score else None for job, n in inputs]
+        logits = [np.empty((n, self._n_vocab), np.float32) if job.wants_rows else None for job, n in inputs]
         right: dict[Job, list[int]] = {}
         start = perf_counter()
         looks = self._look_ahead(job for job, _ in inputs)
@@ -282,7 +284,7 @@ class Batch:
         self._stepped(start)
         for (job, n), rows in zip(inputs, logits, strict=True):
             if rows is not None:
-                self._score(job, rows)
+                self._score(job, rows) if job.has_to_score else job.pool(rows)
             job.n_fed += n
             job.shares_tail = False
             if right:
@@ -290,7 +292,7 @@ class Batch:
 
     def _guess(self, inputs: list[tuple[Job, int]]) -> ByJob:
         """At what the texts of a step go on with, where there are pages for it, and nobody wants a prompt's logits."""
-        guesses = {} if any(job.has_to_score for job, _ in inputs) else self.guesses.of(inputs)
+        guesses = {} if any(job.wants_rows for job, _ in inputs) else self.guesses.of(inputs)
         if not guesses:
             return {}
         n_pages = [self.pages.growth(job, n + len(guesses[job].ids) if job in guesses else n) for job, n in inputs]
@@ -339,7 +341,7 @@ class Batch:
         for job in [job for job in pending if job.n_pending > 1]:
             if left and job.n_fed == 0:
                 self._begin_again(job)
-            n = min(left, job.n_pending, SCORED_CHUNK if job.has_to_score else left)
+            n = min(left, job.n_pending, SCORED_CHUNK if job.wants_rows else left)
             if n:
                 inputs.append((job, n))
                 left -= n

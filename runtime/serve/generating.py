@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llmc.runtime.binding import Model
+from llmc.runtime.embedding import Embedding, Rows
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.grammar import Constraint, GaveUp
 from llmc.runtime.serve.engine import Closing, Engine, Full
@@ -63,6 +64,19 @@ class Generator:
         finally:
             self.engine.cancel(jobs)
         return json_response(reply.whole(jobs, texts)) if texts is not None else Response(status_code=CLIENT_GONE)
+
+    async def rows(self, request: Request, prompts: Sequence[tuple[int, ...]], how: Embedding) -> list[Rows] | None:
+        """What the embeddings of these are made of, float32 [size] each; None: the client has gone."""
+        news: asyncio.Queue[Said] = asyncio.Queue()
+        asks = [Ask(ids, max_tokens=0, embeds=how) for ids in prompts]
+        room, tokenizer = self.engine.room, self.vocabulary.tokenizer
+        jobs = [Job(ask, room, tokenizer, news.put_nowait, index, "end") for index, ask in enumerate(asks)]
+        self.submit(jobs, 1)
+        try:
+            texts = await unless_gone(request.receive, collect(jobs, news))
+        finally:
+            self.engine.cancel(jobs)
+        return None if texts is None else [job.row for job in jobs]
 
     def constraints(self, wanted: Format, n: int) -> list[Constraint]:
         """For n texts of this format.  Raises ApiError."""

@@ -16,7 +16,8 @@ from llmc.runtime.text import TextStream
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from llmc.runtime.binding import Ids
+    from llmc.runtime.binding import Ids, Logits
+    from llmc.runtime.embedding import Embedding
     from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
@@ -46,7 +47,8 @@ class Ask:
     prompt, and say nothing.  stops, stop_tokens: what ends it, and is not part of it.  min_tokens: before so many
     nothing does: what may come next is among going_on, uint32 as How.allowed.  n_top: None: no probabilities; otherwise
     its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.  shown:
-    special tokens that have a text here.  thinking: how a thought may come before it.
+    special tokens that have a text here.  thinking: how a thought may come before it.  embeds: how the prompt's
+    embedding is made, where that is what is wanted.
     """
 
     prompt: tuple[int, ...]
@@ -61,6 +63,7 @@ class Ask:
     scores_prompt: bool = False
     shown: Mapping[int, str] = field(default_factory=dict)
     thinking: Thinking | None = None
+    embeds: Embedding | None = None
 
 
 class Said(NamedTuple):
@@ -84,7 +87,8 @@ class Job:
     n_reused: tokens of the prompt that another sequence had already when it first began; looked_at_step: how many steps
     there had been when such a sequence was last looked for.  probs: of the tokens said;
     prompt_probs: of the prompt's, if they are wanted, as far as they are known.  n_thought: tokens of its thought.
-    guesses: at what it goes on with, once there are.
+    guesses: at what it goes on with, once there are.  row: what the embedding is made of, float32 [size], as far as it
+    is known.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Job:
         self.probs: list[TokenProb] = []
         self.prompt_probs: list[TokenProb] = []
         self.guesses: TextGuesses | None = None
+        self.row = np.zeros(ask.embeds.size if ask.embeds else 0, np.float32)
         self.arrived = perf_counter()
         self.n_thought = 0
         self._is_in_thought = ask.thinking is not None and ask.thinking.is_open
@@ -161,6 +166,11 @@ class Job:
         return self.ask.scores_prompt and len(self.prompt_probs) < len(self.ask.prompt)
 
     @property
+    def wants_rows(self) -> bool:
+        """Whether the model's rows for its prompt are still wanted, one for each token."""
+        return self.has_to_score or (self.ask.embeds is not None and self.ask.embeds.pooling == "mean")
+
+    @property
     def needs_care(self) -> bool:
         """Whether its next token is not just one more."""
         is_hosted = self.constraint is not None or not self._how.is_plain or self.has_to_go_on or self.has_to_answer
@@ -184,6 +194,11 @@ class Job:
         if not self._is_in_thought or thinking is None or thinking.most is None:
             return False
         return self.n_thought >= thinking.most + (not thinking.is_open)
+
+    def pool(self, rows: Logits) -> None:
+        """The model's rows for some of its prompt's tokens, float32 [n, n_vocab]; all of them, or the last one's."""
+        if self.ask.embeds is not None:
+            self.row += rows[:, : len(self.row)].sum(0) / (len(self.ask.prompt) if self.wants_rows else 1)
 
     def next_how(self) -> How:
         """How its next token is chosen.  Raises LlmcError: its grammar gave up."""

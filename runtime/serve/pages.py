@@ -109,7 +109,7 @@ class Pages:
     def begin(self, job: Job, running: Iterable[Job]) -> None:
         """Give a job its sequence: empty, or a fork of one that begins with the same full pages, or whose state is that
         behind the job's first tokens."""
-        ids = as_ids([] if job.has_to_score else job.ids[:-1])  # the others' logits are not wanted
+        ids = as_ids([] if job.wants_rows else job.ids[:-1])  # the others' logits are not wanted
         if self.model.has_states:
             self._begin_at_state(job, ids, running)
             return

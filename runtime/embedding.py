@@ -1,0 +1,109 @@
+"""Embeddings of texts, by an artifact of a model that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Ids, Model
+
+Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+TOGETHER = 16
+"""Most texts that are read in one step."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How embeddings are made.  size: elements of one.  pooling: "last", of a text's last token, or "mean" over all.
+    normalized: brought to length 1."""
+
+    size: int
+    pooling: str
+    normalized: bool
+
+    @classmethod
+    def of(cls, record: dict[str, Any] | None) -> Embedding | None:
+        """Of the manifest's; None: the artifact writes texts."""
+        return cls(int(record["size"]), str(record["pooling"]), bool(record["normalized"])) if record else None
+
+
+def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
+    """See Model.embed."""
+    how = needs_embedding(model)
+    if dimensions is not None and not 1 <= dimensions <= how.size:
+        raise LlmcError(f"embeddings have 1 to {how.size} dimensions, not {dimensions}", place=str(model.path))
+    listed = [as_ids(model, text, index) for index, text in enumerate(texts)]
+    rows = np.empty((len(listed), how.size), np.float32)
+    start = 0
+    for group in groups(model, listed):
+        rows[start : start + len(group)] = read(model, how, group)
+        start += len(group)
+    return finished(rows, how, dimensions)
+
+
+def needs_embedding(model: Model) -> Embedding:
+    """Raises LlmcError for a model that writes texts."""
+    if model.embedding is None:
+        fact, hint = "the artifact writes texts, and makes no embeddings", "compile the model with --task embed"
+        raise LlmcError(fact, place=str(model.path), hint=hint)
+    return model.embedding
+
+
+def refuse_embedding(model: Model) -> None:
+    """Raise LlmcError for a model that makes embeddings."""
+    if model.embedding is not None:
+        fact, hint = "the artifact makes embeddings, and writes no texts", "llmc embed, or Model.embed, makes them"
+        raise LlmcError(fact, place=str(model.path), hint=hint)
+
+
+def finished(rows: Rows, how: Embedding, dimensions: int | None = None) -> Rows:
+    """The first `dimensions` of each, brought to length 1 where embeddings are, or are cut."""
+    cut = rows if dimensions is None else rows[:, :dimensions]
+    if not how.normalized and cut.shape == rows.shape:
+        return cut
+    normalized: Rows = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), np.float32(1e-12))
+    return normalized
+
+
+def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
+    ids = model.check_ids(model.encode(text) if isinstance(text, str) else text)
+    place, n_context = f"{model.path} (text {index + 1})", model.info.n_context
+    if not len(ids):
+        raise LlmcError("a text without tokens has no embedding", place=place)
+    if len(ids) > n_context:
+        raise LlmcError(f"a text has {len(ids)} tokens; the model takes {n_context}", place=place)
+    return ids
+
+
+def groups(model: Model, texts: Sequence[Ids]) -> Iterator[list[Ids]]:
+    """In order, as many together as the cache has room for."""
+    size, group, n_pages = model.page_tokens, list["Ids"](), 0
+    most = max(1, min(TOGETHER, model.info.max_step_tokens))
+    for text in texts:
+        needed = -(-len(text) // size)
+        if group and (len(group) == most or (n_pages + needed) * size > model.info.kv_tokens_free):
+            yield group
+            group, n_pages = [], 0
+        group.append(text)
+        n_pages += needed
+    if group:
+        yield group
+
+
+def read(model: Model, how: Embedding, texts: Sequence[Ids]) -> Rows:
+    """What embeddings of these are made of, before they are brought to a length: float32 [n, size]."""
+    with ExitStack() as stack:
+        sequences = [stack.enter_context(model.sequence()) for _ in texts]
+        if how.pooling == "mean":
+            return np.stack(
+                [s.feed_for_logits(ids)[:, : how.size].mean(0) for s, ids in zip(sequences, texts, strict=True)]
+            )
+        model.run_step([(sequence, ids, None) for sequence, ids in zip(sequences, texts, strict=True)])
+        return np.stack([sequence.logits()[: how.size] for sequence in sequences])
