@@ -14,6 +14,7 @@ from llmc.runtime import ArtifactFile, LlmcError, load
 from llmc.runtime.artifact import is_weights
 
 if TYPE_CHECKING:
+    from llmc.compiler.frontend.embedding import Task
     from llmc.runtime.artifact import HashProgress
     from llmc.runtime.binding import Model
 
@@ -170,12 +171,11 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
 
         from llmc.compiler.certify import certify_source, judged_as
         from llmc.compiler.frontend import load_source
-        from llmc.compiler.frontend.embedding import Task
 
         model = manifest["model"]
         dtype, has_f16 = model["dtype"], model["dtype"] == "f16"
         task: Task = "embed" if manifest.get("embedding") else "generate"
-        loaded = load_source(source, "real", dtype, model["n_context"], has_f16=has_f16, task=task)
+        loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], has_f16=has_f16, task=task)
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
             certificate = certify_source(Path(artifact), loaded, quant)

@@ -77,6 +77,7 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "target": "cpu",
         "dtype": "bf16",
         "kv_dtype": None,
+        "task": "auto",
         "quant": "none",
         "quant_group": None,
         "quant_lm_head": False,

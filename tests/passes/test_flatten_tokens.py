@@ -87,6 +87,16 @@ def test_norm_over_the_last_axis_of_heads_stays(build: Any, check: Any) -> None:
     check(build.model(reshape(build, build.op("Transpose", y, perm=HEADS), 8)), flatten_tokens, 6)
 
 
+def test_tokens_are_filled_up_each_for_itself(build: Any, check: Any) -> None:
+    y = build.op("Pad", embed(build), build.constant([0, 3]), None, build.constant([-1]))
+    check(build.model(y), flatten_tokens, 2)
+
+
+def test_filling_up_the_sequence_is_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="Pad"):
+        flatten_tokens(build.model(build.op("Pad", embed(build), build.constant([0, 3]), None, build.constant([1]))))
+
+
 def test_softmax_over_tokens_is_refused(build: Any) -> None:
     with pytest.raises(LlmcError, match="Softmax runs along the tokens"):
         flatten_tokens(build.model(build.op("Softmax", embed(build), axis=1)))

@@ -57,3 +57,8 @@ def test_a_value_with_another_user_is_not_passed(build: Any, golden: Any) -> Non
 def test_softmax_over_tokens_is_not_passed(build: Any, golden: Any) -> None:
     y = build.op("Softmax", hidden(build), axis=0)
     assert gathered(build.model(build.op("llmc.Linear", y, build.weight("lm_head", 11, 8))), golden) == 1
+
+
+def test_embeddings_are_filled_up_for_the_rows_alone(build: Any, golden: Any) -> None:
+    y = build.op("RMSNormalization", hidden(build), build.weight("norm", 8), axis=-1)
+    assert gathered(build.model(build.op("Pad", y, build.constant([0, 3]), None, build.constant([-1]))), golden) == 2

@@ -236,7 +236,7 @@ def test_texts_become_tokens_and_tokens_texts(server: Server, model: Model) -> N
 
 
 def test_what_is_not_served_says_what_is(server: Server) -> None:
-    status, said = server.ask("POST", "/v1/embeddings", {"input": "x"})
+    status, said = server.ask("POST", "/v1/images", {"input": "x"})
     assert (status, "this server has /v1/completions" in said["error"]["message"]) == (404, True)
 
 
