@@ -315,6 +315,10 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         raise flat.refusal(node, f"has heads {heads} of sizes {sizes}")
     head_dim = sizes[0]
     assert isinstance(head_dim, int)
+    assert isinstance(heads[0], int)
+    assert isinstance(heads[1], int)
+    if heads[0] % heads[1]:
+        raise flat.refusal(node, f"has {heads[0]} heads of queries, which {heads[1]} of keys cannot share alike")
     rows: list[ir.Value | None] = []
     for value, n_heads, size in zip((q, k, v), heads, sizes, strict=True):
         assert value is not None

@@ -127,6 +127,13 @@ def test_attention_that_is_not_causal_is_refused(build: Any) -> None:
         flatten_tokens(build.model(attention(build, q, q, q, 8, is_causal=0)))
 
 
+def test_heads_of_keys_that_queries_cannot_share_alike_are_refused(build: Any) -> None:
+    x = embed(build)
+    q, k = heads(build, x, 4, 2), heads(build, build.op("MatMul", x, build.weight("w", 8, 6)), 3, 2)
+    with pytest.raises(LlmcError, match="4 heads of queries, which 3 of keys"):
+        flatten_tokens(build.model(attention(build, q, k, k, 8)))
+
+
 def test_an_axis_of_one_in_front_of_the_sequence_is_no_matter(build: Any, check: Any) -> None:
     x = build.op("Unsqueeze", embed(build), build.constant([1]))
     check(build.model(reshape(build, x, 2, 4)), flatten_tokens, 3)
