@@ -33,6 +33,7 @@ import numpy as np
 
 from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.own_scales import own_scales
+from llmc.compiler.powers import fit_powers
 from llmc.compiler.weights import Array, Weight
 from llmc.compiler.zeros import fit_zeros
 from llmc.runtime.errors import LlmcError
@@ -48,8 +49,6 @@ GROUPS = (32, 128)
 """Weights that may share a scale in int4."""
 MX_GROUP = 32
 """Weights that share a scale in mxfp4."""
-POWERS = (-127, 125)
-"""Exponents of the least scales in mxfp4: bf16 has them, and the next."""
 
 SAMPLED_ROWS = 8
 """Of a weight, that say whether others are sought which are codes and scales already."""
@@ -240,7 +239,10 @@ def quantize(array: Array, scheme: Scheme, name: str = "weight") -> Quantized:
             place = slice(first, first + step)
             codes[place], scales[place], zeros[place], n_kept = fit_groups_with_zeros(block, scheme)
             return n_kept
-        fit = {"m4": fit_powers, "i4": fit_groups}.get(scheme.dtype, fit_rows)
+        if scheme.number == "mx":
+            codes[first : first + step], scales[first : first + step], n_kept = fit_powers(block, scheme.group)
+            return n_kept
+        fit = fit_groups if scheme.group else fit_rows
         codes[first : first + step], scales[first : first + step], n_kept = fit(block, scheme, seek)
         return n_kept
 
@@ -318,34 +320,6 @@ def own_or_best_scales(values: Array, axis: int, scheme: Scheme, seek: bool) -> 
     elif lacking.any():
         scales[lacking] = best_scales(np.compress(lacking, values, 1 - axis), axis, scheme)
     return scales, np.asarray(~(lacking & values.any(axis)))
-
-
-def fit_powers(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, int]:
-    """Codes and scales float32 [rows, groups] of rows [rows, K] in mxfp4: of the least power of two that does not clip
-    the largest weight by more than its last bit, and the next, what leaves the least squared error; and how many leave
-    none."""
-    rows, k = block.shape
-    groups = ceil(k / scheme.group)
-    if k % scheme.group:
-        block = np.pad(block, ((0, 0), (0, groups * scheme.group - k)))
-    block = block.reshape(rows, groups, scheme.group)
-    _, exponent = np.frexp(np.abs(block).max(-1, keepdims=True))
-    least = np.ldexp(np.float32(1), np.clip(exponent - 4, *POWERS)).astype(np.float32)  # codes of 8 up to 16
-    wanted = block / least
-    fine, coarse = round_to_e2m1(wanted), 2 * round_to_e2m1(wanted / 2)
-    of_fine, of_coarse = (np.square(codes - wanted).sum(-1, keepdims=True) for codes in (fine, coarse))
-    codes = np.where(of_coarse < of_fine, coarse / 2, fine).astype(np.int8)
-    scales = np.where(of_coarse < of_fine, 2 * least, least)
-    n_kept = int((np.minimum(of_fine, of_coarse) == 0).sum())
-    return codes.reshape(rows, -1)[:, :k], scales[..., 0], n_kept
-
-
-def round_to_e2m1(values: Array) -> Array:
-    """The nearest of 0, 1, 2, 3, 4, 6, 8, 12 and their negatives, ties to the even mantissa; 12 for all beyond."""
-    sizes = np.abs(values)
-    steps = np.where(sizes < 4, np.float32(1), np.where(sizes < 8, np.float32(2), np.float32(4)))
-    codes: Array = np.clip(np.rint(values / steps) * steps, -12, 12)
-    return codes
 
 
 def half_scales(scales: Array) -> Array:

@@ -156,7 +156,7 @@ def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
     row_counts = {ceil(quant.linear.m / ceil(quant.linear.m / rows)) for rows in (4, 6, 7, 8, 12, 14)}
     for rows in sorted(row_counts):
         for panels in (1, 2, 4):
-            for near in (0, 4, 8):
+            for near in (0, 4, 8, NEAR_LINES_BESIDE_ZEROS):
                 if panels >= quant.linear.parts and rows * panels <= 28:
                     yield replace(default, rows=rows, panels=panels, near=near)
 
