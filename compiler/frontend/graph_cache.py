@@ -29,12 +29,16 @@ EXPORTERS = (
     "../causal_mask.py",
     "complex_pairs.py",
     "config.py",
+    "empty_weights.py",
     "experts.py",
     "export.py",
     "graph_cache.py",
     "masks.py",
     "repeat_layers.py",
+    "states.py",
+    "unsupported.py",
 )
+"""What graphs depend on."""
 
 
 def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:

@@ -1,5 +1,6 @@
 """The exported graph says what the model says, under the checkpoint's names, and reads no weight."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,15 @@ def test_a_cache_entry_is_not_believed_when_it_is_broken_or_of_another_key(
     file.write_bytes(file.read_bytes()[:1000])
     assert graph_cache._load(file, "key") is None
     assert graph_cache._load(tmp_path / "missing.onnx", "key") is None
+
+
+def test_a_graph_is_exported_again_when_what_exports_it_has_changed() -> None:
+    """The cache's key has the text of each file of the frontend that the exporter is made of."""
+    folder = Path(export.__file__).parent
+    text = Path(export.__file__).read_text()
+    files = {f"{name}.py" for name in re.findall(r"from llmc\.compiler\.frontend\.(\w+) import", text)}
+    assert files - {"quiet.py", "source.py"} <= set(graph_cache.EXPORTERS)
+    assert all((folder / name).is_file() for name in graph_cache.EXPORTERS)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error_and_changes_nothing(
