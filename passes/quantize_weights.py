@@ -7,7 +7,8 @@ rewrite:
     in int4: with zeros where a checkpoint's codes have them, and in int8, but for experts, what it keeps in more than
     4 bits while most is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
-product that chooses experts, which is small, and a wrong choice is a large error; in mxfp4 all but experts.
+product that chooses experts, which is small, and a wrong choice is a large error; likewise those that say how much of
+a state is kept, and how much of a token goes in; in mxfp4 all but experts.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -22,12 +23,14 @@ from math import prod
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, is_experts, op_name, weight_of
+from llmc.compiler.ops import DOMAIN
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
 Schemes = tuple[Scheme, Scheme, Scheme]
 """For most weights; for those that a checkpoint keeps in more than 4 bits; for those whose codes have zeros there."""
+RULE = f"{DOMAIN}.StatefulGatedDeltaRule"
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -42,7 +45,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme, experts_have_zeros: bool =
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
     spared = set() if scheme.lm_head else products_before(graph.outputs[0])
     for node in graph:
-        if is_experts(node):
+        if is_experts(node) or op_name(node) == RULE:
             spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
     places = list(inputs_to_quantize(graph, spared, scheme))
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]

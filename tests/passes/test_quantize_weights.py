@@ -79,6 +79,21 @@ def test_experts_are_quantised_and_what_chooses_them_is_not(
     assert quantize_weights(model, scheme) == 0
 
 
+def test_what_says_how_a_state_goes_on_is_not_quantised(build: Any) -> None:
+    build.token_inputs()
+    x = build.input("x", "M", 32)
+    g, beta = (build.op("llmc.Linear", x, build.weight(name, 2, 32)) for name in ("a", "b"))
+    gates = build.op("Neg", build.op("Softplus", g)), build.op("Sigmoid", beta)
+    qkv, rows = build.op("llmc.Linear", x, build.weight("qkv", 48, 32)), build.inputs[1]
+    settings = {"num_k_heads": 2, "num_v_heads": 2, "key_dim": 8, "value_dim": 8, "scale": 1.0, "epsilon": 1e-6}
+    state = build.input("state.0", "n_slots", 2, 8, 8)
+    operands = (qkv, *gates, rows, rows, state)
+    y, _ = build.op("llmc.StatefulGatedDeltaRule", *operands, n_results=2, place=0, **settings)
+    model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 16)))
+    assert quantize_weights(model, Scheme(8, lm_head=True)) == 2
+    assert {name for name in model.graph.initializers if "int8" in name} == {"qkv.int8", "head.int8"}
+
+
 def test_mxfp4_is_for_experts_alone(build: Any) -> None:
     model = build.model(build.op("llmc.Linear", build.input("x", "M", 32), build.weight("head", 8, 32)))
     with pytest.raises(LlmcError, match="mxfp4 is for the weights of experts, and the model has none"):
