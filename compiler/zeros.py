@@ -44,6 +44,11 @@ class Zeros(NamedTuple):
 
 def fit_zeros(values: Array) -> Zeros:
     """Of values [size, n], float32, the codes, scales and zeros of each column: a group."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of what is then not taken
+        return own_or_best_zeros(values)
+
+
+def own_or_best_zeros(values: Array) -> Zeros:
     least, largest = values.min(0), values.max(0)
     steps = own_steps(values, least, largest - least)
     codes, scales, zeros = coded(values, least, steps)
@@ -85,9 +90,8 @@ def common_factors(differences: Array, steps: Array) -> Array:
 
 def are_multiples(differences: Array, steps: Array) -> Array:
     """Whether all of a column are whole multiples of its step, nearly."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        multiples = differences / steps
-        return np.asarray((np.abs(multiples - np.rint(multiples)) <= CLOSE).all(0))
+    multiples = differences / steps
+    return np.asarray((np.abs(multiples - np.rint(multiples)) <= CLOSE).all(0))
 
 
 def coded(values: Array, least: Array, steps: Array) -> tuple[Array, Array, Array]:
@@ -96,15 +100,13 @@ def coded(values: Array, least: Array, steps: Array) -> tuple[Array, Array, Arra
     multiples = np.clip(np.rint((values - least) * inverse_of(steps)), 0, STEPS)
     first = np.clip(np.rint(least * inverse_of(scales)), LEAST, MOST - multiples.max(0))
     codes: Array = multiples + first
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        zeros = (codes - values / scales).mean(0)  # of whole quotients it is whole
+    zeros = (codes - values / scales).mean(0)  # of whole quotients it is whole
     return codes, scales, rounded_halves(np.where(np.isfinite(zeros), zeros, np.float32(0)))
 
 
 def are_met(values: Array, codes: Array, scales: Array, zeros: Array, steps: Array) -> Array:
     """Whether codes, scales and zeros make the values, up to the rounding of these two."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        are_near = np.abs((codes - zeros) * scales - values) <= np.float32(CLOSE) * steps
+    are_near = np.abs((codes - zeros) * scales - values) <= np.float32(CLOSE) * steps
     return np.asarray(are_near.all(0) & (np.abs(zeros) <= FARTHEST))
 
 
@@ -146,7 +148,6 @@ def rounded_halves(numbers: Array) -> Array:
 
 def inverse_of(values: Array) -> Array:
     """1 / values in float32, 0 where that is no finite number."""
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / values
+    inverse = np.float32(1) / values
     result: Array = np.where(np.isfinite(inverse), inverse, np.float32(0))
     return result

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,10 @@ from safetensors.torch import load_file, save_file
 import llmc
 from llmc.compiler.frontend.checkpoint import open_checkpoint
 from llmc.compiler.frontend.packed import packing_of
-from llmc.compiler.weights import Coded
+from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.report import notes_of_packing
+from llmc.compiler.weights import Coded, Weight
 from llmc.runtime.errors import LlmcError
 
 Array = np.ndarray[Any, Any]
@@ -368,3 +372,26 @@ def test_a_compiled_model_keeps_the_numbers_of_its_checkpoint(
     kept = "int4 keeps the checkpoint's own numbers (GPTQ, 4 bits in groups of 32"
     assert f"{kept}, {said})" in report["notes"]
     assert report["certificate"]["kl_mean"] < 0.002
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (1.0, "int4 keeps the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits, now in int8"),
+        (
+            0.5,
+            "int4 keeps 50 % of the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits, now in",
+        ),
+        (0.0, "int4 cannot hold the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits"),
+    ],
+)
+def test_what_becomes_int8_beside_int4_is_said(kept: float, said: str) -> None:
+    weights = []
+    for rows, scheme in ((48, Scheme(4, 32, zeros=True)), (16, Scheme(8))):
+        weights.append(QuantizedWeight(Weight.of_array("w", np.zeros((rows, 32), np.float32)), scheme))
+        weights[-1].kept = kept if scheme.bits == 4 else 0.0
+    placed = [SimpleNamespace(value=SimpleNamespace(const_value=weight)) for weight in weights]
+    source: Any = SimpleNamespace(packing=Packing("GGUF, most in Q4_K", dict, "int4"))
+    programs: Any = [SimpleNamespace(weights=placed)]
+    (note,) = notes_of_packing(source, programs, Scheme(4, 32))
+    assert note.startswith(said)

@@ -102,6 +102,13 @@ def test_a_zero_far_away_costs_no_more_than_its_rounding(offset: float) -> None:
     assert np.abs(quantize(values, ZEROS[0]).values() - values).max() < abs(offset) / 64
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-20, 1e38])
+def test_weights_far_from_one_do_not_become_infinite(scale: float) -> None:
+    values = np.clip(normal() * np.float64(50 * scale), -3e38, 3e38).astype(np.float32)
+    found = quantize(values, ZEROS[0])
+    assert np.isfinite(found.values()).all()
+
+
 def test_the_last_group_of_a_row_may_be_short() -> None:
     values = normal()[:, :100]
     found = quantize(values, ZEROS[0])
