@@ -194,6 +194,8 @@ class Generation(Iterator[int]):
             self._history.ask(prompt)
             self._how = how.after(self._history)
         self._sequence = sequence
+        # A step on a token that ends the text could not be taken back from a state that others go on from.
+        self._runs_ahead = model.runs_ahead and not (sequence is not None and model.has_states)
         self.speculation = speculation if how.is_plain else None
         self._is_fed = False  # the last token is part of the sequence
         self._right: list[int] = []  # guesses that are, and are the next tokens
@@ -244,7 +246,7 @@ class Generation(Iterator[int]):
                 yield token
                 if self.stop:
                     return
-                start = arrived if model.runs_ahead else perf_counter()
+                start = arrived if self._runs_ahead else perf_counter()
         finally:
             if self.speculation is not None:
                 self.speculation.close()
@@ -268,7 +270,7 @@ class Generation(Iterator[int]):
             token = sequence.sample(self._how.among(self.constraint.allowed()))
             self.constraint.take(token)
             return token
-        self._is_fed = self.model.runs_ahead and n_left > 1 and self._how.is_plain and self.speculation is None
+        self._is_fed = self._runs_ahead and n_left > 1 and self._how.is_plain and self.speculation is None
         if not self._is_fed:
             return sequence.sample(self._how)
         try:

@@ -19,8 +19,9 @@ from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_cuda, toy_model
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
-from tests.runtime.toy_cuda_states import SLOT_BYTES, SLOTS, build_artifact
+from tests.runtime.toy_cuda_states import build_artifact
 from tests.runtime.toy_model import Refused
+from tests.runtime.toy_states import SLOT_BYTES, SLOTS
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,19 @@ def test_running_ahead_writes_the_states_of_its_rows(model: Model, batch: int) -
     for sequence, text in zip(sequences, texts, strict=True):
         assert sequence.logits().tolist() == toy.oracle(text)[-1]
         sequence.close()
+
+
+def test_a_text_that_is_continued_does_not_run_ahead(model: Model, cuda: FakeCuda) -> None:
+    """Its state would have met the token that ends it.  Others do, and so they need no step in between."""
+    with model.sequence() as sequence:
+        tokens = list(model.stream(TEXT[:4], 5, ignore_eos=True, sequence=sequence))
+        assert sequence.length == 4 + 5 - 1
+        more = list(model.stream(tokens[-1:], 3, ignore_eos=True, sequence=sequence))
+        generation = model.stream(more[-1:], 20, ignore_eos=True, sequence=sequence)
+        last = next(generation)
+        generation.close()
+        assert sequence.length == 4 + 5 + 3
+    assert model.tokens(TEXT[:4], 9, ignore_eos=True) == [*tokens, *more, last]
 
 
 def test_guesses_that_were_wrong_take_the_state_back(model: Model) -> None:

@@ -7,6 +7,7 @@
 #include "../emulator/core/buffers.h"
 #include "format.h"
 #include "toy_kernels.c"
+#include "toy_state_kernels.c"
 
 /* row [VOCAB] */
 static int32_t best_of(const float *row)
@@ -43,22 +44,6 @@ static int32_t draw(const float *logits, const llmc_draw_record *draws, void **t
     return put((int32_t)(sum % TOY_VOCAB), to, task);
 }
 
-/* The second layer with a state in the place of pages: what `attend` sums up over all tokens before is kept in the
- * sequence's slot. x [M, CHANNELS], positions, slots [M], states (slot 0's) -> y [M, CHANNELS], one block */
-static int32_t recur(int32_t m, const float *x, const int32_t *positions, const int32_t *slots, float *states, float *y)
-{
-    for (int32_t row = 0; row < m; row++)
-        for (int32_t c = 0; c < TOY_CHANNELS; c++) {
-            const int32_t at = row * TOY_CHANNELS + c;
-            y[at] = 0;
-            if (positions[row] < 0) continue;
-            float *past = states + (int64_t)slots[row] * TOY_CHANNELS + c;
-            *past = fmodf((positions[row] ? *past * 31 : 0) + x[at], TOY_PRIME);
-            y[at] = fmodf(x[at] + *past, TOY_PRIME);
-        }
-    return 0;
-}
-
 #define RUN(name, call)                                                                      \
     static int run_##name(int grid, void **a, char *error, size_t error_bytes)               \
     {                                                                                        \
@@ -71,7 +56,7 @@ static int32_t recur(int32_t m, const float *x, const int32_t *positions, const 
     RUN(embed_##m, embed(m, a[0], a[1], a[2], block, grid))                \
     RUN(store_##m, store(m, a[0], a[1], a[2], a[3], block, grid))          \
     RUN(attend_##m, attend(m, a[0], a[1], a[2], a[3], a[4], a[5], block, grid)) \
-    RUN(recur_##m, recur(m, a[0], a[1], a[2], a[3], a[4]))                 \
+    RUN(recur_##m, recur(m, a[0], a[1], a[2], a[3], a[4], block, grid))    \
     RUN(turn_##m, turn(m, a[0], a[1], block, grid))
 #define RUN_HEAD(r)                                              \
     RUN(pick_##r, pick(r, a[0], a[1], a[2], block, grid))        \
