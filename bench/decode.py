@@ -158,14 +158,21 @@ def prompt_operations(manifest: dict[str, Any], n_tokens: int) -> int:
     )
     attention = 0
     for entry in (entry for entry in rows if entry["op"].endswith("Attention")):
-        facts = dict(part.split("=") for part in re.findall(r"\w+=\d+", entry["call"]))
+        facts = dict(part.split("=") for part in re.findall(r"\w+=-?\d+", entry["call"]))
         width = 2 * int(facts["head_dim"])
         if "latent_dim" in facts:  # keys are longer than values
             width = 2 * int(facts["latent_dim"]) + int(facts["rotary_dim"])
-        window = int(facts.get("window", 0))
-        pairs = n_tokens**2 if not 0 < window < n_tokens else window * (2 * n_tokens - window)  # twice those in sight
+        pairs = twice_in_sight(n_tokens, int(facts.get("window", 0)))
         attention += entry["nodes"] * int(facts["num_heads"]) * width * pairs
     return int(linear * n_tokens + attention)
+
+
+def twice_in_sight(n_tokens: int, window: int) -> int:
+    """Twice the pairs of a token and one that it sees; a negative window is a chunk."""
+    if window < 0:
+        whole, rest = divmod(n_tokens, -window)
+        return whole * window**2 + rest**2
+    return n_tokens**2 if not 0 < window < n_tokens else window * (2 * n_tokens - window)
 
 
 def decoder(model: Model, size: int, prompt: list[int]) -> Iterator[None]:

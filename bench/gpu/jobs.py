@@ -215,6 +215,8 @@ ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (90, 3, 3, 80, 80, {"epsilon": 1e-5}),
     (130, 4, 4, 128, 0, {"slopes": True}),
     (150, 6, 2, 80, 0, {"window": 90, "sinks": True}),
+    (7, 4, 2, 64, 64, {"window": -50, "epsilon": 1e-6}),
+    (160, 5, 1, 128, 128, {"window": -70}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
 KV_DTYPES = ("bf16", "f16", "int8")

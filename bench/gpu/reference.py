@@ -216,7 +216,8 @@ def attend(
         scores = scores + slopes[:, None] * torch.arange(1 - scores.shape[1], 1, device=scores.device)
     if window := int(call.attribute("window", 0)):
         n = scores.shape[1]
-        scores[:, : max(0, n - window)] = -torch.inf
+        seen = window if window > 0 else (n - 1) % -window + 1  # of its chunk
+        scores[:, : max(0, n - seen)] = -torch.inf
     if sinks is None:
         return torch.einsum("ht,htd->hd", torch.softmax(scores, dim=-1), values)
     weights = torch.softmax(torch.cat([scores, sinks[:, None]], dim=-1), dim=-1)[:, :-1]
