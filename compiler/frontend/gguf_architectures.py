@@ -37,8 +37,8 @@ SHARED_EXPERT_NAMES = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-ROWS, COLUMNS = "rows", "columns"
-"""How transformers keeps a layer's experts: gates' rows and then up's, or transposed, with gates and up alternating."""
+ROWS, COLUMNS, ALTERNATING = "rows", "columns", "alternating columns"
+"""How transformers keeps a layer's experts: gates' rows and then up's; the same transposed; or gates and up in turn."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ MIXTRAL = Architecture(
 )
 """What a file of "llama" is that has experts."""
 COHERE = {"logit_scale": "logit_scale"}
+GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 LAYER_NORM = "attention.layer_norm_epsilon"
 EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 EXPERT_SIZES = {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}
@@ -117,9 +123,56 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "ffn_gate_inp": "mlp.router",
             **ATTENTION_NAMES,
         },
-        experts=("mlp.experts", COLUMNS),
+        experts=("mlp.experts", ALTERNATING),
         fields={**SLIDING, "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
         settings={"swiglu_limit": 7.0},
+    ),
+    "llama4": Architecture(
+        "llama4_text",
+        "Llama4ForCausalLM",
+        {
+            **PRE_NORM_NAMES,
+            **ATTENTION_NAMES,
+            **{name: own.replace("mlp", "feed_forward") for name, own in MLP_NAMES.items()},
+            **{f"{name}_shexp": own.replace("mlp", "feed_forward.shared_expert") for name, own in MLP_NAMES.items()},
+            "ffn_gate_inp": "feed_forward.router",
+        },
+        experts=("feed_forward.experts", COLUMNS),
+        fields={
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "intermediate_size",
+            "feed_forward_length": "intermediate_size_mlp",
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+        },
+        settings={"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            **ATTENTION_NAMES,
+            **HEAD_NORM_NAMES,
+            **MLP_NAMES,
+            **ROUTER_NAME,
+            **{f"{name}_shexp": own.replace("mlp", "mlp.shared_experts") for name, own in MLP_NAMES.items()},
+            "exp_probs_b": "mlp.gate.e_score_correction_bias",
+        },
+        experts=("mlp.experts", ROWS),
+        turns_part=True,
+        fields={
+            "expert_count": "n_routed_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_count": "n_shared_experts",
+            "expert_weights_scale": "routed_scaling_factor",
+            "expert_weights_norm": "norm_topk_prob",
+            "leading_dense_block_count": "first_k_dense_replace",
+            "expert_group_count": "n_group",
+            "expert_group_used_count": "topk_group",
+        },
     ),
     "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
     "gemma2": Architecture(
@@ -162,13 +215,29 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "granite",
         "GraniteForCausalLM",
         turns_neighbours=True,
-        fields={
-            "attention.scale": "attention_multiplier",
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+        fields=GRANITE,
     ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {**PRE_NORM_NAMES, **ATTENTION_NAMES, "ffn_gate_inp": "block_sparse_moe.router"},
+        turns_neighbours=True,
+        experts=("block_sparse_moe.experts", ROWS),
+        fields={**GRANITE, "expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    ),
+    "exaone4": Architecture(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+            **ATTENTION_NAMES,
+            **HEAD_NORM_NAMES,
+            **MLP_NAMES,
+        },
+        fields=SLIDING,
+    ),
+    "ernie4_5": Architecture("ernie4_5", "Ernie4_5ForCausalLM", bias="use_bias"),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", turns_neighbours=True),
     "seed_oss": Architecture(
         "seed_oss",
@@ -227,8 +296,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 CHANGING = (
     *("attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias", "attention.sliding_window"),
     *("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "embedding_scale", "residual_scale"),
-    *("expert_count", "expert_shared_count", "expert_weights_scale", "expert_group_count", "leading_dense_block_count"),
-    *("nextn_predict_layers", "swiglu_clamp_exp", "rope.scaling.attn_factor", "rope.dimension_sections"),
+    *(
+        "expert_count",
+        "expert_shared_count",
+        "expert_shared_feed_forward_length",
+        "expert_weights_scale",
+        "expert_group_count",
+        "leading_dense_block_count",
+    ),
+    *("swiglu_clamp_exp", "rope.scaling.attn_factor", "rope.dimension_sections"),
 )
 """Fields that make another model: of an architecture that is not known to have one they are refused, unless 0."""
 WIDE_SCALES = {"gemma2": 46, "gemma3": 62}

@@ -43,6 +43,9 @@ LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 FREQUENCIES = "rope_freqs.weight"
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What Llama 3 stretches its positions by, but for the factor."""
+LLAMA4_WITHOUT_NORM = 128
+"""Experts of the Llama 4 whose queries and keys are not normalised, Maverick."""
+PATTERN = "attention.sliding_window_pattern"
 SMALL = {"Q8_0": "int8", "Q6_K": "int8", "MXFP4": "mxfp4"}
 
 
@@ -84,7 +87,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "vocab_size": embedding.dims[0],
         "hidden_size": hidden,
         "intermediate_size": _count(file, "feed_forward_length"),
-        "num_hidden_layers": _count(file, "block_count"),
+        "num_hidden_layers": _count(file, "block_count") - _n_ahead(file),
         "num_attention_heads": n_heads,
         "num_key_value_heads": _count(file, "attention.head_count_kv", n_heads),
         "head_dim": head_dim,
@@ -100,15 +103,25 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     return {**config, **known.settings, **_own_fields(file, known), **_worked_out(file, config)}
 
 
+def _n_ahead(file: GgufFile) -> int:
+    """Layers behind the others that guess at further tokens, and are left out."""
+    value = file.fields.get(f"{file.architecture}.nextn_predict_layers", 0)
+    if type(value) is not int or not 0 <= value < _count(file, "block_count"):
+        raise LlmcError(f"the file's {file.architecture}.nextn_predict_layers is no count", place=str(file.path))
+    return value
+
+
 def _own_fields(file: GgufFile, known: Architecture) -> dict[str, Any]:
     """What the architecture has of numbers besides; a window of 0 is none."""
     fields: dict[str, Any] = {}
     for name, own in known.fields.items():
         value = file.fields.get(f"{file.architecture}.{name}")
-        if value is not None:
+        if type(value) is bool:
+            fields[own] = value
+        elif value is not None:
             number = _number(file, name, 0.0, least=0.0)
             fields[own] = int(number) if type(value) is int else number
-    return {own: value or None for own, value in fields.items()}
+    return {own: None if own == "sliding_window" and not value else value for own, value in fields.items()}
 
 
 def _worked_out(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +135,34 @@ def _worked_out(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
         theta = _number(file, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
         local = {"rope_type": "default", "rope_theta": theta}
         found["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
+    if kind in ("gemma3", "exaone4", "cohere2", "gpt-oss") and (
+        types := layer_types(file, config["num_hidden_layers"])
+    ):
+        found["layer_types"] = types
+    if kind == "llama4":
+        found["use_qk_norm"] = file.fields.get("llama4.expert_count") != LLAMA4_WITHOUT_NORM
+    if kind == "glm4moe":
+        found["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
     if kind == "command-r":
         found["use_qk_norm"] = "blk.0.attn_q_norm.weight" in file.tensors
     if kind == "stablelm":
         found["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in file.tensors
     return found
+
+
+def layer_types(file: GgufFile, n_layers: int) -> list[str]:
+    """Which layers have a window, if the file says so: of each layer, or after how many comes one without."""
+    pattern = file.fields.get(f"{file.architecture}.{PATTERN}")
+    if type(pattern) is int and pattern > 0:
+        pattern = [(layer + 1) % pattern != 0 for layer in range(n_layers)]
+    if pattern is None and file.architecture == "exaone4":
+        pattern = [bool(file.fields.get("exaone4.attention.sliding_window"))] * n_layers
+        pattern[3::4] = [False] * len(pattern[3::4])
+    if pattern is None:
+        return []
+    if not isinstance(pattern, list) or len(pattern) < n_layers:
+        raise LlmcError(f"the file's {file.architecture}.{PATTERN} is no list of its layers", place=str(file.path))
+    return ["sliding_attention" if one else "full_attention" for one in pattern[:n_layers]]
 
 
 def _token(value: object) -> int | None:
@@ -175,7 +211,12 @@ def _llama3(file: GgufFile, frequencies: StoredTensor, theta: float, head_dim: i
     factor = float(divisors.max())
     waves = 2 * pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
-    smooth = np.clip((LLAMA3["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    before = LLAMA3["original_max_position_embeddings"]
+    if file.architecture == "llama4":  # whose step between the two is one
+        wanted = {"low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": before}
+        if np.array_equal(divisors, np.where(waves > before, factor, 1)):
+            return {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 4), **wanted}
+    smooth = np.clip((before / waves - low) / (high - low), 0, 1)
     if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
         raise LlmcError(f"tensor {FREQUENCIES!r} scales positions otherwise than Llama 3 does", place=str(file.path))
     return {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 4), **LLAMA3}
@@ -183,12 +224,15 @@ def _llama3(file: GgufFile, frequencies: StoredTensor, theta: float, head_dim: i
 
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The file's tensors under transformers' names.  Reads none.  Raises LlmcError for one that no model here has."""
-    known = architecture_of(file)
+    known, n_layers = architecture_of(file), config["num_hidden_layers"]
+    ahead = tuple(f"blk.{n_layers + layer}." for layer in range(_n_ahead(file)))
     found: dict[str, StoredTensor] = {}
     for name, tensor in file.tensors.items():
         if name == FREQUENCIES:
             continue
         layer = LAYER.fullmatch(name)
+        if name.startswith(ahead):
+            continue
         own = _name(name, layer, known)
         if own is None:
             raise LlmcError(f"the model has no tensor for the file's {name!r}", place=str(file.path))
@@ -210,7 +254,7 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
     if stem not in known.layers:
         return None
     own = f"model.layers.{number}.{known.layers[stem]}"
-    return own if own.endswith(".sinks") else f"{own}.{end}"
+    return own if own.endswith((".sinks", "_bias")) else f"{own}.{end}"
 
 
 def _tensor(

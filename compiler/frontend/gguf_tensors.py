@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
-from llmc.compiler.frontend.gguf_architectures import COLUMNS
+from llmc.compiler.frontend.gguf_architectures import ALTERNATING, ROWS
 from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
 from llmc.compiler.frontend.packed.tensor import packed_tensor
 from llmc.compiler.weights import Array, Coded
@@ -58,24 +58,26 @@ def one_row(own: str, tensor: StoredTensor) -> StoredTensor:
 
 
 def gate_up_of_experts(own: str, gates: StoredTensor, ups: StoredTensor, kept: str) -> StoredTensor:
-    """[E, 2N, K] of two tensors [E, N, K], or [E, K, 2N] with gates and ups in turn; likewise biases [E, N]."""
+    """[E, 2N, K] of two tensors [E, N, K], or [E, K, 2N], gates and ups perhaps in turn; likewise biases [E, N]."""
     n_experts, n, *rest = gates.dims
     coded = BY_NAME[gates.dtype].coded if gates.dtype == ups.dtype else None
 
     def read() -> Array:
         both = [numbers(gates), numbers(ups)]
-        if kept != COLUMNS:
-            return np.concatenate(both, axis=1)
-        return np.stack(both, axis=2).reshape(n_experts, 2 * n, *rest).swapaxes(1, -1)
+        if kept == ALTERNATING:
+            joined = np.stack(both, axis=2).reshape(n_experts, 2 * n, *rest)
+        else:
+            joined = np.concatenate(both, axis=1)
+        return joined if kept == ROWS else joined.swapaxes(1, -1)
 
-    dims = (n_experts, 2 * n, *rest) if kept != COLUMNS else (n_experts, *rest, 2 * n)
+    dims = (n_experts, 2 * n, *rest) if kept == ROWS else (n_experts, *rest, 2 * n)
     dtype = DTYPES.get(gates.dtype, "bf16")
     return packed_tensor(gates.dtype, own, dims, {"codes": gates, "ups": ups}, read, dtype, coded)
 
 
 def down_of_experts(own: str, tensor: StoredTensor, kept: str) -> StoredTensor:
     """[E, K, N] as it lies, or [E, N, K]; a bias [E, K] as it lies."""
-    if kept != COLUMNS or len(tensor.dims) == 2:
+    if kept == ROWS or len(tensor.dims) == 2:
         return as_it_is(own, tensor)
     n_experts, k, n = tensor.dims
     read: Callable[[], Array] = lambda: numbers(tensor).transpose(0, 2, 1)  # noqa: E731

@@ -11,11 +11,11 @@ import torch
 from accelerate import init_empty_weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmc.compiler.frontend.gguf_architectures import ARCHITECTURES, COLUMNS, MIXTRAL, Architecture
-from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_model import NAMES, architecture_of, checkpoint_of, config_of
+from llmc.compiler.frontend.gguf_architectures import ALTERNATING, ARCHITECTURES, MIXTRAL, ROWS, Architecture
+from llmc.compiler.frontend.gguf_file import GgufFile, open_gguf
+from llmc.compiler.frontend.gguf_model import NAMES, architecture_of, checkpoint_of, config_of, layer_types
 from llmc.runtime.errors import LlmcError
-from tests.compiler.test_gguf import F32, write
+from tests.compiler.test_gguf import F32, Tensors, write
 
 Array = np.ndarray[Any, Any]
 SIZES: dict[str, Any] = {
@@ -47,6 +47,24 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 8, "sliding_window": 24, "attn_logit_softcapping": 20.0},
     "gemma3": {"query_pre_attn_scalar": 8, "sliding_window": 24},
     "phi3": {"sliding_window": 24},
+    "llama4": {
+        "num_local_experts": 3,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 40,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": None,
+    },
+    "glm4moe": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        **IN_PART,
+    },
+    "granitemoe": {"num_local_experts": 3, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
+    "exaone4": {"sliding_window": 24},
     "granite": {"attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "seed_oss": {"attention_bias": True, "attention_out_bias": False},
     "glm4": {"attention_bias": True, **IN_PART},
@@ -75,8 +93,9 @@ def tensors_of(name: str, values: Array, known: Architecture, config: Any) -> di
     place = ".".join(inner)
     if known.experts and place.startswith(known.experts[0]):
         return experts_of(f"blk.{number}", place.rpartition(".")[2], values, known.experts[1])
-    if place == "self_attn.sinks":
-        return {f"blk.{number}.attn_sinks.weight": values}
+    whole = {"self_attn.sinks": "attn_sinks.weight", "mlp.gate.e_score_correction_bias": "exp_probs_b.bias"}
+    if place in whole:
+        return {f"blk.{number}.{whole[place]}": values}
     stem = ".".join(inner[:-1])
     own = next(each for each, other in known.layers.items() if other == stem)
     if known.turns_neighbours and own in ("attn_q", "attn_k"):  # halves become neighbours
@@ -90,16 +109,16 @@ def tensors_of(name: str, values: Array, known: Architecture, config: Any) -> di
 def experts_of(layer: str, part: str, values: Array, kept: str) -> dict[str, Array]:
     part, _, bias = part.partition("_proj")
     end = "bias" if bias else "weight"
-    if kept == COLUMNS and not bias:
+    if kept != ROWS and not bias:
         values = values.swapaxes(1, 2)
     if part == "down":
         return {f"{layer}.ffn_down_exps.{end}": values}
-    gates, ups = (values[:, ::2], values[:, 1::2]) if kept == COLUMNS else np.split(values, 2, axis=1)
+    gates, ups = (values[:, ::2], values[:, 1::2]) if kept == ALTERNATING else np.split(values, 2, axis=1)
     return {f"{layer}.ffn_gate_exps.{end}": gates, f"{layer}.ffn_up_exps.{end}": ups}
 
 
 def fields_of(architecture: str, known: Architecture, config: Any) -> dict[str, Any]:
-    fields = {name: getattr(config, own) for name, own in {**COUNTED, **known.fields}.items()}
+    fields = {name: getattr(config, own) for name, own in {**COUNTED, **known.fields}.items() if hasattr(config, own)}
     fields |= {"attention.key_length": SIZES["head_dim"], known.epsilon[0]: float(getattr(config, known.epsilon[1]))}
     rope = config.rope_parameters.get("full_attention", config.rope_parameters)
     fields |= {"rope.freq_base": float(rope["rope_theta"])}
@@ -154,6 +173,33 @@ def test_experts_that_are_not_whole_are_refused(name: str, dims: tuple[int, ...]
     file = open_gguf(write(tmp_path / "m.gguf", fields, blocks))
     with pytest.raises(LlmcError, match=said):
         checkpoint_of(file, config.to_dict())
+
+
+def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
+    known, _ = FILES["glm4moe"]
+    config = CONFIG_MAPPING["glm4_moe"](**SIZES | SPECIAL["glm4moe"])
+    fields = {**fields_of("glm4moe", known, config), "glm4moe.block_count": 3, "glm4moe.nextn_predict_layers": 1}
+    names = ("token_embd.weight", "blk.2.nextn.eh_proj.weight", "blk.2.attn_norm.weight")
+    tensors: Tensors = {name: ((40, 32), F32, bytes(4 * 40 * 32)) for name in names}
+    file = open_gguf(write(tmp_path / "m.gguf", fields, tensors))
+    found = config_of(file)
+    assert found["num_hidden_layers"] == 2
+    assert list(checkpoint_of(file, found)) == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows"),
+    [(None, [1, 1, 1, 0, 1, 1]), (3, [1, 1, 0] * 2), ([True, False] * 3, [1, 0] * 3), ([1], None)],
+)
+def test_which_layers_have_a_window_is_what_the_file_says(pattern: Any, windows: list[int] | None) -> None:
+    fields: dict[str, Any] = {"general.architecture": "exaone4", "exaone4.attention.sliding_window": 8}
+    fields |= {} if pattern is None else {"exaone4.attention.sliding_window_pattern": pattern}
+    file = GgufFile(Path("m.gguf"), fields, {})
+    if windows is None:
+        with pytest.raises(LlmcError, match="no list of its layers"):
+            layer_types(file, 6)
+        return
+    assert layer_types(file, 6) == ["sliding_attention" if one else "full_attention" for one in windows]
 
 
 def test_a_model_in_several_files_is_one(tmp_path: Path) -> None:
