@@ -179,6 +179,14 @@ def stateful_rule(
     return op.Where(op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1)), y, op.scalar(0.0)), state
 
 
+def softplus_rule(
+    op: Any, qkv: ir.Value, a: ir.Value, b: ir.Value, bias: ir.Value, rate: ir.Value, *inputs: ir.Value,
+    **attributes: Any,
+) -> Any:  # fmt: skip
+    g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
+    return stateful_rule(op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
+
+
 def rule_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
     return [(shapes[0][0], attributes["num_v_heads"] * attributes["value_dim"]), shapes[-1]]
 
@@ -186,6 +194,7 @@ def rule_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dim
 WHOLE = "q, k [S, …, KH, DK], v [S, …, VH, DV], g, beta [S, …, VH] -> like v."
 STEP = """qkv [M, 2 KH·DK + VH·DV] (queries, keys, values), g, beta [M, VH], positions, slots int64[M],
 state [n_slots, VH, DK, DV] -> [M, VH·DV] and the states."""
+GATES = """The same with g = rate · log(1 + exp(a + bias)) and beta = sigmoid(b): a, b [M, VH], bias, rate [VH]."""
 FLOATS = {"scale": ATTRIBUTE_TYPES["float"], "epsilon": ATTRIBUTE_TYPES["float"]}
 
 define("GatedDeltaRule", ["q", "k", "v", "g", "beta"], FLOATS, whole_rule, like_values, f"{RULE}\n\n{WHOLE}")
@@ -198,7 +207,16 @@ define(
     f"{RULE}\n\n{SLOTTED}\n\n{STEP}",
 )
 
+define(
+    "StatefulGatedDeltaRuleSoftplus",
+    ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"],
+    dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | FLOATS,
+    softplus_rule,
+    rule_results,
+    f"{RULE}\n\n{SLOTTED}\n\n{STEP}\n\n{GATES}",
+)
+
 WITH_STATES = ("GatedDeltaRule", *CAUSAL_CONV)
 """The operators of layers with a state, before there are slots."""
-STATEFUL = tuple(f"Stateful{name}" for name in WITH_STATES)
+STATEFUL = (*(f"Stateful{name}" for name in WITH_STATES), "StatefulGatedDeltaRuleSoftplus")
 """The same, of the rows of a step."""

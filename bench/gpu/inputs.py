@@ -16,7 +16,7 @@ from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
-from llmc.schedules.states_call import DELTA_RULE, is_stateful
+from llmc.schedules.states_call import DELTA_RULES, is_stateful
 
 Array = np.ndarray[Any, Any]
 Constant = Array | Codes | Stored
@@ -192,7 +192,9 @@ def state_inputs(call: Call) -> Inputs:
     for index, kind in enumerate(kinds):
         assert kind is not None
         arrays[index] = constant(index, kind) if kind.constant else exact(normal(f"{call} {index}", kind.shape), "bf16")
-    if call.op == DELTA_RULE:
+    if DELTA_RULES.get(call.op):  # the rates are of both signs: what is kept must not grow without end
+        arrays[1] = np.float32(-6) + normal(f"{call} a", kinds[1].shape) if kinds[1] else arrays[1]
+    elif call.op in DELTA_RULES:
         arrays[1] = -np.abs(normal(f"{call} g", kinds[1].shape)) if kinds[1] else arrays[1]
         arrays[2] = 1 / (1 + np.exp(-normal(f"{call} beta", kinds[2].shape))) if kinds[2] else arrays[2]
     n = len(kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmc.compiler.kernel import Call, TensorType
-from llmc.schedules.states_call import CONVS, DELTA_RULE
+from llmc.schedules.states_call import CONVS, DELTA_RULES
 
 if TYPE_CHECKING:
     from llmc.bench.gpu.jobs import Jobs
@@ -34,7 +34,9 @@ def add_odd_states(jobs: Jobs, *, few: bool = False) -> None:
     for m, *sizes in ODD_RULES[1::9] if few else ODD_RULES:
         key_heads, value_heads, key_dim, value_dim = sizes
         name = f"odd delta rule M={m} KH={key_heads} VH={value_heads} D={key_dim}x{value_dim}"
-        jobs.add(name, rule_call(m, key_heads, value_heads, key_dim, value_dim), 1, tuned=False)
+        for op, own_gates in DELTA_RULES.items():
+            call = rule_call(op, m, key_heads, value_heads, key_dim, value_dim)
+            jobs.add(f"{name}{' with its gates' * own_gates}", call, 1, tuned=False)
 
 
 def slot_bytes(state: TensorType) -> int:
@@ -54,12 +56,13 @@ def conv_call(op: str, m: int, channels: int, taps: int, silu: int) -> Call:
     return Call(op, (x, *vectors, rows, rows, state), (x, state), settings)
 
 
-def rule_call(m: int, key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> Call:
+def rule_call(op: str, m: int, key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> Call:
     qkv = TensorType((m, 2 * key_heads * key_dim + value_heads * value_dim), "f32")
     gates, rows = TensorType((m, value_heads), "f32"), TensorType((m,), "i32")
     state = TensorType((SLOTS, value_heads, key_dim, value_dim), "f32")
     sizes = {"num_k_heads": key_heads, "num_v_heads": value_heads, "key_dim": key_dim, "value_dim": value_dim}
     settings = sizes | {"scale": key_dim**-0.5, "epsilon": 1e-6, "slot_bytes": slot_bytes(state)}
     out = TensorType((m, value_heads * value_dim), "f32")
-    inputs = (qkv, gates, gates, rows, rows, state)
-    return Call(DELTA_RULE, inputs, (out, state), tuple(sorted(settings.items())))
+    vectors = (TensorType((value_heads,), "f32", constant=True),) * (2 * DELTA_RULES[op])
+    inputs = (qkv, gates, gates, *vectors, rows, rows, state)
+    return Call(op, inputs, (out, state), tuple(sorted(settings.items())))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from llmc.bench.gpu.inputs import RUNS, Inputs
 from llmc.compiler.kernel import Call
-from llmc.schedules.states_call import DELTA_RULE
+from llmc.schedules.states_call import DELTA_RULES
 
 Row = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A row, and the state in front of it -> the state behind it, and the row's result."""
@@ -21,7 +21,7 @@ def with_states(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     assert state is not None
     arrays = [torch.from_numpy(inputs.array(index)).to(device) for index in sorted(inputs.arrays)]
     *arrays, positions, slots = arrays
-    row = (delta_rule if call.op == DELTA_RULE else convolution)(call, arrays)
+    row = (delta_rule if call.op in DELTA_RULES else convolution)(call, arrays)
     states = torch.zeros(state.shape, device=device)
     out = torch.zeros(call.outputs[0].shape, device=device)
     for _ in range(RUNS):
@@ -44,7 +44,10 @@ def convolution(call: Call, arrays: list[torch.Tensor]) -> Row:
 
 
 def delta_rule(call: Call, arrays: list[torch.Tensor]) -> Row:
-    qkv, g, beta = arrays
+    qkv, g, beta, *vectors = arrays
+    if DELTA_RULES[call.op]:
+        bias, rate = vectors
+        g, beta = rate * F.softplus(g + bias), beta.sigmoid()
     key_heads, heads, dim = (call.attribute(name) for name in ("num_k_heads", "num_v_heads", "key_dim"))
     q, k, v = torch.tensor_split(qkv, (key_heads * dim, 2 * key_heads * dim), dim=-1)
 

@@ -19,7 +19,7 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, O
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULE, ByTap
+from llmc.schedules.states_call import CONVS, DELTA_RULES, ByTap
 
 FEW_ROWS = 64
 """Rows of a step that may all be of other sequences; more are a prompt's."""
@@ -56,7 +56,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class DeltaRule:
-    """rows of value_heads, which share key_heads.  stride: as of a Conv."""
+    """rows of value_heads, which share key_heads.  softplus: it works out its own gates.  stride: as of a Conv."""
 
     rows: int
     key_heads: int
@@ -65,6 +65,7 @@ class DeltaRule:
     value_dim: int
     scale: float
     epsilon: float
+    softplus: bool
     stride: int
 
     @property
@@ -150,7 +151,7 @@ def conv_source(name: str, conv: Conv) -> str:
 
 
 def match_rule(call: Call, target: Target) -> DeltaRule | None:
-    if call.op != DELTA_RULE or any(kind is None or kind.tiled for kind in call.inputs):
+    if call.op not in DELTA_RULES or any(kind is None or kind.tiled for kind in call.inputs):
         return None
     qkv = call.inputs[0]
     assert qkv is not None
@@ -162,6 +163,7 @@ def match_rule(call: Call, target: Target) -> DeltaRule | None:
         value_dim=call.attribute("value_dim"),
         scale=call.attribute("scale"),
         epsilon=call.attribute("epsilon"),
+        softplus=DELTA_RULES[call.op],
         stride=call.attribute("slot_bytes") // 4,
     )
     return rule if rule.key_dim <= MOST_KEY_DIM else None
@@ -173,17 +175,21 @@ def implement_rule(call: Call, rule: DeltaRule, target: Target) -> Implementatio
     name = f"delta_rule_{shape}_{short_hash(key)}"
     build = partial(rule_source, name, rule)
     kernel = Kernel(name, key, build, 32 * rule.warps, rule.shared_bytes, dependent=True)
-    operands = (*(Operand("input", index) for index in range(5)), Operand("state"), Operand("output"))
+    inputs = tuple(Operand("input", index) for index in range(5 + 2 * rule.softplus))
     elements = rule.value_heads * rule.key_dim * rule.value_dim
     n_bytes = 4 * rule.rows * (rule.width + rule.value_heads * (rule.value_dim + 2))
     n_bytes += 8 * elements * (rule.rows if rule.rows <= FEW_ROWS else 1)
-    return Implementation((Launch(kernel, operands, rule.grid, n_bytes, 8 * rule.rows * elements),))
+    launch = Launch(
+        kernel, (*inputs, Operand("state"), Operand("output")), rule.grid, n_bytes, 8 * rule.rows * elements
+    )
+    return Implementation((launch,), layouts={index: RowMajor("f32") for index in (3, 4)} if rule.softplus else {})
 
 
 def rule_source(name: str, rule: DeltaRule) -> str:
     """The kernel's CUDA C++."""
     sizes = {"kRows": rule.rows, "kKeyHeads": rule.key_heads, "kValueHeads": rule.value_heads}
     sizes |= {"kKeyDim": rule.key_dim, "kValueDim": rule.value_dim}
+    gates = ("a", "b", "bias", "rate") if rule.softplus else ("g", "beta")
     tiling = {"kWarps": rule.warps, "kChunk": rule.chunk, "kRuns": rule.runs}
     return (
         '#include "delta_rule.cuh"\n\n'
@@ -192,12 +198,13 @@ def rule_source(name: str, rule: DeltaRule) -> str:
         f"    static constexpr int {', '.join(f'{key} = {value}' for key, value in tiling.items())};\n"
         f"    static constexpr int64_t kStride = {rule.stride};\n"
         f"    static constexpr float kScale = {rule.scale!r}f, kEpsilon = {rule.epsilon!r}f;\n"
+        f"    static constexpr bool kSoftplus = {c_bool(rule.softplus)};\n"
         "};\n\n"
         f'extern "C" __global__ void __launch_bounds__({32 * rule.warps})\n'
-        f"{name}(const float *qkv, const float *g, const float *beta, const int *positions, const int *slots,\n"
-        "    float *state, float *y) {\n"
+        f"{name}(const float *qkv, {', '.join(f'const float *{gate}' for gate in gates)},\n"
+        "    const int *positions, const int *slots, float *state, float *y) {\n"
         f'    static_assert(DeltaRule<Sizes>::kShared == {rule.shared_bytes}, "what a launch asks for");\n'
-        "    delta_rule<Sizes>(qkv, g, beta, positions, slots, state, y);\n}\n"
+        f"    delta_rule<Sizes>(qkv, {{{', '.join(gates)}}}, positions, slots, state, y);\n}}\n"
     )
 
 

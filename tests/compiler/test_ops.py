@@ -126,6 +126,7 @@ def shape_with_state(op: str, name: str) -> tuple[int, ...]:
         return of_conv.get(name) or ((M, N) if op in ops.STATEFUL else (M, 2, N) if name == "x" else SHAPES[name])
     if op in ops.STATEFUL:
         of_rule: dict[str, tuple[int, ...]] = {"state": (n_slots, H, D, value_dim)}
+        of_rule |= {"a": (M, H), "b": (M, H), "bias": (H,), "rate": (H,)}
         return (M, 2 * KH * D + H * value_dim) if name == "qkv" else of_rule.get(name) or SHAPES[name]
     return (M, 2, H) if name in ("g", "beta") else (M, 2, H, value_dim) if name == "v" else (M, 2, KH, D)
 

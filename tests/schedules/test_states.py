@@ -37,7 +37,7 @@ def conv_call(op: str, channels: int, taps: int, silu: int, dtype: DType = "f32"
     return Call(op, (x, *vectors, rows, rows, state), (x, state), settings)
 
 
-def rule_call(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> Call:
+def rule_call(key_heads: int, value_heads: int, key_dim: int, value_dim: int, own_gates: bool = False) -> Call:
     qkv = TensorType((M, 2 * key_heads * key_dim + value_heads * value_dim), "f32")
     gates, rows = TensorType((M, value_heads), "f32"), TensorType((M,), "i32")
     state = TensorType((N_SLOTS, value_heads, key_dim, value_dim), "f32")
@@ -48,9 +48,10 @@ def rule_call(key_heads: int, value_heads: int, key_dim: int, value_dim: int) ->
         "slot_bytes": (state.n_bytes // N_SLOTS + 63) // 64 * 64,
     }
     out = TensorType((M, value_heads * value_dim), "f32")
+    vectors = (TensorType((value_heads,), "f32", constant=True),) * (2 * own_gates)
     return Call(
-        "llmc.StatefulGatedDeltaRule",
-        (qkv, gates, gates, rows, rows, state),
+        f"llmc.StatefulGatedDeltaRule{'Softplus' * own_gates}",
+        (qkv, gates, gates, *vectors, rows, rows, state),
         (out, state),
         tuple(sorted(settings.items())),
     )
@@ -64,7 +65,7 @@ def random_inputs(call: Call) -> list[Array]:
     random = np.random.default_rng(0)
     kinds = [kind for kind in call.inputs if kind]
     arrays = [random.normal(size=kind.shape).astype(np.float32) for kind in kinds[:-3]]
-    if "Rule" in call.op:
+    if call.op.endswith("Rule"):
         arrays[1:] = [-np.abs(arrays[1]), np.abs(arrays[2])]
     return [*arrays, POSITIONS, SLOTS, np.zeros(kinds[-1].shape, np.float32)]
 

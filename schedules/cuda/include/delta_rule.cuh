@@ -14,7 +14,16 @@
 #include "state_rows.cuh"
 
 // `R` says kRows, kKeyHeads, kValueHeads, kKeyDim: DK, kValueDim: DV; kWarps; kChunk: rows of a chunk; kRuns: of how many
-// runs blocks take turns; kScale, kEpsilon; kStride: float32 from a slot to the next.
+// runs blocks take turns; kScale, kEpsilon; kSoftplus: gates are worked out here; kStride: float32 from a slot to the next.
+//
+// What says the gates: g and beta [kRows, kValueHeads], or a and b, of which g = rate · log(1 + exp(a + bias)) and beta =
+// 1 / (1 + exp(-b)) are made; bias, rate [kValueHeads].
+struct Gates {
+    const float *first, *second, *bias = nullptr, *rate = nullptr;
+};
+
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+
 template <class R>
 struct DeltaRule {
     static constexpr int DK = R::kKeyDim, DV = R::kValueDim, kThreads = 32 * R::kWarps;
@@ -30,10 +39,12 @@ struct DeltaRule {
     static constexpr bool kWide = DK % 4 == 0 && DV % 4 == 0;   // copies of 16 bytes
 
     StateRows<R::kRows> rows;
-    const float *qkv, *g, *beta;
+    const float *qkv;
+    Gates gates;
     float *state, *y, *shared;
     int head, block, unit;
     bool has_unit, has_waited;
+    float bias, rate;  // of the head's
 
     // ---- the state: [VH][units][DK][columns], the rows of T in the order in which lanes take them
 
@@ -105,9 +116,9 @@ struct DeltaRule {
             }
         }
         if (threadIdx.x < 2 * (end - first)) {
-            const int which = threadIdx.x / 2, is_beta = threadIdx.x % 2;
+            const int which = threadIdx.x / 2, is_second = threadIdx.x % 2;
             const int64_t at = int64_t(first + which) * R::kValueHeads + head;
-            cp_async_4(token(stage, which) + kGates + is_beta, (is_beta ? beta : g) + at);
+            cp_async_4(token(stage, which) + kGates + is_second, (is_second ? gates.second : gates.first) + at);
         }
         cp_async_commit();
     }
@@ -138,7 +149,9 @@ struct DeltaRule {
                 of[kK + 32 * j + lane_index()] = k[j] * k_size;
             }
             if (lane_index() == 0) {
-                of[kGates] = expf(of[kGates]);
+                const float g = R::kSoftplus ? rate * softplus(of[kGates] + bias) : of[kGates];
+                if constexpr (R::kSoftplus) of[kGates + 1] = 1.f / (1.f + expf(-of[kGates + 1]));
+                of[kGates] = expf(g);
                 of[kGates + 2] = both;
                 of[kGates + 3] = rows.positions[first + i] == 0 ? 1.f : 0.f;
             }
@@ -180,29 +193,29 @@ struct DeltaRule {
     }
 
     __device__ __forceinline__ void take(float (&t)[kOwn][kColumns], const float *of, int row) const {
-        const float4 gates = *reinterpret_cast<const float4 *>(of + kGates);
+        const float4 own_gates = *reinterpret_cast<const float4 *>(of + kGates);
         const int own = lane_index() / kLanes, column = own % kColumns;
         float q[kOwn], k[kOwn], sums[kSums] = {};
         own_parts(q, of), own_parts(k, of + kK);
         const float v = of[kV + (unit - block * R::kWarps) * kColumns + column];
-        if (gates.w != 0.f) clear(t);
+        if (own_gates.w != 0.f) clear(t);
 #pragma unroll
         for (int j = 0; j < kOwn; j++) {
 #pragma unroll
             for (int c = 0; c < kColumns; c++) {
-                t[j][c] *= gates.x;
+                t[j][c] *= own_gates.x;
                 sums[c] = fmaf(k[j], t[j][c], sums[c]);
                 sums[kColumns + c] = fmaf(q[j], t[j][c], sums[kColumns + c]);
             }
         }
-        const float sum = add_up(sums), news = gates.y * (v - sum);  // of the lower lanes, which have kᵀ T
+        const float sum = add_up(sums), news = own_gates.y * (v - sum);  // of the lower lanes, which have kᵀ T
 #pragma unroll
         for (int c = 0; c < kColumns; c++) {
             const float of_column = __shfl_sync(kAllOfWarp, news, c * kLanes);
 #pragma unroll
             for (int j = 0; j < kOwn; j++) t[j][c] = fmaf(k[j], of_column, t[j][c]);
         }
-        const float result = fmaf(gates.z, __shfl_xor_sync(kAllOfWarp, news, 16), sum);
+        const float result = fmaf(own_gates.z, __shfl_xor_sync(kAllOfWarp, news, 16), sum);
         if (lane_index() >= 16 && lane_index() % kLanes == 0)
             y[(int64_t(row) * R::kValueHeads + head) * DV + unit * kColumns + column] = result;
     }
@@ -266,15 +279,17 @@ struct DeltaRule {
     }
 };
 
-// qkv [kRows, 2 KH·DK + VH·DV], g, beta [kRows, VH], y [kRows, VH·DV].
+// qkv [kRows, 2 KH·DK + VH·DV], y [kRows, VH·DV].
 template <class R>
-__device__ __forceinline__ void delta_rule(const float *qkv, const float *g, const float *beta, const int *positions,
-                                           const int *slots, float *state, float *y) {
+__device__ __forceinline__ void delta_rule(const float *qkv, Gates gates, const int *positions, const int *slots,
+                                           float *state, float *y) {
     using Rule = DeltaRule<R>;
     static_assert(R::kChunk <= 32 && 2 * R::kChunk <= Rule::kThreads, "threads for a chunk's gates");
     const int share = blockIdx.x % (R::kValueHeads * Rule::kBlocks), block = share % Rule::kBlocks;
     const int unit = block * R::kWarps + warp_index();
-    Rule rule = {{positions, slots}, qkv, g, beta, state, y, reinterpret_cast<float *>(dynamic_shared()),
-                 share / Rule::kBlocks, block, unit, unit < Rule::kUnits, false};
+    const int head = share / Rule::kBlocks;
+    Rule rule = {{positions, slots}, qkv, gates, state, y, reinterpret_cast<float *>(dynamic_shared()),
+                 head, block, unit, unit < Rule::kUnits, false, R::kSoftplus ? gates.bias[head] : 0.f,
+                 R::kSoftplus ? gates.rate[head] : 0.f};
     rule.all(blockIdx.x / (R::kValueHeads * Rule::kBlocks));
 }

@@ -24,6 +24,7 @@ CALLS = [
     rule_call(1, 3, 7, 5),
     rule_call(1, 1, 128, 10),
     rule_call(1, 2, 160, 8),
+    rule_call(2, 4, 16, 12, own_gates=True),
 ]
 
 
@@ -46,7 +47,7 @@ def test_a_kernel_is_what_its_definition_says(define: Callable[..., list[Array]]
     assert np.isnan(own[0, n:]).all()
 
 
-@pytest.mark.parametrize("call", [CALLS[0], CALLS[2]], ids=str)
+@pytest.mark.parametrize("call", [CALLS[0], CALLS[2], CALLS[-1]], ids=str)
 @pytest.mark.parametrize("cuts", [[2, 7], [1, 2, 3, 4, 5, 6, 7, 8]], ids=str)
 def test_rows_have_the_same_bits_however_they_are_cut(call: Call, cuts: list[int]) -> None:
     inputs, together, apart = random_inputs(call), room(call), room(call)
