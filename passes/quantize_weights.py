@@ -4,11 +4,12 @@ rewrite:
     llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …), llmc.Experts…(x, index, share, W, V)
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
-    in int4: with zeros where a checkpoint's codes have them, and in int8, but for experts, what it keeps in more than
-    4 bits while most is in no more
+    in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
+    is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
 product that chooses experts, which is small, and a wrong choice is a large error; likewise those that say how much of
-a state is kept, and how much of a token goes in; in mxfp4 all but experts.
+a state is kept, and how much of a token goes in; in mxfp4 all but experts; zeros and int8 beside int4 for experts,
+where kernels want both weights stored alike.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -35,10 +36,10 @@ SMALL = 4
 """Bits of a code that int4 may hold."""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme, experts_have_zeros: bool = True) -> int:
+def quantize_weights(model: ir.Model, scheme: Scheme, mixes_experts: bool = True) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights.  experts_have_zeros: whether kernels of experts know zeros.  Raises LlmcError where experts alone are to
-    be quantised and there are none."""
+    weights.  mixes_experts: whether kernels of experts know zeros, and two weights that are stored differently.  Raises
+    LlmcError where experts alone are to be quantised and there are none."""
     graph = model.graph
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
@@ -51,10 +52,9 @@ def quantize_weights(model: ir.Model, scheme: Scheme, experts_have_zeros: bool =
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
     zeros = replace(scheme, zeros=scheme.dtype == "i4")
     wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
-    of_experts = scheme, scheme, zeros if experts_have_zeros else scheme
-    return sum(
-        quantize_input(node, index, of_experts if is_experts(node) else (scheme, wide, zeros)) for node, index in places
-    )
+    own = scheme, wide, zeros
+    of_experts = own if mixes_experts else (scheme, scheme, scheme)
+    return sum(quantize_input(node, index, of_experts if is_experts(node) else own) for node, index in places)
 
 
 def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node], scheme: Scheme) -> Iterator[tuple[ir.Node, int]]:

@@ -29,7 +29,7 @@ from llmc.runtime.text import load_tokenizer
 Array = np.ndarray[Any, Any]
 TinyModel = Callable[[str], Path]
 Tensors = dict[str, tuple[tuple[int, ...], int, bytes]]
-F32, F16, Q4_0, Q8_0, MXFP4 = 0, 1, 2, 8, 39
+F32, F16, Q4_0, Q4_1, Q8_0, MXFP4 = 0, 1, 2, 3, 8, 39
 TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -75,6 +75,8 @@ def blocks_of(values: Array, kind: int) -> tuple[bytes, Array]:
         kept = values.astype(np.float16 if kind == F16 else np.float32)
         return kept.tobytes(), kept.astype(np.float32)
     groups = values.reshape(-1, 32)
+    if kind == Q4_1:
+        return with_minima(groups, values.shape)
     middle, top = (8, 15) if kind == Q4_0 else (0, 127)
     scales = (np.abs(groups).max(1, keepdims=True) / (7.5 if kind == Q4_0 else 127)).astype(np.float16)
     codes = np.clip(np.rint(groups / scales.astype(np.float32)) + middle, -127 if kind == Q8_0 else 0, top)
@@ -83,6 +85,17 @@ def blocks_of(values: Array, kind: int) -> tuple[bytes, Array]:
     if kind == Q4_0:
         packed = packed[:, :16] | packed[:, 16:] << 4
     return np.concatenate([scales.view(np.uint8), packed], axis=1).tobytes(), numbers.reshape(values.shape)
+
+
+def with_minima(groups: Array, shape: tuple[int, ...]) -> tuple[bytes, Array]:
+    """The same in Q4_1."""
+    minima = groups.min(1, keepdims=True).astype(np.float16)
+    scales = (np.ptp(groups, axis=1, keepdims=True) / 15).astype(np.float16)
+    d, m = scales.astype(np.float32), minima.astype(np.float32)
+    codes = np.clip(np.rint((groups - m) / d), 0, 15).astype(np.uint8)
+    packed = codes[:, :16] | codes[:, 16:] << 4
+    blocks = np.concatenate([scales.view(np.uint8), minima.view(np.uint8), packed], axis=1)
+    return blocks.tobytes(), (d * codes + m).reshape(shape)
 
 
 def in_gguf(folder: Path, path: Path, kind: int, **changed: Any) -> tuple[Path, dict[str, Array]]:
@@ -118,7 +131,7 @@ def in_gguf(folder: Path, path: Path, kind: int, **changed: Any) -> tuple[Path, 
     return write(path, said, tensors), numbers
 
 
-@pytest.mark.parametrize("kind", [F16, Q4_0, Q8_0], ids=["F16", "Q4_0", "Q8_0"])
+@pytest.mark.parametrize("kind", [F16, Q4_0, Q4_1, Q8_0], ids=["F16", "Q4_0", "Q4_1", "Q8_0"])
 def test_a_file_is_the_model_of_its_folder(kind: int, tiny_model: TinyModel, tmp_path: Path, same_graph: None) -> None:
     folder = tiny_model("llama")
     path, numbers = in_gguf(folder, tmp_path / "m.gguf", kind, **{"split.count": 0})  # as merged files have it
@@ -129,9 +142,9 @@ def test_a_file_is_the_model_of_its_folder(kind: int, tiny_model: TinyModel, tmp
     assert found.dtype == "bf16"
     for name, values in numbers.items():
         np.testing.assert_array_equal(found.weights[name].unrounded().astype(np.float32), values, err_msg=name)
-    scheme = Scheme(4, 32)
+    scheme = Scheme(4, 32, zeros=kind == Q4_1)
     weight = found.weights["model.layers.0.self_attn.q_proj.weight"]
-    assert quantize(weight.unrounded(), scheme).kept == (kind == Q4_0)
+    assert quantize(weight.unrounded(), scheme).kept == (kind in (Q4_0, Q4_1))
     assert weight.coded == KINDS[kind].coded
 
 

@@ -211,17 +211,17 @@ def test_other_schemes_and_checkpoints_have_one_for_all(
 
 
 @pytest.mark.parametrize(
-    ("has_zeros", "wanted"), [(True, {"int4, groups of 32, zeros"}), (False, {"int4, groups of 32"})]
+    ("mixes", "wanted"),
+    [(True, ["int4, groups of 32, zeros", "int8"]), (False, ["int4, groups of 32", "int4, groups of 32"])],
 )
-def test_experts_have_zeros_where_kernels_know_them(build: Any, has_zeros: bool, wanted: set[str]) -> None:
+def test_experts_have_zeros_and_int8_where_kernels_know_them(build: Any, mixes: bool, wanted: list[str]) -> None:
     x = build.input("x", "M", 32)
     share, index = build.op("TopK", x, build.constant([2]), n_results=2, axis=-1)
-    how = Coded(4, 32, zeros=True)
     up, down = (
         build.constant(Weight(name, (32, rows, 32), lambda: np.zeros(0), "bf16", how), name)
-        for name, rows in (("up", 64), ("down", 32))
+        for name, rows, how in (("up", 64, Coded(4, 32, zeros=True)), ("down", 32, Coded(6, 16)))
     )
     y = build.op("llmc.ExpertsSilu", x, index, share, up, down)
     model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
-    assert quantize_weights(model, Scheme(4, 32), experts_have_zeros=has_zeros) == 2
-    assert set(schemes(model).values()) == wanted
+    assert quantize_weights(model, Scheme(4, 32), mixes_experts=mixes) == 2
+    assert schemes(model) == dict(zip(("up", "down"), wanted, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_every_token_has_the_bits_that_linear_layers_give(run: Run, dtype: str, 
     (y,) = run(call, *inputs, target=target, n_tasks=3)
     wanted = by_linear_layers(run, call, inputs, target)
     np.testing.assert_array_equal(y.view(np.uint32), wanted.view(np.uint32))
+
+
+def test_both_weights_may_be_stored_differently(run: Run, host: Target) -> None:
+    """Of a file that keeps most in 4 bits, and some of the experts' downs in more."""
+    call = experts_call(9, 2, 5, 40, 128, "z4")
+    down = call.inputs[4]
+    assert down
+    call = replace(call, inputs=(*call.inputs[:4], replace(down, dtype="i8", group=0)))
+    inputs = random_inputs(call)
+    (y,) = run(call, *inputs, target=host, n_tasks=3)
+    np.testing.assert_array_equal(y.view(np.uint32), by_linear_layers(run, call, inputs, host).view(np.uint32))
 
 
 def test_a_token_has_the_same_bits_alone_and_in_any_company(run: Run, host: Target) -> None:

@@ -187,10 +187,10 @@ KINDS: Mapping[int, Kind] = {
     12: Kind("Q4_K", 256, 144, q4_k, Coded(4, 32, zeros=True)),
     13: Kind("Q5_K", 256, 176, q5_k, Coded(5, 32, zeros=True)),
     14: Kind("Q6_K", 256, 210, q6_k, Coded(6, 16)),
-    20: Kind("IQ4_NL", 32, 18, iq4_nl),
-    23: Kind("IQ4_XS", 256, 136, iq4_xs),
+    20: Kind("IQ4_NL", 32, 18, iq4_nl, Coded(4, 32)),
+    23: Kind("IQ4_XS", 256, 136, iq4_xs, Coded(4, 32)),
     30: Kind("BF16", 1, 2),
-    39: Kind("MXFP4", 32, 17, mxfp4, dtype=ml_dtypes.bfloat16),
+    39: Kind("MXFP4", 32, 17, mxfp4, Coded(4, 32), dtype=ml_dtypes.bfloat16),
 }
 """By the number that a GGUF file has for it."""
 BY_NAME = {kind.name: kind for kind in KINDS.values()}
