@@ -131,6 +131,13 @@ def AddLayerNorm(op: Any, x: ir.Value, residual: ir.Value, weight: ir.Value, bia
 
 
 @operator(like_first)
+def GatedRMSNorm(op: Any, x: ir.Value, z: ir.Value, weight: ir.Value, *, epsilon: float) -> Any:
+    """RMSNorm(x) · silu(z), silu(z) = z · sigmoid(z).    x, z [M, …, K], weight [K] -> like x."""
+    normed = op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
+    return op.Mul(normed, op.Mul(z, op.Sigmoid(z)))
+
+
+@operator(like_first)
 def QueryKeyRMSNorm(op: Any, qkv: ir.Value, query_norm: ir.Value, key_norm: ir.Value, *, epsilon: float) -> Any:
     """The first A columns of each row, and the next B, by RMSNorm over all of them; the rest as it is.
 

@@ -16,6 +16,7 @@ from llmc.compiler.quantize import Scheme
 from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_experts import fuse_experts
+from llmc.passes.fuse_gated_norm import fuse_gated_norm
 from llmc.passes.fuse_gates import fuse_gates
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
@@ -108,6 +109,7 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
     if device == "cuda":
         observe("fuse_router", step_graph, fuse_router(step_graph))
         observe("fuse_gates", step_graph, fuse_gates(step_graph))
+        observe("fuse_gated_norm", step_graph, fuse_gated_norm(step_graph))
         refuse_for_gpu(step_graph)
         observe("fuse_experts", step_graph, fuse_experts(step_graph))
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))

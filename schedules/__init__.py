@@ -42,6 +42,7 @@ FAMILIES = {
         "cuda.head_product",
         "cuda.norm",
         "cuda.query_key_norm",
+        "cuda.gated_norm",
         "cuda.gather",
         "cuda.elementwise",
         "cuda.sample",

@@ -45,6 +45,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "slopes": (H,),
     "v_cache": (N_PAGES, KH, 64, D),
     "scores": (M, N),
+    "z": (M, K),
     "absorbed": (M, H * 12),
     "kv": (M, 12 + 8),
     "norm": (12,),

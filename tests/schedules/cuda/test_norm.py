@@ -11,7 +11,7 @@ import pytest
 
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import norm, query_key_norm
+from llmc.schedules.cuda import gated_norm, norm, query_key_norm
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.test_norm import query_key_norm_call, random_inputs
 
@@ -85,4 +85,15 @@ def test_queries_and_keys_are_normalised_beside_values(define: Define, queries: 
     params = query_key_norm.match(call, TARGET)
     assert params is not None
     (y,) = EmulatedExecutable(call, query_key_norm.implement(call, params, TARGET), TARGET).run(*inputs)
+    np.testing.assert_allclose(y, define(call, *inputs)[0], rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 128), (5, 1, 130), (1, 7, 24)])
+def test_rows_are_multiplied_by_their_gates(define: Define, shape: tuple[int, ...]) -> None:
+    x, weight = TensorType(shape, "f32"), TensorType(shape[-1:], "bf16", constant=True)
+    call = Call("llmc.GatedRMSNorm", (x, x, weight), (x,), (("epsilon", 1e-6),))
+    inputs = random_inputs(call)
+    params = gated_norm.match(call, TARGET)
+    assert params is not None
+    (y,) = EmulatedExecutable(call, gated_norm.implement(call, params, TARGET), TARGET).run(*inputs)
     np.testing.assert_allclose(y, define(call, *inputs)[0], rtol=3e-6, atol=3e-6)
