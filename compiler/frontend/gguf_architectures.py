@@ -48,8 +48,8 @@ class Architecture:
     model_type, name: transformers'.  layers: its modules by the names of a file's tensors.  turns_neighbours: rows of
     queries and keys are in another order.  adds_one: weights of norms are kept as 1 + w.  experts: where a layer's
     experts are, and how they are kept there; None: there are none.  turns_part: heads may be turned in part.
-    epsilon: the file's name for that of norms, and transformers'.  fields: the same of other numbers.  bias: what says
-    that queries, keys and values have biases; "": nobody has to.  settings: the same for all models.
+    epsilon: the file's name for that of norms, and transformers'.  fields: the same of other numbers.  read: what else
+    of CHANGING is read.  bias: what says that queries, keys and values have biases.  settings: the same for all models.
     """
 
     model_type: str
@@ -61,6 +61,7 @@ class Architecture:
     turns_part: bool = False
     epsilon: tuple[str, str] = RMS_EPSILON
     fields: Mapping[str, str] = field(default_factory=dict)
+    read: tuple[str, ...] = ()
     bias: str = "attention_bias"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,6 +88,12 @@ EXPERT_SIZES = {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM", turns_neighbours=True),
+    "mistral3": Architecture(
+        "ministral3",
+        "Ministral3ForCausalLM",
+        turns_neighbours=True,
+        read=("rope.scaling.yarn_log_multiplier", "attention.temperature_scale"),
+    ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", {**LAYER_NAMES, **HEAD_NORM_NAMES}),
     "qwen2moe": Architecture(
@@ -305,6 +312,8 @@ CHANGING = (
         "leading_dense_block_count",
     ),
     *("swiglu_clamp_exp", "rope.scaling.attn_factor", "rope.dimension_sections"),
+    *("rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_log_multiplier"),
+    *("attention.temperature_scale", "attention.temperature_length"),
 )
 """Fields that make another model: of an architecture that is not known to have one they are refused, unless 0."""
 WIDE_SCALES = {"gemma2": 46, "gemma3": 62}

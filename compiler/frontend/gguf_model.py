@@ -58,7 +58,7 @@ def architecture_of(file: GgufFile) -> Architecture:
     if file.architecture == "llama" and file.fields.get("llama.expert_count"):
         known = MIXTRAL
     for name in CHANGING:
-        if file.fields.get(f"{file.architecture}.{name}") and name not in known.fields:
+        if file.fields.get(f"{file.architecture}.{name}") and name not in (*known.fields, *known.read):
             fact = f"the file says {file.architecture}.{name}, which is not read"
             raise LlmcError(fact, place=str(file.path), hint="give the model's folder")
     return known
@@ -193,14 +193,26 @@ def _rope(file: GgufFile, turned: int) -> dict[str, Any]:
         return _llama3(file, frequencies, theta, turned)
     if kind == "linear":
         return {"rope_type": "linear", "rope_theta": theta, "factor": _number(file, "rope.scaling.factor", 1.0)}
-    if kind == "yarn" and file.architecture == "gpt-oss":  # whose way of it is one and the same
-        before = _count(file, "rope.scaling.original_context_length")
-        bounds = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": before}
-        factor = _number(file, "rope.scaling.factor", 1.0)
-        return {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **bounds}
+    if kind == "yarn":
+        return {"rope_type": "yarn", "rope_theta": theta, **_yarn(file)}
     if kind != "none":
         raise LlmcError(f"positions scaled by {shortened(kind)!r} are not read from GGUF", place=str(file.path))
     return {"rope_type": "default", "rope_theta": theta}
+
+
+def _yarn(file: GgufFile) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "factor": _number(file, "rope.scaling.factor", 1.0),
+        "original_max_position_embeddings": _count(file, "rope.scaling.original_context_length"),
+        "beta_fast": _number(file, "rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": _number(file, "rope.scaling.yarn_beta_slow", 1.0),
+    }
+    if file.architecture == "gpt-oss":
+        found["truncate"] = False
+    if file.architecture == "mistral3":
+        found["mscale"] = found["mscale_all_dim"] = _number(file, "rope.scaling.yarn_log_multiplier", 1.0)
+        found["llama_4_scaling_beta"] = _number(file, "attention.temperature_scale", 0.1)
+    return found
 
 
 def _llama3(file: GgufFile, frequencies: StoredTensor, theta: float, head_dim: int) -> dict[str, Any]:

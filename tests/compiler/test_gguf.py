@@ -217,7 +217,7 @@ def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path
         ({"llama.block_count": None}, "block_count is no count"),
         ({"llama.embedding_length": 2**31, "llama.attention.key_length": 16}, "of a model 2147483648 wide"),
         ({"llama.rope.dimension_count": 8}, "turned in part"),
-        ({"llama.rope.scaling.type": "yarn"}, "scaled by 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "scaled by 'longrope'"),
         ({"split.count": 3}, "one of 3, and its name does not say which"),
         ({"general.architecture": "a" * 999}, "architecture 'a{60}…' are not read"),
         ({"general.alignment": 0}, "truncated, or is not GGUF"),

@@ -65,6 +65,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "granitemoe": {"num_local_experts": 3, "num_experts_per_tok": 2, "attention_multiplier": 0.25},
     "exaone4": {"sliding_window": 24},
+    "qwen3": {"rope_parameters": {**YARN, "beta_fast": 16.0, "beta_slow": 1.0}},
+    "mistral3": {
+        "rope_parameters": {
+            **YARN,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 0.5,
+            "mscale_all_dim": 0.5,
+            "llama_4_scaling_beta": 0.25,
+        }
+    },
     "granite": {"attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     "seed_oss": {"attention_bias": True, "attention_out_bias": False},
     "glm4": {"attention_bias": True, **IN_PART},
@@ -127,6 +138,10 @@ def fields_of(architecture: str, known: Architecture, config: Any) -> dict[str, 
     if rope["rope_type"] == "yarn":
         fields |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(rope["factor"])}
         fields["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+        fields |= {f"rope.scaling.yarn_{name}": rope[name] for name in ("beta_fast", "beta_slow")}
+    if "mscale" in rope:
+        fields["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]
+        fields["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
     said = {f"{architecture}.{name}": value for name, value in fields.items() if value is not None}
     return {"general.architecture": architecture, **said}
 
