@@ -16,6 +16,9 @@ from llmc.runtime.errors import LlmcError
 STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots")}
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 
+MOST_TILED_DIM = 256
+"""Longest heads of attention that reads tiles."""
+
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
 
@@ -130,10 +133,18 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
     for node in graph:
         if node.domain == "llmc" and "Linear" in node.op_type and not node.op_type.endswith("Moments"):
             value, dtype = node.outputs[0], weight_dtype(node)
-            attended = [use.idx == 0 and use.node.op_type == "PagedAttention" for use in value.uses()]
+            attended = [use.idx == 0 and takes_tiles(use.node) for use in value.uses()]
             if dtype and dtype == kv_dtype and attended and all(attended) and not value.is_graph_output():
                 found[value] = dtype
     return found
+
+
+def takes_tiles(node: ir.Node) -> bool:
+    """Whether attention is of those whose kernels take tiles of queries, keys and values (cuda/attention.py)."""
+    if node.op_type != "PagedAttention":
+        return False
+    sizes = {cache.shape[3] if cache is not None and cache.shape else None for cache in node.inputs[-2:]}
+    return len(sizes) == 1 and node.attributes["head_dim"].as_int() <= MOST_TILED_DIM
 
 
 def turned_queries(graph: ir.Graph) -> dict[ir.Value, DType]:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
-from llmc.compiler.graph_shapes import dims
-from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, PAGED_ATTENTION
+from llmc.compiler.ops import DOMAIN
 from llmc.runtime.errors import LlmcError
 
 LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
 """Operators of a step graph whose routers are one operator, where they are known, and what to say of them."""
-LACKING |= dict.fromkeys(
-    (f"{DOMAIN}.{name}" for name in APPENDED_ATTENTION), "layers that attend the keys and values of another have"
-)
-LACKING |= {f"{DOMAIN}.{name}": "values that are normalised have" for name, (*_, v) in PAGED_ATTENTION.items() if v}
 HINT = "compile it for CPUs: --target cpu"
 
 
@@ -28,8 +23,5 @@ def refuse_experts(model: ir.Model, dtype: str) -> None:
 def refuse_for_gpu(model: ir.Model) -> None:
     """Raise LlmcError if GPUs have no kernels for an operator of the step graph."""
     found = [said for op, said in LACKING.items() if any(op_name(node) == op for node in model.graph)]
-    attentions = [node for node in model.graph if node.domain == DOMAIN and node.op_type in PAGED_ATTENTION]
-    if any(dims(node.inputs[-1]) != dims(node.inputs[-2]) for node in attentions):
-        found.append("values of another size than keys have")
     if found:
         raise LlmcError(f"{found[0]} no kernels for GPUs yet", place="--target cuda", hint=HINT)

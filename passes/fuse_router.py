@@ -11,7 +11,7 @@ rewrite:
     likewise Sigmoid; s + bias, and llmc.KeepGroups of that, for the choice alone; shares as they are; Div by a sum that
     is clipped from below; and Softmax(v) of the k largest of x itself, which are softmax(x) over their sum
 
-    Mul(share, a number) stays, behind the router.
+    Mul(share, a number) stays, behind the router, and so does Mul(share, Gather(a scale for each expert, index)).
 refuses: shares of other scores than those that are chosen by; a bias that is no constant [E]; more experts, groups or
     choices than the kernel takes.
 
@@ -59,6 +59,7 @@ def fuse_router(model: ir.Model) -> int:
         if not is_experts(node):
             continue
         chosen, (share, _) = producer(node.inputs[1], "TopK"), unscaled(node.inputs[2])
+        share = before_scales(share, node.inputs[1])
         found = router_of(chosen, share) if chosen is not None and share is not None else None
         if found is None or not found.fits or chosen is None or share is None:
             continue
@@ -68,6 +69,16 @@ def fuse_router(model: ir.Model) -> int:
         replace(chosen.outputs[1], index)
         n_rewrites += 1
     return n_rewrites
+
+
+def before_scales(share: ir.Value | None, index: ir.Value | None) -> ir.Value | None:
+    """The shares before each was multiplied by its expert's scale, a constant [E] looked up by the same index."""
+    scaled = producer(share, "Mul")
+    for shares, scale in (scaled.inputs, scaled.inputs[::-1]) if scaled is not None else ():
+        looked_up = producer(scale, "Gather")
+        if looked_up is not None and looked_up.inputs[1] is index and constant(looked_up.inputs[0]) is not None:
+            return shares
+    return share
 
 
 def router_of(chosen: ir.Node, share: ir.Value) -> Router | None:

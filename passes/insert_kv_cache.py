@@ -143,6 +143,12 @@ def unshaped(value: ir.Value | None) -> ir.Value | None:
     return value
 
 
+def as_before(value: ir.Value) -> ir.Value:
+    """The value, or what it was before it was brought into another shape and back."""
+    before = unshaped(value)
+    return before if before is not None and dims(before) == dims(value) else value
+
+
 def cache(graph: ir.Graph, name: str, kv_num_heads: int, head_dim: int) -> ir.Value:
     shape = ir.Shape([N_PAGES, kv_num_heads, PAGE_TOKENS, head_dim])
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
@@ -169,7 +175,7 @@ def turning_of(rotary: ir.Node) -> dict[str, Any]:
 
 def packed(node: ir.Node, q: ir.Value | None, k: ir.Value | None, v: ir.Value | None) -> ir.Value:
     """The value that q, k and v are cut from in this order, or else their concatenation."""
-    parts = [part for part in (q, k, v) if part is not None]
+    parts = [as_before(part) for part in (q, k, v) if part is not None]
     split = producer(q, "Split")
     if split is not None and split.inputs[0] is not None and list(split.outputs) == parts:
         return split.inputs[0]

@@ -11,7 +11,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from llmc.schedules.cpu.columns import Columns
+from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.norm import Norm

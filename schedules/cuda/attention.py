@@ -39,7 +39,7 @@ from llmc.schedules.cuda.attention_kernel import (
     inputs,
     kernel_of,
 )
-from llmc.schedules.cuda.attention_shape import KV_BYTES, SCALE_BYTES, Attention, parse
+from llmc.schedules.cuda.attention_shape import KV_BYTES, SCALE_BYTES, Attention, parse, takes_any
 from llmc.schedules.rule import Rule
 
 STREAM_BLOCKS, CODED_STREAM_BLOCKS, MOST_STREAM_BLOCKS = 2, 3, 4
@@ -127,7 +127,7 @@ class Float32:
 
 def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     a = parse(call)
-    if a is None:
+    if a is None or takes_any(a):
         return None
     if a.kv_dtype == "f32":
         return Float32()

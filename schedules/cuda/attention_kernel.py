@@ -20,9 +20,11 @@ ATTEND_TILE = "attention_tile<Shape>(queries, positions, page_table, kv, out{of_
 ATTEND_WGMMA = "attention_wgmma<Shape>(queries, positions, page_table, kv, out{of_heads});"
 FLOAT32_APPEND = "float32_append<Shape>({qkv}, {cos}, {sin}, positions, page_table, kv, queries);"
 FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
+ANY_APPEND = "any_append<Shape>({qkv}, {query_norm}, {key_norm}, {cos}, {sin}, positions, page_table, kv, queries);"
+ANY_ATTEND = "any_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
 SINKS, SLOPES = OF_HEADS
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
-HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma"}
+HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma", ANY_APPEND: "any", ANY_ATTEND: "any"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
 
 
@@ -62,10 +64,10 @@ def kernel_of(
 ) -> Kernel:
     """A kernel that is one call of include/attention_<…>.cuh; pointers in braces are null where there are none."""
     names = {argument.name for argument in arguments}
-    optional = ("qkv", "cos", "sin", "partial", "counters")
+    optional = ("qkv", *NORMS, "cos", "sin", "partial", "counters")
     pointers = {pointer: pointer if pointer in names else "nullptr" for pointer in optional}
     pointers["of_heads"] = ", sinks" if SINKS in names else ", nullptr, slopes" if SLOPES in names else ""
-    if names.issuperset(NORMS):
+    if names.issuperset(NORMS) and call is not ANY_APPEND:
         pointers["qkv"] = f"{{{', '.join(('qkv', *NORMS))}}}"
     body = call.format(**pointers)
     parameters = ", ".join(f"{a.types.get(x.type, x.type)} *{x.name}" for x in arguments)

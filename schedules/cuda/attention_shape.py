@@ -16,7 +16,8 @@ from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import OF_HEADS, appended_sizes, attention_sizes, input_places
 
-MOST_HEAD_DIM = 256
+MOST_HEAD_DIM, MOST_ANY_DIM = 256, 512
+"""Longest heads that most kernels take, and those that take any."""
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
 KV_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "int8": 1}
 SCALE_BYTES = 4
@@ -30,7 +31,8 @@ class Attention:
     rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
     and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
     whether it lies in tiles.  sinks, slopes: whether each query head has one.  page_bytes: of a page whose layers
-    differ in size; 0: they are all like this one.
+    differ in size; 0: they are all like this one.  own_value_dim: elements of a value; 0: D.  norms_values: whether
+    values are normalised too.  reads_only: whether the cache is another layer's, which has appended to it.
     """
 
     rows: int
@@ -52,6 +54,13 @@ class Attention:
     sinks: bool = False
     slopes: bool = False
     page_bytes: int = 0
+    own_value_dim: int = 0
+    norms_values: bool = False
+    reads_only: bool = False
+
+    @property
+    def value_dim(self) -> int:
+        return self.own_value_dim or self.head_dim
 
     @property
     def group(self) -> int:
@@ -79,7 +88,13 @@ class Attention:
     @property
     def layer_bytes(self) -> int:
         """Of a page, for one layer."""
-        return 2 * self.kv_heads * PAGE_TOKENS * self.token_bytes
+        both = 2 * self.token_bytes if not self.own_value_dim else KV_BYTES[self.kv_dtype] * self.dims
+        return self.kv_heads * PAGE_TOKENS * both
+
+    @property
+    def dims(self) -> int:
+        """Elements of a key and a value."""
+        return self.head_dim + self.value_dim
 
     @property
     def context(self) -> int:
@@ -103,6 +118,8 @@ class Attention:
         ]
         if self.epsilon is not None:
             members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
+        if self.norms_values:
+            members.append("static constexpr bool norms_values = true;")
         for name in OF_HEADS:
             if getattr(self, name):
                 members.append(f"static constexpr bool has_{name} = true;")
@@ -141,11 +158,21 @@ def of_sizes(call: Call, sizes: dict[str, Any]) -> Attention:
     if kv_dtype not in CUDA_TYPES:
         hint = f"one of {', '.join(CUDA_TYPES)}"
         raise LlmcError(f"a KV cache of {kv_dtype} is not there for NVIDIA GPUs", place="--kv-dtype", hint=hint)
-    if head_dim % 16 or head_dim > MOST_HEAD_DIM:
-        fact = f"attention on NVIDIA GPUs takes heads of 16, 32 … {MOST_HEAD_DIM} elements, not {head_dim}"
-        raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
-    qkv, out = call.inputs[0], call.outputs[0]
+    qkv, out, places = call.inputs[0], call.outputs[0], input_places(call)
     assert qkv is not None
+    for size in (head_dim, sizes.get("own_value_dim", 0)):
+        if size % 16 or size > MOST_ANY_DIM:
+            fact = f"attention on NVIDIA GPUs takes heads of 16, 32 … {MOST_ANY_DIM} elements, not {size}"
+            raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
     lies = {"kv_dtype": kv_dtype, "qkv": qkv.dtype, "out": out.dtype, "tiled": out.tiled}
-    places = input_places(call)
-    return Attention(**sizes, **lies, sinks="sinks" in places, slopes="slopes" in places)
+    reads_only = "queries" in places and len(qkv.shape) == 2  # those that a product hands over lie as pages do
+    found = Attention(**sizes, **lies, sinks="sinks" in places, slopes="slopes" in places, reads_only=reads_only)
+    if takes_any(found) and (found.is_coded or found.qkv != "f32"):
+        fact = "a KV cache in int8 on NVIDIA GPUs takes heads of up to 256 elements, values as long as keys, not shared"
+        raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
+    return found
+
+
+def takes_any(a: Attention) -> bool:
+    """Whether only kernels that take any size do it (include/attention_any.cuh)."""
+    return a.head_dim > MOST_HEAD_DIM or bool(a.own_value_dim) or a.reads_only

@@ -5,7 +5,7 @@ A table stays as it is stored; the result is float32 row-major, or tiles of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, prod
 
@@ -15,11 +15,12 @@ from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
 
 THREADS, CHUNK = 256, 8
+INDICES = {"i32": "int", "i64": "int64_t"}
 
 
 @dataclass(frozen=True)
 class Gather:
-    """`rows` rows of `columns` elements out of `entries`.  table, result: element types."""
+    """`rows` rows of `columns` elements out of `entries`.  table, result, index: element types."""
 
     rows: int
     columns: int
@@ -27,6 +28,7 @@ class Gather:
     table: str
     result: str
     tiled: bool
+    index: str = field(default="i32", repr=False)
 
     def __str__(self) -> str:
         return f"{THREADS} threads"
@@ -42,16 +44,16 @@ def match(call: Call, target: Target) -> Gather | None:
         return None
     table, index = call.inputs
     result = call.outputs[0]
-    if table is None or index is None or index.dtype != "i32" or table.tiled or result.dtype not in C_TYPES:
+    if table is None or index is None or index.dtype not in INDICES or table.tiled or result.dtype not in C_TYPES:
         return None
     if table.dtype not in ("f32", "bf16", "f16") or (table.dtype != "f32" and not table.constant) or not table.shape:
         return None
     columns = prod(table.shape[1:])
-    return Gather(prod(index.shape), columns, table.shape[0], table.dtype, result.dtype, result.tiled)
+    return Gather(prod(index.shape), columns, table.shape[0], table.dtype, result.dtype, result.tiled, index.dtype)
 
 
 def implement(call: Call, gather: Gather, target: Target) -> Implementation:
-    key = f"gather_source({gather!r})"
+    key = f"gather_source({gather!r}{', i64' if gather.index == 'i64' else ''})"
     name = f"gather_{gather.table}_{gather.rows}x{gather.columns}_{short_hash(key)}"
     kernel = Kernel(name, key, partial(gather_source, name, gather), n_threads=THREADS, dependent=True)
     n_bytes = gather.rows * gather.columns * (DTYPE_BYTES[gather.table] + DTYPE_BYTES[gather.result])
@@ -65,7 +67,7 @@ def gather_source(name: str, gather: Gather) -> str:
     return (
         '#include "gather.cuh"\n\n'
         f'extern "C" __global__ void __launch_bounds__({THREADS})\n'
-        f"{name}(const {table} *table, const int *index, {result} *y) {{\n"
+        f"{name}(const {table} *table, const {INDICES[gather.index]} *index, {result} *y) {{\n"
         f"    gather<{shape}>(table, index, y);\n}}\n"
     )
 

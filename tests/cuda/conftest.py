@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, Gemma4TextConfig, LlamaConfig, OPTConfig
 
 import llmc
 from llmc.compiler.kernel import Kernel
@@ -43,7 +43,33 @@ OPT = OPTConfig(
     bos_token_id=1,
     eos_token_id=2,
 )
-CONFIGS: dict[str, Any] = {"llama": LLAMA, "opt": OPT}
+GEMMA4 = Gemma4TextConfig(
+    hidden_size=128,
+    intermediate_size=192,
+    num_hidden_layers=4,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    num_kv_shared_layers=2,
+    sliding_window=24,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_global_key_value_heads=1,
+    attention_k_eq_v=True,
+    head_dim=32,
+    global_head_dim=64,
+    hidden_size_per_layer_input=32,
+    vocab_size=160,
+    vocab_size_per_layer_input=160,
+    enable_moe_block=True,
+    num_experts=4,
+    top_k_experts=2,
+    moe_intermediate_size=64,
+    max_position_embeddings=192,
+    initializer_range=0.3,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+"""Layers with caches of two sizes, which the last two share, inputs and experts of their own."""
+CONFIGS: dict[str, Any] = {"llama": LLAMA, "opt": OPT, "gemma4": GEMMA4}
 BATCH = (1, 3, 8, 12)
 
 

@@ -86,6 +86,21 @@ def test_greedy_tokens_are_the_cpus(
     assert emulated_gpu.complaints() == []
 
 
+def test_layers_that_differ_and_share_say_what_they_say_on_a_cpu(
+    checkpoint: Callable[[str], Path], emulated_gpu: EmulatedGpu, tmp_path: Path
+) -> None:
+    """Typically: where two experts are equally good a position may take the other one."""
+    options: dict[str, Any] = {"dtype": "bf16", "batch": (1,)}
+    llmc.compile(checkpoint("gemma4"), out=tmp_path / "cpu.so", verify=False, **options)
+    with llmc.load(tmp_path / "cpu.so") as model:
+        logits = model.logits(PROMPTS[7])
+    emulated_gpu.compile(checkpoint("gemma4"), tmp_path / "gpu.so", **options)
+    with llmc.load(tmp_path / "gpu.so") as model:
+        errors = np.abs(model.logits(PROMPTS[7]) - logits).max(1)
+    assert np.median(errors) < 0.01 * np.ptp(logits)
+    assert emulated_gpu.complaints() == []
+
+
 def count_ties(found: Decoded, wanted: Decoded, error: float) -> int:
     """How many choices differ; fails when one does that was further ahead than twice the error."""
     n_ties = 0

@@ -34,6 +34,12 @@ def as_they_are(build: Any, x: Any) -> Any:
     return build.op("Mul", shares, build.constant(2.5)), index
 
 
+def with_scales(build: Any, x: Any) -> Any:
+    """Gemma 4's, of each expert."""
+    share, index = by_softmax(build, x)
+    return build.op("Mul", share, build.op("Gather", build.weight("scales", E), index, axis=0)), index
+
+
 def by_sigmoid(build: Any, x: Any, groups: bool = False, scores: str = "Sigmoid") -> Any:
     made = build.op(scores, x)
     better = build.op("Add", made, build.weight("bias", E))
@@ -73,6 +79,7 @@ def layer(build: Any, router: Any, n_experts: int = E) -> Any:
 
 ROUTERS: dict[str, Any] = {
     "softmax": by_softmax,
+    "softmax, scales of experts": with_scales,
     "scaled": as_they_are,
     "groups": partial(by_sigmoid, groups=True),
     "largest": of_the_largest,

@@ -12,6 +12,7 @@ from llmc import schedules
 from llmc.compiler.kernel import Call, TensorType
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import columns
+from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
@@ -68,3 +69,16 @@ def test_columns_are_those_that_the_operator_names(run: Run, target: Target, nam
 )
 def test_other_axes_steps_and_types_are_left_to_others(host: Target, call: Call) -> None:
     assert columns.match(call, host) is None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_gpu_moves_the_same(name: str) -> None:
+    call, gpu = CALLS[name], Target("cuda", "sm_90a")
+    implementation = schedules.implement(call, gpu)
+    assert implementation.rule == "columns"
+    random = np.random.default_rng(0)
+    x = [random.standard_normal(kind.shape).astype(np.float32) for kind in call.inputs if kind and not kind.constant]
+    numbers = [np.zeros(1, np.int64)] * (len(call.inputs) - len(x))
+    found = EmulatedExecutable(call, implementation, gpu).run(*x, *numbers)
+    for one, other in zip(found, expected(call, x), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -5,7 +5,8 @@
 // kernel forms a key, and in whatever step, it is the same to the last bit.
 //
 // Where that is so, Shape has beside what attention.cuh lists:
-//     epsilon     of the norm
+//     epsilon           of the norm
+//     norms_values      where values are normalised too, without a weight
 // and `qkv` is a NormedRows instead of a pointer.
 #pragma once
 
@@ -33,6 +34,10 @@ struct HeadNorm<Shape, decltype(void(Shape::epsilon))> {
 
 template <class Shape>
 constexpr bool kNormed = HeadNorm<Shape>::there;
+template <class Shape, class = void>
+constexpr bool kNormsValues = false;
+template <class Shape>
+constexpr bool kNormsValues<Shape, decltype(void(Shape::norms_values))> = true;
 template <class Shape>
 using HeadRows = typename HeadNorm<Shape>::Rows;
 
@@ -131,8 +136,14 @@ __device__ __forceinline__ Eight normed_eight(const NormedRows &rows, const floa
 #pragma unroll
     for (int offset = kVectorLanes<Shape> / 2; offset > 0; offset /= 2)
         squares += __shfl_xor_sync(kAllLanes, squares, offset);
-    if (!is_here || head >= Shape::heads + Shape::kv_heads) return y;
+    const bool is_value = head >= Shape::heads + Shape::kv_heads;
+    if (!is_here || (is_value && !kNormsValues<Shape>)) return y;
     const float factor = rsqrtf(squares * (1.f / Shape::head_dim) + Shape::epsilon);
+    if (is_value) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) y.at[i] *= factor;
+        return y;
+    }
     const NormedVector normed = {x, head < Shape::heads ? rows.query_norm : rows.key_norm, factor};
     return turned_eight<Shape>(normed, cos + row * half, sin + row * half, 8 * chunk);
 }

@@ -34,13 +34,13 @@ template <int ROWS_, int COLUMNS_, int ENTRIES_, bool TILED_> struct GatherShape
     }
 };
 
-template <class Shape, class Table, class Result>
-__device__ void gather(const Table *table, const int *index, Result *y) {
+template <class Shape, class Table, class Index, class Result>
+__device__ void gather(const Table *table, const Index *index, Result *y) {
     wait_for_previous();
     let_next_start();
     const int at = blockIdx.x * GATHER_THREADS + threadIdx.x, row = at / Shape::CHUNKS, chunk = at % Shape::CHUNKS;
     if (row >= Shape::ROWS) return;
-    int entry = index[row];
+    Index entry = index[row];
     entry = entry < 0 ? 0 : entry >= Shape::ENTRIES ? Shape::ENTRIES - 1 : entry;
     const Table *from = table + long(entry) * Shape::COLUMNS;
     Result *to = y + Shape::offset(row, chunk);

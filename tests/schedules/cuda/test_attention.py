@@ -336,7 +336,7 @@ def test_rounded_keys_are_for_large_steps_and_caches_of_the_same_numbers() -> No
 
 
 def test_what_these_kernels_cannot_do_is_said() -> None:
-    with pytest.raises(LlmcError, match="heads of 16, 32 … 256 elements, not 24"):
+    with pytest.raises(LlmcError, match="heads of 16, 32 … 512 elements, not 24"):
         attention.match(Model(head_dim=24, rotary_dim=0).call(1), TARGET)
     call = Model().call(1)
     int4 = tuple((name, "int4" if name == "kv_dtype" else value) for name, value in call.attributes)

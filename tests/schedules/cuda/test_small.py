@@ -54,6 +54,14 @@ def test_a_table_gives_its_rows(dtype: DType, columns: int, tiled: bool) -> None
     np.testing.assert_array_equal(rows, wanted.astype(numpy_dtype("bf16")).astype(np.float32) if tiled else wanted)
 
 
+def test_an_index_may_be_of_64_bits() -> None:
+    """A scale for each of a token's experts."""
+    call = Call("Gather", (TensorType((9,), "bf16", True), TensorType((3, 2), "i64")), (real(3, 2),), (("axis", 0),))
+    table, index = random(9).astype(numpy_dtype("bf16")), np.array([[8, 0], [1 << 40, -1], [3, 3]])
+    (found,) = run(gather, call, table, index)
+    np.testing.assert_array_equal(found, table.astype(np.float32)[[[8, 0], [8, 0], [3, 3]]])
+
+
 def test_a_tiled_table_and_other_axes_are_left_to_others() -> None:
     index = TensorType((2,), "i32")
     tiled = Call("Gather", (TensorType((8, 64), "bf16", tiled=True), index), (real(2, 64),), (("axis", 0),))
