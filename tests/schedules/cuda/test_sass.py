@@ -22,6 +22,7 @@ from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call,
 from tests.schedules.cuda.test_deferred_prompts import appending, in_tiles
 from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
+from tests.schedules.test_states import of_rows, rule_call
 
 REGISTERS = 65536
 """Of a multiprocessor."""
@@ -331,6 +332,17 @@ def test_a_step_of_codes_takes_the_instructions_that_are_counted_on(weight: DTyp
     wait = max(place for place in range(products[0]) if sass.listed[place].startswith("SYNCS.PHASECHK"))
     assert len(products) == 4
     assert products[-1] - wait < most
+
+
+@pytest.mark.parametrize("rows", [1, 2048])
+def test_a_state_is_asked_for_before_the_kernel_in_front_has_ended(rows: int) -> None:
+    """In 16 bytes, four for each lane, and no register more than three blocks of a prompt find room for."""
+    (launch,) = schedules.implement(of_rows(rule_call(16, 32, 128, 128), rows), Target("cuda", "sm_90a")).launches
+    sass, _ = compiled(launch, "sm_90a")
+    loads = [place for place, name in enumerate(sass.listed) if name.startswith("LDG.E.128")]
+    assert len(loads) == 4
+    assert loads[-1] < sass.first("ACQBULK")
+    assert sass.registers * launch.kernel.n_threads * 3 <= REGISTERS
 
 
 def test_a_spill_is_seen() -> None:
