@@ -17,6 +17,7 @@ from llmc.runtime.generation import GREEDY
 from llmc.runtime.speculate import Guess, Guessed, speculate
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_cuda, toy_model
+from tests.runtime.serve.served import Served, prompt
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_cuda import FakeCuda
 from tests.runtime.toy_cuda_states import build_artifact
@@ -102,6 +103,23 @@ def test_a_text_that_is_continued_does_not_run_ahead(model: Model, cuda: FakeCud
         generation.close()
         assert sequence.length == 4 + 5 + 3
     assert model.tokens(TEXT[:4], 9, ignore_eos=True) == [*tokens, *more, last]
+
+
+def test_a_servers_texts_run_ahead_and_are_taken_up_as_a_whole(cuda: FakeCuda, written: Callable[..., Path]) -> None:
+    with llmc.load(written(), kv_tokens=640, slots=9) as model:
+        served = Served(model, max_batch=3)
+        first, other = served.job(prompt(11), 4), served.job(prompt(3, 3), 8)
+        served.submit(first, other)
+        cuda.calls()
+        served.finish(first, other)
+        assert any(call.endswith("(stream 2)") for call in cuda.calls())  # input that went over beside a step
+        goes_on, differs = served.job((*first.ids, 5, 9), 4), served.job((*first.ids[:12], 9), 4)
+        served.submit(goes_on, differs)
+        served.finish(goes_on, differs)
+        assert [job.n_reused for job in (first, goes_on, differs)] == [0, 14, 0]
+        served.check(first, other, goes_on, differs)
+        served.leave()
+        assert model.info.n_slots_free == 9
 
 
 def test_guesses_that_were_wrong_take_the_state_back(model: Model) -> None:
