@@ -53,7 +53,7 @@ from llmc.compiler.ops_paged import (
     paged_attention_name,
 )
 from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
-from llmc.compiler.ops_states import CAUSAL_CONV, PLACE, STATEFUL, WITH_STATES, conv_name
+from llmc.compiler.ops_states import CAUSAL_CONV, GATED_RULES, PLACE, STATEFUL, WITH_STATES, conv_name
 
 __all__ = [
     "APPENDED_ATTENTION",
@@ -63,6 +63,7 @@ __all__ = [
     "CLAMPED_EXPERTS",
     "DOMAIN",
     "EXPERTS",
+    "GATED_RULES",
     "GROUPS",
     "LATENT_ATTENTION",
     "OPERATORS",

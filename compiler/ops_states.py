@@ -8,6 +8,7 @@ C counts channels, L taps, KH and VH heads of keys and of values, of DK and DV e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -107,14 +108,21 @@ for _bias in (False, True):
     define_conv(_bias)
 
 
-# -- the gated delta rule ------------------------------------------------------------------------------------------
+# -- gated rules ---------------------------------------------------------------------------------------------------
 
-RULE = """For each head of values a state T [DK, DV], zeros at first, and for each token, where q and k are x / sqrt(sum
-of x² + epsilon) of the query's and the key's head, of which VH / KH heads of values each share one:
+STATE = """For each head of values a state T [DK, DV], zeros at first, and for each token, with the query's and the
+key's head, of which VH / KH heads of values each share one,"""
+DELTA = f"""{STATE} q and k divided by the root of the sum of their
+squares + epsilon:
 
     T = exp(g) · T;    T = T + k (beta · (v - kᵀ T))ᵀ;    y = scale · qᵀ T
 
 Yang et al. 2024, arXiv:2412.06464."""
+LINEAR = f"""{STATE}
+
+    T = exp(g) · T + k (beta · v)ᵀ;    y = scale · qᵀ T
+
+Dao and Gu 2024, arXiv:2405.21060, where beta is the step, k is B, q is C and v is x."""
 
 
 def unit(op: Any, x: Any, epsilon: Any) -> Any:
@@ -130,93 +138,102 @@ def for_values(op: Any, x: Any, v: Any) -> Any:
     return op.Reshape(each, op.Concat(op.ints(0, 0), n_values, op.ints(-1), axis=0))
 
 
-def delta_step(op: Any, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any) -> tuple[Any, Any]:
+def rule_step(op: Any, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, *, delta: bool) -> tuple[Any, Any]:
     """One token: (the state behind it, qᵀ T).  state […, VH, DK, DV], q, k […, VH, DK], v […, VH, DV], decay, beta
     […, VH]."""
     state = op.Mul(state, op.Unsqueeze(decay, op.ints(-1, -2)))
-    known = op.Squeeze(op.MatMul(op.Unsqueeze(k, op.ints(-2)), state), op.ints(-2))
-    news = op.Mul(op.Sub(v, known), op.Unsqueeze(beta, op.ints(-1)))
+    if delta:
+        v = op.Sub(v, op.Squeeze(op.MatMul(op.Unsqueeze(k, op.ints(-2)), state), op.ints(-2)))
+    news = op.Mul(v, op.Unsqueeze(beta, op.ints(-1)))
     state = op.Add(state, op.Mul(op.Unsqueeze(k, op.ints(-1)), op.Unsqueeze(news, op.ints(-2))))
     return state, op.Squeeze(op.MatMul(op.Unsqueeze(q, op.ints(-2)), state), op.ints(-2))
+
+
+HEADS = ("num_k_heads", "num_v_heads", "key_dim", "value_dim")
+WHOLE = "q, k [S, …, KH, DK], v [S, …, VH, DV], g, beta [S, …, VH] -> like v."
+STEP = """qkv [M, 2 KH·DK + VH·DV] (queries, keys, values), g, beta [M, VH], positions, slots int64[M],
+state [n_slots, VH, DK, DV] -> [M, VH·DV] and the states."""
+GATES = """The same with g = rate · log(1 + exp(a + bias)) and beta = sigmoid(b): a, b [M, VH], bias, rate [VH]."""
+
+
+def rule_name(delta: bool, stateful: bool = False) -> str:
+    """`[Stateful]GatedDeltaRule`, `[Stateful]SelectiveRule`."""
+    return f"{'Stateful' * stateful}{'GatedDelta' if delta else 'Selective'}Rule"
+
+
+def define_rule(delta: bool) -> None:
+    """Register both rules: over whole sequences, and over the rows of a step."""
+
+    def headed(op: Any, x: Any, v: Any, settings: dict[str, Any]) -> Any:
+        return for_values(op, unit(op, x, settings["epsilon"]) if delta else x, v)
+
+    def whole(
+        op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value, *, scale: Any, **settings: Any
+    ) -> Any:
+        rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
+        gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
+        queries, keys = (headed(op, x, rows[2], settings) for x in rows[:2])
+        zeros = op.Expand(op.scalar(0.0), op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0))
+        _, y = op.scan(partial(rule_step, delta=delta), [zeros], [queries, keys, rows[2], *gates])
+        return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
+
+    def stateful(
+        op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value, state: ir.Value,
+        *, scale: Any, **settings: Any,
+    ) -> Any:  # fmt: skip
+        key_heads, value_heads, key_dim, value_dim = (settings[name] for name in HEADS)
+        sizes = [(key_heads, key_dim), (key_heads, key_dim), (value_heads, value_dim)]
+        widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
+        parts = op.Split(qkv, widths, axis=1, n_results=3)
+        rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
+        q, k = (op.Squeeze(headed(op, x, rows[2], settings), op.ints(1)) for x in rows[:2])
+
+        def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
+            real, found = own_state(op, states, position, slot)
+            left, y = rule_step(op, found, q, k, v, decay, beta, delta=delta)
+            return kept_states(op, states, real, slot, left), y
+
+        v = op.Squeeze(rows[2], op.ints(1))
+        state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
+        y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
+        is_real = op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1))
+        return op.Where(is_real, y, op.scalar(0.0)), state
+
+    doc = DELTA if delta else LINEAR
+    floats = dict.fromkeys(("scale", "epsilon") if delta else ("scale",), ATTRIBUTE_TYPES["float"])
+    define(rule_name(delta), ["q", "k", "v", "g", "beta"], floats, whole, like_values, f"{doc}\n\n{WHOLE}")
+    names = ["qkv", "g", "beta", "positions", "slots", "state"]
+    settings = dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | floats
+    step_doc = f"{doc}\n\n{SLOTTED}\n\n{STEP}"
+    define(rule_name(delta, stateful=True), names, settings, stateful, rule_results, step_doc)
+    if not delta:
+        return
+
+    def softplus(
+        op: Any, qkv: ir.Value, a: ir.Value, b: ir.Value, bias: ir.Value, rate: ir.Value, *inputs: ir.Value,
+        **attributes: Any,
+    ) -> Any:  # fmt: skip
+        g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
+        return stateful(op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
+
+    names = ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"]
+    own_gates = f"{rule_name(delta, stateful=True)}Softplus"
+    define(own_gates, names, settings, softplus, rule_results, f"{step_doc}\n\n{GATES}")
 
 
 def like_values(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
     return [shapes[2]]
 
 
-def whole_rule(
-    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value, *, scale: Any, epsilon: Any
-) -> Any:
-    rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
-    gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
-    queries, keys = (for_values(op, unit(op, x, epsilon), rows[2]) for x in rows[:2])
-    sizes = op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0)
-    _, y = op.scan(delta_step, [op.Expand(op.scalar(0.0), sizes)], [queries, keys, rows[2], *gates])
-    return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
-
-
-HEADS = ("num_k_heads", "num_v_heads", "key_dim", "value_dim")
-
-
-def stateful_rule(
-    op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value, state: ir.Value,
-    *, num_k_heads: Any, num_v_heads: Any, key_dim: Any, value_dim: Any, scale: Any, epsilon: Any, place: Any,
-) -> Any:  # fmt: skip
-    sizes = [(num_k_heads, key_dim), (num_k_heads, key_dim), (num_v_heads, value_dim)]
-    widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
-    parts = op.Split(qkv, widths, axis=1, n_results=3)
-    rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
-    q, k = (op.Squeeze(for_values(op, unit(op, x, epsilon), rows[2]), op.ints(1)) for x in rows[:2])
-
-    def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
-        real, found = own_state(op, states, position, slot)
-        left, y = delta_step(op, found, q, k, v, decay, beta)
-        return kept_states(op, states, real, slot, left), y
-
-    v = op.Squeeze(rows[2], op.ints(1))
-    state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
-    y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
-    return op.Where(op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1)), y, op.scalar(0.0)), state
-
-
-def softplus_rule(
-    op: Any, qkv: ir.Value, a: ir.Value, b: ir.Value, bias: ir.Value, rate: ir.Value, *inputs: ir.Value,
-    **attributes: Any,
-) -> Any:  # fmt: skip
-    g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
-    return stateful_rule(op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
-
-
 def rule_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dims]:
     return [(shapes[0][0], attributes["num_v_heads"] * attributes["value_dim"]), shapes[-1]]
 
 
-WHOLE = "q, k [S, …, KH, DK], v [S, …, VH, DV], g, beta [S, …, VH] -> like v."
-STEP = """qkv [M, 2 KH·DK + VH·DV] (queries, keys, values), g, beta [M, VH], positions, slots int64[M],
-state [n_slots, VH, DK, DV] -> [M, VH·DV] and the states."""
-GATES = """The same with g = rate · log(1 + exp(a + bias)) and beta = sigmoid(b): a, b [M, VH], bias, rate [VH]."""
-FLOATS = {"scale": ATTRIBUTE_TYPES["float"], "epsilon": ATTRIBUTE_TYPES["float"]}
+GATED_RULES = tuple(rule_name(delta) for delta in (True, False))
+for _delta in (True, False):
+    define_rule(_delta)
 
-define("GatedDeltaRule", ["q", "k", "v", "g", "beta"], FLOATS, whole_rule, like_values, f"{RULE}\n\n{WHOLE}")
-define(
-    "StatefulGatedDeltaRule",
-    ["qkv", "g", "beta", "positions", "slots", "state"],
-    dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | FLOATS,
-    stateful_rule,
-    rule_results,
-    f"{RULE}\n\n{SLOTTED}\n\n{STEP}",
-)
-
-define(
-    "StatefulGatedDeltaRuleSoftplus",
-    ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"],
-    dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | FLOATS,
-    softplus_rule,
-    rule_results,
-    f"{RULE}\n\n{SLOTTED}\n\n{STEP}\n\n{GATES}",
-)
-
-WITH_STATES = ("GatedDeltaRule", *CAUSAL_CONV)
+WITH_STATES = (*GATED_RULES, *CAUSAL_CONV)
 """The operators of layers with a state, before there are slots."""
 STATEFUL = (*(f"Stateful{name}" for name in WITH_STATES), "StatefulGatedDeltaRuleSoftplus")
 """The same, of the rows of a step."""

@@ -48,7 +48,7 @@ def insert_kv_cache(model: ir.Model) -> int:
     if not layers:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
-    page_table = ir.Value(name="page_table", shape=ir.Shape([M, P]), type=ir.TensorType(ir.DataType.INT64))
+    page_table = page_table_input()
     graph.inputs.append(page_table)
     step = Step(graph, positions, page_table)
     for node in layers:
@@ -57,6 +57,10 @@ def insert_kv_cache(model: ir.Model) -> int:
         else:
             step.insert(node)
     return len(layers)
+
+
+def page_table_input() -> ir.Value:
+    return ir.Value(name="page_table", shape=ir.Shape([M, P]), type=ir.TensorType(ir.DataType.INT64))
 
 
 class Step:

@@ -10,7 +10,7 @@ rewrite:
     -->
     llmc.StatefulCausalConv(x, weight, positions, slots, state.i), state.i_out
 
-    the same of llmc.CausalConvBias
+    the same of llmc.SelectiveRule and of llmc.CausalConvBias
 refuses: nothing.
 """
 
@@ -22,27 +22,29 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import emit, ints_constant, op_name, producer
 from llmc.compiler.graph_shapes import attributes_of, dims
-from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, PLACE, WITH_STATES
+from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, PLACE, WITH_STATES
 from llmc.compiler.ops_define import Dim
-from llmc.passes.insert_kv_cache import finish, packed
+from llmc.passes.insert_kv_cache import finish, packed, page_table_input
 
-RULE = f"{DOMAIN}.GatedDeltaRule"
 NAMES = tuple(f"{DOMAIN}.{name}" for name in WITH_STATES)
 M, N_SLOTS = ir.SymbolicDim("M"), ir.SymbolicDim("n_slots")
 
 
 def insert_states(model: ir.Model) -> int:
-    """Assumes layers with a state over M tokens of one sequence, and an input `positions`; leaves the inputs `slots`
-    i64[M] and `state.i` f32[n_slots, …], and results `…_out` like them. Returns the number of states."""
+    """Assumes layers with a state over M tokens of one sequence, and an input `positions`; leaves the inputs
+    `page_table` i64[M,P] (unused, where nobody attends), `slots` i64[M] and `state.i` f32[n_slots, …], and results
+    `…_out` like them. Returns the number of states."""
     graph = model.graph
     nodes = [node for node in graph if op_name(node) in NAMES]
     if not nodes:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
     slots = ir.Value(name="slots", shape=ir.Shape([M]), type=ir.TensorType(ir.DataType.INT64))
+    if all(value.name != "page_table" for value in graph.inputs):  # nobody attends, but a step has one
+        graph.inputs.append(page_table_input())
     graph.inputs.append(slots)
     for place, node in enumerate(nodes):
-        put_in = insert_rule if op_name(node) == RULE else insert_conv
+        put_in = insert_rule if node.op_type in GATED_RULES else insert_conv
         put_in(graph, node, place, positions, slots)
     return len(nodes)
 
@@ -65,7 +67,7 @@ def insert_rule(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value,
     state = state_input(graph, place, [v_heads, key_dim, value_dim])
     operands = [qkv, g, beta, positions, slots, state]
     settings = attributes_of(node) | sizes | {PLACE: place}
-    y, *states = emit(node, f"{DOMAIN}.StatefulGatedDeltaRule", operands, n_results=2, **settings)
+    y, *states = emit(node, f"{DOMAIN}.Stateful{node.op_type}", operands, n_results=2, **settings)
     by_head = [size for size in dims(v)[1:] if isinstance(size, int)]
     heads = emit(node, "Reshape", [y, ints_constant(graph, [-1, *by_head])])[0]
     finish(graph, node, [state], [heads, *states])

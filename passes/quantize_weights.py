@@ -24,14 +24,14 @@ from math import prod
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, is_experts, op_name, weight_of
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops import DOMAIN, GATED_RULES
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
 Schemes = tuple[Scheme, Scheme, Scheme]
 """For most weights; for those that a checkpoint keeps in more than 4 bits; for those whose codes have zeros there."""
-RULE = f"{DOMAIN}.StatefulGatedDeltaRule"
+RULES = tuple(f"{DOMAIN}.Stateful{name}" for name in GATED_RULES)
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -46,7 +46,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme, mixes_experts: bool = True
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
     spared = set() if scheme.lm_head else products_before(graph.outputs[0])
     for node in graph:
-        if is_experts(node) or op_name(node) == RULE:
+        if is_experts(node) or op_name(node) in RULES:
             spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
     places = list(inputs_to_quantize(graph, spared, scheme))
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]

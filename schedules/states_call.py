@@ -13,12 +13,13 @@ from llmc.compiler.kernel import Call
 DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 DELTA_RULES = {DELTA_RULE: False, f"{DELTA_RULE}Softplus": True}
 """Whether it works out its own gates."""
+SELECTIVE_RULE = "llmc.StatefulSelectiveRule"
 CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
 """Whether it has a bias."""
 
 
 def is_stateful(call: Call) -> bool:
-    return call.op in DELTA_RULES or call.op in CONVS
+    return call.op in (*DELTA_RULES, SELECTIVE_RULE) or call.op in CONVS
 
 
 @dataclass(frozen=True)

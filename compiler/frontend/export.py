@@ -50,7 +50,7 @@ from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
 from llmc.compiler.frontend.source import SPELLED_OUT
 from llmc.compiler.frontend.states import KINDS as STATES
-from llmc.compiler.frontend.states import as_nodes, count_states
+from llmc.compiler.frontend.states import WITH_ATTENTION, as_nodes, count_without_attention
 from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
@@ -140,10 +140,11 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     graph_model = _trace(model)
     if len(graph_model.graph.outputs) != 1:
         raise _unsupported(config, "it gives more than logits")
+    kinds = kinds_of(config)
     n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
     if has_own_attention(config):
         graph_model.metadata_props[SPELLED_OUT] = "yes"
-    elif n_attention != (n := config.num_hidden_layers - count_states(config, kinds_of(config), graph_model.graph)):
+    elif n_attention != (n := config.num_hidden_layers - count_without_attention(config, kinds, graph_model.graph)):
         which = "fewer" if n_attention < n else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
     check_experts(config, model, graph_model.graph)
@@ -242,7 +243,7 @@ def _window(module: torch.nn.Module, passed: int | None) -> int:
     own mask says."""
     kinds = getattr(module.config, "layer_types", None)
     kind = kinds[module.layer_idx] if kinds else None
-    if kind == "full_attention":
+    if kind == "full_attention" or kind in WITH_ATTENTION:
         return 0
     if kind == CHUNKED:
         return -int(getattr(module.config, "attention_chunk_size", None) or 0)
@@ -265,7 +266,9 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
             dtype=torch.float32,
         ).eval()
     model.tie_weights()
-    require_interface(config, model)
+    kinds = kinds_of(config)
+    if "moe" in kinds or "mlp" not in kinds:
+        require_interface(config, model)
     name_gates(model)
     # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
     fakes: dict[int, torch.nn.Parameter] = {}

@@ -17,10 +17,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from llmc.compiler.frontend.unsupported import unsupported
-from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, VERSION, conv_name
+from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, VERSION, conv_name
 
-KINDS = {"linear_attention": ("GatedDeltaRule",), "conv": CAUSAL_CONV}
-"""Kinds of layers with a state that are compiled, and the operator that each layer has once."""
+KINDS = {"linear_attention": GATED_RULES, "hybrid": GATED_RULES, "conv": CAUSAL_CONV, "mlp": (), "moe": ()}
+"""Kinds of layers that are compiled besides those of attention alone, and the operator that each has once."""
+WITH_ATTENTION = ("hybrid",)
+"""Of these, those that attend too."""
 EPSILON = 1e-6
 """What transformers' delta rule adds to a vector's square."""
 
@@ -45,15 +47,15 @@ def as_nodes(model: PreTrainedModel) -> Iterator[None]:
             setattr(module, name, function)
 
 
-def count_states(config: PretrainedConfig, kinds: list[str], graph: ir.Graph) -> int:
-    """The number of layers with a state.  Refuses a model of which some did not become a node."""
-    for kind, names in KINDS.items():
-        n_layers, n_nodes = kinds.count(kind), sum(node.op_type in names for node in graph)
+def count_without_attention(config: PretrainedConfig, kinds: list[str], graph: ir.Graph) -> int:
+    """The number of layers that do not attend.  Refuses a model whose layers with a state did not all become nodes."""
+    for names in dict.fromkeys(filter(None, KINDS.values())):
+        n_layers = sum(KINDS.get(kind) == names for kind in kinds)
+        n_nodes = sum(node.op_type in names for node in graph)
         if n_layers and n_nodes != n_layers:
-            raise unsupported(
-                config, f"{n_nodes} of its {n_layers} layers of kind {kind} go through transformers' functions"
-            )
-    return sum(map(kinds.count, KINDS))
+            reason = f"{n_nodes} of its {n_layers} layers with a state go through transformers' functions for them"
+            raise unsupported(config, reason)
+    return sum(kind in KINDS and kind not in WITH_ATTENTION for kind in kinds)
 
 
 def _conv_node(
@@ -105,6 +107,41 @@ def _delta_rule_node(
     return y.transpose(0, 1), None
 
 
+def _selective_rule_node(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int,
+    D: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **others: Any,
+) -> torch.Tensor:
+    """hidden_states [B, S, VH, DV], dt [B, S, VH], A, D [VH], B, C [B, S, KH, DK] -> [B, S, VH, DV]; what is a rule
+    of it as one graph node."""
+    _only_known(others)
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = torch.nn.functional.softplus(dt) if dt_softplus else dt
+    if tuple(dt_limit) != (0.0, float("inf")):
+        dt = torch.clamp(dt, *dt_limit)
+    elif not dt_softplus:
+        dt = torch.relu(dt)
+    operands = [x.transpose(0, 1) for x in (C, B, hidden_states, A * dt, dt)]
+    y = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::SelectiveRule",
+        operands,
+        {"scale": 1.0},
+        dtype=hidden_states.dtype,
+        shape=operands[2].shape,
+        version=VERSION,
+    )
+    y = y.transpose(0, 1)
+    return y if D is None else y + D[:, None] * hidden_states
+
+
 def _only_known(others: dict[str, Any]) -> None:
     """Refuse what would change the results: a state to begin with, several sequences in a row."""
     unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
@@ -112,6 +149,10 @@ def _only_known(others: dict[str, Any]) -> None:
         raise UnknownError(f"its layers with a state take {unknown}")
 
 
-UNKNOWN = ("initial_state", "cu_seqlens", "seq_idx", "initial_states")
-NODES = {"causal_conv1d_fn": _conv_node, "torch_chunk_gated_delta_rule": _delta_rule_node}
+UNKNOWN = ("initial_state", "cu_seqlens", "seq_idx", "initial_states", "z")
+NODES = {
+    "causal_conv1d_fn": _conv_node,
+    "torch_chunk_gated_delta_rule": _delta_rule_node,
+    "mamba2_chunk_scan": _selective_rule_node,
+}
 """Functions of a model's module, and what makes a node in their place."""

@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.row_kernels import row_mean
-from llmc.schedules.cpu.states import Conv, DeltaRule
+from llmc.schedules.cpu.states import Conv, GatedRule
 
 CHAINS = 8
 """Sums that a rule keeps at once, so that a multiply-add need not wait for the one before it."""
@@ -29,7 +29,7 @@ def step_operands(rows: int) -> tuple[Any, Any, Any]:
     return positions, slots, T.arg("state", T.buffer((T.int64(1 << 42),), "float32"))
 
 
-def own_state(kernel: Conv | DeltaRule, slot: Any, start: Any) -> Any:
+def own_state(kernel: Conv | GatedRule, slot: Any, start: Any) -> Any:
     """Where a unit's part of a slot's state is, counted in 64 bits."""
     return T.bind(T.cast(slot, "int64") * T.int64(kernel.stride) + T.cast(start, "int64"))
 
@@ -79,16 +79,17 @@ def conv_kernel(conv: Conv) -> Any:
     return builder.get()
 
 
-def rule_kernel(rule: DeltaRule) -> Any:
+def rule_kernel(rule: GatedRule) -> Any:
     """(qkv, g, beta, positions, slots, state, y, scratch, task, n_tasks).
 
     for (head, block of columns) in parallel:
         for row in order:
             q, k = normalised
             news = beta (v - exp(g) kᵀT);   y = exp(g) qᵀT + (q · k) news;   T = exp(g) T + k newsᵀ
+    without delta: q and k as they are, news = beta v
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("delta_rule")
+        T.func_name("gated_rule")
         qkv, values = flat("qkv", rule.rows * rule.width), rule.value_heads * rule.value_dim
         g, beta = flat("g", rule.rows * rule.value_heads), flat("beta", rule.rows * rule.value_heads)
         positions, slots, state = step_operands(rule.rows)
@@ -107,8 +108,9 @@ def rule_kernel(rule: DeltaRule) -> Any:
                     decay, rate = v.exp(v.all(g[gate])), v.all(beta[gate])
                     known, asked = sums(rule, v, state, base, scratch)
                     start = row * rule.width + 2 * rule.key_heads * rule.key_dim + column
-                    for j, (of_key, of_query) in enumerate(zip(known, asked, strict=True)):
-                        news = v.keep(rate * (v.load(qkv, start + j * v.n) - decay * of_key))
+                    for j, of_query in enumerate(asked):
+                        value = v.load(qkv, start + j * v.n)
+                        news = v.keep(rate * (value - decay * known[j] if rule.delta else value))
                         v.store(scratch, 2 * rule.key_dim + j * v.n, news)
                         result = v.fma(v.all(meeting), news, decay * of_query)
                         v.store(y, row * values + column + j * v.n, result)
@@ -118,14 +120,16 @@ def rule_kernel(rule: DeltaRule) -> Any:
     return builder.get()
 
 
-def normalise(rule: DeltaRule, qkv: Any, row: Any, head: Any, scratch: Any) -> Any:
-    """scratch = (scale · q / |q|, k / |k|) of the head's; -> their product."""
+def normalise(rule: GatedRule, qkv: Any, row: Any, head: Any, scratch: Any) -> Any:
+    """scratch = (scale · q / |q|, k / |k|) of the head's, without delta (scale · q, k); -> their product."""
     v, dim = widest(rule.key_dim, rule.lanes), rule.key_dim
     shared = T.truncdiv(head, rule.value_heads // rule.key_heads) * dim
     for which, factor in enumerate((rule.scale, 1.0)):
         start = T.bind(row * rule.width + which * rule.key_heads * dim + shared)
-        square = row_mean(v, qkv, start, dim, lambda value, partial: v.fma(value, value, partial))
-        size = v.keep(v.all(factor) / T.sqrt(v.fma(square, v.all(float(dim)), v.all(rule.epsilon))))
+        size = v.all(factor)
+        if rule.delta:
+            square = row_mean(v, qkv, start, dim, lambda value, partial: v.fma(value, value, partial))
+            size = v.keep(size / T.sqrt(v.fma(square, v.all(float(dim)), v.all(rule.epsilon))))
         with T.serial(dim // v.n) as i:
             v.store(scratch, which * dim + i * v.n, v.load(qkv, start + i * v.n) * size)
     both = T.alloc_buffer((v.n,), "float32")
@@ -137,31 +141,31 @@ def normalise(rule: DeltaRule, qkv: Any, row: Any, head: Any, scratch: Any) -> A
     return T.bind(total[0])
 
 
-def sums(rule: DeltaRule, v: Lanes, state: Any, base: Any, scratch: Any) -> tuple[list[Any], list[Any]]:
-    """kᵀT and qᵀT, a vector for each of the block's."""
-    n, dim = rule.block // v.n, rule.key_dim
-    ways = next(w for w in (CHAINS // (2 * n), 2, 1) if w and dim % w == 0)  # each takes every so many rows of T
-    chains = [[[T.alloc_buffer((v.n,), "float32") for _ in range(n)] for _ in range(2)] for _ in range(ways)]
+def sums(rule: GatedRule, v: Lanes, state: Any, base: Any, scratch: Any) -> tuple[list[Any], list[Any]]:
+    """kᵀT, without delta nothing, and qᵀT; a vector for each of the block's."""
+    n, dim, starts = rule.block // v.n, rule.key_dim, (rule.key_dim, 0) if rule.delta else (0,)
+    ways = next(w for w in (CHAINS // (len(starts) * n), 2, 1) if w and dim % w == 0)  # each takes every so many rows
+    chains = [[[T.alloc_buffer((v.n,), "float32") for _ in range(n)] for _ in starts] for _ in range(ways)]
     for chain in (c for way in chains for which in way for c in which):
         v.store(chain, 0, v.all(0.0))
     with T.serial(dim // ways) as i:
-        for w, (of_key, of_query) in enumerate(chains):
+        for w, way in enumerate(chains):
             at = i * ways + w
-            k, q = v.all(scratch[dim + at]), v.all(scratch[at])
+            factors = [v.all(scratch[start + at]) for start in starts]
             for j in range(n):
                 t = v.load(state, base + T.cast(at * rule.block + j * v.n, "int64"))
-                v.store(of_key[j], 0, v.fma(k, t, of_key[j][v.at(0)]))
-                v.store(of_query[j], 0, v.fma(q, t, of_query[j][v.at(0)]))
+                for factor, of_vector in zip(factors, way, strict=True):
+                    v.store(of_vector[j], 0, v.fma(factor, t, of_vector[j][v.at(0)]))
     results: list[list[Any]] = []
-    for which in range(2):
+    for which in range(len(starts)):
         totals = [chains[0][which][j][v.at(0)] for j in range(n)]
         for way in chains[1:]:
             totals = [v.keep(total + way[which][j][v.at(0)]) for j, total in enumerate(totals)]
         results.append(totals)
-    return results[0], results[1]
+    return (results[0], results[1]) if rule.delta else ([], results[0])
 
 
-def update(rule: DeltaRule, v: Lanes, state: Any, base: Any, scratch: Any, decay: Any) -> None:
+def update(rule: GatedRule, v: Lanes, state: Any, base: Any, scratch: Any, decay: Any) -> None:
     """T = exp(g) T + k newsᵀ."""
     dim, n = rule.key_dim, rule.block // v.n
     news = [v.keep(v.load(scratch, 2 * dim + j * v.n)) for j in range(n)]

@@ -2,6 +2,7 @@
 
     llmc.StatefulCausalConv[Bias](x, weight[, bias], positions, slots, state)
     llmc.StatefulGatedDeltaRule(qkv, g, beta, positions, slots, state)          Yang et al. 2024, arXiv:2412.06464
+    llmc.StatefulSelectiveRule(qkv, g, beta, positions, slots, state)        Dao and Gu 2024, arXiv:2405.21060
 
 One launch each (state_kernels.py).  Channels of a convolution do not see each other, nor do columns of a rule's state
 [DK, DV]: so a unit of work is some of them, and takes all rows of the step in order.  What a row leaves in its slot the
@@ -20,7 +21,7 @@ from llmc.compiler.kernel import Call, Implementation, Launch, Layout, Operand, 
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import keyed_kernel
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULE, ByTap
+from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, ByTap
 
 COLUMNS = 32
 """Of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
@@ -52,8 +53,9 @@ class Conv:
 
 
 @dataclass(frozen=True)
-class DeltaRule:
-    """rows of value_heads, which share key_heads.  stride: as of a Conv."""
+class GatedRule:
+    """rows of value_heads, which share key_heads.  delta: values are news to the state, queries and keys normalised.
+    stride: as of a Conv."""
 
     rows: int
     key_heads: int
@@ -61,6 +63,7 @@ class DeltaRule:
     key_dim: int
     value_dim: int
     scale: float
+    delta: bool
     epsilon: float
     stride: int
     lanes: int
@@ -107,35 +110,36 @@ def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
     return Implementation((launch,), layouts=layouts)
 
 
-def match_rule(call: Call, target: Target) -> DeltaRule | None:
-    if call.op != DELTA_RULE:
+def match_rule(call: Call, target: Target) -> GatedRule | None:
+    if call.op not in (DELTA_RULE, SELECTIVE_RULE):
         return None
     qkv = call.inputs[0]
     assert qkv is not None
-    return DeltaRule(
+    return GatedRule(
         rows=qkv.shape[0],
         key_heads=call.attribute("num_k_heads"),
         value_heads=call.attribute("num_v_heads"),
         key_dim=call.attribute("key_dim"),
         value_dim=call.attribute("value_dim"),
         scale=call.attribute("scale"),
-        epsilon=call.attribute("epsilon"),
+        delta=call.op == DELTA_RULE,
+        epsilon=call.attribute("epsilon", 0.0),
         stride=call.attribute("slot_bytes") // 4,
         lanes=target.lanes,
     )
 
 
-def implement_rule(call: Call, rule: DeltaRule, target: Target) -> Implementation:
+def implement_rule(call: Call, rule: GatedRule, target: Target) -> Implementation:
     inputs = tuple(Operand("input", index) for index in range(5))
     elements = rule.value_heads * rule.key_dim * rule.value_dim
     shape = f"m{rule.rows}_h{rule.value_heads}_kh{rule.key_heads}_d{rule.key_dim}x{rule.value_dim}"
     launch = Launch(
-        keyed_kernel(f"delta_rule_{shape}", partial(build_rule, rule)),
+        keyed_kernel(f"{'delta' if rule.delta else 'selective'}_rule_{shape}", partial(build_rule, rule)),
         (*inputs, Operand("state"), Operand("output"), Operand("scratch")),
         rule.value_heads * (rule.value_dim // rule.block),
         4 * rule.rows * (rule.width + rule.value_heads * (rule.value_dim + 2))
         + 8 * elements * (rule.rows if rule.rows < FEW_ROWS else 1),
-        8 * rule.rows * elements,
+        (8 if rule.delta else 6) * rule.rows * elements,
     )
     return Implementation((launch,), scratch_bytes=4 * (2 * rule.key_dim + rule.block))
 
@@ -146,10 +150,10 @@ def build_conv(conv: Conv) -> Any:
     return state_kernels.conv_kernel(conv)
 
 
-def build_rule(rule: DeltaRule) -> Any:
+def build_rule(rule: GatedRule) -> Any:
     from llmc.schedules.cpu import state_kernels
 
     return state_kernels.rule_kernel(rule)
 
 
-RULES = (Rule("causal_conv", match_conv, implement_conv), Rule("delta_rule", match_rule, implement_rule))
+RULES = (Rule("causal_conv", match_conv, implement_conv), Rule("gated_rule", match_rule, implement_rule))

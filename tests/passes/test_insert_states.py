@@ -86,7 +86,8 @@ def test_layers_find_their_state_in_a_slot_and_leave_it_there(build: Any, golden
     found = []
     for rows in (slice(0, 5), slice(5, 6), slice(6, LENGTH)):
         part = {name: array[rows] for name, array in (feeds | step).items()}
-        results = run(part | kept | {"slots": np.full(len(part["positions"]), 2)})
+        n = len(part["positions"])
+        results = run(part | kept | {"slots": np.full(n, 2), "page_table": np.zeros((n, 1), np.int64)})
         found.append(results["logits"])
         kept = {name: results[f"{name}_out"] for name in names}
     np.testing.assert_allclose(np.concatenate(found), wanted, rtol=0, atol=2e-6)
