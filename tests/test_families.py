@@ -80,7 +80,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma4_text": {  # of all its sizes something: its layers differ, are shared, have experts and inputs of their own
         **WINDOW,
         **SHARED,
-        "global_head_dim": 32,
+        "global_head_dim": 48,
         "num_global_key_value_heads": 1,
         "attention_k_eq_v": True,
         "use_double_wide_mlp": True,
