@@ -138,7 +138,8 @@ def write_summary(said: Said) -> str:
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
         f"activations {in_bytes(memory.get('arena_bytes', 0))}, "
-        f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}{kept_by(cache, model)}",
+        f"KV cache {in_bytes(cache.get('bytes_per_token', 0))} a token in {cache.get('dtype')}{kept_by(cache, model)}"
+        + (f", states {in_bytes(memory['slot_bytes'])} a sequence" if memory.get("slot_bytes") else ""),
         "kernels": f"{said['n_kernels']}",
         **{k: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[k]) for k in PLAN_KINDS if plans[k]},
         "certificate": certificate_in_words(said["certificate"], "targets" in said),

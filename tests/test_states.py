@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 import llmc
+from llmc.cli.main import main
+from llmc.cli.output import in_bytes
 from llmc.runtime.binding import Model
 
 CONFIG: dict[str, Any] = {
@@ -64,6 +67,11 @@ def test_the_artifact_says_what_a_sequence_takes(model: Model) -> None:
     assert model.info.slot_bytes == model.manifest["memory"]["slot_bytes"] == rule + conv
     assert model.info.n_slots == 2 * 2
     assert model.manifest["format_version"] == 4
+
+
+def test_inspect_says_it_too(model: Model) -> None:
+    said = CliRunner().invoke(main, ["inspect", str(model.path)])
+    assert f", states {in_bytes(model.info.slot_bytes)} a sequence" in said.output
 
 
 def test_bits_are_the_same_in_any_chunks_and_company(model: Model) -> None:
