@@ -10,7 +10,6 @@ from llmc.runtime.errors import LlmcError
 
 LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
 """Operators of a step graph whose routers are one operator, where they are known, and what to say of them."""
-LACKING[f"{DOMAIN}.StatefulSelectiveRule"] = "layers of Mamba 2 have"
 HINT = "compile it for CPUs: --target cpu"
 
 

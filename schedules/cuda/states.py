@@ -19,7 +19,7 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, O
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULES, ByTap
+from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_RULE, ByTap
 
 FEW_ROWS = 64
 """Rows of a step that may all be of other sequences; more are a prompt's."""
@@ -56,7 +56,8 @@ class Conv:
 
 @dataclass(frozen=True)
 class DeltaRule:
-    """rows of value_heads, which share key_heads.  softplus: it works out its own gates.  stride: as of a Conv."""
+    """rows of value_heads, which share key_heads.  softplus: it works out its own gates.  stride: as of a Conv.  delta:
+    not Mamba 2's rule."""
 
     rows: int
     key_heads: int
@@ -67,6 +68,7 @@ class DeltaRule:
     epsilon: float
     softplus: bool
     stride: int
+    delta: bool = True
 
     @property
     def warps(self) -> int:
@@ -151,7 +153,7 @@ def conv_source(name: str, conv: Conv) -> str:
 
 
 def match_rule(call: Call, target: Target) -> DeltaRule | None:
-    if call.op not in DELTA_RULES or any(kind is None or kind.tiled for kind in call.inputs):
+    if call.op not in (*DELTA_RULES, SELECTIVE_RULE) or any(kind is None or kind.tiled for kind in call.inputs):
         return None
     qkv = call.inputs[0]
     assert qkv is not None
@@ -162,8 +164,9 @@ def match_rule(call: Call, target: Target) -> DeltaRule | None:
         key_dim=call.attribute("key_dim"),
         value_dim=call.attribute("value_dim"),
         scale=call.attribute("scale"),
-        epsilon=call.attribute("epsilon"),
-        softplus=DELTA_RULES[call.op],
+        epsilon=call.attribute("epsilon", 0.0),
+        softplus=DELTA_RULES.get(call.op, False),
+        delta=call.op != SELECTIVE_RULE,
         stride=call.attribute("slot_bytes") // 4,
     )
     return rule if rule.key_dim <= MOST_KEY_DIM else None
@@ -198,7 +201,7 @@ def rule_source(name: str, rule: DeltaRule) -> str:
         f"    static constexpr int {', '.join(f'{key} = {value}' for key, value in tiling.items())};\n"
         f"    static constexpr int64_t kStride = {rule.stride};\n"
         f"    static constexpr float kScale = {rule.scale!r}f, kEpsilon = {rule.epsilon!r}f;\n"
-        f"    static constexpr bool kSoftplus = {c_bool(rule.softplus)};\n"
+        f"    static constexpr bool kSoftplus = {c_bool(rule.softplus)}, kDelta = {c_bool(rule.delta)};\n"
         "};\n\n"
         f'extern "C" __global__ void __launch_bounds__({32 * rule.warps})\n'
         f"{name}(const float *qkv, {', '.join(f'const float *{gate}' for gate in gates)},\n"

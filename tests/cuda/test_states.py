@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, Lfm2Config, Mamba2Config, Qwen3NextConfig
 
 import llmc
 from llmc.runtime.generation import GREEDY
@@ -26,9 +26,22 @@ LFM2 = Lfm2Config(
     num_key_value_heads=2,
     max_position_embeddings=96,
 )
-CONFIGS = {"qwen3_next": Qwen3NextConfig(**CONFIG | {"num_experts_per_tok": 4}), "lfm2": LFM2}
+MAMBA = Mamba2Config(
+    vocab_size=160,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_heads=8,
+    head_dim=16,
+    state_size=24,
+    n_groups=2,
+    max_position_embeddings=96,
+)
+CONFIGS = {"mamba2": MAMBA, "qwen3_next": Qwen3NextConfig(**CONFIG | {"num_experts_per_tok": 4}), "lfm2": LFM2}
 """All experts are chosen: where two are as good, roundings would choose another."""
-RULES = {"qwen3_next": {"causal_conv", "delta_rule"}, "lfm2": {"causal_conv"}}
+RULES = {"mamba2": {"causal_conv", "delta_rule"}, "qwen3_next": {"causal_conv", "delta_rule"}, "lfm2": {"causal_conv"}}
+
+BESIDE = {"mamba2": {"Softplus"}, "qwen3_next": {"llmc.GatedRMSNorm"}, "lfm2": set()}
+"""Of what may stand around a rule: the delta rule has its own gates."""
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -46,7 +59,7 @@ def test_logits_are_those_of_the_source(family: str, emulated_gpu: EmulatedGpu, 
         records = model.manifest["schedules"]
         assert {record["rule"] for record in records if "Stateful" in record["op"]} == RULES[family]
         beside = {record["op"] for record in records} & {"Softplus", "llmc.GatedRMSNorm"}
-        assert beside == ({"llmc.GatedRMSNorm"} if family == "qwen3_next" else set())  # the rule has its own gates
+        assert beside == BESIDE[family]
         close(model.logits(TOKENS[:-3]), wanted[:-3], wanted)
         with model.sequence() as sequence, model.sequence() as other:
             model.step([(other, TOKENS[:5]), (sequence, TOKENS[:-3])])

@@ -14,7 +14,9 @@
 #include "state_rows.cuh"
 
 // `R` says kRows, kKeyHeads, kValueHeads, kKeyDim: DK, kValueDim: DV; kWarps; kChunk: rows of a chunk; kRuns: of how many
-// runs blocks take turns; kScale, kEpsilon; kSoftplus: gates are worked out here; kStride: float32 from a slot to the next.
+// runs blocks take turns; kScale, kEpsilon; kSoftplus: gates are worked out here; kStride: float32 from a slot to the next;
+// kDelta: false for Mamba 2's rule, which takes q and k as they are, and nothing out of v (Dao and Gu 2024,
+// arXiv:2405.21060): T = exp(g) T + k (beta v)ᵀ.
 //
 // What says the gates: g and beta [kRows, kValueHeads], or a and b, of which g = rate · log(1 + exp(a + bias)) and beta =
 // 1 / (1 + exp(-b)) are made; bias, rate [kValueHeads].
@@ -139,8 +141,8 @@ struct DeltaRule {
                 k[j] = has_row(j) ? of[kK + 32 * j + lane_index()] : 0.f;
                 squares = fmaf(q[j], q[j], squares), of_k = fmaf(k[j], k[j], of_k), both = fmaf(q[j], k[j], both);
             }
-            const float q_size = R::kScale / sqrtf(warp_sum(squares) + R::kEpsilon);
-            const float k_size = 1.f / sqrtf(warp_sum(of_k) + R::kEpsilon);
+            const float q_size = R::kDelta ? R::kScale / sqrtf(warp_sum(squares) + R::kEpsilon) : R::kScale;
+            const float k_size = R::kDelta ? 1.f / sqrtf(warp_sum(of_k) + R::kEpsilon) : 1.f;
             both = warp_sum(both) * q_size * k_size;
 #pragma unroll
             for (int j = 0; j < kOwn; j++) {
@@ -204,11 +206,11 @@ struct DeltaRule {
 #pragma unroll
             for (int c = 0; c < kColumns; c++) {
                 t[j][c] *= own_gates.x;
-                sums[c] = fmaf(k[j], t[j][c], sums[c]);
+                if constexpr (R::kDelta) sums[c] = fmaf(k[j], t[j][c], sums[c]);
                 sums[kColumns + c] = fmaf(q[j], t[j][c], sums[kColumns + c]);
             }
         }
-        const float sum = add_up(sums), news = own_gates.y * (v - sum);  // of the lower lanes, which have kᵀ T
+        const float sum = add_up(sums), news = own_gates.y * (v - (R::kDelta ? sum : 0.f));  // lower lanes have kᵀ T
 #pragma unroll
         for (int c = 0; c < kColumns; c++) {
             const float of_column = __shfl_sync(kAllOfWarp, news, c * kLanes);

@@ -24,6 +24,7 @@ CALLS = [
     rule_call(1, 3, 7, 5),
     rule_call(1, 1, 128, 10),
     rule_call(1, 2, 160, 8),
+    rule_call(2, 4, 16, 12, "Selective"),
     rule_call(2, 4, 16, 12, own_gates=True),
 ]
 
