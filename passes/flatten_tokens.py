@@ -20,11 +20,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, emit, ints_constant, producer, prune
+from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
 from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph_text import op_name
 from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, WITH_STATES
 from llmc.compiler.ops_define import Dim
+from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
 M = ir.SymbolicDim("M")
@@ -145,13 +146,30 @@ Rule = Callable[[Flattening, ir.Node], "list[ir.Value]"]
 def elementwise(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """Operands meet as before: those with tokens have one rank, the others no axis where tokens are."""
     rank = len(dims(node.outputs[0]))
+    operands: list[ir.Value | None] = []
     for value in node.inputs:
+        operands.append(flat.take(value))
         if value is None:
             continue
         after_tokens = rank - 1 - max(token_axes(node.outputs[0]))
-        if len(dims(value)) > after_tokens if not token_axes(value) else len(dims(value)) != rank:
+        in_front = dims(value)[: max(0, len(dims(value)) - after_tokens)]
+        if not token_axes(value) and weight_of(value) and set(in_front) == {1}:
+            operands[-1] = of_each_token(flat.graph, value, after_tokens)
+        elif len(dims(value)) > after_tokens if not token_axes(value) else len(dims(value)) != rank:
             raise flat.refusal(node, f"takes {value.name} of shape {value.shape}")
-    return flat.emit(node, node.op_type, [flat.take(value) for value in node.inputs], **attributes_of(node))
+    return flat.emit(node, node.op_type, operands, **attributes_of(node))
+
+
+def of_each_token(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
+    """A weight [1, …, 1, its last axes] that is the same for every token, without the axes in front."""
+    weight = weight_of(value)
+    assert weight is not None, "asked before"
+    shape = weight.dims[len(weight.dims) - rank :]
+    made_of = ("flat", shape, weight)
+    flat = Weight.computed(
+        f"{weight.name}.flat", shape, lambda: weight.unrounded().reshape(shape), weight.stored_dtype, made_of
+    )
+    return add_constant(graph, flat, str(flat.name))
 
 
 def along_one_axis(flat: Flattening, node: ir.Node) -> list[ir.Value]:

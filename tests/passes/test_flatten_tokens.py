@@ -146,8 +146,15 @@ def test_reshape_that_mixes_tokens_is_refused(build: Any) -> None:
 
 
 def test_constant_with_an_axis_of_tokens_is_refused(build: Any) -> None:
+    shape = ("batch", "sequence", 8)
+    model = build.model(build.op("Add", embed(build), build.weight("mask", 1, 6, 8), shape=shape))
     with pytest.raises(LlmcError, match="Add takes mask"):
-        flatten_tokens(build.model(build.op("Add", embed(build), build.weight("mask", 1, 1, 8))))
+        flatten_tokens(model)
+
+
+def test_a_constant_that_is_the_same_for_all_tokens_needs_no_axes_for_them(build: Any, check: Any) -> None:
+    """As Falcon-H1's multipliers."""
+    check(build.model(build.op("Mul", embed(build), build.weight("multipliers", 1, 1, 8))), flatten_tokens, 2)
 
 
 def test_unknown_operator_is_refused(build: Any) -> None:
