@@ -1,4 +1,4 @@
-"""Layers with a state that do not become nodes are refused, and so are GPUs for those that have no kernels there."""
+"""Layers with a state that do not become nodes are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from transformers import Qwen3_5TextConfig
 
 from llmc.compiler.frontend import states
-from llmc.compiler.refuse_for_gpu import refuse_for_gpu
 from llmc.runtime.errors import LlmcError
 
 CONFIG = Qwen3_5TextConfig(num_hidden_layers=4)
@@ -62,11 +61,3 @@ def test_layers_that_did_not_become_nodes_are_counted() -> None:
     whole.remove(nodes[0])
     with pytest.raises(LlmcError, match="2 of its 3 layers with a state go through transformers' functions for them"):
         states.count_without_attention(CONFIG, kinds, whole)
-
-
-def test_mamba_2_is_refused_for_gpus_in_one_line() -> None:
-    node = ir.Node("llmc", "StatefulSelectiveRule", [], num_outputs=2)
-    model = ir.Model(ir.Graph([], [], nodes=[node], opset_imports={"llmc": 1}), ir_version=10)
-    with pytest.raises(LlmcError, match="layers of Mamba 2 have no kernels for GPUs yet") as error:
-        refuse_for_gpu(model)
-    assert error.value.place == "--target cuda"
