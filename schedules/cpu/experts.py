@@ -136,7 +136,9 @@ class Stage:
 
     def kind(self, rows: int) -> Tiles:
         panels = plain.panels_of(rows, self.linear.parts, self.accumulators)
-        far = plain.FAR_STEPS if isinstance(self.layer, Linear) and rows * self.layer.words >= plain.BUSY else 0
+        if not isinstance(self.layer, Linear):
+            return Tiles(rows, panels, self.steps, near=quant_linear.NEAR_LINES)
+        far = plain.FAR_STEPS if rows * self.layer.words >= plain.BUSY else 0
         return Tiles(rows, panels, self.steps, near=plain.NEAR_LINES // panels, far=far)
 
     @property
