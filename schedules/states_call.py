@@ -22,6 +22,23 @@ def is_stateful(call: Call) -> bool:
     return call.op in (*DELTA_RULES, SELECTIVE_RULE) or call.op in CONVS
 
 
+def sizes_of(call: Call) -> dict[str, Any]:
+    """What a rule's call says of its rows, heads and state, by the names that schedules have for it; stride: float32
+    from one slot's state to the next one's."""
+    qkv = call.inputs[0]
+    assert qkv is not None
+    return {
+        "rows": qkv.shape[0],
+        "key_heads": call.attribute("num_k_heads"),
+        "value_heads": call.attribute("num_v_heads"),
+        "key_dim": call.attribute("key_dim"),
+        "value_dim": call.attribute("value_dim"),
+        "scale": call.attribute("scale"),
+        "epsilon": call.attribute("epsilon", 0.0),
+        "stride": call.attribute("slot_bytes") // 4,
+    }
+
+
 @dataclass(frozen=True)
 class ByTap:
     """Weights [C, L] of a convolution in float32, tap by tap: [L, C]."""

@@ -21,7 +21,7 @@ from llmc.compiler.kernel import Call, Implementation, Launch, Layout, Operand, 
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import keyed_kernel
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, ByTap
+from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, ByTap, sizes_of
 
 COLUMNS = 32
 """Of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
@@ -113,20 +113,7 @@ def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
 def match_rule(call: Call, target: Target) -> GatedRule | None:
     if call.op not in (DELTA_RULE, SELECTIVE_RULE):
         return None
-    qkv = call.inputs[0]
-    assert qkv is not None
-    return GatedRule(
-        rows=qkv.shape[0],
-        key_heads=call.attribute("num_k_heads"),
-        value_heads=call.attribute("num_v_heads"),
-        key_dim=call.attribute("key_dim"),
-        value_dim=call.attribute("value_dim"),
-        scale=call.attribute("scale"),
-        delta=call.op == DELTA_RULE,
-        epsilon=call.attribute("epsilon", 0.0),
-        stride=call.attribute("slot_bytes") // 4,
-        lanes=target.lanes,
-    )
+    return GatedRule(**sizes_of(call), delta=call.op == DELTA_RULE, lanes=target.lanes)
 
 
 def implement_rule(call: Call, rule: GatedRule, target: Target) -> Implementation:

@@ -19,7 +19,7 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, O
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_RULE, ByTap
+from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_RULE, ByTap, sizes_of
 
 FEW_ROWS = 64
 """Rows of a step that may all be of other sequences; more are a prompt's."""
@@ -155,20 +155,8 @@ def conv_source(name: str, conv: Conv) -> str:
 def match_rule(call: Call, target: Target) -> DeltaRule | None:
     if call.op not in (*DELTA_RULES, SELECTIVE_RULE) or any(kind is None or kind.tiled for kind in call.inputs):
         return None
-    qkv = call.inputs[0]
-    assert qkv is not None
-    rule = DeltaRule(
-        rows=qkv.shape[0],
-        key_heads=call.attribute("num_k_heads"),
-        value_heads=call.attribute("num_v_heads"),
-        key_dim=call.attribute("key_dim"),
-        value_dim=call.attribute("value_dim"),
-        scale=call.attribute("scale"),
-        epsilon=call.attribute("epsilon", 0.0),
-        softplus=DELTA_RULES.get(call.op, False),
-        delta=call.op != SELECTIVE_RULE,
-        stride=call.attribute("slot_bytes") // 4,
-    )
+    softplus = DELTA_RULES.get(call.op, False)
+    rule = DeltaRule(**sizes_of(call), softplus=softplus, delta=call.op != SELECTIVE_RULE)
     return rule if rule.key_dim <= MOST_KEY_DIM else None
 
 
