@@ -194,8 +194,8 @@ def test_heads_that_fill_no_power_of_two_run(emulated_gpu: EmulatedGpu, tmp_path
 
 
 def test_heads_too_wide_for_a_gpus_registers_are_refused(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
-    with pytest.raises(LlmcError, match=r"takes heads of 16, 32 … 256 elements, not 320"):
-        emulated_gpu.compile(one_layer(tmp_path / "model", 320), tmp_path / "gpu.so", dtype="bf16", batch=[1])
+    with pytest.raises(LlmcError, match=r"takes heads of 16, 32 … 512 elements, not 528"):
+        emulated_gpu.compile(one_layer(tmp_path / "model", 528), tmp_path / "gpu.so", dtype="bf16", batch=[1])
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
