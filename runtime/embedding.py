@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,10 +13,11 @@ from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Model
+    from llmc.runtime.sequence import Sequence
 
 Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
-TOGETHER = 16
-"""Most texts that are read in one step."""
+TOGETHER, ROWS = 16, 64
+"""Most texts that are read in one step, and tokens of a text whose rows are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
     return ids
 
 
-def groups(model: Model, texts: Sequence[Ids]) -> Iterator[list[Ids]]:
+def groups(model: Model, texts: list[Ids]) -> Iterator[list[Ids]]:
     """In order, as many together as the cache has room for."""
     size, group, n_pages = model.page_tokens, list["Ids"](), 0
     most = max(1, min(TOGETHER, model.info.max_step_tokens))
@@ -97,13 +98,19 @@ def groups(model: Model, texts: Sequence[Ids]) -> Iterator[list[Ids]]:
         yield group
 
 
-def read(model: Model, how: Embedding, texts: Sequence[Ids]) -> Rows:
+def read(model: Model, how: Embedding, texts: list[Ids]) -> Rows:
     """What embeddings of these are made of, before they are brought to a length: float32 [n, size]."""
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.sequence()) for _ in texts]
         if how.pooling == "mean":
-            return np.stack(
-                [s.feed_for_logits(ids)[:, : how.size].mean(0) for s, ids in zip(sequences, texts, strict=True)]
-            )
+            return np.stack([mean(sequence, ids, how) for sequence, ids in zip(sequences, texts, strict=True)])
         model.run_step([(sequence, ids, None) for sequence, ids in zip(sequences, texts, strict=True)])
         return np.stack([sequence.logits()[: how.size] for sequence in sequences])
+
+
+def mean(sequence: Sequence, ids: Ids, how: Embedding) -> Rows:
+    """Over all tokens, whose rows, each as long as the vocabulary, are looked at some at a time."""
+    total = np.zeros(how.size, np.float32)
+    for start in range(0, len(ids), ROWS):
+        total += sequence.feed_for_logits(ids[start : start + ROWS])[:, : how.size].sum(0)
+    return total / np.float32(len(ids))
