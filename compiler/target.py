@@ -12,8 +12,8 @@
                            sm_120 (RTX 50, RTX PRO, DGX Spark)
 
 CPU levels are those of the x86-64 psABI, or named after ARM's extensions, GPU levels the architectures of NVIDIA's
-compilers.  The code of an "a" level
-runs on exactly that architecture; others run on later ones of the same generation too.
+compilers.  The code of an "a" level runs on exactly that architecture; others run on later ones of the same generation
+too.
 """
 
 from __future__ import annotations

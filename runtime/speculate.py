@@ -116,12 +116,9 @@ class DraftModel:
         """The same of a model with states: what is known stays in the sequence, guesses are made in a copy."""
         held = [*self._known, *self._guessed]
         if held != list(text[: len(held)]) or len(held) == len(text):
-            self._sequence.truncate(0)
+            self._sequence.truncate(0)  # a state is of a whole text
             held = []
-        n_read = min(len(text), len(held) + self._chunk) if self._chunk else len(text)
-        self._known, self._guessed = list(text[:n_read]), []
-        self._sequence.feed(text[len(held) : n_read])
-        if n_read < len(text):
+        if not self._read(text, len(held)):
             return []
         guesses = [self._sequence.sample(how)]
         with self._sequence.fork() as ahead:
@@ -137,12 +134,7 @@ class DraftModel:
                 break
             n_same += 1
         self._sequence.truncate(n_same)
-        n_read = min(len(text), n_same + self._chunk) if self._chunk else len(text)
-        del self._known[n_same:]
-        self._known += text[len(self._known) : n_read]
-        self._guessed = []
-        self._sequence.feed(text[n_same:n_read])
-        if n_read < len(text):
+        if not self._read(text, n_same):
             return []
         guesses = [self._sequence.sample(how)]
         while len(guesses) < most:
@@ -150,6 +142,15 @@ class DraftModel:
             self._guessed.append(guesses[-1])
             guesses.append(self._sequence.sample(how))
         return guesses
+
+    def _read(self, text: Row[int], n_held: int) -> bool:
+        """Feed what stands behind the first n_held tokens, at most a chunk; whether that is all."""
+        n_read = min(len(text), n_held + self._chunk) if self._chunk else len(text)
+        del self._known[n_held:]
+        self._known += text[len(self._known) : n_read]
+        self._guessed = []
+        self._sequence.feed(text[n_held:n_read])
+        return n_read == len(text)
 
 
 class InTurns:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.kernel import Call
+from llmc.compiler.kernel import Call, Layout, RowMajor
 
 DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 DELTA_RULES = {DELTA_RULE: False, f"{DELTA_RULE}Softplus": True}
@@ -39,6 +39,21 @@ def sizes_of(call: Call) -> dict[str, Any]:
     }
 
 
+def conv_sizes_of(call: Call) -> dict[str, Any]:
+    """The same of a convolution's rows, channels, weight and state."""
+    x, weight = call.inputs[:2]
+    assert x is not None
+    assert weight is not None
+    return {
+        "rows": x.shape[0],
+        "channels": x.shape[1],
+        "taps": weight.shape[1],
+        "bias": CONVS[call.op],
+        "silu": bool(call.attribute("silu")),
+        "stride": call.attribute("slot_bytes") // 4,
+    }
+
+
 @dataclass(frozen=True)
 class ByTap:
     """Weights [C, L] of a convolution in float32, tap by tap: [L, C]."""
@@ -51,3 +66,8 @@ class ByTap:
 
     def __str__(self) -> str:
         return "f32 by tap"
+
+
+def conv_layouts(bias: bool) -> dict[int, Layout]:
+    """How a convolution's weight and bias lie in an artifact."""
+    return {1: ByTap(), 2: RowMajor("f32")} if bias else {1: ByTap()}

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llmc.compiler.kernel import Call, Implementation, Launch, Layout, Operand, RowMajor
+from llmc.compiler.kernel import Call, Implementation, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import keyed_kernel
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, ByTap, sizes_of
+from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, conv_layouts, conv_sizes_of, sizes_of
 
 COLUMNS = 32
 """Of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
@@ -88,9 +88,7 @@ def match_conv(call: Call, target: Target) -> Conv | None:
     x, weight = call.inputs[:2]
     if x is None or weight is None or not weight.constant:
         return None
-    rows, channels = x.shape
-    silu, stride = bool(call.attribute("silu")), call.attribute("slot_bytes") // 4
-    return Conv(rows, channels, weight.shape[1], CONVS[call.op], silu, stride, target.lanes)
+    return Conv(**conv_sizes_of(call), lanes=target.lanes)
 
 
 def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
@@ -104,10 +102,7 @@ def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
         8 * conv.rows * conv.channels + 4 * conv.taps * conv.channels + 2 * kept,
         2 * conv.rows * conv.channels * conv.taps,
     )
-    layouts: dict[int, Layout] = {1: ByTap()}
-    if conv.bias:
-        layouts[2] = RowMajor("f32")
-    return Implementation((launch,), layouts=layouts)
+    return Implementation((launch,), layouts=conv_layouts(conv.bias))
 
 
 def match_rule(call: Call, target: Target) -> GatedRule | None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Layout, Operand, RowMajor, short_hash
+from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, RowMajor, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.norm import c_bool
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_RULE, ByTap, sizes_of
+from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_RULE, conv_layouts, conv_sizes_of, sizes_of
 
 FEW_ROWS = 64
 """Rows of a step that may all be of other sequences; more are a prompt's."""
@@ -114,9 +114,8 @@ def match_conv(call: Call, target: Target) -> Conv | None:
     x, weight = call.inputs[:2]
     if x is None or weight is None or x.dtype != "f32" or x.tiled or not weight.constant:
         return None
-    (rows, channels), taps = x.shape, weight.shape[1]
-    silu, stride = bool(call.attribute("silu")), call.attribute("slot_bytes") // 4
-    return Conv(rows, channels, taps, CONVS[call.op], silu, stride) if 2 <= taps <= MOST_TAPS else None
+    conv = Conv(**conv_sizes_of(call))
+    return conv if 2 <= conv.taps <= MOST_TAPS else None
 
 
 def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
@@ -128,10 +127,7 @@ def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
     n_bytes = 8 * conv.rows * conv.channels + 4 * conv.taps * conv.channels + 2 * kept
     operands = (*inputs, Operand("state"), Operand("output"))
     launch = Launch(kernel, operands, conv.grid, n_bytes, 2 * conv.rows * conv.channels * conv.taps)
-    layouts: dict[int, Layout] = {1: ByTap()}
-    if conv.bias:
-        layouts[2] = RowMajor("f32")
-    return Implementation((launch,), layouts=layouts)
+    return Implementation((launch,), layouts=conv_layouts(conv.bias))
 
 
 def conv_source(name: str, conv: Conv) -> str:
