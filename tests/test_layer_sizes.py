@@ -16,7 +16,7 @@ from llmc.bench.contexts import context_bytes
 from llmc.cli.main import main
 from llmc.runtime import ArtifactFile
 from llmc.runtime.binding import Model
-from tests.test_families import save
+from tests.families import save
 
 IDS = [int(token) for token in np.random.default_rng(1).integers(3, 160, 32)]
 

@@ -35,10 +35,11 @@ def item(job: Job, index: int) -> str:
 
 
 def items(kit: Kit) -> Iterator[str]:
-    """Candidates in turn: what models launch first, the rest of theirs, odd shapes; then every job's next candidate."""
+    """The rules' own choices: what models launch first, the rest of theirs, odd shapes; then every job's others, which
+    share inputs and what must come out."""
     jobs = sorted((job for job in kit.jobs.values() if job.signature or not job.of_chain), key=order)
-    for index in range(max((len(job.candidates) for job in jobs), default=0)):
-        yield from (item(job, index) for job in jobs if index < len(job.candidates))
+    yield from (item(job, 0) for job in jobs)
+    yield from (item(job, index) for job in jobs for index in range(1, len(job.candidates)))
 
 
 def order(job: Job) -> tuple[bool, bool, bool, int]:

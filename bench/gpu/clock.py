@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from llmc.bench.gpu import check, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import check, facts, families, in_place, limits, measure, micro, profiles, sanitize, switched, whole
 from llmc.bench.gpu.journal import Journal
 
 PAPER_S: dict[str, float] = {
@@ -17,6 +17,7 @@ PAPER_S: dict[str, float] = {
     sanitize.STAGE: 10.0,
     profiles.STAGE: 8.0,
     switched.STAGE: 5.0,
+    families.STAGE: 1.5,
     "llmc load": 10.0,
     "llmc logits": 1.0,
     "llmc decode": 1.0,

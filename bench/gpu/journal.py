@@ -21,7 +21,7 @@ TELLS_APART = {"device": "name", "machine": "driver"}
 """Of the facts that tell one machine from another, the field that does."""
 TAIL_BYTES = 1 << 16
 """The last line is looked for in: those of timelines are the longest, of 20 KB."""
-LONGEST_ERROR = 500
+LONGEST_ERROR = 1500
 
 
 class Journal:
@@ -41,9 +41,10 @@ class Journal:
             os.close(descriptor)
 
     def take_over(self, other: Path) -> None:
-        """Begin with what another run found; a line that was cut off is left out."""
+        """Begin with what another run found, or also with that; a line that was cut off is left out."""
         text = other.read_bytes()
-        self.path.write_bytes(text[: text.rfind(b"\n") + 1])
+        with self.path.open("ab") as file:
+            file.write(text[: text.rfind(b"\n") + 1])
 
     def ask_again(self, stage: str, items: Iterable[str]) -> None:
         """Items that are done shall be done anew."""

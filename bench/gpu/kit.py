@@ -3,6 +3,7 @@
     kit.json      jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models; chains
     kernels.zip   NAME.cubin of every kernel
     models/       artifacts without their weights (carry.py writes them, fill.py fills them)
+    families.tar.xz   small artifacts, whole, and what they must say (small_models.py, families.py)
     run.py llmc/  the programs
 
 A job is written by jobs.py; what it says of a call and a launch are the fields of compiler/kernel.py.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -80,10 +82,10 @@ class Job:
 
 
 class Kit:
-    """A kit's folder, opened."""
+    """A kit's folder, opened.  share: (k, n): of n runs beside each other, the k-th."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, share: tuple[int, int] = (1, 1)) -> None:
+        self.folder, self.share = folder, share
         self.said: dict[str, Any] = json.loads((folder / "kit.json").read_text())
         self.remembered: dict[str, dict[str, str]] = {}
         self._cubins = zipfile.ZipFile(folder / "kernels.zip")
@@ -99,7 +101,14 @@ class Kit:
         for model in (*self.said["models"], *(pair["artifact"] for pair in self.said["switched"])):
             for name in ("model.json", "sections.zip"):
                 found.update((self.folder / "models" / model / name).read_bytes())
+        if self.said.get("families"):
+            found.update((self.folder / "families.tar.xz").read_bytes())
         return found.hexdigest()[:16]
+
+    def shares(self, item: str) -> bool:
+        """Whether an item is for this run, and not for one beside it; candidates of a job go together."""
+        k, n = self.share
+        return zlib.crc32((item.rpartition(" #")[0] or item).encode()) % n == k - 1
 
     def kernel(self, name: str) -> Mapping[str, Any]:
         """n_threads, shared_bytes and dependent of a kernel."""

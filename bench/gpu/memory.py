@@ -77,7 +77,7 @@ class Checked:
             run = launches(device, self.kit, candidate, places)
             for _ in range(RUNS if is_stateful(call) else 1):
                 run()
-            device.wait()
+                device.wait()  # a step's states are there before it begins: layers with a state rely on that
             if candidate.scratch_bytes and device.read(scratch, candidate.scratch_bytes).any():
                 raise ValueError("scratch memory is not left zero")
             for operand, n_bytes in guarded.items():

@@ -13,6 +13,10 @@ from pathlib import Path
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 
+ENVIRONMENT = {"LLMC_REFERENCE": "cpu", "LLMC_FEW_STEPS": "1", "OMP_NUM_THREADS": "1"}
+"""Of what runs under another program, many beside each other: the GPU is for what is examined, and each launch takes a
+while."""
+
 
 def run_under(
     command: Sequence[str],
@@ -36,7 +40,7 @@ def run_under(
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "LLMC_REFERENCE": "cpu", "OMP_NUM_THREADS": "1"},  # many of these run beside each other
+            env={**os.environ, **ENVIRONMENT},
         )
         found = {item: entry for item, entry in journal.latest(stage).items() if wanted(item)}
         return answer.returncode, answer.stdout + answer.stderr, found

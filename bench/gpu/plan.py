@@ -15,7 +15,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import (
+    check,
+    experts,
+    facts,
+    families,
+    in_place,
+    limits,
+    measure,
+    micro,
+    profiles,
+    sanitize,
+    switched,
+    whole,
+)
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.stages import STAGES, Stage, stage_of
 
@@ -75,6 +88,7 @@ OWN = Part(
 FEW_ODD = Part(
     "odd shapes", stage_of(check.STAGE), "shapes that fill no tile, in every operator and dtype", 30, 60, check.is_odd
 )
+FAMILIES = Part("small models", stage_of(families.STAGE), "small models of many families, beside float32", 60, 120)
 KERNELS = Part("all other kernels", stage_of(check.STAGE), "every candidate of every call, against PyTorch", 60, 300)
 POINTS = _of_models(
     whole.POINTS, "decode at batch 1, 2, 4, 8 and 128 – 4k, prompts of 1k – 4k, beside Hugging Face", 85, 200
@@ -92,7 +106,7 @@ EXPERTS = Part(
 PROFILES = Part("profiles", stage_of(profiles.STAGE), "what the calls furthest below their limit wait for", 40, 120)
 
 VISITS = {
-    1: (FACTS, PRIMITIVES, USED_FIRST, FEW_ODD, LIMITS, SHORT, TUNING, IN_PLACE),
+    1: (FACTS, PRIMITIVES, USED_FIRST, FEW_ODD, FAMILIES, LIMITS, SHORT, TUNING, IN_PLACE),
     2: (FACTS, LIMITS, SHORT, EXPERTS, SWITCHED, POINTS, MANY, QUANTISED, COMPILED, CLEAN, OWN, PROFILES, KERNELS),
 }
 SECONDS = {1: 330, 2: 330}

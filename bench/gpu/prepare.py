@@ -25,6 +25,7 @@ from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.chains import add_chains
 from llmc.bench.gpu.jobs import Jobs, add_experts, add_model, add_odd
 from llmc.bench.gpu.latent_jobs import add_latents
+from llmc.bench.gpu.small_models import add_small
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.source import SourceModel
@@ -74,6 +75,7 @@ ONLY_HERE = (
     "latent_jobs.py",
     "state_jobs.py",
     "recipes.py",
+    "small_models.py",
     "carry.py",
     "chains.py",
     "chart.py",
@@ -170,26 +172,19 @@ def prepare(
     settings: dict[str, Any] | None = None,
     switched: Sequence[str] = (),
     experts: bool = False,
+    small: Path | None = None,
 ) -> dict[str, Any]:
     """Write a kit.  most: candidates a job.  carried: artifacts without weights too.  odd: which odd shapes.  switched:
-    the models, by name, that are carried once more for each pass with a switch, turned to what it is not.
+    the models, by name, that are carried once more for each pass with a switch, turned to what it is not.  small: a
+    folder of small checkpoints, carried whole.
 
     Returns a report: path, jobs, candidates, kernels, bytes.  Raises LlmcError: the folder is another's.
     """
     if (out / "llmc").exists() and not (out / "kit.json").exists():  # it would be replaced
         raise LlmcError("the folder has an llmc that is no kit's", place=str(out), hint="name a folder of its own")
-    jobs = Jobs(target, {}, {})
     planned = [plan_model(wanted, target) for wanted in models]
     settings = {**SETTINGS, **(settings or {})}
-    for each in planned:
-        add_model(jobs, (choice.call for choice in each.plain.choices), most)
-    chains = [
-        chain
-        for each in planned
-        for chain in add_chains(jobs, each.wanted.name, each.plain, most, settings["in_place"])
-    ]
-    if odd != "none":
-        add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
+    jobs, chains = jobs_of(planned, target, most, settings["in_place"], odd)
     layers = add_experts(jobs) if experts else []
     if experts:
         add_latents(jobs, most)
@@ -208,6 +203,7 @@ def prepare(
         "chains": chains,
         "experts": layers,
         "switched": [pair_of(each) for each in others],
+        "families": add_small(out, small, target) if small else {},
     }
     (out / "kit.json").write_text(json.dumps(said))
     write_programs(out)
@@ -218,6 +214,19 @@ def prepare(
         "kernels": len(kernels),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
     }
+
+
+def jobs_of(
+    planned: Sequence[Planned], target: Target, most: int, in_place: Sequence[Sequence[int]], odd: Odd
+) -> tuple[Jobs, list[dict[str, Any]]]:
+    """The calls of models, of chains of their layers, and of odd shapes; those chains."""
+    jobs = Jobs(target, {}, {})
+    for each in planned:
+        add_model(jobs, (choice.call for choice in each.plain.choices), most)
+    chains = [chain for each in planned for chain in add_chains(jobs, each.wanted.name, each.plain, most, in_place)]
+    if odd != "none":
+        add_odd(jobs, 2 if most > 1 else 1, few=odd == "few")
+    return jobs, chains
 
 
 def with_others(planned: Sequence[Planned], names: Sequence[str], target: Target) -> list[Planned]:
@@ -297,6 +306,7 @@ def main() -> None:
     parser.add_argument(
         "--switched", default="llama2-7b", help="models to carry with passes turned on that are off, too"
     )
+    parser.add_argument("--small", type=Path, metavar="FOLDER", help="of small checkpoints, to carry whole")
     parser.add_argument("--most", type=int, default=5, help="candidates of a call [default: 5]")
     options = parser.parse_args()
     wanted = [Wanted(model) for model in options.models.split(",") if model]
@@ -304,9 +314,10 @@ def main() -> None:
         model, _, quant = pair.partition(":")
         wanted.append(Wanted(model, quant, batch=QUANTISED_BATCH))
     target, switched = parse_target(options.target), [name for name in options.switched.split(",") if name]
-    print(
-        json.dumps(prepare(options.out, target, wanted, most=options.most, switched=switched, experts=True), indent=1)
+    report = prepare(
+        options.out, target, wanted, most=options.most, switched=switched, experts=True, small=options.small
     )
+    print(json.dumps(report, indent=1))
     print(f"carry {options.out} to the machine with the GPU; there: python run.py --visit 1 -o OUT", file=sys.stderr)
 
 

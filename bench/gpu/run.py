@@ -1,6 +1,6 @@
 """On a machine with an NVIDIA GPU: is llmc right, how fast is it, which schedules are best?
 
-    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefghijk] [--seconds 330]
+    python run.py -o OUT [--visit 1|2] [--resume results.jsonl] [--stages abcdefghijkl] [--seconds 330]
 
 Needs this folder (bench/gpu/prepare.py makes it), NumPy and the driver; for what is compared, PyTorch and transformers.
 Everything that is found is a line of OUT/results.jsonl at once; OUT/summary.md is written after every part.  A run that
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.plan import Part
 
 HERE = Path(__file__).resolve().parent
-LETTERS = "abcdefghijk"
+LETTERS = "abcdefghijkl"
 """Of the stages (stages.py)."""
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""
 LATEST_S = 10
 """Behind its deadline a process that works ends, even if it hangs, and even if nobody watches it."""
+ALL = (1, 1)
+"""The share of a run that is alone."""
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
@@ -43,7 +45,7 @@ def main() -> None:
     from llmc.bench.gpu.summary import write_summary
 
     options = arguments()
-    kit, journal = Kit(options.kit), Journal(options.out / "results.jsonl")
+    kit, journal = Kit(options.kit, options.share), Journal(options.out / "results.jsonl")
     if options.fill:
         from llmc.bench.gpu.filled import fill
 
@@ -56,7 +58,8 @@ def main() -> None:
         sys.exit(work(plan.named(options.work), kit, journal, options.deadline, options.since))
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume and not journal.path.exists():
-        journal.take_over(options.resume)
+        for other in options.resume:
+            journal.take_over(other)
     if other := set(journal.latest(KIT)) - {kit.digest}:
         sys.exit(f"error: {journal.path} has what another kit found ({other.pop()}): name another folder with -o")
     journal.append(KIT, kit.digest, "done")
@@ -77,6 +80,8 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
     from llmc.bench.gpu.watch import end, missing_device, run_parts
 
     own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
+    if options.share != ALL:
+        own += ["--share", "/".join(map(str, options.share))]
     filling = None
     if (models := "+".join(whole.filled_early(kit))) and any(part.stage.name == whole.STAGE for part in parts):
         with (options.out / "fill.txt").open("a") as log:
@@ -101,7 +106,21 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-o", "--out", type=Path, default=Path(os.environ.get("OUT", "out")), help="[default: $OUT]")
     parser.add_argument("--kit", type=Path, default=HERE, help="[default: where this file is]")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="results.jsonl of a run that was cut off")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="results.jsonl of a run that was cut off; of several, each",
+    )
+    parser.add_argument(
+        "--share",
+        type=share,
+        metavar="K/N",
+        default=ALL,
+        help="the K-th of N runs at once, each with its part of the items: where nothing is timed",
+    )
     parser.add_argument("--visit", type=int, choices=(1, 2), default=1, help="what comes first [default: 1]")
     parser.add_argument("--stages", default="", help="letters [default: all]")
     parser.add_argument("--seconds", type=float, default=0.0, help="for everything [default: the visit's]")
@@ -110,11 +129,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--since", type=float, default=math.inf, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.resume and not options.resume.is_file():
-        parser.error(f"--resume: there is no file {options.resume}")
+    if missing := [path for path in options.resume if not path.is_file()]:
+        parser.error(f"--resume: there is no file {missing[0]}")
     if unknown := set(options.stages) - set(LETTERS):
         parser.error(f"--stages: there is no stage {sorted(unknown)[0]}, but {', '.join(LETTERS)}")
     return options
+
+
+def share(text: str) -> tuple[int, int]:
+    """K/N.  Raises ValueError: it is none."""
+    k, n = map(int, text.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError(text)
+    return k, n
 
 
 if __name__ == "__main__":

@@ -9,7 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import (
+    check,
+    experts,
+    facts,
+    families,
+    in_place,
+    limits,
+    measure,
+    micro,
+    profiles,
+    sanitize,
+    switched,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ STAGES = (
     Stage("i", in_place, "tuning in place"),
     Stage("j", switched, "passes that are off, on", 90.0, on_device=False),
     Stage("k", experts, "a layer's experts of mixtures", 30.0),
+    Stage("l", families, "small models of many families", 60.0, on_device=False),
 )
 
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from llmc.bench.gpu import check, experts, facts, in_place, limits, measure, micro, profiles, sanitize, switched, whole
+from llmc.bench.gpu import (
+    check,
+    experts,
+    facts,
+    families,
+    in_place,
+    limits,
+    measure,
+    micro,
+    profiles,
+    sanitize,
+    switched,
+    whole,
+)
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.schedules.tune_limits import share_of
@@ -21,6 +34,7 @@ NAMES = {
     in_place.STAGE: "tuning in place",
     switched.STAGE: "passes that are off",
     experts.STAGE: "experts",
+    families.STAGE: "small models",
 }
 
 
@@ -44,6 +58,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from whole.report(journal, rates)
     yield from switched.report(journal)
     yield from experts.report(journal)
+    yield from families.report(journal)
     yield from failures(journal)
 
 

@@ -150,7 +150,8 @@ def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:
     stage = part.stage
     latest = journal.latest(stage.name)
     settled = {item for item, entry in latest.items() if entry["event"] in ("done", "failed")}
-    left = [item for item in stage.module.items(kit) if item not in settled and part.wants(kit, item)]
+    wanted = (item for item in stage.module.items(kit) if kit.shares(item) and part.wants(kit, item))
+    left = [item for item in wanted if item not in settled]
     if stage.module is measure:
         wrong = journal.failed(check.STAGE) | relatives(kit, journal)
         return [item for item in left if check.item(*measure.find(kit, item)[:2]) not in wrong]

@@ -345,7 +345,7 @@ def in_gptq(folder: Path, out: Path, *, zeros: bool) -> Path:
         if not LINEAR.search(name) or tensor.shape[1] % GROUP:
             tensors[name] = tensor.half()
             continue
-        groups = tensor.numpy().reshape(len(tensor), -1, GROUP)
+        groups = tensor.float().numpy().reshape(len(tensor), -1, GROUP)
         ends = groups.min(-1), groups.max(-1)
         scales = ((ends[1] - ends[0]) / 15 if zeros else np.abs(groups).max(-1) / 7.5).astype(np.float16)
         wide = scales.astype(np.float32)

@@ -21,8 +21,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, OPTC
 import llmc
 from llmc.runtime import LlmcError
 from llmc.runtime.artifact import ArtifactFile
+from tests.families import FAMILIES, SIZES
 from tests.runtime import toy_artifact as toy
-from tests.test_families import FAMILIES, SIZES
 
 MODELS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(

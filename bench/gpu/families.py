@@ -1,0 +1,150 @@
+"""Small models of many families, whole, by the artifact's own runtime: do they say what float32 says on a CPU?
+
+A kit has them with their weights (small_models.py).  Each is given texts whose logits are known: as a prompt, as a
+prompt in parts, and token by token in a batch, one of whose sequences is a fork.  At last two sequences run ahead of
+the host, and must say what they say in steps.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import Kit
+
+STAGE = "families"
+FILE = "families.tar.xz"
+N_TEXTS, N_TOKENS = 3, 80
+PARTS = (33, 34, 36)
+"""Where a prompt is cut."""
+ROOM = 2048
+FORKED_AT, AHEAD = 41, 4
+FEW_STEPS = 2
+"""Of a batch, where LLMC_FEW_STEPS asks for them, as under a sanitizer; then one ahead of the host.  So few positions
+are no typical ones: their distance is not judged."""
+SLACK, LEAST = 2.5, 0.004
+"""A GPU's distance may be so many times that of bf16 on a CPU, and this in any case."""
+
+Array = np.ndarray[Any, Any]
+
+
+def text(number: int, n_vocab: int) -> list[int]:
+    drawn = np.random.default_rng(number).integers(3, n_vocab, N_TOKENS)
+    return [int(token) for token in drawn]
+
+
+def distance(found: Array, exact: Array) -> float:
+    """Typically, at a position: the root of the mean square, in standard deviations of all logits.  Typically, since
+    where two experts are equally good a position may take the other one."""
+    errors = np.sqrt(np.square(found.astype(np.float64) - exact).mean(-1))
+    return float(np.median(errors) / exact.std()) if np.isfinite(errors).all() else float("nan")
+
+
+def items(kit: Kit) -> Iterator[str]:
+    yield from kit.said.get("families", {})
+
+
+def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
+    """run(item) -> distances from float32; raises ValueError: too far."""
+
+    unpacked = tempfile.TemporaryDirectory(prefix="llmc-small-")
+    folder = Path(unpacked.name)
+
+    def run(name: str) -> dict[str, Any]:
+        if not any(folder.iterdir()):
+            with tarfile.open(kit.folder / FILE) as file:
+                file.extractall(unpacked.name, filter="data")
+        with np.load(folder / f"{name}.npz") as known:
+            exact = known["logits"].astype(np.float32)
+        found = asked(folder / f"{name}.so", exact)
+        allowed = max(SLACK * kit.said["families"][name]["cpu_error"], LEAST)
+        for how, error in found.items():
+            if not error <= allowed:  # NaN is no number below the limit
+                raise ValueError(f"{how}: {error:.3g} standard deviations from float32 (allowed: {allowed:.3g})")
+        return {**found, "allowed": allowed}
+
+    return run
+
+
+def asked(path: Path, exact: Array) -> dict[str, float]:
+    """Distances of an artifact's logits from those that are known, however it is asked."""
+    from llmc.runtime import load
+
+    few = bool(os.environ.get("LLMC_FEW_STEPS"))
+    end = FORKED_AT + FEW_STEPS if few else N_TOKENS
+    with load(path, kv_tokens=ROOM) as model:
+        known = [text(number, model.info.n_vocab) for number in range(N_TEXTS)]
+        rows = in_a_batch(model, known, end)
+        found = {
+            "as a prompt": distance(np.array(model.logits(known[0])), exact[0]),
+            "in parts": distance(in_parts(model, known[0]), exact[0]),
+        }
+        if not few:
+            found["in a batch"] = distance(rows, with_fork(exact)[:, FORKED_AT:end])
+        refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
+    return found
+
+
+def in_parts(model: Any, ids: list[int]) -> Array:
+    with model.sequence() as sequence:
+        cuts = zip((0, *PARTS), (*PARTS, len(ids)), strict=True)
+        return np.concatenate([np.array(sequence.feed_for_logits(ids[start:end])) for start, end in cuts])
+
+
+def in_a_batch(model: Any, known: list[list[int]], end: int) -> Array:
+    """[sequences, tokens from FORKED_AT up to end, words]."""
+    sequences = [model.sequence() for _ in known]
+    try:
+        model.step([(sequence, ids[:FORKED_AT]) for sequence, ids in zip(sequences, known, strict=True)])
+        sequences.append(sequences[0].fork())
+        rows = []
+        for at in range(FORKED_AT, end):
+            model.step(
+                [(sequence, ids[at : at + 1]) for sequence, ids in zip(sequences, with_fork(known), strict=True)]
+            )
+            rows.append([np.array(sequence.logits()) for sequence in sequences])
+        return np.array(rows).swapaxes(0, 1)
+    finally:
+        for sequence in sequences:
+            sequence.close()
+
+
+def with_fork(known: Any) -> Any:
+    """What the sequences of a batch have: the last one is a fork of the first."""
+    return np.concatenate([known, known[:1]]) if isinstance(known, np.ndarray) else [*known, known[0]]
+
+
+def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:
+    """Raises ValueError: tokens that are chosen while the GPU runs ahead are others than those of single steps."""
+    from llmc.runtime.generation import GREEDY
+
+    said = []
+    for ahead in (True, False):
+        sequences = [model.sequence() for _ in known]
+        model.step(list(zip(sequences, known, strict=True)))
+        tokens = []
+        for _ in range(n):
+            if ahead:
+                tokens.append(model.advance([(sequence, GREEDY) for sequence in sequences]))
+            else:
+                tokens.append([sequence.sample() for sequence in sequences])
+                model.step([(sequence, [token]) for sequence, token in zip(sequences, tokens[-1], strict=True)])
+        for sequence in sequences:
+            sequence.close()
+        said.append(tokens)
+    if said[0] != said[1]:
+        raise ValueError(f"ahead of the host it says {said[0]}, in steps {said[1]}")
+
+
+def report(journal: Journal) -> Iterator[str]:
+    """How far each is from float32, as lines of Markdown."""
+    for name, entry in journal.results(STAGE).items():
+        errors = ", ".join(f"{how} {error:.2g}" for how, error in entry.items() if how.startswith(("as ", "in ")))
+        yield f"- {name}: {errors} standard deviations from float32 (allowed: {entry['allowed']:.2g})"
