@@ -218,9 +218,9 @@ def records_alone(run: Found, version: str) -> Iterator[Record]:
 
 def best_of(signature: Signature, candidates: Mapping[Params, list[Entry]], run: Found, version: str) -> Record | None:
     """The record of a call's fastest parameters, or of the rule's own where none is clearly faster; None without the
-    rule's own, or without limits to set it against."""
+    rule's own or anything beside it, for then nothing was chosen, and without limits to set it against."""
     own = next((entries for entries in candidates.values() if entries[0]["own"]), None)
-    if own is None or not run.rates:
+    if own is None or len(candidates) < 2 or not run.rates:
         return None
     lengths = {entry["length"] for entry in own}
     whole = [entries for entries in candidates.values() if {entry["length"] for entry in entries} == lengths]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -29,11 +29,12 @@ MOST_CACHED_TOKENS = 1 << 16
 
 @dataclass
 class Jobs:
-    """Jobs as kit.json has them, and the kernels that they launch."""
+    """Jobs as kit.json has them, and the kernels that they launch.  tuned: what was measured before."""
 
     target: Target
     kernels: dict[str, Kernel]
     said: dict[str, dict[str, Any]]
+    tuned: records.Tuned = field(default_factory=records.Tuned)
 
     def add(
         self,
@@ -46,13 +47,15 @@ class Jobs:
         of_chain: bool = False,
         ways: Sequence[Any] = (),
     ) -> None:
-        """A call with its `most` best candidates on paper, the rule's own choice first, or in these `ways` alone; a
-        known name is left alone.  of_chain: it is there for a chain of layers alone."""
+        """A call with its `most` best candidates on paper, the rule's own choice first and then what a record says, so
+        that it is measured against the others, or in these `ways` alone; a known name is left alone.  of_chain: it is
+        there for a chain of layers alone."""
         if name in self.said:
             return
         call = settled(call, self.target)
         rule, own = rule_of(call, self.target)
-        candidates = ways or [own, *(params for params in rule.space(call, self.target) if params != own)]
+        recorded, _ = self.tuned.choose(rule, call, self.target, own)
+        candidates = ways or list(dict.fromkeys([own, recorded, *rule.space(call, self.target)]))
         signature = records.signature(call, self.target) if tuned else None
         self.said[name] = {
             "name": name,

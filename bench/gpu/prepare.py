@@ -220,7 +220,7 @@ def jobs_of(
     planned: Sequence[Planned], target: Target, most: int, in_place: Sequence[Sequence[int]], odd: Odd
 ) -> tuple[Jobs, list[dict[str, Any]]]:
     """The calls of models, of chains of their layers, and of odd shapes; those chains."""
-    jobs = Jobs(target, {}, {})
+    jobs = Jobs(target, {}, {}, records.installed(target))
     for each in planned:
         add_model(jobs, (choice.call for choice in each.plain.choices), most)
     chains = [chain for each in planned for chain in add_chains(jobs, each.wanted.name, each.plain, most, in_place)]

@@ -2,8 +2,8 @@
 choose between.
 
 A tile of 128 x 256 sums takes all registers of a block, so its two warpgroups end it, and the tensor cores idle: on an
-H200 the products of a prompt of 2048 tokens took, within 5 % and mostly 3 (of 128 and 512 tokens within 18 and 14;
-gemm_tiles.py's figures are those of few tokens, and of other cards),
+H200 the products of a prompt of 2048 tokens took, within 6 % and mostly 3 (of 128, 512 and 1024 tokens within 18, 14
+and 8; gemm_tiles.py's figures are those of few tokens, and of other cards),
 
     6.7 µs + tiles of the busiest block x (0.657 µs x K / 64 + 4.4 µs, gated 6)
 
@@ -41,6 +41,10 @@ OPERATIONS = 842e6
 
 L2, PORT = 13.2e6, 121e3
 """Bytes a µs from L2: of all blocks together, what 128 of them with tiles of 128 x 128 were given at least; of one."""
+
+L2_BYTES = 50e6
+"""Of weight and x that it has for blocks at different places of K, where x alone is more than half of it: 256 tiles of
+2048 tokens and K = 16384, of which 124 were shared out, took 475 µs on an H200, in two rounds 352."""
 
 CLUSTER_STEP_US, CLUSTER_TOKEN_US = 0.27, 0.0016
 """Of a step in a cluster, and of each of its tokens, at least: 0.48 of 128 tokens, 0.59 of 192, 0.67 of 256 were
@@ -84,8 +88,8 @@ def space(op: LinearOp, target: Target) -> list[Tiling]:
 def choice(op: LinearOp, known: list[Tiling], device: Device) -> Tiling:
     """The rule's own: of what an H200 has measured, the best on paper that is no kind of which paper knows too little.
 
-    Of the best of five tilings of each of its products that choice took, where it had been timed, 100.9 % at 128
-    tokens, 100.5 % at 512 and 101.6 % at 2048, the first of gemm_tiles.space 128, 125 and 103 %.
+    Of the fastest tiling that is known of each of its products that choice took, where it had been timed, 100.0 % at
+    128 tokens, 100.5 % at 512 and 100.1 % at 2048.
     """
     if op.m < FEWEST_CHOSEN:
         return next(tiling for tiling in known if tiling.cluster == 1)
@@ -136,15 +140,33 @@ def _in_turns(op: LinearOp, device: Device) -> Iterator[Tiling]:
 def time_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
     """Time on paper of a product on Hopper whose blocks multiply most of the time."""
     n_steps, step = gemm_tiles.steps(op), step_us(op, tiling, device)
-    n_ends, busiest = ceil(tiling.n_tiles(op) / tiling.workers), gemm_tiles.busiest_steps(op, tiling)
+    n_ends, busiest = ends(op, tiling), gemm_tiles.busiest_steps(op, tiling)
     end = end_us(op, tiling)
     if tiling.turns:  # a warpgroup has every other tile, and its own end before the next
         products = max(busiest * step, ceil(n_ends / 2) * (n_steps * step + end)) + end
     else:
         products = busiest * step + n_ends * (DRAIN_US + end)
+    shared = ceil(tiling.n_shared(op) * n_steps / tiling.workers) * step
+    products += max(0.0, apart_bytes(op, tiling) / device.memory - shared)
     parts = 2 * tiling.parts_bytes(op) / L2 + (device.fixed_us if tiling.n_parts(op) else 0)
     memory = (gemm_tiles.weight_bytes(op) + op.m * (2 * op.k + 4 * op.n)) / device.memory
     return LAUNCH_US + max(products, memory) + parts
+
+
+def ends(op: LinearOp, tiling: Tiling) -> int:
+    """Of the busiest block: shared out, the rest is mostly the end of a tile and the beginning of another."""
+    n_shared = tiling.n_shared(op)
+    return ceil(tiling.n_tiles(op) / tiling.workers) + (1 if n_shared and tiling.workers % n_shared else 0)
+
+
+def apart_bytes(op: LinearOp, tiling: Tiling) -> float:
+    """What shared tiles bring from memory where x does not stay in L2: blocks that are at different places of K have
+    nothing in common, so that each brings its own, but for what L2 has of all."""
+    weight, x = gemm_tiles.weight_bytes(op), 2 * op.m * op.k
+    if 2 * x <= L2_BYTES:
+        return 0.0
+    share = weight / tiling.row_tiles(op) + x / tiling.token_tiles(op)
+    return tiling.n_shared(op) * share * max(0.0, 1 - L2_BYTES / (weight + x))
 
 
 def step_us(op: LinearOp, tiling: Tiling, device: Device) -> float:

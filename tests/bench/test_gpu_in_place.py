@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,7 +28,7 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.plan import BODY, Choice, PlannedCall, Program, StepPlan
 from llmc.compiler.target import Target
 from llmc.runtime.format import SPACES, Argument
-from llmc.schedules import records, tune_import
+from llmc.schedules import records, rule_of, tune_import
 from llmc.schedules.records import Record, Signature
 
 TARGET = Target("cuda", "sm_90a")
@@ -240,9 +240,11 @@ def test_an_isolated_measurement_replaces_none_in_place_of_this_version(
 
     first = imported(journal.path, "1")
     assert all(record.in_place for record in first.values())
-    lengths = {"length": 0, "own": True, "bytes": 1, "operations": 1, "us": 1.0}
+    lengths = {"length": 0, "bytes": 1, "operations": 1, "us": 1.0}
     other = {"op": "Linear", "n": 8, "k": 8, "m": 1, "weight": "bf16", "lanes": 8}
-    alone.append("tune", "other #0", "done", rule="linear", words="", params={}, signature=other, **lengths)
+    for index, params in enumerate(({}, {"tokens": 8})):
+        said = {"rule": "linear", "words": "", "params": params, "signature": other, "own": not index}
+        alone.append("tune", f"other #{index}", "done", **said, **lengths)
     second = imported(alone.path, "1")
     assert len(second) == 3
     assert {key: second[key] for key in first} == first
@@ -388,3 +390,17 @@ def test_calls_of_one_signature_that_differ_behind_the_sum_are_jobs_of_their_own
     (again,) = add_chains(jobs, "other", program(biased), 1, [(1, 40)])
     assert [step["job"] for step in again["steps"]] == [ATTENTION_ITEM, f"{PRODUCT_ITEM} of other"]
     assert all(said["of_chain"] for said in jobs.said.values())
+
+
+def test_what_a_record_says_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the rule's own choice, however few candidates are asked for."""
+    call = linear_call("LinearResidual", 1, 384, 128, "bf16", 0)
+    rule, own = rule_of(call, TARGET)
+    *_, last = rule.space(call, TARGET)
+    jobs = Jobs(TARGET, {}, {})
+    monkeypatch.setattr(jobs.tuned, "choose", lambda *_: (last, None))
+    jobs.add("product", call, 2)
+    assert [each["params"] for each in jobs.said["product"]["candidates"]] == [asdict(own), asdict(last)]
+    jobs = Jobs(TARGET, {}, {})
+    jobs.add("product", call, 2)
+    assert jobs.said["product"]["candidates"][0]["params"] == asdict(own)

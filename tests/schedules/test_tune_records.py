@@ -14,7 +14,7 @@ from llmc.compiler.kernel import Call, TensorType
 from llmc.compiler.target import LEVELS, Target
 from llmc.passes import rewritten
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records, switches
+from llmc.schedules import records, switches, tune_import
 from llmc.schedules.cpu import linear
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.records import Record, Signature, Tuned
@@ -219,7 +219,7 @@ def test_switches_lie_beside_records_and_outlive_their_writing(tmp_path: Path, m
     records.save(path, GPU, [], [ON])
     records.save(path, GPU, [record()])
     tuned = records.installed(GPU)
-    assert tuned.switches == {ON.name: ON}
+    assert tuned.switches[ON.name] == ON
     assert record().signature in tuned.records
     assert [tuned.switched(m) for m in (1023, 1024, 2048, 2049)] == [frozenset(), {ON.name}, {ON.name}, frozenset()]
     assert str(ON).startswith("append_in_product: on for 1024 – 2048 rows, 0.970 times as long (a model, 12 pairs")
@@ -246,3 +246,14 @@ def test_switches_that_nobody_knows_or_can_read_are_left_out(tmp_path: Path) -> 
 
 def test_every_switch_has_a_pass() -> None:
     assert sorted(rewritten.PASSES) == sorted(switches.PASSES)
+
+
+def test_the_rules_own_choice_with_nothing_beside_it_is_no_record() -> None:
+    run = tune_import.Found(rates={"copy bandwidth": 1e9})
+    entry = {"rule": "linear", "words": "own", "params": {}, "own": True, "length": 0, "at": 0.0}
+    own = {**entry, "us": 2.0, "bytes": 1, "operations": 1}
+    other = {**own, "own": False, "us": 1.0, "words": "other"}
+    assert tune_import.best_of(SIGNATURE, {"own": [own]}, run, "1") is None
+    found = tune_import.best_of(SIGNATURE, {"own": [own], "other": [other]}, run, "1")
+    assert found is not None
+    assert (found.time_us, found.heuristic_us, found.tried) == (1.0, 2.0, 2)
