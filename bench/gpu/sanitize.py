@@ -46,7 +46,7 @@ def items(kit: Kit) -> Iterator[str]:
 
 
 def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
-    """run(item) -> how many kernels ran clean; raises RuntimeError with what the tool found.
+    """run(item) -> how many kernels or models ran clean, and of how many; raises RuntimeError with what the tool found.
 
     As many as there are processors begin with the first: most of what they take is the tool's work on one.
     """
@@ -78,7 +78,7 @@ def examined(kit: Kit, item: str) -> dict[str, Any]:
         raise RuntimeError(
             f"{tool}, exit status {status}{f', in {kernels}' * bool(kernels)}: {' / '.join(errors)[:400]}"
         )
-    return {**ran(found), "said": errors[-1] if errors else ""}
+    return {**ran(found), "of": len(wanted), "said": errors[-1] if errors else ""}
 
 
 def of_group(kit: Kit, group: str) -> tuple[ModuleType, list[str], set[str]]:
@@ -94,7 +94,7 @@ def of_group(kit: Kit, group: str) -> tuple[ModuleType, list[str], set[str]]:
 
 
 def ran(found: dict[str, Entry]) -> dict[str, Any]:
-    """How many kernels ran, and which took longest.  Raises RuntimeError: not all did."""
+    """How many ran, and which took longest.  Raises RuntimeError: not all that were begun did."""
     done = [entry for entry in found.values() if entry["event"] == "done"]
     slowest = max(done, key=lambda entry: entry["took_s"], default=None)
     words = f"the slowest, {slowest['item']}, took {slowest['took_s']:.1f} s" if slowest else "none ended"
@@ -102,4 +102,19 @@ def ran(found: dict[str, Entry]) -> dict[str, Any]:
         wrong = next(entry for entry in found.values() if entry["event"] != "done")
         reason = wrong.get("error", "not finished")
         raise RuntimeError(f"{len(done)} of {len(found)} ran, {words}; {wrong['item']}: {reason}")
-    return {"kernels": len(done), "of": len(found), "slowest": words}
+    return {"kernels": len(done), "slowest": words}
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def report(journal: Journal) -> Iterator[str]:
+    """How much ran clean under each tool, as lines of Markdown."""
+    results = journal.results(STAGE)
+    for tool in TOOLS:
+        of_tool = {item: entry for item, entry in results.items() if item.startswith(tool)}
+        groups = ", ".join(
+            f"{item.partition(' ')[2]} {each['kernels']} of {each['of']}" for item, each in of_tool.items()
+        )
+        if groups:
+            yield f"- {tool} is clean: {groups}"

@@ -59,6 +59,7 @@ def lines(kit: Kit, journal: Journal) -> Iterator[str]:
     yield from switched.report(journal)
     yield from experts.report(journal)
     yield from families.report(journal)
+    yield from sanitize.report(journal)
     yield from failures(journal)
 
 

@@ -164,3 +164,6 @@ def test_kernels_run_under_a_sanitizer(kit: Path, tmp_path: Path) -> None:
     assert attention["kernels"] == attention["of"] > 0
     assert "odd attention bf16" in attention["slowest"]
     assert gemm["error"] == "RuntimeError: racecheck, exit status 86: ERROR SUMMARY: racecheck"
+    assert list(sanitize.report(journal)) == [
+        f"- memcheck is clean: odd attention bf16 {attention['of']} of {attention['of']}"
+    ]
