@@ -134,7 +134,7 @@ typedef struct cuda {
     CUmodule *modules;     /* [n_modules] */
     uint32_t n_modules;
     CUfunction *functions; /* [header.n_kernels] */
-    CUgraphExec *graphs;   /* [2, header.n_plans] by turn, in the order of plans.all; NULL: not captured */
+    CUgraphExec *graphs;   /* [2, header.n_plans] by turn, in the order of plans.all; NULL: not captured, or a prompt's */
     CUgraphExec *pairs;    /* [2, plans.n_heads] a head behind the body of as many tokens; NULL: not captured */
     CUevent known;         /* the tokens of a step that runs ahead have reached the host */
     CUevent *events;       /* [n_events] for a profile */

@@ -12,7 +12,7 @@ import pytest
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
 from tests.runtime.toy_artifact import Host
-from tests.runtime.toy_cuda import FakeCuda, drawn, sections
+from tests.runtime.toy_cuda import FakeCuda, ToyCudaPlan, build_code, drawn, sections
 from tests.runtime.toy_model import KERNEL, Model, Refused
 
 INPUT_BYTES = 64 + 64 + 64
@@ -46,6 +46,25 @@ def test_the_chunks_of_a_prompt_need_no_logits_but_the_last(model: Model, cuda: 
     body = f"graph {1 + 3 * toy.LAYERS}"
     copies = [f"h2d {INPUT_BYTES + 4 * m * toy.PAGES}" for m in (16, 4)]
     assert cuda.calls() == [copies[0], body, "wait", copies[1], body, "graph 3", "wait"]
+
+
+def test_the_body_of_a_prompt_is_launched_kernel_by_kernel(cuda: FakeCuda, tmp_path: Path) -> None:
+    """The first one waits for all before it, the others may begin early; up to 64 rows there is a graph."""
+    plan, path = ToyCudaPlan((2, 4, 64, 80)), tmp_path / "toy.so"
+    path.write_bytes(toy.pack_sections(sections(build_code(tmp_path), plan=plan.pack())))
+    with Model(path, kv_tokens=640) as model:
+        sequences = [model.sequence() for _ in range(3)]
+        cuda.calls()
+        model.step([(sequence, TEXT[:25]) for sequence in sequences])
+        _, first, *launched = cuda.calls()
+        assert first == "launch embed_80 80"
+        assert len(launched) == 3 * toy.LAYERS + 2
+        assert all(line.startswith("launch ") and line.endswith(" dependent") for line in launched[:-2])
+        assert launched[-2:] == ["graph 3", "wait"]
+        assert [sequence.logits() for sequence in sequences] == 3 * [toy.oracle(TEXT[:25])[-1]]
+        cuda.calls()
+        model.step([(model.sequence(), TEXT[:20]) for _ in range(3)])
+        assert f"graph {1 + 3 * toy.LAYERS}" in cuda.calls()
 
 
 def test_the_greedy_token_is_known_without_another_copy(model: Model, cuda: FakeCuda) -> None:

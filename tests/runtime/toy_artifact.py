@@ -64,9 +64,10 @@ def vocabulary_section() -> bytes:
 
 
 class ToyPlan:
-    """The tables of the toy's plan section; `pack` gives the bytes."""
+    """The tables of the toy's plan section; `pack` gives the bytes.  The arena has two halves, of 64 rows at least."""
 
     def __init__(self, bodies: Sequence[int] = BODIES, heads: Sequence[int] = HEADS) -> None:
+        self.read_bytes, self.half = (4 * CHANNELS * max(n, *bodies) for n in (0, 64))
         self.header = fmt.PlanHeader(
             cpu_features=0,
             n_vocab=VOCAB,
@@ -81,7 +82,7 @@ class ToyPlan:
             bos=1,
             default_kv_tokens=4 * CONTEXT,
             kv_page_bytes=PAGE_BYTES,
-            arena_bytes=8192,
+            arena_bytes=2 * self.half,
             scratch_bytes=4 * CHANNELS,
         )
         self.kernels: list[tuple[str, int]] = []
@@ -96,7 +97,7 @@ class ToyPlan:
     def body_calls(self, m: int) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
         """(kernel, grid, arguments) in order; hidden states end at the start of the arena."""
         row = 4 * CHANNELS
-        x, y = ("arena", 0, m * row), ("arena", 4096, m * row)
+        x, y = ("arena", 0, m * row), ("arena", self.half, m * row)
         positions, pages = ("positions", 0, 4 * m), ("page_table", 0, 4 * m * PAGES)
         calls = [("embed", m, [("tokens", 0, 4 * m), ("weights", 0, VOCAB * row), x])]
         for layer in range(LAYERS):
@@ -108,9 +109,9 @@ class ToyPlan:
 
     def head_calls(self, r: int) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
         row = 4 * CHANNELS
-        picked = ("arena", 4096, r * row)
+        picked = ("arena", self.half, r * row)
         return [
-            (f"pick_{r}", r, [("arena", 0, max(BODIES) * row), ("rows", 0, 4 * r), picked]),
+            (f"pick_{r}", r, [("arena", 0, self.read_bytes), ("rows", 0, 4 * r), picked]),
             (f"project_{r}", VOCAB, [picked, ("weights", VOCAB * row, VOCAB * row), ("logits", 0, 4 * r * VOCAB)]),
         ]
 

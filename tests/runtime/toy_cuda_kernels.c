@@ -67,6 +67,8 @@ static int32_t draw(const float *logits, const llmc_draw_record *draws, void **t
 RUN_BODY(2)
 RUN_BODY(4)
 RUN_BODY(16)
+RUN_BODY(64)
+RUN_BODY(80)
 RUN_HEAD(1)
 RUN_HEAD(4)
 RUN_SAMPLER(1)
@@ -82,7 +84,7 @@ const emulated_kernel *emulated_kernels(int *count)
 {
     static const emulated_kernel kernels[] = {
         BODY_ENTRIES(2),   BODY_ENTRIES(4),  BODY_ENTRIES(16),      HEAD_ENTRIES(1),
-        HEAD_ENTRIES(4),   ENTRY(draw_1, 5, 0), ENTRY(draw_4, 5, 0),
+        HEAD_ENTRIES(4),   ENTRY(draw_1, 5, 0), ENTRY(draw_4, 5, 0), BODY_ENTRIES(64), BODY_ENTRIES(80),
     };
     *count = sizeof kernels / sizeof *kernels;
     return kernels;
