@@ -49,6 +49,31 @@ def results(call: Call, define: Define, mean: float = 0.0) -> tuple[list[Array],
     return got, define(plain, *inputs)
 
 
+@pytest.mark.parametrize("op", ["RMSNormalization", "LayerNormalization"])
+@pytest.mark.parametrize(("rows", "columns", "tiled"), [(265, 96, True), (530, 200, True), (793, 520, False)])
+def test_rows_of_a_prompt_share_a_block(define: Define, op: str, rows: int, columns: int, tiled: bool) -> None:
+    """Two, three or four to a block, the last block with fewer, threads with a chunk less than others, or none."""
+    call = norm_call(op, rows, columns, tiled=tiled)
+    params = norm.match(call, TARGET)
+    assert params is not None
+    assert params.each == -(-rows // norm.PROMPT_BLOCKS) > 1
+    (got,), (expected,) = results(call, define, mean=3.0)
+    tolerance = 2**-7 if tiled else 1e-5
+    np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_block_has_a_row_where_registers_would_not_hold_it_and_in_decode() -> None:
+    for call in (
+        norm_call("RMSNormalization", 264, 4096),
+        norm_call("RMSNormalization", 2048, 32768),
+        norm_call("RMSNormalization", 2048, 4095),
+        norm_call("llmc.AddRMSNorm", 2048, 4096),
+    ):
+        params = norm.match(call, TARGET)
+        assert params is not None
+        assert (params.each, params.warps) == (1, norm.WARPS)
+
+
 @pytest.mark.parametrize("op", norm.OPERATORS)
 @pytest.mark.parametrize("columns", [96, 101, 2304])
 def test_every_norm_is_what_its_definition_says(define: Define, op: str, columns: int) -> None:
