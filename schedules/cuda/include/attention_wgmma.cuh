@@ -180,6 +180,7 @@ struct Consumer {
     }
 
     __device__ __forceinline__ void release(int stage, Ring<Shape> &ring) const {
+        if constexpr (kCoded<Shape>) __syncwarp();  // all lanes have read scales
         if (lane_index() == 0) mbarrier_arrive(&ring.done[stage]);
     }
 

@@ -6,8 +6,9 @@
 //     products    | half 0 of step i | half 1 of step i | half 0 of i + 1  | …
 //     registers   |  half 1 of i     |  half 0 of i + 1 |  half 1 of i + 1 | …       16 for operands, 8 or 6 for codes
 //
-// A stage is given back in the middle of the next step, when its second half has been multiplied. A warpgroup that owns
-// 128 rows does so with 64 of them, then with the others.
+// A stage is given back in the middle of the next step, when its second half has been multiplied, by one lane of each
+// warp, whose lanes have met since they read it. (Met there, behind a branch, ptxas would let no two products be under
+// way.) A warpgroup that owns 128 rows does so with 64 of them, then with the others.
 #pragma once
 
 #include "gemm_codes.cuh"
@@ -34,6 +35,7 @@ struct CodeSums {
             mbarrier_wait(&shared.full[at.stage], at.parity);
             Weight codes;
             codes.take(shared.stages[at.stage] + own_piece);
+            if constexpr (!Weight::kGroupScales) __syncwarp();  // of groups they meet in take(), of the next step too
             const uint64_t x = tokens + at.stage * (Tiling::kStageBytes / 16);
 #pragma unroll
             for (int part = 0; part < 2 * Tiling::kOwnRows; part++) {
@@ -59,6 +61,7 @@ struct CodeSums {
         wgmma_wait<0>(sums);
 #pragma unroll
         for (int i = 0; i < 4; i++) pin_registers(a[i / 2][i % 2]);
+        __syncwarp();  // since they took the last stage's last codes
         give_back<Tiling>(&shared.empty[previous], group);
         scales.apply(row_sums<Tiling>(sums, 0));
         if constexpr (Tiling::kOwnRows > 1) {  // no registers are left for these before

@@ -84,7 +84,8 @@ struct GemvRing {
 
     // What the lanes read of a stage is read: it may be asked for again.
     __device__ __forceinline__ void release() const {
-        if constexpr (G::kBulk || Weight::kGroupScales) __syncwarp();  // one lane copies for others
+        constexpr bool kRowsOfX = X::kSlotBytes > 0 && !Weight::kByChunks;
+        if constexpr (G::kBulk || Weight::kGroupScales || kRowsOfX) __syncwarp();  // lanes copy for others
     }
 
   private:
