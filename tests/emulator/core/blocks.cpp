@@ -27,7 +27,7 @@ bool has_seen(const Write &write) {
     if (write.block == block()) return is_ordered(write.moment);
     const auto &of_block = known[rank_of(current)];
     const auto found = of_block.find(write.block);
-    return found != of_block.end() && found->second.seen[write.moment.thread / 32] >= write.moment.time;
+    return found != of_block.end() && found->second.seen[clock_of(write.moment.thread)] >= write.moment.time;
 }
 
 const char *name_of(int buffer, size_t granule) {

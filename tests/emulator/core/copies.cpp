@@ -110,7 +110,7 @@ void mbarrier_init(uint64_t *place, uint32_t n_arrivals) {
     for (Mbarrier &barrier : mbarriers)
         if (barrier.place == place) fail("mbarrier_init of %s, which is initialised", describe_mbarrier(place));
     *place = kMagic;
-    const int clock = kWarps + int(mbarriers.size()) % (kPrevious - kWarps);
+    const int clock = int(mbarriers.size()) % kMbarrierClocks;
     mbarriers.push_back({place, rank_of(current), n_arrivals, 0, long(n_arrivals), 0, {}, clock, {}, {}, this_moment()});
 }
 
@@ -131,7 +131,7 @@ void mbarrier_arrive(uint64_t *place, uint32_t n_bytes) { arrive(find_known(plac
 void mbarrier_arrive_in(uint64_t *place, int rank) {
     check_there(rank, "mbarrier_arrive_in");
     auto *there = reinterpret_cast<uint64_t *>(shared_of(rank, place));
-    note_remote(rank, current / 32, this_moment().time);
+    note_remote(rank, clock_of(current), this_moment().time);
     arrive(find_known(there, "mbarrier_arrive_in"), 0);
 }
 
@@ -213,7 +213,7 @@ void cp_async_wait(int n_pending) {
             memcpy(copy.shared, copy.global, copy.n_bytes);
         else
             memset(copy.shared, 0, copy.n_bytes);
-        copy_lands(copy.shared, copy.n_bytes, current / 32, this_moment().time);
+        copy_lands(copy.shared, copy.n_bytes, clock_of(current), this_moment().time);
         mine.small.pop_front();
     }
 }

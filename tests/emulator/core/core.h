@@ -11,8 +11,9 @@ constexpr int kWarps = kMaxThreads / 32;
 constexpr uint32_t kWindowBytes = 1024 * 1024;     // of shared addresses: variables of all kernels in a library
 constexpr uint32_t kDynamicLimit = 227 * 1024;     // what a block may have on sm_90
 constexpr uint32_t kStaticAddress = 228 * 1024;    // where `__shared__` variables appear in the window
-constexpr int kPrevious = kWarps + 64;             // the clock of the launch in front: 1 once it is waited for
-constexpr int kClocks = kPrevious + 1;             // warps, then mbarriers, then that
+// Clocks: of mbarriers; of the launch in front, 1 once it is waited for; of each warp's products; of each thread.
+constexpr int kMbarrierClocks = 64, kPrevious = kMbarrierClocks, kFirstWarp = kPrevious + 1;
+constexpr int kFirstThread = kFirstWarp + kWarps, kClocks = kFirstThread + kMaxThreads;
 constexpr uint32_t kGranuleBytes = 2;             // what the race detector tells apart
 constexpr unsigned char kPoison = 0xff;            // NaN as f32, bf16 and f16
 
@@ -31,6 +32,7 @@ extern int n_threads, n_fibers, current;  // of a block; of the cluster; the fib
 inline int rank_of(int fiber) { return fiber / n_threads; }
 inline int n_blocks() { return n_fibers / n_threads; }  // of the cluster
 inline int thread_of(int fiber) { return fiber % n_threads; }
+inline int clock_of(int fiber) { return kFirstThread + fiber; }
 extern int order;               // of blocks and threads: 0 ascending, 1 descending, 2 by chance
 extern long n_switches;
 
@@ -43,18 +45,18 @@ void run_cluster(Body body, void **arguments, int first_block);
 // core/races.cpp: all of these do nothing in a library that isn't checked
 struct Moment {  // of something that a thread did
     int thread;
-    uint32_t time, phase;  // of its warp
+    uint32_t time;  // of its warp
 };
-struct Clocks {  // how far each warp and mbarrier has come: what is seen of it, and what the async proxy sees
+struct Clocks {  // how far each of them has come: what is seen of it, and what the async proxy sees
     uint32_t seen[kClocks], fenced[kClocks];
 };
 extern bool checked, dependent;  // the library; the launch
 void start_races();
 void join(Clocks &to, const Clocks &from);
-void release(Clocks &to);                     // the current warp arrives at something
+void release(Clocks &to);                     // the current thread arrives at something
 void acquire(const Clocks &from, int thread);  // this thread has waited for it
-void lanes_met();                             // of the current warp
-void fence_writes();                          // of the current warp, for the async proxy
+void lanes_met(uint32_t mask);                // those of the current warp, in a __syncwarp
+void fence_writes();                          // of the current thread and those it has met, for the async proxy
 void check_read(const void *shared, size_t n_bytes, const char *what);  // by the current thread
 void check_async_read(const void *shared, size_t n_bytes, const char *what);
 void note_async_read(const void *shared, size_t n_bytes, int first_warp, int n_warps);
@@ -63,7 +65,7 @@ void copy_lands(const void *shared, size_t n_bytes, int clock, uint32_t time);
 Moment this_moment();
 bool is_ordered(const Moment &moment);  // what a thread of the cluster did then, before what this one does now
 void check_end_of_block(int rank);       // fails when another block may still do something to it
-void note_remote(int rank, int clock, uint32_t time);  // what a warp or mbarrier did to that block's shared memory
+void note_remote(int rank, int clock, uint32_t time);  // what a thread or mbarrier did to that block's shared memory
 
 // core/blocks.cpp
 constexpr int kMaxBuffers = 256;

@@ -1,9 +1,14 @@
-// Who may see what in shared memory: a race detector with a vector clock for each warp.
+// Who may see what in shared memory: a race detector with a vector clock for each warp, in which each thread has a time.
 //
 // Libraries built "checked" are instrumented as for ThreadSanitizer, whose hooks are defined here. Every load and store
 // of a kernel comes by: outside of the operands it fails; in shared memory it is compared with the last accesses to the
-// same two bytes, and fails when no barrier orders the two. Beside the warps, each mbarrier has a clock of its own, for
-// the bulk copies that it counts. "Fenced" clocks say how much of each warp's writes the async proxy can see.
+// same two bytes, and fails when no barrier orders the two. A thread that arrives at something speaks for itself, and for
+// those lanes of its warp that it has met in a __syncwarp or at a barrier since; other collectives of a warp (shuffles,
+// votes, products) bring values and order no memory, as on the machine. A thread that has waited has done so for its warp.
+//
+// Beside the threads, each mbarrier has a clock of its own, for the bulk copies that it counts, and each warp one for what
+// its wgmmas read, which are over for all its lanes when it has waited for them. "Fenced" clocks say how much of each
+// thread's writes the async proxy can see.
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,68 +21,74 @@ bool checked, dependent;
 
 namespace {
 
-constexpr int kNobody = 0xff, kPending = 0xfe;  // writers: none yet, or an asynchronous copy under way
+constexpr int16_t kNobody = -1, kPending = -2;  // writers: none yet, or an asynchronous copy under way
 
 struct Granule {  // two bytes of shared memory
-    uint32_t written, readers;  // when; by which warps since then
-    uint32_t phase, read_phase;  // of the warp that wrote and that read last, for races within it
-    int16_t writer_thread, reader_thread;
-    uint8_t writer;
-    bool generic;  // written by a plain store
+    uint32_t written;                 // when
+    uint32_t readers, async_readers;  // since then: warps with lanes that read it, and whose wgmmas did
+    int16_t writer;                   // a clock
+    bool generic;                     // written by a plain store
 };
 constexpr uint32_t kGranules = kWindowBytes / kGranuleBytes;  // of a block
-Granule granules[kMaxCluster * kGranules];
-uint32_t (*read_times)[kWarps];  // of the granule's last read by each warp
+constexpr size_t kAllGranules = size_t(kMaxCluster) * kGranules;
+Granule granules[kAllGranules];
+uint32_t (*lane_reads)[kAllGranules][32];  // when a warp's lanes last read it, if the warp is among its readers, or 0
+uint32_t (*async_reads)[kWarps];           // when each warp last waited for a wgmma that read it
 
 Clocks clocks[kWarps];
-uint32_t phases[kWarps];  // counts what orders the lanes of a warp
+uint32_t times[kWarps];                 // of each warp: goes up when a lane of it arrives somewhere
 uint32_t remote[kMaxCluster][kClocks];  // when others last reached into a block's shared memory
 
 int warp() { return current / 32; }
+int n_clocks() { return kFirstThread + n_fibers; }
 
-uint32_t &own_time() { return clocks[warp()].seen[warp()]; }
+template <typename T>
+T *reserve(size_t n) {
+    return static_cast<T *>(mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+}
 
-void report(const char *what, const char *verb, uint32_t address, const char *whom, int thread) {
-    char place[64] = "";
-    if (thread >= 0) snprintf(place, sizeof place, " (%d)", thread_of(thread));
-    fail("race: %s %s shared memory + %#x, which %s%s, with no barrier between", what, verb, address % kWindowBytes,
-         whom, place);
+// did: "read" or "wrote", before, by that thread.
+void report(const char *what, const char *verb, uint32_t address, const char *did, int thread) {
+    fail("race: %s %s shared memory + %#x, which another %s %s (%d), with no barrier between", what, verb,
+         address % kWindowBytes, thread / 32 == warp() ? "lane of the warp" : "warp", did, thread_of(thread));
 }
 
 void check_order_with_write(const Granule &granule, uint32_t address, const char *what, const char *verb) {
-    if (granule.writer == kNobody) return;
+    if (granule.writer == kNobody || granule.writer == clock_of(current)) return;
     if (granule.writer == kPending) fail("%s %s shared memory + %#x, into which a copy is under way", what, verb, address % kWindowBytes);
-    if (granule.writer == warp()) {
-        if (granule.writer_thread != current && granule.phase == phases[warp()])
-            report(what, verb, address, "another lane of the warp wrote", granule.writer_thread);
-    } else if (clocks[warp()].seen[granule.writer] < granule.written) {
-        if (granule.writer < kWarps) report(what, verb, address, "another warp wrote", granule.writer_thread);
-        fail("race: %s %s shared memory + %#x, where a bulk copy landed whose mbarrier this warp has not waited for", what,
-             verb, address % kWindowBytes);
+    if (clocks[warp()].seen[granule.writer] >= granule.written) return;
+    if (granule.writer >= kFirstThread) report(what, verb, address, "wrote", granule.writer - kFirstThread);
+    fail("race: %s %s shared memory + %#x, where a bulk copy landed whose mbarrier this warp has not waited for", what, verb,
+         address % kWindowBytes);
+}
+
+void check_order_with_reads(uint32_t index, const char *what) {
+    const uint32_t *seen = clocks[warp()].seen;
+    for (uint32_t rest = granules[index].readers; rest; rest &= rest - 1) {
+        const int reader = __builtin_ctz(rest);
+        for (int lane = 0; lane < 32; lane++)
+            if (const int thread = 32 * reader + lane; seen[clock_of(thread)] < lane_reads[reader][index][lane] && thread != current)
+                report(what, "writes", index * kGranuleBytes, "read", thread);
     }
+    for (uint32_t rest = granules[index].async_readers; rest; rest &= rest - 1)
+        if (const int reader = __builtin_ctz(rest); seen[kFirstWarp + reader] < async_reads[index][reader])
+            report(what, "writes", index * kGranuleBytes, "read", 32 * reader);
 }
 
 void read_granule(uint32_t index, const char *what) {
     Granule &granule = granules[index];
     check_order_with_write(granule, index * kGranuleBytes, what, "reads");
+    uint32_t *const lanes = lane_reads[warp()][index];
+    if (!(granule.readers >> warp() & 1)) memset(lanes, 0, sizeof *lane_reads[0]);
     granule.readers |= 1u << warp();
-    granule.reader_thread = int16_t(current), granule.read_phase = phases[warp()];
-    read_times[index][warp()] = own_time();
+    lanes[current % 32] = times[warp()];
 }
 
 void write_granule(uint32_t index, const char *what) {
-    Granule &granule = granules[index];
-    check_order_with_write(granule, index * kGranuleBytes, what, "writes");
-    for (uint32_t rest = granule.readers; rest; rest &= rest - 1) {
-        const int reader = __builtin_ctz(rest);
-        if (reader != warp() && clocks[warp()].seen[reader] < read_times[index][reader])
-            report(what, "writes", index * kGranuleBytes, "another warp read", reader * 32);
-        if (reader == warp() && granule.reader_thread / 32 == warp() && granule.reader_thread != current &&
-            granule.read_phase == phases[warp()])
-            report(what, "writes", index * kGranuleBytes, "another lane of the warp read", granule.reader_thread);
-    }
-    granule.writer = uint8_t(warp()), granule.writer_thread = int16_t(current), granule.generic = true;
-    granule.written = own_time(), granule.phase = phases[warp()], granule.readers = 0;
+    check_order_with_write(granules[index], index * kGranuleBytes, what, "writes");
+    check_order_with_reads(index, what);
+    granules[index] = {times[warp()], 0, 0, int16_t(clock_of(current)), true};
 }
 
 template <typename F>
@@ -117,7 +128,7 @@ inline void touch(const void *p, size_t n_bytes, bool writes, bool aligned) {
 }  // namespace
 
 void join(Clocks &to, const Clocks &from) {
-    for (int i = 0; i < kClocks; i++) {
+    for (int i = 0; i < n_clocks(); i++) {
         if (to.seen[i] < from.seen[i]) to.seen[i] = from.seen[i];
         if (to.fenced[i] < from.fenced[i]) to.fenced[i] = from.fenced[i];
     }
@@ -125,40 +136,41 @@ void join(Clocks &to, const Clocks &from) {
 
 void start_races() {
     if (!checked) return;
-    if (!read_times)
-        read_times = static_cast<uint32_t(*)[kWarps]>(mmap(nullptr, sizeof *read_times * kMaxCluster * kGranules, PROT_READ | PROT_WRITE,
-                                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    Granule fresh = {};
-    fresh.writer = kNobody, fresh.reader_thread = -1;
+    if (!lane_reads) {
+        lane_reads = reserve<uint32_t[kAllGranules][32]>(kWarps);
+        async_reads = reserve<uint32_t[kWarps]>(kAllGranules);
+    }
+    const Granule fresh = {0, 0, 0, kNobody, false};
     for (Granule *granule = granules; granule < granules + n_blocks() * kGranules; granule++)
-        if (granule->writer != kNobody || granule->readers) *granule = fresh;
+        if (granule->writer != kNobody || granule->readers || granule->async_readers) *granule = fresh;
     memset(remote, 0, sizeof remote);
     memset(clocks, 0, sizeof clocks);
-    for (int i = 0; i < kWarps; i++) clocks[i].seen[i] = phases[i] = 1;
+    for (uint32_t &time : times) time = 1;
 }
 
 void release(Clocks &to) {
     if (!checked) return;
     join(to, clocks[warp()]);
-    own_time()++;
+    to.seen[clock_of(current)] = times[warp()]++;
 }
 
 void acquire(const Clocks &from, int thread) {
-    if (!checked) return;
-    join(clocks[thread / 32], from);
-    phases[thread / 32]++;
+    if (checked) join(clocks[thread / 32], from);
 }
 
-void lanes_met() {
-    if (checked) phases[warp()]++;
+void lanes_met(uint32_t mask) {
+    if (!checked) return;
+    for (uint32_t rest = mask; rest; rest &= rest - 1)
+        clocks[warp()].seen[clock_of(32 * warp() + __builtin_ctz(rest))] = times[warp()];
+    times[warp()]++;
 }
 
 void fence_writes() {
     if (!checked) return;
     Clocks &mine = clocks[warp()];
-    for (int i = 0; i < kClocks; i++)
+    for (int i = 0; i < n_clocks(); i++)
         if (mine.fenced[i] < mine.seen[i]) mine.fenced[i] = mine.seen[i];
-    own_time()++;
+    mine.fenced[clock_of(current)] = times[warp()]++;
 }
 
 void check_read(const void *shared, size_t n_bytes, const char *what) {
@@ -170,9 +182,9 @@ void check_async_read(const void *shared, size_t n_bytes, const char *what) {
     for_each_granule(shared, n_bytes, [&](uint32_t index) {
         const Granule &granule = granules[index];
         check_order_with_write(granule, index * kGranuleBytes, what, "reads");
-        if (granule.generic && granule.writer < kWarps && clocks[warp()].fenced[granule.writer] < granule.written)
+        if (granule.generic && granule.writer >= kFirstThread && clocks[warp()].fenced[granule.writer] < granule.written)
             fail("%s reads shared memory + %#x, which thread %d wrote without a fence_async_shared() after it", what,
-                 index * kGranuleBytes % kWindowBytes, thread_of(granule.writer_thread));
+                 index * kGranuleBytes % kWindowBytes, thread_of(granule.writer - kFirstThread));
     });
 }
 
@@ -180,8 +192,8 @@ void note_async_read(const void *shared, size_t n_bytes, int first_warp, int n_w
     if (!checked) return;
     for_each_granule(shared, n_bytes, [&](uint32_t index) {
         for (int w = first_warp; w < first_warp + n_warps; w++) {
-            granules[index].readers |= 1u << w;
-            read_times[index][w] = clocks[w].seen[w];
+            granules[index].async_readers |= 1u << w;
+            clocks[w].seen[kFirstWarp + w] = async_reads[index][w] = times[w];
         }
     });
 }
@@ -198,8 +210,7 @@ void copy_lands(const void *shared, size_t n_bytes, int clock, uint32_t time) {
     if (!checked) return;
     for_each_granule(shared, n_bytes, [&](uint32_t index) {
         Granule &granule = granules[index];
-        granule.writer = uint8_t(clock), granule.written = time, granule.generic = clock < kWarps;
-        granule.writer_thread = int16_t(clock < kWarps ? current : -1), granule.phase = clock < kWarps ? phases[warp()] : 0;
+        granule.writer = int16_t(clock), granule.written = time, granule.generic = clock >= kFirstThread;
     });
 }
 
@@ -210,16 +221,14 @@ void check_waited(int buffer, bool writes) {
     fail("%s %s before wait_for_previous()", writes ? "writes" : "reads", describe_address(buffer_start(buffer)));
 }
 
-Moment this_moment() { return {current, own_time(), phases[warp()]}; }
+Moment this_moment() { return {current, times[warp()]}; }
 
 bool is_ordered(const Moment &moment) {
-    if (!checked) return true;
-    if (moment.thread / 32 == warp()) return moment.thread == current || moment.phase != phases[warp()];
-    return clocks[warp()].seen[moment.thread / 32] >= moment.time;
+    return !checked || moment.thread == current || clocks[warp()].seen[clock_of(moment.thread)] >= moment.time;
 }
 
 void note_remote(int rank, int clock, uint32_t time) {
-    const bool is_own = clock < kWarps && clock * 32 / n_threads == rank;
+    const bool is_own = clock >= kFirstThread && rank_of(clock - kFirstThread) == rank;
     if (checked && !is_own && remote[rank][clock] < time) remote[rank][clock] = time;
 }
 
@@ -227,7 +236,7 @@ void check_end_of_block(int rank) {
     if (!checked) return;
     Clocks all = {};
     for (int w = rank * n_threads / 32; w < (rank + 1) * n_threads / 32; w++) join(all, clocks[w]);
-    for (int i = 0; i < kClocks; i++)
+    for (int i = 0; i < n_clocks(); i++)
         if (all.seen[i] < remote[rank][i])
             fail("the block may end before another of its cluster has reached into its shared memory for the last time");
 }

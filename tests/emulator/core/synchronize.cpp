@@ -37,7 +37,6 @@ const uint64_t *meet(Meeting &meeting, const char *what, int first, int n, int i
         return meeting.values[turn];
     }
     if (complete) complete(meeting.values[turn], meeting.mask);
-    if (n <= 32) lanes_met();
     meeting.n_arrived = 0;
     meeting.turn ^= 1;
     for (int i = 0; i < 128 && first + i < n_fibers; i++)
@@ -95,6 +94,10 @@ const uint64_t *warp_collective(const char *what, uint32_t mask, uint64_t value,
     if (!meeting) fail("%s: the emulator knows %d masks of a warp at most", what, kMasks);
     meeting->mask = mask;
     return meet(*meeting, what, warp * 32, __builtin_popcount(mask), lane, value, complete);
+}
+
+void sync_warp(uint32_t mask) {
+    warp_collective("__syncwarp", mask, 0, [](const uint64_t *, uint32_t lanes) { lanes_met(lanes); });
 }
 
 void warpgroup_collective(const char *what, uint64_t value, Complete complete) {

@@ -182,7 +182,7 @@ inline unsigned atomicInc(unsigned *p, unsigned limit) {
 // ---- threads together
 
 inline void __syncthreads() { emulated::arrive_at_barrier(0, 0, true, "__syncthreads"); }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulated::warp_collective("__syncwarp", mask, 0); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulated::sync_warp(mask); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) { emulated::spin("__nanosleep"); }

@@ -29,6 +29,8 @@ void spin(const char *what);
 // collective). `complete`, if given, is called once, by whoever comes last, before anyone goes on.
 using Complete = void (*)(const uint64_t *values, uint32_t mask);
 const uint64_t *warp_collective(const char *what, uint32_t mask, uint64_t value, Complete complete = nullptr);
+// The one of them that orders memory: what a lane did before is seen by the others after.
+void sync_warp(uint32_t mask);
 // The same for the 128 threads of a warpgroup; `values` are in the order of threads.
 void warpgroup_collective(const char *what, uint64_t value, Complete complete);
 

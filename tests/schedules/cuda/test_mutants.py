@@ -138,7 +138,7 @@ CASES: dict[str, Callable[[], Case]] = {
         headers=("gemv_ring.cuh", "gemv_digits.cuh"),
         spare=(
             "cp_async",  # of copies by lanes
-            "__syncwarp",  # lanes that read, and the one that asks, meet at products between them
+            "__syncwarp",  # of the ring's barriers, once they are made: there is another before they are waited for
         ),
     ),
     "GEMM on Hopper, a long ring": lambda: linear_case(
@@ -195,6 +195,7 @@ CASES: dict[str, Callable[[], Case]] = {
         (40, 200, 900),
         ("gemm_wgmma_codes.cuh",),
         params=Tiling(40, 3, 1, shared=False),
+        spare=("__syncwarp",),  # of codes without groups
         weight=("i4", 32),
         tiled_x=True,
     ),
@@ -214,7 +215,7 @@ CASES: dict[str, Callable[[], Case]] = {
         ("attention_wgmma.cuh", "attention_ring.cuh"),
         HOPPER,
         spare=(
-            "__syncwarp",  # bytes may land before they are expected, and lanes meet at shuffles and products
+            "__syncwarp",  # bytes may land before they are expected, and no lane reads beside products
             "named_barrier",  # turns are for speed alone
             "ring.over",  # the ring holds less than an item's pages
             "mbarrier_wait(&ring.known[round % 2], round",  # the one warp that fetches has looked at the rows itself
@@ -338,6 +339,8 @@ OFFSETS = [
         "kStageGroups * kGroupBytes",
     ),
     ("GEMM of int4 on Hopper, a long ring", "gemm_codes.cuh", "i % 2 * 2 + row]);", "i % 2 * 2]);"),
+    ("GEMM of int4 on Hopper, a long ring", "gemm_wgmma_codes.cuh", "__syncwarp();  // since", ";  // since"),
+    ("GEMM of int8 on Hopper, shared tiles", "gemm_wgmma_codes.cuh", "(!Weight::kGroupScales)", "(false)"),
     ("GEMM of int8 on Hopper, shared tiles", "gemm_codes.cuh", "row + 8 * h", "row + h"),
     (
         "GEMM of int8 on Hopper, shared tiles",
@@ -365,6 +368,7 @@ OFFSETS = [
     ),
     ("attention of many rows in int8", "attention_vectors.cuh", "= part > group;", "= part >= group;"),
     ("attention of many rows in int8 on Hopper", "attention_widen_ring.cuh", "thread < tokens ?", "thread <= tokens ?"),
+    ("attention of many rows in int8 on Hopper", "attention_wgmma.cuh", "(kCoded<Shape>) __sync", "(false) __sync"),
     ("attention of many rows in int8", "attention_widen.cuh", "token < tokens", "token <= tokens"),
 ]
 
