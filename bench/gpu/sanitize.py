@@ -34,6 +34,8 @@ GROUPS = (
 FOUND, OUT_OF_TIME = 86, 3
 """Exit status when the tool has something to say, and when time was short for some kernels (work.py's)."""
 SECONDS = 60.0
+MOST_SAID = 2000
+"""Characters of what a tool found that are kept: some ten places, each with the kernel's name."""
 KERNEL = re.compile(r"(?:access at|=     at) (\w+)\+0x")
 """As the tool names one in which it found something."""
 
@@ -76,7 +78,7 @@ def examined(kit: Kit, item: str) -> dict[str, Any]:
         errors = errors or said.strip().splitlines()[-3:]
         kernels = ", ".join(sorted(set(KERNEL.findall(said))))
         raise RuntimeError(
-            f"{tool}, exit status {status}{f', in {kernels}' * bool(kernels)}: {' / '.join(errors)[:400]}"
+            f"{tool}, exit status {status}{f', in {kernels}' * bool(kernels)}: {' / '.join(errors)[:MOST_SAID]}"
         )
     return {**ran(found), "of": len(wanted), "said": errors[-1] if errors else ""}
 

@@ -39,16 +39,16 @@ def test_blocks_of_a_cluster_share_what_each_of_them_brings(checked: bool) -> No
     ("old", "new", "says"),
     [
         (
-            "if (lane_index() < kBlocks)",
-            "if (lane_index() == cluster_rank())",
+            "for (int block = 0; block < kBlocks; block++)",
+            "for (int block = cluster_rank(); block <= cluster_rank(); block++)",
             "deadlock: .* of 512 threads .* mbarrier_wait",
         ),
         (
-            "mbarrier_arrive_in(empty + stage, lane_index())",
+            "mbarrier_arrive_in(empty + stage, block)",
             "mbarrier_arrive_in(empty + stage, cluster_rank())",
             "race: bulk_copy_multicast writes shared memory .* this warp has not waited for",
         ),
-        ("mbarrier_arrive_in(empty + stage, lane", "mbarrier_arrive_in(full + stage, lane", "one arrival too|deadl"),
+        ("mbarrier_arrive_in(empty + stage, b", "mbarrier_arrive_in(full + stage, b", "one arrival too|deadl"),
         ("mbarrier_wait(empty + stage, parity ^ 1);", "", "race|under way|one arrival too many"),
         ("full + stage, 3)", "full + stage, 1)", "deadlock: .* of 512 threads .* mbarrier_wait"),
         ("full + stage, 3)", "full + stage, 7)", "block 2 of a cluster of 2"),
