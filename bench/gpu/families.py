@@ -1,8 +1,9 @@
 """Small models of many families, whole, by the artifact's own runtime: do they say what float32 says on a CPU?
 
 A kit has them with their weights (small_models.py).  Each is given texts whose logits are known: as a prompt, as a
-prompt in parts, and token by token in a batch, one of whose sequences is a fork.  At last two sequences run ahead of
-the host, and must say what they say in steps.
+prompt in parts, and token by token in a batch, one of whose sequences is a fork.  Two sequences run ahead of the host,
+and must say what they say in steps.  At last texts are written, with guesses and without, drawn, and with penalties,
+for which the host chooses.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ FORKED_AT, AHEAD = 41, 4
 FEW_STEPS = 2
 """Of a batch, where LLMC_FEW_STEPS asks for them, as under a sanitizer; then one ahead of the host.  So few positions
 are no typical ones: their distance is not judged."""
+NEW, GUESSES, TIE = 12, 3, 6
+"""Tokens of a text; guesses in a step; how far below the best a token may be that was chosen by other kernels than
+judge it, in what logits may be off by."""
+DRAWN: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.8, "top_k": 20, "seed": 7},
+    {"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.2, "seed": 7},
+)
 SLACK, LEAST = 2.5, 0.004
 """A GPU's distance may be so many times that of bf16 on a CPU, and this in any case."""
 
@@ -63,8 +71,8 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
                 file.extractall(unpacked.name, filter="data")
         with np.load(folder / f"{name}.npz") as known:
             exact = known["logits"].astype(np.float32)
-        found = asked(folder / f"{name}.so", exact)
         allowed = max(SLACK * kit.said["families"][name]["cpu_error"], LEAST)
+        found = asked(folder / f"{name}.so", exact, allowed)
         for how, error in found.items():
             if not error <= allowed:  # NaN is no number below the limit
                 raise ValueError(f"{how}: {error:.3g} standard deviations from float32 (allowed: {allowed:.3g})")
@@ -73,8 +81,9 @@ def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
     return run
 
 
-def asked(path: Path, exact: Array) -> dict[str, float]:
-    """Distances of an artifact's logits from those that are known, however it is asked."""
+def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
+    """Distances of an artifact's logits from those that are known, however it is asked.  Raises ValueError: what it
+    writes is not what its logits say."""
     from llmc.runtime import load
 
     few = bool(os.environ.get("LLMC_FEW_STEPS"))
@@ -88,6 +97,7 @@ def asked(path: Path, exact: Array) -> dict[str, float]:
         }
         if not few:
             found["in a batch"] = distance(rows, with_fork(exact)[:, FORKED_AT:end])
+            refuse_other_texts(model, known[0][:FORKED_AT], TIE * allowed)
         refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
     return found
 
@@ -141,6 +151,21 @@ def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:
         said.append(tokens)
     if said[0] != said[1]:
         raise ValueError(f"ahead of the host it says {said[0]}, in steps {said[1]}")
+
+
+def refuse_other_texts(model: Any, prompt: list[int], tie: float) -> None:
+    """Raises ValueError: greedy tokens are not the model's best but for ties (in standard deviations of its logits), or
+    what is drawn from one seed is not the same twice."""
+    for speculate in (0, GUESSES):
+        said = model.tokens(prompt, NEW, ignore_eos=True, speculate=speculate)
+        rows = np.array(model.logits([*prompt, *said]))[len(prompt) - 1 : -1]
+        gap = float((rows.max(-1) - rows[np.arange(NEW), said]).max() / rows.std())
+        if not gap <= tie:
+            raise ValueError(f"with {speculate} guesses a token is {gap:.3g} standard deviations below the best")
+    for how in DRAWN:
+        once, again = (model.tokens(prompt, NEW, ignore_eos=True, **how) for _ in range(2))
+        if once != again:
+            raise ValueError(f"drawn with {how} it says {once}, then {again}")
 
 
 def report(journal: Journal) -> Iterator[str]:

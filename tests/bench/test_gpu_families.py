@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +76,22 @@ def test_a_distance_is_that_of_a_typical_position() -> None:
     assert families.distance(other, exact) == 0
     other[0, 0] = np.nan
     assert np.isnan(families.distance(other, exact))
+
+
+def test_texts_must_be_what_logits_say() -> None:
+    class Wrong:
+        """Its best token is always 3; it says others."""
+
+        said = 3
+
+        def tokens(self, prompt: list[int], n: int, **_: Any) -> list[int]:
+            return [self.said] * n
+
+        def logits(self, ids: list[int]) -> Any:
+            return np.tile(np.eye(8)[3], (len(ids), 1))
+
+    model = Wrong()
+    families.refuse_other_texts(model, [1, 2], 0.1)
+    model.said = 4
+    with pytest.raises(ValueError, match="with 0 guesses a token is"):
+        families.refuse_other_texts(model, [1, 2], 0.1)
