@@ -31,12 +31,12 @@ OPERATORS: dict[str, tuple[Kind, bool]] = {
 """Which norm, and whether a residual is added first."""
 
 WARPS = 8
-PROMPT_BLOCKS = 264
-"""Where rows are more, each block has several: two blocks for each of an H200's multiprocessors, which together have
-as many bytes on their way as its memory needs.  With a block a row most of what came from L2 was weight and bias: 2048
-rows of 4096 took 20 µs with a weight, 29 with a bias too, where their own bytes are 12."""
-CHUNKS, MOST_WARPS = 2, 32
-"""Of eight elements, that a thread has of a row; of a block."""
+MULTIPROCESSORS, FLIGHT_ELEMENTS = 132, 8192
+"""Of an H200; elements that must be on their way to each for its memory to be busy.  Rows that are more than the blocks
+which that makes share blocks.  With a block a row most of what came from L2 was weight and bias: 2048 rows of 4096 took
+20 µs with a weight, 29 with a bias too, where their own bytes are 12."""
+CHUNKS, MOST_WARPS, MOST_BLOCKS = 2, 16, 16
+"""Of eight elements, that a thread has of a row; of a block, for their registers; of a multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Norm:
     def each(self) -> int:
         """Rows of a block."""
         fits = self.kind != "none" and not self.adds and self.columns % 8 == 0 and self._row_warps <= MOST_WARPS
-        return max(1, ceil(self.rows / PROMPT_BLOCKS)) if fits else 1
+        blocks = MULTIPROCESSORS * min(MOST_BLOCKS, ceil(FLIGHT_ELEMENTS / self.columns))
+        return max(1, ceil(self.rows / blocks)) if fits else 1
 
     @property
     def warps(self) -> int:
