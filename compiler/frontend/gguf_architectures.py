@@ -7,64 +7,27 @@ stand there with 1 added, in which order rows lie, what is the same for all mode
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-RMS_EPSILON = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
-SLIDING = {"attention.sliding_window": "sliding_window"}
-ATTENTION_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-}
-PRE_NORM_NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
-HEAD_NORM_NAMES = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-MLP_NAMES = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
-ROUTER_NAME = {"ffn_gate_inp": "mlp.gate"}
-FUSED_MLP_NAMES = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
-SANDWICH_NAMES = {
-    "attn_norm": "input_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-LAYER_NAMES = {**PRE_NORM_NAMES, **ATTENTION_NAMES, **MLP_NAMES}
-"""What Llama's layers call their modules."""
-SHARED_EXPERT_NAMES = {
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-}
-ROWS, COLUMNS, ALTERNATING = "rows", "columns", "alternating columns"
-"""How transformers keeps a layer's experts: gates' rows and then up's; the same transposed; or gates and up in turn."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One of llama.cpp's.
-
-    model_type, name: transformers'.  layers: its modules by the names of a file's tensors.  turns_neighbours: rows of
-    queries and keys are in another order.  adds_one: weights of norms are kept as 1 + w.  experts: where a layer's
-    experts are, and how they are kept there; None: there are none.  turns_part: heads may be turned in part.
-    epsilon: the file's name for that of norms, and transformers'.  fields: the same of other numbers.  read: what else
-    of CHANGING is read.  bias: what says that queries, keys and values have biases.  settings: the same for all models.
-    """
-
-    model_type: str
-    name: str
-    layers: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
-    turns_neighbours: bool = False
-    adds_one: bool = False
-    experts: tuple[str, str] | None = None
-    turns_part: bool = False
-    epsilon: tuple[str, str] = RMS_EPSILON
-    fields: Mapping[str, str] = field(default_factory=dict)
-    read: tuple[str, ...] = ()
-    bias: str = "attention_bias"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
+from llmc.compiler.frontend.gguf_kind import (
+    ALTERNATING,
+    ATTENTION_NAMES,
+    COLUMNS,
+    EXPERT_SIZES,
+    EXPERTS,
+    FUSED_MLP_NAMES,
+    HEAD_NORM_NAMES,
+    LAYER_NAMES,
+    MLP_NAMES,
+    PRE_NORM_NAMES,
+    ROUTER_NAME,
+    ROWS,
+    SANDWICH_NAMES,
+    SHARED_EXPERT_NAMES,
+    SHARED_EXPERTS_NAMES,
+    SLIDING,
+    Architecture,
+)
+from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V3
 
 MIXTRAL = Architecture(
     "mixtral",
@@ -83,8 +46,6 @@ GRANITE = {
     "logit_scale": "logits_scaling",
 }
 LAYER_NORM = "attention.layer_norm_epsilon"
-EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
-EXPERT_SIZES = {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM", turns_neighbours=True),
@@ -164,7 +125,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             **HEAD_NORM_NAMES,
             **MLP_NAMES,
             **ROUTER_NAME,
-            **{f"{name}_shexp": own.replace("mlp", "mlp.shared_experts") for name, own in MLP_NAMES.items()},
+            **SHARED_EXPERTS_NAMES,
             "exp_probs_b": "mlp.gate.e_score_correction_bias",
         },
         experts=("mlp.experts", ROWS),
@@ -181,6 +142,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "expert_group_used_count": "topk_group",
         },
     ),
+    "deepseek2": DEEPSEEK_V3,
     "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
     "gemma2": Architecture(
         "gemma2",

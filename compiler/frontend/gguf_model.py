@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from math import pi
 from typing import Any
 
-import numpy as np
-
-from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
+from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.gguf_architectures import (
     ARCHITECTURES,
     CHANGING,
     GEMMA3_LOCAL_THETA,
     MIXTRAL,
     WIDE_SCALES,
-    Architecture,
 )
+from llmc.compiler.frontend.gguf_fields import count, number
 from llmc.compiler.frontend.gguf_file import GgufFile
+from llmc.compiler.frontend.gguf_kind import Architecture
+from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V2, is_by_softmax
+from llmc.compiler.frontend.gguf_rope import FREQUENCIES, rope_of
 from llmc.compiler.frontend.gguf_tensors import (
     DOWNS,
     GATES,
@@ -36,13 +36,9 @@ from llmc.compiler.frontend.gguf_tensors import (
 )
 from llmc.compiler.frontend.packed.ggml import BY_NAME
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.errors import LlmcError
 
-NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-FREQUENCIES = "rope_freqs.weight"
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What Llama 3 stretches its positions by, but for the factor."""
 LLAMA4_WITHOUT_NORM = 128
 """Experts of the Llama 4 whose queries and keys are not normalised, Maverick."""
 PATTERN = "attention.sliding_window_pattern"
@@ -57,22 +53,24 @@ def architecture_of(file: GgufFile) -> Architecture:
         raise LlmcError(fact, place=str(file.path), hint=f"of {', '.join(ARCHITECTURES)} they are; or give a folder")
     if file.architecture == "llama" and file.fields.get("llama.expert_count"):
         known = MIXTRAL
+    if file.architecture == "deepseek2" and is_by_softmax(file):
+        known = DEEPSEEK_V2
     for name in CHANGING:
         if file.fields.get(f"{file.architecture}.{name}") and name not in (*known.fields, *known.read):
             fact = f"the file says {file.architecture}.{name}, which is not read"
             raise LlmcError(fact, place=str(file.path), hint="give the model's folder")
+    if file.fields.get(f"{file.architecture}.attention.causal") is False:
+        fact = "the file is of a model whose attention is not causal, which is not read from GGUF"
+        raise LlmcError(fact, place=str(file.path))
     return known
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:
     """The fields of config.json that the file's stand for."""
     known = architecture_of(file)
-    n_heads = _count(file, "attention.head_count")
-    hidden = _count(file, "embedding_length")
-    head_dim = _count(file, "attention.key_length", hidden // n_heads)
-    value_dim, turned = (_count(file, name, head_dim) for name in ("attention.value_length", "rope.dimension_count"))
-    if value_dim != head_dim or turned > head_dim or (turned < head_dim and not known.turns_part):
-        raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
+    n_heads = count(file, "attention.head_count")
+    hidden = count(file, "embedding_length")
+    head_dim, turned = _head(file, known, hidden // n_heads)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise LlmcError("the file lacks the tensor 'token_embd.weight'", place=str(file.path))
@@ -80,19 +78,19 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         fact = f"tensor 'token_embd.weight' has the shape {list(embedding.dims)}, of a model {hidden} wide"
         raise LlmcError(fact, place=str(file.path))
     ends = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    rope = _rope(file, turned)
+    rope = rope_of(file, turned)
     config = {
         "model_type": known.model_type,
         "architectures": [known.name],
         "vocab_size": embedding.dims[0],
         "hidden_size": hidden,
-        "intermediate_size": _count(file, "feed_forward_length"),
-        "num_hidden_layers": _count(file, "block_count") - _n_ahead(file),
+        "intermediate_size": count(file, "feed_forward_length"),
+        "num_hidden_layers": count(file, "block_count") - _n_ahead(file),
         "num_attention_heads": n_heads,
-        "num_key_value_heads": _count(file, "attention.head_count_kv", n_heads),
+        "num_key_value_heads": count(file, "attention.head_count_kv", n_heads),
         "head_dim": head_dim,
-        "max_position_embeddings": _count(file, "context_length"),
-        known.epsilon[1]: _number(file, known.epsilon[0], 1e-5),
+        "max_position_embeddings": count(file, "context_length"),
+        known.epsilon[1]: number(file, known.epsilon[0], 1e-5),
         "rope_parameters": {**rope, "partial_rotary_factor": turned / head_dim} if known.turns_part else rope,
         known.bias: "blk.0.attn_q.bias" in file.tensors,
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -100,13 +98,26 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "pad_token_id": _token(file.fields.get("tokenizer.ggml.padding_token_id")),
         "eos_token_id": list(dict.fromkeys(end for end in ends if _token(end) is not None)) or None,
     }
-    return {**config, **known.settings, **_own_fields(file, known), **_worked_out(file, config)}
+    config |= {**known.settings, **_own_fields(file, known)}
+    return {**config, **_worked_out(file, config), **known.more(file, config)}
+
+
+def _head(file: GgufFile, known: Architecture, default: int) -> tuple[int, int]:
+    """The size of a head, and how much of it positions turn."""
+    if known.is_latent:
+        turned = count(file, "rope.dimension_count")
+        return turned, turned
+    head_dim = count(file, "attention.key_length", default)
+    value_dim, turned = (count(file, name, head_dim) for name in ("attention.value_length", "rope.dimension_count"))
+    if value_dim != head_dim or turned > head_dim or (turned < head_dim and not known.turns_part):
+        raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
+    return head_dim, turned
 
 
 def _n_ahead(file: GgufFile) -> int:
     """Layers behind the others that guess at further tokens, and are left out."""
     value = file.fields.get(f"{file.architecture}.nextn_predict_layers", 0)
-    if type(value) is not int or not 0 <= value < _count(file, "block_count"):
+    if type(value) is not int or not 0 <= value < count(file, "block_count"):
         raise LlmcError(f"the file's {file.architecture}.nextn_predict_layers is no count", place=str(file.path))
     return value
 
@@ -119,8 +130,8 @@ def _own_fields(file: GgufFile, known: Architecture) -> dict[str, Any]:
         if type(value) is bool:
             fields[own] = value
         elif value is not None:
-            number = _number(file, name, 0.0, least=0.0)
-            fields[own] = int(number) if type(value) is int else number
+            found = number(file, name, 0.0, least=0.0)
+            fields[own] = int(found) if type(value) is int else found
     return {own: None if own == "sliding_window" and not value else value for own, value in fields.items()}
 
 
@@ -132,7 +143,7 @@ def _worked_out(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
         is_wide = config["num_hidden_layers"] == WIDE_SCALES[kind]
         found["query_pre_attn_scalar"] = config["hidden_size"] / config["num_attention_heads"] if is_wide else head_dim
     if kind == "gemma3":
-        theta = _number(file, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
+        theta = number(file, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
         local = {"rope_type": "default", "rope_theta": theta}
         found["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
     if kind in ("gemma3", "exaone4", "cohere2", "gpt-oss") and (
@@ -169,71 +180,6 @@ def _token(value: object) -> int | None:
     return value if type(value) is int else None
 
 
-def _count(file: GgufFile, name: str, default: int | None = None) -> int:
-    value = file.fields.get(f"{file.architecture}.{name}", default)
-    if type(value) is not int or value < 1:
-        raise LlmcError(f"the file's {file.architecture}.{name} is no count", place=str(file.path))
-    return value
-
-
-def _number(file: GgufFile, name: str, default: float, least: float = 1e-12) -> float:
-    value = file.fields.get(f"{file.architecture}.{name}", default)
-    if type(value) not in (int, float) or not least <= value < 1e12:
-        raise LlmcError(f"the file's {file.architecture}.{name} is no number", place=str(file.path))
-    # float32 as it lies in the file; the shortest decimal of it is what its makers wrote
-    return float(str(np.float32(value)))
-
-
-def _rope(file: GgufFile, turned: int) -> dict[str, Any]:
-    """How positions turn so many elements of a head."""
-    theta = _number(file, "rope.freq_base", 10000.0)
-    kind = file.fields.get(f"{file.architecture}.rope.scaling.type", "none")
-    frequencies = file.tensors.get(FREQUENCIES)
-    if frequencies is not None:
-        return _llama3(file, frequencies, theta, turned)
-    if kind == "linear":
-        return {"rope_type": "linear", "rope_theta": theta, "factor": _number(file, "rope.scaling.factor", 1.0)}
-    if kind == "yarn":
-        return {"rope_type": "yarn", "rope_theta": theta, **_yarn(file)}
-    if kind != "none":
-        raise LlmcError(f"positions scaled by {shortened(kind)!r} are not read from GGUF", place=str(file.path))
-    return {"rope_type": "default", "rope_theta": theta}
-
-
-def _yarn(file: GgufFile) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "factor": _number(file, "rope.scaling.factor", 1.0),
-        "original_max_position_embeddings": _count(file, "rope.scaling.original_context_length"),
-        "beta_fast": _number(file, "rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": _number(file, "rope.scaling.yarn_beta_slow", 1.0),
-    }
-    if file.architecture == "gpt-oss":
-        found["truncate"] = False
-    if file.architecture == "mistral3":
-        found["mscale"] = found["mscale_all_dim"] = _number(file, "rope.scaling.yarn_log_multiplier", 1.0)
-        found["llama_4_scaling_beta"] = _number(file, "attention.temperature_scale", 0.1)
-    return found
-
-
-def _llama3(file: GgufFile, frequencies: StoredTensor, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's way, if it is what these divisors of each frequency come from."""
-    if frequencies.dims != (head_dim // 2,) or frequencies.dtype not in DTYPES:
-        raise LlmcError(f"tensor {FREQUENCIES!r} has the shape {list(frequencies.dims)}", place=str(file.path))
-    divisors = frequencies.read().astype(np.float64)
-    factor = float(divisors.max())
-    waves = 2 * pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
-    before = LLAMA3["original_max_position_embeddings"]
-    if file.architecture == "llama4":  # whose step between the two is one
-        wanted = {"low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": before}
-        if np.array_equal(divisors, np.where(waves > before, factor, 1)):
-            return {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 4), **wanted}
-    smooth = np.clip((before / waves - low) / (high - low), 0, 1)
-    if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
-        raise LlmcError(f"tensor {FREQUENCIES!r} scales positions otherwise than Llama 3 does", place=str(file.path))
-    return {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 4), **LLAMA3}
-
-
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """The file's tensors under transformers' names.  Reads none.  Raises LlmcError for one that no model here has."""
     known, n_layers = architecture_of(file), config["num_hidden_layers"]
@@ -258,7 +204,8 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
     """What transformers calls a tensor of the file; None: nothing."""
     if layer is None:
         stem, _, end = name.rpartition(".")
-        return f"{NAMES[stem]}.{end}" if stem in NAMES and end in ("weight", "bias") else None
+        outside = known.outside
+        return f"{outside[stem]}.{end}" if stem in outside and end in ("weight", "bias") else None
     number, stem, end = layer.groups()
     if known.experts and stem in (GATES, UPS, DOWNS):
         part = "down_proj" if stem == DOWNS else "gate_up_proj"
@@ -272,8 +219,10 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
 def _tensor(
     file: GgufFile, tensor: StoredTensor, own: str, stem: str, known: Architecture, config: Mapping[str, Any]
 ) -> StoredTensor | None:
-    """The tensor as transformers has it; None for that of up, which is read with its gate's."""
+    """The tensor as transformers has it; None for one that is read with another, as up with its gate."""
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    if stem in known.made:
+        return known.made[stem](own, tensor, file, config)
     if stem == UPS:
         return None
     if stem == GATES and known.experts:

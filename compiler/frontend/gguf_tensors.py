@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import DTYPES, StoredTensor
-from llmc.compiler.frontend.gguf_architectures import ALTERNATING, ROWS
+from llmc.compiler.frontend.gguf_kind import ALTERNATING, ROWS
 from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
 from llmc.compiler.frontend.packed.tensor import packed_tensor
 from llmc.compiler.weights import Array, Coded
@@ -24,11 +24,17 @@ def as_it_is(own: str, tensor: StoredTensor) -> StoredTensor:
 
 
 def made(
-    own: str, tensor: StoredTensor, dims: tuple[int, ...], read: Callable[[], Array], coded: Coded | None = None
+    own: str,
+    tensor: StoredTensor,
+    dims: tuple[int, ...],
+    read: Callable[[], Array],
+    coded: Coded | None = None,
+    other: StoredTensor | None = None,
 ) -> StoredTensor:
-    """What is read of a tensor, blocks as bfloat16."""
+    """What is read of a tensor, or of two, blocks as bfloat16."""
     dtype = DTYPES.get(tensor.dtype, "bf16")
-    return packed_tensor(tensor.dtype, own, dims, {"codes": tensor}, read, dtype, coded)
+    parts = {"codes": tensor} if other is None else {"codes": tensor, "other": other}
+    return packed_tensor(tensor.dtype, own, dims, parts, read, dtype, coded)
 
 
 def in_halves(own: str, tensor: StoredTensor, n_heads: int) -> StoredTensor:
@@ -71,8 +77,7 @@ def gate_up_of_experts(own: str, gates: StoredTensor, ups: StoredTensor, kept: s
         return joined if kept == ROWS else joined.swapaxes(1, -1)
 
     dims = (n_experts, 2 * n, *rest) if kept == ROWS else (n_experts, *rest, 2 * n)
-    dtype = DTYPES.get(gates.dtype, "bf16")
-    return packed_tensor(gates.dtype, own, dims, {"codes": gates, "ups": ups}, read, dtype, coded)
+    return made(own, gates, dims, read, coded, ups)
 
 
 def down_of_experts(own: str, tensor: StoredTensor, kept: str) -> StoredTensor:

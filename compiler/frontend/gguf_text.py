@@ -22,6 +22,34 @@ DIGITS = ("command-r", "exaone", "refact", "smollm", "starcoder")
 """As GPT-2 does it, but each digit by itself."""
 SAME_SPLITS = {"stablelm2": "qwen2", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe"}
 """Other names of what transformers' table has."""
+CASED = (
+    r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
+    r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
+)
+"""The letters that DeepSeek V2 lists: those with cases, but for Georgian, some Armenian and what Unicode has since."""
+UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]", r"\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
+ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+SPLITS = {
+    "deepseek-llm": (
+        r"[\r\n]",
+        rf"\s?{CASED}+",
+        r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+        r"\s+$",
+        "[一-龥ࠀ-一가-퟿]+",
+        r"\p{N}+",
+    ),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[一-龥぀-ゟ゠-ヿ]+",
+        r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+    "kimi-k2": (
+        rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]*[{LOWER}]+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?[{UPPER}]+[{LOWER}]*{ENDING}"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ),
+}
+"""What texts are split by before they are made tokens, one after another, as the models' own tokenizers have it."""
 FIELDS = {
     "tokenizer_type": "model",
     "pre_tokenizer_type": "pre",
@@ -47,7 +75,12 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
         raise LlmcError(fact, place=str(file.path), hint="pip install 'transformers>=5.23'") from error
     split = described.get("pre_tokenizer_type")
     split = described["pre_tokenizer_type"] = SAME_SPLITS.get(str(split), split)
-    if described["tokenizer_type"] == "gpt2" and split not in (*PLAIN, *DIGITS, *GGUF_PRE_TOKENIZER_SPLITS):
+    if described["tokenizer_type"] == "gpt2" and split not in (
+        *PLAIN,
+        *DIGITS,
+        *SPLITS,
+        *GGUF_PRE_TOKENIZER_SPLITS,
+    ):
         raise LlmcError(
             f"a tokenizer that splits texts as {shortened(split)!r} does is not read",
             place=str(file.path),
@@ -57,6 +90,8 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
         tokenizer, _ = convert_gguf_tokenizer(file.architecture, described)
         if described["tokenizer_type"] == "gpt2" and split in DIGITS:
             split_digits(tokenizer)
+        if described["tokenizer_type"] == "gpt2" and split in SPLITS:
+            split_by(tokenizer, SPLITS[split])
         begin_texts(file, tokenizer, described["tokens"])
         data = of_vocabulary(str(tokenizer.to_str()), len(described["tokens"]))
         return text_of_json(data, n_vocab, str(file.path))
@@ -83,6 +118,15 @@ def split_digits(tokenizer: Any) -> None:
 
     parts = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+
+
+def split_by(tokenizer: Any, expressions: tuple[str, ...]) -> None:
+    """Let texts be split at what each of these finds, of what the one before has left."""
+    from tokenizers import Regex, pre_tokenizers
+
+    parts = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in expressions]
+    whole = [*parts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(whole)
 
 
 def of_vocabulary(tokenizer_json: str, n_tokens: int) -> bytes:

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 from llmc.compiler.frontend import gguf_file, load_source, source
 from llmc.compiler.frontend.config import read_config
-from llmc.compiler.frontend.gguf_architectures import LAYER_NAMES
 from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_model import NAMES as GGUF_NAMES
+from llmc.compiler.frontend.gguf_kind import LAYER_NAMES
+from llmc.compiler.frontend.gguf_kind import NAMES as GGUF_NAMES
 from llmc.compiler.frontend.gguf_model import config_of
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.packed.ggml import KINDS, LEVELS, iq4_nl, iq4_xs, numbers, q4_k, q6_k
@@ -212,6 +212,7 @@ def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path
     [
         ({"general.architecture": "mamba"}, "architecture 'mamba' are not read"),
         ({"llama.attention.scale": 0.5}, "says llama.attention.scale, which is not read"),
+        ({"llama.attention.causal": False}, "attention is not causal"),
         ({"llama.attention.head_count": 0}, "head_count is no count"),
         ({"llama.attention.head_count": "four"}, "head_count is no count"),
         ({"llama.block_count": None}, "block_count is no count"),
