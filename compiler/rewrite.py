@@ -102,7 +102,7 @@ class History:
 def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
     """Quantise if asked, then what only this kind of device wants."""
     if scheme is not None:
-        n_weights = quantize_weights(step_graph, scheme, mixes_experts=device == "cpu")
+        n_weights = quantize_weights(step_graph, scheme)
         observe("quantize_weights", step_graph, n_weights)
         if scheme.calibration is not None:
             fit_weights(step_graph, scheme.calibration)

@@ -8,8 +8,7 @@ rewrite:
     is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
 product that chooses experts, which is small, and a wrong choice is a large error; likewise those that say how much of
-a state is kept, and how much of a token goes in; in mxfp4 all but experts; zeros and int8 beside int4 for experts,
-where kernels want both weights stored alike.
+a state is kept, and how much of a token goes in; in mxfp4 all but experts.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -36,10 +35,9 @@ SMALL = 4
 """Bits of a code that int4 may hold."""
 
 
-def quantize_weights(model: ir.Model, scheme: Scheme, mixes_experts: bool = True) -> int:
+def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     """Assumes a step graph; leaves Linear and Experts nodes whose weights are QuantizedWeights.  Returns the number of
-    weights.  mixes_experts: whether kernels of experts know zeros, and two weights that are stored differently.  Raises
-    LlmcError where experts alone are to be quantised and there are none."""
+    weights.  Raises LlmcError where experts alone are to be quantised and there are none."""
     graph = model.graph
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
@@ -52,9 +50,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme, mixes_experts: bool = True
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
     zeros = replace(scheme, zeros=scheme.dtype == "i4")
     wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
-    own = scheme, wide, zeros
-    of_experts = own if mixes_experts else (scheme, scheme, scheme)
-    return sum(quantize_input(node, index, of_experts if is_experts(node) else own) for node, index in places)
+    return sum(quantize_input(node, index, (scheme, wide, zeros)) for node, index in places)
 
 
 def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node], scheme: Scheme) -> Iterator[tuple[ir.Node, int]]:

@@ -145,6 +145,10 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 256, "init_std": 0.1}),
     "gemma4-wide": ("gemma4_text", {"head_dim": 256, "global_head_dim": 512}),
     "deepseek_v3": ("deepseek_v3", {"qk_rope_head_dim": 16}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {**HEADS, "num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 64},
+    ),
     "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 24, "n_groups": 2}),
     "qwen3_next": (
         "qwen3_next",
@@ -158,8 +162,8 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """What else is carried to a GPU: of a family, other sizes."""
-ZEROS = "llama-zeros"
-"""Llama with weights of 4 bits and zeros, as GPTQ has them."""
+WITH_ZEROS = ("llama", "qwen3_moe")
+"""Those that there are with weights of 4 bits and zeros too, as GPTQ has them."""
 
 
 def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:
@@ -199,7 +203,8 @@ def main() -> None:
     options = parser.parse_args()
     for name, (family, sizes) in ({family: (family, {}) for family in FAMILIES} | MORE).items():
         save(family, options.out / name, torch.bfloat16, max_position_embeddings=options.positions, **sizes)
-    in_gptq(options.out / "llama", options.out / ZEROS, zeros=True)
+    for name in WITH_ZEROS:
+        in_gptq(options.out / name, options.out / f"{name}-zeros", zeros=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ BATCH = (1, 4)
 ROOM = 2048
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "llama": ({"quant": "int8"}, {"quant": "int4"}, {"quant": "fp8"}, {"kv_dtype": "int8"}, {"dtype": "f16"}),
-    "llama-zeros": ({"quant": "int4"},),
+    **dict.fromkeys(("llama-zeros", "qwen3_moe-zeros"), ({"quant": "int4"},)),
     "opt": ({"quant": "int8", "kv_dtype": "int8"}, {"dtype": "f16"}),
 }
 """Of checkpoints by their folders' names, how else they are compiled."""

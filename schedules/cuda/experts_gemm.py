@@ -217,7 +217,7 @@ def product_kernel(
 ) -> Kernel:
     by_wgmma = DEVICES[target.arch].wgmma
     kind, n_threads = ("Wgmma", 384) if by_wgmma else ("Mma", 256)
-    function = f"gemm_{kind.lower()}{'_codes' if by_wgmma and op.weight != op.element else ''}"
+    function = f"gemm_{kind.lower()}{'_codes' if by_wgmma and product.weight != op.element else ''}"
     shared_bytes = Tiling(table.rows, stages, 1).shared_bytes(product)
     element, y = C_TYPES[op.element], C_TYPES[op.element] if product.tiled_y else "float"
     cut = f"ExpertsTiling<Layer, {table.c_type}, {stages}, {n_blocks}, {of.expert_bytes(product)}>"
@@ -227,7 +227,7 @@ def product_kernel(
         f'static_assert(sizeof({kind}Shared<Cut>) <= {shared_bytes}, "the launch asks for enough");\n\n'
     )
     return kernel_of(
-        f"experts_{op.weight}_{product.words}_{op.words}",
+        f"experts_{product.weight}_{product.words}_{op.words}",
         f"{function}.cuh",
         declarations,
         f"const {element} *x, const void *weight, {'const float *bias, ' * op.biased}{y} *y, const int *table",

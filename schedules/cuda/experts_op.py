@@ -21,7 +21,7 @@ from llmc.schedules.experts_layout import OfExperts
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "clamped_swish"]
 ACTIVATIONS: dict[str, Activation] = {"Silu": "silu", "Gelu": "gelu", "GeluTanh": "gelu_tanh"}
-WEIGHTS = ("bf16", "f16", "i8", "i4", "f8", "m4")
+WEIGHTS = ("bf16", "f16", "i8", "i4", "z4", "f8", "m4")
 X, INDEX, SHARE, GATE_UP, DOWN, FIRST_MORE = range(6)
 """Inputs of a call; biases, of both products, and the residual come last."""
 
@@ -30,7 +30,8 @@ X, INDEX, SHARE, GATE_UP, DOWN, FIRST_MORE = range(6)
 class ExpertsOp:
     """`tokens` rows of k elements, each through `chosen` of n_experts experts of width n.
 
-    element: what is multiplied.  weight: how both weights are stored, in groups of `group` if they are quantised.
+    element: what is multiplied.  weight: how that of gates and ups is stored, in groups of `group` if it is quantised;
+    down_weight, down_group: the other one.
     """
 
     tokens: int
@@ -41,6 +42,8 @@ class ExpertsOp:
     element: Literal["bf16", "f16"]
     weight: DType
     group: int
+    down_weight: DType
+    down_group: int
     activation: Activation
     residual: bool = False
 
@@ -96,7 +99,7 @@ class ExpertsOp:
         return LinearOp(rows, self.n, self.k, self.element, tiled_x=True, tiled_y=True, **parts)  # type: ignore[arg-type]
 
     def down(self, rows: int) -> LinearOp:
-        stored = {"weight": self.weight, "group": self.group, "bias": self.biased}
+        stored = {"weight": self.down_weight, "group": self.down_group, "bias": self.biased}
         return LinearOp(rows, self.k, self.n, self.element, tiled_x=True, **stored)  # type: ignore[arg-type]
 
 
@@ -130,16 +133,21 @@ def parse(call: Call) -> ExpertsOp | None:
     if not (x and index and share and gate_up and down and all(w and w.constant for w in (gate_up, down, *biases))):
         return None
     lies = (x.dtype, index.dtype, share.dtype, call.outputs[0].dtype)
-    stored = (gate_up.dtype, gate_up.group) == (down.dtype, down.group) and gate_up.dtype in WEIGHTS
+    stored = are_multiplied(gate_up.dtype, down.dtype)
     if lies != ("f32", "i64", "f32", "f32") or x.tiled or call.outputs[0].tiled or not stored:
         return None
     element: Literal["bf16", "f16"] = "f16" if gate_up.dtype == "f16" else "bf16"
     n_experts, k, n = down.shape
     tokens, chosen = index.shape
-    sizes = (tokens, chosen, n_experts, n, k, element, gate_up.dtype, gate_up.group)
+    sizes = (tokens, chosen, n_experts, n, k, element, gate_up.dtype, gate_up.group, down.dtype, down.group)
     if clamp is not None:
         return ClampedExperts(*sizes, "clamped_swish", bool(residual), gate=clamp, bias=bool(biases))
     return ExpertsOp(*sizes, ACTIVATIONS[gate], bool(residual))
+
+
+def are_multiplied(gate_up: DType, down: DType) -> bool:
+    """Whether there are kernels for weights that are stored so: alike, or in codes both."""
+    return {gate_up, down} <= set(WEIGHTS) and (gate_up == down or not {gate_up, down} & {"bf16", "f16"})
 
 
 def expert_bytes(op: LinearOp) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV2Config, GptOssConfig, Llama4TextConfig
+from transformers import AutoModelForCausalLM, DeepseekV2Config, GptOssConfig, Llama4TextConfig, Qwen3MoeConfig
 
 import llmc
+from tests.compiler.test_packed import in_gptq
 from tests.cuda.conftest import EmulatedGpu
 
 SIZES: dict[str, Any] = {
@@ -93,4 +94,21 @@ def test_logits_are_those_of_hugging_face(
         left = {record["op"] for record in model.manifest["schedules"] if "fallback" in record["rule"]}
     assert np.median(np.abs(found - wanted).max(axis=1)) < 0.01 * np.ptp(wanted)
     assert left == without_kernels
+    assert emulated_gpu.complaints() == []
+
+
+def test_experts_whose_codes_have_zeros_keep_them(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
+    """As float32 on a CPU says with the same numbers."""
+    config = Qwen3MoeConfig(**SIZES, num_key_value_heads=1, head_dim=32, moe_intermediate_size=64, num_experts=3)
+    network_of(config).save_pretrained(tmp_path / "model")
+    folder, tokens = in_gptq(tmp_path / "model", tmp_path / "gptq", zeros=True), [5, 17, 3, 90, 42, 8, 20]
+    llmc.compile(folder, out=tmp_path / "cpu.so", dtype="f32", batch=[1], verify=False)
+    with llmc.load(tmp_path / "cpu.so", kv_tokens=256) as model:
+        wanted = model.logits(tokens)
+    emulated_gpu.compile(folder, tmp_path / "gpu.so", dtype="bf16", batch=[1], quant="int4")
+    with llmc.load(tmp_path / "gpu.so", kv_tokens=256) as model:
+        layouts = [weight["layout"] for weight in model.manifest["weights"] if "experts" in weight["name"]]
+        assert [layout for layout in layouts if "z4" in layout] == layouts
+        found = np.array(model.logits(tokens))
+    assert np.median(np.abs(found - wanted).max(axis=1)) < 0.01 * np.ptp(wanted)
     assert emulated_gpu.complaints() == []

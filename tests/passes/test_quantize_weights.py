@@ -210,11 +210,7 @@ def test_other_schemes_and_checkpoints_have_one_for_all(
     assert set(schemes(model).values()) == {wanted}
 
 
-@pytest.mark.parametrize(
-    ("mixes", "wanted"),
-    [(True, ["int4, groups of 32, zeros", "int8"]), (False, ["int4, groups of 32", "int4, groups of 32"])],
-)
-def test_experts_have_zeros_and_int8_where_kernels_know_them(build: Any, mixes: bool, wanted: list[str]) -> None:
+def test_experts_have_zeros_and_int8_as_their_checkpoint_has(build: Any) -> None:
     x = build.input("x", "M", 32)
     share, index = build.op("TopK", x, build.constant([2]), n_results=2, axis=-1)
     up, down = (
@@ -223,5 +219,5 @@ def test_experts_have_zeros_and_int8_where_kernels_know_them(build: Any, mixes: 
     )
     y = build.op("llmc.ExpertsSilu", x, index, share, up, down)
     model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
-    assert quantize_weights(model, Scheme(4, 32), mixes_experts=mixes) == 2
-    assert schemes(model) == dict(zip(("up", "down"), wanted, strict=True))
+    assert quantize_weights(model, Scheme(4, 32)) == 2
+    assert schemes(model) == {"up": "int4, groups of 32, zeros", "down": "int8"}

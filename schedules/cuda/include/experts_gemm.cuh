@@ -14,6 +14,7 @@
 
 #include "experts_table.cuh"
 #include "gemm_tile.cuh"
+#include "gemm_zeros.cuh"
 #include "gemv_mxfp4.cuh"
 
 template <class Layer, class Table, int kStages, int kBlocks, int64_t kExpertBytes>

@@ -24,6 +24,7 @@
 #include "experts_table.cuh"
 #include "gemv_mxfp4.cuh"
 #include "gemv_ring.cuh"
+#include "gemv_zeros.cuh"
 
 // `G` is what GemvX, GemvRing and Epilogue ask for, and: kExperts, kChosen: of a token, kExpertBytes: of one's weight,
 // kBlocks, kJoined.

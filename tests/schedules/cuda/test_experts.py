@@ -35,17 +35,31 @@ CASES: dict[str, tuple[tuple[Any, ...], experts.Params, Target]] = {
     "many tokens": ((21, 2, 5, 40, 100, "bf16", "ClampedSwishBias"), Grouped(16, (3, 2)), HOPPER),
     "many, codes": ((19, 3, 4, 72, 128, "i8"), Grouped(32, (2, 3)), AMPERE),
     "few, mxfp4": ((3, 2, 3, 40, 136, "m4", "ClampedSwishBias"), MXFP4, HOPPER),
+    "few, zeros": ((6, 2, 3, 72, 128, "z4"), CODES, HOPPER),
+    "many, zeros": ((18, 2, 3, 40, 136, "z4"), Grouped(24, (2, 3)), HOPPER),
+    "many, zeros, Ampere": ((17, 2, 3, 72, 136, "z4"), Grouped(16, (2, 2)), AMPERE),
     "many, mxfp4": ((18, 2, 3, 40, 136, "m4", "ClampedSwishBias"), Grouped(24, (2, 3)), HOPPER),
 }
 
 
 RESIDUAL = ("few, codes", "many tokens")
+WIDE_DOWN = ("few, zeros", "many, zeros")
+"""Whose second weight is int8, as checkpoints in 4 bits may have it."""
+
+
+def call_of(case: str) -> Call:
+    call = experts_call(*CASES[case][0])
+    if case not in WIDE_DOWN:
+        return call
+    *others, down = call.inputs
+    assert down
+    return replace(call, inputs=(*others, replace(down, dtype="i8", group=0)))
 
 
 @cache
 def compiled(case: str) -> tuple[Call, EmulatedExecutable]:
-    shape, params, target = CASES[case]
-    call = experts_call(*shape)
+    _, params, target = CASES[case]
+    call = call_of(case)
     if case in RESIDUAL:
         call = replace(call, op=f"{call.op}Residual", inputs=(*call.inputs, call.outputs[0]))
     return call, EmulatedExecutable(call, experts.implement(call, params, target), target)
@@ -53,7 +67,7 @@ def compiled(case: str) -> tuple[Call, EmulatedExecutable]:
 
 def inputs_of(case: str) -> list[Any]:
     """x, index, share, both weights as they are stored, and the residual."""
-    call = experts_call(*CASES[case][0])
+    call = call_of(case)
     added = np.random.default_rng(1).standard_normal(call.outputs[0].shape).astype(np.float32)
     return [*random_inputs(call), *[added] * (case in RESIDUAL)]
 
@@ -62,7 +76,8 @@ def plain(weight: Any) -> Array:
     """As float32 [E, rows, K]."""
     if isinstance(weight, np.ndarray):
         return np.asarray(weight, np.float32)
-    return Quantized(weight.codes, weight.scales, weight.scheme).values().reshape(weight.shape)
+    stored = Quantized(weight.codes, weight.scales, weight.scheme, zeros=weight.zeros)
+    return stored.values().reshape(weight.shape)
 
 
 def check(case: str, define: Define, index: Array | None = None) -> None:
@@ -115,6 +130,16 @@ def test_a_step_reads_the_weights_of_its_experts_alone(dtype: str, chosen: int, 
         assert sum(launch.n_bytes for launch in implementation.launches) == pytest.approx(
             expected, rel=0.02 if m <= 8 else 0.07
         )
+
+
+def test_weights_are_stored_alike_or_in_codes_both() -> None:
+    call = experts_call(1, 2, 3, 72, 128, "bf16")
+    *others, down = call.inputs
+    assert down
+    assert parse(replace(call, inputs=(*others, replace(down, dtype="i8")))) is None
+    mixed = parse(call_of("few, zeros"))
+    assert mixed is not None
+    assert (mixed.gate_up(1).weight, mixed.down(1).weight) == ("z4", "i8")
 
 
 @pytest.mark.parametrize(("tokens", "chosen", "n_experts", "rows"), [(1, 8, 64, 16), (9, 2, 5, 24), (512, 8, 64, 128)])
