@@ -25,7 +25,7 @@ INCLUDE = HERE.parents[1] / "schedules" / "cuda" / "include"
 ALL_HEADERS = (HERE / "include", HERE / "core", INCLUDE)
 FLAGS = ("-std=c++17", "-fPIC", "-march=x86-64-v3", "-DLLMC_EMULATE")
 KERNEL_FLAGS = (*FLAGS, "-O1", "-w", f"-I{HERE / 'include'}", f"-I{INCLUDE}")
-CORE_FLAGS = (*FLAGS, "-O2", "-Wall", "-Wextra")
+CORE_FLAGS = (*FLAGS, "-O3", "-Wall", "-Wextra")
 CHECKED_FLAGS = ("-DLLMC_EMULATE_CHECKED=true", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0")
 """Every load and store calls the core (core/races.cpp); ThreadSanitizer itself takes no part."""
 
