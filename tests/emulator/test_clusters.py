@@ -46,7 +46,7 @@ def test_blocks_of_a_cluster_share_what_each_of_them_brings(checked: bool) -> No
         (
             "mbarrier_arrive_in(empty + stage, block)",
             "mbarrier_arrive_in(empty + stage, cluster_rank())",
-            "race: bulk_copy_multicast writes shared memory .* this warp has not waited for",
+            "race: bulk_copy_multicast writes shared memory .* this thread has not waited for",
         ),
         ("mbarrier_arrive_in(empty + stage, b", "mbarrier_arrive_in(full + stage, b", "one arrival too|deadl"),
         ("mbarrier_wait(empty + stage, parity ^ 1);", "", "race|under way|one arrival too many"),

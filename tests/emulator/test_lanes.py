@@ -1,4 +1,4 @@
-"""What one lane of a warp may say for the others on the emulator: what they did before a __syncwarp, nothing else."""
+"""What one lane of a warp may say and wait for in the others' place on the emulator: what a __syncwarp lies between."""
 
 from __future__ import annotations
 
@@ -45,6 +45,10 @@ def test_a_lane_speaks_for_those_it_has_met() -> None:
     swapped(ELECTED)
 
 
+def test_a_lane_waits_for_those_it_meets_then() -> None:
+    swapped(mutant(ELECTED, "mbarrier_wait(empty, 0);", "if (lane == 0) mbarrier_wait(empty, 0); __syncwarp();"))
+
+
 def test_each_lane_may_speak_for_itself() -> None:
     each = mutant(ELECTED, "__syncwarp();\n        if (lane == 0) mbarrier_arrive", "mbarrier_arrive")
     swapped(mutant(each, "mbarrier_init(empty, 1)", "mbarrier_init(empty, 32)"))
@@ -58,6 +62,8 @@ def test_each_lane_may_speak_for_itself() -> None:
         ("__syncwarp();\n        if", "__ballot_sync(0xffffffffu, i);\n        if", RACE),
         ("__syncwarp();\n        if", "if (lane < 16) __syncwarp(0xffff);\n        if", RACE),
         ("mbarrier_arrive(empty);", "mbarrier_arrive(empty);\n        y[i] = s[31 - i];", RACE),
+        ("mbarrier_wait(empty, 0);", "if (lane == 9) mbarrier_wait(empty, 0);", "race"),
+        ("mbarrier_wait(empty, 0);", "if (lane < 31) mbarrier_wait(empty, 0); warp_index();", "race"),
         ("__syncwarp();  // of", "warp_index();  // of", "race: a load reads .*, which another lane of the warp wrote"),
         ("__syncwarp();  // of", "__any_sync(0xffffffffu, 1);  // of", "race: a load reads .*, which another lane"),
     ],

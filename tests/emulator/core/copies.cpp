@@ -141,7 +141,8 @@ void mbarrier_wait(uint64_t *place, uint32_t parity) {
         find(place, "mbarrier_wait").waiting.push_back(current);
         wait_until_woken("mbarrier_wait", place);
     }
-    acquire(find(place, "mbarrier_wait").released, current);
+    const Mbarrier &barrier = find(place, "mbarrier_wait");
+    acquire_alone(barrier.released, uint64_t(&barrier - &mbarriers[0]) << 32 | barrier.phase);
 }
 
 const char *describe_mbarrier(const void *place) {

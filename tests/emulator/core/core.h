@@ -54,7 +54,8 @@ extern bool checked, dependent;  // the library; the launch
 void start_races();
 void join(Clocks &to, const Clocks &from);
 void release(Clocks &to);                     // the current thread arrives at something
-void acquire(const Clocks &from, int thread);  // this thread has waited for it
+void acquire(const Clocks &from, int thread);  // this thread's warp has waited for it
+void acquire_alone(const Clocks &from, uint64_t what);  // the current thread has, and whoever comes with the same `what`
 void lanes_met(uint32_t mask);                // those of the current warp, in a __syncwarp
 void fence_writes();                          // of the current thread and those it has met, for the async proxy
 void check_read(const void *shared, size_t n_bytes, const char *what);  // by the current thread

@@ -3,8 +3,9 @@
 // Libraries built "checked" are instrumented as for ThreadSanitizer, whose hooks are defined here. Every load and store
 // of a kernel comes by: outside of the operands it fails; in shared memory it is compared with the last accesses to the
 // same two bytes, and fails when no barrier orders the two. A thread that arrives at something speaks for itself, and for
-// those lanes of its warp that it has met in a __syncwarp or at a barrier since; other collectives of a warp (shuffles,
-// votes, products) bring values and order no memory, as on the machine. A thread that has waited has done so for its warp.
+// those lanes of its warp that it has met in a __syncwarp or at a barrier since; one that has waited for an mbarrier
+// has done so for itself, and for those that it meets then. Other collectives of a warp (shuffles, votes, products) bring
+// values and order no memory, as on the machine.
 //
 // Beside the threads, each mbarrier has a clock of its own, for the bulk copies that it counts, and each warp one for what
 // its wgmmas read, which are over for all its lanes when it has waited for them. "Fenced" clocks say how much of each
@@ -12,6 +13,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#include <vector>
 
 #include "core.h"
 
@@ -35,17 +38,33 @@ Granule granules[kAllGranules];
 uint32_t (*lane_reads)[kAllGranules][32];  // when a warp's lanes last read it, if the warp is among its readers, or 0
 uint32_t (*async_reads)[kWarps];           // when each warp last waited for a wgmma that read it
 
-Clocks clocks[kWarps];
+Clocks clocks[kWarps];  // what all lanes of a warp know
+struct Waited {         // what some of them know beside that, for they have waited for an mbarrier alone
+    Clocks clocks;
+    uint64_t what;
+    uint32_t lanes;
+    bool has(int thread) const { return lanes >> thread % 32 & 1; }
+};
+std::vector<Waited> waited[kWarps];
 uint32_t times[kWarps];                 // of each warp: goes up when a lane of it arrives somewhere
 uint32_t remote[kMaxCluster][kClocks];  // when others last reached into a block's shared memory
 
 int warp() { return current / 32; }
 int n_clocks() { return kFirstThread + n_fibers; }
+uint32_t lanes_of_warp() { return n_fibers - 32 * warp() < 32 ? (1u << n_fibers % 32) - 1 : ~0u; }
 
 template <typename T>
 T *reserve(size_t n) {
     return static_cast<T *>(mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE,
                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+}
+
+// Whether the current thread knows that something has been done, or fenced.
+bool knows(int clock, uint32_t time, uint32_t (Clocks::*of)[kClocks] = &Clocks::seen) {
+    if ((clocks[warp()].*of)[clock] >= time) return true;
+    for (const Waited &some : waited[warp()])
+        if (some.has(current) && (some.clocks.*of)[clock] >= time) return true;
+    return false;
 }
 
 // did: "read" or "wrote", before, by that thread.
@@ -57,9 +76,9 @@ void report(const char *what, const char *verb, uint32_t address, const char *di
 void check_order_with_write(const Granule &granule, uint32_t address, const char *what, const char *verb) {
     if (granule.writer == kNobody || granule.writer == clock_of(current)) return;
     if (granule.writer == kPending) fail("%s %s shared memory + %#x, into which a copy is under way", what, verb, address % kWindowBytes);
-    if (clocks[warp()].seen[granule.writer] >= granule.written) return;
+    if (knows(granule.writer, granule.written)) return;
     if (granule.writer >= kFirstThread) report(what, verb, address, "wrote", granule.writer - kFirstThread);
-    fail("race: %s %s shared memory + %#x, where a bulk copy landed whose mbarrier this warp has not waited for", what, verb,
+    fail("race: %s %s shared memory + %#x, where a bulk copy landed whose mbarrier this thread has not waited for", what, verb,
          address % kWindowBytes);
 }
 
@@ -68,11 +87,12 @@ void check_order_with_reads(uint32_t index, const char *what) {
     for (uint32_t rest = granules[index].readers; rest; rest &= rest - 1) {
         const int reader = __builtin_ctz(rest);
         for (int lane = 0; lane < 32; lane++)
-            if (const int thread = 32 * reader + lane; seen[clock_of(thread)] < lane_reads[reader][index][lane] && thread != current)
+            if (const int thread = 32 * reader + lane; seen[clock_of(thread)] < lane_reads[reader][index][lane] &&
+                thread != current && !knows(clock_of(thread), lane_reads[reader][index][lane]))
                 report(what, "writes", index * kGranuleBytes, "read", thread);
     }
     for (uint32_t rest = granules[index].async_readers; rest; rest &= rest - 1)
-        if (const int reader = __builtin_ctz(rest); seen[kFirstWarp + reader] < async_reads[index][reader])
+        if (const int reader = __builtin_ctz(rest); !knows(kFirstWarp + reader, async_reads[index][reader]))
             report(what, "writes", index * kGranuleBytes, "read", 32 * reader);
 }
 
@@ -145,12 +165,15 @@ void start_races() {
         if (granule->writer != kNobody || granule->readers || granule->async_readers) *granule = fresh;
     memset(remote, 0, sizeof remote);
     memset(clocks, 0, sizeof clocks);
+    for (auto &of_warp : waited) of_warp.clear();
     for (uint32_t &time : times) time = 1;
 }
 
 void release(Clocks &to) {
     if (!checked) return;
     join(to, clocks[warp()]);
+    for (const Waited &some : waited[warp()])
+        if (some.has(current)) join(to, some.clocks);
     to.seen[clock_of(current)] = times[warp()]++;
 }
 
@@ -158,8 +181,34 @@ void acquire(const Clocks &from, int thread) {
     if (checked) join(clocks[thread / 32], from);
 }
 
+void acquire_alone(const Clocks &from, uint64_t what) {
+    if (!checked) return;
+    std::vector<Waited> &all = waited[warp()];
+    size_t i = 0;
+    while (i < all.size() && all[i].what != what) i++;
+    if (i == all.size()) all.push_back({from, what, 0});
+    all[i].lanes |= 1u << current % 32;
+    if (all[i].lanes == lanes_of_warp()) {
+        join(clocks[warp()], all[i].clocks);
+        all.erase(all.begin() + long(i));
+        return;
+    }
+    for (size_t other = 0; other < all.size(); other++)  // the same lanes have waited for two things
+        if (other != i && all[other].lanes == all[i].lanes) {
+            join(all[i].clocks, all[other].clocks);
+            all.erase(all.begin() + long(other));
+            return;
+        }
+}
+
 void lanes_met(uint32_t mask) {
     if (!checked) return;
+    for (Waited &some : waited[warp()])
+        if (some.lanes & mask) some.lanes |= mask;
+    if (mask == lanes_of_warp()) {
+        for (const Waited &some : waited[warp()]) join(clocks[warp()], some.clocks);
+        waited[warp()].clear();
+    }
     for (uint32_t rest = mask; rest; rest &= rest - 1)
         clocks[warp()].seen[clock_of(32 * warp() + __builtin_ctz(rest))] = times[warp()];
     times[warp()]++;
@@ -170,6 +219,9 @@ void fence_writes() {
     Clocks &mine = clocks[warp()];
     for (int i = 0; i < n_clocks(); i++)
         if (mine.fenced[i] < mine.seen[i]) mine.fenced[i] = mine.seen[i];
+    for (const Waited &some : waited[warp()])
+        for (int i = 0; some.has(current) && i < n_clocks(); i++)
+            if (mine.fenced[i] < some.clocks.seen[i]) mine.fenced[i] = some.clocks.seen[i];
     mine.fenced[clock_of(current)] = times[warp()]++;
 }
 
@@ -182,7 +234,7 @@ void check_async_read(const void *shared, size_t n_bytes, const char *what) {
     for_each_granule(shared, n_bytes, [&](uint32_t index) {
         const Granule &granule = granules[index];
         check_order_with_write(granule, index * kGranuleBytes, what, "reads");
-        if (granule.generic && granule.writer >= kFirstThread && clocks[warp()].fenced[granule.writer] < granule.written)
+        if (granule.generic && granule.writer >= kFirstThread && !knows(granule.writer, granule.written, &Clocks::fenced))
             fail("%s reads shared memory + %#x, which thread %d wrote without a fence_async_shared() after it", what,
                  index * kGranuleBytes % kWindowBytes, thread_of(granule.writer - kFirstThread));
     });
@@ -224,7 +276,7 @@ void check_waited(int buffer, bool writes) {
 Moment this_moment() { return {current, times[warp()]}; }
 
 bool is_ordered(const Moment &moment) {
-    return !checked || moment.thread == current || clocks[warp()].seen[clock_of(moment.thread)] >= moment.time;
+    return !checked || moment.thread == current || knows(clock_of(moment.thread), moment.time);
 }
 
 void note_remote(int rank, int clock, uint32_t time) {
@@ -235,7 +287,10 @@ void note_remote(int rank, int clock, uint32_t time) {
 void check_end_of_block(int rank) {
     if (!checked) return;
     Clocks all = {};
-    for (int w = rank * n_threads / 32; w < (rank + 1) * n_threads / 32; w++) join(all, clocks[w]);
+    for (int w = rank * n_threads / 32; w < (rank + 1) * n_threads / 32; w++) {
+        join(all, clocks[w]);
+        for (const Waited &some : waited[w]) join(all, some.clocks);
+    }
     for (int i = 0; i < n_clocks(); i++)
         if (all.seen[i] < remote[rank][i])
             fail("the block may end before another of its cluster has reached into its shared memory for the last time");
