@@ -23,6 +23,10 @@ from llmc.schedules.cuda.gemv_params import Gemv
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)
+MORE_WAYS = 12
+"""Candidates, where several are asked for, of products of up to MORE_ROWS tokens by weights of 4 bits: they are
+furthest from their limit, by instructions that no paper counts well."""
+MORE_ROWS = 8
 MOST_CACHED_TOKENS = 1 << 16
 """Of all sequences together: of a 7B 34 GB, which leaves room on a card of 80."""
 
@@ -57,6 +61,8 @@ class Jobs:
         recorded, _ = self.tuned.choose(rule, call, self.target, own)
         candidates = ways or list(dict.fromkeys([own, recorded, *rule.space(call, self.target)]))
         signature = records.signature(call, self.target) if tuned else None
+        if signature and most > 1 and signature.m <= MORE_ROWS and signature.weight.startswith(("i4", "z4")):
+            most = max(most, MORE_WAYS)
         self.said[name] = {
             "name": name,
             "rule": rule.name,
