@@ -28,6 +28,7 @@ from llmc.compiler.frontend.gguf_kind import (
     Architecture,
 )
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V3
+from llmc.compiler.frontend.gguf_states import LFM2, QWEN3_NEXT, QWEN35, QWEN35_MOE
 
 MIXTRAL = Architecture(
     "mixtral",
@@ -143,6 +144,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         },
     ),
     "deepseek2": DEEPSEEK_V3,
+    "qwen3next": QWEN3_NEXT,
+    "qwen35": QWEN35,
+    "qwen35moe": QWEN35_MOE,
+    "lfm2": LFM2,
     "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
     "gemma2": Architecture(
         "gemma2",

@@ -38,9 +38,12 @@ from llmc.compiler.frontend.packed.ggml import BY_NAME
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.runtime.errors import LlmcError
 
-LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+LAYER = re.compile(r"blk\.(\d+)\.([\w.]+?)(?:\.(weight|bias))?")
+BARE = (".sinks", "_bias", ".A_log")
+"""How transformers' names end of what is no module's weight or bias."""
 LLAMA4_WITHOUT_NORM = 128
 """Experts of the Llama 4 whose queries and keys are not normalised, Maverick."""
+OF_EXPERTS = "expert_feed_forward_length"
 PATTERN = "attention.sliding_window_pattern"
 SMALL = {"Q8_0": "int8", "Q6_K": "int8", "MXFP4": "mxfp4"}
 
@@ -84,10 +87,10 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "architectures": [known.name],
         "vocab_size": embedding.dims[0],
         "hidden_size": hidden,
-        "intermediate_size": count(file, "feed_forward_length"),
+        "intermediate_size": count(file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}")),
         "num_hidden_layers": count(file, "block_count") - _n_ahead(file),
         "num_attention_heads": n_heads,
-        "num_key_value_heads": count(file, "attention.head_count_kv", n_heads),
+        "num_key_value_heads": _kv_heads(file, n_heads),
         "head_dim": head_dim,
         "max_position_embeddings": count(file, "context_length"),
         known.epsilon[1]: number(file, known.epsilon[0], 1e-5),
@@ -112,6 +115,18 @@ def _head(file: GgufFile, known: Architecture, default: int) -> tuple[int, int]:
     if value_dim != head_dim or turned > head_dim or (turned < head_dim and not known.turns_part):
         raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
     return head_dim, turned
+
+
+def _kv_heads(file: GgufFile, n_heads: int) -> int:
+    """Heads of keys; where the file says how many each layer has, those of all that have any."""
+    said = file.fields.get(f"{file.architecture}.attention.head_count_kv")
+    if not isinstance(said, list):
+        return count(file, "attention.head_count_kv", n_heads)
+    of_layers = {each for each in said if each != 0}
+    if len(of_layers) != 1 or not isinstance(of_layers := of_layers.pop(), int) or of_layers < 0:
+        fact = f"the file's {file.architecture}.attention.head_count_kv is no count"
+        raise LlmcError(fact, place=str(file.path))
+    return of_layers
 
 
 def _n_ahead(file: GgufFile) -> int:
@@ -213,7 +228,9 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
     if stem not in known.layers:
         return None
     own = f"model.layers.{number}.{known.layers[stem]}"
-    return own if own.endswith((".sinks", "_bias")) else f"{own}.{end}"
+    if own.endswith(BARE):
+        return own
+    return f"{own}.{end}" if end else None
 
 
 def _tensor(
