@@ -209,7 +209,6 @@ CASES: dict[str, Callable[[], Case]] = {
         "LinearBias", (40, 200, 700), ("gemm_mma.cuh", "gemm_tile.cuh"), target=AMPERE, tiled_x=True
     ),
     "GEMM in f32": lambda: linear_case("Linear", (20, 70, 100), ("gemm_fma.cuh",), dtype="f32"),
-    "norm": lambda: linear_case("LayerNormLinearBiasRelu", (40, 72, 200), ("norm_rows.cuh",)),
     "attention of many rows on Hopper": lambda: attention_case(
         ROWS,
         ("attention_wgmma.cuh", "attention_ring.cuh"),

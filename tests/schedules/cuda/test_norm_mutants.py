@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from llmc.schedules.cuda import norm
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
 from tests.schedules.cuda.test_deferred_prompts import in_tiles
-from tests.schedules.cuda.test_mutants import AMPERE, Case, is_noticed, norm_case
+from tests.schedules.cuda.test_mutants import AMPERE, Case, is_noticed, linear_case, norm_case, unnoticed
 
 BEHIND = deferred_call("LayerNormLinear", 20, 72, 640)
 FEW_IN_FRONT = moments_call(7, 128, 200, columns=16)
@@ -67,6 +68,18 @@ OFFSETS = [
     ("behind, many tokens shared out", "gemm_work.cuh", "return n_shared + (tile", "return (tile"),
     ("behind a norm on Ampere", "gemm_norm.cuh", "named_barrier(kNormBarrier, kThreads);", ";"),
 ]
+
+
+def test_no_wait_of_a_norm_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a launch before a product: of a block with one row, or of one with several."""
+
+    def left_out() -> set[str]:
+        return set(unnoticed(linear_case("LayerNormLinearBiasRelu", (40, 72, 200), ("norm_rows.cuh",))))
+
+    of_one = left_out()
+    monkeypatch.setattr(norm, "MULTIPROCESSORS", 1)
+    assert of_one
+    assert not of_one & left_out()
 
 
 @pytest.mark.parametrize(("name", "header", "old", "new"), OFFSETS)
