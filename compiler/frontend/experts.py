@@ -84,6 +84,8 @@ def _has_all_weights(module: torch.nn.Module, counts: list[int]) -> bool:
 def _activation(module: Any) -> str | None:
     if type(module)._apply_gate is not _default_apply_gate:
         return None
+    if module.act_fn is torch.nn.functional.silu:  # a function, whose type says nothing
+        return ACTIVATIONS["silu"]
     return next((ours for name, ours in ACTIVATIONS.items() if type(module.act_fn) is type(ACT2FN[name])), None)
 
 

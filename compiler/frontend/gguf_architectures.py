@@ -28,7 +28,7 @@ from llmc.compiler.frontend.gguf_kind import (
     Architecture,
 )
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V3
-from llmc.compiler.frontend.gguf_states import LFM2, QWEN3_NEXT, QWEN35, QWEN35_MOE
+from llmc.compiler.frontend.gguf_states import LFM2, LFM2_MOE, QWEN3_NEXT, QWEN35, QWEN35_MOE
 
 MIXTRAL = Architecture(
     "mixtral",
@@ -148,6 +148,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen35": QWEN35,
     "qwen35moe": QWEN35_MOE,
     "lfm2": LFM2,
+    "lfm2moe": LFM2_MOE,
     "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
     "gemma2": Architecture(
         "gemma2",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.frontend.gguf_fields import count
+from llmc.compiler.frontend.gguf_fields import BY_SOFTMAX, count, way_of_scores
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.gguf_kind import (
     EXPERT_SIZES,
@@ -27,10 +27,8 @@ from llmc.compiler.frontend.gguf_kind import (
 from llmc.compiler.frontend.gguf_tensors import made
 from llmc.compiler.frontend.packed.ggml import numbers
 from llmc.compiler.weights import Array
-from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.errors import LlmcError
 
-BY_SOFTMAX, BY_SIGMOID = 1, 2
-"""What a file calls the ways to make scores of a router's products."""
 WHOLE, KEYS, VALUES = "attn_kv_b", "attn_k_b", "attn_v_b"
 NAMES = {
     **PRE_NORM_NAMES,
@@ -60,9 +58,7 @@ FIELDS = {
 
 def is_by_softmax(file: GgufFile) -> bool:
     """Whether a router's scores are a softmax, as DeepSeek V2's.  Older files do not say, but have what V3 adds."""
-    way = file.fields.get(f"{file.architecture}.expert_gating_func", 0)
-    if way not in (0, BY_SOFTMAX, BY_SIGMOID):
-        raise LlmcError(f"experts chosen in the way {shortened(way)} are not read from GGUF", place=str(file.path))
+    way = way_of_scores(file)
     has_bias = any(".exp_probs_b." in name for name in file.tensors)
     return way == BY_SOFTMAX or (way == 0 and not has_bias and bool(file.fields.get("deepseek2.expert_count")))
 

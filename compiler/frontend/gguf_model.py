@@ -20,12 +20,13 @@ from llmc.compiler.frontend.gguf_architectures import (
 )
 from llmc.compiler.frontend.gguf_fields import count, number
 from llmc.compiler.frontend.gguf_file import GgufFile
-from llmc.compiler.frontend.gguf_kind import Architecture
+from llmc.compiler.frontend.gguf_kind import ROWS, Architecture
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V2, is_by_softmax
 from llmc.compiler.frontend.gguf_rope import FREQUENCIES, rope_of
 from llmc.compiler.frontend.gguf_tensors import (
     DOWNS,
     GATES,
+    GATES_UPS,
     UPS,
     as_it_is,
     down_of_experts,
@@ -222,7 +223,7 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
         outside = known.outside
         return f"{outside[stem]}.{end}" if stem in outside and end in ("weight", "bias") else None
     number, stem, end = layer.groups()
-    if known.experts and stem in (GATES, UPS, DOWNS):
+    if known.experts and stem in (GATES, UPS, GATES_UPS, DOWNS):
         part = "down_proj" if stem == DOWNS else "gate_up_proj"
         return f"model.layers.{number}.{known.experts[0]}.{part}{'_bias' * (end == 'bias')}"
     if stem not in known.layers:
@@ -247,6 +248,8 @@ def _tensor(
         if other is None or other.dims != tensor.dims:
             raise LlmcError(f"tensor {tensor.name!r} has no other of its shape for up", place=str(file.path))
         return gate_up_of_experts(own, tensor, other, known.experts[1])
+    if stem == GATES_UPS and known.experts and known.experts[1] != ROWS:
+        raise LlmcError(f"tensor {tensor.name!r}, of gates and ups in one, is not read here", place=str(file.path))
     if stem == DOWNS and known.experts:
         return down_of_experts(own, tensor, known.experts[1])
     if stem in heads and known.turns_neighbours:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.frontend.gguf_fields import count
+from llmc.compiler.frontend.gguf_fields import BY_SOFTMAX, count, way_of_scores
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.gguf_kind import (
     ATTENTION_NAMES,
@@ -71,6 +71,11 @@ LFM2_NAMES = {
     "shortconv.in_proj": "conv.in_proj",
     "shortconv.out_proj": "conv.out_proj",
 }
+LFM2_MOE_NAMES = {
+    **LFM2_NAMES,
+    "ffn_gate_inp": "feed_forward.gate",
+    "exp_probs_b": "feed_forward.expert_bias",
+}
 LFM2_OUTSIDE = {"token_embd": "model.embed_tokens", "token_embd_norm": "model.embedding_norm", "output": "lm_head"}
 RECURRENT, INTERVAL = "attention.recurrent_layers", "full_attention_interval"
 
@@ -100,14 +105,22 @@ def delta_rule(file: GgufFile, config: Config) -> dict[str, Any]:
 
 def short_convolutions(file: GgufFile, config: Config) -> dict[str, Any]:
     """Which layers have heads of keys; the others have a convolution."""
-    n_layers, heads = config["num_hidden_layers"], file.fields.get("lfm2.attention.head_count_kv")
-    heads = heads if isinstance(heads, list) else [heads] * n_layers
+    n_layers, name = config["num_hidden_layers"], f"{file.architecture}.attention.head_count_kv"
+    heads = said if isinstance(said := file.fields.get(name), list) else [said] * n_layers
     if len(heads) != n_layers:
-        raise LlmcError("the file's lfm2.attention.head_count_kv is no list of its layers", place=str(file.path))
+        raise LlmcError(f"the file's {name} is no list of its layers", place=str(file.path))
     return {
         "layer_types": ["full_attention" if one else "conv" for one in heads],
         "conv_L_cache": count(file, "shortconv.l_cache"),
     }
+
+
+def with_experts(file: GgufFile, config: Config) -> dict[str, Any]:
+    """The same, and whether biases are added to scores where experts are chosen."""
+    if way_of_scores(file) == BY_SOFTMAX:
+        raise LlmcError("experts of lfm2moe that are chosen by softmax are not read from GGUF", place=str(file.path))
+    has_bias = any(".exp_probs_b." in name for name in file.tensors)
+    return {**short_convolutions(file, config), "use_expert_bias": has_bias}
 
 
 def plain(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -> StoredTensor:
@@ -242,5 +255,21 @@ LFM2 = Architecture(
     settings={"block_auto_adjust_ff_dim": False, "conv_bias": False},
     outside=LFM2_OUTSIDE,
     more=short_convolutions,
+    made={"shortconv.conv": taps},
+)
+LFM2_MOE = Architecture(
+    "lfm2_moe",
+    "Lfm2MoeForCausalLM",
+    LFM2_MOE_NAMES,
+    experts=("feed_forward.experts", ROWS),
+    epsilon=("attention.layer_norm_rms_epsilon", "norm_eps"),
+    fields={
+        **EXPERT_SIZES,
+        "leading_dense_block_count": "num_dense_layers",
+        "expert_weights_scale": "routed_scaling_factor",
+    },
+    settings={"conv_bias": False, "norm_topk_prob": True},
+    outside=LFM2_OUTSIDE,
+    more=with_experts,
     made={"shortconv.conv": taps},
 )

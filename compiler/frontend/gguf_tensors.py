@@ -14,6 +14,8 @@ from llmc.compiler.frontend.packed.tensor import packed_tensor
 from llmc.compiler.weights import Array, Coded
 
 GATES, UPS, DOWNS = "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"
+GATES_UPS = "ffn_gate_up_exps"
+"""Both in one tensor, gates' rows before ups', as the converter writes them where it is asked to."""
 
 
 def as_it_is(own: str, tensor: StoredTensor) -> StoredTensor:

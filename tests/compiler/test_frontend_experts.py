@@ -45,6 +45,8 @@ def test_clamped_gates_are_known_by_what_they_do(is_concatenated: bool, alpha: f
 
 def test_a_gate_of_one_activation_has_its_name() -> None:
     assert gate_of(None, act_fn=ACT2FN["silu"]) == "Silu"
+    assert gate_of(None, act_fn=torch.nn.functional.silu) == "Silu"
+    assert gate_of(None, act_fn=torch.nn.functional.hardswish) is None
     assert gate_of(None, act_fn=torch.nn.Hardswish()) is None
 
 

@@ -193,6 +193,22 @@ def test_experts_that_are_not_whole_are_refused(name: str, dims: tuple[int, ...]
         checkpoint_of(file, config.to_dict())
 
 
+@pytest.mark.parametrize(("kind", "is_read"), [("qwen3moe", True), ("gpt-oss", False)])
+def test_gates_and_ups_may_be_one_tensor(kind: str, is_read: bool, tmp_path: Path) -> None:
+    known, _ = FILES[kind]
+    fields = fields_of(kind, known, CONFIG_MAPPING[known.model_type](**SIZES | SPECIAL[kind]))
+    values = np.random.default_rng(0).standard_normal((3, 32, 32)).astype(np.float32)
+    tensors: Tensors = {"token_embd.weight": ((40, 32), F32, bytes(4 * 40 * 32))}
+    tensors["blk.0.ffn_gate_up_exps.weight"] = (values.shape, F32, values.tobytes())
+    file = open_gguf(write(tmp_path / "m.gguf", fields, tensors))
+    if not is_read:
+        with pytest.raises(LlmcError, match="gates and ups in one, is not read here"):
+            checkpoint_of(file, config_of(file))
+        return
+    found = checkpoint_of(file, config_of(file))["model.layers.0.mlp.experts.gate_up_proj"]
+    np.testing.assert_array_equal(found.read(), values)
+
+
 def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
     known, _ = FILES["glm4moe"]
     config = CONFIG_MAPPING["glm4_moe"](**SIZES | SPECIAL["glm4moe"])

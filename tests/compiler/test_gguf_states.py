@@ -54,6 +54,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3next": {**STATES, **MIXTURE},
     "qwen35": STATES,
     "qwen35moe": {**STATES, **MIXTURE},
+    "lfm2moe": {
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "num_dense_layers": 1,
+        "tie_word_embeddings": False,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8, "tie_word_embeddings": False},
 }
 
@@ -114,6 +122,8 @@ def tensors_of(name: str, values: Array, kind: str, *, is_old: bool) -> dict[str
         return {f"{layer}.ssm_a": -np.exp(values)}
     if place == "dt_bias":
         return {f"{layer}.ssm_dt.bias": values}
+    if place == "expert_bias":
+        return {f"{layer}.exp_probs_b.bias": values}
     values = values[:, 0] if "conv" in place and values.ndim == 3 else values
     values = values[0] if place == "shared_expert_gate.weight" else values
     whole = f"{module}.{place}".removesuffix(".weight")
@@ -125,9 +135,9 @@ def fields_of(kind: str, config: Any) -> dict[str, Any]:
     found = {name: getattr(config, own, None) for name, own in {**COUNTED, **known.fields}.items()}
     found |= {known.epsilon[0]: float(getattr(config, known.epsilon[1]))}
     found |= {"rope.freq_base": float(config.rope_parameters["rope_theta"])}
-    if kind == "lfm2":
+    if kind.startswith("lfm2"):
         found |= {"shortconv.l_cache": config.conv_L_cache, "attention.head_count_kv": [0, 2, 0]}
-        found["feed_forward_length"] = 16  # two thirds of the configuration's
+        found["feed_forward_length"] = 16 if kind == "lfm2" else 24  # one is two thirds of the configuration's
     else:
         found |= {"attention.key_length": 16, "attention.value_length": 16, "rope.dimension_count": 4}
         found |= {"ssm.conv_kernel": config.linear_conv_kernel_dim, "ssm.state_size": KEY, "ssm.group_count": KEYS}
@@ -216,6 +226,7 @@ def test_columns_keep_their_codes_where_heads_are_whole_groups(value: int, keeps
         ("qwen3next", {}, "attn_gate", "'blk.0.attn_qkv.weight' has no gates beside it"),
         ("lfm2", {"lfm2.attention.head_count_kv": [0, 2]}, "", "head_count_kv is no list of its layers"),
         ("lfm2", {"lfm2.attention.head_count_kv": [4, 2, 0]}, "", "head_count_kv is no count"),
+        ("lfm2moe", {"lfm2moe.expert_gating_func": 1}, "", "lfm2moe that are chosen by softmax"),
         ("lfm2", {"lfm2.shortconv.l_cache": None}, "", "l_cache is no count"),
     ],
 )
