@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmc.bench.gpu.driver import FUNCTIONS, Device
+from llmc.bench.gpu.journal import last_line
 from llmc.bench.gpu.kit import Kit
 
 STAGE = "facts"
@@ -40,7 +41,7 @@ def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "tools": {name: shutil.which(name) for name in TOOLS},
+        "tools": {name: tool(name) for name in TOOLS},
         "driver": asked_of_smi("driver_version"),
         "clocks": asked_of_smi(CLOCKS),
         "cpus": len(os.sched_getaffinity(0)),
@@ -52,6 +53,18 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def tool(name: str) -> str | None:
+    """What a program says of its version, last of all, or where it is; None: it is not there."""
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return path
+    return last_line(said) or path
 
 
 def asked_of_smi(fields: str) -> str | None:

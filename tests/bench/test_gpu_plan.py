@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from llmc.bench.gpu import plan
+import pytest
+
+from llmc.bench.gpu import facts, plan
 from llmc.bench.gpu.clock import Clock
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.run import LETTERS
@@ -53,3 +56,12 @@ def test_one_reason_why_several_items_failed_is_said_once(tmp_path: Path) -> Non
     for item, error in (("one", "no tool"), ("two", "no tool"), ("three", "another"), ("four", "no tool")):
         journal.append("sanitize", item, "failed", error=error)
     assert list(failures(journal)) == ["- sanitize one and 2 more: no tool", "- sanitize three: another"]
+
+
+def test_a_tool_is_known_by_its_version_or_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, body in {"good": "echo a tool; echo Version 1.2", "silent": "true", "bad": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    found = [facts.tool(name) for name in ("good", "silent", "bad", "there-is-none")]
+    assert found == ["Version 1.2", str(tmp_path / "silent"), str(tmp_path / "bad"), None]
