@@ -15,6 +15,7 @@ from llmc.compiler.frontend.gguf_kind import (
     EXPERT_SIZES,
     EXPERTS,
     FUSED_MLP_NAMES,
+    GRANITE,
     HEAD_NORM_NAMES,
     LAYER_NAMES,
     MLP_NAMES,
@@ -28,6 +29,7 @@ from llmc.compiler.frontend.gguf_kind import (
     Architecture,
 )
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V3
+from llmc.compiler.frontend.gguf_mamba import FALCON_H1, GRANITE_HYBRID, NEMOTRON_H
 from llmc.compiler.frontend.gguf_states import LFM2, LFM2_MOE, QWEN3_NEXT, QWEN35, QWEN35_MOE
 
 MIXTRAL = Architecture(
@@ -40,12 +42,6 @@ MIXTRAL = Architecture(
 )
 """What a file of "llama" is that has experts."""
 COHERE = {"logit_scale": "logit_scale"}
-GRANITE = {
-    "attention.scale": "attention_multiplier",
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "logit_scale": "logits_scaling",
-}
 LAYER_NORM = "attention.layer_norm_epsilon"
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -149,6 +145,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen35moe": QWEN35_MOE,
     "lfm2": LFM2,
     "lfm2moe": LFM2_MOE,
+    "granitehybrid": GRANITE_HYBRID,
+    "falcon-h1": FALCON_H1,
+    "nemotron_h": NEMOTRON_H,
     "gemma": Architecture("gemma", "GemmaForCausalLM", adds_one=True),
     "gemma2": Architecture(
         "gemma2",

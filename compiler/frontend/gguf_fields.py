@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from llmc.compiler.frontend.gguf_file import GgufFile
@@ -26,6 +28,26 @@ def number(file: GgufFile, name: str, default: float, least: float = 1e-12) -> f
         raise LlmcError(f"the file's {file.architecture}.{name} is no number", place=str(file.path))
     # float32 as it lies in the file; the shortest decimal of it is what its makers wrote
     return float(str(np.float32(value)))
+
+
+def of_layers(file: GgufFile, name: str, n_layers: int) -> list[int]:
+    """How many things each layer has, of a list or of one number for all."""
+    value: Any = file.fields.get(f"{file.architecture}.{name}")
+    each: list[int] = list(value) if isinstance(value, list) else [value] * n_layers
+    if len(each) != n_layers or not all(type(one) is int and one >= 0 for one in each):
+        raise LlmcError(f"the file's {file.architecture}.{name} is no list of its layers", place=str(file.path))
+    return each
+
+
+def count_of_layers(file: GgufFile, name: str, default: int | None = None) -> int:
+    """A number of things; where the file says how many each layer has, those of all that have any."""
+    said = file.fields.get(f"{file.architecture}.{name}")
+    if not isinstance(said, list):
+        return count(file, name, default)
+    different = {each for each in said if each != 0}
+    if len(different) != 1 or not isinstance(found := different.pop(), int) or found < 0:
+        raise LlmcError(f"the file's {file.architecture}.{name} is no count", place=str(file.path))
+    return found
 
 
 def way_of_scores(file: GgufFile) -> int:

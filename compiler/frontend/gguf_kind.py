@@ -45,6 +45,12 @@ SHARED_EXPERT_NAMES = {
 SHARED_EXPERTS_NAMES = {f"{name}_shexp": own.replace("mlp", "mlp.shared_experts") for name, own in MLP_NAMES.items()}
 EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 EXPERT_SIZES = {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}
+GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 ROWS, COLUMNS, ALTERNATING = "rows", "columns", "alternating columns"
 """How transformers keeps a layer's experts: gates' rows and then up's; the same transposed; or gates and up in turn."""
 

@@ -18,7 +18,7 @@ from llmc.compiler.frontend.gguf_architectures import (
     MIXTRAL,
     WIDE_SCALES,
 )
-from llmc.compiler.frontend.gguf_fields import count, number
+from llmc.compiler.frontend.gguf_fields import count, count_of_layers, number
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.gguf_kind import ROWS, Architecture
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V2, is_by_softmax
@@ -40,8 +40,8 @@ from llmc.compiler.frontend.packed.packing import Packing
 from llmc.runtime.errors import LlmcError
 
 LAYER = re.compile(r"blk\.(\d+)\.([\w.]+?)(?:\.(weight|bias))?")
-BARE = (".sinks", "_bias", ".A_log")
-"""How transformers' names end of what is no module's weight or bias."""
+BARE = (".sinks", "_bias", ".A_log", ".D", ".weight")
+"""How transformers' names end of what is no module's weight or bias, or where the file's does not say it."""
 LLAMA4_WITHOUT_NORM = 128
 """Experts of the Llama 4 whose queries and keys are not normalised, Maverick."""
 OF_EXPERTS = "expert_feed_forward_length"
@@ -88,10 +88,12 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "architectures": [known.name],
         "vocab_size": embedding.dims[0],
         "hidden_size": hidden,
-        "intermediate_size": count(file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}")),
+        "intermediate_size": count_of_layers(
+            file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}")
+        ),
         "num_hidden_layers": count(file, "block_count") - _n_ahead(file),
         "num_attention_heads": n_heads,
-        "num_key_value_heads": _kv_heads(file, n_heads),
+        "num_key_value_heads": count_of_layers(file, "attention.head_count_kv", n_heads),
         "head_dim": head_dim,
         "max_position_embeddings": count(file, "context_length"),
         known.epsilon[1]: number(file, known.epsilon[0], 1e-5),
@@ -116,18 +118,6 @@ def _head(file: GgufFile, known: Architecture, default: int) -> tuple[int, int]:
     if value_dim != head_dim or turned > head_dim or (turned < head_dim and not known.turns_part):
         raise LlmcError("heads of several sizes, or turned in part, are not read from GGUF", place=str(file.path))
     return head_dim, turned
-
-
-def _kv_heads(file: GgufFile, n_heads: int) -> int:
-    """Heads of keys; where the file says how many each layer has, those of all that have any."""
-    said = file.fields.get(f"{file.architecture}.attention.head_count_kv")
-    if not isinstance(said, list):
-        return count(file, "attention.head_count_kv", n_heads)
-    of_layers = {each for each in said if each != 0}
-    if len(of_layers) != 1 or not isinstance(of_layers := of_layers.pop(), int) or of_layers < 0:
-        fact = f"the file's {file.architecture}.attention.head_count_kv is no count"
-        raise LlmcError(fact, place=str(file.path))
-    return of_layers
 
 
 def _n_ahead(file: GgufFile) -> int:
