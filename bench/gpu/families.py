@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from llmc.bench.gpu.journal import Journal
-from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.kit import SMALL, Kit
 
 STAGE = "families"
-FILE = "families.tar.xz"
 N_TEXTS, N_TOKENS = 3, 80
 PARTS = (33, 34, 36)
 """Where a prompt is cut."""
@@ -61,13 +60,12 @@ def items(kit: Kit) -> Iterator[str]:
 
 def runner(kit: Kit, journal: Journal) -> Callable[[str], dict[str, Any]]:
     """run(item) -> distances from float32; raises ValueError: too far."""
-
     unpacked = tempfile.TemporaryDirectory(prefix="llmc-small-")
     folder = Path(unpacked.name)
 
     def run(name: str) -> dict[str, Any]:
         if not any(folder.iterdir()):
-            with tarfile.open(kit.folder / FILE) as file:
+            with tarfile.open(kit.folder / SMALL) as file:
                 file.extractall(unpacked.name, filter="data")
         with np.load(folder / f"{name}.npz") as known:
             exact = known["logits"].astype(np.float32)
@@ -96,7 +94,7 @@ def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
             "in parts": distance(in_parts(model, known[0]), exact[0]),
         }
         if not few:
-            found["in a batch"] = distance(rows, with_fork(exact)[:, FORKED_AT:end])
+            found["in a batch"] = distance(rows, exact[[*range(N_TEXTS), 0], FORKED_AT:end])
             refuse_other_texts(model, known[0][:FORKED_AT], TIE * allowed)
         refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
     return found
@@ -109,26 +107,20 @@ def in_parts(model: Any, ids: list[int]) -> Array:
 
 
 def in_a_batch(model: Any, known: list[list[int]], end: int) -> Array:
-    """[sequences, tokens from FORKED_AT up to end, words]."""
+    """[sequences, tokens from FORKED_AT up to end, words]; the last sequence is a fork of the first."""
     sequences = [model.sequence() for _ in known]
     try:
         model.step([(sequence, ids[:FORKED_AT]) for sequence, ids in zip(sequences, known, strict=True)])
         sequences.append(sequences[0].fork())
         rows = []
         for at in range(FORKED_AT, end):
-            model.step(
-                [(sequence, ids[at : at + 1]) for sequence, ids in zip(sequences, with_fork(known), strict=True)]
-            )
+            texts = zip(sequences, [*known, known[0]], strict=True)
+            model.step([(sequence, ids[at : at + 1]) for sequence, ids in texts])
             rows.append([np.array(sequence.logits()) for sequence in sequences])
         return np.array(rows).swapaxes(0, 1)
     finally:
         for sequence in sequences:
             sequence.close()
-
-
-def with_fork(known: Any) -> Any:
-    """What the sequences of a batch have: the last one is a fork of the first."""
-    return np.concatenate([known, known[:1]]) if isinstance(known, np.ndarray) else [*known, known[0]]
 
 
 def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:

@@ -21,7 +21,7 @@ TELLS_APART = {"device": "name", "machine": "driver"}
 """Of the facts that tell one machine from another, the field that does."""
 TAIL_BYTES = 1 << 16
 """The last line is looked for in: those of timelines are the longest, of 20 KB."""
-LONGEST_ERROR = 1500
+LONGEST_ERROR = 3000
 
 
 class Journal:

@@ -33,6 +33,8 @@ LAYOUTS: dict[str, Any] = {
     "Int4Strips": Int4Strips,
 }
 ROW_MAJOR = "RowMajor"
+SMALL = "families.tar.xz"
+"""Small artifacts, all in one."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Kit:
             for name in ("model.json", "sections.zip"):
                 found.update((self.folder / "models" / model / name).read_bytes())
         if self.said.get("families"):
-            found.update((self.folder / "families.tar.xz").read_bytes())
+            found.update((self.folder / SMALL).read_bytes())
         return found.hexdigest()[:16]
 
     def shares(self, item: str) -> bool:

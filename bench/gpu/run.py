@@ -32,8 +32,6 @@ KIT = "kit"
 """The stage of the line that says which kit's results these are."""
 LATEST_S = 10
 """Behind its deadline a process that works ends, even if it hangs, and even if nobody watches it."""
-ALL = (1, 1)
-"""The share of a run that is alone."""
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
@@ -79,9 +77,8 @@ def visit(kit: Kit, journal: Journal, parts: list[Part], options: argparse.Names
     from llmc.bench.gpu.summary import write_summary
     from llmc.bench.gpu.watch import end, missing_device, run_parts
 
-    own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out)]
-    if options.share != ALL:
-        own += ["--share", "/".join(map(str, options.share))]
+    share = "/".join(map(str, options.share))
+    own = [sys.executable, __file__, "--kit", str(options.kit), "-o", str(options.out), "--share", share]
     filling = None
     if (models := "+".join(whole.filled_early(kit))) and any(part.stage.name == whole.STAGE for part in parts):
         with (options.out / "fill.txt").open("a") as log:
@@ -118,7 +115,7 @@ def arguments() -> argparse.Namespace:
         "--share",
         type=share,
         metavar="K/N",
-        default=ALL,
+        default=(1, 1),
         help="the K-th of N runs at once, each with its part of the items: where nothing is timed",
     )
     parser.add_argument("--visit", type=int, choices=(1, 2), default=1, help="what comes first [default: 1]")

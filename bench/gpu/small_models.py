@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 import llmc
-from llmc.bench.gpu.families import FILE, N_TEXTS, N_TOKENS, Array, distance, text
+from llmc.bench.gpu.families import N_TEXTS, N_TOKENS, Array, distance, text
+from llmc.bench.gpu.kit import SMALL
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 
@@ -36,7 +37,10 @@ def add_small(out: Path, folder: Path, target: Target) -> dict[str, dict[str, An
     theirs are alike.
     """
     said = {}
-    with tempfile.TemporaryDirectory(prefix="llmc-small-") as place, tarfile.open(out / FILE, "w:xz", preset=9) as file:
+    with (
+        tempfile.TemporaryDirectory(prefix="llmc-small-") as place,
+        tarfile.open(out / SMALL, "w:xz", preset=9) as file,
+    ):
         for checkpoint, options in checkpoints(folder):
             name = "-".join([checkpoint.name, *options.values()])
             print(f"{name}: compiled", file=sys.stderr)

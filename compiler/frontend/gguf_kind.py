@@ -60,6 +60,10 @@ def nothing(file: GgufFile, config: Config) -> dict[str, Any]:
     return {}
 
 
+def elsewhere(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -> None:
+    """It is read with another tensor."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """One of llama.cpp's.

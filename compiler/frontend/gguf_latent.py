@@ -23,6 +23,7 @@ from llmc.compiler.frontend.gguf_kind import (
     SHARED_EXPERTS_NAMES,
     Architecture,
     Config,
+    elsewhere,
 )
 from llmc.compiler.frontend.gguf_tensors import made
 from llmc.compiler.frontend.packed.ggml import numbers
@@ -119,10 +120,6 @@ def keys_and_values(own: str, keys: StoredTensor, file: GgufFile, config: Config
     return made(own, keys, (n_heads * (nope + v), rank), read, None, values)
 
 
-def with_keys(own: str, values: StoredTensor, file: GgufFile, config: Config) -> None:
-    """Nothing: values are read with keys."""
-
-
 DEEPSEEK_V3 = Architecture(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
@@ -132,7 +129,7 @@ DEEPSEEK_V3 = Architecture(
     read=("rope.scaling.yarn_log_multiplier",),
     is_latent=True,
     more=by_sigmoid,
-    made={KEYS: keys_and_values, VALUES: with_keys},
+    made={KEYS: keys_and_values, VALUES: elsewhere},
 )
 DEEPSEEK_V2 = Architecture(
     "deepseek_v2",
@@ -143,6 +140,6 @@ DEEPSEEK_V2 = Architecture(
     read=("rope.scaling.yarn_log_multiplier",),
     is_latent=True,
     more=by_softmax,
-    made={KEYS: keys_and_values, VALUES: with_keys},
+    made={KEYS: keys_and_values, VALUES: elsewhere},
 )
 """What a file of "deepseek2" is whose router makes scores by softmax."""

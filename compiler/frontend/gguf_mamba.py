@@ -22,9 +22,10 @@ from llmc.compiler.frontend.gguf_kind import (
     ROWS,
     Architecture,
     Config,
+    elsewhere,
 )
-from llmc.compiler.frontend.gguf_tensors import as_it_is, made
-from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
+from llmc.compiler.frontend.gguf_tensors import as_it_is, coded_of, made
+from llmc.compiler.frontend.packed.ggml import numbers
 from llmc.compiler.frontend.packed.tensor import packed_tensor
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
@@ -179,13 +180,9 @@ def gate_up(own: str, gates: StoredTensor, file: GgufFile, config: Config) -> St
     ups = file.tensors.get(gates.name.replace("ffn_gate", "ffn_up"))
     if ups is None or ups.dims != gates.dims:
         raise LlmcError(f"tensor {gates.name!r} has no other of its shape for up", place=str(file.path))
-    coded = BY_NAME[gates.dtype].coded if gates.dtype == ups.dtype else None
+    coded = coded_of(gates, ups)
     n, *rest = gates.dims
     return made(own, gates, (2 * n, *rest), lambda: np.concatenate([numbers(gates), numbers(ups)]), coded, ups)
-
-
-def with_gates(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -> None:
-    """Nothing: ups are read with gates."""
 
 
 MADE = {"ssm_a": logarithm, "ssm_d": flat, "ssm_norm": flat, "ssm_conv1d": taps}
@@ -199,7 +196,7 @@ GRANITE_HYBRID = Architecture(
     experts=("block_sparse_moe.experts", ROWS),
     fields=GRANITE_FIELDS,
     more=of_granite,
-    made={**MADE, **dict.fromkeys(("ffn_gate", "ffn_gate_shexp"), gate_up), **dict.fromkeys(UPS, with_gates)},
+    made={**MADE, **dict.fromkeys(("ffn_gate", "ffn_gate_shexp"), gate_up), **dict.fromkeys(UPS, elsewhere)},
 )
 FALCON_H1 = Architecture(
     "falcon_h1",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.frontend.gguf_fields import BY_SOFTMAX, count, way_of_scores
+from llmc.compiler.frontend.gguf_fields import BY_SOFTMAX, count, of_layers, way_of_scores
 from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.gguf_kind import (
     ATTENTION_NAMES,
@@ -25,11 +25,12 @@ from llmc.compiler.frontend.gguf_kind import (
     SHARED_EXPERT_NAMES,
     Architecture,
     Config,
+    elsewhere,
 )
-from llmc.compiler.frontend.gguf_tensors import as_it_is, made
-from llmc.compiler.frontend.packed.ggml import BY_NAME, numbers
+from llmc.compiler.frontend.gguf_tensors import as_it_is, coded_of, made
+from llmc.compiler.frontend.packed.ggml import numbers
 from llmc.compiler.frontend.packed.tensor import packed_tensor
-from llmc.compiler.weights import Array, Coded
+from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
 STATE_NAMES = {
@@ -105,10 +106,7 @@ def delta_rule(file: GgufFile, config: Config) -> dict[str, Any]:
 
 def short_convolutions(file: GgufFile, config: Config) -> dict[str, Any]:
     """Which layers have heads of keys; the others have a convolution."""
-    n_layers, name = config["num_hidden_layers"], f"{file.architecture}.attention.head_count_kv"
-    heads = said if isinstance(said := file.fields.get(name), list) else [said] * n_layers
-    if len(heads) != n_layers:
-        raise LlmcError(f"the file's {name} is no list of its layers", place=str(file.path))
+    heads = of_layers(file, "attention.head_count_kv", config["num_hidden_layers"])
     return {
         "layer_types": ["full_attention" if one else "conv" for one in heads],
         "conv_L_cache": count(file, "shortconv.l_cache"),
@@ -179,11 +177,6 @@ def reordered(own: str, tensor: StoredTensor, file: GgufFile, config: Config) ->
     return made(own, tensor, tensor.dims, lambda: in_groups(file, numbers(tensor), config, axis, before, head), coded)
 
 
-def coded_of(tensor: StoredTensor) -> Coded | None:
-    """How a tensor's values are kept in codes."""
-    return BY_NAME[tensor.dtype].coded
-
-
 def with_gates(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -> StoredTensor:
     """[keys' heads (q, k, v, z), K]: of each key's head its query, key, values and gates, of rows [q, k, v] and [z]."""
     gates = file.tensors.get(tensor.name.replace("attn_qkv", "attn_gate"))
@@ -199,16 +192,12 @@ def with_gates(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -
         parts = [part.reshape(n_keys, -1, k) for part in (*rows, numbers(gates))]
         return np.concatenate(parts, axis=1).reshape(-1, k)
 
-    coded = coded_of(tensor) if tensor.dtype == gates.dtype else None
+    coded = coded_of(tensor, gates)
     return made(own, tensor, (n_of_keys + 2 * n_of_values, k), read, coded, gates)
 
 
-def with_rows(own: str, tensor: StoredTensor, file: GgufFile, config: Config) -> None:
-    """Nothing: gates are read with the rows beside them."""
-
-
 MADE = {"ssm_a": logarithm, "ssm_conv1d": taps, "ssm_norm": plain}
-NEXT_MADE = {**MADE, "attn_qkv": with_gates, "attn_gate": with_rows}
+NEXT_MADE = {**MADE, "attn_qkv": with_gates, "attn_gate": elsewhere}
 QWEN35_MADE = {**MADE, **dict.fromkeys((*QWEN35_NAMES, "ssm_dt", "ssm_out"), reordered)}
 SECTIONS = "rope.dimension_sections"
 """How images' positions turn heads: those of texts are all the same."""

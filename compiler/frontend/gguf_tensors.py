@@ -18,11 +18,16 @@ GATES_UPS = "ffn_gate_up_exps"
 """Both in one tensor, gates' rows before ups', as the converter writes them where it is asked to."""
 
 
+def coded_of(tensor: StoredTensor, other: StoredTensor | None = None) -> Coded | None:
+    """How a tensor's values are kept in codes; None: in none, or another way than the other's."""
+    return BY_NAME[tensor.dtype].coded if other is None or other.dtype == tensor.dtype else None
+
+
 def as_it_is(own: str, tensor: StoredTensor) -> StoredTensor:
     """The tensor under the model's name `own`."""
     if tensor.dtype in DTYPES:
         return tensor
-    return made(own, tensor, tensor.dims, partial(numbers, tensor), BY_NAME[tensor.dtype].coded)
+    return made(own, tensor, tensor.dims, partial(numbers, tensor), coded_of(tensor))
 
 
 def made(
@@ -47,7 +52,7 @@ def in_halves(own: str, tensor: StoredTensor, n_heads: int) -> StoredTensor:
         pairs = values.reshape(n_heads, -1, 2, *values.shape[1:])
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
-    return made(own, tensor, tensor.dims, read, BY_NAME[tensor.dtype].coded)
+    return made(own, tensor, tensor.dims, read, coded_of(tensor))
 
 
 def less_one(own: str, tensor: StoredTensor) -> StoredTensor:
@@ -62,13 +67,13 @@ def less_one(own: str, tensor: StoredTensor) -> StoredTensor:
 
 def one_row(own: str, tensor: StoredTensor) -> StoredTensor:
     """A vector as a matrix of one row."""
-    return made(own, tensor, (1, *tensor.dims), lambda: numbers(tensor)[None], BY_NAME[tensor.dtype].coded)
+    return made(own, tensor, (1, *tensor.dims), lambda: numbers(tensor)[None], coded_of(tensor))
 
 
 def gate_up_of_experts(own: str, gates: StoredTensor, ups: StoredTensor, kept: str) -> StoredTensor:
     """[E, 2N, K] of two tensors [E, N, K], or [E, K, 2N], gates and ups perhaps in turn; likewise biases [E, N]."""
     n_experts, n, *rest = gates.dims
-    coded = BY_NAME[gates.dtype].coded if gates.dtype == ups.dtype else None
+    coded = coded_of(gates, ups)
 
     def read() -> Array:
         both = [numbers(gates), numbers(ups)]
@@ -88,4 +93,4 @@ def down_of_experts(own: str, tensor: StoredTensor, kept: str) -> StoredTensor:
         return as_it_is(own, tensor)
     n_experts, k, n = tensor.dims
     read: Callable[[], Array] = lambda: numbers(tensor).transpose(0, 2, 1)  # noqa: E731
-    return made(own, tensor, (n_experts, n, k), read, BY_NAME[tensor.dtype].coded)
+    return made(own, tensor, (n_experts, n, k), read, coded_of(tensor))

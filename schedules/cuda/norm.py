@@ -32,9 +32,9 @@ OPERATORS: dict[str, tuple[Kind, bool]] = {
 
 WARPS = 8
 MULTIPROCESSORS, FLIGHT_ELEMENTS = 132, 8192
-"""Of an H200; elements that must be on their way to each for its memory to be busy.  Rows that are more than the blocks
-which that makes share blocks.  With a block a row most of what came from L2 was weight and bias: 2048 rows of 4096 took
-20 µs with a weight, 29 with a bias too, where their own bytes are 12."""
+"""Of an H200; elements that must be on their way to each for its memory to be busy, on paper.  Rows that are more than
+the blocks which that makes share blocks.  With a block a row half of what came from L2 and more was weight and bias:
+2048 rows of 4096 took 20 µs with a weight, 29 with a bias too, where their own bytes are 12."""
 CHUNKS, MOST_WARPS, MOST_BLOCKS = 2, 16, 16
 """Of eight elements, that a thread has of a row; of a block, for their registers; of a multiprocessor."""
 
@@ -131,8 +131,8 @@ def norm_source(name: str, norm: Norm) -> str:
         '#include "norm_rows.cuh"\n\n'
         "struct Rows {\n"
         f"    using Y = {y};\n"
-        f"    static constexpr int kRows = {norm.rows}, kK = {norm.columns}, kWarps = {norm.warps};\n"
-        f"{f'    static constexpr int kEach = {norm.each};{chr(10)}' if norm.each > 1 else ''}"
+        f"    static constexpr int kRows = {norm.rows}, kK = {norm.columns};\n"
+        f"    static constexpr int kWarps = {norm.warps}, kEach = {norm.each};\n"
         f"    static constexpr bool {flags};\n"
         f"    static constexpr Norm kNorm = Norm::{norm.kind};\n"
         f"    static constexpr float kEpsilon = {norm.epsilon!r}f;\n"

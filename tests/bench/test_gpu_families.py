@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llmc.bench.gpu import families, prepare
-from llmc.bench.gpu.kit import Kit
+from llmc.bench.gpu.kit import SMALL, Kit
 from tests.bench.fake_gpu import TARGET, TINY, Made, misuse, run
 from tests.emulator.build import build_library
 from tests.families import save
@@ -46,12 +46,12 @@ def test_a_model_is_asked_in_every_way_and_says_what_float32_says(kit: Path, tmp
 def test_a_model_that_says_something_else_has_failed(kit: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(kit, other, symlinks=True)
-    with tarfile.open(kit / "kit" / families.FILE) as file:
+    with tarfile.open(kit / "kit" / SMALL) as file:
         file.extractall(tmp_path / "small", filter="data")
     with np.load(tmp_path / "small" / "qwen3_5_text.npz") as known:
         logits = known["logits"]
     np.savez(tmp_path / "small" / "qwen3_5_text.npz", logits=logits[..., ::-1])
-    with tarfile.open(other / "kit" / families.FILE, "w:xz") as file:
+    with tarfile.open(other / "kit" / SMALL, "w:xz") as file:
         file.add(tmp_path / "small", ".")
     journal = run(other, tmp_path / "out", "--stages", "l")
     error = journal.latest(families.STAGE)["qwen3_5_text"]["error"]
