@@ -19,6 +19,7 @@ class Llmc:
     def load(self, loading: Loading) -> str:
         self.model = load(loading.path, threads=loading.threads, kv_tokens=loading.kv_tokens)
         self.original: Sequence | None = None
+        self.held: list[Sequence] = []
         return f"llmc {__version__}"
 
     def prefill(self, prompt: list[int]) -> float:
@@ -34,19 +35,30 @@ class Llmc:
         raise Refusal("llmc bench asks llmc for repeated contexts")
 
     def repeated(self, prompt: list[int], batch: int, context: int, steps: int) -> list[float]:
+        self.hold(prompt, batch, context)
+        return self.step(steps)
+
+    def hold(self, prompt: list[int], batch: int, context: int) -> None:
+        """Make the sequences whose steps are asked for next."""
+        self.let_go()
         if self.original is None:
             self.original = self.model.sequence()
             self.original.feed(prompt)
-        sequences = [self.original.repeat(context) for _ in range(batch)]
-        try:
-            self.model.step([(sequence, prompt[:1]) for sequence in sequences])
-            return step_seconds(self.model, sequences, steps)
-        finally:
-            for sequence in sequences:
-                sequence.close()
+        for _ in range(batch):
+            self.held.append(self.original.repeat(context))
+        self.model.step([(sequence, prompt[:1]) for sequence in self.held])
+
+    def step(self, steps: int = 1) -> list[float]:
+        """Seconds of each of the next steps of the sequences that are held."""
+        return step_seconds(self.model, self.held, steps)
+
+    def let_go(self) -> None:
+        while self.held:
+            self.held.pop().close()
 
     def forget(self) -> None:
-        """Give back the pages of the original: the cache has room for one task at a time."""
+        """Give back all pages: the cache has room for one task at a time."""
+        self.let_go()
         if self.original is not None:
             self.original.close()
             self.original = None

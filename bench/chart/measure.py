@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from llmc.bench.chart import baselines, memory
@@ -33,6 +34,8 @@ TRIES = 2
 """A point is measured in at most so many times the rounds asked for, while others keep the machine busy."""
 SHORTEST_JUDGED_S = 0.1
 """The system counts processors' time in hundredths of a second: in less than this nobody can tell who had it."""
+STILL_SPINNING_S = 0.01
+"""Behind a step llmc's threads wait so long before they sleep: whoever reads memory meanwhile shares the processors."""
 Say = Callable[[str], None]
 
 
@@ -96,13 +99,15 @@ class Contest:
             self.work(name, min(self.tasks[name], key=lambda task: (not task.batch, task.length)), steps=2, salt=0)
         process = self.running[name]
         wait_for_quiet(self.request.neighbours, self.request.patience_s)
-        gb_per_s = READ_BYTES / self.read(self.request.threads, READ_BYTES) / 1e9
-        neighbours = Neighbours(process.process.pid)
-        seconds = self.work(name, task, self.request.steps, salt=1 + at)
+        gb_per_s = self.read_gb_per_s()
+        neighbours = Neighbours(process.process.pid, os.getpid())
+        if name == "llmc" and task.batch and self.reads_show:
+            seconds, beside = self.beside_reads(process, task)
+        else:
+            seconds, beside = self.work(name, task, self.request.steps, salt=1 + at), None
         others = neighbours.cores() if sum(seconds) > SHORTEST_JUDGED_S else 0.0
-        self.panel.samples.append(
-            Sample(name, str(task), [round(s, 7) for s in seconds], round(gb_per_s, 2), round(others, 2))
-        )
+        rounded = [round(s, 7) for s in seconds]
+        self.panel.samples.append(Sample(name, str(task), rounded, round(gb_per_s, 2), round(others, 2), beside))
         self.panel.systems[name]["peak_bytes"] = max(
             process.ask("memory")["peak_bytes"], self.panel.systems[name].get("peak_bytes", 0)
         )
@@ -121,11 +126,33 @@ class Contest:
         if not baselines.SYSTEMS[name].repeats:
             prompts = [prompt(context, n_vocab, sequence) for sequence in range(task.batch)]
             return times(process.ask("decode", prompts=prompts, steps=steps, **timeout))
+        return times(process.ask("repeated", **self.repeating(task, context), steps=steps, **timeout))
+
+    def beside_reads(self, process: PeerProcess, task: Task) -> tuple[list[float], list[float]]:
+        """Seconds of each step of llmc, and the GB/s of the reads of memory right before and after it, their mean."""
+        repeating = self.repeating(task, self.request.context(task.length))
+        process.ask("hold", **repeating, timeout_s=baselines.LONGEST_ANSWER_S)
+        seconds, reads = [], [self.read_gb_per_s()]
+        for _ in range(self.request.steps):
+            seconds += times(process.ask("step", timeout_s=baselines.LONGEST_ANSWER_S))
+            time.sleep(STILL_SPINNING_S)
+            reads.append(self.read_gb_per_s())
+        return seconds, [round((before + after) / 2, 2) for before, after in pairwise(reads)]
+
+    def repeating(self, task: Task, context: int) -> dict[str, Any]:
+        """What is said of a task's sequences where contexts are repeated."""
         model = self.subject.manifest["model"]
-        original = prompt(min(READ_TOKENS, model["n_context"], self.subject.lengths[-1]), n_vocab)
-        return times(
-            process.ask("repeated", prompt=original, batch=task.batch, context=context, steps=steps, **timeout)
-        )
+        original = prompt(min(READ_TOKENS, model["n_context"], self.subject.lengths[-1]), model["n_vocab"])
+        return {"prompt": original, "batch": task.batch, "context": context}
+
+    def read_gb_per_s(self) -> float:
+        return READ_BYTES / self.read(self.request.threads, READ_BYTES) / 1e9
+
+    @property
+    def reads_show(self) -> bool:
+        """Whether reads between steps tell how fast memory is for them, and take nothing from them: on a CPU, beside
+        steps that read as much, of which no cache keeps anything anyway."""
+        return self.subject.device == "cpu" and self.panel.model["step_bytes"] >= READ_BYTES
 
     def describe(self, name: str, said: dict[str, Any]) -> None:
         before = self.panel.systems.get(name, {})

@@ -42,8 +42,8 @@ def points(record: Record, panel: Panel) -> list[dict[str, Any]]:
                     point["samples"] = len(panel.of(system, task))
                     if base and base != system and (ratio := record.speedup(panel, system, base, task)):
                         point[f"times_{base}"] = ratio._asdict()
-                    if system == "llmc" and (limit := record.limit(panel, task)):
-                        point |= {"limit_tokens_per_s": limit, "share_of_limit": rate.median / limit}
+                    if system == "llmc" and (share := record.share(panel, task)):
+                        point |= {"limit_tokens_per_s": rate.median / share, "share_of_limit": share}
                 else:
                     point["missing"] = why_missing(panel, system, task)
                 said.append(point)
@@ -92,8 +92,8 @@ def cell(record: Record, panel: Panel, system: str, base: str | None, task: Task
         text = f"{text}, {ranged(ratio)}×"
     if system == "llmc":
         text = f"**{text}**"
-        if limit := record.limit(panel, task):
-            text += f", {rate.median / limit:.0%}"
+        if share := record.share(panel, task):
+            text += f", {share:.0%}"
     return text
 
 
@@ -122,10 +122,9 @@ def prefill_cell(record: Record, panel: Panel, system: str, task: Task) -> str:
     rate = record.rate(panel, system, task)
     if rate is None:
         return why_missing(panel, system, task)
-    share = ""
-    if system == "llmc" and (limit := record.limit(panel, task)):
-        share = f", {rate.median / limit:.0%}"
-    return f"{digits(rate.median)}{share} ({task.length / rate.median:.2g} s)"
+    share = record.share(panel, task) if system == "llmc" else None
+    of_limit = f", {share:.0%}" if share else ""
+    return f"{digits(rate.median)}{of_limit} ({task.length / rate.median:.2g} s)"
 
 
 def markdown(records: Sequence[Record]) -> str:

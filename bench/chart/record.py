@@ -22,7 +22,8 @@ class Sample(NamedTuple):
     """A task done by a system in one round.
 
     seconds: of each step, or of the prompt.  read_gb_per_s: memory read just before.  neighbours: cores others kept
-    busy meanwhile.
+    busy meanwhile.  beside_gb_per_s: of each step the mean of memory read right before and right after it, where that
+    was done.
     """
 
     system: str
@@ -30,6 +31,7 @@ class Sample(NamedTuple):
     seconds: list[float]
     read_gb_per_s: float
     neighbours: float
+    beside_gb_per_s: list[float] | None = None
 
 
 class Rate(NamedTuple):
@@ -168,18 +170,43 @@ class Record:
         rates = [sample.read_gb_per_s for sample in panel.samples]
         return 1e9 * statistics.median(rates) if rates else 0.0
 
+    def share(self, panel: Panel, task: Task) -> float | None:
+        """Of what this machine could give what llmc reached: the median of its samples' median steps, each set against
+        the reads right beside it.  Without such reads its rate against those of the whole run."""
+        samples = [s for s in panel.counted("llmc", task, self.neighbours) if s.beside_gb_per_s]
+        if not samples:
+            rate, limit = self.rate(panel, "llmc", task), self.limit_of_the_run(panel, task)
+            return rate.median / limit if rate and limit else None
+        return statistics.median(
+            statistics.median(
+                least_seconds(panel, task, 1e9 * beside) / seconds
+                for seconds, beside in zip(sample.seconds, sample.beside_gb_per_s or [], strict=True)
+            )
+            for sample in samples
+        )
+
     def limit(self, panel: Panel, task: Task) -> float | None:
-        """The most tokens a second that this machine could give: by the bytes a step of llmc reads and the operations
-        it does, each at the rate measured beside it."""
-        bandwidth, peak = self.bandwidth(panel), panel.peak_operations_per_s
+        """The most tokens a second that this machine could give while llmc was measured."""
+        rate, share = self.rate(panel, "llmc", task), self.share(panel, task)
+        return rate.median / share if rate and share else self.limit_of_the_run(panel, task)
+
+    def limit_of_the_run(self, panel: Panel, task: Task) -> float | None:
+        """The most tokens a second, by the median of all reads."""
+        bandwidth = self.bandwidth(panel)
         if not bandwidth or not panel.model:
             return None
-        of_sequence = panel.model.get("kv_cache", {"bytes_per_token": panel.model["kv_bytes_per_token"]})
-        cache = task.batch * context_bytes(of_sequence, task.length)
-        seconds = (memory.read_bytes(panel.model, task.n_tokens) + cache) / bandwidth
-        if peak:
-            seconds = max(seconds, operations(panel.model, task) / peak)
-        return float(task.n_tokens / seconds)
+        return task.n_tokens / least_seconds(panel, task, bandwidth)
+
+
+def least_seconds(panel: Panel, task: Task, bandwidth: float) -> float:
+    """What a task takes at least: by the bytes a step of llmc reads, at so many a second, and the operations it does,
+    at the rate measured in the run."""
+    of_sequence = panel.model.get("kv_cache", {"bytes_per_token": panel.model["kv_bytes_per_token"]})
+    cache = task.batch * context_bytes(of_sequence, task.length)
+    seconds = (memory.read_bytes(panel.model, task.n_tokens) + cache) / bandwidth
+    if panel.peak_operations_per_s:
+        seconds = max(seconds, operations(panel.model, task) / panel.peak_operations_per_s)
+    return float(seconds)
 
 
 def operations(model: dict[str, Any], task: Task) -> float:

@@ -11,6 +11,11 @@ Systems of `llmc bench` whose KV cache can be written are asked for long context
 
     {"do": "repeated", "prompt": [ids], "batch": 4, "context": 4000, "steps": 8}            -> {"seconds": [s, …]}
 
+and one between whose steps something else is done, as reads of memory, to hold such sequences:
+
+    {"do": "hold", "prompt": [ids], "batch": 4, "context": 4000}                            -> {}
+    {"do": "step"}                                                                          -> {"seconds": [s]}
+
 An answer of {"error": "one line"} is the peer's refusal.  The file is imported by every peer in its own environment:
 the standard library alone.
 """
@@ -100,6 +105,11 @@ def answer_to(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
             return {"seconds": peer.decode(request["prompts"], request["steps"])}
         case "repeated":
             return {"seconds": peer.repeated(**request)}  # type: ignore[attr-defined]
+        case "hold":
+            peer.hold(**request)  # type: ignore[attr-defined]
+            return {}
+        case "step":
+            return {"seconds": peer.step()}  # type: ignore[attr-defined]
         case "memory":
             return {"peak_bytes": peak_bytes()}
         case other:

@@ -11,16 +11,16 @@ MOMENT_S = 0.25
 
 
 class Neighbours:
-    """Seconds of processor time that neither idled nor went to process `pid`, since this was made.  Linux."""
+    """Seconds of processor time that neither idled nor went to one of these processes, since this was made.  Linux."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, *pids: int) -> None:
+        self.pids = pids
         self.began = time.monotonic()
-        self.busy, self.own = busy_seconds(), own_seconds(pid)
+        self.busy, self.own = busy_seconds(), own_seconds(*pids)
 
     def cores(self) -> float:
         """How many cores others kept busy, on average."""
-        others = (busy_seconds() - self.busy) - (own_seconds(self.pid) - self.own)
+        others = (busy_seconds() - self.busy) - (own_seconds(*self.pids) - self.own)
         return max(0.0, others / (time.monotonic() - self.began))
 
 
@@ -40,7 +40,10 @@ def busy_seconds() -> float:
     return sum(map(int, (user, nice, system, irq, softirq, stolen))) / TICKS
 
 
-def own_seconds(pid: int) -> float:
-    """A process's, all its threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def own_seconds(*pids: int) -> float:
+    """Some processes', all their threads together."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS

@@ -41,6 +41,13 @@ class Fake:
             os.kill(os.getpid(), signal.SIGKILL)
         return [SPEED] * steps
 
+    def hold(self, prompt, batch, context):
+        self.note(f"hold {batch}x{context + 5}")
+
+    def step(self):
+        self.note("step")
+        return [SPEED]
+
     def note(self, what):
         with open(DIARY, "a") as diary:
             diary.write(f"{NAME} {what}\\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llmc.bench import limits
+from llmc.bench.chart import measure
 from llmc.bench.chart.record import Panel, Record, Sample, operations
 from llmc.bench.chart.request import Task, number, numbers
 from llmc.cli.main import main
@@ -77,6 +79,24 @@ def test_the_record_has_what_the_chart_needs(fakes: Fakes, file: Path) -> None:
     assert {"name", "memory_bytes", "llmc", "system"} <= record.machine.keys()
     assert record.commands
     assert record.date
+
+
+def test_steps_that_read_much_stand_between_reads_of_memory(
+    fakes: Fakes, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads go at 20 GB/s, then at 10, and so on: each step at what is between them, whatever the run's median is."""
+    rates = itertools.cycle([20e9, 10e9])
+    monkeypatch.setattr(measure, "reader", lambda: lambda threads, n_bytes: n_bytes / next(rates))
+    monkeypatch.setattr(measure, "READ_BYTES", 1_000_000)
+    bench("--output", file)
+    assert {"llmc hold 1x16", "llmc step", "hf decode 1x16"} <= set(fakes.lines())
+    record = Record.read(file)
+    (panel,) = record.panels
+    (sample, *_) = panel.of("llmc", Task(2, 16))
+    assert (sample.seconds, sample.beside_gb_per_s) == ([0.25] * 4, [15.0] * 4)
+    assert all(sample.beside_gb_per_s is None for sample in panel.of("hf", Task(2, 16)))
+    assert record.share(panel, Task(2, 16)) == pytest.approx((2_000_000 + 2 * 16 * 256) / 15e9 / 0.25)
+    assert record.limit(panel, Task(2, 16)) == pytest.approx(2 * 15e9 / (2_000_000 + 2 * 16 * 256))
 
 
 def test_the_table_says_rate_speedup_and_share(fakes: Fakes, file: Path) -> None:
