@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,13 +23,14 @@ Arrays: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
 def runner(model: ir.Model) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]]]:
     """A function from inputs to results by name, computed by ONNX Runtime on one thread. It ignores inputs that the
-    graph lacks. Reads every weight, as float32. Raises LlmcError where ONNX Runtime refuses."""
+    graph lacks. Reads every weight, as float32. Raises LlmcError where ONNX Runtime refuses, or a weight does."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # errors are raised
-    data: bytes = ir.to_proto(with_functions(model)).SerializeToString()  # type: ignore[no-untyped-call]
+    with what_weights_say():
+        data: bytes = ir.to_proto(with_functions(model)).SerializeToString()  # type: ignore[no-untyped-call]
     try:
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # a class for each complaint
@@ -44,6 +46,18 @@ def runner(model: ir.Model) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]
             raise not_run(model, error) from error
 
     return run
+
+
+@contextmanager
+def what_weights_say() -> Iterator[None]:
+    """Around the writing of a graph: the LlmcError of a weight that cannot be read comes out of onnx_ir's own."""
+    try:
+        yield
+    except ir.serde.SerdeError as error:
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, LlmcError):
+            reason = reason.__cause__
+        raise reason or error from error
 
 
 def not_run(model: ir.Model, error: Exception) -> LlmcError:
@@ -81,7 +95,8 @@ def save_onnx(model: ir.Model, path: Path | str) -> None:
             del copy.graph.initializers[name]
             value.const_value = None
             copy.graph.inputs.append(value)
-    ir.save(copy, path)
+    with what_weights_say():
+        ir.save(copy, path)
 
 
 def dump_stage(model: ir.Model, folder: Path | str, index: int, name: str) -> None:

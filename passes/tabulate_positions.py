@@ -120,18 +120,30 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int, *, coun
 def at_each(part: ir.Model, n_context: int, *, counted: bool = False) -> Array:
     """What a part of the graph gives at each position.  Raises LlmcError if that depends on the other tokens.
     counted: the part counts tokens itself, from 0, wherever they are."""
-    run, positions = runner(part), np.arange(n_context)
+    run, place = runner(part), f"value {part.graph.outputs[0].name}"
+    found = agreed(run, n_context, counted=counted)
+    if found is not None:
+        return found
+    if np.isnan(at_positions(run, np.arange(n_context))).any():
+        raise LlmcError("a value that depends on positions alone is not a number", place=place)
+    most, limit = 1, n_context  # a rotary embedding may change where a text gets long (LongRoPE)
+    while limit - most > 1:
+        middle = (most + limit) // 2
+        most, limit = (most, middle) if agreed(run, middle, counted=counted) is None else (middle, limit)
+    hint = f"up to {most} tokens it does not: --max-seq {most}" if most > 1 else None
+    raise LlmcError("a value depends on the positions of several tokens", place=place, hint=hint)
+
+
+def agreed(run: Callable[[Arrays], Arrays], n_context: int, *, counted: bool) -> Array | None:
+    """What a part of the graph gives at each position, if that is the same whatever the other tokens are."""
+    positions = np.arange(n_context)
     forwards = at_positions(run, positions)
     backwards = forwards[::-1] if counted else at_positions(run, positions[::-1])
     tolerance = 0.0 if forwards.dtype.kind in "iu" else 1e-5
     last = slice(0, n_context // 2) if counted else slice(-2, None)
     ends = slice(0, 1), slice(0, 2), last  # what looks at a length, the first or last sees another there
     agree = [np.allclose(at_positions(run, positions[end]), forwards[end], tolerance, tolerance) for end in ends]
-    if not np.array_equal(forwards, backwards[::-1]) or not all(agree):
-        raise LlmcError(
-            "a value depends on the positions of several tokens", place=f"value {part.graph.outputs[0].name}"
-        )
-    return forwards
+    return forwards if np.array_equal(forwards, backwards[::-1]) and all(agree) else None
 
 
 def at_positions(run: Callable[[Arrays], Arrays], positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Array:

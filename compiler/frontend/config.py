@@ -39,6 +39,12 @@ def config_dtype(fields: dict[str, Any]) -> str | None:
     return str(dtype).removeprefix("torch.") if dtype else None
 
 
+def architecture_of(fields: dict[str, Any]) -> str | None:
+    """The class that the configuration names first, if it names one."""
+    named = fields.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else None
+
+
 def with_floats(value: Any) -> Any:
     """The same with numbers in place of what transformers writes for those that JSON has not: {"__float__": "NaN"}."""
     if isinstance(value, dict):
@@ -58,7 +64,7 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     from llmc.compiler.frontend.quiet import quiet
 
     model_type = SAME.get(fields["model_type"], fields["model_type"])
-    architecture = (fields.get("architectures") or [model_type])[0]
+    architecture = architecture_of(fields) or model_type
 
     def refuse(reason: str, hint: str | None = None) -> LlmcError:
         return LlmcError(f"the architecture {architecture} is not supported: {reason}", place=place, hint=hint)

@@ -48,6 +48,7 @@ from llmc.compiler.frontend.experts import check_experts, name_gates, require_in
 from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
+from llmc.compiler.frontend.rotary import stretch_nothing
 from llmc.compiler.frontend.source import SPELLED_OUT
 from llmc.compiler.frontend.states import KINDS as STATES
 from llmc.compiler.frontend.states import WITH_ATTENTION, as_nodes, count_without_attention
@@ -270,6 +271,7 @@ def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     if "moe" in kinds or "mlp" not in kinds:
         require_interface(config, model)
     name_gates(model)
+    stretch_nothing(model)
     # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
     fakes: dict[int, torch.nn.Parameter] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):

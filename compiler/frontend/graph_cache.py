@@ -35,6 +35,7 @@ EXPORTERS = (
     "graph_cache.py",
     "masks.py",
     "repeat_layers.py",
+    "rotary.py",
     "states.py",
     "unsupported.py",
 )

@@ -18,7 +18,7 @@ from llmc.compiler.frontend.apply_adapters import Bound, bind
 from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
-from llmc.compiler.frontend.config import config_dtype, read_config
+from llmc.compiler.frontend.config import architecture_of, config_dtype, read_config
 from llmc.compiler.frontend.embedding import Embedding, Task, embedding_of
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
@@ -158,8 +158,8 @@ def load_source(
 
 def _with_positions(found: _Found, asked: int | None) -> tuple[dict[str, Any], list[str]]:
     """The configuration with as many positions as random weights are asked for, if that is more; what is to be told."""
-    made_for = int(found.fields.get(POSITIONS) or 0)
-    if not 0 < made_for < (asked or 0):
+    made_for = found.fields.get(POSITIONS)
+    if not isinstance(made_for, int) or not 0 < made_for < (asked or 0):
         return found.fields, [*found.notes]
     note = f"made for {made_for} positions; its random weights have {asked}"
     return {**found.fields, POSITIONS: asked}, [*found.notes, note]
@@ -204,9 +204,8 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
         if isinstance(initializer.const_value, Weight):
             initializer.const_value = initializer.const_value.stored_as(stored)
     limit = next((limit for name in LIMITS if isinstance(limit := fields.get(name), int) and limit > 0), 0)
-    given = fields.get("architectures")
-    architecture = given[0] if isinstance(given, list) and given else path.name
-    file.graph.metadata_props.update({"llmc.architecture": str(architecture), "llmc.n_context": str(limit)})
+    architecture = architecture_of(fields) or path.name
+    file.graph.metadata_props.update({"llmc.architecture": architecture, "llmc.n_context": str(limit)})
     text = read_text(folder, file.n_vocab)
     eos, bos = read_ends(folder, fields, file.n_vocab)
     return SourceModel(

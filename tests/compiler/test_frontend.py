@@ -218,6 +218,20 @@ def test_the_context_is_the_models_own_unless_a_shorter_one_is_asked_for(tiny_mo
             load_source(folder, max_sequence=asked)
 
 
+def test_angles_that_would_change_in_longer_texts_are_those_of_the_models_own_positions(
+    save_model: SaveModel, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    config = tiny_config("llama")
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 6.0}
+    folder = save_model(config)
+    source = load_source(str(folder))
+    tokens = np.random.default_rng(0).integers(0, source.n_vocab, (1, source.n_context))
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        expected = model(input_ids=torch.tensor(tokens)).logits.numpy()
+    assert np.abs(run_graph(source, tokens, tmp_path) - expected).max() < 1e-4 * np.ptp(expected)
+
+
 def test_random_weights_take_any_number_of_positions(tiny_model: TinyModel) -> None:
     source = load_source(str(tiny_model("llama")), "random", max_sequence=200)
     assert source.n_context == 200

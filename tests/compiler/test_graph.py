@@ -134,6 +134,17 @@ def test_stage_is_dumped_as_text_and_onnx(tmp_path: Path) -> None:
     assert (tmp_path / "stages" / "07_gather_rows.onnx").exists()
 
 
+def test_what_is_wrong_with_a_weight_is_said_by_whoever_reads_it(tmp_path: Path) -> None:
+    def read() -> np.ndarray[Any, Any]:
+        raise LlmcError("the weight is no good")
+
+    model = step_graph()
+    model.graph.initializers["head"].const_value = Weight.computed("head", (11, 32), read)
+    for use in (lambda: graph.evaluate(model, feeds()), lambda: graph.dump_stage(model, tmp_path, 1, "any")):
+        with pytest.raises(LlmcError, match="the weight is no good"):
+            use()
+
+
 def test_binding_gives_every_value_a_shape_in_numbers() -> None:
     model = step_graph()
     shapes = graph.bind(model, SIZES)

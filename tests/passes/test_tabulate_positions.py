@@ -108,6 +108,34 @@ def test_a_value_that_mixes_positions_is_refused_when_its_table_is_read(build: A
         table.numpy()
 
 
+def read_table(model: ir.Model) -> None:
+    tabulate(model)
+    (table,) = (v.const_value for name, v in model.graph.initializers.items() if name.startswith("table"))
+    assert table is not None
+    table.numpy()
+
+
+def test_of_positions_that_change_in_long_texts_is_said_how_long_they_do_not(build: Any) -> None:
+    """As LongRoPE does; here in texts of more than 12 tokens."""
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    last = build.op("ReduceMax", positions, build.constant([1]), keepdims=1)
+    is_long = build.op("Cast", build.op("Greater", last, build.constant([11])), to=7)
+    model = build.model(build.op("Mul", x, sinusoids(build, build.op("Add", positions, is_long))))
+    with pytest.raises(LlmcError, match="positions of several tokens") as said:
+        read_table(model)
+    assert said.value.hint == "up to 12 tokens it does not: --max-seq 12"
+
+
+def test_positions_that_give_no_numbers_are_refused(build: Any) -> None:
+    ids, positions = build.sequence_inputs()
+    x = build.op("Gather", build.weight("embed", 11, 4), ids)
+    less = build.op("Sub", sinusoids(build, positions), build.constant(ir.tensor(np.float32(9))))
+    model = build.model(build.op("Mul", x, build.op("Log", less)))
+    with pytest.raises(LlmcError, match="not a number"):
+        read_table(model)
+
+
 def test_learned_table_keeps_the_stored_dtype(build: Any) -> None:
     ids, positions = build.sequence_inputs()
     x = build.op("Gather", build.weight("embed", 11, 4), ids)
