@@ -138,8 +138,9 @@ class Stage:
         panels = plain.panels_of(rows, self.linear.parts, self.accumulators)
         if not isinstance(self.layer, Linear):
             return Tiles(rows, panels, self.steps, near=quant_linear.NEAR_LINES)
-        far = plain.FAR_STEPS if rows * self.layer.words >= plain.BUSY else 0
-        return Tiles(rows, panels, self.steps, near=plain.NEAR_LINES // panels, far=far)
+        row_tiles = ceil(self.table.tokens / rows) if rows == self.table.rows else 1
+        near, far = plain.ahead(rows * self.layer.words, panels, row_tiles)
+        return Tiles(rows, panels, self.steps, near=near, far=far)
 
     @property
     def steps(self) -> int:

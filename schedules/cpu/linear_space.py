@@ -31,7 +31,7 @@ SUMS, SUMS_AVX2 = 28, 6
 PANELS_A_TILE = (1, 2, 4, 8)
 STEPS = (512, 1024, 2048)
 GROUPS = (1, 2, 4, 8)
-NEAR_LINES = (0, 8, 16, 32)
+NEAR_LINES = (0, 8, 16, 32, 96)
 FAR_STEPS = (0, 64, 128)
 """Prefetching: of several values only the layers with few rows, which wait for memory, can tell the difference."""
 FEW_ROWS = 16
