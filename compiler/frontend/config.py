@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 SAME = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers has under another name."""
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+"""What configurations call the number of layers."""
+MOST_LAYERS = 1000
+"""More would take hours and all memory before something else refuses them."""
 FLOAT, FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
 
@@ -77,6 +81,9 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
     if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refuse("it is not a causal language model")
+    for n_layers in (fields.get(name) for name in LAYERS):  # of which some configurations make lists
+        if isinstance(n_layers, int):
+            check_layers(n_layers, place)
     rest = {name: with_floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
         with quiet():
@@ -84,3 +91,10 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     except Exception as error:  # a configuration's own checks raise anything at all
         said = " ".join(str(error).split())[:300]
         raise LlmcError(f"the configuration is not valid: {said}", place=place) from error
+
+
+def check_layers(n_layers: int, place: str | None = None) -> None:
+    """Refuse a model of more layers than any has."""
+    if n_layers > MOST_LAYERS:
+        fact = f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}"
+        raise LlmcError(fact, place=place)

@@ -43,6 +43,7 @@ from transformers import (
 )
 
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
+from llmc.compiler.frontend.config import check_layers
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.experts import check_experts, name_gates, require_interface
 from llmc.compiler.frontend.masks import drop_masks, exported_mask
@@ -73,16 +74,13 @@ INTERFACE = "llmc"
 """The name under which transformers finds our attention."""
 MOST_ELEMENTS = 1 << 30
 """Of constants that are compared with each other."""
-MOST_LAYERS = 1000
-"""More would take hours and all memory before something else refuses them."""
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
     """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
     n_layers = getattr(config, "num_hidden_layers", None) or 0
     n_context = max_tokens(config)
-    if n_layers > MOST_LAYERS:
-        raise LlmcError(f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}")
+    check_layers(n_layers)
     if n_context < 0:
         raise LlmcError(f"the configuration describes no model: {LIMIT} is {n_context}")
     _refuse_other_layers(config)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
+from llmc.compiler.frontend.config import check_layers
 from llmc.compiler.frontend.gguf_architectures import (
     ARCHITECTURES,
     CHANGING,
@@ -72,6 +73,7 @@ def architecture_of(file: GgufFile) -> Architecture:
 def config_of(file: GgufFile) -> dict[str, Any]:
     """The fields of config.json that the file's stand for."""
     known = architecture_of(file)
+    check_layers(n_layers := count(file, "block_count"), str(file.path))
     n_heads = count(file, "attention.head_count")
     hidden = count(file, "embedding_length")
     head_dim, turned = _head(file, known, hidden // n_heads)
@@ -91,7 +93,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "intermediate_size": count_of_layers(
             file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}")
         ),
-        "num_hidden_layers": count(file, "block_count") - _n_ahead(file),
+        "num_hidden_layers": n_layers - _n_ahead(file),
         "num_attention_heads": n_heads,
         "num_key_value_heads": count_of_layers(file, "attention.head_count_kv", n_heads),
         "head_dim": head_dim,
@@ -237,6 +239,8 @@ def _tensor(
         other = file.tensors.get(tensor.name.replace(GATES, UPS))
         if other is None or other.dims != tensor.dims:
             raise LlmcError(f"tensor {tensor.name!r} has no other of its shape for up", place=str(file.path))
+        if len(tensor.dims) < 2:
+            raise LlmcError(f"tensor {tensor.name!r} has the shape {list(tensor.dims)}", place=str(file.path))
         return gate_up_of_experts(own, tensor, other, known.experts[1])
     if stem == GATES_UPS and known.experts and known.experts[1] != ROWS:
         raise LlmcError(f"tensor {tensor.name!r}, of gates and ups in one, is not read here", place=str(file.path))

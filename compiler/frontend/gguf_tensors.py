@@ -89,7 +89,7 @@ def gate_up_of_experts(own: str, gates: StoredTensor, ups: StoredTensor, kept: s
 
 def down_of_experts(own: str, tensor: StoredTensor, kept: str) -> StoredTensor:
     """[E, K, N] as it lies, or [E, N, K]; a bias [E, K] as it lies."""
-    if kept == ROWS or len(tensor.dims) == 2:
+    if kept == ROWS or len(tensor.dims) != 3:  # whose shape fits, or is refused where the model's is known
         return as_it_is(own, tensor)
     n_experts, k, n = tensor.dims
     read: Callable[[], Array] = lambda: numbers(tensor).transpose(0, 2, 1)  # noqa: E731

@@ -65,6 +65,7 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ('{"model_type": "llama", "hidden_act": "wiggle"}', "the configuration describes no model: KeyError: 'wiggle'"),
         ('{"model_type": "llama", "num_hidden_layers": 0}', "the configuration describes no model: it has no layers"),
         ('{"model_type": "llama", "num_hidden_layers": 1000000}', "it has 1000000 layers, more than 1000"),
+        ('{"model_type": "gpt_oss", "num_hidden_layers": 2147483648}', "it has 2147483648 layers, more than 1000"),
         ('{"model_type": "llama", "max_position_embeddings": -1}', "max_position_embeddings is -1"),
         ('{"model_type": "llama", "num_hidden_layers": 1, "intermediate_size": 0}', "has the shape [0, 4096]"),
         ('{"model_type": "llama", "max_position_embeddings": NaN}', "the configuration is not valid"),

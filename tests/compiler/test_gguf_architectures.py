@@ -182,15 +182,34 @@ def test_a_small_model_of_the_architecture_is_read_as_it_was(kind: str, tmp_path
     [
         ("blk.0.ffn_gate_exps.weight", (3, 4, 32), "has no other of its shape for up"),
         ("blk.0.ffn_gate.weight", (4, 32), "no tensor for the file's 'blk.0.ffn_gate.weight'"),
+        (
+            "blk.0.ffn_gate_exps.weight+blk.0.ffn_up_exps.weight",
+            (384,),
+            "ffn_gate_exps.weight' has the shape \\[384\\]",
+        ),
     ],
 )
 def test_experts_that_are_not_whole_are_refused(name: str, dims: tuple[int, ...], said: str, tmp_path: Path) -> None:
     config = CONFIG_MAPPING["mixtral"](**SIZES | FILES["mixtral"][1])
     fields = fields_of("llama", MIXTRAL, config)
-    blocks = {each: (size, F32, bytes(4 * int(np.prod(size)))) for each, size in {name: dims}.items()}
+    blocks = {each: (dims, F32, bytes(4 * int(np.prod(dims)))) for each in name.split("+")}
     file = open_gguf(write(tmp_path / "m.gguf", fields, blocks))
     with pytest.raises(LlmcError, match=said):
         checkpoint_of(file, config.to_dict())
+
+
+def test_a_tensor_of_experts_keeps_a_shape_that_is_none_of_theirs(tmp_path: Path) -> None:
+    """The binding of weights says what shape the model's has."""
+    blocks: Tensors = {"blk.0.ffn_down_exps.bias": ((96,), F32, bytes(4 * 96))}
+    config = CONFIG_MAPPING["gpt_oss"](**SIZES | SPECIAL["gpt-oss"])
+    file = open_gguf(write(tmp_path / "m.gguf", fields_of("gpt-oss", FILES["gpt-oss"][0], config), blocks))
+    assert [tensor.dims for tensor in checkpoint_of(file, config.to_dict()).values()] == [(96,)]
+
+
+def test_a_model_of_more_layers_than_any_is_refused_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", {"general.architecture": "llama4", "llama4.block_count": 1 << 31}, {})
+    with pytest.raises(LlmcError, match="2147483648 layers"):
+        config_of(open_gguf(path))
 
 
 @pytest.mark.parametrize(("kind", "is_read"), [("qwen3moe", True), ("gpt-oss", False)])
