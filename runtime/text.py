@@ -62,8 +62,9 @@ class TextStream:
         return text
 
     def _fresh_text(self) -> str:
-        before = self._decode(self._tokens[self._start : self._done]).rstrip(PARTIAL)
-        return self._decode(self._tokens[self._start :])[len(before) :]
+        """A character that the prompt began is of the answer if that finishes it, and of neither if not."""
+        before, text = self._decode(self._tokens[self._start : self._done]), self._decode(self._tokens[self._start :])
+        return text[len(before if text.startswith(before) else before.rstrip(PARTIAL)) :]
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -59,6 +59,15 @@ def test_a_character_begun_in_the_prompt_is_finished(llama: Tokenizer) -> None:
     assert pieces(llama, [ARROW[2], ONCE], prompt=[ONCE, *ARROW[:2]]) == ["→", " Once", ""]
 
 
+def test_a_character_that_the_prompt_leaves_unfinished_is_no_part_of_the_answer(
+    llama: Tokenizer, bytewise: Tokenizer
+) -> None:
+    assert pieces(llama, [UPON], prompt=[ONCE, *ARROW[:2]]) == [" upon", ""]
+    arrow, accent = bytewise.encode("→").ids, bytewise.encode("é").ids
+    assert pieces(bytewise, accent, prompt=arrow[:2]) == ["", "é", ""]
+    assert pieces(bytewise, accent, prompt=bytewise.encode("\ufffd").ids) == ["", "é", ""]
+
+
 def test_special_tokens_have_no_text(llama: Tokenizer) -> None:
     assert pieces(llama, [ONCE, 2, UPON]) == ["Once", "", " upon", ""]
 
