@@ -20,7 +20,7 @@ import numpy.typing as npt
 from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.embedding import Embedding, Rows, embed, refuse_embedding
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
@@ -65,7 +65,8 @@ class Model:
         self._handle: int | None = None
         self._profile: Profile | None = None
         self._turn: c.Array[capi.AdvanceInput] = (capi.AdvanceInput * 1)()  # kept from call to call
-        options, handle = capi.Options(c.sizeof(capi.Options), threads, kv_tokens), capi.Handle()
+        options, handle = capi.Options(c.sizeof(capi.Options)), capi.Handle()
+        options.n_threads, options.kv_tokens = min(threads, 0x7FFFFFFF), min(kv_tokens, 0xFFFFFFFFFFFFFFFF)
         options.run_on, options.device = device
         options.n_slots = min(slots, 0xFFFFFFFF)
         try:
@@ -401,9 +402,9 @@ class Model:
         """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
         listed, n_vocab = list(tokens), self.info.n_vocab
         for index, token in enumerate(listed):
-            if not 0 <= token < n_vocab:
-                place = f"{self.path} (token {index + 1} of {len(listed)})"
-                raise LlmcError(f"token {token} is out of range", place=place, hint=f"ids go from 0 to {n_vocab - 1}")
+            if not hasattr(token, "__index__") or not 0 <= token < n_vocab:  # neither 1.5 nor "a"
+                place, hint = f"{self.path} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_vocab - 1}"
+                raise LlmcError(f"token {shortened(token)} is out of range", place=place, hint=hint)
         return np.array(listed, dtype=np.int32)
 
     def check_length(self, n_tokens: int) -> None:

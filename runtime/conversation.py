@@ -10,7 +10,8 @@ feeds what was added, or all, where anything was changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Piece(NamedTuple):
 class Conversation:
     """messages: so far, as {"role": …, "content": …}; may be changed between turns.  generation: the last turn's.
 
+    One answer at a time: whoever asks again, or begins anew, ends the one before, as if he had stopped listening.
     A context manager; `close` gives the sequence's pages back.
     """
 
@@ -56,6 +58,7 @@ class Conversation:
         self._sequence = model.sequence()
         self._fed: list[int] = []  # what is in the sequence
         self.generation: Generation | None = None
+        self._saying: Generator[Piece] | None = None  # the last answer
         self._system: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
         self.messages = list(self._system)
 
@@ -67,10 +70,12 @@ class Conversation:
 
     def close(self) -> None:
         """Give the pages back; closing twice is fine."""
+        self._end_answer()
         self._sequence.close()
 
     def begin_anew(self) -> None:
         """Forget all messages but the system's."""
+        self._end_answer()
         self.messages = list(self._system)
 
     def ask(
@@ -87,6 +92,7 @@ class Conversation:
         What was said stays in `messages`, also when the caller stops early.  Raises LlmcError at once, and takes the
         message back, where the template refuses it or the context is full.
         """
+        self._end_answer()
         self.messages.append({"role": "user", "content": text})
         try:
             return self.answer(max_tokens, how, constraint=constraint, speculation=speculation)
@@ -103,6 +109,7 @@ class Conversation:
         speculation: Speculation | None = None,
     ) -> Iterator[Piece]:
         """As `ask`, to the message that is the last, which stays where the answer cannot begin."""
+        self._end_answer()
         try:
             prompt, scanner = self._written(constraint)
             n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
@@ -123,7 +130,13 @@ class Conversation:
                 speculation.close()
             raise
         self.generation = generation
-        return self._said(generation, prompt, scanner)
+        self._saying = self._said(generation, prompt, scanner)
+        return self._saying
+
+    def _end_answer(self) -> None:
+        """The last answer ends here: the sequence is the next one's."""
+        if self._saying is not None:
+            self._saying.close()
 
     def _written(self, constraint: Constraint | None) -> tuple[list[int], Scanner | None]:
         """-> (the messages as token ids, what tells a thought from the answer, if there may be one)."""
@@ -138,7 +151,7 @@ class Conversation:
             return self.model.encode(text + marks.answer_behind(text), special=False), None
         return self.model.encode(text, special=False), marks.scanner(marks.is_open(text))
 
-    def _said(self, generation: Generation, prompt: list[int], scanner: Scanner | None) -> Iterator[Piece]:
+    def _said(self, generation: Generation, prompt: list[int], scanner: Scanner | None) -> Generator[Piece]:
         stream = TextStream(self.model.tokenizer, prompt)
         thought, answer, has_failed = "", "", False
         try:
@@ -150,7 +163,8 @@ class Conversation:
             raise
         finally:
             generation.close()
-            self._fed = [*prompt, *generation.tokens][: self._sequence.length]
+            with suppress(LlmcError):  # the model, or the sequence, is closed: nothing is fed any more
+                self._fed = [*prompt, *generation.tokens][: self._sequence.length]
             if has_failed:
                 self.messages.pop()
             else:

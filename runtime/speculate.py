@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llmc.runtime.grammar import Constraint
     from llmc.runtime.sequence import Sequence
 
+MOST = 63
+"""Guesses in a step, whoever asks for them; cli/opening.py says so too."""
 FORCED = 7
 """With the token before them they are as many as a light step has."""
 RUNS = (4, 3, 2, 1)
@@ -230,8 +232,10 @@ class Speculation:
     def of(cls, model: Model, most: int, draft: Model | InTurns | None = None) -> Speculation | None:
         """At most so many guesses, 0: none, but for a draft model as many as a light step has room for; by that model,
         or by what the text has said before."""
+        if not 0 <= most <= MOST:
+            raise LlmcError(f"there cannot be {most} guesses in a step", place="speculate", hint=f"0 to {MOST}")
         most = FORCED if most == 0 and draft is not None else most
-        if most < 1:
+        if most == 0:
             return None
         if draft is None or isinstance(draft, InTurns):
             return cls(model, draft or PromptLookup(), most)

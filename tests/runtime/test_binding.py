@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,10 +120,17 @@ def test_a_prompt_past_the_context_is_refused_with_both_numbers(model: Model) ->
 
 
 def test_a_token_out_of_range_is_named(model: Model) -> None:
-    for bad in (-1, N_VOCAB, 1 << 40):
+    bad: Any
+    for bad in (-1, N_VOCAB, 1 << 40, 1.5, "a"):
         with pytest.raises(LlmcError, match=f"token {bad} is out of range") as refused:
             model.tokens([1, bad, 3])
         assert "token 2 of 3" in str(refused.value.place)
+
+
+@pytest.mark.parametrize("n", [-1, 64, 1 << 40])
+def test_guesses_are_as_many_as_a_step_may_have(model: Model, n: int) -> None:
+    with pytest.raises(LlmcError, match=f"there cannot be {n} guesses"):
+        model.tokens([1], speculate=n)
 
 
 def test_an_empty_prompt_is_refused(model: Model) -> None:

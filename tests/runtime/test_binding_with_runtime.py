@@ -76,3 +76,11 @@ def test_failures_of_the_runtime_name_the_artifact_by_its_path(artifact: Path) -
         model.tokens(PROMPT)
     assert refused.value.place == str(artifact)
     assert refused.value.hint
+
+
+def test_more_than_there_are_numbers_for_is_not_taken_for_less(artifact: Path) -> None:
+    for n in ((1 << 64) + 64, 1 << 100):
+        with pytest.raises(LlmcError, match="KV cache of 18446744073709551615 tokens"):
+            llmc.load(artifact, kv_tokens=n)
+    with pytest.raises(LlmcError, match="2147483647 threads"):
+        llmc.load(artifact, threads=(1 << 32) + 1)

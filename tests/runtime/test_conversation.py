@@ -71,6 +71,25 @@ def test_an_answer_that_is_cut_short_stays_as_far_as_it_was_said(model: Model) -
         assert said(talk.answer(20, How(logit_bias=((EOS, -99.0),)))).startswith(heard)
 
 
+def test_who_asks_again_ends_the_answer_before(model: Model) -> None:
+    endless = How(logit_bias=((EOS, -99.0),))
+    with Conversation(model) as talk, Conversation(model) as other:
+        first = talk.ask("hi", 20, endless)
+        heard = next(first).answer
+        second = said(talk.ask("yo", 6, endless))
+        assert list(first) == []
+        assert [message["content"] for message in talk.messages] == ["hi", heard, "yo", second]
+        other.messages += [*talk.messages, {"role": "user", "content": "so"}]
+        assert said(talk.ask("so", 6, endless)) == said(other.answer(6, endless))
+
+
+def test_an_answer_outlives_its_model_in_silence(tmp_path: Path) -> None:
+    with llmc.load(chatting(tmp_path / "stub.so")) as model:
+        pieces = Conversation(model).ask("hi", 20, How(logit_bias=((EOS, -99.0),)))
+        next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+
+
 def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model: Model) -> None:
     with Conversation(model) as talk:
         for message, fact in (("boo", "no boo"), ("x" * 60, "context holds"), ("\ud800", "no valid Unicode")):
