@@ -39,6 +39,8 @@ RAW: Mapping[str, str] = {
 LONGEST_HEADER = 100_000_000
 LONGEST_NAME = 500
 """Of a tensor."""
+MOST_AXES, LARGEST_SIZE = 16, 1 << 48
+"""Of a tensor; products of longer shapes, and of larger sizes, would take forever."""
 SAMPLE_BYTES = 4096
 
 
@@ -195,7 +197,10 @@ def _stored_tensor(name: str, file: Path, data: int, entry: dict[str, Any]) -> S
     dtype = str(entry["dtype"])
     if len(name) > LONGEST_NAME or len(dtype) > LONGEST_NAME or not dtype.isidentifier():
         raise ValueError("it is no tensor's name or dtype")
-    return StoredTensor(name, file, dtype, tuple(map(int, entry["shape"])), data + start, stop - start)
+    dims = tuple(map(int, entry["shape"]))
+    if len(dims) > MOST_AXES or not all(0 <= size < LARGEST_SIZE for size in dims):
+        raise ValueError("it is no tensor's shape")
+    return StoredTensor(name, file, dtype, dims, data + start, stop - start)
 
 
 def most_common_dtype(checkpoint: Mapping[str, StoredTensor]) -> StoredDType:

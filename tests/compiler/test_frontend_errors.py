@@ -163,6 +163,11 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
         b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
         b'{"a": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-2, -2], "data_offsets": [0, 16]}}',
+        b'{"a": {"dtype": "F32", "shape": ['
+        + b"9" * 4000
+        + (b"," + b"9" * 4000) * 6000
+        + b'], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32\\n", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"' + b"a" * 501 + b'": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
         b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], '
