@@ -139,11 +139,13 @@ LARGE_X_BYTES = 4 << 20
 LONG_CHUNK, SHORT_CHUNK = 2048, 512
 """Steps of k that a unit's panels are cut into: for one tile of 32 outputs, and for several."""
 
-NEAR_LINES, FAR_STEPS, BUSY, BUSY_LINES = 16, 128, 8, 96
+NEAR_LINES, FAR_STEPS, BUSY = 16, 128, 8
 """Prefetching: lines in flight to the first level, over all panels of a tile; and steps to the second level, for tiles
-that do at least BUSY multiply-adds for a cache line of the weight.  With fewer, the hardware's prefetcher keeps up.
-One tile of rows that does as many waits for memory as well: it has BUSY_LINES in flight, all to the first level (on a
-Zen 5 TinyLlama's step of 8 tokens in bf16 takes 0.93 of the time; its prompts do not gain)."""
+that do at least BUSY multiply-adds for a cache line of the weight.  With fewer, the hardware's prefetcher keeps up."""
+WAITING, WAITING_LINES = 4, 96
+"""A single tile of rows waits for memory beside what it does: from so many multiply-adds for a cache line on it has so
+many lines in flight, all to the first level.  On a Zen 5 TinyLlama's step of 8 tokens in bf16 takes 0.93 of the time,
+products of 4 tokens 0.94; several tiles of a prompt do not gain."""
 
 
 def match(call: Call, target: Target) -> Tiles | None:
@@ -201,9 +203,9 @@ def default_tiles(linear: Linear, target: Target) -> Tiles:
 
 def ahead(work: int, panels: int, row_tiles: int) -> tuple[int, int]:
     """Steps ahead, near and far, of a tile that does so many multiply-adds for a cache line of the weight."""
-    if work < BUSY:
-        return NEAR_LINES // panels, 0
-    return (BUSY_LINES // panels, 0) if row_tiles == 1 else (NEAR_LINES // panels, FAR_STEPS)
+    if row_tiles == 1:
+        return (WAITING_LINES if work >= WAITING else NEAR_LINES) // panels, 0
+    return NEAR_LINES // panels, FAR_STEPS if work >= BUSY else 0
 
 
 def accumulators(target: Target) -> int:
