@@ -278,7 +278,7 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         n_arguments=len(arguments),
         eos=tuple(eos[: fmt.MAX_EOS]),
         bos=bos,
-        default_kv_tokens=program.n_context,
+        default_kv_tokens=program.default_kv_tokens,
         kv_page_bytes=program.kv_page_bytes,
         arena_bytes=program.arena_bytes,
         scratch_bytes=program.scratch_bytes,
@@ -286,6 +286,7 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         cuda_arch=cuda_arch(target),
         slot_bytes=program.slot_bytes,
         default_slots=program.default_slots,
+        n_tokens=program.n_tokens,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

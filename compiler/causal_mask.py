@@ -78,6 +78,12 @@ def in_sight(n_tokens: int, window: int) -> Array:
     return np.array((distance >= 0) & (distance < (window or n_tokens)))
 
 
+def near(n_tokens: int, window: int) -> Array:
+    """bool [n_tokens, n_tokens]: whether two tokens are less than `window` apart; ops_attention.near as numbers."""
+    tokens = np.arange(n_tokens)
+    return np.array(np.abs(tokens[:, None] - tokens) < window)
+
+
 def numbers_in(result: ir.Value, cut: Sequence[ir.Value], n_context: int) -> list[int]:
     """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2.  cut: values
     that are not looked behind."""

@@ -131,7 +131,7 @@ def prompts(model: Model) -> list[list[int]]:
     made = [model.encode(text) for text in TEXTS] if model.has_tokenizer else []
     rng = np.random.default_rng(2026)
     lengths = [n for n in (1, 7, 67, 150) if n == 1 or n + N_GREEDY <= info.n_context]
-    made += [rng.integers(0, info.n_vocab, n).tolist() for n in lengths]
+    made += [rng.integers(0, info.n_ids, n).tolist() for n in lengths]
     return [prompt for prompt in made if len(prompt) <= info.n_context]
 
 

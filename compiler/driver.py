@@ -34,6 +34,10 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
 PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 256, 512, 1024, 2048)}
+WHOLE_ROWS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
+"""Rows of the steps of a model that reads texts whole, and cannot make two steps of one: a third or a half apart."""
+LEAST_WHOLE = 512
+"""Rows of its largest step at least: several texts are read in one."""
 MAX_BATCH = 512
 
 
@@ -210,10 +214,21 @@ def plan(
         found = schedules.implement(call, machine, tuned)
         return with_suffix(found, suffix) if suffix else found
 
-    chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
     rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
-    planner = Planner(step_graph.graph, implement, kv_dtype, source.n_context, machine.kind, rewritten.graph)
-    return planner.plan(sorted({1, *batch, *chunks}), sorted({1, *batch}))
+    planner = Planner(
+        step_graph.graph, implement, kv_dtype, source.n_context, machine.kind, source.n_vocab, rewritten.graph
+    )
+    heads = sorted({1, *batch})
+    if planner.is_whole:
+        return planner.plan(whole_rows(source.n_context), heads)
+    chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
+    return planner.plan(sorted({*heads, *chunks}), heads)
+
+
+def whole_rows(n_context: int) -> list[int]:
+    """Rows of the bodies of a model that reads texts of up to n_context tokens whole."""
+    most = max(n_context, LEAST_WHOLE)
+    return [rows for rows in WHOLE_ROWS if rows < most] + [-(-most // 16) * 16]
 
 
 def with_suffix(implementation: Implementation, suffix: str) -> Implementation:

@@ -32,14 +32,17 @@ from llmc.compiler.ops import (
     PAGED_ATTENTION,
     PLACE,
     STATEFUL,
+    WHOLE_PAGED_ATTENTION,
 )
 from llmc.runtime.errors import LlmcError
 
 SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
 SLOTS = {"slots": "i64[M]"}
-ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, LATENT_ATTENTION))
+ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, LATENT_ATTENTION))
 """The operators of attention that append to a cache of their own, …"""
+WHOLE = tuple(f"{DOMAIN}.{name}" for name in WHOLE_PAGED_ATTENTION)
+"""Of these, those whose tokens see what is behind them, so that a text is in one step whole, …"""
 APPENDED = tuple(f"{DOMAIN}.{name}" for name in APPENDED_ATTENTION)
 """… and those that read what another node appends to."""
 WITH_STATE = tuple(f"{DOMAIN}.{name}" for name in STATEFUL)

@@ -17,7 +17,15 @@ from llmc.compiler.graph_check import APPENDED, ATTENTION
 from llmc.compiler.graph_run import with_functions
 from llmc.compiler.graph_shapes import attributes_of, dims
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, LATENT_ATTENTION, OPSET, PAGED_ATTENTION, VERSION
+from llmc.compiler.ops import (
+    APPENDED_ATTENTION,
+    DOMAIN,
+    LATENT_ATTENTION,
+    OPSET,
+    PAGED_ATTENTION,
+    VERSION,
+    WHOLE_PAGED_ATTENTION,
+)
 from llmc.compiler.weights import Array, Weight
 
 
@@ -110,7 +118,10 @@ def attention(
         n_norms = int("epsilon" in whole.settings)
         q = whole.prepared(first, "num_heads", rest[:n_norms], rest[n_norms:] if turned else [])
         return whole.nodes, [whole.attend("Sink" * has_sinks, q, k, v, *sinks)]
-    _, turned, has_sinks, has_slopes, normed_values = PAGED_ATTENTION[node.op_type]
+    both_ways = node.op_type in WHOLE_PAGED_ATTENTION
+    nothing = (False, False, False)
+    parts = (*WHOLE_PAGED_ATTENTION[node.op_type], *nothing) if both_ways else PAGED_ATTENTION[node.op_type]
+    _, turned, has_sinks, has_slopes, normed_values = parts
     of_heads = [rest.pop()] if has_sinks or has_slopes else []
     n_norms = 2 if "epsilon" in whole.settings else 0
     angles = rest[n_norms:] if turned else []
@@ -121,7 +132,12 @@ def attention(
         v = whole.prepared(
             v, "kv_num_heads", [whole.constant("ones", np.ones(dims(node.inputs[-1])[3], np.float32))], []
         )
-    return whole.nodes, [whole.attend(f"{'Sink' * has_sinks}{'Alibi' * has_slopes}", q, k, v, *of_heads), k, v]
+    kind = f"{'Sink' * has_sinks}{'Alibi' * has_slopes}"
+    return whole.nodes, [
+        whole.attend(kind, q, k, v, *of_heads, direction="Bidirectional" if both_ways else "Causal"),
+        k,
+        v,
+    ]
 
 
 class Whole:
@@ -159,7 +175,7 @@ class Whole:
             x = self.then("Rotary", x, *angles, domain=DOMAIN, num_heads=self.settings[heads], **how)
         return x
 
-    def attend(self, kind: str, *operands: ir.Value) -> ir.Value:
+    def attend(self, kind: str, *operands: ir.Value, direction: str = "Causal") -> ir.Value:
         names = ("num_heads", "kv_num_heads", "scale", "softcap", "window", "layer")
         settings = {name: self.settings[name] for name in names}
-        return self.then(f"{kind}CausalAttention", *operands, domain=DOMAIN, **settings)
+        return self.then(f"{kind}{direction}Attention", *operands, domain=DOMAIN, **settings)

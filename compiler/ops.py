@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.ops_append import append_name, appended_parts
-from llmc.compiler.ops_attention import CAUSAL_ATTENTION
+from llmc.compiler.ops_attention import CAUSAL_ATTENTION, SEQUENCE_ATTENTION, WHOLE_ATTENTION
 from llmc.compiler.ops_deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops_define import (
     DOMAIN,
@@ -49,9 +49,11 @@ from llmc.compiler.ops_linear import (
 from llmc.compiler.ops_paged import (
     APPENDED_ATTENTION,
     PAGED_ATTENTION,
+    WHOLE_PAGED_ATTENTION,
     appended_attention_name,
     paged_attention_name,
 )
+from llmc.compiler.ops_pool import POOLS
 from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
 from llmc.compiler.ops_states import CAUSAL_CONV, GATED_RULES, PLACE, STATEFUL, WITH_STATES, conv_name
 
@@ -70,11 +72,15 @@ __all__ = [
     "OPSET",
     "PAGED_ATTENTION",
     "PLACE",
+    "POOLS",
     "RESIDUAL_CLAMPED_EXPERTS",
     "RESIDUAL_EXPERTS",
     "ROUTERS",
+    "SEQUENCE_ATTENTION",
     "STATEFUL",
     "VERSION",
+    "WHOLE_ATTENTION",
+    "WHOLE_PAGED_ATTENTION",
     "WITH_STATES",
     "KeepGroups",
     "Operator",

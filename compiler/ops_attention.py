@@ -44,6 +44,22 @@ def in_sight(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
     return op.And(op.LessOrEqual(keys, queries), near)
 
 
+def near(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
+    """Whether the key at one position is less than `window` away from the query at another, on either side, or that is
+    0; both int64, broadcast together."""
+    width = op.scalar(window)
+    return op.Or(op.Equal(width, op.scalar(0)), op.Less(op.Abs(op.Sub(keys, queries)), width))
+
+
+def last_positions(op: Any, positions: Any) -> Any:
+    """Of each row the position of the last row of its text, [M]: a text begins where positions do, at 0, and its rows
+    are one behind the other."""
+    begins = op.Cast(op.LessOrEqual(positions, op.scalar(0)), to=int(ir.DataType.INT64))
+    text = op.CumSum(begins, op.scalar(0))
+    own = op.Equal(op.Unsqueeze(text, op.ints(1)), op.Unsqueeze(text, op.ints(0)))
+    return op.ReduceMax(op.Where(own, positions, op.scalar(-1)), op.ints(1), keepdims=0)
+
+
 def attend(
     op: Any, q: Any, k: Any, v: Any, visible: Any, scale: Any, softcap: Any, sinks: Any = None, bias: Any = None
 ) -> Any:
@@ -96,8 +112,10 @@ def append_step(
 def attend_pages(
     op: Any, q: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
     sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None, slopes: Any = None,
+    *, both_ways: bool = False,
 ) -> Any:  # fmt: skip
-    """Step 2: queries that are turned, over caches that have the step's own keys and values."""
+    """Step 2: queries that are turned, over caches that have the step's own keys and values.  both_ways: each row over
+    all of its text, rather than over what is before it."""
     num_heads, kv_num_heads, head_dim = sizes
     real = op.GreaterOrEqual(positions, op.scalar(0))
     at = op.Max(positions, op.scalar(0))
@@ -109,7 +127,11 @@ def attend_pages(
 
     n_keys = op.Squeeze(op.Shape(keys, start=2, end=3), op.ints(0))
     places, own_place = op.Range(op.scalar(0), n_keys, op.scalar(1)), op.Unsqueeze(at, op.ints(1, 2, 3))
-    seen = in_sight(op, places, own_place, window)
+    if both_ways:
+        last = op.Unsqueeze(last_positions(op, positions), op.ints(1, 2, 3))
+        seen = op.And(op.LessOrEqual(places, last), near(op, places, own_place, window))
+    else:
+        seen = in_sight(op, places, own_place, window)
     if sinks is not None:
         sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1))
     bias = None
@@ -167,16 +189,16 @@ def turn(op: Any, q: Any, k: Any, cos: Any, sin: Any, heads: tuple[Any, Any], ro
 
 def attend_rows(
     op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
-    slopes: Any = None,
+    slopes: Any = None, *, both_ways: bool = False,
 ) -> Any:  # fmt: skip
-    """Each of M rows over those before it, in sight.  heads: (H, KH).
+    """Each of M rows over those before it, in sight; both_ways: over all that are near.  heads: (H, KH).
 
     q [M, H·D], k [M, KH·D], v [M, KH·DV] -> [M, H·DV].
     """
     num_heads, kv_num_heads = heads
     length = op.Squeeze(op.Shape(q, start=0, end=1), op.ints(0))
     rows = op.Range(op.scalar(0), length, op.scalar(1))
-    visible = in_sight(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
+    visible = (near if both_ways else in_sight)(op, rows, op.Unsqueeze(rows, op.ints(1)), window)
     per_key_head = op.ints(0, kv_num_heads, -1)
     keys, values = (op.Transpose(op.Reshape(x, per_key_head), perm=[1, 0, 2]) for x in (k, v))  # [KH, M, D]
     groups = op.Div(op.scalar(num_heads), op.scalar(kv_num_heads))
@@ -264,9 +286,35 @@ def AlibiCausalAttention(
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, slopes=slopes)
 
 
+@operator(causal_results)
+def BidirectionalAttention(
+    op: Any,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+) -> Any:
+    """Attention of an encoder over one sequence of M tokens: row i attends all rows, or those with |j - i| < window.
+
+    q [M, H·D], k [M, KH·D], v [M, KH·DV] -> [M, H·DV]; see `attend` for the equation.
+    Devlin et al. 2018, arXiv:1810.04805.
+    """
+    return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, both_ways=True)
+
+
+WHOLE_ATTENTION = f"{DOMAIN}.BidirectionalAttention"
+"""Attention in which tokens see what is behind them."""
 CAUSAL_ATTENTION = tuple(f"{DOMAIN}.{kind}CausalAttention" for kind in ("", "Sink", "Alibi"))
-"""The operators of attention before there is a cache, with their domain; sinks, or slopes, are the input behind q, k
-and v."""
+"""The operators of attention before there is a cache, with their domain, in which tokens see what is before them;
+sinks, or slopes, are the input behind q, k and v."""
+SEQUENCE_ATTENTION = (*CAUSAL_ATTENTION, WHOLE_ATTENTION)
+"""All of them."""
 
 
 def attend_batch(

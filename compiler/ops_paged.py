@@ -63,21 +63,32 @@ WITH_SLOPES = """A row's scores have slope · (j - pos) added, each head its own
 slopes [H].    Press et al. 2021, arXiv:2108.12409."""
 
 
-SAID = {PAGED: None, NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3}
-"""What definitions say, of which part: None for all."""
+BIDIRECTIONAL = """Append the step's keys and values to pages, then let each row attend all of its text, which is in
+this step whole.
+
+A text's rows are one behind the other, with positions from 0 on. 1. is as for PagedAttention.
+2. Row m attends the keys at the positions of all rows of its text: only those with |j - pos| < window where
+   window > 0; see `attend` for the equation. A row with pos = -1 writes nothing and gives zeros.
+qkv [M, (H + KH)·D + KH·DV] (queries, keys, values), positions int64[M], page_table int64[M, P],
+k_cache [n_pages, KH, 64, D], v_cache [n_pages, KH, 64, DV] -> [M, H·DV] and both caches.
+Devlin et al. 2018, arXiv:1810.04805."""
+SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3}
+"""What definitions say besides, of which part."""
 
 
 def paged_attention_name(
-    norm: bool, rotary: bool, sinks: bool = False, alibi: bool = False, values: bool = False
+    norm: bool, rotary: bool, sinks: bool = False, alibi: bool = False, values: bool = False, both_ways: bool = False
 ) -> str:
-    """`[RMSNorm[Values]][Rotary][Sink][Alibi]PagedAttention`."""
+    """`[RMSNorm[Values]][Rotary][Sink][Alibi][Bidirectional]PagedAttention`."""
     of_rows = f"{'RMSNorm' * norm}{'Values' * values}{'Rotary' * rotary}"
-    return f"{of_rows}{'Sink' * sinks}{'Alibi' * alibi}PagedAttention"
+    return f"{of_rows}{'Sink' * sinks}{'Alibi' * alibi}{'Bidirectional' * both_ways}PagedAttention"
 
 
-def define_paged_attention(norm: bool, rotary: bool, sinks: bool, alibi: bool, values: bool) -> None:
+def define_paged_attention(
+    norm: bool, rotary: bool, sinks: bool, alibi: bool, values: bool, both_ways: bool = False
+) -> None:
     """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks, with biases
-    by distance, or with neither; whose values are normalised or not."""
+    by distance, or with neither; whose values are normalised or not; over all of a text, or what is before a row."""
 
     def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
         *vectors, positions, page_table, k_cache, v_cache = inputs
@@ -97,21 +108,21 @@ def define_paged_attention(norm: bool, rotary: bool, sinks: bool, alibi: bool, v
             q, k = turn(op, q, k, cos, sin, (num_heads, kv_num_heads), *(settings[name] for name in TURNING))
         scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
         k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
-        out = attend_pages(
-            op, q, positions, page_table, k_cache, v_cache, sizes, scale, softcap, window, of_heads, slopes
-        )
+        where = positions, page_table, k_cache, v_cache
+        out = attend_pages(op, q, *where, sizes, scale, softcap, window, of_heads, slopes, both_ways=both_ways)
         return out, k_cache, v_cache
 
     parts = norm, rotary, sinks, alibi, values
+    said_first = BIDIRECTIONAL if both_ways else PAGED
     vectors = [*["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *["slopes"] * alibi]
     names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
     define(
-        paged_attention_name(norm, rotary, sinks, alibi, values),
+        paged_attention_name(norm, rotary, sinks, alibi, values, both_ways),
         ["qkv", *vectors, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
         body,
         attention_results,
-        "\n\n".join(said for said, is_so in SAID.items() if is_so is None or parts[is_so]),
+        "\n\n".join([said_first, *(said for said, part in SAID.items() if parts[part])]),
     )
 
 
@@ -123,9 +134,16 @@ PAGED_ATTENTION = {
         *((True, rotary, False, False, True) for rotary in (False, True)),
     )
 }
-"""(norm, rotary, sinks, alibi, values) of each operator of this family."""
+"""(norm, rotary, sinks, alibi, values) of each operator of this family that goes forwards."""
 for _parts in PAGED_ATTENTION.values():
     define_paged_attention(*_parts)
+WHOLE_PAGED_ATTENTION = {
+    paged_attention_name(norm, rotary, both_ways=True): (norm, rotary)
+    for norm, rotary in product((False, True), repeat=2)
+}
+"""(norm, rotary) of each whose rows attend all of their text."""
+for _norm, _rotary in WHOLE_PAGED_ATTENTION.values():
+    define_paged_attention(_norm, _rotary, False, False, False, both_ways=True)
 
 
 def appended_attention_name(norm: bool, rotary: bool, sinks: bool = False) -> str:

@@ -14,6 +14,8 @@ import onnx_ir as ir
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout
 from llmc.runtime.format import PLAN_KINDS, Argument
 
+STEP_TEXTS = 64
+"""Texts that are read whole in a step for which the cache has room, where nobody asks for more."""
 BODY, HEAD, SAMPLER = (PLAN_KINDS.index(kind) for kind in ("body", "head", "sampler"))
 
 
@@ -65,7 +67,8 @@ class Program:
 
     layer_bytes: of a page, of each layer that keeps keys and values.  n_layers: all that attend, those too that share
     another's.  slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody
-    says."""
+    says.  n_tokens: how many different ones there are, where they see what is behind them, so that all
+    of a text are in one step; 0 elsewhere."""
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -81,6 +84,14 @@ class Program:
     page_tokens: int = PAGE_TOKENS
     slot_bytes: int = 0
     default_slots: int = 0
+    n_tokens: int = 0
+
+    @property
+    def default_kv_tokens(self) -> int:
+        """Room in the cache where nobody asks for some: for the longest text, or for the largest step of whole ones."""
+        if not self.n_tokens:
+            return self.n_context
+        return max(plan.n_rows for plan in self.plans if plan.kind == BODY) + STEP_TEXTS * self.page_tokens
 
     @property
     def kv_page_bytes(self) -> int:

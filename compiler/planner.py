@@ -25,7 +25,7 @@ from llmc.compiler.bind import (
     tiled_values,
     turned_queries,
 )
-from llmc.compiler.graph_check import APPENDED, ATTENTION
+from llmc.compiler.graph_check import APPENDED, ATTENTION, WHOLE
 from llmc.compiler.graph_text import op_name
 from llmc.compiler.kernel import (
     FEW_ROWS,
@@ -124,14 +124,15 @@ class Body:
 class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
-    rewritten: for some M another graph of the same step, whose weights and whose values that heads read have the same
-    names; None for others."""
+    n_tokens: how many different ones there are.  rewritten: for some M another graph of the same step, whose weights
+    and whose values that heads read have the same names; None for others."""
 
     graph: ir.Graph
     implement: Implement
     kv_dtype: str
     n_context: int
     device: str = "cpu"
+    n_tokens: int = 0
     rewritten: Callable[[int], ir.Graph | None] = lambda m: None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
@@ -144,6 +145,7 @@ class Planner:
     def __post_init__(self) -> None:
         self.n_layers = sum(op_name(node) in (*ATTENTION, *APPENDED) for node in self.graph)
         self.n_caches = sum(op_name(node) in ATTENTION for node in self.graph)
+        self.is_whole = any(op_name(node) in WHOLE for node in self.graph)
         self.states, self.slot_bytes = place_states(self.graph)
         self.body = self.body_of(self.graph)
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
@@ -169,12 +171,13 @@ class Planner:
             self.weights.n_bytes,
             self.arena_bytes,
             self.scratch_bytes,
-            self.layer_bytes,
+            (max(self.layer_bytes),) if self.is_whole else self.layer_bytes,
             self.n_layers,
             self.n_context,
             shape_of(self.logits, largest)[-1],
             slot_bytes=self.slot_bytes,
             default_slots=SLOTS_A_TEXT * max(heads) if self.slot_bytes else 0,
+            n_tokens=self.n_tokens if self.is_whole else 0,
         )
 
     def with_sampling(
@@ -190,8 +193,10 @@ class Planner:
         pages = -(-self.n_context // PAGE_TOKENS)
         tiled = body.tiled | body.attended if m > FEW_ROWS else body.tiled
         sizes = {"M": m, "R": r, "P": pages, "n_pages": 1, "n_slots": 1}
-        page_bytes = sum(self.layer_bytes) if len(set(self.layer_bytes)) > 1 else 0
-        return Binding(sizes, self.kv_dtype, self.n_caches, tiled, body.queries, self.slot_bytes, page_bytes)
+        of_all = max if self.is_whole else sum  # no step reads what another has left: layers write over each other
+        page_bytes = of_all(self.layer_bytes) if len(set(self.layer_bytes)) > 1 else 0
+        n_layers = 1 if self.is_whole else self.n_caches
+        return Binding(sizes, self.kv_dtype, n_layers, tiled, body.queries, self.slot_bytes, page_bytes)
 
     def bytes_of_layers(self, m: int) -> tuple[int, ...]:
         """What each layer that has a part of a page keeps there: the schedules say, and it is the same for every M."""
@@ -247,7 +252,7 @@ class Planner:
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
         logits = roots.get(self.logits, self.logits)
-        layers = [sum(self.layer_bytes[:layer]) for layer in range(len(self.layer_bytes))]
+        layers = [0 if self.is_whole else sum(self.layer_bytes[:layer]) for layer in range(len(self.layer_bytes))]
         places = {**offsets, **handed_over}
         placement = Placement(binding, roots, places, logits, self.weights, layers, self.states)
         calls = []

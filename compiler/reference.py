@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from llmc.compiler.frontend.classes import build, class_of
+from llmc.compiler.frontend.classes import load as load_model
 from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
+from llmc.compiler.reference_whole import whole_texts
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
@@ -42,6 +45,9 @@ def reference_logits(
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
+    if source.embedding is not None and source.embedding.whole:
+        with quiet(), torch.inference_mode():
+            return whole_texts(source, _load(source, dtype, resident_bytes), prompts)
     longest = max(map(len, prompts))
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
     positions = torch.arange(longest).expand_as(tokens)
@@ -89,17 +95,14 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
     resident = n_bytes <= resident_bytes
     transformers_logging.disable_progress_bar()
     config = parse_config(dict(source.config), source.name)
-    attention = "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    attention = "sdpa" if class_of(config)._supports_sdpa else "eager"
     options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
     options["experts_implementation"] = "eager"  # the model's own loop over its experts
     is_as_stored = not (source.random or source.is_part or source.packing or source.adapters)
     if resident and source.folder and is_as_stored:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.folder, config=config, local_files_only=True, **options
-        )
-        return model.eval()
+        return load_model(source.folder, config, **options).eval()
     with empty_weights():
-        model = AutoModelForCausalLM.from_config(config, **options).eval()
+        model = build(config, **options).eval()
     model.tie_weights()
     for prefix, module in model.named_modules():
         names = {own: f"{prefix}.{own}".lstrip(".") for own in (*module._parameters, *module._buffers)}

@@ -45,7 +45,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
-        "format_version": fmt.FORMAT_WITH_STATES if program.slot_bytes else fmt.FORMAT_VERSION,
+        "format_version": fmt.version_of(program.slot_bytes, program.n_tokens),
         "llmc": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": {
@@ -58,7 +58,7 @@ def manifest(
             "dtype": source.dtype,
             "n_layers": program.n_layers,
             "n_context": program.n_context,
-            "n_vocab": program.n_vocab,
+            "n_vocab": program.n_tokens or program.n_vocab,
             "bos": source.bos,
             "eos": list(source.eos),
             "config": dict(source.config),

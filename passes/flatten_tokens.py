@@ -5,7 +5,8 @@ rewrite:
     -->
     llmc.CausalAttention(q, k, v)                                        q [M, H·D]
 
-    the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks); likewise llmc.AlibiAttention
+    the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks); likewise llmc.AlibiAttention;
+    of an Attention that is not causal: llmc.BidirectionalAttention(q, k, v)
 refuses: an operator that mixes tokens and is not Attention; one whose meaning without the batch axis is not known here.
 
 Every value that has the axes batch and sequence loses them and gets M as its first axis, wherever they were; what moved
@@ -23,7 +24,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
 from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, WITH_STATES
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, POOLS, WITH_STATES
 from llmc.compiler.ops_define import Dim
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
@@ -231,6 +232,13 @@ def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return [flat.reshape(node, y, [*others, dims(y)[-1]])]
 
 
+def pool(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """x [batch, sequence, K] becomes [M, K]."""
+    if token_axes(node.inputs[0]) != (0, 1):
+        raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 1")
+    return flat.emit(node, op_name(node), [flat.take(node.inputs[0])])
+
+
 def pad(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """Each token's own elements, behind the last axis."""
     x, pads, value, axes = (*node.inputs, None, None)[:4]
@@ -323,8 +331,10 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     size; sinks and slopes [H] stay."""
     q, k, v, *more = node.inputs
     of_heads = more if node.domain == DOMAIN else []
-    if not of_heads and (any(more) or not attribute(node, "is_causal", 0)):
-        raise flat.refusal(node, "has a mask, a cache, or is not causal")
+    if not of_heads and any(more):
+        raise flat.refusal(node, "has a mask or a cache")
+    is_causal = bool(of_heads) or bool(attribute(node, "is_causal", 0))
+    kind = "Causal" if is_causal else "Bidirectional"
     if any(token_axes(value) != (0, 2) for value in (q, k, v)):
         raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 2")
     heads = [dims(value)[1] for value in (q, k, v)]
@@ -345,7 +355,7 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         rows.append(flat.reshape(node, flat.new[value], [n_heads * size]))
     result = emit(
         node,
-        f"{DOMAIN}.{node.op_type.removesuffix('Attention')}CausalAttention",
+        f"{DOMAIN}.{node.op_type.removesuffix('Attention')}{kind}Attention",
         [*rows, *of_heads],
         num_heads=heads[0],
         kv_num_heads=heads[1],
@@ -368,6 +378,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in POOLS), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention", f"{DOMAIN}.AlibiAttention"), attention),
     "Expand": expand,

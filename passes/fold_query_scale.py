@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import number, op_name, producer, replace, used_once
-from llmc.compiler.ops import CAUSAL_ATTENTION
+from llmc.compiler.ops import SEQUENCE_ATTENTION
 
 TRANSPARENT = ("llmc.Rotary", "Reshape")
 
@@ -24,7 +24,7 @@ def fold_query_scale(model: ir.Model) -> int:
     """Assumes and leaves a graph over M tokens with CausalAttention. Returns the number of rewrites."""
     n_rewrites = 0
     for node in list(model.graph):
-        if op_name(node) in CAUSAL_ATTENTION:
+        if op_name(node) in SEQUENCE_ATTENTION:
             while fold_one(node):
                 n_rewrites += 1
     return n_rewrites

@@ -16,14 +16,14 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import emit, number, op_name, producer, replace, used_once
 from llmc.compiler.graph_shapes import attributes_of
-from llmc.compiler.ops import CAUSAL_ATTENTION
+from llmc.compiler.ops import SEQUENCE_ATTENTION
 
 
 def fold_value_scale(model: ir.Model) -> int:
     """Assumes and leaves a graph over M tokens with CausalAttention.  Returns the number of rewrites."""
     n_rewrites = 0
     for node in list(model.graph):
-        found = scaled(node.inputs[2]) if op_name(node) in CAUSAL_ATTENTION else None
+        found = scaled(node.inputs[2]) if op_name(node) in SEQUENCE_ATTENTION else None
         if found is None:
             continue
         value, x, factor = found

@@ -11,6 +11,8 @@ rewrite:
     the same with v = Reshape(RMSNormalization(Reshape(v, [-1, KH, DV]), 1, …, 1), [-1, KH·DV]):
     llmc.RMSNormValues{Rotary}PagedAttention(qkv, wq, wk, …)
 
+    the same of llmc.{Rotary}BidirectionalPagedAttention
+
     llmc.{Rotary}AppendedAttention(Reshape(RMSNormalization(Reshape(q, [-1, H, D]), wq), [-1, H·D]), …)
     -->
     llmc.RMSNorm{Rotary}AppendedAttention(q, wq, …)
@@ -33,6 +35,11 @@ from llmc.passes.insert_kv_cache import packed
 FUSED = {
     f"llmc.{paged_attention_name(False, *rest)}": f"llmc.{paged_attention_name(True, *rest)}"
     for rest in product((False, True), repeat=2)  # whether it turns queries and keys, whether it has sinks
+} | {
+    f"llmc.{paged_attention_name(False, rotary, both_ways=True)}": (
+        f"llmc.{paged_attention_name(True, rotary, both_ways=True)}"
+    )
+    for rotary in (False, True)
 }
 WITH_VALUES = {
     f"llmc.{paged_attention_name(True, rotary)}": f"llmc.{paged_attention_name(True, rotary, values=True)}"

@@ -4,6 +4,10 @@ rewrite:
     llmc.Linear(RMSNormalization(h, w), W)                              h [M, K]
     -->
     llmc.Linear(RMSNormalization(Gather(h, rows), w), W)                rows i64[R]
+
+    llmc.Linear(llmc.PoolMean(h), W)
+    -->
+    llmc.Linear(llmc.PoolMeanRows(h, positions, rows), W)               likewise of llmc.PoolFirst
 refuses: to go above an operator with two operands that depend on tokens, or whose result has another user.
 
 The rows are gathered as early as that allows: before the last norm when it stands alone, after it when it also makes
@@ -14,10 +18,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import attribute, constant, emit, is_last_axis, replace, used_once
+from llmc.compiler.graph import attribute, constant, emit, is_last_axis, prune, used_once
 from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST, attributes_of, dims, ints
 from llmc.compiler.graph_text import op_name
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops import DOMAIN, POOLS
 
 M, R = ir.SymbolicDim("M"), ir.SymbolicDim("R")
 NORMS = ("RMSNormalization", "LayerNormalization", "Softmax", "LogSoftmax")
@@ -39,14 +43,31 @@ def gather_rows(model: ir.Model) -> int:
         value = above
     rows = ir.Value(name="rows", shape=ir.Shape([R]), type=ir.TensorType(ir.DataType.INT64))
     graph.inputs.insert([value.name for value in graph.inputs].index("page_table") + 1, rows)
-    place = chain[-1][0] if chain else logits.producer()
-    assert place is not None
-    gathered = emit(place, "Gather", [value, rows], axis=0)[0]
+    gathered = taken(graph, chain[-1][0] if chain else None, value, rows)
     for node, operand in reversed(chain):
         inputs = [gathered if i == operand else value for i, value in enumerate(node.inputs)]
         gathered = emit(node, op_name(node), inputs, **attributes_of(node))[0]
-    replace(logits, gathered)
+    maker = logits.producer()
+    assert maker is not None
+    gathered.name, logits.name = logits.name, None
+    graph.outputs[0] = gathered
+    prune([maker])
     return len(chain)
+
+
+def taken(graph: ir.Graph, before: ir.Node | None, value: ir.Value, rows: ir.Value) -> ir.Value:
+    """Rows of a value, in front of the node that wants them; None: they are the result."""
+    node = value.producer()
+    if node is not None and node.op_type in POOLS:
+        positions = next(value for value in graph.inputs if value.name == "positions")
+        return emit(node, f"{op_name(node)}Rows", [node.inputs[0], positions, rows])[0]
+    if before is not None:
+        return emit(before, "Gather", [value, rows], axis=0)[0]
+    end = ir.Node("", "Identity", [value])
+    graph.append(end)
+    gathered = emit(end, "Gather", [value, rows], axis=0)[0]
+    graph.remove(end, safe=True)
+    return gathered
 
 
 def row_wise(value: ir.Value) -> tuple[ir.Node, int] | None:

@@ -13,6 +13,10 @@ rewrite:
     the same of llmc.SinkCausalAttention(q, k, v, sinks): llmc.[Rotary]SinkPagedAttention(…, sinks, positions, …);
     of llmc.AlibiCausalAttention(q, k, v, slopes): llmc.AlibiPagedAttention(…, slopes, positions, …)
 
+    llmc.BidirectionalAttention(q, k, v)
+    -->
+    llmc.[Rotary]BidirectionalPagedAttention(…, positions, page_table, k_cache.i, v_cache.i), …
+
     llmc.CausalLatentAttention(q, …)
     -->
     llmc.LatentPagedAttention(q, …, positions, page_table, k_cache.i, v_cache.i), k_cache.i_out, v_cache.i_out
@@ -21,7 +25,7 @@ rewrite:
     -->
     llmc.RotaryAppendedAttention(q, cos, sin, positions, page_table, k_cache.i_out, v_cache.i_out)
 refuses: to turn queries and keys within attention when they are turned differently: Rotary then stays in front of it;
-keys and values of another layer under biases by distance.
+keys and values of another layer under biases by distance, or of a text that is read whole.
 """
 
 from __future__ import annotations
@@ -33,18 +37,18 @@ import onnx_ir as ir
 from llmc.compiler.graph import constant, emit, op_name, producer, replace
 from llmc.compiler.graph_shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
-from llmc.compiler.ops import CAUSAL_ATTENTION, DOMAIN, appended_attention_name, paged_attention_name
+from llmc.compiler.ops import DOMAIN, SEQUENCE_ATTENTION, WHOLE_ATTENTION, appended_attention_name, paged_attention_name
 
 LATENT = f"{DOMAIN}.CausalLatentAttention"
 M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
 
 
 def insert_kv_cache(model: ir.Model) -> int:
-    """Assumes CausalAttention over M tokens and an input `positions`; leaves the inputs `page_table` i64[M,P],
-    `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them, of each layer that has keys and
-    values of its own. Returns the number of layers."""
+    """Assumes attention over M tokens of one sequence and an input `positions`; leaves the inputs `page_table`
+    i64[M,P], `k_cache.i` and `v_cache.i` f32[n_pages,KH,64,D], and results `…_out` like them, of each layer that has
+    keys and values of its own. Returns the number of layers."""
     graph = model.graph
-    layers = [node for node in graph if op_name(node) in (*CAUSAL_ATTENTION, LATENT)]
+    layers = [node for node in graph if op_name(node) in (*SEQUENCE_ATTENTION, LATENT)]
     if not layers:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
@@ -73,13 +77,13 @@ class Step:
 
     def insert(self, node: ir.Node) -> None:
         q, k, v, *of_heads = node.inputs
-        alibi = node.op_type == "AlibiCausalAttention"
+        alibi, both_ways = node.op_type == "AlibiCausalAttention", op_name(node) == WHOLE_ATTENTION
         settings = attributes_of(node)
         n_kv_heads = settings["kv_num_heads"]
         head_dim, value_dim = width(k) // n_kv_heads, width(v) // n_kv_heads
         settings["head_dim"] = head_dim
         held = (unshaped(k), unshaped(v), n_kv_heads)
-        if held in self.kept and not alibi:
+        if held in self.kept and not alibi and not both_ways:
             self.read(node, settings, *self.kept[held])
             return
         caches = self.caches(n_kv_heads, head_dim, value_dim)
@@ -90,7 +94,7 @@ class Step:
             q, k, angles, turning = rotation
             settings |= turning
         operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *of_heads, *self.places, *caches]
-        name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi)
+        name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi, both_ways=both_ways)
         self.kept[held] = (self.n_caches - 1, self.finish(node, caches, f"{DOMAIN}.{name}", operands, settings))
 
     def insert_latent(self, node: ir.Node) -> None:

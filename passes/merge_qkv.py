@@ -33,7 +33,7 @@ from llmc.compiler.graph import (
     weight_of,
 )
 from llmc.compiler.graph_shapes import dims
-from llmc.compiler.ops import CAUSAL_ATTENTION
+from llmc.compiler.ops import SEQUENCE_ATTENTION
 from llmc.compiler.weights import Weight
 
 BETWEEN = ("llmc.Rotary", "Reshape", "RMSNormalization", "LayerNormalization")
@@ -44,7 +44,7 @@ def merge_qkv(model: ir.Model) -> int:
     merges."""
     n_rewrites = 0
     for node in list(model.graph):
-        if op_name(node) not in CAUSAL_ATTENTION:
+        if op_name(node) not in SEQUENCE_ATTENTION:
             continue
         linears = [projection(value) for value in node.inputs[:3]]
         found = [linear for linear in linears if linear is not None]
@@ -68,7 +68,7 @@ def projection(value: ir.Value | None) -> ir.Node | None:
 def is_attended(value: ir.Value) -> bool:
     """Whether all uses of the value are attention's: of one, of several that share it, as keys and as values."""
     nodes = [use.node for use in value.uses()]
-    others = [node for node in nodes if op_name(node) not in CAUSAL_ATTENTION]
+    others = [node for node in nodes if op_name(node) not in SEQUENCE_ATTENTION]
     through = all(op_name(node) in BETWEEN and is_attended(node.outputs[0]) for node in others)
     return bool(nodes) and through and not value.is_graph_output()
 

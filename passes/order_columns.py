@@ -27,7 +27,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, emit, ints_constant, op_name, producer, replace, weight_of
 from llmc.compiler.graph_run import extract, runner
 from llmc.compiler.graph_shapes import attributes_of, dims
-from llmc.compiler.ops import CAUSAL_ATTENTION
+from llmc.compiler.ops import SEQUENCE_ATTENTION
 from llmc.compiler.weights import Array, Weight
 
 CHOOSES = ("Expand", "Gather", "Reshape", "Slice", "Split", "Transpose")
@@ -38,7 +38,7 @@ LINEAR = ("llmc.Linear", "llmc.LinearBias")
 def order_columns(model: ir.Model) -> int:
     """Assumes Linear and LinearBias nodes over M tokens; leaves a Split between them and attention. Returns the number
     of products whose columns are in another order."""
-    attentions = [node for node in model.graph if op_name(node) in CAUSAL_ATTENTION]
+    attentions = [node for node in model.graph if op_name(node) in SEQUENCE_ATTENTION]
     return sum(order(model.graph, node) for node in attentions)
 
 

@@ -257,8 +257,8 @@ def _read_directory(path: Path, descriptor: int, n_bytes: int) -> dict[str, Sect
     if magic != TRAILER_MAGIC:
         raise _not_an_artifact(path, descriptor)
     if version not in FORMAT_VERSIONS:
-        known = " and ".join(map(str, FORMAT_VERSIONS))
-        fact = f"the artifact has format version {version}; this llmc reads versions {known}"
+        first, *_, last = FORMAT_VERSIONS
+        fact = f"the artifact has format version {version}; this llmc reads versions {first} to {last}"
         raise LlmcError(fact, place=str(path), hint="compile the model again with this llmc")
     if file_bytes != n_bytes:
         fact = f"the artifact is truncated or padded: {n_bytes} bytes of {file_bytes}"

@@ -127,6 +127,11 @@ class Model:
         """Whether its sequences have a state, which goes forwards alone: see Sequence.cut."""
         return self.info.slot_bytes > 0
 
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether tokens see what is behind them: all of a text are in one step, and nothing is kept of it."""
+        return bool(self.info.is_whole)
+
     @property
     def target(self) -> str:
         """What the program that runs was compiled for; "" when the artifact does not say."""
@@ -400,10 +405,10 @@ class Model:
 
     def check_ids(self, tokens: Iterable[int]) -> Ids:
         """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
-        listed, n_vocab = list(tokens), self.info.n_vocab
+        listed, n_ids = list(tokens), self.info.n_ids
         for index, token in enumerate(listed):
-            if not hasattr(token, "__index__") or not 0 <= token < n_vocab:  # neither 1.5 nor "a"
-                place, hint = f"{self.path} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_vocab - 1}"
+            if not hasattr(token, "__index__") or not 0 <= token < n_ids:  # neither 1.5 nor "a"
+                place, hint = f"{self.path} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_ids - 1}"
                 raise LlmcError(f"token {shortened(token)} is out of range", place=place, hint=hint)
         return np.array(listed, dtype=np.int32)
 

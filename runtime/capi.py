@@ -68,6 +68,8 @@ class Info(c.Structure):
         ("n_slots", c.c_uint32),
         ("n_slots_free", c.c_uint32),
         ("slot_bytes", c.c_uint64),
+        ("n_tokens", c.c_int32),
+        ("is_whole", c.c_int32),
     )
 
 

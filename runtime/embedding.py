@@ -22,17 +22,26 @@ TOGETHER, ROWS = 16, 64
 
 @dataclass(frozen=True)
 class Embedding:
-    """How embeddings are made.  size: elements of one.  pooling: "last", of a text's last token, or "mean" over all.
-    normalized: brought to length 1."""
+    """How embeddings are made.  size: elements of one.  pooling: "last", of a text's last token, "cls", of its first,
+    or "mean" over all.  normalized: brought to length 1.  whole: texts are read whole, and pooled by the artifact."""
 
     size: int
     pooling: str
     normalized: bool
+    whole: bool = False
+
+    @property
+    def of_last(self) -> bool:
+        """Whether an embedding is made of what the artifact gives at the last token alone."""
+        return self.whole or self.pooling != "mean"
 
     @classmethod
     def of(cls, record: dict[str, Any] | None) -> Embedding | None:
         """Of the manifest's; None: the artifact writes texts."""
-        return cls(int(record["size"]), str(record["pooling"]), bool(record["normalized"])) if record else None
+        if not record:
+            return None
+        settings = str(record["pooling"]), bool(record["normalized"]), bool(record.get("whole"))
+        return cls(int(record["size"]), *settings)
 
 
 def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
@@ -84,16 +93,19 @@ def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
 
 
 def groups(model: Model, texts: list[Ids]) -> Iterator[list[Ids]]:
-    """In order, as many together as the cache has room for."""
-    size, group, n_pages = model.page_tokens, list["Ids"](), 0
-    most = max(1, min(TOGETHER, model.info.max_step_tokens))
+    """In order, as many together as the cache has room for; whole ones, as a step has."""
+    size, group, n_pages, n_tokens = model.page_tokens, list["Ids"](), 0, 0
+    longest = model.info.max_step_tokens
+    most = longest if model.is_whole else max(1, min(TOGETHER, longest))
     for text in texts:
         needed = -(-len(text) // size)
-        if group and (len(group) == most or (n_pages + needed) * size > model.info.kv_tokens_free):
+        is_full = len(group) == most or (model.is_whole and n_tokens + len(text) > longest)
+        if group and (is_full or (n_pages + needed) * size > model.info.kv_tokens_free):
             yield group
-            group, n_pages = [], 0
+            group, n_pages, n_tokens = [], 0, 0
         group.append(text)
         n_pages += needed
+        n_tokens += len(text)
     if group:
         yield group
 
@@ -102,7 +114,7 @@ def read(model: Model, how: Embedding, texts: list[Ids]) -> Rows:
     """What embeddings of these are made of, before they are brought to a length: float32 [n, size]."""
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.sequence()) for _ in texts]
-        if how.pooling == "mean":
+        if not how.of_last:
             return np.stack([mean(sequence, ids, how) for sequence, ids in zip(sequences, texts, strict=True)])
         model.run_step([(sequence, ids, None) for sequence, ids in zip(sequences, texts, strict=True)])
         return np.stack([sequence.logits()[: how.size] for sequence in sequences])

@@ -9,7 +9,9 @@ from typing import NamedTuple
 FORMAT_VERSION = 3
 FORMAT_WITH_STATES = 4
 """The version of an artifact with states: PLAN_STATES stands behind the headers of its plan sections."""
-FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES)
+FORMAT_WHOLE = 5
+"""The version of one that reads texts whole: PLAN_WHOLE stands there."""
+FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -24,6 +26,7 @@ TRAILER = struct.Struct("<8sIIQQ32s")
 SECTION = struct.Struct("<16sQQ32s")
 PLAN_HEADER = struct.Struct("<12I8iiIQQQII")
 PLAN_STATES = struct.Struct("<QII")
+PLAN_WHOLE = struct.Struct("<II")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
@@ -79,6 +82,13 @@ DRAW_BYTES = 32
 """Of one row of the space "draws"; see llmc_draw_record."""
 
 
+def version_of(slot_bytes: int, n_tokens: int) -> int:
+    """The version of the format of an artifact with states of so many bytes, or whose texts are read whole."""
+    if n_tokens:
+        return FORMAT_WHOLE
+    return FORMAT_WITH_STATES if slot_bytes else FORMAT_VERSION
+
+
 class Section(NamedTuple):
     """A named range of the file."""
 
@@ -89,8 +99,8 @@ class Section(NamedTuple):
 
 
 class PlanHeader(NamedTuple):
-    """The plan section's header, after its magic and version; see llmc_plan_header, and for the last two
-    llmc_plan_states."""
+    """The plan section's header, after its magic and version; see llmc_plan_header, for the next two to last
+    llmc_plan_states, for the last llmc_plan_whole: 0 where texts need not be read whole."""
 
     cpu_features: int
     n_vocab: int
@@ -111,11 +121,12 @@ class PlanHeader(NamedTuple):
     cuda_arch: int = 0
     slot_bytes: int = 0
     default_slots: int = 0
+    n_tokens: int = 0
 
     @property
     def version(self) -> int:
         """The version of the format that says so much."""
-        return FORMAT_WITH_STATES if self.slot_bytes else FORMAT_VERSION
+        return version_of(self.slot_bytes, self.n_tokens)
 
 
 class KernelRecord(NamedTuple):
@@ -169,7 +180,7 @@ def pack_images(images: Sequence[bytes]) -> bytes:
 
 
 def pack_plan_header(header: PlanHeader) -> bytes:
-    """The header as bytes, magic and version first, and what is said of states."""
+    """The header as bytes, magic and version first, and what is said of states, or of texts that are read whole."""
     eos = (*header.eos, *([-1] * (MAX_EOS - len(header.eos))))
     packed = PLAN_HEADER.pack(
         PLAN_MAGIC,
@@ -177,19 +188,27 @@ def pack_plan_header(header: PlanHeader) -> bytes:
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:-2],
+        *header[10:-3],
     )
-    return packed + (PLAN_STATES.pack(*header[-2:], 0) if header.slot_bytes else b"")
+    if header.n_tokens:
+        return packed + PLAN_WHOLE.pack(header.n_tokens, 0)
+    return packed + (PLAN_STATES.pack(header.slot_bytes, header.default_slots, 0) if header.slot_bytes else b"")
 
 
 def plan_header_bytes(version: int) -> int:
     """Of a plan section of this version, in front of its tables."""
-    return PLAN_HEADER.size + (PLAN_STATES.size if version == FORMAT_WITH_STATES else 0)
+    more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE}
+    return PLAN_HEADER.size + (more[version].size if version in more else 0)
 
 
 def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     """The header at the start of a plan section; the caller has checked magic, version and length."""
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
-    of_states = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)[:2] if values[1] == FORMAT_WITH_STATES else (0, 0)
-    return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *of_states))
+    slot_bytes = default_slots = n_tokens = 0
+    if values[1] == FORMAT_WITH_STATES:
+        slot_bytes, default_slots, _ = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)
+    elif values[1] == FORMAT_WHOLE:
+        n_tokens, _ = PLAN_WHOLE.unpack_from(data, PLAN_HEADER.size)
+    more = slot_bytes, default_slots, n_tokens
+    return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *more))

@@ -27,6 +27,13 @@ class Info(NamedTuple):
     n_slots: int
     n_slots_free: int
     slot_bytes: int
+    n_tokens: int
+    is_whole: int
+
+    @property
+    def n_ids(self) -> int:
+        """How many different tokens there are: columns of the logits, but where these are what a text is made into."""
+        return self.n_tokens or self.n_vocab
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""

@@ -17,6 +17,7 @@ from llmc.runtime.format import (
     DEVICES,
     DRAW_BYTES,
     FORMAT_VERSIONS,
+    FORMAT_WHOLE,
     FORMAT_WITH_STATES,
     KERNEL_RECORD,
     MAX_EOS,
@@ -97,6 +98,8 @@ def _unpack_tables(data: bytes) -> PlanTables:
     is_sound = header.slot_bytes > 0 and header.slot_bytes % 64 == 0 and header.default_slots > 0
     if raw[1] == FORMAT_WITH_STATES and not is_sound:
         raise ValueError(f"{header.default_slots} slots of {header.slot_bytes} bytes")
+    if raw[1] == FORMAT_WHOLE and not 1 <= header.n_tokens <= 1 << 30:
+        raise ValueError(f"texts of {header.n_tokens} tokens that are read whole")
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
@@ -153,9 +156,9 @@ def _check_calls(tables: PlanTables, weight_bytes: int) -> None:
     for kernel in tables.kernels:
         if not 1 <= kernel.n_pointers <= MAX_POINTERS:
             raise ValueError(f"kernel {kernel.name} takes {kernel.n_pointers} pointers")
-    head_rows = max(plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "head")
+    rows = {kind: max((p.n_rows for p in tables.plans if PLAN_KINDS[p.kind] == kind), default=0) for kind in PLAN_KINDS}
     for plan in tables.plans:
-        room = _room(tables.header, plan, head_rows, weight_bytes)
+        room = _room(tables.header, plan, rows, weight_bytes)
         for index, call in enumerate(tables.calls_of(plan), plan.first_call):
             _check_call(tables, call, index, room)
 
@@ -171,18 +174,19 @@ def _check_call(tables: PlanTables, call: CallRecord, index: int, room: tuple[in
             raise ValueError(f"call {index} of {kernel.name} points outside its memory")
 
 
-def _room(header: PlanHeader, plan: PlanRecord, head_rows: int, weight_bytes: int) -> tuple[int, ...]:
-    """Bytes of each space for a plan, in the order of SPACES; head_rows: of the largest head."""
+def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_bytes: int) -> tuple[int, ...]:
+    """Bytes of each space for a plan, in the order of SPACES; rows: of the largest plan of each kind."""
     kind, ids = PLAN_KINDS[plan.kind], 4 * plan.n_rows
     body, head, sampler = (ids if kind == name else 0 for name in PLAN_KINDS)
-    logits = 4 * head_rows if sampler else head
+    logits = 4 * rows["head"] if sampler else head
+    positions = 4 * rows["body"] if head and header.n_tokens else body
     chosen = (head or sampler) if header.device else 0
     return (
         header.arena_bytes,
         weight_bytes,
         header.kv_page_bytes,
         body,
-        body,
+        positions,
         body * header.pages_per_sequence,
         head,
         logits * header.n_vocab,

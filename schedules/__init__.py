@@ -27,6 +27,7 @@ FAMILIES = {
         "cpu.norm",
         "cpu.query_key_norm",
         "cpu.gather",
+        "cpu.pool",
         "cpu.columns",
         "cpu.top_k",
         "cpu.elementwise",

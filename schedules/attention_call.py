@@ -17,6 +17,11 @@ INPUTS: dict[str, tuple[str, ...]] = {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
+INPUTS |= {
+    f"llmc.{norm}{turned}BidirectionalPagedAttention": ("qkv", *norms, *angles, *STEP)
+    for norm, norms in (("", ()), ("RMSNorm", NORMS))
+    for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
+}
 INPUTS["llmc.RMSNormValuesPagedAttention"] = INPUTS["llmc.RMSNormPagedAttention"]
 INPUTS["llmc.RMSNormValuesRotaryPagedAttention"] = INPUTS["llmc.RMSNormRotaryPagedAttention"]
 INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
@@ -84,4 +89,5 @@ def own_sizes(call: Call) -> dict[str, Any]:
     value_dim = v_cache.shape[-1]
     differs = {"own_value_dim": value_dim} if value_dim != call.attribute("head_dim") else {}
     differs |= {"norms_values": True} if call.op.startswith("llmc.RMSNormValues") else {}
+    differs |= {"both_ways": True} if call.op.endswith("BidirectionalPagedAttention") else {}
     return differs | {name: n for name in ("page_bytes",) if (n := call.attribute(name, 0))}

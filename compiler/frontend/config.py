@@ -59,12 +59,14 @@ def with_floats(value: Any) -> Any:
 
 
 def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
-    """The configuration as transformers understands it; refuses what is not a causal decoder it knows.
+    """The configuration as transformers understands it; refuses what is neither a causal decoder nor an encoder that
+    it knows.
 
     place: where the fields came from, for the message.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
+    from llmc.compiler.frontend.classes import is_encoder
     from llmc.compiler.frontend.quiet import quiet
 
     model_type = SAME.get(fields["model_type"], fields["model_type"])
@@ -79,18 +81,22 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse(f"transformers does not know the model type {model_type!r}", "a newer transformers may")
     if fields.get("is_encoder_decoder"):
         raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
-    if CONFIG_MAPPING[model_type] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise refuse("it is not a causal language model")
+    kind = CONFIG_MAPPING[model_type]
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise refuse("it is neither a causal language model nor an encoder of texts")
     for n_layers in (fields.get(name) for name in LAYERS):  # of which some configurations make lists
         if isinstance(n_layers, int):
             check_layers(n_layers, place)
     rest = {name: with_floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
         with quiet():
-            return CONFIG_MAPPING[model_type].from_dict(rest)
+            config = kind.from_dict(rest)
     except Exception as error:  # a configuration's own checks raise anything at all
         said = " ".join(str(error).split())[:300]
         raise LlmcError(f"the configuration is not valid: {said}", place=place) from error
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config):
+        raise refuse("it is a decoder that is no causal language model")
+    return config
 
 
 def check_layers(n_layers: int, place: str | None = None) -> None:

@@ -1,8 +1,11 @@
-"""Models that make embeddings of texts: what sentence-transformers says of them, and their graph without a head.
+"""Models that make embeddings of texts: the graph that gives these in place of logits.
 
 A decoder makes an embedding of what its last norm gives, which its head would make logits of: at the text's last token,
 or the mean over all tokens, usually brought to length 1.  The graph gives that in place of logits, filled up with zeros
 to as many columns as there are tokens, so that an artifact's steps are those of any other model.
+
+An encoder, whose tokens see what is behind them, has its text in one step whole.  So its graph pools too, and what
+sentence-transformers does behind that is part of it: what it gives is the embedding but for its length.
 """
 
 from __future__ import annotations
@@ -13,107 +16,141 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import emit, ints_constant, replace
+from llmc.compiler.frontend.sentence_modules import TO_TEXT, Dense, Modules, Pooling, modules_of
+from llmc.compiler.graph import attribute, emit, ints_constant, replace
 from llmc.compiler.graph_shapes import dims
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.parse_json import parse_json
 
 Task = Literal["auto", "generate", "embed"]
-Pooling = Literal["last", "mean"]
-MODULES = "modules.json"
-POOLINGS: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean"}
-OLD_NAMES = {"lasttoken": "pooling_mode_lasttoken", "mean": "pooling_mode_mean_tokens"}
-KNOWN = ("Transformer", "Pooling", "Normalize")
-"""sentence-transformers' modules that are understood."""
-TO_TEXT = "--task generate compiles it as a model that writes texts"
+HEADLESS = "llmc.headless"
+"""In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states."""
+POOLS = {"mean": "llmc.PoolMean", "cls": "llmc.PoolFirst"}
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How embeddings are made.  size: elements of one.  pooling: of the last token, or the mean over all.  normalized:
-    brought to length 1."""
+    """How embeddings are made.  size: elements of one.  pooling: of the first or the last token, or the mean over all.
+    normalized: brought to length 1.  whole: of a text that is read whole, by a graph that has pooled it.
+    dense: what is done behind the pooling; max_tokens: of a text, 0 where nobody says: both of those that are whole."""
 
     size: int
     pooling: Pooling = "last"
     normalized: bool = True
+    whole: bool = False
+    dense: tuple[Dense, ...] = ()
+    max_tokens: int = 0
 
     @property
     def record(self) -> dict[str, Any]:
         """As the manifest has it."""
-        return asdict(self)
+        record = {"size": self.size, "pooling": self.pooling, "normalized": self.normalized}
+        return record | ({"whole": True, "dense": [asdict(dense) for dense in self.dense]} if self.whole else {})
 
 
 def embedding_of(graph: ir.Model, folder: Path | None, task: Task) -> Embedding | None:
     """How the model makes embeddings, and its graph without a head; None for one that writes texts.  folder: where
-    sentence-transformers' files may lie.  Raises LlmcError."""
-    pooling = pooling_of(folder, task)
-    return Embedding(drop_head(graph), *pooling) if pooling else None
-
-
-def pooling_of(folder: Path | None, task: Task) -> tuple[Pooling, bool] | None:
-    """(pooling, whether embeddings are normalised) of a model that makes embeddings, None for one that writes texts.
-
-    task: "auto" asks sentence-transformers' files; "embed" makes do without.  Raises LlmcError for what is not known.
-    """
-    if task == "generate":
+    sentence-transformers' files may lie.  task: "auto" asks these; "embed" makes do without.  Raises LlmcError."""
+    if is_whole(graph):
+        return whole_embedding(graph, folder, task)
+    modules = None if task == "generate" else modules_of(folder)
+    if modules is None:
+        modules = Modules("last", True) if task == "embed" else None
+    if modules is None:
         return None
-    file = folder / MODULES if folder else None
-    if file is None or not file.is_file():
-        return ("last", True) if task == "embed" else None
-    assert folder is not None
-    modules = {str(one.get("type")).rpartition(".")[2]: one for one in read_list(file)}
-    if "Pooling" not in modules:
-        return ("last", True) if task == "embed" else None
-    if strange := next((name for name in modules if name not in KNOWN), None):
-        fact = f"embeddings that go through a module {strange!r} are not compiled"
-        raise LlmcError(fact, place=str(file), hint=TO_TEXT)
-    settings = read_object(folder / str(modules["Pooling"].get("path")) / "config.json")
-    asked = settings.get("pooling_mode")
-    named = [name for name, old in OLD_NAMES.items() if settings.get(old) is True]
-    others = [key for key, value in settings.items() if key.startswith("pooling_mode_") and value is True]
-    mode = asked if isinstance(asked, str) else named[0] if len(named) == len(others) == 1 else ""
-    if mode not in POOLINGS:
-        fact = "embeddings are compiled of a text's last token, or as the mean over its tokens; this model's are others"
-        raise LlmcError(fact, place=str(file), hint=TO_TEXT)
-    return POOLINGS[mode], "Normalize" in modules
+    if modules.pooling == "cls":
+        fact = "a decoder's embeddings are of a text's last token, or the mean over its tokens; this model's are others"
+        raise LlmcError(fact, place=str(folder), hint=TO_TEXT)
+    return Embedding(drop_head(graph), modules.pooling, modules.normalized)
 
 
-def read_list(file: Path) -> list[dict[str, Any]]:
-    found = read(file)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise LlmcError("it is no list of modules", place=str(file))
-    return found
+def is_whole(model: ir.Model) -> bool:
+    """Whether a token sees what is behind it."""
+    return any(node.op_type == "Attention" and not attribute(node, "is_causal", 0) for node in model.graph)
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    found = read(file)
-    if not isinstance(found, dict):
-        raise LlmcError("it is no object", place=str(file))
-    return found
+def n_tokens(model: ir.Model) -> int:
+    """How many tokens there are: columns of the logits, where there are some."""
+    return int(model.metadata_props.get(HEADLESS) or str(dims(model.graph.outputs[0])[-1]))
 
 
-def read(file: Path) -> Any:
-    try:
-        return parse_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise LlmcError(f"it cannot be read: {error}", place=str(file)) from None
+def whole_embedding(model: ir.Model, folder: Path | None, task: Task) -> Embedding:
+    """How a model makes embeddings whose tokens see what is behind them; its graph gives them then."""
+    if task == "generate":
+        fact = "its tokens see what is behind them: it makes embeddings, and writes no texts"
+        raise LlmcError(fact, place="--task generate", hint="--task embed")
+    modules = modules_of(folder, None, with_dense=True) or Modules("mean", True)
+    states = model.graph.outputs[0] if HEADLESS in model.metadata_props else before_head(model)[0]
+    value = pooled(model.graph, states, modules)
+    size = dims(value)[-1]
+    assert isinstance(size, int)
+    if value is not model.graph.outputs[0]:
+        give(model.graph, value)
+    return Embedding(size, modules.pooling, modules.normalized, True, modules.dense, modules.max_tokens)
 
 
-def drop_head(model: ir.Model) -> int:
-    """Put what the head is given in the logits' place, filled up with zeros.  -> how many elements it has.
+def pooled(graph: ir.Graph, states: ir.Value, modules: Modules) -> ir.Value:
+    """Nodes at the graph's end that pool and do what comes then; -> what they give."""
+    end = ir.Node("", "Identity", [states])
+    graph.append(end)
+    value = states if modules.pooling == "last" else emit(end, POOLS[modules.pooling], [states])[0]
+    for dense in modules.dense:
+        if dims(value)[-1] != dense.n_inputs:
+            fact = f"a Dense module takes {dense.n_inputs} elements; it is given {dims(value)[-1]}"
+            raise LlmcError(fact, place=dense.path)
+        weight = parameter(graph, f"{dense.path}.linear.weight", (dense.n_outputs, dense.n_inputs))
+        value = emit(end, "MatMul", [value, emit(end, "Transpose", [weight], perm=[1, 0])[0]])[0]
+        if dense.bias:
+            value = emit(end, "Add", [value, parameter(graph, f"{dense.path}.linear.bias", (dense.n_outputs,))])[0]
+        value = emit(end, dense.activation, [value])[0] if dense.activation else value
+    graph.remove(end, safe=True)
+    return value
 
-    The head is the product that makes the logits; what follows it has them as its one operand that is no constant.
-    Raises LlmcError where there is none.
-    """
-    graph = model.graph
+
+def parameter(graph: ir.Graph, name: str, shape: tuple[int, ...]) -> ir.Value:
+    """A weight that is not read yet."""
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    graph.initializers[name] = value
+    return value
+
+
+def give(graph: ir.Graph, value: ir.Value) -> None:
+    """Put a value in the logits' place, and let go of what only these needed."""
     logits = graph.outputs[0]
-    node = logits.producer()
+    value.name, logits.name = logits.name, f"{logits.name}.before"
+    graph.outputs[0] = value
+    drop_unused(graph)
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Nodes whose results nobody takes, and weights."""
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def before_head(model: ir.Model) -> tuple[ir.Value, ir.Node]:
+    """What the head is given, and the product that it is: it makes the logits; what follows it has them as its one
+    operand that is no constant.  Raises LlmcError where there is none."""
+    node = model.graph.outputs[0].producer()
     while node is not None and node.op_type not in ("MatMul", "Gemm"):
         varying = [value for value in node.inputs if value is not None and not value.is_initializer()]
         node = varying[0].producer() if len(varying) == 1 else None
     x = node.inputs[0] if node is not None else None
-    width, n_vocab = dims(x)[-1] if x is not None else None, dims(logits)[-1]
-    if node is None or not isinstance(width, int) or not isinstance(n_vocab, int):
+    if node is None or x is None:
+        raise LlmcError("no product makes this model's logits whose operand could be embeddings", hint=TO_TEXT)
+    return x, node
+
+
+def drop_head(model: ir.Model) -> int:
+    """Put what the head is given in the logits' place, filled up with zeros.  -> how many elements it has.  Raises
+    LlmcError where there is none."""
+    graph = model.graph
+    logits = graph.outputs[0]
+    x, node = before_head(model)
+    width, n_vocab = dims(x)[-1], dims(logits)[-1]
+    if not isinstance(width, int) or not isinstance(n_vocab, int):
         raise LlmcError("no product makes this model's logits whose operand could be embeddings", hint=TO_TEXT)
     if width > n_vocab:
         raise LlmcError(f"embeddings of {width} elements are more than the {n_vocab} tokens of the vocabulary")

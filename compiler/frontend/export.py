@@ -37,15 +37,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
 )
 
+from llmc.compiler.frontend.classes import build, is_encoder
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
 from llmc.compiler.frontend.config import check_layers
+from llmc.compiler.frontend.embedding import HEADLESS
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.experts import check_experts, name_gates, require_interface
+from llmc.compiler.frontend.first_position import FIRST_POSITION, first_position, shift_positions
 from llmc.compiler.frontend.masks import drop_masks, exported_mask
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.repeat_layers import LayersDifferError, repeat_layers, shorten
@@ -77,7 +79,8 @@ MOST_ELEMENTS = 1 << 30
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
-    """The float32 graph of a causal language model.  Refuses an architecture that it cannot express."""
+    """The float32 graph of a causal language model, or of an encoder, whose `logits` are its last hidden states.
+    Refuses an architecture that it cannot express."""
     n_layers = getattr(config, "num_hidden_layers", None) or 0
     n_context = max_tokens(config)
     check_layers(n_layers)
@@ -114,6 +117,10 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
             "llmc.prefix": model.base_model_prefix,
         }
     )
+    if is_encoder(config):
+        graph_model.metadata_props[HEADLESS] = str(model.get_input_embeddings().num_embeddings)
+    first = int(graph_model.metadata_props.get(FIRST_POSITION, "0"))
+    graph_model.metadata_props["llmc.n_context"] = str(max(n_context - first, 0))
     return graph_model
 
 
@@ -137,6 +144,9 @@ def kinds_of(config: PretrainedConfig) -> list[str]:
 
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     graph_model = _trace(model)
+    if is_encoder(config):
+        del graph_model.graph.outputs[1:]
+        ir_passes.RemoveUnusedNodesPass()(graph_model)
     if len(graph_model.graph.outputs) != 1:
         raise _unsupported(config, "it gives more than logits")
     kinds = kinds_of(config)
@@ -147,6 +157,7 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
         which = "fewer" if n_attention < n else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")
     check_experts(config, model, graph_model.graph)
+    _number_layers(graph_model.graph)
     _forget_weights(graph_model, model)
     simplify(graph_model)
     try:
@@ -161,6 +172,13 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     _rename_dims(graph_model)
     _drop_remarks(graph_model)
     return graph_model
+
+
+def _number_layers(graph: ir.Graph) -> None:
+    """Number those attentions by their order that do not know which layer they are of."""
+    for number, node in enumerate(node for node in graph if "llmc.layer" in node.metadata_props):
+        if not node.metadata_props["llmc.layer"]:
+            node.metadata_props["llmc.layer"] = str(number)
 
 
 def _name_constants(graph: ir.Graph) -> None:
@@ -219,20 +237,21 @@ def _attention_node(
     unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
     if unknown:
         raise _unsupported(module.config, f"its attention takes {unknown}")
-    if not getattr(module, "is_causal", True):
-        raise _unsupported(module.config, "its attention is not causal")
-    window = _window(module, sliding_window)
+    is_causal = getattr(module, "is_causal", True)
+    if not is_causal and s_aux is not None:
+        raise _unsupported(module.config, "its attention is not causal, and has sinks")
+    window = _window(module, sliding_window) if is_causal else 0
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
     settings: dict[str, Any] = {"scale": scale, "softcap": float(softcap or 0.0)}
     operands = [query, key, value, *([] if s_aux is None else [s_aux])]
     result = torch.onnx.ops.symbolic(
         "Attention" if s_aux is None else f"{DOMAIN}::SinkAttention",
         [*operands, *([] if attention_mask is None else [attention_mask])],
-        settings | ({"is_causal": 1} if s_aux is None else {"window": window}),
+        settings | ({"is_causal": int(is_causal)} if s_aux is None else {"window": window}),
         dtype=query.dtype,
         shape=(*query.shape[:3], value.shape[3]),
         version=OPSET if s_aux is None else VERSION,
-        metadata_props={"llmc.layer": str(module.layer_idx), "llmc.window": str(window)},
+        metadata_props={"llmc.layer": str(getattr(module, "layer_idx", "")), "llmc.window": str(window)},
     )
     return result.transpose(1, 2).contiguous(), None  # as transformers' own gives it: some models view it
 
@@ -258,7 +277,7 @@ AttentionMaskInterface.register(INTERFACE, exported_mask)
 def _build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     """The model with parameters that have a shape and no storage; its buffers are real."""
     with empty_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model = build(
             config,
             attn_implementation="eager" if has_own_attention(config) else INTERFACE,
             experts_implementation="llmc",
@@ -311,6 +330,8 @@ def _trace(model: PreTrainedModel) -> ir.Model:
         custom_translation_table={torch.ops.aten.slice_scatter.default: _slice_scatter},
     )
     assert exported is not None
+    if is_encoder(model.config) and (first := first_position(model)):
+        shift_positions(exported.model, first)
     if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
         inputs = exported.model.graph.inputs
         inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))

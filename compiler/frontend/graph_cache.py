@@ -27,11 +27,14 @@ NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 EXPORTERS = (
     "../causal_mask.py",
+    "classes.py",
     "complex_pairs.py",
     "config.py",
+    "embedding.py",
     "empty_weights.py",
     "experts.py",
     "export.py",
+    "first_position.py",
     "graph_cache.py",
     "masks.py",
     "repeat_layers.py",

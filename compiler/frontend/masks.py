@@ -1,8 +1,9 @@
 """Masks of attention that goes through transformers' interface: in the exported graph, until they are worked out.
 
 transformers makes a mask of functions of two indices, and a model may change it, or make one of its own.  Attention is
-exported as causal, within its layer's window.  So whatever arrives at it as its mask goes into the graph as one more
-operand, is worked out as those of .onnx files are (causal_mask.py), and has to be exactly what attention was given.
+exported as causal, within its layer's window, or as an encoder's.  So whatever arrives at it as its mask goes into the
+graph as one more operand, is worked out as those of .onnx files are (causal_mask.py), and has to be exactly what
+attention was given; of an encoder's it says how far a token sees on either side.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, numbers_in
+from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, near, numbers_in
+from llmc.compiler.graph import attribute
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
@@ -44,13 +46,18 @@ def drop_masks(graph: ir.Graph, n_context: int) -> None:
     """Take their masks from attentions, once it is sure that they say nothing new.  n_context: the most tokens of a
     sequence, 0 where nobody says.  Raises LlmcError for a mask that is another than the attention is compiled with."""
     checked: set[tuple[ir.Value, int]] = set()
+    windows: dict[ir.Value, int] = {}
     for node in graph:
         index = PLACES.get(node.op_type, len(node.inputs))
         mask = node.inputs[index] if index < len(node.inputs) else None
         if mask is None:
             continue
         window, place = int(node.metadata_props["llmc.window"]), f"node {node.name}"
-        if (mask, window) not in checked:
+        if node.op_type == "Attention" and not attribute(node, "is_causal", 0):
+            if mask not in windows:
+                windows[mask] = window_of(worked_out(mask, n_context or LONGEST, place), place)
+            node.metadata_props["llmc.window"] = str(windows[mask])
+        elif (mask, window) not in checked:
             two_chunks = 2 - 2 * min(window, 0)
             check_mask(worked_out(mask, n_context or LONGEST, place, two_chunks), window, place)
             checked.add((mask, window))
@@ -67,6 +74,17 @@ def worked_out(mask: ir.Value, n_context: int, place: str, least: int = SHORT) -
         return evaluated(mask, None, (), n_tokens, place)
     except LlmcError as error:
         raise LlmcError(f"its attention's mask is not causal: {error.fact}", place=place) from error
+
+
+def window_of(counts: Array, place: str) -> int:
+    """n, where the keys that count are less than n away on either side; 0, where all count."""
+    reach = int(counts[0].sum())
+    if (counts != near(len(counts), reach)).any():
+        row, column = (int(index) for index in np.argwhere(counts != near(len(counts), reach))[0])
+        says = "counts" if counts[row, column] else "does not count"
+        fact = "its attention's mask is neither causal nor that of an encoder"
+        raise LlmcError(f"{fact}: for token {row} the key {column} {says}", place=place)
+    return 0 if reach == len(counts) else reach
 
 
 def check_mask(counts: Array, window: int, place: str) -> None:

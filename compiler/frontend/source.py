@@ -19,7 +19,7 @@ from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
 from llmc.compiler.frontend.config import architecture_of, config_dtype, read_config
-from llmc.compiler.frontend.embedding import Embedding, Task, embedding_of
+from llmc.compiler.frontend.embedding import Embedding, Task, embedding_of, n_tokens
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
 from llmc.compiler.frontend.packed import packing_in, without_packing
@@ -43,7 +43,7 @@ LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A causal language model, ready for the passes.
+    """A causal language model or an encoder, ready for the passes.
 
     name: as a person would call it.  config: the fields of its config.json.
     graph: float32, opset 23; `input_ids`, `position_ids` int64 [batch, sequence] -> `logits` [batch, sequence, V].
@@ -121,16 +121,16 @@ def load_source(
     found = _open(model, weights, adapters)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
-    own = most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields)
-    stored, note = choose_dtype(own, dtype, has_f16)
+    stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
     notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
+    n_vocab = n_tokens(graph)
     embedding = embedding_of(graph, None if found.gguf else folder, task)
-    bound, contents = _bind(found, graph, fields, stored, seed)
+    bound, contents = _bind(_with_dense(found, embedding), graph, fields, stored, seed)
     fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
-    text, chat = found.text(n_vocab := _n_vocab(graph))
+    text, chat = found.text(n_vocab)
     eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab)
     return SourceModel(
         name=found.name,
@@ -138,7 +138,7 @@ def load_source(
         graph=graph,
         weights=tensors,
         dtype=stored,
-        n_context=_choose_context(graph, max_sequence),
+        n_context=_choose_context(graph, max_sequence, embedding),
         n_vocab=n_vocab,
         eos=eos,
         bos=bos,
@@ -344,16 +344,25 @@ def _random_dtype(fields: dict[str, Any]) -> StoredDType:
     return "bf16" if config_dtype(fields) in ("float16", "bfloat16") else "f32"
 
 
-def _choose_context(graph: ir.Model, asked: int | None) -> int:
+def _with_dense(found: _Found, embedding: Embedding | None) -> _Found:
+    """The model with the weights of what is behind its pooling, under the paths that they lie at."""
+    if found.checkpoint is None or found.folder is None or embedding is None or not embedding.dense:
+        return found
+    more = {
+        f"{dense.path}.{name}": tensor
+        for dense in embedding.dense
+        for name, tensor in open_checkpoint(found.folder / dense.path).items()
+    }
+    return replace(found, checkpoint={**found.checkpoint, **more})
+
+
+def _choose_context(graph: ir.Model, asked: int | None, embedding: Embedding | None = None) -> int:
+    """The most tokens of a sequence: those asked for, those that embeddings are made of, or what the model allows."""
     limit = int(graph.metadata_props["llmc.n_context"])
+    if embedding is not None and embedding.max_tokens and asked is None:
+        asked = min(limit or embedding.max_tokens, embedding.max_tokens)
     if not (asked or limit):
         raise LlmcError("the model has no longest sequence of its own", hint="choose one with --max-seq")
     if asked is not None and not 0 < asked <= (limit or asked):
         raise LlmcError(f"the model takes sequences of 1 to {limit} tokens, not {asked}", place="--max-seq")
     return asked or limit
-
-
-def _n_vocab(graph: ir.Model) -> int:
-    shape = graph.graph.outputs[0].shape
-    assert shape is not None
-    return int(str(shape[-1]))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers import PretrainedConfig
 
+from llmc.compiler.frontend.classes import class_of
 from llmc.runtime.errors import LlmcError
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
@@ -15,13 +16,13 @@ INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
 def has_own_attention(config: PretrainedConfig) -> bool:
     """Whether the model's code has its attention written out, and no way to put another function in its place."""
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class = class_of(config)
     return not hasattr(sys.modules[model_class.__module__], INTERFACE)
 
 
 def unsupported(config: PretrainedConfig, reason: str) -> LlmcError:
     """The error that says why the architecture of this configuration is not compiled."""
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class = class_of(config)
     if has_own_attention(config):
         reason = OWN_ATTENTION
     return LlmcError(

@@ -69,7 +69,7 @@ typedef struct llmc_options {
 /* Facts about a model; counts are in elements. */
 typedef struct llmc_info {
     uint32_t size; /* sizeof(llmc_info) as the caller knows it */
-    int32_t n_vocab;
+    int32_t n_vocab;   /* columns of the logits */
     int32_t n_context; /* most tokens a sequence can hold */
     int32_t n_threads;
     int32_t max_step_tokens; /* M of the largest plan */
@@ -85,6 +85,8 @@ typedef struct llmc_info {
     uint32_t n_slots;        /* for the states of sequences; 0: the model has none */
     uint32_t n_slots_free;   /* of these, those that no sequence holds */
     uint64_t slot_bytes;     /* of one */
+    int32_t n_tokens;        /* that there are, where they are not n_vocab; 0: the artifact is older than this field */
+    int32_t is_whole;        /* whether a text is read whole: in one input, by a sequence that is empty */
 } llmc_info;
 
 /* What is added to a token's logit. */

@@ -24,7 +24,7 @@ import numpy as np
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.guesses import ByJob, Guesses
 from llmc.runtime.serve.job import Job, Said
-from llmc.runtime.serve.pages import Pages
+from llmc.runtime.serve.pages import Pages, whole_texts
 from llmc.runtime.serve.probs import Texts, TokenProb, token_prob
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Batch:
         self.model, self.meters = model, meters
         self.max_batch = min(max_batch, longest)
         self.chunk = min(chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK), longest)
-        self.prompt_chunk = max(self.chunk, min(CPU_PROMPT if on_cpu else longest, longest))
+        at_once = CPU_PROMPT if on_cpu and not model.is_whole else longest
+        self.prompt_chunk = max(self.chunk, min(at_once, longest))
         self.pages = Pages(model, model.page_tokens)
         self.guesses = guesses
         if model.has_states:  # beside those of all texts, and of as many that guesses are made from
@@ -335,6 +336,8 @@ class Batch:
     def _compose(self) -> list[tuple[Job, int]]:
         """How many tokens of each job the next step takes: those that go on first, then prompts in a chunk."""
         pending = [job for job in self.running if job.n_pending]
+        if self.model.is_whole:
+            return whole_texts(pending, self.prompt_chunk)
         ongoing = [job for job in pending if job.n_pending == 1]
         left = max(1, self.chunk - len(ongoing)) if ongoing else self.prompt_chunk
         inputs = [(job, 1) for job in ongoing]

@@ -168,7 +168,7 @@ class Job:
     @property
     def wants_rows(self) -> bool:
         """Whether the model's rows for its prompt are still wanted, one for each token."""
-        return self.has_to_score or (self.ask.embeds is not None and self.ask.embeds.pooling == "mean")
+        return self.has_to_score or (self.ask.embeds is not None and not self.ask.embeds.of_last)
 
     @property
     def needs_care(self) -> bool:

@@ -76,6 +76,9 @@ class Pages:
         sequence, job.sequence = job.sequence, None
         if sequence is None:
             return
+        if self.model.is_whole:  # another text begins with other numbers, however alike the two are
+            sequence.close()
+            return
         if self.model.has_states:
             self._keep_state(as_ids(job.ids[:n]), sequence)
             return
@@ -109,7 +112,8 @@ class Pages:
     def begin(self, job: Job, running: Iterable[Job]) -> None:
         """Give a job its sequence: empty, or a fork of one that begins with the same full pages, or whose state is that
         behind the job's first tokens."""
-        ids = as_ids([] if job.wants_rows else job.ids[:-1])  # the others' logits are not wanted
+        shares = not job.wants_rows and not self.model.is_whole  # the others' logits are not wanted
+        ids = as_ids(job.ids[:-1] if shares else [])
         if self.model.has_states:
             self._begin_at_state(job, ids, running)
             return
@@ -171,3 +175,14 @@ def common(first: Ids, second: Ids) -> int:
     n = min(len(first), len(second))
     differs = first[:n] != second[:n]
     return int(differs.argmax()) if differs.any() else n
+
+
+def whole_texts(jobs: Iterable[Job], most: int) -> list[tuple[Job, int]]:
+    """The first jobs whose texts have together at most so many tokens; each is read whole."""
+    found: list[tuple[Job, int]] = []
+    for job in jobs:
+        if job.n_pending > most:
+            break
+        found.append((job, job.n_pending))
+        most -= job.n_pending
+    return found

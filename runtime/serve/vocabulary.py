@@ -103,8 +103,8 @@ class Vocabulary:
 
     def check_ids(self, name: str, ids: Iterable[int]) -> None:
         for token in ids:
-            if not 0 <= token < self.info.n_vocab:
-                raise wrong(name, f"has the token {token}; ids go from 0 to {self.info.n_vocab - 1}")
+            if not 0 <= token < self.info.n_ids:
+                raise wrong(name, f"has the token {token}; ids go from 0 to {self.info.n_ids - 1}")
 
 
 def special_marks(tokenizer: Tokenizer, marks: Iterable[str], n_vocab: int) -> dict[int, str]:

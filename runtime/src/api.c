@@ -106,6 +106,8 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .n_slots = model->states.n_pages,
         .n_slots_free = kv_free_pages(&model->states),
         .slot_bytes = model->states.page_bytes,
+        .n_tokens = (int32_t)model->plans.n_tokens,
+        .is_whole = model->plans.is_whole,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -130,7 +132,7 @@ static llmc_status token_text(const llmc_model *model, int32_t token, const char
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile from a folder with a tokenizer",
                     "the artifact has no vocabulary");
     memcpy(&n, v->bytes, sizeof n);
-    if (token < 0 || ((uint32_t)token >= n && (uint32_t)token >= model->plans.header.n_vocab))
+    if (token < 0 || ((uint32_t)token >= n && (uint32_t)token >= model->plans.n_tokens))
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "token %d is out of range: the vocabulary has %u",
                     token, n);
     if ((uint32_t)token >= n) return LLMC_OK; /* logits are often padded to a round number of columns */

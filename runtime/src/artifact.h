@@ -74,6 +74,8 @@ typedef struct extent {
 typedef struct plans {
     llmc_plan_header header;
     llmc_plan_states states; /* slot_bytes 0: the model has none */
+    uint32_t n_tokens;       /* that there are */
+    int is_whole;            /* all tokens of a text are in one step: llmc_plan_whole */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
@@ -105,6 +107,8 @@ void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads);
 void plans_free(plans *plans);
 /* Which plan [n_plans, by rising n_rows] to run next when n_rows rows are left. */
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows);
+/* The smallest plan that has n_rows rows, or the largest there is. */
+const plan *plan_holding(const plan *plans, uint32_t n_plans, uint64_t n_rows);
 
 /* -- weights.c ---------------------------------------------------------------------------------------------------- */
 

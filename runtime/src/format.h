@@ -20,6 +20,7 @@
 
 #define LLMC_FORMAT_VERSION 3u
 #define LLMC_FORMAT_WITH_STATES 4u /* of an artifact with states, and of its plan sections: see llmc_plan_states */
+#define LLMC_FORMAT_WHOLE 5u       /* of one that reads texts whole, and of its plan sections: see llmc_plan_whole */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_MAX_SECTIONS 64u
@@ -73,7 +74,7 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states where there are states, then kernels, plans, calls and arguments,
+/* The plan section: this header, llmc_plan_states or llmc_plan_whole where the version says so, then kernels, plans, calls and arguments,
  * each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
@@ -105,6 +106,14 @@ typedef struct llmc_plan_states {
     uint32_t default_slots; /* sequences that may hold one when llmc_options asks for 0; at least 1 */
     uint32_t reserved;
 } llmc_plan_states;
+
+/* Behind the header where tokens see what is behind them: so all tokens of a text are in one step, in the order of their
+ * positions and from 0 on; no step reads the pages that another one has written; a head reads positions, too, of all
+ * rows of its body. Logits are what the text is made into, and n_vocab how many numbers that is. */
+typedef struct llmc_plan_whole {
+    uint32_t n_tokens; /* that there are: their numbers are smaller; at least 1 */
+    uint32_t reserved;
+} llmc_plan_whole;
 
 /* Bits of llmc_kernel_record.flags. */
 enum {

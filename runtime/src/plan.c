@@ -65,24 +65,42 @@ static llmc_status check_header(const tables *tables, const llmc_plan_header *h,
     return LLMC_OK;
 }
 
-/* Copy the header, and what there is of states, whose version says so. start: where the tables begin. */
+/* Of the header's version: what stands behind it, `n_bytes` long, is copied to `more`. start: where the tables begin. */
+static llmc_status read_more(const tables *tables, const range *section, void *more, uint64_t n_bytes, uint64_t *start)
+{
+    *start += n_bytes;
+    if (section->n_bytes < *start)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(more, section->bytes + sizeof(llmc_plan_header), n_bytes);
+    return LLMC_OK;
+}
+
+/* Copy the header, and what there is of states, or of texts that are read whole. start: where the tables begin. */
 static llmc_status read_header(const tables *tables, plans *plans, const range *section, uint64_t *start)
 {
     llmc_plan_header *h = &plans->header;
     llmc_plan_states *states = &plans->states;
     *start = sizeof *h;
+    llmc_plan_whole whole = {0};
     *states = (llmc_plan_states){0};
     if (section->n_bytes < sizeof *h)
         return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
     memcpy(h, section->bytes, sizeof *h);
     int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
-    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states))
+    plans->is_whole = h->format_version == LLMC_FORMAT_WHOLE;
+    plans->n_tokens = h->n_vocab;
+    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states && !plans->is_whole))
         return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
+    if (plans->is_whole) {
+        llmc_status status = read_more(tables, section, &whole, sizeof whole, start);
+        plans->n_tokens = whole.n_tokens;
+        if (!status && (whole.n_tokens < 1 || whole.n_tokens > MAX_ELEMENTS || h->device != LLMC_DEVICE_CPU))
+            return INVALID("the plan reads texts of %u tokens whole, on device %u", whole.n_tokens, h->device);
+        return status;
+    }
     if (!has_states) return LLMC_OK;
-    *start += sizeof *states;
-    if (section->n_bytes < *start)
-        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
-    memcpy(states, section->bytes + sizeof *h, sizeof *states);
+    llmc_status status = read_more(tables, section, states, sizeof *states, start);
+    if (status) return status;
     if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots)
         return INVALID("the plan has %u slots for states of %llu bytes each", states->default_slots,
                        (unsigned long long)states->slot_bytes);
@@ -183,6 +201,7 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_WEIGHTS] = tables->weights_bytes;
     n_bytes[LLMC_SPACE_KV] = h->kv_page_bytes;
     n_bytes[LLMC_SPACE_TOKENS] = n_bytes[LLMC_SPACE_POSITIONS] = body_ids;
+    if (plans->is_whole && head_ids) n_bytes[LLMC_SPACE_POSITIONS] = plans->max_body_rows * 4ull;
     n_bytes[LLMC_SPACE_PAGE_TABLE] = body_ids * h->pages_per_sequence;
     n_bytes[LLMC_SPACE_ROWS] = head_ids;
     n_bytes[LLMC_SPACE_LOGITS] = logits * 4 * h->n_vocab;
@@ -286,6 +305,9 @@ static llmc_status load_tables(plans *plans, tables *tables)
     plans->bodies = plans->all;
     plans->heads = plans->all + plans->n_bodies;
     plans->samplers = plans->heads + plans->n_heads;
+    if (!status && plans->is_whole && plans->max_body_rows < plans->header.n_context)
+        status = INVALID("a text of %u tokens does not fit the largest step, of %u", plans->header.n_context,
+                         plans->max_body_rows);
     if (status || plans->header.device == LLMC_DEVICE_CPU) return status;
     return plans->n_samplers ? check_choices(plans, tables) : INVALID("the artifact has no sampler plan");
 }
@@ -370,6 +392,13 @@ void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads)
 
 /* A step reads all weights however few rows it has: that costs about as much as computing step_rows rows. So a few
  * rows of padding are cheaper than another step, and another step is cheaper than many rows of padding. */
+const plan *plan_holding(const plan *plans, uint32_t n_plans, uint64_t n_rows)
+{
+    uint32_t i = 0;
+    while (i + 1 < n_plans && plans[i].n_rows < n_rows) i++;
+    return plans + i;
+}
+
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows)
 {
     uint32_t above = 0;

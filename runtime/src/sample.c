@@ -267,6 +267,9 @@ llmc_status sample_check_how(const llmc_sampling *given)
 
 llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *given)
 {
+    if (sequence->model->plans.is_whole)
+        return fail(LLMC_ERROR_ARGUMENT, "sample", "logits() has what it makes of the text",
+                    "the model reads texts whole, and chooses no tokens");
     if (!sequence->has_logits)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "feed tokens first", "the sequence has no logits");
     return sample_check_how(given);

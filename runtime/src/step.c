@@ -1,7 +1,8 @@
 /* step.c - tokens of several sequences through bodies and heads.
  *
  * The tokens of all inputs are one stream, input after input. A body takes the next M of it, whatever sequences they
- * belong to; the heads then turn the rows whose logits are wanted into logits, while the arena still has them. */
+ * belong to; the heads then turn the rows whose logits are wanted into logits, while the arena still has them. Where
+ * tokens see what is behind them a body takes as many inputs as it has rows for, each of them whole. */
 #include <string.h>
 
 #include "runtime.h"
@@ -35,10 +36,14 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
         return fail(LLMC_ERROR_ARGUMENT, path, "shorten the text, or compile with a larger --max-seq",
                     "%zu tokens after %u are more than the context of %u", input->n_tokens, sequence->length,
                     h->n_context);
+    if (model->plans.is_whole && sequence->length)
+        return fail(LLMC_ERROR_ARGUMENT, path, "give each text in one input, to a sequence of its own",
+                    "the model reads a text whole, and input %zu of the step is to go on after %u tokens", index,
+                    sequence->length);
     for (size_t i = 0; i < input->n_tokens; i++)
-        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= h->n_vocab)
+        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= model->plans.n_tokens)
             return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u",
-                        input->tokens[i], h->n_vocab);
+                        input->tokens[i], model->plans.n_tokens);
     return LLMC_OK;
 }
 
@@ -167,6 +172,23 @@ static llmc_status run_tokens(llmc_model *model, const llmc_step_input *inputs, 
     return status;
 }
 
+/* The body for the next rows of the stream, n_left of which are left, and how many it takes. */
+static const plan *next_body(const llmc_model *model, const llmc_step_input *inputs, cursor at, uint64_t n_left,
+                             uint32_t *n_rows)
+{
+    const plans *plans = &model->plans;
+    if (!plans->is_whole) {
+        const plan *body = plan_choose(plans->bodies, plans->n_bodies, n_left, model->device->step_rows);
+        *n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
+        return body;
+    }
+    uint64_t n = inputs[at.input].n_tokens; /* at most n_context, which is at most the largest body's rows */
+    for (size_t i = at.input + 1; n < n_left && n + inputs[i].n_tokens <= plans->max_body_rows; i++)
+        n += inputs[i].n_tokens;
+    *n_rows = (uint32_t)n;
+    return plan_holding(plans->bodies, plans->n_bodies, n);
+}
+
 llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inputs)
 {
     if (!model || (!inputs && n_inputs))
@@ -178,8 +200,8 @@ llmc_status step(llmc_model *model, const llmc_step_input *inputs, size_t n_inpu
     if (status) return status;
     for (size_t i = 0; i < n_inputs; i++) sequence_drop_logits(inputs[i].sequence);
     while (n_left && !status) {
-        const plan *body = plan_choose(model->plans.bodies, model->plans.n_bodies, n_left, model->device->step_rows);
-        uint32_t n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
+        uint32_t n_rows;
+        const plan *body = next_body(model, inputs, at, n_left, &n_rows);
         status = run_tokens(model, inputs, body, n_rows, at);
         for (uint32_t i = 0; i < n_rows; i++) move_on(&at, inputs);
         n_left -= n_rows;

@@ -35,6 +35,8 @@ QUERY_ROWS = 64
 """Most query rows (rows times heads of a group) of a block: their scores and sums stay in the second level cache."""
 TILED_QUERY_ROWS = 128
 """The same where tiles multiply: eight tiles' softmax between their two products, so that neither waits."""
+WHOLE_ROWS = 32
+"""Rows of a block of a text that is in the step whole."""
 MANY_UNITS = 64
 """Rows times key heads that are enough for every thread, so that their splits can stay together."""
 
@@ -89,6 +91,8 @@ def match(call: Call, target: Target) -> Blocks | None:
 
 def blocks_of(a: Attention, least: int) -> Blocks:
     """least: rows of a block in large steps."""
+    if a.both_ways:
+        return Blocks(max(1, min(WHOLE_ROWS, a.m)))
     if a.m < PREFILL_ROWS:
         splits = a.splits > 1 and a.m * a.kv_heads < MANY_UNITS
         return Blocks(a.m if a.m * a.group <= 2 * QUERY_ROWS else 1, splits)
@@ -104,6 +108,8 @@ def space(call: Call, target: Target) -> Iterable[Blocks]:
 
 def space_of(a: Attention, sizes: tuple[int, ...]) -> list[Blocks]:
     """sizes: of blocks in large steps."""
+    if a.both_ways:
+        return [Blocks(rows) for rows in sizes if rows <= a.m]
     if a.m < PREFILL_ROWS:
         return [Blocks(rows, splits) for rows in {1, a.m} for splits in {False, a.splits > 1}]
     return [Blocks(rows) for rows in sizes if rows <= a.m]
@@ -122,11 +128,16 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     attend, temps = attending(reads, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)
     return Implementation(
         launches=(append, *attend),
-        temps=(4 * a.query_words * (a.m * a.heads + a.rows_beyond(blocks.rows)), *temps),
+        temps=(4 * a.query_words * (a.m * a.heads + rows_behind(a, blocks)), *temps),
         scratch_bytes=4 * max(a.longest, a.scratch_words(blocks.rows)),
         kv_layer_bytes=a.layer_bytes,
         layouts=weight_layouts(call),
     )
+
+
+def rows_behind(a: Attention, blocks: Blocks) -> int:
+    """Query rows behind the last one that kernels read."""
+    return max(a.rows_beyond(blocks.rows), blocks.rows * a.group if a.both_ways else 0)
 
 
 def appending(a: Attention, inputs: tuple[Operand, ...], kv: tuple[Operand, ...]) -> Launch:
@@ -157,8 +168,8 @@ def attending(
 ) -> tuple[tuple[Launch, ...], tuple[int, ...]]:
     """The launches after the first, and the temporaries between them.  sinks: one operand, or none; for the last."""
     out, states, scratch = Operand("output", 0), Operand("temp", 1), Operand("scratch")
-    small = a.m < PREFILL_ROWS
-    build: partial[Any] = partial(build_attend, a, blocks.rows)
+    small = a.m < PREFILL_ROWS and not a.both_ways
+    build: partial[Any] = partial(build_attend_whole if a.both_ways else build_attend, a, blocks.rows)
     if small:
         build = partial(build_attend_small, a, blocks.rows, blocks.splits)
     context = a.pages * PAGE_TOKENS // 2  # on average
@@ -198,6 +209,12 @@ def build_attend(attention: Attention, block: int) -> Any:
     from llmc.schedules.cpu import attention_walk
 
     return attention_walk.attend_kernel(attention, block)
+
+
+def build_attend_whole(attention: Attention, block: int) -> Any:
+    from llmc.schedules.cpu import attention_whole
+
+    return attention_whole.attend_whole_kernel(attention, block)
 
 
 def build_attend_small(attention: Attention, block: int, splits: bool) -> Any:

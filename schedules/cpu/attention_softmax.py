@@ -48,10 +48,11 @@ class State:
 
 class Sight(NamedTuple):
     """Of a page and a query row.  ahead: the page's first key - pos.  least: key - pos is larger than this where the
-    key is near enough; None: all are."""
+    key is near enough; None: all are.  most: and at most this; None: 0, for nothing behind the row is seen."""
 
     ahead: Any
     least: Any
+    most: Any = None
 
 
 class Softmax:
@@ -83,9 +84,8 @@ class Softmax:
         """m, l, P and what O decays by, for each query row, from its scores in this page."""
         a = self.a
         with T.serial(self.rows) as r:
-            position = self.positions[row + (T.truncdiv(r, a.group) if self.n > 1 else 0)]
-            sight = Sight(ONE.keep(page * PAGE_TOKENS - position, "int32"), self.least(position))
-            in_sight = sight.ahead <= 1 - PAGE_TOKENS
+            sight = self.sight(page, self.position(row, r))
+            in_sight = sight.ahead <= (1 - PAGE_TOKENS if sight.most is None else sight.most + (1 - PAGE_TOKENS))
             if a.window:
                 in_sight = T.And(in_sight, sight.ahead > sight.least)
             slope = self.slope(head, r)
@@ -97,6 +97,14 @@ class Softmax:
                         self.soften_row(r, sight, False, slope, query, scales, base, state)
                     with T.Else():
                         self.soften_row(r, sight, True, slope, query, scales, base, state)
+
+    def position(self, row: Any, r: Any) -> Any:
+        """Of query row r of the block that starts at `row`."""
+        return self.positions[row + (T.truncdiv(r, self.a.group) if self.n > 1 else 0)]
+
+    def sight(self, page: Any, position: Any) -> Sight:
+        """What a row at this position sees of a page."""
+        return Sight(ONE.keep(page * PAGE_TOKENS - position, "int32"), self.least(position))
 
     def least(self, position: Any) -> Any:
         """Sight.least of a row at this position."""
@@ -156,10 +164,10 @@ class Softmax:
         return v.keep(v.fma(distance, v.all(slope), score))
 
     def seen(self, score: Any, sight: Sight, token: int) -> Any:
-        """The score where the key is in sight: least < key - pos <= 0."""
+        """The score where the key is in sight: least < key - pos <= most."""
         a, v = self.a, self.v
         distance = v.keep(v.all(sight.ahead) + T.ramp(T.int32(token), 1, v.n), "int32")
-        score = T.Select(distance <= v.all(0), score, v.all(MASKED))
+        score = T.Select(distance <= v.all(0 if sight.most is None else sight.most), score, v.all(MASKED))
         if a.window:
             score = T.Select(distance > v.all(sight.least), score, v.all(MASKED))
         return v.keep(score)
@@ -225,22 +233,26 @@ class Softmax:
                 v.store(into.buffer, into.sums(r) + d * v.n, v.fma(o1, a, o2 * b))
 
     def finish(self, row: Any, head: Any, state: State, out: Any) -> None:
-        """out = O / l; zeros for a row at position -1.  Adding 0 leaves one zero, not two."""
-        a, v, part = self.a, self.v, widest(self.a.value_dim, self.a.lanes)
+        """out = O / l; zeros for a row at position -1."""
         with T.serial(self.rows) as r:
-            here = T.bind(row + T.truncdiv(r, a.group))
-            to = T.bind((here * a.heads + head * a.group + T.truncmod(r, a.group)) * a.value_dim)
-            with T.If(self.positions[here] >= 0):
-                with T.Then():
-                    v.store(state.buffer, state.total(r), v.sum(v.load(state.buffer, state.total(r))))
-                    if self.sinks is not None:
-                        self.add_sink(r, head, state)
-                    scale = T.bind(part.all(T.float32(1.0) / state.buffer[state.total(r)]))
-                    with T.serial(a.value_dim // part.n) as d:
-                        gathered = part.load(state.buffer, state.sums(r) + d * part.n)
-                        part.store(out, to + d * part.n, part.fma(gathered, scale, part.all(0.0)))
-                with T.Else(), T.serial(a.value_dim // part.n) as d:
-                    part.store(out, to + d * part.n, part.all(0.0))
+            self.finish_row(r, row, head, state, out)
+
+    def finish_row(self, r: Any, row: Any, head: Any, state: State, out: Any) -> None:
+        """The same of one query row.  Adding 0 leaves one zero, not two."""
+        a, v, part = self.a, self.v, widest(self.a.value_dim, self.a.lanes)
+        here = T.bind(row + T.truncdiv(r, a.group))
+        to = T.bind((here * a.heads + head * a.group + T.truncmod(r, a.group)) * a.value_dim)
+        with T.If(self.positions[here] >= 0):
+            with T.Then():
+                v.store(state.buffer, state.total(r), v.sum(v.load(state.buffer, state.total(r))))
+                if self.sinks is not None:
+                    self.add_sink(r, head, state)
+                scale = T.bind(part.all(T.float32(1.0) / state.buffer[state.total(r)]))
+                with T.serial(a.value_dim // part.n) as d:
+                    gathered = part.load(state.buffer, state.sums(r) + d * part.n)
+                    part.store(out, to + d * part.n, part.fma(gathered, scale, part.all(0.0)))
+            with T.Else(), T.serial(a.value_dim // part.n) as d:
+                part.store(out, to + d * part.n, part.all(0.0))
 
     def add_sink(self, r: Any, head: Any, state: State) -> None:
         """l = l + exp(sink - m), through the larger of the two scores: neither power of two overflows."""

@@ -44,12 +44,14 @@ def spans(n: int, width: int) -> Iterator[tuple[int, int, int]]:
 class Block:
     """`n` rows of one sequence at consecutive positions: the statements that attend for all their query rows."""
 
+    softmax_kind = Softmax
+
     def __init__(
         self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any,
         sinks: Any, slopes: Any = None,
     ):  # fmt: skip
         self.a, self.n, self.rows = a, n, n * a.group
-        self.softmax = Softmax(a, n, positions, s, sinks, slopes)
+        self.softmax = self.softmax_kind(a, n, positions, s, sinks, slopes)
         self.v = self.softmax.v
         self.q, self.positions, self.page_table, self.kv, self.out, self.scratch = q, positions, page_table, kv, out, s
         self.scales = scales
@@ -81,6 +83,10 @@ class Block:
             T.buffer_store(last, T.max(last[0], self.positions[row + i]), [0])
         return T.bind(last[0])
 
+    def last_seen(self, row: Any) -> Any:
+        """The last position that a row of the block sees."""
+        return self.last_position(row)
+
     def first_page(self, row: Any) -> Any:
         """The first page in the window, or the chunk, of the block's first row."""
         if not self.a.window:
@@ -95,7 +101,7 @@ class Block:
 
     def end_split(self, row: Any) -> Any:
         """The split after the last that the block sees; 0 when it sees none."""
-        return T.truncdiv(self.last_position(row) + SPLIT_PAGES * PAGE_TOKENS, SPLIT_PAGES * PAGE_TOKENS)
+        return T.truncdiv(self.last_seen(row) + SPLIT_PAGES * PAGE_TOKENS, SPLIT_PAGES * PAGE_TOKENS)
 
     def attend(self, row: Any, head: Any) -> None:
         """out = softmax(scale q K^T) V for the block that starts at `row`; zeros for a row at position -1."""
@@ -113,7 +119,7 @@ class Block:
         """m, l and O of one split.  goes_on: whether the same thread will want the page behind it."""
         a = self.a
         last = self.last_position(row)
-        last_page = T.bind(T.truncdiv(last, PAGE_TOKENS))
+        last_page = T.bind(T.truncdiv(self.last_seen(row) if a.both_ways else last, PAGE_TOKENS))
         begin = ONE.keep(T.max(split * SPLIT_PAGES, self.first_page(row)), "int32")
         end = ONE.keep(T.min((split + 1) * SPLIT_PAGES, last_page + 1), "int32")
         wanted = ONE.keep(last_page if goes_on is True else T.Select(goes_on, last_page, end - 1), "int32")

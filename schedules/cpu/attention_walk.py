@@ -27,11 +27,14 @@ from llmc.schedules.cpu.attention_softmax import State, intrinsics
 from llmc.schedules.cpu.attention_tiles import Block
 from llmc.schedules.cpu.lanes import share
 
+KINDS: tuple[type[Block], type[Block]] = (Block, TiledBlock)
+
 
 class Walk:
     """The operands of an attending kernel, as blocks of one row and of `block` rows."""
 
-    def __init__(self, a: Attention, block: int, splits: bool) -> None:
+    def __init__(self, a: Attention, block: int, splits: bool, kinds: tuple[type[Block], type[Block]] = KINDS) -> None:
+        """kinds: of blocks, in vectors and in tiles."""
         self.a, self.block = a, block
         q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
@@ -44,7 +47,7 @@ class Walk:
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        kind = TiledBlock if a.dot == "tiles" else Block
+        kind = kinds[a.dot == "tiles"]
         rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks, slopes)
         self.one, self.many = (kind(a, n, *rest) for n in (1, block))
 

@@ -38,9 +38,10 @@ int64 large = {5000}, float hidden = {-1e30}, float nothing = {0}, float[1, 1] w
 }"""
 
 
-def attention(window: int, *lines: str) -> ir.Graph:
+def attention(window: int, *lines: str, is_causal: int = 1) -> ir.Graph:
     """Attention with this window, and a mask of these lines."""
-    graph = ir.from_proto(onnx.parser.parse_model(TEXT.replace("LINES", "\n".join(lines)))).graph
+    text = TEXT.replace("LINES", "\n".join(lines)).replace("is_causal = 1", f"is_causal = {is_causal}")
+    graph = ir.from_proto(onnx.parser.parse_model(text)).graph
     graph.initializers["weight"].const_value = None  # a weight, that is: none of the graph's own numbers
     graph.node(-1).metadata_props["llmc.window"] = str(window)
     return graph
@@ -59,6 +60,29 @@ def test_a_mask_that_says_nothing_new_goes(window: int, lines: list[str]) -> Non
     graph = attention(window, *lines)
     drop_masks(graph, 96)
     assert [value.name for value in graph.node(-1).inputs if value] == ["x", "x", "x"]
+
+
+SPREAD = ["apart = Abs (distance)", "near = Less (apart, eight)"]
+
+
+@pytest.mark.parametrize(
+    ("window", "lines"),
+    [
+        (0, ["mask = Equal (distance, distance)"]),
+        (8, [*SPREAD, "mask = Identity (near)"]),
+        (8, [*SPREAD, "mask = Where (near, nothing, hidden)"]),
+    ],
+)
+def test_the_mask_of_an_encoder_says_how_far_a_token_sees(window: int, lines: list[str]) -> None:
+    graph = attention(0, *lines, is_causal=0)
+    drop_masks(graph, 96)
+    assert graph.node(-1).metadata_props["llmc.window"] == str(window)
+    assert len([value for value in graph.node(-1).inputs if value]) == 3
+
+
+def test_a_mask_that_is_neither_causal_nor_an_encoders_is_refused() -> None:
+    with pytest.raises(LlmcError, match="neither causal nor that of an encoder: for token 1 the key 0 counts"):
+        drop_masks(attention(0, CAUSAL, "mask = Identity (causal)", is_causal=0), 96)
 
 
 def test_of_a_window_that_is_longer_than_is_worked_out_the_beginning_is() -> None:

@@ -18,7 +18,7 @@ from llmc.compiler.graph_shapes import infer
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-M, N, K, H, KH, D, P, N_PAGES = 6, 8, 16, 4, 2, 16, 2, 5
+M, N, K, H, KH, D, P, N_PAGES, R = 6, 8, 16, 4, 2, 16, 2, 5, 2
 SHAPES: dict[str, tuple[int, ...]] = {
     "x": (M, K),
     "residual": (M, N),
@@ -33,6 +33,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "cos": (M, 4),
     "sin": (M, 4),
     "positions": (M,),
+    "rows": (R,),
     "page_table": (M, P),
     "k_cache": (N_PAGES, KH, 64, D),
     "index": (M, 2),
@@ -173,6 +174,8 @@ def inputs_of(op: str) -> dict[str, Array]:
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
     whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN), ("slots", SLOTS))
+    if "rows" in feeds:  # of two texts, and a row that pads the step
+        return feeds | {"positions": np.array([0, 1, 2, 0, 1, -1]), "rows": np.array([2, 4])}
     feeds |= {"g": -np.abs(feeds["g"])} if "g" in feeds else {}
     return feeds | {n: v for n, v in whole if n in feeds}
 
@@ -424,3 +427,23 @@ def test_every_operator_says_its_equation_and_shapes() -> None:
         doc = operator.function.graph.doc_string or ""
         assert "[M" in doc or "[S" in doc or "any shape" in doc, name
         assert len(doc) > 30, name
+
+
+@pytest.mark.parametrize("op", ops.POOLS)
+def test_rows_of_a_step_are_pooled_as_their_text_is(op: str) -> None:
+    feeds = inputs_of(f"{op}Rows")
+    (found,) = run(f"{op}Rows", feeds)
+    first, second = (run(op, {"x": feeds["x"][rows]})[0][-1] for rows in (slice(0, 3), slice(3, 5)))
+    np.testing.assert_allclose(found, [first, second], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_texts_of_a_step_are_attended_whole_and_by_themselves(window: int) -> None:
+    feeds = inputs_of("BidirectionalPagedAttention") | {"positions": np.array([0, 1, 2, 0, 1, -1])}
+    feeds["page_table"] = np.array([[3, 1]] * 3 + [[2, -1]] * 3)
+    found = run("BidirectionalPagedAttention", feeds, window=window)[0]
+    q, k, v = np.split(feeds["qkv"], [H * D, (H + KH) * D], axis=1)
+    for rows in (slice(0, 3), slice(3, 5)):
+        alone = run("BidirectionalAttention", {"q": q[rows], "k": k[rows], "v": v[rows]}, window=window)[0]
+        np.testing.assert_allclose(found[rows], alone, rtol=0, atol=1e-6)
+    assert not found[-1].any()

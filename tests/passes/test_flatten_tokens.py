@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.passes.flatten_tokens import flatten_tokens
@@ -121,10 +123,21 @@ def test_product_of_tokens_with_tokens_is_refused(build: Any) -> None:
         flatten_tokens(build.model(build.op("MatMul", turned, x)))
 
 
-def test_attention_that_is_not_causal_is_refused(build: Any) -> None:
+def test_attention_that_is_not_causal_is_of_all_tokens(build: Any, check: Any) -> None:
     q = heads(build, embed(build), 2, 4)
-    with pytest.raises(LlmcError, match="not causal"):
-        flatten_tokens(build.model(attention(build, q, q, q, 8, is_causal=0)))
+    check(build.model(attention(build, q, q, q, 8, is_causal=0)), flatten_tokens, 6)
+
+
+@pytest.mark.parametrize("op", ["llmc.PoolMean", "llmc.PoolFirst"])
+def test_a_text_is_pooled_along_its_tokens(build: Any, check: Any, op: str) -> None:
+    check(build.model(build.op(op, embed(build))), flatten_tokens, 2)
+
+
+def test_attention_with_a_mask_is_refused(build: Any) -> None:
+    q = heads(build, embed(build), 2, 4)
+    mask = build.constant(ir.tensor(np.zeros((6, 6), np.float32)))
+    with pytest.raises(LlmcError, match="has a mask or a cache"):
+        flatten_tokens(build.model(build.op("Attention", q, q, q, mask)))
 
 
 def test_heads_of_keys_that_queries_cannot_share_alike_are_refused(build: Any) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from llmc.compiler import graph
 from llmc.passes.gather_rows import gather_rows
@@ -62,3 +63,30 @@ def test_softmax_over_tokens_is_not_passed(build: Any, golden: Any) -> None:
 def test_embeddings_are_filled_up_for_the_rows_alone(build: Any, golden: Any) -> None:
     y = build.op("RMSNormalization", hidden(build), build.weight("norm", 8), axis=-1)
     assert gathered(build.model(build.op("Pad", y, build.constant([0, 3]), None, build.constant([-1]))), golden) == 2
+
+
+@pytest.mark.parametrize("op", ["llmc.PoolMean", "llmc.PoolFirst"])
+@pytest.mark.parametrize("with_product", [False, True])
+def test_a_text_is_pooled_for_the_rows_alone(build: Any, golden: Any, op: str, with_product: bool) -> None:
+    h = hidden(build)
+    build.token_inputs()
+    pooled = build.op(op, h)
+    model = build.model(build.op("llmc.Linear", pooled, build.weight("W", 3, 8)) if with_product else pooled)
+    feeds: dict[str, Any] = {"h": np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)}
+    feeds |= {
+        "positions": np.arange(6),
+        "rows": np.array([4, 1]),
+        "page_table": np.zeros((6, 2), np.int64),
+        "tokens": np.zeros(6, np.int64),
+    }
+    wanted = graph.evaluate(model, feeds)["logits"]
+    assert gather_rows(model) == with_product
+    golden(graph.to_text(model))
+    np.testing.assert_allclose(graph.evaluate(model, feeds)["logits"], wanted[[4, 1]], rtol=0, atol=1e-6)
+    assert gather_rows(model) == 0
+
+
+def test_rows_of_a_result_that_has_another_maker_are_gathered_behind_it(build: Any, golden: Any) -> None:
+    h = hidden(build)
+    _, y = build.op("llmc.AddRMSNorm", h, build.op("Relu", h), build.weight("norm", 8), n_results=2, epsilon=1e-6)
+    assert gathered(build.model(y), golden) == 0

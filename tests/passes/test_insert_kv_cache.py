@@ -206,6 +206,37 @@ def test_layers_are_numbered_in_order(build: Any) -> None:
     ]
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_text_is_attended_whole_beside_others(build: Any, golden: Any, window: int) -> None:
+    build.token_inputs()
+    q, k, v = qkv(build)
+    angles = [build.op("Gather", build.weight(name, LENGTH, D // 2), build.inputs[1]) for name in ("cos", "sin")]
+    q, k = rotary(build, q, H, *angles), rotary(build, k, KH, *angles)
+    attended = build.op("llmc.BidirectionalAttention", q, k, v, **ATTENTION | {"window": window})
+    model = build.model(attended)
+    lengths = (LENGTH, 3, 20)
+    rows = [np.random.default_rng(n).normal(size=(n, (H + 2 * KH) * D)).astype(np.float32) for n in lengths]
+    run = graph.runner(model)
+    alone = [
+        run({"tokens": np.zeros(len(x), np.int64), "positions": np.arange(len(x)), "x": x})["logits"] for x in rows
+    ]
+    assert insert_kv_cache(model) == 1
+    golden(graph.to_text(model))
+    assert insert_kv_cache(model) == 0
+    pages = [[3, 1], [0, -1], [2, -1]]
+    together: dict[str, Any] = {
+        "tokens": np.zeros(sum(lengths) + 1, np.int64),
+        "positions": np.concatenate([*map(np.arange, lengths), [-1]]),
+        "page_table": np.concatenate([*([page] * n for page, n in zip(pages, lengths, strict=True)), [[-1, -1]]]),
+        "x": np.concatenate([*rows, rows[0][:1]]),
+    }
+    for value in model.graph.inputs[-2:]:
+        together[str(value.name)] = np.full((5, KH, 64, D), 7, np.float32)
+    found = graph.evaluate(model, together)["logits"]
+    np.testing.assert_allclose(found[:-1], np.concatenate(alone), rtol=0, atol=2e-6)
+    assert not found[-1].any()
+
+
 def latent_model(build: Any) -> Any:
     build.token_inputs()
     sizes = {"num_heads": H, "head_dim": 10, "latent_dim": D, "rotary_dim": 4, "interleaved": 1, "epsilon": 1e-6}

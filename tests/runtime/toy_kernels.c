@@ -122,5 +122,6 @@ static int32_t project(int32_t r, const float *h, const float *table, float *log
 BODY(2)
 BODY(4)
 BODY(16)
+BODY(32)
 HEAD(1)
 HEAD(4)

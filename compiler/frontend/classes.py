@@ -1,0 +1,57 @@
+"""Which of transformers' classes a configuration is built with: a causal language model, or a bare encoder."""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+POOLER = "add_pooling_layer"
+"""What some encoders are asked whether they end with a layer of their own making, which embeddings do without."""
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether the model fills gaps in texts, and so sees what is behind a token: transformers has a masked language
+    model for its kind, and it is no decoder, nor one of an encoder and a decoder."""
+    kind = type(config)
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING or kind not in MODEL_MAPPING or getattr(config, "is_decoder", False):
+        return False
+    return not kind().is_encoder_decoder
+
+
+def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The class that is compiled."""
+    found = (MODEL_MAPPING if is_encoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
+    model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
+    return model_class
+
+
+def build(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The model, its weights made up.  options: transformers' own."""
+    maker = AutoModel if is_encoder(config) else AutoModelForCausalLM
+    model: PreTrainedModel = maker.from_config(config, **extra(config), **options)
+    return model
+
+
+def load(folder: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The model with the weights of a folder."""
+    maker = AutoModel if is_encoder(config) else AutoModelForCausalLM
+    model: PreTrainedModel = maker.from_pretrained(
+        folder, config=config, local_files_only=True, **extra(config), **options
+    )
+    return model
+
+
+def extra(config: PretrainedConfig) -> dict[str, Any]:
+    """What the class is asked besides."""
+    known = is_encoder(config) and POOLER in signature(class_of(config).__init__).parameters
+    return {POOLER: False} if known else {}
