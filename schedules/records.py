@@ -161,7 +161,7 @@ class Tuned:
         """The parameters for a call, and the record they come from; `default` and None without a usable record."""
         key = signature(call, target) if self.records else None
         record = self.records.get(key) if key else None
-        if record is None:
+        if record is None or is_outdated(record, default):
             return default, None
         params = params_of(record, rule, call, target, default)
         if params is None:
@@ -179,6 +179,13 @@ def params_of(record: Record, rule: Rule, call: Call, target: Target, default: A
     if record.rule != rule.name:
         return None
     return next((p for p in chain([default], rule.space(call, target)) if is_said(p, record.params)), None)
+
+
+def is_outdated(record: Record, default: Any) -> bool:
+    """Whether a record found nothing faster than the rule's own choice, which is another by now: it has not met that
+    one.  (In place all that a rule offers was measured.)"""
+    was_own = record.time_us == record.heuristic_us and not record.in_place
+    return was_own and not is_said(default, record.params)
 
 
 def is_said(params: Any, said: Mapping[str, Any]) -> bool:

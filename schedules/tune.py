@@ -116,7 +116,8 @@ def is_fresh(record: Record | None, job: Job, target: Target, machine: Machine) 
     """Whether this version of llmc has measured the job on this machine, and still has what it found."""
     if record is None or (record.machine, record.llmc) != (machine.name, machine.version):
         return False
-    return records.params_of(record, job.rule, job.call, target, job.default) is not None
+    offered = records.params_of(record, job.rule, job.call, target, job.default) is not None
+    return offered and not records.is_outdated(record, job.default)
 
 
 def as_record(job: Job, found: Found, target: Target, machine: Machine) -> Record:

@@ -167,7 +167,7 @@ def test_a_record_that_cannot_be_read_is_noted_and_the_rest_is_used(change: dict
 
 @pytest.mark.parametrize("change", [{"rows": 999}, {"near": "4"}, {"unroll": 2}, {"rows": None}])
 def test_params_that_the_rule_does_not_offer_are_ignored_with_a_note(change: dict[str, Any]) -> None:
-    tuned = Tuned({SIGNATURE: record(params={**record().params, **change})})
+    tuned = Tuned({SIGNATURE: record(params={**record().params, **change}, heuristic_us=11.0)})
     assert schedules.implement(CALL, TARGET, tuned).measured == {}
     assert schedules.implement(CALL, TARGET, tuned).params == schedules.implement(CALL, TARGET).params
     assert len(tuned.notes) == 1
@@ -179,6 +179,16 @@ def test_a_record_that_does_not_know_a_parameter_means_its_default() -> None:
     assert records.is_said(params, said)
     assert not records.is_said(replace(params, along=True), said)
     assert not records.is_said(params, {**said, "another": 1})
+
+
+def test_a_record_of_an_own_choice_that_is_no_longer_the_rules_own_says_nothing() -> None:
+    """The new one was not there to be measured; another choice's win over it stands, until it is measured again."""
+    near = {"params": {**record().params, "near": 8}}
+    was_own, won = Tuned({SIGNATURE: record(**near)}), Tuned({SIGNATURE: record(**near, heuristic_us=11.0)})
+    assert schedules.implement(CALL, TARGET, was_own).measured == {}
+    assert schedules.implement(CALL, TARGET, was_own).params == schedules.implement(CALL, TARGET).params
+    assert schedules.implement(CALL, TARGET, won).measured["params"]["near"] == 8
+    assert was_own.notes == won.notes == []
 
 
 def test_a_record_of_another_rule_is_ignored_with_a_note() -> None:
