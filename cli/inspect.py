@@ -75,6 +75,9 @@ def write_report(file: ArtifactFile, place: str, profile: str | None, program: i
     path = Path(place)
     if path.is_dir():
         raise LlmcError("the report's place is a directory", place=place, hint="name a file: --html report.html")
+    if path.exists() and not path.is_file():  # as /dev/null, whose place a file would take
+        hint = "name a file: --html report.html"
+        raise LlmcError("the report's place is a device or a pipe, which it would replace", place=place, hint=hint)
     if path.exists() and path.samefile(file.path):
         raise LlmcError("the report would replace the artifact", place=place, hint="name a file: --html report.html")
     summary = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -242,13 +243,16 @@ def test_a_manifest_that_makes_no_sense_is_one_clear_line(tmp_path: Path) -> Non
 
 
 def test_bad_places_are_refused(artifact: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
     for place, fact in (
         (tmp_path, "the report's place is a directory"),
         (artifact, "the report would replace the artifact"),
         (tmp_path / "no" / "r.html", "the report cannot be written: No such file or directory"),
+        (tmp_path / "pipe", "the report's place is a device or a pipe, which it would replace"),
     ):
         result = inspect(artifact, "--html", place)
         assert (result.exit_code, result.stderr.splitlines()[0]) == (1, f"error: {fact}")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_html_goes_alone_and_profile_goes_with_it(artifact: Path) -> None:
