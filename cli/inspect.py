@@ -13,7 +13,15 @@ import click
 
 from llmc.cli import schedules_view
 from llmc.cli.call_facts import CallFacts, facts_of_plan
-from llmc.cli.output import artifact_argument, certificate_in_words, in_bytes, json_option, print_json, table
+from llmc.cli.output import (
+    artifact_argument,
+    certificate_in_words,
+    in_bytes,
+    json_option,
+    manifest_shown,
+    print_json,
+    table,
+)
 from llmc.runtime import ArtifactFile, LlmcError
 from llmc.runtime.artifact import program_section
 from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
@@ -52,11 +60,14 @@ def command(
             said = write_report(file, html, profile, program)
             write = write_place
         else:
-            said = collect(file, program or 0)
+            with manifest_shown("inspect", artifact):
+                said = collect(file, program or 0)
     if as_json:
         print_json(said)
-    else:
-        click.echo(printable(write(said)))
+        return
+    with manifest_shown("inspect", artifact):
+        text = printable(write(said))
+    click.echo(text)
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 artifact_argument = click.argument("artifact", metavar="FILE.so", type=click.Path())
@@ -98,6 +98,17 @@ def installed(doing: str, extra: str) -> Iterator[None]:
             raise
         hint = f"pip install 'llmc[{extra}]'"
         raise LlmcError(f"{doing} needs the Python package {missing}, which is not installed", hint=hint) from None
+
+
+@contextmanager
+def manifest_shown(by: str, place: str) -> Iterator[None]:
+    """Around what reads a manifest to show it: one may come from anywhere, and say nothing of what is shown, or
+    nonsense.  by: what shows it."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        fact = f"the manifest lacks what {by} shows: {type(error).__name__}: {shortened(error)}"
+        raise LlmcError(fact, place=place, hint="compile the model again with this llmc") from error
 
 
 compiler_installed = partial(installed, "compiling", "compiler")

@@ -19,6 +19,7 @@ import numpy as np
 
 from llmc.cli.call_facts import CallFacts, facts_of_plan
 from llmc.cli.machine_limits import Limits, known_limits, machine_name
+from llmc.cli.output import manifest_shown
 from llmc.cli.trace_summary import VERSION, Said
 from llmc.runtime import ArtifactFile, LlmcError
 from llmc.runtime.artifact import program_section
@@ -215,8 +216,9 @@ def save(path: str, profile: Profile, artifact: str, n_threads: int, program: in
 
     Raises LlmcError when the file cannot be written.
     """
-    measured = Measured.of(profile, artifact, n_threads, program)
-    said = summary(measured)
+    with manifest_shown("the profile", artifact):
+        measured = Measured.of(profile, artifact, n_threads, program)
+        said = summary(measured)
     write_trace(path, measured, said)
     return said
 

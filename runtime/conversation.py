@@ -70,7 +70,8 @@ class Conversation:
 
     def close(self) -> None:
         """Give the pages back; closing twice is fine."""
-        self._end_answer()
+        with suppress(LlmcError):  # another thread finds the sequence closed
+            self._end_answer()
         self._sequence.close()
 
     def begin_anew(self) -> None:
@@ -134,9 +135,12 @@ class Conversation:
         return self._saying
 
     def _end_answer(self) -> None:
-        """The last answer ends here: the sequence is the next one's."""
-        if self._saying is not None:
-            self._saying.close()
+        """The last answer ends here: the sequence is the next one's.  Raises LlmcError where another thread says it."""
+        try:
+            if self._saying is not None:
+                self._saying.close()
+        except ValueError:  # of a generator that runs
+            raise LlmcError("the last answer is still being said, by another thread") from None
 
     def _written(self, constraint: Constraint | None) -> tuple[list[int], Scanner | None]:
         """-> (the messages as token ids, what tells a thought from the answer, if there may be one)."""

@@ -9,8 +9,8 @@ from typing import Any
 from llmc.cli.html import certificate, layer, memory, pipeline, plan, schedules
 from llmc.cli.html.artifact_facts import Facts
 from llmc.cli.html.markup import Child, Markup, element, paragraph
-from llmc.cli.output import in_bytes
-from llmc.runtime import ArtifactFile, LlmcError
+from llmc.cli.output import in_bytes, manifest_shown
+from llmc.runtime import ArtifactFile
 
 SECTIONS = (pipeline, layer, plan, memory, schedules, certificate)
 NAMES = ("pipeline", "layer", "plan", "memory", "schedules", "certificate")
@@ -18,11 +18,8 @@ NAMES = ("pipeline", "layer", "plan", "memory", "schedules", "certificate")
 
 def write_page(file: ArtifactFile, profile: Mapping[str, Any] | None, program: int = 0) -> str:
     """The whole page.  Raises LlmcError when the manifest lacks what the page shows."""
-    try:
+    with manifest_shown("the report", str(file.path)):
         return page(Facts(file, profile, program))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        fact = f"the manifest lacks what the report shows: {type(error).__name__}: {error}"
-        raise LlmcError(fact, place=str(file.path), hint="compile the model again with this llmc") from error
 
 
 def page(facts: Facts) -> str:

@@ -99,6 +99,22 @@ def test_a_manifest_that_says_little_is_still_shown(tmp_path: Path) -> None:
         assert inspect(path, *view).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("manifest", "view"),
+    [
+        ({"certificate": "x"}, ()),
+        ({"switched": -1}, ("--schedules",)),
+        ({"schedules": [{"plan": "body", "m": 1, "bytes": None}, {"plan": "body", "m": 1, "bytes": 1}]}, ("--plan",)),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_one_clear_line(
+    manifest: dict[str, Any], view: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = inspect(write_stub(tmp_path / "a.so", manifest=manifest), *view)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the manifest lacks what inspect shows: ")
+
+
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = write_stub(tmp_path / "a.so", graph={"passes": [], "final": "a\x1b[2Jb\nc"}, manifest={"created": "\x9b1m"})
     assert inspect(path, "--graph").stdout.endswith("a\ufffd[2Jb\nc\n")

@@ -83,6 +83,26 @@ def test_who_asks_again_ends_the_answer_before(model: Model) -> None:
         assert said(talk.ask("so", 6, endless)) == said(other.answer(6, endless))
 
 
+def test_an_answer_that_another_thread_says_is_not_ended(model: Model) -> None:
+    talk = Conversation(model)
+    refused: list[str] = []
+
+    def ask_meanwhile(*_: object) -> list[int]:
+        with pytest.raises(LlmcError) as error:
+            talk.ask("yo")
+        refused.append(error.value.fact)
+        talk.close()
+        return []
+
+    pieces = talk.ask("hi", 20, How(logit_bias=((EOS, -99.0),)))
+    next(pieces)
+    assert talk.generation is not None
+    talk.generation._why_stop = ask_meanwhile  # type: ignore[assignment, method-assign]
+    with pytest.raises(LlmcError, match="the sequence is closed"):
+        list(pieces)
+    assert refused[0] == "the last answer is still being said, by another thread"
+
+
 def test_an_answer_outlives_its_model_in_silence(tmp_path: Path) -> None:
     with llmc.load(chatting(tmp_path / "stub.so")) as model:
         pieces = Conversation(model).ask("hi", 20, How(logit_bias=((EOS, -99.0),)))
