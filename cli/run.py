@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from llmc.runtime.grammar import Constraint, Grammar
     from llmc.runtime.sequence import Sequence
 
+MOST_SCHEMA = 8 << 20
+"""Bytes of a JSON schema: as many as llmc serve takes."""
+
 
 def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
     """1,2,3 as numbers."""
@@ -129,11 +132,14 @@ def grammar_in(path: str) -> Grammar:
     from llmc.runtime.grammar import Grammar
     from llmc.runtime.parse_json import parse_json
 
+    with Path(path).open("rb") as file:
+        text = file.read(MOST_SCHEMA + 1)
+    if len(text) > MOST_SCHEMA:
+        raise LlmcError(f"the schema is longer than {MOST_SCHEMA >> 20} MiB", place=path)
     try:
-        schema = parse_json(Path(path).read_bytes())
+        return Grammar.of_schema(parse_json(text))
     except ValueError as error:
         raise LlmcError(f"this is not JSON: {error}", place=path) from None
-    return Grammar.of_schema(schema)
 
 
 def following(model: Model, grammar: Grammar) -> Constraint:

@@ -217,7 +217,7 @@ class ArtifactFile:
     def _chunks(self, section: Section) -> Iterator[bytes]:
         offset, end = section.offset, section.offset + section.n_bytes
         while offset < end:
-            chunk = os.pread(self._descriptor, min(READ_BYTES, end - offset), offset)
+            chunk = _read_at(self.path, self._descriptor, min(READ_BYTES, end - offset), offset)
             if not chunk:
                 raise LlmcError("the artifact became shorter while it was read", place=str(self.path))
             yield chunk
@@ -248,11 +248,19 @@ def _open_file(path: Path) -> int:
     return descriptor
 
 
+def _read_at(path: Path, descriptor: int, n_bytes: int, offset: int) -> bytes:
+    """So many bytes from there on, or as many as there are."""
+    try:
+        return os.pread(descriptor, n_bytes, offset)
+    except OSError as error:  # a disk's, which names no file
+        raise LlmcError(f"the artifact cannot be read: {error.strerror}", place=str(path)) from None
+
+
 def _read_directory(path: Path, descriptor: int, n_bytes: int) -> dict[str, Section]:
     """The section table behind the trailer, checked."""
     if n_bytes < TRAILER.size:
         raise _not_an_artifact(path, descriptor)
-    trailer = TRAILER.unpack(os.pread(descriptor, TRAILER.size, n_bytes - TRAILER.size))
+    trailer = TRAILER.unpack(_read_at(path, descriptor, TRAILER.size, n_bytes - TRAILER.size))
     magic, version, n_sections, offset, file_bytes, sha256 = trailer
     if magic != TRAILER_MAGIC:
         raise _not_an_artifact(path, descriptor)
@@ -265,7 +273,7 @@ def _read_directory(path: Path, descriptor: int, n_bytes: int) -> dict[str, Sect
         raise LlmcError(fact, place=str(path), hint=COMPILE_AGAIN)
     if not 1 <= n_sections <= MAX_SECTIONS or offset + n_sections * SECTION.size != n_bytes - TRAILER.size:
         raise _bad_directory(path, "its size does not fit the file")
-    directory = os.pread(descriptor, n_sections * SECTION.size, offset)
+    directory = _read_at(path, descriptor, n_sections * SECTION.size, offset)
     if hashlib.sha256(directory).digest() != sha256:
         raise _bad_directory(path, "it is not what was written")
     return _check_sections(path, directory, offset)
@@ -298,7 +306,7 @@ def _bad_directory(path: Path, reason: str) -> LlmcError:
 
 def _not_an_artifact(path: Path, descriptor: int) -> LlmcError:
     """An artifact cut short has lost its trailer, but its code still names the one symbol that artifacts export."""
-    head = os.pread(descriptor, 16 * READ_BYTES, 0)
+    head = _read_at(path, descriptor, 16 * READ_BYTES, 0)
     if head.startswith(ELF_MAGIC) and b"llmc_get_api\0" in head:
         fact = "the artifact is truncated or stripped: its end is missing"
         return LlmcError(fact, place=str(path), hint=COMPILE_AGAIN)

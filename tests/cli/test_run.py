@@ -142,6 +142,9 @@ def test_a_text_follows_a_schema(tmp_path: Path) -> None:
     damaged = tmp_path / "b.so"  # is not looked at
     damaged.write_bytes(b"")
     assert run(damaged, "--tokens", "5", "--json-schema", schema).stderr.startswith("error: this is not JSON: ")
+    assert run(stub, "--tokens", "5", "--json-schema", "/dev/zero").stderr.startswith(
+        "error: the schema is longer than 8"
+    )
     assert run(stub, "-i", "--json-schema", schema).exit_code == 2
 
 

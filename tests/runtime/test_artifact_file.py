@@ -86,6 +86,11 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     assert refusal(tmp_path / "pipe").fact == "this is no regular file, not an artifact"
 
 
+def test_a_file_that_the_system_does_not_read_is_named() -> None:
+    error = refusal(Path("/proc/self/mem"))  # whose first page nobody has
+    assert (error.fact, error.place) == ("the artifact cannot be read: Input/output error", "/proc/self/mem")
+
+
 @pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(5000), bytes(64)])
 def test_another_file_is_not_an_artifact(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.so").write_bytes(content)
