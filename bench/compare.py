@@ -37,6 +37,7 @@ from llmc.bench.peers.environments import Entry
 from llmc.bench.peers.process import PeerError, PeerProcess
 from llmc.bench.peers.quiet import Neighbours, wait_for_quiet
 from llmc.bench.peers.record import Record
+from llmc.bench.peers.shapes import SHAPES
 from llmc.bench.peers.table import table_of
 from llmc.compiler.frontend.known import KNOWN_MODELS
 
@@ -211,6 +212,12 @@ class Contest:
                 self.running.pop(entry).close()
 
 
+def config_of(model: str) -> dict[str, Any]:
+    """What peers are told of a model: what its GGUF file says, or the fields of config.json."""
+    known = {} if model in SHAPES else KNOWN_MODELS[model].config
+    return known | {"known_as": model}
+
+
 def set_up(plan: Plan) -> None:
     """Environments and model files; what fails is said, and left for the measurement to leave out."""
     for entry in plan.entries:
@@ -220,12 +227,17 @@ def set_up(plan: Plan) -> None:
             print(f"{entry} not set up: {error}", file=sys.stderr, flush=True)
 
 
+def numbers(text: str) -> list[int]:
+    """Those of a list with commas, which may be empty."""
+    return [int(number) for number in text.split(",") if number]
+
+
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", required=True, choices=KNOWN_MODELS)
+    parser.add_argument("--model", required=True, choices=[*KNOWN_MODELS, *SHAPES])
     parser.add_argument("--peers", required=True, help="such as llmc:bf16,hf:bf16,llama.cpp:q8_0")
     parser.add_argument("--batch", default="1", help="decode steps of so many sequences, such as 1,4")
-    parser.add_argument("--context", type=int, default=128, help="tokens before the first decode step")
+    parser.add_argument("--context", default="128", help="tokens before the first decode step, such as 128,4096")
     parser.add_argument("--prefill", default="", help="prompts of so many tokens, such as 128,1024")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="decode steps in a round")
@@ -241,13 +253,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Plan]:
     options = parser.parse_args(arguments)
     try:
         entries = [Entry.parse(text) for text in options.peers.split(",")]
-        tasks = [Task(int(batch), options.context) for batch in options.batch.split(",") if batch]
-        tasks += [Task(0, int(tokens)) for tokens in options.prefill.split(",") if tokens]
+        batches, contexts, prompts = map(numbers, (options.batch, options.context, options.prefill))
+        tasks = [Task(batch, context) for context in contexts for batch in batches]
+        tasks += [Task(0, tokens) for tokens in prompts]
     except ValueError as error:
         parser.error(str(error))
     plan = Plan(
         model=options.model,
-        config=KNOWN_MODELS[options.model].config | {"known_as": options.model},
+        config=config_of(options.model),
         entries=entries,
         tasks=tasks,
         rounds=options.rounds,

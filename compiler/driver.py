@@ -159,9 +159,9 @@ def check_request(
 
 def notes(source: SourceModel, parts: Sequence[Part], scheme: Scheme | None) -> list[str]:
     """What the user should be told."""
-    tuning = dict.fromkeys(note for part in parts for note in part.notes)
+    of_parts = dict.fromkeys(note for part in parts for note in part.notes)
     packing = report.notes_of_packing(source, [part.program for part in parts], scheme)
-    return [*source.notes, *packing, *never_chosen([part.machine for part in parts]), *tuning]
+    return [*source.notes, *packing, *never_chosen([part.machine for part in parts]), *of_parts]
 
 
 def have_f16(machines: Sequence[Target]) -> bool:
@@ -190,7 +190,8 @@ def plan_each(
         suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
         program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix)
         switched = tuple(map(str, tuned.on(machine)))
-        parts.append(Part(machine, program, graph_section, tuple(tuned.notes), switched))
+        said = [] if source.embedding else report.notes_of_logits(step_graph, source.dtype)
+        parts.append(Part(machine, program, graph_section, (*said, *tuned.notes), switched))
     programs, shared = share_weights([part.program for part in parts])
     return [replace(part, program=program) for part, program in zip(parts, programs, strict=True)], shared
 

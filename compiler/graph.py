@@ -108,6 +108,23 @@ def is_experts(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type.startswith("Experts")
 
 
+def is_linear(node: ir.Node) -> bool:
+    return op_name(node).startswith(("llmc.Linear", "llmc.GatedLinear"))
+
+
+def products_before(result: ir.Value) -> set[ir.Node]:
+    """The last linear layers on the way to a value."""
+    found: set[ir.Node] = set()
+    queue = [result]
+    while queue:
+        node = queue.pop().producer()
+        if node is not None and is_linear(node):
+            found.add(node)
+        elif node is not None:
+            queue += [value for value in node.inputs if value is not None]
+    return found
+
+
 def family_name(names: Sequence[str]) -> str:
     """One name for weights that are joined: "mlp.gate.weight" and "mlp.up.weight" are "mlp.{gate,up}.weight"."""
     prefix = shared_start(names)

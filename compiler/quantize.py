@@ -98,15 +98,13 @@ class Scheme:
         if name not in SCHEMES:
             fact = f"llmc quantises to {', '.join(SCHEMES)}"
             raise LlmcError(fact, place=f"--quant {name}", hint="use --quant int8")
-        if name == "mxfp4" and lm_head:
-            raise LlmcError("mxfp4 is for the weights of experts alone", place="--quant-lm-head")
         if name != "int4" and group:
             fact = f"{name} weights have one scale {'for each 32' if name == 'mxfp4' else 'a row'}"
             raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
         if group not in (None, *GROUPS):
             raise LlmcError(f"groups are of {GROUPS[0]} or {GROUPS[1]} weights", place=f"--quant-group {group}")
         if name == "mxfp4":
-            return cls(4, MX_GROUP, number="mx")
+            return cls(4, MX_GROUP, lm_head, "mx")
         if name == "int4":
             return cls(4, group or GROUPS[0], lm_head)
         return cls(8, 0, lm_head, "fp" if name == "fp8" else "int")
@@ -117,7 +115,7 @@ class Scheme:
 
     @property
     def of_experts_alone(self) -> bool:
-        """Whether all weights but those of experts stay as they are."""
+        """Whether it is for experts: others are in int8, or stay as they are."""
         return self.number == "mx"
 
     @property

@@ -210,3 +210,16 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
     if share < 0.01:
         return [f"{scheme.name} cannot hold {own}: they are fitted anew"]
     return [f"{scheme.name} keeps {floor(100 * share)} % of {own}; the others are fitted anew"]
+
+
+def notes_of_logits(step_graph: ir.Model, dtype: str) -> list[str]:
+    """Whether the product that makes the logits is larger than a checkpoint keeps it, beside weights that are small."""
+    if not any(isinstance(value.const_value, QuantizedWeight) for value in step_graph.graph.initializers.values()):
+        return []
+    for node in graph.products_before(step_graph.graph.outputs[0]):
+        weight = graph.weight_of(node.inputs[1])
+        if weight is not None and weight.coded is not None and not isinstance(weight, QuantizedWeight):
+            bits = weight.coded.bits
+            fact = f"the checkpoint keeps the product that makes the logits in {bits} bits, here it is {dtype}"
+            return [f"{fact}: --quant-lm-head keeps it small"]
+    return []

@@ -8,7 +8,8 @@ rewrite:
     is in no more
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
 product that chooses experts, which is small, and a wrong choice is a large error; likewise those that say how much of
-a state is kept, and how much of a token goes in; in mxfp4 all but experts.
+a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a checkpoint keeps as codes beside
+them, or is asked for, which become int8.
 
 Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
 product that makes the logits then adds a copy.
@@ -22,7 +23,7 @@ from math import prod
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, is_experts, op_name, weight_of
+from llmc.compiler.graph import add_constant, is_experts, is_linear, op_name, products_before, weight_of
 from llmc.compiler.ops import DOMAIN, GATED_RULES
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
@@ -42,24 +43,36 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
-    spared = set() if scheme.lm_head else products_before(graph.outputs[0])
+    logits = products_before(graph.outputs[0])
+    spared = set() if scheme.lm_head else set(logits)
     for node in graph:
         if is_experts(node) or op_name(node) in RULES:
             spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
-    places = list(inputs_to_quantize(graph, spared, scheme))
+    if scheme.of_experts_alone:
+        spared |= {node for node in graph if is_linear(node) and node not in logits and not is_kept_as_codes(node)}
+    places = list(inputs_to_quantize(graph, spared))
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
     zeros = replace(scheme, zeros=scheme.dtype == "i4")
     wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
-    return sum(quantize_input(node, index, (scheme, wide, zeros)) for node, index in places)
+    of_experts = scheme, wide, zeros
+    int8 = replace(scheme, bits=8, group=0, number="int")
+    of_others = (int8,) * 3 if scheme.of_experts_alone else of_experts
+    return sum(quantize_input(node, index, of_experts if is_experts(node) else of_others) for node, index in places)
 
 
-def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node], scheme: Scheme) -> Iterator[tuple[ir.Node, int]]:
+def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node]) -> Iterator[tuple[ir.Node, int]]:
     """Nodes, and which of their inputs are weights to be quantised."""
     for node in graph:
         if is_experts(node):
             yield from ((node, 3), (node, 4))
-        elif is_linear(node) and node not in spared and not scheme.of_experts_alone:
+        elif is_linear(node) and node not in spared:
             yield node, 1
+
+
+def is_kept_as_codes(node: ir.Node) -> bool:
+    """Whether a checkpoint keeps a linear layer's weight as codes, of 8 bits or fewer."""
+    weight = weight_of(node.inputs[1])
+    return weight is not None and weight.coded is not None
 
 
 def are_most_small(weights: list[Weight]) -> bool:
@@ -90,20 +103,3 @@ def quantize_input(node: ir.Node, index: int, schemes: Schemes) -> int:
     if not value.uses() and not value.is_graph_output():
         graph.initializers.pop(str(value.name), None)
     return 1
-
-
-def is_linear(node: ir.Node) -> bool:
-    return op_name(node).startswith(("llmc.Linear", "llmc.GatedLinear"))
-
-
-def products_before(result: ir.Value) -> set[ir.Node]:
-    """The last linear layers on the way to a value."""
-    found: set[ir.Node] = set()
-    queue = [result]
-    while queue:
-        node = queue.pop().producer()
-        if node is not None and is_linear(node):
-            found.add(node)
-        elif node is not None:
-            queue += [value for value in node.inputs if value is not None]
-    return found

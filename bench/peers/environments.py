@@ -1,7 +1,8 @@
 """The peers' environments and model files, all under build/peers: made once, kept.
 
 Each peer NAME has requirements/NAME.txt and a virtual environment build/peers/NAME; llmc runs in the environment that
-runs the comparison.  Model files are build/peers/models/MODEL/PEER-PRECISION, or MODEL/source for what is converted.
+runs the comparison.  Model files are build/peers/models/MODEL/PEER-PRECISION, or MODEL/source for what is converted;
+of a model in shapes.py MODEL/KIND.gguf, which llama.cpp reads as it is and llmc compiles.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmc.bench.peers.process import PeerError, PeerProcess
+from llmc.bench.peers.random_gguf import write_gguf
+from llmc.bench.peers.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "peers"
@@ -29,13 +32,16 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
-    "llmc": System("llmc_", ("f32", "bf16", "int8", "int4", "int8+head", "int4+head")),
+    "llmc": System("llmc_", ("f32", "bf16", "int8", "int4", "int8+head", "int4+head", "mxfp4", "mxfp4+head")),
     "hf": System("hf", ("f32", "bf16")),
-    "llama.cpp": System("llama_cpp", ("bf16", "q8_0", "q4_0")),
+    "llama.cpp": System("llama_cpp", ("bf16", "q8_0", "q4_0", "mxfp4")),
     "openvino": System("openvino", ("bf16", "int8", "int4"), converts=True),
     "onnxruntime-genai": System("onnxruntime_genai", ("int4",), converts=True),
     "ctranslate2": System("ctranslate2", ("int8",), converts=True),
 }
+
+GGUF_KINDS = {"int8": "q8_0", "int4": "q4_0"}
+"""What llmc compiles to these."""
 
 
 class Entry(NamedTuple):
@@ -81,16 +87,26 @@ def start(entry: Entry) -> PeerProcess:
 
 
 def model_path(model: str, entry: Entry) -> Path:
+    if model in SHAPES and entry.system == "llama.cpp":
+        return gguf_path(model, entry)
     return BUILD / "models" / model / f"{entry.system}-{entry.precision}"
+
+
+def gguf_path(model: str, entry: Entry) -> Path:
+    """The file of a model in shapes.py that both sides read."""
+    kind = entry.precision.partition("+")[0]
+    return BUILD / "models" / model / f"{GGUF_KINDS.get(kind, kind)}.gguf"
 
 
 def set_up(model: str, config: dict[str, Any], entry: Entry) -> None:
     """Make what is missing of an entry's environment and model files.  Raises PeerError."""
     make_environment(entry.system)
     path = model_path(model, entry)
+    source = BUILD / "models" / model / "source"
+    if model in SHAPES:
+        source = make_gguf(model, entry)
     if path.exists():
         return
-    source = BUILD / "models" / model / "source"
     if SYSTEMS[entry.system].converts and not source.exists():
         make_source(config, source)
     with start(entry) as process:
@@ -116,6 +132,19 @@ def make_environment(system: str) -> None:
     except subprocess.CalledProcessError as error:
         raise PeerError(f"{' '.join(error.cmd[:3])} … failed; its output is above") from error
     stamp.write_text(pins.read_text())
+
+
+def make_gguf(model: str, entry: Entry) -> Path:
+    """The model's file at an entry's precision."""
+    if entry.system not in ("llmc", "llama.cpp"):
+        raise PeerError(f"{entry.system} does not read {model}")
+    path = gguf_path(model, entry)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        write_gguf(SHAPES[model](), path.stem, part)
+        part.replace(path)
+    return path
 
 
 def make_source(config: dict[str, Any], folder: Path) -> None:

@@ -36,7 +36,7 @@ class HuggingFace:
                     module._parameters[name] = torch.nn.Parameter(values.reshape(parameter.shape), requires_grad=False)
         model.tie_weights()
         self.model = model.eval()
-        self.caches: dict[int, DynamicCache] = {}
+        self.caches: dict[tuple[int, ...], DynamicCache] = {}
         return f"transformers {transformers.__version__}, PyTorch {torch.__version__}"
 
     def prefill(self, prompt: list[int]) -> float:
@@ -44,9 +44,9 @@ class HuggingFace:
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
         ids = torch.tensor(prompts)
-        cache = self.caches.get(len(prompts))
+        cache = self.caches.get(tuple(ids.shape))
         if cache is None:
-            cache = self.caches[len(prompts)] = DynamicCache(config=self.config)
+            cache = self.caches[tuple(ids.shape)] = DynamicCache(config=self.config)
             self.step(ids[:, :-1], cache)
         if surplus := cache.get_seq_length() - (ids.shape[1] - 1):
             cache.crop(-surplus)

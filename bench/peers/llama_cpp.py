@@ -27,7 +27,8 @@ class Context:
     def __init__(self, model: Any, n_sequences: int, room: int, threads: int) -> None:
         params = llama.llama_context_default_params()
         per_sequence = -(-room // 256) * 256
-        params.n_ctx, params.n_seq_max, params.n_batch = per_sequence * n_sequences, n_sequences, 2048
+        params.n_ctx = params.n_batch = per_sequence * n_sequences
+        params.n_seq_max = n_sequences
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self.handle = llama.llama_init_from_model(model, params)
@@ -37,8 +38,14 @@ class Context:
         self.memory = llama.llama_get_memory(self.handle)
         self.length = 0
 
-    def truncate(self, length: int) -> None:
-        llama.llama_memory_seq_rm(self.memory, -1, length, -1)
+    def truncate(self, prompts: list[list[int]]) -> None:
+        """Keep the tokens of the prompts; where a state does not go back, read them again."""
+        length = len(prompts[0])
+        if self.length < length or not llama.llama_memory_seq_rm(self.memory, -1, length, -1):
+            llama.llama_memory_clear(self.memory, True)
+            self.length = 0
+            if length:
+                self.step(prompts)
         self.length = length
 
     def step(self, tokens: list[list[int]]) -> list[list[int]]:
@@ -84,21 +91,21 @@ class LlamaCpp:
         self.model = llama.llama_model_load_from_file(str(loading.path).encode(), llama.llama_model_default_params())
         if not self.model:
             raise Refusal(f"llama.cpp does not read {loading.path}")
-        self.contexts: dict[int, Context] = {}
+        self.contexts: dict[tuple[int, int], Context] = {}
         self.first = Context(self.model, 1, loading.room, loading.threads)
         return f"llama-cpp-python {version('llama-cpp-python')}"
 
     def prefill(self, prompt: list[int]) -> float:
-        self.first.truncate(0)
+        self.first.truncate([[]])
         return timed(lambda: self.first.step([prompt]))
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
-        context = self.contexts.get(len(prompts))
+        which = len(prompts), len(prompts[0])
+        context = self.contexts.get(which)
         if context is None:
             context = Context(self.model, len(prompts), self.loading.room, self.loading.threads)
-            self.contexts[len(prompts)] = context
-            context.step([prompt[:-1] for prompt in prompts])
-        context.truncate(len(prompts[0]) - 1)
+            self.contexts[which] = context
+        context.truncate([prompt[:-1] for prompt in prompts])
         tokens = context.step([prompt[-1:] for prompt in prompts])
         seconds = []
         for _ in range(steps):

@@ -18,12 +18,12 @@ class Llmc:
         kind, _, head = precision.partition("+")
         plain = kind in ("f32", "bf16")
         compile_model(
-            config["known_as"],
+            source if source.suffix == ".gguf" else config["known_as"],
             out=out,
             dtype=kind if plain else "bf16",
             quant="none" if plain else kind,
             quant_lm_head=bool(head),
-            weights="random",
+            weights="real" if source.suffix == ".gguf" else "random",
             verify=False,
         )
 
@@ -31,7 +31,7 @@ class Llmc:
         room = (sum(loading.batches) + 1) * (loading.room + 64)
         slots = sum(loading.batches) + 1
         self.model = load(loading.path, threads=loading.threads, kv_tokens=room, slots=slots)
-        self.contexts: dict[int, list[Sequence]] = {}
+        self.contexts: dict[tuple[int, int], list[Sequence]] = {}
         try:
             return f"llmc {version('llmc')}"
         except PackageNotFoundError:
@@ -46,7 +46,7 @@ class Llmc:
         sequence.sample()
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
-        sequences = self.contexts.setdefault(len(prompts), [])
+        sequences = self.contexts.setdefault((len(prompts), len(prompts[0])), [])
         sequences += [self.model.sequence() for _ in prompts[len(sequences) :]]
         for sequence, prompt in zip(sequences, prompts, strict=True):
             n_kept = sequence.cut(len(prompt) - 1)

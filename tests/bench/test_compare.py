@@ -37,7 +37,7 @@ class Fake:
 
     def load(self, loading):
         print("noise on standard output")
-        assert loading.room == 9 + 3 + 2 and loading.batches == (1, 4)
+        assert loading.room == 9 + 3 + 2 and set(loading.batches) == {1, 4}
         self.note(f"load {loading.precision}")
         return f"{NAME} 1.0"
 
@@ -274,6 +274,21 @@ def test_the_table_groups_by_bits_and_relates_to_llmc(run: Compare) -> None:
         "| hf:bf16 | 10.0 (10.0–10.0) ×1.00 | 40.0 (40.0–40.0) ×1.00 | 18.0 (18.0–18.0) ×1.00 | hf 1.0 |"
     )
     assert "×" not in lines[4]
+
+
+def test_several_records_are_one_table(run: Compare) -> None:
+    record = run("llama.cpp:q8_0,llmc:int8")
+    lines = table.table_of(record, record).splitlines()
+    assert lines[0] == "|  | decode 1x7 | decode 4x7 | prefill 9 | version |"
+    assert [line.split(" | ")[0] for line in lines[2:6]] == ["| opt-125m llmc:int8", "| opt-125m llama.cpp:q8_0"] * 2
+    page = "<!-- table record.json record.json -->\nold\n<!-- end -->\n<!-- table record.json -->\n<!-- end -->"
+    assert record.path
+    assert table.with_tables(page, record.path.parent).splitlines().count(lines[2]) == 2
+
+
+def test_contexts_of_several_lengths_are_tasks_of_their_own(run: Compare) -> None:
+    record = run("llmc:bf16", "--context", "7,2")
+    assert record.tasks() == ["decode 1x7", "decode 4x7", "decode 1x2", "decode 4x2", "prefill 9"]
 
 
 def test_the_tables_on_the_page_are_those_of_the_records() -> None:

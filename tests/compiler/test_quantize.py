@@ -156,6 +156,7 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
     assert Scheme.parse("int8") == Scheme(8)
     assert Scheme.parse("int4") == Scheme(4, 32)
     assert Scheme.parse("fp8", lm_head=True) == Scheme(8, 0, True, "fp")
+    assert Scheme.parse("mxfp4", lm_head=True) == Scheme(4, 32, True, "mx")
     assert Scheme.parse("int4", 128, lm_head=True) == Scheme(4, 128, lm_head=True)
     assert str(Scheme(4, 128, lm_head=True)) == "int4, groups of 128, lm_head"
 
@@ -165,7 +166,6 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
     [
         ("fp4", None, False, "llmc quantises to int8, int4, fp8, mxfp4"),
         ("mxfp4", 32, False, "mxfp4 weights have one scale for each 32"),
-        ("mxfp4", None, True, "mxfp4 is for the weights of experts alone"),
         ("fp8", 32, False, "fp8 weights have one scale a row"),
         ("int8", 32, False, "int8 weights have one scale a row"),
         ("int4", 64, False, "groups are of 32 or 128 weights"),

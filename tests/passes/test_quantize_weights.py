@@ -1,6 +1,7 @@
 """passes/quantize_weights.py"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from llmc.compiler import graph
 from llmc.compiler.calibrate import Calibration, Fitting
 from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.report import notes_of_logits
 from llmc.compiler.weights import Coded, Weight
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
@@ -76,6 +78,36 @@ def test_experts_are_quantised_and_what_chooses_them_is_not(
     assert {weight for weight in model.graph.initializers if name in weight} == {f"up.{name}", f"down.{name}"}
     found = graph.evaluate(model, feeds(model))["logits"]
     assert 0 < np.abs(found - exact).max() < tolerance * np.ptp(exact)
+    assert quantize_weights(model, scheme) == 0
+
+
+def mixture(build: Any, kept: Coded | None = None) -> ir.Model:
+    """Experts behind a product that a checkpoint may keep as codes, then the logits."""
+    before = Weight("before", (32, 32), lambda: np.eye(32, dtype=np.float32) / 7, "bf16", kept)
+    x = build.op("llmc.Linear", build.input("x", "M", 32), build.constant(before, "before"))
+    chances = build.op("Softmax", build.op("llmc.Linear", x, build.weight("gate", 3, 32)), axis=-1)
+    share, index = build.op("TopK", chances, build.constant([2]), n_results=2, axis=-1)
+    y = build.op("llmc.ExpertsSilu", x, index, share, build.weight("up", 3, 64, 32), build.weight("down", 3, 32, 32))
+    model: ir.Model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kept", "lm_head", "beside"),
+    [
+        (None, False, {}),
+        (Coded(8, 32), False, {"before": "int8"}),
+        (None, True, {"head": "int8, lm_head"}),
+    ],
+    ids=["as they are", "codes of 8 bits", "logits"],
+)
+def test_beside_experts_in_mxfp4_codes_become_int8_and_so_do_logits_when_asked(
+    build: Any, kept: Coded | None, lm_head: bool, beside: dict[str, str]
+) -> None:
+    model = mixture(build, kept)
+    scheme = replace(MXFP4, lm_head=lm_head)
+    assert quantize_weights(model, scheme) == 2 + len(beside)
+    assert schemes(model) == {"up": str(scheme), "down": str(scheme), **beside}
     assert quantize_weights(model, scheme) == 0
 
 
@@ -221,3 +253,20 @@ def test_experts_have_zeros_and_int8_as_their_checkpoint_has(build: Any) -> None
     model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
     assert quantize_weights(model, Scheme(4, 32)) == 2
     assert schemes(model) == {"up": "int4, groups of 32, zeros", "down": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "lm_head", "says"),
+    [(Coded(6, 16), False, True), (None, False, False), (Coded(6, 16), True, False)],
+    ids=["kept in 6 bits", "kept as it is", "quantised"],
+)
+def test_logits_that_are_larger_than_their_checkpoint_has_them_are_spoken_of(
+    build: Any, kept: Coded | None, lm_head: bool, says: bool
+) -> None:
+    body = build.op("llmc.LinearRelu", build.input("x", "M", 32), build.weight("body", 32, 32))
+    head = Weight("head", (8, 32), lambda: np.ones((8, 32), np.float32), "bf16", kept)
+    model = build.model(build.op("llmc.Linear", body, build.constant(head, "head")))
+    assert notes_of_logits(model, "bf16") == []
+    quantize_weights(model, Scheme(8, lm_head=lm_head))
+    fact = "the checkpoint keeps the product that makes the logits in 6 bits, here it is bf16"
+    assert notes_of_logits(model, "bf16") == [f"{fact}: --quant-lm-head keeps it small"] * says
