@@ -49,9 +49,8 @@ def norms(hidden: int, *names: str) -> Tensors:
 
 def attention(hidden: int, n_heads: int, n_kv_heads: int, head: int) -> Tensors:
     rows = {"attn_q": n_heads * head, "attn_k": n_kv_heads * head, "attn_v": n_kv_heads * head}
-    return {f"{name}.weight": (n, hidden) for name, n in rows.items()} | {
-        "attn_output.weight": (hidden, n_heads * head)
-    }
+    found: Tensors = {f"{name}.weight": (n, hidden) for name, n in rows.items()}
+    return {**found, "attn_output.weight": (hidden, n_heads * head)}
 
 
 def mlp(hidden: int, inner: int, end: str = "") -> Tensors:
@@ -85,14 +84,21 @@ def tinyllama() -> Shape:
 def qwen3_06b() -> Shape:
     layer = norms(1024, "attn_norm", "ffn_norm") | norms(128, "attn_q_norm", "attn_k_norm")
     layer |= attention(1024, 16, 8, 128) | mlp(1024, 3072)
-    base = {"rope__freq_base": 1e6}
-    return shape("qwen3", 1024, 151936, [layer] * 28, tied=True, feed_forward_length=3072, **heads(16, 8, 128), **base)
+    return shape(
+        "qwen3",
+        1024,
+        151936,
+        [layer] * 28,
+        tied=True,
+        feed_forward_length=3072,
+        **heads(16, 8, 128, rope__freq_base=1e6),
+    )
 
 
 def gemma3_1b() -> Shape:
     layer = norms(1152, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
     layer |= norms(256, "attn_q_norm", "attn_k_norm") | attention(1152, 4, 1, 256) | mlp(1152, 6912)
-    more = {"rope__freq_base": 1e6, "attention__sliding_window": 512, "feed_forward_length": 6912}
+    more: dict[str, Any] = {"rope__freq_base": 1e6, "attention__sliding_window": 512, "feed_forward_length": 6912}
     return shape("gemma3", 1152, 262144, [layer] * 26, tied=True, **heads(4, 1, 256), **more)
 
 
@@ -103,7 +109,7 @@ def mixture(
     layer = norms(hidden, "attn_norm", "ffn_norm") | experts(hidden, inner, n)
     layer |= {"attn_q_norm.weight": norm[:1], "attn_k_norm.weight": norm[1:]}
     layer |= attention(hidden, of["attention__head_count"], of["attention__head_count_kv"], of["attention__key_length"])
-    more = {"expert_count": n, "expert_used_count": used, "feed_forward_length": inner}
+    more: dict[str, Any] = {"expert_count": n, "expert_used_count": used, "feed_forward_length": inner}
     more["expert_feed_forward_length"] = inner
     return shape(name, hidden, vocab, [layer] * n_layers, **of, **more)
 
@@ -132,10 +138,15 @@ def gpt_oss(n_layers: int) -> Shape:
 def qwen35_08b() -> Shape:
     """Three layers of the gated delta rule, with 16 heads of 128, then one of attention whose queries have gates."""
     of_all = norms(1024, "attn_norm", "post_attention_norm") | mlp(1024, 3584)
-    attending = {**attention(1024, 8, 2, 256), "attn_q.weight": (2 * 8 * 256, 1024)}
+    attending: Tensors = {**attention(1024, 8, 2, 256), "attn_q.weight": (2 * 8 * 256, 1024)}
     attending |= of_all | norms(256, "attn_q_norm", "attn_k_norm")
-    small = {"ssm_alpha.weight": (16, 1024), "ssm_beta.weight": (16, 1024), "ssm_a": (16,), "ssm_dt.bias": (16,)}
-    state = {"attn_qkv.weight": (6144, 1024), "attn_gate.weight": (2048, 1024), "ssm_out.weight": (1024, 2048)}
+    small: Tensors = {
+        "ssm_alpha.weight": (16, 1024),
+        "ssm_beta.weight": (16, 1024),
+        "ssm_a": (16,),
+        "ssm_dt.bias": (16,),
+    }
+    state: Tensors = {"attn_qkv.weight": (6144, 1024), "attn_gate.weight": (2048, 1024), "ssm_out.weight": (1024, 2048)}
     state |= {"ssm_conv1d.weight": (6144, 4), "ssm_norm.weight": (128,)} | small | of_all
     layers = [attending if layer % 4 == 3 else state for layer in range(24)]
     more: dict[str, Any] = {"ssm__conv_kernel": 4, "ssm__state_size": 128, "ssm__group_count": 16}
@@ -149,7 +160,7 @@ def granite4_tiny(n_layers: int) -> Shape:
     """Mamba 2 with 48 heads of 64 and a state of 128, attention in every tenth layer, experts in all."""
     of_all = norms(1536, "attn_norm", "ffn_norm") | experts(1536, 512, 64) | mlp(1536, 1024, "_shexp")
     inner, channels = 3072, 3072 + 2 * 128
-    scan = {"ssm_in.weight": (inner + channels + 48, 1536), "ssm_conv1d.weight": (channels, 4)}
+    scan: Tensors = {"ssm_in.weight": (inner + channels + 48, 1536), "ssm_conv1d.weight": (channels, 4)}
     scan |= {"ssm_conv1d.bias": (channels,), "ssm_dt.bias": (48,), "ssm_a": (48, 1), "ssm_d": (48, 1)}
     scan |= {"ssm_norm.weight": (1, inner), "ssm_out.weight": (1536, inner)}
     attends = [layer % 10 == 5 for layer in range(n_layers)]
@@ -165,12 +176,12 @@ def granite4_tiny(n_layers: int) -> Shape:
 
 def lfm2_12b() -> Shape:
     of_all = norms(2048, "attn_norm", "ffn_norm") | mlp(2048, 8192)
-    attending = of_all | attention(2048, 32, 8, 64) | norms(64, "attn_q_norm", "attn_k_norm")
-    conv = {"shortconv.conv.weight": (2048, 3), "shortconv.in_proj.weight": (6144, 2048)}
+    attending: Tensors = of_all | attention(2048, 32, 8, 64) | norms(64, "attn_q_norm", "attn_k_norm")
+    conv: Tensors = {"shortconv.conv.weight": (2048, 3), "shortconv.in_proj.weight": (6144, 2048)}
     conv |= {"shortconv.out_proj.weight": (2048, 2048)} | of_all
     attends = [layer in (2, 5, 8, 10, 12, 14) for layer in range(16)]
     of = heads(32, [8 * one for one in attends], 64, rope__freq_base=1e6)
-    more = {"feed_forward_length": 8192, "shortconv__l_cache": 3, "last_norm": "token_embd_norm"}
+    more: dict[str, Any] = {"feed_forward_length": 8192, "shortconv__l_cache": 3, "last_norm": "token_embd_norm"}
     return shape("lfm2", 2048, 65536, [attending if one else conv for one in attends], tied=True, **of, **more)
 
 
