@@ -1,6 +1,6 @@
 """Texts a second through an encoder: artifacts, transformers and ONNX Runtime, in turns, in one process.
 
-    python bench/encode.py --shape minilm-l6 [--dtypes f32,bf16,int8] [--tokens 16,128,512] [--batch 1,8]
+    python bench/encode.py --shape minilm-l6 [--dtypes f32,bf16,int8] [--tokens 16,128,512] [--batch 1,8] [--most N]
                            [--rounds 9] [--threads 1] [--folder build/encode] [--record bench/records/NAME.json]
 
 The weights are random.  Each round asks everybody twice about each number of texts and tokens, so that its weights and
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="f32,bf16,int8", help="of artifacts: f32, bf16, or a --quant over bf16")
     parser.add_argument("--tokens", default="16,128,512")
     parser.add_argument("--batch", default="1,8")
+    parser.add_argument("--most", type=int, default=1 << 20, help="leave out more tokens than so many at once")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("build/encode"))
@@ -72,6 +73,7 @@ def main() -> None:
     if options.only_compile:
         return
     sizes = [(int(b), int(n)) for n in options.tokens.split(",") for b in options.batch.split(",")]
+    sizes = [(batch, n_tokens) for batch, n_tokens in sizes if batch * n_tokens <= options.most]
     encoders: dict[str, Encoder] = {
         f"llmc {dtype}": artifact(path, options.threads) for dtype, path in artifacts.items()
     }

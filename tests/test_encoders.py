@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import (
@@ -116,6 +117,19 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save("bert", tmp_path_factory.mktemp("bert"))
 
 
+def test_an_old_checkpoint_has_other_names(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path / "old")
+    tensors = load_file(bert / "model.safetensors")
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {f"bert.{re.sub('|'.join(old), lambda found: old[found[0]], name)}": x for name, x in tensors.items()}
+    assert "bert.embeddings.LayerNorm.gamma" in renamed
+    save_file(renamed, tmp_path / "old/model.safetensors")
+    weights = load_source(str(tmp_path / "old")).weights
+    assert tensors.keys() - weights.keys() == {"pooler.dense.weight", "pooler.dense.bias"}
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight.stored(), tensors[name])
+
+
 def with_modules(folder: Path, to: Path, pooling: dict[str, Any], *more: str) -> Path:
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.so"))
     made_for_embeddings(to, pooling, *more)
@@ -160,6 +174,7 @@ def test_what_sentence_transformers_does_behind_the_model_is_done(bert: Path, tm
         ({"pooling_mode_max_tokens": True}, (), "this model's are others"),
         ({"pooling_mode": "mean"}, ("Normalize", "Dense"), "in another order than is compiled"),
         ({"pooling_mode": "mean"}, ("CNN",), "module 'CNN'"),
+        ({"pooling_mode": "mean", "include_prompt": False}, (), "leaves out a prompt's tokens"),
         ({"pooling_mode": "mean"}, ("Dense",), "a Dense module takes 63 elements; it is given 64"),
     ],
 )

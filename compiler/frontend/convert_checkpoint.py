@@ -127,11 +127,12 @@ def convert_checkpoint(
 
 
 def _transforms(architecture: str, config: PretrainedConfig) -> list[Any]:
-    """transformers' changes for a class of models, in order."""
+    """transformers' changes for a class of models, in order, and those for all old checkpoints."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     found: list[Any] | None = get_checkpoint_conversion_mapping(architecture)
-    return found or get_checkpoint_conversion_mapping(config.model_type) or []
+    own = found or get_checkpoint_conversion_mapping(config.model_type) or []
+    return [*own, *(get_checkpoint_conversion_mapping("legacy") or [])]
 
 
 def to_torch(array: Array) -> torch.Tensor:

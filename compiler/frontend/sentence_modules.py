@@ -78,6 +78,9 @@ def read_pooling(folder: Path, path: str, place: Path, hint: str | None) -> Pool
     if mode not in POOLINGS:
         fact = "embeddings are compiled of a text's first token, its last, or as the mean; this model's are others"
         raise LlmcError(fact, place=str(place), hint=hint)
+    if settings.get("include_prompt") is False and mode != "lasttoken":
+        fact = "its pooling leaves out a prompt's tokens, and what is a prompt is not told apart here"
+        raise LlmcError(fact, place=str(place), hint=hint)
     return POOLINGS[mode]
 
 
