@@ -111,7 +111,7 @@ def load_source(
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another; a MODEL that is an adapter itself is its model with that merged first.
-    task: "embed" for embeddings, "generate" for texts, "auto" for what sentence-transformers' files say, if there are.
+    task: "embed" for embeddings (an encoder's only ones), "generate" for texts, "auto" for what the model's files say.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
