@@ -88,7 +88,8 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
 
 def test_a_file_that_the_system_does_not_read_is_named() -> None:
     error = refusal(Path("/proc/self/mem"))  # whose first page nobody has
-    assert (error.fact, error.place) == ("the artifact cannot be read: Input/output error", "/proc/self/mem")
+    assert error.fact.startswith("the artifact cannot be read: ")
+    assert error.place == "/proc/self/mem"
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x7fELF" + bytes(5000), bytes(64)])
