@@ -1,8 +1,8 @@
 """Run a step graph over whole sequences, node by node: of the weights, no more than one is in memory at a time.
 
 Each sequence is a step of its own, of all its tokens and without a cache.  Attention then is CausalAttention of the
-packed queries, keys and values, or CausalLatentAttention: what passes/insert_kv_cache.py made it from.  In the place of
-the caches that a layer leaves, others that share them get its keys and values.
+packed queries, keys and values, BidirectionalAttention or CausalLatentAttention: what passes/insert_kv_cache.py made it
+from.  In the place of the caches that a layer leaves, others that share them get its keys and values.
 """
 
 from __future__ import annotations

@@ -46,6 +46,11 @@ SINKS = {"kv_num_heads": 2, "head_dim": 8, "rotary_dim": 8, "interleaved": 0}
 LATENTS = {"head_dim": 14, "latent_dim": 16, "rotary_dim": 8, "interleaved": 1, "epsilon": 1e-6}
 CACHED: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     "RotarySinkPagedAttention": (SINKS, [(7, 64), (7, 4), (7, 4), (4,), *[(1, 2, 64, 8)] * 2]),
+    "RotaryBidirectionalPagedAttention": (SINKS, [(7, 64), (7, 4), (7, 4), *[(1, 2, 64, 8)] * 2]),
+    "RMSNormBidirectionalPagedAttention": (
+        {"kv_num_heads": 2, "head_dim": 8, "epsilon": 1e-6},
+        [(7, 64), (8,), (8,), *[(1, 2, 64, 8)] * 2],
+    ),
     "LatentPagedAttention": (
         LATENTS,
         [(7, 56), (7, 64), (7, 24), (16,), (7, 4), (7, 4), (1, 1, 64, 8), (1, 1, 64, 16)],
