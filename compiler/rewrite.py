@@ -61,6 +61,8 @@ def rewrite_each(
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
     except LlmcError as error:
+        if isinstance(error.__cause__, OSError):  # a dump that cannot be written
+            raise
         what = "graph" if source.file is not None else f"architecture {source.architecture}"
         fact = f"the {what} is not supported: {error.fact}"
         raise LlmcError(fact, place=error.place, hint=error.hint) from error

@@ -140,7 +140,9 @@ def test_a_device_is_never_replaced_by_an_artifact(folder: Path, tmp_path: Path)
 
 def test_a_dump_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    assert_refused(invoke("compile", folder, "-o", tmp_path / "x.so", "--dump", tmp_path / "file"), "--dump")
+    result = invoke("compile", folder, "-o", tmp_path / "x.so", "--dump", tmp_path / "file")
+    assert_refused(result, "--dump")
+    assert "\nerror: the graph cannot be written: " in result.stderr
 
 
 def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
