@@ -106,11 +106,36 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
         del attributes["layer"]
         attributes |= {"n_layers": binding.n_layers, "kv_dtype": binding.kv_dtype, "page_tokens": PAGE_TOKENS}
         attributes |= {"page_bytes": binding.page_bytes} if binding.page_bytes else {}
+    attributes |= beside_norm(node, binding)
     if PLACE in attributes:
         del attributes[PLACE]
         attributes["slot_bytes"] = binding.slot_bytes
     op = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
     return Call(op, inputs, outputs, tuple(sorted(attributes.items())))
+
+
+def beside_norm(node: ir.Node, binding: Binding) -> dict[str, str]:
+    """Of a product on one side of a norm that is deferred: how the weight of the one on the other side is stored, where
+    its own is stored otherwise.  "behind": of what applies the norm; "in_front": of what prepares it."""
+    if node.domain != "llmc":
+        return {}
+    if node.op_type.endswith("Moments"):
+        side, others = "behind", [use.node for use in node.outputs[2].uses()]
+    elif node.op_type.startswith("Deferred"):
+        moments = node.inputs[OPERATORS[node.op_type].inputs.index("moments")]
+        side, others = "in_front", [maker] if moments and (maker := moments.producer()) else []
+    else:
+        return {}
+    own = stored_in(node, binding)
+    differing = [dtype for other in others if (dtype := stored_in(other, binding)) != own]
+    return {side: differing[0]} if differing else {}
+
+
+def stored_in(node: ir.Node, binding: Binding) -> DType:
+    """What a product's weight is stored in."""
+    weight = node.inputs[OPERATORS[node.op_type].inputs.index("weight")]
+    assert weight is not None
+    return constant_type(weight, binding).dtype
 
 
 def tiled_values(graph: ir.Graph) -> dict[ir.Value, DType]:

@@ -216,9 +216,9 @@ def plan(
         return with_suffix(found, suffix) if suffix else found
 
     rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
-    planner = Planner(
-        step_graph.graph, implement, kv_dtype, source.n_context, machine.kind, source.n_vocab, rewritten.graph
-    )
+    joined = rewritten.joined if machine.kind == "cuda" else None
+    sizes = (source.n_context, machine.kind, source.n_vocab)
+    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, rewritten.graph, joined)
     heads = sorted({1, *batch})
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context), heads)

@@ -38,6 +38,7 @@ from llmc.compiler.ops_experts import (
     clamped_experts_name,
     experts_name,
 )
+from llmc.compiler.ops_gather import GATHERS, MOST_TABLES, gathers_name
 from llmc.compiler.ops_latent import LATENT_ATTENTION
 from llmc.compiler.ops_linear import (
     gated_linear_name,
@@ -66,8 +67,10 @@ __all__ = [
     "DOMAIN",
     "EXPERTS",
     "GATED_RULES",
+    "GATHERS",
     "GROUPS",
     "LATENT_ATTENTION",
+    "MOST_TABLES",
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",
@@ -93,6 +96,7 @@ __all__ = [
     "experts_name",
     "function_of",
     "gated_linear_name",
+    "gathers_name",
     "linear_name",
     "linear_parts",
     "moments_name",

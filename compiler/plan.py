@@ -1,8 +1,9 @@
 """Step plans, as data: for each number of tokens M, a table of kernel calls over one arena.
 
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
-*head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those. planner.py makes the plans,
-artifact.py writes them, the runtime walks them.
+*head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and a
+head in one, where every token's logits are wanted. planner.py makes the plans, artifact.py writes them, the runtime
+walks them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from llmc.runtime.format import PLAN_KINDS, Argument
 
 STEP_TEXTS = 64
 """Texts that are read whole in a step for which the cache has room, where nobody asks for more."""
-BODY, HEAD, SAMPLER = (PLAN_KINDS.index(kind) for kind in ("body", "head", "sampler"))
+BODY, HEAD, SAMPLER, JOINED = map(PLAN_KINDS.index, ("body", "head", "sampler", "joined"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PlannedCall:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The calls of one body (n_rows = M) or head (n_rows = R)."""
+    """The calls of one body (n_rows = M), head (n_rows = R), or joined step (n_rows = M = R)."""
 
     kind: int
     n_rows: int

@@ -40,7 +40,7 @@ from llmc.compiler.kernel import (
 )
 from llmc.compiler.memory import Buffer, aligned, lay_out
 from llmc.compiler.ops import PLACE
-from llmc.compiler.plan import BODY, HEAD, Choice, PlacedWeight, PlannedCall, Program, StepPlan
+from llmc.compiler.plan import BODY, HEAD, JOINED, Choice, PlacedWeight, PlannedCall, Program, StepPlan
 from llmc.compiler.sampling import Sampling
 from llmc.runtime.format import SPACES, Argument
 
@@ -125,7 +125,8 @@ class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
     n_tokens: how many different ones there are.  rewritten: for some M another graph of the same step, whose weights
-    and whose values that heads read have the same names; None for others."""
+    and whose values that heads read have the same names; None for others.  joined: for M tokens a graph of the same
+    step that gives logits of all of them, with weights of the same names; None where there are no joined plans."""
 
     graph: ir.Graph
     implement: Implement
@@ -134,6 +135,7 @@ class Planner:
     device: str = "cpu"
     n_tokens: int = 0
     rewritten: Callable[[int], ir.Graph | None] = lambda m: None
+    joined: Callable[[int], ir.Graph] | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class Planner:
         nodes, outputs = self.body.head, self.graph.outputs
         for r in sorted(heads):
             plans.append(self.step(HEAD, r, nodes, outputs, self.binding(max(bodies), r), handed_over, end))
+        if self.joined is not None:
+            plans += [self.joined_plan(n) for n in sorted(set(bodies) & set(heads))]
         choices = list(self.choices.values())
         if self.device == "cuda":
             plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
@@ -185,8 +189,9 @@ class Planner:
     ) -> tuple[list[StepPlan], list[Choice]]:
         """The plans with the choice of tokens, which a GPU does itself."""
         sampling = Sampling(self.implement, self.kernel_index)
-        plans = [sampling.after(plan, n_vocab) if plan.kind == HEAD else plan for plan in plans]
-        return plans + sampling.samplers(heads, n_vocab), sampling.choices
+        plans = [sampling.after(plan, n_vocab) if plan.kind in (HEAD, JOINED) else plan for plan in plans]
+        plans += sampling.samplers(heads, n_vocab)
+        return sorted(plans, key=lambda plan: (plan.kind, plan.n_rows)), sampling.choices
 
     def binding(self, m: int, r: int, body: Body | None = None) -> Binding:
         body = body or self.body
@@ -222,6 +227,12 @@ class Planner:
             handed_over = {made[value.name]: offset for value, offset in handed_over.items()}
         return self.step(BODY, m, body.nodes, body.outputs, self.binding(m, r, body), handed_over, start)
 
+    def joined_plan(self, n: int) -> StepPlan:
+        """A step of n tokens, of which each wants its logits."""
+        assert self.joined is not None
+        body = self.body_of(self.joined(n))
+        return self.step(JOINED, n, body.nodes, body.outputs, self.binding(n, n, body), {}, 0)
+
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """The body's results that the head reads: at the start of the arena, with room for the largest body."""
         roots = alias_roots(self.body.nodes)
@@ -239,7 +250,7 @@ class Planner:
         kind: int,
         n_rows: int,
         nodes: Sequence[ir.Node],
-        outputs: Iterable[ir.Value],
+        outputs: Sequence[ir.Value],
         binding: Binding,
         handed_over: Mapping[Any, int],
         start: int,
@@ -251,7 +262,7 @@ class Planner:
         keep = {roots.get(value, value) for value in [*handed_over, *outputs]}
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
-        logits = roots.get(self.logits, self.logits)
+        logits = next(roots.get(value, value) for value in outputs if value.name == "logits")
         layers = [0 if self.is_whole else sum(self.layer_bytes[:layer]) for layer in range(len(self.layer_bytes))]
         places = {**offsets, **handed_over}
         placement = Placement(binding, roots, places, logits, self.weights, layers, self.states)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from llmc.compiler import graph
 from llmc.compiler.frontend import SourceModel
-from llmc.compiler.plan import Choice, Program
+from llmc.compiler.plan import BODY, Choice, Program
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
@@ -90,10 +90,10 @@ def manifest(
 def cache_record(program: Program, kv_dtype: str) -> dict[str, Any]:
     """How the KV cache is kept: bytes of a page, of each layer that has a part of it; and what a step reads of a
     sequence: so many layers, so many bytes of each token in sight (window: as the operator's, 0 for all tokens)."""
-    fewest = min(plan.n_rows for plan in program.plans if fmt.PLAN_KINDS[plan.kind] == "body")
+    fewest = min(plan.n_rows for plan in program.plans if plan.kind == BODY)
     reads: Counter[tuple[int, int]] = Counter()
     for choice in program.choices:
-        if choice.call.op.endswith("Attention") and choice.n_rows == fewest:
+        if choice.call.op.endswith("Attention") and (choice.kind, choice.n_rows) == (BODY, fewest):
             layer_bytes = choice.implementation.kv_layer_bytes // program.page_tokens
             reads[layer_bytes, choice.call.attribute("window", 0)] += len(choice.nodes)
     return {

@@ -20,6 +20,7 @@ from llmc.passes.fuse_gated_norm import fuse_gated_norm
 from llmc.passes.fuse_gates import fuse_gates
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
+from llmc.passes.gather_together import gather_together
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError
 
@@ -116,4 +117,5 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
         observe("fuse_experts", step_graph, fuse_experts(step_graph))
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))
+        observe("gather_together", step_graph, gather_together(step_graph))
     graph.check_step_graph(step_graph)

@@ -13,8 +13,8 @@ rewrite:
     y, scaled, moments = llmc.LinearBiasResidualMoments(x, W, c, residual, g)
     z = llmc.DeferredLayerNormLinear…(y, g, b, V, bias, …, scaled, moments, [V g; V b + bias])
 refuses: y of other than two dimensions, or a width that is no multiple of 64; y that two products normalise; a product
-in front with an activation or a norm of its own, and one behind that adds a residual; products whose weights are stored
-in different ways; a norm behind anything else, as a model's first.
+in front with an activation or a norm of its own, and one behind that adds a residual; products that multiply numbers of
+different types; a norm behind anything else, as a model's first.
 
 For GPUs: a norm of more tokens than each block would normalise for itself is a launch of its own otherwise.
 """
@@ -63,16 +63,16 @@ def fits(front: ir.Node, node: ir.Node) -> bool:
     shape = dims(y)
     n_norms = sum(use.idx == 0 and is_normed(use.node) for use in y.uses())
     whole = len(shape) == 2 and isinstance(shape[1], int) and shape[1] % TILE_COLUMNS == 0
-    return whole and n_norms == 1 and not y.is_graph_output() and stored_as(front) == stored_as(node) is not None
+    return whole and n_norms == 1 and not y.is_graph_output() and multiplies(front) == multiplies(node) is not None
 
 
-def stored_as(node: ir.Node) -> tuple[str, str] | None:
-    """How the product's weight is stored, and what codes are widened to."""
+def multiplies(node: ir.Node) -> str | None:
+    """What the product's weight is stored in, of codes what they are widened to."""
     weight = weight_of(node.inputs[OPERATORS[node.op_type].inputs.index("weight")])
     if weight is None:
         return None
     source = weight.source if isinstance(weight, QuantizedWeight) else weight
-    return weight.stored_dtype, source.stored_dtype
+    return source.stored_dtype
 
 
 def folded(graph: ir.Graph, node: ir.Node) -> list[ir.Value]:

@@ -1,4 +1,5 @@
-"""The step graph of plans for which a measurement has turned passes on (schedules/switches.py)."""
+"""The step graph of plans that have another one than the rest: those for which a measurement has turned passes on
+(schedules/switches.py), and steps of which each token's logits are wanted."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import onnx_ir as ir
 from llmc.compiler.graph import clone
 from llmc.compiler.kernel import FEW_ROWS
 from llmc.passes.append_in_product import append_in_product
+from llmc.passes.defer_norm import defer_norm
 from llmc.passes.defer_norm_in_prompts import defer_norm_in_prompts
+from llmc.passes.take_all_rows import take_all_rows
 
 Pass = Callable[[ir.Model, str], int]
 PASSES: dict[str, Pass] = {
@@ -27,16 +30,35 @@ class Rewritten:
     step_graph: ir.Model
     kv_dtype: str
     switched: Callable[[int], frozenset[str]] | None
-    graphs: dict[frozenset[str], ir.Graph | None] = field(default_factory=dict)
+    models: dict[frozenset[str], ir.Model | None] = field(default_factory=dict)
+    in_one: dict[frozenset[str], ir.Graph] = field(default_factory=dict)
 
     def graph(self, m: int) -> ir.Graph | None:
         """Of a body of M = m rows, a prompt's; None where it is the step graph."""
-        on = self.switched(m) if self.switched and m > FEW_ROWS else frozenset()
-        if on not in self.graphs:
-            self.graphs[on] = self.with_passes(on) if on else None
-        return self.graphs[on]
+        model = self.model(self.on(m))
+        return model.graph if model else None
 
-    def with_passes(self, on: frozenset[str]) -> ir.Graph | None:
+    def joined(self, m: int) -> ir.Graph:
+        """Of a step of M = m tokens that gives logits of each."""
+        on = self.on(m)
+        if on not in self.in_one:
+            model = clone(self.model(on) or self.step_graph)
+            take_all_rows(model)
+            defer_norm(model)
+            self.in_one[on] = model.graph
+        return self.in_one[on]
+
+    def on(self, m: int) -> frozenset[str]:
+        """The passes that are on in plans of M = m rows."""
+        return self.switched(m) if self.switched and m > FEW_ROWS else frozenset()
+
+    def model(self, on: frozenset[str]) -> ir.Model | None:
+        """Behind these passes; None where they change nothing."""
+        if on not in self.models:
+            self.models[on] = self.with_passes(on) if on else None
+        return self.models[on]
+
+    def with_passes(self, on: frozenset[str]) -> ir.Model | None:
         model = clone(self.step_graph)
         n_rewrites = sum(rewrite(model, self.kv_dtype) for name, rewrite in PASSES.items() if name in on)
-        return model.graph if n_rewrites else None
+        return model if n_rewrites else None

@@ -72,7 +72,7 @@ SPACES = (
     "states",
     "slots",
 )
-PLAN_KINDS = ("body", "head", "sampler")
+PLAN_KINDS = ("body", "head", "sampler", "joined")
 DEVICES = ("cpu", "cuda")
 CUDA_EXACT = 1 << 16
 """In cuda_arch: the code runs on that compute capability alone, not on later ones of its generation."""

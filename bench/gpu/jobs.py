@@ -106,8 +106,10 @@ def add_model(jobs: Jobs, calls: Iterable[Call], most: int) -> None:
     """The calls of a model's plans that can be executed in several ways."""
     for call in calls:
         signature = records.signature(call, jobs.target)
+        front = call.attribute("in_front", "")
         if signature is not None:
-            jobs.add(str(signature), call, most, lengths_of(call))
+            name = f"{signature} behind {front}" if front else str(signature)  # its moments may be of other parts
+            jobs.add(name, call, 1 if front else most, lengths_of(call), tuned=not front)
 
 
 def lengths_of(call: Call) -> tuple[int, ...]:

@@ -30,9 +30,11 @@ class Scale:
 
 
 def show(facts: Facts) -> Child:
-    """Bodies as points; hollow at the limit where they were not measured.  Nothing without a limit for arithmetic."""
+    """Bodies, and joined steps that were measured, as points; hollow at the limit where they were not.  Nothing without
+    a limit for arithmetic."""
     limits = facts.limits
-    bodies = [plan for plan in facts.plans if plan.kind == "body" and all(plan.total)]
+    is_shown = [plan.kind == "body" or (plan.kind == "joined" and plan.measured) for plan in facts.plans]
+    bodies = [plan for plan, shown in zip(facts.plans, is_shown, strict=True) if shown and all(plan.total)]
     if limits is None or not limits.operations_per_ns or not bodies:
         return None
     peak = limits.operations_per_ns

@@ -59,7 +59,7 @@ typedef struct call {
 } call;
 
 typedef struct plan {
-    uint32_t n_rows; /* M of a body, R of a head, tokens of a sampler */
+    uint32_t n_rows; /* M of a body, R of a head, tokens of a sampler, M = R of a joined step */
     uint32_t n_calls;
     const call *calls; /* [n_calls] */
 } plan;
@@ -79,7 +79,8 @@ typedef struct plans {
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
-    uint32_t n_bodies, n_heads, n_samplers;
+    plan *joined;   /* [n_joined], by rising n_rows; on a GPU alone */
+    uint32_t n_bodies, n_heads, n_samplers, n_joined;
     uint32_t max_body_rows, max_head_rows, max_sampler_rows;
     const llmc_kernel_entry *kernels; /* [header.n_kernels] the code's table, or gpu_kernels */
     llmc_kernel_entry *gpu_kernels;   /* [header.n_kernels] names and pointers of a GPU's kernels, or NULL */

@@ -135,7 +135,7 @@ typedef struct cuda {
     uint32_t n_modules;
     CUfunction *functions; /* [header.n_kernels] */
     CUgraphExec *graphs;   /* [2, header.n_plans] by turn, in the order of plans.all; NULL: not captured, or a prompt's */
-    CUgraphExec *pairs;    /* [2, plans.n_heads] a head behind the body of as many tokens; NULL: not captured */
+    CUgraphExec *pairs;    /* [2, plans.n_heads] a head behind the body of as many tokens, or both as a joined step */
     CUevent known;         /* the tokens of a step that runs ahead have reached the host */
     CUevent *events;       /* [n_events] for a profile */
     uint32_t n_events;
@@ -181,15 +181,16 @@ int cuda_shrink_cache(llmc_model *model, const llmc_options *options, uint64_t n
 /* -- cuda_graph.c ------------------------------------------------------------------------------------------------- */
 
 llmc_status cuda_load_kernels(llmc_model *model);
-/* Make a graph of each plan, and one of each pair of plans that a step of single tokens takes; of pairs and samplers one
- * for each turn. */
+/* Make a graph of each plan, and one of what a step of single tokens takes, a joined step or a pair of plans; of those and
+ * of samplers one for each turn. */
 llmc_status cuda_capture(llmc_model *model);
 void cuda_drop_graphs(llmc_model *model);
 /* Launches in all of them. */
 uint64_t cuda_count_nodes(const llmc_model *model);
 /* Start a plan, in turn 0 unless it is a sampler. */
 llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn);
-/* The turn of the next step, if it has this body and this head: the other one, or 0 if that has no graph. */
+/* The turn of the next step, if it has this body and this head, and model->rows: the other one, or 0 if that has no
+ * graph. */
 uint32_t cuda_next_turn(const llmc_model *model, const plan *body, const plan *head);
 /* Start a body, then a head, in cuda_next_turn; either may be NULL. */
 llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head);

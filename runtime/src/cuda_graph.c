@@ -145,12 +145,20 @@ static const plan *body_of(const plans *plans, const plan *head)
     return body->n_rows < head->n_rows ? NULL : body;
 }
 
-/* Of every plan that has one, but in turn 1 of samplers alone. */
+/* What a head and the body of as many tokens are as one plan, or NULL. */
+static const plan *joined_of(const plans *plans, const plan *head)
+{
+    for (uint32_t i = 0; i < plans->n_joined; i++)
+        if (plans->joined[i].n_rows == head->n_rows) return plans->joined + i;
+    return NULL;
+}
+
+/* Of every plan that has one but for joined steps; in turn 1 of samplers alone. */
 static CUresult capture_plans(llmc_model *model, uint32_t turn)
 {
     const plans *plans = &model->plans;
-    const uint32_t n = plans->header.n_plans;
-    CUgraphExec *graphs = model->cuda->graphs + (uint64_t)turn * n;
+    const uint32_t n = plans->header.n_plans - plans->n_joined;
+    CUgraphExec *graphs = model->cuda->graphs + (uint64_t)turn * plans->header.n_plans;
     CUresult result = CUDA_SUCCESS;
     for (uint32_t i = turn ? n - plans->n_samplers : 0; i < n && !result; i++)
         if (!is_prompt(plans, i)) result = capture(model, plans->all + i, NULL, turn, graphs + i);
@@ -163,8 +171,9 @@ static CUresult capture_pairs(llmc_model *model, uint32_t turn)
     CUgraphExec *pairs = model->cuda->pairs + (uint64_t)turn * plans->n_heads;
     CUresult result = CUDA_SUCCESS;
     for (uint32_t i = 0; i < plans->n_heads && !result; i++) {
-        const plan *body = body_of(plans, plans->heads + i);
-        if (body) result = capture(model, body, plans->heads + i, turn, pairs + i);
+        const plan *head = plans->heads + i, *body = body_of(plans, head), *joined = joined_of(plans, head);
+        if (joined) result = capture(model, joined, NULL, turn, pairs + i);
+        else if (body) result = capture(model, body, head, turn, pairs + i);
     }
     return result;
 }
@@ -202,14 +211,14 @@ void cuda_drop_graphs(llmc_model *model)
 uint64_t cuda_count_nodes(const llmc_model *model)
 {
     const plans *plans = &model->plans;
-    const uint32_t n = plans->header.n_plans;
+    const uint32_t n = plans->header.n_plans - plans->n_joined;
     uint64_t n_nodes = 0;
     if (model->cuda->is_one_by_one) return 0;
     for (uint32_t i = 0; i < n; i++)
         n_nodes += (is_prompt(plans, i) ? 0ull : i < n - plans->n_samplers ? 1ull : 2ull) * plans->all[i].n_calls;
     for (uint32_t i = 0; i < plans->n_heads; i++) {
-        const plan *head = plans->heads + i, *body = body_of(plans, head);
-        if (body) n_nodes += 2ull * (body->n_calls + head->n_calls);
+        const plan *head = plans->heads + i, *body = body_of(plans, head), *joined = joined_of(plans, head);
+        n_nodes += 2ull * (joined ? joined->n_calls : body ? body->n_calls + head->n_calls : 0);
     }
     return n_nodes;
 }
@@ -283,28 +292,47 @@ llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn)
     return result ? cuda_lose(model, result, "") : LLMC_OK;
 }
 
-/* Whether there is one graph of both. */
+/* Whether the head's rows that are wanted are those of the body, from the first on; what pads a head is row 0. */
+static int are_rows_the_bodys(const llmc_model *model, const plan *head)
+{
+    uint32_t n = 0;
+    while (n < head->n_rows && model->rows[n] == (int32_t)n) n++;
+    for (uint32_t i = n; i < head->n_rows; i++)
+        if (!n || model->rows[i]) return 0;
+    return 1;
+}
+
+/* Whether both can be started as one: a joined step's rows must be the body's. */
 static int is_pair(const llmc_model *model, const plan *body, const plan *head)
 {
-    return body && head && model->cuda->pairs && !model->engine.profile && body == body_of(&model->plans, head);
+    if (!body || !head || body != body_of(&model->plans, head)) return 0;
+    return !joined_of(&model->plans, head) || are_rows_the_bodys(model, head);
+}
+
+static int has_graph(const llmc_model *model)
+{
+    return model->cuda->pairs && !model->engine.profile;
 }
 
 uint32_t cuda_next_turn(const llmc_model *model, const plan *body, const plan *head)
 {
-    return is_pair(model, body, head) ? !model->cuda->turn : 0;
+    return has_graph(model) && is_pair(model, body, head) ? !model->cuda->turn : 0;
 }
 
 llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *head)
 {
     cuda *cuda = model->cuda;
     const plans *plans = &model->plans;
+    const int is_one = is_pair(model, body, head);
     cuda->turn = cuda_next_turn(model, body, head);
     if (head) cuda->n_told = head->n_rows;
-    if (is_pair(model, body, head)) {
+    if (is_one && has_graph(model)) {
         const CUgraphExec *pairs = cuda->pairs + (uint64_t)cuda->turn * plans->n_heads;
         CUresult result = cuda->driver.cuGraphLaunch(pairs[head - plans->heads], cuda->stream);
         return result ? cuda_lose(model, result, "") : LLMC_OK;
     }
+    const plan *joined = is_one ? joined_of(plans, head) : NULL;
+    if (joined) return cuda_start(model, joined, 0);
     llmc_status status = body ? cuda_start(model, body, 0) : LLMC_OK;
     return status || !head ? status : cuda_start(model, head, 0);
 }

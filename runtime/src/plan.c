@@ -6,7 +6,7 @@
 
 enum {
     MAX_ROWS = 65536,
-    MAX_PLANS = 256,
+    MAX_PLANS = 1024,
     MAX_ELEMENTS = 1 << 30, /* of the vocabulary and the context: token ids and positions are int32 */
     TASKS_PER_THREAD = 4,   /* for calls with enough units: a thread that was interrupted is not waited for long */
     UNITS_PER_TASK = 4,
@@ -188,20 +188,22 @@ static llmc_status load_gpu_kernels(tables *tables, plans *plans)
     return status;
 }
 
-/* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens, a sampler logits alone. */
+/* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens, a sampler logits alone. A joined
+ * step has what its body has, and logits. */
 static void measure_spaces(const tables *tables, const plans *plans, const llmc_plan_record *plan,
                            uint64_t n_bytes[LLMC_N_SPACES])
 {
     const llmc_plan_header *h = &plans->header;
     int is_sampler = plan->kind == LLMC_PLAN_SAMPLER, on_gpu = h->device != LLMC_DEVICE_CPU;
-    uint64_t body_ids = plan->kind == LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
-    uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD ? plan->n_rows * 4ull : 0;
+    int is_joined = plan->kind == LLMC_PLAN_JOINED;
+    uint64_t body_ids = plan->kind == LLMC_PLAN_BODY || is_joined ? plan->n_rows * 4ull : 0;
+    uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD || is_joined ? plan->n_rows * 4ull : 0;
     uint64_t logits = is_sampler ? plans->max_head_rows : head_ids / 4;
     n_bytes[LLMC_SPACE_ARENA] = h->arena_bytes;
     n_bytes[LLMC_SPACE_WEIGHTS] = tables->weights_bytes;
     n_bytes[LLMC_SPACE_KV] = h->kv_page_bytes;
     n_bytes[LLMC_SPACE_TOKENS] = n_bytes[LLMC_SPACE_POSITIONS] = body_ids;
-    if (plans->is_whole && head_ids) n_bytes[LLMC_SPACE_POSITIONS] = plans->max_body_rows * 4ull;
+    if (plans->is_whole && plan->kind == LLMC_PLAN_HEAD) n_bytes[LLMC_SPACE_POSITIONS] = plans->max_body_rows * 4ull;
     n_bytes[LLMC_SPACE_PAGE_TABLE] = body_ids * h->pages_per_sequence;
     n_bytes[LLMC_SPACE_ROWS] = head_ids;
     n_bytes[LLMC_SPACE_LOGITS] = logits * 4 * h->n_vocab;
@@ -257,7 +259,7 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     const llmc_plan_header *h = &plans->header;
     llmc_plan_record record, before;
     memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
-    uint32_t last_kind = h->device == LLMC_DEVICE_CPU ? LLMC_PLAN_HEAD : LLMC_PLAN_SAMPLER;
+    uint32_t last_kind = h->device == LLMC_DEVICE_CPU ? LLMC_PLAN_HEAD : LLMC_PLAN_JOINED;
     if (record.kind > last_kind || record.n_rows < 1 || record.n_rows > MAX_ROWS)
         return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
     if (index) {
@@ -275,11 +277,12 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     plans->all[index] = (plan){record.n_rows, record.n_calls, plans->calls + record.first_call};
     if (record.kind == LLMC_PLAN_BODY) plans->n_bodies++, plans->max_body_rows = record.n_rows;
     else if (record.kind == LLMC_PLAN_HEAD) plans->n_heads++, plans->max_head_rows = record.n_rows;
-    else plans->n_samplers++, plans->max_sampler_rows = record.n_rows;
+    else if (record.kind == LLMC_PLAN_SAMPLER) plans->n_samplers++, plans->max_sampler_rows = record.n_rows;
+    else plans->n_joined++;
     return LLMC_OK;
 }
 
-/* A GPU's heads and samplers say which token they choose, in all places. */
+/* A GPU's heads, samplers and joined steps say which token they choose, in all places. */
 static llmc_status check_choices(const plans *plans, const tables *tables)
 {
     const uint32_t places = 1u << LLMC_SPACE_CHOSEN | 1u << LLMC_SPACE_NEXT | 1u << LLMC_SPACE_TOLD;
@@ -305,6 +308,7 @@ static llmc_status load_tables(plans *plans, tables *tables)
     plans->bodies = plans->all;
     plans->heads = plans->all + plans->n_bodies;
     plans->samplers = plans->heads + plans->n_heads;
+    plans->joined = plans->samplers + plans->n_samplers;
     if (!status && plans->is_whole && plans->max_body_rows < plans->header.n_context)
         status = INVALID("a text of %u tokens does not fit the largest step, of %u", plans->header.n_context,
                          plans->max_body_rows);

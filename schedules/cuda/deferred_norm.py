@@ -7,11 +7,13 @@
     behind        multiplies y ∘ g, normalises its sums               normalises, or is behind a launch that does
 
 Both products have to decide alike, so that this is asked of what both see: the types of y ∘ g and of its moments, and
-how their weights are stored.  Up to 8 tokens of weights in 8 or 4 bits they are both the GEMV's, else the GEMM's.
+how their weights are stored (compiler/bind.py tells each of the other's, where that is not its own).  Up to 8 tokens of
+weights in 8 or 4 bits they are the GEMV's, else the GEMM's.  A GEMM takes what a GEMV has prepared, as a head in bf16
+does behind a layer in int4; not the other way round.
 
-Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM.  The operator
-says 16; the call as it is executed says which.  An operator that says 64 is what passes/defer_norm_in_prompts.py makes
-where a measurement has turned it on: so does the call of a product behind, by its moments.
+Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM in front.  The
+operator says 16; the call as it is executed says which.  An operator that says 64 is what passes/defer_norm_in_prompts.py
+makes where a measurement has turned it on: so does the call of a product behind, by its moments.
 
 y ∘ g is rounded before its mean is taken away and before it is divided: relative to y, as the norm itself would be.
 bfloat16 has the range for it; float16 has not, where sums grow large, and keeps its launch.  Where the mean of y is as
@@ -60,26 +62,33 @@ def settled(call: Call, target: Target) -> Call:
     without that where it is not.  Other calls are left alone."""
     if prepares(call):
         y, scaled, moments = call.outputs
-        if not is_deferred(scaled, moments, call.inputs[1], target):
+        front, behind = call.inputs[1], call.attribute("behind", None)
+        if not is_deferred(scaled, moments, stored(front), behind or stored(front), target):
             plain = call.op.removesuffix("Moments").removesuffix("Tile")
             return replace(call, op=plain, inputs=call.inputs[:-1], outputs=(y,))
-        return replace(call, outputs=(y, scaled, moments_type(scaled, call.inputs[1])))
+        return replace(call, outputs=(y, scaled, moments_type(scaled, stored(front))))
     if applies(call):
         n = n_plain_inputs(call)
         scaled_x, parts, weight = call.inputs[n], call.inputs[n + 1], call.inputs[2 + is_layer(call)]
-        if not is_deferred(scaled_x, parts, weight, target):
-            behind = call.inputs[n + 2 + is_layer(call) :]
-            return replace(call, op=call.op.replace("Deferred", ""), inputs=(*call.inputs[:n], *behind))
-        return replace(call, inputs=(*call.inputs[: n + 1], moments_type(scaled_x, weight), *call.inputs[n + 2 :]))
+        in_front = call.attribute("in_front", None) or stored(weight)
+        if not is_deferred(scaled_x, parts, in_front, stored(weight), target):
+            rest = call.inputs[n + 2 + is_layer(call) :]
+            return replace(call, op=call.op.replace("Deferred", ""), inputs=(*call.inputs[:n], *rest))
+        return replace(call, inputs=(*call.inputs[: n + 1], moments_type(scaled_x, in_front), *call.inputs[n + 2 :]))
     return call
 
 
-def moments_type(scaled: TensorType | None, weight: TensorType | None) -> TensorType:
-    """What moments beside y ∘ g are where the norm is deferred."""
-    assert scaled is not None
+def stored(weight: TensorType | None) -> DType:
+    """How a product's weight is."""
     assert weight is not None
+    return weight.dtype
+
+
+def moments_type(scaled: TensorType | None, front: DType) -> TensorType:
+    """What moments beside y ∘ g are where the norm is deferred.  front: the weight of the product in front."""
+    assert scaled is not None
     m, columns = scaled.shape
-    return TensorType((columns // part_columns(m, weight.dtype), m, 2), "f32")
+    return TensorType((columns // part_columns(m, front), m, 2), "f32")
 
 
 def part_columns(m: int, weight: DType) -> int:
@@ -108,16 +117,22 @@ def in_prompts(moments: TensorType | None, columns: int) -> bool:
 
 
 def is_deferred(
-    scaled: TensorType | None, moments: TensorType | None, weight: TensorType | None, target: Target
+    scaled: TensorType | None, moments: TensorType | None, front: DType, behind: DType, target: Target
 ) -> bool:
-    """scaled: y ∘ g.  moments: of y's parts, as the graph says them.  weight: of either product."""
+    """scaled: y ∘ g.  moments: of y's parts, as the graph says them.  front, behind: the weights of the products."""
     assert scaled is not None
-    assert weight is not None
-    m = scaled.shape[0]
+    m, columns = scaled.shape
+    if not scaled.tiled or scaled.dtype != ELEMENT:
+        return False
     if m > MOST:
-        is_known = scaled.tiled and scaled.dtype == ELEMENT and target.level == "sm_90a"
-        return is_known and in_prompts(moments, scaled.shape[1])
+        return target.level == "sm_90a" and in_prompts(moments, columns)
+    can_take = by_gemv(m, front) or not by_gemv(m, behind)
+    return can_take and all(defers(m, columns, weight, target) for weight in (front, behind))
+
+
+def defers(m: int, columns: int, weight: DType, target: Target) -> bool:
+    """Whether a product of a weight that is stored so defers a norm of m tokens, if the one beside it does."""
     fewest = FEWEST_QUANTISED
-    if weight.dtype == ELEMENT:
-        fewest = FEWEST if scaled.shape[1] >= WIDE and target.level == "sm_90a" else FEWEST_ELSE
-    return scaled.tiled and scaled.dtype == ELEMENT and (fewest <= m <= MOST or by_gemv(m, weight.dtype))
+    if weight == ELEMENT:
+        fewest = FEWEST if columns >= WIDE and target.level == "sm_90a" else FEWEST_ELSE
+    return fewest <= m <= MOST or by_gemv(m, weight)

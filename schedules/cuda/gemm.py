@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from functools import partial
 from math import ceil
 
-from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, short_hash
+from llmc.compiler.kernel import TILE_COLUMNS, Call, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gemm_prompts, gemm_tiles
 from llmc.schedules.cuda.gemm_tiles import Tiling
@@ -85,7 +85,7 @@ def _product_kernel(op: LinearOp, params: Tiling, target: Target) -> Kernel:
     return kernel_of(
         f"gemm_{op.weight}_{op.words}",
         f"{function}.cuh",
-        layer_source(op) + declarations,
+        layer_source(op, taken(op)) + declarations,
         f"const {element} *x, const void *weight{other_parameters(op)}{parts}",
         f"{function}<Cut>({arguments});",
         n_threads,
@@ -107,6 +107,12 @@ def _f32_kernel(op: LinearOp) -> Kernel:
 
 
 # -- source --------------------------------------------------------------------------------------------------------
+
+
+def taken(op: LinearOp) -> str:
+    """A member that says how wide the parts of x are whose moments come from a GEMV; a GEMM's are a tile wide."""
+    is_gemvs = op.deferred and op.part != TILE_COLUMNS
+    return f"    static constexpr int kTakenPart = {op.part};\n" if is_gemvs else ""
 
 
 def layer_source(op: LinearOp, members: str = "") -> str:

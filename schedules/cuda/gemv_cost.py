@@ -82,7 +82,7 @@ def rate(op: LinearOp, params: Gemv, device: Device, n_blocks: int) -> float:
 def deferred_us(op: LinearOp, params: Gemv, device: Device) -> float:
     """What a deferred norm takes of a block's time: behind it, its parts are merged before the first product; in front
     of it, moments of 16 outputs come from six exchanges between lanes, one after the other."""
-    merged_us = 0.2 + params.blocks * op.moments_bytes(op.k) / device.l2 if op.deferred else 0.0
+    merged_us = 0.2 + params.blocks * op.taken_bytes / device.l2 if op.deferred else 0.0
     return merged_us + (0.2 if op.moments else 0.0)
 
 

@@ -15,7 +15,7 @@ appends keys and values to the cache.  Last come [cos, sin [M, RD/2]], positions
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from llmc.compiler.kernel import Call, DType, TensorType
@@ -40,8 +40,9 @@ class LinearOp:
 
     element: what is multiplied: x is rounded to it.  weight: how the weight is stored, in groups of `group` if it is
     quantised.  tiled_x: x lies tiled, in `element`, else it is f32 row-major; tiled_y the same of y.
-    deferred: what is multiplied is x ∘ norm weight, and the norm is applied to the sums.  moments: the norm behind y is
-    prepared.  append: the attention whose queries, keys and values y would be, where they go to the cache instead.
+    deferred: what is multiplied is x ∘ norm weight, and the norm is applied to the sums, by moments of parts of x that
+    are `part` columns wide.  moments: the norm behind y is prepared.  append: the attention whose queries, keys and
+    values y would be, where they go to the cache instead.
     """
 
     m: int
@@ -59,6 +60,7 @@ class LinearOp:
     tiled_x: bool = False
     tiled_y: bool = False
     deferred: bool = False
+    part: int = field(default=0, repr=False)
     moments: bool = False
     append: Attention | None = None
 
@@ -118,13 +120,15 @@ class LinearOp:
         vectors = 4 * (self.rows * self.bias + self.k * {"": 0, "rms": 1, "layer": 2}[self.norm])
         if self.deferred:
             folded = 2 * self.rows if self.norm == "layer" else self.rows * self.bias
-            vectors = 4 * folded + self.moments_bytes(self.k)
-        prepared = (2 * self.m + 4) * self.n + self.moments_bytes(self.n) if self.moments else 0
+            vectors = 4 * folded + self.taken_bytes
+        handed_on = 8 * self.m * (self.n // part_columns(self.m, self.weight))
+        prepared = (2 * self.m + 4) * self.n + handed_on if self.moments else 0
         return x + y + vectors + 4 * self.m * self.n * self.residual + prepared
 
-    def moments_bytes(self, columns: int) -> int:
-        """Of the moments of m rows of so many columns."""
-        return 8 * self.m * (columns // part_columns(self.m, self.weight))
+    @property
+    def taken_bytes(self) -> int:
+        """Of the moments of x."""
+        return 8 * self.m * (self.k // self.part) if self.deferred else 0
 
 
 def parse(call: Call) -> LinearOp | None:
@@ -139,7 +143,7 @@ def parse(call: Call) -> LinearOp | None:
         return None
     bias = bool(name["bias"] or name["gated_bias"])
     vectors = [*call.inputs[1:at], *call.inputs[at + 1 : at + 1 + bias]]
-    multiplied = call.inputs[at + 1 + bias] if name["deferred"] else x
+    multiplied, moments = call.inputs[at + 1 + bias :][:2] if name["deferred"] else (x, None)
     assert multiplied is not None
     if any(vector is None or not vector.constant for vector in vectors):
         return None
@@ -161,6 +165,7 @@ def parse(call: Call) -> LinearOp | None:
         tiled_x=multiplied.tiled,
         tiled_y=y.tiled,
         deferred=bool(name["deferred"]),
+        part=weight.shape[1] // moments.shape[0] if moments else 0,
         moments=bool(name["moments"]),
         append=appended_to(call),
     )

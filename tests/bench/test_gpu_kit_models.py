@@ -52,7 +52,7 @@ def test_what_is_folded_into_a_product_behind_layer_norm_is_filled_too(tmp_path:
         carry.write_model(tmp_path / "kit", prepare.plan_model(wanted, TARGET), TARGET)
     carried = Model(tmp_path / "kit")
     folded = [weight for weight in carried.said["weights"] if weight["recipe"]["kind"] == "folded"]
-    assert len(folded) == 3  # of two layers, but for the first norm
+    assert len(folded) == 4  # of two layers, but for the first norm, and of a joined step's head
     carried.write(tmp_path / "opt.so")
     program = prepare.plan_model(wanted, TARGET).program
     weights = b"".join(artifact.packed_weights(program.weights, lambda done, total: None))

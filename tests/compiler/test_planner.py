@@ -7,8 +7,9 @@ import pytest
 
 from llmc.compiler.bind import call_of
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
-from llmc.compiler.plan import BODY, HEAD, Program
+from llmc.compiler.plan import BODY, HEAD, JOINED, Program
 from llmc.compiler.planner import Planner, alias_roots, live_buffers
+from llmc.passes.take_all_rows import take_all_rows
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES
 
@@ -143,6 +144,25 @@ def test_what_the_head_reads_is_where_every_body_left_it(program: Program) -> No
     bodies = [plan.calls[-1].arguments[2].offset for plan in program.plans if plan.kind == BODY]
     heads = [plan.calls[0].arguments[0].offset for plan in program.plans if plan.kind == HEAD]
     assert len({*bodies, *heads}) == 1
+
+
+def test_a_joined_step_hands_nothing_over_and_picks_no_rows() -> None:
+    """A plan for each number of rows that a body and a head have; its weights are those that they read."""
+    graph = step_graph()
+    model = ir.Model(step_graph(), ir_version=10)
+    take_all_rows(model)
+    planner = Planner(graph, schedule, "f32", n_context=100, joined=lambda n: model.graph)
+    program = planner.plan([1, 8], [1, 4, 8])
+    joined = [plan for plan in program.plans if plan.kind == JOINED]
+    assert [(plan.n_rows, len(plan.calls)) for plan in joined] == [(1, 6), (8, 6)]
+    assert [w.value.name for w in program.weights] == ["embed", "w_qkv", "w_o", "head"]
+    for plan in joined:
+        arguments = [argument for call in plan.calls for argument in call.arguments]
+        spaces = {SPACES[argument.space] for argument in arguments}
+        assert {"tokens", "logits", "kv"} < spaces
+        assert "rows" not in spaces
+        (logits,) = (argument for argument in arguments if SPACES[argument.space] == "logits")
+        assert logits.n_bytes == 4 * plan.n_rows * program.n_vocab
 
 
 def test_logits_and_step_inputs_lie_in_their_own_spaces(program: Program) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llmc.compiler import driver
+from llmc.compiler import driver, report
 from llmc.compiler.frontend import SourceModel, load_source
-from llmc.compiler.plan import BODY, HEAD, Program
+from llmc.compiler.plan import BODY, HEAD, JOINED, Program
 from llmc.compiler.quantize import Scheme
 from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import Target
@@ -76,6 +76,23 @@ def test_a_norm_is_prepared_where_it_is_applied_to_sums(planned: tuple[Program, 
         assert sum(word in name for name in names) == (2 * n_layers - 1 if batch <= 64 else 0)
 
 
+@pytest.mark.parametrize("batch", BATCH)
+def test_a_joined_step_has_two_launches_less(planned: tuple[Program, int, int], batch: int) -> None:
+    """Nothing picks rows, and the last norm is prepared by the product in front of the head, as others are."""
+    program, n_layers, _ = planned
+    plans = {plan.kind: plan for plan in program.plans if plan.n_rows == batch}
+    names = [program.kernels[call.kernel].name for call in plans[JOINED].calls]
+    assert len(names) == len(plans[BODY].calls) + len(plans[HEAD].calls) - 2
+    for word in ("_moments_", "_deferred_"):
+        assert sum(word in name for name in names) == 2 * n_layers
+
+
+def test_what_a_step_reads_of_a_sequence_is_counted_once(planned: tuple[Program, int, int]) -> None:
+    """Though attention stands in bodies and in joined steps of as many rows."""
+    program, n_layers, _ = planned
+    assert [read["layers"] for read in report.cache_record(program, "bf16")["reads"]] == [n_layers]
+
+
 def test_what_attention_does_not_turn_comes_rounded_in_prompts(
     planned: tuple[Program, int, int], source: SourceModel
 ) -> None:
@@ -117,11 +134,14 @@ def by_scheme() -> dict[str, Program]:
 def test_few_tokens_of_quantised_weights_prepare_their_norms(
     by_scheme: dict[str, Program], batch: int, deferred: bool, scheme: str
 ) -> None:
-    """All but the model's first, which follows no product; the last, in the head's step, is before a weight in bf16."""
+    """All but the model's first, which follows no product, and the last, whose rows a head may want to pick; in a joined
+    step that one too, though the head's weight is in bf16."""
     (body,) = (plan for plan in by_scheme[scheme].plans if plan.n_rows == batch and plan.kind == BODY)
     names = [by_scheme[scheme].kernels[call.kernel].name for call in body.calls]
     for word in ("_moments_", "_deferred_"):
         assert sum(word in name for name in names) == 63 * deferred
+    (joined,) = (plan for plan in by_scheme[scheme].plans if plan.n_rows == batch and plan.kind == JOINED)
+    assert sum("_deferred_" in by_scheme[scheme].kernels[call.kernel].name for call in joined.calls) == 64 * deferred
 
 
 @pytest.mark.parametrize("batch", [32, 64])

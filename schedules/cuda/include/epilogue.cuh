@@ -42,6 +42,12 @@ __device__ __forceinline__ float gate_up(float gate, float up) {
     }
 }
 
+// void, of a member that a layer has; none of others.
+template <class...>
+struct Void {
+    using Type = void;
+};
+
 // What a product hands on to the norm behind it (gemm_norm.cuh, gemv_norm.cuh); or to attention (gemm_append.cuh).
 template <class L, class = void>
 struct HandedOn {
@@ -52,7 +58,7 @@ struct HandedOn {
 
 // What a product takes of the norm in front of it.
 struct TakenOver {
-    const float2 *moments;     // of x's parts [k/64][m], a GEMV's [k/16][m]
+    const float2 *moments;     // of x's parts [k/64][m], behind a GEMV [k/16][m]
     const float *weight_sums;  // [n], gated [2 n]: a row's sum over k of W g
     const float2 *norms;       // of each token its mean and 1/d, in shared memory
 };

@@ -2,6 +2,8 @@
 //
 //   y[row] = table[clamp(index[row])]      a thread moves CHUNK consecutive columns, a block 256 of those
 //
+// Of several tables a launch has the blocks of one behind those of the other.
+//
 // Reads sizeof(Table) bytes an element and writes sizeof(Result). A number out of range, such as the -1 of a row that
 // pads the step, takes the nearest row there is.
 #pragma once
@@ -34,11 +36,10 @@ template <int ROWS_, int COLUMNS_, int ENTRIES_, bool TILED_> struct GatherShape
     }
 };
 
+// A block's part.
 template <class Shape, class Table, class Index, class Result>
-__device__ void gather(const Table *table, const Index *index, Result *y) {
-    wait_for_previous();
-    let_next_start();
-    const int at = blockIdx.x * GATHER_THREADS + threadIdx.x, row = at / Shape::CHUNKS, chunk = at % Shape::CHUNKS;
+__device__ __forceinline__ void gather_block(const Table *table, const Index *index, Result *y, int block) {
+    const int at = block * GATHER_THREADS + threadIdx.x, row = at / Shape::CHUNKS, chunk = at % Shape::CHUNKS;
     if (row >= Shape::ROWS) return;
     Index entry = index[row];
     entry = entry < 0 ? 0 : entry >= Shape::ENTRIES ? Shape::ENTRIES - 1 : entry;
@@ -50,4 +51,11 @@ __device__ void gather(const Table *table, const Index *index, Result *y) {
         if (column < Shape::COLUMNS) to[i] = narrowed<Result>(widened(from[column]));
         else if (column < Shape::PADDED_COLUMNS) to[i] = narrowed<Result>(0.0f); // products read these
     }
+}
+
+template <class Shape, class Table, class Index, class Result>
+__device__ void gather(const Table *table, const Index *index, Result *y) {
+    wait_for_previous();
+    let_next_start();
+    gather_block<Shape>(table, index, y, blockIdx.x);
 }

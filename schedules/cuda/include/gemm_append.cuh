@@ -21,10 +21,6 @@
 #include "attention_turn.cuh"
 #include "gemm_wgmma.cuh"
 
-template <class...>
-struct Void {
-    using Type = void;
-};
 template <class L>
 constexpr bool kAppends<L, typename Void<typename L::Heads>::Type> = true;
 

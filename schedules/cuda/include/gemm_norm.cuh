@@ -1,6 +1,7 @@
 // A norm between two products (deferred_norm.py): the one in front prepares it, the one behind applies it to its sums.
 //
-//     in front    (mean, squares) of each 64 outputs of a token: one tile row's, so that one warpgroup has them all
+//     in front    (mean, squares) of each 64 outputs of a token: one tile row's, so that one warpgroup has them all; of
+//                 each 16 where a GEMV is in front (gemv_norm.cuh)
 //     behind      the parts of a token merged, always in the same order: its mean and 1/d, in shared memory, while the
 //                 ring fills; then       sum / d            RMS
 //                                        (sum - mean · (W g)[n]) / d + (W b + bias)[n]      layer
@@ -13,6 +14,12 @@
 #include "norm.cuh"
 
 constexpr int kFewTokensNormed = 64;  // as tiles of them all are, and no end of theirs is worth fewer exchanges
+
+// Columns of a part whose moments a layer takes: it says so where they are a GEMV's.
+template <class L, class = void>
+constexpr int kPartOf = kTile;
+template <class L>
+constexpr int kPartOf<L, typename Void<char[L::kTakenPart]>::Type> = L::kTakenPart;
 
 // Whether norms are merged tile by tile.
 template <class Tiling>
@@ -32,21 +39,22 @@ __device__ __forceinline__ const float2 *norms_at(const float2 *norms, int first
 
 constexpr int kNormBarrier = 3;  // behind those of warpgroups that multiply
 
-// norms[token] = (mean, 1/d) from parts [K/64][M], by kThreads threads: each merges every kShares-th part of a token,
+// norms[token] = (mean, 1/d) from parts [K/kPart][M], by kThreads threads: each merges every kShares-th part of a token,
 // then one merges those. scratch: 12 bytes a thread.
 template <class Tiling, int kThreads>
 __device__ __forceinline__ void merge_norms(float2 *norms, const float2 *parts, float *scratch, int thread) {
     using L = typename Tiling::L;
     using RowMoments = Moments<L::kNorm == Norm::layer>;
-    constexpr int kParts = L::kK / kTile, kColumns = round_up(L::kM, 16), kShares = kThreads / kColumns;
+    constexpr int kPart = kPartOf<L>, kParts = L::kK / kPart;
+    constexpr int kColumns = round_up(L::kM, 16), kShares = kThreads / kColumns;
     static_assert(L::kK % kTile == 0 && kShares > 0, "whole parts, and a thread for each token");
     auto *shares = reinterpret_cast<RowMoments *>(scratch);  // [kShares][kColumns]
     const int share = thread / kColumns, token = thread % kColumns;
     if (share < kShares && token < L::kM) {
         RowMoments mine;
-#pragma unroll 4
+#pragma unroll(kPart == kTile ? 4 : 16)
         for (int part = share; part < kParts; part += kShares) {
-            mine.merge(moments_of<L::kNorm == Norm::layer>(parts[part * L::kM + token], kTile));
+            mine.merge(moments_of<L::kNorm == Norm::layer>(parts[part * L::kM + token], kPart));
         }
         shares[share * kColumns + token] = mine;
     }

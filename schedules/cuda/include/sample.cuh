@@ -15,7 +15,7 @@
 
 constexpr int SAMPLE_THREADS = 1024, SAMPLE_WARPS = SAMPLE_THREADS / 32;
 constexpr int DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS; // of a logit's key, looked at together
-constexpr unsigned ALL_LANES = 0xffffffffu;
+constexpr unsigned ALL_LANES = 0xffffffffu, NAN_BITS = 0x7fffffffu;
 
 using u64 = unsigned long long;
 
@@ -106,26 +106,46 @@ __device__ inline BlockPrefix block_prefix(u64 x, SampleShared &shared) {
 
 // ---- the most likely token -----------------------------------------------------------------------------------------
 
-template <int V> __device__ u64 best_rank(const float *logits, SampleShared &shared) {
+// Of a thread's logits, one after the other.
+template <int V> __device__ u64 best_of_each(const float *logits) {
     u64 best = 0;
-    if constexpr (V % 4 == 0) {
-#pragma unroll 8
-        for (int i = threadIdx.x; i < V / 4; i += SAMPLE_THREADS) {
-            const uint4 four = load_16(logits + 4 * i);
-            const unsigned bits[4] = {four.x, four.y, four.z, four.w};
+    for (int i = threadIdx.x; i < V; i += SAMPLE_THREADS) {
+        const u64 rank = rank_of(logits[i], i);
+        best = rank > best ? rank : best;
+    }
+    return best;
+}
+
+// Of a thread's logits, four at a time, of which eight are asked for together, the last ones too: the largest of four is
+// compared with the largest so far. What is no number is no maximum; 0 where all are -infinity or none.
+template <int V> __device__ u64 best_of_fours(const float *logits) {
+    constexpr int FOURS = V / 4, TOGETHER = 8;
+    float best = -INFINITY;
+    int token = 0;
+    for (int first = threadIdx.x; first < FOURS; first += TOGETHER * SAMPLE_THREADS) {
+        uint4 some[TOGETHER];
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const u64 rank = rank_of(__uint_as_float(bits[k]), 4 * i + k);
-                best = rank > best ? rank : best;
+        for (int k = 0; k < TOGETHER; k++) {
+            const int i = first + k * SAMPLE_THREADS;
+            some[k] = i < FOURS ? load_16(logits + 4 * i) : make_uint4(NAN_BITS, NAN_BITS, NAN_BITS, NAN_BITS);
+        }
+#pragma unroll
+        for (int k = 0; k < TOGETHER; k++) {
+            const float a = __uint_as_float(some[k].x), b = __uint_as_float(some[k].y), c = __uint_as_float(some[k].z);
+            const float most = fmaxf(fmaxf(a, b), fmaxf(c, __uint_as_float(some[k].w)));
+            if (most > best) {
+                best = most;
+                token = 4 * (first + k * SAMPLE_THREADS) + (a == most ? 0 : b == most ? 1 : c == most ? 2 : 3);
             }
         }
-    } else {
-        for (int i = threadIdx.x; i < V; i += SAMPLE_THREADS) {
-            const u64 rank = rank_of(logits[i], i);
-            best = rank > best ? rank : best;
-        }
     }
-    return block_max(best, shared);
+    return best > -INFINITY ? rank_of(best, token) : 0;
+}
+
+template <int V> __device__ u64 best_rank(const float *logits, SampleShared &shared) {
+    u64 best = 0;
+    if constexpr (V % 4 == 0) best = block_max(best_of_fours<V>(logits), shared);
+    return best ? best : block_max(best_of_each<V>(logits), shared);  // all threads alike
 }
 
 __device__ __forceinline__ int token_of(u64 rank) { return rank ? int(~unsigned(rank)) : -1; }

@@ -87,7 +87,9 @@ def test_the_most_likely_token_is_chosen(n_vocab: int) -> None:
     assert choose(logits, checked=n_vocab < 30000) == logits.argmax(1).tolist()
 
 
-def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen() -> None:
+@pytest.mark.parametrize("n_more", [0, 1])
+def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen(n_more: int) -> None:
+    """n_more: columns that make their number one of whole fours."""
     inf, nan = np.inf, np.nan
     logits = np.array(
         [
@@ -99,8 +101,17 @@ def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen() -> N
         ],
         np.float32,
     )
+    logits = np.pad(logits, ((0, 0), (0, n_more)), constant_values=nan)
     assert choose(logits) == [2, -1, 0, 1, 1]
     assert draw(logits, [(row, 1, (1.0, 0, 1.0, 9)) for row in (1, 3)]) == [-1, 1]
+
+
+@pytest.mark.parametrize("places", [(8, 4104), (4104, 8200), (4105, 4106), (4099, 4100), (3, 8199)], ids=str)
+def test_the_first_of_the_largest_is_chosen_whoever_finds_it(places: tuple[int, int]) -> None:
+    """One thread in two turns, in one four, or two threads."""
+    logits = np.minimum(random_logits(1, 8204), 9)
+    logits[0, list(places)] = 9.5
+    assert choose(logits, checked=False) == [places[0]]
 
 
 HOWS = [(1.0, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 50, 0.8), (0.5, 3, 0.5), (2.0, 5000, 0.999), (1.0, 1, 1.0)]

@@ -22,11 +22,9 @@ HOPPER = Target("cuda", "sm_90a")
 
 
 def run(module: Any, call: Call, *inputs: Array) -> list[Array]:
-    """The call by the module's one rule."""
-    (rule,) = module.RULES
-    assert isinstance(rule, Rule)
-    params = rule.match(call, HOPPER)
-    assert params is not None
+    """The call by the module's first rule that takes it."""
+    matches = ((rule, rule.match(call, HOPPER)) for rule in module.RULES if isinstance(rule, Rule))
+    rule, params = next((rule, params) for rule, params in matches if params is not None)
     return EmulatedExecutable(call, rule.implement(call, params, HOPPER), HOPPER).run(*inputs)
 
 
@@ -60,6 +58,30 @@ def test_an_index_may_be_of_64_bits() -> None:
     table, index = random(9).astype(numpy_dtype("bf16")), np.array([[8, 0], [1 << 40, -1], [3, 3]])
     (found,) = run(gather, call, table, index)
     np.testing.assert_array_equal(found, table.astype(np.float32)[[[8, 0], [8, 0], [3, 3]]])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_several_tables_give_their_rows_in_one_launch(rows: int) -> None:
+    """As a step begins: an embedding, of which a row fills two blocks, and two tables of angles."""
+    kinds: list[tuple[int, int, DType]] = [(19, 2056, "bf16"), (50, 36, "f32"), (50, 36, "f32"), (7, 129, "f16")]
+    tables = [random(entries, columns).astype(numpy_dtype(dtype)) for entries, columns, dtype in kinds]
+    numbers = [np.arange(rows, dtype=np.int32) * 5 % (entries + 2) - 1 for entries, *_ in kinds]
+    inputs = [
+        kind
+        for entries, columns, dtype in kinds
+        for kind in (TensorType((entries, columns), dtype, True), TensorType((rows,), "i32"))
+    ]
+    call = Call("llmc.Gather4", tuple(inputs), tuple(real(rows, columns) for _, columns, _ in kinds))
+    implementation = gather.implement_several(call, gather.match_several(call, HOPPER) or (), HOPPER)
+    assert len(implementation.launches) == 1
+    found = run(gather, call, *(array for pair in zip(tables, numbers, strict=True) for array in pair))
+    for table, index, got in zip(tables, numbers, found, strict=True):
+        np.testing.assert_array_equal(got, table[np.clip(index, 0, len(table) - 1)].astype(np.float32))
+
+
+def test_a_table_that_none_can_read_leaves_all_to_the_fallback() -> None:
+    inputs = (real(4, 3), TensorType((2,), "i32"), TensorType((4, 64), "bf16", tiled=True), TensorType((2,), "i32"))
+    assert gather.match_several(Call("llmc.Gather2", inputs, (real(2, 3), real(2, 64))), HOPPER) is None
 
 
 def test_a_tiled_table_and_other_axes_are_left_to_others() -> None:
