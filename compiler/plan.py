@@ -1,8 +1,8 @@
 """Step plans, as data: for each number of tokens M, a table of kernel calls over one arena.
 
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
-*head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and a
-head in one, where every token's logits are wanted. planner.py makes the plans, artifact.py writes them, the runtime
+*head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and
+a head in one, where every token's logits are wanted. planner.py makes the plans, artifact.py writes them, the runtime
 walks them.
 """
 

@@ -12,8 +12,9 @@ weights in 8 or 4 bits they are the GEMV's, else the GEMM's.  A GEMM takes what 
 does behind a layer in int4; not the other way round.
 
 Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM in front.  The
-operator says 16; the call as it is executed says which.  An operator that says 64 is what passes/defer_norm_in_prompts.py
-makes where a measurement has turned it on: so does the call of a product behind, by its moments.
+operator says 16; the call as it is executed says which.  An operator that says 64 is what
+passes/defer_norm_in_prompts.py makes where a measurement has turned it on: so does the call of a product behind, by its
+moments.
 
 y ∘ g is rounded before its mean is taken away and before it is divided: relative to y, as the norm itself would be.
 bfloat16 has the range for it; float16 has not, where sums grow large, and keeps its launch.  Where the mean of y is as

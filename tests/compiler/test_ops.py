@@ -53,7 +53,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "g": (M, H),
     "beta": (M, H),
     "slots": (M,),
-    **{f"table_{i}": (P + i, K) for i in range(ops.MOST_TABLES)},
+    **{f"table_{i}": (P, K) for i in range(ops.MOST_TABLES)} | {f"index_{i}": (M,) for i in range(ops.MOST_TABLES)},
 }
 SETTINGS = {
     "num_heads": H,
@@ -118,8 +118,6 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return (K,) if name == "bias" else (M, K)
     if op.startswith("Gated") and name == "bias":
         return (2 * N,)
-    if name.startswith("index_"):
-        return (M,)
     return (M, H * D) if op == "Rotary" and name == "x" else SHAPES[name]
 
 
@@ -176,12 +174,11 @@ def inputs_of(op: str) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
-    whole = [("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN), ("slots", SLOTS)]
-    whole += [(f"index_{i}", np.arange(M) % P) for i in range(ops.MOST_TABLES)]
+    whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN), ("slots", SLOTS))
     if "rows" in feeds:  # of two texts, and a row that pads the step
         return feeds | {"positions": np.array([0, 1, 2, 0, 1, -1]), "rows": np.array([2, 4])}
     feeds |= {"g": -np.abs(feeds["g"])} if "g" in feeds else {}
-    return feeds | {n: v for n, v in whole if n in feeds}
+    return feeds | {n: v for n, v in whole if n in feeds} | {n: np.arange(M) % P for n in feeds if "index_" in n}
 
 
 def model_of(op: str, feeds: dict[str, Array], **settings: Any) -> ir.Model:

@@ -134,8 +134,8 @@ def by_scheme() -> dict[str, Program]:
 def test_few_tokens_of_quantised_weights_prepare_their_norms(
     by_scheme: dict[str, Program], batch: int, deferred: bool, scheme: str
 ) -> None:
-    """All but the model's first, which follows no product, and the last, whose rows a head may want to pick; in a joined
-    step that one too, though the head's weight is in bf16."""
+    """All but the model's first, which follows no product, and the last, whose rows a head may want to pick; in a
+    joined step that one too, though the head's weight is in bf16."""
     (body,) = (plan for plan in by_scheme[scheme].plans if plan.n_rows == batch and plan.kind == BODY)
     names = [by_scheme[scheme].kernels[call.kernel].name for call in body.calls]
     for word in ("_moments_", "_deferred_"):

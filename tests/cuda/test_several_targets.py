@@ -164,9 +164,9 @@ def with_manifest(path: Path, manifest: dict[str, Any]) -> bytes:
 def test_inspect_shows_the_target_that_is_asked_for(several: Several, tmp_path: Path) -> None:
     path, cpu = several.path, f"cpu:{host_level()}"
     assert f"targets      {HOPPER}, {AMPERE}, {cpu}; shown:" in cli("inspect", path)
-    for target, kernel in ((str(HOPPER), "sampler"), (str(AMPERE), "sampler"), ("cpu", "head")):
+    for target, last in ((str(HOPPER), "joined"), (str(AMPERE), "joined"), ("cpu", "head")):
         plan = json.loads(cli("inspect", path, "--plan", "--for", target, "--json"))
-        assert plan["plans"][-1]["kind"] == kernel
+        assert plan["plans"][-1]["kind"] == last
         assert any(call["weight"].endswith("down_proj.weight") for call in plan["plans"][0]["calls"])
         schedules = json.loads(cli("inspect", path, "--schedules", "--for", target, "--json"))["schedules"]
         assert {name for s in schedules for name in s["kernels"]} == {k["name"] for k in plan["kernels"]}
