@@ -140,7 +140,7 @@ class Model:
     @cached_property
     def embedding(self) -> Embedding | None:
         """How the model makes embeddings; None: it writes texts."""
-        return Embedding.of(self.manifest.get("embedding"))
+        return Embedding.of(self.manifest.get("embedding"), str(self.path))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

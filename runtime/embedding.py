@@ -36,12 +36,16 @@ class Embedding:
         return self.whole or self.pooling != "mean"
 
     @classmethod
-    def of(cls, record: dict[str, Any] | None) -> Embedding | None:
-        """Of the manifest's; None: the artifact writes texts."""
+    def of(cls, record: dict[str, Any] | None, place: str) -> Embedding | None:
+        """Of the manifest's; None: the artifact writes texts.  place: of the artifact.  Raises LlmcError."""
         if not record:
             return None
-        settings = str(record["pooling"]), bool(record["normalized"]), bool(record.get("whole"))
-        return cls(int(record["size"]), *settings)
+        try:
+            settings = str(record["pooling"]), bool(record["normalized"]), bool(record.get("whole"))
+            return cls(int(record["size"]), *settings)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            fact, hint = "the manifest does not say how embeddings are made", "compile the model again with this llmc"
+            raise LlmcError(fact, place=place, hint=hint) from None
 
 
 def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:

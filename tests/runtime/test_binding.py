@@ -133,6 +133,13 @@ def test_guesses_are_as_many_as_a_step_may_have(model: Model, n: int) -> None:
         model.tokens([1], speculate=n)
 
 
+@pytest.mark.parametrize("said", [{"a": 1}, "last", [7], {"pooling": "last", "normalized": True, "size": "x"}])
+def test_embeddings_that_the_manifest_does_not_describe_are_refused(said: object, tmp_path: Path) -> None:
+    path = write_stub(tmp_path / "a.so", manifest={"embedding": said})
+    with llmc.load(path) as model, pytest.raises(LlmcError, match="does not say how embeddings are made"):
+        model.embed([[1]])
+
+
 def test_an_empty_prompt_is_refused(model: Model) -> None:
     with pytest.raises(LlmcError, match="the prompt has no tokens"):
         model.tokens([])
