@@ -58,7 +58,7 @@ from llmc.compiler.frontend.states import WITH_ATTENTION, as_nodes, count_withou
 from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 OPSET = 23
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
@@ -81,11 +81,11 @@ MOST_ELEMENTS = 1 << 30
 def export_graph(config: PretrainedConfig) -> ir.Model:
     """The float32 graph of a causal language model, or of an encoder, whose `logits` are its last hidden states.
     Refuses an architecture that it cannot express."""
-    n_layers = getattr(config, "num_hidden_layers", None) or 0
+    n_layers = n if isinstance(n := getattr(config, "num_hidden_layers", None), int) else 0
     n_context = max_tokens(config)
     check_layers(n_layers)
-    if n_context < 0:
-        raise LlmcError(f"the configuration describes no model: {LIMIT} is {n_context}")
+    if not isinstance(n_context, int) or n_context < 0:
+        raise LlmcError(f"the configuration describes no model: {LIMIT} is {shortened(n_context)}")
     _refuse_other_layers(config)
     with quiet():
         try:
@@ -96,7 +96,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
             if has_own_attention(config) or (isinstance(error, KeyError) and error.args == (INTERFACE,)):
                 raise _unsupported(config, OWN_ATTENTION) from error
             raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
-        if not config.num_hidden_layers:
+        if n_layers < 1:
             raise LlmcError("the configuration describes no model: it has no layers")
         for name, parameter in model.named_parameters():
             if not parameter.numel():

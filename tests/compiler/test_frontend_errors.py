@@ -70,6 +70,8 @@ def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
         ('{"model_type": "llama", "num_hidden_layers": 1, "intermediate_size": 0}', "has the shape [0, 4096]"),
         ('{"model_type": "llama", "max_position_embeddings": NaN}', "the configuration is not valid"),
         ('{"model_type": "llama", "max_position_embeddings": [1]}', "the configuration is not valid"),
+        ('{"model_type": "bloom", "max_position_embeddings": [1]}', "max_position_embeddings is [1]"),
+        ('{"model_type": "bloom", "n_layer": -1}', "the configuration describes no model: it has no layers"),
         ('{"model_type": "vit", "architectures": {"a": 1}}', "the architecture vit is not supported"),
         ('{"model_type": "llama", "num_attention_heads": 5}', "is not a multiple of the number of attention heads"),
     ],
