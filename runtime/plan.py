@@ -147,7 +147,7 @@ def _check_plans(tables: PlanTables) -> None:
         previous = (plan.kind, plan.n_rows)
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
-    if kinds - set(["joined"] * on_gpu) != {"body", "head", *(["sampler"] if on_gpu else [])}:
+    if (kinds - {"joined"} if on_gpu else kinds) != {"body", "head", *(["sampler"] if on_gpu else [])}:
         raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
 
 
@@ -174,13 +174,12 @@ def _check_call(tables: PlanTables, call: CallRecord, index: int, room: tuple[in
             raise ValueError(f"call {index} of {kernel.name} points outside its memory")
 
 
-ROOM_OF_KINDS = (("body", "joined"), ("head", "joined"), ("sampler", "sampler"))
-
-
 def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_bytes: int) -> tuple[int, ...]:
     """Bytes of each space for a plan, in the order of SPACES; rows: of the largest plan of each kind."""
     kind, ids = PLAN_KINDS[plan.kind], 4 * plan.n_rows
-    body, head, sampler = (ids if kind in (name, also) else 0 for name, also in ROOM_OF_KINDS)
+    body = ids if kind in ("body", "joined") else 0
+    head = ids if kind in ("head", "joined") else 0
+    sampler = ids if kind == "sampler" else 0
     logits = 4 * rows["head"] if sampler else head
     positions = 4 * rows["body"] if kind == "head" and header.n_tokens else body
     chosen = (head or sampler) if header.device else 0

@@ -74,8 +74,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states or llmc_plan_whole where the version says so, then kernels, plans, calls and arguments,
- * each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states or llmc_plan_whole where the version says so, then kernels, plans, calls
+ * and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;

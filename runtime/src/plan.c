@@ -394,8 +394,6 @@ void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads)
         if (plans->calls[i].grid) plans->calls[i].n_tasks = count_tasks(plans->calls[i].grid, n_threads);
 }
 
-/* A step reads all weights however few rows it has: that costs about as much as computing step_rows rows. So a few
- * rows of padding are cheaper than another step, and another step is cheaper than many rows of padding. */
 const plan *plan_holding(const plan *plans, uint32_t n_plans, uint64_t n_rows)
 {
     uint32_t i = 0;
@@ -403,6 +401,8 @@ const plan *plan_holding(const plan *plans, uint32_t n_plans, uint64_t n_rows)
     return plans + i;
 }
 
+/* A step reads all weights however few rows it has: that costs about as much as computing step_rows rows. So a few
+ * rows of padding are cheaper than another step, and another step is cheaper than many rows of padding. */
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows)
 {
     uint32_t above = 0;
