@@ -228,7 +228,7 @@ def set_up(plan: Plan) -> None:
 
 
 def numbers(text: str) -> list[int]:
-    """Those of a list with commas, which may be empty."""
+    """Those of a list with commas, which may be empty, as they stand: the order in which tasks take their turns."""
     return [int(number) for number in text.split(",") if number]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from llmc.compiler.frontend.sentence_modules import TO_TEXT, Dense, Modules, Pooling, modules_of
-from llmc.compiler.graph import attribute, emit, ints_constant, replace
+from llmc.compiler.graph import attribute, emit, ints_constant, prune, replace
 from llmc.compiler.graph_shapes import dims
 from llmc.runtime.errors import LlmcError
 
@@ -118,16 +118,7 @@ def give(graph: ir.Graph, value: ir.Value) -> None:
     logits = graph.outputs[0]
     value.name, logits.name = logits.name, f"{logits.name}.before"
     graph.outputs[0] = value
-    drop_unused(graph)
-
-
-def drop_unused(graph: ir.Graph) -> None:
-    """Nodes whose results nobody takes, and weights."""
-    for node in reversed(graph):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+    prune([maker] if (maker := logits.producer()) else [])
 
 
 def before_head(model: ir.Model) -> tuple[ir.Value, ir.Node]:
