@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,6 @@ from llmc.runtime.serve.thoughts import marks_of
 from llmc.runtime.serve.tools import Tools
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-
     from llmc.runtime.serve.requests import Effort
 
 EFFORT, THINKS = "reasoning_effort", "enable_thinking"
@@ -25,16 +20,19 @@ EFFORT, THINKS = "reasoning_effort", "enable_thinking"
 
 
 class ChatTemplate:
-    """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox: it is a program of others'."""
+    """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox, within bounds: see jinja.py."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
         """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
+        from llmc.runtime.serve.jinja import Templates  # jinja2 is an extra
+
         self._tokens = dict(tokens)
         self.takes_effort, self.takes_thinks = EFFORT in source, THINKS in source
         self.takes_developer = "developer" in source
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
+        self._templates = Templates()
         try:
-            self._template = compiled(source)
+            self._template = self._templates.from_string(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
             raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
 
@@ -60,13 +58,15 @@ class ChatTemplate:
         variables = {"add_generation_prompt": True, "tools": offered, "documents": None, **self._tokens, **also}
         known = [self._message(one) for one in messages]
         try:
+            self._templates.start_clock()
             try:
                 return self._template.render({**variables, "messages": known})
             except TypeError:  # DeepSeek's puts arguments together with other texts
                 return self._template.render({**variables, "messages": [*map(with_text_arguments, known)]})
+        except MemoryError:
+            raise refusal("it needs more memory than there is") from None
         except Exception as error:  # of the template's making
-            fact = f"the chat template refuses these messages: {error}"
-            raise ApiError(400, fact, param="messages", code="invalid_value") from None
+            raise refusal(str(error)) from None
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """As it knows them: developers are OpenAI's newer word for who speaks as the system."""
@@ -76,13 +76,20 @@ class ChatTemplate:
         return said
 
 
+def refusal(why: str) -> ApiError:
+    fact = f"the chat template refuses these messages: {why}"
+    return ApiError(400, fact, param="messages", code="invalid_value")
+
+
 def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
     """With the arguments of its calls, if it has some, as JSON."""
     said, calls = dict(message), message.get("tool_calls")
     if isinstance(calls, list):
+        functions = [call["function"] for call in calls]
+        texts = [json.dumps(each["arguments"], ensure_ascii=False) for each in functions]
         said["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": to_json(call["function"]["arguments"])}}
-            for call in calls
+            {**call, "function": {**each, "arguments": text}}
+            for call, each, text in zip(calls, functions, texts, strict=True)
         ]
     return said
 
@@ -96,38 +103,3 @@ def needs_form(template: ChatTemplate, tools: Tools) -> Form:
         fact = "how this model's chat template writes calls is not known here: ask for one by 'tool_choice'"
         raise ApiError(400, fact, param="tools", code="unsupported_parameter")
     return template.form or PLAIN
-
-
-def compiled(source: str) -> Template:
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} … {% endgeneration %}, by which training finds the answers: what stands between."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return list(parser.parse_statements(("name:endgeneration",), drop_needle=True))
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = now
-    return environment.from_string(source)
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own would escape what HTML needs escaped."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> None:
-    raise ValueError(message)
-
-
-def now(pattern: str) -> str:
-    return datetime.datetime.now().strftime(pattern)

@@ -143,6 +143,47 @@ def test_templates_cannot_leave_their_sandbox(source: str) -> None:
         ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], {})
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(99) }}",
+        "{% for a in range(9) recursive %}{% if loop.depth < 99 %}{{ loop(range(9)) }}{% endif %}{% endfor %}",
+    ],
+)
+def test_a_template_without_end_is_ended(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.runtime.serve.jinja.MOST_SECONDS", 0.1)
+    template = ChatTemplate(source, {})
+    with pytest.raises(ApiError, match=r"refuses these messages: it has not come to an end in 0\.1 s"):
+        template.render([{"role": "user", "content": "x"}], {})
+
+
+DOUBLING = "{% set n = namespace(x=FIRST) %}{% for a in range(99) %}{% set n.x = n.x OPERATOR n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}", "longer than 32 million characters"),
+        (DOUBLING.replace("FIRST", "'a'").replace("OPERATOR", "+"), "longer than"),
+        (DOUBLING.replace("FIRST", "'a'").replace("OPERATOR", "~"), "longer than"),
+        (DOUBLING.replace("FIRST", "[1]").replace("OPERATOR", "+"), "longer than"),
+        ("{{ 'a' * 9999999999 }}", "longer than"),
+        ("{{ '%09999999999d' % 1 }}", "too long"),
+        ("{{ 9 ** 99999999 }}", "more than 65536 bits"),
+        ("{{ 'a'.center(2 ** 62) }}", "more memory than there is"),
+    ],
+)
+def test_a_template_that_grows_without_end_is_refused(source: str, why: str) -> None:
+    with pytest.raises(ApiError, match=f"the chat template refuses these messages: .*{why}"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], {})
+
+
+def test_within_bounds_texts_and_numbers_are_jinjas() -> None:
+    source = "{{ '%-5s|%d%%' % ('a', 7) }}{{ [1] + [2] }}{{ 'a' ~ 1 ~ none }}{{ 'ab' * 2 }}{{ 2 ** 10 }}{{ 7 % 4 }}"
+    assert ChatTemplate(source, {}).render([], {}) == "a    |7%[1, 2]a1Noneabab10243"
+
+
 def test_a_template_that_is_none_is_an_error_of_those_who_chat() -> None:
     with pytest.raises(ApiError, match="the model's chat template cannot be read"):
         ChatTemplate("{% for %}", {})
