@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import traceback
 from typing import Any
 
@@ -19,6 +20,16 @@ REPORT_HINT = "this is a bug in llmc; please report it with what LLMC_TRACEBACK=
 
 class LazyGroup(click.Group):
     """Commands are imported when they are asked for; failures become lines on standard error and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        open_missing_streams()
+        if os.environ.get("NO_COLOR"):
+            extra.setdefault("color", False)
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of a help page, or the version, that finds no room
+            report(error)
+            sys.exit(REQUEST_FAILED)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -50,6 +61,15 @@ def main() -> None:
     llmc compile path/to/model -o model.so
     llmc run model.so -p "Once upon a time"
     """
+
+
+def open_missing_streams() -> None:
+    """In place of standard streams that are closed: otherwise the next file that is opened takes their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, mode))
 
 
 def report(error: Exception) -> None:

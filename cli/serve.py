@@ -126,9 +126,11 @@ def command(artifact: str, **options: Any) -> None:
 
 def announce(address: str, model: Model) -> None:
     """The address on standard output, for people and scripts; the rest beside it."""
-    click.echo(f"{model.path.name} is served at {address}")
-    sys.stdout.flush()
-    info = model.info
+    said, info = f"{model.path.name} is served at {address}", model.info
+    try:
+        click.echo(said)
+    except OSError as error:  # a full disk, or a pipe that nobody reads: clients can be served all the same
+        say(f"{said}; standard output: {error.strerror}")
     threads = f", {info.n_threads} thread{'s' if info.n_threads != 1 else ''}" if info.device == "CPU" else ""
     room = f"room for {info.kv_tokens} tokens ({in_bytes(info.kv_tokens * info.kv_bytes_per_token)})"
     say(f"{info.device}{threads}; contexts of {info.n_context} tokens, {room}; Ctrl-C stops")

@@ -107,6 +107,23 @@ def test_a_closed_pipe_is_no_news(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["run", "--help"], ["inspect", "a.so", "--manifest"]])
+def test_a_full_disk_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    write_stub(tmp_path / "a.so")
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, f"error: the system refuses: {os.strerror(errno.ENOSPC)}\n")
+
+
+def test_closed_streams_are_empty(tmp_path: Path) -> None:
+    """And no file takes their place: here the artifact would be standard input."""
+    path = write_stub(tmp_path / "a.so")
+    said = "import os, sys; os._exit(sum(os.fstat(n).st_rdev == os.stat('/dev/null').st_rdev for n in range(3)))"
+    code = f"from llmc.cli.main import main\nmain(['inspect', {str(path)!r}], standalone_mode=False)\n{said}"
+    shell = [*("sh", "-c", '"$@" <&- >&- 2>&-', "sh"), sys.executable, "-c", code]
+    assert subprocess.run(shell, check=False).returncode == 3
+
+
 @pytest.mark.parametrize(
     "command", ["--help", "run a.so -p Once", "inspect a.so", "verify a.so", "serve none.so --port 0"]
 )
