@@ -56,7 +56,15 @@ from llmc.compiler.ops_paged import (
 )
 from llmc.compiler.ops_pool import POOLS
 from llmc.compiler.ops_routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
-from llmc.compiler.ops_states import CAUSAL_CONV, GATED_RULES, PLACE, STATEFUL, WITH_STATES, conv_name
+from llmc.compiler.ops_states import (
+    CAUSAL_CONV,
+    GATED_RULES,
+    PLACE,
+    SELECTIVE_SCAN,
+    STATEFUL,
+    WITH_STATES,
+    conv_name,
+)
 
 __all__ = [
     "APPENDED_ATTENTION",
@@ -79,6 +87,7 @@ __all__ = [
     "RESIDUAL_CLAMPED_EXPERTS",
     "RESIDUAL_EXPERTS",
     "ROUTERS",
+    "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
     "STATEFUL",
     "VERSION",

@@ -233,7 +233,75 @@ GATED_RULES = tuple(rule_name(delta) for delta in (True, False))
 for _delta in (True, False):
     define_rule(_delta)
 
-WITH_STATES = (*GATED_RULES, *CAUSAL_CONV)
+
+# -- a selective scan ----------------------------------------------------------------------------------------------
+
+SCAN = """Each channel has a state T [N], zeros at first, and for each token, whose b and c are all channels' own,
+
+    d = log(1 + exp(dt + bias));    T = exp(d · rate) · T + d · x · b;    y = (Tᵀ c + skip · x) · silu(gate)
+
+Gu and Dao 2023, arXiv:2312.00752, where d is the step, rate is A, skip is D and gate is z."""
+SCANNED = ["x", "dt", "gate", "b", "c", "rate", "bias", "skip"]
+SELECTIVE_SCAN = "SelectiveScan"
+
+
+def scan_step(op: Any, state: Any, x: Any, d: Any, b: Any, c: Any, rate: Any) -> tuple[Any, Any]:
+    """One token: (the state behind it, Tᵀ c).  state […, C, N], x, d […, C], b, c […, N], rate [C, N]."""
+    last, each = op.ints(-1), op.ints(-2)
+    decay = op.Exp(op.Mul(op.Unsqueeze(d, last), rate))
+    news = op.Mul(op.Unsqueeze(op.Mul(d, x), last), op.Unsqueeze(b, each))
+    state = op.Add(op.Mul(decay, state), news)
+    return state, op.ReduceSum(op.Mul(state, op.Unsqueeze(c, each)), last, keepdims=0)
+
+
+def define_scan() -> None:
+    """Register both scans: over whole sequences, and over the rows of a step."""
+
+    def gated(op: Any, y: Any, x: Any, skip: Any, gate: Any) -> Any:
+        return op.Mul(op.Add(y, op.Mul(x, skip)), op.Mul(gate, op.Sigmoid(gate)))
+
+    def whole(
+        op: Any, x: ir.Value, dt: ir.Value, gate: ir.Value, b: ir.Value, c: ir.Value, rate: ir.Value, bias: ir.Value,
+        skip: ir.Value,
+    ) -> Any:  # fmt: skip
+        d = op.Softplus(op.Add(dt, bias))
+        rows = [
+            op.Reshape(value, op.Concat(op.Shape(x, start=0, end=1), op.ints(-1), op.Shape(value, start=-1), axis=0))
+            for value in (x, d, b, c)
+        ]
+        shape = op.Concat(op.Shape(rows[0], start=1, end=2), op.Shape(rate), axis=0)
+        zeros = op.Expand(op.scalar(0.0), shape)
+        _, y = op.scan(partial(scan_step, rate=rate), [zeros], rows)
+        return gated(op, op.Reshape(y, op.Shape(x)), x, skip, gate)
+
+    def stateful(
+        op: Any, x: ir.Value, dt: ir.Value, gate: ir.Value, b: ir.Value, c: ir.Value, rate: ir.Value, bias: ir.Value,
+        skip: ir.Value, positions: ir.Value, slots: ir.Value, state: ir.Value, *, place: Any,
+    ) -> Any:  # fmt: skip
+        def step(op: Any, states: Any, x: Any, d: Any, b: Any, c: Any, position: Any, slot: Any) -> Any:
+            real, found = own_state(op, states, position, slot)
+            left, y = scan_step(op, found, x, d, b, c, rate)
+            return kept_states(op, states, real, slot, left), y
+
+        d = op.Softplus(op.Add(dt, bias))
+        states, y = op.scan(step, [state], [x, d, b, c, positions, slots])
+        is_real = op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1))
+        return op.Where(is_real, gated(op, y, x, skip, gate), op.scalar(0.0)), states
+
+    constants = "rate [C, N], bias, skip [C]"
+    whole_doc = f"{SCAN}\n\nx, dt, gate [S, …, C], b, c [S, …, N], {constants} -> like x."
+    step_doc = f"""{SCAN}\n\n{SLOTTED}\n
+x, dt, gate [M, C], b, c [M, N], {constants}, positions, slots int64[M], state [n_slots, C, N] -> [M, C] and the
+states."""
+    define(SELECTIVE_SCAN, SCANNED, {}, whole, like_first, whole_doc)
+    names = [*SCANNED, "positions", "slots", "state"]
+    number = {PLACE: ATTRIBUTE_TYPES["int"]}
+    define(f"Stateful{SELECTIVE_SCAN}", names, number, stateful, first_and_last, step_doc)
+
+
+define_scan()
+
+WITH_STATES = (*GATED_RULES, *CAUSAL_CONV, SELECTIVE_SCAN)
 """The operators of layers with a state, before there are slots."""
 STATEFUL = (*(f"Stateful{name}" for name in WITH_STATES), "StatefulGatedDeltaRuleSoftplus")
 """The same, of the rows of a step."""

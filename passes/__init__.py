@@ -50,6 +50,7 @@ from llmc.passes.part_columns import part_columns
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.tabulate_positions import tabulate_positions
+from llmc.passes.turn_product import turn_product
 from llmc.passes.unfold_heads import unfold_heads
 
 Pass = Callable[[ir.Model], int]
@@ -72,6 +73,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_experts", form_experts),
         ("arrange_experts", arrange_experts),
         ("fold_constants", fold_constants),
+        ("turn_product", turn_product),
         ("drop_slice", drop_slice),
         ("form_norm", form_norm),
         ("form_groups", form_groups),

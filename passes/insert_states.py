@@ -10,7 +10,7 @@ rewrite:
     -->
     llmc.StatefulCausalConv(x, weight, positions, slots, state.i), state.i_out
 
-    the same of llmc.SelectiveRule and of llmc.CausalConvBias
+    the same of llmc.SelectiveRule, of llmc.CausalConvBias and of llmc.SelectiveScan
 refuses: nothing.
 """
 
@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph import emit, ints_constant, op_name, producer
 from llmc.compiler.graph_shapes import attributes_of, dims
-from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, PLACE, WITH_STATES
+from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, PLACE, SELECTIVE_SCAN, WITH_STATES
 from llmc.compiler.ops_define import Dim
 from llmc.passes.insert_kv_cache import finish, packed, page_table_input
 
@@ -44,19 +44,26 @@ def insert_states(model: ir.Model) -> int:
         graph.inputs.append(page_table_input())
     graph.inputs.append(slots)
     for place, node in enumerate(nodes):
-        put_in = insert_rule if node.op_type in GATED_RULES else insert_conv
+        put_in = insert_rule if node.op_type in GATED_RULES else insert_by_channel
         put_in(graph, node, place, positions, slots)
     return len(nodes)
 
 
-def insert_conv(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value, slots: ir.Value) -> None:
-    assert node.op_type in CAUSAL_CONV
-    channels, n_taps = dims(node.inputs[1])
-    assert isinstance(n_taps, int)
-    state = state_input(graph, place, [n_taps - 1, channels])
+def insert_by_channel(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value, slots: ir.Value) -> None:
+    """A convolution, or a scan, of which each channel has a state of its own."""
+    state = state_input(graph, place, state_sizes(node))
     settings = attributes_of(node) | {PLACE: place}
     name = f"{DOMAIN}.Stateful{node.op_type}"
     finish(graph, node, [state], emit(node, name, [*node.inputs, positions, slots, state], n_results=2, **settings))
+
+
+def state_sizes(node: ir.Node) -> Sequence[Dim]:
+    if node.op_type == SELECTIVE_SCAN:
+        return dims(node.inputs[5])
+    assert node.op_type in CAUSAL_CONV
+    channels, n_taps = dims(node.inputs[1])
+    assert isinstance(n_taps, int)
+    return [n_taps - 1, channels]
 
 
 def insert_rule(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value, slots: ir.Value) -> None:

@@ -24,14 +24,18 @@ from math import prod
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, is_experts, is_linear, op_name, products_before, weight_of
-from llmc.compiler.ops import DOMAIN, GATED_RULES
+from llmc.compiler.ops import DOMAIN, GATED_RULES, SELECTIVE_SCAN
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
 Schemes = tuple[Scheme, Scheme, Scheme]
 """For most weights; for those that a checkpoint keeps in more than 4 bits; for those whose codes have zeros there."""
-RULES = tuple(f"{DOMAIN}.Stateful{name}" for name in GATED_RULES)
+SPARED = {
+    **dict.fromkeys((f"{DOMAIN}.Stateful{name}" for name in GATED_RULES), (1, 2)),
+    f"{DOMAIN}.Stateful{SELECTIVE_SCAN}": (1, 3, 4),
+}
+"""The inputs of layers with a state that say how it goes on."""
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -46,8 +50,9 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     logits = products_before(graph.outputs[0])
     spared = set() if scheme.lm_head else set(logits)
     for node in graph:
-        if is_experts(node) or op_name(node) in RULES:
-            spared |= {linear for value in node.inputs[1:3] if value is not None for linear in products_before(value)}
+        for index in (1, 2) if is_experts(node) else SPARED.get(op_name(node), ()):
+            if (value := node.inputs[index]) is not None:
+                spared |= products_before(value)
     if scheme.of_experts_alone:
         spared |= {node for node in graph if is_linear(node) and node not in logits and not is_kept_as_codes(node)}
     places = list(inputs_to_quantize(graph, spared))

@@ -24,6 +24,7 @@ FAMILIES = {
         "cpu.attention",
         "cpu.latent_attention",
         "cpu.states",
+        "cpu.scan",
         "cpu.norm",
         "cpu.query_key_norm",
         "cpu.gather",

@@ -14,12 +14,13 @@ DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 DELTA_RULES = {DELTA_RULE: False, f"{DELTA_RULE}Softplus": True}
 """Whether it works out its own gates."""
 SELECTIVE_RULE = "llmc.StatefulSelectiveRule"
+SELECTIVE_SCAN = "llmc.StatefulSelectiveScan"
 CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
 """Whether it has a bias."""
 
 
 def is_stateful(call: Call) -> bool:
-    return call.op in (*DELTA_RULES, SELECTIVE_RULE) or call.op in CONVS
+    return call.op in (*DELTA_RULES, SELECTIVE_RULE, SELECTIVE_SCAN) or call.op in CONVS
 
 
 def sizes_of(call: Call) -> dict[str, Any]:
@@ -50,6 +51,19 @@ def conv_sizes_of(call: Call) -> dict[str, Any]:
         "taps": weight.shape[1],
         "bias": CONVS[call.op],
         "silu": bool(call.attribute("silu")),
+        "stride": call.attribute("slot_bytes") // 4,
+    }
+
+
+def scan_sizes_of(call: Call) -> dict[str, int]:
+    """The same of a scan's rows, channels and state."""
+    x, rate = call.inputs[0], call.inputs[5]
+    assert x is not None
+    assert rate is not None
+    return {
+        "rows": x.shape[0],
+        "channels": x.shape[1],
+        "size": rate.shape[1],
         "stride": call.attribute("slot_bytes") // 4,
     }
 

@@ -74,6 +74,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5": HEADS,
     "exaone4": {"sliding_window": 24},
     "falcon": {},
+    "falcon_mamba": {"num_hidden_layers": 1, "state_size": 8, "time_step_rank": 4, "intermediate_size": 96},
     "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
     "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
     "gemma4_text": {  # of all its sizes something: its layers differ, are shared, have experts and inputs of their own
@@ -114,6 +115,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     "helium": HEADS,
     "hunyuan_v1_dense": HEADS,
+    "jamba": {
+        "mamba_d_state": 16,
+        "mamba_dt_rank": 8,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 0,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {
         **HEADS,
@@ -149,6 +160,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_moe",
         {**HEADS, "num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 64},
     ),
+    "mamba": ("mamba", {"intermediate_size": 160}),
     "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 16, "state_size": 24, "n_groups": 2}),
     "qwen3_next": (
         "qwen3_next",

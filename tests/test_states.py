@@ -11,12 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, MambaConfig, Qwen3NextConfig
 
 import llmc
 from llmc.cli.main import main
 from llmc.cli.output import in_bytes
 from llmc.runtime.binding import Model
+from llmc.runtime.errors import LlmcError
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 160,
@@ -74,7 +75,30 @@ def test_inspect_says_it_too(model: Model) -> None:
     assert f", states {in_bytes(model.info.slot_bytes)} a sequence" in said.output
 
 
-def test_bits_are_the_same_in_any_chunks_and_company(model: Model) -> None:
+@pytest.fixture(scope="module")
+def mamba(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """One without attention: nothing of it grows with a text."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 160, "hidden_size": 64, "state_size": 8, "max_position_embeddings": 96}
+    network = AutoModelForCausalLM.from_config(MambaConfig(num_hidden_layers=1, **sizes))
+    path = tmp_path_factory.mktemp("mamba")
+    network.to(torch.bfloat16).save_pretrained(path)
+    assert llmc.compile(path, out=path / "mamba.so", batch=(1, 2))["certificate"]["status"] == "passed"
+    with llmc.load(path / "mamba.so", threads=2, kv_tokens=512) as model:
+        yield model
+
+
+def test_a_scan_goes_forwards_alone(mamba: Model) -> None:
+    assert mamba.info.slot_bytes == 4 * 128 * (8 + 3)
+    with mamba.sequence() as sequence:
+        sequence.feed(TOKENS[:9])
+        with pytest.raises(LlmcError, match="state"):
+            sequence.truncate(5)
+
+
+@pytest.mark.parametrize("which", ["model", "mamba"])
+def test_bits_are_the_same_in_any_chunks_and_company(which: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(which)
     whole = model.logits(TOKENS)
     with model.sequence() as sequence, model.sequence() as other:
         parts = [sequence.feed_for_logits(part) for part in (TOKENS[:33], TOKENS[33:34], TOKENS[34:36])]
@@ -87,7 +111,9 @@ def test_bits_are_the_same_in_any_chunks_and_company(model: Model) -> None:
     np.testing.assert_array_equal(np.concatenate(parts), whole[[*range(36), *range(39, len(TOKENS))]])
 
 
-def test_guesses_change_no_token(model: Model) -> None:
+@pytest.mark.parametrize("which", ["model", "mamba"])
+def test_guesses_change_no_token(which: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(which)
     prompt = TOKENS[:6] * 3
     said = model.tokens(prompt, max_tokens=24, ignore_eos=True)
     assert model.tokens(prompt, max_tokens=24, ignore_eos=True, speculate=5) == said

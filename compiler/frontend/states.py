@@ -1,4 +1,4 @@
-"""Layers with a state in the exported graph: each convolution and each delta rule is one node.
+"""Layers with a state in the exported graph: each convolution, each delta rule and each scan is one node.
 
 transformers' modules call functions of their own module for these, under one name in all architectures, so that faster
 kernels can take their place; while a model is traced, ours do.
@@ -17,9 +17,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from llmc.compiler.frontend.unsupported import unsupported
-from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, VERSION, conv_name
+from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, SELECTIVE_SCAN, VERSION, conv_name
 
-KINDS = {"linear_attention": GATED_RULES, "hybrid": GATED_RULES, "conv": CAUSAL_CONV, "mlp": (), "moe": ()}
+SCANS = (*GATED_RULES, SELECTIVE_SCAN)
+KINDS = {
+    "linear_attention": SCANS,
+    "mamba": SCANS,
+    "hybrid": SCANS,
+    "conv": CAUSAL_CONV,
+    "mlp": (),
+    "moe": (),
+}
 """Kinds of layers that are compiled besides those of attention alone, and the operator that each has once."""
 WITH_ATTENTION = ("hybrid",)
 """Of these, those that attend too."""
@@ -142,6 +150,40 @@ def _selective_rule_node(
     return y if D is None else y + D[:, None] * hidden_states
 
 
+def _selective_scan_node(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    delta_bias: torch.Tensor | None = None,
+    delta_softplus: bool = False,
+    **others: Any,
+) -> torch.Tensor:
+    """hidden_states, dt, z [B, C, S], A [C, N], B, C [B, N, S], D, delta_bias [C] -> [B, C, S], as one graph node."""
+    if others.get("return_last_state"):
+        raise UnknownError("its selective scan gives its last state")
+    vectors = {"bias": delta_bias, "skip": D, "gate": z, "softplus of its steps": delta_softplus or None}
+    lacking = [name for name, value in vectors.items() if value is None]
+    if lacking:
+        raise UnknownError(f"its selective scan has no {lacking[0]}")
+    assert delta_bias is not None
+    assert D is not None
+    assert z is not None
+    rows = [x.permute(2, 0, 1) for x in (hidden_states, dt, z, B, C)]
+    y: torch.Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{SELECTIVE_SCAN}",
+        (*rows, A, delta_bias, D),
+        {},
+        dtype=hidden_states.dtype,
+        shape=rows[0].shape,
+        version=VERSION,
+    )
+    return y.permute(1, 2, 0)
+
+
 def _only_known(others: dict[str, Any]) -> None:
     """Refuse what would change the results: a state to begin with, several sequences in a row."""
     unknown = next((name for name in UNKNOWN if others.get(name) is not None), None)
@@ -154,5 +196,6 @@ NODES = {
     "causal_conv1d_fn": _conv_node,
     "torch_chunk_gated_delta_rule": _delta_rule_node,
     "mamba2_chunk_scan": _selective_rule_node,
+    "mamba_selective_scan": _selective_scan_node,
 }
 """Functions of a model's module, and what makes a node in their place."""

@@ -13,8 +13,10 @@ from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.row_kernels import row_mean
+from llmc.schedules.cpu.scan import Scan
 from llmc.schedules.cpu.states import Conv, GatedRule
 
+Stateful = Conv | GatedRule | Scan
 CHAINS = 8
 """Sums that a rule keeps at once, so that a multiply-add need not wait for the one before it."""
 
@@ -29,7 +31,7 @@ def step_operands(rows: int) -> tuple[Any, Any, Any]:
     return positions, slots, T.arg("state", T.buffer((T.int64(1 << 42),), "float32"))
 
 
-def own_state(kernel: Conv | GatedRule, slot: Any, start: Any) -> Any:
+def own_state(kernel: Stateful, slot: Any, start: Any) -> Any:
     """Where a unit's part of a slot's state is, counted in 64 bits."""
     return T.bind(T.cast(slot, "int64") * T.int64(kernel.stride) + T.cast(start, "int64"))
 

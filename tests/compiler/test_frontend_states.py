@@ -53,6 +53,23 @@ def test_what_a_node_does_not_say_is_refused(module: Any, options: dict[str, Any
         module.torch_chunk_gated_delta_rule(X, X, X, X[..., 0], X[..., 0], **options)
 
 
+@pytest.mark.parametrize(
+    ("lacking", "options", "said"),
+    [
+        ("z", {}, "its selective scan has no gate"),
+        ("delta_softplus", {}, "its selective scan has no softplus of its steps"),
+        ("", {"return_last_state": True}, "its selective scan gives its last state"),
+    ],
+)
+def test_a_scan_that_is_not_the_nodes_is_refused(module: Any, lacking: str, options: dict[str, Any], said: str) -> None:
+    module.mamba_selective_scan = "its own"
+    x, state, vector = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2), torch.zeros(4)
+    known = {"D": vector, "z": x, "delta_bias": vector, "delta_softplus": True, **options}
+    known.pop(lacking, None)
+    with pytest.raises(LlmcError, match=f"Qwen3_5ForCausalLM is not supported: {said}"), states.as_nodes(FakeModel()):
+        module.mamba_selective_scan(x, x, torch.zeros(4, 3), state, state, **known)
+
+
 def test_layers_that_did_not_become_nodes_are_counted() -> None:
     kinds = ["linear_attention", "linear_attention", "mlp", "hybrid", "full_attention"]
     nodes = [ir.Node("llmc", "GatedDeltaRule", [], num_outputs=1) for _ in range(3)]

@@ -127,6 +127,11 @@ def shape_with_state(op: str, name: str) -> tuple[int, ...]:
     if "Conv" in op:
         of_conv: dict[str, tuple[int, ...]] = {"weight": (N, taps), "bias": (N,), "state": (n_slots, taps - 1, N)}
         return of_conv.get(name) or ((M, N) if op in ops.STATEFUL else (M, 2, N) if name == "x" else SHAPES[name])
+    if op.endswith(ops.SELECTIVE_SCAN):
+        of_scan: dict[str, tuple[int, ...]] = {"rate": (N, value_dim), "state": (n_slots, N, value_dim)}
+        of_scan |= {"bias": (N,), "skip": (N,)}
+        each = (M,) if op in ops.STATEFUL else (M, 2)
+        return of_scan.get(name) or (*each, value_dim if name in ("b", "c") else N)
     if op in ops.STATEFUL:
         of_rule: dict[str, tuple[int, ...]] = {"state": (n_slots, H, D, value_dim)}
         of_rule |= {"a": (M, H), "b": (M, H), "bias": (H,), "rate": (H,)}
@@ -371,56 +376,6 @@ def test_causal_attention_is_its_equation() -> None:
             keys, values = k[seen, head // 2], v[seen, head // 2]
             wanted = attended(q[m, head], keys, values, SETTINGS["scale"], 5.0)
             np.testing.assert_allclose(found[m, head], wanted, rtol=0, atol=2e-6)
-
-
-def gated_rule(q: Array, k: Array, v: Array, g: Array, beta: Array, delta: bool) -> Array:
-    """q, k [S, KH, DK], v [S, H, DV], g, beta [S, H] -> [S, H, DV]."""
-    if delta:
-        q, k = (x / np.sqrt((x**2).sum(-1, keepdims=True) + SETTINGS["epsilon"]) for x in (q, k))
-    q, k = (x.repeat(v.shape[1] // x.shape[1], 1) for x in (q, k))
-    state, y = np.zeros((v.shape[1], k.shape[2], v.shape[2])), np.zeros_like(v)
-    for t in range(len(v)):
-        state *= np.exp(g[t])[:, None, None]
-        news = beta[t][:, None] * (v[t] - delta * np.einsum("hk,hkv->hv", k[t], state))
-        state += np.einsum("hk,hv->hkv", k[t], news)
-        y[t] = SETTINGS["scale"] * np.einsum("hk,hkv->hv", q[t], state)
-    return y
-
-
-@pytest.mark.parametrize("op", ops.GATED_RULES)
-def test_a_gated_rule_is_its_equation(op: str) -> None:
-    feeds = inputs_of(op)
-    (found,) = run(op, feeds)
-    for sequence in range(2):
-        q, k, v, g, beta = (feeds[name][:, sequence] for name in ("q", "k", "v", "g", "beta"))
-        wanted = gated_rule(q, k, v, g, beta, op == "GatedDeltaRule")
-        np.testing.assert_allclose(found[:, sequence], wanted, rtol=0, atol=2e-6 * max(1.0, np.abs(wanted).max()))
-
-
-@pytest.mark.parametrize("silu", [0, 1])
-def test_a_convolution_is_its_equation(silu: int) -> None:
-    feeds = inputs_of("CausalConvBias")
-    (found,) = run("CausalConvBias", feeds, silu=silu)
-    before = np.concatenate([np.zeros((3, 2, N), np.float32), feeds["x"]])
-    wanted = sum(before[tap : tap + M] * feeds["weight"][:, tap] for tap in range(4)) + feeds["bias"]
-    np.testing.assert_allclose(found, ACTIVATIONS["Silu"](wanted) if silu else wanted, rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize("op", ops.STATEFUL)
-def test_rows_go_on_where_their_sequence_has_left_off(op: str) -> None:
-    """Two sequences, their rows in one step and in steps of their own; nothing of a padded row is seen."""
-    feeds = inputs_of(op) | {"positions": np.array([0, 1, 7, -1, 8, 2]), "slots": np.array([2, 2, 0, -1, 0, 2])}
-    together, states = run(op, feeds)
-    kept = feeds["state"].copy()
-    for row in range(M):
-        one = {name: x[row : row + 1] if x.shape[0] == M else x for name, x in feeds.items()} | {"state": kept}
-        y, kept = run(op, one)
-        np.testing.assert_array_equal(y[0], together[row])
-    np.testing.assert_array_equal(kept, states)
-    np.testing.assert_array_equal(kept[1], feeds["state"][1])
-    assert not together[3].any()
-    anew, _ = run(op, feeds | {"state": feeds["state"] + (np.arange(3) == 2).reshape(3, *[1] * (kept.ndim - 1))})
-    np.testing.assert_array_equal(anew, together)  # a first token finds zeros
 
 
 def test_every_operator_says_its_equation_and_shapes() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler import graph
+from llmc.compiler.weights import Weight
 from llmc.passes.insert_states import insert_states
 
 KH, VH, DK, DV, TAPS, LENGTH = 2, 4, 8, 6, 4, 11
@@ -47,6 +48,15 @@ def separate_model(build: Any) -> Any:
     return build.model(rule(build, [build.op("Tanh", part) for part in parts]))
 
 
+def scan_model(build: Any) -> Any:
+    build.token_inputs()
+    x, dt, gate = (build.input(name, "M", 10) for name in ("x", "dt", "gate"))
+    b, c = (build.input(name, "M", DK) for name in "bc")
+    rate = build.constant(Weight.of_array("rate", -np.linspace(0.1, 2, 10 * DK, dtype=np.float32).reshape(10, DK)))
+    vectors = build.weight("bias", 10), build.weight("skip", 10)
+    return build.model(build.op("llmc.SelectiveScan", x, dt, gate, b, c, rate, *vectors))
+
+
 def both_model(build: Any) -> Any:
     """A rule behind its convolution, as models have them."""
     build.token_inputs()
@@ -60,6 +70,7 @@ MODELS = {
     "biased": (biased_model, 1),
     "rule": (rule_model, 1),
     "separate": (separate_model, 1),
+    "scan": (scan_model, 1),
     "both": (both_model, 2),
 }
 

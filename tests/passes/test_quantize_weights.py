@@ -126,6 +126,21 @@ def test_what_says_how_a_state_goes_on_is_not_quantised(build: Any) -> None:
     assert {name for name in model.graph.initializers if "int8" in name} == {"qkv.int8", "head.int8"}
 
 
+def test_what_goes_into_a_scan_beside_its_text_is_not_quantised(build: Any) -> None:
+    build.token_inputs()
+    x, rows = build.input("x", "M", 32), build.inputs[1]
+    wide, gate = (build.op("llmc.Linear", x, build.weight(name, 16, 32)) for name in ("in", "gate"))
+    step, b, c = build.op("Split", build.op("llmc.Linear", wide, build.weight("x_proj", 12, 16)),
+                          build.constant([4, 4, 4]), axis=1, n_results=3)  # fmt: skip
+    dt = build.op("llmc.Linear", step, build.weight("dt_proj", 16, 4))
+    constants = build.weight("rate", 16, 4), build.weight("bias", 16), build.weight("skip", 16)
+    operands = (wide, dt, gate, b, c, *constants, rows, rows, build.input("state.0", "n_slots", 16, 4))
+    y, _ = build.op("llmc.StatefulSelectiveScan", *operands, n_results=2, place=0)
+    model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 16)))
+    assert quantize_weights(model, Scheme(8, lm_head=True)) == 3
+    assert {name for name in model.graph.initializers if "int8" in name} == {"in.int8", "gate.int8", "head.int8"}
+
+
 def test_mxfp4_is_for_experts_alone(build: Any) -> None:
     model = build.model(build.op("llmc.Linear", build.input("x", "M", 32), build.weight("head", 8, 32)))
     with pytest.raises(LlmcError, match="mxfp4 is for the weights of experts, and the model has none"):

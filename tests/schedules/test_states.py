@@ -60,7 +60,20 @@ def rule_call(
     )
 
 
+def scan_call(channels: int, size: int, dtype: DType = "f32") -> Call:
+    x, states, rows = TensorType((M, channels), "f32"), TensorType((M, size), "f32"), TensorType((M,), "i32")
+    vector = TensorType((channels,), dtype, constant=True)
+    state = TensorType((N_SLOTS, channels, size), "f32")
+    settings = (("slot_bytes", (4 * channels * size + 63) // 64 * 64),)
+    constants = TensorType((channels, size), "f32", constant=True), vector, vector
+    operands = (x, x, x, states, states, *constants, rows, rows, state)
+    return Call("llmc.StatefulSelectiveScan", operands, (x, state), settings)
+
+
+SCANS = [(128, 16), (80, 8), (7, 5), (64, 34)]
+"""(channels, states of each)"""
 CALLS = [conv_call(*sizes) for sizes in CONVS] + [rule_call(*sizes) for sizes in RULES]
+CALLS += [scan_call(*sizes) for sizes in SCANS]
 
 
 def random_inputs(call: Call) -> list[Array]:
@@ -70,6 +83,9 @@ def random_inputs(call: Call) -> list[Array]:
     arrays = [random.normal(size=kind.shape).astype(np.float32) for kind in kinds[:-3]]
     if call.op.endswith("Rule"):
         arrays[1:] = [-np.abs(arrays[1]), np.abs(arrays[2])]
+    elif call.op.endswith("Scan"):
+        arrays[1] *= 4  # so that steps are of all sizes
+        arrays[5] = -np.exp(arrays[5])
     return [*arrays, POSITIONS, SLOTS, np.zeros(kinds[-1].shape, np.float32)]
 
 
@@ -109,7 +125,7 @@ def run_rows(
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_kernel_is_what_its_definition_says_on_every_level(run: Run, define: Run, target: Target, call: Call) -> None:
-    assert schedules.implement(call, target).rule in ("causal_conv", "gated_rule")
+    assert schedules.implement(call, target).rule in ("causal_conv", "gated_rule", "selective_scan")
     inputs = random_inputs(call)
     found = run(call, *inputs, target=target, n_tasks=2, state=room(call))[0]
     np.testing.assert_allclose(found, define(without_bytes(call), *inputs)[0], rtol=2e-5, atol=1e-5)
