@@ -165,6 +165,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's, which ends it
         )
         self._results: list[bytes | BaseException] = []
         request = pickle.dumps((list(kernels), target))

@@ -1,5 +1,8 @@
 """The reference says what transformers says, whether the model is in memory or read piece by piece."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +59,12 @@ def test_random_weights_have_a_reference_too(tiny_model: TinyModel) -> None:
     np.testing.assert_array_equal(whole[0], pieces[0])
     (real,) = reference_logits(load_source(str(tiny_model("llama"))), PROMPTS[:1])
     assert not np.allclose(whole[0], real)
+
+
+def test_onnx_runtime_keeps_what_it_sees_to_itself(tmp_path: Path) -> None:
+    """Where it tells its makers of its use, it leaves a file among the temporary ones."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    code = "import llmc.compiler.graph_run, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
+    assert not list(tmp_path.iterdir())

@@ -182,3 +182,12 @@ def test_a_relative_folder_is_the_same_from_everywhere(monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LLMC_CACHE", "kernels")
     assert cache.folder() == tmp_path / "kernels"
+
+
+def test_ctrl_c_does_not_reach_a_compiling_process() -> None:
+    """It would print where it was."""
+    worker = cache._Worker([], TARGET)
+    try:
+        assert os.getsid(worker._process.pid) != os.getsid(0)
+    finally:
+        worker.stop()
