@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ def read_config_of(model: str) -> dict[str, Any]:
     from llmc.compiler.frontend import hub
     from llmc.compiler.frontend.config import read_config
 
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
         if not hub.is_hub_id(model):
             raise LlmcError(f"no such model: {model}", hint="an artifact, a folder, a hub id or a known name")

@@ -117,7 +117,7 @@ def load_source(
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
         _refuse_for_file(adapters, task)
-        return _load_file(Path(model).expanduser(), weights, dtype, max_sequence, has_f16=has_f16)
+        return _load_file(_expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
     found = _open(model, weights, adapters)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
@@ -259,7 +259,7 @@ class _Found:
 
 def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
     """The model, or the text part of one that takes more than text; with its adapters, read but for their weights."""
-    path = Path(model).expanduser()
+    path = _expanded(model)
     is_gguf = path.suffix == GGUF and (os.path.isfile(path) or not (os.path.isdir(path) or hub.is_hub_id(model)))
     name, folder, fields, own = ("", None, {}, None) if is_gguf else _find(model, weights)
     folders = [*([own] if own else []), *(_adapter_folder(str(adapter)) for adapter in adapters)]
@@ -270,8 +270,13 @@ def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
     return replace(found, name="+".join([found.name, *(adapter.name for adapter in merged)]), adapters=merged)
 
 
+def _expanded(path: str) -> Path:
+    """With ~ and ~name as the homes that they are; a ~ of nobody's is a name like others."""
+    return Path(os.path.expanduser(path))
+
+
 def _adapter_folder(adapter: str) -> Path:
-    path = Path(adapter).expanduser()
+    path = _expanded(adapter)
     if os.path.isdir(path):
         return path
     if os.path.exists(path) or not hub.is_hub_id(adapter):
@@ -327,7 +332,7 @@ def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], P
 
 def _locate(hub_id: str, given: str, weights: str) -> tuple[str, Path]:
     """The name and the folder of a model, or of an adapter, that is given as a folder or has this hub id."""
-    path = Path(given).expanduser()
+    path = _expanded(given)
     if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         return path.resolve().name, path
     if os.path.exists(path):

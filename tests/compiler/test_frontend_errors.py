@@ -1,7 +1,10 @@
 """What cannot be loaded is refused in one clear line: the fact, the place, the hint."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,21 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     error = refusal(tmp_path / "nowhere")
     assert error.fact == f"no such folder: {tmp_path / 'nowhere'}"
     assert "llama2-7b" in str(error.hint)
+
+
+def test_a_home_that_nobody_has_is_a_name_like_others() -> None:
+    assert refusal("~nobody-of-this-name/some/model").fact == "no such folder: ~nobody-of-this-name/some/model"
+    assert refusal("~nobody-of-this-name/some.onnx").place == "~nobody-of-this-name/some.onnx"
+
+
+def test_a_user_whom_the_machine_does_not_know_can_compile() -> None:
+    """As containers have some: such a user has no home, and TVM asks for it."""
+    code = (
+        "import os, pwd\npwd.getpwuid = {}.__getitem__\nimport llmc.compiler\n"
+        "from pathlib import Path; assert Path.home() == Path('/nonexistent')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
 
 
 def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
