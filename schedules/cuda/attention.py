@@ -46,10 +46,18 @@ STREAM_BLOCKS, CODED_STREAM_BLOCKS, MOST_STREAM_BLOCKS = 2, 3, 4
 """Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
 for fewer bytes: more warps; the third at most, so that many units are under way at once and not in rounds."""
 STREAM_WARPS = 4
+TOKENS = 16
+"""Of a page, for one warp at a time."""
 MOST_SLOTS = 8
 LEAST_PAGES = 4
 """Of a split: on paper to merge two takes about as long as to attend so many, which have come before queries are
 there."""
+BESIDE_BYTES, BESIDE_BLOCKS = 56 << 10, 3
+"""What the product in front leaves of a multiprocessor on Hopper where its weights are codes: of shared memory (q, k
+and v of one token take 167 to 172 KB of 228), and of registers as many as one of three blocks has.  A block that finds
+room beside one of that product's begins, and asks for its pages, while that one still multiplies."""
+EARLY_PAGES = 2
+"""Of a context, asked for before queries are there by a block that begins so early: what finds no room goes to L2."""
 LEAST_SLOT_BYTES = 4
 """Of all slots together, for each element of a token: what the sums of a block take, in float32."""
 TILE_ROWS, TILE_THREADS = 64, 128
@@ -82,18 +90,23 @@ RESERVED_BYTES = 2432
 @dataclass(frozen=True)
 class Stream:
     """splits: teams that may share a row's context, `least` pages or more each.  slots: copies of K or V in a warp's
-    shared memory.  resident: blocks that share a multiprocessor.  team: warps of a block that share a split."""
+    shared memory.  resident: blocks that share a multiprocessor.  team: warps of a block that share a split.
+    together: times 16 tokens that a warp takes at once.  ahead: copies beyond the slots that are asked for, to L2,
+    before queries are there."""
 
     splits: int
     slots: int
     least: int = LEAST_PAGES
     resident: int = STREAM_BLOCKS
     team: int = STREAM_WARPS
+    together: int = 1
+    ahead: int = 0
 
     def __str__(self) -> str:
         splits = f"at most {self.splits} splits of at least {self.least} pages"
         blocks = f"{self.resident} blocks a multiprocessor, teams of {self.team}"
-        return f"{splits}, {self.slots} copies ahead, {blocks}"
+        tokens = f", {TOKENS * self.together} tokens at a time" if self.together > 1 else ""
+        return f"{splits}, {self.slots}{f'+{self.ahead}' if self.ahead else ''} copies ahead, {blocks}{tokens}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +167,8 @@ def space(call: Call, target: Target) -> Iterable[Stream | Tile | Float32]:
         splits = sorted({1, 2, 4, 8, 16, best.splits})
         shared = [replace(best, splits=n, least=least) for least in (LEAST_PAGES, 2, 1) for n in splits]
         candidates = [
+            *beside_product(a, chip),
+            *at_once(a, best),
             *(each for each in others if each),
             *(each for each in shared if each.splits > 1 or each.least > 2),
         ]
@@ -244,10 +259,31 @@ def stream_of(a: Attention, chip: Chip, team: int, resident: int = 0) -> Stream 
     return Stream(max(1, splits), slots, resident=resident, team=team)
 
 
+def beside_product(a: Attention, chip: Chip) -> list[Stream]:
+    """Blocks that find room beside those of the product in front, one a multiprocessor, where all units do so."""
+    grid, copied = stream_grid(a, STREAM_WARPS), a.token_bytes * PAGE_TOKENS
+    slots = (BESIDE_BYTES - RESERVED_BYTES - stream_bytes(a, 0, STREAM_WARPS)) // copied
+    if grid > chip.processors or slots < max(2, LEAST_SLOT_BYTES // KV_BYTES[a.kv_dtype]):
+        return []
+    slots = min(slots, MOST_SLOTS)
+    splits = max(1, min(chip.processors // grid, a.pages // LEAST_PAGES))
+    ahead = max(0, 2 * EARLY_PAGES * PAGE_TOKENS // (STREAM_WARPS * TOKENS) - slots)
+    plain = Stream(splits, slots, resident=BESIDE_BLOCKS, ahead=ahead)
+    return [*at_once(a, plain), plain]
+
+
+def at_once(a: Attention, params: Stream) -> list[Stream]:
+    """The same, but a warp takes 32 tokens at a time: it waits half as often for scores, and for the largest of them.
+    Where it has registers for that."""
+    most = 2 if a.rows > 1 else 3
+    fits = not a.is_coded and a.head_dim <= 128 and params.resident <= most and params.slots > 1
+    return [replace(params, together=2)] if fits else []
+
+
 def stream_bytes(a: Attention, slots: int, team: int) -> int:
     """Shared memory of a block: copies of K or V; for each team queries, and keys and values of 16 rows of the step, or
-    a row's own in float32, as a warp alone puts those where copies were."""
-    new = 2 * (16 * a.token_bytes if team > 1 else 4 * a.head_dim)
+    a row's own in float32: of the step's only row, and where a warp alone puts those of 16 where copies were."""
+    new = 2 * (16 * a.token_bytes if team > 1 and a.rows > 1 else 4 * a.head_dim)
     return a.token_bytes * PAGE_TOKENS * slots + STREAM_WARPS // team * (new + 16 * a.head_dim * a.factor_bytes)
 
 
@@ -259,9 +295,10 @@ def streamed(a: Attention, params: Stream) -> tuple[tuple[Launch, ...], tuple[in
             Argument("partial", "float", Operand("temp")),
             Argument("counters", "uint32_t", Operand("scratch")),
         )
-    shape = a.source(
-        team=params.team, splits=params.splits, slots=params.slots, least=params.least, resident=params.resident
-    )
+    sizes = {name: getattr(params, name) for name in ("team", "splits", "slots", "least", "resident")}
+    sizes |= {"together": params.together} if params.together > 1 else {}
+    sizes |= {"ahead": params.ahead} if params.ahead else {}
+    shape = a.source(**sizes)
     shared = stream_bytes(a, params.slots, params.team)
     kernel = kernel_of("stream", a, shape, arguments, STREAM, STREAM_WARPS * 32, shared, params.resident)
     states = 4 * units(a) * params.splits * unit_queries(a) * (a.head_dim + 2)

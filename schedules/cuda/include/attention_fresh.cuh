@@ -20,6 +20,15 @@ __device__ __forceinline__ void clear_queries(typename Shape::T *q) {
         put_chunk(q + 8 * i, make_uint4(0, 0, 0, 0));
 }
 
+// Where in its page a row's own key lies; its value follows. Null where another unit, of the same key head, writes both.
+// Page tables are no kernel's: it is known before the wait, behind which nothing should come but what must.
+template <class Shape>
+__device__ __forceinline__ typename Shape::Kv *own_page(typename Shape::Kv *kv, const int *page_table, const Part &part) {
+    using S = Stream<Shape>;
+    if (S::head_tiles > 1 && part.head != part.kv_head * S::group) return nullptr;
+    return page_head<Shape>(kv, page_table[part.row * Shape::pages + part.first / kPageTokens], part.kv_head);
+}
+
 // A row's own key and value: into its page if `page` is not null, and as they will be read back to own [D].
 template <class Shape>
 __device__ __forceinline__ void put_own(float *own, typename Shape::Kv *page, int token, int chunk, const Eight &x,
@@ -39,12 +48,11 @@ __device__ __forceinline__ void put_own(float *own, typename Shape::Kv *page, in
     put_eight(own + 8 * chunk, kept);
 }
 
-// The unit's queries, into zeros; and where `own` [K, V][D] is not null, the row's own key and value, there and into the
-// pages. A vector by as many lanes of one warp as codes want.
+// The unit's queries, into zeros; and where `own` [K, V][D] is not null, the row's own key and value, there and into its
+// page, if that is not null. A vector by as many lanes of one warp as codes want.
 template <class Shape>
-__device__ __forceinline__ void form_vectors(HeadRows<Shape> qkv, const float *cos, const float *sin,
-                                             const int *page_table, const Part &part, typename Shape::T *q, float *own,
-                                             typename Shape::Kv *kv) {
+__device__ __forceinline__ void form_vectors(HeadRows<Shape> qkv, const float *cos, const float *sin, const Part &part,
+                                             typename Shape::T *q, float *own, typename Shape::Kv *page) {
     using S = Stream<Shape>;
     constexpr int lanes = kVectorLanes<Shape>, at_once = S::threads / lanes;
     const int heads = heads_of<Shape>(part), n_queries = part.count * heads, n = n_queries + (own ? 2 : 0);
@@ -64,11 +72,8 @@ __device__ __forceinline__ void form_vectors(HeadRows<Shape> qkv, const float *c
         if constexpr (kCoded<Shape>) codes = quantise<lanes>(x);
         if (!is_here) continue;
         if (!is_query) {
-            typename Shape::Kv *page = nullptr;
-            if (part.head == part.kv_head * S::group)
-                page = page_head<Shape>(kv, page_table[part.row * Shape::pages + part.first / kPageTokens], part.kv_head) +
-                       is_value * kHeadElements<Shape>;
-            put_own<Shape>(own + is_value * S::D, page, part.first % kPageTokens, chunk, x, codes);
+            typename Shape::Kv *place = page ? page + is_value * kHeadElements<Shape> : nullptr;
+            put_own<Shape>(own + is_value * S::D, place, part.first % kPageTokens, chunk, x, codes);
         } else if constexpr (kCoded<Shape>) {
             put_query<Shape>(q, v, chunk, pack_query(x));
         } else {

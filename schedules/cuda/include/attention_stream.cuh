@@ -28,74 +28,19 @@
 //     least       pages of each of them, where there are several
 //     slots       copies of K or V (each 16 tokens a warp) that a block's shared memory holds
 //     resident    blocks that share a multiprocessor
+// and, where it has them (attention_unit.cuh):
+//     together    times 16 tokens that a warp takes at once
+//     ahead       copies beyond the slots that are asked for, to L2, before queries are there
 // `partial` and `counters` are read and written only where splits > 1; counters are zero before and after.
 #pragma once
 
+#include "attention_copies.cuh"
 #include "attention_fresh.cuh"
 #include "attention_merge.cuh"
 
-// A lane's part of 16 tokens' codes of K or V, from a page's token `first` on to shared memory: that of `token`, every
-// other chunk; zeros if not `valid`. Two chunks on a token lies 4 places away (chunk_place), four chunks on at the same
-// place.
-template <class Shape>
-__device__ __forceinline__ void copy_codes(uint8_t *to, const uint8_t *page, int first, int token, bool valid) {
-    constexpr int D = Shape::head_dim;
-    const int upper = lane_index() / kTokens;
-    const int to_place = chunk_place<kTokens>(token / 8 * 8, token % 8, upper);
-    const int from_place = chunk_place<kPageTokens>(first + token / 8 * 8, token % 8, upper);
-    uint8_t *const to_by_parity[2] = {to + to_place, to + (to_place ^ 4 * 16)};
-    const uint8_t *const from_by_parity[2] = {page + from_place, page + (from_place ^ 4 * 16)};
-#pragma unroll
-    for (int i = 0; i < (D + 16) / 32; i++)
-        if (D % 32 == 0 || 2 * i + upper < D / 16)
-            cp_async_16(to_by_parity[i % 2] + 2 * i * kTokens * 16, from_by_parity[i % 2] + 2 * i * kPageTokens * 16,
-                        valid);
-    if (!upper)
-        cp_async_4(scales_of<Shape, kTokens>(to) + token, scales_of<Shape, kPageTokens>(page) + first + token, valid);
-}
-
-// Of a warp's i-th chunk, its first token.
-template <class Shape>
-__device__ __forceinline__ int chunk_first(const Part &part, int i) {
-    return part.begin * kPageTokens + kTokens * (team_warp<Shape>() + Stream<Shape>::team * i);
-}
-
-// The copies of one warp's tokens: entry 2i is K of its i-th chunk, entry 2i + 1 its V.
-template <class Shape>
-struct Copies {
-    using Kv = typename Shape::Kv;
-    Kv *slots;
-    const Kv *kv;
-    const int *pages;
-    int next, n, slot;  // the entry to ask for, how many there are, where it goes
-
-    __device__ __forceinline__ void ask(const Part &part, const Fresh<Shape> &fresh) {
-        if (next < n) {
-            const int first = chunk_first<Shape>(part, next / 2), token = lane_index() % kTokens;
-            const bool valid = cached_tokens<Shape>(fresh, part.last, first) >> token & 1;
-            const Kv *from = page_head<Shape>(const_cast<Kv *>(kv), pages[first / kPageTokens], part.kv_head) +
-                             next % 2 * kHeadElements<Shape>;
-            Kv *to = slots + slot * Stream<Shape>::block;
-            if constexpr (kCoded<Shape>) {
-                copy_codes<Shape>(to, from, first % kPageTokens, token, valid);
-            } else {
-                from += 8 * (first % kPageTokens + token), to += 8 * token;
-#pragma unroll
-                for (int i = 0; i < Shape::head_dim / 16; i++) {
-                    const int chunk = 2 * i + lane_index() / kTokens;
-                    cp_async_16(to + chunk * kTokens * 8, from + chunk * kPageTokens * 8, valid);
-                }
-            }
-            next++;
-            slot = slot + 1 == Shape::slots ? 0 : slot + 1;
-        }
-        cp_async_commit();
-    }
-};
-
-// 16 keys of this warp, the lane's at positions key(0..15), negative: not there. is_first: o is still zeros.
-template <class Shape, class Key>
-__device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part, float (&s)[2][4], bool masked,
+// kKeys keys of this warp, the lane's at positions key(0..kKeys-1), negative: not there. is_first: o is still zeros.
+template <class Shape, int kKeys, class Key>
+__device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part, float (&s)[kKeys / 8][4], bool masked,
                                        bool is_first, Key key) {
     constexpr int heads = Stream<Shape>::tile_heads;
     const int at[2] = {part.first + lane_index() / 4 / heads, part.first + (lane_index() / 4 + 8) / heads};
@@ -107,9 +52,9 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
     };
     if constexpr (kHasSlopes<Shape>) {
         const auto distance = [&](int half, int n, int i) { return key(8 * n + 2 * (lane_index() % 4) + i) - at[half]; };
-        weigh_scores<Shape, kTokens>(state, s, keep, masked, sees, biased_by<Shape>(state, distance));
+        weigh_scores<Shape, kKeys>(state, s, keep, masked, sees, biased_by<Shape>(state, distance));
     } else {
-        weigh_scores<Shape, kTokens>(state, s, keep, masked, sees);
+        weigh_scores<Shape, kKeys>(state, s, keep, masked, sees);
     }
     if (!is_first) keep_sums(state, keep);
 }
@@ -117,12 +62,6 @@ __device__ __forceinline__ void attend(Gathered<Shape> &state, const Part &part,
 // A block keeps its queries in registers, unless so many share a multiprocessor that there are too few.
 template <class Shape>
 using StreamQueries = Queries<Shape, 16, Shape::head_dim <= 128 && Shape::resident < 4>;
-
-// Chunks that this warp takes.
-template <class Shape>
-__device__ __forceinline__ int chunks_of(const Part &part) {
-    return (part.n_chunks + Stream<Shape>::team - 1 - team_warp<Shape>()) / Stream<Shape>::team;
-}
 
 // s[16,16] = q k^T of a chunk. Where a warp has registers for it, every other product goes to sums of its own: each of a
 // sum's products waits for the one before, and with few warps nothing else is there to do.
@@ -149,46 +88,55 @@ __device__ __forceinline__ void score_chunk(float (&s)[2][4], const StreamQuerie
     }
 }
 
+// Scores, then weights, of chunk u of those taken together.
+template <int kChunks>
+__device__ __forceinline__ float (&chunk_of(float (&s)[2 * kChunks][4], int u))[2][4] {
+    return reinterpret_cast<float(&)[2][4]>(s[2 * u]);
+}
+
 // This warp's tokens of the split's pages.
 template <class Shape>
 __device__ __forceinline__ void walk_pages(Gathered<Shape> &state, const StreamQueries<Shape> &q, const Part &part,
                                            const Fresh<Shape> &fresh, Copies<Shape> &copies) {
     using S = Stream<Shape>;
+    constexpr int n = kTogether<Shape>, further = kTokens * S::team;  // from a chunk to the warp's next
+    constexpr uint32_t all = 0xffffffffu >> (32 - kTokens * n);
     int slot = 0;
     const auto arrived = [&] {
-        cp_async_wait<Shape::slots - 1>();
-        __syncwarp();
         const typename Shape::Kv *tokens = copies.slots + slot * S::block;
         slot = slot + 1 == Shape::slots ? 0 : slot + 1;
         return tokens;
     };
-    for (int i = 0; 2 * i < copies.n; i++) {
+    const auto wait = [&] {
+        cp_async_wait<Shape::slots - n>();
+        __syncwarp();
+    };
+    const auto ask = [&] {
+        __syncwarp();
+#pragma unroll
+        for (int u = 0; u < n; u++) copies.ask(part, fresh);
+    };
+    for (int i = 0; 2 * i < copies.n; i += n) {
         const int first = chunk_first<Shape>(part, i);
-        float s[2][4];
-        score_chunk<Shape>(s, q, arrived());
-        __syncwarp();
-        copies.ask(part, fresh);
-        const uint32_t cached = cached_tokens<Shape>(fresh, part.last, first);
-        const bool masked = cached != 0xffff || first + kTokens - 1 > part.first ||
+        float s[2 * n][4];
+        wait();
+#pragma unroll
+        for (int u = 0; u < n; u++) score_chunk<Shape>(chunk_of<n>(s, u), q, arrived());
+        ask();
+        uint32_t cached = 0;
+#pragma unroll
+        for (int u = 0; u < n; u++)
+            if (copies.is_there(i + u)) cached |= cached_tokens<Shape>(fresh, part.last, first + u * further) << kTokens * u;
+        const bool masked = cached != all || first + (n - 1) * further + kTokens - 1 > part.first ||
                             (Shape::window && first <= part.last - sight<Shape>(part.last));
-        attend<Shape>(state, part, s, masked, i == 0, [&](int key) { return cached >> key & 1 ? first + key : -1; });
-        add_values<Shape, kTokens, kTokens>(state, s, arrived());
-        __syncwarp();
-        copies.ask(part, fresh);
+        attend<Shape, kTokens * n>(state, part, s, masked, i == 0, [&](int key) {
+            return cached >> key & 1 ? first + key % kTokens + key / kTokens * further : -1;
+        });
+        wait();
+#pragma unroll
+        for (int u = 0; u < n; u++) add_values<Shape, kTokens, kTokens>(state, chunk_of<n>(s, u), arrived());
+        ask();
     }
-}
-
-// The first copies of this warp's tokens: as many as find room.
-template <class Shape>
-__device__ __forceinline__ Copies<Shape> begin_copies(typename Shape::Kv *ring, const typename Shape::Kv *kv,
-                                                      const int *page_table, const Part &part,
-                                                      const Fresh<Shape> &fresh) {
-    using S = Stream<Shape>;
-    Copies<Shape> copies = {ring + team_warp<Shape>() * Shape::slots * S::block, kv,
-                            page_table + (part.row + part.count - 1) * Shape::pages, 0, 2 * chunks_of<Shape>(part), 0};
-#pragma unroll 1
-    for (int i = 0; i < Shape::slots; i++) copies.ask(part, fresh);
-    return copies;
 }
 
 // Positions of the step's rows, for all warps of the team; by its first.
@@ -206,7 +154,7 @@ __device__ __forceinline__ void attend_fresh(Gathered<Shape> &state, const Strea
                                              const typename Shape::Kv *keys, const int *at) {
     float s[2][4];
     score_chunk<Shape>(s, q, keys);
-    attend<Shape>(state, part, s, true, false, [&](int i) { return at[i]; });
+    attend<Shape, kTokens>(state, part, s, true, false, [&](int i) { return at[i]; });
     add_values<Shape, kTokens, kTokens>(state, s, keys + Stream<Shape>::block);
 }
 
@@ -271,6 +219,7 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     const bool is_last = part.split == part.splits - 1, is_alone = Shape::rows == 1 || fresh.n == 1;
     uint32_t groups = is_last && !is_alone ? fresh.groups : 0;  // of new rows, not yet attended
     if (!is_last || !is_alone) own = nullptr;
+    Kv *page = own ? own_page<Shape>(kv, page_table, part) : nullptr;
     clear_queries<Shape>(q);
     typename HeadSlopes<Shape>::OfRows of_rows;
     if constexpr (kHasSlopes<Shape>) {
@@ -284,7 +233,7 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     const auto form_group = [&] {
         form_fresh<Shape>(qkv, cos, sin, page_table, part, 16 * (__ffs(groups) - 1), new_at, new_keys, kv);
     };
-    form_vectors<Shape>(qkv, cos, sin, page_table, part, q, own, kv);
+    form_vectors<Shape>(qkv, cos, sin, part, q, own, page);
     if (S::team > 1 && groups) form_group();
     team_barrier<Shape>();  // queries are there
 

@@ -8,6 +8,17 @@ constexpr int kStreamWarps = 4;
 constexpr int kStreamThreads = 32 * kStreamWarps;
 constexpr int kTokens = 16;  // of a page, for one warp at a time
 
+// Where Shape says them: times 16 tokens that a warp takes at once, 1 or 2, and copies beyond the slots that are asked for
+// early.
+template <class Shape, class = void>
+constexpr int kTogether = 1;
+template <class Shape>
+constexpr int kTogether<Shape, decltype(void(Shape::together))> = Shape::together;
+template <class Shape, class = void>
+constexpr int kAhead = 0;
+template <class Shape>
+constexpr int kAhead<Shape, decltype(void(Shape::ahead))> = Shape::ahead;
+
 template <class Shape>
 struct Stream {
     static constexpr int D = Shape::head_dim, group = kGroup<Shape>;
@@ -28,7 +39,8 @@ struct Stream {
     // The ring then takes, of each warp, o [queries][D], and the queries' place (most, sum) [queries], in float32.
     static constexpr int ring = kStreamWarps * Shape::slots * block;
     static constexpr int own_bytes = 2 * 4 * D;
-    static constexpr int new_bytes = team == 1 ? own_bytes : 2 * block * int(sizeof(typename Shape::Kv));
+    static constexpr bool many_new = team > 1 && Shape::rows > 1;  // a row that is the step's only one has no neighbours
+    static constexpr int new_bytes = many_new ? 2 * block * int(sizeof(typename Shape::Kv)) : own_bytes;
     static_assert(new_bytes >= own_bytes, "a row's own key and value find room");
     static_assert(ring * int(sizeof(typename Shape::Kv)) >= 4 * kStreamWarps * queries * D, "o finds room");
     static_assert(team > 1 || Shape::slots >= 2, "new keys and values find room");
@@ -112,6 +124,7 @@ __device__ __forceinline__ Fresh<Shape> fresh_rows(const int *positions, const i
 template <class Shape>
 __device__ __forceinline__ uint32_t cached_tokens(const Fresh<Shape> &fresh, int last, int first) {
     if (first + kTokens <= fresh.least) return 0xffff;
+    if constexpr (Shape::rows == 1) return (1u << max(last - first, 0)) - 1;  // all but its own
     uint32_t mine = 0;
 #pragma unroll
     for (int j = 0; j < Stream<Shape>::per_lane; j++) {

@@ -323,6 +323,33 @@ def test_a_unit_of_one_warp_or_two(model: Model, define: Define, kernels: Kernel
         Machine(model, LENGTHS).check(STEP, define, kernels(model, 8, params))
 
 
+@pytest.mark.parametrize("model", [m for m in MODELS if m.kv_dtype in ("bf16", "f16") and m.head_dim <= 128], ids=str)
+def test_a_warp_that_takes_32_tokens_at_a_time_misses_none(model: Model, define: Define, kernels: Kernels) -> None:
+    params = attention.Stream(1, 5, 1, together=2, ahead=1)
+    Machine(model, LENGTHS).check(STEP, define, kernels(model, 8, params))
+
+
+@pytest.mark.parametrize(("slots", "team"), [(2, 4), (3, 4), (3, 1)])
+def test_any_room_will_do_for_32_tokens_at_a_time(slots: int, team: int, define: Define, kernels: Kernels) -> None:
+    params = attention.Stream(3, slots, 1, team=team, together=2, ahead=2)
+    for at in (0, 15, 16, 47, 200, 383, 500):  # chunks of a split: none, one, odd and even numbers of a warp's
+        Machine(Model(), (at + 1,)).check([(0, at)], define, kernels(Model(), 1, params))
+
+
+def beside(model: Model, m: int) -> list[attention.Stream]:
+    """The candidates that ask for something ahead, as those do that begin beside the product in front."""
+    offered = list(attention.space(model.call(m), TARGET))
+    return [params for params in offered if isinstance(params, attention.Stream) and params.ahead]
+
+
+@pytest.mark.parametrize(("model", "length"), [*((Model(), n) for n in EDGES), (INT8, 513)], ids=str)
+def test_one_row_is_attended_beside_the_product_in_front(
+    model: Model, length: int, define: Define, kernels: Kernels
+) -> None:
+    for params in map(finest, beside(model, 1)):
+        Machine(model, (length,)).check([(0, length - 1)], define, kernels(model, 1, params))
+
+
 @pytest.mark.parametrize("model", [Model(), INT8], ids=str)
 def test_one_warp_meets_more_new_rows_than_a_group(model: Model, define: Define, kernels: Kernels) -> None:
     params = attention.Stream(2, 4, 1, team=1)

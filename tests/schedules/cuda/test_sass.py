@@ -12,8 +12,8 @@ from llmc import schedules
 from llmc.compiler.kernel import Call, DType, Implementation, Launch, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
+from llmc.schedules.cuda import attention, linear, sample
 from llmc.schedules.cuda import compile as cuda
-from llmc.schedules.cuda import linear, sample
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
@@ -224,6 +224,27 @@ def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case:
             assert [name for name in case.wants if not sass.count(name)] == []
             assert sass.having("LDG", "128") or not case.wide
             assert sass.products_from_registers == (sass.count("HGMMA") if case.from_registers else 0)
+
+
+def test_attention_of_one_token_finds_room_beside_the_product_in_front() -> None:
+    """In int4: of a multiprocessor's shared memory and of its registers, which a warp has in lots of 256. What is read
+    ahead of queries is asked for before the wait."""
+    target = Target("cuda", "sm_90a")
+    product = stored_as(deferred_call("RMSNormLinear", 1, 12288, 4096, columns=16), "i4")
+    (in_front,) = implemented(Case("sm_90a", product, (), in_digits=True)).launches
+    offered = (p for p in attention.space(LLAMA.call(1), target) if isinstance(p, attention.Stream) and p.ahead)
+    (beside,) = attention.implement(LLAMA.call(1), next(offered), target).launches
+    assert beside.grid <= 132
+    taken = []
+    for launch in (in_front, beside):
+        sass, _ = compiled(launch, target.level)
+        assert sass.count("LDL") == sass.count("STL") == 0
+        registers = launch.kernel.n_threads * -(-sass.registers // 8) * 8
+        taken.append((launch.kernel.shared_bytes + sass.shared_bytes, registers))
+    assert sum(n_bytes for n_bytes, _ in taken) <= 228 << 10
+    assert sum(registers for _, registers in taken) <= REGISTERS
+    last = len(sass.listed) - sass.listed[::-1].index("CCTL.E.PF2")
+    assert sass.first("PREEXIT") < sass.first("LDGSTS") < last < sass.first("ACQBULK")
 
 
 @pytest.mark.parametrize("early", [False, True])

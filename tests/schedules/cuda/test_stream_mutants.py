@@ -14,27 +14,36 @@ ROWS: list[Row] = [*((0, i) for i in range(40, 65)), *STEP[1:]]
 """A sequence's rows are in two groups of 16."""
 
 BLOCKS, PAIRS, WARPS, INT8 = "four warps a unit", "two warps a unit", "a warp a unit", "int8"
+MORE = "32 tokens at a time"
 CASES: dict[str, Callable[[], Case]] = {
     BLOCKS: lambda: attention_case(
         ROWS,
-        ("attention_stream.cuh", "attention_merge.cuh"),
+        ("attention_stream.cuh", "attention_copies.cuh", "attention_merge.cuh"),
         HOPPER,
         spare=("__syncwarp",),  # before a slot is overwritten: it was read by ldmatrix, which lanes do together
     ),
     PAIRS: lambda: attention_case(ROWS, (), HOPPER, params=attention.Stream(3, 3, 1, team=2)),
     WARPS: lambda: attention_case(ROWS, (), HOPPER, params=attention.Stream(3, 4, 1, team=1)),
     INT8: lambda: attention_case(STEP, (), HOPPER, kv_dtype="int8"),
+    MORE: lambda: attention_case(
+        ROWS,
+        ("attention_stream.cuh", "attention_copies.cuh"),
+        HOPPER,
+        params=attention.Stream(2, 3, 1, together=2, ahead=1),
+        spare=("__syncwarp",),
+    ),
 }
 
 
-def test_no_wait_can_be_left_out() -> None:
-    assert unnoticed(CASES[BLOCKS]()) == []
+@pytest.mark.parametrize("name", [BLOCKS, MORE])
+def test_no_wait_can_be_left_out(name: str) -> None:
+    assert unnoticed(CASES[name]()) == []
 
 
 OFFSETS = [
     (BLOCKS, "attention_stream.cuh", "* kTokens + matrix / 2 * 8", "* kTokens + matrix % 2 * 8"),
     (BLOCKS, "attention_stream.cuh", "odd[0][i], s[1][i] += odd[1][i];", "odd[0][i];"),
-    (BLOCKS, "attention_fresh.cuh", "own + is_value * S::D, page", "own, page"),
+    (BLOCKS, "attention_fresh.cuh", "own + is_value * S::D, place", "own, place"),
     (BLOCKS, "attention_fresh.cuh", "fmaf(pair.x, key.at[2 * i],", "fmaf(pair.x, key.at[0],"),
     (BLOCKS, "attention_merge.cuh", "own_scores[query], 1.f", "own_scores[0], 1.f"),
     (WARPS, "attention_unit.cuh", "* S::teams + team_index<Shape>()", "* S::teams"),
@@ -59,10 +68,13 @@ OFFSETS = [
     ),
     (
         PAIRS,
-        "attention_stream.cuh",
+        "attention_copies.cuh",
         "kTokens * (team_warp<Shape>() + Stream<Shape>::team * i)",
         "kTokens * (team_warp<Shape>() + i)",
     ),
+    (MORE, "attention_copies.cuh", "* kChunks + entry % kChunks", "* kChunks"),
+    (MORE, "attention_copies.cuh", "kChunks == 1 || i < n_chunks", "true"),
+    (MORE, "attention_stream.cuh", "cp_async_wait<Shape::slots - n>", "cp_async_wait<Shape::slots - 1>"),
     (INT8, "attention_fresh.cuh", "(e % 4) & 255) - 128)", "(e % 4) & 255) - 127)"),
     (
         INT8,
