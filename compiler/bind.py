@@ -166,7 +166,7 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
 
 def takes_tiles(node: ir.Node) -> bool:
     """Whether attention is of those whose kernels take tiles of queries, keys and values (cuda/attention.py)."""
-    if node.op_type != "PagedAttention":
+    if node.op_type not in ("PagedAttention", "BidirectionalPagedAttention"):
         return False
     sizes = {cache.shape[3] if cache is not None and cache.shape else None for cache in node.inputs[-2:]}
     return len(sizes) == 1 and node.attributes["head_dim"].as_int() <= MOST_TILED_DIM

@@ -5,7 +5,8 @@ Small steps (decode) are one launch: memory is the limit, 4 KH D bytes a token o
 2 KH (D + 4) in int8 (include/attention_stream.cuh).  Large steps (prefill) are two, one that turns q and k and writes
 k and v into the pages, and one that attends: arithmetic is the limit, 4 H D operations a token of context and row
 (include/attention_tile.cuh; on Hopper include/attention_wgmma.cuh).  In float32 all steps are two launches
-(include/attention_float32.cuh).
+(include/attention_float32.cuh).  So are steps of any size whose texts are read whole: keys that a row sees are those of
+the step itself, which are appended in front (include/attention_texts.cuh).
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def match(call: Call, target: Target) -> Stream | Tile | Float32 | None:
     if a.qkv != "f32" and (a.is_coded or a.rows <= FEW_ROWS or a.epsilon is not None):
         return None  # rounded once more they would give other codes, or in the step's own launch cost accuracy alone
     chip = CHIPS[target.arch]
-    if a.rows <= FEW_ROWS and (params := stream_of(a, chip, stream_team(a, chip))):
+    if a.rows <= FEW_ROWS and not a.both_ways and (params := stream_of(a, chip, stream_team(a, chip))):
         return params
     if target.level == "sm_90a" and a.head_dim <= MOST_WGMMA_DIM:
         groups = 2 if a.heads * -(-a.rows // (2 * TILE_ROWS)) > chip.processors // 2 else 1

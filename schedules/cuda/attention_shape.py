@@ -32,7 +32,8 @@ class Attention:
     and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
     whether it lies in tiles.  sinks, slopes: whether each query head has one.  page_bytes: of a page whose layers
     differ in size; 0: they are all like this one.  own_value_dim: elements of a value; 0: D.  norms_values: whether
-    values are normalised too.  reads_only: whether the cache is another layer's, which has appended to it.
+    values are normalised too.  reads_only: whether the cache is another layer's, which has appended to it.  both_ways:
+    whether rows see all of their text, which is in the step whole, and a window is to either side.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class Attention:
     own_value_dim: int = 0
     norms_values: bool = False
     reads_only: bool = False
+    both_ways: bool = False
 
     @property
     def value_dim(self) -> int:
@@ -98,7 +100,9 @@ class Attention:
 
     @property
     def context(self) -> int:
-        """Tokens that a row attends on average."""
+        """Tokens that a row attends on average; of a text that is read whole, as if it filled the step."""
+        if self.both_ways:
+            return min(self.rows, self.pages * PAGE_TOKENS, 2 * self.window - 1 if self.window else self.rows)
         return self.pages * PAGE_TOKENS // 2
 
     @property
@@ -120,6 +124,8 @@ class Attention:
             members.append(f"static constexpr float epsilon = {literal(self.epsilon)};")
         if self.norms_values:
             members.append("static constexpr bool norms_values = true;")
+        if self.both_ways:
+            members.append("static constexpr bool both_ways = true;")
         for name in OF_HEADS:
             if getattr(self, name):
                 members.append(f"static constexpr bool has_{name} = true;")

@@ -17,6 +17,7 @@
 
 #include "attention_heads.cuh"
 #include "attention_sinks.cuh"
+#include "attention_texts.cuh"
 
 constexpr int kAnyThreads = 128, kAnyWarps = kAnyThreads / 32;
 
@@ -130,19 +131,19 @@ __device__ __forceinline__ void any_attend(const float *queries, const int *posi
     wait_for_previous();
     let_next_start();
 
-    const int at = positions[row];
+    const int at = positions[row], last = last_in_sight_of<Shape>(positions, row, at);
     const float *q = queries + int64_t(unit) * A::D;
     float o[pairs][2] = {}, most = -INFINITY, sum = 0.f, slope = 0.f;
     if constexpr (kHasSlopes<Shape>) slope = slopes[head];
     const int begin = Shape::window ? max(at - sight<Shape>(at) + 1, 0) / kPageTokens : 0;
-    for (int page = begin; page * kPageTokens <= at; page++) {  // a row that pads the step, at = -1, sees none
+    for (int page = begin; page * kPageTokens <= last; page++) {  // a row that pads the step, at = -1, sees none
         const typename Shape::Kv *keys = A::head_of(const_cast<typename Shape::Kv *>(kv),
                                                     page_table[row * Shape::pages + page], head / kGroup<Shape>);
         float s[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = page * kPageTokens + lane + 32 * i;
-            const bool seen = token <= at && (!Shape::window || token > at - sight<Shape>(at));
+            const bool seen = token <= last && (!Shape::window || token > at - sight<Shape>(at));
             s[i] = seen ? any_score<Shape>(q, keys, lane + 32 * i) : -INFINITY;
             if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slope, float(token - at), s[i]);
         }
@@ -153,7 +154,7 @@ __device__ __forceinline__ void any_attend(const float *queries, const int *posi
 #pragma unroll
         for (int j = 0; j < pairs; j++) o[j][0] *= keep, o[j][1] *= keep;
         const typename Shape::Kv *values = keys + kPageTokens * A::D;
-        for (int token = 0; token < min(kPageTokens, at + 1 - page * kPageTokens); token++) {
+        for (int token = 0; token < min(kPageTokens, last + 1 - page * kPageTokens); token++) {
             const float weight = __shfl_sync(kAllLanes, token < 32 ? p[0] : p[1], token % 32);
             if (weight == 0.f) continue;  // out of sight, where a page may hold anything
 #pragma unroll

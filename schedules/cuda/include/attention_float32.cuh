@@ -12,6 +12,7 @@
 
 #include "attention_heads.cuh"
 #include "attention_sinks.cuh"
+#include "attention_texts.cuh"
 
 constexpr int kFloat32Threads = 128;
 
@@ -83,19 +84,19 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
     wait_for_previous();
     let_next_start();
 
-    const int at = positions[row];
+    const int at = positions[row], last = last_in_sight_of<Shape>(positions, row, at);
     const float *q = queries + int64_t(unit) * D;
     float o[per_lane] = {}, most = -INFINITY, sum = 0.f, slope = 0.f;
     if constexpr (kHasSlopes<Shape>) slope = slopes[head];
     const int begin = Shape::window ? max(at - sight<Shape>(at) + 1, 0) / kPageTokens : 0;
-    for (int page = begin; page * kPageTokens <= at; page++) {  // a row that pads the step, at = -1, sees none
+    for (int page = begin; page * kPageTokens <= last; page++) {  // a row that pads the step, at = -1, sees none
         const float *keys = page_head<Shape>(const_cast<float *>(kv), page_table[row * Shape::pages + page],
                                              head / kGroup<Shape>);
         float s[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int token = page * kPageTokens + lane + 32 * i;
-            const bool seen = token <= at && (!Shape::window || token > at - sight<Shape>(at));
+            const bool seen = token <= last && (!Shape::window || token > at - sight<Shape>(at));
             s[i] = seen ? float32_score<Shape>(q, keys + (lane + 32 * i) * D) : -INFINITY;
             if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slope, float(token - at), s[i]);
         }
@@ -106,7 +107,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
 #pragma unroll
         for (int j = 0; j < per_lane; j++) o[j] *= keep;
         const float *values = keys + kHeadElements<Shape>;
-        for (int token = 0; token < min(kPageTokens, at + 1 - page * kPageTokens); token++) {
+        for (int token = 0; token < min(kPageTokens, last + 1 - page * kPageTokens); token++) {
             const float weight = __shfl_sync(kAllLanes, token < 32 ? p[0] : p[1], token % 32);
 #pragma unroll
             for (int j = 0; j < per_lane; j++)

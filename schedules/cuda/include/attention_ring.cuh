@@ -42,9 +42,17 @@ struct Item {
     __device__ __forceinline__ int n_rows() const { return min(Shape::rows - first_row(), Warpgroups<Shape>::rows); }
 };
 
+// Of a text that is read whole and goes on behind an item's rows: how many rows there are of it.
+template <class Shape, bool kWhole = kBothWays<Shape>>
+struct TextBehind {};
+template <class Shape>
+struct TextBehind<Shape, true> {
+    int behind;
+};
+
 // What is known of an item's rows: their positions, and which continue the row before (attention.cuh: continued).
 template <class Shape>
-struct Rows {
+struct Rows : TextBehind<Shape> {
     uint64_t joined[Shape::groups];
     int at[Warpgroups<Shape>::rows];
 };
@@ -123,7 +131,14 @@ __device__ __forceinline__ void look_at_rows(const int *positions, const int *pa
         const int row = item.first_row() + 32 * i + lane_index();
         joined[i] = before[i] >= 0 && at[i] == before[i] + 1 && same_sequence<Shape>(page_table, row, row - 1, before[i]);
     }
+    int behind = 0;
+    if constexpr (kBothWays<Shape>) {
+        const int last_row = item.first_row() + item.n_rows() - 1, last = positions[last_row];
+        if (last >= 0) behind = rows_behind<Shape>(positions, last_row, last);
+    }
     mbarrier_wait(&ring.over[round % 2], round / 2 % 2 ^ 1);
+    if constexpr (kBothWays<Shape>)
+        if (lane_index() == 0) rows.behind = behind;
 #pragma unroll
     for (int i = 0; i < n; i++) {
         const uint64_t bits = __ballot_sync(kAllLanes, joined[i]);
@@ -142,6 +157,8 @@ __device__ __forceinline__ void for_each_stretch(const Rows<Shape> &rows, int n,
             run = ones_up(rows.joined[stretch.end / 64], stretch.end % 64);
         stretch.first = rows.at[stretch.begin];
         stretch.last = stretch.first + stretch.end - 1 - stretch.begin;
+        if constexpr (kBothWays<Shape>)
+            if (stretch.end == n) stretch.last += rows.behind;
         if (stretch.first >= 0) visit(stretch);
     }
 }

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "attention_sinks.cuh"
+#include "attention_texts.cuh"
 #include "attention_turn.cuh"
 #include "tiles.cuh"
 
@@ -109,18 +110,28 @@ __device__ __forceinline__ void attention_append(const typename Shape::Qkv *qkv,
 // Which rows of a block a lane has.
 __device__ __forceinline__ int own_row(int half) { return 16 * warp_index() + lane_index() / 4 + 8 * half; }
 
-// Rows [begin, end) of a tile: one sequence at positions first … last.
+// Rows [begin, end) of a tile: one sequence at positions first … last; of a text that is read whole `last` is its end.
 struct Stretch {
     int begin, end, first, last;
 };
 
 // Its rows among [from, from + n).
+template <class Shape>
 __device__ __forceinline__ Stretch part_of(const Stretch &stretch, int from, int n) {
     const int begin = max(stretch.begin, from), end = min(stretch.end, from + n);
-    return {begin, end, stretch.first + begin - stretch.begin, stretch.first + end - 1 - stretch.begin};
+    if constexpr (kBothWays<Shape>) return {begin, end, stretch.first + begin - stretch.begin, stretch.last};
+    else return {begin, end, stretch.first + begin - stretch.begin, stretch.first + end - 1 - stretch.begin};
 }
 
-// The first page that any of its rows sees; the last is that of its last position.
+// The position of its last row; the last one that any of its rows sees, and the first page.
+template <class Shape>
+__device__ __forceinline__ int last_position(const Stretch &rows) {
+    return kBothWays<Shape> ? rows.first + rows.end - 1 - rows.begin : rows.last;
+}
+template <class Shape>
+__device__ __forceinline__ int last_seen(const Stretch &rows) {
+    return last_in_sight<Shape>(last_position<Shape>(rows), rows.last);
+}
 template <class Shape>
 __device__ __forceinline__ int first_page(const Stretch &rows) {
     return Shape::window ? max(rows.first - sight<Shape>(rows.first) + 1, 0) / kPageTokens : 0;
@@ -129,18 +140,26 @@ __device__ __forceinline__ int first_page(const Stretch &rows) {
 // Whether some row sees some token of the page; whether each of `n` rows sees all of them.
 template <class Shape>
 __device__ __forceinline__ bool sees_some(const Stretch &rows, int page) {
-    return rows.begin < rows.end && page * kPageTokens <= rows.last && page >= first_page<Shape>(rows);
+    return rows.begin < rows.end && page * kPageTokens <= last_seen<Shape>(rows) && page >= first_page<Shape>(rows);
 }
 template <class Shape>
 __device__ __forceinline__ bool sees_all(const Stretch &rows, int page, int n) {
     const int token = page * kPageTokens;
-    return rows.end - rows.begin == n && token + kPageTokens - 1 <= rows.first &&
-           (!Shape::window || token > rows.last - sight<Shape>(rows.last));
+    if constexpr (kBothWays<Shape>)
+        return rows.end - rows.begin == n && token + kPageTokens - 1 <= last_in_sight<Shape>(rows.first, rows.last) &&
+               (!Shape::window || token > last_position<Shape>(rows) - Shape::window);
+    else
+        return rows.end - rows.begin == n && token + kPageTokens - 1 <= rows.first &&
+               (!Shape::window || token > rows.last - sight<Shape>(rows.last));
 }
 template <class Shape>
 __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
     const int at = rows.first + row - rows.begin;
-    return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - sight<Shape>(at));
+    if constexpr (kBothWays<Shape>)
+        return row >= rows.begin && row < rows.end && token <= last_in_sight<Shape>(at, rows.last) &&
+               (!Shape::window || token > at - Shape::window);
+    else
+        return row >= rows.begin && row < rows.end && token <= at && (!Shape::window || token > at - sight<Shape>(at));
 }
 
 // What is added to the scores of a page, for the lane's rows `row` and row + 8 of the block.

@@ -40,7 +40,7 @@ template <class Shape>
 __device__ __forceinline__ void attend_page(Gathered<Shape> &state, const Queries<Shape, kTileRows> &queries,
                                             const Stretch &stretch, int page, const typename Shape::T *keys) {
     const int row = 16 * warp_index();
-    const Stretch rows = part_of(stretch, row, 16);
+    const Stretch rows = part_of<Shape>(stretch, row, 16);
     if (!sees_some<Shape>(rows, page)) return;
     float s[kPageTokens / 8][4];
     score<Shape, kPageTokens, kPageTokens>(s, queries, keys);
@@ -58,19 +58,19 @@ __device__ __forceinline__ void attend_stretch(Gathered<Shape> &state, const Que
     using S = Tile<Shape>;
     using Kv = typename Shape::Kv;
     const auto ask = [&](int page) {
-        if (page * kPageTokens <= stretch.last) {
+        if (page * kPageTokens <= last_seen<Shape>(stretch)) {
             Kv *stage = stages + page % Shape::stages * S::stage;
             const Kv *from = page_head<Shape>(const_cast<Kv *>(kv), pages[page], kv_head);
             if constexpr (kCoded<Shape>)
-                ask_codes<Shape>(stage, from, stretch.last + 1 - page * kPageTokens);
+                ask_codes<Shape>(stage, from, last_seen<Shape>(stretch) + 1 - page * kPageTokens);
             else
-                ask_page<Shape>(stage, from, stretch.last + 1 - page * kPageTokens);
+                ask_page<Shape>(stage, from, last_seen<Shape>(stretch) + 1 - page * kPageTokens);
         }
         cp_async_commit();
     };
     const int begin = first_page<Shape>(stretch);
     if (Shape::stages > 1) ask(begin);
-    for (int page = begin; page * kPageTokens <= stretch.last; page++) {
+    for (int page = begin; page * kPageTokens <= last_seen<Shape>(stretch); page++) {
         ask(page + Shape::stages - 1);
         cp_async_wait<Shape::stages - 1>();
         __syncthreads();
@@ -96,6 +96,11 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
     auto *stages = reinterpret_cast<typename Shape::Kv *>(dynamic_shared());
     T *q = reinterpret_cast<T *>(stages + S::queries_at);
     const uint64_t joined = continued<Shape>(positions, page_table, first_row, n);
+    int behind = 0;  // rows, of a text that goes on there
+    if constexpr (kBothWays<Shape>) {
+        const int last_row = first_row + n - 1, last = positions[last_row];
+        if (last >= 0) behind = rows_behind<Shape>(positions, last_row, last);
+    }
     wait_for_previous();
     let_next_start();
 
@@ -116,6 +121,8 @@ __device__ __forceinline__ void attention_tile(const typename Shape::T *queries,
         stretch.first = positions[first_row + stretch.begin];
         stretch.end = stretch.begin + 1 + ones_up(joined, stretch.begin + 1);
         stretch.last = stretch.first + stretch.end - 1 - stretch.begin;
+        if constexpr (kBothWays<Shape>)
+            if (stretch.end == n) stretch.last += behind;
         if (stretch.first < 0) continue;
         attend_stretch<Shape>(state, rows, stretch, page_table + (first_row + stretch.end - 1) * Shape::pages, kv,
                               head / kGroup<Shape>, stages);

@@ -70,10 +70,10 @@ __device__ __forceinline__ void fetch_all(const int *positions, const int *page_
         mbarrier_wait(&ring.known[round % 2], round / 2 % 2);
         for_each_stretch<Shape>(ring.rows[round % 2], item.n_rows(), [&](const Stretch &stretch) {
             const int *pages = page_table + (item.first_row() + stretch.end - 1) * Shape::pages;
-            for (int page = first_page<Shape>(stretch); page * kPageTokens <= stretch.last; page++, place.next()) {
+            for (int page = first_page<Shape>(stretch); page * kPageTokens <= last_seen<Shape>(stretch); page++, place.next()) {
                 const int at = __shfl_sync(kAllLanes, pages[page], 0);
                 const auto *from = page_head<Shape>(const_cast<Kv *>(kv), at, kv_head);
-                const int tokens = __shfl_sync(kAllLanes, stretch.last + 1 - page * kPageTokens, 0);
+                const int tokens = __shfl_sync(kAllLanes, last_seen<Shape>(stretch) + 1 - page * kPageTokens, 0);
                 if constexpr (kCoded<Shape>)
                     widen_page<Shape>(from, tokens, place, ring, thread);
                 else
@@ -231,13 +231,13 @@ struct Consumer {
 
     // The rows' part of a stretch of the block's.
     __device__ __forceinline__ void attend_stretch(const Stretch &stretch, Ring<Shape> &ring) {
-        const Stretch rows = part_of(stretch, kTileRows * turns.group, kTileRows);
+        const Stretch rows = part_of<Shape>(stretch, kTileRows * turns.group, kTileRows);
         const bool any = rows.begin < rows.end;
         int page = first_page<Shape>(stretch);
-        const int begin = any ? first_page<Shape>(rows) : page, end = any ? rows.last / kPageTokens + 1 : page;
+        const int begin = any ? first_page<Shape>(rows) : page, end = any ? last_seen<Shape>(rows) / kPageTokens + 1 : page;
         for (; page < begin; page++) skip_page(ring);
         if (any) attend_pages(rows, page, end, ring);
-        for (page = end; page * kPageTokens <= stretch.last; page++) skip_page(ring);
+        for (page = end; page * kPageTokens <= last_seen<Shape>(stretch); page++) skip_page(ring);
     }
 };
 

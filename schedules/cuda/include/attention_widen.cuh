@@ -57,7 +57,7 @@ __device__ __forceinline__ void attend_codes(Gathered<Shape> &state, const Queri
                                              const Stretch &stretch, int page, const uint8_t *keys, f16 *wide) {
     const uint8_t *values = keys + kHeadElements<Shape>;
     const int row = 16 * warp_index();
-    const Stretch rows = part_of(stretch, row, 16);
+    const Stretch rows = part_of<Shape>(stretch, row, 16);
     const bool used = sees_some<Shape>(rows, page);
     float s[kPageTokens / 8][4];
     widen<Shape>(wide, keys, threadIdx.x, kTileThreads);

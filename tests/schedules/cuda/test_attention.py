@@ -45,6 +45,7 @@ class Model:
     epsilon: float | None = None  # of the norm of queries and keys
     has_sinks: bool = False
     has_slopes: bool = False
+    both_ways: bool = False  # over all of a text
 
     @property
     def columns(self) -> int:
@@ -88,7 +89,8 @@ class Model:
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
         of_heads = [TensorType((self.heads,), "f32", constant=True)] * (self.has_sinks + self.has_slopes)
         inputs = (qkv, *norms, *turns, *of_heads, *ids, cache, cache)
-        op = f"llmc.{norm}{turned}{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}PagedAttention"
+        of_heads_too = f"{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}{'Bidirectional' * self.both_ways}"
+        op = f"llmc.{norm}{turned}{of_heads_too}PagedAttention"
         return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))
 
     def definition(self, m: int) -> Call:

@@ -43,6 +43,7 @@ LLAMA = Model(heads=32, kv_heads=32, head_dim=128, rotary_dim=128)
 APPENDING = Layer(2048, 32, 32, 128, 128, k=4096)
 NORMALISING = appending(APPENDING, deferred_call("RMSNormLinear", 2048, 12288, 4096))
 LLAMA_INT8 = replace(LLAMA, kv_dtype="int8")
+BGE = Model(heads=12, kv_heads=12, rotary_dim=0, rounded=True, both_ways=True)
 QWEN3 = replace(LLAMA, kv_heads=8, epsilon=1e-6)
 
 
@@ -181,6 +182,10 @@ CASES = {
     "attention of 512 tokens that normalises": Case(
         "sm_90a", QWEN3.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True
     ),
+    "attention of texts of 512 tokens": Case(
+        "sm_90a", BGE.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True
+    ),
+    "attention of texts of 512 tokens on Ampere": Case("sm_80", BGE.call(512), ("HMMA.16816.F32",), wide=False),
     "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
     "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HGMMA", "PRMT"), from_registers=True),
     "attention of 512 tokens over int8 on Ampere": Case("sm_80", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),
