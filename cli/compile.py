@@ -57,7 +57,11 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option(
     "--quant-group", type=click.Choice(["32", "128"]), help="Weights that share a scale in int4.  [default: 32]"
 )
-@click.option("--quant-lm-head/--no-quant-lm-head", help="Quantise the product that makes the logits too.")
+@click.option(
+    "--quant-lm-head/--no-quant-lm-head",
+    default=None,
+    help="Quantise the product that makes the logits too.  [default: where a checkpoint keeps it as codes, in 8 bits]",
+)
 @click.option(
     "--calibrate",
     metavar="FILE",
@@ -110,7 +114,7 @@ def command(
     dtype: str | None,
     quant: str,
     quant_group: str | None,
-    quant_lm_head: bool,
+    quant_lm_head: bool | None,
     calibrate: Path | None,
     kv_dtype: str | None,
     batch: tuple[int, ...],

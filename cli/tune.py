@@ -24,7 +24,7 @@ from llmc.cli.tune_gpu import BUDGET_S, tune_gpu
 @click.option("--dtype", type=click.Choice(["f32", "bf16"]), help="Of the weights.  [default: the model's own]")
 @click.option("--quant", type=quant_choice, default="none", show_default=True)
 @click.option("--quant-group", type=click.Choice(["32", "128"]), help="As in llmc compile.")
-@click.option("--quant-lm-head/--no-quant-lm-head", help="As in llmc compile.")
+@click.option("--quant-lm-head/--no-quant-lm-head", default=None, help="As in llmc compile.")
 @click.option(
     "--batch",
     metavar="1,2,…",
@@ -58,7 +58,7 @@ def command(
     dtype: str | None,
     quant: str,
     quant_group: str | None,
-    quant_lm_head: bool,
+    quant_lm_head: bool | None,
     batch: tuple[int, ...],
     budget: float | None,
     threads: int,

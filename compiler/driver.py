@@ -24,6 +24,7 @@ from llmc.compiler.quantize import Scheme
 from llmc.compiler.rewrite import rewrite_each
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, architecture_of, missing, never_chosen, parse_targets
+from llmc.passes.quantize_weights import are_logits_quantized
 from llmc.passes.rewritten import Rewritten
 from llmc.runtime import format as fmt
 from llmc.runtime.artifact import program_section
@@ -84,7 +85,7 @@ def compile_model(
     dtype: str | None = None,
     quant: str = "none",
     quant_group: int | None = None,
-    quant_lm_head: bool = False,
+    quant_lm_head: bool | None = None,
     calibrate: str | Path | None = None,
     kv_dtype: str | None = None,
     batch: Sequence[int] = (1, 2, 4, 8),
@@ -103,11 +104,11 @@ def compile_model(
     a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own
     when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored:
     "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None) or 128.
-    quant_lm_head: quantise the logits' product too.  calibrate: a file of text, or of token ids (.json), that quantised
-    weights are fitted to.  kv_dtype: how keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.
-    max_sequence: most tokens of a sequence, the model's own limit when None.  dump: a folder for every stage of the
-    graph.  verify: compare the artifact with its source, and fail below the bar.  Returns a report: path, bytes,
-    seconds by stage, certificate.  Raises LlmcError; leaves no partial file behind.
+    quant_lm_head: quantise the logits' product too; when None, in 8 bits where a checkpoint keeps it as codes.
+    calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how keys and
+    values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's
+    own limit when None.  dump: a folder for every stage of the graph.  verify: compare the artifact with its source, or
+    fail.  Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError, and leaves no partial file.
     """
     stages = Stages(progress)
     machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
@@ -119,7 +120,7 @@ def compile_model(
     with stages("passes"):
         graphs = rewrite_each(source, scheme, Path(dump) if dump else None, [machine.kind for machine in machines])
     with stages("plan"):
-        kv_dtype = kv_dtype or source.dtype
+        kv_dtype, scheme = kv_dtype or source.dtype, settled(scheme, graphs)
         parts, shared = plan_each(graphs, source, machines, batch, kv_dtype)
         artifact.check_room(path, shared.n_bytes)
     with stages("kernels") as tick:
@@ -162,6 +163,11 @@ def notes(source: SourceModel, parts: Sequence[Part], scheme: Scheme | None) -> 
     of_parts = dict.fromkeys(note for part in parts for note in part.notes)
     packing = report.notes_of_packing(source, [part.program for part in parts], scheme)
     return [*source.notes, *packing, *never_chosen([part.machine for part in parts]), *of_parts]
+
+
+def settled(scheme: Scheme | None, graphs: Mapping[str, tuple[ir.Model, bytes]]) -> Scheme | None:
+    """The scheme, with what became of the product that makes the logits."""
+    return scheme and replace(scheme, lm_head=any(are_logits_quantized(model) for model, _ in graphs.values()))
 
 
 def have_f16(machines: Sequence[Target]) -> bool:

@@ -1,6 +1,7 @@
-"""Rows of several tables at once: what a step begins with.
+"""Rows of tables, by number: what a step begins with.
 
     Gather2, Gather3, …      rows_i = table_i[index_i]
+    WeightRows               rows = weight[index], of a weight that lies as a product wants it
 
 A GPU's launch waits for the one in front of it, so that several small ones cost several times what one does.
 """
@@ -12,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops_define import Attributes, Dims, define
+from llmc.compiler.ops_define import Attributes, Dims, define, operator
 
 MOST_TABLES = 8
 """Three pointers of a kernel's each."""
@@ -38,3 +39,9 @@ def define_gathers(n_tables: int) -> None:
 GATHERS = tuple(map(gathers_name, range(2, MOST_TABLES + 1)))
 for _n_tables in range(2, MOST_TABLES + 1):
     define_gathers(_n_tables)
+
+
+@operator(lambda s, _: [(*s[1], s[0][1])])
+def WeightRows(op: Any, weight: ir.Value, index: ir.Value) -> Any:
+    """rows = weight[index].    weight [N, K] of llmc.Linear, index i64[M] -> [M, K]."""
+    return op.Gather(weight, index, axis=0)

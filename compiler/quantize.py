@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,20 +75,20 @@ class Scheme:
 
     bits: 8 or 4.  number: codes are integers, or floats of 8 bits ("fp") or 4 ("mx").
     group: weights of a row that share a scale; 0 is the whole row.
-    lm_head: whether the product that makes the logits is quantised too.
+    lm_head: whether the product that makes the logits is quantised too; None: where a checkpoint keeps it as codes.
     calibration: what weights are fitted to; None: to nothing but themselves.
     zeros: whether groups have zeros; of single weights, whose checkpoint has them.
     """
 
     bits: Bits
     group: int = 0
-    lm_head: bool = False
+    lm_head: bool | None = None
     number: Number = "int"
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
     zeros: bool = False
 
     @classmethod
-    def parse(cls, name: str, group: int | None = None, lm_head: bool = False) -> Scheme | None:
+    def parse(cls, name: str, group: int | None = None, lm_head: bool | None = None) -> Scheme | None:
         """The scheme that `--quant NAME --quant-group GROUP` asks for, None for "none"."""
         if name == "none":
             if group or lm_head:
@@ -119,6 +119,11 @@ class Scheme:
         return self.number == "mx"
 
     @property
+    def in_8_bits(self) -> Scheme:
+        """Of a weight that is to have 8 bits whatever the others have, a scale a row: int8, in fp8 fp8."""
+        return replace(self, bits=8, group=0, number="fp" if self.number == "fp" else "int", zeros=False)
+
+    @property
     def dtype(self) -> CodeDType:
         """How codes are stored."""
         if self.number == "int":
@@ -134,7 +139,7 @@ class Scheme:
         said = (
             f"groups of {self.group}" * bool(self.group),
             "zeros" * self.zeros,
-            "lm_head" * self.lm_head,
+            "lm_head" * bool(self.lm_head),
             "calibrated" * bool(self.calibration),
         )
         return ", ".join([self.name, *filter(None, said)])

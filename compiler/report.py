@@ -213,13 +213,10 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
 
 
 def notes_of_logits(step_graph: ir.Model, dtype: str) -> list[str]:
-    """Whether the product that makes the logits is larger than a checkpoint keeps it, beside weights that are small."""
-    if not any(isinstance(value.const_value, QuantizedWeight) for value in step_graph.graph.initializers.values()):
-        return []
+    """Whether the product that makes the logits has codes because a checkpoint keeps it so, and nobody asked."""
     for node in graph.products_before(step_graph.graph.outputs[0]):
         weight = graph.weight_of(node.inputs[1])
-        if weight is not None and weight.coded is not None and not isinstance(weight, QuantizedWeight):
-            bits = weight.coded.bits
-            fact = f"the checkpoint keeps the product that makes the logits in {bits} bits, here it is {dtype}"
-            return [f"{fact}: --quant-lm-head keeps it small"]
+        if isinstance(weight, QuantizedWeight) and weight.scheme.lm_head is None and weight.source.coded is not None:
+            kept = f"the checkpoint keeps the product that makes the logits in {weight.source.coded.bits} bits"
+            return [f"{kept}, here it is {weight.scheme.name}: --no-quant-lm-head makes it {dtype}"]
     return []

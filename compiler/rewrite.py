@@ -22,6 +22,7 @@ from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
 from llmc.passes.gather_together import gather_together
 from llmc.passes.quantize_weights import quantize_weights
+from llmc.passes.share_table import share_table
 from llmc.runtime.errors import LlmcError
 
 SUMS_TO: Mapping[str, passes.SumsTo] = {"cpu": "norms", "cuda": "products"}
@@ -118,4 +119,6 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
         observe("fuse_norm_linear", step_graph, fuse_norm_linear(step_graph))
         observe("defer_norm", step_graph, defer_norm(step_graph))
         observe("gather_together", step_graph, gather_together(step_graph))
+    else:
+        observe("share_table", step_graph, share_table(step_graph))
     graph.check_step_graph(step_graph)

@@ -42,7 +42,7 @@ def tune_model(
     dtype: str | None = None,
     quant: str = "none",
     quant_group: int | None = None,
-    quant_lm_head: bool = False,
+    quant_lm_head: bool | None = None,
     batch: Sequence[int] = (1, 2, 4, 8),
     budget: float | None = None,
     threads: int = 0,

@@ -5,14 +5,13 @@ rewrite:
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
     in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
-    is in no more
-refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked; the
-product that chooses experts, which is small, and a wrong choice is a large error; likewise those that say how much of
-a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a checkpoint keeps as codes beside
-them, or is asked for, which become int8.
+    is in no more; unless asked, 8 bits for the product that makes the logits where a checkpoint keeps it as codes
+refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked
+or kept as codes; the product that chooses experts, which is small, and a wrong choice is a large error; likewise those
+that say how much of a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a checkpoint
+keeps as codes beside them, or is asked for, which become int8.
 
-Embeddings, norms and biases stay as they are.  A table that also is the embedding is kept for that, so quantising the
-product that makes the logits then adds a copy.
+Embeddings, norms and biases stay as they are; of a table that also makes the logits see share_table.py.
 """
 
 from __future__ import annotations
@@ -48,7 +47,8 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
     logits = products_before(graph.outputs[0])
-    spared = set() if scheme.lm_head else set(logits)
+    small_logits = {node for node in logits if scheme.lm_head is None and is_kept_as_codes(node)}
+    spared = set() if scheme.lm_head else set(logits) - small_logits
     for node in graph:
         for index in (1, 2) if is_experts(node) else SPARED.get(op_name(node), ()):
             if (value := node.inputs[index]) is not None:
@@ -58,11 +58,21 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     places = list(inputs_to_quantize(graph, spared))
     weights = [weight for node, index in places if (weight := weight_of(node.inputs[index])) is not None]
     zeros = replace(scheme, zeros=scheme.dtype == "i4")
-    wide = replace(scheme, bits=8, group=0) if scheme.dtype == "i4" and are_most_small(weights) else scheme
+    wide = scheme.in_8_bits if scheme.dtype == "i4" and are_most_small(weights) else scheme
     of_experts = scheme, wide, zeros
-    int8 = replace(scheme, bits=8, group=0, number="int")
-    of_others = (int8,) * 3 if scheme.of_experts_alone else of_experts
-    return sum(quantize_input(node, index, of_experts if is_experts(node) else of_others) for node, index in places)
+    in_8_bits = (scheme.in_8_bits,) * 3
+    of_others = in_8_bits if scheme.of_experts_alone else of_experts
+
+    def schemes(node: ir.Node) -> Schemes:
+        return of_experts if is_experts(node) else in_8_bits if node in small_logits else of_others
+
+    return sum(quantize_input(node, index, schemes(node)) for node, index in places)
+
+
+def are_logits_quantized(model: ir.Model) -> bool:
+    """Whether a product that makes the logits has codes for a weight."""
+    weights = (weight_of(node.inputs[1]) for node in products_before(model.graph.outputs[0]))
+    return any(isinstance(weight, QuantizedWeight) for weight in weights)
 
 
 def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node]) -> Iterator[tuple[ir.Node, int]]:

@@ -1,4 +1,5 @@
-"""llmc itself, through its Python binding: f32, bf16, int8, int4; "+head" quantises lm_head too."""
+"""llmc itself, through its Python binding: f32, bf16, int8, int4; "+head" quantises lm_head too, which is done without
+it of a file that keeps it as codes, in 8 bits."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ class Llmc:
             out=out,
             dtype=kind if plain else "bf16",
             quant="none" if plain else kind,
-            quant_lm_head=bool(head),
+            quant_lm_head=bool(head) or None,
             weights="real" if source.suffix == ".gguf" else "random",
             verify=False,
         )

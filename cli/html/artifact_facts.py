@@ -102,7 +102,7 @@ def category(op: str) -> str:
         return "norm"
     if op in ("Reshape", "Transpose", "Concat", "Split", "Slice", "Unsqueeze", "Squeeze", "Expand", "Cast", "Shape"):
         return "movement"
-    return "lookup" if op == "Gather" else "elementwise"
+    return "lookup" if op in ("Gather", "WeightRows") else "elementwise"
 
 
 CATEGORIES = {

@@ -11,10 +11,13 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.norm import Norm
+from llmc.schedules.cpu.panel_layout import PANEL, panel_count
+from llmc.schedules.cpu.quant_layout import ZERO
 from llmc.schedules.cpu.query_key_norm import QueryKeyNorm
 
 SUMS = 4
@@ -126,6 +129,39 @@ def gather_kernel(gather: Gather) -> Any:
                 elif gather.table == "f16":
                     value = T.cast(value, v.f32)
                 v.store(y, row * gather.columns + i * v.n, value)
+    return builder.get()
+
+
+def gather_panels_kernel(gather: Gather, n_bytes: int) -> Any:
+    """(table, index, y, task, n_tasks).  The table is n_bytes in panels of 16 rows (panel_layout.py, quant_layout.py):
+    a vector's lane holds the next 4 bytes of a row, and in int8 the panel's last vector the rows' scales."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("gather_panels")
+        one, elements = Lanes(1), 4 // DTYPE_BYTES[gather.table]
+        panel_words = n_bytes // 4 // panel_count(gather.entries)
+        stored = "float32" if gather.table == "f32" else "int32"
+        table = T.arg("table", T.buffer((T.int64(n_bytes // 4),), stored))
+        index = T.arg("index", T.buffer((gather.rows,), {"i32": "int32", "i64": "int64"}[gather.index]))
+        y = T.arg("y", T.buffer((gather.rows * gather.columns,), "float32"))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(gather.rows, task, n_tasks) as row:
+            number = T.cast(index[row], "int64")
+            nearest = T.bind(T.max(T.min(number, T.int64(gather.entries - 1)), T.int64(0)))
+            panel = T.truncdiv(nearest, T.int64(PANEL)) * T.int64(panel_words)
+            start = T.bind(panel + T.truncmod(nearest, T.int64(PANEL)))
+            if gather.table == "i8":
+                scale = one.keep(one.float(table[start + T.int64(panel_words - PANEL)]))
+            with T.serial(gather.columns // elements) as i:
+                word = one.keep(table[start + T.cast(i * PANEL, "int64")], stored)
+                for j in range(elements):
+                    if gather.table == "bf16":
+                        value = one.high_bf16(word) if j else one.low_bf16(word)
+                    elif gather.table == "i8":
+                        code = T.bitwise_and(T.shift_right(word, T.int32(8 * j)), T.int32(0xFF)) - T.int32(ZERO["i8"])
+                        value = T.cast(code, "float32") * scale
+                    else:
+                        value = word
+                    one.store(y, row * gather.columns + i * elements + j, value)
     return builder.get()
 
 

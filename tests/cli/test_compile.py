@@ -80,7 +80,7 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "task": "auto",
         "quant": "none",
         "quant_group": None,
-        "quant_lm_head": False,
+        "quant_lm_head": None,
         "calibrate": None,
         "batch": (1, 16),
         "max_sequence": 99,

@@ -89,7 +89,7 @@ def test_options_reach_the_tuner(asked: dict[str, Any], tmp_path: Path) -> None:
         "dtype": "bf16",
         "quant": "int4",
         "quant_group": 32,
-        "quant_lm_head": False,
+        "quant_lm_head": None,
         "batch": (1, 16),
         "budget": 90.0,
         "threads": 2,

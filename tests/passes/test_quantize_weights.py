@@ -14,7 +14,7 @@ from llmc.compiler.calibrate import Calibration, Fitting
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.report import notes_of_logits
 from llmc.compiler.weights import Coded, Weight
-from llmc.passes.quantize_weights import quantize_weights
+from llmc.passes.quantize_weights import are_logits_quantized, quantize_weights
 from llmc.runtime.errors import LlmcError
 
 INT4 = partial(quantize_weights, scheme=Scheme(4, 32))
@@ -271,17 +271,33 @@ def test_experts_have_zeros_and_int8_as_their_checkpoint_has(build: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("kept", "lm_head", "says"),
-    [(Coded(6, 16), False, True), (None, False, False), (Coded(6, 16), True, False)],
-    ids=["kept in 6 bits", "kept as it is", "quantised"],
+    ("scheme", "kept", "wanted"),
+    [
+        (Scheme(8), Coded(6, 16), "int8"),
+        (Scheme(4, 32), Coded(8, 32), "int8"),  # though most are 8 bits, and the others become int4
+        (Scheme(4, 128), Coded(4, 32), "int8"),
+        (Scheme(8, number="fp"), Coded(6, 16), "fp8"),
+        (Scheme(8), None, None),
+        (Scheme(4, 32, lm_head=False), Coded(6, 16), None),
+        (Scheme(4, 32, lm_head=True), Coded(8, 32), "int4, groups of 32, lm_head"),
+    ],
+    ids=str,
 )
-def test_logits_that_are_larger_than_their_checkpoint_has_them_are_spoken_of(
-    build: Any, kept: Coded | None, lm_head: bool, says: bool
+def test_logits_are_made_in_8_bits_where_a_checkpoint_keeps_them_small(
+    build: Any, scheme: Scheme, kept: Coded | None, wanted: str | None
 ) -> None:
-    body = build.op("llmc.LinearRelu", build.input("x", "M", 32), build.weight("body", 32, 32))
+    """Unless somebody says otherwise; a note says what became of them if nobody has."""
+    body = Weight("body", (32, 32), lambda: np.ones((32, 32), np.float32), "bf16", Coded(8, 32))
+    x = build.op("llmc.LinearRelu", build.input("x", "M", 32), build.constant(body, "body"))
     head = Weight("head", (8, 32), lambda: np.ones((8, 32), np.float32), "bf16", kept)
-    model = build.model(build.op("llmc.Linear", body, build.constant(head, "head")))
-    assert notes_of_logits(model, "bf16") == []
-    quantize_weights(model, Scheme(8, lm_head=lm_head))
-    fact = "the checkpoint keeps the product that makes the logits in 6 bits, here it is bf16"
-    assert notes_of_logits(model, "bf16") == [f"{fact}: --quant-lm-head keeps it small"] * says
+    model = build.model(build.op("llmc.Linear", x, build.constant(head, "head")))
+    assert quantize_weights(model, scheme) == 1 + (wanted is not None)
+    assert schemes(model).get("head") == wanted
+    assert are_logits_quantized(model) == (wanted is not None)
+    said = notes_of_logits(model, "bf16")
+    if scheme.lm_head is None and wanted:
+        assert kept is not None
+        fact = f"the checkpoint keeps the product that makes the logits in {kept.bits} bits, here it is {wanted}"
+        assert said == [f"{fact}: --no-quant-lm-head makes it bf16"]
+    else:
+        assert said == []

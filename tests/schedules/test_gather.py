@@ -10,6 +10,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
+from llmc.compiler.quantize import Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import gather
 
@@ -46,6 +47,34 @@ def test_a_table_of_more_axes_gives_slices(run: Run, host: Target) -> None:
     table = np.arange(24, dtype=np.float32).reshape(3, 2, 4)
     (slices,) = run(call, table, np.array([2, 1], np.int32), target=host)
     np.testing.assert_array_equal(slices, table[[2, 1]])
+
+
+def panels_call(n: int, weight: TensorType, index: DType = "i64") -> Call:
+    result = TensorType((n, weight.shape[1]), "f32")
+    return Call("llmc.WeightRows", (weight, TensorType((n,), index)), (result,))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i8"])
+@pytest.mark.parametrize(("entries", "columns"), [(9, 64), (70, 132), (16, 300), (101, 4)])
+def test_rows_come_out_of_the_panels_of_a_product(
+    run: Run, target: Target, dtype: DType, entries: int, columns: int
+) -> None:
+    weight = TensorType((entries, columns), dtype, constant=True)
+    call = panels_call(6, weight)
+    found = schedules.implement(call, target)
+    assert found.rule == "gather_panels"
+    product = Call("llmc.Linear", (TensorType((1, columns), "f32"), weight), (TensorType((1, entries), "f32"),), ())
+    assert found.layouts[0] == schedules.implement(product, target).layouts[1]
+    table = np.random.default_rng(0).standard_normal((entries, columns)).astype(np.float32)
+    stored: Any = quantize(table, Scheme(8)) if dtype == "i8" else table.astype(numpy_dtype(dtype))
+    values = stored.values() if dtype == "i8" else stored.astype(np.float32)
+    index = np.array([entries - 1, 0, 3, -1, entries, 2**40], np.int64)
+    (rows,) = run(call, stored, index, target=target, n_tasks=4)
+    np.testing.assert_array_equal(rows, values[np.clip(index, 0, entries - 1)])
+
+
+def test_other_codes_have_no_rows(host: Target) -> None:
+    assert gather.match_panels(panels_call(2, TensorType((16, 64), "i4", constant=True, group=32)), host) is None
 
 
 def test_other_axes_and_types_are_left_to_others(host: Target) -> None:

@@ -1,0 +1,74 @@
+"""Look up rows of a table that a product multiplies by where they lie for the product, so that there is one copy of it.
+
+rewrite:
+    Gather(W, index, axis=0),  llmc.Linear…(x, W, …)
+    -->
+    llmc.WeightRows(W, index), llmc.Linear…(x, W, …)
+
+    Gather(W, index, axis=0),  llmc.Linear…(x, W.int8, …)
+    -->
+    llmc.WeightRows(W.int8, index), llmc.Linear…(x, W.int8, …)
+refuses: a table that no product has, or a gated one alone, whose rows alternate; one that products have in other codes
+than int8, which the rest of the model would see the coarseness of, or have in two forms; rows along another axis; rows
+of an odd number of elements, and of int8 one that is no multiple of 4, for words of a panel hold two, and four.
+
+For CPUs, of models whose embedding also makes the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import attribute, emit, op_name, replace, weight_of
+from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.weights import Weight
+
+ELEMENTS_OF_A_WORD = {"f32": 1, "bf16": 2, "i8": 4}
+"""Of what `schedules/cpu/gather.py` takes out of panels."""
+
+
+def share_table(model: ir.Model) -> int:
+    """Assumes a step graph, quantised if it is to be; leaves no lookup in a weight of a product.  Returns the number of
+    lookups that changed."""
+    n_rewrites = 0
+    for node in list(model.graph):
+        if op_name(node) != "Gather" or attribute(node, "axis", 0) != 0:
+            continue
+        table, index = node.inputs
+        found = as_multiplied(model.graph, table)
+        if found is None:
+            continue
+        replace(node.outputs[0], emit(node, "llmc.WeightRows", [found, index])[0])
+        if table is not None and not table.uses() and not table.is_graph_output():
+            model.graph.initializers.pop(str(table.name), None)
+        n_rewrites += 1
+    return n_rewrites
+
+
+def as_multiplied(graph: ir.Graph, table: ir.Value | None) -> ir.Value | None:
+    """The one form in which products have a table, if it is one that rows can be taken out of."""
+    weight = weight_of(table)
+    if weight is None or len(weight.dims) != 2:
+        return None
+    found = {value for value in multiplied_weights(graph) if value is table or is_made_of(value, weight)}
+    if len(found) != 1:
+        return None
+    (value,) = found
+    multiplied = weight_of(value)
+    size = ELEMENTS_OF_A_WORD.get(multiplied.stored_dtype) if multiplied is not None else None
+    return value if size is not None and weight.dims[1] % size == 0 else None
+
+
+def multiplied_weights(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Weights of linear layers whose rows lie in their order."""
+    for node in graph:
+        if op_name(node).startswith("llmc.Linear") and node.inputs[1] is not None:
+            yield node.inputs[1]
+
+
+def is_made_of(value: ir.Value, weight: Weight) -> bool:
+    """Whether these are codes for that weight."""
+    codes = value.const_value
+    return isinstance(codes, QuantizedWeight) and codes.source is weight
