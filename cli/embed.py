@@ -30,9 +30,9 @@ def command(
 ) -> None:
     """Make embeddings of texts, with an artifact of a model for that.
 
-    Each is a line of numbers with blanks between them; --json prints one object with all of them.
+    Each is a line of numbers with blanks between them, in the order of the texts; --json prints one object with all.
     """
-    listed = list(texts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    listed = list(texts) or [line.rstrip("\n") for line in sys.stdin]
     with opened(artifact, threads, device) as model:
         rows = model.embed(listed, dimensions)
         if as_json:

@@ -16,9 +16,11 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel, Qwen3Config
 
 import llmc
+from llmc.bench.chart.subjects import manifest_of
 from llmc.cli.main import main
 from llmc.runtime import LlmcError
 from llmc.runtime.conversation import Conversation
+from llmc.runtime.speculate import DraftModel
 from tests.runtime.serve.conftest import Server, serving
 
 SIZES: dict[str, Any] = {
@@ -153,6 +155,10 @@ def test_texts_and_embeddings_are_not_mixed_up(folder: Path, artifact: Path, tmp
             model.embed([[1] * 200])
         with pytest.raises(LlmcError, match="1 to 64 dimensions"):
             model.embed([[1]], 65)
+        with pytest.raises(LlmcError, match="makes embeddings"):
+            DraftModel(model, model)
+    with pytest.raises(LlmcError, match="no decoding to measure"):
+        manifest_of(artifact)
     llmc.compile(folder, out=tmp_path / "texts.so", dtype="f32", batch=(1,), task="generate", verify=False)
     with llmc.load(tmp_path / "texts.so") as model:
         assert len(model.tokens([1, 2], 3, ignore_eos=True)) == 3

@@ -249,6 +249,9 @@ def test_the_command_line_makes_embeddings_and_replays_the_certificate(bert: Pat
         assert model.encode("One twos one") == [2, 4, 5, 6, 4, 3]
         wanted = model.embed([[2, 4, 5, 6, 4, 3], [2, 16, 3]])
         np.testing.assert_array_equal(np.array(json.loads(said.output)["embeddings"], np.float32), wanted)
+    lines = CliRunner().invoke(main, ["embed", str(artifact)], input="One twos one\n\nw9\n").stdout.splitlines()
+    assert len(lines) == 3  # an empty one is a text too: each has its line
+    np.testing.assert_allclose(np.array(lines[2].split(), np.float32), wanted[1], rtol=1e-6)
     inspected = CliRunner().invoke(main, ["inspect", str(artifact), "--schedules"])
     assert (inspected.exit_code, "fallback" in inspected.output) == (0, False), inspected.output
 

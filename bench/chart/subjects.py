@@ -195,8 +195,15 @@ def read_config_of(model: str) -> dict[str, Any]:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """An artifact's manifest, as the program has it that runs here, and its size as artifact_bytes."""
+    """An artifact's manifest, as the program has it that runs here, and its size as artifact_bytes.
+
+    Raises LlmcError for one that makes embeddings.
+    """
     with ArtifactFile.open(path) as file:
         targets = [parse_target(name) for name in file.targets] if file.n_programs > 1 else []
         program = next((number for number, target in enumerate(targets) if not missing(target)), 0)
-        return {**file.manifest(program), "artifact_bytes": path.stat().st_size}
+        manifest = file.manifest(program)
+    if manifest.get("embedding"):
+        fact = "the model makes embeddings, and writes no texts: it has no decoding to measure"
+        raise LlmcError(fact, place=str(path), hint="bench/encode.py measures embeddings")
+    return {**manifest, "artifact_bytes": path.stat().st_size}

@@ -271,7 +271,13 @@ def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
 
 
 def _expanded(path: str) -> Path:
-    """With ~ and ~name as the homes that they are; a ~ of nobody's is a name like others."""
+    """With ~ and ~name as the homes that they are; a ~ of nobody's is a name like others.  Raises LlmcError for bytes
+    that are no text: safetensors takes none."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        place = path.encode(errors="replace").decode()
+        raise LlmcError("the name is no valid Unicode", place=place, hint="give the model another") from None
     return Path(os.path.expanduser(path))
 
 

@@ -58,6 +58,11 @@ def test_a_home_that_nobody_has_is_a_name_like_others() -> None:
     assert refusal("~nobody-of-this-name/some.onnx").place == "~nobody-of-this-name/some.onnx"
 
 
+def test_a_name_of_bytes_that_are_no_text(folder: Path) -> None:
+    name = folder.rename(folder.with_name(os.fsdecode(b"model\xff")))
+    assert refusal(name).fact == "the name is no valid Unicode"
+
+
 def test_a_user_whom_the_machine_does_not_know_can_compile() -> None:
     """As containers have some: such a user has no home, and TVM asks for it."""
     code = (
