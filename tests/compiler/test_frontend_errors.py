@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, JetMoeConfig, MambaConfig, PretrainedConfig, T5Config
+from transformers import EsmConfig, JetMoeConfig, PretrainedConfig, RwkvConfig, T5Config
 
 from llmc.compiler.frontend import hub, load_source
 from llmc.runtime.errors import LlmcError
@@ -227,7 +227,7 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
         (JetMoeConfig(**SMALL, kv_channels=16), {}, "JetMoeForCausalLM is not supported"),
         (PretrainedConfig(), {"model_type": "vit"}, "neither a causal language model nor an encoder"),
         (EsmConfig(**SMALL, pad_token_id=1), {"is_decoder": True}, "a decoder that is no causal language model"),
-        (MambaConfig(**SMALL), {}, "MambaForCausalLM is not supported: its attention does not go through"),
+        (RwkvConfig(**SMALL), {}, "RwkvForCausalLM is not supported: its attention does not go through"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
