@@ -203,8 +203,8 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
     share = sum(kept * size for kept, size in shares) / max(sum(size for _, size in shares), 1)
     own = f"the checkpoint's own numbers ({packing.said})"
     if wide:
-        size = sum(prod(weight.dims) for weight in wide)
-        own += f", but for {round(100 * size / sum(prod(weight.dims) for weight in made))} % in more bits, now in int8"
+        size, all_of_them = (sum(prod(weight.dims) for weight in some) for some in (wide, made))
+        own += f", but for {round(100 * size / all_of_them)} %, which are {wide[0].scheme.name}"
     if share == 1:
         return [f"{scheme.name} keeps {own}"]
     if share < 0.01:

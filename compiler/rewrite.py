@@ -21,6 +21,7 @@ from llmc.passes.fuse_gates import fuse_gates
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
 from llmc.passes.gather_together import gather_together
+from llmc.passes.quantize_table import quantize_table
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.passes.share_table import share_table
 from llmc.runtime.errors import LlmcError
@@ -121,4 +122,6 @@ def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, obser
         observe("gather_together", step_graph, gather_together(step_graph))
     else:
         observe("share_table", step_graph, share_table(step_graph))
+        if scheme is not None:
+            observe("quantize_table", step_graph, quantize_table(step_graph))
     graph.check_step_graph(step_graph)

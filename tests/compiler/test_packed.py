@@ -377,12 +377,12 @@ def test_a_compiled_model_keeps_the_numbers_of_its_checkpoint(
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        (1.0, "int4 keeps the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits, now in int8"),
+        (1.0, "int4 keeps the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 %, which are int8"),
         (
             0.5,
-            "int4 keeps 50 % of the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits, now in",
+            "int4 keeps 50 % of the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 %, which are int8",
         ),
-        (0.0, "int4 cannot hold the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 % in more bits"),
+        (0.0, "int4 cannot hold the checkpoint's own numbers (GGUF, most in Q4_K), but for 25 %, which"),
     ],
 )
 def test_what_becomes_int8_beside_int4_is_said(kept: float, said: str) -> None:
