@@ -113,14 +113,15 @@ class Lanes:
         return self.keep(T.Select(x < self.all(-87.0), self.all(0.0), power * scale))
 
     def exp2(self, x: Any) -> Any:
-        """2**x to 2 units in the last place; exactly 1 at 0 and exactly 0 below -126.5."""
-        x = self.keep(T.max(T.min(x, self.all(127.0)), self.all(-127.0)))
-        rounded = self.keep(x + self.all(ROUNDS + 127.0))  # whose lowest bits are the exponent of the result
-        part = self.keep(x - self.keep(rounded - self.all(ROUNDS + 127.0)))
+        """2**x to 2 units in the last place; exactly 1 at 0, and 2**-126 below -126."""
+        x = self.keep(T.max(T.min(x, self.all(127.0)), self.all(-126.0)))
+        rounded = self.keep(x + self.all(ROUNDS))
+        part = self.keep(x - self.keep(rounded - self.all(ROUNDS)))
         power = self.all(EXP2_QUICK[0])
         for coefficient in (*EXP2_QUICK[1:], 1.0):
             power = self.fma(power, part, self.all(coefficient))
-        return self.keep(power * self.float(T.shift_left(self.bits(rounded), self.all(23))))
+        exponent = T.shift_left(self.bits(rounded), self.all(23))
+        return self.keep(self.float(self.bits(self.keep(power)) + exponent))
 
     def tanh(self, x: Any) -> Any:
         """tanh(x) = sign(x) (1 - 2 / (e**2|x| + 1)); the absolute error is below 2e-7."""

@@ -10,13 +10,15 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from llmc.schedules.cpu.activations import silu
-from llmc.schedules.cpu.lanes import Lanes, share, widest
+from llmc.schedules.cpu.lanes import LOG2_E, Lanes, share, widest
+from llmc.schedules.cpu.panel import FIRST_LEVEL, prefetch
 from llmc.schedules.cpu.scan import Scan
 from llmc.schedules.cpu.state_kernels import begin, flat, own_state, step_operands
 
 UNROLLED = 16
 """States of a channel that are taken in one piece of code."""
+LINE = 16
+"""Elements of a cache line."""
 ATANH = (1 / 13, 1 / 11, 1 / 9, 1 / 7, 1 / 5, 1 / 3, 1.0)
 """atanh(s) / s in powers of s², Taylor, highest first; on [0, 1/3] the error is below 2e-8."""
 
@@ -46,6 +48,7 @@ def scan_kernel(scan: Scan) -> Any:
                 with T.Then():
                     base = own_state(scan, slots[row], unit * unit_size)
                     begin(v, position, state, base, unit_size)
+                    ask_ahead(scan, (x, dt, gate, y), T.min(row + 1, scan.rows - 1), first)
                     with T.serial(scan.block // v.n) as i:
                         at = T.bind(row * scan.channels + first + i * v.n)
                         step = softplus(v, v.load(dt, at) + v.load(bias, first + i * v.n))
@@ -57,6 +60,14 @@ def scan_kernel(scan: Scan) -> Any:
                 with T.Else(), T.serial(scan.block // v.n) as i:
                     v.store(y, row * scan.channels + first + i * v.n, v.all(0.0))
     return builder.get()
+
+
+def ask_ahead(scan: Scan, operands: tuple[Any, ...], row: Any, first: Any) -> None:
+    """Have these channels of a row in the cache when it comes to it: rows lie further apart than processors look."""
+    start = T.bind(row * scan.channels + first)
+    for operand in operands:
+        for line in range(0, scan.block, LINE):
+            prefetch(operand, start + line, FIRST_LEVEL)
 
 
 def take(
@@ -81,10 +92,20 @@ def take(
     return total[v.at(0)]
 
 
+def exp(v: Lanes, x: Any) -> Any:
+    """e**x, with the error that x · log2(e) has."""
+    return v.exp2(x * v.all(LOG2_E))
+
+
+def silu(v: Lanes, x: Any) -> Any:
+    """x / (1 + e**-x)."""
+    return x / (v.all(1.0) + exp(v, v.all(0.0) - x))
+
+
 def softplus(v: Lanes, x: Any) -> Any:
     """log(1 + e**x) = max(x, 0) + log(1 + u), u = e**-|x|;    log(1 + u) = 2 atanh(u / (2 + u))."""
     x = v.keep(x)
-    u = v.exp(v.all(0.0) - T.max(x, v.all(0.0) - x))
+    u = exp(v, v.all(0.0) - T.max(x, v.all(0.0) - x))
     s = v.keep(u / (v.all(2.0) + u))
     square, series = v.keep(s * s), v.all(ATANH[0])
     for coefficient in ATANH[1:]:
