@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -131,9 +130,9 @@ def grammar_in(path: str) -> Grammar:
     """What the schema in a file says; asked before a model is opened, which may take long."""
     from llmc.runtime.grammar import Grammar
     from llmc.runtime.parse_json import parse_json
+    from llmc.runtime.read_file import read_file
 
-    with Path(path).open("rb") as file:
-        text = file.read(MOST_SCHEMA + 1)
+    text = read_file(path, MOST_SCHEMA + 1)
     if len(text) > MOST_SCHEMA:
         raise LlmcError(f"the schema is longer than {MOST_SCHEMA >> 20} MiB", place=path)
     try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
+from llmc.runtime.read_file import read_file
 
 Said = dict[str, Any]
 VERSION = 1
@@ -20,7 +20,7 @@ def read_summary(path: str, plans: Collection[str], artifact: str) -> Said:
     """
     hint = f"llmc run {artifact} -p TEXT --profile {path}"
     try:
-        said: Any = parse_json(Path(path).read_text(encoding="utf-8"))
+        said: Any = parse_json(read_file(path))
     except OSError as error:
         raise LlmcError(f"the profile cannot be read: {error.strerror}", place=path, hint=hint) from None
     except ValueError:

@@ -14,6 +14,7 @@ from llmc.compiler.quantize import Scheme
 from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import missing, parse_target
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.read_file import refuse_pipe
 from llmc.schedules import records, tune, tune_import
 from llmc.schedules.tune_bench import Bench
 
@@ -64,6 +65,7 @@ def tune_model(
     scheme = Scheme.parse(quant, quant_group, quant_lm_head)
     driver.check_request([machine], batch, scheme, None)
     path = Path(out) if out is not None else records.folder() / records.file_name(machine)
+    refuse_pipe(path)
     source = load_source(str(model), weights="random", dtype=dtype)
     step_graph, _ = rewrite(source, scheme, None)
     calls = [choice.call for choice in driver.plan(step_graph, source, machine, batch, source.dtype).choices]

@@ -19,6 +19,7 @@ from typing import Any
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
+from llmc.runtime.read_file import read_file
 from llmc.schedules import records, tune_lines
 from llmc.schedules.records import Record, Signature, signature_of
 from llmc.schedules.switches import Switch
@@ -129,7 +130,7 @@ def found_in(sources: Iterable[Path], left_out: list[str]) -> list[Found]:
 
 def lines_of(source: Path) -> list[str]:
     try:
-        return source.read_text(encoding="utf-8", errors="replace").split("\n")
+        return read_file(source).decode(errors="replace").split("\n")
     except OSError as error:
         raise LlmcError(f"the measurements cannot be read: {error.strerror}", place=str(source)) from None
 

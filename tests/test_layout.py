@@ -18,7 +18,7 @@ ALLOWED = {
     "runtime": ("runtime",),
     "compiler": ("compiler", "runtime", "llmc"),
     "passes": ("passes", "compiler", "runtime.errors"),
-    "schedules": ("schedules", "compiler", "runtime.errors", "runtime.parse_json"),
+    "schedules": ("schedules", "compiler", "runtime.errors", "runtime.parse_json", "runtime.read_file"),
     "bench": ("bench", "passes", "schedules", "compiler", "runtime", "llmc"),
     "cli": ("cli", "bench", "compiler", "runtime", "llmc"),
     "llmc": ("compiler.driver", "runtime"),

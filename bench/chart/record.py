@@ -14,6 +14,8 @@ from llmc.bench.chart import memory
 from llmc.bench.chart.request import Task
 from llmc.bench.contexts import context_bytes
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.parse_json import parse_json
+from llmc.runtime.read_file import read_file
 
 FORMAT = "llmc bench 1"
 
@@ -102,7 +104,7 @@ class Record:
     def read(cls, path: Path) -> Record:
         """Raises LlmcError for a file that is not there or no such record."""
         try:
-            fields = json.loads(path.read_text())
+            fields = parse_json(read_file(path))
             if fields.pop("format") != FORMAT:
                 raise ValueError
             panels = [

@@ -22,6 +22,7 @@ from llmc.compiler.kernel import numpy_dtype
 from llmc.compiler.weights import Array, Coded, StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
+from llmc.runtime.read_file import refuse_pipe
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -151,6 +152,7 @@ def _merge(tables: Iterable[dict[str, StoredTensor]]) -> dict[str, StoredTensor]
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file.  Checks that every one lies within the file, has its shape's size and its
     bytes for itself."""
+    refuse_pipe(file)
     n_file = file.stat().st_size
     try:
         with file.open("rb") as stream:

@@ -19,6 +19,7 @@ from typing import Any
 from llmc.compiler.frontend.checkpoint import LONGEST_HEADER, StoredTensor, check_apart, check_end
 from llmc.compiler.frontend.packed.ggml import KINDS
 from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.read_file import refuse_pipe
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -118,6 +119,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 def open_piece(path: Path) -> GgufFile:
     """What one file holds."""
+    refuse_pipe(path)
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _read(path, Cursor(data))

@@ -28,6 +28,7 @@ from llmc.compiler.graph import ints_constant, name_results, unused_name
 from llmc.compiler.ops import OPSET
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.read_file import refuse_pipe
 
 FIRST_OPSET, LAST_OPSET = 13, 25
 MOST_BYTES = 2 << 30
@@ -105,6 +106,7 @@ def open_onnx(path: Path) -> OnnxFile:
 def parse(path: Path) -> tuple[onnx.ModelProto, bytes]:
     """The file as it says, and its SHA-256."""
     try:
+        refuse_pipe(path)
         n_bytes = path.stat().st_size
         if n_bytes > MOST_BYTES:
             raise LlmcError(f"the file has {n_bytes} bytes; a valid ONNX file has at most 2 GiB", place=str(path))
