@@ -96,10 +96,10 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 )
 @click.option(
     "--task",
-    type=click.Choice(["auto", "generate", "embed"]),
+    type=click.Choice(["auto", "generate", "embed", "classify"]),
     default="auto",
     show_default=True,
-    help="embed: embeddings in place of texts; auto: what sentence-transformers' files in the folder say.",
+    help="embed: embeddings in place of texts; classify: labels, or ranks; auto: what the model's files say.",
 )
 @click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
 @click.option(

@@ -28,6 +28,8 @@ from llmc.runtime.format import FORMAT_VERSION, PLAN_KINDS, SPACES
 from llmc.runtime.plan import PlanTables
 
 Said = dict[str, Any]
+MOST_LABELS = 8
+"""That are named in a line."""
 
 
 @click.command(short_help="Show what an artifact holds.")
@@ -125,6 +127,7 @@ def collect_summary(file: ArtifactFile, program: int = 0) -> Said:
         "llmc": manifest.get("llmc"),
         "created": manifest.get("created"),
         "model": without(manifest.get("model", {}), "config"),
+        **({"labels": manifest["classification"]} if manifest.get("classification") else {}),
         "target": manifest.get("target", {}),
         **({"targets": file.targets} if file.n_programs > 1 else {}),
         "kv_cache": manifest.get("kv_cache", {}),
@@ -148,6 +151,7 @@ def write_summary(said: Said) -> str:
         "model": f"{model.get('name')} ({model.get('type')}), {model.get('n_layers')} layers, {model.get('dtype')}, "
         f"{model.get('weights')} weights",
         "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
+        **({"labels": labels_in_words(said["labels"])} if "labels" in said else {}),
         **({"targets": f"{', '.join(said['targets'])}; shown:"} if "targets" in said else {}),
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
@@ -161,6 +165,13 @@ def write_summary(said: Said) -> str:
     sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]
     return "\n".join([*lines, "", table(("section", "offset", "bytes", "sha256"), sections)])
+
+
+def labels_in_words(said: Said) -> str:
+    """Those that a model gives texts, and what makes their scores."""
+    names = list(map(str, said.get("labels", ())))
+    more = [f"{len(names) - MOST_LABELS} more"] if len(names) > MOST_LABELS else []
+    return f"{', '.join(names[:MOST_LABELS] + more)}; scores by {said.get('activation')}"
 
 
 def kept_by(cache: Said, model: Said) -> str:

@@ -13,7 +13,7 @@ import click
 from llmc import __version__
 from llmc.runtime.errors import LlmcError
 
-COMMANDS = ("compile", "run", "chat", "embed", "verify", "inspect", "tune", "bench", "serve")
+COMMANDS = ("compile", "run", "chat", "embed", "rank", "classify", "verify", "inspect", "tune", "bench", "serve")
 REQUEST_FAILED, INTERRUPTED = 1, 130
 REPORT_HINT = "this is a bug in llmc; please report it with what LLMC_TRACEBACK=1 shows"
 

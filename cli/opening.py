@@ -38,6 +38,10 @@ device_option = click.option(
     help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
     "$LLMC_CUDA_DEVICE, or 0]",
 )
+raw_option = click.option("--raw", is_flag=True, help="Logits in place of scores.")
+truncate_option = click.option(
+    "--truncate", is_flag=True, help="Cut texts, of pairs the second one, that are longer than the model takes."
+)
 speculate_option = click.option(
     "--speculate",
     metavar="N",
@@ -50,6 +54,11 @@ draft_option = click.option(
     type=click.Path(),
     help="Who guesses: a smaller model of the same tokenizer; otherwise what the text has said before.",
 )
+
+
+def labelling_options(command: Command) -> Command:
+    """--raw and --truncate."""
+    return raw_option(truncate_option(command))
 
 
 def speculation_options(command: Command) -> Command:

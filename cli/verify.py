@@ -174,7 +174,9 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
 
         model = manifest["model"]
         dtype, has_f16 = model["dtype"], model["dtype"] == "f16"
-        task: Task = "embed" if manifest.get("embedding") else "generate"
+        task: Task = (
+            "embed" if manifest.get("embedding") else "classify" if manifest.get("classification") else "generate"
+        )
         loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], has_f16=has_f16, task=task)
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:

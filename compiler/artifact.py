@@ -287,6 +287,8 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         slot_bytes=program.slot_bytes,
         default_slots=program.default_slots,
         n_tokens=program.n_tokens,
+        is_whole=program.is_whole,
+        n_types=program.n_types,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

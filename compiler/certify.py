@@ -121,6 +121,10 @@ def certify_source(artifact: Path, source: SourceModel, quant: str | None = None
         from llmc.compiler.certify_embedding import certify_embedding
 
         return certify_embedding(artifact, reference, source.embedding.size, source.dtype, describe, quant)
+    if source.classification is not None:
+        from llmc.compiler.certify_labels import certify_labels
+
+        return certify_labels(artifact, reference, source.dtype, describe, quant)
     is_mixture = any(map(is_experts, source.graph.graph))
     return certify(artifact, reference, source.dtype, describe, quant, is_mixture)
 

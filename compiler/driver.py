@@ -196,7 +196,7 @@ def plan_each(
         suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
         program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix)
         switched = tuple(map(str, tuned.on(machine)))
-        said = [] if source.embedding else report.notes_of_logits(step_graph, source.dtype)
+        said = [] if source.embedding or source.classification else report.notes_of_logits(step_graph, source.dtype)
         parts.append(Part(machine, program, graph_section, (*said, *tuned.notes), switched))
     programs, shared = share_weights([part.program for part in parts])
     return [replace(part, program=program) for part, program in zip(parts, programs, strict=True)], shared
@@ -223,7 +223,7 @@ def plan(
 
     rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
     joined = rewritten.joined if machine.kind == "cuda" else None
-    sizes = (source.n_context, machine.kind, source.n_vocab)
+    sizes = (source.n_context, machine.kind, source.n_vocab, source.n_types)
     planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, rewritten.graph, joined)
     heads = sorted({1, *batch})
     if planner.is_whole:

@@ -68,8 +68,9 @@ class Program:
 
     layer_bytes: of a page, of each layer that keeps keys and values.  n_layers: all that attend, those too that share
     another's.  slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody
-    says.  n_tokens: how many different ones there are, where they see what is behind them, so that all
-    of a text are in one step; 0 elsewhere."""
+    says.  n_tokens: how many different ones there are, where columns of the logits are something else; 0 elsewhere.
+    is_whole: whether they see what is behind them, so that all of a text are in one step.  n_types: of tokens, where
+    texts are given labels; 0 elsewhere."""
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -86,11 +87,13 @@ class Program:
     slot_bytes: int = 0
     default_slots: int = 0
     n_tokens: int = 0
+    is_whole: bool = False
+    n_types: int = 0
 
     @property
     def default_kv_tokens(self) -> int:
         """Room in the cache where nobody asks for some: for the longest text, or for the largest step of whole ones."""
-        if not self.n_tokens:
+        if not self.is_whole:
             return self.n_context
         return max(plan.n_rows for plan in self.plans if plan.kind == BODY) + STEP_TEXTS * self.page_tokens
 

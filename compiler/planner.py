@@ -124,7 +124,8 @@ class Body:
 class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
-    n_tokens: how many different ones there are.  rewritten: for some M another graph of the same step, whose weights
+    n_tokens: how many different ones there are; n_types: of how many types each, where texts are given labels, 0
+    elsewhere.  rewritten: for some M another graph of the same step, whose weights
     and whose values that heads read have the same names; None for others.  joined: for M tokens a graph of the same
     step that gives logits of all of them, with weights of the same names; None where there are no joined plans."""
 
@@ -134,6 +135,7 @@ class Planner:
     n_context: int
     device: str = "cpu"
     n_tokens: int = 0
+    n_types: int = 0
     rewritten: Callable[[int], ir.Graph | None] = lambda m: None
     joined: Callable[[int], ir.Graph] | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
@@ -181,7 +183,9 @@ class Planner:
             shape_of(self.logits, largest)[-1],
             slot_bytes=self.slot_bytes,
             default_slots=SLOTS_A_TEXT * max(heads) if self.slot_bytes else 0,
-            n_tokens=self.n_tokens if self.is_whole else 0,
+            n_tokens=self.n_tokens if self.is_whole or self.n_types else 0,
+            is_whole=self.is_whole,
+            n_types=self.n_types,
         )
 
     def with_sampling(

@@ -21,6 +21,7 @@ from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
+from llmc.compiler.reference_labels import labels_of
 from llmc.compiler.reference_whole import whole_texts
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
@@ -41,13 +42,16 @@ def reference_logits(
     resident_bytes: int = RESIDENT_BYTES,
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
-    of a model for embeddings what these are made of, [n_tokens, size].
+    of a model for embeddings what these are made of, [n_tokens, size], and of one for labels theirs, [1, labels].
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
     if source.embedding is not None and source.embedding.whole:
         with quiet(), torch.inference_mode():
             return whole_texts(source, _load(source, dtype, resident_bytes), prompts)
+    if source.classification is not None:
+        with quiet(), torch.inference_mode():
+            return labels_of(source, _load(source, dtype, resident_bytes), prompts)
     longest = max(map(len, prompts))
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
     positions = torch.arange(longest).expand_as(tokens)

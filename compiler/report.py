@@ -45,7 +45,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
-        "format_version": fmt.version_of(program.slot_bytes, program.n_tokens),
+        "format_version": fmt.version_of(program.slot_bytes, program.is_whole, program.n_types),
         "llmc": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": {
@@ -64,6 +64,7 @@ def manifest(
             "config": dict(source.config),
         },
         "embedding": source.embedding.record if source.embedding else None,
+        **({"classification": source.classification.record} if source.classification else {}),
         "quant": quant_record(scheme) if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),

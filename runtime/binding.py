@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from llmc.runtime import capi
 from llmc.runtime.artifact import ArtifactFile
-from llmc.runtime.embedding import Embedding, Rows, embed, refuse_embedding
+from llmc.runtime.classification import Classification, Ranked, Text, classify, rank
+from llmc.runtime.embedding import Embedding, Rows, check_writes, embed
 from llmc.runtime.errors import LlmcError, shortened
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
@@ -139,8 +140,13 @@ class Model:
 
     @cached_property
     def embedding(self) -> Embedding | None:
-        """How the model makes embeddings; None: it writes texts."""
+        """How the model makes embeddings; None: it makes none."""
         return Embedding.of(self.manifest.get("embedding"), str(self.path))
+
+    @cached_property
+    def classification(self) -> Classification | None:
+        """How the model gives texts labels; None: it is of another kind."""
+        return Classification.of(self.manifest.get("classification"), str(self.path))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -265,7 +271,7 @@ class Model:
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
         where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does."""
-        refuse_embedding(self)
+        check_writes(self)
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
             speculation = Speculation.forced(self)
@@ -275,6 +281,18 @@ class Model:
         """float32 [n, size]: the embeddings of texts, or of token ids, by a model that makes them; with `dimensions`
         the first so many, brought to length 1 again.  Raises LlmcError for a model that writes texts."""
         return embed(self, texts, dimensions)
+
+    def classify(self, texts: Iterable[Text], *, raw: bool = False, truncate: bool = False) -> Rows:
+        """float32 [n, labels]: the scores of texts, of pairs of two, or of token ids; `classification` names labels.
+        raw: logits.  truncate: cut texts, of pairs the second one, that are longer than the model takes."""
+        return classify(self, texts, raw=raw, truncate=truncate)
+
+    def rank(
+        self, query: str, documents: Iterable[str], top: int | None = None, *, raw: bool = False, truncate: bool = False
+    ) -> list[Ranked]:
+        """Documents by how well they answer a query, the best first, or the best `top` alone.  By a reranker, which
+        gives pairs of texts one label; raw, truncate: see `classify`."""
+        return rank(self, query, documents, top, raw=raw, truncate=truncate)
 
     def logits(self, tokens: Iterable[int]) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""

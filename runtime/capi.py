@@ -70,6 +70,7 @@ class Info(c.Structure):
         ("slot_bytes", c.c_uint64),
         ("n_tokens", c.c_int32),
         ("is_whole", c.c_int32),
+        ("n_types", c.c_int32),
     )
 
 

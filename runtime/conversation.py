@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmc.runtime.embedding import refuse_embedding
+from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.serve.chat import ChatTemplate
@@ -50,7 +50,7 @@ class Conversation:
 
         Raises LlmcError: no chat template, or none that can be read; ModuleNotFoundError: no jinja2.
         """
-        refuse_embedding(model)
+        check_writes(model)
         self.model, self.variables = model, variables
         self._template = template_of(model)
         marks = self._template.marks

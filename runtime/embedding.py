@@ -65,13 +65,17 @@ def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | 
 def needs_embedding(model: Model) -> Embedding:
     """Raises LlmcError for a model that writes texts."""
     if model.embedding is None:
-        fact, hint = "the artifact writes texts, and makes no embeddings", "compile the model with --task embed"
+        does = "gives texts labels" if model.classification else "writes texts"
+        fact, hint = f"the artifact {does}, and makes no embeddings", "compile the model with --task embed"
         raise LlmcError(fact, place=str(model.path), hint=hint)
     return model.embedding
 
 
-def refuse_embedding(model: Model) -> None:
-    """Raise LlmcError for a model that makes embeddings."""
+def check_writes(model: Model) -> None:
+    """Raise LlmcError for a model that makes embeddings, or gives texts labels."""
+    if model.classification is not None:
+        fact, hint = "the artifact gives texts labels, and writes none", "llmc classify, or Model.classify, gives them"
+        raise LlmcError(fact, place=str(model.path), hint=hint)
     if model.embedding is not None:
         fact, hint = "the artifact makes embeddings, and writes no texts", "llmc embed, or Model.embed, makes them"
         raise LlmcError(fact, place=str(model.path), hint=hint)
@@ -88,9 +92,14 @@ def finished(rows: Rows, how: Embedding, dimensions: int | None = None) -> Rows:
 
 def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
     ids = model.check_ids(model.encode(text) if isinstance(text, str) else text)
-    place, n_context = f"{model.path} (text {index + 1})", model.info.n_context
+    return check_length(model, ids, f"{model.path} (text {index + 1})")
+
+
+def check_length(model: Model, ids: Ids, place: str) -> Ids:
+    """The same.  Raises LlmcError for a text, at this place, without tokens, or with more than the model takes."""
+    n_context = model.info.n_context
     if not len(ids):
-        raise LlmcError("a text without tokens has no embedding", place=place)
+        raise LlmcError("a text without tokens says nothing", place=place)
     if len(ids) > n_context:
         raise LlmcError(f"a text has {len(ids)} tokens; the model takes {n_context}", place=place)
     return ids

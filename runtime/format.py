@@ -11,7 +11,9 @@ FORMAT_WITH_STATES = 4
 """The version of an artifact with states: PLAN_STATES stands behind the headers of its plan sections."""
 FORMAT_WHOLE = 5
 """The version of one that reads texts whole: PLAN_WHOLE stands there."""
-FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE)
+FORMAT_LABELS = 6
+"""The version of one that gives texts labels: PLAN_LABELS stands there."""
+FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -27,6 +29,7 @@ SECTION = struct.Struct("<16sQQ32s")
 PLAN_HEADER = struct.Struct("<12I8iiIQQQII")
 PLAN_STATES = struct.Struct("<QII")
 PLAN_WHOLE = struct.Struct("<II")
+PLAN_LABELS = struct.Struct("<4I")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
@@ -82,9 +85,12 @@ DRAW_BYTES = 32
 """Of one row of the space "draws"; see llmc_draw_record."""
 
 
-def version_of(slot_bytes: int, n_tokens: int) -> int:
-    """The version of the format of an artifact with states of so many bytes, or whose texts are read whole."""
-    if n_tokens:
+def version_of(slot_bytes: int, is_whole: bool, n_types: int) -> int:
+    """The version of the format of an artifact with states of so many bytes, or whose texts are read whole, or given
+    labels: its tokens are of n_types types then, 0 elsewhere."""
+    if n_types:
+        return FORMAT_LABELS
+    if is_whole:
         return FORMAT_WHOLE
     return FORMAT_WITH_STATES if slot_bytes else FORMAT_VERSION
 
@@ -99,8 +105,9 @@ class Section(NamedTuple):
 
 
 class PlanHeader(NamedTuple):
-    """The plan section's header, after its magic and version; see llmc_plan_header, for the next two to last
-    llmc_plan_states, for the last llmc_plan_whole: 0 where texts need not be read whole."""
+    """The plan section's header, after its magic and version; see llmc_plan_header, for slots llmc_plan_states, and for
+    what is behind them llmc_plan_whole and llmc_plan_labels.  n_tokens: 0 where they are as many as the vocabulary has;
+    n_types: 0 where texts are given no labels."""
 
     cpu_features: int
     n_vocab: int
@@ -122,11 +129,13 @@ class PlanHeader(NamedTuple):
     slot_bytes: int = 0
     default_slots: int = 0
     n_tokens: int = 0
+    is_whole: bool = False
+    n_types: int = 0
 
     @property
     def version(self) -> int:
         """The version of the format that says so much."""
-        return version_of(self.slot_bytes, self.n_tokens)
+        return version_of(self.slot_bytes, self.is_whole, self.n_types)
 
 
 class KernelRecord(NamedTuple):
@@ -188,16 +197,18 @@ def pack_plan_header(header: PlanHeader) -> bytes:
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:-3],
+        *header[10:-5],
     )
-    if header.n_tokens:
+    if header.n_types:
+        return packed + PLAN_LABELS.pack(header.n_tokens, header.n_types, header.is_whole, 0)
+    if header.is_whole:
         return packed + PLAN_WHOLE.pack(header.n_tokens, 0)
     return packed + (PLAN_STATES.pack(header.slot_bytes, header.default_slots, 0) if header.slot_bytes else b"")
 
 
 def plan_header_bytes(version: int) -> int:
     """Of a plan section of this version, in front of its tables."""
-    more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE}
+    more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE, FORMAT_LABELS: PLAN_LABELS}
     return PLAN_HEADER.size + (more[version].size if version in more else 0)
 
 
@@ -205,10 +216,13 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     """The header at the start of a plan section; the caller has checked magic, version and length."""
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
-    slot_bytes = default_slots = n_tokens = 0
+    slot_bytes = default_slots = n_tokens = is_whole = n_types = 0
     if values[1] == FORMAT_WITH_STATES:
         slot_bytes, default_slots, _ = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)
     elif values[1] == FORMAT_WHOLE:
         n_tokens, _ = PLAN_WHOLE.unpack_from(data, PLAN_HEADER.size)
-    more = slot_bytes, default_slots, n_tokens
+        is_whole = 1
+    elif values[1] == FORMAT_LABELS:
+        n_tokens, n_types, is_whole, _ = PLAN_LABELS.unpack_from(data, PLAN_HEADER.size)
+    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types
     return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *more))

@@ -29,11 +29,13 @@ class Info(NamedTuple):
     slot_bytes: int
     n_tokens: int
     is_whole: int
+    n_types: int
 
     @property
     def n_ids(self) -> int:
-        """How many different tokens there are: columns of the logits, but where these are what a text is made into."""
-        return self.n_tokens or self.n_vocab
+        """How many different tokens there are: columns of the logits, but where these are what a text is made into; of
+        each type so many as there are of the first."""
+        return (self.n_tokens or self.n_vocab) * max(self.n_types, 1)
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""

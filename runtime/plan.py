@@ -16,6 +16,7 @@ from llmc.runtime.format import (
     CPU_FEATURES,
     DEVICES,
     DRAW_BYTES,
+    FORMAT_LABELS,
     FORMAT_VERSIONS,
     FORMAT_WHOLE,
     FORMAT_WITH_STATES,
@@ -24,6 +25,7 @@ from llmc.runtime.format import (
     MAX_POINTERS,
     PLAN_HEADER,
     PLAN_KINDS,
+    PLAN_LABELS,
     PLAN_MAGIC,
     PLAN_RECORD,
     SPACES,
@@ -100,6 +102,9 @@ def _unpack_tables(data: bytes) -> PlanTables:
         raise ValueError(f"{header.default_slots} slots of {header.slot_bytes} bytes")
     if raw[1] == FORMAT_WHOLE and not 1 <= header.n_tokens <= 1 << 30:
         raise ValueError(f"texts of {header.n_tokens} tokens that are read whole")
+    most = 0 if raw[1] != FORMAT_LABELS or PLAN_LABELS.unpack_from(data, PLAN_HEADER.size)[2] > 1 else 1 << 30
+    if raw[1] == FORMAT_LABELS and not 1 <= header.n_tokens * header.n_types <= most:
+        raise ValueError(f"labels of texts of {header.n_tokens} tokens, of {header.n_types} types")
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
@@ -181,7 +186,7 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
     head = ids if kind in ("head", "joined") else 0
     sampler = ids if kind == "sampler" else 0
     logits = 4 * rows["head"] if sampler else head
-    positions = 4 * rows["body"] if kind == "head" and header.n_tokens else body
+    positions = 4 * rows["body"] if kind == "head" and header.is_whole else body
     chosen = (head or sampler) if header.device else 0
     return (
         header.arena_bytes,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from llmc.runtime import capi
-from llmc.runtime.embedding import refuse_embedding
+from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class DraftModel:
 
     def __init__(self, draft: Model, model: Model, chunk: int = 0) -> None:
         """chunk: most tokens of a text that are read for a guess, of which there is none until all are; 0: all.
-        Raises LlmcError for another vocabulary, and for a model that makes embeddings."""
-        refuse_embedding(draft)
+        Raises LlmcError for another vocabulary, and for a model that writes no texts."""
+        check_writes(draft)
         check_vocabulary(draft, model)
         self._chunk = chunk
         self._n_ours, self._n_theirs = model.info.n_vocab, draft.info.n_vocab

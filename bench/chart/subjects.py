@@ -197,7 +197,7 @@ def read_config_of(model: str) -> dict[str, Any]:
 def manifest_of(path: Path) -> dict[str, Any]:
     """An artifact's manifest, as the program has it that runs here, and its size as artifact_bytes.
 
-    Raises LlmcError for one that makes embeddings.
+    Raises LlmcError for one that writes no texts.
     """
     with ArtifactFile.open(path) as file:
         targets = [parse_target(name) for name in file.targets] if file.n_programs > 1 else []
@@ -206,4 +206,6 @@ def manifest_of(path: Path) -> dict[str, Any]:
     if manifest.get("embedding"):
         fact = "the model makes embeddings, and writes no texts: it has no decoding to measure"
         raise LlmcError(fact, place=str(path), hint="bench/encode.py measures embeddings")
+    if manifest.get("classification"):
+        raise LlmcError("the model gives texts labels, and writes none: it has no decoding to measure", place=str(path))
     return {**manifest, "artifact_bytes": path.stat().st_size}

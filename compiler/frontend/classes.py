@@ -1,4 +1,5 @@
-"""Which of transformers' classes a configuration is built with: a causal language model, or a bare encoder."""
+"""Which of transformers' classes a configuration is built with: a causal language model, a bare encoder, or, where the
+configuration names one, a classifier of texts."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ from inspect import signature
 from typing import Any
 
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
+
+from llmc.compiler.frontend.config import is_labelled
 
 POOLER = "add_pooling_layer"
 """What some encoders are asked whether they end with a layer of their own making, which embeddings do without."""
@@ -28,24 +31,34 @@ def is_encoder(config: PretrainedConfig) -> bool:
     return not kind().is_encoder_decoder
 
 
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the class that the configuration names first gives texts labels."""
+    return is_labelled(next(iter(config.architectures or ()), None))
+
+
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
     """The class that is compiled."""
-    found = (MODEL_MAPPING if is_encoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING)[type(config)]
+    found = maker_of(config)._model_mapping[type(config)]
     model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
     return model_class
 
 
+def maker_of(config: PretrainedConfig) -> Any:
+    """Which of transformers' makers of models makes it."""
+    if is_classifier(config):
+        return AutoModelForSequenceClassification
+    return AutoModel if is_encoder(config) else AutoModelForCausalLM
+
+
 def build(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The model, its weights made up.  options: transformers' own."""
-    maker = AutoModel if is_encoder(config) else AutoModelForCausalLM
-    model: PreTrainedModel = maker.from_config(config, **extra(config), **options)
+    model: PreTrainedModel = maker_of(config).from_config(config, **extra(config), **options)
     return model
 
 
 def load(folder: Any, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The model with the weights of a folder."""
-    maker = AutoModel if is_encoder(config) else AutoModelForCausalLM
-    model: PreTrainedModel = maker.from_pretrained(
+    model: PreTrainedModel = maker_of(config).from_pretrained(
         folder, config=config, local_files_only=True, **extra(config), **options
     )
     return model
@@ -53,5 +66,7 @@ def load(folder: Any, config: PretrainedConfig, **options: Any) -> PreTrainedMod
 
 def extra(config: PretrainedConfig) -> dict[str, Any]:
     """What the class is asked besides."""
-    known = is_encoder(config) and POOLER in signature(class_of(config).__init__).parameters
+    known = (
+        is_encoder(config) and not is_classifier(config) and POOLER in signature(class_of(config).__init__).parameters
+    )
     return {POOLER: False} if known else {}

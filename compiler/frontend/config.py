@@ -18,6 +18,8 @@ LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 """What configurations call the number of layers."""
 MOST_LAYERS = 1000
 """More would take hours and all memory before something else refuses them."""
+LABELLED = "ForSequenceClassification"
+"""How transformers' names of classifiers of texts end."""
 FLOAT, FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 
 
@@ -47,6 +49,11 @@ def architecture_of(fields: dict[str, Any]) -> str | None:
     """The class that the configuration names first, if it names one."""
     named = fields.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else None
+
+
+def is_labelled(architecture: str | None) -> bool:
+    """Whether the class of this name gives texts labels."""
+    return architecture is not None and architecture.endswith(LABELLED)
 
 
 def with_floats(value: Any) -> Any:

@@ -21,9 +21,11 @@ from llmc.compiler.graph import attribute, emit, ints_constant, prune, replace
 from llmc.compiler.graph_shapes import dims
 from llmc.runtime.errors import LlmcError
 
-Task = Literal["auto", "generate", "embed"]
+Task = Literal["auto", "generate", "embed", "classify"]
 HEADLESS = "llmc.headless"
-"""In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states."""
+"""In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states, or of labels."""
+N_TYPES = "llmc.n_types"
+"""In a graph's metadata: how many types of tokens there are, where a token's number says its type (token_types.py)."""
 POOLS = {"mean": "llmc.PoolMean", "cls": "llmc.PoolFirst"}
 
 

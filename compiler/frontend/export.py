@@ -41,7 +41,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from llmc.compiler.frontend.classes import build, is_encoder
+from llmc.compiler.frontend.classes import build, is_classifier, is_encoder
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
 from llmc.compiler.frontend.config import check_layers
 from llmc.compiler.frontend.embedding import HEADLESS
@@ -55,6 +55,7 @@ from llmc.compiler.frontend.rotary import stretch_nothing
 from llmc.compiler.frontend.source import SPELLED_OUT
 from llmc.compiler.frontend.states import KINDS as STATES
 from llmc.compiler.frontend.states import WITH_ATTENTION, as_nodes, count_without_attention
+from llmc.compiler.frontend.token_types import n_token_types, separate_types
 from llmc.compiler.frontend.unsupported import OWN_ATTENTION, has_own_attention
 from llmc.compiler.frontend.unsupported import unsupported as _unsupported
 from llmc.compiler.ops import DOMAIN, VERSION
@@ -79,7 +80,8 @@ MOST_ELEMENTS = 1 << 30
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:
-    """The float32 graph of a causal language model, or of an encoder, whose `logits` are its last hidden states.
+    """The float32 graph of a causal language model, of an encoder, whose `logits` are its last hidden states, or of a
+    classifier of texts, whose `logits` [batch, labels] are those of a text (classification.py).
     Refuses an architecture that it cannot express."""
     n_layers = n if isinstance(n := getattr(config, "num_hidden_layers", None), int) else 0
     n_context = max_tokens(config)
@@ -117,7 +119,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
             "llmc.prefix": model.base_model_prefix,
         }
     )
-    if is_encoder(config):
+    if is_encoder(config) or is_classifier(config):
         graph_model.metadata_props[HEADLESS] = str(model.get_input_embeddings().num_embeddings)
     first = int(graph_model.metadata_props.get(FIRST_POSITION, "0"))
     graph_model.metadata_props["llmc.n_context"] = str(max(n_context - first, 0))
@@ -308,6 +310,12 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     known = signature(model.forward).parameters
     arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
     arguments = {name: argument for name, argument in arguments.items() if name in known}
+    n_types = n_token_types(model) if is_classifier(model.config) else 1
+    if n_types > 1:
+        with mode:
+            arguments["token_type_ids"] = torch.zeros(EXAMPLE_SHAPE, dtype=torch.long)
+    if is_classifier(model.config):
+        model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
     shapes: dict[str, Any] = dict.fromkeys(arguments, dims)
     model.config.use_cache = False
     if "use_cache" in known:
@@ -332,6 +340,8 @@ def _trace(model: PreTrainedModel) -> ir.Model:
     assert exported is not None
     if is_encoder(model.config) and (first := first_position(model)):
         shift_positions(exported.model, first)
+    if n_types > 1:
+        separate_types(exported.model, model.get_input_embeddings().num_embeddings, n_types)
     if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
         inputs = exported.model.graph.inputs
         inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))

@@ -40,6 +40,7 @@ EXPORTERS = (
     "repeat_layers.py",
     "rotary.py",
     "states.py",
+    "token_types.py",
     "unsupported.py",
 )
 """What graphs depend on."""

@@ -18,8 +18,9 @@ from llmc.compiler.frontend.apply_adapters import Bound, bind
 from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
-from llmc.compiler.frontend.config import architecture_of, config_dtype, read_config
-from llmc.compiler.frontend.embedding import Embedding, Task, embedding_of, n_tokens
+from llmc.compiler.frontend.classification import as_task, classification_of
+from llmc.compiler.frontend.config import architecture_of, config_dtype, is_labelled, read_config
+from llmc.compiler.frontend.embedding import N_TYPES, Embedding, Task, embedding_of, n_tokens
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
 from llmc.compiler.frontend.packed import packing_in, without_packing
@@ -27,6 +28,7 @@ from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
+from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ class SourceModel:
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
     packing: how the checkpoint keeps weights as codes (frontend/packed); None: as they are.
     adapters: what was merged into the weights, in this order; `weights` are the sums, unrounded (merge_adapter.py).
-    embedding: how it makes embeddings, which the graph then gives in place of logits; None: it writes texts.
+    embedding: how it makes embeddings, which the graph then gives in place of logits; None: it makes none.
+    classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
     """
 
     name: str
@@ -82,11 +85,17 @@ class SourceModel:
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
     embedding: Embedding | None = None
+    classification: Classification | None = None
 
     @property
     def architecture(self) -> str:
         """The name of transformers' class for it."""
         return str(self.graph.metadata_props["llmc.architecture"])
+
+    @property
+    def n_types(self) -> int:
+        """Of tokens, whose numbers say theirs, where texts are given labels; 0 elsewhere."""
+        return int(self.graph.metadata_props.get(N_TYPES, "1")) if self.classification else 0
 
     @property
     def is_spelled_out(self) -> bool:
@@ -111,21 +120,20 @@ def load_source(
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another; a MODEL that is an adapter itself is its model with that merged first.
-    task: "embed" for embeddings (an encoder's only ones), "generate" for texts, "auto" for what the model's files say.
+    task: "embed" for embeddings, "classify" for labels, "generate" for texts, "auto" for what the model's files say.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
         _refuse_for_file(adapters, task)
         return _load_file(_expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
-    found = _open(model, weights, adapters)
+    found = _for_task(_open(model, weights, adapters), task)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
     stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
-    notes += [note] if note else []
     graph = exported_graph(fields, place=str(folder or model))
     n_vocab = n_tokens(graph)
-    embedding = embedding_of(graph, None if found.gguf else folder, task)
+    embedding, labels = _made_into(found, graph, fields, task)
     bound, contents = _bind(_with_dense(found, embedding), graph, fields, stored, seed)
     fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
@@ -147,13 +155,32 @@ def load_source(
         folder=folder,
         random=weights == "random",
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
-        notes=(*notes, *bound.notes),
+        notes=(*notes, *([note] if note else ()), *bound.notes),
         chat=chat,
         is_part=found.is_part,
         packing=found.packing,
         adapters=found.adapters,
         embedding=embedding,
+        classification=labels,
     )
+
+
+def _made_into(
+    found: _Found, graph: ir.Model, fields: dict[str, Any], task: Task
+) -> tuple[Embedding | None, Classification | None]:
+    """What the model makes of a text, if it writes none."""
+    labels = classification_of(graph, fields, found.folder)
+    return (None, labels) if labels else (embedding_of(graph, None if found.gguf else found.folder, task), None)
+
+
+def _for_task(found: _Found, task: Task) -> _Found:
+    """The model with the configuration for what it is to do.  Raises LlmcError where it gives labels, and not to texts
+    alone, or its file has no head for them."""
+    if found.gguf and task == "classify":
+        raise LlmcError("a GGUF file is compiled without a head for labels", place="--task classify")
+    if found.is_part and task in ("auto", "classify") and found.labels:
+        raise LlmcError("a model that gives labels to more than texts is not compiled", place=str(found.folder))
+    return found if found.gguf else replace(found, fields=as_task(found.fields, found.folder, task))
 
 
 def _with_positions(found: _Found, asked: int | None) -> tuple[dict[str, Any], list[str]]:
@@ -169,8 +196,9 @@ def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
     """What an .onnx file cannot be made."""
     if adapters:
         raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
-    if task == "embed":
-        raise LlmcError("an .onnx file is compiled as it is", place="--task embed", hint="compile the model it is from")
+    if task in ("embed", "classify"):
+        fact, hint = "an .onnx file is compiled as it is", "compile the model it is from"
+        raise LlmcError(fact, place=f"--task {task}", hint=hint)
 
 
 def _bind(
@@ -231,7 +259,8 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights."""
+    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights.  labels: whether the
+    class that its configuration names gives texts labels, that of the whole model where this is a part."""
 
     name: str
     folder: Path | None
@@ -242,6 +271,7 @@ class _Found:
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
     gguf: GgufFile | None = None
+    labels: bool = False
 
     def text(self, n_vocab: int) -> tuple[Text, bytes | None]:
         """The tokenizer and the chat template, if there are any: an adapter's own go before the model's."""
@@ -317,7 +347,8 @@ def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights:
         if HEAD not in checkpoint:  # whether the two are one is said by the whole model's configuration, or its default
             part = {**part, "tie_word_embeddings": True}
     notes = (f"only the text part of {name} is compiled ({part['model_type']})", *notes)
-    return _Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing)
+    labels = is_labelled(architecture_of(fields))
+    return _Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing, labels=labels)
 
 
 def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], Path | None]:

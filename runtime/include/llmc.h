@@ -87,6 +87,7 @@ typedef struct llmc_info {
     uint64_t slot_bytes;     /* of one */
     int32_t n_tokens;        /* that there are, where they are not n_vocab; 0: the artifact is older than this field */
     int32_t is_whole;        /* whether a text is read whole: in one input, by a sequence that is empty */
+    int32_t n_types;         /* of tokens: one of type t is given as its number + t * n_tokens; 0: older than this field */
 } llmc_info;
 
 /* What is added to a token's logit. */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llmc.runtime.binding import Model
-from llmc.runtime.embedding import Rows
+from llmc.runtime.classification import Classification
+from llmc.runtime.embedding import Embedding, Rows
 from llmc.runtime.errors import shortened
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
@@ -26,6 +27,7 @@ from llmc.runtime.serve.embeddings import answer_of, in_groups, no_embeddings, n
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.fields import ApiError, no_such_model
 from llmc.runtime.serve.generating import RETRY_AFTER_S, Generator
+from llmc.runtime.serve.labels import Asked, classify_answer, no_labels, rank_answer, read_classify, read_rank
 from llmc.runtime.serve.prompting import Prompted, prompted
 from llmc.runtime.serve.replies import Choices, Reply
 from llmc.runtime.serve.requests import Chat, read_chat, read_completion
@@ -37,7 +39,17 @@ from llmc.runtime.serve.transport import CLIENT_GONE, json_response, read_json
 from llmc.runtime.serve.vocabulary import Vocabulary
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/models")
+PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/models",
+)
+RANKS, CLASSIFIES = ("/v1/rerank", "/v2/rerank", "/rerank"), ("/v1/classify", "/classify")
+"""One endpoint under several names."""
 
 
 class Service:
@@ -51,7 +63,7 @@ class Service:
         self.model, self.engine, self.name, self.api_key = model, engine, name, api_key
         self.vocabulary = Vocabulary(model, engine.room)
         self.generator = Generator(model, engine, self.vocabulary)
-        self.template, self.embedding = template_of(model), model.embedding
+        self.template, self.embedding, self.labels = template_of(model), model.embedding, model.classification
         self.stored = Stored()
         self.created = int(time.time())
         self.responses: Counter[int] = Counter()
@@ -71,6 +83,8 @@ class Service:
             Route("/v1/messages", self.guarded(self.message), methods=["POST"]),
             Route("/v1/messages/count_tokens", self.guarded(self.count_message), methods=["POST"]),
             Route("/v1/embeddings", self.guarded(self.embeddings), methods=["POST"]),
+            *(Route(path, self.guarded(self.rerank), methods=["POST"]) for path in RANKS),
+            *(Route(path, self.guarded(self.classify), methods=["POST"]) for path in CLASSIFIES),
             Route("/tokenize", self.guarded(self.tokenize), methods=["POST"]),
             Route("/detokenize", self.guarded(self.detokenize), methods=["POST"]),
             Route("/health", self.counted(self.health), methods=["GET"]),
@@ -168,16 +182,50 @@ class Service:
     async def embeddings(self, request: Request) -> Response:
         how = self.embedding
         if how is None:
-            raise no_embeddings()
+            raise no_embeddings(self.does)
         asked = await read_json(request, lambda body: read_embeddings(body, self.name, how))
         prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt) for prompt in asked.prompts]
+        rows = await self.rows(request, prompts, how)
+        if rows is None:
+            return Response(status_code=CLIENT_GONE)
+        return json_response(answer_of(rows, asked, how, self.name, sum(map(len, prompts))))
+
+    async def rows(self, request: Request, prompts: Sequence[tuple[int, ...]], how: Embedding) -> list[Rows] | None:
+        """What these are made into; None: the client has gone."""
         rows: list[Rows] = []
         for some in in_groups(prompts, self.engine.max_batch):
             found = await self.generator.rows(request, some, how)
             if found is None:
-                return Response(status_code=CLIENT_GONE)
+                return None
             rows += found
-        return json_response(answer_of(rows, asked, how, self.name, sum(map(len, prompts))))
+        return rows
+
+    @property
+    def does(self) -> str:
+        """What the model is for, in words."""
+        return "makes embeddings" if self.embedding else "gives texts labels" if self.labels else "writes texts"
+
+    # -- labels -------------------------------------------------------------------
+
+    async def rerank(self, request: Request) -> Response:
+        return await self.label(request, lambda body, how: read_rank(body, self.name, how), rank_answer)
+
+    async def classify(self, request: Request) -> Response:
+        return await self.label(request, lambda body, how: read_classify(body, self.name), classify_answer)
+
+    async def label(
+        self, request: Request, read: Callable[[object, Classification], Asked], answer: Callable[..., Any]
+    ) -> Response:
+        """answer: of the texts' logits, see labels.py."""
+        how = self.labels
+        if how is None:
+            raise no_labels(self.does)
+        asked = await read_json(request, lambda body: read(body, how))
+        prompts = await run_in_threadpool(self.vocabulary.ids_of_each, asked.texts, how, asked.field, asked.truncate)
+        rows = await self.rows(request, prompts, how.logits)
+        if rows is None:
+            return Response(status_code=CLIENT_GONE)
+        return json_response(answer(rows, asked, how, self.name, sum(map(len, prompts))))
 
     # -- texts --------------------------------------------------------------------
 
@@ -245,8 +293,8 @@ class Service:
         return await self.generator.generate(request, about.wanted, [ids], reply_of(about), **also)
 
     def check_writes(self) -> None:
-        if self.embedding is not None:
-            raise no_texts()
+        if self.embedding is not None or self.labels is not None:
+            raise no_texts(self.does, "/v1/embeddings" if self.embedding else "/v1/rerank, or /classify")
 
     async def count(self, chat: Chat) -> int:
         """Tokens of its prompt."""

@@ -68,10 +68,11 @@ def in_base64(row: Rows) -> str:
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
 
 
-def no_embeddings() -> ApiError:
-    return ApiError(400, "this model writes texts, and makes no embeddings", code="unsupported_model")
+def no_embeddings(does: str) -> ApiError:
+    """does: what the model does in their place."""
+    return ApiError(400, f"this model {does}, and makes no embeddings", code="unsupported_model")
 
 
-def no_texts() -> ApiError:
-    fact = "this model makes embeddings, and writes no texts; use /v1/embeddings"
-    return ApiError(400, fact, code="unsupported_model")
+def no_texts(does: str, instead: str) -> ApiError:
+    """does: what the model does in their place.  instead: the endpoint for that."""
+    return ApiError(400, f"this model {does}, and writes no texts; use {instead}", code="unsupported_model")

@@ -150,7 +150,7 @@ def open_draft(model: Model, options: Options) -> AbstractContextManager[Model |
 def prepare_grammars(model: Model) -> None:
     """While nobody waits: learning a vocabulary of 128k takes 3 s, and the interpreter with it."""
     with suppress(LlmcError, ModuleNotFoundError):  # which is told to those who ask for a grammar
-        if model.has_tokenizer:
+        if model.has_tokenizer and model.embedding is None and model.classification is None:
             _ = model.guide
 
 

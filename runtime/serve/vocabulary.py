@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llmc.runtime.classification import encode, with_types
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.fields import ApiError, wrong
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from llmc.runtime.binding import Model
+    from llmc.runtime.classification import Classification
     from llmc.runtime.generation import Mask
     from llmc.runtime.serve.requests import Prompt
     from llmc.runtime.serve.wanted import Wanted
@@ -57,6 +59,30 @@ class Vocabulary:
             raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
         bos = self.info.bos_token
         return tuple(encoding.ids) or ((bos,) if special and bos >= 0 else ())
+
+    def ids_of_each(
+        self, texts: Sequence[tuple[str, ...]], how: Classification, field: str, truncate: bool
+    ) -> list[tuple[int, ...]]:
+        """Token ids of texts, or pairs, that are given labels.  field: of the request, that has them.  truncate: cut
+        those that are too long.  Raises ApiError: no tokenizer, or one that is too long."""
+        if self.tokenizer is None:
+            raise ApiError(400, "this model has no tokenizer", param=field, code="no_tokenizer")
+        found = []
+        for number, parts in enumerate(texts):
+            place = f"'{field}' has a text, number {number} from 0, that"
+            if any(len(part) > self.most_characters for part in parts) and not truncate:
+                fact = f"{place} has more than {self.most_characters} characters; a sequence holds no more here"
+                raise ApiError(400, fact, param=field, code="context_length_exceeded")
+            try:
+                encoding = encode(self.tokenizer, parts, self.room if truncate else None)
+            except (TypeError, ValueError):
+                raise ApiError(400, f"{place} is no valid Unicode", param=field, code="invalid_value") from None
+            ids = with_types(encoding, how, self.info.n_tokens)
+            if not 0 < len(ids) <= self.room:
+                fact = f"{place} has {len(ids)} tokens; a sequence holds {self.room} here, or ask to 'truncate'"
+                raise ApiError(400, fact, param=field, code="context_length_exceeded")
+            found.append(tuple(ids))
+        return found
 
     def text_of(self, prompt: Prompt, ids: Sequence[int]) -> str:
         """Of a prompt, as it was given; of ids "" where there is no tokenizer."""

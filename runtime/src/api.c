@@ -108,6 +108,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .slot_bytes = model->states.page_bytes,
         .n_tokens = (int32_t)model->plans.n_tokens,
         .is_whole = model->plans.is_whole,
+        .n_types = (int32_t)model->plans.n_types,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;

@@ -74,7 +74,8 @@ typedef struct extent {
 typedef struct plans {
     llmc_plan_header header;
     llmc_plan_states states; /* slot_bytes 0: the model has none */
-    uint32_t n_tokens;       /* that there are */
+    uint32_t n_tokens;       /* that there are, of each type */
+    uint32_t n_types;        /* of tokens: llmc_plan_labels */
     int is_whole;            /* all tokens of a text are in one step: llmc_plan_whole */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */

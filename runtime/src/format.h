@@ -21,6 +21,7 @@
 #define LLMC_FORMAT_VERSION 3u
 #define LLMC_FORMAT_WITH_STATES 4u /* of an artifact with states, and of its plan sections: see llmc_plan_states */
 #define LLMC_FORMAT_WHOLE 5u       /* of one that reads texts whole, and of its plan sections: see llmc_plan_whole */
+#define LLMC_FORMAT_LABELS 6u      /* of one that gives texts labels, and of its plan sections: see llmc_plan_labels */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_MAX_SECTIONS 64u
@@ -74,8 +75,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states or llmc_plan_whole where the version says so, then kernels, plans, calls
- * and arguments, each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states, llmc_plan_whole or llmc_plan_labels where the version says so, then
+ * kernels, plans, calls and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;
@@ -114,6 +115,15 @@ typedef struct llmc_plan_whole {
     uint32_t n_tokens; /* that there are: their numbers are smaller; at least 1 */
     uint32_t reserved;
 } llmc_plan_whole;
+
+/* Behind the header where texts are given labels: logits are those of the labels of the text up to there, and n_vocab how
+ * many labels there are. A token i of type t is i + t * n_tokens. */
+typedef struct llmc_plan_labels {
+    uint32_t n_tokens; /* that there are, of each type; at least 1 */
+    uint32_t n_types;  /* at least 1 */
+    uint32_t is_whole; /* whether texts are read whole, as llmc_plan_whole says */
+    uint32_t reserved;
+} llmc_plan_labels;
 
 /* Bits of llmc_kernel_record.flags. */
 enum {

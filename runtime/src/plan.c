@@ -75,29 +75,46 @@ static llmc_status read_more(const tables *tables, const range *section, void *m
     return LLMC_OK;
 }
 
-/* Copy the header, and what there is of states, or of texts that are read whole. start: where the tables begin. */
+/* What is said of texts that are read whole, or given labels. */
+static llmc_status read_texts(const tables *tables, plans *plans, const range *section, uint64_t *start)
+{
+    const llmc_plan_header *h = &plans->header;
+    llmc_plan_labels said = {.n_types = 1, .is_whole = 1};
+    llmc_plan_whole whole = {0};
+    int has_labels = h->format_version == LLMC_FORMAT_LABELS;
+    llmc_status status = has_labels ? read_more(tables, section, &said, sizeof said, start)
+                                    : read_more(tables, section, &whole, sizeof whole, start);
+    if (status) return status;
+    if (!has_labels) said.n_tokens = whole.n_tokens;
+    plans->n_tokens = said.n_tokens;
+    plans->n_types = said.n_types;
+    plans->is_whole = said.is_whole == 1;
+    if (plans->is_whole && (said.n_tokens < 1 || said.n_tokens > MAX_ELEMENTS || h->device != LLMC_DEVICE_CPU))
+        return INVALID("the plan reads texts of %u tokens whole, on device %u", said.n_tokens, h->device);
+    if (said.is_whole > 1 || !said.n_tokens || !said.n_types || (uint64_t)said.n_tokens * said.n_types > MAX_ELEMENTS)
+        return INVALID("the plan gives labels to texts of %u tokens of %u types", said.n_tokens, said.n_types);
+    return LLMC_OK;
+}
+
+/* Copy the header, and what there is of states, of texts that are read whole, or of labels. start: where the tables
+ * begin. */
 static llmc_status read_header(const tables *tables, plans *plans, const range *section, uint64_t *start)
 {
     llmc_plan_header *h = &plans->header;
     llmc_plan_states *states = &plans->states;
     *start = sizeof *h;
-    llmc_plan_whole whole = {0};
     *states = (llmc_plan_states){0};
     if (section->n_bytes < sizeof *h)
         return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
     memcpy(h, section->bytes, sizeof *h);
     int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
-    plans->is_whole = h->format_version == LLMC_FORMAT_WHOLE;
+    int says_texts = h->format_version == LLMC_FORMAT_WHOLE || h->format_version == LLMC_FORMAT_LABELS;
+    plans->is_whole = 0;
     plans->n_tokens = h->n_vocab;
-    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states && !plans->is_whole))
+    plans->n_types = 1;
+    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states && !says_texts))
         return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
-    if (plans->is_whole) {
-        llmc_status status = read_more(tables, section, &whole, sizeof whole, start);
-        plans->n_tokens = whole.n_tokens;
-        if (!status && (whole.n_tokens < 1 || whole.n_tokens > MAX_ELEMENTS || h->device != LLMC_DEVICE_CPU))
-            return INVALID("the plan reads texts of %u tokens whole, on device %u", whole.n_tokens, h->device);
-        return status;
-    }
+    if (says_texts) return read_texts(tables, plans, section, start);
     if (!has_states) return LLMC_OK;
     llmc_status status = read_more(tables, section, states, sizeof *states, start);
     if (status) return status;

@@ -267,9 +267,11 @@ llmc_status sample_check_how(const llmc_sampling *given)
 
 llmc_status sample_check(const llmc_sequence *sequence, const llmc_sampling *given)
 {
-    if (sequence->model->plans.is_whole)
+    const plans *plans = &sequence->model->plans;
+    int has_labels = plans->header.format_version == LLMC_FORMAT_LABELS;
+    if (plans->is_whole || has_labels)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "logits() has what it makes of the text",
-                    "the model reads texts whole, and chooses no tokens");
+                    "the model %s, and chooses no tokens", has_labels ? "gives texts labels" : "reads texts whole");
     if (!sequence->has_logits)
         return fail(LLMC_ERROR_ARGUMENT, "sample", "feed tokens first", "the sequence has no logits");
     return sample_check_how(given);

@@ -41,9 +41,9 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
                     "the model reads a text whole, and input %zu of the step is to go on after %u tokens", index,
                     sequence->length);
     for (size_t i = 0; i < input->n_tokens; i++)
-        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= model->plans.n_tokens)
+        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= model->plans.n_tokens * model->plans.n_types)
             return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u",
-                        input->tokens[i], model->plans.n_tokens);
+                        input->tokens[i], model->plans.n_tokens * model->plans.n_types);
     return LLMC_OK;
 }
 

@@ -25,7 +25,7 @@ class WholePlan(toy.ToyPlan):
 
     def __init__(self, bodies: tuple[int, ...] = BODIES) -> None:
         super().__init__(bodies)
-        self.header = self.header._replace(n_tokens=toy.VOCAB - 1)
+        self.header = self.header._replace(n_tokens=toy.VOCAB - 1, is_whole=True)
 
 
 @pytest.fixture(scope="module")
