@@ -113,7 +113,7 @@ class Wanted:
     model: str
     quant: str = "none"
     quant_group: int | None = None
-    quant_lm_head: bool = False
+    quant_lm_head: bool | None = False
     max_sequence: int | None = 4096
     batch: tuple[int, ...] = BATCH
     switch: str = ""

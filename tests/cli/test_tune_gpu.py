@@ -166,7 +166,7 @@ def test_a_folder_is_made_for_the_model(monkeypatch: pytest.MonkeyPatch, tmp_pat
     options = ["--target", "cuda:sm_90a", "--quant", "int4", "--quant-group", "32", "--batch", "1,16"]
     result = tune("m", "--emit", tmp_path / "kit", *options)
     assert result.stdout.splitlines()[0] == f"{tmp_path / 'kit'}  7 calls, 70 candidates, 9.0 MB"
-    wanted = prepare.Wanted("m", "int4", 32, max_sequence=None, batch=(1, 16))
+    wanted = prepare.Wanted("m", "int4", 32, None, max_sequence=None, batch=(1, 16))
     assert asked == [(tmp_path / "kit", "cuda:sm_90a", [wanted], {"most": 16, "carried": False, "odd": "none"})]
 
 
