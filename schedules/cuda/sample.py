@@ -16,6 +16,8 @@ from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
 THREADS = 1024
+CHOOSER_BLOCKS, CHOOSER_THREADS, FOUND_BYTES = 8, 128, 33 * 16
+"""Blocks of a cluster that choose the most likely token of a row together, threads of each, and their shared memory."""
 TOKENS = tuple(Operand("output", index) for index in range(3))
 CHOOSE, DRAW = "llmc.ChooseTokens", "llmc.DrawTokens"
 PASSES = 15
@@ -29,13 +31,17 @@ def match(op: str, call: Call, target: Target) -> int | None:
 
 
 def implement_choose(call: Call, n_vocab: int, target: Target) -> Implementation:
-    """One block a row."""
-    name = f"choose_{n_vocab}"
+    """A cluster of blocks for each row, where there are clusters; else a block."""
+    together = target.arch >= 90
+    call_name, blocks = ("choose_together", CHOOSER_BLOCKS) if together else ("choose", 1)
+    name = f"{call_name}_{n_vocab}"
     parameters = f"{name}(const float *logits, int *chosen, int *next, int *told)"
-    source = partial(sample_source, parameters, f"choose<{n_vocab}>(logits, {{chosen, next, told}})")
-    kernel = Kernel(name, f"choose_source({n_vocab})", source, n_threads=THREADS, dependent=True)
+    n_threads, shared_bytes = (CHOOSER_THREADS, FOUND_BYTES) if together else (THREADS, 0)
+    body = f"{call_name}<{n_vocab}>(logits, {{chosen, next, told}})"
+    source = partial(sample_source, parameters, body, n_threads, blocks)
+    kernel = Kernel(name, f"{call_name}_source({n_vocab})", source, n_threads, shared_bytes, dependent=True)
     n_rows = call.outputs[0].shape[0]
-    return Implementation((Launch(kernel, (Operand("input", 0), *TOKENS), n_rows, 4 * n_rows * n_vocab),))
+    return Implementation((Launch(kernel, (Operand("input", 0), *TOKENS), blocks * n_rows, 4 * n_rows * n_vocab),))
 
 
 def implement_draw(call: Call, n_vocab: int, target: Target) -> Implementation:
@@ -49,10 +55,12 @@ def implement_draw(call: Call, n_vocab: int, target: Target) -> Implementation:
     return Implementation((Launch(kernel, operands, n_draws, 4 * n_draws * n_vocab * PASSES),))
 
 
-def sample_source(declaration: str, body: str) -> str:
+def sample_source(declaration: str, body: str, n_threads: int = THREADS, blocks: int = 1) -> str:
+    """blocks: of a cluster."""
+    clusters = f"__cluster_dims__({blocks}, 1, 1) " if blocks > 1 else ""
     return (
         '#include "sample.cuh"\n\n'
-        f'extern "C" __global__ void __launch_bounds__({THREADS}, 1) {declaration} {{\n    {body};\n}}\n'
+        f'extern "C" __global__ void {clusters}__launch_bounds__({n_threads}, 1) {declaration} {{\n    {body};\n}}\n'
     )
 
 

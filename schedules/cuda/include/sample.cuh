@@ -1,8 +1,9 @@
 // The next token of each sequence, chosen from its logits: the most likely one, or one drawn.
 //
-// One block a row; it reads the row from L2, where the head has just written it. Choosing the most likely reads it
-// once, 4 V bytes. Drawing reads it 3 times with temperature alone; top-k takes 5 times more, top-p 4, and the draw
-// after either of them 3.
+// One block a row reads it from L2, where the head has just written it; to choose the most likely, a cluster of eight where
+// there are any, since L2 gives a multiprocessor 64 bytes a clock: 1.2 us of a vocabulary of 32000, 10 of 262144. Choosing
+// reads the row once, 4 V bytes. Drawing reads it 3 times with temperature alone; top-k takes 5 times more, top-p 4, and
+// the draw after either of them 3.
 //
 // The definition is that of runtime/src/sample.c: candidates are ordered by logit, then by token; one that is not a
 // number is never chosen; a draw depends on the seed and the token's position alone. Here weights are whole numbers,
@@ -71,11 +72,16 @@ __device__ inline u64 warp_prefix(u64 x) {
     return x;
 }
 
-__device__ inline u64 block_max(u64 x, SampleShared &shared) {
+__device__ inline u64 warp_max(u64 x) {
     for (int offset = 16; offset > 0; offset /= 2) {
         const u64 other = __shfl_xor_sync(ALL_LANES, x, offset);
         x = other > x ? other : x;
     }
+    return x;
+}
+
+__device__ inline u64 block_max(u64 x, SampleShared &shared) {
+    x = warp_max(x);
     const int own = warp_index();
     if (lane_index() == 0) shared.parts[own] = x;
     __syncthreads();
@@ -106,27 +112,27 @@ __device__ inline BlockPrefix block_prefix(u64 x, SampleShared &shared) {
 
 // ---- the most likely token -----------------------------------------------------------------------------------------
 
-// Of a thread's logits, one after the other.
-template <int V> __device__ u64 best_of_each(const float *logits) {
+// Of those of V logits that one of N threads has, one after the other.
+template <int V, int N> __device__ u64 best_of_each(const float *logits, int thread) {
     u64 best = 0;
-    for (int i = threadIdx.x; i < V; i += SAMPLE_THREADS) {
+    for (int i = thread; i < V; i += N) {
         const u64 rank = rank_of(logits[i], i);
         best = rank > best ? rank : best;
     }
     return best;
 }
 
-// Of a thread's logits, four at a time, of which eight are asked for together, the last ones too: the largest of four is
-// compared with the largest so far. What is no number is no maximum; 0 where all are -infinity or none.
-template <int V> __device__ u64 best_of_fours(const float *logits) {
-    constexpr int FOURS = V / 4, TOGETHER = 8;
+// The same four at a time, of which TOGETHER are asked for at once, the last ones too: the largest of four is compared
+// with the largest so far. What is no number is no maximum; 0 where all are -infinity or none.
+template <int V, int N, int TOGETHER = 8> __device__ u64 best_of_fours(const float *logits, int thread) {
+    constexpr int FOURS = V / 4;
     float best = -INFINITY;
     int token = 0;
-    for (int first = threadIdx.x; first < FOURS; first += TOGETHER * SAMPLE_THREADS) {
+    for (int first = thread; first < FOURS; first += TOGETHER * N) {
         uint4 some[TOGETHER];
 #pragma unroll
         for (int k = 0; k < TOGETHER; k++) {
-            const int i = first + k * SAMPLE_THREADS;
+            const int i = first + k * N;
             some[k] = i < FOURS ? load_16(logits + 4 * i) : make_uint4(NAN_BITS, NAN_BITS, NAN_BITS, NAN_BITS);
         }
 #pragma unroll
@@ -135,7 +141,7 @@ template <int V> __device__ u64 best_of_fours(const float *logits) {
             const float most = fmaxf(fmaxf(a, b), fmaxf(c, __uint_as_float(some[k].w)));
             if (most > best) {
                 best = most;
-                token = 4 * (first + k * SAMPLE_THREADS) + (a == most ? 0 : b == most ? 1 : c == most ? 2 : 3);
+                token = 4 * (first + k * N) + (a == most ? 0 : b == most ? 1 : c == most ? 2 : 3);
             }
         }
     }
@@ -144,22 +150,22 @@ template <int V> __device__ u64 best_of_fours(const float *logits) {
 
 template <int V> __device__ u64 best_rank(const float *logits, SampleShared &shared) {
     u64 best = 0;
-    if constexpr (V % 4 == 0) best = block_max(best_of_fours<V>(logits), shared);
-    return best ? best : block_max(best_of_each<V>(logits), shared);  // all threads alike
+    if constexpr (V % 4 == 0) best = block_max(best_of_fours<V, SAMPLE_THREADS>(logits, threadIdx.x), shared);
+    return best ? best : block_max(best_of_each<V, SAMPLE_THREADS>(logits, threadIdx.x), shared);  // all threads alike
 }
 
 __device__ __forceinline__ int token_of(u64 rank) { return rank ? int(~unsigned(rank)) : -1; }
 
-// Where tokens go, [gridDim.x] each: chosen, to be copied from; next, what the step behind embeds, so that it is always a
-// token; told, memory of the host, which reads it when the kernel has ended.
+// Where tokens go, one for each row or draw: chosen, to be copied from; next, what the step behind embeds, so that it is
+// always a token; told, memory of the host, which reads it when the kernel has ended.
 struct Tokens {
     int *chosen, *next, *told;
 
-    // The block's own, by one thread.
-    __device__ __forceinline__ void put(int token) const {
-        chosen[blockIdx.x] = token;
-        next[blockIdx.x] = token < 0 ? 0 : token;
-        told[blockIdx.x] = token;
+    // By one thread.
+    __device__ __forceinline__ void put(int row, int token) const {
+        chosen[row] = token;
+        next[row] = token < 0 ? 0 : token;
+        told[row] = token;
     }
 };
 
@@ -169,8 +175,62 @@ template <int V> __device__ void choose(const float *logits, const Tokens &token
     wait_for_previous();
     let_next_start();
     const u64 best = best_rank<V>(logits + long(blockIdx.x) * V, shared);
-    if (threadIdx.x == 0) tokens.put(token_of(best));
+    if (threadIdx.x == 0) tokens.put(blockIdx.x, token_of(best));
 }
+
+#ifdef LLMC_HAS_BULK_COPY
+
+constexpr int CHOOSER_BLOCKS = 8, CHOOSER_THREADS = 128, CHOOSERS = CHOOSER_BLOCKS * CHOOSER_THREADS;
+constexpr int CHOOSER_WARPS = CHOOSERS / 32;
+
+// Shared memory of a block of choose_together(): what the warps of all blocks have found, in the first block's.
+struct Found {
+    uint4 ranks[CHOOSER_WARPS];  // of which half is used: what a thread stores in another block is 16 bytes
+    uint64_t all;                // the barrier that counts them
+
+    // A warp's, by one lane.
+    __device__ __forceinline__ void put(int warp, u64 rank) {
+        const float high = __uint_as_float(unsigned(rank >> 32)), low = __uint_as_float(unsigned(rank));
+        store_in(ranks + warp, make_float4(high, low, 0.f, 0.f), &all, 0);
+    }
+    __device__ __forceinline__ u64 get(int warp) const { return u64(ranks[warp].x) << 32 | ranks[warp].y; }
+};
+static_assert(CHOOSER_WARPS == 32, "a lane of the first warp for each");
+
+// The same by a cluster of CHOOSER_BLOCKS for each row, all of whose threads share its logits out. Each warp tells the
+// first block what it has found, and that one's first warp, when all have, which is best. Blocks are small enough to find
+// room beside those of the head, and wait for it there.
+template <int V> __device__ void choose_together(const float *logits, const Tokens &tokens) {
+    Found &found = *reinterpret_cast<Found *>(dynamic_shared());
+    const int rank = cluster_rank(), row = blockIdx.x / CHOOSER_BLOCKS, warp = warp_index();
+    if (threadIdx.x == 0) {
+        mbarrier_init(&found.all, 1);
+        fence_mbarrier_init();
+        mbarrier_arrive_expect(&found.all, sizeof found.ranks);
+    }
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait();
+    wait_for_previous();
+    let_next_start();
+    logits += long(row) * V;
+    const int thread = rank * CHOOSER_THREADS + threadIdx.x;
+    u64 best;
+    if constexpr (V % 4 == 0) {
+        best = best_of_fours<V, CHOOSERS, (V > 8 * 4 * CHOOSERS ? 16 : 8)>(logits, thread);
+    } else {
+        best = best_of_each<V, CHOOSERS>(logits, thread);
+    }
+    best = warp_max(best);
+    if (lane_index() == 0) found.put(thread / 32, best);
+    if (rank > 0 || warp > 0) return;
+    mbarrier_wait(&found.all, 0);
+    best = warp_max(found.get(lane_index()));
+    if (V % 4 == 0 && !best) best = warp_max(best_of_each<V, 32>(logits, lane_index()));  // all are -infinity, or none
+    if (lane_index() == 0) tokens.put(row, token_of(best));
+}
+
+#endif
 
 // ---- walks ---------------------------------------------------------------------------------------------------------
 
@@ -322,7 +382,7 @@ template <int V> __device__ void draw(const float *logits, const Draw *draws, co
     let_next_start();
     const Draw how = draws[blockIdx.x];
     if (how.row < 0) {
-        if (threadIdx.x == 0) tokens.put(-1);
+        if (threadIdx.x == 0) tokens.put(blockIdx.x, -1);
         return;
     }
     logits += long(how.row) * V;
@@ -344,5 +404,5 @@ template <int V> __device__ void draw(const float *logits, const Draw *draws, co
         token = cuts_k || cuts_p ? walk_best<V>(logits, weight, target, shared).token
                                  : walk_tokens<V>(logits, weight, target, shared).token;
     }
-    if (threadIdx.x == 0) tokens.put(token);
+    if (threadIdx.x == 0) tokens.put(blockIdx.x, token);
 }

@@ -6,7 +6,7 @@
 namespace emulated {
 
 constexpr int kMaxThreads = 1024;  // of a block, and of a cluster's blocks together
-constexpr int kMaxCluster = 2;     // blocks of a cluster
+constexpr int kMaxCluster = 8;     // blocks of a cluster
 constexpr int kWarps = kMaxThreads / 32;
 constexpr uint32_t kWindowBytes = 1024 * 1024;     // of shared addresses: variables of all kernels in a library
 constexpr uint32_t kDynamicLimit = 227 * 1024;     // what a block may have on sm_90

@@ -109,7 +109,7 @@ int launch(const Kernel &kernel, Body body, int grid, void **arguments, char *er
             n_fibers = n_threads * kernel.cluster;
             if (grid % kernel.cluster) fail("a grid of %d blocks; clusters have %d", grid, kernel.cluster);
             if (kernel.cluster > kMaxCluster || n_fibers > kMaxThreads || (kernel.cluster > 1 && n_threads % 32))
-                fail("clusters of %d blocks of %d threads: the emulator has 2 blocks, 1024 threads and whole warps",
+                fail("clusters of %d blocks of %d threads: the emulator has 8 blocks, 1024 threads and whole warps",
                      kernel.cluster, n_threads);
             block_size = {unsigned(n_threads), 1, 1}, grid_size = {unsigned(grid), 1, 1};
             checked = kernel.checked;

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.compiler.kernel import Implementation
 from llmc.compiler.sampling import choose_call, draw_call
 from llmc.compiler.target import Target
 from llmc.runtime.capi import Sampling
 from llmc.schedules.cuda import sample
 from tests.emulator.emulate import EmulatedExecutable
 from tests.runtime import toy_artifact as toy
+from tests.schedules.cuda.test_mutants import Case, is_noticed
 
 Array = np.ndarray[Any, Any]
-HOPPER = Target("cuda", "sm_90a")
+HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")
 DRAW = np.dtype("<u8,<i4,<i4,<f4,<f4,<i4,<u4")
 Reference = Callable[[Array, tuple[float, int, float, int], int], int]
 
@@ -55,10 +57,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return choose
 
 
-def choose(logits: Array, *, checked: bool = True) -> list[int]:
+def choose(logits: Array, target: Target = HOPPER, *, checked: bool = True) -> list[int]:
+    """By clusters of blocks on Hopper, by a block a row on Ampere."""
     call = choose_call(*logits.shape)
-    implementation = sample.implement_choose(call, logits.shape[1], HOPPER)
-    return agreed(EmulatedExecutable(call, implementation, HOPPER, checked=checked).run(logits))
+    implementation = sample.implement_choose(call, logits.shape[1], target)
+    return agreed(EmulatedExecutable(call, implementation, target, checked=checked).run(logits))
 
 
 def agreed(places: Sequence[Array]) -> list[int]:
@@ -81,14 +84,19 @@ def random_logits(n_rows: int, n_vocab: int, scale: float = 3) -> Array:
     return (scale * np.random.default_rng(n_vocab).standard_normal((n_rows, n_vocab))).astype(np.float32)
 
 
-@pytest.mark.parametrize("n_vocab", [1, 7, 1000, 4099, 32000])
-def test_the_most_likely_token_is_chosen(n_vocab: int) -> None:
+TARGETS = pytest.mark.parametrize("target", [HOPPER, AMPERE], ids=str)
+
+
+@TARGETS
+@pytest.mark.parametrize("n_vocab", [1, 7, 1000, 4099, 32000, 68004])
+def test_the_most_likely_token_is_chosen(n_vocab: int, target: Target) -> None:
     logits = random_logits(3, n_vocab)
-    assert choose(logits, checked=n_vocab < 30000) == logits.argmax(1).tolist()
+    assert choose(logits, target, checked=n_vocab < 30000) == logits.argmax(1).tolist()
 
 
+@TARGETS
 @pytest.mark.parametrize("n_more", [0, 1])
-def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen(n_more: int) -> None:
+def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen(n_more: int, target: Target) -> None:
     """n_more: columns that make their number one of whole fours."""
     inf, nan = np.inf, np.nan
     logits = np.array(
@@ -102,16 +110,41 @@ def test_ties_take_the_lowest_token_and_what_is_no_number_is_never_chosen(n_more
         np.float32,
     )
     logits = np.pad(logits, ((0, 0), (0, n_more)), constant_values=nan)
-    assert choose(logits) == [2, -1, 0, 1, 1]
+    assert choose(logits, target) == [2, -1, 0, 1, 1]
     assert draw(logits, [(row, 1, (1.0, 0, 1.0, 9)) for row in (1, 3)]) == [-1, 1]
 
 
+@TARGETS
 @pytest.mark.parametrize("places", [(8, 4104), (4104, 8200), (4105, 4106), (4099, 4100), (3, 8199)], ids=str)
-def test_the_first_of_the_largest_is_chosen_whoever_finds_it(places: tuple[int, int]) -> None:
-    """One thread in two turns, in one four, or two threads."""
+def test_the_first_of_the_largest_is_chosen_whoever_finds_it(places: tuple[int, int], target: Target) -> None:
+    """One thread in two turns, in one four, or two threads, of a warp, of two, or of two blocks."""
     logits = np.minimum(random_logits(1, 8204), 9)
     logits[0, list(places)] = 9.5
-    assert choose(logits, checked=False) == [places[0]]
+    assert choose(logits, target, checked=False) == [places[0]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    mbarrier_wait(&found.all, 0);", ""),
+        ("    cluster_wait();", ""),
+        ("&found.all, sizeof found.ranks", "&found.all, sizeof found.ranks - 16"),
+        ("found.put(thread / 32, best)", "found.put(warp, best)"),
+        ("rank * CHOOSER_THREADS + threadIdx.x", "threadIdx.x"),
+        ("make_float4(high, low,", "make_float4(low, high,"),
+        ("row = blockIdx.x / CHOOSER_BLOCKS", "row = 0"),
+        ("    if (rank > 0 || warp > 0) return;", "    if (warp > 0) return;"),
+    ],
+)
+def test_blocks_that_choose_together_need_each_of_their_waits_and_places(old: str, new: str) -> None:
+    logits = np.stack([np.arange(4000, dtype=np.float32), np.arange(4000, 0, -1, dtype=np.float32)])
+    call = choose_call(*logits.shape)
+
+    def run(implementation: Implementation) -> list[Array]:
+        return EmulatedExecutable(call, implementation, HOPPER).run(logits)
+
+    case = Case(sample.implement_choose(call, logits.shape[1], HOPPER), HOPPER, run, (), ())
+    assert is_noticed(case, "sample.cuh", old, new)
 
 
 HOWS = [(1.0, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 50, 0.8), (0.5, 3, 0.5), (2.0, 5000, 0.999), (1.0, 1, 1.0)]

@@ -10,6 +10,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, DType, Implementation, Launch, TensorType
+from llmc.compiler.sampling import choose_call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import attention, linear, sample
@@ -24,7 +25,7 @@ from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 from tests.schedules.test_states import of_rows, rule_call
 
-REGISTERS = 65536
+REGISTERS, SHARED_BYTES = 65536, 228 << 10
 """Of a multiprocessor."""
 
 
@@ -203,6 +204,11 @@ def compiled(launch: Launch, level: str) -> tuple[Sass, str]:
     return read_sass(code), said
 
 
+def taken_of(launch: Launch, sass: Sass) -> tuple[int, int]:
+    """Shared memory and registers that a block takes of a multiprocessor."""
+    return launch.kernel.shared_bytes + sass.shared_bytes, launch.kernel.n_threads * -(-sass.registers // 8) * 8
+
+
 def implemented(case: Case) -> Implementation:
     target = Target("cuda", case.level)
     if not (case.in_digits or case.keeps_x):
@@ -244,12 +250,21 @@ def test_attention_of_one_token_finds_room_beside_the_product_in_front() -> None
     for launch in (in_front, beside):
         sass, _ = compiled(launch, target.level)
         assert sass.count("LDL") == sass.count("STL") == 0
-        registers = launch.kernel.n_threads * -(-sass.registers // 8) * 8
-        taken.append((launch.kernel.shared_bytes + sass.shared_bytes, registers))
-    assert sum(n_bytes for n_bytes, _ in taken) <= 228 << 10
+        taken.append(taken_of(launch, sass))
+    assert sum(n_bytes for n_bytes, _ in taken) <= SHARED_BYTES
     assert sum(registers for _, registers in taken) <= REGISTERS
     last = len(sass.listed) - sass.listed[::-1].index("CCTL.E.PF2")
     assert sass.first("PREEXIT") < sass.first("LDGSTS") < last < sass.first("ACQBULK")
+
+
+def test_the_choice_of_a_token_finds_room_beside_the_product_in_front() -> None:
+    """In bf16, whose ring leaves 9 KB; of the largest vocabulary, which asks for most at once."""
+    target = Target("cuda", "sm_90a")
+    head = schedules.implement(deferred_call("RMSNormLinear", 1, 32000, 4096), target).launches[0]
+    choice = schedules.implement(choose_call(1, 262144), target).launches[0]
+    taken = [taken_of(launch, compiled(launch, target.level)[0]) for launch in (head, choice)]
+    assert sum(n_bytes for n_bytes, _ in taken) <= SHARED_BYTES
+    assert sum(registers for _, registers in taken) <= REGISTERS
 
 
 @pytest.mark.parametrize("early", [False, True])
