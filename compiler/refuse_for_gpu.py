@@ -9,10 +9,7 @@ from llmc.compiler.graph_check import WHOLE
 from llmc.compiler.ops import DOMAIN
 from llmc.runtime.errors import LlmcError
 
-LACKING = {
-    f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have",
-    f"{DOMAIN}.StatefulSelectiveScan": "selective scans (Mamba) have",
-}
+LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
 """Operators of a step graph whose routers are one operator, where they are known, and what to say of them."""
 HINT = "compile it for CPUs: --target cpu"
 

@@ -42,6 +42,7 @@ FAMILIES = {
         "cuda.attention_any",
         "cuda.latent_attention",
         "cuda.states",
+        "cuda.scan",
         "cuda.head_product",
         "cuda.norm",
         "cuda.query_key_norm",

@@ -16,7 +16,7 @@ from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
-from llmc.schedules.states_call import DELTA_RULES, is_stateful
+from llmc.schedules.states_call import DELTA_RULES, SELECTIVE_SCAN, is_stateful
 
 Array = np.ndarray[Any, Any]
 Constant = Array | Codes | Stored
@@ -192,11 +192,15 @@ def state_inputs(call: Call) -> Inputs:
     for index, kind in enumerate(kinds):
         assert kind is not None
         arrays[index] = constant(index, kind) if kind.constant else exact(normal(f"{call} {index}", kind.shape), "bf16")
-    if DELTA_RULES.get(call.op):  # the rates are of both signs: what is kept must not grow without end
+    if DELTA_RULES.get(
+        call.op
+    ):  # the rates, as those of a scan, are of both signs: what is kept must not grow without end
         arrays[1] = np.float32(-6) + normal(f"{call} a", kinds[1].shape) if kinds[1] else arrays[1]
     elif call.op in DELTA_RULES:
         arrays[1] = -np.abs(normal(f"{call} g", kinds[1].shape)) if kinds[1] else arrays[1]
         arrays[2] = 1 / (1 + np.exp(-normal(f"{call} beta", kinds[2].shape))) if kinds[2] else arrays[2]
+    elif call.op == SELECTIVE_SCAN:
+        arrays[1] = np.float32(-8) + normal(f"{call} dt", kinds[1].shape) if kinds[1] else arrays[1]
     n = len(kinds)
     arrays[n] = np.array([row[1] if row else -1 for row in rows], np.int32)
     arrays[n + 1] = np.array([row[0] if row else -1 for row in rows], np.int32)

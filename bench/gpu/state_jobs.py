@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmc.compiler.kernel import Call, TensorType
-from llmc.schedules.states_call import CONVS, DELTA_RULES
+from llmc.schedules.states_call import CONVS, DELTA_RULES, SELECTIVE_SCAN
 
 if TYPE_CHECKING:
     from llmc.bench.gpu.jobs import Jobs
@@ -21,6 +21,8 @@ ODD_RULES = (
     (300, 16, 32, 128, 128),
 )
 """Rows, heads of keys, of values, and their sizes."""
+ODD_SCANS = ((1, 8192, 16), (3, 7, 5), (9, 300, 34), (64, 1536, 16), (300, 1536, 16), (90, 130, 8))
+"""Rows, channels, states of each."""
 SLOTS = 9
 """Those that a step's rows may name (inputs.py: `step_rows`)."""
 
@@ -37,6 +39,8 @@ def add_odd_states(jobs: Jobs, *, few: bool = False) -> None:
         for op, own_gates in DELTA_RULES.items():
             call = rule_call(op, m, key_heads, value_heads, key_dim, value_dim)
             jobs.add(f"{name}{' with its gates' * own_gates}", call, 1, tuned=False)
+    for m, channels, size in ODD_SCANS[1::9] if few else ODD_SCANS:
+        jobs.add(f"odd selective scan M={m} C={channels} N={size}", scan_call(m, channels, size), 1, tuned=False)
 
 
 def slot_bytes(state: TensorType) -> int:
@@ -54,6 +58,14 @@ def conv_call(op: str, m: int, channels: int, taps: int, silu: int) -> Call:
     vectors += [TensorType((channels,), "f32", constant=True)] * CONVS[op]
     settings = (("silu", silu), ("slot_bytes", slot_bytes(state)))
     return Call(op, (x, *vectors, rows, rows, state), (x, state), settings)
+
+
+def scan_call(m: int, channels: int, size: int) -> Call:
+    x, states, rows = TensorType((m, channels), "f32"), TensorType((m, size), "f32"), TensorType((m,), "i32")
+    rate, vector = (TensorType(shape, "f32", constant=True) for shape in ((channels, size), (channels,)))
+    state = TensorType((SLOTS, channels, size), "f32")
+    operands = (x, x, x, states, states, rate, vector, vector, rows, rows, state)
+    return Call(SELECTIVE_SCAN, operands, (x, state), (("slot_bytes", slot_bytes(state)),))
 
 
 def rule_call(op: str, m: int, key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> Call:

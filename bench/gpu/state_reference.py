@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from llmc.bench.gpu.inputs import RUNS, Inputs
 from llmc.compiler.kernel import Call
-from llmc.schedules.states_call import DELTA_RULES
+from llmc.schedules.states_call import DELTA_RULES, SELECTIVE_SCAN
 
 Row = Callable[[int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A row, and the state in front of it -> the state behind it, and the row's result."""
@@ -21,7 +21,8 @@ def with_states(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     assert state is not None
     arrays = [torch.from_numpy(inputs.array(index)).to(device) for index in sorted(inputs.arrays)]
     *arrays, positions, slots = arrays
-    row = (delta_rule if call.op in DELTA_RULES else convolution)(call, arrays)
+    kind = delta_rule if call.op in DELTA_RULES else selective_scan if call.op == SELECTIVE_SCAN else convolution
+    row = kind(call, arrays)
     states = torch.zeros(state.shape, device=device)
     out = torch.zeros(call.outputs[0].shape, device=device)
     for _ in range(RUNS):
@@ -39,6 +40,18 @@ def convolution(call: Call, arrays: list[torch.Tensor]) -> Row:
         window = torch.cat([state, x[m : m + 1]])
         y = (window * weight.T).sum(0) + sum(bias)
         return window[1:], F.silu(y) if call.attribute("silu") else y
+
+    return row
+
+
+def selective_scan(_: Call, arrays: list[torch.Tensor]) -> Row:
+    x, dt, gate, b, c, rate, bias, skip = arrays
+    steps = F.softplus(dt + bias)
+
+    def row(m: int, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        d = steps[m][:, None]
+        state = (d * rate).exp() * state + d * x[m][:, None] * b[m]
+        return state, (state @ c[m] + skip * x[m]) * F.silu(gate[m])
 
     return row
 

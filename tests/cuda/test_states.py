@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Lfm2Config, Mamba2Config, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, Lfm2Config, Mamba2Config, MambaConfig, Qwen3NextConfig
 
 import llmc
 from llmc.runtime.generation import GREEDY
@@ -36,11 +36,24 @@ MAMBA = Mamba2Config(
     n_groups=2,
     max_position_embeddings=96,
 )
-CONFIGS = {"mamba2": MAMBA, "qwen3_next": Qwen3NextConfig(**CONFIG | {"num_experts_per_tok": 4}), "lfm2": LFM2}
+FIRST_MAMBA = MambaConfig(
+    vocab_size=160, hidden_size=64, num_hidden_layers=1, time_step_rank=8, max_position_embeddings=96
+)
+CONFIGS = {
+    "mamba2": MAMBA,
+    "mamba": FIRST_MAMBA,
+    "qwen3_next": Qwen3NextConfig(**CONFIG | {"num_experts_per_tok": 4}),
+    "lfm2": LFM2,
+}
 """All experts are chosen: where two are as good, roundings would choose another."""
-RULES = {"mamba2": {"causal_conv", "delta_rule"}, "qwen3_next": {"causal_conv", "delta_rule"}, "lfm2": {"causal_conv"}}
+RULES = {
+    "mamba2": {"causal_conv", "delta_rule"},
+    "mamba": {"causal_conv", "selective_scan"},
+    "qwen3_next": {"causal_conv", "delta_rule"},
+    "lfm2": {"causal_conv"},
+}
 
-BESIDE = {"mamba2": {"Softplus"}, "qwen3_next": {"llmc.GatedRMSNorm"}, "lfm2": set()}
+BESIDE = {"mamba2": {"Softplus"}, "mamba": set(), "qwen3_next": {"llmc.GatedRMSNorm"}, "lfm2": set()}
 """Of what may stand around a rule: the delta rule has its own gates."""
 
 

@@ -24,8 +24,6 @@ struct Gates {
     const float *first, *second, *bias = nullptr, *rate = nullptr;
 };
 
-__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
-
 template <class R>
 struct DeltaRule {
     static constexpr int DK = R::kKeyDim, DV = R::kValueDim, kThreads = 32 * R::kWarps;

@@ -8,6 +8,9 @@
 
 constexpr uint32_t kAllOfWarp = 0xffffffffu;
 
+// log(1 + e**x).
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+
 // positions, slots [kRows]; a row at position -1 is nobody's.
 template <int kRows>
 struct StateRows {

@@ -11,12 +11,13 @@ from llmc import schedules
 from llmc.compiler.kernel import Implementation
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_mutants import HOPPER, Case, is_noticed
-from tests.schedules.test_states import SLOTS, conv_call, random_inputs, room, rule_call
+from tests.schedules.test_states import SLOTS, conv_call, random_inputs, room, rule_call, scan_call
 
 Array = np.ndarray[Any, Any]
 POSITIONS = np.array([0, 1, 0, -1, 5, 6, 4, 7, 3])
 """A text begins anew behind its first tokens, and one of another step goes on with a single row."""
 CALLS = {"rule": rule_call(1, 2, 7, 6), "conv": conv_call("llmc.StatefulCausalConv", 5, 3, 0)}
+CALLS["scan"] = scan_call(5, 8)
 
 
 def case_of(kind: str) -> Case:
@@ -42,6 +43,11 @@ CHANGES = [
     ("conv", "causal_conv.cuh", "if (rows.positions[row] == 0) clear(window);", ";"),
     ("conv", "causal_conv.cuh", "if (row < C::kRows) look_back", "look_back"),
     ("conv", "causal_conv.cuh", "wait_for_previous();", ";"),
+    ("scan", "selective_scan.cuh", "wait_for_previous();", ";"),
+    ("scan", "selective_scan.cuh", "if (rows.positions[row] == 0) clear(t);", ";"),
+    ("scan", "selective_scan.cuh", "if (rows.before(first, slot) < 0) run", "run"),
+    ("scan", "selective_scan.cuh", "if (row + i < end) take", "take"),
+    ("scan", "selective_scan.cuh", "bit > 0; bit /= 2) sum", "bit > 1; bit /= 2) sum"),
 ]
 
 

@@ -11,9 +11,19 @@ import pytest
 from llmc import schedules
 from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import states
+from llmc.schedules.cuda import scan, states
 from tests.emulator.emulate import EmulatedExecutable
-from tests.schedules.test_states import M, conv_call, of_rows, random_inputs, room, rule_call, run_rows, without_bytes
+from tests.schedules.test_states import (
+    M,
+    conv_call,
+    of_rows,
+    random_inputs,
+    room,
+    rule_call,
+    run_rows,
+    scan_call,
+    without_bytes,
+)
 
 Array = np.ndarray[Any, Any]
 HOPPER = Target("cuda", "sm_90a")
@@ -26,12 +36,15 @@ CALLS = [
     rule_call(1, 2, 160, 8),
     rule_call(2, 4, 16, 12, "Selective"),
     rule_call(2, 4, 16, 12, own_gates=True),
+    scan_call(70, 16),
+    scan_call(7, 5, "bf16"),
+    scan_call(40, 34),
 ]
 
 
 def run(call: Call, *inputs: Array | None, target: Target, state: Array) -> list[Array]:
     implementation = schedules.implement(call, target)
-    assert implementation.rule in ("causal_conv", "delta_rule")
+    assert implementation.rule in ("causal_conv", "delta_rule", "selective_scan")
     return EmulatedExecutable(call, implementation, target).run(*inputs[:-1], None, state=state)
 
 
@@ -48,7 +61,7 @@ def test_a_kernel_is_what_its_definition_says(define: Callable[..., list[Array]]
     assert np.isnan(own[0, n:]).all()
 
 
-@pytest.mark.parametrize("call", [CALLS[0], CALLS[2]], ids=str)
+@pytest.mark.parametrize("call", [CALLS[0], CALLS[2], CALLS[-3]], ids=str)
 def test_a_text_may_begin_where_another_ends(define: Callable[..., list[Array]], call: Call) -> None:
     """In the same slot, in one step."""
     inputs = random_inputs(call)
@@ -57,7 +70,7 @@ def test_a_text_may_begin_where_another_ends(define: Callable[..., list[Array]],
     np.testing.assert_allclose(found, define(without_bytes(call), *inputs)[0], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("call", [CALLS[0], CALLS[2], CALLS[-1]], ids=str)
+@pytest.mark.parametrize("call", [CALLS[0], CALLS[2], CALLS[7], CALLS[-3]], ids=str)
 @pytest.mark.parametrize("cuts", [[2, 7], [1, 2, 3, 4, 5, 6, 7, 8]], ids=str)
 def test_rows_have_the_same_bits_however_they_are_cut(call: Call, cuts: list[int]) -> None:
     inputs, together, apart = random_inputs(call), room(call), room(call)
@@ -72,7 +85,7 @@ PROMPT = [(2, 0, 45), (0, 7, 1), (-1, -1, 2), (1, 0, 50), (2, 45, 3), (-1, -1, 4
 """(slot, position, rows): of one sequence after another, of nobody, and more of the first."""
 
 
-@pytest.mark.parametrize("call", [CALLS[0], rule_call(1, 2, 24, 80), rule_call(1, 1, 7, 3)], ids=str)
+@pytest.mark.parametrize("call", [CALLS[0], rule_call(1, 2, 24, 80), rule_call(1, 1, 7, 3), scan_call(40, 8)], ids=str)
 def test_a_prompts_rows_are_what_few_rows_are(define: Callable[..., list[Array]], call: Call) -> None:
     """The kernels of many rows, which divide them otherwise, give the same bits."""
     slots = np.concatenate([np.full(n, slot) for slot, _, n in PROMPT])
@@ -99,3 +112,4 @@ def test_a_prompts_rows_are_what_few_rows_are(define: Callable[..., list[Array]]
 def test_what_no_kernel_takes_is_left_to_others() -> None:
     assert states.match_conv(conv_call("llmc.StatefulCausalConv", 8, 17, 0), HOPPER) is None
     assert states.match_rule(rule_call(1, 1, 513, 4), HOPPER) is None
+    assert scan.match(scan_call(8, 33), HOPPER) is None
