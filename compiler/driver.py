@@ -35,10 +35,14 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
 PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 256, 512, 1024, 2048)}
-WHOLE_ROWS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144)
-"""Rows of the steps of a model that reads texts whole, and cannot make two steps of one: a third or a half apart."""
-LEAST_WHOLE = 512
-"""Rows of its largest step at least: several texts are read in one."""
+WHOLE_ROWS = {
+    "cpu": (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144),
+    "cuda": (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144),
+}
+"""Rows of the steps of a model that reads texts whole, and cannot make two steps of one: a third or a half apart, but
+where all of few rows take as long as one."""
+LEAST_WHOLE = {"cpu": 512, "cuda": 2048}
+"""Rows of its largest step at least: several texts are read in one; on a GPU no more than `batch` of the longest."""
 MAX_BATCH = 512
 
 
@@ -227,15 +231,17 @@ def plan(
     planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, rewritten.graph, joined)
     heads = sorted({1, *batch})
     if planner.is_whole:
-        return planner.plan(whole_rows(source.n_context), heads)
+        return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
     return planner.plan(sorted({*heads, *chunks}), heads)
 
 
-def whole_rows(n_context: int) -> list[int]:
-    """Rows of the bodies of a model that reads texts of up to n_context tokens whole."""
-    most = max(n_context, LEAST_WHOLE)
-    return [rows for rows in WHOLE_ROWS if rows < most] + [-(-most // 16) * 16]
+def whole_rows(n_context: int, kind: str, n_texts: int) -> list[int]:
+    """Rows of the bodies of a model that reads texts of up to n_context tokens whole, on a kind of device; n_texts: so
+    many at a time are enough for a GPU."""
+    least = min(LEAST_WHOLE[kind], n_texts * n_context) if kind == "cuda" else LEAST_WHOLE[kind]
+    most = max(n_context, least)
+    return [rows for rows in WHOLE_ROWS[kind] if rows < most] + [-(-most // 16) * 16]
 
 
 def with_suffix(implementation: Implementation, suffix: str) -> Implementation:

@@ -163,10 +163,10 @@ class Planner:
         nodes, outputs = self.body.head, self.graph.outputs
         for r in sorted(heads):
             plans.append(self.step(HEAD, r, nodes, outputs, self.binding(max(bodies), r), handed_over, end))
-        if self.joined is not None:
+        if self.joined is not None and not self.is_whole:
             plans += [self.joined_plan(n) for n in sorted(set(bodies) & set(heads))]
         choices = list(self.choices.values())
-        if self.device == "cuda":
+        if self.device == "cuda" and not self.is_whole:
             plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
             choices += chosen
         return Program(

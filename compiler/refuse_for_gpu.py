@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
-from llmc.compiler.graph_check import WHOLE
 from llmc.compiler.ops import DOMAIN
 from llmc.runtime.errors import LlmcError
 
@@ -23,9 +22,6 @@ def refuse_experts(model: ir.Model, dtype: str) -> None:
 
 def refuse_for_gpu(model: ir.Model) -> None:
     """Raise LlmcError if GPUs have no kernels for an operator of the step graph."""
-    if any(op_name(node) in WHOLE for node in model.graph):
-        fact = "models that read a text whole (encoders) have no kernels for GPUs yet"
-        raise LlmcError(fact, place="--target cuda", hint=HINT)
     found = [said for op, said in LACKING.items() if any(op_name(node) == op for node in model.graph)]
     if found:
         raise LlmcError(f"{found[0]} no kernels for GPUs yet", place="--target cuda", hint=HINT)

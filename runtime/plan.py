@@ -152,7 +152,8 @@ def _check_plans(tables: PlanTables) -> None:
         previous = (plan.kind, plan.n_rows)
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
-    if (kinds - {"joined"} if on_gpu else kinds) != {"body", "head", *(["sampler"] if on_gpu else [])}:
+    chooses = on_gpu and not header.is_whole  # what reads texts whole chooses no tokens
+    if (kinds - {"joined"} if chooses else kinds) != {"body", "head", *(["sampler"] if chooses else [])}:
         raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
 
 

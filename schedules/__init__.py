@@ -48,6 +48,7 @@ FAMILIES = {
         "cuda.query_key_norm",
         "cuda.gated_norm",
         "cuda.gather",
+        "cuda.pool",
         "cuda.columns",
         "cuda.elementwise",
         "cuda.sample",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from tests.compiler.test_packed import in_gptq
 
@@ -174,14 +174,36 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """What else is carried to a GPU: of a family, other sizes."""
+WINDOWS = ["sliding_attention", "full_attention"]
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {"num_key_value_heads": 4}),
+    "bert-wide": ("bert", {"hidden_size": 256, "num_key_value_heads": 4}),
+    "xlm-roberta": ("xlm-roberta", {"hidden_size": 128, "num_key_value_heads": 4, "type_vocab_size": 1}),
+    "modernbert": ("modernbert", {"num_key_value_heads": 4, "local_attention": 32, "layer_types": WINDOWS}),
+    "embedding_gemma": (
+        "gemma3_text",
+        {
+            **HEADS,
+            "head_dim": 256,
+            "num_key_value_heads": 1,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 20,
+            "layer_types": WINDOWS,
+            "use_bidirectional_attention": True,
+        },
+    ),
+}
+"""Models that read a text whole, likewise: heads of 16, 64, 32, 16 and 256."""
 WITH_ZEROS = ("llama", "qwen3_moe")
 """Those that there are with weights of 4 bits and zeros too, as GPTQ has them."""
 
 
-def save(family: str, folder: Path, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:
+def save(
+    family: str, folder: Path, dtype: torch.dtype = torch.float32, kind: Any = AutoModelForCausalLM, **sizes: Any
+) -> Path:
     """A small random model; gpt-oss's experts are in MXFP4, as its checkpoints have them."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**SIZES | FAMILIES.get(family, {}) | sizes))
+    model = kind.from_config(CONFIG_MAPPING[family](**SIZES | FAMILIES.get(family, {}) | sizes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 or name.endswith("bias"):  # norms of one and biases of zero would hide a mistake
@@ -215,6 +237,8 @@ def main() -> None:
     options = parser.parse_args()
     for name, (family, sizes) in ({family: (family, {}) for family in FAMILIES} | MORE).items():
         save(family, options.out / name, torch.bfloat16, max_position_embeddings=options.positions, **sizes)
+    for name, (family, sizes) in ENCODERS.items():
+        save(family, options.out / name, torch.bfloat16, AutoModel, max_position_embeddings=options.positions, **sizes)
     for name in WITH_ZEROS:
         in_gptq(options.out / name, options.out / f"{name}-zeros", zeros=True)
 

@@ -3,7 +3,7 @@
 A kit has them with their weights (small_models.py).  Each is given texts whose logits are known: as a prompt, as a
 prompt in parts, and token by token in a batch, one of whose sequences is a fork.  Two sequences run ahead of the host,
 and must say what they say in steps.  At last texts are written, with guesses and without, drawn, and with penalties,
-for which the host chooses.
+for which the host chooses.  A model that reads texts whole is given them alone and together, and writes nothing.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SLACK, LEAST = 2.5, 0.004
 Array = np.ndarray[Any, Any]
 
 
-def text(number: int, n_vocab: int) -> list[int]:
-    drawn = np.random.default_rng(number).integers(3, n_vocab, N_TOKENS)
+def text(number: int, n_tokens: int) -> list[int]:
+    drawn = np.random.default_rng(number).integers(3, n_tokens, N_TOKENS)
     return [int(token) for token in drawn]
 
 
@@ -87,7 +87,10 @@ def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
     few = bool(os.environ.get("LLMC_FEW_STEPS"))
     end = FORKED_AT + FEW_STEPS if few else N_TOKENS
     with load(path, kv_tokens=ROOM) as model:
-        known = [text(number, model.info.n_vocab) for number in range(N_TEXTS)]
+        known = [text(number, model.info.n_tokens) for number in range(N_TEXTS)]
+        if model.is_whole:
+            alone = distance(np.array(model.logits(known[0])), exact[0])
+            return {"as a text": alone, "in one step": distance(together(model, known), exact[:, -1])}
         rows = in_a_batch(model, known, end)
         found = {
             "as a prompt": distance(np.array(model.logits(known[0])), exact[0]),
@@ -98,6 +101,17 @@ def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
             refuse_other_texts(model, known[0][:FORKED_AT], TIE * allowed)
         refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
     return found
+
+
+def together(model: Any, known: list[list[int]]) -> Array:
+    """[texts, columns]: what texts are made into that are read in as few steps as there may be."""
+    sequences = [model.sequence() for _ in known]
+    try:
+        model.step(list(zip(sequences, known, strict=True)))
+        return np.array([sequence.logits() for sequence in sequences])
+    finally:
+        for sequence in sequences:
+            sequence.close()
 
 
 def in_parts(model: Any, ids: list[int]) -> Array:

@@ -26,6 +26,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "llama": ({"quant": "int8"}, {"quant": "int4"}, {"quant": "fp8"}, {"kv_dtype": "int8"}, {"dtype": "f16"}),
     **dict.fromkeys(("llama-zeros", "qwen3_moe-zeros"), ({"quant": "int4"},)),
     "opt": ({"quant": "int8", "kv_dtype": "int8"}, {"dtype": "f16"}),
+    "bert": ({"quant": "int8"}, {"quant": "int4"}, {"dtype": "f16"}),
 }
 """Of checkpoints by their folders' names, how else they are compiled."""
 
@@ -70,7 +71,7 @@ def add(out: Path, name: str, checkpoint: Path, options: dict[str, Any], target:
 
 
 def said_by(checkpoint: Path, path: Path, options: dict[str, Any]) -> Array:
-    """[texts, tokens, words]: the logits of a program for this CPU."""
+    """[texts, tokens, words]: the logits of a program for this CPU; an encoder's are what it makes of texts so far."""
     llmc.compile(checkpoint, out=path, **options)
     with llmc.load(path, kv_tokens=ROOM) as model:
-        return np.stack([np.array(model.logits(text(number, model.info.n_vocab))) for number in range(N_TEXTS)])
+        return np.stack([np.array(model.logits(text(number, model.info.n_tokens))) for number in range(N_TEXTS)])

@@ -123,11 +123,18 @@ const int32_t *cuda_page_table_end(const llmc_model *model, const plan *body)
     return model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence;
 }
 
+/* Where the input ends that a head alone reads: rows, and positions where it finds a text's beginning by them. */
+static const int32_t *rows_end(const llmc_model *model)
+{
+    const plans *plans = &model->plans;
+    return plans->is_whole ? model->positions + plans->max_body_rows : model->rows + plans->max_head_rows;
+}
+
 /* The rows alone when the body has run before. */
 static llmc_status start_plans(llmc_model *model, const plan *body, const plan *head)
 {
     const int32_t *from = body ? model->tokens : model->rows;
-    const int32_t *end = body ? cuda_page_table_end(model, body) : model->rows + model->plans.max_head_rows;
+    const int32_t *end = body ? cuda_page_table_end(model, body) : rows_end(model);
     CUresult result = cuda_copy_input(model, cuda_next_turn(model, body, head), from, end, model->cuda->stream);
     return result ? cuda_lose(model, result, "copying a step's input") : cuda_start_pair(model, body, head);
 }

@@ -89,8 +89,8 @@ static llmc_status read_texts(const tables *tables, plans *plans, const range *s
     plans->n_tokens = said.n_tokens;
     plans->n_types = said.n_types;
     plans->is_whole = said.is_whole == 1;
-    if (plans->is_whole && (said.n_tokens < 1 || said.n_tokens > MAX_ELEMENTS || h->device != LLMC_DEVICE_CPU))
-        return INVALID("the plan reads texts of %u tokens whole, on device %u", said.n_tokens, h->device);
+    if (plans->is_whole && (said.n_tokens < 1 || said.n_tokens > MAX_ELEMENTS))
+        return INVALID("the plan reads texts of %u tokens whole", said.n_tokens);
     if (said.is_whole > 1 || !said.n_tokens || !said.n_types || (uint64_t)said.n_tokens * said.n_types > MAX_ELEMENTS)
         return INVALID("the plan gives labels to texts of %u tokens of %u types", said.n_tokens, said.n_types);
     return LLMC_OK;
@@ -276,7 +276,7 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     const llmc_plan_header *h = &plans->header;
     llmc_plan_record record, before;
     memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
-    uint32_t last_kind = h->device == LLMC_DEVICE_CPU ? LLMC_PLAN_HEAD : LLMC_PLAN_JOINED;
+    uint32_t last_kind = h->device == LLMC_DEVICE_CPU || plans->is_whole ? LLMC_PLAN_HEAD : LLMC_PLAN_JOINED;
     if (record.kind > last_kind || record.n_rows < 1 || record.n_rows > MAX_ROWS)
         return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
     if (index) {
@@ -329,7 +329,7 @@ static llmc_status load_tables(plans *plans, tables *tables)
     if (!status && plans->is_whole && plans->max_body_rows < plans->header.n_context)
         status = INVALID("a text of %u tokens does not fit the largest step, of %u", plans->header.n_context,
                          plans->max_body_rows);
-    if (status || plans->header.device == LLMC_DEVICE_CPU) return status;
+    if (status || plans->header.device == LLMC_DEVICE_CPU || plans->is_whole) return status; /* none chooses tokens */
     return plans->n_samplers ? check_choices(plans, tables) : INVALID("the artifact has no sampler plan");
 }
 

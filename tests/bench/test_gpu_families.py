@@ -10,21 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from llmc.bench.gpu import families, prepare
 from llmc.bench.gpu.kit import SMALL, Kit
 from tests.bench.fake_gpu import TARGET, TINY, Made, misuse, run
 from tests.emulator.build import build_library
-from tests.families import save
+from tests.families import ENCODERS, save
 from tests.runtime.toy_cuda import build_driver
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kit of one model with states, and a checkpoint that no GPU has kernels for."""
+    """A kit of one model with states, an encoder, and a checkpoint that no GPU has kernels for."""
     folder = tmp_path_factory.mktemp("kit")
     for family in ("qwen3_5_text", "deepseek_v3"):
         save(family, folder / "checkpoints" / family, torch.bfloat16, max_position_embeddings=160)
+    encoder, sizes = ENCODERS["modernbert"]
+    save(
+        encoder, folder / "checkpoints" / "modernbert", torch.bfloat16, AutoModel, max_position_embeddings=160, **sizes
+    )
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
         small = folder / "checkpoints"
@@ -36,10 +41,13 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_is_asked_in_every_way_and_says_what_float32_says(kit: Path, tmp_path: Path) -> None:
     journal = run(kit, tmp_path / "out", "--stages", "l")
-    assert list(families.items(Kit(kit / "kit"))) == ["qwen3_5_text"]
+    assert list(families.items(Kit(kit / "kit"))) == ["modernbert", "qwen3_5_text"]
     found = journal.one(families.STAGE, "qwen3_5_text")
     assert 0 < found["in a batch"] <= found["allowed"] < 0.1
-    assert next(families.report(journal)).startswith("- qwen3_5_text: as a prompt ")
+    whole = journal.one(families.STAGE, "modernbert")
+    assert 0 < whole["in one step"] <= whole["allowed"] < 0.1
+    said = list(families.report(journal))
+    assert [line.partition(" 0.")[0] for line in said] == ["- modernbert: as a text", "- qwen3_5_text: as a prompt"]
     assert misuse(tmp_path / "fake.log") == []
 
 
