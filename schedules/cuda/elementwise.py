@@ -1,4 +1,5 @@
-"""One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh."""
+"""One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh.  And of whole numbers, a
+step's tokens, what a constant leaves of them: token i of type t comes as i + t V (compiler/frontend/token_types.py)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ OPERATORS = {"Add": 2, "Sub": 2, "Mul": 2, "Div": 2} | dict.fromkeys(
 )
 """Operators, and how many operands they take."""
 
+OF_NUMBERS = {"Div": "/", "Mod": "%"}
 THREADS = 256
 
 
@@ -25,6 +27,18 @@ class Elementwise:
     operation: str
     shape: tuple[int, ...]
     inputs: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        return f"{THREADS} threads"
+
+
+@dataclass(frozen=True)
+class OfNumbers:
+    """`rows` numbers of 0 and more, and how each is divided by one."""
+
+    operator: str
+    rows: int
+    divisor: int
 
     def __str__(self) -> str:
         return f"{THREADS} threads"
@@ -89,4 +103,33 @@ def index_of(shape: tuple[int, ...], operand: tuple[int, ...]) -> str:
     return " + ".join(reversed(terms)) or "0"
 
 
-RULES = (Rule("elementwise", match, implement),)
+def match_numbers(call: Call, target: Target) -> OfNumbers | None:
+    """Of a step's own input alone, which the runtime keeps within 0 and what there is."""
+    divisor = call.attribute("input.1", None)
+    if call.op not in OF_NUMBERS or not isinstance(divisor, int) or divisor < 1 or call.outputs[0].dtype != "i64":
+        return None
+    x = call.inputs[0]
+    return OfNumbers(OF_NUMBERS[call.op], x.shape[0], divisor) if x and x.dtype == "i32" and len(x.shape) == 1 else None
+
+
+def implement_numbers(call: Call, params: OfNumbers, target: Target) -> Implementation:
+    key = f"numbers_source({params!r})"
+    name = f"{call.op.lower()}_{params.rows}_{short_hash(key)}"
+    kernel = Kernel(name, key, partial(numbers_source, name, params), n_threads=THREADS, dependent=True)
+    launch = Launch(kernel, (Operand("input"), Operand("output")), ceil(params.rows / THREADS), 12 * params.rows)
+    return Implementation((launch,))
+
+
+def numbers_source(name: str, params: OfNumbers) -> str:
+    return (
+        '#include "device.cuh"\n\n'
+        f'extern "C" __global__ void __launch_bounds__({THREADS}) {name}(const int *x, int64_t *y) {{\n'
+        "    wait_for_previous();\n"
+        "    let_next_start();\n"
+        f"    const int i = blockIdx.x * {THREADS} + threadIdx.x;\n"
+        f"    if (i < {params.rows}) y[i] = x[i] {params.operator} {params.divisor};\n"
+        "}\n"
+    )
+
+
+RULES = (Rule("elementwise", match, implement), Rule("elementwise_numbers", match_numbers, implement_numbers))

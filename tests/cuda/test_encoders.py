@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import llmc
 from llmc.cli.main import main
 from llmc.runtime import LlmcError
+from tests import test_labels
 from tests.cuda.conftest import EmulatedGpu
 from tests.test_encoders import TEXTS, dense, few_bodies, save, with_modules
 
@@ -74,4 +75,16 @@ def test_every_head_of_a_step_knows_where_texts_begin(
                 other.feed([1])
     for wanted, found in zip(*rows, strict=True):
         refuse_others(found, wanted)
+    assert emulated_gpu.complaints() == []
+
+
+def test_pairs_are_ranked_as_on_a_cpu(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
+    """By a head behind the first token, whose number says of which text of a pair it is."""
+    folder = test_labels.save("bert", tmp_path / "m", 3)
+    both = Both(folder, emulated_gpu, tmp_path)
+    texts = [*TEXTS, [5, 17, 160 + 3, 160 + 40]]
+    with llmc.load(both.cpu) as model:
+        wanted = model.classify(texts, raw=True)
+    with llmc.load(both.gpu) as model:
+        np.testing.assert_allclose(model.classify(texts, raw=True), wanted, atol=0.02 * np.abs(wanted).max())
     assert emulated_gpu.complaints() == []

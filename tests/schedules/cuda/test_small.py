@@ -21,7 +21,7 @@ Define = Callable[..., list[Array]]
 HOPPER = Target("cuda", "sm_90a")
 
 
-def run(module: Any, call: Call, *inputs: Array) -> list[Array]:
+def run(module: Any, call: Call, *inputs: Array | None) -> list[Array]:
     """The call by the module's first rule that takes it."""
     matches = ((rule, rule.match(call, HOPPER)) for rule in module.RULES if isinstance(rule, Rule))
     rule, params = next((rule, params) for rule, params in matches if params is not None)
@@ -122,6 +122,16 @@ def test_gelu_has_two_forms(define: Define) -> None:
     call = Call("Gelu", (real(2, 40),), (real(2, 40),), (("approximate", "tanh"),))
     x = random(2, 40)
     np.testing.assert_allclose(run(elementwise, call, x)[0], define(call, x)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("operation", ["Div", "Mod"])
+def test_a_token_says_its_type_too(operation: str, define: Define) -> None:
+    divisor = np.array(160)
+    kinds = (TensorType((300,), "i32"), TensorType((), "i64", constant=True))
+    call = Call(operation, kinds, (TensorType((300,), "i64"),), (("input.1", 160),))
+    x = np.arange(300, dtype=np.int32) * 7 % 320
+    wanted = define(call, x.astype(np.int64), divisor)[0]
+    np.testing.assert_array_equal(run(elementwise, call, x, None)[0], wanted)
 
 
 # -- fallback ------------------------------------------------------------------------------------------------------
