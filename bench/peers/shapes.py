@@ -174,6 +174,18 @@ def granite4_tiny(n_layers: int) -> Shape:
     return shape("granitehybrid", 1536, 100352, layers, tied=True, **of, **more)
 
 
+def mamba_370m() -> Shape:
+    """Mamba 1 alone: 2048 channels with 16 states each."""
+    hidden, inner, rank, size = 1024, 2048, 64, 16
+    layer: Tensors = norms(hidden, "attn_norm") | {"ssm_in.weight": (2 * inner, hidden), "ssm_a": (inner, size)}
+    layer |= {"ssm_conv1d.weight": (inner, 4), "ssm_conv1d.bias": (inner,), "ssm_x.weight": (rank + 2 * size, inner)}
+    layer |= {"ssm_dt.weight": (inner, rank), "ssm_dt.bias": (inner,), "ssm_d": (inner,)}
+    layer |= {"ssm_out.weight": (hidden, inner)}
+    more: dict[str, Any] = {"ssm__conv_kernel": 4, "ssm__inner_size": inner, "ssm__state_size": size}
+    more |= {"ssm__time_step_rank": rank, "attention__head_count": 0, "feed_forward_length": 0}
+    return shape("mamba", hidden, 50280, [layer] * 48, tied=True, **more)
+
+
 def lfm2_12b() -> Shape:
     of_all = norms(2048, "attn_norm", "ffn_norm") | mlp(2048, 8192)
     attending: Tensors = of_all | attention(2048, 32, 8, 64) | norms(64, "attn_q_norm", "attn_k_norm")
@@ -210,6 +222,7 @@ SHAPES: dict[str, Callable[[], Shape]] = {
     "olmoe-1b-7b.gguf": lambda: olmoe(8),
     "qwen3-30b-a3b.gguf": lambda: qwen3_30b(6),
     "gpt-oss-20b.gguf": lambda: gpt_oss(3),
+    "mamba-370m.gguf": mamba_370m,
     "granite-4-h-tiny.gguf": lambda: granite4_tiny(10),
     "deepseek-v2-lite.gguf": lambda: deepseek_v2_lite(4),
 }

@@ -30,6 +30,7 @@ from llmc.compiler.frontend.gguf_kind import (
 )
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V3
 from llmc.compiler.frontend.gguf_mamba import FALCON_H1, GRANITE_HYBRID, NEMOTRON_H
+from llmc.compiler.frontend.gguf_scan import JAMBA, MAMBA
 from llmc.compiler.frontend.gguf_states import LFM2, LFM2_MOE, QWEN3_NEXT, QWEN35, QWEN35_MOE
 
 MIXTRAL = Architecture(
@@ -145,6 +146,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen35moe": QWEN35_MOE,
     "lfm2": LFM2,
     "lfm2moe": LFM2_MOE,
+    "mamba": MAMBA,
+    "jamba": JAMBA,
     "granitehybrid": GRANITE_HYBRID,
     "falcon-h1": FALCON_H1,
     "nemotron_h": NEMOTRON_H,

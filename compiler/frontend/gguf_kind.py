@@ -74,7 +74,8 @@ class Architecture:
     epsilon: the file's name for that of norms, and transformers'.  fields: the same of other numbers.  read: what else
     of CHANGING is read.  bias: what says that queries, keys and values have biases.  settings: the same for all models.
     outside: the modules outside of layers.  is_latent: keys and values are made of latents, and a head's size is that
-    of its turned part.  more: what follows from other numbers.  made: tensors that do not lie in the file as they are.
+    of its turned part.  stack: what its layers stand in.  attends: whether any layer has heads, or an MLP.  more: what
+    follows from other numbers.  made: tensors that do not lie in the file as they are.
     """
 
     model_type: str
@@ -91,5 +92,7 @@ class Architecture:
     settings: Mapping[str, Any] = field(default_factory=dict)
     outside: Mapping[str, str] = field(default_factory=lambda: NAMES)
     is_latent: bool = False
+    stack: str = "model.layers"
+    attends: bool = True
     more: Fields = nothing
     made: Mapping[str, Make] = field(default_factory=dict)

@@ -24,6 +24,7 @@ from llmc.compiler.frontend.gguf_file import GgufFile
 from llmc.compiler.frontend.gguf_kind import ROWS, Architecture
 from llmc.compiler.frontend.gguf_latent import DEEPSEEK_V2, is_by_softmax
 from llmc.compiler.frontend.gguf_rope import FREQUENCIES, rope_of
+from llmc.compiler.frontend.gguf_scan import FALCON_MAMBA, WITH_NORMS
 from llmc.compiler.frontend.gguf_tensors import (
     DOWNS,
     GATES,
@@ -60,6 +61,8 @@ def architecture_of(file: GgufFile) -> Architecture:
         known = MIXTRAL
     if file.architecture == "deepseek2" and is_by_softmax(file):
         known = DEEPSEEK_V2
+    if file.fields.get(WITH_NORMS) is True:
+        known = FALCON_MAMBA
     for name in CHANGING:
         if file.fields.get(f"{file.architecture}.{name}") and name not in (*known.fields, *known.read):
             fact = f"the file says {file.architecture}.{name}, which is not read"
@@ -74,7 +77,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     """The fields of config.json that the file's stand for."""
     known = architecture_of(file)
     check_layers(n_layers := count(file, "block_count"), str(file.path))
-    n_heads = count(file, "attention.head_count")
+    n_heads = count(file, "attention.head_count") if known.attends else 1
     hidden = count(file, "embedding_length")
     head_dim, turned = _head(file, known, hidden // n_heads)
     embedding = file.tensors.get("token_embd.weight")
@@ -90,12 +93,10 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "architectures": [known.name],
         "vocab_size": embedding.dims[0],
         "hidden_size": hidden,
-        "intermediate_size": count_of_layers(
-            file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}")
-        ),
+        "intermediate_size": _rows_of_mlp(file) if known.attends else 0,
         "num_hidden_layers": n_layers - _n_ahead(file),
         "num_attention_heads": n_heads,
-        "num_key_value_heads": count_of_layers(file, "attention.head_count_kv", n_heads),
+        "num_key_value_heads": count_of_layers(file, "attention.head_count_kv", n_heads) if known.attends else 1,
         "head_dim": head_dim,
         "max_position_embeddings": count(file, "context_length"),
         known.epsilon[1]: number(file, known.epsilon[0], 1e-5),
@@ -108,6 +109,10 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     }
     config |= {**known.settings, **_own_fields(file, known)}
     return {**config, **_worked_out(file, config), **known.more(file, config)}
+
+
+def _rows_of_mlp(file: GgufFile) -> int:
+    return count_of_layers(file, "feed_forward_length", file.fields.get(f"{file.architecture}.{OF_EXPERTS}"))
 
 
 def _head(file: GgufFile, known: Architecture, default: int) -> tuple[int, int]:
@@ -217,10 +222,10 @@ def _name(name: str, layer: re.Match[str] | None, known: Architecture) -> str | 
     number, stem, end = layer.groups()
     if known.experts and stem in (GATES, UPS, GATES_UPS, DOWNS):
         part = "down_proj" if stem == DOWNS else "gate_up_proj"
-        return f"model.layers.{number}.{known.experts[0]}.{part}{'_bias' * (end == 'bias')}"
+        return f"{known.stack}.{number}.{known.experts[0]}.{part}{'_bias' * (end == 'bias')}"
     if stem not in known.layers:
         return None
-    own = f"model.layers.{number}.{known.layers[stem]}"
+    own = f"{known.stack}.{number}.{known.layers[stem]}"
     if own.endswith(BARE):
         return own
     return f"{own}.{end}" if end else None

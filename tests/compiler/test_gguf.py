@@ -210,7 +210,7 @@ def test_positions_are_stretched_as_llama_3_does(tiny_model: TinyModel, tmp_path
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"general.architecture": "mamba"}, "architecture 'mamba' are not read"),
+        ({"general.architecture": "rwkv7"}, "architecture 'rwkv7' are not read"),
         ({"llama.attention.scale": 0.5}, "says llama.attention.scale, which is not read"),
         ({"llama.attention.causal": False}, "attention is not causal"),
         ({"llama.attention.head_count": 0}, "head_count is no count"),
