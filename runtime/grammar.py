@@ -167,5 +167,6 @@ class Constraint:
 
 
 def shortened(words: str) -> str:
-    """In one line."""
+    """In one line, without where llguidance was."""
+    words = words.partition("<backtrace>")[0]
     return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_CHARACTERS]

@@ -203,7 +203,7 @@ def test_a_server_makes_embeddings_in_openais_form(server: Server, artifact: Pat
         ("/v1/embeddings", {"input": [1], "dimensions": 65}, "dimensions"),
         ("/v1/embeddings", {"input": [1], "encoding_format": "int8"}, "encoding_format"),
         ("/v1/embeddings", {"input": [1], "stream": True}, "stream"),
-        ("/v1/embeddings", {"input": [[1] * 300]}, "prompt"),
+        ("/v1/embeddings", {"input": [[1] * 300]}, "input"),
         ("/v1/completions", {"prompt": [1, 2]}, None),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, None),
     ],

@@ -184,7 +184,7 @@ class Service:
         if how is None:
             raise no_embeddings(self.does)
         asked = await read_json(request, lambda body: read_embeddings(body, self.name, how))
-        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt) for prompt in asked.prompts]
+        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt, "input") for prompt in asked.prompts]
         rows = await self.rows(request, prompts, how)
         if rows is None:
             return Response(status_code=CLIENT_GONE)
@@ -234,7 +234,7 @@ class Service:
         asked = await read_json(request, lambda body: read_completion(body, self.name, self.engine.max_batch))
         wanted = asked.wanted
         self.generator.check_number(len(asked.prompts) * wanted.n)
-        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt) for prompt in asked.prompts]
+        prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt, "prompt") for prompt in asked.prompts]
         echoes = []
         if asked.echo:
             pairs = zip(asked.prompts, prompts, strict=True)
@@ -257,7 +257,7 @@ class Service:
 
         kept = keep if asked.said["store"] else None
         return await self.answer(
-            request, asked.chat, lambda about: ResponseReply(self.name, asked.said, about.answer(), kept)
+            request, asked.chat, lambda about: ResponseReply(self.name, asked.said, about.answer(), kept), "input"
         )
 
     async def message(self, request: Request) -> Response:
@@ -280,12 +280,14 @@ class Service:
         asked = await read_json(request, lambda body: read_anthropic(body, self.name, is_counted=True))
         return json_response({"input_tokens": await self.count(asked)})
 
-    async def answer(self, request: Request, chat: Chat, reply_of: Callable[[Prompted], Reply]) -> Response:
-        """To messages."""
+    async def answer(
+        self, request: Request, chat: Chat, reply_of: Callable[[Prompted], Reply], field: str = "messages"
+    ) -> Response:
+        """To messages.  field: of the request, that has them."""
 
         def prompt() -> tuple[Prompted, tuple[int, ...]]:
             about = prompted(chat, self.known_template(), self.vocabulary)
-            return about, self.vocabulary.ids_of(about.text, False)
+            return about, self.vocabulary.ids_of(about.text, field, False)
 
         self.check_writes()
         about, ids = await run_in_threadpool(prompt)

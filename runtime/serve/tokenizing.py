@@ -68,7 +68,7 @@ def encoded_text(text: str, special: bool, vocabulary: Vocabulary) -> tuple[int,
     """Ids of a text that need not fit into a context.  Raises ApiError: longer than is looked at, no tokenizer."""
     if len(text) > MOST_CHARACTERS:
         raise wrong("prompt", f"has {len(text)} characters; at most {MOST_CHARACTERS} become tokens at once")
-    return vocabulary.encode(text, special)
+    return vocabulary.encode(text, "prompt", special)
 
 
 def read_tokens(body: object, model: str) -> tuple[int, ...]:

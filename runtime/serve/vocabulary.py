@@ -34,29 +34,29 @@ class Vocabulary:
         self.most_characters = room * longest
         self.ends = frozenset(model.manifest.get("model", {}).get("eos") or ())
 
-    def ids_of(self, prompt: Prompt, special: bool = True) -> tuple[int, ...]:
-        """Token ids as `llmc run` makes them.  special: with what begins a prompt.  Raises ApiError: none that can be
-        run."""
+    def ids_of(self, prompt: Prompt, field: str, special: bool = True) -> tuple[int, ...]:
+        """Token ids as `llmc run` makes them.  field: of the request, that has it.  special: with what begins a prompt.
+        Raises ApiError: none that can be run."""
         if isinstance(prompt, str) and self.tokenizer and len(prompt) > self.most_characters:  # not looked at for long
             fact = f"the prompt has {len(prompt)} characters; a sequence holds at most {self.most_characters} here"
-            raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
-        ids = self.encode(prompt, special) if isinstance(prompt, str) else prompt
+            raise ApiError(400, fact, param=field, code="context_length_exceeded")
+        ids = self.encode(prompt, field, special) if isinstance(prompt, str) else prompt
         if not ids:
-            raise wrong("prompt", "has no tokens")
+            raise wrong(field, "has no tokens")
         if len(ids) > self.room:
             fact = f"the prompt has {len(ids)} tokens; a sequence holds {self.room} here"
-            raise ApiError(400, fact, param="prompt", code="context_length_exceeded")
-        self.check_ids("prompt", ids)
+            raise ApiError(400, fact, param=field, code="context_length_exceeded")
+        self.check_ids(field, ids)
         return tuple(ids)
 
-    def encode(self, text: str, special: bool) -> tuple[int, ...]:
+    def encode(self, text: str, field: str, special: bool) -> tuple[int, ...]:
         if self.tokenizer is None:
             fact = "this model has no tokenizer: give token ids, and ask for 'return_token_ids'"
-            raise ApiError(400, fact, param="prompt", code="no_tokenizer")
+            raise ApiError(400, fact, param=field, code="no_tokenizer")
         try:
             [encoding] = self.tokenizer.encode_batch([text], add_special_tokens=special)  # others run meanwhile
         except (TypeError, ValueError):  # half a surrogate pair is a string in JSON, but no text
-            raise ApiError(400, "the prompt is no valid Unicode", param="prompt", code="invalid_value") from None
+            raise ApiError(400, "the prompt is no valid Unicode", param=field, code="invalid_value") from None
         bos = self.info.bos_token
         return tuple(encoding.ids) or ((bos,) if special and bos >= 0 else ())
 
