@@ -208,11 +208,12 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     int *new_at = all_new_at[team];
 
     let_next_start();
+    const int early = first_pages<Shape>(page_table);
     Part part;
     prefetch_norms<Shape>(qkv);
     prefetch_sinks<Shape>(sinks);
     if (!find_unit<Shape>(positions, page_table, part)) return;
-    if (part.first < 0) return write_padding<Shape>(part, out);
+    if ((part.first < 0) | is_no_page(early)) return write_padding<Shape>(part, out);
     const Fresh<Shape> fresh = fresh_rows<Shape>(positions, page_table, part);
     if (!share_pages<Shape>(fresh, part)) return;
     Copies<Shape> copies = begin_copies<Shape>(ring, kv, page_table, part, fresh);
@@ -221,10 +222,12 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     if (!is_last || !is_alone) own = nullptr;
     Kv *page = own ? own_page<Shape>(kv, page_table, part) : nullptr;
     clear_queries<Shape>(q);
-    typename HeadSlopes<Shape>::OfRows of_rows;
+    Gathered<Shape> state;
+    clear(state);
+    if constexpr (kCoded<Shape>) clear_unit(state);
     if constexpr (kHasSlopes<Shape>) {
         const auto head = [&](int query) { return min(part.head + query % S::tile_heads, Shape::heads - 1); };
-        read_slopes<Shape>(of_rows, slopes, head(lane_index() / 4), head(lane_index() / 4 + 8));
+        read_slopes<Shape>(state, slopes, head(lane_index() / 4), head(lane_index() / 4 + 8));
     }
     if (groups && team_warp<Shape>() == 0) put_positions<Shape>(new_at, fresh);
     team_barrier<Shape>();
@@ -237,13 +240,9 @@ __device__ __forceinline__ void attention_stream(HeadRows<Shape> qkv, const floa
     if (S::team > 1 && groups) form_group();
     team_barrier<Shape>();  // queries are there
 
-    if (own) score_own<Shape>(q, own, part, own_scores);
     StreamQueries<Shape> queries;
     queries.load(q);
-    Gathered<Shape> state;
-    if constexpr (kHasSlopes<Shape>) static_cast<typename HeadSlopes<Shape>::OfRows &>(state) = of_rows;
-    clear(state);
-    if constexpr (kCoded<Shape>) clear_unit(state);
+    if (own) score_own<Shape>(q, own, part, own_scores);
     walk_pages<Shape>(state, queries, part, fresh, copies);
     for (bool formed = S::team > 1; groups; groups &= groups - 1, formed = false) {
         if (!formed && (S::team == 1 || S::fresh_groups > 1)) {

@@ -136,6 +136,15 @@ __device__ __forceinline__ uint32_t cached_tokens(const Fresh<Shape> &fresh, int
     return ((1u << n) - 1) & ~mine;
 }
 
+// Of each of the step's rows, up to 32, its first page, in a lane: asked for while positions come. What is looked up behind
+// those, one after the other, is in the same lines of the page tables, and then in L1. It must decide something together
+// with a position, or the compiler would not ask for it, or later: is_no_page() does, which is of none. Whole warps call.
+template <class Shape>
+__device__ __forceinline__ int first_pages(const int *page_table) {
+    return page_table[min(lane_index(), Shape::rows - 1) * Shape::pages];
+}
+__device__ __forceinline__ bool is_no_page(int page) { return __all_sync(kAllLanes, page == -0x7fffffff); }
+
 // Which part of which unit this team has; false: none.
 template <class Shape>
 __device__ __forceinline__ bool find_unit(const int *positions, const int *page_table, Part &part) {

@@ -253,8 +253,9 @@ def test_attention_of_one_token_finds_room_beside_the_product_in_front() -> None
         taken.append(taken_of(launch, sass))
     assert sum(n_bytes for n_bytes, _ in taken) <= SHARED_BYTES
     assert sum(registers for _, registers in taken) <= REGISTERS
-    last = len(sass.listed) - sass.listed[::-1].index("CCTL.E.PF2")
-    assert sass.first("PREEXIT") < sass.first("LDGSTS") < last < sass.first("ACQBULK")
+    last, wait = (len(sass.listed) - sass.listed[::-1].index(name) for name in ("CCTL.E.PF2", "ACQBULK"))
+    assert sass.listed[: sass.first("VOTE")].count("LDG.E") == 2, "a position and the page table come together"
+    assert sass.first("PREEXIT") < sass.first("LDGSTS") < last < wait
 
 
 def test_the_choice_of_a_token_finds_room_beside_the_product_in_front() -> None:
