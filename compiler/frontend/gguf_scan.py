@@ -57,8 +57,8 @@ def scan(file: GgufFile) -> dict[str, int]:
 
 
 def of_mamba(file: GgufFile, config: Config) -> dict[str, Any]:
-    """A text has no most tokens: what a file says of them is for others' defaults."""
-    return {**scan(file), "use_conv_bias": has_bias(file), "max_position_embeddings": 0}
+    """The sizes of a scan alone."""
+    return {**scan(file), "use_conv_bias": has_bias(file)}
 
 
 def of_jamba(file: GgufFile, config: Config) -> dict[str, Any]:
