@@ -7,11 +7,10 @@ libc and libm: no packed calling convention, no TVM runtime.  The pass list is T
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from llmc.compiler.kernel import Kernel
@@ -52,10 +51,9 @@ def compile_kernel(kernel: Kernel, target: Target) -> bytes:
     function = function.with_attr("global_symbol", kernel.name).with_attr("tirx.noalias", True)
     module = _lower(tvm.IRModule({kernel.name: function}), llvm)
     library = tvm.get_global_func("target.build.llvm")(module, llvm)
-    with tempfile.TemporaryDirectory(prefix="llmc-") as folder:
-        path = Path(folder, "kernel.o")
-        library.write_to_file(str(path), "o")
-        code = path.read_bytes()
+    with os.fdopen(os.memfd_create("kernel.o"), "rb") as file:  # a file in memory: on a full disk LLVM ends the process
+        library.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        code = file.read()
     if foreign := sorted(foreign_symbols(code)):
         raise LlmcError(
             f"the compiled code needs {', '.join(foreign)}, which an artifact does not have",

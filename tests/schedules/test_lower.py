@@ -65,6 +65,12 @@ def test_libm_may_be_called(host: Target) -> None:
     assert b"\0expf\0" in code
 
 
+def test_no_temporary_file_is_needed(host: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that is full LLVM would end the process."""
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    assert lower.compile_kernel(scale_kernel(), host).startswith(b"\x7fELF")
+
+
 def test_a_local_buffer_that_would_come_from_the_heap_is_refused(host: Target) -> None:
     with pytest.raises(LlmcError, match="TVMBackendAllocWorkspace") as caught:
         lower.compile_kernel(scale_kernel("large", n_local=512), host)
