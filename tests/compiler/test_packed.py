@@ -356,7 +356,7 @@ def in_gptq(folder: Path, out: Path, *, zeros: bool) -> Path:
         tensors[f"{stem}.qweight"] = in_words(codes.T, 4, 0)
         tensors[f"{stem}.qzeros"] = in_words(of_groups.T - 1, 4, 1)
         tensors[f"{stem}.scales"] = torch.from_numpy(np.ascontiguousarray(scales.T))
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     save_file(tensors, out / "model.safetensors")
     (out / "config.json").write_bytes((folder / "config.json").read_bytes())
     (out / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": GROUP, "sym": not zeros}))
