@@ -21,6 +21,7 @@ from llmc.passes.fuse_gates import fuse_gates
 from llmc.passes.fuse_norm_linear import fuse_norm_linear
 from llmc.passes.fuse_router import fuse_router
 from llmc.passes.gather_together import gather_together
+from llmc.passes.part_gates import part_gates
 from llmc.passes.quantize_table import quantize_table
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.passes.share_table import share_table
@@ -107,6 +108,7 @@ class History:
 def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
     """Quantise if asked, then what only this kind of device wants."""
     if scheme is not None:
+        observe("part_gates", step_graph, part_gates(step_graph))
         n_weights = quantize_weights(step_graph, scheme)
         observe("quantize_weights", step_graph, n_weights)
         if scheme.calibration is not None:

@@ -1,0 +1,97 @@
+"""Let what says how a state goes on be a product of its own, where it is a few rows of a large one.
+
+rewrite:
+    y, …, gates = Split(llmc.Linear(x, W), [a, …, c], axis=-1),  llmc.Stateful…Rule(…, gates, …)
+    -->
+    y, … = Split(llmc.Linear(x, W[:-c]), [a, …], axis=-1)
+    gates = llmc.Linear(x, W[-c:])
+    likewise of a product that is multiplied by a constant for each column in between
+refuses: gates that are not the last part, or all parts; a product that somebody takes whole.
+
+For quantised weights: such rows stay as they are (quantize_weights.py), and of Mamba 2's product, a layer's largest,
+they are one in a hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from llmc.compiler.graph import add_constant, constant, emit, ints_constant, op_name, producer, replace, weight_of
+from llmc.compiler.graph_shapes import dims
+from llmc.compiler.ops import DOMAIN, GATED_RULES
+from llmc.passes.order_columns import LINEAR
+
+RULES = tuple(f"{DOMAIN}.Stateful{name}" for name in GATED_RULES)
+"""The second and the third input of these say how a state goes on."""
+
+
+def part_gates(model: ir.Model) -> int:
+    """Assumes a step graph, before it is quantised.  Returns the number of products that became two."""
+    gates: set[ir.Value] = set()
+    for node in model.graph:
+        if op_name(node) in RULES:
+            gates |= values_before(node.inputs[1:3])
+    return sum(part(model.graph, node, gates) for node in list(model.graph) if op_name(node) == "Split")
+
+
+def values_before(values: Sequence[ir.Value | None]) -> set[ir.Value]:
+    """What these are made of, back to the last linear layers, or to what is split."""
+    found: set[ir.Value] = set()
+    queue = list(values)
+    while queue:
+        value = queue.pop()
+        if value is None or value in found:
+            continue
+        found.add(value)
+        node = value.producer()
+        if node is not None and op_name(node) not in (*LINEAR, "Split"):
+            queue += node.inputs
+    return found
+
+
+def part(graph: ir.Graph, split: ir.Node, gates: set[ir.Value]) -> bool:
+    linear, factors = scaled_product(split.inputs[0])
+    n_kept = next((i for i, value in enumerate(split.outputs) if value in gates), 0)
+    if linear is None or n_kept == 0 or not all(value in gates for value in split.outputs[n_kept:]):
+        return False
+    sizes = [size for value in split.outputs if isinstance(size := dims(value)[-1], int)]
+
+    def product(first: int, last: int) -> ir.Value:
+        columns = sum(sizes[:first]), sum(sizes[:last])
+        x, *weights = linear.inputs
+        made = emit(linear, op_name(linear), [x, *(rows(graph, value, *columns) for value in weights)])[0]
+        return made if factors is None else emit(split, "Mul", [made, rows(graph, factors, *columns)])[0]
+
+    parts = [product(0, n_kept)]
+    if n_kept > 1:
+        parts = emit(split, "Split", [*parts, ints_constant(graph, sizes[:n_kept])], n_results=n_kept, axis=-1)
+    parts += [product(i, i + 1) for i in range(n_kept, len(sizes))]
+    for old, new in zip(list(split.outputs), parts, strict=True):
+        replace(old, new)
+    return True
+
+
+def rows(graph: ir.Graph, value: ir.Value | None, start: int, stop: int) -> ir.Value:
+    """Rows of a weight, as another."""
+    weight = weight_of(value)
+    assert weight is not None, "a Linear has one"
+    some = weight.slice(start, stop)
+    return add_constant(graph, some, str(some.name))
+
+
+def scaled_product(value: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
+    """The linear layer that makes a value alone, and a constant for each of its columns that it was multiplied by."""
+    factors = None
+    if (scaled := producer(value, "Mul")) is not None and is_alone(value):
+        value, factors = scaled.inputs if constant(scaled.inputs[1]) is not None else scaled.inputs[::-1]
+        if constant(factors) is None or dims(factors) != dims(value)[-1:]:
+            return None, None
+    linear = value.producer() if value is not None and is_alone(value) else None
+    return (linear, factors) if linear is not None and op_name(linear) in LINEAR else (None, None)
+
+
+def is_alone(value: ir.Value | None) -> bool:
+    """Whether one node reads a value, and nobody else."""
+    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()
