@@ -14,7 +14,7 @@ from typing import Literal
 from llmc.compiler.kernel import DTYPE_BYTES, Call, DType, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda.attention import CHIPS, RESERVED_BYTES
+from llmc.schedules.cuda.attention_stream import CHIPS, RESERVED_BYTES
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.cuda.tile_layout import TILE, Tiles
 from llmc.schedules.experts_layout import OfExperts

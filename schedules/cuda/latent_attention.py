@@ -30,8 +30,8 @@ from llmc.compiler.kernel import (
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import LATENT, LATENT_INPUTS
-from llmc.schedules.cuda.attention import CHIPS, RESERVED_BYTES, Chip
 from llmc.schedules.cuda.attention_shape import literal
+from llmc.schedules.cuda.attention_stream import CHIPS, RESERVED_BYTES, Chip
 from llmc.schedules.cuda.source import C_TYPES
 from llmc.schedules.rule import Rule
 

@@ -352,6 +352,11 @@ def test_one_row_is_attended_beside_the_product_in_front(
         Machine(model, (length,)).check([(0, length - 1)], define, kernels(model, 1, params))
 
 
+def test_blocks_of_few_registers_have_their_queries_in_shared_memory(define: Define, kernels: Kernels) -> None:
+    params = attention.Stream(1, 4, resident=4)
+    Machine(Model(), LENGTHS).check(STEP, define, kernels(Model(), 8, params))
+
+
 @pytest.mark.parametrize("model", [Model(), INT8], ids=str)
 def test_one_warp_meets_more_new_rows_than_a_group(model: Model, define: Define, kernels: Kernels) -> None:
     params = attention.Stream(2, 4, 1, team=1)

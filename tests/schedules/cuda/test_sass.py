@@ -10,11 +10,10 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, DType, Implementation, Launch, TensorType
-from llmc.compiler.sampling import choose_call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import attention, linear, sample
 from llmc.schedules.cuda import compile as cuda
+from llmc.schedules.cuda import linear, sample
 from llmc.schedules.cuda.gemm_tiles import Tiling
 from llmc.schedules.cuda.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
@@ -25,7 +24,7 @@ from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
 from tests.schedules.test_states import of_rows, rule_call
 
-REGISTERS, SHARED_BYTES = 65536, 228 << 10
+REGISTERS = 65536
 """Of a multiprocessor."""
 
 
@@ -204,11 +203,6 @@ def compiled(launch: Launch, level: str) -> tuple[Sass, str]:
     return read_sass(code), said
 
 
-def taken_of(launch: Launch, sass: Sass) -> tuple[int, int]:
-    """Shared memory and registers that a block takes of a multiprocessor."""
-    return launch.kernel.shared_bytes + sass.shared_bytes, launch.kernel.n_threads * -(-sass.registers // 8) * 8
-
-
 def implemented(case: Case) -> Implementation:
     target = Target("cuda", case.level)
     if not (case.in_digits or case.keeps_x):
@@ -235,37 +229,6 @@ def test_kernels_keep_to_registers_and_use_the_instructions_meant_for_them(case:
             assert [name for name in case.wants if not sass.count(name)] == []
             assert sass.having("LDG", "128") or not case.wide
             assert sass.products_from_registers == (sass.count("HGMMA") if case.from_registers else 0)
-
-
-def test_attention_of_one_token_finds_room_beside_the_product_in_front() -> None:
-    """In int4: of a multiprocessor's shared memory and of its registers, which a warp has in lots of 256. What is read
-    ahead of queries is asked for before the wait."""
-    target = Target("cuda", "sm_90a")
-    product = stored_as(deferred_call("RMSNormLinear", 1, 12288, 4096, columns=16), "i4")
-    (in_front,) = implemented(Case("sm_90a", product, (), in_digits=True)).launches
-    offered = (p for p in attention.space(LLAMA.call(1), target) if isinstance(p, attention.Stream) and p.ahead)
-    (beside,) = attention.implement(LLAMA.call(1), next(offered), target).launches
-    assert beside.grid <= 132
-    taken = []
-    for launch in (in_front, beside):
-        sass, _ = compiled(launch, target.level)
-        assert sass.count("LDL") == sass.count("STL") == 0
-        taken.append(taken_of(launch, sass))
-    assert sum(n_bytes for n_bytes, _ in taken) <= SHARED_BYTES
-    assert sum(registers for _, registers in taken) <= REGISTERS
-    last, wait = (len(sass.listed) - sass.listed[::-1].index(name) for name in ("CCTL.E.PF2", "ACQBULK"))
-    assert sass.listed[: sass.first("VOTE")].count("LDG.E") == 2, "a position and the page table come together"
-    assert sass.first("PREEXIT") < sass.first("LDGSTS") < last < wait
-
-
-def test_the_choice_of_a_token_finds_room_beside_the_product_in_front() -> None:
-    """In bf16, whose ring leaves 9 KB; of the largest vocabulary, which asks for most at once."""
-    target = Target("cuda", "sm_90a")
-    head = schedules.implement(deferred_call("RMSNormLinear", 1, 32000, 4096), target).launches[0]
-    choice = schedules.implement(choose_call(1, 262144), target).launches[0]
-    taken = [taken_of(launch, compiled(launch, target.level)[0]) for launch in (head, choice)]
-    assert sum(n_bytes for n_bytes, _ in taken) <= SHARED_BYTES
-    assert sum(registers for _, registers in taken) <= REGISTERS
 
 
 @pytest.mark.parametrize("early", [False, True])
