@@ -84,6 +84,17 @@ def near(n_tokens: int, window: int) -> Array:
     return np.array(np.abs(tokens[:, None] - tokens) < window)
 
 
+def window_of(counts: Array, place: str) -> int:
+    """n, where the keys that count are less than n away on either side; 0, where all count."""
+    reach = int(counts[0].sum())
+    if (counts != near(len(counts), reach)).any():
+        row, column = (int(index) for index in np.argwhere(counts != near(len(counts), reach))[0])
+        says = "counts" if counts[row, column] else "does not count"
+        fact = "its attention's mask is neither causal nor that of an encoder"
+        raise LlmcError(f"{fact}: for token {row} the key {column} {says}", place=place)
+    return 0 if reach == len(counts) else reach
+
+
 def numbers_in(result: ir.Value, cut: Sequence[ir.Value], n_context: int) -> list[int]:
     """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2.  cut: values
     that are not looked behind."""

@@ -19,6 +19,7 @@ from llmc.compiler.graph_shapes import attributes_of, dims
 from llmc.compiler.graph_text import op_name
 from llmc.compiler.ops import (
     APPENDED_ATTENTION,
+    DISTANCE_PAGED_ATTENTION,
     DOMAIN,
     LATENT_ATTENTION,
     OPSET,
@@ -103,9 +104,9 @@ def operands_of(node: ir.Node) -> list[ir.Value]:
 def attention(
     node: ir.Node, operands: list[ir.Value], initializers: list[ir.Value]
 ) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks or slopes]) -> the first
-    result of paged attention, and the keys and values; or (queries[, query_norm][, cos, sin][, sinks], keys, values),
-    or what latents take -> that alone."""
+    """Nodes that attend one whole sequence: (qkv[, query_norm, key_norm][, cos, sin][, sinks, slopes or biases]) -> the
+    first result of paged attention, and the keys and values; or (queries[, query_norm][, cos, sin][, sinks], keys,
+    values), or what latents take -> that alone."""
     if node.op_type == LATENT_ATTENTION:
         nodes = [ir.node("CausalLatentAttention", operands, attributes_of(node), domain=DOMAIN)]
         return nodes, list(nodes[-1].outputs)
@@ -122,7 +123,8 @@ def attention(
     nothing = (False, False, False)
     parts = (*WHOLE_PAGED_ATTENTION[node.op_type], *nothing) if both_ways else PAGED_ATTENTION[node.op_type]
     _, turned, has_sinks, has_slopes, normed_values = parts
-    of_heads = [rest.pop()] if has_sinks or has_slopes else []
+    has_biases = node.op_type == DISTANCE_PAGED_ATTENTION
+    of_heads = [rest.pop()] if has_sinks or has_slopes or has_biases else []
     n_norms = 2 if "epsilon" in whole.settings else 0
     angles = rest[n_norms:] if turned else []
     q, k, v = whole.split(first, value_dim=dims(node.inputs[-1])[3])
@@ -132,7 +134,7 @@ def attention(
         v = whole.prepared(
             v, "kv_num_heads", [whole.constant("ones", np.ones(dims(node.inputs[-1])[3], np.float32))], []
         )
-    kind = f"{'Sink' * has_sinks}{'Alibi' * has_slopes}"
+    kind = f"{'Sink' * has_sinks}{'Alibi' * has_slopes}{'Distance' * has_biases}"
     return whole.nodes, [
         whole.attend(kind, q, k, v, *of_heads, direction="Bidirectional" if both_ways else "Causal"),
         k,

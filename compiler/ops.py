@@ -49,6 +49,7 @@ from llmc.compiler.ops_linear import (
 )
 from llmc.compiler.ops_paged import (
     APPENDED_ATTENTION,
+    DISTANCE_PAGED_ATTENTION,
     PAGED_ATTENTION,
     WHOLE_PAGED_ATTENTION,
     appended_attention_name,
@@ -72,6 +73,7 @@ __all__ = [
     "CAUSAL_CONV",
     "CLAMP",
     "CLAMPED_EXPERTS",
+    "DISTANCE_PAGED_ATTENTION",
     "DOMAIN",
     "EXPERTS",
     "GATED_RULES",

@@ -89,6 +89,12 @@ def linear_bias(op: Any, slopes: Any, keys: Any, queries: Any) -> Any:
     return op.Mul(slopes, op.Cast(op.Sub(keys, queries), to=int(ir.DataType.FLOAT)))
 
 
+def biases_by_distance(op: Any, biases: Any, keys: Any, queries: Any) -> Any:
+    """biases[h, C + key - query] of biases [H, 2 C]; keys and queries int64, broadcast to [Q, L] -> [H, Q, L]."""
+    centre = op.Div(op.Shape(biases, start=1, end=2), op.ints(2))
+    return op.Gather(biases, op.Add(op.Sub(keys, queries), centre), axis=1)
+
+
 def page_slots(op: Any, positions: Any, page_table: Any) -> tuple[Any, Any, Any]:
     """Of each row: whether it is real, its position (0, if not), and its slot among those of all pages."""
     page_tokens = op.scalar(PAGE_TOKENS)
@@ -112,7 +118,7 @@ def append_step(
 def attend_pages(
     op: Any, q: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
     sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None, slopes: Any = None,
-    *, both_ways: bool = False,
+    biases: Any = None, *, both_ways: bool = False,
 ) -> Any:  # fmt: skip
     """Step 2: queries that are turned, over caches that have the step's own keys and values.  both_ways: each row over
     all of its text, rather than over what is before it."""
@@ -137,6 +143,9 @@ def attend_pages(
     bias = None
     if slopes is not None:
         bias = linear_bias(op, op.Reshape(slopes, op.ints(kv_num_heads, groups, 1)), places, own_place)
+    if biases is not None:
+        of_heads = biases_by_distance(op, biases, places, op.Unsqueeze(at, op.ints(1)))  # [H, M, L]
+        bias = op.Reshape(op.Transpose(of_heads, perm=[1, 0, 2]), op.ints(0, kv_num_heads, groups, -1))
     out = op.Reshape(attend(op, queries, keys, values, seen, scale, softcap, sinks, bias), op.ints(0, -1))
     return op.Where(op.Unsqueeze(real, op.ints(1)), out, op.scalar(0.0))
 
@@ -189,7 +198,7 @@ def turn(op: Any, q: Any, k: Any, cos: Any, sin: Any, heads: tuple[Any, Any], ro
 
 def attend_rows(
     op: Any, q: Any, k: Any, v: Any, heads: tuple[Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None,
-    slopes: Any = None, *, both_ways: bool = False,
+    slopes: Any = None, biases: Any = None, *, both_ways: bool = False,
 ) -> Any:  # fmt: skip
     """Each of M rows over those before it, in sight; both_ways: over all that are near.  heads: (H, KH).
 
@@ -210,6 +219,9 @@ def attend_rows(
     if slopes is not None:
         of_heads = op.Reshape(slopes, op.ints(kv_num_heads, groups, 1, 1))
         bias = linear_bias(op, of_heads, rows, op.Unsqueeze(rows, op.ints(1)))
+    if biases is not None:
+        of_heads = biases_by_distance(op, biases, rows, op.Unsqueeze(rows, op.ints(1)))
+        bias = op.Reshape(of_heads, op.Concat(op.ints(kv_num_heads, groups), op.Shape(of_heads, start=1), axis=0))
     out = attend(op, queries, keys, values, visible, scale, softcap, sinks, bias)
     return op.Reshape(op.Transpose(out, perm=[2, 0, 1, 3]), op.ints(0, -1))
 
@@ -308,12 +320,34 @@ def BidirectionalAttention(
     return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, both_ways=True)
 
 
-WHOLE_ATTENTION = f"{DOMAIN}.BidirectionalAttention"
-"""Attention in which tokens see what is behind them."""
+@operator(causal_results)
+def DistanceBidirectionalAttention(
+    op: Any,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    biases: ir.Value,
+    *,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    layer: int,
+) -> Any:
+    """BidirectionalAttention whose scores, of row i and row j, have biases[h, C + j - i] added.
+
+    q [M, H·D], k [M, KH·D], v [M, KH·DV], biases [H, 2 C], M <= C -> [M, H·DV].    Shaw et al. 2018, arXiv:1803.02155.
+    """
+    return attend_rows(op, q, k, v, (num_heads, kv_num_heads), scale, softcap, window, biases=biases, both_ways=True)
+
+
+WHOLE_ATTENTION = tuple(f"{DOMAIN}.{kind}BidirectionalAttention" for kind in ("", "Distance"))
+"""Attention in which tokens see what is behind them; biases are the input behind q, k and v."""
 CAUSAL_ATTENTION = tuple(f"{DOMAIN}.{kind}CausalAttention" for kind in ("", "Sink", "Alibi"))
 """The operators of attention before there is a cache, with their domain, in which tokens see what is before them;
 sinks, or slopes, are the input behind q, k and v."""
-SEQUENCE_ATTENTION = (*CAUSAL_ATTENTION, WHOLE_ATTENTION)
+SEQUENCE_ATTENTION = (*CAUSAL_ATTENTION, *WHOLE_ATTENTION)
 """All of them."""
 
 
@@ -360,3 +394,23 @@ def AlibiAttention(
     q [B, H, M, D], k, v [B, KH, M, D], slopes [H] -> [B, H, M, D].
     """
     return attend_batch(op, q, k, v, slopes, scale, softcap, window, are_slopes=True)
+
+
+@operator(batch_results)
+def DistanceAttention(
+    op: Any, q: ir.Value, k: ir.Value, v: ir.Value, biases: ir.Value, *, scale: float, softcap: float
+) -> Any:
+    """DistanceBidirectionalAttention over a batch, where it is over [M, H·D] of one sequence, and of no window.
+
+    q [B, H, M, D], k [B, KH, M, D], v [B, KH, M, DV], biases [H, 2 C] -> [B, H, M, DV].
+    """
+    rows = op.Range(op.scalar(0), op.Squeeze(op.Shape(q, start=2, end=3), op.ints(0)), op.scalar(1))
+    own = op.Unsqueeze(rows, op.ints(1))
+    bias = biases_by_distance(op, biases, rows, own)  # [H, M, M]
+    bias = op.Expand(bias, op.Concat(op.Shape(q, start=0, end=1), op.Shape(bias), axis=0))
+    groups = op.Div(op.Shape(q, start=1, end=2), op.Shape(k, start=1, end=2))
+    in_groups = op.Concat(op.ints(-1), groups, op.ints(0, 0), axis=0)  # [B·KH, H/KH, M, …]
+    queries, bias = op.Reshape(q, in_groups), op.Reshape(bias, in_groups)
+    keys, values = (op.Reshape(x, op.ints(-1, 1, 0, 0)) for x in (k, v))
+    out = attend(op, queries, keys, values, near(op, rows, own, 0), scale, softcap, bias=bias)
+    return op.Reshape(out, op.Concat(op.Shape(q, start=0, end=3), op.ints(-1), axis=0))

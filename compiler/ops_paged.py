@@ -72,26 +72,37 @@ A text's rows are one behind the other, with positions from 0 on. 1. is as for P
 qkv [M, (H + KH)·D + KH·DV] (queries, keys, values), positions int64[M], page_table int64[M, P],
 k_cache [n_pages, KH, 64, D], v_cache [n_pages, KH, 64, DV] -> [M, H·DV] and both caches.
 Devlin et al. 2018, arXiv:1810.04805."""
-SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3}
+WITH_BIASES = """A row's scores have biases[h, C + j - pos] added.
+biases [H, 2 C], C = 64 P.    Shaw et al. 2018, arXiv:1803.02155."""
+SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3, WITH_BIASES: 5}
 """What definitions say besides, of which part."""
 
 
 def paged_attention_name(
-    norm: bool, rotary: bool, sinks: bool = False, alibi: bool = False, values: bool = False, both_ways: bool = False
+    norm: bool,
+    rotary: bool,
+    sinks: bool = False,
+    alibi: bool = False,
+    values: bool = False,
+    both_ways: bool = False,
+    distances: bool = False,
 ) -> str:
-    """`[RMSNorm[Values]][Rotary][Sink][Alibi][Bidirectional]PagedAttention`."""
+    """`[RMSNorm[Values]][Rotary][Sink][Alibi][Distance][Bidirectional]PagedAttention`."""
     of_rows = f"{'RMSNorm' * norm}{'Values' * values}{'Rotary' * rotary}"
-    return f"{of_rows}{'Sink' * sinks}{'Alibi' * alibi}{'Bidirectional' * both_ways}PagedAttention"
+    biased = f"{'Sink' * sinks}{'Alibi' * alibi}{'Distance' * distances}"
+    return f"{of_rows}{biased}{'Bidirectional' * both_ways}PagedAttention"
 
 
 def define_paged_attention(
-    norm: bool, rotary: bool, sinks: bool, alibi: bool, values: bool, both_ways: bool = False
+    norm: bool, rotary: bool, sinks: bool, alibi: bool, values: bool, both_ways: bool = False, distances: bool = False
 ) -> None:
     """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks, with biases
-    by distance, or with neither; whose values are normalised or not; over all of a text, or what is before a row."""
+    by distance (along a line, or from a table), or with neither; whose values are normalised or not; over all of a
+    text, or what is before a row."""
 
     def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
         *vectors, positions, page_table, k_cache, v_cache = inputs
+        biases = vectors.pop() if distances else None
         slopes = vectors.pop() if alibi else None
         of_heads = vectors.pop() if sinks else None
         sizes = num_heads, kv_num_heads, head_dim = tuple(settings[name] for name in SIZES)
@@ -109,15 +120,16 @@ def define_paged_attention(
         scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
         k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
         where = positions, page_table, k_cache, v_cache
-        out = attend_pages(op, q, *where, sizes, scale, softcap, window, of_heads, slopes, both_ways=both_ways)
+        out = attend_pages(op, q, *where, sizes, scale, softcap, window, of_heads, slopes, biases, both_ways=both_ways)
         return out, k_cache, v_cache
 
-    parts = norm, rotary, sinks, alibi, values
+    parts = norm, rotary, sinks, alibi, values, distances
     said_first = BIDIRECTIONAL if both_ways else PAGED
     vectors = [*["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *["slopes"] * alibi]
+    vectors += ["biases"] * distances
     names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
     define(
-        paged_attention_name(norm, rotary, sinks, alibi, values, both_ways),
+        paged_attention_name(norm, rotary, sinks, alibi, values, both_ways, distances),
         ["qkv", *vectors, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
         body,
@@ -144,6 +156,10 @@ WHOLE_PAGED_ATTENTION = {
 """(norm, rotary) of each whose rows attend all of their text."""
 for _norm, _rotary in WHOLE_PAGED_ATTENTION.values():
     define_paged_attention(_norm, _rotary, False, False, False, both_ways=True)
+DISTANCE_PAGED_ATTENTION = paged_attention_name(False, False, both_ways=True, distances=True)
+"""The one whose scores have biases by distance added."""
+WHOLE_PAGED_ATTENTION[DISTANCE_PAGED_ATTENTION] = (False, False)
+define_paged_attention(False, False, False, False, False, both_ways=True, distances=True)
 
 
 def appended_attention_name(norm: bool, rotary: bool, sinks: bool = False) -> str:

@@ -6,7 +6,7 @@ rewrite:
     llmc.CausalAttention(q, k, v)                                        q [M, H·D]
 
     the same of llmc.SinkAttention(…, sinks): llmc.SinkCausalAttention(q, k, v, sinks); likewise llmc.AlibiAttention;
-    of an Attention that is not causal: llmc.BidirectionalAttention(q, k, v)
+    of an Attention that is not causal: llmc.BidirectionalAttention(q, k, v); likewise llmc.DistanceAttention
 refuses: an operator that mixes tokens and is not Attention; one whose meaning without the batch axis is not known here.
 
 Every value that has the axes batch and sequence loses them and gets M as its first axis, wherever they were; what moved
@@ -328,12 +328,12 @@ def rotary(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """q [batch, H, sequence, D], k, v [batch, KH, sequence, D] become [M, H·D], [M, KH·D]; v may have heads of another
-    size; sinks and slopes [H] stay."""
+    size; sinks, slopes [H] and biases [H, 2 C] stay."""
     q, k, v, *more = node.inputs
     of_heads = more if node.domain == DOMAIN else []
     if not of_heads and any(more):
         raise flat.refusal(node, "has a mask or a cache")
-    is_causal = bool(of_heads) or bool(attribute(node, "is_causal", 0))
+    is_causal = node.op_type in OF_HEADS or bool(attribute(node, "is_causal", 0))
     kind = "Causal" if is_causal else "Bidirectional"
     if any(token_axes(value) != (0, 2) for value in (q, k, v)):
         raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 2")
@@ -367,6 +367,8 @@ def attention(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return [flat.reshape(node, result[0], [heads[0], sizes[2]])]
 
 
+OF_HEADS = ("SinkAttention", "AlibiAttention")
+"""Attention that is causal whatever it says."""
 ALONG_ONE_AXIS = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "Concat", "Split")
 
 RULES: dict[str, Rule] = {
@@ -380,7 +382,7 @@ RULES: dict[str, Rule] = {
     f"{DOMAIN}.KeepGroups": keep_groups,
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in POOLS), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
-    **dict.fromkeys(("Attention", f"{DOMAIN}.SinkAttention", f"{DOMAIN}.AlibiAttention"), attention),
+    **dict.fromkeys(("Attention", *(f"{DOMAIN}.{kind}Attention" for kind in ("Sink", "Alibi", "Distance"))), attention),
     "Expand": expand,
     "Gather": gather,
     "GatherElements": gather_elements,

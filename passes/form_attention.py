@@ -1,4 +1,4 @@
-"""Recognise causal attention by its structure, and let its mask go.
+"""Recognise attention by its structure, and let its mask go.
 
 rewrite:
     MatMul(Softmax(Add(Mul(MatMul(q, Transpose(k)), s), mask)), v)      k, v perhaps repeated for groups of heads
@@ -12,8 +12,14 @@ rewrite:
     MatMul(Softmax(Add(Add(MatMul(q, Transpose(k)), bias), mask)), v)      bias [heads, 1, sequence], slope · key
     -->
     llmc.AlibiAttention(q, k, v, slopes)
+
+    of an encoder, whose mask shows all keys:
+    MatMul(Softmax(Add(MatMul(q, Transpose(k)), Transpose(Gather(table, buckets)))), v)      buckets by key - query
+    -->
+    llmc.DistanceAttention(q, k, v, biases)                                                 biases [heads, 2 C]
 refuses: a mask that is not causal, with or without a sliding window; a bias that is not linear in the key's position,
-or is merged with a mask; scores that are changed otherwise than by a scale, a softcap, such a bias and a mask.
+or is merged with a mask; one that is looked up otherwise than by distance, in a decoder, or within an encoder's window;
+scores that are changed otherwise than by a scale, a softcap, such a bias and a mask.
 
 Scales of queries and keys count, wherever they stand. The node says in its metadata the index of its layer and the
 window, as the exporter's do (compiler/frontend/export.py).
@@ -27,23 +33,25 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import ALIBI, MASKED, adds_alibi, read_mask
+from llmc.compiler.causal_mask import ALIBI, LONGEST, MASKED, adds_alibi, evaluated, read_mask, window_of
+from llmc.compiler.frontend.embedding import BOTH_WAYS
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
 from llmc.compiler.graph_shapes import dims
 from llmc.compiler.ops_define import Dims
-from llmc.compiler.weights import Array
+from llmc.compiler.weights import Array, Weight
 from llmc.passes.attention_bias import Bias, is_row, read_slopes, refuse_merged
+from llmc.passes.distance_bias import looked_up, read_distances
 from llmc.runtime.errors import LlmcError
 
 EXPECTED = "expected softmax(scale * q @ k^T + causal mask) @ v"
 
 
 def form_attention(model: ir.Model, *, n_context: int) -> int:
-    """Assumes shapes, written as resolve_shapes does; no cache. Leaves each attention as one causal node, its q, k and
-    v [batch, heads, sequence, D]. Returns the number of attentions formed."""
+    """Assumes shapes, written as resolve_shapes does; no cache. Leaves each attention as one node, causal but in an
+    encoder, its q, k and v [batch, heads, sequence, D]. Returns the number of attentions formed."""
     graph = model.graph
-    forming = Forming(graph, n_context)
+    forming = Forming(graph, n_context, both_ways=BOTH_WAYS in model.metadata_props)
     n_rewrites = 0
     for node in list(graph):
         if node.graph is None:
@@ -70,16 +78,18 @@ class Scores:
     softcap: float = 0.0
     masks: list[object] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
+    looked_up: list[ir.Value] = field(default_factory=list)
 
 
 class Forming:
-    """The attentions of one graph."""
+    """The attentions of one graph.  both_ways: whether it is an encoder's."""
 
-    def __init__(self, graph: ir.Graph, n_context: int) -> None:
-        self.graph, self.n_context = graph, n_context
+    def __init__(self, graph: ir.Graph, n_context: int, *, both_ways: bool = False) -> None:
+        self.graph, self.n_context, self.both_ways = graph, n_context, both_ways
         self.sized = sized_values(graph)
         self.windows: dict[tuple[object, ...], int] = {}  # by how a mask is applied
         self.slopes: dict[tuple[object, ...], Array | None] = {}  # by what is added
+        self.distances: dict[ir.Value, Weight] = {}  # by what is added
         self.n_layers = 0
 
     def emit(
@@ -90,11 +100,15 @@ class Forming:
         scale: float,
         softcap: float,
         slopes: Array | None = None,
+        distances: Weight | None = None,
     ) -> ir.Value:
         """operands: q, k, v."""
         settings: dict[str, Any] = {"scale": scale, "softcap": softcap}
-        if slopes is None:
-            result = emit(before, "Attention", operands, is_causal=1, **settings)[0]
+        if distances is not None:
+            biases = add_constant(self.graph, distances, str(distances.name))
+            result = emit(before, "llmc.DistanceAttention", [*operands, biases], **settings)[0]
+        elif slopes is None:
+            result = emit(before, "Attention", operands, is_causal=int(not self.both_ways), **settings)[0]
         else:
             of_heads = add_constant(self.graph, slopes, "slopes")
             result = emit(before, "llmc.AlibiAttention", [*operands, of_heads], window=window, **settings)[0]
@@ -133,9 +147,24 @@ class Forming:
     def window(
         self, key: tuple[object, ...], result: ir.Value, scores: ir.Value | None, place: str, **more: Any
     ) -> int:
-        if key not in self.windows:
+        if key not in self.windows and self.both_ways:
+            counts = evaluated(result, scores, more.get("biases", ()), min(self.n_context, LONGEST), place)
+            self.windows[key] = window_of(counts, place)
+        elif key not in self.windows:
             self.windows[key] = read_mask(result, scores, self.n_context, place, **more)
         return self.windows[key]
+
+    def distances_of(self, scores: Scores, n_heads: int, window: int, place: str) -> Weight | None:
+        """What is added to scores by distance."""
+        if not scores.looked_up:
+            return None
+        value, *others = scores.looked_up
+        if others or scores.biases or scores.softcap or window or not self.both_ways:
+            fact = "a bias that is looked up stands beside another one, a softcap or a window, or in a decoder"
+            raise LlmcError(f"the attention is not compiled: {fact}", place=place)
+        if value not in self.distances:
+            self.distances[value] = read_distances(value, n_heads, self.n_context, place)
+        return self.distances[value]
 
     def slopes_of(self, scores: Scores, n_heads: int, place: str) -> Array | None:
         key = tuple(scores.biases)
@@ -166,7 +195,7 @@ class Forming:
         assert softmax.inputs[0] is not None
         if ("applied", *scores.masks) not in self.windows:
             refuse_merged(self.graph, scores.masks, place)
-        biases = [bias for bias, _ in scores.biases]
+        biases = [*(bias for bias, _ in scores.biases), *scores.looked_up]
         window = self.window(("applied", *scores.masks), softmax.inputs[0], product, place, biases=biases)
         q, of_q = unscaled(scores.product.inputs[0])
         k, of_k = unscaled(transposed)
@@ -179,22 +208,24 @@ class Forming:
         scale = scores.scale * of_q * of_k * of_k2
         n_heads = dims(q)[1]
         assert isinstance(n_heads, int)
-        slopes = self.slopes_of(scores, n_heads, place)
-        result = self.emit(after, [q, unrepeated(k), unrepeated(v)], window, scale, scores.softcap, slopes)
+        of_heads = self.slopes_of(scores, n_heads, place), self.distances_of(scores, n_heads, window, place)
+        result = self.emit(after, [q, unrepeated(k), unrepeated(v)], window, scale, scores.softcap, *of_heads)
         for each in results:
             replace(each, result)
 
     def scores(self, value: ir.Value | None) -> Scores | None:
         """What is done to q @ k^T, from the softmax back."""
-        scale, softcap, masks, biases = 1.0, 0.0, list[object](), list[Bias]()
+        scale, softcap, masks, biases, tables = 1.0, 0.0, list[object](), list[Bias](), list[ir.Value]()
         while (node := producer(value)) is not None:
             a, b = (*node.inputs, None)[:2]
             if node.op_type == "MatMul":
-                return Scores(node, scale, softcap, masks, biases)
+                return Scores(node, scale, softcap, masks, biases, tables)
             if node.op_type == "Add" and (a in self.sized) != (b in self.sized):
                 added, value = (a, b) if a in self.sized else (b, a)
                 if added is not None and is_row(added) and not softcap:
                     biases.append((added, scale))
+                elif added is not None and scale == 1.0 and looked_up(added) is not None:
+                    tables.append(added)
                 else:
                     masks += ["Add", added]
             elif node.op_type == "Where" and a in self.sized and (b in self.sized) != (node.inputs[2] in self.sized):

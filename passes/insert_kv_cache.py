@@ -16,6 +16,7 @@ rewrite:
     llmc.BidirectionalAttention(q, k, v)
     -->
     llmc.[Rotary]BidirectionalPagedAttention(…, positions, page_table, k_cache.i, v_cache.i), …
+    of llmc.DistanceBidirectionalAttention(q, k, v, biases): llmc.DistanceBidirectionalPagedAttention(…, biases, …)
 
     llmc.CausalLatentAttention(q, …)
     -->
@@ -77,7 +78,7 @@ class Step:
 
     def insert(self, node: ir.Node) -> None:
         q, k, v, *of_heads = node.inputs
-        alibi, both_ways = node.op_type == "AlibiCausalAttention", op_name(node) == WHOLE_ATTENTION
+        alibi, both_ways = node.op_type == "AlibiCausalAttention", op_name(node) in WHOLE_ATTENTION
         settings = attributes_of(node)
         n_kv_heads = settings["kv_num_heads"]
         head_dim, value_dim = width(k) // n_kv_heads, width(v) // n_kv_heads
@@ -88,13 +89,14 @@ class Step:
             return
         caches = self.caches(n_kv_heads, head_dim, value_dim)
         settings["layer"] = self.n_caches - 1
-        rotation = same_rotation(q, k) if not alibi else None
+        rotation = same_rotation(q, k) if not alibi and not (both_ways and of_heads) else None
         angles: list[ir.Value | None] = []
         if rotation is not None:
             q, k, angles, turning = rotation
             settings |= turning
         operands: list[ir.Value | None] = [packed(node, q, k, v), *angles, *of_heads, *self.places, *caches]
-        name = paged_attention_name(False, bool(angles), bool(of_heads) and not alibi, alibi, both_ways=both_ways)
+        sinks, distances = bool(of_heads) and not alibi and not both_ways, bool(of_heads) and both_ways
+        name = paged_attention_name(False, bool(angles), sinks, alibi, both_ways=both_ways, distances=distances)
         self.kept[held] = (self.n_caches - 1, self.finish(node, caches, f"{DOMAIN}.{name}", operands, settings))
 
     def insert_latent(self, node: ir.Node) -> None:

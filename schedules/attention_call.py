@@ -10,6 +10,8 @@ NORMS = ("query_norm", "key_norm")
 """The inputs that are weights of norms."""
 OF_HEADS = ("sinks", "slopes")
 """Those of which each query head has a number."""
+BIASES = "biases"
+"""That of which each has a row, by distance."""
 STEP = ("positions", "page_table", "k_cache", "v_cache")
 INPUTS: dict[str, tuple[str, ...]] = {
     f"llmc.{norm}{turned}{sink}PagedAttention": ("qkv", *norms, *angles, *sinks, *STEP)
@@ -25,6 +27,7 @@ INPUTS |= {
 INPUTS["llmc.RMSNormValuesPagedAttention"] = INPUTS["llmc.RMSNormPagedAttention"]
 INPUTS["llmc.RMSNormValuesRotaryPagedAttention"] = INPUTS["llmc.RMSNormRotaryPagedAttention"]
 INPUTS["llmc.AlibiPagedAttention"] = ("qkv", "slopes", *STEP)
+INPUTS["llmc.DistanceBidirectionalPagedAttention"] = ("qkv", BIASES, *STEP)
 INPUTS |= {
     f"llmc.{norm}{turned}{sink}AppendedAttention": ("queries", *norms, *angles, *sinks, *STEP)
     for norm, norms in (("", ()), ("RMSNorm", NORMS[:1]))
@@ -47,8 +50,8 @@ def input_places(call: Call) -> dict[str, int]:
 
 
 def weight_layouts(call: Call) -> dict[int, RowMajor]:
-    """How the weights of the norms, sinks and slopes lie among the inputs of a call of paged attention."""
-    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, *OF_HEADS)}
+    """How the weights of the norms, sinks, slopes and biases lie among the inputs of a call of paged attention."""
+    return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, *OF_HEADS, BIASES)}
 
 
 def attention_sizes(call: Call) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from tokenizers.models import WordPiece
 from transformers import (
     AutoModel,
     BertConfig,
+    DebertaV2Config,
     Gemma3TextConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -52,6 +53,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "xlm-roberta": XLMRobertaConfig(
         **SIZES | {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}, type_vocab_size=1
     ),
+    "mpnet": MPNetConfig(**SIZES | {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}),
     "modernbert": ModernBertConfig(**SIZES, local_attention=32, layer_types=WINDOWS),
     "gemma": Gemma3TextConfig(
         **SIZES,
@@ -190,9 +192,11 @@ def test_other_modules_are_refused(
 def test_what_an_encoder_cannot_is_refused(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(LlmcError, match="makes embeddings, and writes no texts"):
         load_source(str(bert), task="generate")
-    AutoModel.from_config(MPNetConfig(**SIZES)).save_pretrained(tmp_path / "mpnet")
-    with pytest.raises(LlmcError, match=r"MPNetModel is not supported"):
-        rewrite(load_source(str(tmp_path / "mpnet")), None, None)
+    AutoModel.from_config(DebertaV2Config(**SIZES)).save_pretrained(tmp_path / "deberta")
+    with pytest.raises(LlmcError, match=r"DebertaV2Model is not supported"):
+        rewrite(load_source(str(tmp_path / "deberta")), None, None)
+    with pytest.raises(LlmcError, match="biases by distance that are looked up have no kernels for GPUs"):
+        rewrite(load_source(str(save("mpnet", tmp_path / "mpnet"))), None, None, "cuda")
 
 
 def write_tokenizer(folder: Path) -> None:

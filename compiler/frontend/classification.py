@@ -30,6 +30,8 @@ ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sig
 """Of sentence-transformers' cross encoders, by the last part of their names."""
 PASSES_ON = ("Mul", "Where", "Cast", "Identity")
 """What stands between a model's last values and a mean over them that heeds a mask of ones."""
+ATTENDS = ("Attention", "Softmax")
+"""How operators through which tokens see each other are called."""
 MOST_BEHIND = 4
 """Nodes of a pooling from the one on that lets go of the tokens."""
 TEXTS = (2, 5)
@@ -151,7 +153,7 @@ def cut_of(model: ir.Model) -> Cut:
 
     What is done there is not looked at: it is tried, with numbers."""
     graph = model.graph
-    seen = {value for node in graph if node.op_type.endswith("Attention") for value in node.outputs}
+    seen = {value for node in graph if node.op_type.endswith(ATTENDS) for value in node.outputs}
     for node in graph:
         if any(value in seen for value in node.inputs):
             seen.update(node.outputs)

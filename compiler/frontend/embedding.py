@@ -26,6 +26,8 @@ HEADLESS = "llmc.headless"
 """In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states, or of labels."""
 N_TYPES = "llmc.n_types"
 """In a graph's metadata: how many types of tokens there are, where a token's number says its type (token_types.py)."""
+BOTH_WAYS = "llmc.both_ways"
+"""In a graph's metadata: its attention is spelled out, and an encoder's."""
 POOLS = {"mean": "llmc.PoolMean", "cls": "llmc.PoolFirst"}
 
 
@@ -67,7 +69,9 @@ def embedding_of(graph: ir.Model, folder: Path | None, task: Task) -> Embedding 
 
 def is_whole(model: ir.Model) -> bool:
     """Whether a token sees what is behind it."""
-    return any(node.op_type == "Attention" and not attribute(node, "is_causal", 0) for node in model.graph)
+    return BOTH_WAYS in model.metadata_props or any(
+        node.op_type == "Attention" and not attribute(node, "is_causal", 0) for node in model.graph
+    )
 
 
 def n_tokens(model: ir.Model) -> int:

@@ -44,7 +44,7 @@ from transformers import (
 from llmc.compiler.frontend.classes import build, is_classifier, is_encoder
 from llmc.compiler.frontend.complex_pairs import ComplexPairs
 from llmc.compiler.frontend.config import check_layers
-from llmc.compiler.frontend.embedding import HEADLESS
+from llmc.compiler.frontend.embedding import BOTH_WAYS, HEADLESS
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.experts import check_experts, name_gates, require_interface
 from llmc.compiler.frontend.first_position import FIRST_POSITION, first_position, shift_positions
@@ -155,6 +155,7 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     n_attention = sum(node.op_type in ("Attention", "SinkAttention") for node in graph_model.graph)
     if has_own_attention(config):
         graph_model.metadata_props[SPELLED_OUT] = "yes"
+        graph_model.metadata_props.update({BOTH_WAYS: "yes"} if is_encoder(config) else {})
     elif n_attention != (n := config.num_hidden_layers - count_without_attention(config, kinds, graph_model.graph)):
         which = "fewer" if n_attention < n else "more"
         raise _unsupported(config, f"it has {which} attentions than layers")

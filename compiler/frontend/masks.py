@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, near, numbers_in
+from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, numbers_in, window_of
 from llmc.compiler.graph import attribute
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
@@ -74,17 +74,6 @@ def worked_out(mask: ir.Value, n_context: int, place: str, least: int = SHORT) -
         return evaluated(mask, None, (), n_tokens, place)
     except LlmcError as error:
         raise LlmcError(f"its attention's mask is not causal: {error.fact}", place=place) from error
-
-
-def window_of(counts: Array, place: str) -> int:
-    """n, where the keys that count are less than n away on either side; 0, where all count."""
-    reach = int(counts[0].sum())
-    if (counts != near(len(counts), reach)).any():
-        row, column = (int(index) for index in np.argwhere(counts != near(len(counts), reach))[0])
-        says = "counts" if counts[row, column] else "does not count"
-        fact = "its attention's mask is neither causal nor that of an encoder"
-        raise LlmcError(f"{fact}: for token {row} the key {column} {says}", place=place)
-    return 0 if reach == len(counts) else reach
 
 
 def check_mask(counts: Array, window: int, place: str) -> None:

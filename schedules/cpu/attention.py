@@ -74,6 +74,7 @@ def parse(call: Call, target: Target) -> Attention | None:
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
     places = input_places(call)
     of_heads = {"sinks": "sinks" in places, "alibi": "slopes" in places, "reads_only": "qkv" not in places}
+    of_heads |= {"distances": "biases" in places}
     return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, **of_heads)
 
 
@@ -122,7 +123,7 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     inputs = {name: Operand("input", at) for name, at in input_places(call).items() if name not in unread}
     kv, q = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp")
     sinks = (inputs.pop("sinks"),) if a.sinks else ()
-    slopes = (inputs.pop("slopes"),) if a.alibi else ()
+    slopes = (inputs.pop("slopes"),) if a.alibi else (inputs.pop("biases"),) if a.distances else ()
     append = turning(a, inputs) if a.reads_only else appending(a, tuple(inputs.values()), kv)
     reads = replace(a, reads_only=False)  # so that both ways have their kernels in common
     attend, temps = attending(reads, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)

@@ -15,7 +15,7 @@ SPREAD_COLUMNS = 256
 MOST_INT16 = 32767.0
 MOST_INT8_DIM = 512
 """Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
-RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only", "both_ways")
+RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only", "both_ways", "distances")
 """Fields that few models set."""
 
 
@@ -30,7 +30,8 @@ class Attention:
     own_value_dim: elements of a value; 0: D, as those of a key.  norms_values: whether values are normalised too.
     page_bytes: of a page whose layers differ in size; 0: they are all like this one.  reads_only: whether another call
     has appended the step's keys and values.  both_ways: whether rows see all of their text, which is in the step whole,
-    or of it the keys less than `window` away.
+    or of it the keys less than `window` away.  distances: whether scores have a number added that is looked up by
+    distance: of each head 2 `reach`, that of distance 0 in the middle.
     dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
     registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
     summed in int32.
@@ -63,6 +64,7 @@ class Attention:
     page_bytes: int = 0
     reads_only: bool = False
     both_ways: bool = False
+    distances: bool = False
 
     def __repr__(self) -> str:
         """What kernels are told apart by: all fields, but for rare ones that are not set."""
@@ -73,6 +75,11 @@ class Attention:
     def chunk(self) -> int:
         """Tokens of a chunk that a row does not see beyond; 0: there are none."""
         return max(-self.window, 0)
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest sequence, in whole pages."""
+        return self.pages * PAGE_TOKENS
 
     @property
     def value_dim(self) -> int:

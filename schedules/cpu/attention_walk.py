@@ -41,7 +41,7 @@ class Walk:
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
         kv = T.arg("kv", T.buffer((T.int64(1 << 40),), a.word_type))
         scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
-        slopes = T.arg("slopes", T.buffer((a.heads,), "float32")) if a.alibi else None
+        slopes = slopes_of(a)
         sinks = None if splits else sinks_of(a)
         results = split_words(a) if splits else a.m * a.heads * a.value_dim
         self.out = T.arg("out", T.buffer((results,), "float32"))
@@ -60,6 +60,12 @@ class Walk:
 def sinks_of(a: Attention) -> Any:
     """The operand with a score for each query head, where the attention has sinks."""
     return T.arg("sinks", T.buffer((a.heads,), "float32")) if a.sinks else None
+
+
+def slopes_of(a: Attention) -> Any:
+    """The operand with each query head's slope, or with its biases by distance, where the attention has some."""
+    of_each = 2 * a.reach if a.distances else 1
+    return T.arg("slopes", T.buffer((a.heads * of_each,), "float32")) if a.alibi or a.distances else None
 
 
 def attend_kernel(a: Attention, block: int) -> Any:

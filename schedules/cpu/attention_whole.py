@@ -17,12 +17,13 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cpu.attention_amx import TiledBlock
 from llmc.schedules.cpu.attention_shape import Attention
 from llmc.schedules.cpu.attention_softmax import Sight, Softmax, State
 from llmc.schedules.cpu.attention_tiles import Block
 from llmc.schedules.cpu.attention_walk import Walk
-from llmc.schedules.cpu.lanes import widest
+from llmc.schedules.cpu.lanes import LOG2_E, widest
 
 
 class WholeSoftmax(Softmax):
@@ -38,6 +39,18 @@ class WholeSoftmax(Softmax):
         if self.a.window:
             most = T.min(most, self.a.window - 1)
         return super().sight(page, position)._replace(most=T.bind(most))
+
+    def slope(self, head: Any, r: Any) -> Any:
+        """Where the biases of a query row's head begin that are looked up by distance, at distance 0; None: there are
+        none."""
+        of_head = head * self.a.group + T.truncmod(r, self.a.group)
+        return T.bind(of_head * (2 * self.a.reach) + self.a.reach) if self.a.distances else None
+
+    def biased(self, score: Any, ahead: Any, token: int, slope: Any) -> Any:
+        """The score and its bias.  A row that is not of the text may be nowhere: what it looks up is not kept."""
+        v = self.v
+        first = slope + T.min(ahead, self.a.reach - PAGE_TOKENS) + token
+        return v.keep(v.fma(v.load(self.slopes, first), v.all(LOG2_E), score))
 
     def finish(self, row: Any, head: Any, state: State, out: Any) -> None:
         """out = O / l for the rows of the text."""
@@ -74,7 +87,7 @@ class WholeTiledBlock(WholeText, TiledBlock):
 
 
 def attend_whole_kernel(a: Attention, block: int) -> Any:
-    """(q, positions, page_table, kv, [kv as scales,] out, scratch, task, n_tasks)."""
+    """(q, positions, page_table, kv, [kv as scales,] [biases,] out, scratch, task, n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attend")
         walk = Walk(a, block, splits=False, kinds=(WholeBlock, WholeTiledBlock))

@@ -44,6 +44,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "down_bias": (3, K),
     "sinks": (H,),
     "slopes": (H,),
+    "biases": (H, 2 * 2 * 64),
     "v_cache": (N_PAGES, KH, 64, D),
     "scores": (M, N),
     "z": (M, K),
@@ -93,7 +94,7 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
     if appended := ops.appended_parts(op):
         widths = {"weight": ((H + 2 * KH) * D, K), "bias": ((H + 2 * KH) * D,)}
         return widths.get(name) or (SHAPES[name] if name in SHAPES else shape_of(appended[0], name))
-    if op in ("SinkAttention", "AlibiAttention") and name in "qkv":
+    if op in ("SinkAttention", "AlibiAttention", "DistanceAttention") and name in "qkv":
         return (3, H if name == "q" else KH, M, D)
     if "Latent" in op and name in ("q", "k_cache", "v_cache"):
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]

@@ -128,6 +128,14 @@ def test_attention_that_is_not_causal_is_of_all_tokens(build: Any, check: Any) -
     check(build.model(attention(build, q, q, q, 8, is_causal=0)), flatten_tokens, 6)
 
 
+def test_biases_by_distance_stay(build: Any, check: Any) -> None:
+    q = heads(build, embed(build), 2, 4)
+    settings = {"scale": 0.5, "softcap": 0.0, "metadata": {"llmc.window": "0", "llmc.layer": "3"}}
+    x = build.op("llmc.DistanceAttention", q, q, q, build.weight("biases", 2, 128), **settings)
+    x = build.op("Transpose", x, perm=[0, 2, 1, 3])
+    check(build.model(build.op("Reshape", x, build.constant([0, 0, 8]))), flatten_tokens, 6)
+
+
 @pytest.mark.parametrize("op", ["llmc.PoolMean", "llmc.PoolFirst"])
 def test_a_text_is_pooled_along_its_tokens(build: Any, check: Any, op: str) -> None:
     check(build.model(build.op(op, embed(build))), flatten_tokens, 2)

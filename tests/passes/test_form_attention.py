@@ -8,7 +8,9 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import causal_mask, graph
+from llmc.compiler.frontend.embedding import BOTH_WAYS
 from llmc.passes.attention_bias import read_slopes
+from llmc.passes.distance_bias import read_distances
 from llmc.passes.form_attention import form_attention
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.runtime.errors import LlmcError
@@ -221,6 +223,70 @@ def test_a_bias_by_position_has_a_slope_for_each_head(build: Any, check: Any) ->
     x = build.op("Add", merged(build, scores(build, q, k), *square), alibi(build), shape=("batch*4", *square))
     x = build.op("Add", build.op("Mul", apart(build, x, *square), build.constant(0.25)), added(build))
     check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
+
+
+def bucketed(build: Any, *, by_distance: bool = True, perm: tuple[int, ...] = (2, 0, 1)) -> Any:
+    """A bias [1, 4, sequence, sequence] that is looked up: by how far the key is behind, at most 5, or not by that."""
+    queries, keys = places(build)
+    apart = build.op("Sub" if by_distance else "Add", keys, queries)
+    ends = [build.constant(ir.tensor(np.array(number, np.int64))) for number in (-5, 5)]
+    bucket = build.op("Add", build.op("Min", build.op("Max", apart, ends[0]), ends[1]), ends[1])
+    of_heads = build.op("Transpose", build.op("Gather", build.weight("table", 11, 4), bucket), perm=list(perm))
+    return build.op("Unsqueeze", of_heads, build.constant([0]))
+
+
+def encoder(build: Any, *more: Any, mask: Any = None) -> Any:
+    """Attention of an encoder, with these added to its scores."""
+    q, k, v = qkv(build) if not build.inputs else build.inputs[-3:]
+    x = build.op("Mul", scores(build, q, k), build.constant(0.25))
+    for each in more if mask is None else (*more, mask):
+        x = build.op("Add", x, each)
+    model = build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v))
+    model.metadata_props[BOTH_WAYS] = "yes"
+    return model
+
+
+def test_a_bias_by_distance_of_an_encoder_is_a_table(build: Any, check: Any) -> None:
+    qkv(build)
+    check(encoder(build, bucketed(build)), run, 1)
+
+
+def test_an_encoder_needs_no_bias_and_may_have_a_window(build: Any) -> None:
+    qkv(build)
+    queries, keys = places(build)
+    far = build.op("Greater", build.op("Abs", build.op("Sub", keys, queries)), build.constant(ir.tensor(np.array(4))))
+    model = encoder(build, mask=build.op("Where", far, build.constant(LOWEST), build.constant(0.0)))
+    assert run(model) == 1
+    [node] = [node for node in model.graph if node.op_type == "Attention"]
+    assert (node.attributes["is_causal"].as_int(), node.metadata_props["llmc.window"]) == (0, "5")
+
+
+@pytest.mark.parametrize("how", [{"by_distance": False}, {"perm": (2, 1, 0)}])
+def test_a_bias_that_is_looked_up_otherwise_is_refused(build: Any, how: dict[str, Any]) -> None:
+    qkv(build)
+    with pytest.raises(LlmcError, match="looked up in a weight, and not by distance alone"):
+        run(encoder(build, bucketed(build, **how)))
+
+
+def test_a_bias_that_is_looked_up_beside_something_else_is_refused(build: Any) -> None:
+    qkv(build)
+    model = encoder(build, bucketed(build), alibi(build))
+    with pytest.raises(LlmcError, match="stands beside another one, a softcap or a window, or in a decoder"):
+        run(model)
+    build = type(build)()
+    qkv(build)
+    model = encoder(build, bucketed(build), mask=added(build))
+    del model.metadata_props[BOTH_WAYS]
+    with pytest.raises(LlmcError, match="or in a decoder"):
+        run(model)
+
+
+def test_a_bias_by_distance_of_very_long_texts_is_refused(build: Any) -> None:
+    qkv(build)
+    bias = bucketed(build)
+    build.model(bias)
+    with pytest.raises(LlmcError, match="worked out for up to 4608 tokens, not 4609"):
+        read_distances(bias, 4, 4609, "here")
 
 
 def test_a_bias_that_is_not_linear_in_the_position_is_refused(build: Any) -> None:

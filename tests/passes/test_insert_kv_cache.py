@@ -206,14 +206,23 @@ def test_layers_are_numbered_in_order(build: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("window", [0, 5])
-def test_a_text_is_attended_whole_beside_others(build: Any, golden: Any, window: int) -> None:
+@pytest.mark.parametrize("window", [0, 5, "biases"])
+def test_a_text_is_attended_whole_beside_others(build: Any, golden: Any, window: int | str) -> None:
     build.token_inputs()
     q, k, v = qkv(build)
+    if window == "biases":
+        biases = build.weight("biases", H, 2 * 128)
+        attended = build.op("llmc.DistanceBidirectionalAttention", q, k, v, biases, **ATTENTION)
+        attended_whole(build.model(attended), golden)
+        return
     angles = [build.op("Gather", build.weight(name, LENGTH, D // 2), build.inputs[1]) for name in ("cos", "sin")]
     q, k = rotary(build, q, H, *angles), rotary(build, k, KH, *angles)
     attended = build.op("llmc.BidirectionalAttention", q, k, v, **ATTENTION | {"window": window})
-    model = build.model(attended)
+    attended_whole(build.model(attended), golden)
+
+
+def attended_whole(model: Any, golden: Any) -> None:
+    """Texts beside each other are what each is alone."""
     lengths = (LENGTH, 3, 20)
     rows = [np.random.default_rng(n).normal(size=(n, (H + 2 * KH) * D)).astype(np.float32) for n in lengths]
     run = graph.runner(model)

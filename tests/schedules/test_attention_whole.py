@@ -30,6 +30,7 @@ class Model:
     window: int = 0
     kv_dtype: str = "f32"
     norm: bool = False
+    biased: bool = False
 
     @property
     def columns(self) -> int:
@@ -56,8 +57,10 @@ class Model:
         turns = [f32(m, self.rotary_dim // 2)] * 2 * bool(self.rotary_dim)
         ids = (TensorType((m,), "i32"), TensorType((m, PAGES), "i32"))
         caches = [f32(n_pages, self.kv_heads, PAGE_TOKENS, self.head_dim)] * 2
-        name = f"llmc.{'RMSNorm' * self.norm}{'Rotary' * bool(self.rotary_dim)}BidirectionalPagedAttention"
-        inputs = (f32(m, self.columns), *norms, *turns, *ids, *caches)
+        of_rows = f"{'RMSNorm' * self.norm}{'Rotary' * bool(self.rotary_dim)}{'Distance' * self.biased}"
+        name = f"llmc.{of_rows}BidirectionalPagedAttention"
+        biases = [f32(self.heads, 2 * PAGES * PAGE_TOKENS, constant=True)] * self.biased
+        inputs = (f32(m, self.columns), *norms, *turns, *biases, *ids, *caches)
         results = (f32(m, self.heads * self.head_dim), *caches)
         return Call(name, inputs, results, tuple(sorted(attributes.items())))
 
@@ -87,7 +90,9 @@ class Texts:
         turned = np.concatenate(angles)
         turns = [np.cos(turned), np.sin(turned)] * bool(self.model.rotary_dim)
         norms = [np.random.default_rng(9).uniform(0.3, 1.7, self.model.head_dim)] * 2 * self.model.norm
-        floats = [part.astype(np.float32) for part in (np.concatenate(qkv), *norms, *turns)]
+        shape = (self.model.heads, 2 * PAGES * PAGE_TOKENS)
+        biases = [np.random.default_rng(8).normal(0, 3, shape)] * self.model.biased
+        floats = [part.astype(np.float32) for part in (np.concatenate(qkv), *norms, *turns, *biases)]
         at = np.array(positions + [-1] * padding, np.int32)
         return [*floats, at, np.array(table, np.int32).reshape(m, PAGES)]
 
@@ -117,13 +122,14 @@ MODELS = {
     "plain": Model(),
     "no rotary": Model(heads=3, kv_heads=3, head_dim=20, rotary_dim=0),
     "a window": Model(heads=4, kv_heads=4, window=17),
+    "biases": Model(heads=4, kv_heads=2, head_dim=20, rotary_dim=0, biased=True),
     "a window of pages, norms": Model(heads=4, kv_heads=1, head_dim=64, rotary_dim=64, window=90, norm=True),
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "kv_dtype"),
-    [*((kind, "f32") for kind in MODELS), ("a window", "bf16"), ("a window", "int8")],
+    [*((kind, "f32") for kind in MODELS), ("a window", "bf16"), ("a window", "int8"), ("biases", "bf16")],
 )
 def test_it_is_what_the_operator_is_defined_to_be(
     run: Run, define: Run, host: Target, kind: str, kv_dtype: str
