@@ -112,17 +112,23 @@ def is_linear(node: ir.Node) -> bool:
     return op_name(node).startswith(("llmc.Linear", "llmc.GatedLinear"))
 
 
-def products_before(result: ir.Value) -> set[ir.Node]:
-    """The last linear layers on the way to a value."""
+def products_before(result: ir.Value, *, behind_norms: bool = False) -> set[ir.Node]:
+    """The last linear layers on the way to a value.  behind_norms: those alone behind which there is no norm."""
     found: set[ir.Node] = set()
     queue = [result]
     while queue:
         node = queue.pop().producer()
         if node is not None and is_linear(node):
             found.add(node)
-        elif node is not None:
+        elif node is not None and not (behind_norms and "Norm" in node.op_type):
             queue += [value for value in node.inputs if value is not None]
     return found
+
+
+def products_of_logits(graph: ir.Graph) -> set[ir.Node]:
+    """The linear layers that make the logits.  Of a model whose last norm is what it is asked for, as for embeddings,
+    there are none: a norm's operands are the sums that all of its layers add to."""
+    return products_before(graph.outputs[0], behind_norms=True)
 
 
 def family_name(names: Sequence[str]) -> str:

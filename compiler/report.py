@@ -215,7 +215,7 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
 
 def notes_of_logits(step_graph: ir.Model, dtype: str) -> list[str]:
     """Whether the product that makes the logits has codes because a checkpoint keeps it so, and nobody asked."""
-    for node in graph.products_before(step_graph.graph.outputs[0]):
+    for node in graph.products_of_logits(step_graph.graph):
         weight = graph.weight_of(node.inputs[1])
         if isinstance(weight, QuantizedWeight) and weight.scheme.lm_head is None and weight.source.coded is not None:
             kept = f"the checkpoint keeps the product that makes the logits in {weight.source.coded.bits} bits"

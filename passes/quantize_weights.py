@@ -7,9 +7,10 @@ rewrite:
     in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
     is in no more; unless asked, 8 bits for the product that makes the logits where a checkpoint keeps it as codes
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked
-or kept as codes; the product that chooses experts, which is small, and a wrong choice is a large error; likewise those
-that say how much of a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a checkpoint
-keeps as codes beside them, or is asked for, which become int8.
+or kept as codes (none does in a model that ends with a norm, as for embeddings); the product that chooses experts,
+which is small, and a wrong choice is a large error; likewise those that say how much of a state is kept, and how much
+of a token goes in; in mxfp4 all but experts and what a checkpoint keeps as codes beside them, or is asked for, which
+become int8.
 
 Embeddings, norms and biases stay as they are; of a table that also makes the logits see share_table.py.
 """
@@ -22,7 +23,15 @@ from math import prod
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, is_experts, is_linear, op_name, products_before, weight_of
+from llmc.compiler.graph import (
+    add_constant,
+    is_experts,
+    is_linear,
+    op_name,
+    products_before,
+    products_of_logits,
+    weight_of,
+)
 from llmc.compiler.ops import DOMAIN, GATED_RULES, SELECTIVE_SCAN
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
@@ -46,7 +55,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     if scheme.of_experts_alone and not any(is_experts(node) for node in graph):
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
-    logits = products_before(graph.outputs[0])
+    logits = products_of_logits(graph)
     small_logits = {node for node in logits if scheme.lm_head is None and is_kept_as_codes(node)}
     spared = set() if scheme.lm_head else set(logits) - small_logits
     for node in graph:
@@ -71,7 +80,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
 
 def are_logits_quantized(model: ir.Model) -> bool:
     """Whether a product that makes the logits has codes for a weight."""
-    weights = (weight_of(node.inputs[1]) for node in products_before(model.graph.outputs[0]))
+    weights = (weight_of(node.inputs[1]) for node in products_of_logits(model.graph))
     return any(isinstance(weight, QuantizedWeight) for weight in weights)
 
 

@@ -49,6 +49,11 @@ def input_places(call: Call) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}
 
 
+def is_both_ways(call: Call) -> bool:
+    """Whether rows see what is behind them too, in texts that are in the step whole."""
+    return call.op.endswith("BidirectionalPagedAttention")
+
+
 def weight_layouts(call: Call) -> dict[int, RowMajor]:
     """How the weights of the norms, sinks, slopes and biases lie among the inputs of a call of paged attention."""
     return {at: RowMajor("f32") for name, at in input_places(call).items() if name in (*NORMS, *OF_HEADS, BIASES)}
@@ -92,5 +97,5 @@ def own_sizes(call: Call) -> dict[str, Any]:
     value_dim = v_cache.shape[-1]
     differs = {"own_value_dim": value_dim} if value_dim != call.attribute("head_dim") else {}
     differs |= {"norms_values": True} if call.op.startswith("llmc.RMSNormValues") else {}
-    differs |= {"both_ways": True} if call.op.endswith("BidirectionalPagedAttention") else {}
+    differs |= {"both_ways": True} if is_both_ways(call) else {}
     return differs | {name: n for name in ("page_bytes",) if (n := call.attribute(name, 0))}

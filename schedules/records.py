@@ -29,7 +29,7 @@ from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
-from llmc.schedules.attention_call import LATENT
+from llmc.schedules.attention_call import LATENT, is_both_ways
 from llmc.schedules.cuda.deferred_norm import MOST, prepares, settled
 from llmc.schedules.record_fields import of_kind
 from llmc.schedules.rule import Rule
@@ -64,7 +64,7 @@ class Signature(NamedTuple):
 def signature(call: Call, target: Target) -> Signature | None:
     """The call's signature; None for calls that nobody tunes."""
     if target.kind == "cuda" and call.op.endswith("PagedAttention"):
-        return _of_attention(call, target)
+        return None if is_both_ways(call) else _of_attention(call, target)
     call = settled(call, target)
     operator = _OPERATOR.match(call.op)
     x = call.inputs[0] if call.inputs else None

@@ -16,6 +16,7 @@ from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.plan import BODY, PlannedCall, Program, StepPlan
 from llmc.runtime.format import SPACES
 from llmc.schedules import records
+from llmc.schedules.attention_call import is_both_ways
 from llmc.schedules.cuda.deferred_norm import settled
 
 LAYERS = 4
@@ -75,7 +76,7 @@ def job_of(jobs: Jobs, model: str, call: Call, most: int) -> str:
 
 
 def layers_of(plan: StepPlan, program: Program) -> list[list[Step]]:
-    """The plan's calls from each attention to the next one."""
+    """The plan's calls from each attention to the next one; none of a model that reads texts whole."""
     chosen = {
         node: choice
         for choice in program.choices
@@ -86,6 +87,8 @@ def layers_of(plan: StepPlan, program: Program) -> list[list[Step]]:
     for node, launched in groupby(plan.calls, key=lambda call: call.node):
         choice = chosen[node]
         steps.append(Step(choice.call, tuple(places_of(choice.implementation, list(launched)))))
+    if any(is_both_ways(step.call) for step in steps):
+        return []
     starts = [index for index, step in enumerate(steps) if step.call.op.endswith("PagedAttention")]
     return [steps[start:end] for start, end in pairwise(starts)]
 

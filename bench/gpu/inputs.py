@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import cycle
 from math import ceil, log2
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from llmc.bench.gpu import kv_codes
 from llmc.bench.gpu.bits import Codes, Stored, bits_of, e4m3_of, exact
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
-from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
+from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places, is_both_ways
 from llmc.schedules.cuda.deferred_norm import applies, n_plain_inputs
 from llmc.schedules.states_call import DELTA_RULES, SELECTIVE_SCAN, is_stateful
 
@@ -212,7 +213,8 @@ def step_of(call: Call, length: int | None) -> tuple[list[tuple[int, int] | None
     kind = call.inputs[input_places(call)["page_table"]]
     assert kind is not None
     m, n_columns = kind.shape
-    rows = step_rows(m, min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS))
+    longest = min(length or n_columns * PAGE_TOKENS, n_columns * PAGE_TOKENS)
+    rows = text_rows(m, longest) if is_both_ways(call) else step_rows(m, longest)
     positions = np.array([row[1] if row else -1 for row in rows], np.int32)
     return rows, positions, *page_tables(rows, n_columns)
 
@@ -236,6 +238,17 @@ def step_rows(m: int, longest: int) -> list[tuple[int, int] | None]:
     run: list[tuple[int, int] | None] = [(0, longest - n_run + i) for i in range(n_run)]
     singles: list[tuple[int, int] | None] = [(1 + i, position) for i, position in enumerate(last)]
     return [*run, *singles, *[None] * (m - n_run - n_single)]
+
+
+def text_rows(m: int, longest: int) -> list[tuple[int, int] | None]:
+    """The same of texts that are in the step whole, one behind the other: a long one, and shorter ones."""
+    n_padding = int(m > 2)
+    rows: list[tuple[int, int] | None] = []
+    for text, length in enumerate(cycle((max(1, min(longest, 3 * m // 5)), 1, 20, 3))):
+        rows += [(text, position) for position in range(length)]
+        if len(rows) >= m - n_padding:
+            return [*rows[: m - n_padding], *[None] * n_padding]
+    raise AssertionError("a cycle has no end")
 
 
 def page_tables(rows: list[tuple[int, int] | None], n_columns: int) -> tuple[Array, int]:

@@ -228,6 +228,10 @@ ODD_ATTENTION: tuple[tuple[int, int, int, int, int, dict[str, Any]], ...] = (
     (150, 6, 2, 80, 0, {"window": 90, "sinks": True}),
     (7, 4, 2, 64, 64, {"window": -50, "epsilon": 1e-6}),
     (160, 5, 1, 128, 128, {"window": -70}),
+    (20, 4, 2, 64, 0, {"both_ways": True}),
+    (150, 4, 4, 64, 64, {"both_ways": True, "window": 40}),
+    (170, 2, 1, 256, 256, {"both_ways": True, "window": 30, "epsilon": 1e-6}),
+    (300, 3, 3, 32, 0, {"both_ways": True}),
 )
 """Rows, heads, key heads, D, how much of it is turned, and what is special."""
 KV_DTYPES = ("bf16", "f16", "int8")
@@ -298,10 +302,11 @@ def attention_call(
     *,
     sinks: bool = False,
     slopes: bool = False,
+    both_ways: bool = False,
     **special: Any,
 ) -> Call:
     """A layer's attention, the first of two; an int8 cache is one of a bf16 model.  sinks, slopes: whether heads have
-    them."""
+    them.  both_ways: over all of a text."""
     attributes: dict[str, Any] = {
         "num_heads": heads,
         "kv_num_heads": kv_heads,
@@ -324,4 +329,5 @@ def attention_call(
     of_heads = [TensorType((heads,), "f32", constant=True)] * (sinks + slopes)
     kind = f"{'RMSNorm' if norms else ''}{'Rotary' if rotary_dim else ''}{'Sink' * sinks}{'Alibi' * slopes}"
     inputs = (qkv, *norms, *turn, *of_heads, *ids, cache, cache)
+    kind += "Bidirectional" * both_ways
     return Call(f"llmc.{kind}PagedAttention", inputs, (out, cache, cache), tuple(sorted(attributes.items())))

@@ -18,7 +18,7 @@ from llmc.bench.gpu.bits import Stored, exact
 from llmc.bench.gpu.inputs import Inputs
 from llmc.bench.gpu.state_reference import with_states
 from llmc.compiler.kernel import PAGE_TOKENS, Call
-from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places
+from llmc.schedules.attention_call import LATENT, NORMS, OF_HEADS, input_places, is_both_ways
 from llmc.schedules.states_call import is_stateful
 
 Array = np.ndarray[Any, Any]
@@ -120,7 +120,7 @@ def attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
     assert inputs.values is not None
     keys, values = (torch.from_numpy(cache).to(device).clone() for cache in (inputs.keys, inputs.values))
     for row, position, pages in rows:
-        page, slot = int(pages[-1]), position % PAGE_TOKENS
+        page, slot = int(pages[position // PAGE_TOKENS]), position % PAGE_TOKENS
         keys[page, :, slot], values[page, :, slot] = k[row], v[row]
     heads_of = {name: inputs.array(places[name]) for name in OF_HEADS if name in places}
     of_heads = {name: torch.from_numpy(numbers).to(device) for name, numbers in heads_of.items()}
@@ -146,11 +146,13 @@ def latent_attention(call: Call, inputs: Inputs, device: str) -> torch.Tensor:
 
 
 def rows_of(call: Call, inputs: Inputs) -> list[tuple[int, int, Array]]:
-    """(row, position, its pages up to there, int64) of a step's rows, but for those that pad it."""
+    """(row, position, its pages up to there, int64) of a step's rows, but for those that pad it; of a text that is read
+    whole all of its pages."""
     places = input_places(call)
     positions, tables = (inputs.array(places[name]) for name in ("positions", "page_table"))
+    own = (tables >= 0).sum(1) if is_both_ways(call) else positions // PAGE_TOKENS + 1
     return [
-        (row, int(position), tables[row, : position // PAGE_TOKENS + 1].astype(np.int64))
+        (row, int(position), tables[row, : own[row]].astype(np.int64))
         for row, position in enumerate(positions)
         if position >= 0
     ]
@@ -166,11 +168,25 @@ def attended(
 ) -> torch.Tensor:
     """[M, H·D]: q [M, H, ..] over the pages [KH, tokens, ..] of keys and values [.., D]; zeros where no row is."""
     out = torch.zeros(*q.shape[:2], values.shape[-1], device=q.device)
+    last = last_seen(call, rows)
     for row, position, pages in rows:
         numbers = torch.from_numpy(pages).to(q.device)
-        k_seen, v_seen = (gathered(cache, numbers, position) for cache in (keys, values))
-        out[row] = attend(call, q[row], k_seen, v_seen, **of_heads)
+        k_seen, v_seen = (gathered(cache, numbers, last[row]) for cache in (keys, values))
+        out[row] = attend(call, q[row], k_seen, v_seen, behind=last[row] - position, **of_heads)
     return out.flatten(1)
+
+
+def last_seen(call: Call, rows: list[tuple[int, int, Array]]) -> dict[int, int]:
+    """Of each row the last position that it sees: its own, or where its text or window ends."""
+    last = {row: position for row, position, _ in rows}
+    if not is_both_ways(call):
+        return last
+    window = int(call.attribute("window", 0)) or len(last)
+    ends = dict(last)
+    for row in sorted(last, reverse=True):
+        if last.get(row + 1) == last[row] + 1:
+            ends[row] = ends[row + 1]
+    return {row: min(ends[row], position + window - 1) for row, position in last.items()}
 
 
 def multiplied(call: Call, x: torch.Tensor, is_key: int) -> torch.Tensor:
@@ -203,10 +219,12 @@ def attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     *,
+    behind: int = 0,
     sinks: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One row, the last of them: q [H, D] over [KH, T, D], with sinks [H] or slopes [H] or neither."""
+    """One row, the last of them but for those `behind` it: q [H, D] over [KH, T, D], with sinks [H] or slopes [H] or
+    neither."""
     group = q.shape[0] // keys.shape[0]
     keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
     scores = torch.einsum("hd,htd->ht", q, keys) * float(call.attribute("scale"))
@@ -216,7 +234,7 @@ def attend(
         scores = scores + slopes[:, None] * torch.arange(1 - scores.shape[1], 1, device=scores.device)
     if window := int(call.attribute("window", 0)):
         n = scores.shape[1]
-        seen = window if window > 0 else (n - 1) % -window + 1  # of its chunk
+        seen = window + behind if window > 0 else (n - 1) % -window + 1  # of its chunk
         scores[:, : max(0, n - seen)] = -torch.inf
     if sinks is None:
         return torch.einsum("ht,htd->hd", torch.softmax(scores, dim=-1), values)

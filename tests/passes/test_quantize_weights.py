@@ -179,6 +179,23 @@ def test_the_product_that_makes_the_logits_is_found_behind_what_follows_it(build
     refused(build.model(build.op("Mul", build.op("Tanh", build.op("Div", logits, cap)), cap)), INT4)
 
 
+def test_a_model_that_ends_with_a_norm_makes_no_logits(build: Any) -> None:
+    """One for embeddings: what its norm is given is the sum of what all layers add."""
+    h = build.input("x", "M", 32)
+    for name in ("first", "second"):
+        h = build.op(
+            "llmc.AddRMSNorm",
+            build.op("llmc.Linear", h, build.weight(name, 32, 32)),
+            h,
+            build.weight(f"{name}.norm", 32),
+            n_results=2,
+            epsilon=1e-5,
+        )[0]
+    h = build.op("RMSNormalization", h, build.weight("norm", 32), axis=-1, epsilon=1e-5)
+    model = build.model(h)
+    assert INT4(model) == 2
+
+
 def test_a_weight_that_is_computed_is_refused(build: Any, refused: Any) -> None:
     x, w = build.input("x", "M", 8), build.input("w", 8, 8)
     hidden = build.op("llmc.LinearRelu", x, w)
