@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from llmc.runtime.errors import shortened
 from llmc.runtime.parse_json import parse_strict_json, parse_strict_json_patiently
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
@@ -27,6 +28,8 @@ async def read_json(request: Request, read: Callable[[object], T]) -> T:
     """What is read from the body of a request.  Raises ApiError: another type, too large, or not JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the content type of the request must be application/json")
+    if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        raise ApiError(415, f"the body of the request is encoded as {shortened(encoding)}; send it as it is")
     body = bytearray()
     try:
         async for part in request.stream():

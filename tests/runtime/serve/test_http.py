@@ -377,6 +377,8 @@ def test_bodies_of_any_size_or_type_are_not_taken(server: Server) -> None:
     status, said = server.ask("POST", COMPLETIONS, b'{"prompt": "' + b"a" * (9 << 20))
     assert (status, said["error"]["message"]) == (413, "the body of the request is larger than 8 MiB")
     assert server.ask("POST", COMPLETIONS, GOOD, content_type="text/plain")[0] == 415
+    status, said = server.ask("POST", COMPLETIONS, GOOD, content_encoding="gzip")
+    assert (status, said["error"]["message"]) == (415, "the body of the request is encoded as gzip; send it as it is")
 
 
 def test_a_key_is_asked_for(slow_server: Server) -> None:
