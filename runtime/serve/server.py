@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -79,6 +80,13 @@ def serve(
             asyncio.run(run(model, draft, listener, options, announce))
 
 
+LISTEN_HINTS = {
+    errno.EADDRINUSE: "stop what uses it, or give another --port; 0 takes a free one",
+    errno.EADDRNOTAVAIL: "give an address of this machine, or --host 0.0.0.0 for all that it has",
+    errno.EACCES: "ports below 1024 are the administrator's: give another --port",
+}
+
+
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
     """A socket at the address; who connects waits until the model is there."""
@@ -94,7 +102,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
             listener.listen(1)  # of two servers that bound the port the second learns of it here
             listener.setblocking(False)
         except OSError as error:
-            hint = "stop what uses it, or give another --port; 0 takes a free one"
+            hint = LISTEN_HINTS.get(error.errno or 0)
             raise LlmcError(f"cannot listen: {error.strerror}", place=place, hint=hint) from None
         yield listener
 

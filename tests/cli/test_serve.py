@@ -28,6 +28,15 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_an_address_of_another_machine_is_named(tmp_path: Path) -> None:
+    result = serve(write_stub(tmp_path / "a.so"), "--host", "203.0.113.1", "--port", 0)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[1:] == [
+        "  at: 203.0.113.1:0",
+        "  hint: give an address of this machine, or --host 0.0.0.0 for all that it has",
+    ]
+
+
 def test_an_address_that_is_none_is_named(tmp_path: Path) -> None:
     result = serve(write_stub(tmp_path / "a.so"), "--host", "no.such.host.invalid")
     assert result.exit_code == 1
