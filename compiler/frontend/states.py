@@ -20,14 +20,7 @@ from llmc.compiler.frontend.unsupported import unsupported
 from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, SELECTIVE_SCAN, VERSION, conv_name
 
 SCANS = (*GATED_RULES, SELECTIVE_SCAN)
-KINDS = {
-    "linear_attention": SCANS,
-    "mamba": SCANS,
-    "hybrid": SCANS,
-    "conv": CAUSAL_CONV,
-    "mlp": (),
-    "moe": (),
-}
+KINDS = {"linear_attention": SCANS, "hybrid": SCANS, "conv": CAUSAL_CONV, "mlp": (), "moe": ()}
 """Kinds of layers that are compiled besides those of attention alone, and the operator that each has once."""
 WITH_ATTENTION = ("hybrid",)
 """Of these, those that attend too."""
