@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig, PretrainedConfig
 
 import llmc
 from llmc.runtime import LlmcError
 from llmc.runtime.artifact import ArtifactFile
-from tests.families import FAMILIES, SIZES
+from tests.families import ENCODERS, FAMILIES, SIZES, save
 from tests.runtime import toy_artifact as toy
+from tests.test_encoders import few_bodies
 
 MODELS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(
@@ -115,8 +116,29 @@ def test_it_says_what_that_for_avx2_says(
         for _ in range(N_TOKENS):
             sequence.feed([int(np.argmax(wanted[-1]))])
             wanted.append(sequence.logits())
-    command = [str(QEMU), "-L", str(LIBRARIES), str(program), str(there), str(N_TOKENS), ",".join(map(str, prompt))]
+    said = said_there(program, there, prompt, N_TOKENS).reshape(-1, n_vocab)
+    np.testing.assert_array_equal(said, np.stack(wanted))
+
+
+@pytest.mark.skipif(not CAN_RUN, reason="no qemu-aarch64, or no libc of ARM")
+def test_a_text_is_made_into_what_that_for_avx2_makes(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an encoder, over all of it."""
+    few_bodies(monkeypatch)
+    family, sizes = ENCODERS["modernbert"]
+    source = save(family, tmp_path / "m", torch.float32, AutoModel, **sizes, max_position_embeddings=128)
+    options = {"dtype": "bf16", "quant": "int8"}
+    here = compiled(source, tmp_path / "here.so", "cpu:x86-64-v3", options)
+    there = compiled(source, tmp_path / "there.so", "cpu:aarch64+i8mm", options)
+    with llmc.load(here) as loaded, loaded.sequence() as sequence:
+        sequence.feed(PROMPT)
+        np.testing.assert_array_equal(said_there(program, there, PROMPT, 0), sequence.logits())
+
+
+def said_there(program: Path, artifact: Path, prompt: list[int], n_tokens: int) -> np.ndarray[Any, Any]:
+    """Logits behind a prompt, and behind each of so many tokens that the artifact chooses, all in a row."""
+    command = [str(QEMU), "-L", str(LIBRARIES), str(program), str(artifact), str(n_tokens), ",".join(map(str, prompt))]
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
-    said = np.frombuffer(done.stdout, np.float32).reshape(-1, n_vocab)
-    np.testing.assert_array_equal(said, np.stack(wanted))
+    return np.frombuffer(done.stdout, np.float32)
