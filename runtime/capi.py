@@ -306,7 +306,12 @@ class Library:
         except OSError as error:
             os.close(self._descriptor)
             reason = str(error).removeprefix(f"{self._name}: ")
-            raise LlmcError(f"the artifact's code cannot be loaded: {reason}", place=str(self.path)) from None
+            hint = (
+                "its file system may forbid programs (noexec): copy it elsewhere" if "map segment" in reason else None
+            )
+            raise LlmcError(
+                f"the artifact's code cannot be loaded: {reason}", place=str(self.path), hint=hint
+            ) from None
 
     @classmethod
     def of(cls, file: ArtifactFile) -> Library:

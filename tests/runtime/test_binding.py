@@ -299,6 +299,16 @@ def test_code_that_does_not_load_is_a_clear_error(tmp_path: Path) -> None:
     assert "/proc/self" not in str(refused.value)
 
 
+def test_a_file_system_without_programs_is_suspected(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_: object) -> None:
+        raise OSError(f"{name}: failed to map segment from shared object")
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    with pytest.raises(LlmcError, match="cannot be loaded: failed to map segment") as refused:
+        llmc.load(stub)
+    assert "noexec" in str(refused.value.hint)
+
+
 def test_without_a_tokenizer_only_text_is_refused(tmp_path: Path) -> None:
     with llmc.load(write_stub(tmp_path / "a.so", tokenizer=None)) as model:
         assert not model.has_tokenizer
