@@ -164,3 +164,16 @@ def test_weights_of_a_checkpoint_in_bf16_are_widened(run: Run, host: Target) -> 
     inputs[1:3] = [x.view(np.float32) for x in rounded]
     found, wanted = (run(each, *inputs, target=host, state=room(each))[0] for each in (call, wide))
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_scans_steps_gates_and_rates_may_be_of_any_size(run: Run, define: Run, target: Target) -> None:
+    """Steps of nothing and of a hundred, states that are gone after a token or that stay, gates that are shut."""
+    call = scan_call(80, 8)
+    inputs = random_inputs(call)
+    inputs[1] = np.linspace(-120, 120, M * 80, dtype=np.float32).reshape(80, M).T.copy()
+    inputs[2] = np.linspace(-200, 200, M * 80, dtype=np.float32).reshape(M, 80)
+    inputs[5] = -np.logspace(-6, 3, 80 * 8, dtype=np.float32).reshape(80, 8)
+    found = run(call, *inputs, target=target, state=room(call))[0]
+    wanted = define(without_bytes(call), *inputs)[0]
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5 * np.abs(wanted).max())
+    assert np.isfinite(found).all()
