@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from llmc.bench.gpu.measure import (
 )
 from llmc.bench.gpu.memory import launches
 from llmc.compiler.kernel import Operand, TensorType
+from llmc.schedules.tune_lines import NEIGHBOURS, TOGETHER
 
 TERABYTES_A_SECOND, TERAFLOPS = 4.0, 700.0
 """What an H200 does, about: it puts calls in order."""
@@ -75,10 +77,21 @@ class Chain:
         return sorted(jobs.values(), key=lambda job: -times[job.name])
 
     @cached_property
-    def sets(self) -> list[int]:
-        """Candidates that several calls have."""
-        n_calls = Counter(index for job in self.jobs for index in others(job))
-        return sorted(index for index, n in n_calls.items() if n > 1)
+    def sets(self) -> list[tuple[str, int]]:
+        """Candidates that several calls have: of all, and of two neighbours, which find room on a multiprocessor
+        together or do not."""
+        found = []
+        for what in (TOGETHER, NEIGHBOURS):
+            n_calls = Counter(index for job in self.jobs_of(what) for index in others(job))
+            found += sorted((what, index) for index, n in n_calls.items() if n > 1)
+        return found
+
+    def jobs_of(self, what: str) -> list[Job]:
+        """Of all calls with something to choose; of attention and the call behind it, if there are more."""
+        if what == TOGETHER:
+            return self.jobs
+        pairs = ([step.job, behind.job] for step, behind in pairwise(self.steps) if step.job.is_attention)
+        return next((pair for pair in pairs if len(self.jobs) > 2 and all(job in self.jobs for job in pair)), [])
 
     def least_us(self, job: Job) -> float:
         n_bytes, n_operations = work(job, job.candidates[0], self.length)

@@ -3,10 +3,11 @@ and not with themselves.
 
 A graph launches a chain of layers (chain.py) with the rules' own choices.  Some choices pay only where neighbours
 choose likewise, as blocks that leave room for the next kernel's: so first all calls take their first candidates
-together, then their second ones, and the fastest such chain is what the rest begins with, if one is faster.  Then, of
-each call, the most expensive first, each candidate takes the own choice's place, all others held fixed; base and
-candidate are replayed in turns, and the medians count.  The best joins the others where the layer is clearly faster for
-it, else the own choice does, and the next call's candidates are measured so.
+together, then their second ones; then attention and the call behind it do so alone; and the fastest such chain is what
+the rest begins with, if one is faster.  Then, of each call, the most expensive first, each candidate takes the own
+choice's place, all others held fixed; base and candidate are replayed in turns, and the medians count.  The best joins
+the others where the layer is clearly faster for it, else the own choice does, and the next call's candidates are
+measured so.
 
 What an item finds depends on which candidates won before; those are known from the journal, so that a run goes on
 where it was.
@@ -29,9 +30,10 @@ from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.measure import MOST_LAUNCHES, First, Size
 from llmc.compiler.kernel import Operand
 from llmc.schedules.tune_in_place import is_better
-from llmc.schedules.tune_lines import BEST, CANDIDATE, IN_PLACE, OWN, TOGETHER
+from llmc.schedules.tune_lines import BEST, CANDIDATE, IN_PLACE, NEIGHBOURS, OWN, TOGETHER
 
 STAGE = IN_PLACE
+SETS = (TOGETHER, NEIGHBOURS)
 FEW, MANY = 3, 8
 """Pairs of replays: of every candidate, and again of those that are no slower than the base by then."""
 FAR = 1.3
@@ -43,11 +45,11 @@ Replay = Callable[[], None]
 
 
 def items(kit: Kit) -> Iterator[str]:
-    """Of each chain the rules' own choices, then candidates of all calls together, then those of each, then the best of
-    all calls."""
+    """Of each chain the rules' own choices, then candidates of several calls together, then those of each, then the
+    best of all calls."""
     for chain in chains(kit):
         yield item(chain, OWN)
-        yield from (item(chain, f"{TOGETHER} #{index}") for index in chain.sets)
+        yield from (item(chain, f"{what} #{index}") for what, index in chain.sets)
         for job in chain.jobs:
             yield from (item(chain, f"{job.name} #{index}") for index in others(job))
         if chain.jobs:
@@ -55,13 +57,13 @@ def items(kit: Kit) -> Iterator[str]:
 
 
 def all_together(kit: Kit) -> set[str]:
-    """Of any chain, what is said of candidates of all calls."""
-    return {f"{TOGETHER} #{index}" for chain in chains(kit) for index in chain.sets}
+    """Of any chain, what is said of candidates of several calls."""
+    return {f"{what} #{index}" for chain in chains(kit) for what, index in chain.sets}
 
 
-def together(chain: Chain, index: int, bad: Set[str]) -> dict[str, int]:
-    """All calls' index-th candidates, but for bad ones."""
-    having = (job for job in chain.jobs if index in others(job))
+def together(chain: Chain, what: str, index: int, bad: Set[str]) -> dict[str, int]:
+    """These calls' index-th candidates, but for bad ones."""
+    having = (job for job in chain.jobs_of(what) if index in others(job))
     return {job.name: index for job in having if check.item(job, index) not in bad}
 
 
@@ -79,7 +81,7 @@ def find(name: str) -> tuple[str, str, int]:
 def known_bad(journal: Journal) -> set[str]:
     """Candidates that are known to be wrong, or far slower alone."""
     wrong = {item for stage in (check.STAGE, measure.STAGE, STAGE) for item in journal.failed(stage)}
-    return {candidate_of(name) for name in wrong if f": {TOGETHER} #" not in name} | far_slower(journal)
+    return {candidate_of(name) for name in wrong if find(name)[1] not in SETS} | far_slower(journal)
 
 
 def usable(kit: Kit, names: Iterable[str], journal: Journal, relatives: Set[str]) -> Iterator[str]:
@@ -93,7 +95,7 @@ def usable(kit: Kit, names: Iterable[str], journal: Journal, relatives: Set[str]
     for name in names:
         chain, what, index = find(name)
         known = chain in sound and name.partition(": ")[2] not in bad
-        if known and (what != TOGETHER or len(together(sound[chain], index, bad)) > 1):
+        if known and (what not in SETS or len(together(sound[chain], what, index, bad)) > 1):
             yield name
 
 
@@ -115,14 +117,12 @@ def far_slower(journal: Journal) -> set[str]:
 
 
 def begun_with(chain: Chain, known: Mapping[str, Entry]) -> dict[str, int]:
-    """The fastest choice of all calls together that is clearly faster than the rules' own; else nothing."""
-    ratios = {}
-    for index in chain.sets:
-        entry = known.get(item(chain, f"{TOGETHER} #{index}"))
-        if entry and is_better(entry["us"], entry["base_us"], entry["noise"]):
-            ratios[index] = entry["us"] / entry["base_us"]
-    best = min(ratios, key=lambda index: ratios[index], default=0)
-    return dict(known[item(chain, f"{TOGETHER} #{best}")]["choice"]) if best else {}
+    """The fastest choice of several calls together that is clearly faster than the rules' own; else nothing."""
+    names = [item(chain, f"{what} #{index}") for what, index in chain.sets]
+    entries = [known[name] for name in names if name in known]
+    better = [entry for entry in entries if is_better(entry["us"], entry["base_us"], entry["noise"])]
+    best = min(better, key=lambda entry: float(entry["us"] / entry["base_us"]), default=None)
+    return dict(best["choice"]) if best else {}
 
 
 def standing(chain: Chain, job: Job, known: Mapping[str, Entry]) -> dict[str, int]:
@@ -183,8 +183,8 @@ class InPlace:
             found = self._own(laid)
         elif what == BEST:
             found = self._best(laid, winners(chain, self._known))
-        elif what == TOGETHER:
-            found = self._together(laid, together(chain, index, self._bad))
+        elif what in SETS:
+            found = self._together(laid, together(chain, what, index, self._bad))
         else:
             job = self._kit.jobs[what]
             found = self._candidate(laid, job, index, standing(chain, job, self._known))

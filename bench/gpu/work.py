@@ -16,7 +16,6 @@ from llmc.bench.gpu.driver import CudaError, Device
 from llmc.bench.gpu.journal import Entry, Journal, one_line
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.plan import Part
-from llmc.schedules.tune_lines import TOGETHER
 
 DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
 """Exit status: everything is done; the device is lost to this process; not all fitted into the time."""
@@ -141,7 +140,7 @@ def relatives(kit: Kit, journal: Journal) -> set[str]:
     ways = {way_of(kit.jobs[job], int(index)) for job, _, index in parts if job in kit.jobs}
     candidates = [(job, index) for job in kit.jobs.values() for index in range(1, len(job.candidates)) if ways]
     found = {check.item(job, index) for job, index in candidates if way_of(job, index) in ways}
-    return found.union(*(in_place.all_together(kit) for job, _, _ in parts if job == TOGETHER))
+    return found.union(*(in_place.all_together(kit) for job, _, _ in parts if job in in_place.SETS))
 
 
 def waiting(part: Part, kit: Kit, journal: Journal) -> list[str]:

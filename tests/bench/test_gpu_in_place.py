@@ -136,9 +136,10 @@ def job(call: Call, *kernels: str, **said: Any) -> dict[str, Any]:
 
 
 def kit_of(folder: Path, *jobs: dict[str, Any]) -> Kit:
-    """A kit whose chain has these two calls, twice."""
+    """A kit whose chain has these calls, two or three, twice."""
     places = [["output", 0, 0], ["kv", 0, 0]], [["input", 0, 0], ["input", 2, 512], ["output", 0, 512]]
-    steps = [{"job": each["name"], "places": where} for each, where in zip(jobs, places, strict=True)]
+    further = [["input", 0, 512], ["output", 0, 2048]]
+    steps = [{"job": each["name"], "places": where} for each, where in zip(jobs, [*places, further], strict=False)]
     chain = {"model": "toy", "m": 1, "lengths": [40], "layers": 2, "arena_bytes": 4096, "steps": 2 * steps}
     kernels = {each["words"]: {"n_threads": 1} for each in jobs for each in each["candidates"]}
     settings = {"in_place": [[1, 40]], "l2_bytes": 1 << 10, "shortest_ms": 0.1, "replays": 3}
@@ -209,6 +210,21 @@ def test_candidates_that_pay_together_alone_are_found(tmp_path: Path, journal: J
     assert found[f"{CHAIN}: best"]["choice"] == {PRODUCT_ITEM: 2, ATTENTION_ITEM: 2}
     (report,) = tune_import.import_records([journal.path], TARGET, tmp_path / "tuned.json", "1")
     assert {record["params"]["kernel"] for record in report["records"]} == {"attend_small", "multiply_small"}
+
+
+def test_neighbours_that_pay_together_alone_are_found(tmp_path: Path, journal: Journal) -> None:
+    """Though a third call's candidate makes up for what they gain where all calls take theirs."""
+    kit = kit_of(
+        tmp_path / "kit",
+        job(ATTENTION, "attend", "attend_small"),
+        job(PRODUCT, "multiply", "multiply_small"),
+        job(linear_call("Linear", 1, 128, 384, "bf16", 0), "multiply", "multiply_b"),
+    )
+    done(kit, journal, Fake(), "in place")
+    found = journal.results(in_place.STAGE)
+    together, pair = (found[f"{CHAIN}: {what} #1"] for what in in_place.SETS)
+    assert [together["us"], pair["us"]] == [pytest.approx(39.4), pytest.approx(38.4)]
+    assert found[f"{CHAIN}: best"]["choice"] == {PRODUCT_ITEM: 1, ATTENTION_ITEM: 1}
 
 
 def test_what_won_in_its_place_stands_before_what_was_faster_alone(kit: Kit, journal: Journal, tmp_path: Path) -> None:
