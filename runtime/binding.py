@@ -26,7 +26,7 @@ from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
-from llmc.runtime.sequence import Sequence
+from llmc.runtime.sequence import NotCopied, Sequence
 from llmc.runtime.speculate import Speculation
 from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
@@ -39,7 +39,7 @@ LoadProgress = Callable[[int, int], None]
 """Called with (bytes copied, bytes in all)."""
 
 
-class Model:
+class Model(NotCopied):
     """A model ready to run.
 
         with llmc.load("model.so") as model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes as c
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Logits, Model
 
 
-class Sequence:
+class NotCopied:
+    """Has something of the runtime's, which a copy that goes would close."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__.lower()} cannot be copied or pickled: load, or fork, another one")
+
+
+class Sequence(NotCopied):
     """Tokens, their KV cache, and the state of a model that has some; made by Model.sequence.  A context manager;
     `close` gives its pages back."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,17 @@ def test_an_interrupted_generation_gives_the_pages_back(model: Model) -> None:
         interrupted()
     gc.collect()
     assert model.info.kv_tokens_free == KV_TOKENS
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_models_and_sequences_cannot_be_copied(model: Model, copied: Callable[[object], object]) -> None:
+    """A copy that goes would close what the other one has."""
+    with model.sequence() as sequence, pytest.raises(TypeError, match="a sequence cannot be copied"):
+        copied(sequence)
+    with pytest.raises(TypeError, match="a model cannot be copied"):
+        copied(model)
+    gc.collect()
+    assert model.tokens([1, 2], 1)
 
 
 def test_a_closed_model_says_so(stub: Path) -> None:
