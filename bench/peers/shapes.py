@@ -1,7 +1,7 @@
 """Models that llama.cpp and llmc read out of one GGUF file: what the file says of each, and its tensors' shapes.
 
-The shapes are the published ones; of mixtures there are only the first layers, so that two systems fit on a small
-machine.  Fields are those of llama.cpp's architectures.
+The shapes are the published ones; of mixtures there are only the first layers, or experts, so that two systems fit on a
+small machine.  Fields are those of llama.cpp's architectures.
 """
 
 from __future__ import annotations
@@ -197,20 +197,21 @@ def lfm2_12b() -> Shape:
     return shape("lfm2", 2048, 65536, [attending if one else conv for one in attends], tied=True, **of, **more)
 
 
-def deepseek_v2_lite(n_layers: int) -> Shape:
-    """Latents of 512 and turned keys of 64 for 16 heads; all layers but the first have experts."""
+def deepseek_v2_lite(n_experts: int) -> Shape:
+    """Latents of 512 and turned keys of 64 for 16 heads; all layers but the first have experts, 64 in the model.  It is
+    by its 27 layers that llama.cpp tells it from DeepSeek V2, so there are all."""
     of_all = norms(2048, "attn_norm", "ffn_norm") | norms(512, "attn_kv_a_norm")
     of_all |= {"attn_q.weight": (16 * 192, 2048), "attn_kv_a_mqa.weight": (576, 2048)}
     of_all |= {"attn_k_b.weight": (16, 512, 128), "attn_v_b.weight": (16, 128, 512)}
     of_all |= {"attn_output.weight": (2048, 16 * 128)}
-    mixed = of_all | experts(2048, 1408, 64) | mlp(2048, 2 * 1408, "_shexp")
+    mixed = of_all | experts(2048, 1408, n_experts) | mlp(2048, 2 * 1408, "_shexp")
     more: dict[str, Any] = {"attention__head_count": 16, "attention__head_count_kv": 1}
     more |= {"attention__key_length": 576, "attention__value_length": 512, "rope__dimension_count": 64}
     more |= {"attention__key_length_mla": 192, "attention__value_length_mla": 128, "attention__kv_lora_rank": 512}
-    more |= {"expert_count": 64, "expert_used_count": 6, "expert_feed_forward_length": 1408}
+    more |= {"expert_count": n_experts, "expert_used_count": 6, "expert_feed_forward_length": 1408}
     more |= {"expert_shared_count": 2, "expert_weights_scale": 1.0, "leading_dense_block_count": 1}
     more |= {"expert_gating_func": 1, "feed_forward_length": 10944}
-    return shape("deepseek2", 2048, 102400, [of_all | mlp(2048, 10944), *[mixed] * (n_layers - 1)], **more)
+    return shape("deepseek2", 2048, 102400, [of_all | mlp(2048, 10944), *[mixed] * 26], **more)
 
 
 SHAPES: dict[str, Callable[[], Shape]] = {
@@ -224,5 +225,5 @@ SHAPES: dict[str, Callable[[], Shape]] = {
     "gpt-oss-20b.gguf": lambda: gpt_oss(3),
     "mamba-370m.gguf": mamba_370m,
     "granite-4-h-tiny.gguf": lambda: granite4_tiny(10),
-    "deepseek-v2-lite.gguf": lambda: deepseek_v2_lite(4),
+    "deepseek-v2-lite.gguf": lambda: deepseek_v2_lite(16),
 }
