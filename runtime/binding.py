@@ -174,13 +174,13 @@ class Model(NotCopied):
     def is_eos(self, token: int) -> bool:
         """Whether this token ends a text."""
         with self.running() as (api, handle):
-            return bool(api.is_eos(handle, token))
+            return bool(api.is_eos(handle, capi.as_int32(token)))
 
     def token_bytes(self, token: int) -> bytes:
         """The text of a token from the artifact's own vocabulary, perhaps a part of a character."""
         data, size = c.c_void_p(), c.c_size_t()
         with self.running() as (api, handle):
-            self._library.check(api.token_text(handle, token, data, size))
+            self._library.check(api.token_text(handle, capi.as_int32(token), data, size))
             return c.string_at(data, size.value) if data else b""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -194,9 +194,9 @@ class Model(NotCopied):
         return tokens or ([bos] if special and bos >= 0 else [])
 
     def decode(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> str:
-        """The text of token ids that follow those in `after`; special tokens have none."""
+        """The text of token ids that follow those in `after`; special tokens have none.  Raises LlmcError: no id."""
         stream = TextStream(self.tokenizer, after)
-        return "".join([*map(stream.push, tokens), stream.flush()])
+        return "".join([*map(stream.push, self.check_ids(tokens).tolist()), stream.flush()])
 
     # -- generating -----------------------------------------------------------
 

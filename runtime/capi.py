@@ -210,6 +210,12 @@ ANY = Device(RUN_ON["any"], 0)
 LEAST_API_BYTES = Api.profile.offset
 
 
+def as_int32(token: int) -> int:
+    """A token as the runtime takes it: what is no int32 is out of range as the nearest one is, where ctypes would cut
+    its bits off."""
+    return max(-1, min(token, 0x7FFFFFFF))
+
+
 def has(api: Api, function: str) -> bool:
     """Whether an artifact's table reaches so far, and has the function."""
     entry = getattr(Api, function)

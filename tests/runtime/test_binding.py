@@ -127,6 +127,11 @@ def test_a_token_out_of_range_is_named(model: Model) -> None:
         with pytest.raises(LlmcError, match=f"token {bad} is out of range") as refused:
             model.tokens([1, bad, 3])
         assert "token 2 of 3" in str(refused.value.place)
+    for bad in (-1, N_VOCAB, 1 << 40):
+        with pytest.raises(LlmcError, match=f"token {bad} is out of range"):
+            model.decode([1, bad])
+    assert model.is_eos(EOS)
+    assert not model.is_eos((1 << 32) + EOS)
 
 
 @pytest.mark.parametrize("n", [-1, 64, 1 << 40])
