@@ -44,7 +44,8 @@ def parse_origins(context: click.Context, option: click.Parameter, origins: tupl
     "--max-batch",
     metavar="N",
     type=click.IntRange(1),
-    help="Most texts in a step.  [default: the largest batch the file was compiled for, at least 8]",
+    help="Most texts in a step.  [default: the largest batch the file was compiled for, at least 8; 32 where texts "
+    "are read whole]",
 )
 @click.option(
     "--queue", metavar="N", type=click.IntRange(0), default=64, show_default=True, help="Most texts that wait."

@@ -34,6 +34,7 @@ from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
 from llmc.compiler.rewrite import rewrite
 from llmc.runtime import LlmcError
+from llmc.runtime.serve.server import Options, batch_of
 from tests.runtime.serve.conftest import serving
 from tests.test_embedding import Row, made_for_embeddings, unit
 
@@ -268,8 +269,16 @@ def answers(artifact: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
         assert status == 200, said
         assert server.ask("POST", "/v1/completions", {"prompt": "one"})[0] == 400
         longer = server.ask("POST", "/v1/embeddings", {"input": [1] * (CONTEXT + 1)})
-        assert (longer[0], longer[1]["error"]["param"]) == (400, "prompt")
+        assert (longer[0], longer[1]["error"]["param"]) == (400, "input")
         yield wanted, said
+
+
+def test_a_server_takes_more_texts_into_a_step_that_reads_them_whole() -> None:
+    for kind in ("embedding", "classification"):
+        assert batch_of({"batch": [1, 8], kind: {"whole": True}}, Options()) == 32
+        assert batch_of({"batch": [1, 64], kind: {"whole": True}}, Options()) == 64
+        assert batch_of({"batch": [1], kind: {"whole": False}}, Options()) == 8
+        assert batch_of({"batch": [1], kind: {"whole": True}}, Options(max_batch=3)) == 3
 
 
 def test_a_server_reads_texts_whole_and_keeps_nothing_of_them(answers: tuple[Row, dict[str, Any]]) -> None:

@@ -7,11 +7,12 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
@@ -27,7 +28,9 @@ from llmc.runtime.serve.guesses import LIGHT_STEP
 from llmc.runtime.serve.job import Said
 from llmc.runtime.speculate import FORCED, check_vocabulary
 
-LEAST_BATCH = 8
+LEAST_BATCH, WHOLE_BATCH = 8, 32
+"""Texts in a step, where nobody says: of what writes texts at least, and of what reads them whole, so that many short
+ones are a step worth its name."""
 MEMORY_SHARE = 0.8
 """Of a CPU's memory, beside the weights, what the KV cache may grow to when nobody says how large it is."""
 SLOTS_A_TEXT = 3
@@ -120,7 +123,7 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
     with ArtifactFile.open(artifact) as file:
         manifest = file.manifest()
     n_context = int(manifest.get("model", {}).get("n_context") or 0)
-    n_texts = batch_of(manifest.get("batch"), options)
+    n_texts = batch_of(manifest, options)
     if options.kv_tokens:
         return opened(options.kv_tokens)
     while n_context and n_texts > 1:
@@ -143,7 +146,7 @@ def open_draft(model: Model, options: Options) -> AbstractContextManager[Model |
     """With room for the texts that guesses are made at together."""
     if options.draft is None:
         return nullcontext()
-    n_texts = min(LIGHT_STEP // 2, batch_of(model.manifest.get("batch"), options))
+    n_texts = min(LIGHT_STEP // 2, batch_of(model.manifest, options))
     kv_tokens = n_texts * model.info.n_context
     slots = SLOTS_A_TEXT * n_texts  # its own, and the copy in which it guesses
     draft = load(options.draft, threads=options.threads, kv_tokens=kv_tokens, device=options.device, slots=slots)
@@ -162,10 +165,13 @@ def prepare_grammars(model: Model) -> None:
             _ = model.guide
 
 
-def batch_of(compiled_for: object, options: Options) -> int:
+def batch_of(manifest: Mapping[str, Any], options: Options) -> int:
     """Texts in a step: as many as decoding was compiled for, unless it is said."""
+    made = manifest.get("embedding") or manifest.get("classification")
+    least = WHOLE_BATCH if isinstance(made, dict) and made.get("whole") else LEAST_BATCH
+    compiled_for = manifest.get("batch")
     sizes = [size for size in compiled_for if isinstance(size, int)] if isinstance(compiled_for, list) else []
-    return options.max_batch or max([*sizes, LEAST_BATCH])
+    return options.max_batch or max([*sizes, least])
 
 
 def tokens_in_memory(model: Model) -> int | None:
@@ -200,7 +206,7 @@ async def run(
     """Serve until a signal comes; then texts have `grace` seconds to end."""
     loop = asyncio.get_running_loop()
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # that a client has gone is no warning
-    max_batch = batch_of(model.manifest.get("batch"), options)
+    max_batch = batch_of(model.manifest, options)
 
     def post(news: list[Said]) -> None:
         loop.call_soon_threadsafe(deliver, news)
