@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from typing import Any
@@ -15,6 +16,10 @@ from llmc.runtime.errors import LlmcError
 
 COMMANDS = ("compile", "run", "chat", "embed", "rank", "classify", "verify", "inspect", "tune", "bench", "serve")
 REQUEST_FAILED, INTERRUPTED = 1, 130
+NO_MEMORY = re.compile(
+    "bad_alloc|(can't|cannot) allocate memory|not enough memory|failed to map segment", re.IGNORECASE
+)
+"""How libraries say so, whose errors are of other kinds: C++'s, PyTorch's, and the loader's of a library of theirs."""
 REPORT_HINT = "this is a bug in llmc; please report it with what LLMC_TRACEBACK=1 shows"
 
 
@@ -86,7 +91,7 @@ def in_words(error: Exception) -> LlmcError:
     if isinstance(error, OSError) and error.strerror:
         place = str(error.filename) if error.filename else None
         return LlmcError(f"the system refuses: {error.strerror}", place=place)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
         return LlmcError("this machine has not enough memory", hint="end other programs, or take a smaller model")
     said = str(error).strip().splitlines()
     return LlmcError(f"unexpected {type(error).__name__}: {said[0] if said else ''}", hint=REPORT_HINT)

@@ -76,8 +76,10 @@ def test_an_unexpected_failure_is_one_line_and_how_to_report_it(monkeypatch: pyt
 def test_what_the_machine_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     full = fail_with(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), monkeypatch)
     assert full == (1, "error: the system refuses: No space left on device\n  at: /tmp/x\n")
-    code, said = fail_with(MemoryError(), monkeypatch)
-    assert (code, said.splitlines()[0]) == (1, "error: this machine has not enough memory")
+    lacks = "libtorch_python.so: failed to map segment from shared object"
+    for error in (MemoryError(), RuntimeError("std::bad_alloc"), ImportError(lacks)):
+        code, said = fail_with(error, monkeypatch)
+        assert (code, said.splitlines()[0]) == (1, "error: this machine has not enough memory")
 
 
 def test_the_traceback_is_shown_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
