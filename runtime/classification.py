@@ -124,7 +124,8 @@ def as_ids(model: Model, how: Classification, text: Text, index: int, truncate: 
         ids = encode(model.tokenizer, parts, model.info.n_context if truncate else None)
     except (TypeError, ValueError):  # half a surrogate pair, or bytes that were no UTF-8
         raise LlmcError("the text is no valid Unicode", place=place, hint="give it in UTF-8") from None
-    return check_length(model, model.check_ids(with_types(ids, how, model.info.n_tokens)), place)
+    hint = "the first of the two is too long by itself" if truncate else "--truncate, or truncate=True, cuts it"
+    return check_length(model, model.check_ids(with_types(ids, how, model.info.n_tokens)), place, hint)
 
 
 def is_pair(text: object) -> bool:

@@ -95,13 +95,14 @@ def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
     return check_length(model, ids, f"{model.path} (text {index + 1})")
 
 
-def check_length(model: Model, ids: Ids, place: str) -> Ids:
-    """The same.  Raises LlmcError for a text, at this place, without tokens, or with more than the model takes."""
+def check_length(model: Model, ids: Ids, place: str, hint: str | None = None) -> Ids:
+    """The same.  Raises LlmcError for a text, at this place, without tokens, or with more than the model takes.  hint:
+    of what can be done then."""
     n_context = model.info.n_context
     if not len(ids):
         raise LlmcError("a text without tokens says nothing", place=place)
     if len(ids) > n_context:
-        raise LlmcError(f"a text has {len(ids)} tokens; the model takes {n_context}", place=place)
+        raise LlmcError(f"a text has {len(ids)} tokens; the model takes {n_context}", place=place, hint=hint)
     return ids
 
 

@@ -132,6 +132,10 @@ def test_pairs_have_types_and_the_best_document_comes_first(folder: Path, artifa
         with pytest.raises(LlmcError, match=rf"a text has 130 tokens; the model takes {CONTEXT}") as error:
             model.rank("one", ["two", "one " * 126])
         assert str(error.value.place).endswith("(text 2)")
+        assert error.value.hint == "--truncate, or truncate=True, cuts it"
+        with pytest.raises(LlmcError, match="a text has 203 tokens") as error:
+            model.rank("one " * 200, ["two"], truncate=True)
+        assert error.value.hint == "the first of the two is too long by itself"
         cut = model.rank("one", ["one " * 126], truncate=True)
         assert cut == model.rank("one", ["one " * 124])
         with pytest.raises(LlmcError, match="gives texts labels, and makes no embeddings"):
