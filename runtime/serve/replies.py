@@ -177,7 +177,7 @@ class Choices:
         texts = [text_of(one) for one in probs]
         *offsets, self._offsets[job.index] = accumulate(map(len, texts), initial=self._offsets.get(job.index, 0))
         return {
-            "tokens": texts,
+            "tokens": [name_of(one) for one in probs],
             "token_logprobs": [one.logprob for one in probs],
             "top_logprobs": [listed(one) for one in probs],
             "text_offset": offsets,
@@ -194,9 +194,17 @@ def text_of(one: TokenProb) -> str:
     return one.text.decode("utf-8", "replace")
 
 
+def name_of(one: TokenProb) -> str:
+    """As completions name a token: those that are a part of a character by their bytes, which no other one has."""
+    try:
+        return one.text.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in one.text)
+
+
 def listed(one: TokenProb) -> dict[str, float | None] | None:
     """The most likely tokens in the place of this one, and this one."""
-    return None if one.logprob is None else {text_of(top): top.logprob for top in (*one.top, one)}
+    return None if one.logprob is None else {name_of(top): top.logprob for top in (*one.top, one)}
 
 
 def spelled_out(one: TokenProb) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.meters import Meters, State
-from llmc.runtime.serve.probs import token_prob
+from llmc.runtime.serve.probs import TokenProb, token_prob
+from llmc.runtime.serve.replies import listed
 from llmc.runtime.serve.stops import StopScanner
 
 
@@ -141,6 +142,11 @@ def test_what_training_marks_in_a_template_is_text() -> None:
 def test_templates_cannot_leave_their_sandbox(source: str) -> None:
     with pytest.raises(ApiError, match="the chat template refuses these messages"):
         ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], {})
+
+
+def test_tokens_that_are_parts_of_characters_are_told_apart() -> None:
+    parts = TokenProb(5, b"\xc3", -1.0, (TokenProb(6, b"\xa4", -0.5), TokenProb(7, " ä".encode(), -2.0)))
+    assert listed(parts) == {"bytes:\\xa4": -0.5, " ä": -2.0, "bytes:\\xc3": -1.0}
 
 
 @pytest.mark.parametrize(
