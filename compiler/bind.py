@@ -9,7 +9,7 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
-from llmc.compiler.ops import OPERATORS, PLACE, appended_parts
+from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, appended_parts
 from llmc.compiler.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
@@ -166,7 +166,7 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
 
 def takes_tiles(node: ir.Node) -> bool:
     """Whether attention is of those whose kernels take tiles of queries, keys and values (cuda/attention.py)."""
-    if node.op_type not in ("PagedAttention", "BidirectionalPagedAttention"):
+    if node.op_type not in ("PagedAttention", "BidirectionalPagedAttention", DISTANCE_PAGED_ATTENTION):
         return False
     sizes = {cache.shape[3] if cache is not None and cache.shape else None for cache in node.inputs[-2:]}
     return len(sizes) == 1 and node.attributes["head_dim"].as_int() <= MOST_TILED_DIM

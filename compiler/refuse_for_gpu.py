@@ -5,13 +5,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
-from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, DOMAIN
+from llmc.compiler.ops import DOMAIN
 from llmc.runtime.errors import LlmcError
 
-LACKING = {
-    f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have",
-    f"{DOMAIN}.{DISTANCE_PAGED_ATTENTION}": "biases by distance that are looked up have",
-}
+LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
 """Operators of a step graph, and what to say of them."""
 HINT = "compile it for CPUs: --target cpu"
 

@@ -179,6 +179,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {"num_key_value_heads": 4}),
     "bert-wide": ("bert", {"hidden_size": 256, "num_key_value_heads": 4}),
     "xlm-roberta": ("xlm-roberta", {"hidden_size": 128, "num_key_value_heads": 4, "type_vocab_size": 1}),
+    "mpnet": ("mpnet", {"num_key_value_heads": 4}),
     "modernbert": ("modernbert", {"num_key_value_heads": 4, "local_attention": 32, "layer_types": WINDOWS}),
     "embedding_gemma": (
         "gemma3_text",
@@ -193,7 +194,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-"""Models that read a text whole, likewise: heads of 16, 64, 32, 16 and 256."""
+"""Models that read a text whole, likewise: heads of 16, 64, 32 and 256."""
 WITH_ZEROS = ("llama", "qwen3_moe")
 """Those that there are with weights of 4 bits and zeros too, as GPTQ has them."""
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Implementation, Launch, Operand
 from llmc.compiler.target import Target
-from llmc.schedules.attention_call import NORMS, OF_HEADS, input_places, weight_layouts
-from llmc.schedules.cuda.attention_kernel import ANY_APPEND, ANY_ATTEND, Argument, kernel_of
+from llmc.schedules.attention_call import NORMS, input_places, weight_layouts
+from llmc.schedules.cuda.attention_kernel import ADDED, ANY_APPEND, ANY_ATTEND, Argument, kernel_of
 from llmc.schedules.cuda.attention_shape import Attention, parse, takes_any
 from llmc.schedules.rule import Rule
 
@@ -37,13 +37,13 @@ def implement(call: Call, params: Any, target: Target) -> Implementation:
     a = parse(call)
     assert a is not None, "implement follows match"
     places = input_places(call)
-    types = {"qkv": "const float"} | dict.fromkeys((*NORMS, "cos", "sin", *OF_HEADS), "const float")
+    types = {"qkv": "const float"} | dict.fromkeys((*NORMS, "cos", "sin", *ADDED), "const float")
     types |= {"positions": "const int", "page_table": "const int"}
     names = ["qkv" if name == "queries" else name for name in places]
     given = [Argument(name, types[name], Operand("input", i)) for i, name in enumerate(names) if name in types]
     kv, queries = Argument("kv", "Kv", Operand("kv")), Argument("queries", "float", Operand("temp"))
-    heads = [x for x in given if x.name in OF_HEADS]
-    reads = [x for x in given if x.name not in OF_HEADS]
+    heads = [x for x in given if x.name in ADDED]
+    reads = [x for x in given if x.name not in ADDED]
     out = Argument("out", "Out", Operand("output"))
     sees = [queries, *(x for x in reads if x.name in ("positions", "page_table")), *heads, kv, out]
     shape = source(a)

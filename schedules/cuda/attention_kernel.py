@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmc.compiler.kernel import Kernel, Operand, short_hash
-from llmc.schedules.attention_call import NORMS, OF_HEADS
+from llmc.schedules.attention_call import BIASES, NORMS, OF_HEADS
 from llmc.schedules.cuda.attention_shape import Attention
 
 STREAM = (
@@ -23,6 +23,8 @@ FLOAT32_ATTEND = "float32_attend<Shape>(queries, positions, page_table, kv, out{
 ANY_APPEND = "any_append<Shape>({qkv}, {query_norm}, {key_norm}, {cos}, {sin}, positions, page_table, kv, queries);"
 ANY_ATTEND = "any_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
 SINKS, SLOPES = OF_HEADS
+ADDED = (*OF_HEADS, BIASES)
+"""What is added to scores, or to their weights."""
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
 HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma", ANY_APPEND: "any", ANY_ATTEND: "any"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
@@ -38,9 +40,10 @@ class Argument:
 
 
 def inputs(a: Attention) -> tuple[Argument, ...]:
-    """The call's inputs that kernels read: cos and sin if something is turned, sinks or slopes if heads have any."""
+    """The call's inputs that kernels read: cos and sin if something is turned, sinks, slopes or biases if heads have
+    any."""
     vectors = (*(NORMS if a.epsilon is not None else ()), *(("cos", "sin") if a.rotary_dim else ()))
-    vectors += (SINKS,) * a.sinks + (SLOPES,) * a.slopes
+    vectors += (SINKS,) * a.sinks + (SLOPES,) * a.slopes + (BIASES,) * bool(a.reach)
     types = {"qkv": f"const {a.types['Qkv']}"} | dict.fromkeys(vectors, "const float")
     types |= {"positions": "const int", "page_table": "const int"}
     return tuple(Argument(name, kind, Operand("input", i)) for i, (name, kind) in enumerate(types.items()))
@@ -48,8 +51,8 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
 
 def apart(reads: tuple[Argument, ...]) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
     """What appends reads of these inputs, and what attends: queries come to that by another way."""
-    appends = tuple(argument for argument in reads if argument.name not in OF_HEADS)
-    return appends, (*appends[-2:], *(argument for argument in reads if argument.name in OF_HEADS))
+    appends = tuple(argument for argument in reads if argument.name not in ADDED)
+    return appends, (*appends[-2:], *(argument for argument in reads if argument.name in ADDED))
 
 
 def kernel_of(
@@ -66,7 +69,8 @@ def kernel_of(
     names = {argument.name for argument in arguments}
     optional = ("qkv", *NORMS, "cos", "sin", "partial", "counters")
     pointers = {pointer: pointer if pointer in names else "nullptr" for pointer in optional}
-    pointers["of_heads"] = ", sinks" if SINKS in names else ", nullptr, slopes" if SLOPES in names else ""
+    added = next((name for name in (SLOPES, BIASES) if name in names), "")
+    pointers["of_heads"] = ", sinks" if SINKS in names else f", nullptr, {added}" if added else ""
     if names.issuperset(NORMS) and call is not ANY_APPEND:
         pointers["qkv"] = f"{{{', '.join(('qkv', *NORMS))}}}"
     body = call.format(**pointers)

@@ -14,7 +14,7 @@ from typing import Any
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.attention_call import OF_HEADS, appended_sizes, attention_sizes, input_places
+from llmc.schedules.attention_call import BIASES, OF_HEADS, appended_sizes, attention_sizes, input_places
 
 MOST_HEAD_DIM, MOST_ANY_DIM = 256, 512
 """Longest heads that most kernels take, and those that take any."""
@@ -33,7 +33,8 @@ class Attention:
     whether it lies in tiles.  sinks, slopes: whether each query head has one.  page_bytes: of a page whose layers
     differ in size; 0: they are all like this one.  own_value_dim: elements of a value; 0: D.  norms_values: whether
     values are normalised too.  reads_only: whether the cache is another layer's, which has appended to it.  both_ways:
-    whether rows see all of their text, which is in the step whole, and a window is to either side.
+    whether rows see all of their text, which is in the step whole, and a window is to either side.  reach: where scores
+    have biases by distance that are looked up, how far they go to either side; 0: they have none.
     """
 
     rows: int
@@ -59,6 +60,7 @@ class Attention:
     norms_values: bool = False
     reads_only: bool = False
     both_ways: bool = False
+    reach: int = 0
 
     @property
     def value_dim(self) -> int:
@@ -126,6 +128,8 @@ class Attention:
             members.append("static constexpr bool norms_values = true;")
         if self.both_ways:
             members.append("static constexpr bool both_ways = true;")
+        if self.reach:
+            members.append(f"static constexpr int reach = {self.reach};")
         for name in OF_HEADS:
             if getattr(self, name):
                 members.append(f"static constexpr bool has_{name} = true;")
@@ -172,7 +176,10 @@ def of_sizes(call: Call, sizes: dict[str, Any]) -> Attention:
             raise LlmcError(fact, place=call.op, hint="compile for a CPU target")
     lies = {"kv_dtype": kv_dtype, "qkv": qkv.dtype, "out": out.dtype, "tiled": out.tiled}
     reads_only = "queries" in places and len(qkv.shape) == 2  # those that a product hands over lie as pages do
-    found = Attention(**sizes, **lies, sinks="sinks" in places, slopes="slopes" in places, reads_only=reads_only)
+    biases = call.inputs[places[BIASES]] if BIASES in places else None
+    reach = biases.shape[1] // 2 if biases else 0
+    lies |= {"sinks": "sinks" in places, "slopes": "slopes" in places, "reach": reach}
+    found = Attention(**sizes, **lies, reads_only=reads_only)
     if takes_any(found) and (found.is_coded or found.qkv != "f32"):
         fact = "a KV cache in int8 on NVIDIA GPUs takes heads of up to 256 elements, values as long as keys, not shared"
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")

@@ -40,7 +40,9 @@ def refuse_others(found: Any, wanted: Any) -> None:
     assert (cosines > 0.999).all(), cosines
 
 
-@pytest.mark.parametrize(("family", "quant"), [("bert", "int4"), ("modernbert", "none"), ("gemma", "int8")])
+@pytest.mark.parametrize(
+    ("family", "quant"), [("bert", "int4"), ("modernbert", "none"), ("gemma", "int8"), ("mpnet", "fp8")]
+)
 def test_embeddings_are_the_cpus(family: str, quant: str, emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
     both = Both(save(family, tmp_path / "m"), emulated_gpu, tmp_path, quant=quant)
     with llmc.load(both.cpu) as model:

@@ -99,6 +99,7 @@ __device__ __forceinline__ void float32_attend(const float *queries, const int *
             const bool seen = token <= last && (!Shape::window || token > at - sight<Shape>(at));
             s[i] = seen ? float32_score<Shape>(q, keys + (lane + 32 * i) * D) : -INFINITY;
             if constexpr (kHasSlopes<Shape>) s[i] = fmaf(slope, float(token - at), s[i]);
+            if constexpr (kHasBiases<Shape>) s[i] += biases_of<Shape>(slopes, head)[token - at];
         }
         const float top = fmaxf(most, warp_max(fmaxf(s[0], s[1])));
         const float keep = expf(most - top), p[2] = {expf(s[0] - top), expf(s[1] - top)};

@@ -164,8 +164,8 @@ __device__ __forceinline__ bool sees(const Stretch &rows, int row, int token) {
 
 // What is added to the scores of a page, for the lane's rows `row` and row + 8 of the block.
 template <class Shape>
-__device__ __forceinline__ DistanceBias<Shape> page_bias(const typename HeadSlopes<Shape>::OfRows &slopes,
-                                                         const Stretch &rows, int row, int page) {
+__device__ __forceinline__ typename BiasOfKeys<Shape>::type page_bias(const typename HeadSlopes<Shape>::OfRows &slopes,
+                                                                      const Stretch &rows, int row, int page) {
     const int at = rows.first + row - rows.begin;
     return {slopes, page * kPageTokens, at, at + 8};
 }

@@ -3,7 +3,10 @@
 //
 // Where heads have them, Shape has beside what attention.cuh lists:
 //     has_slopes    true
-// and kernels take `slopes`, f32 [heads]; else null, and not an instruction more.
+// and kernels take `slopes`, f32 [heads]; else null, and not an instruction more. Or each distance has a bias of its own,
+// which a head looks up (MPNet's; arXiv:1803.02155). Then Shape has
+//     reach         C, as many tokens as a sequence's pages hold
+// and `slopes` are biases [heads, 2 C], of key - query at C + key - query: in large steps alone.
 #pragma once
 
 #include "device.cuh"
@@ -22,15 +25,39 @@ struct HeadSlopes<Shape, decltype(void(Shape::has_slopes))> {
 };
 
 template <class Shape>
+struct HeadSlopes<Shape, decltype(void(Shape::reach))> {
+    static constexpr bool there = false;
+    struct OfRows {
+        const float *biases;  // of the head, from distance 0 on
+    };
+};
+
+template <class Shape>
 constexpr bool kHasSlopes = HeadSlopes<Shape>::there;
+
+template <class Shape, class = void>
+constexpr bool kHasBiases = false;
+template <class Shape>
+constexpr bool kHasBiases<Shape, decltype(void(Shape::reach))> = true;
+
+// Where the biases of a head begin that are of keys behind its query, at distance 0.
+template <class Shape>
+__device__ __forceinline__ const float *biases_of(const float *biases, int head) {
+    return biases + int64_t(head) * (2 * Shape::reach) + Shape::reach;
+}
+
+// What a bias counts among scores before they are weighed.
+template <class Shape>
+constexpr float kBiasUnit = Shape::softcap > 0.f ? 1.f : 1.f / Shape::scale;
 
 // Slopes of the lane's two rows, whose heads these are. They are constants: before the wait.
 template <class Shape>
 __device__ __forceinline__ void read_slopes(typename HeadSlopes<Shape>::OfRows &rows, const float *slopes, int first,
                                             int second) {
     if constexpr (kHasSlopes<Shape>) {
-        constexpr float unit = Shape::softcap > 0.f ? 1.f : 1.f / Shape::scale;
-        rows.slope[0] = slopes[first] * unit, rows.slope[1] = slopes[second] * unit;
+        rows.slope[0] = slopes[first] * kBiasUnit<Shape>, rows.slope[1] = slopes[second] * kBiasUnit<Shape>;
+    } else if constexpr (kHasBiases<Shape>) {
+        rows.biases = biases_of<Shape>(slopes, first);  // of both
     }
 }
 
@@ -57,6 +84,33 @@ struct DistanceBias {
     __device__ __forceinline__ float operator()(int half, int n, int i) const {
         return rows.slope[half] * (from[half] + float(8 * n + i));
     }
+};
+
+// The same of biases that are looked up.
+template <class Shape>
+struct LookedUpBias {
+    static constexpr bool any = true;
+    const float *from[2];
+
+    // Rows that are none of the sequence's may say any position; nothing of theirs counts.
+    __device__ __forceinline__ LookedUpBias(const typename HeadSlopes<Shape>::OfRows &rows, int key, int at, int other_at) {
+        const auto place = [&](int query) { return rows.biases - min(max(query, 0), Shape::reach - 1); };
+        const int own = key + 2 * (lane_index() % 4);
+        from[0] = place(at) + own, from[1] = place(other_at) + own;
+    }
+    __device__ __forceinline__ float operator()(int half, int n, int i) const {
+        return kBiasUnit<Shape> * from[half][8 * n + i];
+    }
+};
+
+// Whichever a shape's scores have.
+template <class Shape, bool kLookedUp = kHasBiases<Shape>>
+struct BiasOfKeys {
+    using type = DistanceBias<Shape>;
+};
+template <class Shape>
+struct BiasOfKeys<Shape, true> {
+    using type = LookedUpBias<Shape>;
 };
 
 // Of any keys: distance(half, n, i) as an integer.

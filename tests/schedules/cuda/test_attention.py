@@ -46,6 +46,7 @@ class Model:
     has_sinks: bool = False
     has_slopes: bool = False
     both_ways: bool = False  # over all of a text
+    has_biases: bool = False  # by distance, looked up
 
     @property
     def columns(self) -> int:
@@ -88,8 +89,10 @@ class Model:
             attributes |= {"rotary_dim": self.rotary_dim, "interleaved": self.interleaved}
             turned, turns = "Rotary", [f32(m, self.rotary_dim // 2)] * 2
         of_heads = [TensorType((self.heads,), "f32", constant=True)] * (self.has_sinks + self.has_slopes)
+        of_heads += [TensorType((self.heads, 2 * PAGE_TOKENS * PAGES), "f32", constant=True)] * self.has_biases
         inputs = (qkv, *norms, *turns, *of_heads, *ids, cache, cache)
-        of_heads_too = f"{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}{'Bidirectional' * self.both_ways}"
+        of_heads_too = f"{'Sink' * self.has_sinks}{'Alibi' * self.has_slopes}"
+        of_heads_too += f"{'Distance' * self.has_biases}{'Bidirectional' * self.both_ways}"
         op = f"llmc.{norm}{turned}{of_heads_too}PagedAttention"
         return Call(op, inputs, (out, cache, cache), tuple(sorted(attributes.items())))
 
@@ -162,6 +165,8 @@ class Machine:
             numbers[at < 0] = np.nan
         of_heads = [np.linspace(-3, 9, model.heads, dtype=np.float32)] * model.has_sinks
         of_heads += [np.linspace(0.01, 0.3, model.heads, dtype=np.float32)] * model.has_slopes
+        biases = np.random.default_rng(5).normal(0, 2, (model.heads, 2 * PAGE_TOKENS * PAGES))
+        of_heads += [biases.astype(np.float32)] * model.has_biases
         return [qkv, *(turn if model.rotary_dim else []), *of_heads, at, table]
 
     def pool(self, rows: Sequence[Row]) -> Array:

@@ -31,6 +31,9 @@ MODELS = {
     "a window of pages": Model(heads=2, kv_heads=1, head_dim=128, rotary_dim=128, window=90, both_ways=True),
     "gemma": Model(heads=2, kv_heads=1, head_dim=256, rotary_dim=256, window=40, epsilon=1e-6, both_ways=True),
     "in int8": replace(WINDOW, kv_dtype="int8"),
+    "mpnet": replace(BERT, has_biases=True),
+    "mpnet in float32": replace(BERT, has_biases=True, kv_dtype="f32", tiled=False),
+    "mpnet in int8, capped": replace(BERT, has_biases=True, kv_dtype="int8", softcap=5.0),
     "in f16": Model(heads=2, kv_heads=2, head_dim=16, rotary_dim=16, kv_dtype="f16", both_ways=True),
 }
 LENGTHS = (70, 1, 33, 5, 64, 130)
@@ -93,9 +96,9 @@ def test_the_end_of_a_long_text_is_found_from_its_beginning(define: Define, monk
     check(define, replace(BERT, heads=1, kv_heads=1, head_dim=16), (1100, 20), GENERIC)
 
 
-def whole_case(model: Model, target: Target) -> Case:
+def whole_case(model: Model, target: Target, lengths: Sequence[int] = LENGTHS) -> Case:
     """A step of whole texts, to break."""
-    rows, machine = step(LENGTHS), Machine(model, LENGTHS)
+    rows, machine = step(lengths), Machine(model, lengths)
     call, inputs, pool = model.call(len(rows)), machine.inputs(rows), machine.pool(rows)
     zeros = np.zeros_like(machine.caches[0])
     params = attention.match(call, target)
@@ -108,6 +111,13 @@ def whole_case(model: Model, target: Target) -> Case:
         return [out, after]
 
     return Case(attention.implement(call, params, target), target, run, ())
+
+
+def test_no_bias_is_looked_up_beyond_the_longest_text() -> None:
+    """For rows of a tile behind it, as of no distance that there is."""
+    model = replace(BERT, heads=1, kv_heads=1, head_dim=16, has_biases=True)
+    case = whole_case(model, GENERIC, (30, 64 * test_attention.PAGES))
+    assert is_noticed(case, "attention_slopes.cuh", "min(max(query, 0), Shape::reach - 1)", "query")
 
 
 WIDE = replace(WINDOW, window=90)
