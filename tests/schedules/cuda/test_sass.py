@@ -185,6 +185,9 @@ CASES = {
     "attention of texts of 512 tokens": Case(
         "sm_90a", BGE.call(512), ("HGMMA", "UBLKCP"), wide=False, from_registers=True
     ),
+    "attention of texts of 1024 tokens, with biases that are looked up": Case(
+        "sm_90a", replace(BGE, has_biases=True).call(1024), ("HGMMA", "UBLKCP"), wide=False, from_registers=True
+    ),
     "attention of texts of 512 tokens on Ampere": Case("sm_80", BGE.call(512), ("HMMA.16816.F32",), wide=False),
     "attention of 8 tokens over int8 on Ada": Case("sm_89", LLAMA_INT8.call(8), ("HMMA.16816.F32",)),
     "attention of 512 tokens over int8": Case("sm_90a", LLAMA_INT8.call(512), ("HGMMA", "PRMT"), from_registers=True),
