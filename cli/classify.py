@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from llmc.cli.opening import device_option, labelling_options, opened
+from llmc.cli.opening import device_option, labelling_options, opened, or_lines, texts_option
 from llmc.cli.output import artifact_argument, json_option, print_json, threads_option
 
 
 @click.command(short_help="Give texts labels.")
 @artifact_argument
-@click.option(
-    "-p",
-    "--prompt",
-    "texts",
-    metavar="TEXT",
-    multiple=True,
-    help="A text; several.  [default: lines of standard input]",
-)
+@texts_option
 @click.option("--pair", "pairs", metavar="TEXT TEXT", nargs=2, multiple=True, help="Two texts, judged together.")
 @labelling_options
 @threads_option
@@ -41,7 +33,7 @@ def command(
     Each has a line of labels with their scores, the best first; texts come first, then pairs, both in their order.
     --json prints one object with all.
     """
-    listed: list[Any] = [*texts, *pairs] or [line.rstrip("\n") for line in sys.stdin]
+    listed: list[Any] = [*texts, *pairs] or or_lines(())
     with opened(artifact, threads, device) as model:
         rows = model.classify(listed, raw=raw, truncate=truncate)
         labels = model.classification.labels if model.classification else ()

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from llmc.cli.opening import device_option, opened
+from llmc.cli.opening import device_option, opened, or_lines, texts_option
 from llmc.cli.output import artifact_argument, json_option, print_json, threads_option
 
 
 @click.command(short_help="Make embeddings of texts.")
 @artifact_argument
-@click.option(
-    "-p",
-    "--prompt",
-    "texts",
-    metavar="TEXT",
-    multiple=True,
-    help="A text; several.  [default: lines of standard input]",
-)
+@texts_option
 @click.option("--dimensions", metavar="N", type=click.IntRange(1), help="The first N alone, brought to length 1 again.")
 @threads_option
 @device_option
@@ -32,7 +24,7 @@ def command(
 
     Each is a line of numbers with blanks between them, in the order of the texts; --json prints one object with all.
     """
-    listed = list(texts) or [line.rstrip("\n") for line in sys.stdin]
+    listed = or_lines(texts)
     with opened(artifact, threads, device) as model:
         rows = model.embed(listed, dimensions)
         if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         open_missing_streams()
+        read_any_bytes()
         if os.environ.get("NO_COLOR"):
             extra.setdefault("color", False)
         try:
@@ -75,6 +77,12 @@ def open_missing_streams() -> None:
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             setattr(sys, name, os.fdopen(descriptor, mode))
+
+
+def read_any_bytes() -> None:
+    """From standard input, as from the command line: what is no UTF-8 is refused where it is looked at."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def report(error: Exception) -> None:

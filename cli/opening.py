@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,6 +38,14 @@ device_option = click.option(
     help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
     "$LLMC_CUDA_DEVICE, or 0]",
 )
+texts_option = click.option(
+    "-p",
+    "--prompt",
+    "texts",
+    metavar="TEXT",
+    multiple=True,
+    help="A text; several.  [default: lines of standard input]",
+)
 raw_option = click.option("--raw", is_flag=True, help="Logits in place of scores.")
 truncate_option = click.option(
     "--truncate", is_flag=True, help="Cut texts, of pairs the second one, that are longer than the model takes."
@@ -59,6 +67,11 @@ draft_option = click.option(
 def labelling_options(command: Command) -> Command:
     """--raw and --truncate."""
     return raw_option(truncate_option(command))
+
+
+def or_lines(texts: Sequence[str]) -> list[str]:
+    """The texts; where none is given, the lines of standard input without their ends."""
+    return list(texts) or [line.rstrip("\n") for line in sys.stdin]
 
 
 def speculation_options(command: Command) -> Command:

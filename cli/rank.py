@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from llmc.cli.opening import device_option, labelling_options, opened
+from llmc.cli.opening import device_option, labelling_options, opened, or_lines
 from llmc.cli.output import artifact_argument, json_option, print_json, threads_option
 
 
@@ -41,7 +39,7 @@ def command(
 
     Each has a line with its score, its number, counted from 0, and the text; --json prints one object with all of them.
     """
-    listed = list(documents) or [line.rstrip("\n") for line in sys.stdin]
+    listed = or_lines(documents)
     with opened(artifact, threads, device) as model:
         ranked = model.rank(query, listed, top, raw=raw, truncate=truncate)
     if as_json:

@@ -89,6 +89,8 @@ def rank(
 ) -> list[Ranked]:
     """See Model.rank."""
     check_ranks(needs_labels(model), str(model.path))
+    if top is not None and top < 1:
+        raise LlmcError(f"a ranking has at least 1 document, not {top}", place="top")
     pairs = [(query, document) for document in documents]
     return best_first(classify(model, pairs, raw=raw, truncate=truncate)[:, 0], top)
 
@@ -134,12 +136,12 @@ def is_pair(text: object) -> bool:
 
 def encode(tokenizer: Tokenizer, parts: tuple[str, ...], most: int | None) -> Encoding:
     """A text, or a pair in the tokenizer's own template.  most: tokens, to which the last part is cut; None: it is not.
-    Raises ValueError where nothing of it would be left."""
+    A token of it is left: where the first part takes all the room, there are more than most."""
     if most is None:
         return tokenizer.encode(parts[0], parts[1] if len(parts) > 1 else None)
     *first, last = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
     room = most - tokenizer.num_special_tokens_to_add(bool(first)) - sum(len(part.ids) for part in first)
-    last.truncate(max(room, 0))
+    last.truncate(max(room, 1))  # of nothing every text would be judged alike
     return tokenizer.post_process(first[0], last) if first else tokenizer.post_process(last)
 
 

@@ -24,7 +24,7 @@ def read_file(path: str | os.PathLike[str], most: int = -1) -> bytes:
         is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
         first = first_bytes(descriptor, str(path)) if is_pipe else b""
         os.set_blocking(descriptor, True)
-        return first + file.read(most)
+        return first + file.read(most if most < 0 else most - len(first))
 
 
 def first_bytes(descriptor: int, place: str) -> bytes:

@@ -133,9 +133,12 @@ def test_pairs_have_types_and_the_best_document_comes_first(folder: Path, artifa
             model.rank("one", ["two", "one " * 126])
         assert str(error.value.place).endswith("(text 2)")
         assert error.value.hint == "--truncate, or truncate=True, cuts it"
-        with pytest.raises(LlmcError, match="a text has 203 tokens") as error:
-            model.rank("one " * 200, ["two"], truncate=True)
-        assert error.value.hint == "the first of the two is too long by itself"
+        for n_first in (125, 200):  # which leaves the second no room, or less
+            with pytest.raises(LlmcError, match=f"a text has {n_first + 4} tokens") as error:
+                model.rank("one " * n_first, ["two w9", "w3"], truncate=True)
+            assert error.value.hint == "the first of the two is too long by itself"
+        with pytest.raises(LlmcError, match="a ranking has at least 1 document, not -1"):
+            model.rank("one", ["two", "w9"], -1)
         cut = model.rank("one", ["one " * 126], truncate=True)
         assert cut == model.rank("one", ["one " * 124])
         with pytest.raises(LlmcError, match="gives texts labels, and makes no embeddings"):
@@ -174,6 +177,10 @@ def test_the_command_line_ranks_and_classifies(folder: Path, artifact: Path, wan
     assert [line.split()[0] for line in labelled.splitlines()] == ["fits", "fits"]
     assert labelled.splitlines()[1] == f"fits {wanted[0]:.4g}"
     assert "labels       fits; scores by sigmoid" in run.invoke(main, ["inspect", str(artifact)]).output
+    for command in (["classify"], ["rank", "-q", "one"]):
+        broken = run.invoke(main, [command[0], str(artifact), *command[1:]], input=b"one\n\xff\n")
+        assert (broken.exit_code, broken.output.splitlines()[0]) == (1, "error: the text is no valid Unicode")
+        assert "(text 2)" in broken.output
     refused = run.invoke(main, ["classify", str(artifact), "-p", "one " * 200])
     assert (refused.exit_code, "the model takes 128" in refused.output) == (1, True)
 
@@ -218,6 +225,8 @@ def test_a_server_classifies(server: Server, wanted: list[float]) -> None:
         ("/v1/rerank", {"query": "one", "documents": ["one", {"image": "x"}]}, "documents"),
         ("/v1/rerank", {"query": "one", "documents": ["one " * 127]}, "documents"),
         ("/v1/rerank", {"query": "one", "documents": ["one"], "top_n": 0}, "top_n"),
+        ("/v1/rerank", {"query": "one " * 125, "documents": ["two w9"], "truncate": True}, "documents"),
+        ("/v1/rerank", {"query": "w" * 100_000, "documents": ["two"], "truncate": True}, "documents"),
         ("/rerank", {"query": "one", "texts": ["one"], "truncation_direction": "left"}, "truncation_direction"),
         ("/classify", {"input": [["one", "two", "three"]]}, "input"),
         ("/classify", {"input": []}, "input"),

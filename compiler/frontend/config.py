@@ -71,7 +71,12 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
 
     place: where the fields came from, for the message.
     """
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers import (
+        CONFIG_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
 
     from llmc.compiler.frontend.classes import is_encoder
     from llmc.compiler.frontend.quiet import quiet
@@ -91,6 +96,8 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     kind = CONFIG_MAPPING[model_type]
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
         raise refuse("it is neither a causal language model nor an encoder of texts")
+    if is_labelled(architecture_of(fields)) and kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise refuse("transformers has no head for labels of such a model", "--task generate, or embed, does without")
     for n_layers in (fields.get(name) for name in LAYERS):  # of which some configurations make lists
         if isinstance(n_layers, int):
             check_layers(n_layers, place)

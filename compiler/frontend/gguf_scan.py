@@ -7,6 +7,7 @@ has a period and an offset of each.  Falcon Mamba is a file of "mamba" that says
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,17 +119,7 @@ MAMBA = Architecture(
     more=of_mamba,
     made=MADE,
 )
-FALCON_MAMBA = Architecture(
-    "falcon_mamba",
-    "FalconMambaForCausalLM",
-    MAMBA_NAMES,
-    stack="backbone.layers",
-    attends=False,
-    epsilon=EPSILON,
-    outside=OUTSIDE,
-    more=of_mamba,
-    made=MADE,
-)
+FALCON_MAMBA = replace(MAMBA, model_type="falcon_mamba", name="FalconMambaForCausalLM")
 JAMBA = Architecture(
     "jamba",
     "JambaForCausalLM",

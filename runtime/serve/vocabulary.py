@@ -64,13 +64,14 @@ class Vocabulary:
         self, texts: Sequence[tuple[str, ...]], how: Classification, field: str, truncate: bool
     ) -> list[tuple[int, ...]]:
         """Token ids of texts, or pairs, that are given labels.  field: of the request, that has them.  truncate: cut
-        those that are too long.  Raises ApiError: no tokenizer, or one that is too long."""
+        those that are too long, of pairs the second text.  Raises ApiError: no tokenizer, or one that is too long."""
         if self.tokenizer is None:
             raise ApiError(400, "this model has no tokenizer", param=field, code="no_tokenizer")
         found = []
         for number, parts in enumerate(texts):
             place = f"'{field}' has a text, number {number} from 0, that"
-            if any(len(part) > self.most_characters for part in parts) and not truncate:
+            whole = parts[:-1] if truncate else parts  # a long query would be made into tokens for each document
+            if any(len(part) > self.most_characters for part in whole):
                 fact = f"{place} has more than {self.most_characters} characters; a sequence holds no more here"
                 raise ApiError(400, fact, param=field, code="context_length_exceeded")
             try:
@@ -79,7 +80,8 @@ class Vocabulary:
                 raise ApiError(400, f"{place} is no valid Unicode", param=field, code="invalid_value") from None
             ids = with_types(encoding, how, self.info.n_tokens)
             if not 0 < len(ids) <= self.room:
-                fact = f"{place} has {len(ids)} tokens; a sequence holds {self.room} here, or ask to 'truncate'"
+                advice = "which the first of the two fills" if truncate else "or ask to 'truncate'"
+                fact = f"{place} has {len(ids)} tokens; a sequence holds {self.room} here, {advice}"
                 raise ApiError(400, fact, param=field, code="context_length_exceeded")
             found.append(tuple(ids))
         return found

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import EsmConfig, JetMoeConfig, PretrainedConfig, RwkvConfig, T5Config
+from transformers import EsmConfig, JetMoeConfig, MambaConfig, PretrainedConfig, RwkvConfig, T5Config
 
 from llmc.compiler.frontend import hub, load_source
 from llmc.runtime.errors import LlmcError
@@ -237,3 +237,10 @@ def test_architectures_that_cannot_be_compiled(
     error = refusal(write_config(tmp_path, config, **fields), weights="random")
     assert error.fact.startswith("the architecture ")
     assert said in error.fact
+
+
+def test_labels_that_transformers_has_no_head_for(tmp_path: Path) -> None:
+    folder = write_config(tmp_path, MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
+    error = refusal(folder, weights="random", task="classify")
+    assert error.fact.endswith("is not supported: transformers has no head for labels of such a model")
+    assert error.hint == "--task generate, or embed, does without"

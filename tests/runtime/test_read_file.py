@@ -47,6 +47,14 @@ def test_a_pipe_is_read_to_its_end_however_late_its_writer_is(pipe: Path, pause_
     writer.join()
 
 
+def test_of_a_pipe_no_more_is_read_than_asked(pipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "first_bytes", lambda descriptor, place: os.read(descriptor, 1))
+    with open(os.open(pipe, os.O_RDWR), "wb") as both:
+        both.write(b"a text")
+        both.flush()
+        assert read_file(pipe, 5) == b"a tex"
+
+
 def test_a_writer_may_have_gone(pipe: Path) -> None:
     with open(os.open(pipe, os.O_RDWR), "wb") as both:
         both.write(b"text")
