@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -170,3 +171,9 @@ def test_functions_are_short() -> None:
 
 def test_no_name_says_nothing() -> None:
     assert not [name_of(path) for path in EVERYTHING if VAGUE_NAMES & set(path.stem.split("_"))]
+
+
+def test_no_line_of_the_changelog_stands_there_twice() -> None:
+    """As merges leave them, where one moves what another has changed."""
+    first_lines = Counter(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("- "))
+    assert not [line for line, n in first_lines.items() if n > 1]
