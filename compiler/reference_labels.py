@@ -21,11 +21,12 @@ Labels = np.ndarray[Any, np.dtype[np.float32]]
 
 def labels_of(source: SourceModel, model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[Labels]:
     """For each text the logits of its labels, float32 [1, labels].  Texts that are read whole are read one at a time;
-    others together, filled up behind their ends with a token that none of them has, from which the model takes it."""
+    others together, filled up behind their ends with a token that none of them ends with: the model takes the last of
+    a text's that is another."""
     if source.classification is not None and source.classification.whole:
         return [whole_text(source, model, text) for text in texts]
-    used = {token for text in texts for token in text}
-    filler = next(token for token in range(source.n_vocab) if token not in used)
+    ends = {text[-1] for text in texts}
+    filler = next(token for token in range(source.n_vocab) if token not in ends)
     model.config.pad_token_id = filler
     rows: dict[int, Labels] = {}
     for is_short in (True, False):

@@ -27,6 +27,7 @@ from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.source import _for_task as for_task
 from llmc.compiler.frontend.source import _Found as Found
 from llmc.compiler.graph import add_constant, emit
+from llmc.compiler.reference import reference_logits
 from llmc.runtime import LlmcError
 from llmc.runtime.speculate import DraftModel
 from tests.runtime.serve.conftest import Server, serving
@@ -88,6 +89,14 @@ def test_labels_are_those_of_transformers(family: str, tmp_path: Path) -> None:
         for text, row in zip(TEXTS, found, strict=True):
             np.testing.assert_allclose(row, logits(own, text), atol=2e-5)
             np.testing.assert_array_equal(model.classify([text], raw=True)[0], row)  # alone as among others
+
+
+def test_a_reference_of_texts_with_all_tokens_there_are_is_that_of_each_alone(tmp_path: Path) -> None:
+    folder = save("qwen3", tmp_path / "m")
+    texts = [[7, 0, 1, 2], list(range(160))[::-1], [0, 5]]
+    found = reference_logits(load_source(str(folder), dtype="f32"), texts)
+    for text, row in zip(texts, found, strict=True):
+        np.testing.assert_allclose(row[0], logits(reference(folder), text), atol=2e-5)
 
 
 @pytest.fixture(scope="module")
