@@ -44,13 +44,7 @@ def read_mask(
     causal: whether keys after a token do not count anyway.  biases: what is added too, and is no matter here.
     """
     cut = (*([scores] if scores is not None else []), *biases)
-    n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, cut, n_context))))
-    if n_tokens > LONGEST:
-        raise LlmcError(
-            f"the attention's mask has the number {n_tokens - 2} in it, and may be a sliding window of so many tokens",
-            place=place,
-            hint=f"ask for a --max-seq of at most {LONGEST}",
-        )
+    n_tokens = enough_tokens(result, cut, n_context, place)
 
     def kept(n_tokens: int) -> Array:
         counts = evaluated(result, scores, biases, n_tokens, place)
@@ -66,6 +60,16 @@ def read_mask(
         seen = "all keys count" if counts.all() else "other keys than those before a token count"
         raise LlmcError(f"the attention is not causal: {seen}", place=place)
     return 0 if least == n_tokens else window
+
+
+def enough_tokens(result: ir.Value, cut: Sequence[ir.Value], n_context: int, place: str) -> int:
+    """So many that every window in a mask is seen.  cut: values that are not looked behind.  Raises LlmcError where
+    they are more than a mask is worked out for."""
+    n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, cut, n_context))))
+    if n_tokens > LONGEST:
+        fact = f"the attention's mask has the number {n_tokens - 2} in it, and may be a sliding window of so many tokens"
+        raise LlmcError(fact, place=place, hint=f"ask for a --max-seq of at most {LONGEST}")
+    return n_tokens
 
 
 def in_sight(n_tokens: int, window: int) -> Array:
@@ -86,9 +90,10 @@ def near(n_tokens: int, window: int) -> Array:
 
 def window_of(counts: Array, place: str) -> int:
     """n, where the keys that count are less than n away on either side; 0, where all count."""
-    reach = int(counts[0].sum())
-    if (counts != near(len(counts), reach)).any():
-        row, column = (int(index) for index in np.argwhere(counts != near(len(counts), reach))[0])
+    reach = max(int(counts[0].sum()), 1)  # a token sees itself
+    others = np.argwhere(counts != near(len(counts), reach))
+    if len(others):
+        row, column = (int(index) for index in others[0])
         says = "counts" if counts[row, column] else "does not count"
         fact = "its attention's mask is neither causal nor that of an encoder"
         raise LlmcError(f"{fact}: for token {row} the key {column} {says}", place=place)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, evaluated, in_sight, numbers_in, window_of
+from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, enough_tokens, evaluated, in_sight, numbers_in, window_of
 from llmc.compiler.graph import attribute
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
@@ -55,7 +55,9 @@ def drop_masks(graph: ir.Graph, n_context: int) -> None:
         window, place = int(node.metadata_props["llmc.window"]), f"node {node.name}"
         if node.op_type == "Attention" and not attribute(node, "is_causal", 0):
             if mask not in windows:
-                windows[mask] = window_of(worked_out(mask, n_context or LONGEST, place), place)
+                counts = worked_out(mask, n_context or LONGEST, place)
+                enough_tokens(mask, (), n_context or LONGEST, place)
+                windows[mask] = window_of(counts, place)
             node.metadata_props["llmc.window"] = str(windows[mask])
         elif (mask, window) not in checked:
             two_chunks = 2 - 2 * min(window, 0)

@@ -85,6 +85,19 @@ def test_a_mask_that_is_neither_causal_nor_an_encoders_is_refused() -> None:
         drop_masks(attention(0, CAUSAL, "mask = Identity (causal)", is_causal=0), 96)
 
 
+def test_a_mask_that_hides_all_keys_is_refused() -> None:
+    lines = ["mask = Less (distance, distance)"]
+    with pytest.raises(LlmcError, match="for token 0 the key 0 does not count"):
+        drop_masks(attention(0, *lines, is_causal=0), 96)
+
+
+def test_an_encoders_window_that_is_longer_than_is_worked_out_is_refused() -> None:
+    lines = ["apart = Abs (distance)", "mask = Less (apart, large)"]
+    with pytest.raises(LlmcError, match="has the number 5000 in it, and may be a sliding window") as caught:
+        drop_masks(attention(0, *lines, is_causal=0), 1 << 15)
+    assert caught.value.hint == "ask for a --max-seq of at most 4608"
+
+
 def test_of_a_window_that_is_longer_than_is_worked_out_the_beginning_is() -> None:
     graph = attention(5000, CAUSAL, "near = Less (distance, large)", "mask = And (causal, near)")
     mask = graph.node(-1).inputs[3]

@@ -268,6 +268,23 @@ def test_a_bias_that_is_looked_up_otherwise_is_refused(build: Any, how: dict[str
         run(encoder(build, bucketed(build, **how)))
 
 
+def test_a_bias_that_is_looked_up_for_all_heads_together_is_refused(build: Any) -> None:
+    qkv(build)
+    together = build.op("ReduceMean", bucketed(build), build.constant([0, 1]), keepdims=0)
+    with pytest.raises(LlmcError, match="looked up in a weight, and not by distance alone"):
+        run(encoder(build, together))
+
+
+def test_an_encoders_window_that_is_longer_than_is_worked_out_is_refused(build: Any) -> None:
+    qkv(build)
+    queries, keys = places(build)
+    apart = build.op("Abs", build.op("Sub", keys, queries))
+    far = build.op("Greater", apart, build.constant(ir.tensor(np.array(5000))))
+    model = encoder(build, mask=build.op("Where", far, build.constant(LOWEST), build.constant(0.0)))
+    with pytest.raises(LlmcError, match="has the number 5000 in it, and may be a sliding window"):
+        form_attention(model, n_context=8192)
+
+
 def test_a_bias_that_is_looked_up_beside_something_else_is_refused(build: Any) -> None:
     qkv(build)
     model = encoder(build, bucketed(build), alibi(build))
