@@ -67,8 +67,9 @@ def enough_tokens(result: ir.Value, cut: Sequence[ir.Value], n_context: int, pla
     they are more than a mask is worked out for."""
     n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, cut, n_context))))
     if n_tokens > LONGEST:
-        fact = f"the attention's mask has the number {n_tokens - 2} in it, and may be a sliding window of so many tokens"
-        raise LlmcError(fact, place=place, hint=f"ask for a --max-seq of at most {LONGEST}")
+        fact = f"the attention's mask has the number {n_tokens - 2} in it, and may be"
+        hint = f"ask for a --max-seq of at most {LONGEST}"
+        raise LlmcError(f"{fact} a sliding window of so many tokens", place=place, hint=hint)
     return n_tokens
 
 

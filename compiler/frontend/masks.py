@@ -15,7 +15,16 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors, enough_tokens, evaluated, in_sight, numbers_in, window_of
+from llmc.compiler.causal_mask import (
+    LONGEST,
+    SHORT,
+    ancestors,
+    enough_tokens,
+    evaluated,
+    in_sight,
+    numbers_in,
+    window_of,
+)
 from llmc.compiler.graph import attribute
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
