@@ -52,6 +52,7 @@ def values_before(values: Sequence[ir.Value | None]) -> set[ir.Value]:
 
 
 def part(graph: ir.Graph, split: ir.Node, gates: set[ir.Value]) -> bool:
+    """Let the last parts of a split product each have its own, if these and no others are gates; -> whether."""
     linear, factors = scaled_product(split.inputs[0])
     n_kept = next((i for i, value in enumerate(split.outputs) if value in gates), 0)
     if linear is None or n_kept == 0 or not all(value in gates for value in split.outputs[n_kept:]):

@@ -193,9 +193,7 @@ def state_inputs(call: Call) -> Inputs:
     for index, kind in enumerate(kinds):
         assert kind is not None
         arrays[index] = constant(index, kind) if kind.constant else exact(normal(f"{call} {index}", kind.shape), "bf16")
-    if DELTA_RULES.get(
-        call.op
-    ):  # the rates, as those of a scan, are of both signs: what is kept must not grow without end
+    if DELTA_RULES.get(call.op):  # rates, a scan's too, are of both signs: what is kept must not grow without end
         arrays[1] = np.float32(-6) + normal(f"{call} a", kinds[1].shape) if kinds[1] else arrays[1]
     elif call.op in DELTA_RULES:
         arrays[1] = -np.abs(normal(f"{call} g", kinds[1].shape)) if kinds[1] else arrays[1]
