@@ -195,7 +195,7 @@ class Model(NotCopied):
 
     def decode(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> str:
         """The text of token ids that follow those in `after`; special tokens have none.  Raises LlmcError: no id."""
-        stream = TextStream(self.tokenizer, after)
+        stream = TextStream(self.tokenizer, self.check_ids(after).tolist())
         return "".join([*map(stream.push, self.check_ids(tokens).tolist()), stream.flush()])
 
     # -- generating -----------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from llmc.runtime.embedding import Embedding, Rows, check_length, groups, read
+from llmc.runtime.embedding import Embedding, Rows, check_length, groups, read, several
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Classification:
 def classify(model: Model, texts: Iterable[Text], *, raw: bool, truncate: bool) -> Rows:
     """See Model.classify."""
     how = needs_labels(model)
-    listed = [as_ids(model, how, text, index, truncate) for index, text in enumerate(texts)]
+    listed = [as_ids(model, how, text, index, truncate) for index, text in enumerate(several(texts))]
     rows = np.empty((len(listed), len(how.labels)), np.float32)
     start = 0
     for group in groups(model, listed):
@@ -91,7 +91,7 @@ def rank(
     check_ranks(needs_labels(model), str(model.path))
     if top is not None and top < 1:
         raise LlmcError(f"a ranking has at least 1 document, not {top}", place="top")
-    pairs = [(query, document) for document in documents]
+    pairs = [(query, document) for document in several(documents)]
     return best_first(classify(model, pairs, raw=raw, truncate=truncate)[:, 0], top)
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Model
     from llmc.runtime.sequence import Sequence
 
 Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+T = TypeVar("T")
 TOGETHER, ROWS = 16, 64
 """Most texts that are read in one step, and tokens of a text whose rows are looked at together."""
 
@@ -53,13 +54,20 @@ def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | 
     how = needs_embedding(model)
     if dimensions is not None and not 1 <= dimensions <= how.size:
         raise LlmcError(f"embeddings have 1 to {how.size} dimensions, not {dimensions}", place=str(model.path))
-    listed = [as_ids(model, text, index) for index, text in enumerate(texts)]
+    listed = [as_ids(model, text, index) for index, text in enumerate(several(texts))]
     rows = np.empty((len(listed), how.size), np.float32)
     start = 0
     for group in groups(model, listed):
         rows[start : start + len(group)] = read(model, how, group)
         start += len(group)
     return finished(rows, how, dimensions)
+
+
+def several(texts: Iterable[T]) -> Iterable[T]:
+    """The same.  Raises LlmcError for one text, of which each character would be taken for a text."""
+    if isinstance(texts, str):
+        raise LlmcError("this is one text, where several are read", place=repr(shortened(texts)), hint="give a list")
+    return texts
 
 
 def needs_embedding(model: Model) -> Embedding:

@@ -146,6 +146,10 @@ def test_pairs_have_types_and_the_best_document_comes_first(folder: Path, artifa
             with pytest.raises(LlmcError, match=f"a text has {n_first + 4} tokens") as error:
                 model.rank("one " * n_first, ["two w9", "w3"], truncate=True)
             assert error.value.hint == "the first of the two is too long by itself"
+        with pytest.raises(LlmcError, match="this is one text, where several are read"):
+            model.classify("one")
+        with pytest.raises(LlmcError, match="this is one text, where several are read"):
+            model.rank("one", "two")
         with pytest.raises(LlmcError, match="a ranking has at least 1 document, not -1"):
             model.rank("one", ["two", "w9"], -1)
         cut = model.rank("one", ["one " * 126], truncate=True)

@@ -130,6 +130,8 @@ def test_a_token_out_of_range_is_named(model: Model) -> None:
     for bad in (-1, N_VOCAB, 1 << 40):
         with pytest.raises(LlmcError, match=f"token {bad} is out of range"):
             model.decode([1, bad])
+        with pytest.raises(LlmcError, match=f"token {bad} is out of range"):
+            model.decode([1], after=[bad])
     assert model.is_eos(EOS)
     assert not model.is_eos((1 << 32) + EOS)
 
