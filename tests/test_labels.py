@@ -273,6 +273,11 @@ def test_what_is_asked_for_goes_before_what_the_files_say(tmp_path: Path) -> Non
     made_for_embeddings(folder, {"pooling_mode": "mean"})
     assert load_source(str(folder)).embedding is not None
     assert load_source(str(folder), task="classify").classification is not None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sbert_ce_default_activation_function": "my.Own"}))
+    with pytest.raises(LlmcError, match=r"scores that go through my\.Own are not compiled") as error:
+        load_source(str(folder), task="classify")
+    assert (error.value.place, error.value.hint) == (str(folder), "--task embed, or generate, leaves its head aside")
     assert as_task({"architectures": ["BertModel"]}, None, "classify") == {
         "architectures": ["BertModelForSequenceClassification"]
     }

@@ -24,7 +24,7 @@ from llmc.compiler.graph_text import op_name
 from llmc.compiler.ops import DOMAIN, WITH_STATES
 from llmc.compiler.weights import Array
 from llmc.runtime.classification import Activation, Classification
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 """Of sentence-transformers' cross encoders, by the last part of their names."""
@@ -88,14 +88,15 @@ def reads_types(folder: Path | None) -> bool:
 
 
 def activation_of(fields: Mapping[str, Any], n_labels: int) -> Activation:
-    """What makes scores of logits: what sentence-transformers' part of a configuration says, or else transformers'."""
+    """What makes scores of logits: what sentence-transformers' part of a configuration says, or else transformers'.
+    Raises LlmcError."""
     said = fields.get("sentence_transformers")
     name = said.get("activation_fn") if isinstance(said, dict) else None
     name = name or fields.get("sbert_ce_default_activation_function")
     if name:
         known = ACTIVATIONS.get(str(name).rpartition(".")[2])
         if known is None:
-            raise LlmcError(f"scores that go through {str(name)[:80]} are not compiled", place="config.json")
+            raise LlmcError(f"scores that go through {shortened(name)} are not compiled")
         return known
     if fields.get("problem_type") == "regression":
         return "identity"

@@ -168,8 +168,12 @@ def load_source(
 def _made_into(
     found: _Found, graph: ir.Model, fields: dict[str, Any], task: Task
 ) -> tuple[Embedding | None, Classification | None]:
-    """What the model makes of a text, if it writes none."""
-    labels = classification_of(graph, fields, found.folder)
+    """What the model makes of a text, if it writes none.  Raises LlmcError."""
+    try:
+        labels = classification_of(graph, fields, found.folder)
+    except LlmcError as error:
+        place, hint = error.place or str(found.folder or found.name), "--task embed, or generate, leaves its head aside"
+        raise LlmcError(error.fact, place=place, hint=hint) from error
     return (None, labels) if labels else (embedding_of(graph, None if found.gguf else found.folder, task), None)
 
 
