@@ -137,9 +137,10 @@ def is_pair(text: object) -> bool:
 def encode(tokenizer: Tokenizer, parts: tuple[str, ...], most: int | None) -> Encoding:
     """A text, or a pair in the tokenizer's own template.  most: tokens, to which the last part is cut; None: it is not.
     A token of it is left: where the first part takes all the room, there are more than most."""
-    if most is None:
-        return tokenizer.encode(parts[0], parts[1] if len(parts) > 1 else None)
-    *first, last = [tokenizer.encode(part, add_special_tokens=False) for part in parts]
+    if most is None:  # as batches, during which other threads run
+        [encoding] = tokenizer.encode_batch([parts if len(parts) > 1 else parts[0]])
+        return encoding
+    *first, last = tokenizer.encode_batch(list(parts), add_special_tokens=False)
     room = most - tokenizer.num_special_tokens_to_add(bool(first)) - sum(len(part.ids) for part in first)
     last.truncate(max(room, 1))  # of nothing every text would be judged alike
     return tokenizer.post_process(first[0], last) if first else tokenizer.post_process(last)
