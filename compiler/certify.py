@@ -21,7 +21,7 @@ weights as they were, in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,11 +141,27 @@ def prompts(model: Model) -> list[list[int]]:
 
 def continue_greedily(model: Model, prompt: list[int], place: str) -> Text:
     """`place`: what to blame when there is nothing to choose from."""
-    if not np.isfinite(model.logits(prompt)).all():
-        hint = "its weights hold NaN or infinity, or values that are too large; --verify off compiles them as they are"
-        raise LlmcError("the model's logits are not finite numbers", place=place, hint=hint)
+    refuse_others_than_finite([model.logits(prompt)], "logits", place)
     greedy = model.tokens(prompt, max_tokens=min(N_GREEDY, model.info.n_context - len(prompt)), ignore_eos=True)
     return Text(prompt, greedy, model.logits(prompt + greedy))
+
+
+def refuse_others_than_finite(found: Iterable[Logits], what: str, place: str) -> None:
+    """Raise LlmcError where what an artifact makes is NaN or infinite."""
+    if not all(np.isfinite(rows).all() for rows in found):
+        hint = "its weights hold NaN or infinity, or values that are too large; --verify off compiles them as they are"
+        raise LlmcError(f"the model's {what} are not finite numbers", place=place, hint=hint)
+
+
+def largest_of(dtype: str, largest: float, extent: float) -> dict[str, Any]:
+    """What every certificate begins with.  largest: of the errors; extent: of the numbers that they are of."""
+    return {
+        "status": "passed",
+        "dtype": dtype,
+        "max_logit_error": largest,
+        "logit_range": extent,
+        "relative_error": largest / extent,
+    }
 
 
 def compare(
@@ -162,11 +178,7 @@ def compare(
     agree = np.concatenate([text.logits.argmax(-1) == e.argmax(-1) for text, e in zip(texts, exact, strict=True)])
     largest = max(errors)
     certificate: dict[str, Any] = {
-        "status": "passed",
-        "dtype": dtype,
-        "max_logit_error": largest,
-        "logit_range": extent,
-        "relative_error": largest / extent,
+        **largest_of(dtype, largest, extent),
         "kl_mean": float(divergence.mean()),
         "kl_max": float(divergence.max()),
         "top1_agreement": float(agree.mean()),

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmc.compiler.certify import F32_BAR, LOW_PRECISION_BAR, TOP, Logits, ReferenceLogits, prompts
+from llmc.compiler.certify import (
+    F32_BAR,
+    LOW_PRECISION_BAR,
+    TOP,
+    Logits,
+    ReferenceLogits,
+    largest_of,
+    prompts,
+    refuse_others_than_finite,
+)
 from llmc.runtime import load
 from llmc.runtime.errors import LlmcError
 
@@ -37,9 +46,7 @@ def certify_embedding(
         target = model.target
         texts = [prompt for prompt in prompts(model) if prompt]
         found = [model.logits(text)[:, :size] for text in texts]
-    if not all(np.isfinite(rows).all() for rows in found):
-        hint = "its weights hold NaN or infinity, or values that are too large; --verify off compiles them as they are"
-        raise LlmcError("the model's embeddings are not finite numbers", place=describe["model"], hint=hint)
+    refuse_others_than_finite(found, "embeddings", describe["model"])
     exact = reference(texts, "f32")
     own = None if dtype == "f32" or quant else reference(texts, dtype)
     certificate = compare(texts, found, exact, own, dtype) | {"target": target, "reference": describe}
@@ -60,11 +67,7 @@ def compare(
     largest, extent = largest_error(found, exact), max(float(np.ptp(rows)) for rows in exact)
     distances = np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)])
     certificate: dict[str, Any] = {
-        "status": "passed",
-        "dtype": dtype,
-        "max_logit_error": largest,
-        "logit_range": extent,
-        "relative_error": largest / extent,
+        **largest_of(dtype, largest, extent),
         "cosine_distance": float(distances.mean()),
         "least_cosine": float(1 - distances.max()),
         "n_positions": int(distances.size),

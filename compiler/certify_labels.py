@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from llmc.compiler.certify import F32_BAR, LOW_PRECISION_BAR, TOP, Logits, ReferenceLogits, prompts
+from llmc.compiler.certify import (
+    F32_BAR,
+    LOW_PRECISION_BAR,
+    TOP,
+    Logits,
+    ReferenceLogits,
+    largest_of,
+    prompts,
+    refuse_others_than_finite,
+)
 from llmc.runtime import load
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
@@ -36,9 +45,7 @@ def certify_labels(
     with load(artifact) as model:
         target, texts = model.target, texts_for(model)
         found = np.stack([at_end(model, text) for text in texts])
-    if not np.isfinite(found).all():
-        hint = "its weights hold NaN or infinity, or values that are too large; --verify off compiles them as they are"
-        raise LlmcError("the model's labels are not finite numbers", place=describe["model"], hint=hint)
+    refuse_others_than_finite(found, "labels", describe["model"])
     exact = np.concatenate(reference(texts, "f32"))
     own = None if dtype == "f32" or quant else np.concatenate(reference(texts, dtype))
     certificate = compare(texts, found, exact, own, dtype) | {"target": target, "reference": describe}
@@ -69,11 +76,7 @@ def compare(texts: Sequence[list[int]], found: Logits, exact: Logits, own: Logit
     exact, own: [texts, labels]."""
     largest, extent = float(np.abs(found - exact).max()), max(float(np.abs(exact).max()), 1e-30)
     certificate: dict[str, Any] = {
-        "status": "passed",
-        "dtype": dtype,
-        "max_logit_error": largest,
-        "logit_range": extent,
-        "relative_error": largest / extent,
+        **largest_of(dtype, largest, extent),
         "error_share": size(found - exact) / max(size(exact), 1e-30),
         "n_positions": len(texts),
         "prompts": [record(text, row) for text, row in zip(texts[:-N_SHORT], exact, strict=False)],
