@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 
 import llmc
 from llmc.runtime import LlmcError
 from llmc.runtime import format as fmt
 from llmc.runtime.binding import Model
-from llmc.runtime.classification import Classification, best_first
+from llmc.runtime.classification import Classification, best_first, encode
 from llmc.runtime.plan import unpack_plan
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
@@ -90,6 +92,16 @@ def test_scores_are_made_of_logits_and_the_best_come_first() -> None:
         found = Classification(("a", "b"), activation).scores(logits)  # type: ignore[arg-type]
         np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert best_first(np.array([1, 3, 3, 2], np.float32), 3) == [(1, 3.0), (2, 3.0), (3, 2.0)]
+
+
+def test_what_fits_is_the_same_where_it_might_be_cut() -> None:
+    """Also without a template, where parts by themselves would be of the first type."""
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    found = [encode(tokenizer, ("a a", "b b"), most) for most in (None, 4)]
+    assert [(one.ids, one.type_ids) for one in found] == [([1, 1, 2, 2], [0, 0, 1, 1])] * 2
+    assert encode(tokenizer, ("a a", "b b"), 3).ids == [1, 1, 2]
+    assert len(encode(tokenizer, ("a a", "b b"), 2)) == 3, "a token is left, and there are more than most"
 
 
 @pytest.mark.parametrize("record", [{}, {"labels": ["a"], "activation": "cube", "n_types": 1, "whole": False}, [1]])
