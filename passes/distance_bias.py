@@ -48,7 +48,9 @@ def read_distances(value: ir.Value, n_heads: int, n_context: int, place: str) ->
         raise LlmcError(fact, place=place, hint=f"ask for a --max-seq of at most {LONGEST}")
     if not is_passed_on(node.outputs[0], value):
         raise LlmcError(OTHER, place=place)
-    bucket = buckets(node.inputs[1], n_context, place)
+    bucket, n_few = buckets(node.inputs[1], n_context, place), min(SHORT, n_context)
+    if (buckets(node.inputs[1], n_few, place) != bucket[n_context - n_few : n_context + n_few - 1]).any():
+        raise LlmcError(OTHER, place=place)  # it depends on a text's length too
     reach = -(-n_context // PAGE_TOKENS) * PAGE_TOKENS
     made_of = ("distances", bucket.tobytes(), reach, table)
 

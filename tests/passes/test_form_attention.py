@@ -225,12 +225,19 @@ def test_a_bias_by_position_has_a_slope_for_each_head(build: Any, check: Any) ->
     check(build.model(build.op("MatMul", build.op("Softmax", x, axis=-1), v)), run, 1)
 
 
-def bucketed(build: Any, *, by_distance: bool = True, perm: tuple[int, ...] = (2, 0, 1)) -> Any:
-    """A bias [1, 4, sequence, sequence] that is looked up: by how far the key is behind, at most 5, or not by that."""
+def bucketed(
+    build: Any, *, by_distance: bool = True, by_length: bool = False, perm: tuple[int, ...] = (2, 0, 1)
+) -> Any:
+    """A bias [1, 4, sequence, sequence] that is looked up: by how far the key is behind, at most 5, or in short texts
+    less; or not by that."""
     queries, keys = places(build)
     apart = build.op("Sub" if by_distance else "Add", keys, queries)
     ends = [build.constant(ir.tensor(np.array(number, np.int64))) for number in (-5, 5)]
-    bucket = build.op("Add", build.op("Min", build.op("Max", apart, ends[0]), ends[1]), ends[1])
+    most = ends[1]
+    if by_length:
+        length = build.op("Squeeze", build.op("Shape", build.inputs[0], start=1, end=2))
+        most = build.op("Min", most, build.op("Div", length, ends[1]))
+    bucket = build.op("Add", build.op("Min", build.op("Max", apart, ends[0]), most), ends[1])
     of_heads = build.op("Transpose", build.op("Gather", build.weight("table", 11, 4), bucket), perm=list(perm))
     return build.op("Unsqueeze", of_heads, build.constant([0]))
 
@@ -261,7 +268,7 @@ def test_an_encoder_needs_no_bias_and_may_have_a_window(build: Any) -> None:
     assert (node.attributes["is_causal"].as_int(), node.metadata_props["llmc.window"]) == (0, "5")
 
 
-@pytest.mark.parametrize("how", [{"by_distance": False}, {"perm": (2, 1, 0)}])
+@pytest.mark.parametrize("how", [{"by_distance": False}, {"by_length": True}, {"perm": (2, 1, 0)}])
 def test_a_bias_that_is_looked_up_otherwise_is_refused(build: Any, how: dict[str, Any]) -> None:
     qkv(build)
     with pytest.raises(LlmcError, match="looked up in a weight, and not by distance alone"):
