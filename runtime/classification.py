@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from llmc.runtime.embedding import Embedding, Rows, check_length, groups, read, several
+from llmc.runtime.embedding import Embedding, Rows, check_finite, check_length, groups, read, several
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def classify(model: Model, texts: Iterable[Text], *, raw: bool, truncate: bool) 
     for group in groups(model, listed):
         rows[start : start + len(group)] = read(model, how.logits, group)
         start += len(group)
+    check_finite(rows, str(model.path))
     return rows if raw else how.scores(rows)
 
 

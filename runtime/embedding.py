@@ -60,7 +60,18 @@ def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | 
     for group in groups(model, listed):
         rows[start : start + len(group)] = read(model, how, group)
         start += len(group)
-    return finished(rows, how, dimensions)
+    return finished(check_finite(rows, str(model.path)), how, dimensions)
+
+
+def check_finite(rows: Rows, place: str) -> Rows:
+    """The same, a row a text.  Raises LlmcError for the first that has NaN or infinity, as what writes texts does."""
+    broken = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(broken):
+        hint = "look for weights that are not finite, or too large for the model's dtype"
+        raise LlmcError(
+            "what the model makes of this is not finite", place=f"{place} (text {broken[0] + 1})", hint=hint
+        )
+    return rows
 
 
 def several(texts: Iterable[T]) -> Iterable[T]:

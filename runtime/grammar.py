@@ -82,7 +82,7 @@ class Guide:
         try:
             self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=n_tokens, eos_token=eos or None)
         except ValueError as error:
-            fact = f"the tokenizer cannot follow a grammar: {shortened(str(error))}"
+            fact = f"the tokenizer cannot follow a grammar: {in_one_line(str(error))}"
             raise LlmcError(fact, place=self.place) from None
 
     def constraint(self, grammar: Grammar) -> Constraint:
@@ -106,7 +106,7 @@ class Guide:
         return constraint
 
     def _refusal(self, words: str) -> LlmcError:
-        return LlmcError(f"the grammar cannot be used: {shortened(words)}", place=self.place)
+        return LlmcError(f"the grammar cannot be used: {in_one_line(words)}", place=self.place)
 
 
 class Constraint:
@@ -135,7 +135,7 @@ class Constraint:
         """The same.  Raises GaveUp when the grammar cannot be followed any more."""
         allowed = self.look()
         if self._matcher.is_error():
-            raise GaveUp(f"the grammar gave up: {shortened(self._matcher.get_error())}")
+            raise GaveUp(f"the grammar gave up: {in_one_line(self._matcher.get_error())}")
         return allowed
 
     def take(self, token: int) -> None:
@@ -166,7 +166,7 @@ class Constraint:
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
 
-def shortened(words: str) -> str:
+def in_one_line(words: str) -> str:
     """In one line, without where llguidance was."""
     words = words.partition("<backtrace>")[0]
     return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_CHARACTERS]

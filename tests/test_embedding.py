@@ -143,8 +143,17 @@ def test_other_embeddings_are_refused(
     assert "--task generate" in str(error.value.hint)
 
 
+def test_what_is_no_number_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmc.runtime.embedding.read", lambda *_: np.full((1, 64), np.inf, np.float32))
+    with llmc.load(artifact) as model, pytest.raises(LlmcError, match="is not finite") as error:
+        model.embed([[1]])
+    assert str(error.value.place).endswith("(text 1)")
+
+
 def test_texts_and_embeddings_are_not_mixed_up(folder: Path, artifact: Path, tmp_path: Path) -> None:
     with llmc.load(artifact) as model:
+        with pytest.raises(LlmcError, match="this is one text, where several are read"):
+            model.embed("a text")
         with pytest.raises(LlmcError, match="makes embeddings"):
             model.tokens([1, 2])
         with pytest.raises(LlmcError, match="makes embeddings"):

@@ -164,6 +164,14 @@ def test_pairs_have_types_and_the_best_document_comes_first(folder: Path, artifa
         manifest_of(artifact)
 
 
+def test_what_is_no_number_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([[1], [np.nan]], np.float32)
+    monkeypatch.setattr("llmc.runtime.classification.read", lambda *_: rows)
+    with llmc.load(artifact) as model, pytest.raises(LlmcError, match="is not finite") as error:
+        model.rank("one", ["two", "w9"])
+    assert str(error.value.place).endswith("(text 2)")
+
+
 def test_a_tokenizer_that_says_no_types_gives_none(folder: Path, artifact: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("*.so"))
     (tmp_path / "m/tokenizer_config.json").write_text(json.dumps({"model_input_names": ["input_ids"]}))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,8 +19,8 @@ from starlette.routing import Route
 
 from llmc.runtime.binding import Model
 from llmc.runtime.classification import Classification
-from llmc.runtime.embedding import Embedding, Rows
-from llmc.runtime.errors import shortened
+from llmc.runtime.embedding import Embedding, Rows, check_finite
+from llmc.runtime.errors import LlmcError, shortened
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
@@ -191,13 +192,17 @@ class Service:
         return json_response(answer_of(rows, asked, how, self.name, sum(map(len, prompts))))
 
     async def rows(self, request: Request, prompts: Sequence[tuple[int, ...]], how: Embedding) -> list[Rows] | None:
-        """What these are made into; None: the client has gone."""
+        """What these are made into; None: the client has gone.  Raises ApiError: no numbers."""
         rows: list[Rows] = []
         for some in in_groups(prompts, self.engine.max_batch):
             found = await self.generator.rows(request, some, how)
             if found is None:
                 return None
             rows += found
+        try:
+            check_finite(np.stack(rows), self.name)  # JSON has neither NaN nor infinity
+        except LlmcError as error:
+            raise ApiError(500, error.fact) from None
         return rows
 
     @property

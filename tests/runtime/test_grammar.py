@@ -14,7 +14,7 @@ import llmc
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How
-from llmc.runtime.grammar import Grammar, shortened
+from llmc.runtime.grammar import Grammar, in_one_line
 from tests.runtime.stub_artifact import EOS, characters_json, write_stub
 
 SCHEMA = {
@@ -137,7 +137,7 @@ def test_what_is_no_grammar_is_refused_in_a_line(model: Model, grammar: Grammar)
 
 
 def test_where_llguidance_was_is_nobodys_business() -> None:
-    assert shortened("panic: too many\n<backtrace>\n0: <unknown>") == "panic: too many"
+    assert in_one_line("panic: too many\n<backtrace>\n0: <unknown>") == "panic: too many"
 
 
 def test_llguidance_is_needed_for_grammars_alone(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

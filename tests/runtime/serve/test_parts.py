@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmc.runtime.serve.app import Service
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.meters import Meters, State
@@ -142,6 +145,17 @@ def test_what_training_marks_in_a_template_is_text() -> None:
 def test_templates_cannot_leave_their_sandbox(source: str) -> None:
     with pytest.raises(ApiError, match="the chat template refuses these messages"):
         ChatTemplate(source, {}).render([{"role": "user", "content": "x"}], {})
+
+
+def test_what_is_no_number_is_no_answer() -> None:
+    async def rows(*_: object) -> list[Any]:
+        return [np.array([1, np.nan], np.float32)]
+
+    service: Any = SimpleNamespace(name="m", engine=SimpleNamespace(max_batch=8), generator=SimpleNamespace(rows=rows))
+    unasked: Any = None
+    with pytest.raises(ApiError, match="is not finite") as error:
+        asyncio.run(Service.rows(service, unasked, [(1,)], unasked))
+    assert error.value.status == 500
 
 
 def test_tokens_that_are_parts_of_characters_are_told_apart() -> None:
