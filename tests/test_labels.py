@@ -314,6 +314,9 @@ def test_heads_that_are_not_known_are_refused(tmp_path: Path) -> None:
     model.graph.append(ir.Node("", "Add", [twice, first.outputs[0]]))
     with pytest.raises(LlmcError, match="what 2 poolings give"):
         classification_of(model, fields, None)
+    model.graph.outputs[0].shape = ir.Shape(["batch", "labels"])
+    with pytest.raises(LlmcError, match="its head gives no fixed number of labels"):
+        classification_of(model, fields, None)
     model.graph.append(ir.Node("llmc", "CausalConv", []))
     with pytest.raises(LlmcError, match="whose layers have a state"):
         classification_of(model, fields, None)

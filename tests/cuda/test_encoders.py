@@ -80,11 +80,13 @@ def test_every_head_of_a_step_knows_where_texts_begin(
     assert emulated_gpu.complaints() == []
 
 
-def test_pairs_are_ranked_as_on_a_cpu(emulated_gpu: EmulatedGpu, tmp_path: Path) -> None:
-    """By a head behind the first token, whose number says of which text of a pair it is."""
-    folder = test_labels.save("bert", tmp_path / "m", 3)
-    both = Both(folder, emulated_gpu, tmp_path)
-    texts = [*TEXTS, [5, 17, 160 + 3, 160 + 40]]
+@pytest.mark.parametrize(("family", "n_labels", "pairs"), [("bert", 3, [[5, 17, 160 + 3, 160 + 40]]), ("qwen3", 1, [])])
+def test_labels_are_the_cpus(
+    family: str, n_labels: int, pairs: list[list[int]], emulated_gpu: EmulatedGpu, tmp_path: Path
+) -> None:
+    """Of a first token, and of pairs, whose tokens' numbers say which text they are of; of a decoder's last token."""
+    both = Both(test_labels.save(family, tmp_path / "m", n_labels), emulated_gpu, tmp_path)
+    texts = [*TEXTS, *pairs]
     with llmc.load(both.cpu) as model:
         wanted = model.classify(texts, raw=True)
     with llmc.load(both.gpu) as model:
