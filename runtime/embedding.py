@@ -67,10 +67,9 @@ def check_finite(rows: Rows, place: str) -> Rows:
     """The same, a row a text.  Raises LlmcError for the first that has NaN or infinity, as what writes texts does."""
     broken = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(broken):
+        fact, text = "what the model makes of this is not finite", f"text {broken[0] + 1}"
         hint = "look for weights that are not finite, or too large for the model's dtype"
-        raise LlmcError(
-            "what the model makes of this is not finite", place=f"{place} (text {broken[0] + 1})", hint=hint
-        )
+        raise LlmcError(fact, place=f"{place} ({text})", hint=hint)
     return rows
 
 

@@ -28,6 +28,8 @@ from llmc.runtime.errors import LlmcError, shortened
 
 ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid", "Softmax": "softmax"}
 """Of sentence-transformers' cross encoders, by the last part of their names."""
+SAID = {"mean": "the mean over its tokens", "cls": "its first token", "last": "its last token"}
+"""What pools take of a text, in words."""
 PASSES_ON = ("Mul", "Where", "Cast", "Identity")
 """What stands between a model's last values and a mean over them that heeds a mask of ones."""
 ATTENDS = ("Attention", "Softmax")
@@ -144,9 +146,6 @@ def shaped(before: ir.Node, x: ir.Value, target: ir.Value, shape: list[int | str
     assert isinstance(before.graph, ir.Graph)
     before.graph.insert_before(before, node)
     return node.outputs[0]
-
-
-SAID = {"mean": "the mean over its tokens", "cls": "its first token", "last": "its last token"}
 
 
 def cut_of(model: ir.Model) -> Cut:
