@@ -33,7 +33,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import ALIBI, MASKED, adds_alibi, enough_tokens, evaluated, read_mask, window_of
+from llmc.compiler.causal_mask import ALIBI, LONGEST, MASKED, adds_alibi, enough_tokens, evaluated, read_mask, window_of
 from llmc.compiler.frontend.embedding import BOTH_WAYS
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, number, producer, prune, replace
 from llmc.compiler.graph_probe import sized_values
@@ -150,8 +150,9 @@ class Forming:
         if key not in self.windows and self.both_ways:
             biases = more.get("biases", ())
             cut = (*([scores] if scores is not None else []), *biases)
-            n_tokens = enough_tokens(result, cut, self.n_context, place)
-            self.windows[key] = window_of(evaluated(result, scores, biases, n_tokens, place), place)
+            enough_tokens(result, cut, self.n_context, place)
+            counts = evaluated(result, scores, biases, min(self.n_context, LONGEST), place)
+            self.windows[key] = window_of(counts, place)
         elif key not in self.windows:
             self.windows[key] = read_mask(result, scores, self.n_context, place, **more)
         return self.windows[key]
