@@ -125,9 +125,9 @@ class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
     n_tokens: how many different ones there are; n_types: of how many types each, where texts are given labels, 0
-    elsewhere.  rewritten: for some M another graph of the same step, whose weights
-    and whose values that heads read have the same names; None for others.  joined: for M tokens a graph of the same
-    step that gives logits of all of them, with weights of the same names; None where there are no joined plans."""
+    elsewhere.  rewritten: for some M another graph of the same step, whose weights and whose values that heads read
+    have the same names; None for others.  joined: for M tokens a graph of the same step that gives logits of all of
+    them, with weights of the same names; None where there are no joined plans."""
 
     graph: ir.Graph
     implement: Implement
