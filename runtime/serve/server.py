@@ -38,6 +38,12 @@ SLOTS_A_TEXT = 3
 ended, kept for another that begins with it."""
 SECONDS_AFTER_GRACE = 2
 """For answers to reach their clients after the last text was ended."""
+LISTEN_HINTS = {
+    errno.EADDRINUSE: "stop what uses it, or give another --port; 0 takes a free one",
+    errno.EADDRNOTAVAIL: "give an address of this machine, or --host 0.0.0.0 for all that it has",
+    errno.EACCES: "ports below 1024 are the administrator's: give another --port",
+}
+"""Where the system refuses an address."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +87,6 @@ def serve(
         prepare_grammars(model)
         with open_draft(model, options) as draft:
             asyncio.run(run(model, draft, listener, options, announce))
-
-
-LISTEN_HINTS = {
-    errno.EADDRINUSE: "stop what uses it, or give another --port; 0 takes a free one",
-    errno.EADDRNOTAVAIL: "give an address of this machine, or --host 0.0.0.0 for all that it has",
-    errno.EACCES: "ports below 1024 are the administrator's: give another --port",
-}
 
 
 @contextmanager
