@@ -19,12 +19,17 @@ def read_file(path: str | os.PathLike[str], most: int = -1) -> bytes:
 
     Raises OSError as open does, and LlmcError for a pipe that nobody writes to, which would be waited for without end.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    with open(path, "rb", opener=at_once) as file:
+        descriptor = file.fileno()
         is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
         first = first_bytes(descriptor, str(path)) if is_pipe else b""
         os.set_blocking(descriptor, True)
         return first + file.read(most if most < 0 else most - len(first))
+
+
+def at_once(path: str, flags: int) -> int:
+    """An opener that waits for nobody."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def first_bytes(descriptor: int, place: str) -> bytes:

@@ -29,8 +29,10 @@ def test_a_file_is_read_whole_or_as_far_as_asked(tmp_path: Path) -> None:
     assert read_file(tmp_path / "file", 5) == LONG[:5]
     with pytest.raises(FileNotFoundError):
         read_file(tmp_path / "none")
-    with pytest.raises(IsADirectoryError):
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(IsADirectoryError) as error:
         read_file(tmp_path)
+    assert (error.value.filename, len(os.listdir("/proc/self/fd"))) == (str(tmp_path), n_open)
 
 
 @pytest.mark.parametrize("pause_s", [0, 0.1])
