@@ -91,6 +91,18 @@ def test_labels_are_those_of_transformers(family: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(model.classify([text], raw=True)[0], row)  # alone as among others
 
 
+def test_a_server_asks_a_decoder_too(tmp_path: Path) -> None:
+    """Which reads a text in pieces, and keeps what texts begin with."""
+    write_tokenizer(save("qwen3", tmp_path / "m", 1))
+    llmc.compile(tmp_path / "m", out=tmp_path / "m.so", dtype="f32", batch=(1,), verify=False)
+    documents = [f"one two w{number}" for number in range(3, 23)]
+    with llmc.load(tmp_path / "m.so") as model:
+        wanted = model.rank(QUERY, documents)
+    with serving(tmp_path / "m.so") as server:
+        said = server.ask("POST", "/rerank", {"query": QUERY, "texts": documents})[1]
+    assert [(one["index"], one["score"]) for one in said] == wanted
+
+
 def test_a_reference_of_texts_with_all_tokens_there_are_is_that_of_each_alone(tmp_path: Path) -> None:
     folder = save("qwen3", tmp_path / "m")
     texts = [[7, 0, 1, 2], list(range(160))[::-1], [0, 5]]
