@@ -1,7 +1,8 @@
 """Jinja as Hugging Face's libraries set it up for chat templates, within bounds.
 
 A template is a program of others'.  Jinja's sandbox keeps it from the interpreter; here it is kept from going on, and
-from growing, without end: by accident it may, and a step of the server waits for whoever holds the interpreter.
+from growing, without end: by accident it may, and a step of the server waits for whoever holds the interpreter.  What a
+single call of a filter or of a text's own method makes ("a"|center(2**31)) is not bounded.
 """
 
 from __future__ import annotations
