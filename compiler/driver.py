@@ -111,8 +111,8 @@ def compile_model(
     quant_lm_head: quantise the logits' product too; when None, in 8 bits where a checkpoint keeps it as codes.
     calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how keys and
     values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's
-    own limit when None.  dump: a folder for every stage of the graph.  verify: compare the artifact with its source, or
-    fail.  Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError, and leaves no partial file.
+    own limit when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far
+    away.  Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError, and leaves no partial file.
     """
     stages = Stages(progress)
     machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)

@@ -32,15 +32,16 @@ from llmc.compiler.graph import (
     products_of_logits,
     weight_of,
 )
-from llmc.compiler.ops import DOMAIN, GATED_RULES, SELECTIVE_SCAN
+from llmc.compiler.ops import DOMAIN, SELECTIVE_SCAN
 from llmc.compiler.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
+from llmc.passes.part_gates import RULES
 from llmc.runtime.errors import LlmcError
 
 Schemes = tuple[Scheme, Scheme, Scheme]
 """For most weights; for those that a checkpoint keeps in more than 4 bits; for those whose codes have zeros there."""
 SPARED = {
-    **dict.fromkeys((f"{DOMAIN}.Stateful{name}" for name in GATED_RULES), (1, 2)),
+    **dict.fromkeys(RULES, (1, 2)),
     f"{DOMAIN}.Stateful{SELECTIVE_SCAN}": (1, 3, 4),
 }
 """The inputs of layers with a state that say how it goes on."""

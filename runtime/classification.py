@@ -138,9 +138,8 @@ def is_pair(text: object) -> bool:
 def encode(tokenizer: Tokenizer, parts: tuple[str, ...], most: int | None) -> Encoding:
     """A text, or a pair in the tokenizer's own template.  most: tokens, to which the last part is cut; None: it is not.
     A token of it is left: where the first part takes all the room, there are more than most."""
-    [encoding] = tokenizer.encode_batch(
-        [parts if len(parts) > 1 else parts[0]]
-    )  # a batch, so that others run meanwhile
+    together = parts if len(parts) > 1 else parts[0]
+    [encoding] = tokenizer.encode_batch([together])  # a batch, so that others run meanwhile
     if most is None or len(encoding) <= most:
         return encoding
     *first, last = tokenizer.encode_batch(list(parts), add_special_tokens=False)
