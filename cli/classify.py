@@ -12,7 +12,7 @@ from llmc.cli.output import artifact_argument, json_option, print_json, threads_
 
 @click.command(short_help="Give texts labels.")
 @artifact_argument
-@texts_option
+@texts_option()
 @click.option("--pair", "pairs", metavar="TEXT TEXT", nargs=2, multiple=True, help="Two texts, judged together.")
 @labelling_options
 @threads_option

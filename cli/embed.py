@@ -12,7 +12,7 @@ from llmc.cli.output import artifact_argument, json_option, print_json, threads_
 
 @click.command(short_help="Make embeddings of texts.")
 @artifact_argument
-@texts_option
+@texts_option()
 @click.option("--dimensions", metavar="N", type=click.IntRange(1), help="The first N alone, brought to length 1 again.")
 @threads_option
 @device_option

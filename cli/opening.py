@@ -38,14 +38,6 @@ device_option = click.option(
     help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
     "$LLMC_CUDA_DEVICE, or 0]",
 )
-texts_option = click.option(
-    "-p",
-    "--prompt",
-    "texts",
-    metavar="TEXT",
-    multiple=True,
-    help="A text; several.  [default: lines of standard input]",
-)
 raw_option = click.option("--raw", is_flag=True, help="Logits in place of scores.")
 truncate_option = click.option(
     "--truncate", is_flag=True, help="Cut texts, of pairs the second one, that are longer than the model takes."
@@ -62,6 +54,12 @@ draft_option = click.option(
     type=click.Path(),
     help="Who guesses: a smaller model of the same tokenizer; otherwise what the text has said before.",
 )
+
+
+def texts_option(what: str = "A text") -> Callable[[Command], Command]:
+    """--prompt, as often as there are texts.  what: one of them, in words."""
+    said = f"{what}; several.  [default: lines of standard input]"
+    return click.option("-p", "--prompt", "texts", metavar="TEXT", multiple=True, help=said)
 
 
 def labelling_options(command: Command) -> Command:

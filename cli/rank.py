@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import click
 
-from llmc.cli.opening import device_option, labelling_options, opened, or_lines
+from llmc.cli.opening import device_option, labelling_options, opened, or_lines, texts_option
 from llmc.cli.output import artifact_argument, json_option, print_json, threads_option
 
 
 @click.command(short_help="Order texts by how well they answer a query.")
 @artifact_argument
 @click.option("-q", "--query", metavar="TEXT", required=True, help="What is asked.")
-@click.option(
-    "-p",
-    "--prompt",
-    "documents",
-    metavar="TEXT",
-    multiple=True,
-    help="A text that may answer it; several.  [default: lines of standard input]",
-)
+@texts_option("A text that may answer it")
 @click.option("--top", metavar="N", type=click.IntRange(1), help="The best N alone.")
 @labelling_options
 @threads_option
@@ -27,7 +20,7 @@ from llmc.cli.output import artifact_argument, json_option, print_json, threads_
 def command(
     artifact: str,
     query: str,
-    documents: tuple[str, ...],
+    texts: tuple[str, ...],
     top: int | None,
     raw: bool,
     truncate: bool,
@@ -39,7 +32,7 @@ def command(
 
     Each has a line with its score, its number, counted from 0, and the text; --json prints one object with all of them.
     """
-    listed = or_lines(documents)
+    listed = or_lines(texts)
     with opened(artifact, threads, device) as model:
         ranked = model.rank(query, listed, top, raw=raw, truncate=truncate)
     if as_json:
