@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("compiler", "passes", "schedules", "runtime", "cli", "bench")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 60
+TOP_LEVEL = {
+    *FOLDERS,
+    *("llmc", "tests", "docs", "examples", ".ci"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", ".gitignore"),
+    *("setup.py", "pyproject.toml", "constraints.txt"),
+}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 
 ALLOWED = {
@@ -151,6 +158,13 @@ def test_the_links_in_llmc_resolve(folder: str) -> None:
     assert link.is_symlink()
     assert not link.readlink().is_absolute()
     assert link.resolve() == ROOT / folder
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_nothing_else_lies_at_the_top() -> None:
+    """Such as what a command has written where it was run."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert {name.split("/")[0] for name in tracked.split("\0") if name} == TOP_LEVEL
 
 
 def test_files_are_short() -> None:
