@@ -1,10 +1,10 @@
 """The folder that is carried to the GPU machine, as its programs see it.
 
-    kit.json      jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models; chains
-    kernels.zip   NAME.cubin of every kernel
-    models/       artifacts without their weights (carry.py writes them, fill.py fills them)
+    kit.json          jobs: calls, and for each its candidates: parameters, launches, memory; kernels; models; chains
+    kernels.tar.xz    every kernel's image by its name
+    models/           artifacts without their weights (carry.py writes them, fill.py fills them)
     families.tar.xz   small artifacts, whole, and what they must say (small_models.py, families.py)
-    run.py llmc/  the programs
+    run.py llmc/      the programs
 
 A job is written by jobs.py; what it says of a call and a launch are the fields of compiler/kernel.py.
 """
@@ -12,8 +12,9 @@ A job is written by jobs.py; what it says of a call and a launch are the fields 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import zipfile
+import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ LAYOUTS: dict[str, Any] = {
 ROW_MAJOR = "RowMajor"
 SMALL = "families.tar.xz"
 """Small artifacts, all in one."""
+KERNELS = "kernels.tar.xz"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ class Kit:
         self.folder, self.share = folder, share
         self.said: dict[str, Any] = json.loads((folder / "kit.json").read_text())
         self.remembered: dict[str, dict[str, str]] = {}
-        self._cubins = zipfile.ZipFile(folder / "kernels.zip")
 
     @cached_property
     def jobs(self) -> dict[str, Job]:
@@ -118,7 +119,21 @@ class Kit:
         return said
 
     def cubin(self, name: str) -> bytes:
-        return self._cubins.read(f"{name}.cubin")
+        return self._cubins[name]
+
+    @cached_property
+    def _cubins(self) -> dict[str, bytes]:
+        with tarfile.open(self.folder / KERNELS) as file:
+            return {member.name: found.read() for member in file if (found := file.extractfile(member))}
+
+
+def write_cubins(folder: Path, cubins: Mapping[str, bytes]) -> None:
+    """Compressed as one, for kernels are alike: a third of what they take one by one."""
+    with tarfile.open(folder / KERNELS, "w:xz", preset=9) as file:
+        for name, cubin in cubins.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(cubin)
+            file.addfile(member, io.BytesIO(cubin))
 
 
 def job_of(said: Mapping[str, Any]) -> Job:

@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ import llmc
 from llmc.bench.gpu import micro, whole
 from llmc.bench.gpu.chains import add_chains
 from llmc.bench.gpu.jobs import Jobs, add_experts, add_model, add_odd
+from llmc.bench.gpu.kit import write_cubins
 from llmc.bench.gpu.latent_jobs import add_latents
 from llmc.bench.gpu.small_models import add_small
 from llmc.compiler import driver
@@ -190,7 +190,8 @@ def prepare(
         add_latents(jobs, most)
     kernels = {**jobs.kernels, **micro_kernels()}
     out.mkdir(parents=True, exist_ok=True)
-    write_kernels(out / "kernels.zip", list(kernels.values()), target)
+    cubins = cache.compile_kernels(list(kernels.values()), target, progress=show)
+    write_cubins(out, dict(zip(kernels, cubins, strict=True)))
     others = with_others(planned, switched, target) if carried else []
     if carried:
         write_models(out, [*planned, *others], target)
@@ -269,13 +270,6 @@ def micro_kernels() -> dict[str, Kernel]:
 
 def kernel_to_json(kernel: Kernel) -> dict[str, Any]:
     return {"n_threads": kernel.n_threads, "shared_bytes": kernel.shared_bytes, "dependent": kernel.dependent}
-
-
-def write_kernels(path: Path, kernels: Sequence[Kernel], target: Target) -> None:
-    cubins = cache.compile_kernels(kernels, target, progress=show)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
-        for kernel, cubin in zip(kernels, cubins, strict=True):
-            out.writestr(f"{kernel.name}.cubin", cubin)
 
 
 def write_programs(out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from llmc.bench.gpu import mxfp4, prepare
 from llmc.bench.gpu.experts import STAGE, refuse_wrong, report
 from llmc.bench.gpu.jobs import Jobs, experts_layer
 from llmc.bench.gpu.journal import Journal
+from llmc.bench.gpu.kit import write_cubins
 from llmc.compiler.quantize import Scheme, quantize
 from llmc.schedules.cuda.quant_strips import Mxfp4Strips
 from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
@@ -35,9 +35,7 @@ def test_a_layer_is_checked_and_timed(tmp_path: Path) -> None:
     said["kernels"] = {name: prepare.kernel_to_json(kernel) for name, kernel in kernels.items()}
     (tmp_path / "kit").mkdir()
     (tmp_path / "kit" / "kit.json").write_text(json.dumps(said))
-    with zipfile.ZipFile(tmp_path / "kit" / "kernels.zip", "w") as images:
-        for name in kernels:
-            images.writestr(f"{name}.cubin", CUBIN)
+    write_cubins(tmp_path / "kit", dict.fromkeys(kernels, CUBIN))
     prepare.write_programs(tmp_path / "kit")
     (tmp_path / "kernels.so").symlink_to(build_library(list(kernels.values()), TARGET))
     build_driver(tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from llmc.bench.gpu.chains import Step, add_chains, repeated
 from llmc.bench.gpu.driver import Device
 from llmc.bench.gpu.jobs import Jobs, attention_call, linear_call
 from llmc.bench.gpu.journal import Journal
-from llmc.bench.gpu.kit import Kit, call_to_json
+from llmc.bench.gpu.kit import Kit, call_to_json, write_cubins
 from llmc.cli.tune_gpu import records_in_words
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.plan import BODY, Choice, PlannedCall, Program, StepPlan
@@ -146,9 +145,7 @@ def kit_of(folder: Path, *jobs: dict[str, Any]) -> Kit:
     folder.mkdir(exist_ok=True)
     said = {"settings": settings, "kernels": kernels, "jobs": jobs, "models": [], "chains": [chain]}
     (folder / "kit.json").write_text(json.dumps(said))
-    with zipfile.ZipFile(folder / "kernels.zip", "w") as out:
-        for name in kernels:
-            out.writestr(f"{name}.cubin", b"")
+    write_cubins(folder, dict.fromkeys(kernels, b""))
     return Kit(folder)
 
 
