@@ -1,12 +1,9 @@
 """The user's folders stand at the top level; here they become the package `llmc`."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-FOLDERS = ["compiler", "compiler.frontend", "compiler.frontend.packed"]
-
-FOLDERS += ["passes", "schedules", "schedules.cpu", "runtime", "cli", "cli.html"]
-
-FOLDERS += ["runtime.serve", "bench", "bench.chart", "bench.gpu", "bench.peers", "schedules.cuda"]
+TOP = ("compiler", "passes", "schedules", "runtime", "cli", "bench")
+FOLDERS = [folder for top in TOP for folder in (top, *(f"{top}.{inner}" for inner in find_packages(top)))]
 
 setup(
     packages=["llmc", *(f"llmc.{folder}" for folder in FOLDERS)],

@@ -23,11 +23,12 @@ import numpy as np
 
 import llmc
 from llmc import passes
-from llmc.compiler import calibrate, certify, quantize
-from llmc.compiler.calibrate import Calibration, Fitting
+from llmc.compiler.certificate import certify
 from llmc.compiler.frontend import load_source
-from llmc.compiler.graph_stream import Stream
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.graph.stream import Stream
+from llmc.compiler.quantization import calibrate, quantize
+from llmc.compiler.quantization.calibrate import Calibration, Fitting
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.binding import Model
 

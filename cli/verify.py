@@ -169,7 +169,7 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
     with compiler_installed():
         from pathlib import Path
 
-        from llmc.compiler.certify import certify_source, judged_as
+        from llmc.compiler.certificate.certify import certify_source, judged_as
         from llmc.compiler.frontend import load_source
 
         model = manifest["model"]

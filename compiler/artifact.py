@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from llmc.compiler.kernel import Kernel
 from llmc.compiler.plan import PlacedWeight, Program
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
 from llmc.runtime.artifact import ELF_MAGIC

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
 from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, appended_parts
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
 STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots")}

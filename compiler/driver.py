@@ -12,15 +12,16 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc import __version__, schedules
-from llmc.compiler import artifact, certify, report
-from llmc.compiler.calibrate import calibrated, check_file
+from llmc.compiler import artifact, report
+from llmc.compiler.certificate import certify
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.frontend.embedding import Task
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
 from llmc.compiler.planner import Planner
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.calibrate import calibrated, check_file
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import rewrite_each
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, architecture_of, missing, never_chosen, parse_targets

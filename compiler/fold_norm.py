@@ -1,4 +1,4 @@
-"""What is left of LayerNorm's weight and bias when a product applies the norm to its sums (ops_deferred_norm.py)."""
+"""What is left of LayerNorm's weight and bias when a product applies the norm to its sums (ops/deferred_norm.py)."""
 
 from __future__ import annotations
 

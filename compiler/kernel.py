@@ -49,7 +49,7 @@ TILE_ROWS, TILE_COLUMNS = 8, 64
 so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
 
 PART_COLUMNS = 16
-"""Columns of a matrix whose moments a product in front of a norm hands on (ops_deferred_norm.py)."""
+"""Columns of a matrix whose moments a product in front of a norm hands on (ops/deferred_norm.py)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One layer out of a graph's text (graph_text.py): layers repeat, so one shows them all.
+"""One layer out of a graph's text (graph/text.py): layers repeat, so one shows them all.
 
 Text alone, so that an artifact can be shown where the compiler is not installed.
 """

@@ -25,8 +25,8 @@ from llmc.compiler.bind import (
     tiled_values,
     turned_queries,
 )
-from llmc.compiler.graph_check import APPENDED, ATTENTION, WHOLE
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph.check import APPENDED, ATTENTION, WHOLE
+from llmc.compiler.graph.text import op_name
 from llmc.compiler.kernel import (
     FEW_ROWS,
     PAGE_TOKENS,

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from llmc.compiler import graph
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.plan import BODY, Choice, Program
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.target import Target
 from llmc.runtime import format as fmt
 

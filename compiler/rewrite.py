@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from llmc import passes
 from llmc.compiler import graph, report
-from llmc.compiler.calibrate import fit_weights
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.layer_text import one_layer
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.calibrate import fit_weights
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_experts import fuse_experts

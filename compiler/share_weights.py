@@ -16,7 +16,7 @@ from typing import Any
 from llmc.compiler.memory import aligned
 from llmc.compiler.plan import PlacedWeight, PlannedCall, Program
 from llmc.compiler.planner import WEIGHT_ALIGNMENT
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.format import SPACES
 
 WEIGHTS = SPACES.index("weights")

@@ -10,7 +10,7 @@ from typing import Any
 from llmc import __version__
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import missing, parse_target
 from llmc.runtime.errors import LlmcError

@@ -20,7 +20,7 @@ from llmc.compiler.kernel import DTYPE_BYTES, numpy_dtype
 from llmc.runtime.errors import LlmcError
 
 StoredDType: TypeAlias = Literal["f32", "f16", "bf16", "i8", "i4", "z4", "f8", "m4"]
-"""i8, i4, z4, f8 and m4: codes with scales, see quantize.py."""
+"""i8, i4, z4, f8 and m4: codes with scales, see quantization/quantize.py."""
 STORED_DTYPES: tuple[StoredDType, ...] = ("f32", "f16", "bf16")
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from llmc.compiler.bind import weight_dtype
 from llmc.compiler.graph import attribute, emit, producer, prune, used_once
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import OPERATORS, append_name, paged_attention_name
 
 ATTENTION = {paged_attention_name(False, rotary): rotary for rotary in (False, True)}

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, is_experts, op_name, producer, prune, weight_of
-from llmc.compiler.graph_shapes import bound, dims, ints
+from llmc.compiler.graph.shapes import bound, dims, ints
 from llmc.compiler.weights import Array, Weight
 
 FIRST_WEIGHT = 3

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import ALIBI, SHORT
-from llmc.compiler.graph_probe import Probe
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.causal_mask import ALIBI, SHORT
+from llmc.compiler.graph.probe import Probe
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 

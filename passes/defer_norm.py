@@ -24,10 +24,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, op_name, producer, replace, unused_name, weight_of
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.kernel import TILE_COLUMNS
 from llmc.compiler.ops import OPERATORS, deferred_name, moments_name
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.compiler.weights import FoldedNorm
 
 IN_FRONT = ("llmc.LinearResidual", "llmc.LinearBiasResidual")

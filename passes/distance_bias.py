@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import LONGEST, SHORT, ancestors
 from llmc.compiler.graph import attribute, weight_of
-from llmc.compiler.graph_run import extract, runner
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.causal_mask import LONGEST, SHORT, ancestors
+from llmc.compiler.graph.run import extract, runner
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.weights import Array, Weight
 from llmc.runtime.errors import LlmcError

@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import prune
-from llmc.compiler.graph_shapes import BROADCAST, broadcast, dims
+from llmc.compiler.graph.shapes import BROADCAST, broadcast, dims
 from llmc.runtime.errors import LlmcError
 
 

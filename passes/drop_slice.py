@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, producer, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 
 
 def drop_slice(model: ir.Model) -> int:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from llmc.compiler import ops
 from llmc.compiler.graph import add_constant, emit, ints_constant, op_name, replace
-from llmc.compiler.graph_shapes import attributes_of
+from llmc.compiler.graph.shapes import attributes_of
 from llmc.passes.slices import size_of
 
 
@@ -45,7 +45,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {"llmc.Silu": ops.Silu, "llmc.Rotar
 
 
 class Emitter:
-    """What a definition in compiler/ops.py is given to put its nodes into the graph, in front of one node."""
+    """What a definition in compiler/ops is given to put its nodes into the graph, in front of one node."""
 
     def __init__(self, before: ir.Node) -> None:
         self.before = before

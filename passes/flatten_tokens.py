@@ -22,10 +22,10 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
-from llmc.compiler.graph_shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph.shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
+from llmc.compiler.graph.text import op_name
 from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, POOLS, WITH_STATES
-from llmc.compiler.ops_define import Dim
+from llmc.compiler.ops.define import Dim
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 

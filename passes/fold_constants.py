@@ -12,8 +12,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, constant, evaluate, replace, unused_name
-from llmc.compiler.graph_run import extract
-from llmc.compiler.graph_shapes import bound, dims, infer_missing
+from llmc.compiler.graph.run import extract
+from llmc.compiler.graph.shapes import bound, dims, infer_missing
 from llmc.compiler.weights import Array, Weight
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import emit, number, op_name, producer, replace, used_once
-from llmc.compiler.graph_shapes import attributes_of
+from llmc.compiler.graph.shapes import attributes_of
 from llmc.compiler.ops import SEQUENCE_ATTENTION
 
 

@@ -22,7 +22,7 @@ or is merged with a mask; one that is looked up otherwise than by distance, in a
 scores that are changed otherwise than by a scale, a softcap, such a bias and a mask.
 
 Scales of queries and keys count, wherever they stand. The node says in its metadata the index of its layer and the
-window, as the exporter's do (compiler/frontend/export.py).
+window, as the exporter's do (compiler/frontend/export).
 """
 
 from __future__ import annotations
@@ -33,12 +33,21 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import ALIBI, LONGEST, MASKED, adds_alibi, enough_tokens, evaluated, read_mask, window_of
 from llmc.compiler.frontend.embedding import BOTH_WAYS
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, number, producer, prune, replace
-from llmc.compiler.graph_probe import sized_values
-from llmc.compiler.graph_shapes import dims
-from llmc.compiler.ops_define import Dims
+from llmc.compiler.graph.causal_mask import (
+    ALIBI,
+    LONGEST,
+    MASKED,
+    adds_alibi,
+    enough_tokens,
+    evaluated,
+    read_mask,
+    window_of,
+)
+from llmc.compiler.graph.probe import sized_values
+from llmc.compiler.graph.shapes import dims
+from llmc.compiler.ops.define import Dims
 from llmc.compiler.weights import Array, Weight
 from llmc.passes.attention_bias import Bias, is_row, read_slopes, refuse_merged
 from llmc.passes.distance_bias import looked_up, read_distances

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, is_last_axis, prune, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.passes.form_groups import filled_with
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, ints_constant, is_last_axis, producer, prune, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 from llmc.compiler.ops import experts_name
 from llmc.passes.form_activation import gelu, silu
 from llmc.passes.form_groups import filled_with, takes_largest

@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, producer, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 
 
 def form_gather(model: ir.Model) -> int:

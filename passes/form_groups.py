@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer, replace
-from llmc.compiler.graph_shapes import dims, ints
-from llmc.compiler.ops_define import Dims
+from llmc.compiler.graph.shapes import dims, ints
+from llmc.compiler.ops.define import Dims
 
 
 class Groups(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, producer, replace, weight_of
-from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.compiler.graph.shapes import attributes_of, dims
 from llmc.compiler.weights import Array, Weight
 from llmc.passes.slices import paired, size_of
 

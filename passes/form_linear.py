@@ -19,7 +19,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, producer, replace, used_once, weight_of
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.weights import Array, Weight
 
 

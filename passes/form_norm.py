@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, is_last_axis, number, producer, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 
 
 def form_norm(model: ir.Model) -> int:

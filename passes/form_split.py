@@ -12,7 +12,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, ints_constant, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 
 RANK = 3
 """Of a value whose heads are not told apart yet."""

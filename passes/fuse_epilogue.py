@@ -17,7 +17,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, producer, replace, used_once
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import linear_name, linear_parts
 from llmc.passes.merge_gate_up import activation_of
 

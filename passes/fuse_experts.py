@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, producer, replace, used_once
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import CLAMPED_EXPERTS, EXPERTS, OPERATORS
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, producer, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 
 MOST_COLUMNS = 1024
 """A warp has a row, 32 numbers a lane."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, number, op_name, producer, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 
 LINEAR_FROM = 16.0
 """exp(-16) is an eighth of the last bit of 16 in float32: from here on softplus(x) is x."""

@@ -27,7 +27,7 @@ from itertools import product
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
-from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.compiler.graph.shapes import attributes_of, dims
 from llmc.compiler.ops import appended_attention_name, paged_attention_name
 from llmc.compiler.weights import Weight
 from llmc.passes.insert_kv_cache import packed

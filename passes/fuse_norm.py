@@ -16,7 +16,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, producer, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 
 FUSED = {"RMSNormalization": ("llmc.AddRMSNorm", 2), "LayerNormalization": ("llmc.AddLayerNorm", 3)}
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, op_name, producer, replace, used_once
-from llmc.compiler.graph_check import ATTENTION
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.check import ATTENTION
+from llmc.compiler.graph.shapes import dims
 from llmc.passes.fuse_head_norm import epsilon_of
 
 

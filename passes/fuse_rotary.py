@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.passes.interleaved_rotary import (
     Waves,
     heads_axis,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_experts, is_last_axis, number, producer, replace
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 from llmc.compiler.ops import GROUPS, router_fits, router_name
 from llmc.passes.form_attention import unscaled
 from llmc.passes.form_groups import takes_largest

@@ -19,8 +19,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, prune, used_once
-from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST, attributes_of, dims, ints
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph.shapes import BROADCAST, SAME_AS_FIRST, attributes_of, dims, ints
+from llmc.compiler.graph.text import op_name
 from llmc.compiler.ops import DOMAIN, POOLS
 
 M, R = ir.SymbolicDim("M"), ir.SymbolicDim("R")

@@ -36,7 +36,7 @@ from typing import Any
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, op_name, producer, replace
-from llmc.compiler.graph_shapes import attributes_of, dims, ints
+from llmc.compiler.graph.shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.ops import DOMAIN, SEQUENCE_ATTENTION, WHOLE_ATTENTION, appended_attention_name, paged_attention_name
 

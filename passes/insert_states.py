@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from llmc.compiler.graph import emit, ints_constant, op_name, producer
-from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.compiler.graph.shapes import attributes_of, dims
 from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, PLACE, SELECTIVE_SCAN, WITH_STATES
-from llmc.compiler.ops_define import Dim
+from llmc.compiler.ops.define import Dim
 from llmc.passes.insert_kv_cache import finish, packed, page_table_input
 
 NAMES = tuple(f"{DOMAIN}.{name}" for name in WITH_STATES)

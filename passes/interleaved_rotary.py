@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, is_last_axis, number, producer
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 from llmc.passes.slices import first_part, paired, part_of, size_of
 
 Make: TypeAlias = Callable[[ir.Node], ir.Value]

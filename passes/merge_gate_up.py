@@ -24,7 +24,7 @@ from llmc.compiler.graph import (
     used_once,
     weight_of,
 )
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import gated_linear_name
 from llmc.compiler.weights import Weight
 

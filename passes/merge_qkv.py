@@ -32,7 +32,7 @@ from llmc.compiler.graph import (
     replace,
     weight_of,
 )
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import SEQUENCE_ATTENTION
 from llmc.compiler.weights import Weight
 

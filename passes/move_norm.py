@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.causal_mask import ancestors
 from llmc.compiler.graph import attribute, constant, emit, is_last_axis, producer, replace, used_once
-from llmc.compiler.graph_run import extract, runner
-from llmc.compiler.graph_shapes import attributes_of
+from llmc.compiler.graph.causal_mask import ancestors
+from llmc.compiler.graph.run import extract, runner
+from llmc.compiler.graph.shapes import attributes_of
 from llmc.compiler.weights import Weight
 from llmc.passes.tabulate_positions import at_positions
 

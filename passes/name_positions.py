@@ -21,8 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, prune, replace
-from llmc.compiler.graph_probe import SHAPE_OPERANDS, Probe, settle_shapes
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.probe import SHAPE_OPERANDS, Probe, settle_shapes
+from llmc.compiler.graph.shapes import dims
 from llmc.runtime.errors import LlmcError
 
 MOST_OFFSET = 1024

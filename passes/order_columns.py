@@ -25,8 +25,8 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, emit, ints_constant, op_name, producer, replace, weight_of
-from llmc.compiler.graph_run import extract, runner
-from llmc.compiler.graph_shapes import attributes_of, dims
+from llmc.compiler.graph.run import extract, runner
+from llmc.compiler.graph.shapes import attributes_of, dims
 from llmc.compiler.ops import SEQUENCE_ATTENTION
 from llmc.compiler.weights import Array, Weight
 

@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import emit, ints_constant, op_name, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.weights import Array
 from llmc.passes.order_columns import CHOOSES, LINEAR, chosen_columns, ordered, width
 

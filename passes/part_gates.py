@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, constant, emit, ints_constant, op_name, producer, replace, weight_of
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import DOMAIN, GATED_RULES
 from llmc.passes.order_columns import LINEAR
 

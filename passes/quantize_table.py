@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, op_name, replace, weight_of
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.passes.share_table import ELEMENTS_OF_A_WORD
 
 

@@ -3,7 +3,7 @@
 rewrite:
     llmc.Linear…(x, W, …), llmc.GatedLinear…(x, W, …), llmc.Experts…(x, index, share, W, V)
     -->
-    the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantize.py)
+    the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantization/quantize.py)
     in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
     is in no more; unless asked, 8 bits for the product that makes the logits where a checkpoint keeps it as codes
 refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked
@@ -33,7 +33,7 @@ from llmc.compiler.graph import (
     weight_of,
 )
 from llmc.compiler.ops import DOMAIN, SELECTIVE_SCAN
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.passes.part_gates import RULES
 from llmc.runtime.errors import LlmcError

@@ -24,8 +24,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, prune, replace
-from llmc.compiler.graph_probe import FEW, Probe, settle_shapes
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.probe import FEW, Probe, settle_shapes
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.weights import Array, Weight
 
 AXES = ("batch", "sequence")

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, op_name, replace, weight_of
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.compiler.weights import Weight
 
 ELEMENTS_OF_A_WORD = {"f32": 1, "bf16": 2, "i8": 4}

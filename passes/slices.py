@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, ints_constant, is_last_axis, producer
-from llmc.compiler.graph_shapes import dims, ints
+from llmc.compiler.graph.shapes import dims, ints
 
 
 def part_of(value: ir.Value | None, step: int = 1) -> tuple[ir.Value, int, int] | None:

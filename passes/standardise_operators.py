@@ -39,9 +39,9 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, ints_constant, producer, prune, replace
-from llmc.compiler.graph_run import extract, runner
-from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph.run import extract, runner
+from llmc.compiler.graph.shapes import BROADCAST, SAME_AS_FIRST
+from llmc.compiler.graph.text import op_name
 from llmc.passes.drop_cache import made
 from llmc.runtime.errors import LlmcError
 

@@ -24,8 +24,8 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, producer, replace, unused_name, weight_of
-from llmc.compiler.graph_run import Arrays, extract, runner
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.run import Arrays, extract, runner
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.weights import Array, Weight
 from llmc.passes.name_positions import lengths
 from llmc.runtime.errors import LlmcError

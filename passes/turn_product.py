@@ -14,7 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import constant, emit, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 
 
 def turn_product(model: ir.Model) -> int:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import attribute, emit, ints_constant, is_last_axis, replace
-from llmc.compiler.graph_shapes import BROADCAST, SAME_AS_FIRST, dims
-from llmc.compiler.ops_define import Dim, Dims
+from llmc.compiler.graph.shapes import BROADCAST, SAME_AS_FIRST, dims
+from llmc.compiler.ops.define import Dim, Dims
 
 TOKENS = ["batch", "sequence"]
 NORMS = ("LayerNormalization", "LogSoftmax", "RMSNormalization", "Softmax")

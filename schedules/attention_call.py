@@ -34,11 +34,11 @@ INPUTS |= {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
-"""The operators of paged attention, and the names of their inputs in order: as compiler/ops_paged.py defines them,
+"""The operators of paged attention, and the names of their inputs in order: as compiler/ops/paged.py defines them,
 which takes onnx_ir, and what measures kernels on another machine (bench/gpu) does without."""
 LATENT = "llmc.LatentPagedAttention"
 LATENT_INPUTS = ("q", "absorbed", "kv", "norm", "cos", "sin", *STEP)
-"""Those of attention over latents, as compiler/ops_latent.py defines it."""
+"""Those of attention over latents, as compiler/ops/latent.py defines it."""
 PAGE_TABLE = -3
 """Which of their inputs it is, and of a product that appends: caches are the last two."""
 

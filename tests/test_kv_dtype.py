@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import llmc
-from llmc.compiler.certify import kl, log_softmax
+from llmc.compiler.certificate.certify import kl, log_softmax
 from llmc.runtime.artifact import ArtifactFile
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"

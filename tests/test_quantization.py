@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import llmc
-from llmc.compiler.certify import kl
+from llmc.compiler.certificate.certify import kl
 from llmc.runtime.artifact import ArtifactFile
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"

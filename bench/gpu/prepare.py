@@ -31,7 +31,7 @@ from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.source import SourceModel
 from llmc.compiler.kernel import FEW_ROWS, Kernel
 from llmc.compiler.plan import Program
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import Target, parse_target
 from llmc.runtime.errors import LlmcError

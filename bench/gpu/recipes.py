@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.frontend import random_weights
-from llmc.compiler.quantize import QuantizedWeight
+from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.compiler.weights import Array, FoldedNorm
 from llmc.runtime.errors import LlmcError
 

@@ -18,9 +18,9 @@ from llmc.compiler.frontend.config import LABELLED, architecture_of, is_labelled
 from llmc.compiler.frontend.embedding import N_TYPES, POOLS, Task, give, is_whole
 from llmc.compiler.frontend.sentence_modules import modules_of, read_object
 from llmc.compiler.graph import emit, ints_constant, replace
-from llmc.compiler.graph_run import extract, runner
-from llmc.compiler.graph_shapes import dims
-from llmc.compiler.graph_text import op_name
+from llmc.compiler.graph.run import extract, runner
+from llmc.compiler.graph.shapes import dims
+from llmc.compiler.graph.text import op_name
 from llmc.compiler.ops import DOMAIN, WITH_STATES
 from llmc.compiler.weights import Array
 from llmc.runtime.classification import Activation, Classification

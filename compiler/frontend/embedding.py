@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from llmc.compiler.frontend.sentence_modules import TO_TEXT, Dense, Modules, Pooling, modules_of
 from llmc.compiler.graph import attribute, emit, ints_constant, prune, replace
-from llmc.compiler.graph_shapes import dims
+from llmc.compiler.graph.shapes import dims
 from llmc.runtime.errors import LlmcError
 
 Task = Literal["auto", "generate", "embed", "classify"]

@@ -26,22 +26,13 @@ NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Fields of a configuration that the graph, always float32, does not depend on."""
 
 EXPORTERS = (
-    "../causal_mask.py",
+    "../graph/causal_mask.py",
     "classes.py",
-    "complex_pairs.py",
     "config.py",
     "embedding.py",
     "empty_weights.py",
-    "experts.py",
-    "export.py",
-    "first_position.py",
+    "export/*.py",
     "graph_cache.py",
-    "masks.py",
-    "repeat_layers.py",
-    "rotary.py",
-    "states.py",
-    "token_types.py",
-    "unsupported.py",
 )
 """What graphs depend on."""
 
@@ -70,11 +61,12 @@ def cache_folder() -> Path:
 
 def _key(fields: dict[str, Any]) -> str:
     here = Path(__file__).parent
+    texts = (file.read_bytes() for name in EXPORTERS for file in sorted(here.glob(name)))
     return json.dumps(
         {
             "config": {name: value for name, value in fields.items() if name not in NO_MATTER},
             "versions": {"llmc": __version__, **{name: metadata.version(name) for name in PACKAGES}},
-            "exporter": [hashlib.sha256((here / name).read_bytes()).hexdigest() for name in EXPORTERS],
+            "exporter": [hashlib.sha256(text).hexdigest() for text in texts],
         },
         sort_keys=True,
     )

@@ -32,7 +32,7 @@ from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.compiler.frontend.gguf_file import GgufFile
+    from llmc.compiler.frontend.gguf.file import GgufFile
     from llmc.compiler.frontend.onnx_file import OnnxFile
 
 SPELLED_OUT = "llmc.spelled_out"
@@ -215,7 +215,7 @@ def _bind(
         return bound, f"random {stored} {std} {seed}".encode()
     bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
     if found.gguf is not None:
-        from llmc.compiler.frontend.gguf_model import check_used
+        from llmc.compiler.frontend.gguf.model import check_used
 
         check_used(found.gguf, found.checkpoint, bound.weights)
     said = found.packing.said.encode() if found.packing else b""
@@ -282,7 +282,7 @@ class _Found:
         folders = [adapter.folder for adapter in reversed(self.adapters)]
         folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
         if folder is None and self.gguf is not None:
-            from llmc.compiler.frontend.gguf_text import chat_of, text_of
+            from llmc.compiler.frontend.gguf.text import chat_of, text_of
 
             text = text_of(self.gguf, n_vocab)
             return text, chat_of(self.gguf) if text.tokenizer_json is not None else None
@@ -327,8 +327,8 @@ def _adapter_folder(adapter: str) -> Path:
 
 def _open_gguf(path: Path, weights: str) -> _Found:
     """The model that a GGUF file holds."""
-    from llmc.compiler.frontend import gguf_model
-    from llmc.compiler.frontend.gguf_file import open_gguf
+    from llmc.compiler.frontend.gguf import model as gguf_model
+    from llmc.compiler.frontend.gguf.file import open_gguf
 
     file = open_gguf(path)
     fields, packing = gguf_model.config_of(file), gguf_model.packing_of_file(file)

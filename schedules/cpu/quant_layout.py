@@ -65,7 +65,7 @@ class Int8Panels:
         return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
 
     def pack(self, array: Any) -> Array:
-        """`array` is a compiler.quantize.Quantized."""
+        """`array` is a compiler.quantization.quantize.Quantized."""
         k = array.shape[1]
 
         def panel(rows: Any) -> Array:
@@ -108,7 +108,7 @@ class Int4Panels:
         return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
 
     def pack(self, array: Any) -> Array:
-        """`array` is a compiler.quantize.Quantized."""
+        """`array` is a compiler.quantization.quantize.Quantized."""
         k = array.shape[1]
         size = padded(k, 2 * self.group)
 
@@ -194,7 +194,7 @@ class Fp8Panels:
         return panel_count(shape[0] // self.parts, self.parts) * self.panel_words(shape[1]) * 4
 
     def pack(self, array: Any) -> Array:
-        """`array` is a compiler.quantize.Quantized."""
+        """`array` is a compiler.quantization.quantize.Quantized."""
         k = array.shape[1]
 
         def panel(rows: Any) -> Array:

@@ -1,5 +1,5 @@
 """One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh.  And of whole numbers, a
-step's tokens, what a constant leaves of them: token i of type t comes as i + t V (compiler/frontend/token_types.py)."""
+step's tokens, what a constant leaves of them: token i of type t comes as i + t V (frontend/export/token_types.py)."""
 
 from __future__ import annotations
 

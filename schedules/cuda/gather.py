@@ -1,7 +1,7 @@
 """Rows of a table, by number, on a GPU: include/gather.cuh.
 
 A table stays as it is stored; the result is float32 row-major, or tiles of the dtype that a product wants.  Several
-tables (compiler/ops_gather.py) are one launch, of as many blocks as they have together.
+tables (compiler/ops/gather.py) are one launch, of as many blocks as they have together.
 """
 
 from __future__ import annotations

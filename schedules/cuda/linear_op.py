@@ -8,7 +8,7 @@ Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N
 (…{Tile}?Moments) the norm's weight [N]; behind it (Deferred…) x ∘ norm weight [M, K], moments of x, and LayerNorm's
 vectors as W makes them [2, rows of W], which have the bias in them.
 
-…Linear[Bias]{Rotary}?Append makes queries, keys and values of attention (compiler/ops_append.py): it turns them, and
+…Linear[Bias]{Rotary}?Append makes queries, keys and values of attention (compiler/ops/append.py): it turns them, and
 appends keys and values to the cache.  Last come [cos, sin [M, RD/2]], positions [M], page_table [M, P], both caches.
 """
 

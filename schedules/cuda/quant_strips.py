@@ -60,7 +60,7 @@ class ByteStrips:
         return self._tile_rows(shape) * TILE * (ceil(shape[1] / TILE) * TILE + 4)
 
     def pack(self, array: Any) -> Array:
-        """`array` is a compiler.quantize.Quantized."""
+        """`array` is a compiler.quantization.quantize.Quantized."""
         n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
         pieces = np.empty((n_tile_rows, columns, STRIPS, 2, 8, 4, 2), np.uint64)
         scales = np.zeros((n_tile_rows, TILE), np.float32)
@@ -128,7 +128,7 @@ class Int4Strips:
         return self._tile_rows(shape) * STRIPS * ceil(shape[1] / TILE) * self.piece_bytes
 
     def pack(self, array: Any) -> Array:
-        """`array` is a compiler.quantize.Quantized."""
+        """`array` is a compiler.quantization.quantize.Quantized."""
         n_tile_rows, columns = self._tile_rows(array.shape), ceil(array.shape[1] / TILE)
         pieces = np.empty((n_tile_rows, columns, STRIPS, self.piece_bytes), np.uint8)
 

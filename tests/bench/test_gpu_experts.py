@@ -13,7 +13,7 @@ from llmc.bench.gpu.experts import STAGE, refuse_wrong, report
 from llmc.bench.gpu.jobs import Jobs, experts_layer
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import write_cubins
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.schedules.cuda.quant_strips import Mxfp4Strips
 from tests.bench.fake_gpu import CUBIN, TARGET, TINY, misuse, run
 from tests.emulator.build import build_library

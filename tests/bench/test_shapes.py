@@ -15,8 +15,8 @@ from llmc.bench.peers.process import PeerError
 from llmc.bench.peers.random_gguf import header, n_bytes, padded, type_of, write_gguf
 from llmc.bench.peers.shapes import SHAPES, Shape, attention, mlp, norms, shape
 from llmc.compiler.frontend.config import parse_config
-from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_model import checkpoint_of, config_of
+from llmc.compiler.frontend.gguf.file import open_gguf
+from llmc.compiler.frontend.gguf.model import checkpoint_of, config_of
 from llmc.compiler.frontend.packed.ggml import numbers
 
 LAYERS = {"olmoe-1b-7b.gguf": 8, "qwen3-30b-a3b.gguf": 6, "gpt-oss-20b.gguf": 3, "lfm2-1.2b.gguf": 16}

@@ -116,7 +116,7 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
         return {"relative_error": 1e-6}
 
     fake(monkeypatch, "llmc.compiler.frontend", load_source=load_source)
-    fake(monkeypatch, "llmc.compiler.certify", certify_source=certify_source, judged_as=lambda *_: None)
+    fake(monkeypatch, "llmc.compiler.certificate.certify", certify_source=certify_source, judged_as=lambda *_: None)
     path = write_stub(tmp_path / "a.so")
     assert "against same: logits within 1.0e-06" in verify(path, "--against", "same").stdout
     assert (asked["dtype"], asked["max_sequence"]) == ("f32", 48)
@@ -136,14 +136,14 @@ def test_against_needs_a_machine_that_the_artifact_is_for(tmp_path: Path, monkey
 
 
 def test_against_without_the_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llmc.compiler.certify", None)
+    monkeypatch.setitem(sys.modules, "llmc.compiler.certificate.certify", None)
     missing = ModuleNotFoundError("No module named 'torch'", name="torch")
 
     def load_source(*_: Any, **__: Any) -> None:
         raise missing
 
     fake(monkeypatch, "llmc.compiler.frontend", load_source=load_source)
-    fake(monkeypatch, "llmc.compiler.certify", certify_source=None, judged_as=None)
+    fake(monkeypatch, "llmc.compiler.certificate.certify", certify_source=None, judged_as=None)
     result = verify(write_stub(tmp_path / "a.so"), "--against", "model")
     assert result.exit_code == 1
     assert "the Python package torch, which is not installed" in result.stderr

@@ -13,12 +13,12 @@ import onnx_ir as ir
 import pytest
 
 from llmc import passes
-from llmc.compiler import calibrate, quantize
-from llmc.compiler.calibrate import Calibration, fit_weights
 from llmc.compiler.driver import compile_model
 from llmc.compiler.frontend import SourceModel, load_source
-from llmc.compiler.graph_stream import Stream
-from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.graph.stream import Stream
+from llmc.compiler.quantization import calibrate, quantize
+from llmc.compiler.quantization.calibrate import Calibration, fit_weights
+from llmc.compiler.quantization.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.runtime.errors import LlmcError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from llmc.compiler import certify
-from llmc.compiler.certify import Logits, Text
+from llmc.compiler.certificate import certify
+from llmc.compiler.certificate.certify import Logits, Text
 from llmc.runtime.errors import LlmcError
 
 N_POSITIONS, N_VOCAB = 120, 50

@@ -1,11 +1,11 @@
-"""compiler/frontend/complex_pairs.py"""
+"""compiler/frontend/export/complex_pairs.py"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from llmc.compiler.frontend.complex_pairs import ComplexPairs, Pair
+from llmc.compiler.frontend.export.complex_pairs import ComplexPairs, Pair
 
 
 def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

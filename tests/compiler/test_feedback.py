@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmc.compiler import feedback, quantize
-from llmc.compiler.quantize import Quantized, Scheme
+from llmc.compiler.quantization import feedback, quantize
+from llmc.compiler.quantization.quantize import Quantized, Scheme
 from llmc.runtime.errors import LlmcError
 
 Array = np.ndarray[Any, Any]

@@ -1,4 +1,4 @@
-"""compiler/frontend/experts.py: gates are known by what they do."""
+"""compiler/frontend/export/experts.py: gates are known by what they do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import use_experts_implementation
 
-from llmc.compiler.frontend.experts import GATE, Clamp, name_gates
+from llmc.compiler.frontend.export.experts import GATE, Clamp, name_gates
 
 
 def gate_of(apply_gate: Any, *, is_concatenated: bool = True, **settings: Any) -> Any:

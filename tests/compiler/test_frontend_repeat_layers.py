@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from llmc.compiler.frontend.export import export_graph
-from llmc.compiler.frontend.repeat_layers import LayersDifferError, Repetition, repeat_layers, shorten
+from llmc.compiler.frontend.export.repeat_layers import LayersDifferError, Repetition, repeat_layers, shorten
 
 
 def some_layers(constants: tuple[float, ...] = (1.0, 1.0, 1.0), skip: bool = False) -> ir.Model:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Qwen3_5TextConfig
 
-from llmc.compiler.frontend import states
+from llmc.compiler.frontend.export import states
 from llmc.runtime.errors import LlmcError
 
 CONFIG = Qwen3_5TextConfig(num_hidden_layers=4)

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from llmc.compiler.frontend import gguf_file, load_source, source
+from llmc.compiler.frontend import load_source, source
 from llmc.compiler.frontend.config import read_config
-from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_kind import LAYER_NAMES
-from llmc.compiler.frontend.gguf_kind import NAMES as GGUF_NAMES
-from llmc.compiler.frontend.gguf_model import config_of
+from llmc.compiler.frontend.gguf import file as gguf_file
+from llmc.compiler.frontend.gguf.file import open_gguf
+from llmc.compiler.frontend.gguf.kind import LAYER_NAMES
+from llmc.compiler.frontend.gguf.kind import NAMES as GGUF_NAMES
+from llmc.compiler.frontend.gguf.model import config_of
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.packed.ggml import KINDS, LEVELS, iq4_nl, iq4_xs, numbers, q4_k, q6_k
 from llmc.compiler.frontend.packed.mxfp4 import E2M1
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.weights import Coded
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.text import load_tokenizer

@@ -11,10 +11,10 @@ import torch
 from accelerate import init_empty_weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmc.compiler.frontend.gguf_architectures import ARCHITECTURES, MIXTRAL
-from llmc.compiler.frontend.gguf_file import GgufFile, open_gguf
-from llmc.compiler.frontend.gguf_kind import ALTERNATING, NAMES, ROWS, Architecture
-from llmc.compiler.frontend.gguf_model import architecture_of, checkpoint_of, config_of, layer_types
+from llmc.compiler.frontend.gguf.architectures import ARCHITECTURES, MIXTRAL
+from llmc.compiler.frontend.gguf.file import GgufFile, open_gguf
+from llmc.compiler.frontend.gguf.kind import ALTERNATING, NAMES, ROWS, Architecture
+from llmc.compiler.frontend.gguf.model import architecture_of, checkpoint_of, config_of, layer_types
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_gguf import F32, Tensors, write
 

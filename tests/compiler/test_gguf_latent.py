@@ -14,10 +14,10 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmc.compiler.frontend.config import parse_config
-from llmc.compiler.frontend.gguf_file import open_gguf
-from llmc.compiler.frontend.gguf_kind import NAMES
-from llmc.compiler.frontend.gguf_latent import NAMES as LATENT_NAMES
-from llmc.compiler.frontend.gguf_model import checkpoint_of, config_of
+from llmc.compiler.frontend.gguf.file import open_gguf
+from llmc.compiler.frontend.gguf.kind import NAMES
+from llmc.compiler.frontend.gguf.latent import NAMES as LATENT_NAMES
+from llmc.compiler.frontend.gguf.model import checkpoint_of, config_of
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_gguf import F32, Q8_0, Tensors, blocks_of, write
 
@@ -199,7 +199,7 @@ def test_a_model_without_experts_has_layers_of_one_kind(tmp_path: Path) -> None:
 def test_vocabularies_of_deepseek_and_kimi_are_split_as_their_own_tokenizers_do() -> None:
     from tokenizers import Tokenizer, models
 
-    from llmc.compiler.frontend.gguf_text import SPLITS, split_by
+    from llmc.compiler.frontend.gguf.text import SPLITS, split_by
 
     found = {}
     for name, expressions in SPLITS.items():

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from llmc.compiler.frontend.gguf_file import GgufFile, open_gguf
-from llmc.compiler.frontend.gguf_model import architecture_of, checkpoint_of, config_of
-from llmc.compiler.frontend.gguf_scan import JAMBA, MAMBA
+from llmc.compiler.frontend.gguf.file import GgufFile, open_gguf
+from llmc.compiler.frontend.gguf.model import architecture_of, checkpoint_of, config_of
+from llmc.compiler.frontend.gguf.scan import JAMBA, MAMBA
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_gguf import F32, Tensors, write
 from tests.compiler.test_gguf_architectures import experts_of

@@ -15,9 +15,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from llmc.compiler.frontend.config import parse_config
-from llmc.compiler.frontend.gguf_architectures import ARCHITECTURES
-from llmc.compiler.frontend.gguf_file import GgufFile, open_gguf
-from llmc.compiler.frontend.gguf_model import checkpoint_of, config_of
+from llmc.compiler.frontend.gguf.architectures import ARCHITECTURES
+from llmc.compiler.frontend.gguf.file import GgufFile, open_gguf
+from llmc.compiler.frontend.gguf.model import checkpoint_of, config_of
 from llmc.compiler.frontend.packed.ggml import KINDS
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_gguf import F32, Q8_0, Tensors, blocks_of, write

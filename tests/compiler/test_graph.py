@@ -1,4 +1,4 @@
-"""compiler/graph.py and its parts: text, evaluation, files, binding, and what a step graph is."""
+"""compiler/graph: text, evaluation, files, binding, and what a step graph is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import graph
-from llmc.compiler.graph_run import SMALL_WEIGHT, extract
+from llmc.compiler.graph.run import SMALL_WEIGHT, extract
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 

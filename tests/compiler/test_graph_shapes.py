@@ -1,4 +1,4 @@
-"""compiler/graph_shapes.py: its rules give what ONNX's own shape inference gives, and keep symbols."""
+"""compiler/graph/shapes.py: its rules give what ONNX's own shape inference gives, and keep symbols."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.graph_shapes import dims, infer
+from llmc.compiler.graph.shapes import dims, infer
 from llmc.runtime.errors import LlmcError
 
 Operand = tuple[int, ...] | list[int]

@@ -10,11 +10,11 @@ import pytest
 
 from llmc import passes
 from llmc.compiler import graph
+from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.frontend import load_source
-from llmc.compiler.graph_shapes import infer
-from llmc.compiler.graph_stream import Stream
+from llmc.compiler.graph.shapes import infer
+from llmc.compiler.graph.stream import Stream
 from llmc.compiler.ops import DOMAIN, OPERATORS, OPSET, VERSION
-from llmc.compiler.reference import reference_logits
 
 SEQUENCES = [np.random.default_rng(n).integers(0, 131, n) for n in (90, 7)]
 

@@ -11,9 +11,9 @@ import pytest
 from transformers import PretrainedConfig
 from transformers.models.llama import modeling_llama
 
-from llmc.compiler.causal_mask import LONGEST
 from llmc.compiler.frontend.export import export_graph
-from llmc.compiler.frontend.masks import drop_masks, worked_out
+from llmc.compiler.frontend.export.masks import drop_masks, worked_out
+from llmc.compiler.graph.causal_mask import LONGEST
 from llmc.runtime.errors import LlmcError
 
 CAUSAL, NEAR = "causal = LessOrEqual (columns, rows)", "near = Less (distance, eight)"

@@ -12,7 +12,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed.mxfp4 import join_blocks, unpack
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.runtime.errors import LlmcError
 
 

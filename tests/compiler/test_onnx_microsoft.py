@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from llmc.compiler import graph
+from llmc.compiler.certificate.reference_onnx import file_logits
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.onnx_file import open_onnx
-from llmc.compiler.onnx_reference import file_logits
 from llmc.compiler.rewrite import rewrite
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_onnx_file import serialised

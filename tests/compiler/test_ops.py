@@ -1,4 +1,4 @@
-"""compiler/ops.py: every operator's definition runs, in two engines, and says what its equation says."""
+"""compiler/ops: every operator's definition runs, in two engines, and says what its equation says."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from llmc.compiler import graph, ops
-from llmc.compiler.graph_run import with_functions
-from llmc.compiler.graph_shapes import infer
+from llmc.compiler.graph.run import with_functions
+from llmc.compiler.graph.shapes import infer
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

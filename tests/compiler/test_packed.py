@@ -18,7 +18,7 @@ import llmc
 from llmc.compiler.frontend.checkpoint import open_checkpoint
 from llmc.compiler.frontend.packed import packing_of
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.report import notes_of_packing
 from llmc.compiler.weights import Coded, Weight
 from llmc.runtime.errors import LlmcError

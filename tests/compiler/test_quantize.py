@@ -8,8 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llmc.compiler import certify, quantize
-from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.certificate import certify
+from llmc.compiler.quantization import quantize
+from llmc.compiler.quantization.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llmc.compiler.certificate.reference import reference_greedy, reference_logits
 from llmc.compiler.frontend import load_source
-from llmc.compiler.reference import reference_greedy, reference_logits
 
 TinyModel = Callable[[str], Path]
 PROMPTS = [[5, 17, 100, 2, 64], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
@@ -65,6 +65,6 @@ def test_onnx_runtime_keeps_what_it_sees_to_itself(tmp_path: Path) -> None:
     """Where it tells its makers of its use, it leaves a file among the temporary ones."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
-    code = "import llmc.compiler.graph_run, onnxruntime"
+    code = "import llmc.compiler.graph.run, onnxruntime"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
     assert not list(tmp_path.iterdir())

@@ -12,11 +12,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler import artifact, calibrate, driver
+from llmc.compiler import artifact, driver
 from llmc.compiler.driver import Part
 from llmc.compiler.frontend import load_source
 from llmc.compiler.plan import PlacedWeight, Program
-from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme
+from llmc.compiler.quantization import calibrate
+from llmc.compiler.quantization.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.compiler.rewrite import rewrite_each
 from llmc.compiler.share_weights import WEIGHTS, SharedWeights
 from llmc.compiler.target import parse_targets

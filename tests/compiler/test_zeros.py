@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llmc.compiler.quantize import Quantized, QuantizedWeight, Scheme, quantize
+from llmc.compiler.quantization.quantize import Quantized, QuantizedWeight, Scheme, quantize
 from llmc.compiler.weights import Weight
 
 Array = np.ndarray[Any, Any]

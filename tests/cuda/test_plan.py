@@ -9,7 +9,7 @@ import pytest
 from llmc.compiler import driver, report
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.plan import BODY, HEAD, JOINED, Program
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import Target
 from llmc.schedules import records

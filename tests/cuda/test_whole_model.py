@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import llmc
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import How

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import graph, ops
-from llmc.compiler.graph_shapes import infer
+from llmc.compiler.graph.shapes import infer
 from llmc.compiler.weights import Weight
 
 Array: TypeAlias = np.ndarray[Any, Any]

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.weights import FoldedNorm, Weight
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.quantize_weights import quantize_weights

@@ -1,4 +1,4 @@
-"""passes/form_attention.py and passes/causal_mask.py"""
+"""passes/form_attention.py and compiler/graph/causal_mask.py"""
 
 from functools import partial
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler import causal_mask, graph
+from llmc.compiler import graph
 from llmc.compiler.frontend.embedding import BOTH_WAYS
+from llmc.compiler.graph import causal_mask
 from llmc.passes.attention_bias import read_slopes
 from llmc.passes.distance_bias import read_distances
 from llmc.passes.form_attention import form_attention

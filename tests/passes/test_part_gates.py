@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.passes.part_gates import part_gates
 from llmc.passes.quantize_weights import quantize_weights
 

@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import graph
-from llmc.compiler.calibrate import Calibration, Fitting
-from llmc.compiler.quantize import QuantizedWeight, Scheme
+from llmc.compiler.quantization.calibrate import Calibration, Fitting
+from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.report import notes_of_logits
 from llmc.compiler.weights import Coded, Weight
 from llmc.passes.quantize_weights import are_logits_quantized, quantize_weights

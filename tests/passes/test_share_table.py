@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llmc.compiler import graph
-from llmc.compiler.quantize import Scheme
+from llmc.compiler.quantization.quantize import Scheme
 from llmc.passes.quantize_weights import quantize_weights
 from llmc.passes.share_table import share_table
 

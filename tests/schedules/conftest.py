@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc import schedules
-from llmc.compiler import graph_run
+from llmc.compiler.graph import run as graph_run
 from llmc.compiler.kernel import Call, numpy_dtype
 from llmc.compiler.ops import OPSET
 from llmc.compiler.target import LEVELS, Target, host_features

@@ -10,7 +10,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import DType
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import amx_linear, amx_quant
 from llmc.schedules.execute import Executable

@@ -11,7 +11,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
-from llmc.compiler.quantize import Quantized, Scheme, quantize
+from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import LEVELS, Target, host_features
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu.experts import Table, match

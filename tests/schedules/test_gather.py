@@ -10,7 +10,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import gather
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import ops
-from llmc.compiler.graph_run import evaluate
+from llmc.compiler.graph.run import evaluate
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
-from llmc.compiler.quantize import Quantized, Scheme, quantize
+from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import linear
 from llmc.schedules.cpu.quant_layout import Fp8Panels

@@ -10,9 +10,9 @@ import onnx_ir as ir
 import pytest
 
 from llmc.compiler import ops
-from llmc.compiler.graph_run import evaluate
+from llmc.compiler.graph.run import evaluate
 from llmc.compiler.kernel import Call, TensorType
-from llmc.compiler.quantize import Quantized, Scheme, quantize
+from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu import quant_linear
 from llmc.schedules.cpu.quant_layout import Int4Panels, Int4ZerosPanels, Int8Panels, block_of

@@ -4,7 +4,7 @@
 // The whole part of a zero is taken away with the offset that codes are raised by, exactly and for nothing. The rest of it,
 // at most a half, times the scale is what the code's product is added to: the same multiply-adds as without zeros. A weight
 // is off by its own rounding, and by 2^-9 of a step (bf16; f16: 2^-12); where zeros are whole, by its rounding alone.
-// (Zeros are at most 72, compiler/zeros.py: 136 and that is a number of bf16.)
+// (Zeros are at most 72, compiler/quantization/zeros.py: 136 and that is a number of bf16.)
 #pragma once
 
 #include "gemm_codes.cuh"

@@ -99,7 +99,7 @@ using Fp8Weight = ByteWeight<T, Fp8Codes>;
 
 template <class T, int kGroup>
 struct Int4Weight {
-    static_assert(kGroup == 32 || kGroup == 128, "what compiler/quantize.py makes");
+    static_assert(kGroup == 32 || kGroup == 128, "what compiler/quantization/quantize.py makes");
     static constexpr int kScaleBytes = kGroup == 32 ? 64 : 32, kPieceBytes = 512 + kScaleBytes;
     static constexpr int kColumnStep = 4 * kPieceBytes;
     static constexpr bool kByChunks = false;

@@ -12,7 +12,7 @@ import pytest
 from llmc import schedules
 from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import Call, DType, TensorType
-from llmc.compiler.quantize import Scheme, quantize
+from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled

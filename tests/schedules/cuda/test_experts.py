@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import Call
-from llmc.compiler.quantize import Quantized
+from llmc.compiler.quantization.quantize import Quantized
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import experts
 from llmc.schedules.cuda.experts_gemm import Grouped, Table

@@ -12,7 +12,7 @@ import pytest
 from llmc import schedules
 from llmc.bench.gpu import bits
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
-from llmc.compiler.quantize import Quantized, Scheme, quantize
+from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules import records
 from llmc.schedules.cuda import gemv, linear

@@ -1,0 +1,117 @@
+"""The parity certificate of a model for embeddings: what its embeddings are made of, beside the reference's.
+
+At every position of a few texts the artifact's last norm is compared with transformers' own, in float32.  The bars of
+float32 and bf16 are those of logits (certify.py): the largest error, as a share of the range or beside the reference's
+own in bf16.  Quantised weights, and a cache narrower than the weights, are meant to differ: there it is the mean over
+positions of the cosine's distance from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.compiler.certificate.certify import (
+    F32_BAR,
+    LOW_PRECISION_BAR,
+    TOP,
+    Logits,
+    ReferenceLogits,
+    largest_of,
+    prompts,
+    refuse_others_than_finite,
+)
+from llmc.runtime import load
+from llmc.runtime.errors import LlmcError
+
+QUANT_BARS = {"int8": 0.001, "fp8": 0.003, "int4": 0.02, "mxfp4": 0.02, "int8 KV cache": 0.001, "bf16 KV cache": 1e-4}
+"""Of the mean of 1 - cosine."""
+
+
+def certify_embedding(
+    artifact: Path,
+    reference: ReferenceLogits,
+    size: int,
+    dtype: str,
+    describe: dict[str, Any],
+    quant: str | None = None,
+) -> dict[str, Any]:
+    """Compare an artifact with its reference.  size: elements of an embedding.  quant: as `certify` has it.
+    -> the certificate; raises LlmcError below the bar."""
+    with load(artifact) as model:
+        target = model.target
+        texts = [prompt for prompt in prompts(model) if prompt]
+        found = [model.logits(text)[:, :size] for text in texts]
+    refuse_others_than_finite(found, "embeddings", describe["model"])
+    exact = reference(texts, "f32")
+    own = None if dtype == "f32" or quant else reference(texts, dtype)
+    certificate = compare(texts, found, exact, own, dtype) | {"target": target, "reference": describe}
+    if quant is not None:
+        certificate |= {"quant": quant, "bar": {"cosine_distance": QUANT_BARS[quant]}}
+    judge(certificate, describe["model"])
+    return certificate
+
+
+def compare(
+    texts: Sequence[list[int]],
+    found: Sequence[Logits],
+    exact: Sequence[Logits],
+    own: Sequence[Logits] | None,
+    dtype: str,
+) -> dict[str, Any]:
+    """The numbers of the certificate; see certify.compare, whose names they have where they mean the same."""
+    largest, extent = largest_error(found, exact), max(float(np.ptp(rows)) for rows in exact)
+    distances = np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)])
+    certificate: dict[str, Any] = {
+        **largest_of(dtype, largest, extent),
+        "cosine_distance": float(distances.mean()),
+        "least_cosine": float(1 - distances.max()),
+        "n_positions": int(distances.size),
+        "prompts": [record(text, rows) for text, rows in zip(texts, exact, strict=True)],
+    }
+    if own is None:
+        return certificate | {"bar": {"relative_error": F32_BAR}}
+    return certificate | {
+        "reference_error": largest_error(own, exact),
+        "bar": {"times_reference_error": LOW_PRECISION_BAR},
+    }
+
+
+def largest_error(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
+    return max(float(np.abs(f - e).max()) for f, e in zip(found, exact, strict=True))
+
+
+def cosine(a: Logits, b: Logits) -> NDArray[np.float64]:
+    """Of the angles between rows."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return np.asarray((x * y).sum(-1) / np.maximum(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1), 1e-30))
+
+
+def record(text: list[int], exact: Logits) -> dict[str, Any]:
+    """One text's part: what `llmc verify` replays without the reference, the largest elements at the last token."""
+    top = np.argsort(-exact[-1])[:TOP]
+    values = [float(value) for value in exact[-1][top]]
+    return {"tokens": text, "greedy": [], "top_logits": {"ids": top.tolist(), "values": values}}
+
+
+def judge(certificate: dict[str, Any], model: str) -> None:
+    """Refuse an artifact of `model` below the bar."""
+    if quant := certificate.get("quant"):
+        failed = not certificate["cosine_distance"] <= QUANT_BARS[quant]
+        distance = f"its embeddings are {certificate['cosine_distance']:.1e} away from the reference's (1 - cosine)"
+        said = f"{distance}, the bar of {quant} is {QUANT_BARS[quant]}"
+    elif certificate["dtype"] == "f32":
+        failed = not certificate["relative_error"] <= F32_BAR
+        said = f"the error is {certificate['relative_error']:.1e} of the range, the bar is {F32_BAR:.0e}"
+    else:
+        ratio = certificate["max_logit_error"] / max(certificate["reference_error"], 1e-30)
+        failed = not ratio <= LOW_PRECISION_BAR
+        own = f"the reference's own in {certificate['dtype']}"
+        said = f"the error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
+    if failed:
+        hint = "this is a bug in llmc: please report the model; --verify off compiles without the check"
+        raise LlmcError(f"the compiled model does not match its source: {said}", place=model, hint=hint)

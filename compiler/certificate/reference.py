@@ -1,0 +1,147 @@
+"""What the source model says, by Hugging Face transformers: the judge of an artifact.
+
+A model that is small is loaded whole, by transformers itself where there is a checkpoint.  Of a larger one, each
+module's parameters are read when it is about to run and dropped when it has, so that a 7B takes about 2 GiB: reading is
+most of the time, so ask for everything in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from llmc.compiler.certificate.reference_labels import labels_of
+from llmc.compiler.certificate.reference_whole import whole_texts
+from llmc.compiler.frontend.classes import build, class_of
+from llmc.compiler.frontend.classes import load as load_model
+from llmc.compiler.frontend.config import parse_config
+from llmc.compiler.frontend.empty_weights import empty_weights
+from llmc.compiler.frontend.quiet import quiet
+from llmc.compiler.kernel import DTYPE_BYTES
+from llmc.compiler.weights import Weight
+from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontend import SourceModel
+
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+RESIDENT_BYTES = 2 << 30
+"""A model of at most this size is held in memory."""
+
+
+def reference_logits(
+    source: SourceModel,
+    prompts: Sequence[Sequence[int]],
+    dtype: str = "f32",
+    *,
+    resident_bytes: int = RESIDENT_BYTES,
+) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
+    of a model for embeddings what these are made of, [n_tokens, size], and of one for labels theirs, [1, labels].
+
+    One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
+    """
+    if source.embedding is not None and source.embedding.whole:
+        with quiet(), torch.inference_mode():
+            return whole_texts(source, _load(source, dtype, resident_bytes), prompts)
+    if source.classification is not None:
+        with quiet(), torch.inference_mode():
+            return labels_of(source, _load(source, dtype, resident_bytes), prompts)
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+    positions = torch.arange(longest).expand_as(tokens)
+    with quiet(), torch.inference_mode():
+        model = _load(source, dtype, resident_bytes)
+        given: list[torch.Tensor] = []
+        if source.embedding is not None:
+            head = torch.nn.Identity()
+            head.register_forward_pre_hook(lambda _, values: given.append(values[0]))
+            model.set_output_embeddings(head)
+        try:
+            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
+            fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
+            hint = "--verify off compiles without the comparison"
+            raise LlmcError(fact, place=source.name, hint=hint) from error
+    rows = given[0] if given else logits
+    return [row[: len(prompt)].float().numpy() for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def reference_greedy(
+    source: SourceModel,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    dtype: str = "f32",
+    *,
+    resident_bytes: int = RESIDENT_BYTES,
+) -> list[list[int]]:
+    """The `n_tokens` most likely tokens after each prompt, one after the other; an end token does not end them.
+
+    Of a model that is not held in memory every token reads all weights: there, ask `reference_logits` about a text
+    that is generated already.
+    """
+    settings = GenerationConfig(max_new_tokens=n_tokens, do_sample=False, pad_token_id=0)
+    with quiet(), torch.inference_mode():
+        model = _load(source, dtype, resident_bytes)
+        model.generation_config = settings  # the model's own would end texts and may sample
+        texts = [model.generate(torch.tensor([list(prompt)]), generation_config=settings) for prompt in prompts]
+    return [text[0, len(prompt) :].tolist() for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedModel:
+    distinct = {id(weight): weight for weight in source.weights.values()}
+    n_bytes = sum(int(np.prod(weight.dims)) for weight in distinct.values()) * DTYPE_BYTES[dtype]
+    resident = n_bytes <= resident_bytes
+    transformers_logging.disable_progress_bar()
+    config = parse_config(dict(source.config), source.name)
+    attention = "sdpa" if class_of(config)._supports_sdpa else "eager"
+    options: dict[str, Any] = {"dtype": TORCH_DTYPES[dtype], "attn_implementation": attention}
+    options["experts_implementation"] = "eager"  # the model's own loop over its experts
+    is_as_stored = not (source.random or source.is_part or source.packing or source.adapters)
+    if resident and source.folder and is_as_stored:
+        return load_model(source.folder, config, **options).eval()
+    with empty_weights():
+        model = build(config, **options).eval()
+    model.tie_weights()
+    for prefix, module in model.named_modules():
+        names = {own: f"{prefix}.{own}".lstrip(".") for own in (*module._parameters, *module._buffers)}
+        own = {key: source.weights[name] for key, name in names.items() if name in source.weights}
+        if own:
+            _lend(module, own, dtype, keep=resident)
+    return model
+
+
+def _lend(module: torch.nn.Module, weights: dict[str, Weight], dtype: str, *, keep: bool) -> None:
+    """Give a module its tensors: now and for good, or each time it runs."""
+
+    def give(*_: Any) -> None:
+        for key, weight in weights.items():
+            tensor = _tensor(weight, dtype)
+            if key in module._parameters:
+                module._parameters[key] = torch.nn.Parameter(tensor, requires_grad=False)
+            else:
+                module._buffers[key] = tensor
+
+    def take(*_: Any) -> None:
+        module._parameters.update(parameters)
+        module._buffers.update(buffers)
+
+    if keep:
+        give()
+        return
+    parameters, buffers = dict(module._parameters), dict(module._buffers)
+    module.register_forward_pre_hook(give)
+    module.register_forward_hook(take)
+
+
+def _tensor(weight: Weight, dtype: str) -> torch.Tensor:
+    """The weight's values as torch has them; torch knows no bfloat16 of NumPy's, so its bits are passed."""
+    array = weight.stored_as("bf16" if dtype == "bf16" else "f32").stored()
+    if dtype == "bf16":
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
