@@ -15,8 +15,10 @@ from llmc.compiler.rewrite import rewrite
 from llmc.compiler.target import missing, parse_target
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.read_file import refuse_pipe
-from llmc.schedules import records, tune, tune_import
-from llmc.schedules.tune_bench import Bench
+from llmc.schedules import records
+from llmc.schedules.tuning import import_measured as tune_import
+from llmc.schedules.tuning import tune
+from llmc.schedules.tuning.bench import Bench
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """progress(done, total, record) after each call that was tuned."""

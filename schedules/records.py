@@ -1,4 +1,4 @@
-"""Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tune.py).
+"""Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tuning/tune.py).
 
 One file a target, of GPUs one a card, one record a line, sorted, then switches (switches.py): those that come with llmc
 lie in schedules/tuned/, a user's own in $LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the

@@ -32,7 +32,7 @@ from llmc.bench.gpu.measure import (
 )
 from llmc.bench.gpu.memory import launches
 from llmc.compiler.kernel import Operand, TensorType
-from llmc.schedules.tune_lines import NEIGHBOURS, TOGETHER
+from llmc.schedules.tuning.lines import NEIGHBOURS, TOGETHER
 
 TERABYTES_A_SECOND, TERAFLOPS = 4.0, 700.0
 """What an H200 does, about: it puts calls in order."""

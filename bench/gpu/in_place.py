@@ -29,8 +29,8 @@ from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Job, Kit
 from llmc.bench.gpu.measure import MOST_LAUNCHES, First, Size
 from llmc.compiler.kernel import Operand
-from llmc.schedules.tune_in_place import is_better
-from llmc.schedules.tune_lines import BEST, CANDIDATE, IN_PLACE, NEIGHBOURS, OWN, TOGETHER
+from llmc.schedules.tuning.in_place import is_better
+from llmc.schedules.tuning.lines import BEST, CANDIDATE, IN_PLACE, NEIGHBOURS, OWN, TOGETHER
 
 STAGE = IN_PLACE
 SETS = (TOGETHER, NEIGHBOURS)

@@ -17,9 +17,9 @@ from llmc.compiler.target import Target
 from llmc.schedules import records, rule_of
 from llmc.schedules.attention_call import input_places
 from llmc.schedules.cuda.deferred_norm import settled
-from llmc.schedules.cuda.experts_op import DOWN, GATE_UP
-from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.experts.call import DOWN, GATE_UP
+from llmc.schedules.cuda.linear.gemm_tiles import DEVICES, Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from llmc.schedules.rule import Rule
 
 DECODE_LENGTHS, PROMPT_LENGTHS = (128, 1024, 4096), (2048, 4096)

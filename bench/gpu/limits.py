@@ -14,7 +14,7 @@ from llmc.bench.gpu.driver import Device, Kernel
 from llmc.bench.gpu.facts import BUSY, answered, smi
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
-from llmc.schedules import tune_limits
+from llmc.schedules.tuning import limits as tune_limits
 
 STAGE = "limits"
 COPY, TORCH_COPY, PRODUCT, LAUNCH = "copy", "copy by PyTorch", "cuBLAS bf16", "launch"

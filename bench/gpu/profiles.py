@@ -10,7 +10,7 @@ from llmc.bench.gpu import limits, measure
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.outside import run_under
-from llmc.schedules.tune_limits import share_of
+from llmc.schedules.tuning.limits import share_of
 
 STAGE = "profile"
 TOOL = "ncu"

@@ -20,7 +20,7 @@ from llmc.bench.gpu import (
 )
 from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
-from llmc.schedules.tune_limits import share_of
+from llmc.schedules.tuning.limits import share_of
 
 NAMES = {
     facts.STAGE: "driver and machine",

@@ -16,7 +16,7 @@ import numpy as np
 from llmc.bench.gpu.journal import Journal
 from llmc.bench.gpu.kit import Kit
 from llmc.schedules.switches import KEEP_BITS
-from llmc.schedules.tune_lines import SWITCHES
+from llmc.schedules.tuning.lines import SWITCHES
 
 if TYPE_CHECKING:
     from llmc.bench.gpu.ours import Ours

@@ -2,8 +2,8 @@
 
 A tile register holds up to 16 rows of 64 bytes.  A block of sums is `across` tiles of x by `panels` of the weight; a
 tile of sums is [rows][16] float32, one of x [rows][16][2] bf16, one of a weight [16][16][2] bf16: 16 steps of a panel
-as they lie in memory (panel_layout.py).  Of bytes there are four where there are two bf16, and sums are int32; their
-tiles may be of 8 steps.
+as they lie in memory (linear/panel_layout.py).  Of bytes there are four where there are two bf16, and sums are int32;
+their tiles may be of 8 steps.
 
 llmc_tiles_open, llmc_tiles_close       around a task: the registers' shapes; their release, so that the system has no
                                         more to save than before when it switches threads

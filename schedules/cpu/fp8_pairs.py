@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.lanes import AVX512_BF16
-from llmc.schedules.cpu.quant_dot import TIMES
+from llmc.schedules.cpu.linear.quant_dot import TIMES
 
 _UPPER_HALVES = ", ".join(f"i32 {2 * i + 1}" for i in range(32))
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from llmc.compiler.kernel import DTYPE_BYTES, Call, Implementation, Kernel, Launch, Layout, Operand, short_hash
 from llmc.compiler.target import Target
-from llmc.schedules.cpu.panel_layout import Panels
-from llmc.schedules.cpu.quant_layout import Int8Panels
+from llmc.schedules.cpu.linear.panel_layout import Panels
+from llmc.schedules.cpu.linear.quant_layout import Int8Panels
 from llmc.schedules.rule import Rule
 
 
@@ -70,7 +70,7 @@ def build_gather(gather: Gather) -> Any:
 
 
 LAYOUTS: Mapping[str, Layout] = {"f32": Panels("f32"), "bf16": Panels("bf16"), "i8": Int8Panels()}
-"""Of a weight in panels, by its dtype: what linear.py and quant_linear.py ask for."""
+"""Of a weight in panels, by its dtype: what linear/rule.py and linear/quant_rule.py ask for."""
 
 
 def match_panels(call: Call, target: Target) -> Gather | None:

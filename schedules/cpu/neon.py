@@ -17,8 +17,8 @@ def is_target() -> bool:
 
 
 def dot4(dot: str) -> str:
-    """llmc_dot4(c, w, x) of 16 lanes (quant_dot.py) by "usdot", which has w unsigned and x signed; or by "sdot" of
-    w - 128 and another one of 1, which sums x."""
+    """llmc_dot4(c, w, x) of 16 lanes (linear/quant_dot.py) by "usdot", which has w unsigned and x signed; or by "sdot"
+    of w - 128 and another one of 1, which sums x."""
     call, bytes_ = f"call <4 x i32> @llvm.aarch64.neon.{dot}.v4i32.v16i8", "<16 x i8>"
     by_sdot = f"""
   %s = xor {bytes_} %a, splat (i8 -128)

@@ -15,9 +15,9 @@ from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.lanes import Lanes, share, widest
+from llmc.schedules.cpu.linear.panel_layout import PANEL, panel_count
+from llmc.schedules.cpu.linear.quant_layout import ZERO
 from llmc.schedules.cpu.norm import Norm
-from llmc.schedules.cpu.panel_layout import PANEL, panel_count
-from llmc.schedules.cpu.quant_layout import ZERO
 from llmc.schedules.cpu.query_key_norm import QueryKeyNorm
 
 SUMS = 4
@@ -133,8 +133,9 @@ def gather_kernel(gather: Gather) -> Any:
 
 
 def gather_panels_kernel(gather: Gather, n_bytes: int) -> Any:
-    """(table, index, y, task, n_tasks).  The table is n_bytes in panels of 16 rows (panel_layout.py, quant_layout.py):
-    a vector's lane holds the next 4 bytes of a row, and in int8 the panel's last vector the rows' scales."""
+    """(table, index, y, task, n_tasks).  The table is n_bytes in panels of 16 rows (linear/panel_layout.py,
+    linear/quant_layout.py): a vector's lane holds the next 4 bytes of a row, and in int8 the panel's last vector the
+    rows' scales."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("gather_panels")
         one, elements = Lanes(1), 4 // DTYPE_BYTES[gather.table]

@@ -27,8 +27,9 @@ from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
 from llmc.compiler.plan import BODY, Choice, PlannedCall, Program, StepPlan
 from llmc.compiler.target import Target
 from llmc.runtime.format import SPACES, Argument
-from llmc.schedules import records, rule_of, tune_import
+from llmc.schedules import records, rule_of
 from llmc.schedules.records import Record, Signature
+from llmc.schedules.tuning import import_measured as tune_import
 
 TARGET = Target("cuda", "sm_90a")
 ATTENTION, PRODUCT = attention_call(1, 2, 2, 64, 0, "bf16"), linear_call("LinearResidual", 1, 384, 128, "bf16", 0)

@@ -12,7 +12,8 @@ from llmc import schedules
 from llmc.compiler.kernel import DType
 from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cpu import amx_linear, amx_quant
+from llmc.schedules.cpu.linear import amx_quant_rule as amx_quant
+from llmc.schedules.cpu.linear import amx_rule as amx_linear
 from llmc.schedules.execute import Executable
 from tests.schedules.conftest import LEVELS_HERE
 from tests.schedules.test_linear import linear_call, product, random_inputs

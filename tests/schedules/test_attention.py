@@ -18,8 +18,8 @@ from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, OPERATORS, PAGED_ATTEN
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import INPUTS, LATENT, LATENT_INPUTS
-from llmc.schedules.cpu import attention
-from llmc.schedules.cpu.attention_shape import SPLIT_PAGES
+from llmc.schedules.cpu.attention import rule as attention
+from llmc.schedules.cpu.attention.shape import SPLIT_PAGES
 from llmc.schedules.execute import Executable
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ import pytest
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.target import Target
 from llmc.schedules import lower
-from llmc.schedules.cpu import attention
 from llmc.schedules.cpu.amx import ROWS
+from llmc.schedules.cpu.attention import rule as attention
 from llmc.schedules.execute import Executable
 from tests.schedules.test_amx import AMX, needs_amx
 from tests.schedules.test_attention import Machine, Model, Row, check_one_sequence

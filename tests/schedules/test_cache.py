@@ -156,7 +156,7 @@ def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pack_kernel(k: int) -> Kernel:
     """A kernel that another process can build: its builder is in an installed module."""
-    from llmc.schedules.cpu import linear
+    from llmc.schedules.cpu.linear import rule as linear
 
     return linear.packing_kernel(linear.Linear(2, 0, k, "f32", "fma"), linear.Tiles(2, 1, k))
 
@@ -170,7 +170,7 @@ def test_processes_share_the_work(folder: Path, many_workers: None) -> None:
 
 
 def test_a_failure_in_another_process_is_raised_here(folder: Path, many_workers: None) -> None:
-    from llmc.schedules.cpu import linear
+    from llmc.schedules.cpu.linear import rule as linear
 
     broken = partial(linear.build_packing, linear.Linear(2, 0, 16, "f32", "fma"), 0)
     kernels = [pack_kernel(16), Kernel("broken", "broken", broken)]

@@ -14,8 +14,8 @@ from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import LEVELS, Target, host_features
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cpu.experts import Table, match
-from llmc.schedules.cpu.panel_layout import Panels
+from llmc.schedules.cpu.experts.rule import Table, match
+from llmc.schedules.cpu.linear.panel_layout import Panels
 from llmc.schedules.experts_layout import OfExperts
 
 Array = np.ndarray[Any, Any]

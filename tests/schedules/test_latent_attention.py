@@ -13,7 +13,7 @@ from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cpu import latent_attention
+from llmc.schedules.cpu.attention import latent_rule as latent_attention
 
 Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]

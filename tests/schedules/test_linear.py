@@ -14,8 +14,8 @@ from llmc.compiler import ops
 from llmc.compiler.graph.run import evaluate
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
-from llmc.schedules.cpu import linear
-from llmc.schedules.cpu.panel_layout import Panels, PanelVector
+from llmc.schedules.cpu.linear import rule as linear
+from llmc.schedules.cpu.linear.panel_layout import Panels, PanelVector
 from llmc.schedules.execute import Executable
 
 Array = np.ndarray[Any, Any]

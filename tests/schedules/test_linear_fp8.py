@@ -12,8 +12,8 @@ import pytest
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cpu import linear
-from llmc.schedules.cpu.quant_layout import Fp8Panels
+from llmc.schedules.cpu.linear import rule as linear
+from llmc.schedules.cpu.linear.quant_layout import Fp8Panels
 from llmc.schedules.execute import Executable
 from llmc.schedules.fp8_words import fp8_words
 from tests.schedules.test_linear import NAMES, defined, random_inputs

@@ -18,10 +18,12 @@ from llmc.compiler.plan import Choice
 from llmc.compiler.report import schedule_record
 from llmc.compiler.target import LEVELS, Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records, rules, tune
-from llmc.schedules.cpu import linear, linear_space
-from llmc.schedules.tune_bench import Bench, Sample
-from llmc.schedules.tune_search import Job, search
+from llmc.schedules import records, rules
+from llmc.schedules.cpu.linear import rule as linear
+from llmc.schedules.cpu.linear import space as linear_space
+from llmc.schedules.tuning import tune
+from llmc.schedules.tuning.bench import Bench, Sample
+from llmc.schedules.tuning.search import Job, search
 from tests.runtime.stub_artifact import manifest, write_stub
 
 MACHINE = tune.Machine("a CPU, 2 threads", "0.1.0")

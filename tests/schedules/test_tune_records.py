@@ -14,11 +14,12 @@ from llmc.compiler.kernel import Call, TensorType
 from llmc.compiler.target import LEVELS, Target
 from llmc.passes import rewritten
 from llmc.runtime.errors import LlmcError
-from llmc.schedules import records, switches, tune_import
-from llmc.schedules.cpu import linear
-from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules import records, switches
+from llmc.schedules.cpu.linear import rule as linear
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
 from llmc.schedules.records import Record, Signature, Tuned
 from llmc.schedules.switches import Switch
+from llmc.schedules.tuning import import_measured as tune_import
 
 TARGET = Target("cpu", "x86-64-v4+bf16")
 CALL = Call(

@@ -9,7 +9,7 @@
 // layout without a swizzle, for K (k contiguous) and for V (n contiguous) alike. Nothing is padded, any 16 tokens or
 // any run of chunks can be copied alone, and no access has a bank conflict. (int8: attention_codes.cuh.)
 //
-// Shape, a struct of constants, comes with each kernel (schedules/cuda/attention_shape.py writes it):
+// Shape, a struct of constants, comes with each kernel (schedules/cuda/attention/shape.py writes it):
 //     T, Kv, Out             element of the operands of products; of the cache, T or uint8_t; of the result
 //     rows, pages            rows of the step (M); pages of the longest sequence
 //     heads, kv_heads, head_dim, rotary_dim, interleaved, scale, softcap, window          as the operator's

@@ -14,7 +14,7 @@
 //
 // Bytes: W once, x once a block (from L2), y. Operations: 2 M N K, on tensor cores that are idle nine tenths of the
 // time at M = 8: nothing but memory counts. kWarps kStages kSide 2048 bytes are in flight in each block; at 4.8 TB/s and
-// 0.8 µs an H200 needs 29 KiB an SM, of codes by bulk copies 80 to 100 (gemv_cost.py: what was measured).
+// 0.8 µs an H200 needs 29 KiB an SM, of codes by bulk copies 80 to 100 (linear/gemv_cost.py: what was measured).
 //
 // Codes of a column of 64 rows lie side by side, column by column: a band of four strips is one stretch of memory, which
 // the warps read in order, a band of fewer leaves gaps. An H200 was a third slower with the first half of each 4 KB, and

@@ -12,7 +12,7 @@ import pytest
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import attention
+from llmc.schedules.cuda.attention import rule as attention
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.kv_pages import in_page_order, to_codes
 

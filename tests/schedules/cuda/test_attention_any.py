@@ -14,7 +14,8 @@ from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import attention, attention_any
+from llmc.schedules.cuda.attention import any_rule as attention_any
+from llmc.schedules.cuda.attention import rule as attention
 from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import attention
+from llmc.schedules.cuda.attention import rule as attention
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.kv_pages import in_page_order, taken_apart
 from tests.schedules.cuda.test_attention import N_PAGES, Model, tolerance
@@ -79,7 +79,7 @@ def test_a_prompt_leaves_the_same_bits_in_the_cache_in_any_chunks(model: Model) 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_codes_are_those_of_the_cpus_cache(model: Model) -> None:
-    """rint(x 127 / peak) in float32, each scale peak / 127: as schedules/cpu/attention_append.py keeps them."""
+    """rint(x 127 / peak) in float32, each scale peak / 127: as schedules/cpu/attention/append.py keeps them."""
     prompt = Prompt(model)
     _, pool = prompt.run(70, 6)
     codes, scales = taken_apart(pool[:, pool.shape[1] // 2 :], model.kv_heads, model.head_dim)

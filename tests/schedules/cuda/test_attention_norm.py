@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import numpy_dtype
-from llmc.schedules.cuda import attention
+from llmc.schedules.cuda.attention import rule as attention
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.kv_pages import taken_apart
 from tests.schedules.cuda.test_attention import (

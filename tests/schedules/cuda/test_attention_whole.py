@@ -11,7 +11,7 @@ import pytest
 
 from llmc.compiler.kernel import Implementation
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import attention
+from llmc.schedules.cuda.attention import rule as attention
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda import test_attention
 from tests.schedules.cuda.test_attention import TARGET, Define, Machine, Model, Row

@@ -9,10 +9,10 @@ import pytest
 
 from llmc.compiler.kernel import Call, DType
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import WIDE, settled
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_deferred_norm import (
     AMPERE,

@@ -14,11 +14,11 @@ from llmc.compiler.fold_norm import fold_norm
 from llmc.compiler.kernel import Call, DType, TensorType
 from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled
-from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
-from llmc.schedules.cuda.gemv_params import Gemv, leaves_room
-from llmc.schedules.cuda.linear_op import parse
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import parse
+from llmc.schedules.cuda.linear.gemm_tiles import DEVICES, Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv, leaves_room
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_gemm import random_inputs as product_inputs
 from tests.schedules.cuda.test_linear import as_float, linear_call

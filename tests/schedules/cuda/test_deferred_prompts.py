@@ -10,9 +10,9 @@ import pytest
 from llmc import schedules
 from llmc.compiler.kernel import Call
 from llmc.schedules import records
-from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled
-from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
 from tests.schedules.cuda.test_deferred_norm import (
     AMPERE,
     HOPPER,

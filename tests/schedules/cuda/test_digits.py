@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import DType
-from llmc.schedules.cuda import linear
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.schedules.cuda.test_deferred_norm import (
     HOPPER,
     Define,

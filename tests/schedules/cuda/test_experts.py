@@ -13,12 +13,12 @@ import pytest
 from llmc.compiler.kernel import Call
 from llmc.compiler.quantization.quantize import Quantized
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import experts
-from llmc.schedules.cuda.experts_gemm import Grouped, Table
-from llmc.schedules.cuda.experts_gemv import Streamed
-from llmc.schedules.cuda.experts_op import parse
-from llmc.schedules.cuda.gemm_tiles import MMA_TOKENS
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.experts import rule as experts
+from llmc.schedules.cuda.experts.call import parse
+from llmc.schedules.cuda.experts.gemm import Grouped, Table
+from llmc.schedules.cuda.experts.gemv import Streamed
+from llmc.schedules.cuda.linear.gemm_tiles import MMA_TOKENS
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.test_experts import experts_call, random_inputs
 

@@ -11,9 +11,10 @@ import pytest
 
 from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import CUDA_LEVELS, Target
-from llmc.schedules.cuda import gemm, gemm_tiles, linear
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.linear_op import LinearOp, parse
+from llmc.schedules.cuda.linear import gemm, gemm_tiles
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import LinearOp, parse
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
 from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]

@@ -24,9 +24,11 @@ from llmc.compiler.kernel import (
 )
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import attention, gemm, linear
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.linear_op import parse
+from llmc.schedules.cuda.attention import rule as attention
+from llmc.schedules.cuda.linear import gemm
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import parse
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
 from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]

@@ -11,10 +11,11 @@ import pytest
 
 from llmc.compiler.kernel import DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import gemm, gemm_tiles, linear
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_weight import weight_format
-from llmc.schedules.cuda.linear_op import LinearOp, parse
+from llmc.schedules.cuda.linear import gemm, gemm_tiles
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import LinearOp, parse
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_weight import weight_format
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.test_gemm import EXACT, LAYERS, ROUNDING
 from tests.schedules.cuda.test_linear import as_float, found, linear_call, quantised

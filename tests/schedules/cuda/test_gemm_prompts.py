@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import gemm, gemm_prompts, gemm_tiles
-from llmc.schedules.cuda.gemm_tiles import DEVICES, Tiling
-from llmc.schedules.cuda.linear_op import LinearOp
+from llmc.schedules.cuda.linear import gemm, gemm_prompts, gemm_tiles
+from llmc.schedules.cuda.linear.call import LinearOp
+from llmc.schedules.cuda.linear.gemm_tiles import DEVICES, Tiling
 from tests.schedules.cuda.test_gemm import LAYERS, layer
 
 HOPPER, AMPERE = Target("cuda", "sm_90a"), Target("cuda", "sm_80")

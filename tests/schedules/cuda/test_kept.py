@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from llmc.compiler.kernel import Call, DType
-from llmc.schedules.cuda import linear
 from llmc.schedules.cuda.deferred_norm import settled
-from llmc.schedules.cuda.gemm_tiles import DEVICES
-from llmc.schedules.cuda.gemv_params import Gemv, is_resident, leaves_room, ring_bytes
-from llmc.schedules.cuda.linear_op import parse
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import parse
+from llmc.schedules.cuda.linear.gemm_tiles import DEVICES
+from llmc.schedules.cuda.linear.gemv_params import Gemv, is_resident, leaves_room, ring_bytes
 from tests.schedules.cuda.test_deferred_norm import (
     HOPPER,
     Define,

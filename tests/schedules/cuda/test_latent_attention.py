@@ -16,8 +16,9 @@ from llmc.bench.gpu.memory import page_part
 from llmc.compiler.kernel import PAGE_TOKENS, Call, DType, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import head_product, latent_attention
-from llmc.schedules.cuda.latent_attention import Tile
+from llmc.schedules.cuda.attention import latent_rule as latent_attention
+from llmc.schedules.cuda.attention.latent_rule import Tile
+from llmc.schedules.cuda.linear import heads_rule as head_product
 from tests.emulator.emulate import EmulatedExecutable
 
 Array = np.ndarray[Any, Any]

@@ -15,10 +15,11 @@ from llmc.compiler.kernel import Call, DType, TensorType, numpy_dtype
 from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules import records
-from llmc.schedules.cuda import gemv, linear
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
-from llmc.schedules.cuda.linear_op import parse
+from llmc.schedules.cuda.linear import gemv
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.call import parse
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 from tests.emulator.emulate import EmulatedExecutable
 

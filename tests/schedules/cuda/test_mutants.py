@@ -14,10 +14,11 @@ from llmc import schedules
 from llmc.compiler.kernel import Call, DType, Implementation
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
-from llmc.schedules.cuda import attention, linear
+from llmc.schedules.cuda.attention import rule as attention
 from llmc.schedules.cuda.compile import INCLUDE
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.cuda.mutate import Mutant, without_synchronisation
 from tests.schedules.cuda.test_attention import LENGTHS, Machine, Model, Row, finest

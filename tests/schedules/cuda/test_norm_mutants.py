@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from llmc.schedules.cuda import norm
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call
 from tests.schedules.cuda.test_deferred_prompts import in_tiles
 from tests.schedules.cuda.test_mutants import AMPERE, Case, is_noticed, linear_case, norm_case, unnoticed

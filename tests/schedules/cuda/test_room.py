@@ -10,9 +10,11 @@ from llmc import schedules
 from llmc.compiler.kernel import Call, Launch
 from llmc.compiler.sampling import choose_call
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import attention, attention_stream, linear
-from llmc.schedules.cuda.attention import Stream
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda.attention import rule as attention
+from llmc.schedules.cuda.attention import stream as attention_stream
+from llmc.schedules.cuda.attention.rule import Stream
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as
 from tests.schedules.cuda.test_sass import LLAMA, REGISTERS, compiled, unavailable

@@ -13,9 +13,10 @@ from llmc.compiler.kernel import Call, DType, Implementation, Launch, TensorType
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cuda import compile as cuda
-from llmc.schedules.cuda import linear, sample
-from llmc.schedules.cuda.gemm_tiles import Tiling
-from llmc.schedules.cuda.gemv_params import Gemv
+from llmc.schedules.cuda import sample
+from llmc.schedules.cuda.linear import rule as linear
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemv_params import Gemv
 from tests.schedules.cuda.sass import Sass, missing_tool, read_sass, registers_behind
 from tests.schedules.cuda.test_attention import Model
 from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call, stored_as

@@ -11,7 +11,8 @@ import pytest
 from llmc import schedules
 from llmc.compiler.kernel import Call
 from llmc.compiler.target import Target
-from llmc.schedules.cuda import scan, states
+from llmc.schedules.cuda.states import rule as states
+from llmc.schedules.cuda.states import scan_rule as scan
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.test_states import (
     M,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llmc.schedules.cuda import attention
+from llmc.schedules.cuda.attention import rule as attention
 from tests.schedules.cuda.test_attention import STEP, Row
 from tests.schedules.cuda.test_mutants import HOPPER, Case, attention_case, is_noticed, unnoticed
 

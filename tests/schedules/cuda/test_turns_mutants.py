@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmc.schedules.cuda.gemm_tiles import Tiling
+from llmc.schedules.cuda.linear.gemm_tiles import Tiling
 from tests.schedules.cuda.test_mutants import Case, is_noticed, linear_case, unnoticed
 
 

@@ -1,0 +1,1 @@
+"""Attention over the paged KV cache, and over latents, on a CPU."""

@@ -1,0 +1,1 @@
+"""Parameters chosen by measurement, on this machine or from what another one measured."""
