@@ -37,6 +37,7 @@ from llmc.compiler.frontend.gguf.tensors import (
     less_one,
     one_row,
 )
+from llmc.compiler.frontend.gguf.text import ends_of
 from llmc.compiler.frontend.packed.ggml import BY_NAME
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.runtime.errors import LlmcError
@@ -86,7 +87,6 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     if embedding.dims[1:] != (hidden,):
         fact = f"tensor 'token_embd.weight' has the shape {list(embedding.dims)}, of a model {hidden} wide"
         raise LlmcError(fact, place=str(file.path))
-    ends = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     rope = rope_of(file, turned)
     config = {
         "model_type": known.model_type,
@@ -105,7 +105,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": _token(file.fields.get("tokenizer.ggml.bos_token_id")),
         "pad_token_id": _token(file.fields.get("tokenizer.ggml.padding_token_id")),
-        "eos_token_id": list(dict.fromkeys(end for end in ends if _token(end) is not None)) or None,
+        "eos_token_id": ends_of(file) or None,
     }
     config |= {**known.settings, **_own_fields(file, known)}
     return {**config, **_worked_out(file, config), **known.more(file, config)}

@@ -6,12 +6,14 @@ transformers builds the tokenizer of the file's vocabulary and merges; what begi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from llmc.compiler.frontend.chat import section_of
 from llmc.compiler.frontend.gguf.file import GgufFile
-from llmc.compiler.frontend.tokens import Text, text_of_json
+from llmc.compiler.frontend.tokens import Text, byte_level_table, text_of_json
 from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.format import MAX_EOS
 from llmc.runtime.parse_json import parse_json
 
 KINDS = ("gpt2", "llama")
@@ -22,6 +24,24 @@ DIGITS = ("command-r", "exaone", "refact", "smollm", "starcoder")
 """As GPT-2 does it, but each digit by itself."""
 SAME_SPLITS = {"stablelm2": "qwen2", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe"}
 """Other names of what transformers' table has."""
+BEGINS = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    "tekken",
+)
+"""How texts are split where a token begins them unless the file says otherwise, as llama.cpp knows."""
+WHOLE = (*BEGINS, "glm4", "llama4")
+"""Where a part that is a token as a whole is this token, whatever merges would make of it: tiktoken's way."""
+NAMED = CONTROL, USER_DEFINED = 3, 4
+"""Types of tokens that are found in texts by their names."""
+ENDS = (
+    *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
+    *("<|return|>", "<|call|>", "[EOT]", "[EOS]"),
+)
+"""What llama.cpp ends an answer at, also where a file names another token alone."""
+OF_PARTS = frozenset({"<|return|>", "<|call|>"}), "<|end|>"
+"""Where there are the first two, as in gpt-oss, the last one ends a part of an answer."""
+SPACE = "▁"
+"""What sentencepiece writes in place of a space."""
 CASED = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
     r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
@@ -92,9 +112,15 @@ def text_of(file: GgufFile, n_vocab: int) -> Text:
             split_digits(tokenizer)
         if described["tokenizer_type"] == "gpt2" and split in SPLITS:
             split_by(tokenizer, SPLITS[split])
-        begin_texts(file, tokenizer, described["tokens"])
-        data = of_vocabulary(str(tokenizer.to_str()), len(described["tokens"]))
-        return text_of_json(data, n_vocab, str(file.path))
+        frame_texts(file, tokenizer, described["tokens"])
+        built = parse_json(str(tokenizer.to_str()).encode())
+        if described["tokenizer_type"] == "gpt2":
+            name_as_written(built, described["tokens"], described.get("token_type") or ())
+            built["model"]["ignore_merges"] = file.fields.get("tokenizer.ggml.pre") in WHOLE
+        else:
+            begin_with_space(built, file.fields.get("tokenizer.ggml.add_space_prefix", True))
+        keep_within(built, len(described["tokens"]))
+        return text_of_json(json.dumps(built).encode(), n_vocab, str(file.path))
     except LlmcError:
         raise
     except Exception as error:  # transformers raises anything at all
@@ -129,25 +155,80 @@ def split_by(tokenizer: Any, expressions: tuple[str, ...]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(whole)
 
 
-def of_vocabulary(tokenizer_json: str, n_tokens: int) -> bytes:
-    """The tokenizer without the tokens that transformers' class adds to a vocabulary which lacks them."""
-    tokenizer = parse_json(tokenizer_json.encode())
+def name_as_written(tokenizer: dict[str, Any], tokens: list[str], types: Sequence[int]) -> None:
+    """Find special tokens, and those that were added to a vocabulary, by the names that the file has for them.
+
+    transformers writes these as bytes are written: "<｜User｜>" is found in no text then, and two spaces that were
+    added take the place of two that merges make.
+    """
+    spelling = {byte: character for character, byte in byte_level_table().items()}
+    vocabulary: dict[str, int] = {}
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    named = {index: token for index, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind in NAMED}
+    for index, token in enumerate(tokens):
+        if index not in named:
+            is_spelled = set(token) <= set(spelling.values())
+            vocabulary[token if is_spelled else "".join(spelling[byte] for byte in token.encode())] = index
+    for index, token in named.items():
+        if vocabulary.setdefault(token, index) == index and token not in added:
+            flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+            added[token] = {"id": index, "content": token, **flags, "special": types[index] == CONTROL}
+    tokenizer["model"]["vocab"] = vocabulary
+    known = [token for token in added.values() if vocabulary.get(token["content"]) == token["id"]]
+    tokenizer["added_tokens"] = sorted(known, key=lambda token: int(token["id"]))
+
+
+def begin_with_space(tokenizer: dict[str, Any], is_first: object) -> None:
+    """Put a space in front of each text, and of what follows a special token, as sentencepiece and llama.cpp do, also
+    of one that begins with a space; of none where the file says so.
+
+    transformers builds another tokenizer for Gemma, which never does, and Phi 3, which does.
+    """
+    if (tokenizer["pre_tokenizer"] or {}).get("type") != "Metaspace":
+        return
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    first = [{"type": "Prepend", "prepend": SPACE}] if is_first else []
+    tokenizer["pre_tokenizer"], tokenizer["normalizer"] = None, {"type": "Sequence", "normalizers": [*first, spaces]}
+    if not is_first:
+        decoders = tokenizer["decoder"]["decoders"]
+        tokenizer["decoder"]["decoders"] = [part for part in decoders if part["type"] != "Strip"]
+
+
+def keep_within(tokenizer: dict[str, Any], n_tokens: int) -> None:
+    """Drop the tokens that transformers' class adds to a vocabulary which lacks them."""
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < n_tokens]
-    return json.dumps(tokenizer).encode()
 
 
-def begin_texts(file: GgufFile, tokenizer: Any, tokens: list[str]) -> None:
-    """Put the token that begins texts before each, where the file says so, as files of sentencepiece do by default."""
+def frame_texts(file: GgufFile, tokenizer: Any, tokens: list[str]) -> None:
+    """Put the token that begins texts before each, where the file says so, or where llama.cpp knows it, and the one
+    that ends them behind each, where the file says so."""
     from tokenizers.processors import TemplateProcessing
 
-    kind, begin = (file.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "bos_token_id"))
-    asked = file.fields.get("tokenizer.ggml.add_bos_token", kind == "llama")
-    if asked and type(begin) is int and 0 <= begin < len(tokens):
-        name = tokens[begin]
-        whole: dict[str, Any] = {"single": [name, "$A"], "pair": [name, "$A", "$B"], "special_tokens": [(name, begin)]}
-        tokenizer.post_processor = TemplateProcessing(**whole)
-    elif kind == "llama":
-        tokenizer.post_processor = TemplateProcessing(single=["$A"], pair=["$A", "$B"], special_tokens=[])
+    told = {name.removeprefix("tokenizer.ggml."): value for name, value in file.fields.items()}
+    begins = told.get("add_bos_token", told["model"] == "llama" or told.get("pre") in BEGINS)
+    asked = {"bos_token_id": begins, "eos_token_id": told.get("add_eos_token")}
+    known = {name: id for name in asked if type(id := told.get(name)) is int and 0 <= id < len(tokens)}
+    before, after = ([tokens[known[name]]] if name in known and is_asked else [] for name, is_asked in asked.items())
+    if before or after or told["model"] == "llama":
+        tokenizer.post_processor = TemplateProcessing(
+            single=[*before, "$A", *after],
+            pair=[*before, "$A", *after, "$B", *after],
+            special_tokens=[(tokens[id], id) for id in known.values()],
+        )
+
+
+def ends_of(file: GgufFile) -> list[int]:
+    """The tokens that end an answer: the file's own, and those that are called as such tokens are."""
+    tokens, types = (file.fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
+    own = [file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    named: dict[str, int] = {}
+    if isinstance(tokens, list) and isinstance(types, list):
+        pairs = enumerate(zip(tokens, types, strict=False))
+        named = {token: index for index, (token, kind) in pairs if kind in NAMED and token in ENDS}
+    whole, part = OF_PARTS
+    if whole <= set(named):
+        named.pop(part, None)
+    return list(dict.fromkeys(end for end in [*own, *named.values()] if type(end) is int))[:MAX_EOS]
 
 
 def chat_of(file: GgufFile) -> bytes | None:
