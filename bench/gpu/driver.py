@@ -6,7 +6,8 @@
         device.launch(kernel, 132, [x])
         device.wait()
 
-Functions are asked of cuGetProcAddress in pinned versions, the same ones that llmc's runtime uses (runtime/src/cuda.h).
+Functions are asked of cuGetProcAddress in pinned versions, the same ones that llmc's runtime uses
+(runtime/src/cuda_driver.h).
 """
 
 from __future__ import annotations

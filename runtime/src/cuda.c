@@ -1,4 +1,10 @@
-/* cuda.c - a GPU as what runs plans.
+/* cuda.c - a GPU as what runs plans: open, close, and a step.
+ *
+ *   cuda_driver   the driver's functions, and the words for its errors
+ *   cuda_context  which GPU, and its context
+ *   cuda_memory   what the model needs and what is free; weights from the file to the GPU; where a step's input lies
+ *   cuda_graph    a plan's launches, captured once as a graph; or one by one, to find or to time a kernel
+ *   cuda_ahead    a step that is given to the GPU while the one before it runs
  *
  * A step writes its input to pinned memory; one copy and the graph of a body and a head go to one stream, and the host
  * waits once: the tokens chosen are in its memory then. Logits stay where the head wrote them until somebody asks for
@@ -7,16 +13,14 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cuda.h"
+#include "cuda_ahead.h"
+#include "cuda_context.h"
+#include "cuda_graph.h"
+#include "cuda_memory.h"
 
 const char *cuda_name(const llmc_model *model)
 {
     return model->cuda->name;
-}
-
-const int32_t *cuda_told(const cuda *cuda, uint32_t turn)
-{
-    return cuda->told + (uint64_t)turn * cuda->told_rows;
 }
 
 static CUdeviceptr space(const llmc_model *model, int space)
@@ -109,19 +113,6 @@ static void cuda_close(llmc_model *model)
 }
 
 /* -- a step ------------------------------------------------------------------------------------------------------- */
-
-CUresult cuda_copy_input(const llmc_model *model, uint32_t turn, const void *from, const void *end, CUstream stream)
-{
-    const cuda *cuda = model->cuda;
-    const char *first = from;
-    const char *to = cuda->input + turn * cuda->input_bytes + (first - (const char *)model->tokens);
-    return cuda->driver.cuMemcpyHtoDAsync((uintptr_t)to, first, (size_t)((const char *)end - first), stream);
-}
-
-const int32_t *cuda_page_table_end(const llmc_model *model, const plan *body)
-{
-    return model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence;
-}
 
 /* Where the input ends that a head alone reads: rows, and positions where it finds a text's beginning by them. */
 static const int32_t *rows_end(const llmc_model *model)

@@ -9,7 +9,9 @@
  * of the input, what the other turn told the host, and the sampler's input are free. */
 #include <string.h>
 
-#include "cuda.h"
+#include "cuda_ahead.h"
+#include "cuda_graph.h"
+#include "cuda_memory.h"
 
 /* The row of the choices [R] that row i's token is taken from, before the sampler or behind it; -1: it is not. */
 static int32_t source_of(const llmc_model *model, uint32_t i, int is_drawn)

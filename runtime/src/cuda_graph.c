@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda.h"
+#include "cuda_graph.h"
 
 /* -- kernels ------------------------------------------------------------------------------------------------------ */
 

@@ -8,7 +8,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cuda.h"
+#include "cuda_graph.h"
+#include "cuda_memory.h"
 
 enum {
     SPARE_BYTES = 64 << 20,  /* left free: what the driver takes as it goes */
@@ -211,6 +212,26 @@ static llmc_status take_ordinary(llmc_model *model)
                     (unsigned long long)r);
     memory_cut(model->memory, ordinary, N_ORDINARY);
     return LLMC_OK;
+}
+
+/* -- a step's input ----------------------------------------------------------------------------------------------- */
+
+const int32_t *cuda_told(const cuda *cuda, uint32_t turn)
+{
+    return cuda->told + (uint64_t)turn * cuda->told_rows;
+}
+
+CUresult cuda_copy_input(const llmc_model *model, uint32_t turn, const void *from, const void *end, CUstream stream)
+{
+    const cuda *cuda = model->cuda;
+    const char *first = from;
+    const char *to = cuda->input + turn * cuda->input_bytes + (first - (const char *)model->tokens);
+    return cuda->driver.cuMemcpyHtoDAsync((uintptr_t)to, first, (size_t)((const char *)end - first), stream);
+}
+
+const int32_t *cuda_page_table_end(const llmc_model *model, const plan *body)
+{
+    return model->page_table + (uint64_t)body->n_rows * model->plans.header.pages_per_sequence;
 }
 
 /* -- the weights -------------------------------------------------------------------------------------------------- */

@@ -11,7 +11,7 @@
  *   profile  when each task began and ended, for who asks
  *   engine   walks the calls of a plan with all threads
  *   device   what runs plans: the CPU by the engine, or a GPU by
- *   cuda     the driver's calls, memory and uploading, graphs (cuda*.c, cuda.h)
+ *   cuda     its driver, context, memory, graphs, and steps that run ahead (cuda_*.c, each with a header)
  *   kv       pages of the KV cache, and slots of states, with reference counts
  *   sequence tokens of one text: its pages, its state and its last logits
  *   step     tokens of several sequences through bodies and heads

@@ -19,7 +19,7 @@ from llmc.runtime.generation import How
 from tests.runtime import toy_artifact as toy
 from tests.runtime.toy_cuda import CUBIN, SHARED_BYTES, FakeCuda, ToyCudaPlan, drawn, sections
 
-HEADER = Path(toy.RUNTIME, "src", "cuda.h")
+HEADER = Path(toy.RUNTIME, "src", "cuda_driver.h")
 
 
 @pytest.fixture

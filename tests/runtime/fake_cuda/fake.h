@@ -23,7 +23,8 @@
 #define FAKE_CUDA_H
 
 #include "../../emulator/core/buffers.h"
-#include "cuda.h"
+#include "cuda_driver.h"
+#include "format.h"
 
 enum {
     INVALID_VALUE = 1,
