@@ -18,6 +18,11 @@ LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 """What configurations call the number of layers."""
 MOST_LAYERS = 1000
 """More would take hours and all memory before something else refuses them."""
+LIMIT = "max_position_embeddings"
+LIMITS = (LIMIT, "max_seq_len", "seq_length")
+"""What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
+KINDS = ("layer_types", "layers_block_type")
+"""What configurations call the list of their layers' kinds."""
 LABELLED = "ForSequenceClassification"
 """How transformers' names of classifiers of texts end."""
 FLOAT, FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
@@ -118,3 +123,14 @@ def check_layers(n_layers: int, place: str | None = None) -> None:
     if n_layers > MOST_LAYERS:
         fact = f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}"
         raise LlmcError(fact, place=place)
+
+
+def max_tokens(config: PretrainedConfig) -> int:
+    """The most tokens of a sequence; 0 where the configuration does not say."""
+    return next((limit for name in LIMITS if (limit := getattr(config, name, None))), 0)
+
+
+def kinds_of(config: PretrainedConfig) -> list[str]:
+    """What the configuration says of each layer's kind; nothing, where it says nothing."""
+    lists = (getattr(config, name, None) for name in KINDS)
+    return list(next((kinds for kinds in lists if isinstance(kinds, list | tuple)), ()))

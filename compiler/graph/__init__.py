@@ -1,264 +1,80 @@
-"""Small tools on the graph: an `onnx_ir.Model` in float32, weights as initializers.
+"""The graph: an `onnx_ir.Model` in float32, weights as initializers; and what is asked of it and done with it.
 
-For those who read a graph: `to_text`, `count_ops`, `bind`, `evaluate`, `save_onnx`, `dump_stage`, `check_step_graph`.
-For the passes, which change it in place: `emit` a node, `replace` a value, and a few questions to ask of a value.
+    ask      how nodes and values stand to each other             edit     nodes put in, values replaced
+    shapes   of results, from those of inputs                     text     the graph to be read
+    check    what a step graph is                                 run      in ONNX Runtime, whole
+    probe    what follows from sizes alone                        stream   in ONNX Runtime, a node at a time
+    causal_mask   whether a mask is the causal one
+
+What most who work on a graph need is handed on here.
 """
 
-from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
-from typing import Any
-
-import numpy as np
-import onnx_ir as ir
-
+from llmc.compiler.graph.ask import (
+    attribute,
+    bind,
+    constant,
+    count_ops,
+    is_experts,
+    is_last_axis,
+    is_linear,
+    number,
+    producer,
+    products_before,
+    products_of_logits,
+    used_once,
+    values,
+    weight_of,
+)
 from llmc.compiler.graph.check import check_step_graph
+from llmc.compiler.graph.edit import (
+    add_constant,
+    clone,
+    emit,
+    family_name,
+    ints_constant,
+    name_results,
+    number_values,
+    prune,
+    replace,
+    same_tensor,
+    shared_start,
+    unused_name,
+)
 from llmc.compiler.graph.run import dump_stage, evaluate, runner, save_onnx
-from llmc.compiler.graph.shapes import bound, dims, infer
 from llmc.compiler.graph.text import op_name, to_text
-from llmc.compiler.ops import DOMAIN, VERSION
-from llmc.compiler.weights import Weight
 
 __all__ = [
+    "add_constant",
+    "attribute",
     "bind",
     "check_step_graph",
     "clone",
+    "constant",
     "count_ops",
     "dump_stage",
+    "emit",
     "evaluate",
+    "family_name",
+    "ints_constant",
+    "is_experts",
+    "is_last_axis",
+    "is_linear",
+    "name_results",
+    "number",
+    "number_values",
     "op_name",
+    "producer",
+    "products_before",
+    "products_of_logits",
+    "prune",
+    "replace",
     "runner",
+    "same_tensor",
     "save_onnx",
+    "shared_start",
     "to_text",
+    "unused_name",
+    "used_once",
+    "values",
+    "weight_of",
 ]
-
-
-def count_ops(model: ir.Model) -> Counter[str]:
-    """How many nodes of each operator: "Gather", "llmc.Linear", …"""
-    return Counter(op_name(node) for node in model.graph)
-
-
-def clone(model: ir.Model) -> ir.Model:
-    """A copy whose nodes and values may be changed; weights are shared."""
-    return model.clone()
-
-
-def bind(model: ir.Model, sizes: Mapping[str, int]) -> dict[ir.Value, tuple[int, ...]]:
-    """Every value's shape in numbers, given one for each symbol: {"M": 4, "R": 1, "P": 8, "n_pages": 16}."""
-    return {value: bound(dims(value), dict(sizes)) for value in values(model.graph)}
-
-
-def values(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Inputs, initializers, then the results of each node in order."""
-    yield from graph.inputs
-    yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
-
-
-# -- questions to ask of a value -----------------------------------------------------------------------------------
-
-
-def producer(value: ir.Value | None, *ops: str) -> ir.Node | None:
-    """The node that makes this value, if it is one of these ("Add", "llmc.Linear"); any, when none is named."""
-    node = value.producer() if value is not None else None
-    return node if node is not None and (not ops or op_name(node) in ops) else None
-
-
-def used_once(value: ir.Value) -> bool:
-    """Exactly one node input takes this value, and it is no result of the graph."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of an initializer, unread."""
-    return value.const_value if value is not None and value.is_initializer() else None
-
-
-def weight_of(value: ir.Value | None) -> Weight | None:
-    """The weight an initializer holds, unread; a plain float tensor is wrapped."""
-    tensor = constant(value)
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
-        return None
-    if isinstance(tensor, Weight):
-        return tensor
-    return Weight(str(value.name if value else None), tensor.shape.numpy(), tensor.numpy)
-
-
-def number(value: ir.Value | None) -> float | None:
-    """The number that a constant of one element holds."""
-    tensor = constant(value)
-    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
-
-
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
-    """The plain value of an attribute."""
-    return node.attributes[name].value if name in node.attributes else default
-
-
-def is_last_axis(node: ir.Node, axis: int) -> bool:
-    """Whether `axis` counts the last dimension of the node's first input."""
-    return axis in (-1, len(dims(node.inputs[0])) - 1)
-
-
-def is_experts(node: ir.Node) -> bool:
-    """Whether a node is a mixture of experts, of any kind."""
-    return node.domain == DOMAIN and node.op_type.startswith("Experts")
-
-
-def is_linear(node: ir.Node) -> bool:
-    return op_name(node).startswith(("llmc.Linear", "llmc.GatedLinear"))
-
-
-def products_before(result: ir.Value, *, behind_norms: bool = False) -> set[ir.Node]:
-    """The last linear layers on the way to a value.  behind_norms: those alone behind which there is no norm."""
-    found: set[ir.Node] = set()
-    queue = [result]
-    while queue:
-        node = queue.pop().producer()
-        if node is not None and is_linear(node):
-            found.add(node)
-        elif node is not None and not (behind_norms and "Norm" in node.op_type):
-            queue += [value for value in node.inputs if value is not None]
-    return found
-
-
-def products_of_logits(graph: ir.Graph) -> set[ir.Node]:
-    """The linear layers that make the logits.  Of a model whose last norm is what it is asked for, as for embeddings,
-    there are none: a norm's operands are the sums that all of its layers add to."""
-    return products_before(graph.outputs[0], behind_norms=True)
-
-
-def family_name(names: Sequence[str]) -> str:
-    """One name for weights that are joined: "mlp.gate.weight" and "mlp.up.weight" are "mlp.{gate,up}.weight"."""
-    prefix = shared_start(names)
-    suffix = shared_start([name[len(prefix) :][::-1] for name in names])[::-1]
-    middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
-    return f"{prefix}{{{','.join(middles)}}}{suffix}"
-
-
-def shared_start(names: Sequence[str]) -> str:
-    """The letters that all names begin with."""
-    columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in columns)
-
-
-def unused_name(graph: ir.Graph, name: str) -> str:
-    """This name, or one like it that no initializer has."""
-    names = (name, *(f"{name}.{i}" for i in range(1, len(graph.initializers) + 2)))
-    return next(candidate for candidate in names if candidate not in graph.initializers)
-
-
-# -- changes -------------------------------------------------------------------------------------------------------
-
-
-def emit(
-    before: ir.Node,
-    op: str,
-    inputs: Sequence[ir.Value | None],
-    *,
-    n_results: int = 1,
-    like: ir.Node | None = None,
-    **attributes: Any,
-) -> list[ir.Value]:
-    """Insert a node in front of `before`; its results have shapes and types. `like` gives its metadata."""
-    domain, _, op_type = op.rpartition(".")
-    converted = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
-    node = ir.Node(domain, op_type, inputs, converted, num_outputs=n_results)
-    graph = before.graph
-    assert isinstance(graph, ir.Graph)
-    if domain == DOMAIN:
-        graph.opset_imports.setdefault(DOMAIN, VERSION)
-    infer(node)
-    if like is not None:
-        node.metadata_props.update(like.metadata_props)
-    graph.insert_before(before, node)
-    return list(node.outputs)
-
-
-def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol | np.ndarray[Any, Any], name: str) -> ir.Value:
-    """The initializer that holds this tensor, registered now under this name unless it is there already.
-
-    Another tensor may have the name, for those of an .onnx file are its own: then it is one like it.
-    """
-    tensor = ir.tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
-    known = graph.initializers.get(name)
-    while known is not None and not same_tensor(known.const_value, tensor):
-        name = f"{name}.ours"
-        known = graph.initializers.get(name)
-    if known is not None:
-        return known
-    tensor.name = name
-    shape = ir.Shape(tensor.shape.numpy())
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def same_tensor(a: ir.TensorProtocol | None, b: ir.TensorProtocol) -> bool:
-    """Whether both hold the same numbers.  Weights are not read: they do if they are made of the same ones alike."""
-    if a is b:
-        return True
-    if a is None or (a.dtype, tuple(a.shape)) != (b.dtype, tuple(b.shape)):
-        return False
-    if isinstance(a, Weight) or isinstance(b, Weight):
-        return isinstance(a, Weight) and isinstance(b, Weight) and a.made_of == b.made_of != ()
-    return a.tobytes() == b.tobytes()
-
-
-def ints_constant(graph: ir.Graph, numbers: Sequence[int]) -> ir.Value:
-    """A constant vector of int64: axes, a shape, sizes. Equal ones are shared."""
-    name = f"ints.{'_'.join(map(str, numbers))}".replace("-", "m")
-    return add_constant(graph, np.array(numbers, dtype=np.int64), name)
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` take every use of `old`, as a result of the graph too, and prune what that leaves unused."""
-    node = old.producer()
-    if old.is_graph_output():
-        new.name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if node is not None:
-        prune([node])
-
-
-def prune(nodes: Iterable[ir.Node]) -> int:
-    """Remove those of these nodes that nothing uses, then what only they used. Returns their number."""
-    n_removed, queue = 0, list(nodes)
-    while queue:
-        node = queue.pop()
-        graph = node.graph
-        if graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
-            continue
-        inputs = [value for value in node.inputs if value is not None]
-        graph.remove(node, safe=True)
-        n_removed += 1
-        for value in inputs:
-            maker = value.producer()
-            if maker is not None:
-                queue.append(maker)
-            elif value.is_initializer() and not value.uses() and isinstance(graph, ir.Graph):
-                graph.initializers.pop(str(value.name), None)
-    return n_removed
-
-
-def number_values(graph: ir.Graph) -> None:
-    """Name nodes and values in order, as `to_text` does; inputs, results and weights of the graph keep theirs."""
-    for index, node in enumerate(graph):
-        node.name = f"{index}.{node.op_type}"
-    name_results(graph, "%")
-
-
-def name_results(graph: ir.Graph, prefix: str) -> None:
-    """Name what nodes make prefix0, prefix1, … in order, but for results of the graph; no input and no weight has
-    such a name."""
-    taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    results = [value for node in graph for value in node.outputs]
-    for index, value in enumerate(results):
-        if not value.is_graph_output() and value.name != "":  # which is a result that the node does not give
-            name = f"{prefix}{index}"
-            while name in taken:
-                name += "_"
-            value.name = name

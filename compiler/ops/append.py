@@ -14,19 +14,19 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops.attention import (
+from llmc.compiler.ops.attention_parts import (
     FLOATS,
     SIZES,
     STEP_INPUTS,
     TURNING,
     append_step,
     split_heads,
-    turn,
 )
 from llmc.compiler.ops.deferred_norm import deferred_name
 from llmc.compiler.ops.define import ATTRIBUTE_TYPES, OPERATORS, define
 from llmc.compiler.ops.linear import NORMS, linear_name, normed_name
 from llmc.compiler.ops.paged import attention_results
+from llmc.compiler.ops.rotary import turn
 
 
 def append_name(product: str, rotary: bool) -> str:

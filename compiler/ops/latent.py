@@ -11,8 +11,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops.attention import Rotary, append, attend, in_sight, own_pages, page_slots
+from llmc.compiler.ops.attention_parts import append, attend, in_sight, own_pages, page_slots
 from llmc.compiler.ops.define import Attributes, Dims, operator
+from llmc.compiler.ops.rotary import Rotary
 
 LATENT_ATTENTION = "LatentPagedAttention"
 

@@ -10,19 +10,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.ops.attention import (
+from llmc.compiler.ops.attention_parts import (
     FLOATS,
     SIZES,
     STEP_INPUTS,
     TURNING,
-    Rotary,
     append_step,
     attend_pages,
     split_heads,
-    turn,
     value_dim,
 )
 from llmc.compiler.ops.define import ATTRIBUTE_TYPES, Attributes, Dims, define
+from llmc.compiler.ops.rotary import Rotary, turn
 
 ONE = ir.tensor(np.ones(1, np.float32))
 

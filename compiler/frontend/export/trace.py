@@ -1,0 +1,130 @@
+"""A model of transformers, built without memory for its parameters, traced by `torch.export` and turned into ONNX."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from inspect import signature
+from io import StringIO
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset23 as onnx_op
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from llmc.compiler.frontend.classes import build, is_classifier, is_encoder
+from llmc.compiler.frontend.config import kinds_of, max_tokens
+from llmc.compiler.frontend.empty_weights import empty_weights
+from llmc.compiler.frontend.export.attention import INTERFACE
+from llmc.compiler.frontend.export.complex_pairs import ComplexPairs
+from llmc.compiler.frontend.export.experts import name_gates, require_interface
+from llmc.compiler.frontend.export.first_position import first_position, shift_positions
+from llmc.compiler.frontend.export.rotary import stretch_nothing
+from llmc.compiler.frontend.export.states import as_nodes
+from llmc.compiler.frontend.export.token_types import n_token_types, separate_types
+from llmc.compiler.frontend.export.unsupported import has_own_attention
+from llmc.compiler.ops import OPSET
+
+EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
+
+
+def build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
+    """The model with parameters that have a shape and no storage; its buffers are real."""
+    with empty_weights():
+        model = build(
+            config,
+            attn_implementation="eager" if has_own_attention(config) else INTERFACE,
+            experts_implementation="llmc",
+            dtype=torch.float32,
+        ).eval()
+    model.tie_weights()
+    kinds = kinds_of(config)
+    if "moe" in kinds or "mlp" not in kinds:
+        require_interface(config, model)
+    name_gates(model)
+    stretch_nothing(model)
+    # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
+    fakes: dict[int, torch.nn.Parameter] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    fake = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
+                    module._parameters[name] = fakes.setdefault(id(parameter), fake)
+    return model
+
+
+def trace(model: PreTrainedModel) -> ir.Model:
+    mode = next(model.parameters()).fake_mode
+    with mode:
+        input_ids, position_ids = (torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for _ in range(2))
+    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=longest(model.config))}
+    known = signature(model.forward).parameters
+    arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+    arguments = {name: argument for name, argument in arguments.items() if name in known}
+    n_types = n_token_types(model) if is_classifier(model.config) else 1
+    if n_types > 1:
+        with mode:
+            arguments["token_type_ids"] = torch.zeros(EXAMPLE_SHAPE, dtype=torch.long)
+    if is_classifier(model.config):
+        model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
+    shapes: dict[str, Any] = dict.fromkeys(arguments, dims)
+    model.config.use_cache = False
+    if "use_cache" in known:
+        arguments["use_cache"], shapes["use_cache"] = False, None
+    with (
+        torch.no_grad(),
+        ComplexPairs(),
+        as_nodes(model),
+        redirect_stderr(StringIO()),
+    ):  # it prints the graph in which it got stuck
+        program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
+    exported = torch.onnx.export(
+        program,
+        (),
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
+        output_names=["logits"],
+        custom_translation_table={torch.ops.aten.slice_scatter.default: slice_scatter},
+    )
+    assert exported is not None
+    if is_encoder(model.config) and (first := first_position(model)):
+        shift_positions(exported.model, first)
+    if n_types > 1:
+        separate_types(exported.model, model.get_input_embeddings().num_embeddings, n_types)
+    if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
+        inputs = exported.model.graph.inputs
+        inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
+    return exported.model
+
+
+def longest(config: PretrainedConfig) -> int | None:
+    """The sequences that a graph is traced for: where masks are made ahead, for those that are cut from them."""
+    limit = max_tokens(config)
+    return limit - 1 if has_own_attention(config) and limit > EXAMPLE_SHAPE[1] else None
+
+
+def slice_scatter(x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """x with `part` in the place of x[start:end:step] along `dim`, as a model has it that writes a tensor piece by
+    piece: in ONNX what stands before the part, the part, and what stands behind it; with steps, a choice of both."""
+    if step != 1:
+        size = x.shape[dim]
+        order = list(range(size))
+        written = range(size)[slice(start, end, step)]
+        order[written.start : written.stop : step] = range(size, size + len(written))
+        both = onnx_op.Concat(x, part, axis=dim)
+        return onnx_op.Gather(both, onnx_op.Constant(value_ints=order), axis=dim)
+    pieces = [part]
+    axis = onnx_op.Constant(value_ints=[dim])
+
+    def cut(first: int, last: int) -> Any:
+        return onnx_op.Slice(x, onnx_op.Constant(value_ints=[first]), onnx_op.Constant(value_ints=[last]), axis)
+
+    if start:
+        pieces.insert(0, cut(0, start))
+    if end is not None and end < torch.iinfo(torch.int64).max:
+        pieces.append(cut(end, torch.iinfo(torch.int64).max))
+    return onnx_op.Concat(*pieces, axis=dim) if len(pieces) > 1 else onnx_op.Identity(part)
