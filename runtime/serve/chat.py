@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 EFFORT, THINKS = "reasoning_effort", "enable_thinking"
 """Variables of templates: gpt-oss' and others', Qwen's and others'."""
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""What clients and templates call that which the assistant thought before it said something."""
 
 
 class ChatTemplate:
@@ -29,6 +32,7 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         self.takes_effort, self.takes_thinks = EFFORT in source, THINKS in source
         self.takes_developer = "developer" in source
+        self._thoughts = [name for name in THOUGHTS if re.search(rf"\b{name}\b", source)]
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
         self._templates = Templates()
         try:
@@ -60,17 +64,30 @@ class ChatTemplate:
         try:
             self._templates.start_clock()
             try:
-                return self._template.render({**variables, "messages": known})
-            except TypeError:  # DeepSeek's puts arguments together with other texts
-                return self._template.render({**variables, "messages": [*map(with_text_arguments, known)]})
+                return self._written(variables, known)
+            except ValueError:  # gpt-oss' has no place for a thought beside what was said before a call
+                fewer = [*map(without_thought_beside_words, known)]
+                if fewer == known:
+                    raise
+                return self._written(variables, fewer)
         except MemoryError:
             raise refusal("it needs more memory than there is") from None
         except Exception as error:  # of the template's making
             raise refusal(str(error)) from None
 
+    def _written(self, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            return self._template.render({**variables, "messages": messages})
+        except TypeError:  # DeepSeek's puts arguments together with other texts
+            return self._template.render({**variables, "messages": [*map(with_text_arguments, messages)]})
+
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """As it knows them: developers are OpenAI's newer word for who speaks as the system."""
+        """As it knows them: developers are OpenAI's newer word for who speaks as the system, and thoughts have several
+        names."""
         said = dict(message)
+        thought = next((said[name] for name in THOUGHTS if said.get(name)), None)
+        if thought is not None and said.get("role") == "assistant":
+            said |= {name: thought for name in self._thoughts if not said.get(name)}
         if said.get("role") == "developer" and not self.takes_developer:
             said["role"] = "system"
         return said
@@ -92,6 +109,13 @@ def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
             for call, each, text in zip(calls, functions, texts, strict=True)
         ]
     return said
+
+
+def without_thought_beside_words(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what was thought, if there are words and calls too."""
+    if message.get("content") and message.get("tool_calls"):
+        return {name: value for name, value in message.items() if name not in THOUGHTS}
+    return dict(message)
 
 
 def needs_form(template: ChatTemplate, tools: Tools) -> Form:

@@ -9,7 +9,9 @@ from llmc.runtime.serve.forms import Form, JsonForm, NamedForm, Within
 from llmc.runtime.serve.gemma_form import QUOTE, GemmaForm
 
 TOGETHER = Within("", "", "")
-HERMES = JsonForm("<tool_call>", ("<function=", "<arg_key>"), "<tool_call>\n", "\n</tool_call>")  # Qwen too
+HERMES = JsonForm(  # Qwen too
+    "<tool_call>", ("<function=", "<arg_key>", "<invoke name=", "<tool_calls>"), "<tool_call>\n", "\n</tool_call>"
+)
 MISTRAL = JsonForm("[TOOL_CALLS]", ("[ARGS]",), "[TOOL_CALLS]", "", Within("[", ", ", "]"))  # up to v7
 MISTRAL_11 = NamedForm(
     "[CALL_ID]",
@@ -24,7 +26,7 @@ MISTRAL_11 = NamedForm(
 MISTRAL_13 = NamedForm("[ARGS]", ("[CALL_ID]",), "[TOOL_CALLS]", "", special=("[ARGS]",), between="[ARGS]")
 LLAMA = JsonForm('{"name": function name, "parameters"', ("<tool_call>",), "", "", key="parameters")  # Llama 3
 QWEN = FieldForm(  # Qwen 3.5, Qwen 3 Coder, Nemotron 3
-    "<function=",
+    "<parameter=",
     ("<seed:tool_call>",),
     "<tool_call>\n",
     "\n</tool_call>",

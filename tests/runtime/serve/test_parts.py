@@ -136,6 +136,27 @@ def test_a_template_may_write_channels_and_types_of_tools() -> None:
         template.render([messages[3]], {})
 
 
+@pytest.mark.parametrize("sent", ["reasoning_content", "thinking", "reasoning"])
+def test_thoughts_have_the_name_that_the_template_has_for_them(sent: str) -> None:
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", sent: "hm"}]
+    source = "{% for m in messages %}{{ m.NAME }}|{{ m.content }} {% endfor %}"
+    for name in ("reasoning_content", "thinking", "reasoning"):
+        assert ChatTemplate(source.replace("NAME", name), {}).render(said, {}) == "|x hm|y "
+
+
+def test_a_thought_that_has_no_place_beside_words_and_calls_is_left_out() -> None:
+    source = (
+        "{% for m in messages %}{% if m.content and m.thinking %}{{ raise_exception('one or the other') }}{% endif %}"
+        "{{ m.content or m.thinking }}{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    said = {"role": "assistant", "content": "y", "reasoning_content": "hm"}
+    assert ChatTemplate(source, {}).render([{**said, "tool_calls": [call]}], {}) == "y"
+    assert ChatTemplate(source, {}).render([{**said, "content": "", "tool_calls": [call]}], {}) == "hm"
+    with pytest.raises(ApiError, match="one or the other"):
+        ChatTemplate(source, {}).render([said], {})
+
+
 def test_what_training_marks_in_a_template_is_text() -> None:
     source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}.{% endfor %}"
     assert ChatTemplate(source, {}).render([{"role": "user", "content": "x"}] * 2, {}) == "x.x."

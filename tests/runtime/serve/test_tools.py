@@ -149,8 +149,11 @@ def test_a_call_that_has_to_come_needs_no_opening() -> None:
     ("template", "form"),
     [
         ("… <tool_call> …", HERMES),
-        ("<tool_call> <function= …", QWEN),
-        ("<seed:tool_call>\n<function=", SEED),
+        ("<tool_call> <function= … <parameter=", QWEN),
+        ("<function=name>{arguments}</function>", None),
+        ("<tool_call> <invoke name=", None),
+        ("<tool_calls>[ … ]</tool_calls> <tool_call>", None),
+        ("<seed:tool_call>\n<function= … <parameter=", SEED),
         ("<tool_call>{function-name}\n<arg_key>{key}</arg_key>\n<arg_value>", GLM),
         ("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>", GLM_47),
         ("<minimax:tool_call>", MINIMAX),
