@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -60,6 +62,12 @@ def parse_variables(context: click.Context, option: click.Parameter, texts: tupl
     type=click.IntRange(0),
     help="Most tokens of an answer.  [default: what the context holds]",
 )
+@click.option(
+    "--session",
+    metavar="FILE",
+    type=click.Path(),
+    help="Keep the conversation in FILE when it ends, and go on with the one that is there.",
+)
 @sampling_options
 @speculation_options
 @threads_option
@@ -71,6 +79,7 @@ def command(
     system: str | None,
     variables: dict[str, Any],
     max_tokens: int | None,
+    session: str | None,
     speculate: int | None,
     draft: str | None,
     threads: int,
@@ -104,7 +113,7 @@ def command(
                 return talk.answer(max_tokens, how, speculation=guesses())
             return talk.ask(message, max_tokens, how, speculation=guesses())
 
-        with talk:
+        with talk, kept(talk, session, system):
             if prompt is None:
                 Terminal(talk, turn).run() if sys.stdin.isatty() else answer_lines(talk, turn)
             elif as_json:
@@ -112,6 +121,38 @@ def command(
             else:
                 show(turn(prompt))
                 say(timing(talk))
+
+
+@contextmanager
+def kept(talk: Conversation, path: str | None, system: str | None) -> Iterator[None]:
+    """Go on with the conversation of a file, if one is named, and write it when it ends: the terminal may be closed."""
+    if path is None:
+        yield
+        return
+    if os.path.lexists(path):
+        talk.restore(path)
+        if system is not None and talk.messages[:1] != [{"role": "system", "content": system}]:
+            fact, hint = "the conversation in this file has another --system", "leave it out, or name another file"
+            raise LlmcError(fact, place=path, hint=hint)
+        say(f"going on after {len(talk.messages)} messages")
+    else:
+        from llmc.runtime.prompt_cache import check_folder
+
+        check_folder(path)
+    before = list(talk.messages)
+    handlers = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if talk.messages != before:
+            talk.save(path)
+
+
+def end(number: int, frame: object) -> NoReturn:
+    """Of a signal: leave as an interrupted program does, so that what is open is closed."""
+    sys.exit(128 + number)
 
 
 def answer_lines(talk: Conversation, turn: Turn) -> None:

@@ -63,6 +63,13 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
     help="Generate JSON of this schema, and nothing else.",
 )
 @speculation_options
+@click.option(
+    "--prompt-cache",
+    metavar="FILE",
+    type=click.Path(),
+    help="Keep what the model knows of the prompt in FILE: of the next one what begins alike is not read again.",
+)
+@click.option("--prompt-cache-ro", is_flag=True, help="Use the file of --prompt-cache, and leave it as it is.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the token that ends a text.")
 @threads_option
 @device_option
@@ -79,6 +86,8 @@ def command(
     json_schema: str | None,
     speculate: int | None,
     draft: str | None,
+    prompt_cache: str | None,
+    prompt_cache_ro: bool,
     ignore_eos: bool,
     threads: int,
     device: str | None,
@@ -95,14 +104,13 @@ def command(
     """
     if (prompt is not None) + (tokens is not None) + interactive != 1:
         raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
-    if interactive and as_json:
-        raise click.UsageError("--json is for one prompt, not for -i")
-    if interactive and json_schema:
-        raise click.UsageError("--json-schema is for one prompt, not for -i")
-    if interactive and (speculate or draft):
-        raise click.UsageError("--speculate and --draft are for one prompt, not for -i")
+    of_one = {"--json": as_json, "--json-schema": json_schema, "--speculate": speculate, "--draft": draft}
+    check_one_prompt(interactive, of_one | {"--prompt-cache": prompt_cache})
+    if prompt_cache_ro and not prompt_cache:
+        raise click.UsageError("--prompt-cache-ro is for --prompt-cache FILE")
     grammar = grammar_in(json_schema) if json_schema else None
     from llmc.runtime.generation import How
+    from llmc.runtime.prompt_cache import PromptCache
 
     how = How.choose(**sampling)
     check_speculation(speculate, draft, how)
@@ -115,8 +123,9 @@ def command(
                 return
             given = tokens if tokens is not None else str(prompt)
             constraint = following(model, grammar) if grammar else None
-            options: Any = {"ignore_eos": ignore_eos, "constraint": constraint, "speculation": guesses()}
-            generation = model.stream(given, max_tokens, how, **options)
+            cache = PromptCache(prompt_cache, read_only=prompt_cache_ro) if prompt_cache else None
+            options: Any = {"constraint": constraint, "speculation": guesses(), "cache": cache}
+            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, **options)
             if as_json:
                 said = result(model, generation, load_s)
             else:
@@ -124,6 +133,13 @@ def command(
                 say(timing(model, generation, load_s))
         if as_json:
             print_json(said | report)
+
+
+def check_one_prompt(interactive: bool, options: dict[str, Any]) -> None:
+    """Refuse options of one prompt where texts are read line by line."""
+    given = [name for name, value in options.items() if value]
+    if interactive and given:
+        raise click.UsageError(f"{given[0]} is for one prompt, not for -i")
 
 
 def grammar_in(path: str) -> Grammar:
@@ -255,6 +271,8 @@ def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any
         said["seed"] = generation.how.seed
     if guesses := generation.speculation:
         said["speculation"] = {"steps": guesses.n_steps, "guessed": guesses.n_guessed, "right": guesses.n_right}
+    if generation.cache:
+        said["n_cached_tokens"] = generation.cache.n_found
     return said | {
         "n_prompt_tokens": len(generation.prompt),
         "prefill_s": generation.prefill_s,
@@ -275,9 +293,11 @@ def timing(model: Model, generation: Generation, load_s: float) -> str:
     target = f"{model.target} | " if "targets" in model.manifest else ""
     guesses = generation.speculation
     right = f"{guesses.n_right} of {guesses.n_guessed} guesses right | " if guesses else ""
+    cache = generation.cache
+    found = f", {cache.n_found} of them from {cache.path}," if cache and cache.n_found else ""
+    rate = "" if found else f", {generation.prefill_tokens_per_s:.1f} tok/s"
     return (
-        f"prompt {len(generation.prompt)} tokens in {in_seconds(generation.prefill_s)}, "
-        f"{generation.prefill_tokens_per_s:.1f} tok/s | "
+        f"prompt {len(generation.prompt)} tokens{found} in {in_seconds(generation.prefill_s)}{rate} | "
         f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | {right}"
         f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | "
         f"{target}end: {generation.stop}"

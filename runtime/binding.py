@@ -26,7 +26,8 @@ from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
 from llmc.runtime.profile import Phase, Profile
-from llmc.runtime.sequence import NotCopied, Sequence
+from llmc.runtime.prompt_cache import PromptCache
+from llmc.runtime.sequence import NotCopied, Sequence, StrPath, restore, sample_many
 from llmc.runtime.speculate import Speculation
 from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
@@ -218,19 +219,22 @@ class Model(NotCopied):
         grammar: Grammar | None = None,
         speculate: int = 0,
         draft: Model | None = None,
+        prompt_cache: StrPath | None = None,
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
         temperature 0 is greedy; otherwise seed None draws one; How says what the others mean.  Ends at an end token
         (unless ignored), after max_tokens, when the context is full, or when the text is all that its grammar says.
         speculate: most guesses in a step at what comes next, by a draft model or by what the text has said before; the
-        text is the same.  Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
+        text is the same.  prompt_cache: a file that keeps what the model knows of the prompt: PromptCache.
+        Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
         """
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
         guesses = Speculation.of(self, speculate, draft)
-        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, constraint=constraint, speculation=guesses)
+        asked: Any = {"constraint": constraint, "speculation": guesses, "cache": PromptCache.of(prompt_cache)}
+        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, **asked)
         return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
 
     def tokens(
@@ -250,12 +254,14 @@ class Model(NotCopied):
         ignore_eos: bool = False,
         speculate: int = 0,
         draft: Model | None = None,
+        prompt_cache: StrPath | None = None,
     ) -> list[int]:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         guesses = Speculation.of(self, speculate, draft)
-        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses))
+        cache = PromptCache.of(prompt_cache)
+        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses, cache=cache))
 
     def stream(
         self,
@@ -268,14 +274,16 @@ class Model(NotCopied):
         constraint: Constraint | None = None,
         history: History | None = None,
         speculation: Speculation | None = None,
+        cache: PromptCache | None = None,
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
-        where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does."""
+        where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does.
+        cache: what it has of the prompt is not read again; for a text without a sequence."""
         check_writes(self)
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
             speculation = Speculation.forced(self)
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation)
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation, cache)
 
     def embed(self, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
         """float32 [n, size]: the embeddings of texts, or of token ids, by a model that makes them; with `dimensions`
@@ -306,22 +314,20 @@ class Model(NotCopied):
             self._library.check(api.sequence_new(handle, out))
             return Sequence(self, out)
 
+    def restore(self, path: StrPath) -> Sequence:
+        """The sequence that `Sequence.save` wrote at a path; it goes on as that one, to the last bit.
+
+        Raises LlmcError for a file that is damaged or another program's, and where there is no room for its tokens.
+        """
+        return restore(self, path)
+
     def step(self, inputs: Iterable[tuple[Sequence, Iterable[int]]]) -> None:
         """Append tokens to several sequences at once; on an error nothing is appended to any."""
         self.run_step([(sequence, self.check_ids(tokens), None) for sequence, tokens in inputs])
 
     def sample(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as Sequence.sample chooses it; on a GPU at about the cost of one."""
-        listed = list(inputs)
-        self.check_hows(how for _, how in listed)
-        with self.running() as (api, handle):
-            if not capi.has(api, "sample_many"):
-                return [sequence.sample(how) for sequence, how in listed]
-            raw = (capi.SampleInput * len(listed))()
-            for entry, (sequence, how) in zip(raw, listed, strict=True):
-                entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
-            self.check(api.sample_many(handle, raw, len(listed)))
-            return [int(entry.token) for entry in raw]
+        return sample_many(self, list(inputs))
 
     @cached_property
     def runs_ahead(self) -> bool:
@@ -331,12 +337,7 @@ class Model(NotCopied):
     def check_hows(self, hows: Iterable[How]) -> None:
         """Raise LlmcError where something is asked for that the artifact's runtime cannot heed."""
         for how in [how for how in hows if not how.is_plain]:
-            info, place = self.info, str(self.path)
-            if how.allowed is not None:
-                info.check_masks(place)
-                how.check_mask(info.n_vocab)
-            if how.reshapes:
-                info.check_penalties(place)
+            self.info.check_how(how, str(self.path))
 
     def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
         """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.
@@ -372,9 +373,7 @@ class Model(NotCopied):
         Raises LlmcError when the artifact's runtime cannot tell.
         """
         with self.running() as (api, handle):
-            if not capi.has(api, "profile"):
-                fact = "the artifact's runtime cannot measure its kernels"
-                raise LlmcError(fact, place=str(self.path), hint="compile the model again with this llmc")
+            capi.check_has(api, "profile", "measure its kernels", str(self.path))
             self._profile = profile = Profile()
             self.check(api.profile(handle, profile.memory))
         try:

@@ -187,6 +187,10 @@ class Api(c.Structure):
         ("sample_many", c.CFUNCTYPE(Status, Handle, c.POINTER(SampleInput), c.c_size_t)),
         ("advance", c.CFUNCTYPE(Status, Handle, c.POINTER(AdvanceInput), c.c_size_t)),
         ("speculate", c.CFUNCTYPE(Status, Handle, c.POINTER(SpeculateInput), c.c_size_t)),
+        ("sequence_save", c.CFUNCTYPE(Status, Handle, c.c_char_p, c.c_char_p, c.c_size_t)),
+        ("sequence_restore", c.CFUNCTYPE(Status, Handle, c.c_char_p, c.POINTER(Handle))),
+        ("sequence_tokens", c.CFUNCTYPE(Status, Handle, c.POINTER(c.POINTER(c.c_int32)))),
+        ("sequence_note", c.CFUNCTYPE(Status, Handle, c.POINTER(c.c_void_p), c.POINTER(c.c_size_t))),
     )
 
 
@@ -220,6 +224,13 @@ def has(api: Api, function: str) -> bool:
     """Whether an artifact's table reaches so far, and has the function."""
     entry = getattr(Api, function)
     return api.size >= entry.offset + entry.size and bool(getattr(api, function))
+
+
+def check_has(api: Api, function: str, doing: str, place: str) -> None:
+    """Raise LlmcError for an artifact that is older than a function."""
+    if not has(api, function):
+        fact, hint = f"the artifact's runtime cannot {doing}", "compile the model again with this llmc"
+        raise LlmcError(fact, place=place, hint=hint)
 
 
 def sampling(how: How) -> Sampling:

@@ -10,6 +10,7 @@ feeds what was added, or all, where anything was changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
+from llmc.runtime.parse_json import parse_json
+from llmc.runtime.sequence import StrPath, as_ids, common
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
-from llmc.runtime.serve.pages import as_ids, common
 from llmc.runtime.serve.vocabulary import special_marks
 from llmc.runtime.text import TextStream
 
@@ -79,6 +81,29 @@ class Conversation:
         self._end_answer()
         self.messages = list(self._system)
 
+    def save(self, path: StrPath) -> None:
+        """Write messages, and all that the model knows of them, to a file, for `restore`.  Raises LlmcError."""
+        self._end_answer()
+        if self.messages == self._system:  # another conversation is not the file's business
+            self._cut(0)
+        self._sequence.save(path, json.dumps({"messages": self.messages}).encode())
+
+    def restore(self, path: StrPath) -> None:
+        """Go on with the conversation of a file, in place of this one; a message of the system's is that of the file.
+
+        Raises LlmcError, and leaves all as it is: for a file that is no conversation, or another program's.
+        """
+        sequence = self.model.restore(path)
+        try:
+            messages = read_messages(sequence.note, str(path))
+            self._end_answer()
+        except BaseException:
+            sequence.close()
+            raise
+        self._sequence.close()
+        self._sequence, self._fed, self.messages = sequence, sequence.tokens, messages
+        self._system = messages[:1] if messages and messages[0]["role"] == "system" else []
+
     def ask(
         self,
         text: str,
@@ -114,8 +139,7 @@ class Conversation:
         try:
             prompt, scanner = self._written(constraint)
             n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
-            n_same = self._sequence.cut(n_same)
-            self._fed = prompt[:n_same]
+            n_same = self._cut(n_same)
             generation = Generation(
                 self.model,
                 prompt[n_same:],
@@ -133,6 +157,12 @@ class Conversation:
         self.generation = generation
         self._saying = self._said(generation, prompt, scanner)
         return self._saying
+
+    def _cut(self, n: int) -> int:
+        """As Sequence.cut."""
+        n = self._sequence.cut(n)
+        del self._fed[n:]
+        return n
 
     def _end_answer(self) -> None:
         """The last answer ends here: the sequence is the next one's.  Raises LlmcError where another thread says it."""
@@ -183,6 +213,19 @@ class Conversation:
             piece = Piece(*scanner.push(text, generation.stop is not None)) if scanner else Piece("", text)
             if any(piece):
                 yield piece
+
+
+def read_messages(note: bytes, place: str) -> list[dict[str, Any]]:
+    """What Conversation.save wrote of them.  Raises LlmcError."""
+    try:
+        said = parse_json(note)
+        messages = [dict(message) for message in said["messages"]]
+        is_good = all(isinstance(message["role"], str) and "content" in message for message in messages)
+    except (KeyError, TypeError, ValueError):
+        is_good = False
+    if not is_good:
+        raise LlmcError("this file keeps a text, and no conversation", place=place, hint="name another file")
+    return messages
 
 
 def template_of(model: Model) -> ChatTemplate:

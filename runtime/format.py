@@ -35,6 +35,9 @@ PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
 ARGUMENT = struct.Struct("<IIQQ")
 IMAGE = struct.Struct("<QQ")
+SAVED_MAGIC = b"LLMCSEQ1"
+SAVED = struct.Struct("<8sIIQ32s32s32s32s4IQQ")
+"""The header of a sequence's file; see llmc_saved_header."""
 
 CPU_FEATURES = {
     "avx2": 1 << 0,

@@ -17,6 +17,7 @@ from llmc.runtime.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.prompt_cache import PromptCache
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.speculate import Speculation
 
@@ -174,11 +175,14 @@ class Generation(Iterator[int]):
         constraint: Constraint | None = None,
         history: History | None = None,
         speculation: Speculation | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.  It then has
         what was said up to the last token; or nothing, where a state went further with guesses.
         constraint: what the text has to look like.  history: what is in the sequence already; grows with the text where
-        penalties look back.  speculation: guesses at the text; not asked where there are penalties or biases."""
+        penalties look back.  speculation: guesses at the text; not asked where there are penalties or biases.
+        cache: may know the prompt's first tokens, where there is no sequence; a file that could not be written is told
+        of when all is said."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
         self.ignore_eos, self.constraint = ignore_eos, constraint
         self.tokens: list[int] = []
@@ -199,6 +203,7 @@ class Generation(Iterator[int]):
         self.speculation = speculation if how.is_plain else None
         self._is_fed = False  # the last token is part of the sequence
         self._right: list[int] = []  # guesses that are, and are the next tokens
+        self.cache = cache
         self._steps = self._run()
 
     def __next__(self) -> int:
@@ -210,19 +215,22 @@ class Generation(Iterator[int]):
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return len(self.prompt) / self.prefill_s if self.prefill_s else 0.0
+        n_read = len(self.prompt) - (self.cache.n_found if self.cache else 0)
+        return n_read / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
         return (len(self.tokens) - 1) / self.decode_s if self.decode_s else 0.0
 
     def _run(self) -> Generator[int, None, None]:
-        model = self.model
-        sequence = self._sequence or model.sequence()
-        n_fed = sequence.length  # of the tokens that the caller finds in it afterwards
+        model, own = self.model, None
+        n_fed = self._sequence.length if self._sequence else 0  # of the tokens that the caller finds in it afterwards
         try:
             start = perf_counter()
-            sequence.feed(self.prompt)
+            sequence = self._sequence or (
+                own := self.cache.read(model, self.prompt) if self.cache else model.sequence()
+            )
+            sequence.feed(self.prompt[sequence.length - n_fed :])
             n_fed += len(self.prompt)
             if self.max_tokens < 1:
                 self.stop, self.prefill_s = "length", perf_counter() - start
@@ -245,15 +253,17 @@ class Generation(Iterator[int]):
                     self._history.take(token)
                 yield token
                 if self.stop:
-                    return
+                    break
                 start = arrived if self._runs_ahead else perf_counter()
         finally:
             if self.speculation is not None:
                 self.speculation.close()
-            if sequence is self._sequence:
-                self._take_back(sequence, n_fed)
-            else:
-                sequence.close()
+            if own is not None:
+                own.close()
+            if self._sequence is not None:
+                self._take_back(self._sequence, n_fed)
+        if self.cache is not None:
+            self.cache.check()
 
     def _next(self, sequence: Sequence, n_left: int) -> int:
         """The next token; the step on it is under way already unless it is known to be the last, or refused: then the

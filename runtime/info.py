@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
+
+if TYPE_CHECKING:
+    from llmc.runtime.generation import How
 
 
 class Info(NamedTuple):
@@ -36,6 +39,14 @@ class Info(NamedTuple):
         """How many different tokens there are: columns of the logits, but where these are what a text is made into; of
         each type so many as there are of the first."""
         return (self.n_tokens or self.n_vocab) * max(self.n_types, 1)
+
+    def check_how(self, how: How, place: str) -> None:
+        """Raise LlmcError where it asks for what the artifact's runtime does not heed, or is of another vocabulary."""
+        if how.allowed is not None:
+            self.check_masks(place)
+            how.check_mask(self.n_vocab)
+        if how.reshapes:
+            self.check_penalties(place)
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes as c
+import os
 from collections.abc import Iterable
+from collections.abc import Sequence as Row
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from llmc.runtime.profile import Phase
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Logits, Model
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
 
 
 class NotCopied:
@@ -47,6 +51,21 @@ class Sequence(NotCopied):
         """Tokens in the sequence."""
         with self.model.running() as (api, _):
             return int(api.sequence_length(self.handle))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens themselves."""
+        out = c.POINTER(c.c_int32)()
+        with self.model.running() as (api, _):
+            capi.check_has(api, "sequence_tokens", "tell a sequence's tokens", str(self.model.path))
+            self.model.check(api.sequence_tokens(self.handle, out))
+            return out[: api.sequence_length(self.handle)]
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the logits after its last token are there: not after `truncate`."""
+        with self.model.running() as (api, _):
+            return int(api.logits(self.handle, c.POINTER(c.c_float)())) == 0
 
     def feed(self, tokens: Iterable[int]) -> None:
         """Append tokens; on an error, or Ctrl-C between two chunks of a long input, none are: the sequence is as it
@@ -90,11 +109,28 @@ class Sequence(NotCopied):
         """
         out = capi.Handle()
         with self.model.running() as (api, _):
-            if not capi.has(api, "sequence_repeat"):
-                fact = "the artifact's runtime cannot repeat a sequence"
-                raise LlmcError(fact, place=str(self.model.path), hint="compile the model again with this llmc")
+            capi.check_has(api, "sequence_repeat", "repeat a sequence", str(self.model.path))
             self.model.check(api.sequence_repeat(self.handle, n, out))
             return Sequence(self.model, out)
+
+    def save(self, path: StrPath, note: bytes = b"") -> None:
+        """Write all that the model knows of this sequence to a file, for `Model.restore`, and a note of up to 64 MiB.
+
+        The file is its owner's alone, and there whole, or as it was before.  Raises LlmcError, also for a model that
+        reads texts whole, which keeps nothing.
+        """
+        with self.model.running() as (api, _):
+            capi.check_has(api, "sequence_save", "save a sequence", str(self.model.path))
+            self.model.check(api.sequence_save(self.handle, as_path(path), note, len(note)))
+
+    @property
+    def note(self) -> bytes:
+        """What was given to `save` beside it; of a sequence that was not restored nothing."""
+        at, n_bytes = c.c_void_p(), c.c_size_t()
+        with self.model.running() as (api, _):
+            capi.check_has(api, "sequence_note", "save a sequence", str(self.model.path))
+            self.model.check(api.sequence_note(self.handle, at, n_bytes))
+            return c.string_at(at.value or 0, n_bytes.value)
 
     def truncate(self, n: int) -> None:
         """Keep the first n tokens, forget the rest and the logits.  Raises LlmcError where a state would have to go
@@ -139,3 +175,47 @@ class Sequence(NotCopied):
         except BaseException:
             self.cut(before)
             raise
+
+
+def restore(model: Model, path: StrPath) -> Sequence:
+    """See Model.restore."""
+    out = capi.Handle()
+    with model.running() as (api, handle):
+        capi.check_has(api, "sequence_restore", "restore a sequence", str(model.path))
+        model.check(api.sequence_restore(handle, as_path(path), out))
+        return Sequence(model, out)
+
+
+def sample_many(model: Model, inputs: list[tuple[Sequence, How]]) -> list[int]:
+    """See Model.sample."""
+    model.check_hows(how for _, how in inputs)
+    with model.running() as (api, handle):
+        if not capi.has(api, "sample_many"):
+            return [sequence.sample(how) for sequence, how in inputs]
+        raw = (capi.SampleInput * len(inputs))()
+        for entry, (sequence, how) in zip(raw, inputs, strict=True):
+            entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
+        model.check(api.sample_many(handle, raw, len(inputs)))
+        return [int(entry.token) for entry in raw]
+
+
+def as_path(path: StrPath) -> bytes:
+    """As the runtime takes it.  Raises LlmcError for what the system has no path of."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded:
+        raise LlmcError("this is no path", place=repr(os.fspath(path)))
+    return encoded
+
+
+def as_ids(tokens: Row[int]) -> Ids:
+    return np.array(tokens, dtype=np.int32)
+
+
+def common(first: Ids, second: Ids) -> int:
+    """How many tokens two texts begin with in common."""
+    n = min(len(first), len(second))
+    differs = first[:n] != second[:n]
+    return int(differs.argmax()) if differs.any() else n

@@ -285,9 +285,8 @@ def can_speculate(model: Model) -> bool:
 
 def check_runtime(model: Model) -> None:
     """Raise LlmcError for an artifact that is older than speculation."""
-    if not can_speculate(model):
-        fact = "the artifact's runtime cannot check guesses"
-        raise LlmcError(fact, place=str(model.path), hint="compile the model again with this llmc")
+    with model.running() as (api, _):
+        capi.check_has(api, "speculate", "check guesses", str(model.path))
 
 
 def n_forced(model: Model) -> int:

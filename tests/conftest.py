@@ -16,6 +16,7 @@ TOGETHER = {
     "tests/test_kv_dtype.py": "a cache",
     "tests/runtime/test_c_damage.py": "host",
     "tests/runtime/test_c_host.py": "host",
+    "tests/runtime/test_saved_damage.py": "host",
 }
 """Files whose tests share what takes long to make."""
 

@@ -246,6 +246,20 @@ typedef struct llmc_api {
      * info.max_step_tokens inputs; on an error nothing is appended to any (after LLMC_ERROR_KERNEL they have no
      * logits). */
     llmc_status (*speculate)(llmc_model *model, llmc_speculate_input *inputs, size_t n_inputs);
+
+    /* -- a sequence in a file: there if `size` reaches so far ----------------- */
+    /* Write all that the model knows of a sequence: its tokens, the pages of its keys and values, its state, its logits;
+     * and a note of the caller's, bytes [n_bytes] of up to 64 MiB. The file is there whole when this returns, on the
+     * disk too and to be read by its owner alone, or what was there before is. */
+    llmc_status (*sequence_save)(const llmc_sequence *sequence, const char *path, const void *note, size_t n_bytes);
+    /* A sequence that goes on as the one that was saved, to the last bit. The file belongs to the program of the artifact
+     * that wrote it: of another one, cut off or changed it is an LLMC_ERROR_FORMAT. It wants room for all its tokens, and
+     * a slot; sequence_truncate gives back what is more than is wanted. */
+    llmc_status (*sequence_restore)(llmc_model *model, const char *path, llmc_sequence **out);
+    /* Borrowed tokens [sequence_length]; valid until the sequence changes. */
+    llmc_status (*sequence_tokens)(const llmc_sequence *sequence, const int32_t **out);
+    /* Borrowed bytes of the note that was beside a sequence that was restored; none of others. */
+    llmc_status (*sequence_note)(const llmc_sequence *sequence, const void **bytes, size_t *n_bytes);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

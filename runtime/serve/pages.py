@@ -7,10 +7,11 @@ all of it is kept, for others that begin with all of it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from llmc.runtime.sequence import as_ids, common
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Model
@@ -164,17 +165,6 @@ class Pages:
 
     def _remove(self, kept: Kept) -> None:
         self._kept = [other for other in self._kept if other is not kept]
-
-
-def as_ids(tokens: Tokens[int]) -> Ids:
-    return np.array(tokens, dtype=np.int32)
-
-
-def common(first: Ids, second: Ids) -> int:
-    """How many tokens two texts begin with in common."""
-    n = min(len(first), len(second))
-    differs = first[:n] != second[:n]
-    return int(differs.argmax()) if differs.any() else n
 
 
 def whole_texts(jobs: Iterable[Job], most: int) -> list[tuple[Job, int]]:

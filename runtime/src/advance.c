@@ -157,7 +157,7 @@ llmc_status advance(llmc_model *model, llmc_advance_input *inputs, size_t n_inpu
     if (!status) status = find_tokens(model, inputs, n_inputs, &route.n_draws);
     if (!status) status = step_reserve(model, model->turn, n_inputs, n_inputs);
     if (status) return status;
-    status = step_settle(model->turn, n_inputs, run_ahead(model, &route));
+    status = run_ahead(model, &route);
     for (size_t i = 0; i < n_inputs && !status; i++) inputs[i].token = model->tokens[i];
-    return status;
+    return step_settle(model->turn, n_inputs, status);
 }

@@ -168,6 +168,10 @@ static const llmc_api API = {
     .sample_many = sample_many,
     .advance = advance,
     .speculate = speculate,
+    .sequence_save = sequence_save,
+    .sequence_restore = sequence_restore,
+    .sequence_tokens = sequence_tokens,
+    .sequence_note = sequence_note,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

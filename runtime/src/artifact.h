@@ -12,6 +12,7 @@
 typedef struct range {
     const uint8_t *bytes; /* [n_bytes], inside the mapped file; NULL when the section is absent */
     uint64_t n_bytes;
+    const uint8_t *sha256; /* [32] of a section, as the directory has it */
 } range;
 
 /* What one kind of machine runs. */
@@ -24,7 +25,7 @@ typedef struct artifact {
     char path[4096];
     const uint8_t *bytes; /* [n_bytes] the whole file, mapped read-only */
     uint64_t n_bytes;
-    range vocabulary;
+    range code, vocabulary;
     program programs[LLMC_MAX_PROGRAMS];
     uint32_t n_programs;
     uint32_t number; /* of these, the one that is opened */

@@ -159,6 +159,16 @@ static llmc_status cuda_finish(llmc_model *model)
 
 /* -- logits, pages and states ------------------------------------------------------------------------------------- */
 
+/* Wait for a copy: the host's memory is the caller's again. */
+static llmc_status end_copy(llmc_model *model, CUresult result, const char *doing)
+{
+    const cuda *cuda = model->cuda;
+    if (!result) result = cuda->driver.cuStreamSynchronize(cuda->stream);
+    llmc_status status = result ? cuda_lose(model, result, doing) : LLMC_OK;
+    cuda_leave(model);
+    return status;
+}
+
 static CUdeviceptr row_of_logits(const llmc_model *model, uint32_t row)
 {
     return space(model, LLMC_SPACE_LOGITS) + (uint64_t)row * model->plans.header.n_vocab * sizeof(float);
@@ -184,10 +194,7 @@ static llmc_status cuda_write_logits(llmc_model *model, uint32_t row, const floa
     llmc_status status = cuda_enter(model);
     if (status) return status;
     CUresult result = cuda->driver.cuMemcpyHtoDAsync(row_of_logits(model, row), logits, n_bytes, cuda->stream);
-    if (!result) result = cuda->driver.cuStreamSynchronize(cuda->stream); /* `logits` is the caller's again */
-    if (result) status = cuda_lose(model, result, "copying logits to the GPU");
-    cuda_leave(model);
-    return status;
+    return end_copy(model, result, "copying logits to the GPU");
 }
 
 static void copy(llmc_model *model, const kv_cache *kv, int32_t to, int32_t from, const char *doing)
@@ -210,6 +217,29 @@ static void cuda_copy_page(llmc_model *model, int32_t to, int32_t from)
 static void cuda_copy_state(llmc_model *model, int32_t to, int32_t from)
 {
     copy(model, &model->states, to, from, "copying the states of a sequence");
+}
+
+static CUdeviceptr address(const char *at)
+{
+    return (uintptr_t)at;
+}
+
+static llmc_status cuda_read(llmc_model *model, void *to, const char *from, uint64_t n_bytes)
+{
+    const cuda *cuda = model->cuda;
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    CUresult result = cuda->driver.cuMemcpyDtoHAsync(to, address(from), n_bytes, cuda->stream);
+    return end_copy(model, result, "copying a sequence to the host");
+}
+
+static llmc_status cuda_write(llmc_model *model, char *to, const void *from, uint64_t n_bytes)
+{
+    const cuda *cuda = model->cuda;
+    llmc_status status = cuda_enter(model);
+    if (status) return status;
+    CUresult result = cuda->driver.cuMemcpyHtoDAsync(address(to), from, n_bytes, cuda->stream);
+    return end_copy(model, result, "copying a sequence to the GPU");
 }
 
 /* -- sampling ----------------------------------------------------------------------------------------------------- */
@@ -252,6 +282,8 @@ const device cuda_device = {
     .read_logits = cuda_read_logits,
     .copy_page = cuda_copy_page,
     .copy_state = cuda_copy_state,
+    .read = cuda_read,
+    .write = cuda_write,
     .write_logits = cuda_write_logits,
     .draw = cuda_draw,
     .advance = cuda_advance,

@@ -147,6 +147,20 @@ static void cpu_copy_state(llmc_model *model, int32_t to, int32_t from)
     copy(&model->states, to, from);
 }
 
+static llmc_status cpu_read(llmc_model *model, void *to, const char *from, uint64_t n_bytes)
+{
+    (void)model;
+    memcpy(to, from, n_bytes);
+    return LLMC_OK;
+}
+
+static llmc_status cpu_write(llmc_model *model, char *to, const void *from, uint64_t n_bytes)
+{
+    (void)model;
+    memcpy(to, from, n_bytes);
+    return LLMC_OK;
+}
+
 const device cpu_device = {
     .step_rows = 16,
     .open = cpu_open,
@@ -156,4 +170,6 @@ const device cpu_device = {
     .read_logits = cpu_read_logits,
     .copy_page = cpu_copy_page,
     .copy_state = cpu_copy_state,
+    .read = cpu_read,
+    .write = cpu_write,
 };

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -135,6 +136,7 @@ static range *place_of(artifact *file, const char *name)
 {
     size_t n = strcspn(name, ".");
     uint32_t number = 0;
+    if (strcmp(name, "code") == 0) return &file->code;
     if (strcmp(name, "vocabulary") == 0) return &file->vocabulary;
     if (name[n]) {
         if (name[n + 1] < '1' || name[n + 1] >= '0' + LLMC_MAX_PROGRAMS || name[n + 2]) return NULL;
@@ -193,7 +195,9 @@ static llmc_status check_sections(artifact *file)
     }
     for (uint32_t i = 0; i < trailer.n_sections; i++) {
         const llmc_section *entry = entries + i;
-        range *place = place_of(file, entry->name), bytes = {file->bytes + entry->offset, entry->n_bytes};
+        const uint8_t *kept = file->bytes + trailer.directory_offset + i * sizeof *entry; /* of entry */
+        range *place = place_of(file, entry->name);
+        range bytes = {file->bytes + entry->offset, entry->n_bytes, kept + offsetof(llmc_section, sha256)};
         if (place) *place = bytes;
         if (is_weights(entry)) continue; /* gigabytes: llmc verify reads them */
         sha256(bytes.bytes, bytes.n_bytes, digest);

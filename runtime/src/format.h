@@ -24,6 +24,9 @@
 #define LLMC_FORMAT_LABELS 6u      /* of one that gives texts labels, and of its plan sections: see llmc_plan_labels */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
+#define LLMC_SAVED_MAGIC "LLMCSEQ1"
+#define LLMC_SAVED_VERSION 1u
+#define LLMC_MAX_NOTE (64u << 20)
 #define LLMC_MAX_SECTIONS 64u
 #define LLMC_MAX_PROGRAMS 8
 #define LLMC_MAX_EOS 8
@@ -199,6 +202,27 @@ typedef struct llmc_argument {
     uint64_t offset;
     uint64_t n_bytes;
 } llmc_argument;
+
+/* A sequence's file (save.c, restore.c): this header, u8 note[n_note_bytes], i32 tokens[n_tokens], then what is there of
+ * f32 logits[n_vocab], a slot of states [slot_bytes], and the pages [ceil(n_tokens / page_tokens), kv_page_bytes], each
+ * right behind the one before and as it lies in memory. It belongs to the program that wrote it, whose sections have
+ * these hashes. */
+typedef struct llmc_saved_header {
+    char magic[8];
+    uint32_t version; /* LLMC_SAVED_VERSION */
+    uint32_t reserved;
+    uint64_t file_bytes;
+    uint8_t sha256[32]; /* of all that follows here */
+    uint8_t weights_sha256[32];
+    uint8_t plan_sha256[32];
+    uint8_t kernels_sha256[32]; /* of the section "code", or of a GPU's "cuda" */
+    uint32_t device;       /* this and the next two: of llmc_plan_header */
+    uint32_t cuda_arch;
+    uint32_t cpu_features;
+    uint32_t has_logits;
+    uint64_t n_tokens;
+    uint64_t n_note_bytes; /* at most LLMC_MAX_NOTE */
+} llmc_saved_header;
 
 /* The section "cuda", of an artifact for a GPU: u32 n_images, u32 0, llmc_image[n_images], then the images (cubins), at
  * offsets from the start of the section. */

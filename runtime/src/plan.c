@@ -36,7 +36,7 @@ range image_at(const range *images, uint32_t index)
 {
     llmc_image image;
     memcpy(&image, images->bytes + 8 + (uint64_t)index * sizeof image, sizeof image);
-    return (range){images->bytes + image.offset, image.n_bytes};
+    return (range){images->bytes + image.offset, image.n_bytes, NULL};
 }
 
 /* -- checks ------------------------------------------------------------------------------------------------------- */

@@ -42,15 +42,18 @@ static int is_allowed(const program *program, const llmc_options *options)
     return options->run_on == LLMC_ON_ANY || (options->run_on == LLMC_ON_CPU) == (device == LLMC_DEVICE_CPU);
 }
 
-/* What --target calls the program's machine, into text [n]. */
+void program_target(uint32_t device, uint32_t cuda_arch, uint32_t cpu_features, char *text, size_t n)
+{
+    const char *level = cpu_level(cpu_features);
+    if (device != LLMC_DEVICE_CPU)
+        snprintf(text, n, "cuda:sm_%u%s", cuda_arch & (LLMC_CUDA_EXACT - 1), cuda_arch & LLMC_CUDA_EXACT ? "a" : "");
+    else snprintf(text, n, "cpu%s%s", level ? ":" : "", level ? level : "");
+}
+
 static void name_target(const program *program, char *text, size_t n)
 {
     const llmc_plan_header header = header_of(program);
-    const char *level = cpu_level(header.cpu_features);
-    if (header.device != LLMC_DEVICE_CPU)
-        snprintf(text, n, "cuda:sm_%u%s", header.cuda_arch & (LLMC_CUDA_EXACT - 1),
-                 header.cuda_arch & LLMC_CUDA_EXACT ? "a" : "");
-    else snprintf(text, n, "cpu%s%s", level ? ":" : "", level ? level : "");
+    program_target(header.device, header.cuda_arch, header.cpu_features, text, n);
 }
 
 static llmc_status none_allowed(const llmc_model *model, const llmc_options *options)

@@ -18,6 +18,9 @@
  *   sample   the next token
  *   advance  the next token and the step on it; a GPU goes on meanwhile
  *   speculate  a token and guesses behind it, in one step
+ *   saved    what the file of a sequence has, and belongs to
+ *   save     a sequence into a file
+ *   restore  and back
  *   program  which of an artifact's programs this machine runs
  *   api      open, close, and the table that llmc_get_api returns
  *
@@ -46,6 +49,16 @@ const char *error_text(void);
 
 /* -- sha256.c ----------------------------------------------------------------------------------------------------- */
 
+/* A hash that bytes are added to piece by piece. */
+typedef struct sha256_state {
+    uint32_t words[8];
+    uint64_t n_bytes;  /* added so far */
+    uint8_t block[64]; /* of these, the last n_bytes % 64 */
+} sha256_state;
+
+void sha256_begin(sha256_state *state);
+void sha256_add(sha256_state *state, const void *bytes, uint64_t n_bytes);
+void sha256_end(const sha256_state *state, uint8_t digest[32]);
 void sha256(const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32]);
 void sha256_portable(const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32]);
 
@@ -150,6 +163,9 @@ typedef struct device {
     /* Start copying a page; a slot of states. A failure shows in the next run. */
     void (*copy_page)(llmc_model *model, int32_t to, int32_t from);
     void (*copy_state)(llmc_model *model, int32_t to, int32_t from);
+    /* Copy bytes of pages or slots to the host, and from there: it is done on return, behind all that was started. */
+    llmc_status (*read)(llmc_model *model, void *to, const char *from, uint64_t n_bytes);
+    llmc_status (*write)(llmc_model *model, char *to, const void *from, uint64_t n_bytes);
     /* The next two on a GPU alone: copy logits [n_vocab] back to a row; choose model->drawn [n_rows of the plan] as
      * model->draws say. */
     llmc_status (*write_logits)(llmc_model *model, uint32_t row, const float *logits);
@@ -253,8 +269,12 @@ struct llmc_sequence {
     int32_t choice; /* the most likely token, -1 for none; where model->chosen is kept and row is 0 */
     int in_call;    /* already an input of the call that is being prepared */
     int32_t state;  /* its slot, or -1: it has no tokens, or the model no states; others may hold it until one writes */
-    int32_t *pages; /* [pages_per_sequence] */
-    float *logits;  /* [n_vocab] */
+    int is_repeated; /* its pages are copies, over and over, and not what the model made of its tokens */
+    int32_t *pages;  /* [pages_per_sequence] */
+    int32_t *tokens; /* [n_context] the first `length` */
+    float *logits;   /* [n_vocab] */
+    uint8_t *note;   /* [n_note_bytes] that its file had beside it; NULL: none */
+    uint64_t n_note_bytes;
 };
 
 llmc_status sequence_new(llmc_model *model, llmc_sequence **out);
@@ -263,6 +283,7 @@ llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_seque
 void sequence_free(llmc_sequence *sequence);
 int32_t sequence_length(const llmc_sequence *sequence);
 llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n);
+llmc_status sequence_tokens(const llmc_sequence *sequence, const int32_t **out);
 llmc_status sequence_logits(const llmc_sequence *sequence, const float **out);
 /* The logits after its last token are in a row of the device from now on. */
 void sequence_claim_row(llmc_sequence *sequence, uint32_t row);
@@ -284,12 +305,33 @@ void sequence_settle(llmc_sequence *sequence);
  * that hold. */
 void sequence_return(llmc_sequence *sequence, uint32_t length, int32_t state);
 
+/* -- saved.c, save.c, restore.c ------------------------------------------------------------------------------------ */
+
+/* The header of a file of this model's, but for its length, its hash and its counts. */
+void saved_begin(const llmc_model *model, llmc_saved_header *header);
+/* Whether it is a header of this version, and of this model's program; says of what it is if not. */
+llmc_status saved_check(const llmc_model *model, const llmc_saved_header *header, const char *path);
+/* Fails where nothing is kept of a sequence. */
+llmc_status saved_is_possible(const llmc_model *model);
+/* Part of a sequence: bytes [n_bytes] in memory of the host, or of the device, the other one being NULL. */
+typedef llmc_status saved_move(void *context, void *host, char *device, uint64_t n_bytes);
+/* Every part of a sequence that has its pages and its slot, in the order of the file, until one fails. */
+llmc_status saved_walk(const llmc_sequence *sequence, saved_move *move, void *context);
+
+enum { SAVED_CHUNK_BYTES = 1 << 20 }; /* between the file and a device at once */
+
+llmc_status sequence_save(const llmc_sequence *sequence, const char *path, const void *note, size_t n_note_bytes);
+llmc_status sequence_restore(llmc_model *model, const char *path, llmc_sequence **out);
+llmc_status sequence_note(const llmc_sequence *sequence, const void **bytes, size_t *n_bytes);
+
 /* -- program.c ---------------------------------------------------------------------------------------------------- */
 
 /* Open the first program that this machine runs, of those that the options allow. */
 llmc_status program_open(llmc_model *model, const llmc_options *options);
 /* Give back what opening it took. */
 void program_close(llmc_model *model);
+/* What --target calls the machine of these fields of llmc_plan_header, into text [n]. */
+void program_target(uint32_t device, uint32_t cuda_arch, uint32_t cpu_features, char *text, size_t n);
 
 /* -- adjust.c ----------------------------------------------------------------------------------------------------- */
 

@@ -22,8 +22,9 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
         sequence->model = model;
         sequence->state = -1;
         sequence->pages = calloc(h->pages_per_sequence, sizeof *sequence->pages);
+        sequence->tokens = calloc(h->n_context, sizeof *sequence->tokens);
         sequence->logits = calloc(h->n_vocab, sizeof *sequence->logits);
-        if (sequence->pages && sequence->logits) {
+        if (sequence->pages && sequence->tokens && sequence->logits) {
             *out = sequence;
             return LLMC_OK;
         }
@@ -57,8 +58,10 @@ llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
     if (status) return status;
     /* All pages are shared, the last one until either of the two writes to it: see sequence_reserve. */
     for (uint32_t i = 0; i < sequence->n_pages; i++) kv_share(&model->kv, copy->pages[i] = sequence->pages[i]);
+    memcpy(copy->tokens, sequence->tokens, sequence->length * sizeof *copy->tokens);
     copy->n_pages = sequence->n_pages;
     copy->length = sequence->length;
+    copy->is_repeated = sequence->is_repeated;
     if (sequence->state >= 0) kv_share(&model->states, copy->state = sequence->state);
     status = sequence->has_logits ? copy_logits(copy, (llmc_sequence *)sequence) : LLMC_OK;
     if (status) sequence_free(copy);
@@ -89,7 +92,9 @@ llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_seque
     for (uint32_t i = 0; i < copy->n_pages; i++)
         model->device->copy_page(model, copy->pages[i], sequence->pages[i % n_sources]);
     if (n && sequence->state >= 0) model->device->copy_state(model, copy->state, sequence->state);
+    for (uint32_t i = 0; i < (uint32_t)n; i++) copy->tokens[i] = sequence->tokens[i % sequence->length];
     copy->length = (uint32_t)n;
+    copy->is_repeated = n != 0;
     *out = copy;
     return LLMC_OK;
 }
@@ -101,7 +106,9 @@ void sequence_free(llmc_sequence *sequence)
     sequence_drop_logits(sequence);
     sequence_settle(sequence);
     free(sequence->pages);
+    free(sequence->tokens);
     free(sequence->logits);
+    free(sequence->note);
     free(sequence);
 }
 
@@ -124,6 +131,15 @@ llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n)
     sequence->length = (uint32_t)n;
     sequence_drop_logits(sequence);
     sequence_settle(sequence);
+    return LLMC_OK;
+}
+
+llmc_status sequence_tokens(const llmc_sequence *sequence, const int32_t **out)
+{
+    if (out) *out = NULL;
+    if (!sequence || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "sequence_tokens", NULL, "the %s is NULL", sequence ? "result" : "sequence");
+    *out = sequence->tokens;
     return LLMC_OK;
 }
 
@@ -258,6 +274,7 @@ void sequence_settle(llmc_sequence *sequence)
 {
     uint32_t n_needed = pages_for(sequence, sequence->length);
     while (sequence->n_pages > n_needed) kv_release(&sequence->model->kv, sequence->pages[--sequence->n_pages]);
+    if (!sequence->length) sequence->is_repeated = 0;
     if (sequence->length || sequence->state < 0) return;
     kv_release(&sequence->model->states, sequence->state);
     sequence->state = -1;

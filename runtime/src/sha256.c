@@ -101,19 +101,59 @@ static compress_function *fastest(void)
 }
 #endif
 
+static const sha256_state START = {
+    .words = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19},
+};
+
+static void add_with(compress_function *compress, sha256_state *state, const uint8_t *bytes, uint64_t n_bytes)
+{
+    uint64_t n_kept = state->n_bytes % 64;
+    state->n_bytes += n_bytes;
+    if (n_kept) { /* a block that was begun comes first */
+        uint64_t n = n_bytes < 64 - n_kept ? n_bytes : 64 - n_kept;
+        if (n) memcpy(state->block + n_kept, bytes, n);
+        if (n_kept + n < 64) return;
+        compress(state->words, state->block, 1);
+        bytes += n;
+        n_bytes -= n;
+    }
+    compress(state->words, bytes, n_bytes / 64);
+    if (n_bytes % 64) memcpy(state->block, bytes + n_bytes / 64 * 64, n_bytes % 64);
+}
+
+static void end_with(compress_function *compress, const sha256_state *state, uint8_t digest[32])
+{
+    uint32_t words[8];
+    uint8_t last[128] = {0}; /* what is left, a 1 bit, zeros, and the length in bits */
+    uint64_t n_left = state->n_bytes % 64, n_last = n_left < 56 ? 64 : 128;
+    memcpy(words, state->words, sizeof words);
+    memcpy(last, state->block, n_left);
+    last[n_left] = 0x80;
+    for (int i = 0; i < 8; i++) last[n_last - 1 - (uint64_t)i] = (uint8_t)(state->n_bytes * 8 >> 8 * i);
+    compress(words, last, n_last / 64);
+    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(words[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+void sha256_begin(sha256_state *state)
+{
+    *state = START;
+}
+
+void sha256_add(sha256_state *state, const void *bytes, uint64_t n_bytes)
+{
+    add_with(fastest(), state, bytes, n_bytes);
+}
+
+void sha256_end(const sha256_state *state, uint8_t digest[32])
+{
+    end_with(fastest(), state, digest);
+}
+
 static void digest_with(compress_function *compress, const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32])
 {
-    uint32_t state[8] = {
-        0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
-    };
-    uint8_t last[128] = {0}; /* what is left, a 1 bit, zeros, and the length in bits */
-    uint64_t n_left = n_bytes % 64, n_last = n_left < 56 ? 64 : 128;
-    compress(state, bytes, n_bytes / 64);
-    if (n_left) memcpy(last, bytes + (n_bytes - n_left), n_left);
-    last[n_left] = 0x80;
-    for (int i = 0; i < 8; i++) last[n_last - 1 - (uint64_t)i] = (uint8_t)(n_bytes * 8 >> 8 * i);
-    compress(state, last, n_last / 64);
-    for (int i = 0; i < 32; i++) digest[i] = (uint8_t)(state[i / 4] >> (24 - 8 * (i % 4)));
+    sha256_state state = START;
+    add_with(compress, &state, bytes, n_bytes);
+    end_with(compress, &state, digest);
 }
 
 void sha256(const uint8_t *bytes, uint64_t n_bytes, uint8_t digest[32])

@@ -82,8 +82,12 @@ llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_sta
 {
     for (size_t i = 0; i < n_inputs; i++) {
         llmc_sequence *sequence = inputs[i].sequence;
-        if (!status) sequence->length += (uint32_t)inputs[i].n_tokens;
-        else sequence_drop_logits(sequence);
+        if (!status) {
+            memcpy(sequence->tokens + sequence->length, inputs[i].tokens, inputs[i].n_tokens * sizeof *inputs[i].tokens);
+            sequence->length += (uint32_t)inputs[i].n_tokens;
+        } else {
+            sequence_drop_logits(sequence);
+        }
         if (status && sequence->state >= 0) sequence->length = 0; /* its state is somewhere on the way */
         sequence_settle(sequence);
     }

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+import llmc
 from llmc.cli.main import main
 from llmc.runtime.binding import Model
+from llmc.runtime.conversation import Conversation
 from tests.cli.test_main import COMMAND
 from tests.runtime.stub_artifact import EOS, write_stub
-from tests.runtime.test_conversation import chatting
+from tests.runtime.test_conversation import chatting, chatting_toy
+from tests.runtime.toy_artifact import EOS as TOY_EOS
+from tests.runtime.toy_artifact import POISON
 
 OPTIONS = ("-n", "4", "--logit-bias", f"{EOS}=-99")
 
@@ -72,3 +77,48 @@ def test_a_terminal_has_commands_and_lines_together(stub: Path, model: Model) ->
     assert lines in said
     assert "/again" in done.stderr
     assert "no boo" in done.stderr
+
+
+TOY_OPTIONS = ("-n", "3", "--logit-bias", f"{TOY_EOS}=-9999", "--logit-bias", f"{POISON}=-9999")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chatting_toy(tmp_path_factory.mktemp("toy"))
+
+
+def test_a_conversation_goes_on_another_day(toy: Path, tmp_path: Path) -> None:
+    def talk(typed: str, *arguments: str) -> Result:
+        return CliRunner().invoke(main, ["chat", str(toy), *TOY_OPTIONS, *arguments], input=typed)
+
+    session = ("--session", str(tmp_path / "talk.seq"))
+    whole = talk("hi\nyo\nso\n").stdout.splitlines()
+    first, second = talk("hi\nyo\n", *session), talk("", *session, "-p", "so")
+    assert [*first.stdout.splitlines(), *second.stdout.splitlines()] == whole
+    assert "going on after 4 messages" in second.stderr
+    other = talk("", *session, "-p", "so", "--system", "be")
+    assert (other.exit_code, "the conversation in this file has another --system" in other.stderr) == (1, True)
+    (tmp_path / "notes").write_text("mine")
+    for path in (tmp_path / "notes", tmp_path / "none" / "x"):
+        refused = talk("", "-p", "hi", "--session", str(path))
+        assert (refused.exit_code, refused.stdout) == (1, "")
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_a_terminal_that_is_closed_loses_no_conversation(toy: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    file = tmp_path / "talk.seq"
+    command = [*COMMAND, "chat", str(toy), *TOY_OPTIONS, "--session", str(file)]
+    with (
+        os.fdopen(ours),
+        os.fdopen(theirs) as terminal,
+        subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running,
+    ):
+        os.write(ours, b"hi\n")
+        assert running.stdout is not None
+        assert running.stdout.readline()  # the answer
+        running.send_signal(signal.SIGHUP)
+        assert running.wait(timeout=60) == 128 + signal.SIGHUP
+    with llmc.load(toy) as model, Conversation(model) as talk:
+        talk.restore(file)
+        assert [message["role"] for message in talk.messages] == ["user", "assistant"]

@@ -15,6 +15,7 @@ import llmc
 from llmc.cli.main import main
 from llmc.runtime.binding import Model
 from tests.runtime.stub_artifact import N_CONTEXT, N_VOCAB, characters_json, write_stub
+from tests.runtime.toy_artifact import build_artifact
 
 PROMPT = "Once upon"
 
@@ -104,6 +105,8 @@ def test_greedy_json_has_no_seed(stub: Path) -> None:
         ["-p", "x", "--threads", "-1"],
         ["-p", "x", "--device", "gpu"],
         ["-p", "x", "--device", "-1"],
+        ["-p", "x", "--prompt-cache-ro"],
+        ["-i", "--prompt-cache", "x"],
     ],
 )
 def test_wrong_usage_ends_with_2(stub: Path, arguments: list[str]) -> None:
@@ -216,3 +219,25 @@ def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_with_130(stub: Pat
     assert process.returncode == 130
     assert (start + rest).endswith(b"\n")
     assert errors == b""
+
+
+def test_a_prompt_is_kept_in_a_file_and_read_from_there(tmp_path: Path) -> None:
+    toy_so = build_artifact(tmp_path)
+    file = tmp_path / "prompt.seq"
+    asked = ["--tokens", "3,5,9,11,2,4,8", "-n", "4", "--ignore-eos"]
+    cached = [*asked, "--prompt-cache", file]
+    said = [run(toy_so, *arguments, "--json") for arguments in (asked, cached, cached)]
+    plain, first, second = (json.loads(result.stdout) for result in said)
+    assert plain["tokens"] == first["tokens"] == second["tokens"]
+    assert "n_cached_tokens" not in plain
+    assert (first["n_cached_tokens"], second["n_cached_tokens"]) == (0, 7)
+    assert (first["prefill_tokens_per_s"] > 0, second["prefill_tokens_per_s"]) == (True, 0)
+    before = file.read_bytes()
+    result = run(toy_so, "--tokens", "3,5,9,20,21,22,23,24", "-n", 2, "--prompt-cache", file, "--prompt-cache-ro")
+    assert f"prompt 8 tokens, 3 of them from {file}, in" in result.stderr
+    assert file.read_bytes() == before
+    file.write_bytes(before[:-1])
+    result = run(toy_so, *cached)
+    assert (result.exit_code, result.stdout.strip()) == (1, "")
+    assert result.stderr.startswith("error: the saved sequence is truncated: ")
+    assert result.stderr.endswith(f"  at: {file}\n  hint: delete it: the text is read again\n")

@@ -1,9 +1,15 @@
 /* host failures ARTIFACT - make the n-th allocation fail, for every n: an error each time, and nothing leaks.
  *
- * Linked with --wrap for each of these functions. A step allocates nothing, so it never fails. */
+ * Linked with --wrap for each of these functions. A step allocates nothing, so it never fails. A file that cannot be
+ * written leaves what was there before, and nothing beside it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "host.h"
 
@@ -45,7 +51,64 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
     return fails() ? EAGAIN : __real_pthread_create(thread, attributes, run, argument);
 }
 
-/* Open, feed, fork, feed. Returns the first failure. */
+int __real_mkostemp(char *name, int flags);
+ssize_t __real_pwrite(int file, const void *bytes, size_t n, off_t offset);
+ssize_t __real_read(int file, void *bytes, size_t n);
+int __real_fsync(int file);
+int __real_rename(const char *from, const char *to);
+int __wrap_mkostemp(char *name, int flags);
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t n, off_t offset);
+ssize_t __wrap_read(int file, void *bytes, size_t n);
+int __wrap_fsync(int file);
+int __wrap_rename(const char *from, const char *to);
+
+static int refused(int reason)
+{
+    errno = reason;
+    return -1;
+}
+
+int __wrap_mkostemp(char *name, int flags)
+{
+    return fails() ? refused(EACCES) : __real_mkostemp(name, flags);
+}
+
+/* Half of what is asked for, as a disk does that is nearly full. */
+ssize_t __wrap_pwrite(int file, const void *bytes, size_t n, off_t offset)
+{
+    return fails() ? refused(ENOSPC) : __real_pwrite(file, bytes, n > 300 ? n / 2 : n, offset);
+}
+
+ssize_t __wrap_read(int file, void *bytes, size_t n)
+{
+    return fails() ? refused(EIO) : __real_read(file, bytes, n > 300 ? n / 2 : n);
+}
+
+/* That of a folder may fail: some file systems have none. */
+int __wrap_fsync(int file)
+{
+    struct stat about;
+    return fstat(file, &about) == 0 && S_ISREG(about.st_mode) && fails() ? refused(ENOSPC) : __real_fsync(file);
+}
+
+int __wrap_rename(const char *from, const char *to)
+{
+    return fails() ? refused(EACCES) : __real_rename(from, to);
+}
+
+static char saved[4096];
+
+static llmc_status save_and_restore(llmc_model *model, const llmc_sequence *sequence)
+{
+    llmc_sequence *back = NULL;
+    llmc_status status = api->sequence_save(sequence, saved, "a note", 6);
+    if (!status) status = api->sequence_restore(model, saved, &back);
+    REQUIRE(!status == (back != NULL));
+    api->sequence_free(back);
+    return status;
+}
+
+/* Open, feed, fork, feed, save, restore. Returns the first failure. */
 static llmc_status live(const char *path)
 {
     const llmc_options options = {.size = sizeof options, .n_threads = 3};
@@ -57,6 +120,7 @@ static llmc_status live(const char *path)
     if (!status) status = api->feed(sequence, tokens, 5);
     if (!status) status = api->sequence_fork(sequence, &fork);
     if (!status) status = api->feed(fork, tokens, 5);
+    if (!status) status = save_and_restore(model, fork);
     REQUIRE(!status || api->last_error()[0]);
     api->sequence_free(fork);
     api->sequence_free(sequence);
@@ -68,6 +132,7 @@ int host_failures(int argc, char **argv)
 {
     if (argc != 1) return 2;
     int n_failures = 0;
+    snprintf(saved, sizeof saved, "%s.seq", argv[0]);
     for (int n = 0;; n++) {
         n_left = n;
         llmc_status status = live(argv[0]);

@@ -1,6 +1,6 @@
 /* host scenarios ARTIFACT N_THREADS SEED N_ACTIONS - random lives of several sequences, each checked at every step.
  *
- * Sequences are born, fed alone and together, advanced, forked, cut, freed; some steps must be refused and change
+ * Sequences are born, fed alone and together, advanced, forked, cut, saved and restored, freed; some steps must be refused and change
  * nothing. Every logit is compared with the oracle's, but not after every step: one that runs ahead would be waited
  * for. With TOY_SOUND in the environment no kernel fails. */
 #include <string.h>
@@ -21,6 +21,7 @@ static llmc_model *model;
 static text texts[MAX_TEXTS];
 static uint64_t state;
 static int n_refused, is_gpu;
+static char saved[4096];
 
 static int pick(int n)
 {
@@ -149,6 +150,26 @@ static void advance_some(void)
     }
 }
 
+/* What goes on from a file is what was saved, whatever the place was before; or there is no room for it. */
+static void save_and_restore(const char *path, const text *from, text *to)
+{
+    const text known = *from;
+    const int32_t *tokens;
+    llmc_sequence *back = NULL;
+    REQUIRE(!api->sequence_save(from->sequence, path, NULL, 0));
+    if (to->sequence) api->sequence_free(to->sequence);
+    to->sequence = NULL;
+    llmc_status status = api->sequence_restore(model, path, &back);
+    if (status) {
+        REQUIRE(status == LLMC_ERROR_MEMORY && !back);
+        n_refused++;
+        return;
+    }
+    REQUIRE(!api->sequence_tokens(back, &tokens) && memcmp(tokens, known.tokens, (size_t)known.n * sizeof *tokens) == 0);
+    *to = known;
+    to->sequence = back;
+}
+
 static void act(void)
 {
     text *text = texts + pick(MAX_TEXTS), *other = texts + pick(MAX_TEXTS);
@@ -177,6 +198,8 @@ static void act(void)
         };
         int32_t token = -1;
         REQUIRE(!api->sample(text->sequence, &how, &token) && token >= 0 && token < TOY_VOCAB);
+    } else if (action == 3 && pick(2)) {
+        save_and_restore(saved, text, other);
     } else if (action < 8) {
         advance_some();
     } else {
@@ -189,6 +212,7 @@ int host_scenarios(int argc, char **argv)
     if (argc != 4) return 2;
     llmc_options options = {.size = sizeof options, .n_threads = atoi(argv[1]), .kv_tokens = 4 * TOY_CONTEXT};
     state = strtoull(argv[2], NULL, 10);
+    snprintf(saved, sizeof saved, "%s.%s-%s.seq", argv[0], argv[1], argv[2]);
     REQUIRE(!model_open(argv[0], &options, &model));
     static llmc_event events[64]; /* too few: what finds no room is counted */
     llmc_profile profile = {sizeof profile, 64, 0, 0, events};

@@ -30,6 +30,24 @@ static void test_both_ways_of_hashing_agree(void)
     }
 }
 
+static void test_a_hash_of_pieces_is_that_of_the_whole(void)
+{
+    uint8_t bytes[300], whole[32], pieces[32];
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (uint8_t)(i * 37 + 11);
+    sha256(bytes, sizeof bytes, whole);
+    for (size_t step = 1; step < 200; step++) {
+        sha256_state state;
+        sha256_begin(&state);
+        for (size_t done = 0, n; done < sizeof bytes; done += n) {
+            n = sizeof bytes - done < step ? sizeof bytes - done : step;
+            sha256_add(&state, bytes + done, n);
+            sha256_add(&state, NULL, 0);
+        }
+        sha256_end(&state, pieces);
+        REQUIRE(memcmp(whole, pieces, 32) == 0);
+    }
+}
+
 /* -- cpu ---------------------------------------------------------------------------------------------------------- */
 
 static void test_missing_features_are_named(void)
@@ -337,6 +355,7 @@ int host_units(int argc, char **argv)
     if (argc) return 2;
     test_known_digests();
     test_both_ways_of_hashing_agree();
+    test_a_hash_of_pieces_is_that_of_the_whole();
     test_missing_features_are_named();
     test_tiles_are_asked_for_and_a_refusal_is_said();
     test_plans_fit_the_rows();

@@ -98,6 +98,14 @@ def test_null_and_nonsense_are_refused_everywhere(toy_so: Path) -> None:
             api.logits(sequence, none),
             api.sample(none, none, c.byref(token)),
             api.sample(sequence, none, none),
+            api.sequence_save(none, b"x", none, 0),
+            api.sequence_save(sequence, none, none, 0),
+            api.sequence_save(sequence, b"x", none, 1),
+            api.sequence_restore(none, b"x", c.byref(out)),
+            api.sequence_restore(model.handle, none, c.byref(out)),
+            api.sequence_restore(model.handle, b"x", none),
+            api.sequence_tokens(none, none),
+            api.sequence_note(none, none, none),
         ]
         assert refused == [ARGUMENT] * len(refused)
         assert out.value is None

@@ -14,6 +14,7 @@ from llmc.runtime import LlmcError
 from llmc.runtime.binding import Model
 from llmc.runtime.conversation import Conversation, Piece
 from llmc.runtime.generation import How
+from tests.runtime import toy_artifact as toy
 from tests.runtime.stub_artifact import EOS, characters_json, write_stub
 
 TEMPLATE = (
@@ -23,16 +24,25 @@ TEMPLATE = (
 THINKING = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}{{ '<think>' if think }}"
 
 
-def chatting(path: Path, template: str = TEMPLATE, **changes: Any) -> Path:
+def tokenizer_that_thinks() -> str:
     tokenizer = json.loads(characters_json())
     names = {"H": "<think>", "I": "</think>"}
     tokenizer["model"]["vocab"] = {names.get(word, word): i for word, i in tokenizer["model"]["vocab"].items()}
     ids = tokenizer["model"]["vocab"]
     first = tokenizer["added_tokens"][0]
     tokenizer["added_tokens"] += [{**first, "id": ids[name], "content": name} for name in names.values()]
-    return write_stub(
-        path, **{"chat": {"template": template, "tokens": {}}, "tokenizer": json.dumps(tokenizer)} | changes
-    )
+    return json.dumps(tokenizer)
+
+
+def chatting(path: Path, template: str = TEMPLATE, **changes: Any) -> Path:
+    sections = {"chat": {"template": template, "tokens": {}}, "tokenizer": tokenizer_that_thinks()}
+    return write_stub(path, **sections | changes)
+
+
+def chatting_toy(folder: Path) -> Path:
+    """One whose runtime is the project's own."""
+    chat = json.dumps({"template": TEMPLATE, "tokens": {}}).encode()
+    return toy.build_artifact(folder, chat=chat, tokenizer=tokenizer_that_thinks().encode())
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +151,53 @@ def test_who_has_no_template_is_told(tmp_path: Path) -> None:
     ):
         with llmc.load(chatting(tmp_path / "b.so", **changes)) as model, pytest.raises(LlmcError, match=fact):
             Conversation(model)
+
+
+TOY_HOW = How(logit_bias=((toy.EOS, -9999.0), (toy.POISON, -9999.0)))
+
+
+@pytest.fixture(scope="module")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with llmc.load(chatting_toy(tmp_path_factory.mktemp("toy"))) as model:
+        yield model
+
+
+def test_a_conversation_goes_on_from_its_file(toy_model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "talk.seq"
+    with Conversation(toy_model, "be") as talk:
+        said(talk.ask("hi", 4, TOY_HOW))
+        pieces = talk.ask("yo", 9, TOY_HOW)
+        next(pieces)  # and the rest is not listened to
+        talk.save(file)
+        third = said(talk.ask("so", 4, TOY_HOW))
+    with Conversation(toy_model) as other:
+        said(other.ask("else", 2, TOY_HOW))
+        other.restore(file)
+        assert [message["role"] for message in other.messages] == ["system", *["user", "assistant"] * 2]
+        assert said(other.ask("so", 4, TOY_HOW)) == third
+        assert other.messages == talk.messages
+        assert other.generation is not None
+        assert talk.generation is not None
+        assert other.generation.prompt == talk.generation.prompt  # no more is read than there
+        other.begin_anew()
+        assert other.messages == [{"role": "system", "content": "be"}]
+        other.save(file)
+    with toy_model.restore(file) as sequence:
+        assert sequence.tokens == []  # of what was said before nothing is kept
+
+
+NOTES = (b"", b"{", b"[]", b'{"messages": 7}', b'{"messages": [7]}', b'{"messages": [{"role": "user"}]}', b"\xff")
+
+
+@pytest.mark.parametrize("note", [*NOTES, b'{"messages": [{"role": 7, "content": ""}]}', b"[" * 9999])
+def test_a_file_of_something_else_leaves_the_conversation(toy_model: Model, tmp_path: Path, note: bytes) -> None:
+    with toy_model.sequence() as sequence:
+        sequence.feed([3, 4])
+        sequence.save(tmp_path / "x", note)
+    with Conversation(toy_model) as talk:
+        first = said(talk.ask("hi", 2, TOY_HOW))
+        with pytest.raises(LlmcError, match="this file keeps a text, and no conversation"):
+            talk.restore(tmp_path / "x")
+        assert [message["content"] for message in talk.messages] == ["hi", first]
+        said(talk.ask("yo", 2, TOY_HOW))
+    assert toy_model.info.kv_tokens_free == toy_model.info.kv_tokens

@@ -14,6 +14,7 @@ from llmc.runtime import format as fmt
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY
 from llmc.runtime.plan import unpack_plan
+from llmc.runtime.prompt_cache import PromptCache
 from llmc.runtime.speculate import DraftModel, Guess, Guessed, Speculation, speculate
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_states
@@ -123,6 +124,45 @@ def test_a_sequence_is_repeated_with_its_state(model: Model) -> None:
         with sequence.repeat(4) as copy:
             copy.feed(TEXT[4:6])
             assert copy.logits().tolist() == toy.oracle(TEXT[:6])[-1]
+
+
+def test_a_saved_sequence_goes_on_with_its_state(model: Model, tmp_path: Path) -> None:
+    for n in (1, 5, 8, 29):
+        with model.sequence() as sequence:
+            sequence.feed(TEXT[:n])
+            sequence.save(tmp_path / "text.seq")
+        with model.restore(tmp_path / "text.seq") as back, back.fork() as fork:
+            assert model.info.n_slots_free == SLOTS - 1
+            fork.feed([9])
+            back.feed(TEXT[n:])
+            assert back.tokens == TEXT
+            assert back.logits().tolist() == toy.oracle(TEXT)[-1]
+            assert fork.logits().tolist() == toy.oracle([*TEXT[:n], 9])[-1]
+
+
+def test_no_slot_for_what_is_restored_is_one_clear_error(states_so: Path, tmp_path: Path) -> None:
+    with llmc.load(states_so, slots=1) as model, model.sequence() as sequence:
+        sequence.feed(TEXT[:5])
+        sequence.save(tmp_path / "text.seq")
+        with pytest.raises(LlmcError, match="no slot for a sequence's state: 1 of 1 are taken"):
+            model.restore(tmp_path / "text.seq")
+        assert sequence.logits().tolist() == toy.oracle(TEXT[:5])[-1]
+
+
+def test_a_prompt_is_kept_where_it_parts_from_the_one_before(model: Model, tmp_path: Path) -> None:
+    """A state does not go back there: so from the second prompt on what they have in common is read once more, and the
+    third finds it."""
+    path, found, kept = tmp_path / "prompt.seq", [], []
+    for end in ([4, 8], [4, 8], [9], [11, 2], [4, 9]):
+        cache = PromptCache(path)
+        prompt = [*TEXT[:16], *end]
+        said = list(model.stream(prompt, 4, ignore_eos=True, cache=cache))
+        assert said == model.tokens(prompt, 4, ignore_eos=True)
+        found.append(cache.n_found)
+        with model.restore(path) as sequence:
+            kept.append(sequence.length)
+    assert found == [0, 18, 0, 16, 16]
+    assert kept == [18, 18, 16, 16, 16]
 
 
 # -- guesses -----------------------------------------------------------------------------------------------------------

@@ -92,6 +92,15 @@ def test_no_token_is_chosen_and_none_is_beyond_those_that_there_are(model: Model
             model.run_step([(sequence, np.array([toy.VOCAB - 1], np.int32), None)])
 
 
+def test_nothing_of_a_text_is_kept_in_a_file(model: Model, tmp_path: Path) -> None:
+    with model.sequence() as sequence:
+        sequence.feed(TEXT[:5])
+        for call in (sequence.save, model.restore):
+            with pytest.raises(LlmcError, match="the model reads texts whole, and keeps nothing of them to save"):
+                call(tmp_path / "text.seq")
+    assert not (tmp_path / "text.seq").exists()
+
+
 def test_an_artifact_that_reads_texts_whole_says_so_in_its_version() -> None:
     plan = WholePlan().pack()
     assert plan[4] == fmt.FORMAT_WHOLE

@@ -223,14 +223,17 @@ def build_code(folder: Path, *flags: str, n_programs: int = 1) -> bytes:
     return compile_c(folder / "code.so", toy_sources(folder, n_programs), "-O2", "-shared", *flags).read_bytes()
 
 
-def build_artifact(folder: Path, *flags: str) -> Path:
+def build_artifact(folder: Path, *flags: str, **sections: bytes) -> Path:
     """A whole artifact, which can be loaded."""
     path = folder / "toy.so"
-    path.write_bytes(pack_sections(toy_sections(build_code(folder, *flags))))
+    path.write_bytes(pack_sections(toy_sections(build_code(folder, *flags), **sections)))
     return path
 
 
-WRAPPED = ("calloc", "aligned_alloc", "mmap", "pthread_create", "fopen", "sched_getaffinity")
+WRAPPED = (
+    *("calloc", "aligned_alloc", "mmap", "pthread_create", "fopen", "sched_getaffinity"),
+    *("mkostemp", "pwrite", "fsync", "rename", "read"),
+)
 """Functions of libc that tests in C stand in for."""
 
 Host = Callable[..., str]

@@ -62,6 +62,11 @@ class Model:
             sequence.feed(tokens)
         return sequence
 
+    def restore(self, path: Path) -> Text:
+        handle = Handle()
+        self.check(self.api.sequence_restore(self.handle, str(path).encode(), c.byref(handle)))
+        return Text(self, handle)
+
     def step(self, inputs: Sequence[tuple[Text, Sequence[int]]], all_logits: bool = False) -> list[list[float]]:
         """One step.  With all_logits: for each input, the logits after each of its tokens, one flat list."""
         n_vocab = self.info().n_vocab
@@ -114,6 +119,19 @@ class Text:
         handle = Handle()
         self.model.check(self.model.api.sequence_fork(self.handle, c.byref(handle)))
         return Text(self.model, handle)
+
+    def save(self, path: Path, note: bytes = b"") -> None:
+        self.model.check(self.model.api.sequence_save(self.handle, str(path).encode(), note, len(note)))
+
+    def tokens(self) -> list[int]:
+        out = c.POINTER(c.c_int32)()
+        self.model.check(self.model.api.sequence_tokens(self.handle, c.byref(out)))
+        return out[: len(self)]
+
+    def note(self) -> bytes:
+        at, n_bytes = c.c_void_p(), c.c_size_t()
+        self.model.check(self.model.api.sequence_note(self.handle, c.byref(at), c.byref(n_bytes)))
+        return c.string_at(at.value or 0, n_bytes.value)
 
     def truncate(self, n: int) -> None:
         self.model.check(self.model.api.sequence_truncate(self.handle, n))
