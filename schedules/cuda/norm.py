@@ -1,8 +1,4 @@
-"""Norms over the last axis on a GPU, alone or after a residual addition: include/norm_rows.cuh.
-
-    RMSNormalization(x, weight)                     x / sqrt(mean(x²) + e) · weight
-    LayerNormalization(x, weight[, bias])           (x - mean) / sqrt(var + e) · weight + bias
-    llmc.AddRMSNorm, llmc.AddLayerNorm              the same of s = x + residual; results s and the norm
+"""Norms over the last axis on a GPU, alone or behind an addition (schedules/norm_call.py): include/norm_rows.cuh.
 
 One launch, a block a row, or in a prompt several.  x is f32; the norm is f32, or tiled in the type that the products
 behind it multiply.
@@ -10,25 +6,19 @@ behind it multiply.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, prod
+from math import ceil
 from typing import Literal
 
-from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, RowMajor, short_hash
+from llmc.compiler.kernel import Call, DType, Implementation, Kernel, Launch, Operand, short_hash
 from llmc.compiler.target import Target
 from llmc.schedules.cuda.source import C_TYPES
+from llmc.schedules.norm_call import parse, vector_layouts
 from llmc.schedules.rule import Rule
 
 Kind = Literal["none", "rms", "layer"]
-
-OPERATORS: dict[str, tuple[Kind, bool]] = {
-    "RMSNormalization": ("rms", False),
-    "LayerNormalization": ("layer", False),
-    "llmc.AddRMSNorm": ("rms", True),
-    "llmc.AddLayerNorm": ("layer", True),
-}
-"""Which norm, and whether a residual is added first."""
 
 WARPS = 8
 MULTIPROCESSORS, FLIGHT_ELEMENTS = 132, 8192
@@ -79,31 +69,21 @@ class Norm:
 
 
 def match(call: Call, target: Target) -> Norm | None:
-    if call.op not in OPERATORS:
+    asked = parse(call)
+    if asked is None:
         return None
-    kind, adds = OPERATORS[call.op]
-    x, *others = call.inputs
-    y = call.outputs[-1] if adds else call.outputs[0]
-    if x is None or x.dtype != "f32" or call.attribute("axis", -1) not in (-1, len(x.shape) - 1):
-        return None
-    columns = x.shape[-1]
-    vectors = others[1:] if adds else others
-    if any(v.shape != (columns,) or not (v.constant or v.dtype == "f32") for v in vectors if v):
-        return None
-    bias = len(vectors) > 1 and vectors[1] is not None
-    epsilon = float(call.attribute("epsilon", 1e-5))
-    return Norm(prod(x.shape[:-1]), columns, kind, adds, bias, epsilon, y.dtype if y.tiled else "f32")
+    y = call.outputs[-1] if asked.adds else call.outputs[0]
+    kind: Kind = "layer" if asked.centred else "rms"
+    return Norm(asked.rows, asked.columns, kind, asked.adds, asked.bias, asked.epsilon, y.dtype if y.tiled else "f32")
 
 
 def implement(call: Call, norm: Norm, target: Target) -> Implementation:
-    first_vector = 2 if norm.adds else 1
-    inputs = range(first_vector + 1 + norm.bias)
-    operands = [Operand("input", index) for index in inputs] + [Operand("output", i) for i in range(1 + norm.adds)]
-    constants = [i for i in inputs if i >= first_vector and (vector := call.inputs[i]) and vector.constant]
-    return Implementation((launch(norm, operands),), layouts={index: RowMajor("f32") for index in constants})
+    asked = parse(call)
+    assert asked is not None
+    return Implementation((launch(norm, asked.operands),), layouts=vector_layouts(call, asked))
 
 
-def launch(norm: Norm, operands: list[Operand]) -> Launch:
+def launch(norm: Norm, operands: Sequence[Operand]) -> Launch:
     """One launch over x, [residual], [weight], [bias], [sum], y; all f32 but a tiled y."""
     size = norm.rows * norm.columns
     vectors = (norm.kind != "none") + norm.bias

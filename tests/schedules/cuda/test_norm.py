@@ -12,6 +12,7 @@ import pytest
 from llmc.compiler.kernel import Call, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.schedules.cuda import gated_norm, norm, query_key_norm
+from llmc.schedules.norm_call import OPERATORS
 from tests.emulator.emulate import EmulatedExecutable
 from tests.schedules.test_norm import query_key_norm_call, random_inputs
 
@@ -22,10 +23,10 @@ TARGET = Target("cuda", "sm_90a")
 
 
 def norm_call(op: str, rows: int, columns: int, *, bias: bool = True, tiled: bool = False) -> Call:
-    kind, adds = norm.OPERATORS[op]
+    centred, adds = OPERATORS[op]
     x, vector = TensorType((rows, columns), "f32"), TensorType((columns,), "bf16", constant=True)
     y = TensorType((rows, columns), "bf16", tiled=True) if tiled else x
-    inputs = (x, *[x] * adds, vector, *[vector] * (kind == "layer" and bias))
+    inputs = (x, *[x] * adds, vector, *[vector] * (centred and bias))
     return Call(op, inputs, (*[x] * adds, y), (("axis", -1), ("epsilon", 1e-5)))
 
 
@@ -74,7 +75,7 @@ def test_a_block_has_a_row_where_registers_would_not_hold_it_and_in_decode() -> 
         assert (params.each, params.warps) == (1, norm.WARPS)
 
 
-@pytest.mark.parametrize("op", norm.OPERATORS)
+@pytest.mark.parametrize("op", OPERATORS)
 @pytest.mark.parametrize("columns", [96, 101, 2304])
 def test_every_norm_is_what_its_definition_says(define: Define, op: str, columns: int) -> None:
     got, expected = results(norm_call(op, 3, columns), define)
@@ -82,7 +83,7 @@ def test_every_norm_is_what_its_definition_says(define: Define, op: str, columns
         np.testing.assert_allclose(y, there, rtol=3e-6, atol=3e-6)
 
 
-@pytest.mark.parametrize("op", norm.OPERATORS)
+@pytest.mark.parametrize("op", OPERATORS)
 def test_a_norm_for_products_is_rounded_and_tiled(define: Define, op: str) -> None:
     got, expected = results(norm_call(op, 9, 200, tiled=True), define)
     np.testing.assert_allclose(got[-1], expected[-1], rtol=2**-8, atol=1e-5)
