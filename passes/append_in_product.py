@@ -15,10 +15,11 @@ rewrite:
 refuses: qkv with another user, or made by anything but a product without activation and residual (norms of queries and
 keys stand between them); a cache in another dtype than what is multiplied, as one in int8; heads that a tile of 128
 outputs does not hold whole; values of another size than keys; pairs that are interleaved, or whose elements are no
-multiple of 8 apart.  A norm that is deferred in steps of few tokens alone is deferred no longer.
+multiple of 8 apart.  Where the product's norm is deferred in steps of few tokens only, the new product normalises x
+itself: the steps in which products append have many.
 
-For prompts on GPUs, whose attention reads all keys from the cache: what is not written in float32 and read again is
-(H + 2 KH)·D·8 bytes a token.
+For prompts on GPUs, whose attention reads all keys from the cache anyway.  It saves writing queries, keys and values in
+float32 and reading them again: (H + 2 KH)·D·8 bytes a token.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import OPERATORS, append_name, paged_attention_name
 
 ATTENTION = {paged_attention_name(False, rotary): rotary for rotary in (False, True)}
-"""Operators, and whether they turn queries and keys."""
+"""The operators that are rewritten, and whether each turns queries and keys."""
 TILE_OUTPUTS, CHUNK = 128, 8
-"""Outputs of a product that finish together, and elements that are stored at once."""
+"""How many outputs of a product are finished together, and how many elements are stored at once."""
 
 
 def append_in_product(model: ir.Model, *, kv_dtype: str) -> int:
@@ -60,12 +61,12 @@ def append_in_product(model: ir.Model, *, kv_dtype: str) -> int:
 
 
 def settings_of(name: str, *nodes: ir.Node) -> dict[str, Any]:
-    """What an operator's attributes are, of the first of the nodes that has each."""
+    """The attributes of operator `name`, each taken from the first of the nodes that has it."""
     return {key: next(attribute(n, key) for n in nodes if key in n.attributes) for key in OPERATORS[name].attributes}
 
 
 def take_places(front: ir.Node, node: ir.Node, queries: ir.Value, results: list[ir.Value]) -> None:
-    """Two new nodes for two old ones, under their names: what says where a plan's time goes knows them by these."""
+    """Put two new nodes in the place of two old ones, and give them the old names: profiles of a plan go by names."""
     names = front.name, node.name
     olds = list(node.outputs)
     for old, new in zip(olds, results, strict=True):
@@ -80,8 +81,8 @@ def take_places(front: ir.Node, node: ir.Node, queries: ir.Value, results: list[
 
 
 def plain_name(product: ir.Node) -> str:
-    """What normalises its operand itself where it might take a norm that is deferred: of as many tokens as here none is
-    but behind what defer_norm_in_prompts makes."""
+    """The product's operator, with a norm of its own in place of a deferred one.  In steps of many tokens, for which
+    this pass is, no norm is deferred but by defer_norm_in_prompts; behind what that makes the operator stays."""
     operator = OPERATORS.get(product.op_type)
     if operator and "moments" in operator.inputs:
         front = producer(product.inputs[operator.inputs.index("moments")])

@@ -1,12 +1,12 @@
-"""Let weights of experts that lie another way than operators ask for be brought into order as they are read.
+"""Rearrange weights of experts while they are packed, rather than in the graph, where a checkpoint has another order.
 
 rewrite:
     W' = Transpose(W)
     llmc.Experts…(x, index, share, Concat(W'[:, ::2], W'[:, 1::2]), Transpose(V), …)
     -->
-    llmc.Experts…(x, index, share, W.rows, V.rows, …)      weights that are rearranged when they are packed, some
-                                                           elements of W and V each, in the dtype they are stored in
-refuses: what changes a number, or is made of two weights.
+    llmc.Experts…(x, index, share, W.rows, V.rows, …)      elements of W and of V, rearranged when they are packed,
+                                                           in the dtype they are stored in
+refuses: an operand whose numbers differ from the weight's, or that is made of two weights.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from llmc.compiler.graph.shapes import bound, dims, ints
 from llmc.compiler.weights import Array, Weight
 
 FIRST_WEIGHT = 3
-"""Inputs of Experts… from here on are weights."""
+"""The inputs of Experts… from this one on are weights."""
 
 
 class Arranged(NamedTuple):
-    """A weight, and what is done to it; how, as a text: the same texts do the same."""
+    """A weight, and how it is rearranged.  how: the same as text: equal texts mean equal arrangements."""
 
     weight: Weight
     arrange: Callable[[Array], Array]
@@ -60,7 +60,7 @@ def ordered(found: Arranged, shape: tuple[int, ...]) -> Weight:
 
 
 def arranged(value: ir.Value | None) -> Arranged | None:
-    """The weight of whose elements a value is made, each as it is; None: it is made of anything else."""
+    """The one weight whose elements, unchanged, make up the value; None if it is made of anything else."""
     weight = weight_of(value)
     if weight is not None:
         return Arranged(weight, lambda array: array, "")

@@ -18,13 +18,13 @@ from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
 Bias = tuple[ir.Value, float]
-"""What is added to scores, and what it is multiplied by after that."""
+"""What is added to scores, and the number by which the sum is multiplied afterwards."""
 TOLERANCE = 1e-6
-"""Of a head's largest bias: what float32 leaves of a product with a whole number."""
+"""How far biases may be from linear, as a part of a head's largest: slope · key is rounded to float32."""
 
 
 def is_row(value: ir.Value | None) -> bool:
-    """Whether it has for each head a number for every key, whatever the query: […, heads, 1, sequence]."""
+    """Whether the value has one number for each head and key, the same for all queries: […, heads, 1, sequence]."""
     *outer, queries, keys = (None, None, *dims(value))
     return queries == 1 and str(keys) == "sequence" and has_heads(outer)
 

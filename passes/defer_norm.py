@@ -16,7 +16,8 @@ refuses: y of other than two dimensions, or a width that is no multiple of 64; y
 in front with an activation or a norm of its own, and one behind that adds a residual; products that multiply numbers of
 different types; a norm behind anything else, as a model's first.
 
-For GPUs: a norm of more tokens than each block would normalise for itself is a launch of its own otherwise.
+For GPUs.  In steps of so many tokens that not every block can normalise them all for itself, a norm would otherwise be
+a launch of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def defer_norm(model: ir.Model) -> int:
 
 
 def is_normed(node: ir.Node) -> bool:
-    """A product that normalises x itself, in a form that can be deferred."""
+    """Whether the node is a product that normalises x itself, for which there is an operator with a deferred norm."""
     return node.domain == "llmc" and deferred_name(node.op_type) in OPERATORS
 
 
@@ -67,7 +68,7 @@ def fits(front: ir.Node, node: ir.Node) -> bool:
 
 
 def multiplies(node: ir.Node) -> str | None:
-    """What the product's weight is stored in, of codes what they are widened to."""
+    """The dtype that a product multiplies in: that of its weight, or what the weight's codes are widened to."""
     weight = weight_of(node.inputs[OPERATORS[node.op_type].inputs.index("weight")])
     if weight is None:
         return None
@@ -76,7 +77,7 @@ def multiplies(node: ir.Node) -> str | None:
 
 
 def folded(graph: ir.Graph, node: ir.Node) -> list[ir.Value]:
-    """What the norm's bias and the mean come to in a product behind LayerNorm."""
+    """For a product behind LayerNorm the constant [V g; V b + bias], by which it applies mean and bias to its sums."""
     if not op_name(node).startswith("llmc.LayerNorm"):
         return []
     norm_weight, norm_bias, weight, *bias = (weight_of(value) for value in node.inputs[1:])

@@ -11,9 +11,9 @@ rewrite:
 refuses: moments with another user than such a product; weights that are not multiplied in bfloat16, which alone has the
 range for sums that are not normalised.
 
-Moments of 64 columns are those of a tile that ends, and say to both products that this norm is no launch of its own
-(schedules/cuda/deferred_norm.py).  For prompts on GPUs: such a launch reads y in float32 and writes it again, rounded;
-here it is rounded where it is made.
+TileMoments are moments of 64 columns, those of one tile; their presence tells the schedules of both products that this
+norm is no launch of its own (schedules/cuda/deferred_norm.py).  For prompts on GPUs: such a launch would read y in
+float32 and write it again, rounded; here y is rounded where it is made.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PREPARING = {
 
 
 def defer_norm_in_prompts(model: ir.Model) -> int:
-    """Assumes a step graph after defer_norm; leaves no norm that is deferred in steps of few tokens alone.  Returns the
-    number of norms."""
+    """Assumes a step graph after defer_norm; leaves no norm that is deferred in steps of few tokens but not in those of
+    many.  Returns the number of norms."""
     n_rewrites = 0
     for node in list(model.graph):
         name = PREPARING.get(op_name(node))

@@ -21,7 +21,7 @@ OTHER = "the attention adds to its scores a bias that is looked up in a weight, 
 
 
 def looked_up(value: ir.Value | None) -> ir.Node | None:
-    """The lookup in a weight that a value […, heads, sequence, sequence] is made of, if it is one."""
+    """The node that looks rows of a weight up, if the value […, heads, sequence, sequence] is made by one."""
     if value is None or [str(size) for size in dims(value)[-2:]] != ["sequence", "sequence"]:
         return None
     found = [node for each in ancestors(value, ()) if (node := each.producer()) is not None and is_lookup(node)]
@@ -36,8 +36,9 @@ def is_lookup(node: ir.Node) -> bool:
 
 
 def read_distances(value: ir.Value, n_heads: int, n_context: int, place: str) -> Weight:
-    """What is added to the score of a query and a key, by head and distance: [n_heads, 2 C], where C is n_context in
-    whole pages and column C + key - query theirs.  Reads no weight.  Raises LlmcError for what is looked up otherwise.
+    """What is added to the score of a query and a key, as a table by head and distance: [n_heads, 2 C], where C is
+    n_context in whole pages; a query and a key find theirs in column C + key - query.  Reads no weight.  Raises
+    LlmcError for what is looked up otherwise.
     """
     node = looked_up(value)
     table = weight_of(node.inputs[0]) if node is not None else None
@@ -63,7 +64,8 @@ def read_distances(value: ir.Value, n_heads: int, n_context: int, place: str) ->
 
 
 def is_passed_on(looked: ir.Value, value: ir.Value) -> bool:
-    """Whether the value has for each head what the lookup [sequence, sequence, heads] gave: tried with numbers."""
+    """Whether the value holds, head by head, just what the lookup [sequence, sequence, heads] gave: tried out with
+    numbers."""
     if [str(size) for size in dims(looked)[:2]] != ["sequence", "sequence"]:
         return False
     numbers = np.random.default_rng(0).normal(size=(SHORT, SHORT, int(str(dims(looked)[2])))).astype(np.float32)
@@ -73,7 +75,7 @@ def is_passed_on(looked: ir.Value, value: ir.Value) -> bool:
 
 
 def buckets(index: ir.Value, n_tokens: int, place: str) -> Array:
-    """Which row a key takes that is 1 - n_tokens … n_tokens - 1 behind its query, [2 n_tokens - 1]."""
+    """The table's row for each distance key - query from 1 - n_tokens to n_tokens - 1, [2 n_tokens - 1]."""
     found = numbers_of(index, None, n_tokens, {})
     if found.shape != (n_tokens, n_tokens):
         raise LlmcError(OTHER, place=place)
@@ -85,7 +87,7 @@ def buckets(index: ir.Value, n_tokens: int, place: str) -> Array:
 
 
 def numbers_of(value: ir.Value, cut: ir.Value | None, n_tokens: int, given: dict[str, Array]) -> Array:
-    """What a value is for one sequence.  cut: what is not looked behind, for it is given."""
+    """What a value is for one sequence.  cut: values that are given, so that what makes them is not evaluated."""
     cuts = [cut] if cut is not None else []
     leaves = [each for each in ancestors(value, cuts) if each.is_graph_input()]
     feeds = {str(each.name): np.arange(n_tokens)[None] for each in leaves}

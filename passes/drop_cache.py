@@ -47,7 +47,7 @@ def drop_cache(model: ir.Model) -> int:
 
 
 def default_of(graph: ir.Graph, value: ir.Value, ids: ir.Value) -> ir.Value:
-    """What the input is for a sequence that begins, and is not padded."""
+    """What the input holds for a sequence that begins here and is not padded."""
     name, shape = str(value.name), list(value.shape or ())
     first = graph[0]
     if name == "attention_mask" and len(shape) == 2:
@@ -79,6 +79,6 @@ def made(before: ir.Node, op: str, inputs: Sequence[ir.Value | None], **attribut
 
 
 def is_past(value: ir.Value) -> bool:
-    """Whether it holds earlier keys or values: [batch, heads, past, D], in whatever order past and heads are."""
+    """Whether an input holds earlier keys or values: [batch, heads, past, D], or [batch, past, heads, D]."""
     shape = list(value.shape or ())
     return len(shape) == 4 and "past" in str(value.name) and sum(isinstance(size, int) for size in shape[1:]) == 2

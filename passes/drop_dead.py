@@ -35,12 +35,12 @@ def drop_dead(model: ir.Model) -> int:
 
 
 def is_absolute(shape: ir.Value | None) -> bool:
-    """Whether a Reshape's shape keeps no size of what comes in, as a 0 does."""
+    """Whether no entry of a Reshape's shape is 0, which would stand for a size of its input."""
     return constant(shape) is not None and 0 not in (ints(shape) or [])
 
 
 def unchanged(node: ir.Node) -> ir.Value | None:
-    """The input that the node's result is no different from."""
+    """The input of the node that its result is equal to, if there is one."""
     x, y = (node.inputs or [None])[0], node.outputs[0]
     if x is None or node.domain or x.is_initializer():
         return None

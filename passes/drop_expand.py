@@ -1,4 +1,4 @@
-"""Leave repeating along an axis to the operators that repeat by themselves.
+"""Drop an Expand whose users broadcast by themselves.
 
 rewrite:
     MatMul(Expand(w [1, 8, 1], [batch, 8, 1]), x [batch, 1, sequence])
@@ -31,7 +31,7 @@ def drop_expand(model: ir.Model) -> int:
 
 
 def repeats(user: ir.Node, index: int, narrow: ir.Value) -> bool:
-    """Whether the user gives the same shape for the operand before it is expanded."""
+    """Whether the user's result has the same shape with the operand as it is before it is expanded."""
     shapes = [dims(narrow) if i == index else dims(value) for i, value in enumerate(user.inputs)]
     try:
         if user.op_type in BROADCAST:

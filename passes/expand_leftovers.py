@@ -1,4 +1,4 @@
-"""Spell out what only the passes know: operators that no kernel is written for and that were not fused.
+"""Spell operators out in standard ones again, where they have no kernel and no other pass has fused them.
 
 rewrite:
     llmc.Silu(x)
@@ -45,7 +45,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {"llmc.Silu": ops.Silu, "llmc.Rotar
 
 
 class Emitter:
-    """What a definition in compiler/ops is given to put its nodes into the graph, in front of one node."""
+    """Stands in for the `op` of a definition in compiler/ops, and puts its nodes into the graph, in front of a node."""
 
     def __init__(self, before: ir.Node) -> None:
         self.before = before

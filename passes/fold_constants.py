@@ -1,10 +1,10 @@
-"""Let what depends on constants alone be a constant: worked out when its weight is packed, not in every step.
+"""Work out what depends on constants alone once, when it is packed, and not in every step.
 
 rewrite:
     Add(w, 1.0)
     -->
     w', a weight that is computed when it is read
-refuses: a transposed weight, which `form_linear` takes as it is; what is made of weights and is no float32.
+refuses: a transposed weight, which `form_linear` takes as it is; values made of weights that are not float32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def has_weights(part: ir.Model) -> bool:
 
 
 def folded(graph: ir.Graph, result: ir.Value, part: ir.Model) -> ir.Value:
-    """A constant for `result`, which `part` makes of constants: a weight read late when it is made of weights."""
+    """A constant for `result`, which `part` computes from constants: a `Weight`, unread until it is packed, if any of
+    these is one."""
 
     def read() -> Array:
         return next(iter(evaluate(part, {}).values()))

@@ -35,7 +35,7 @@ def fold_value_scale(model: ir.Model) -> int:
 
 
 def scaled(v: ir.Value | None) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """The product that values are, whatever shape it is brought into; what is scaled in it, and the number."""
+    """The Mul that makes the values, looking through reshapes; its operand that is scaled, and the number."""
     while v is not None and used_once(v) and (reshape := producer(v, "Reshape")) is not None:
         v = reshape.inputs[0]
     node = producer(v, "Mul")

@@ -76,7 +76,7 @@ def products_of_three(node: ir.Node) -> Iterator[tuple[ir.Value | None, ...]]:
 
 
 def is_bent(value: ir.Value | None, x: ir.Value) -> bool:
-    """Whether the value is √(2/π) (x + 0.044715 x³), or x set apart."""
+    """Whether the value is √(2/π) (x + 0.044715 x³), or the same with x factored out."""
     if is_cubic(without(value, "Mul", sqrt(2 / pi)), x):
         return True
     node = producer(value, "Mul")

@@ -80,7 +80,7 @@ def is_scores(value: ir.Value | None) -> bool:
 
 @dataclass
 class Scores:
-    """How scores came to be: scale * q @ k^T [softcapped], then biased and masked.  product: the node of q @ k^T."""
+    """What scores are made of: scale * q @ k^T [softcapped], plus bias and mask.  product: the node of q @ k^T."""
 
     product: ir.Node
     scale: float = 1.0
@@ -130,7 +130,7 @@ class Forming:
     # -- an Attention node ---------------------------------------------------------------------------------------
 
     def standard(self, node: ir.Node) -> bool:
-        """Only the mask goes, and what repeats keys and values; heads that are packed are told apart."""
+        """An Attention node stays, without its mask and what repeats keys and values; packed heads are split."""
         place = f"node {node.name}"
         q, k, v, *more = node.inputs
         mask, cache = (more or [None])[0], more[1:]
@@ -226,7 +226,7 @@ class Forming:
             replace(each, result)
 
     def scores(self, value: ir.Value | None) -> Scores | None:
-        """What is done to q @ k^T, from the softmax back."""
+        """Follow the scores from the softmax back to q @ k^T, and collect what is done to them on the way."""
         scale, softcap, masks, biases, tables = 1.0, 0.0, list[object](), list[Bias](), list[ir.Value]()
         while (node := producer(value)) is not None:
             a, b = (*node.inputs, None)[:2]
@@ -257,7 +257,7 @@ class Forming:
         return None
 
     def product_of(self, probabilities: ir.Value) -> ir.Node | None:
-        """The product with the values; a guard against rows of NaN, which a causal mask has none of, is passed by."""
+        """The product with the values, behind a guard against rows of NaN if there is one: a causal mask makes none."""
         value = probabilities
         while True:
             users = [use for use in value.uses() if use.node.op_type != "IsNaN"]
@@ -328,7 +328,7 @@ def turned(before: ir.Node, transposed: ir.Value | None) -> ir.Value | None:
 
 
 def with_heads(value: ir.Value | None) -> ir.Value | None:
-    """[batch, heads, sequence, D] of what may be [batch * heads, sequence, D]; None where there are no such heads."""
+    """The value as [batch, heads, sequence, D], where it may be [batch * heads, sequence, D]; None if it is neither."""
     if len(dims(value)) == 4:
         return value
     merged = producer(value, "Reshape")
@@ -337,14 +337,15 @@ def with_heads(value: ir.Value | None) -> ir.Value | None:
 
 
 def split_again(value: ir.Value) -> list[ir.Value]:
-    """What becomes of [batch * heads, sequence, D], if that is [batch, heads, sequence, D] for every user."""
+    """The value [batch, heads, sequence, D] that a value [batch * heads, sequence, D] is reshaped into, if all of its
+    users reshape it so."""
     found = [use.node.outputs[0] for use in value.uses() if use.node.op_type == "Reshape"]
     fits = len(found) == len(value.uses()) and all(splits_first(dims(each), dims(value)) for each in found)
     return found if fits else []
 
 
 def splits_first(apart: Dims, merged: Dims) -> bool:
-    """Whether the first shape is the second one, its first axis in two."""
+    """Whether the first shape is the second one with its first axis split in two."""
     if len(apart) != 4 or len(merged) != 3 or apart[2:] != merged[1:]:
         return False
     return str(merged[0]) == (str(apart[0]) if apart[1] == 1 else f"{apart[0]}*{apart[1]}")

@@ -1,4 +1,4 @@
-"""Write the choice of a token's best element, and what hides it from the next choice, as other routers are written.
+"""Write routers that choose experts one after the other, hiding those already chosen, in the operators others use.
 
 rewrite:
     ArgMax(s, axis=-1, keepdims=1)
@@ -10,7 +10,7 @@ rewrite:
     Where(Equal(best, [0, 1, …, E-1]), c, s)
 refuses: several places at once, sums with what is there, the last of equal elements.
 
-So Phi 3.5's mixture chooses its two experts, one after the other: the second's share is among the others alone.
+Phi 3.5's mixture chooses its two experts so: the share of the second is its softmax among all but the first.
 """
 
 from __future__ import annotations

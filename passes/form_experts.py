@@ -12,8 +12,9 @@ rewrite:
 refuses: several experts for a token; scores but the sigmoid of the chosen logit and 0; up before gate; another gate.
 A model with other products for all experts at once is refused by name.
 
-So Llama 4 has it: every token goes to every expert, times a score that is 0 for all experts but one, and an expert
-gives nothing for nothing.  The score stands before the gate, so it is none of the operator's shares: those are 1.
+Llama 4 has it so: every token goes to every expert, multiplied by a score that is 0 for all experts but one, and what
+an expert makes of 0 is 0.  As scores are multiplied in before the gate, they are not the operator's shares: those are
+1.
 """
 
 from __future__ import annotations
@@ -103,14 +104,14 @@ def mixture(total: ir.Node) -> Mixture | None:
 
 
 def same_shape(value: ir.Value | None) -> ir.Value | None:
-    """What a Reshape or an Expand that changes nothing was made of; else the value."""
+    """The value in front of a Reshape or an Expand that changes nothing; else the value itself."""
     node = producer(value, "Reshape", "Expand")
     same = node is not None and len(dims(value)) == len(dims(node.inputs[0])) and dims(value) == dims(node.inputs[0])
     return node.inputs[0] if node is not None and same else value
 
 
 def has_weights(gate_up: ir.Value, down: ir.Value) -> bool:
-    """Whether they are those of experts, [E, K, 2N] and [E, N, K], and no token's."""
+    """Whether both are weights of experts, [E, K, 2N] and [E, N, K]."""
     one, other = dims(gate_up), dims(down)
     if len(one) != 3 or len(other) != 3 or gate_up.producer() is not None or down.producer() is not None:
         return False
@@ -123,7 +124,7 @@ def size_at(shape: tuple[object, ...], axis: int) -> int:
 
 
 def activated(value: ir.Value | None) -> tuple[ir.Value | None, str | None]:
-    """The gate, and what our operators call its activation; None for none."""
+    """The gate's operand, and the name that operators have for its activation; None if it is not activated."""
     node = producer(value, "Mul")
     if node is None:
         return None, None

@@ -1,4 +1,4 @@
-"""Look numbers up with Gather, where they are looked up by coordinates of which there is one.
+"""Write GatherND along one axis as Gather.
 
 rewrite:
     GatherND(table, Unsqueeze(index, [-1]))
@@ -6,7 +6,7 @@ rewrite:
     Gather(table, index, axis=0)
 refuses: several coordinates, batches.
 
-So PyTorch exports `scale[index]`, in routers with a scale for each expert.
+PyTorch exports `scale[index]` so, in routers with a scale for each expert.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def form_gather(model: ir.Model) -> int:
 
 
 def one_coordinate(value: ir.Value | None) -> ir.Value | None:
-    """The index, if the value [..., 1] is it."""
+    """The index, if the value [..., 1] is that with one more axis."""
     node = producer(value, "Unsqueeze")
     if node is None or value is None or ints(node.inputs[1]) not in ([-1], [len(dims(value)) - 1]):
         return None

@@ -27,7 +27,8 @@ from llmc.compiler.ops.define import Dims
 
 
 class Groups(NamedTuple):
-    """Scores [batch·sequence, E] in groups; how many are kept, and how many scores say how good one is."""
+    """Scores [batch·sequence, E] in groups, of which `kept` are kept; a group is ranked by the sum of its `best`
+    scores."""
 
     scores: ir.Value
     num_groups: int

@@ -1,12 +1,12 @@
-"""Let attention see latents as they are: keys and values of all heads are never made, and not cached.
+"""Let attention work on latents directly, so that keys and values of all heads are neither made nor cached.
 
 rewrite:
     l, r = Split(kv, [L, RD]);  k, v = Split(Linear(RMSNormalization(l, w), Wkv), [N, DV])           of each head
     CausalAttention(Concat(q[:N], Rotary(q[N:])), Concat(k, Expand(Rotary(r))), v)
     -->
     HeadProduct(CausalLatentAttention(q, HeadProduct(q, Wk), kv, w, cos, sin), Wv)
-for a score is q (Wk l) = (q Wk) l, and a head's result is a sum of Wv l.  Where pairs are put in halves before they are
-turned, in queries and keys alike, they are turned as pairs: a score is the same sum in another order.
+since a score is q (Wk l) = (q Wk) l, and a head's result is a weighted sum of Wv l.  Where both queries and keys have
+their pairs sorted into halves before rotary, they are left as pairs: a score is then the same sum in another order.
 refuses: queries and keys that are turned differently; a latent that is not normalised; biases of Wkv.
 """
 
@@ -36,7 +36,7 @@ def form_latent(model: ir.Model) -> int:
 
 @dataclass(frozen=True)
 class Turned:
-    """What is turned [M, …], its angles, and how; sorted: its results are in halves, for its pairs were put there."""
+    """What rotary turns [M, …], its angles, and how.  sorted: whether its pairs were sorted into halves first."""
 
     x: ir.Value
     angles: tuple[ir.Value, ...]
@@ -121,7 +121,7 @@ def fits(node: ir.Node, q: ir.Value, kv: ir.Value, expand: Weight, rotary_dim: i
 
 
 def plain(value: ir.Value | None) -> ir.Value | None:
-    """The value before it was given other shapes."""
+    """The value in front of all Reshapes and the like."""
     node = producer(value, "Reshape")
     while node is not None:
         value = node.inputs[0]

@@ -1,4 +1,4 @@
-"""Recognise RMSNorm where it is spelled out, and LayerNorm where RMSNorm is of what is left without the mean.
+"""Recognise RMSNorm where it is spelled out, and LayerNorm where RMSNorm is applied to x minus its mean.
 
 rewrite:
     Mul(w, Mul(x, Reciprocal(Sqrt(Add(ReduceMean(Pow(x, 2)), eps)))))    or x / Sqrt(…), x * (1 / Sqrt(…)), no eps
@@ -12,7 +12,7 @@ rewrite:
     RMSNormalization(Sub(x, ReduceMean(x)), w)
     -->
     LayerNormalization(x, w)
-refuses: a mean over other axes than the last.  A weight that is no vector of that axis is multiplied by as it stands.
+refuses: a mean over other axes than the last.  A weight that is no vector along that axis stays a Mul behind the norm.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def form_bare_norm(model: ir.Model) -> int:
 
 
 def is_scale(weight: ir.Value, x: ir.Value) -> bool:
-    """A constant of one number for each element of the last axis; one made of a constant (1 + w) too."""
+    """Whether the value is a constant with one number for each element of the last axis, or made of one (1 + w)."""
     made = producer(weight)
     fixed = constant(weight) is not None or (
         made is not None and all(constant(value) is not None for value in made.inputs if value is not None)
@@ -108,7 +108,7 @@ def inverse_root(value: ir.Value | None) -> ir.Node | None:
 
 
 def mean_square(value: ir.Value | None, x: ir.Value | None) -> float | None:
-    """eps, if the value is the mean of x squared plus eps; 0 where it is that alone."""
+    """eps, if the value is mean(x²) + eps; 0 if it is mean(x²)."""
     add = producer(value, "Add")
     if add is None:
         return 0.0 if is_square(mean_of(value), x) else None

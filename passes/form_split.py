@@ -1,4 +1,4 @@
-"""Cut a value into its parts at once, where it is cut slice by slice.
+"""Cut a value into its parts with one Split, where it is cut slice by slice.
 
 rewrite:
     x[…, :64], x[…, 64:96], x[…, 96:]                                    x [batch, sequence, 128]

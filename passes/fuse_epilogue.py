@@ -23,8 +23,8 @@ from llmc.passes.merge_gate_up import activation_of
 
 
 def fuse_epilogue(model: ir.Model) -> int:
-    """Assumes Linear and LinearBias nodes and one-node activations, and that norms took the sums they want; leaves any
-    operator of the Linear family. Returns the number of fusions."""
+    """Assumes Linear and LinearBias nodes and activations of one node, after fuse_norm, which comes first to sums that
+    are normalised; leaves any operator of the Linear family. Returns the number of fusions."""
     n_rewrites = 0
     for node in list(model.graph):
         result = with_activation(node) or with_residual(node)
@@ -35,7 +35,7 @@ def fuse_epilogue(model: ir.Model) -> int:
 
 
 def linear_of(value: ir.Value | None) -> tuple[ir.Node, tuple[bool, str, bool]] | None:
-    """The product that makes this value for its one user, and what is fused into it already."""
+    """The product that makes this value, if the value has one user; and what is fused into the product already."""
     node = producer(value)
     if node is None or value is None or node.domain != "llmc" or not used_once(value):
         return None

@@ -6,7 +6,7 @@ rewrite:
     llmc.Experts…Residual(x, index, share, W, V, r)      likewise those with biases and a clamped gate
 refuses: experts with another user; an r of another shape, or that is a constant.
 
-For GPUs: it would be a launch, between kernels that wait for memory.
+For GPUs, where the sum would be a launch of its own, between kernels that wait for memory.
 """
 
 from __future__ import annotations

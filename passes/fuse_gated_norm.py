@@ -7,7 +7,7 @@ rewrite:
 refuses: a norm over other axes; gates of another shape, or by another function; more columns than the kernel takes; a
     norm that others read.
 
-For GPUs: four launches, of which three read and write all of it.
+For GPUs, where this would be four launches, three of which read and write the whole value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmc.compiler.graph import attribute, constant, emit, is_last_axis, produce
 from llmc.compiler.graph.shapes import dims
 
 MOST_COLUMNS = 1024
-"""A warp has a row, 32 numbers a lane."""
+"""What the kernel takes: a warp has a row, and each lane 32 numbers of it."""
 
 
 def fuse_gated_norm(model: ir.Model) -> int:
@@ -46,7 +46,7 @@ def fits(norm: ir.Node, z: ir.Value) -> bool:
 
 
 def gate_of(value: ir.Value | None) -> ir.Value | None:
-    """z, of which this is silu."""
+    """z, if the value is silu(z)."""
     product = producer(value, "Mul")
     for z, share in (product.inputs, product.inputs[::-1]) if product is not None else ():
         made = producer(share, "Sigmoid")

@@ -10,7 +10,7 @@ rewrite:
     likewise Softplus(x) without the Where, which changes no bit of float32
 refuses: gates of another form; a threshold below which softplus(x) is not x; a bias or a rate that is no constant [VH].
 
-For GPUs: each of the operators would be a launch, for two numbers a head.
+For GPUs, where each of these operators would be a launch, for two numbers a head.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fuse_gates(model: ir.Model) -> int:
 
 
 def scaled(value: ir.Value | None, op_type: str = "Mul") -> tuple[ir.Value | None, ir.Value | None]:
-    """A constant [VH] and what it is multiplied by, or added to; None, None for another value."""
+    """The constant [VH] among the two operands of a Mul or an Add, and the other one; None, None for another value."""
     made = producer(value, op_type)
     for vector, other in (made.inputs, made.inputs[::-1]) if made is not None else ():
         if constant(vector) is not None and dims(vector) == dims(other)[-1:]:
@@ -54,7 +54,7 @@ def scaled(value: ir.Value | None, op_type: str = "Mul") -> tuple[ir.Value | Non
 
 
 def softplus_of(value: ir.Value | None) -> ir.Value | None:
-    """x, of which this is the softplus."""
+    """x, if the value is softplus(x)."""
     if (where := producer(value, "Where")) is not None:
         above, x, value = where.inputs
         greater = producer(above, "Greater")

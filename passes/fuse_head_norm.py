@@ -52,8 +52,8 @@ OF_QUERIES = {
 
 
 def fuse_head_norm(model: ir.Model) -> int:
-    """Assumes paged attention; leaves none whose queries and keys an operator before it normalises head by head, both
-    alike.  Returns the number of layers."""
+    """Assumes paged attention; leaves none in front of which queries and keys are normalised head by head in the same
+    way.  Returns the number of layers."""
     n_rewrites = 0
     for node in list(model.graph):
         if (op_name(node) in FUSED and fuse(node)) or (op_name(node) in OF_QUERIES and fuse_queries(node)):
@@ -92,7 +92,7 @@ def fuse_queries(node: ir.Node) -> bool:
 
 
 def put_in(node: ir.Node, op: str, operands: list[ir.Value | None], epsilon: float) -> None:
-    """An operator that normalises, in the node's place."""
+    """Put an attention that normalises in the node's place."""
     settings = attributes_of(node)
     results = emit(node, op, operands, n_results=len(node.outputs), like=node, **settings, epsilon=epsilon)
     for before, after in zip(node.outputs, results, strict=True):
@@ -105,7 +105,7 @@ def epsilon_of(norm: ir.Node) -> float:
 
 
 def head_norm(value: ir.Value | None, n_heads: int, head_dim: int) -> tuple[ir.Node, ir.Value] | None:
-    """The RMSNormalization that made each head of `value` [M, n_heads · D], and what it was made of, as flat."""
+    """The RMSNormalization of each head that made `value` [M, n_heads · D], and what it normalised, of that shape."""
     norm_of = flattened(value)
     norm = producer(norm_of, "RMSNormalization")
     if norm is None or norm_of is None or not used_once(norm_of) or len(norm.inputs) != 2:
@@ -122,7 +122,7 @@ def head_norm(value: ir.Value | None, n_heads: int, head_dim: int) -> tuple[ir.N
 
 
 def bare_norm(value: ir.Value | None, n_heads: int, epsilon: float) -> ir.Value | None:
-    """What `value` [M, n_heads · DV] was before each of its heads was normalised, with weights of one."""
+    """What `value` [M, n_heads · DV] was before its heads were normalised with weights of 1; None if they were not."""
     size = dims(value)[1]
     assert isinstance(size, int)
     found = head_norm(value, n_heads, size // n_heads)
@@ -134,6 +134,6 @@ def bare_norm(value: ir.Value | None, n_heads: int, epsilon: float) -> ir.Value 
 
 
 def flattened(value: ir.Value | None) -> ir.Value | None:
-    """What a Reshape with no other user made the value of; else the value."""
+    """The value in front of a Reshape that has no other user; else the value itself."""
     reshape = producer(value, "Reshape")
     return reshape.inputs[0] if reshape is not None and value is not None and used_once(value) else value

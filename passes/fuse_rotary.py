@@ -118,7 +118,7 @@ def spelled_out(add: ir.Node) -> Rotation | None:
 
 
 def rotation(x: ir.Value, y: ir.Value | None, cos: ir.Value | None, sin: ir.Value | None) -> Rotation | None:
-    """That of x cos + y sin."""
+    """The rotation that computes x cos + y sin, if y is x with its halves, or its pairs, exchanged and one negated."""
     by_pairs = rotate_half(y) is not x
     if by_pairs and rotate_pairs(y) is not x:
         return None
@@ -157,7 +157,7 @@ def waves_by_halves(value: ir.Value | None, function: str, axis: int = 1) -> Wav
 
 
 def fuse_halves(model: ir.Model) -> int:
-    """Rotations of two halves by themselves, as gpt-oss has them."""
+    """Form rotary embeddings where two halves are turned apart from each other, as in gpt-oss."""
     n_rewrites = 0
     for node in list(model.graph):
         found = turned_halves(node) if node.op_type == "Concat" and len(node.inputs) == 2 else None

@@ -12,10 +12,10 @@ rewrite:
     is clipped from below; and Softmax(v) of the k largest of x itself, which are softmax(x) over their sum
 
     Mul(share, a number) stays, behind the router, and so does Mul(share, Gather(a scale for each expert, index)).
-refuses: shares of other scores than those that are chosen by; a bias that is no constant [E]; more experts, groups or
-    choices than the kernel takes.
+refuses: shares that are not made of the scores by which experts are chosen; a bias that is no constant [E]; more
+    experts, groups or choices than the kernel takes.
 
-For GPUs: each of the operators would be a launch, and TopK one that goes through all pairs of scores.
+For GPUs, where each of these operators would be a launch, and TopK one that goes through all pairs of scores.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Router(NamedTuple):
 
 
 def fuse_router(model: ir.Model) -> int:
-    """Assumes a step graph; leaves no router of experts in parts that one kernel does.  Returns their number."""
+    """Assumes a step graph; leaves no router in several operators that one kernel could do.  Returns the number of
+    fused routers."""
     n_rewrites = 0
     for node in list(model.graph):
         if not is_experts(node):
@@ -82,7 +83,7 @@ def before_scales(share: ir.Value | None, index: ir.Value | None) -> ir.Value | 
 
 
 def router_of(chosen: ir.Node, share: ir.Value) -> Router | None:
-    """What makes the indices of a TopK, and these shares."""
+    """The router that makes the indices of a TopK and these shares; None where no kernel does what is done here."""
     count = ints(chosen.inputs[1])
     if not count or not takes_largest(chosen):
         return None
@@ -112,7 +113,7 @@ def of_logits(chosen: ir.Node, share: ir.Value) -> ir.Value | None:
 
 
 def normalised(share: ir.Value) -> tuple[ir.Value | None, float | None]:
-    """What is divided by its sum, and the least that the sum counts as; None for shares that are not."""
+    """The shares before they are divided by their sum, and the least that this sum counts as; None, if they are not."""
     quotient = producer(share, "Div")
     if quotient is None:
         return share, None

@@ -56,7 +56,8 @@ def gather_rows(model: ir.Model) -> int:
 
 
 def taken(graph: ir.Graph, before: ir.Node | None, value: ir.Value, rows: ir.Value) -> ir.Value:
-    """Rows of a value, in front of the node that wants them; None: they are the result."""
+    """The rows of a value that `rows` asks for, emitted in front of `before`; None: at the end, as the graph's
+    result."""
     node = value.producer()
     if node is not None and node.op_type in POOLS:
         positions = next(value for value in graph.inputs if value.name == "positions")

@@ -1,4 +1,4 @@
-"""Let one node look up all that a step's tokens and positions stand for.
+"""Look up all rows that a step's tokens and positions choose with one node.
 
 rewrite:
     x = Gather(embedding, tokens, axis=0)
@@ -6,11 +6,11 @@ rewrite:
     s = Gather(table.sin, positions, axis=0)
     -->
     x, c, s = llmc.Gather3(embedding, tokens, table.cos, positions, table.sin, positions)
-refuses: rows of what is no constant of floats, or along another axis; a number that is no input of the step; rows that
-products alone read, which are written as these want them; one lookup alone.
+refuses: tables that are no constants of floats, or rows along another axis; indices that are no input of the step; rows
+that only products read, which are written in the order that these want; a single lookup.
 
-For GPUs: each would be a launch, of which those of angles stand between the first product and attention, where memory
-has nothing to do meanwhile.
+For GPUs, where each would be a launch; those of angles would stand between the first product and attention, while
+memory has nothing to do.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from llmc.compiler.ops import MOST_TABLES, gathers_name
 
 
 def gather_together(model: ir.Model) -> int:
-    """Assumes a step graph; leaves no two lookups by its inputs that could be one.  Returns the number of those that
-    are together now."""
+    """Assumes a step graph; leaves no two lookups by its inputs that could be one.  Returns the number of lookups that
+    were joined."""
     n_rewrites = 0
     found = [node for node in model.graph if is_lookup(node)]
     for start in range(0, len(found), MOST_TABLES):

@@ -147,14 +147,14 @@ def width(value: ir.Value | None) -> int:
 
 
 def unshaped(value: ir.Value | None) -> ir.Value | None:
-    """What a value is, whatever shape it was brought into."""
+    """The value in front of all Reshapes and the like."""
     while (reshape := producer(value, "Reshape")) is not None:
         value = reshape.inputs[0]
     return value
 
 
 def as_before(value: ir.Value) -> ir.Value:
-    """The value, or what it was before it was brought into another shape and back."""
+    """The value, or that in front of reshapes which together change nothing."""
     before = unshaped(value)
     return before if before is not None and dims(before) == dims(value) else value
 
@@ -170,7 +170,7 @@ Rotation = tuple[ir.Value, ir.Value, list["ir.Value | None"], dict[str, Any]]
 
 
 def same_rotation(q: ir.Value | None, k: ir.Value | None) -> Rotation | None:
-    """Queries and keys before they are turned, by what angles, and how; None unless both are turned alike."""
+    """Queries and keys before rotary, its angles and attributes; None unless both are turned in the same way."""
     a, b = producer(q, "llmc.Rotary"), producer(k, "llmc.Rotary")
     if a is None or b is None or list(a.inputs[1:]) != list(b.inputs[1:]):
         return None

@@ -50,7 +50,7 @@ def insert_states(model: ir.Model) -> int:
 
 
 def insert_by_channel(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value, slots: ir.Value) -> None:
-    """A convolution, or a scan, of which each channel has a state of its own."""
+    """Rewrite a convolution or a scan, in which each channel has a state of its own."""
     state = state_input(graph, place, state_sizes(node))
     settings = attributes_of(node) | {PLACE: place}
     name = f"{DOMAIN}.Stateful{node.op_type}"

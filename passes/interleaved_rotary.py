@@ -31,7 +31,7 @@ Waves: TypeAlias = tuple[ir.Value, Make]
 
 
 def rotate_pairs(value: ir.Value | None) -> ir.Value | None:
-    """x, if the value has in place of each pair (a, b) of x's last axis the pair (-b, a)."""
+    """x, if the value is x with each pair (a, b) of its last axis replaced by (-b, a)."""
     joined = producer(value, "Reshape")
     pairs = producer(joined.inputs[0] if joined else None, "Concat")
     if value is None or pairs is None or len(pairs.inputs) != 2 or not is_last_axis(pairs, attribute(pairs, "axis")):
@@ -117,8 +117,8 @@ def twice(value: ir.Value | None) -> ir.Value | None:
 
 
 def waves_by_pairs(value: ir.Value | None, function: str, axis: int = 1) -> Waves | None:
-    """The waves that the value [B, 1, S, RD] has twice in a row each: of function(f), perhaps scaled.  axis: that of
-    the 1."""
+    """The cosines or sines of which the value [B, 1, S, RD] has each twice in a row: function(f), perhaps
+    scaled.  axis: that of the 1."""
     once = twice(value)
     make = before_heads(once, axis) if once is not None else before_twice(value, function, axis)
     return (value, make) if value is not None and make is not None else None
@@ -134,7 +134,7 @@ def before_heads(value: ir.Value, axis: int) -> Make | None:
 
 
 def before_twice(value: ir.Value | None, function: str, axis: int) -> Make | None:
-    """function(f) of Unsqueeze(function(twice(f)), 1), times what that is scaled by."""
+    """function(f), if the value is Unsqueeze(function(twice(f)), 1); a scale of the latter is kept."""
     value = unsqueezed(value, axis)
     scaled = producer(value, "Mul")
     scale = scaled.inputs[1] if scaled is not None and number(scaled.inputs[1]) is not None else None

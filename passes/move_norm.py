@@ -26,7 +26,7 @@ from llmc.compiler.weights import Weight
 from llmc.passes.tabulate_positions import at_positions
 
 PLACES = 977 * np.arange(13)
-"""Positions at which angles are looked at."""
+"""Positions at which angles are checked."""
 
 
 def move_norm(model: ir.Model) -> int:
@@ -65,7 +65,7 @@ def is_even(weight: ir.Value | None) -> bool:
 
 
 def are_unit(graph: ir.Graph, waves: tuple[ir.Value | None, ...]) -> bool:
-    """Whether cosines and sines, made of positions, are those of angles: worked out at some."""
+    """Whether C² + S² is 1 for cosines and sines that are made of positions: worked out at PLACES."""
     total: Any = 0.0
     for wave in waves:
         made_of = ancestors(wave, ()) if wave is not None else ()

@@ -10,7 +10,7 @@ rewrite:
     Add(position_ids, 2)
 refuses: anything else that depends on how long the sequence is, and reaches the tokens.
 
-Found by what a value holds, 0, 1, 2, … or these and a constant, not by how it came about.
+Such values are found by what they hold (0, 1, 2, …, or that plus a constant), not by how they are made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llmc.compiler.graph.shapes import dims
 from llmc.runtime.errors import LlmcError
 
 MOST_OFFSET = 1024
-"""Of a position within a table: OPT's is 2."""
+"""The largest constant that may be added to positions: OPT's rows begin at 2."""
 
 
 def name_positions(model: ir.Model, *, n_context: int) -> int:
@@ -81,7 +81,7 @@ def counts(value: ir.Value, probes: Sequence[Probe]) -> int | None:
 
 
 def like(value: ir.Value, positions: ir.Value) -> ir.Value:
-    """Positions [batch, sequence] with the further axes of 1 that the value has."""
+    """Positions [batch, sequence], with as many more axes of 1 as the value has."""
     axes = [axis for axis, size in enumerate(dims(value)) if axis and str(size) != "sequence"]
     node, graph = value.producer(), value.graph
     assert node is not None
@@ -112,7 +112,8 @@ def look_up(value: ir.Value, positions: ir.Value, offset: int) -> int:
 
 
 def refuse_lengths(graph: ir.Graph) -> None:
-    """What positions alone are made into may take sizes: tabulate_positions sees whether it depends on them."""
+    """Refuse sizes that reach tokens.  Values made of positions alone may use them: tabulate_positions checks whether
+    they depend on them."""
     sizes = lengths(graph)
     alone = sizes | {graph.inputs[1]}
     for node in graph:

@@ -13,8 +13,9 @@ rewrite:
 refuses: a product with another user; columns that are computed with before attention, but for Rotary.
 
 Models lay the three out in many ways (a head's side by side, in groups with the heads that share keys, in blocks for
-several devices).  Which column becomes which is not recognised but worked out: the product's place is taken by 0, 1, 2,
-….  Rows of a weight cost nothing to reorder; columns of activations cost a pass through memory in each step.
+several devices).  Which column becomes which is not recognised but worked out, by running what is behind the product on
+the numbers 0, 1, 2, ….  To reorder rows of a weight costs nothing; to reorder columns of activations costs a pass
+through memory in each step.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def order(graph: ir.Graph, attention: ir.Node) -> bool:
 
 
 def common_product(ends: Iterable[ir.Value | None]) -> ir.Node | None:
-    """The one Linear that all of these are elements of."""
+    """The one Linear of whose results all of these values are made."""
     found = set()
     for value in ends:
         node = producer(value)
@@ -87,7 +88,8 @@ def common_product(ends: Iterable[ir.Value | None]) -> ir.Node | None:
 
 
 def columns(product: ir.Value, ends: Sequence[ir.Value | None], users: Sequence[ir.Node]) -> list[Array] | None:
-    """Which columns of the product the ends [M, …] are; None where one of them goes elsewhere too, or has changed."""
+    """Which columns of the product the ends [M, …] hold; None where something else reads a column too, or changes
+    it."""
     between = reached(product)
     uses = [use.node for node in between for result in node.outputs for use in result.uses()]
     uses += [use.node for use in product.uses()]
@@ -99,7 +101,7 @@ def columns(product: ir.Value, ends: Sequence[ir.Value | None], users: Sequence[
 
 
 def chosen_columns(product: ir.Value, ends: Sequence[ir.Value | None]) -> list[Array]:
-    """The same, of ends that are elements of the product for sure."""
+    """The same, of ends that are known to be elements of the product."""
     places, found = np.arange(width(product), dtype=np.float32)[None], list[Array]()
     for value in ends:
         assert value is not None
@@ -122,7 +124,7 @@ def reached(value: ir.Value) -> list[ir.Node]:
 
 
 def distinct_heads(keys_values: Sequence[Array], n_heads: int) -> int:
-    """How many key heads are left where those that are repeated, one after the other, are one."""
+    """How many key heads are left when neighbours that are copies of each other count once."""
     for n in range(1, n_heads):
         if n_heads % n == 0:
             groups = [each.reshape(n, n_heads // n, -1) for each in keys_values]

@@ -1,4 +1,4 @@
-"""Let a product that makes several things in turns, for one head after the other, be a product for each.
+"""Split a product whose columns are several things in turns, head by head, into one product for each of these.
 
 rewrite:
     x = Reshape(llmc.Linear(h, W), [M, H, 2·D])
@@ -6,11 +6,10 @@ rewrite:
     -->
     q = Reshape(llmc.Linear(h, W[rows of q]), [M, H, D])
     gate = Reshape(llmc.Linear(h, W[rows of gate]), [M, H, D])
-refuses: parts that lie in the product's rows one after the other, which whoever takes them cuts out as they are;
-columns that nobody takes, or that two take.
+refuses: parts whose columns lie one after the other already, so that a Split does; columns that nobody takes, or two.
 
-Rows of a weight cost nothing to reorder; columns of activations cost a pass through memory in each step.  Which column
-goes where is worked out, as in `order_columns`.
+To reorder rows of a weight costs nothing; to reorder columns of activations costs a pass through memory in each step.
+Which column goes where is worked out, as in `order_columns`.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def choosing(product: ir.Value) -> list[ir.Node]:
 
 
 def goes_on(value: ir.Value, within: list[ir.Node]) -> list[ir.Node]:
-    """Who takes the value and does not merely choose."""
+    """The nodes that take the value and do more than choose elements of it."""
     return [use.node for use in value.uses() if use.node not in within]
 
 

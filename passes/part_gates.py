@@ -1,4 +1,4 @@
-"""Let what says how a state goes on be a product of its own, where it is a few rows of a large one.
+"""Give the gates of a layer with a state a product of their own, where they are a few rows of a large one.
 
 rewrite:
     y, …, gates = Split(llmc.Linear(x, W), [a, …, c], axis=-1),  llmc.Stateful…Rule(…, gates, …)
@@ -8,8 +8,8 @@ rewrite:
     likewise of a product that is multiplied by a constant for each column in between
 refuses: gates that are not the last part, or all parts; a product that somebody takes whole.
 
-For quantised weights: such rows stay as they are (quantize_weights.py), and of Mamba 2's product, a layer's largest,
-they are one in a hundred.
+Gates say how much of a state is kept, and how much of a token goes in.  For quantised weights: those of gates are not
+quantised (quantize_weights.py), and they are one in a hundred of Mamba 2's product, the largest of its layer.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from llmc.compiler.graph import add_constant, constant, emit, ints_constant, op_name, producer, replace, weight_of
+from llmc.compiler.graph import (
+    add_constant,
+    constant,
+    emit,
+    ints_constant,
+    op_name,
+    producer,
+    replace,
+    used_once,
+    weight_of,
+)
 from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import DOMAIN, GATED_RULES
 from llmc.passes.order_columns import LINEAR
 
 RULES = tuple(f"{DOMAIN}.Stateful{name}" for name in GATED_RULES)
-"""The second and the third input of these say how a state goes on."""
+"""Operators whose second and third input are gates."""
 
 
 def part_gates(model: ir.Model) -> int:
@@ -37,7 +47,7 @@ def part_gates(model: ir.Model) -> int:
 
 
 def values_before(values: Sequence[ir.Value | None]) -> set[ir.Value]:
-    """What these are made of, back to the last linear layers, or to what is split."""
+    """All values of which these are made, back to the nearest linear layer or Split."""
     found: set[ir.Value] = set()
     queue = list(values)
     while queue:
@@ -52,7 +62,8 @@ def values_before(values: Sequence[ir.Value | None]) -> set[ir.Value]:
 
 
 def part(graph: ir.Graph, split: ir.Node, gates: set[ir.Value]) -> bool:
-    """Let the last parts of a split product each have its own, if these and no others are gates; -> whether."""
+    """Give the last parts of a split product each a product of its own, if these and no others are gates; returns
+    whether it has."""
     linear, factors = scaled_product(split.inputs[0])
     n_kept = next((i for i, value in enumerate(split.outputs) if value in gates), 0)
     if linear is None or n_kept == 0 or not all(value in gates for value in split.outputs[n_kept:]):
@@ -75,7 +86,7 @@ def part(graph: ir.Graph, split: ir.Node, gates: set[ir.Value]) -> bool:
 
 
 def rows(graph: ir.Graph, value: ir.Value | None, start: int, stop: int) -> ir.Value:
-    """Rows of a weight, as another."""
+    """Rows of a weight, as a constant."""
     weight = weight_of(value)
     assert weight is not None, "a Linear has one"
     some = weight.slice(start, stop)
@@ -83,16 +94,12 @@ def rows(graph: ir.Graph, value: ir.Value | None, start: int, stop: int) -> ir.V
 
 
 def scaled_product(value: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
-    """The linear layer that makes a value alone, and a constant for each of its columns that it was multiplied by."""
+    """The linear layer that makes the value, and the constant [columns] by which its result is multiplied, if it is;
+    None, None if another node reads it on the way."""
     factors = None
-    if (scaled := producer(value, "Mul")) is not None and is_alone(value):
+    if value is not None and used_once(value) and (scaled := producer(value, "Mul")) is not None:
         value, factors = scaled.inputs if constant(scaled.inputs[1]) is not None else scaled.inputs[::-1]
         if constant(factors) is None or dims(factors) != dims(value)[-1:]:
             return None, None
-    linear = value.producer() if value is not None and is_alone(value) else None
+    linear = value.producer() if value is not None and used_once(value) else None
     return (linear, factors) if linear is not None and op_name(linear) in LINEAR else (None, None)
-
-
-def is_alone(value: ir.Value | None) -> bool:
-    """Whether one node reads a value, and nobody else."""
-    return value is not None and len(value.uses()) == 1 and not value.is_graph_output()

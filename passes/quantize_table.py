@@ -1,11 +1,11 @@
-"""Keep a table in int8 that a checkpoint keeps as codes, beside weights that are quantised.
+"""Store a table of embeddings in int8, where a checkpoint keeps it as codes and linear layers are quantised.
 
 rewrite:
     Gather(W, index, axis=0)
     -->
     llmc.WeightRows(W.int8, index)
-refuses: a table that is no codes in the checkpoint; one that something else reads too, such as the product that makes
-the logits; rows along another axis, or of a number of elements that is no multiple of 4.
+refuses: a table that the checkpoint does not keep as codes; one that something else reads too, such as the product that
+makes the logits; rows along another axis, or of a number of elements that is no multiple of 4.
 
 For CPUs: an embedding of 128256 tokens of 4096 elements is 0.5 GB in int8, and 1 GB in bf16.
 """

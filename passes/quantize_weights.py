@@ -44,7 +44,7 @@ SPARED = {
     **dict.fromkeys(RULES, (1, 2)),
     f"{DOMAIN}.Stateful{SELECTIVE_SCAN}": (1, 3, 4),
 }
-"""The inputs of layers with a state that say how it goes on."""
+"""The gates of layers with a state: the inputs that say how much of it is kept, and how much of a token goes in."""
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -117,7 +117,7 @@ def scheme_of(weight: Weight, schemes: Schemes) -> Scheme:
 
 
 def quantize_input(node: ir.Node, index: int, schemes: Schemes) -> int:
-    """Quantise the weight that is this input of the node, if it is one that can be.  Returns how many that were."""
+    """Quantise the weight that is this input of the node, if it can be.  Returns the number of weights: 0 or 1."""
     graph, value = node.graph, node.inputs[index]
     weight = weight_of(value)
     if value is None or weight is None or isinstance(weight, QuantizedWeight):

@@ -9,10 +9,10 @@ rewrite:
     -->
     k
 refuses: an operator that has no rule for its shape and whose result depends on the tokens; sizes that depend on them;
-shapes of activations that are other ones for long sequences.  A size of that kind is left as it is written, for a mask
-may be made of it.
+shapes of activations that change where sequences get long.  A mere number of that kind is left as it is written, for a
+mask may be made of it.
 
-What is left is the same for the same sizes, so that equal parts, the masks of all layers say, become one.
+Equal sizes are written equally, so that equal parts, say the masks of all layers, become one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plain_values(graph: ir.Graph, probe: Probe) -> set[ir.Value]:
 
 
 def is_written(value: ir.Value, graph: ir.Graph) -> bool:
-    """Whether it is what `write` makes of sizes that are not all numbers."""
+    """Whether the node is one that `write` has made, of sizes that are not all numbers."""
     node = value.producer()
     if node is None:
         return constant(value) is not None

@@ -20,12 +20,16 @@ PASSES: dict[str, Pass] = {
     "defer_norm_in_prompts": lambda model, _: defer_norm_in_prompts(model),
     "append_in_product": lambda model, kv_dtype: append_in_product(model, kv_dtype=kv_dtype),
 }
-"""In the order in which they run: what appends applies a norm that is deferred.  They take the KV cache's dtype too."""
+"""Passes that a measurement may turn on, in the order in which they run: a product that appends may apply a norm that
+is deferred.  Each takes the graph and the KV cache's dtype."""
 
 
 @dataclass
 class Rewritten:
-    """step_graph: stays as it is.  switched: names of the passes that are on in plans of M rows; None: none are."""
+    """The graphs of those plans, each made once.
+
+    step_graph: is not changed.  switched: gives the names of the passes that are on in plans of M rows; None: none are.
+    """
 
     step_graph: ir.Model
     kv_dtype: str
@@ -34,12 +38,12 @@ class Rewritten:
     in_one: dict[frozenset[str], ir.Graph] = field(default_factory=dict)
 
     def graph(self, m: int) -> ir.Graph | None:
-        """Of a body of M = m rows, a prompt's; None where it is the step graph."""
+        """The graph of a body of M = m rows; None where it is the step graph itself."""
         model = self.model(self.on(m))
         return model.graph if model else None
 
     def joined(self, m: int) -> ir.Graph:
-        """Of a step of M = m tokens that gives logits of each."""
+        """The graph of a step of M = m tokens that gives logits of each."""
         on = self.on(m)
         if on not in self.in_one:
             model = clone(self.model(on) or self.step_graph)
@@ -53,7 +57,7 @@ class Rewritten:
         return self.switched(m) if self.switched and m > FEW_ROWS else frozenset()
 
     def model(self, on: frozenset[str]) -> ir.Model | None:
-        """Behind these passes; None where they change nothing."""
+        """The graph after these passes; None where they change nothing."""
         if on not in self.models:
             self.models[on] = self.with_passes(on) if on else None
         return self.models[on]

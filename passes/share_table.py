@@ -1,4 +1,4 @@
-"""Look up rows of a table that a product multiplies by where they lie for the product, so that there is one copy of it.
+"""Look rows of a table up in the layout that a product has of it as its weight, so that the file holds it once.
 
 rewrite:
     Gather(W, index, axis=0),  llmc.Linear…(x, W, …)
@@ -8,9 +8,9 @@ rewrite:
     Gather(W, index, axis=0),  llmc.Linear…(x, W.int8, …)
     -->
     llmc.WeightRows(W.int8, index), llmc.Linear…(x, W.int8, …)
-refuses: a table that no product has, or a gated one alone, whose rows alternate; one that products have in other codes
-than int8, which the rest of the model would see the coarseness of, or have in two forms; rows along another axis; rows
-of an odd number of elements, and of int8 one that is no multiple of 4, for words of a panel hold two, and four.
+refuses: a table that is no product's weight, or only a gated product's, whose rows alternate with others; one that
+products have in codes other than int8, whose coarseness the whole model would see, or in two forms; rows along another
+axis; rows of an odd number of elements, or of int8 codes of no multiple of 4: a word of a panel holds two, or four.
 
 For CPUs, of models whose embedding also makes the logits.
 """
@@ -26,7 +26,7 @@ from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.compiler.weights import Weight
 
 ELEMENTS_OF_A_WORD = {"f32": 1, "bf16": 2, "i8": 4}
-"""Of what `schedules/cpu/gather.py` takes out of panels."""
+"""By dtype: of the words that `schedules/cpu/gather.py` takes out of panels."""
 
 
 def share_table(model: ir.Model) -> int:
@@ -48,7 +48,7 @@ def share_table(model: ir.Model) -> int:
 
 
 def as_multiplied(graph: ir.Graph, table: ir.Value | None) -> ir.Value | None:
-    """The one form in which products have a table, if it is one that rows can be taken out of."""
+    """The one form in which products have the table, if rows can be taken out of that."""
     weight = weight_of(table)
     if weight is None or len(weight.dims) != 2:
         return None

@@ -48,11 +48,12 @@ from llmc.runtime.errors import LlmcError
 DOMAIN = "com.microsoft"
 Results = Sequence[ir.Value | None]
 NEUTRAL: Mapping[str, tuple[object, ...]] = {"causal": (1,), "stash_type": (1,), "kv_cache_bit_width": (0, 8, 16)}
-"""What attributes say that change nothing, but for 0, -1 and "NONE"."""
+"""Attributes, and the values of them that change nothing; beside 0, -1 and "NONE", which never do."""
 
 
 class Rule(NamedTuple):
-    """write(node) -> what takes the place of each result.  inputs: how many are understood, or which; attributes."""
+    """write(node) -> what takes the place of each result.  inputs: how many it understands, or which; attributes: those
+    that it understands."""
 
     write: Callable[[ir.Node], Results]
     inputs: Sequence[int]
@@ -172,7 +173,8 @@ def fused_gemm(node: ir.Node) -> Results:
 
 
 def n_axes_of(value: ir.Value | None, depth: int = 8) -> int:
-    """Of a value whose shape is not settled yet; 0 where that is not plain.  resolve_shapes refuses what is wrong."""
+    """The number of axes of a value whose shape is not settled yet; 0 if it cannot be told.  resolve_shapes refuses
+    what is wrong."""
     node = value.producer() if value is not None else None
     if value is None or value.shape is not None or node is None or not depth:
         return len(value.shape) if value is not None and value.shape is not None else 0

@@ -52,8 +52,8 @@ def tabulate_positions(model: ir.Model, *, n_context: int) -> int:
 
 
 def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
-    """The last values [batch, sequence, …] that depend on positions alone, and on how many there are; or on that alone,
-    for whoever counts tokens by himself."""
+    """The last values [batch, sequence, …] on each path that depend on nothing but positions and their number; or on
+    their number alone, where the graph counts tokens itself."""
     alone, sizes = {positions}, lengths(graph)
     for node in graph:
         inputs = {value for value in node.inputs if value is not None and not value.is_initializer()}
@@ -78,7 +78,7 @@ def leaves_for_good(value: ir.Value, known: set[ir.Value]) -> bool:
 
 
 def is_table(value: ir.Value, positions: ir.Value, n_context: int) -> bool:
-    """Whether the value is looked up already, in a weight with rows enough."""
+    """Whether the value is a lookup already, in a weight of n_context rows or more."""
     node = producer(value, "Gather")
     weight = weight_of(node.inputs[0]) if node is not None else None
     if node is None or weight is None or node.inputs[1] is not positions or attribute(node, "axis", 0) != 0:

@@ -6,8 +6,8 @@ rewrite:
     h                                           R becomes M, and the input `rows` is gone
 refuses: nothing; a graph without `rows` is left as it is.
 
-For GPUs: a decode step wants the logits of all its tokens, and then a launch that picks rows picks all of them; without
-it the last norm lies between two products as others do, and can be deferred like them.
+For GPUs.  A decode step wants the logits of all its tokens, so that a launch which picks rows would pick all of them.
+Without it the last norm lies between two products, as others do, and can be deferred as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from llmc.passes.gather_rows import M, R
 
 
 def take_all_rows(model: ir.Model) -> int:
-    """Assumes a step graph; leaves one whose results have M rows.  Returns the number of values that now have."""
+    """Assumes a step graph; leaves one whose results have M rows.  Returns the number of values that have M rows
+    now."""
     graph = model.graph
     rows = next((value for value in graph.inputs if value.name == "rows"), None)
     if rows is None:

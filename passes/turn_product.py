@@ -1,12 +1,12 @@
-"""Multiply by a weight from the right, as linear layers do, where a model has it on the left.
+"""Turn a product with the weight on the left into one with the weight on the right, as linear layers have it.
 
 rewrite:
     MatMul(W, x)                                                                W [N, K], x [batch, K, sequence]
     -->
     Transpose(MatMul(Transpose(x, [0, 2, 1]), Transpose(W)), [0, 2, 1])
-refuses: what is no weight of two axes; x of other than three.
+refuses: W that is no weight of two axes; x of other than three axes.
 
-Mamba makes its steps so, channel by channel.
+Mamba computes the steps of its scan so, channel by channel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Let what is done to each head of each token be done beside the tokens, not among them.
+"""Give heads an axis of their own, where a model counts them among the tokens to treat each in the same way.
 
 rewrite:
     h = Reshape(x [batch, sequence, H·D], [-1, D])
@@ -6,7 +6,7 @@ rewrite:
     -->
     h = Reshape(x, [0, 0, H, D])
     y = Reshape(Mul(RMSNormalization(h, w), g), [batch, sequence, H·D])
-refuses: heads among the tokens that go elsewhere than to elementwise operators and to norms of their last axis.
+refuses: such heads that reach other operators than elementwise ones and norms of their last axis.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def around(value: ir.Value) -> list[ir.Node]:
 
 
 def beside(value: ir.Value) -> list[ir.Value]:
-    """What is computed from, with or to the value."""
+    """The values that are computed from this one, those that are combined with it, and those it is computed from."""
     found = [v for node in around(value) for v in (*node.inputs, *node.outputs) if v is not None]
     return [v for v in found if v is not value]
 
 
 def keeps(node: ir.Node, folded: set[ir.Value]) -> bool:
-    """Whether the node does the same to each head where heads are an axis, or where this begins or ends."""
+    """Whether the node does the same with heads as an axis, or is where heads join the tokens or leave them."""
     if node.op_type == "Reshape":
         source, result = node.inputs[0], node.outputs[0]
         return (source in folded) != (result in folded) and is_whole(result if source in folded else source)
