@@ -84,7 +84,7 @@ def is_linear(node: ir.Node) -> bool:
 
 
 def products_before(result: ir.Value, *, behind_norms: bool = False) -> set[ir.Node]:
-    """The last linear layers on the way to a value.  behind_norms: those alone behind which there is no norm."""
+    """The last linear layers on each path to a value.  behind_norms: leave out paths on which a norm comes later."""
     found: set[ir.Node] = set()
     queue = [result]
     while queue:
@@ -97,6 +97,6 @@ def products_before(result: ir.Value, *, behind_norms: bool = False) -> set[ir.N
 
 
 def products_of_logits(graph: ir.Graph) -> set[ir.Node]:
-    """The linear layers that make the logits.  Of a model whose last norm is what it is asked for, as for embeddings,
-    there are none: a norm's operands are the sums that all of its layers add to."""
+    """The linear layers that make the logits.  A model that ends with a norm, as for embeddings, has none: a norm's
+    operand is a sum to which all of its layers add."""
     return products_before(graph.outputs[0], behind_norms=True)

@@ -14,15 +14,15 @@ from llmc.runtime.errors import LlmcError
 
 SHORT = 13
 LONGEST = 4608
-"""Tokens of the longest sequence whose mask is worked out: sliding windows of up to 4096 are seen."""
+"""Masks are worked out for sequences of up to so many tokens, enough to see sliding windows of 4096."""
 CHANGES = ("Add", "Cast", "Div", "Mul", "Reshape", "Where")
 """Operators between a product and a softmax."""
 FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 LARGE = 1 << 40
-"""No window is so long: what ends a slice, or masks a score."""
+"""Numbers from here on are no windows: they are the ends of slices, or hide scores."""
 MASKED = -1e4
-"""What hides a key: this or less, down to -inf, added to its score or in place of it.  exp(x) is 0 in float32 from
-x = -104 on, so such a key counts for nothing at any length, unless its score is larger than all others by 9896."""
+"""A key is hidden by this number or a smaller one, down to -inf, added to its score or in place of it.  In float32
+exp(x) is 0 for x < -104, so such a key counts for nothing, unless its score is larger than all others by 9896."""
 ALIBI = "the attention adds to its scores a bias by distance (ALiBi) in a form that is not compiled"
 FILLS = ("Cast", "Expand", "Mul", "Where")
 """Operators that take what scores are filled with, and no size of a window."""
@@ -37,8 +37,8 @@ def read_mask(
     causal: bool = False,
     biases: Sequence[ir.Value] = (),
 ) -> int:
-    """The sliding window that a mask leaves, 0 for none; -n where it leaves each token the chunk of n tokens that it is
-    in.  Raises LlmcError if it is not causal.
+    """The sliding window of a mask; 0 if it has none; -n if each token sees the chunk of n tokens that it is
+    in.  Raises LlmcError if the mask is not causal.
 
     result: the mask itself, true where a key counts, or added to the scores; or what becomes of `scores` under it.
     causal: whether keys after a token do not count anyway.  biases: what is added too, and is no matter here.
@@ -63,8 +63,8 @@ def read_mask(
 
 
 def enough_tokens(result: ir.Value, cut: Sequence[ir.Value], n_context: int, place: str) -> int:
-    """So many that every window in a mask is seen.  cut: values that are not looked behind.  Raises LlmcError where
-    they are more than a mask is worked out for."""
+    """How many tokens a sequence must have for every window in a mask to show.  cut: values whose makers are not looked
+    at.  Raises LlmcError if these are more than a mask is worked out for."""
     n_tokens = min(n_context, max(SHORT, *(number + 2 for number in numbers_in(result, cut, n_context))))
     if n_tokens > LONGEST:
         fact = f"the attention's mask has the number {n_tokens - 2} in it, and may be"
@@ -75,7 +75,7 @@ def enough_tokens(result: ir.Value, cut: Sequence[ir.Value], n_context: int, pla
 
 def in_sight(n_tokens: int, window: int) -> Array:
     """bool [n_tokens, n_tokens]: whether a token (row) attends a key (column) within this window, or chunk of -window;
-    ops_attention.in_sight as numbers."""
+    ops.attention_parts.in_sight as numbers."""
     tokens = np.arange(n_tokens)
     distance = tokens[:, None] - tokens
     if window < 0:
@@ -84,7 +84,8 @@ def in_sight(n_tokens: int, window: int) -> Array:
 
 
 def near(n_tokens: int, window: int) -> Array:
-    """bool [n_tokens, n_tokens]: whether two tokens are less than `window` apart; ops_attention.near as numbers."""
+    """bool [n_tokens, n_tokens]: whether two tokens are less than `window` apart; ops.attention_parts.near as
+    numbers."""
     tokens = np.arange(n_tokens)
     return np.array(np.abs(tokens[:, None] - tokens) < window)
 
@@ -102,8 +103,8 @@ def window_of(counts: Array, place: str) -> int:
 
 
 def numbers_in(result: ir.Value, cut: Sequence[ir.Value], n_context: int) -> list[int]:
-    """Whole numbers that the mask is made of and that may be a window's size; of a table, its size but 2.  cut: values
-    that are not looked behind."""
+    """Whole numbers that the mask is made of and that may be a window's size; of a table, its size less 2.  cut: values
+    whose makers are not looked at."""
     found: set[int] = {0}
     seen = {*cut, None}
     queue: list[ir.Value | None] = [result]

@@ -1,4 +1,4 @@
-"""What a step graph is, checked.
+"""Check that a graph is a step graph.
 
 A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
@@ -40,11 +40,11 @@ SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
 SLOTS = {"slots": "i64[M]"}
 ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, LATENT_ATTENTION))
-"""The operators of attention that append to a cache of their own, …"""
+"""The operators of attention that append to a cache of their own."""
 WHOLE = tuple(f"{DOMAIN}.{name}" for name in WHOLE_PAGED_ATTENTION)
-"""Of these, those whose tokens see what is behind them, so that a text is in one step whole, …"""
+"""Those of ATTENTION in which tokens see what is behind them, so that all of a text is in one step."""
 APPENDED = tuple(f"{DOMAIN}.{name}" for name in APPENDED_ATTENTION)
-"""… and those that read what another node appends to."""
+"""The operators of attention that read a cache to which another node appends."""
 WITH_STATE = tuple(f"{DOMAIN}.{name}" for name in STATEFUL)
 
 

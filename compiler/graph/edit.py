@@ -46,7 +46,7 @@ def emit(
 def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol | np.ndarray[Any, Any], name: str) -> ir.Value:
     """The initializer that holds this tensor, registered now under this name unless it is there already.
 
-    Another tensor may have the name, for those of an .onnx file are its own: then it is one like it.
+    Another tensor may have the name, since an .onnx file names its own as it likes: then the name is varied.
     """
     tensor = ir.tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
     known = graph.initializers.get(name)
@@ -63,7 +63,8 @@ def add_constant(graph: ir.Graph, tensor: ir.TensorProtocol | np.ndarray[Any, An
 
 
 def same_tensor(a: ir.TensorProtocol | None, b: ir.TensorProtocol) -> bool:
-    """Whether both hold the same numbers.  Weights are not read: they do if they are made of the same ones alike."""
+    """Whether both hold the same numbers.  Weights are not read: they do if they are made of the same weights in the
+    same way."""
     if a is b:
         return True
     if a is None or (a.dtype, tuple(a.shape)) != (b.dtype, tuple(b.shape)):

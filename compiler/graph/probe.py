@@ -1,11 +1,11 @@
-"""What a graph of dynamic shapes comes to: its values' shapes, and the contents of those that follow from sizes alone.
+"""Find the shapes of a graph with dynamic sizes, and the contents of values that follow from sizes alone, by trying.
 
-A graph is probed at two pairs of sizes, (batch, sequence).  Dimensions that agree are numbers, and those that are
-multiples of the batch, the sequence or their product at both are called that.  So no rule is needed for the ways in
-which exporters do arithmetic on shapes: it is simply done.  The positions of tokens are taken to be 0, 1, 2, …
+A graph is probed at two pairs of sizes, (batch, sequence).  A dimension that is equal at both is a number; one that is
+the same multiple of the batch, the sequence or their product at both is called that.  So no rule is needed for the ways
+in which exporters do arithmetic on shapes: it is simply done.  The positions of tokens are taken to be 0, 1, 2, …
 
-What is so for these lengths need not be for others: Min(sequence, 4096), sequence > 4096, sequence % 4096.  So it is
-held against what is at one token, at the longest sequence that is asked for, and around each number a length meets.
+What holds for these lengths need not hold for others: Min(sequence, 4096), sequence > 4096, sequence % 4096.  So it is
+checked at one token, at the longest sequence that is asked for, and around each number that a length is compared with.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
 PROBES = ({"batch": 2, "sequence": 11}, {"batch": 3, "sequence": 13})
-"""Primes: a product of two is no other's, and no size of a head or a layer is in both."""
+"""Primes, so that no product of two of them is equal to another, and no size of a head or a layer fits both."""
 MOST_PROBES = 24
 """Each takes half a second for a graph of 5000 nodes."""
 FEW = 16
-"""Elements of what may be sizes."""
+"""A value of more elements than this is not taken for sizes."""
 BENDS = ("Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Slice")
 """Operators whose results need not grow evenly with a length."""
 
@@ -42,10 +42,10 @@ SHAPE_OPERANDS: Mapping[str, tuple[int, ...]] = {
 """Which operands of an operator say shapes, axes or places, rather than hold activations."""
 
 MOST_ELEMENTS = 1 << 22
-"""Of what a probe holds: sizes, positions and masks of a few tokens, but for weights."""
+"""The most elements of a value that a probe computes: sizes, positions and masks of a few tokens are smaller."""
 
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-"""Operators whose results follow from nothing."""
+"""Operators whose results do not follow from their inputs."""
 
 FAST: Mapping[str, Callable[..., Any]] = {
     "Add": np.add,
@@ -167,7 +167,7 @@ class Probe:
 
 
 def n_elements(op: str, operands: list[Array | None], attributes: Mapping[str, Any]) -> int:
-    """How many numbers come of it, where few operands can make many."""
+    """How many numbers a node makes, for operators that can make many of few."""
     x, *rest = [np.zeros(0) if value is None else value for value in operands] or [np.zeros(0)]
     if op == "ConstantOfShape":
         return prod(int(size) for size in x.reshape(-1))
@@ -210,7 +210,7 @@ def reference(node: ir.Node, operands: list[Array | None]) -> list[Array]:
 
 
 def sized_values(graph: ir.Graph) -> set[ir.Value]:
-    """Those that do not depend on which tokens there are."""
+    """The values that do not depend on which tokens there are."""
     sized = {value for value in graph.inputs if value.name == "position_ids"} | set(graph.initializers.values())
     for node in graph:
         if node.op_type == "Shape" or all(value is None or value in sized for value in node.inputs):
@@ -219,7 +219,7 @@ def sized_values(graph: ir.Graph) -> set[ir.Value]:
 
 
 def dimension(found: Sequence[int], probes: Sequence[Probe]) -> int | ir.SymbolicDim:
-    """One dimension from what it was at the probes."""
+    """A dimension, as a number or a symbol, from what it was at both probes."""
     if len(set(found)) == 1:
         return found[0]
     for name, units in (
@@ -234,8 +234,8 @@ def dimension(found: Sequence[int], probes: Sequence[Probe]) -> int | ir.Symboli
 
 
 def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) -> list[int]:
-    """One token, the most, and the lengths at which a size may bend: around the numbers that lengths are compared with,
-    divided by and cut at.  Of too many the shortest and the longest."""
+    """Lengths to check: one token, the most, and those at which a size may stop growing evenly, around the numbers that
+    lengths are compared with, divided by and cut at.  If these are too many, the shortest and the longest."""
     found, longest = {1, n_context}, max(probe.sizes["sequence"] for probe in probes)
     for node in graph:
         if node.op_type not in BENDS:
@@ -255,7 +255,7 @@ def telling_lengths(graph: ir.Graph, probes: Sequence[Probe], n_context: int) ->
 
 
 def refuse_bend(node: ir.Node, found: Sequence[int], probes: Sequence[Probe]) -> None:
-    """A dimension that is a number or goes with the length for few tokens has to be so for many."""
+    """Refuse a dimension that is a number, or grows with the length, for few tokens but not for many."""
     few, said = dimension(found[:2], probes[:2]), dimension(found, probes)
     if str(few).startswith("size") or str(few) == str(said):
         return

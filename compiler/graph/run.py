@@ -50,7 +50,7 @@ def runner(model: ir.Model) -> Callable[[Arrays], dict[str, np.ndarray[Any, Any]
 
 @contextmanager
 def what_weights_say() -> Iterator[None]:
-    """Around the writing of a graph: the LlmcError of a weight that cannot be read comes out of onnx_ir's own."""
+    """While a graph is written: let the LlmcError of a weight that cannot be read through onnx_ir's own error."""
     try:
         yield
     except ir.serde.SerdeError as error:

@@ -1,8 +1,8 @@
-"""Run a step graph over whole sequences, node by node: of the weights, no more than one is in memory at a time.
+"""Run a step graph over whole sequences, node by node, with no more than one weight in memory at a time.
 
-Each sequence is a step of its own, of all its tokens and without a cache.  Attention then is CausalAttention of the
-packed queries, keys and values, BidirectionalAttention or CausalLatentAttention: what passes/insert_kv_cache.py made it
-from.  In the place of the caches that a layer leaves, others that share them get its keys and values.
+Each sequence is a step of its own: all of its tokens at once, without a cache.  Attention is run as what
+passes/insert_kv_cache.py made it from: CausalAttention, BidirectionalAttention or CausalLatentAttention.  Layers that
+share the cache of another one get its keys and values instead.
 """
 
 from __future__ import annotations

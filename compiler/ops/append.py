@@ -2,8 +2,8 @@
 
     {{Deferred}?{RMSNorm|LayerNorm}}? Linear{Bias}? {Rotary}? Append
 
-They are what the product and step 1 of {Rotary}?PagedAttention say one after the other; AppendedAttention is step 2.
-A product's sums are in registers when it ends: what turns, rounds and stores them there is not read from memory again.
+Each is defined as the product and then step 1 of {Rotary}?PagedAttention; AppendedAttention is step 2.  When a product
+ends its sums are in registers: turned, rounded and stored from there they are not read from memory again.
 See __init__.py for what M, H, KH and D are.
 """
 

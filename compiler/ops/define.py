@@ -35,7 +35,7 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {}
-"""Every operator by name, in the order of this file."""
+"""Every operator by name."""
 
 
 def function_of(name: str) -> ir.Function:

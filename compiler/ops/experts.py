@@ -47,7 +47,7 @@ SHAZEER = "Shazeer et al. 2017, arXiv:1701.06538."
 
 
 def mixture(op: Any, inputs: list[ir.Value], gate: Callable[[ir.Value], Any], biases: tuple[ir.Value, ...] = ()) -> Any:
-    """Every expert for every token, weighted by 0 where it was not chosen: not how it is computed, but the same.
+    """Every expert for every token, weighted by 0 where it was not chosen: kernels compute the same sum otherwise.
 
     inputs: x, index, share, gate_up and down.  biases: of both products, [E, 2N] and [E, K], or none."""
     x, index, share, gate_up, down = inputs

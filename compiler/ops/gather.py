@@ -16,7 +16,7 @@ import onnx_ir as ir
 from llmc.compiler.ops.define import Attributes, Dims, define, operator
 
 MOST_TABLES = 8
-"""Three pointers of a kernel's each."""
+"""Each takes three of a kernel's pointers."""
 
 
 def gathers_name(n_tables: int) -> str:

@@ -74,7 +74,7 @@ Devlin et al. 2018, arXiv:1810.04805."""
 WITH_BIASES = """A row's scores have biases[h, C + j - pos] added.
 biases [H, 2 C], C = 64 P.    Shaw et al. 2018, arXiv:1803.02155."""
 SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3, WITH_BIASES: 5}
-"""What definitions say besides, of which part."""
+"""What an operator's docstring says besides, and by which part of its name."""
 
 
 def paged_attention_name(

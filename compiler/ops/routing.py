@@ -42,11 +42,12 @@ FLAGS = (False, True)
 ROUTERS: dict[str, tuple[str, bool, bool, bool]] = {
     router_name(*parts): parts for parts in product(SCORES, FLAGS, FLAGS, FLAGS)
 }
-"""Scores, and whether they have a bias that counts for the choice alone, groups, and shares that add up to 1."""
+"""What makes the scores; whether a bias is added for the choice only, whether experts are in groups, and whether shares
+are divided by their sum."""
 GROUPS = {"num_groups": "int", "kept": "int", "best": "int", "fill": "float"}
 """Attributes of KeepGroups."""
 MOST_CHOSEN, MOST_GROUPS, MOST_BEST, MOST_EXPERTS = 32, 32, 2, 1024
-"""Of the kernel that does a router in one launch on a GPU, a warp a token (schedules/cuda/router.py)."""
+"""Limits of the kernel that does a router in one launch on a GPU, a warp a token (schedules/cuda/router.py)."""
 
 
 def router_fits(experts: int, k: int, num_groups: int = 1, best: int = 1) -> bool:

@@ -20,7 +20,7 @@ there what the next one finds.  One with positions[m] = 0 finds zeros, whatever 
 and gives zeros."""
 
 PLACE = "place"
-"""The attribute that says which of its slot's states a node's is; its definition does not need it."""
+"""The attribute that numbers a node's state among those of a slot; definitions do not use it."""
 
 
 def own_state(op: Any, states: Any, position: Any, slot: Any) -> tuple[Any, Any]:

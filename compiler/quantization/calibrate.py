@@ -1,8 +1,8 @@
 """Fit quantised weights to the inputs that a text gives their layers: `llmc compile --calibrate FILE`.
 
-The step graph runs over the text layer by layer (graph/stream.py).  Each weight is fitted to what reaches its layer
-(feedback.py) with the layers before it quantised already, when it is read: weights are packed in the graph's order, so
-that codes are never kept, in memory or on disk.  To read one that lies behind begins the run again.
+The step graph runs over the text layer by layer (graph/stream.py).  When a weight is read, it is fitted to what reaches
+its layer (feedback.py), the layers before it being quantised already.  Weights are packed in the graph's order, so
+codes need not be kept, in memory or on disk; to read a weight that the run has passed starts it again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llmc.runtime.text import load_tokenizer
 
 SEQUENCE_TOKENS = 512
 MOST_TOKENS = 8192
-"""Of a longer text, sequences at even distances are taken."""
+"""A longer text is not used whole: sequences are taken from it at even distances."""
 LEAST_TOKENS = 128
 MOST_CHARACTERS = 4 << 20
 """A text is read this far."""
@@ -57,7 +57,7 @@ class Calibration:
 
 
 def check_file(file: str | Path | None, scheme: Scheme | None) -> None:
-    """Refuse before any work a file that says nothing, and one that nothing is to be done with."""
+    """Refuse, before any work is done, a file that cannot be used, and one for weights that are not to be fitted."""
     if file is None:
         return
     file = Path(file)
@@ -76,7 +76,7 @@ def check_file(file: str | Path | None, scheme: Scheme | None) -> None:
 
 
 def calibrated(scheme: Scheme | None, file: str | Path | None, source: SourceModel) -> Scheme | None:
-    """The scheme with the text to calibrate by, if there is one."""
+    """The scheme, with the text of `file` to calibrate by, if one is given."""
     return scheme if scheme is None or file is None else replace(scheme, calibration=read(Path(file), source))
 
 
@@ -120,7 +120,8 @@ def tokenised(file: Path, source: SourceModel) -> tuple[list[int], list[list[int
 
 
 def listed(file: Path) -> tuple[list[int], list[list[int]]]:
-    """Nothing, and the token ids of a JSON list: of numbers, which is one sequence, or of such lists."""
+    """The token ids of a JSON list of numbers, which is one sequence, or of such lists; behind an empty list, since
+    they bring their own first tokens."""
     place, hint = f"--calibrate {file}", "a text has another name: .txt"
     try:
         found = parse_json(file.read_bytes())
@@ -144,7 +145,7 @@ def cut(texts: Iterable[Sequence[int]], begin: list[int], n_tokens: int) -> list
 
 
 def spread(sequences: Sequence[Array], n_tokens: int) -> tuple[Array, ...]:
-    """Some of the sequences, at even distances, of about `n_tokens` in all; all of them where they are not more."""
+    """Sequences at even distances from each other, of about `n_tokens` in all; all of them, if they have no more."""
     n_all = len(sequences)
     n_kept = min(n_all, max(1, n_all * n_tokens // sum(map(len, sequences))))
     return tuple(sequences[i * n_all // n_kept] for i in range(n_kept))
@@ -164,7 +165,7 @@ def fit_weights(model: ir.Model, calibration: Calibration) -> None:
 
 
 class Fitting:
-    """One run of a step graph after the other, as far as its weights are asked for."""
+    """Runs a step graph as far as the weight that is asked for, and from the start again for one that it has passed."""
 
     def __init__(self, graph: ir.Graph, calibration: Calibration) -> None:
         self.graph, self.calibration = graph, calibration
@@ -178,7 +179,7 @@ class Fitting:
         self.fitted: Iterator[tuple[QuantizedWeight, Quantized]] = iter(())
 
     def quantized(self, weight: QuantizedWeight) -> Quantized:
-        """The weight's codes and scales: those of the run when it comes there, or of another."""
+        """The weight's codes and scales, from this run if it has not passed the weight, else from a new one."""
         if weight in self.passed or not self.passed:
             self.fitted, self.passed = self.run(), set()
         for fitted, quantized in self.fitted:
@@ -211,7 +212,7 @@ class Fitting:
 
 
 def own(array: Array, weight: QuantizedWeight) -> Quantized | None:
-    """The codes and scales that a weight [rows, K] is made of already; None: it isn't."""
+    """The codes and scales of a weight [rows, K] whose values are exactly that already; None for another weight."""
     for n_rows in (64, len(array)):  # a few tell of most that they aren't
         quantized = quantize(array[:n_rows], weight.scheme, str(weight.source.name))
         if quantized.kept < 1:

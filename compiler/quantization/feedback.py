@@ -1,14 +1,14 @@
-"""Codes of a weight for the inputs that it meets: the error of a column is made good by the columns after it.
+"""Codes of a weight, fitted to the inputs of its layer: later columns make up for the rounding of earlier ones.
 
-A layer that reads the rows of X [tokens, K] is off by X eᵀ where a row w of its weight is off by e = w - q.  With the
-inputs' products H = Xᵀ X the square of that is e H eᵀ, and with H = R Rᵀ, R upper triangular, the sum over columns k of
+Where a row w of a layer's weight becomes q = w - e, its results for the inputs X [tokens, K] are off by X eᵀ.  The
+square of that is e H eᵀ with H = Xᵀ X, and, with H = R Rᵀ, R upper triangular, the sum over columns k of
 
     (d_k · (e_k + Σ_{i<k} u_ik e_i))²          u_ik = R_ik / R_kk, d_k = R_kk
 
-Columns are rounded one after the other: the best code for column k is the nearest to w_k + Σ_{i<k} u_ik e_i, and the
-square of what it leaves weighs d_k².  That is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et
-al. 2023, arXiv:2307.13304).  A group's scale is searched as without inputs (quantize.py), for the values that are about
-to be rounded, each square with its weight.
+So columns are rounded one after the other: the best code for column k is the one nearest to w_k + Σ_{i<k} u_ik e_i, and
+the square of its error counts d_k² times.  That is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ
+(Chee et al. 2023, arXiv:2307.13304).  The scale of a group is searched as it is without inputs (quantize.py), but for
+the values that are about to be rounded, and with each squared error counted so many times.
 
 Columns keep their order, so that codes and scales lie as they always do.
 """
@@ -23,11 +23,12 @@ from llmc.compiler.quantization.quantize import Quantized, Scheme, best_scales, 
 from llmc.compiler.weights import Array
 
 DAMPING = 0.1
-"""Of the mean of H's diagonal, added to it.  Columns that are hardly ever used are rounded nearly as they are, and
-what a few thousand tokens say by chance is not believed: of random layers, and on tokens not seen before, 0.01 is worse
-with few tokens (512 for K = 512: worse than rounding), 1 with many."""
+"""This share of the mean of H's diagonal is added to the diagonal.  So columns that are hardly ever used are rounded
+nearly as they are, and what a few thousand tokens say by chance is not believed: for random layers, measured on tokens
+not seen before, 0.01 was worse with few tokens (512 for K = 512: worse than rounding) and 1 with many."""
 BLOCK = 128
-"""Columns whose errors reach the columns behind them in one product.  Groups do not straddle blocks."""
+"""So many columns are rounded before one matrix product carries their errors to all columns behind them.  Groups do not
+straddle blocks."""
 ROWS = 1024
 """Rows of the weight at a time."""
 

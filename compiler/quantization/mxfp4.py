@@ -9,13 +9,15 @@ import numpy as np
 from llmc.compiler.weights import Array
 
 POWERS = (-127, 125)
-"""Exponents of the least scales: bf16 has them, and the next."""
+"""The smallest and the largest exponent of a scale that is tried first: bf16 has these powers of two, and the next."""
 
 
 def fit_powers(block: Array, group: int) -> tuple[Array, Array, int]:
-    """Codes and scales float32 [rows, groups] of rows [rows, K] in mxfp4: of the least power of two that does not clip
-    the largest weight by more than its last bit, and the next, what leaves the least squared error; and how many leave
-    none."""
+    """Codes and scales float32 [rows, groups] of rows [rows, K] in mxfp4, and the number of groups that they keep
+    exactly.
+
+    Two scales are tried for each group: the least power of two that does not clip the largest weight by more than its
+    last bit, and the next one.  The one with the smaller squared error is taken."""
     rows, k = block.shape
     groups = ceil(k / group)
     if k % group:

@@ -1,9 +1,10 @@
-"""Weights that are codes and scales already, of a checkpoint that was quantised: their scales, found again.
+"""Find the scales again of weights that are codes times scales already, because their checkpoint was quantised.
 
     value[k] = code[k] * scale        exactly, in float32, for all k that share the scale
 
-The extreme of the values has some code; for each that it may have there is one scale, and either all values are its
-multiples by codes, or it is another.  Only the values need to be known, whatever was moved since they were read.
+The largest of the values has some code.  For each code that it may have there is one candidate for the scale, and it is
+the scale if all values are multiples of it by codes.  Nothing but the values need be known, so it does not matter
+whether passes have moved them since they were read.
 
 Scales of int4 are float16.  Those of 8 bits are float32, and a checkpoint's may be too: then value = code * scale was
 rounded, and the scale is found among the neighbours of the quotient.
@@ -18,7 +19,7 @@ import numpy as np
 from llmc.compiler.weights import Array
 
 SAMPLE = 16
-"""Values that are looked at first: other weights are known by them."""
+"""So many values are checked first: most of those that are no codes show it there."""
 INT4 = tuple(-float(code) for code in range(8, 0, -1))
 INT8 = (127.0, -128.0, *map(float, range(126, 95, -1)))
 FP8 = (448.0, 416.0, 384.0, 352.0, 320.0, 288.0, 256.0, 240.0)

@@ -2,11 +2,16 @@
 
     w[n, k]  ~  code[n, k] * scale[n, k // group]
 
-int8: codes -127 … 127, one f32 scale a row.  int4: codes -8 … 7, an f16 scale for each group of 32 or 128 along k;
-where a checkpoint's codes have zeros, an f16 zero for each group too, which its codes are less by (zeros.py).
-fp8: codes are floats of 8 bits, e4m3fn (4 bits of exponent, 3 of mantissa, up to 448, no infinity), scales as in int8.
-mxfp4, of experts alone: codes are twice a float of 4 bits, e2m1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives; the scale
-of each group of 32 is a power of two.  A weight that is such numbers already keeps them exactly.
+    int8    codes -127 … 127; one f32 scale a row
+    int4    codes -8 … 7; an f16 scale for each group of 32 or 128 along k, and an f16 zero, which is subtracted from
+    its
+            codes, where a checkpoint's codes have zeros (zeros.py)
+    fp8     codes are floats of 8 bits, e4m3fn (4 bits of exponent, 3 of mantissa, up to 448, no infinity); scales as in
+            int8
+    mxfp4   for experts only: codes are twice a float of 4 bits, e2m1: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives; the
+            scale of each group of 32 is a power of two
+
+A weight whose values are such numbers already keeps them exactly.
 
 Scales are searched, not read off the largest weight.  For a given rounding w ~ code * s, the best s is
 <w, code> / <code, code>, and it leaves <w, w> - <w, code>² / <code, code>; so several roundings are tried, each with
@@ -51,7 +56,7 @@ MX_GROUP = 32
 """Weights that share a scale in mxfp4."""
 
 SAMPLED_ROWS = 8
-"""Of a weight, that say whether others are sought which are codes and scales already."""
+"""So many rows of a weight are checked for being codes and scales already; if none is, none is looked for."""
 _WORKERS = 2
 _BLOCK_BYTES = 512 << 10
 """float32 values that are searched at a time: they and two arrays of results stay in a core's caches."""
@@ -66,7 +71,7 @@ EXTREMES: Mapping[CodeDType, tuple[float, ...]] = {
 """Where the group's extreme weight may lie, in codes, before rounding and clipping."""
 
 LEAST_NORMAL = 2.0**-6
-"""Of e4m3; below it codes are multiples of 2**-9."""
+"""The smallest normal number of e4m3; smaller codes are multiples of 2**-9."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,13 @@ class Scheme:
 
     @property
     def of_experts_alone(self) -> bool:
-        """Whether it is for experts: others are in int8, or stay as they are."""
+        """Whether only experts are stored so; other weights become int8, or stay as they are."""
         return self.number == "mx"
 
     @property
     def in_8_bits(self) -> Scheme:
-        """Of a weight that is to have 8 bits whatever the others have, a scale a row: int8, in fp8 fp8."""
+        """The scheme for a weight that gets 8 bits whatever the others have, with a scale a row: int8, or fp8 in
+        fp8."""
         return replace(self, bits=8, group=0, number="fp" if self.number == "fp" else "int", zeros=False)
 
     @property
@@ -298,7 +304,7 @@ def fit_groups(block: Array, scheme: Scheme, seek: bool) -> tuple[Array, Array, 
 
 
 def fit_groups_with_zeros(block: Array, scheme: Scheme) -> tuple[Array, Array, Array, int]:
-    """The same with zeros, float16 [rows, groups], behind scales."""
+    """The same with zeros: codes, scales and zeros float16 [rows, groups], and how many are the groups' own."""
     rows, k = block.shape
     found = fit_zeros(in_columns(block, scheme.group))
     codes = np.ascontiguousarray(found.codes.T).reshape(rows, -1)[:, :k]
@@ -312,8 +318,8 @@ def in_columns(block: Array, group: int) -> Array:
 
 
 def own_or_best_scales(values: Array, axis: int, scheme: Scheme, seek: bool) -> tuple[Array, Array]:
-    """The scale of the codes that the values along `axis` are already, if sought, else the best; and which are of the
-    first kind."""
+    """The scale of the codes that the values along `axis` are already, if seek and if they are; else the best.  And
+    which scales are of the first kind."""
     if not seek:
         return best_scales(values, axis, scheme), np.asarray(~values.any(axis))
     scales = own_scales(values, axis, scheme.dtype, partial(to_levels, scheme=scheme, low=-128))
@@ -366,7 +372,7 @@ def round_to_codes(values: Array, scales: Array, scheme: Scheme) -> Array:
 
 
 def to_levels(codes: Array, scheme: Scheme, low: int | None = None) -> None:
-    """Round each float32, in place, to the nearest code there is, ties to even; what is beyond the last is the last.
+    """Round each float32, in place, to the nearest code, ties to even; values beyond the largest code become that.
 
     low: the least code of int8, which is not -128 unless a weight has it already.
     """

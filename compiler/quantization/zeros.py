@@ -2,13 +2,14 @@
 
     w[k]  =  (code[k] - zero) * scale           codes -8 … 7, zero and scale float16
 
-A minimum is a zero too: d q - m is d (q - m / d).  Values that are such numbers already are known by their differences:
-all are multiples of one step, up to 15 of it.  The step is found among the fractions of the widest difference; first as
-a float16, which is what AWQ and GPTQ have, then as any number: Q4_K's step is a product of two, and what it stands for
-is rounded in float32.  Codes are moved so that the zero is small, where float16 has the most digits: a whole zero is
-exact, another is off by less than 2**-8 of a step.
+A minimum m comes to the same: d q - m is d (q - m / d).  Values that are such numbers already are recognised by their
+differences, which are all multiples of one step, 15 steps at most.  The step is searched among the fractions of the
+widest difference: first as a float16, which AWQ and GPTQ have, then as any number, since Q4_K's step is a product of
+two numbers and its values are rounded in float32.  Codes are moved so that the zero is small, where float16 has the
+most digits: a whole zero is then exact, another is off by less than 2**-8 of a step.
 
-Other values get the zero and the scale of the least squared error for some roundings, of which the best is kept.
+For other values several roundings are tried, each with the zero and the scale that leave the least squared error for
+it, and the best is kept.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from llmc.compiler.weights import Array
 LEAST, MOST = -8, 7
 STEPS = MOST - LEAST
 SAMPLE = 16
-"""Values that are looked at first: others are known by them."""
+"""So many values are checked first: most groups that have no step show it there."""
 CLOSE = 2.0**-6
-"""Of a step: how near to a code's place a value is that is that code.  Rounding the scale and the zero moves it by no
-more."""
+"""As a part of a step: a value that is no farther from a code's place is that code.  The rounding of scale and zero
+moves it by no more."""
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Of the distance from the least value to the largest, what codes reach over."""
+"""The ranges of codes that are tried, as parts of the distance from the least value to the largest."""
 FARTHEST = 64.0
 """Steps that a zero may be away from 0, or from -8: beyond, float16 would round it to more than a step's 32nd part."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
 class Zeros(NamedTuple):
-    """codes: int8 [size, n].  scales, zeros: float16 [n].  are_own: bool [n]: which groups were so already."""
+    """codes: int8 [size, n].  scales, zeros: float16 [n].  are_own: bool [n]: which groups were such codes already."""
 
     codes: Array
     scales: Array
@@ -43,7 +44,7 @@ class Zeros(NamedTuple):
 
 
 def fit_zeros(values: Array) -> Zeros:
-    """Of values [size, n], float32, the codes, scales and zeros of each column: a group."""
+    """The codes, scales and zeros of values [size, n], float32, in which each column is a group."""
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # of what is then not taken
         return own_or_best_zeros(values)
 
@@ -78,7 +79,8 @@ def own_steps(values: Array, least: Array, spans: Array) -> Array:
 
 
 def common_factors(differences: Array, steps: Array) -> Array:
-    """What all of a column's multiples of its step are multiples of: a group of few codes has longer steps, too."""
+    """The common factor of each column's differences, counted in steps: a group with few of the codes may have a longer
+    step too."""
     factors = np.ones(len(steps), np.float32)
     left = np.arange(len(steps))
     for part in (differences[:SAMPLE], differences):
@@ -141,7 +143,7 @@ def best_zeros(values: Array) -> tuple[Array, Array, Array]:
 
 
 def rounded_halves(numbers: Array) -> Array:
-    """The nearest that float16 has, in float32."""
+    """The nearest numbers that float16 has, in float32."""
     nearest: Array = np.clip(numbers, -LARGEST, LARGEST).astype(np.float16).astype(np.float32)
     return nearest
 
