@@ -12,7 +12,8 @@ from llmc.runtime.parse_json import parse_json
 from llmc.runtime.text import load_tokenizer
 
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-OLD_FILES = ("tokenizer.model", "vocab.json", "spiece.model")
+PIECES = "tokenizer.model"
+OLD_FILES = (PIECES, "vocab.json", "spiece.model")
 
 
 class Text(NamedTuple):
@@ -29,6 +30,11 @@ def read_text(folder: Path, n_vocab: int) -> Text:
     if file.is_file():
         data = file.read_bytes()
     elif any((folder / name).is_file() for name in OLD_FILES):
+        from llmc.compiler.frontend.pieces import text_of_pieces  # which takes from here what a tokenizer is
+
+        found = text_of_pieces(folder / PIECES, n_vocab) if (folder / PIECES).is_file() else None
+        if found is not None:
+            return found
         data = _convert(folder)
     else:
         return Text()
@@ -55,7 +61,9 @@ def _convert(folder: Path) -> bytes:
         return str(tokenizer.backend_tokenizer.to_str()).encode()
     except Exception as error:  # transformers raises anything at all
         raise LlmcError(
-            "the tokenizer cannot be converted to tokenizer.json", place=str(folder), hint="remove it to use token ids"
+            "the tokenizer cannot be converted to tokenizer.json",
+            place=str(folder),
+            hint="pip install sentencepiece protobuf tiktoken, or remove it to use token ids",
         ) from error
 
 

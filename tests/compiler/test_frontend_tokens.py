@@ -1,12 +1,14 @@
 """The bytes of each token, and the tokens that begin and end a text."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from llmc.compiler.frontend.pieces import text_of_pieces
 from llmc.compiler.frontend.tokens import byte_level_table, read_ends, read_text, read_vocabulary
 from llmc.runtime.errors import LlmcError
 
@@ -86,6 +88,79 @@ def test_old_tokenizer_files_are_converted(tmp_path: Path) -> None:
     assert text.vocabulary is not None
     assert text.vocabulary[5] == b"ab"
     assert Tokenizer.from_str(text.tokenizer_json.decode()).encode("ab").ids == [5]
+
+
+def in_protobuf(*fields: tuple[int, bytes | float | int]) -> bytes:
+    """A message of these fields: (number, value)."""
+    parts = []
+    for number, value in fields:
+        if isinstance(value, bytes):
+            parts.append(varint(number << 3 | 2) + varint(len(value)) + value)
+        elif isinstance(value, float):
+            parts.append(varint(number << 3 | 5) + struct.pack("<f", value))
+        else:
+            parts.append(varint(number << 3) + varint(value))
+    return b"".join(parts)
+
+
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 0x80 else bytes([value & 0x7F | 0x80]) + varint(value >> 7)
+
+
+def sentencepiece_file(folder: Path, **changes: int) -> None:
+    """A tokenizer.model whose pieces do not stand in the order of their scores."""
+    special = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
+    scored = [("ab", -2.0), ("bc", -1.0), ("▁a", -3.0), ("▁▁", -4.0), ("▁▁a", -5.0), *((c, -9.0) for c in "▁abc")]
+    pieces = [*special, *((f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)), *((*one, 1) for one in scored)]
+    training = {3: 2, 35: 1} | {3: changes.get("algorithm", 2)}
+    (folder / "tokenizer.model").write_bytes(
+        in_protobuf(
+            *((1, in_protobuf((1, name.encode()), (2, score), (3, kind))) for name, score, kind in pieces),
+            (2, in_protobuf(*training.items())),
+            (3, in_protobuf((3, changes.get("first_space", 1)), (4, 0))),
+        )
+    )
+
+
+def test_pieces_are_merged_by_their_scores_behind_a_space(tmp_path: Path) -> None:
+    sentencepiece_file(tmp_path)
+    added = {"268": {"content": "<x>", "special": True}, "270": {"content": "<y>", "special": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added, "add_eos_token": True}))
+    text = read_text(tmp_path, 280)
+    assert text.tokenizer_json is not None
+    assert text.vocabulary is not None
+    built = Tokenizer.from_str(text.tokenizer_json.decode())
+    assert built.encode("abc").tokens == ["<s>", "▁a", "bc", "</s>"]
+    assert built.encode(" a<x>a<y>", add_special_tokens=False).tokens == ["▁▁a", "<x>", "▁a", "<y>"]
+    assert built.decode(built.encode("é a").ids) == "é a"
+    assert (built.token_to_id("<x>"), built.token_to_id("<y>")) == (268, 270)
+    assert text.vocabulary[268:271] == (b"", b"<unused 269>", b"<y>")
+
+
+def test_a_space_is_put_in_front_of_a_whole_text_alone_where_the_model_is_no_old_one(tmp_path: Path) -> None:
+    sentencepiece_file(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"legacy": False}))
+    built = Tokenizer.from_str((read_text(tmp_path, 280).tokenizer_json or b"").decode())
+    assert built.encode("a</s>a").tokens == ["<s>", "▁a", "</s>", "a"]
+
+
+@pytest.mark.parametrize("changes", [{"algorithm": 1}, {"first_space": 0}, None])
+def test_pieces_of_other_kinds_are_left_to_transformers(changes: dict[str, int] | None, tmp_path: Path) -> None:
+    sentencepiece_file(tmp_path, **changes or {})
+    if changes is None:  # cut off
+        (tmp_path / "tokenizer.model").write_bytes((tmp_path / "tokenizer.model").read_bytes()[:-3])
+    assert text_of_pieces(tmp_path / "tokenizer.model", 280) is None
+
+
+def test_what_transformers_needs_for_old_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("no sentencepiece")
+
+    sentencepiece_file(tmp_path, algorithm=1)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(LlmcError, match="cannot be converted") as refused:
+        read_text(tmp_path, 280)
+    assert "pip install sentencepiece" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ OF_PARTS = frozenset({"<|return|>", "<|call|>"}), "<|end|>"
 """Where there are the first two, as in gpt-oss, the last one ends a part of an answer."""
 SPACE = "▁"
 """What sentencepiece writes in place of a space."""
+FIRST = "first"
+"""Where a space is put in front of a whole text alone, as transformers does of itself, unless it begins with one."""
 CASED = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C88}\x{2D00}-\x{2D2D}\x{A790}-\x{A7FA}"
     r"\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{16E40}-\x{16E7F}\x{1D400}-\x{1DF1E}]]"
@@ -184,7 +186,7 @@ def begin_with_space(tokenizer: dict[str, Any], is_first: object) -> None:
 
     transformers builds another tokenizer for Gemma, which never does, and Phi 3, which does.
     """
-    if (tokenizer["pre_tokenizer"] or {}).get("type") != "Metaspace":
+    if (tokenizer["pre_tokenizer"] or {}).get("type") != "Metaspace" or is_first == FIRST:
         return
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     first = [{"type": "Prepend", "prepend": SPACE}] if is_first else []
