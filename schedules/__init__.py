@@ -66,8 +66,8 @@ def rules(kind: str) -> tuple[Rule, ...]:
 
 
 def implement(call: Call, target: Target, tuned: Tuned | None = None) -> Implementation:
-    """How the call is executed on the target.  tuned: what `llmc tune` found; where that has nothing, and for None, the
-    rule's own choice is taken.  Raises LlmcError when no rule knows the call.
+    """How the call is executed on the target.  tuned: the parameters that `llmc tune` found; a call that has none there
+    gets those of the rule's own choice.  Raises LlmcError when no rule knows the call.
     """
     rule, own = rule_of(call, target)
     params, record = (tuned or Tuned()).choose(rule, call, target, own)

@@ -1,4 +1,4 @@
-"""What a call of paged attention says, and a product's that appends to its cache, for the schedules of every target."""
+"""Reads a call of paged attention, or of a product that appends to its cache, for the schedules of every target."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from llmc.compiler.kernel import Call, RowMajor
 NORMS = ("query_norm", "key_norm")
 """The inputs that are weights of norms."""
 OF_HEADS = ("sinks", "slopes")
-"""Those of which each query head has a number."""
+"""The inputs that hold a number for each query head."""
 BIASES = "biases"
-"""That of which each has a row, by distance."""
+"""The input that holds a row for each query head, with a number for each distance."""
 STEP = ("positions", "page_table", "k_cache", "v_cache")
 INPUTS: dict[str, tuple[str, ...]] = {
     f"llmc.{norm}{turned}{sink}PagedAttention": ("qkv", *norms, *angles, *sinks, *STEP)
@@ -34,13 +34,13 @@ INPUTS |= {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
-"""The operators of paged attention, and the names of their inputs in order: as compiler/ops/paged.py defines them,
-which takes onnx_ir, and what measures kernels on another machine (bench/gpu) does without."""
+"""The operators of paged attention, and the names of their inputs in order, as compiler/ops/paged.py defines
+them.  They are listed here again because that needs onnx_ir, which is not there where bench/gpu measures kernels."""
 LATENT = "llmc.LatentPagedAttention"
 LATENT_INPUTS = ("q", "absorbed", "kv", "norm", "cos", "sin", *STEP)
 """Those of attention over latents, as compiler/ops/latent.py defines it."""
 PAGE_TABLE = -3
-"""Which of their inputs it is, and of a product that appends: caches are the last two."""
+"""Which input is the page table, in all of these and in products that append: the two caches come last."""
 
 
 def input_places(call: Call) -> dict[str, int]:
@@ -91,7 +91,8 @@ def step_sizes(call: Call) -> dict[str, Any]:
 
 
 def own_sizes(call: Call) -> dict[str, Any]:
-    """What few models have: values of another size than keys, or normalised, and layers whose caches differ in size."""
+    """Sizes that few models have: values that differ in size from keys, or are normalised; caches that differ in
+    size."""
     v_cache = call.inputs[-1]
     assert v_cache is not None, "its definition asks for one"
     value_dim = v_cache.shape[-1]

@@ -31,7 +31,7 @@ class Columns:
 
 
 def columns_of(call: Call, lanes: int = 0) -> Columns | None:
-    """What a call moves; None where it is another, or of other elements than float32."""
+    """The columns that a call moves; None if it is another operator, or not of float32."""
     x, y = call.inputs[0] if call.inputs else None, call.outputs[0]
     if x is None or x.constant or len(x.shape) < 2:
         return None

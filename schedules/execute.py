@@ -24,7 +24,7 @@ from llmc.schedules import cache
 Array = np.ndarray[Any, Any]
 
 GUARD_BYTES = 256
-"""Bytes after each buffer that a kernel must leave as they are."""
+"""Each buffer is followed by so many bytes, which a kernel must not change."""
 
 _POISON = 0xFF
 """What fresh memory is filled with: NaN, whether read as f32 or bf16."""
@@ -76,7 +76,7 @@ class Prepared:
         n_tasks: int,
         kept: Mapping[str, Array | None],
     ) -> None:
-        """kept: what outlives a step, by the kind of its operand."""
+        """kept: memory that outlives a step (KV cache, states), by the kind of its operand."""
         call, implementation = executable.call, executable.implementation
         self._buffers: list[Array] = []
         self.inputs = {

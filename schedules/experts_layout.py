@@ -1,4 +1,4 @@
-"""How the weights of experts lie in the artifact: each as that of a linear layer, one after the other."""
+"""How the weights of experts lie in the artifact: one after the other, each like the weight of a linear layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any standard operator, slowly and correctly: what no other schedule takes, TVM's own ONNX importer lowers.
+"""Any standard operator that no other schedule takes, lowered by TVM's own ONNX importer: correct, but slow.
 
     Call -> a model of one node -> Relax -> LegalizeOps, FuseOps, FuseTIR -> PrimFuncs, one launch each
 

@@ -1,6 +1,7 @@
 """Loops for operators that TVM leaves to calls of its own runtime: TopK and CumSum, by counting.
 
-Each takes n² steps along its axis: right for the short axes they have in language models (experts, beams).
+Each takes n² steps for an axis of n elements, which is good enough for the short axes that they have in language models
+(experts, beams).
 """
 
 from __future__ import annotations

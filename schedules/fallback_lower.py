@@ -22,7 +22,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.fallback_legalize import LEGALIZE
 
 LARGEST_CONSTANT = 64
-"""Elements of a constant that is written into a kernel's code: the array must stay below 1 KiB on its stack."""
+"""Constants of up to so many elements are written into a kernel's code: as arrays on its stack, below 1 KiB."""
 
 Place: TypeAlias = "Operand | list[Place] | np.ndarray[Any, Any]"
 

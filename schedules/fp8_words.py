@@ -1,12 +1,12 @@
-"""Where the bits of four fp8 codes (e4m3fn) lie in a word of a packed weight.
+"""Where the bits of four fp8 codes (e4m3fn) lie in a 32-bit word of a packed weight.
 
-Sign, exponent and mantissa of the first two codes lie in the two halves of the word where bf16, or f16, has its own, so
-that a mask makes them numbers of that type; those of the second two (in capitals) lie around them:
+Each half of the word has two codes.  Sign, exponent and mantissa of one lie where a number of type bf16, or f16, has
+its own, so that a mask makes it such a number; the bits of the other (in capitals) lie around them:
 
-    bf16    s EEE S eeee mmm E MMM      a number is 2**-120 of what the code says: the exponent's bias is 127, not 7
-    f16     s S eeee mmm EEEE MMM       2**-8 of it: the bias is 15
+    bf16    s EEE S eeee mmm E MMM      the number is 2**-120 times the code's value: the exponent's bias is 127, not 7
+    f16     s S eeee mmm EEEE MMM       2**-8 times the code's value: the bias is 15
 
-Subnormal codes are subnormal numbers.  Codes 0 and 1 are the first two, the lower half first.
+Subnormal codes become subnormal numbers.  Codes 0 and 1 are those that a mask takes, code 0 in the lower half.
 """
 
 from __future__ import annotations
@@ -30,6 +30,6 @@ def fp8_words(codes: Array, element: Literal["bf16", "f16"]) -> Array:
 
 
 def moved(pair: Array, mask: int, shift: int) -> Array:
-    """The bits under the mask of both halves, so many places to the left."""
+    """The bits under the mask in both halves of each word, moved so many places to the left."""
     bits: Array = (pair & np.uint32(mask * 0x10001)) << np.uint32(shift)
     return bits

@@ -27,8 +27,9 @@ LIBRARY_FUNCTIONS = frozenset(
 """What a kernel may call: these are in libc and libm."""
 
 LOOSE = "llmc.loose"
-"""The attribute of a function whose buffers may be larger than what it touches.  Ours are not, and TVM takes up to
-seconds, of a kernel of attention a third of the time to compile it, to see that."""
+"""Marks a function whose buffers may be larger than what it touches, so that TVM has to compact them.  Our own kernels
+have none, and to find that out takes TVM up to seconds: a third of the time that a kernel of attention is compiled in.
+"""
 
 _LLVM_FEATURES = {
     "avx512_bf16": "+avx512bf16",

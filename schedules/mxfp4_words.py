@@ -1,9 +1,9 @@
 """Codes in mxfp4: floats of 4 bits, e2m1, and where the bits of eight of them lie in a word of a GPU's packed weight.
 
-A sign s, two bits of exponent e and one of mantissa m are a number of bf16 where its sign, the low bits of its exponent
-and the high one of its mantissa are: s000000eem000000, 2**-126 of what the code says; subnormal codes are subnormal
-numbers.  So two codes 16 bits apart are what one mask leaves of a word.  Four such pairs fill it, turned by as many
-places as let none lie on another; the last one, for which no place is left in one piece, in two parts (TURNS).
+A code has a sign s, two bits of exponent e and one of mantissa m.  At the places of a bf16's sign, lowest exponent bits
+and highest mantissa bit, s000000eem000000, they are a number that is 2**-126 times the code's value; subnormal codes
+become subnormal numbers.  So one mask takes a pair of codes, 16 bits apart, out of a word.  A word has four such pairs,
+each rotated so that none covers another; for the last there is no place in one piece, and it lies in two (TURNS).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 """Twice what the lower three bits of e2m1 say; the highest is the sign."""
 TURNS = (((0x81C0, 0),), ((0x81C0, 6),), ((0x81C0, 10),), ((0x80C0, 4), (0x0100, 12)))
-"""Of each pair the bits, and the places that they are turned to the left (include/gemv_mxfp4.cuh turns them back)."""
+"""The bits of each pair, and how far they are rotated to the left (include/gemv_mxfp4.cuh rotates them back)."""
 
 
 def e2m1_of(codes: Array) -> Array:
@@ -41,6 +41,6 @@ def mxfp4_words(chunks: Array) -> Array:
 
 
 def turned(words: Array, places: int) -> Array:
-    """Words whose bits are so many places to the left; those that fall out come in again."""
+    """The words with their bits rotated so many places to the left."""
     result: Array = words << np.uint32(places) | words >> np.uint32(32 - places) if places else words
     return result

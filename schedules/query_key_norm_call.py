@@ -30,7 +30,7 @@ def parse(call: Call) -> NormedParts | None:
 
 
 def launched(parts: NormedParts, kernel: Kernel) -> Implementation:
-    """By a kernel of a unit a row: (qkv, query_norm, key_norm, y), all f32."""
+    """One launch of a kernel (qkv, query_norm, key_norm, y), all f32, in which a row is a unit of work."""
     normed = parts.queries + parts.keys
     launch = Launch(
         kernel,

@@ -1,4 +1,4 @@
-"""Fields of records that are read from a file: anybody may have written it."""
+"""Check the fields of records that are read from a file, which anybody may have written."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """Tuned records: which parameters were fastest for a call, as measured by `llmc tune` (tuning/tune.py).
 
-One file a target, of GPUs one a card, one record a line, sorted, then switches (switches.py): those that come with llmc
-lie in schedules/tuned/, a user's own in $LLMC_TUNED, or else in tuned/ of llmc's part of the user's configuration; the
-user's own are asked first.
+A target has one file; a target of GPUs has one for each card.  A file has one record a line, sorted, and then switches
+(switches.py).  The files that come with llmc lie in schedules/tuned/, a user's own in $LLMC_TUNED, or else in tuned/ of
+llmc's part of the user's configuration.  The user's own are asked first.
 
-A target of GPUs may have several cards (sm_90a: H200, H100), whose artifacts are the same and whose times are not.
-Each card's records have a file, named after it.  For a call the first file that has one decides, in the order of
-CARDS, other cards behind them by name: the H100's records fill in what the H200's do not know.
+A target of GPUs may have several cards (sm_90a: H200, H100), which run the same artifacts at different speeds.  If
+several files have a record for a call, the first one counts, in the order of CARDS, with other cards by name behind
+them: so the H100's records fill in what the H200's do not know.
 
-A record speaks of a signature, not of a call: what follows the sum (bias, activation, residual) hardly matters for
-the choice.  It is used only if the rule still offers its parameters, so a record of another version can never do harm.
+A record is for a signature, not for a call: what follows the sum (bias, activation, residual) hardly matters for the
+choice.  It is used only if the rule still offers its parameters, so a record of another version can do no harm.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ _OPERATOR = re.compile(r"llmc\.((?:Deferred)?(?:RMSNorm|LayerNorm)?(?:Gated)?Lin
 
 
 class Signature(NamedTuple):
-    """What a choice depends on.  op: "Linear" or "GatedLinear", behind the norm in front of it, which may be deferred;
-    "LinearMoments" in front of such a one; in prompts as if none were deferred.  n, k: the weight's shape.  m: rows of
-    x.  weight: its dtype, with its group.  lanes: float32 lanes of a vector register.
+    """What a choice depends on.
+
+    op: "Linear" or "GatedLinear", with the name of a norm in front of it, which may be deferred; "LinearMoments" for a
+        product that prepares a deferred norm; in prompts as if no norm were deferred.
+    n, k: the weight's shape.  m: rows of x.  weight: its dtype, with its group.  lanes: float32 lanes of a vector.
 
     On a GPU also attention: n, k: columns of its queries, and of its keys; weight: the cache's dtype."""
 
@@ -150,7 +152,7 @@ class Tuned:
     switches: dict[str, Switch] = field(default_factory=dict)
 
     def on(self, target: Target) -> list[Switch]:
-        """The switches that turn a pass on for a target: Hopper's kernels alone have what they are about."""
+        """The switches that turn a pass on for a target.  Only kernels for Hopper have what these passes need."""
         return [each for each in self.switches.values() if each.is_on and target.level == "sm_90a"]
 
     def switched(self, n_rows: int) -> frozenset[str]:
@@ -182,14 +184,14 @@ def params_of(record: Record, rule: Rule, call: Call, target: Target, default: A
 
 
 def is_outdated(record: Record, default: Any) -> bool:
-    """Whether a record found nothing faster than the rule's own choice, which is another by now: it has not met that
-    one.  (In place all that a rule offers was measured.)"""
+    """Whether a record says that nothing was faster than the rule's own choice, but of a version whose own choice was
+    another: today's was not measured then.  (Where calls were measured in place, all that a rule offers was.)"""
     was_own = record.time_us == record.heuristic_us and not record.in_place
     return was_own and not is_said(default, record.params)
 
 
 def is_said(params: Any, said: Mapping[str, Any]) -> bool:
-    """Whether a record says these parameters.  One that does not know a field is older, and means its default."""
+    """Whether a record has these parameters.  A field that it lacks has come later, and counts as its default."""
     defaults = {f.name: f.default for f in fields(params) if f.default is not MISSING}
     return asdict(params) == {**defaults, **said}
 

@@ -12,11 +12,11 @@ from llmc.compiler.kernel import Call, Layout, RowMajor
 
 DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 DELTA_RULES = {DELTA_RULE: False, f"{DELTA_RULE}Softplus": True}
-"""Whether it works out its own gates."""
+"""Delta rules, and whether each works out its own gates."""
 SELECTIVE_RULE = "llmc.StatefulSelectiveRule"
 SELECTIVE_SCAN = "llmc.StatefulSelectiveScan"
 CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
-"""Whether it has a bias."""
+"""Convolutions, and whether each has a bias."""
 
 
 def is_stateful(call: Call) -> bool:

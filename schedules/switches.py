@@ -1,8 +1,8 @@
 """Passes that a measurement on a card turns on, in plans of some numbers of rows.
 
-What such a pass saves is an estimate until whole models have run with it and without it, on that card, in turns; a
-switch is what came of that.  It lies beside the tuned records (records.py), and says no as well as yes: a pass is on in
-plans of `fewest` to `most` rows where it saved half a percent.  Without a switch it is off.
+How much such a pass saves is only known once a whole model has run with it and without it on that card, in turns.  A
+switch is the result.  It lies beside the tuned records (records.py), and may say no: a pass is on in plans of `fewest`
+to `most` rows if it saved half a percent.  A pass without a switch is off.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from llmc.schedules.record_fields import of_kind
 
 APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS = "append_in_product", "defer_norm_in_prompts"
 PASSES = (APPEND_IN_PRODUCT, DEFER_NORM_IN_PROMPTS)
-"""Those that have one, in the order in which a kit measures them."""
+"""The passes that may have a switch, in the order in which a kit measures them."""
 KEEP_BITS = frozenset({APPEND_IN_PRODUCT})
-"""Those with which a model says the same to the last bit."""
+"""The passes that change no bit of a model's results."""
 MOST_RATIO = 0.995
-"""Of the time without the pass: what it takes with it, for it to be on."""
+"""A pass is on if a model takes at most this part of its time without the pass."""
 MOST_ROWS = 1 << 30
 
 
@@ -60,7 +60,7 @@ class Switch:
 
 
 def toggled(switches: Iterable[Switch], name: str, n_rows: int) -> Switch:
-    """The pass turned to what it is not: on for all plans of n_rows rows and more, or off if it is on for any."""
+    """The switch turned over: on for all plans of n_rows rows and more if it is off, off if it is on for any."""
     is_on = any(switch.is_on for switch in switches if switch.name == name)
     return Switch(name, n_rows, MOST_ROWS, 1.0 if is_on else 0.5, 0, "", "", "", "")
 

@@ -1,4 +1,4 @@
-"""When the norm between two products is deferred to the sums of the one behind, on a GPU (ops/deferred_norm.py).
+"""Decides when a norm between two products is deferred to the sums of the second one, on a GPU (ops/deferred_norm.py).
 
     tokens        bf16: 1 – 64 on Hopper, of narrow models and elsewhere 9 – 64;
                   in 8 or 4 bits: 1 – 8, 17 – 64;
@@ -6,19 +6,18 @@
     in front      y, y ∘ g rounded and tiled, moments                 y
     behind        multiplies y ∘ g, normalises its sums               normalises, or is behind a launch that does
 
-Both products have to decide alike, so that this is asked of what both see: the types of y ∘ g and of its moments, and
-how their weights are stored (compiler/bind.py tells each of the other's, where that is not its own).  Up to 8 tokens of
-weights in 8 or 4 bits they are the GEMV's, else the GEMM's.  A GEMM takes what a GEMV has prepared, as a head in bf16
-does behind a layer in int4; not the other way round.
+Both products must decide alike, so the decision depends only on what both calls say: the types of y ∘ g and of its
+moments, and how both weights are stored (compiler/bind.py tells each call of the other's weight, where it
+differs).  For up to 8 tokens and weights in 8 or 4 bits both products are GEMVs, else GEMMs.  A GEMM can take what a
+GEMV has prepared, as a head in bf16 does behind a layer in int4; the other way round is not possible.
 
-Moments are those of parts of y as large as what finishes at a time: 16 columns in a GEMV, 64 in a GEMM in front.  The
-operator says 16; the call as it is executed says which.  An operator that says 64 is what
-passes/defer_norm_in_prompts.py makes where a measurement has turned it on: so does the call of a product behind, by its
-moments.
+Moments are kept for each part of y that is finished at a time: 16 columns in a GEMV, 64 in a GEMM.  The operator has
+moments of 16; the call as it is executed says which it is.  Operators with moments of 64 come from
+passes/defer_norm_in_prompts.py, where a measurement has turned that on; the product behind sees it by its moments.
 
-y ∘ g is rounded before its mean is taken away and before it is divided: relative to y, as the norm itself would be.
-bfloat16 has the range for it; float16 has not, where sums grow large, and keeps its launch.  Where the mean of y is as
-large as c standard deviations, LayerNorm's error by rounding is √(1 + c²) times what it is otherwise.
+y ∘ g is rounded before the mean is taken away and before it is divided.  That is the same error relative to y as
+rounding the norm itself would be.  bfloat16 has the range for it; float16 has not where sums grow large, so there the
+norm stays a launch.  If the mean of y is c standard deviations, LayerNorm's rounding error is √(1 + c²) times as large.
 """
 
 from __future__ import annotations

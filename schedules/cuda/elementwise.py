@@ -1,5 +1,5 @@
-"""One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh.  And of whole numbers, a
-step's tokens, what a constant leaves of them: token i of type t comes as i + t V (frontend/export/token_types.py)."""
+"""One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh.  And the quotient or
+remainder of a step's tokens by a constant: token i of type t is given as i + t V (frontend/export/token_types.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Elementwise:
 
 @dataclass(frozen=True)
 class OfNumbers:
-    """`rows` numbers of 0 and more, and how each is divided by one."""
+    """`rows` whole numbers, none negative, each divided by a constant: the operator is / or %."""
 
     operator: str
     rows: int

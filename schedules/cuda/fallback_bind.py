@@ -39,7 +39,7 @@ def bound_nests(step: Step) -> list[Bound]:
 
 
 def innermost(nest: Any) -> Any:
-    """The block in a nest of loops; None where that is not what it is."""
+    """The block inside a nest of loops; None if the statement is not such a nest."""
     while isinstance(nest, tirx.For):
         nest = nest.body
     return nest.block if isinstance(nest, s_tir.SBlockRealize) else None

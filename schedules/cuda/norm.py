@@ -22,11 +22,13 @@ Kind = Literal["none", "rms", "layer"]
 
 WARPS = 8
 MULTIPROCESSORS, FLIGHT_ELEMENTS = 132, 8192
-"""Of an H200; elements that must be on their way to each for its memory to be busy, on paper.  Rows that are more than
-the blocks which that makes share blocks.  With a block a row half of what came from L2 and more was weight and bias:
-2048 rows of 4096 took 20 µs with a weight, 29 with a bias too, where their own bytes are 12."""
+"""Multiprocessors of an H200, and how many elements must be on their way to each, on paper, to keep its memory
+busy.  That gives a number of blocks, and if there are more rows, a block takes several.  With a block for each row,
+half and more of what came from L2 was weight and bias: 2048 rows of 4096 took 20 µs with a weight and 29 with a bias
+too, where their own bytes take 12."""
 CHUNKS, MOST_WARPS, MOST_BLOCKS = 2, 16, 16
-"""Of eight elements, that a thread has of a row; of a block, for their registers; of a multiprocessor."""
+"""Limits: chunks of eight elements that a thread has of a row; warps of a block, given their registers; blocks of a
+multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,12 @@ class Norm:
 
     @property
     def warps(self) -> int:
-        """Of a block."""
+        """Warps of a block."""
         return self._row_warps if self.each > 1 else WARPS
 
     @property
     def _row_warps(self) -> int:
-        """That have a row in their registers."""
+        """Warps that hold a row in their registers."""
         return ceil(ceil(self.columns / 64) * 8 / (32 * CHUNKS))
 
     @property

@@ -1,4 +1,4 @@
-"""One vector of a text out of those of its tokens, on a GPU: of the first, or the mean of all (include/pool.cuh)."""
+"""One vector for a text, on a GPU: that of its first token, or the mean over all of them (include/pool.cuh)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llmc.schedules.rule import Rule
 
 KINDS = {"llmc.PoolMeanRows": "mean", "llmc.PoolFirstRows": "first"}
 THREADS, COLUMNS = 512, 32
-"""Of a block; columns of one that makes a mean."""
+"""Threads of a block; columns of a block that makes a mean."""
 
 
 @dataclass(frozen=True)

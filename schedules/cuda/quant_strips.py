@@ -203,7 +203,8 @@ class Mxfp4Strips(Int4Strips):
         return mxfp4_words(e2m1_of(codes).view(np.uint64))
 
     def _stored(self, scales: Array) -> Array:
-        """The exponent + 127 of what numbers are multiplied by, twice the scale; 0 where there is none."""
+        """Scales as the exponent + 127 of the power of two that numbers are multiplied by, twice the scale; 0 for
+        none."""
         _, exponents = np.frexp(scales)
         return np.where(scales > 0, exponents + 127, 0).astype(np.uint8)
 
@@ -212,8 +213,8 @@ class Mxfp4Strips(Int4Strips):
 
 
 def fragment_order(codes: Array) -> Array:
-    """Codes [64, K] with zeros up to whole columns of 64, in each 32 of which those of a lane come side by side: pair p
-    of its chunk t is pair t of chunk p."""
+    """Codes [64, K], filled up with zeros to whole columns of 64, and in each 32 of these reordered so that those of a
+    lane lie side by side: pair p of chunk t is pair t of chunk p."""
     whole = np.pad(codes, ((0, 0), (0, -codes.shape[1] % TILE)))
     pairs = whole.view(np.uint16).reshape(len(whole), -1, 4, 4)
     return np.ascontiguousarray(pairs.swapaxes(2, 3)).reshape(len(whole), -1).view(whole.dtype)

@@ -1,4 +1,4 @@
-"""Queries and keys normalised where they lie, beside values that stay as they are, on a GPU: llmc.QueryKeyRMSNorm.
+"""llmc.QueryKeyRMSNorm on a GPU: queries and keys of a row are normalised, values beside them stay as they are.
 
 One launch, a block a row (include/norm_parts.cuh).  All is f32.
 """
@@ -18,7 +18,7 @@ WARPS = 8
 
 @dataclass(frozen=True)
 class QueryKeyNorm(NormedParts):
-    """Parts that begin at eights."""
+    """Parts of a row, each of which begins at a multiple of eight columns."""
 
     def __str__(self) -> str:
         return f"{32 * WARPS} threads a row"

@@ -19,8 +19,9 @@ WARPS = 4
 class Router:
     """`tokens` rows of scores of `experts`, of which each takes `chosen`.
 
-    least: of what shares are divided by; None: they are not.  groups: 1 where there are none; `kept` stay, by the sum
-    of the `best` largest of each, and the others' scores become `fill`.
+    least: shares are divided by their sum, or by this if it is larger; None: they are not divided.  groups: of experts;
+    1 if there are none; `kept` of them stay, by the sum of the `best` largest scores of each, and scores of the others
+    become `fill`.
     """
 
     tokens: int

@@ -29,11 +29,11 @@ from llmc.compiler.kernel import numpy_dtype
 Array = np.ndarray[Any, Any]
 
 TILE = 64
-"""Rows, and elements along K, of a weight's tile."""
+"""A weight's tile has so many rows, and as many elements along K."""
 
 TILE_BYTES = 8192
 CHUNK = np.dtype(np.complex128)
-"""NumPy's name for any 16 bytes that are moved together."""
+"""A dtype of 16 bytes, so that NumPy moves a chunk at once."""
 
 _WORKERS = 2
 

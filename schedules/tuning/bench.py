@@ -35,7 +35,7 @@ ARENA_BYTES = 512 << 20
 READING_BYTES = 32 << 20
 MULTIPLYING_UNITS = 64
 SHORTEST_NS = 500_000
-"""A sample is of as many runs as this takes."""
+"""A sample has as many runs as fill this time."""
 MOST_RUNS = 500
 PATIENCE = 3
 """How many times the rounds asked for are measured, when the machine is loaded."""
@@ -44,7 +44,7 @@ MULTIPLY_ADDS = {"fma256": 8, "fma512": 16, "dpbf16": 32, "vpdpbusd": 64, "tdpbf
 
 
 BUSY = 0.97
-"""Of a sample's time, what the threads must have had processors for."""
+"""A sample is clean if its threads had processors for at least this part of its time."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""What was measured on another machine (bench/gpu), as tuned records.
+"""Make tuned records of what was measured on another machine (bench/gpu).
 
-Of each call the fastest parameters are kept, if they are clearly faster than the rule's own; of attention, which is
-measured at several lengths of context with the same parameters, those whose times are shortest on the geometric mean.
-What was measured in place (in_place.py) stands before what was measured alone.  Only what one card measured with
-one driver is compared.
+For each call the fastest parameters are kept, if they are clearly faster than the rule's own.  Attention is measured at
+several lengths of context with the same parameters, and the geometric mean of the times decides.  If a call was
+measured both in place (in_place.py) and alone, the former counts.  Times are compared only if one card measured them
+with one driver.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Records of what was measured in place (bench/gpu/in_place.py): a candidate of a call between the other calls of a
-model's layer, all others held fixed.
+"""Make records of what was measured in place (bench/gpu/in_place.py): candidates for one call, each run between the
+other calls of a model's layer, which stay as they are.
 
-A call may have been measured in several chains (of models, or of lengths of context); the geometric mean of a
-candidate's ratios to the rule's own choice decides, of candidates that were measured in all of them.  A chain that
-was cut off counts only where no other one has the call.
+A call may have been measured in several chains (of several models, or lengths of context).  Then only candidates that
+were measured in all of them are compared, by the geometric mean of their ratios to the rule's own choice.  A chain that
+was cut off counts only if no other chain has the call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmc.schedules.tuning.limits import geometric_mean, limit_of, needed_us
 from llmc.schedules.tuning.lines import BEST, CANDIDATE, OWN, Entry
 
 LEAST_GAIN = 0.005
-"""Of a layer's time: what another choice than the rule's own must save."""
+"""Another choice than the rule's own must save at least this part of a layer's time."""
 
 
 def is_better(us: float, base_us: float, noise: float) -> bool:

@@ -23,11 +23,11 @@ from llmc.schedules.tuning.bench import Sample
 HEAT, HEAT_ROUNDS = 4, 7
 FINAL_ROUNDS = 21
 MOST = 16
-"""Candidates that are measured for one call, when time does not end it."""
+"""The most candidates that are measured for one call, if there is time."""
 BETTER = 0.97
-"""Of the time of the rule's own choice: another must take less, or the rule's own stays."""
+"""Another choice must take less than this part of the time of the rule's own, or that stays."""
 MOSTLY = 2 / 3
-"""Of the rounds: in so many the other must be faster."""
+"""The other choice must be faster in this part of the rounds."""
 FEWEST = 3
 """Clean samples that a median needs; with fewer, all samples are taken."""
 

@@ -30,7 +30,7 @@ READING = "read bandwidth"
 LONGEST_NS, FEWEST_ROUNDS = 2e9, 5
 """How long the rounds of a heat or a final should take, and how many there are however long that is."""
 HEATS = 0.7
-"""Of a job's part of the budget, what its heats may take; the rest is for the final."""
+"""The part of a job's time that its heats may take; the rest is for the final."""
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Attention whose heads the faster kernels do not take: of more than 256 elements, with values of another size than
-keys; and over the cache of another layer, which has the step's keys and values already.
+"""Attention that the faster kernels do not take: heads of more than 256 elements, values that differ in size from keys,
+or the cache of another layer, which has the step's keys and values already.
 
 Two launches for steps of any size (include/attention_any.cuh), which read and write a page as the others do, so that a
-layer may share the cache of one that they serve.  Correct before it is fast: a warp goes through all of a row's context
-for each query head, 2 (D + V) bytes a token of it in a 2-byte dtype, a group's mostly from the caches.
+layer may share the cache of one that they serve.  It is correct first and fast second: a warp goes through all of a
+row's context for each query head, and reads 2 (D + V) bytes a token in a 2-byte dtype, which heads of a group mostly
+find in the caches.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ANY_APPEND = "any_append<Shape>({qkv}, {query_norm}, {key_norm}, {cos}, {sin}, p
 ANY_ATTEND = "any_attend<Shape>(queries, positions, page_table, kv, out{of_heads});"
 SINKS, SLOPES = OF_HEADS
 ADDED = (*OF_HEADS, BIASES)
-"""What is added to scores, or to their weights."""
+"""Inputs that are added to scores, or, for sinks, to the sum of their exponentials."""
 HEADERS = {STREAM: "stream", APPEND: "rows", APPEND_CODES: "widen", APPEND_VECTORS: "vectors"}
 HEADERS |= {ATTEND_TILE: "tile", ATTEND_WGMMA: "wgmma", ANY_APPEND: "any", ANY_ATTEND: "any"}
 """include/attention_….cuh that defines what a kernel calls; attention_float32.cuh all else."""
@@ -50,7 +50,8 @@ def inputs(a: Attention) -> tuple[Argument, ...]:
 
 
 def apart(reads: tuple[Argument, ...]) -> tuple[tuple[Argument, ...], tuple[Argument, ...]]:
-    """What appends reads of these inputs, and what attends: queries come to that by another way."""
+    """The inputs that the appending launch reads, and those that the attending one reads, which gets queries from the
+    former."""
     appends = tuple(argument for argument in reads if argument.name not in ADDED)
     return appends, (*appends[-2:], *(argument for argument in reads if argument.name in ADDED))
 
