@@ -66,10 +66,15 @@ FLOAT32_THREADS = 128
 
 @dataclass(frozen=True)
 class Tile:
-    """stages: pages in a block's shared memory.  groups: warpgroups of 64 rows of a block that multiply by `wgmma`;
-    0: one of 64 rows by `mma.sync`.  Of `wgmma`: pad, tokens that chunks of V in shared memory are more than a page
-    apart, for the tuner to choose (with heads of 128 an H200 gained nothing by it); in_turn, whether warpgroups ask for
-    products in turn; blocks, how many at most share the rows and heads."""
+    """How attention of a large step is cut up.
+
+    stages      pages in a block's shared memory
+    groups      warpgroups of a block, of 64 rows each, that multiply by `wgmma`; 0: one of 64 rows, by `mma.sync`
+    and for `wgmma` alone:
+    pad         by how many tokens more than a page chunks of V lie apart in shared memory, for the tuner to choose
+                (with heads of 128 an H200 gained nothing by it)
+    in_turn     whether warpgroups ask for products in turn
+    blocks      how many at most share the rows and heads"""
 
     stages: int
     groups: int = 0

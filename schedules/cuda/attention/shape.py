@@ -17,24 +17,30 @@ from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import BIASES, OF_HEADS, appended_sizes, attention_sizes, input_places
 
 MOST_HEAD_DIM, MOST_ANY_DIM = 256, 512
-"""Longest heads that most kernels take, and those that take any."""
+"""The longest heads that most kernels take, and that kernels for any size take."""
 CUDA_TYPES: Mapping[str, str] = {"bf16": "bf16", "f16": "f16", "f32": "float", "int8": "uint8_t"}
 KV_BYTES: Mapping[str, int] = {"bf16": 2, "f16": 2, "f32": 4, "int8": 1}
 SCALE_BYTES = 4
-"""Of an int8 token: one scale for its key of each head, one for its value."""
+"""In an int8 cache each token has a scale for its key of each head, and one for its value."""
 
 
 @dataclass(frozen=True)
 class Attention:
     """M = rows rows of `heads` query heads, `kv_heads` key heads of D = head_dim elements, up to `pages` pages each.
 
-    rotary_dim: how many of the D elements rotary turns (0: none).  kv_dtype: of the cache.  qkv: of the queries, keys
-    and values that come in, f32, or what is multiplied, in tiles (compiler/kernel.py).  out: the result's dtype; tiled:
-    whether it lies in tiles.  sinks, slopes: whether each query head has one.  page_bytes: of a page whose layers
-    differ in size; 0: they are all like this one.  own_value_dim: elements of a value; 0: D.  norms_values: whether
-    values are normalised too.  reads_only: whether the cache is another layer's, which has appended to it.  both_ways:
-    whether rows see all of their text, which is in the step whole, and a window is to either side.  reach: where scores
-    have biases by distance that are looked up, how far they go to either side; 0: they have none.
+    rotary_dim      elements of a head that rotary turns; 0: none
+    kv_dtype        of the cache
+    qkv             dtype of the queries, keys and values that come in: f32, or what is multiplied, in tiles
+                    (compiler/kernel.py)
+    out, tiled      the result's dtype, and whether it lies in tiles
+    epsilon         of the norms of queries and keys; None: they are not normalised
+    sinks, slopes   whether each query head has one
+    page_bytes      of a page whose layers differ in size; 0: all layers are like this one
+    own_value_dim   elements of a value; 0: D
+    norms_values    whether values are normalised too
+    reads_only      whether the cache is another layer's, which has appended to it
+    both_ways       whether rows see all of their text, which is in the step whole, and windows reach to either side
+    reach           how far biases that are looked up by distance reach to either side; 0: there are none
     """
 
     rows: int

@@ -12,24 +12,25 @@ from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.schedules.cuda.attention.shape import KV_BYTES, Attention
 
 STREAM_BLOCKS, CODED_STREAM_BLOCKS, MOST_STREAM_BLOCKS = 2, 3, 4
-"""Blocks of a small step that share a multiprocessor; the second over an int8 cache, whose codes take more instructions
-for fewer bytes: more warps; the third at most, so that many units are under way at once and not in rounds."""
+"""How many blocks of a small step share a multiprocessor; over an int8 cache, whose codes take more instructions for
+fewer bytes and so want more warps; and at most, so that many units are under way at once and not in rounds."""
 STREAM_WARPS = 4
 TOKENS = 16
-"""Of a page, for one warp at a time."""
+"""Tokens of a page that a warp takes at a time."""
 MOST_SLOTS = 8
 LEAST_PAGES = 4
-"""Of a split: on paper to merge two takes about as long as to attend so many, which have come before queries are
-there."""
+"""The fewest pages of a split: on paper merging two splits takes as long as attending so many pages, which have arrived
+before the queries are there."""
 BESIDE_BYTES, BESIDE_BLOCKS = 56 << 10, 3
-"""What the product in front leaves of a multiprocessor on Hopper where its weights are codes: of shared memory (q, k
-and v of one token take 167 to 172 KB of 228), and of registers as many as one of three blocks has.  A block that finds
-room beside one of that product's begins, and asks for its pages, while that one still multiplies."""
+"""What the product in front leaves free of a multiprocessor on Hopper, if its weights are codes: shared memory (for q,
+k and v of one token it takes 167 to 172 KB of 228), and registers for a block when three share a multiprocessor.  A
+block of attention that finds room beside one of that product begins, and asks for its pages, while that one still
+multiplies."""
 EARLY_COPIES = 4
-"""Of K or V, all that a team's warp has of two pages: asked for before queries are there by a block that begins so
-early (what finds no room goes to L2), and enough where memory is the limit."""
+"""Copies of K or V that a block which begins so early asks for before queries are there: all that a team's warp has of
+two pages (what finds no room goes to L2).  They are also enough where memory is the limit."""
 LEAST_SLOT_BYTES = 4
-"""Of all slots together, for each element of a token: what the sums of a block take, in float32."""
+"""The least size of all slots together, for each element of a token: the sums of a block must fit there, in float32."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,20 @@ CHIPS = {
     120: Chip(170, 100 << 10, 99 << 10),
 }
 RESERVED_BYTES = 2432
-"""Of shared memory, in each block: the driver's, and variables of fixed size."""
+"""Shared memory of each block that the driver takes, and variables of fixed size."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """splits: teams that may share a row's context, `least` pages or more each.  slots: copies of K or V in a warp's
-    shared memory.  resident: blocks that share a multiprocessor.  team: warps of a block that share a split.
-    together: times 16 tokens that a warp takes at once.  ahead: copies beyond the slots that are asked for, to L2,
-    before queries are there."""
+    """How attention of a small step is cut up.
+
+    splits      teams that may share a row's context, each with `least` pages or more
+    slots       copies of K or V in a warp's shared memory
+    resident    blocks that share a multiprocessor
+    team        warps of a block that share a split
+    together    times 16 tokens that a warp takes at once
+    ahead       copies beyond the slots that are asked for, to L2, before queries are there
+    """
 
     splits: int
     slots: int

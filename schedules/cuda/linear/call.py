@@ -38,11 +38,13 @@ _NORMS: dict[str, Literal["", "rms", "layer"]] = {"": "", "RMSNorm": "rms", "Lay
 class LinearOp:
     """x [m, k] times a weight [n, k], or [2n, k] when gated.
 
-    element: what is multiplied: x is rounded to it.  weight: how the weight is stored, in groups of `group` if it is
-    quantised.  tiled_x: x lies tiled, in `element`, else it is f32 row-major; tiled_y the same of y.
-    deferred: what is multiplied is x ∘ norm weight, and the norm is applied to the sums, by moments of parts of x that
-    are `part` columns wide.  moments: the norm behind y is prepared.  append: the attention whose queries, keys and
-    values y would be, where they go to the cache instead.
+    element     the dtype that is multiplied; x is rounded to it
+    weight      how the weight is stored, in groups of `group` if it is quantised
+    tiled_x     whether x lies in tiles, in `element`; else it is f32 row-major.  tiled_y: the same of y
+    deferred    whether x ∘ norm weight is multiplied and the norm applied to the sums, with moments of parts of x that
+                are `part` columns wide
+    moments     whether the norm behind y is prepared
+    append      the attention whose queries, keys and values the product makes and appends; None: it writes y
     """
 
     m: int

@@ -31,40 +31,42 @@ from llmc.schedules.cuda.linear.gemm_tiles import DEVICES, WGMMA_TOKENS, Device,
 from llmc.schedules.cuda.linear.gemv_weight import weight_format
 
 FEWEST = 256
-"""Tokens from which there are several tiles to a block in most products."""
+"""From so many tokens on a block has several tiles in most products."""
 
 FEWEST_CHOSEN, MOST_SIDE_BY_SIDE = 128, 4
-"""Of tokens, where the times below choose; of token tiles of 256."""
+"""The fewest tokens for which the times below choose; the most token tiles of 256 side by side."""
 
 OPERATIONS = 842e6
-"""A µs, of all blocks while they multiply: what an H200 did, from the slope of its times over K."""
+"""Operations a µs of all blocks while they multiply: what an H200 did, from the slope of its times over K."""
 
 L2, PORT = 13.2e6, 121e3
-"""Bytes a µs from L2: of all blocks together, what 128 of them with tiles of 128 x 128 were given at least; of one."""
+"""Bytes a µs from L2: for all blocks together (what 128 of them with tiles of 128 x 128 got at least), and for one."""
 
 L2_BYTES = 50e6
-"""Of weight and x that it has for blocks at different places of K, where x alone is more than half of it: 256 tiles of
-2048 tokens and K = 16384, of which 124 were shared out, took 475 µs on an H200, in two rounds 352."""
+"""How much of weight and x L2 keeps for blocks at different places of K.  If x alone is more than half of it, shared
+tiles are slow: 256 tiles of 2048 tokens and K = 16384, of which 124 were shared out, took 475 µs on an H200, and 352 in
+two rounds."""
 
 CLUSTER_STEP_US, CLUSTER_TOKEN_US = 0.27, 0.0016
-"""Of a step in a cluster, and of each of its tokens, at least: 0.48 of 128 tokens, 0.59 of 192, 0.67 of 256 were
-measured, although the first two are multiplied in 0.33 and 0.49.  Why is not known."""
+"""What a step in a cluster takes at least, and each of its tokens: 0.48 µs for 128 tokens, 0.59 for 192 and 0.67 for
+256 were measured, although the first two are multiplied in 0.33 and 0.49.  Why is not known."""
 
 LAUNCH_US = 6.7
-"""Launch, first stages, end of the grid."""
+"""What the launch, the first stages and the end of the grid take."""
 
 DRAIN_US = 0.5
-"""Of an end that no other warpgroup's products hide, on paper: the last products, and the first of the next tile."""
+"""The part of a tile's end that the other warpgroup's products do not hide, on paper: the last products, and the first
+of the next tile."""
 
 END_US, GATED_END_US = 3.9, 5.5
-"""The rest of a tile's end, of 64 x 256 sums of each warpgroup."""
+"""The rest of a tile's end, in which each warpgroup finishes 64 x 256 sums."""
 
 QUICK_END_US = 1.9
-"""On paper: 8 rounds of 55 instructions of two warps a scheduler, 256 clocks of shared memory, two barriers: 350 – 400
-clocks.  Gated ones have 1200 instructions instead of 2300."""
+"""The same for a quick end, on paper: 8 rounds, each of 55 instructions of two warps a scheduler, 256 clocks of shared
+memory and two barriers: 350 – 400 clocks.  Gated products have 1200 instructions instead of 2300."""
 
 SUMS = 128
-"""That a thread can hold."""
+"""How many sums a thread can hold."""
 
 
 def space(op: LinearOp, target: Target) -> list[Tiling]:

@@ -27,40 +27,41 @@ TILE_ROWS, STEP = 128, 64
 GROUPS, PIECES = 2, 4
 """Warpgroups of a block, and pieces of 16 rows that each takes in a step."""
 STAGED_TOKENS = 32
-"""Whose results a warpgroup brings to shared memory together, on their way out."""
+"""A warpgroup brings the results of so many tokens to shared memory together, on their way out."""
 
 WGMMA_TOKENS = (16, 24, 32, 40, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
-"""Widths of wgmma."""
+"""Widths of a tile for wgmma."""
 MMA_TOKENS = tuple(range(16, 129, 16))
 """Widths of a tile for mma.sync: two fragments of x at a time, and sums that fit the registers."""
 
 FLAT_TOKENS = 64
-"""Up to here a product waits for the weight's bytes, not for the units that multiply."""
+"""Up to so many tokens a product waits for the weight's bytes, not for the units that multiply."""
 
 NOT_HIDDEN = 0.2
-"""Of a step's products or the making of their operands from codes, whichever is shorter: they run side by side.  An
-estimate."""
+"""A step's products and the making of their operands from codes run side by side, but for this part of the shorter one.
+An estimate."""
 
 PORT = 100e3
 """Bytes a µs that a block gets from L2 at few tokens: 121 were measured on an H200, of weights and x together."""
 
 DRAWN = 1.75
-"""Times its share of memory's rate that a block can draw, where others draw nothing: 64 blocks took 25.5 µs on an H200
-for what memory gives in 21.2."""
+"""How many times its share of memory's rate a block can draw, where others draw nothing: 64 blocks took 25.5 µs on an
+H200 for what memory gives in 21.2."""
 
 MOST_STAGES = 12
 FLIGHT_BYTES = 64 << 10
-"""On their way to a multiprocessor for memory to be as busy as can be; on paper half of them lose about 8 %,
-and more than these, or more stages, bring nothing."""
+"""So many bytes must be on their way to a multiprocessor to keep memory as busy as can be.  On paper half of them lose
+about 8 %, and more than these, or more stages, bring nothing."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """An architecture, by what its data sheets say, and by estimates on paper.
+    """An architecture, as its data sheets describe it, and by estimates on paper.
 
-    n_blocks: multiprocessors of its usual card.  shared_bytes: of a block.  Rates: bytes a µs from memory and from L2
-    (all blocks together), operations a µs; fixed_us: of a launch, and of putting a shared tile together.  cluster:
-    blocks that may form one; cluster_us: of starting together and waiting for each other, an estimate.
+    n_blocks: multiprocessors of its usual card.  shared_bytes: of a block.  Rates: bytes a µs from memory and from L2,
+    of all blocks together, and operations a µs.  fixed_us: what a launch takes, and what putting a shared tile together
+    takes.  cluster: the most blocks of one; cluster_us: what it takes them to start together and wait for each other,
+    an estimate.
     """
 
     n_blocks: int
@@ -81,18 +82,23 @@ DEVICES = {
     100: Device(148, 232_448, 6.5e6, 9.0e6, 600e6),
     120: Device(170, 101_376, 1.6e6, 4.0e6, 200e6),
 }
-"""By Target.arch.  sm_100a and sm_120 run mma.sync here, of sm_100a's own tensor instructions a part."""
+"""By Target.arch.  sm_100a and sm_120 run mma.sync here, which reaches a part of what sm_100a's own tensor instructions
+do."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut.
+    """How a product is cut up.
 
-    tokens: of a tile.  stages: of the ring.  blocks: of the grid.  shared: whether tiles that do not fill a round are
-    shared out.  band: token tiles that lie side by side, before the next rows of the weight.  cluster: blocks that
-    bring each other their tokens; a tile is as many times 128 rows then.  along: a tile is 64 rows, a step 128 of K.
-    turns: warpgroups take tiles of as many times 64 rows in turns (ping-pong); 0: they share each tile.  quick: a tile
-    ends without branches, its residual read two rounds ahead (include/gemm_quick_end.cuh).
+    tokens      of a tile
+    stages      of the ring
+    blocks      of the grid
+    shared      whether tiles that do not fill a round are shared out
+    band        token tiles that are taken side by side, before the next rows of the weight
+    cluster     blocks that bring each other their tokens; a tile then has as many times 128 rows
+    along       whether the warpgroups of a block share K: a tile has 64 rows, and a step is 128 of K
+    turns       tiles of as many times 64 rows that warpgroups take in turns (ping-pong); 0: they share each tile
+    quick       whether a tile ends without branches, its residual read two rounds ahead (include/gemm_quick_end.cuh)
     """
 
     tokens: int

@@ -10,29 +10,31 @@ from llmc.schedules.cuda.linear.gemv_params import Gemv, bands, leaves_room, ste
 from llmc.schedules.cuda.linear.gemv_weight import weight_format
 
 STAGE_NS = 120.0
-"""From a stage's arrival until its place is asked for again, besides the pieces' own work."""
+"""Time from a stage's arrival until its place is asked for again, besides the work on its pieces."""
 
 DIGITS_STAGE_NS, DIGITS_PIECE_NS = 100.0, 25.0
-"""The same where x is in digits, and a piece: estimates, by half of the instructions."""
+"""The same where x is in digits, and the work on a piece: estimates, since half of the instructions are left."""
 
 ARRIVAL_US, WARP_COPIES = 0.8, 7
-"""From asking for weights to having them; copies of 16 bytes a lane that a warp has on their way.  On an H200 products
-in 16, 8 and 4 bits by six and eight warps took as long as these say, whatever their rings were."""
+"""Time from asking for weights to having them; and how many copies of 16 bytes a lane a warp has on their way.  On an
+H200 products in 16, 8 and 4 bits by six and eight warps took as long as these two say, whatever their rings were."""
 
 BULK_ARRIVAL_US = 2.3
-"""Of bulk copies, while memory is about as busy as it can be: products in int8 on an H200, of 54 to 110 KB on their way
-to a multiprocessor, took as long as this says."""
+"""The same for bulk copies, while memory is about as busy as it can be: products in int8 on an H200, with 54 to 110 KB
+on their way to a multiprocessor, took as long as this says."""
 
 DISORDER = {1: 1.6, 2: 1.3, 4: 1.0}
-"""By strips of a band: how much longer memory takes for the weight in codes.  Those of four strips are one stretch of
-memory for a block; others leave gaps, and open each page of memory again for the rest.  Measured on an H200."""
+"""By the number of strips in a band: how much longer memory takes for a weight in codes.  A block's band of four strips
+is one stretch of memory; narrower bands leave gaps, and open each page of memory again for the rest.  Measured on an
+H200."""
 
 PORT = 80e3
-"""Bytes a µs that a multiprocessor gets from L2: of 64 a clock as much as may be counted on."""
+"""Bytes a µs that a multiprocessor gets from L2: what may be counted on of 64 a clock."""
 
 ALONE_US = 2.5
-"""From the last bytes of a kernel that leaves no room for the next one to that one's first.  An estimate, which orders
-candidates; in models of up to 8 tokens such kernels were the faster ones (gemv_space.fastest_in_models)."""
+"""Time from the last bytes of a kernel that leaves no room for the next one to the first bytes of that one.  An
+estimate, which orders candidates; in models of up to 8 tokens such kernels were the faster ones
+(gemv_space.fastest_in_models)."""
 
 
 def cost_us(op: LinearOp, params: Gemv, device: Device) -> float:
@@ -54,7 +56,8 @@ def cost_us(op: LinearOp, params: Gemv, device: Device) -> float:
 
 
 def memory_us(op: LinearOp, params: Gemv, device: Device) -> float:
-    """Of the weight.  By bulk copies: rounds of all blocks, and a last one of those that are left."""
+    """What memory takes for the weight.  With bulk copies: rounds of all blocks, and a last one of those that are
+    left."""
     n_bytes, n_bands, workers = weight_format(op).n_bytes, bands(op, params), params.blocks // params.split
     if not params.bulk:
         uneven = ceil(n_bands / workers) * workers / n_bands

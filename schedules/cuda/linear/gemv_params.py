@@ -15,22 +15,29 @@ STRIP, COLUMN = 16, 64
 FOUR_BITS = ("i4", "z4", "m4")
 
 REGISTERS = 512
-"""Of a lane of one of a multiprocessor's four parts, which its warps share."""
+"""Each of a multiprocessor's four parts has so many for each lane, which its warps share."""
 
 
 @dataclass(frozen=True)
 class Gemv:
-    """warps: of a block.  stages: columns of 64 that a warp copies ahead.  side: strips of 16 rows it takes at a time.
-    blocks: of the grid.  ahead: columns that a warp asks for beyond its stages, before the kernel in front has ended.
-    shared_x: x is kept in shared memory, not read again for each band.
-    early: the next kernel is let in at once, not when the last weights have been asked for.
-    apart: a norm is a launch of its own in front, not each block's first work.
-    digits: x is multiplied in two digits of 8 bits, by int4 codes as they are (include/gemv_digits.cuh); it is shared.
-    bulk: stages come by bulk copies (include/gemv_ring.cuh).
-    split: blocks, of a cluster, that share bands (include/gemv_split.cuh).
-    depth: neighbouring columns in a stage, of four strips.
-    kept: each warp has x of its own columns in its own part of shared memory, for all bands, in digits or as it came
-    (include/gemv_kept.cuh)."""
+    """How a GEMV is cut up.
+
+    warps       of a block
+    stages      columns of 64 of K that a warp copies ahead
+    side        strips of 16 rows that a warp takes at a time
+    blocks      of the grid
+    ahead       columns that a warp asks for beyond its stages, before the kernel in front has ended
+    shared_x    whether x is kept in shared memory, rather than read again for each band
+    early       whether the next kernel is let in at once, rather than when the last weights have been asked for
+    apart       whether a norm is a launch of its own in front, rather than the first work of each block
+    digits      whether x is multiplied in two digits of 8 bits by int4 codes as they are (include/gemv_digits.cuh);
+                x is then shared
+    bulk        whether stages come by bulk copies (include/gemv_ring.cuh)
+    split       blocks of a cluster that share bands (include/gemv_split.cuh)
+    depth       neighbouring columns in a stage of four strips
+    kept        whether each warp keeps x of its own columns in its own part of shared memory for all bands, in digits
+                or as it came (include/gemv_kept.cuh)
+    """
 
     warps: int
     stages: int
@@ -59,7 +66,7 @@ class Gemv:
 
 
 def registers(op: LinearOp, params: Gemv) -> int:
-    """What a thread can do with; the compiler takes more where there are more."""
+    """How many registers a thread needs at least; the compiler takes more if there are more."""
     if op.m > 8 or op.weight == op.element:
         return (104 if op.m <= 8 else 120) + (32 if op.weight in FOUR_BITS else 0)
     if op.weight in FOUR_BITS and not params.digits:

@@ -29,17 +29,17 @@ MOST_CANDIDATES = 32
 INT4 = ("i4", "z4")
 
 MOST_TOKENS_IN_DIGITS = 4
-"""Their digits are the eight columns of a product."""
+"""The digits of so many tokens fill the eight columns of a tensor product."""
 
 MOST_K_IN_DIGITS = 8192
-"""Where a block makes the digits of all of a token's x: of 11008 single blocks took an H200 10.1 µs and more so, and by
-x in bf16 9.1.  Pairs of blocks, whose warps make those of their own columns alone, have not been timed."""
+"""The longest K for which a block makes the digits of all of x.  With K = 11008 an H200 took 10.1 µs and more so, and
+9.1 with x in bf16.  Pairs of blocks, whose warps make only the digits of their own columns, have not been timed."""
 
 MOST_MEASURED_IN_MODELS = 8
-"""Tokens."""
+"""Whole models were measured with up to so many tokens."""
 
 LEAST_KEPT_BYTES = 64 << 10
-"""Of a ring beside an x that is kept: what memory needs on its way to a multiprocessor."""
+"""The smallest ring beside an x that is kept: what must be on its way to a multiprocessor to keep memory busy."""
 
 FASTEST_KEPT = (16, 2)
 """Warps, and columns at a time, with which an x that is kept was the fastest choice in models of 1, 2, 4 and 8 tokens:
@@ -47,11 +47,11 @@ for each product of Llama-2-7B a layer in int4 took 0.87 to 1.00 of the time tha
 before, and 1.015 once (queries, keys and values of two tokens)."""
 
 PAIR = 2
-"""Blocks, of a cluster, that keep x, each of its own columns alone."""
+"""Blocks of a cluster that keep x, each only its own columns of it."""
 
 STREAM_WARPS = range(8, 17, 2)
 MEASURED_WARPS = (8, 12, 16)
-"""By bulk copies; those of which each is measured."""
+"""Numbers of warps that are each measured, with bulk copies."""
 
 
 def space(op: LinearOp, target: Target) -> list[Gemv]:

@@ -15,10 +15,15 @@ from llmc.schedules.cuda.tile_layout import GatedTiles, Tiles
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """layout: of the constant.  c_type: what reads it in a kernel.  n_bytes: of what must be read, without padding.
-    piece_bytes: of 16 rows by 64 of K; piece_ns: for a warp of a GEMV to multiply it; operands_ns: for a multiprocessor
-    to turn its codes into what is multiplied (include/gemm_codes.cuh).
-    sides: strips that a warp of a GEMV may take at a time."""
+    """How a weight is stored, and what reading it takes.  A piece is 16 rows by 64 of K.
+
+    layout          of the constant
+    c_type          the C++ type that reads it in a kernel
+    n_bytes         what must be read of it, without padding
+    piece_bytes     of a piece
+    piece_ns        time for a warp of a GEMV to multiply a piece
+    operands_ns     time for a multiprocessor to turn a piece's codes into what is multiplied (include/gemm_codes.cuh)
+    sides           strips that a warp of a GEMV may take at a time"""
 
     layout: Layout
     c_type: str
