@@ -60,7 +60,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option(
     "--quant-lm-head/--no-quant-lm-head",
     default=None,
-    help="Quantise the product that makes the logits too.  [default: where a checkpoint keeps it as codes, in 8 bits]",
+    help="The product that makes the logits, quantised like the others, or not.  [default: in 8 bits]",
 )
 @click.option(
     "--calibrate",

@@ -198,7 +198,7 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
         return [f"{kept}: --quant {packing.small} keeps them small"]
     constants: list[Any] = [weight.value.const_value for program in programs for weight in program.weights]
     quantized = {weight for weight in constants if isinstance(weight, QuantizedWeight)}
-    made = [weight for weight in quantized if weight.kept is not None]
+    made = [weight for weight in quantized if weight.kept is not None and weight.source.coded is not None]
     wide = [weight for weight in made if weight.scheme.bits > scheme.bits]
     shares = [(float(weight.kept or 0), prod(weight.dims)) for weight in made if weight not in wide]
     share = sum(kept * size for kept, size in shares) / max(sum(size for _, size in shares), 1)
@@ -214,10 +214,12 @@ def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: S
 
 
 def notes_of_logits(step_graph: ir.Model, dtype: str) -> list[str]:
-    """Whether the product that makes the logits has codes because a checkpoint keeps it so, and nobody asked."""
+    """Whether the product that makes the logits has codes, and nobody asked."""
     for node in graph.products_of_logits(step_graph.graph):
         weight = graph.weight_of(node.inputs[1])
-        if isinstance(weight, QuantizedWeight) and weight.scheme.lm_head is None and weight.source.coded is not None:
-            kept = f"the checkpoint keeps the product that makes the logits in {weight.source.coded.bits} bits"
-            return [f"{kept}, here it is {weight.scheme.name}: --no-quant-lm-head makes it {dtype}"]
+        if isinstance(weight, QuantizedWeight) and weight.scheme.lm_head is None:
+            coded = weight.source.coded
+            kept = f", which the checkpoint keeps in {coded.bits} bits," if coded else ""
+            fact = f"the product that makes the logits{kept} is {weight.scheme.name}"
+            return [f"{fact}: --no-quant-lm-head makes it {dtype}"]
     return []

@@ -5,12 +5,12 @@ rewrite:
     -->
     the same of W.int4, a weight of as many elements whose values are codes * scales (compiler/quantization/quantize.py)
     in int4: with zeros where a checkpoint's codes have them, and in int8 what it keeps in more than 4 bits while most
-    is in no more; unless asked, 8 bits for the product that makes the logits where a checkpoint keeps it as codes
-refuses: a weight that is computed; one that is quantised already; the product that makes the logits, unless asked
-or kept as codes (none does in a model that ends with a norm, as for embeddings); the product that chooses experts,
-which is small, and a wrong choice is a large error; likewise those that say how much of a state is kept, and how much
-of a token goes in; in mxfp4 all but experts and what a checkpoint keeps as codes beside them, or is asked for, which
-become int8.
+    is in no more; unless asked, int8 for the product that makes the logits of a vocabulary (none does in a model that
+    ends with a norm, as for embeddings)
+refuses: a weight that is computed; one that is quantised already; the product that makes logits of a few labels, unless
+asked or kept as codes; the product that chooses experts, which is small, and a wrong choice is a large error; likewise
+those that say how much of a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a
+checkpoint keeps as codes beside them, or is asked for, which become int8.
 
 Embeddings, norms and biases stay as they are; of a table that also makes the logits see share_table.py.
 """
@@ -57,7 +57,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
         fact = f"{scheme.name} is for the weights of experts, and the model has none"
         raise LlmcError(fact, place=f"--quant {scheme.name}", hint="use --quant int4")
     logits = products_of_logits(graph)
-    small_logits = {node for node in logits if scheme.lm_head is None and is_kept_as_codes(node)}
+    small_logits = {node for node in logits if scheme.lm_head is None and is_worth_8_bits(node, scheme)}
     spared = set() if scheme.lm_head else set(logits) - small_logits
     for node in graph:
         for index in (1, 2) if is_experts(node) else SPARED.get(op_name(node), ()):
@@ -92,6 +92,14 @@ def inputs_to_quantize(graph: ir.Graph, spared: set[ir.Node]) -> Iterator[tuple[
             yield from ((node, 3), (node, 4))
         elif is_linear(node) and node not in spared:
             yield node, 1
+
+
+def is_worth_8_bits(node: ir.Node, scheme: Scheme) -> bool:
+    """Whether a product that makes the logits is quantised without anybody's asking: one of a vocabulary, which has
+    more rows than columns, for of a few labels it saves nothing.  What is for experts alone leaves it as it is kept."""
+    weight = weight_of(node.inputs[1])
+    is_large = weight is not None and not scheme.of_experts_alone and weight.dims[0] > weight.dims[1]
+    return is_large or is_kept_as_codes(node)
 
 
 def is_kept_as_codes(node: ir.Node) -> bool:

@@ -1,5 +1,5 @@
-"""llmc itself, through its Python binding: f32, bf16, int8, int4; "+head" quantises lm_head too, which is done without
-it of a file that keeps it as codes, in 8 bits."""
+"""llmc itself, through its Python binding: f32, bf16, int8, int4; "+head" quantises lm_head as the layers are, which is
+int8 without it, but with mxfp4 of a checkpoint that does not keep it as codes."""
 
 from __future__ import annotations
 

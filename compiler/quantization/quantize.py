@@ -80,7 +80,7 @@ class Scheme:
 
     bits: 8 or 4.  number: codes are integers, or floats of 8 bits ("fp") or 4 ("mx").
     group: weights of a row that share a scale; 0 is the whole row.
-    lm_head: whether the product that makes the logits is quantised too; None: where a checkpoint keeps it as codes.
+    lm_head: whether the product that makes the logits is quantised as the others are; None: in 8 bits, if it is large.
     calibration: what weights are fitted to; None: to nothing but themselves.
     zeros: whether groups have zeros; of single weights, whose checkpoint has them.
     """
@@ -125,9 +125,8 @@ class Scheme:
 
     @property
     def in_8_bits(self) -> Scheme:
-        """The scheme for a weight that gets 8 bits whatever the others have, with a scale a row: int8, or fp8 in
-        fp8."""
-        return replace(self, bits=8, group=0, number="fp" if self.number == "fp" else "int", zeros=False)
+        """The scheme for a weight that gets 8 bits whatever the others have: int8, with a scale a row."""
+        return replace(self, bits=8, group=0, number="int", zeros=False)
 
     @property
     def dtype(self) -> CodeDType:

@@ -386,9 +386,12 @@ def test_a_compiled_model_keeps_the_numbers_of_its_checkpoint(
     ],
 )
 def test_what_becomes_int8_beside_int4_is_said(kept: float, said: str) -> None:
+    """Of what the checkpoint keeps as codes: the last one it does not."""
     weights = []
-    for rows, scheme in ((48, Scheme(4, 32, zeros=True)), (16, Scheme(8))):
-        weights.append(QuantizedWeight(Weight.of_array("w", np.zeros((rows, 32), np.float32)), scheme))
+    for rows, bits, scheme in ((48, 4, Scheme(4, 32, zeros=True)), (16, 6, Scheme(8)), (640, 0, Scheme(8))):
+        zeros = np.zeros((rows, 32), np.float32)
+        weight = Weight("w", zeros.shape, zeros.copy, "f32", Coded(bits, 32) if bits else None)
+        weights.append(QuantizedWeight(weight, scheme))
         weights[-1].kept = kept if scheme.bits == 4 else 0.0
     placed = [SimpleNamespace(value=SimpleNamespace(const_value=weight)) for weight in weights]
     source: Any = SimpleNamespace(packing=Packing("GGUF, most in Q4_K", dict, "int4"))

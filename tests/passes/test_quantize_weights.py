@@ -88,21 +88,21 @@ def mixture(build: Any, kept: Coded | None = None) -> ir.Model:
     chances = build.op("Softmax", build.op("llmc.Linear", x, build.weight("gate", 3, 32)), axis=-1)
     share, index = build.op("TopK", chances, build.constant([2]), n_results=2, axis=-1)
     y = build.op("llmc.ExpertsSilu", x, index, share, build.weight("up", 3, 64, 32), build.weight("down", 3, 32, 32))
-    model: ir.Model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 32)))
+    model: ir.Model = build.model(build.op("llmc.Linear", y, build.weight("head", 40, 32)))
     return model
 
 
 @pytest.mark.parametrize(
     ("kept", "lm_head", "beside"),
     [
-        (None, False, {}),
+        (None, None, {}),
         (Coded(8, 32), False, {"before": "int8"}),
         (None, True, {"head": "int8, lm_head"}),
     ],
     ids=["as they are", "codes of 8 bits", "logits"],
 )
 def test_beside_experts_in_mxfp4_codes_become_int8_and_so_do_logits_when_asked(
-    build: Any, kept: Coded | None, lm_head: bool, beside: dict[str, str]
+    build: Any, kept: Coded | None, lm_head: bool | None, beside: dict[str, str]
 ) -> None:
     model = mixture(build, kept)
     scheme = replace(MXFP4, lm_head=lm_head)
@@ -161,20 +161,20 @@ def test_no_weight_is_read(build: Any) -> None:
 
     x = build.input("x", "M", 8)
     hidden = build.op("llmc.LinearRelu", x, build.constant(Weight("w", (8, 8), read, "bf16"), "w"))
-    model = build.model(build.op("llmc.Linear", hidden, build.constant(Weight("head", (9, 8), read), "head")))
+    model = build.model(build.op("llmc.Linear", hidden, build.constant(Weight("head", (8, 8), read), "head")))
     assert quantize_weights(model, Scheme(8)) == 1
 
 
 def test_a_weight_of_two_layers_is_stored_once(build: Any) -> None:
     x, w = build.input("x", "M", 8), build.weight("w", 8, 8)
     hidden = build.op("llmc.LinearSilu", build.op("llmc.LinearRelu", x, w), w)
-    model = build.model(build.op("llmc.Linear", hidden, build.weight("head", 9, 8)))
+    model = build.model(build.op("llmc.Linear", hidden, build.weight("head", 8, 8)))
     assert quantize_weights(model, Scheme(8)) == 2
     assert set(model.graph.initializers) == {"w.int8", "head"}
 
 
 def test_the_product_that_makes_the_logits_is_found_behind_what_follows_it(build: Any, refused: Any) -> None:
-    logits = build.op("llmc.Linear", build.input("x", "M", 8), build.weight("head", 9, 8))
+    logits = build.op("llmc.Linear", build.input("x", "M", 8), build.weight("head", 8, 8))
     cap = build.constant(30.0)
     refused(build.model(build.op("Mul", build.op("Tanh", build.op("Div", logits, cap)), cap)), INT4)
 
@@ -199,7 +199,7 @@ def test_a_model_that_ends_with_a_norm_makes_no_logits(build: Any) -> None:
 def test_a_weight_that_is_computed_is_refused(build: Any, refused: Any) -> None:
     x, w = build.input("x", "M", 8), build.input("w", 8, 8)
     hidden = build.op("llmc.LinearRelu", x, w)
-    refused(build.model(build.op("llmc.Linear", hidden, build.weight("head", 9, 8))), INT4)
+    refused(build.model(build.op("llmc.Linear", hidden, build.weight("head", 8, 8))), INT4)
 
 
 def test_a_weight_that_layers_share_is_fitted_once(build: Any) -> None:
@@ -288,33 +288,35 @@ def test_experts_have_zeros_and_int8_as_their_checkpoint_has(build: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("scheme", "kept", "wanted"),
+    ("scheme", "n_logits", "kept", "wanted"),
     [
-        (Scheme(8), Coded(6, 16), "int8"),
-        (Scheme(4, 32), Coded(8, 32), "int8"),  # though most are 8 bits, and the others become int4
-        (Scheme(4, 128), Coded(4, 32), "int8"),
-        (Scheme(8, number="fp"), Coded(6, 16), "fp8"),
-        (Scheme(8), None, None),
-        (Scheme(4, 32, lm_head=False), Coded(6, 16), None),
-        (Scheme(4, 32, lm_head=True), Coded(8, 32), "int4, groups of 32, lm_head"),
+        (Scheme(8), 40, None, "int8"),
+        (Scheme(4, 32), 40, None, "int8"),
+        (Scheme(8, number="fp"), 40, None, "int8"),
+        (Scheme(8), 8, Coded(6, 16), "int8"),
+        (Scheme(4, 32), 8, Coded(8, 32), "int8"),  # though most are 8 bits, and the others become int4
+        (Scheme(4, 128), 8, Coded(4, 32), "int8"),
+        (Scheme(8), 8, None, None),
+        (Scheme(8), 32, None, None),
+        (Scheme(4, 32, lm_head=False), 40, Coded(6, 16), None),
+        (Scheme(4, 32, lm_head=True), 40, Coded(8, 32), "int4, groups of 32, lm_head"),
     ],
     ids=str,
 )
-def test_logits_are_made_in_8_bits_where_a_checkpoint_keeps_them_small(
-    build: Any, scheme: Scheme, kept: Coded | None, wanted: str | None
+def test_logits_of_a_vocabulary_are_made_in_8_bits_and_those_of_labels_where_a_checkpoint_keeps_them_small(
+    build: Any, scheme: Scheme, n_logits: int, kept: Coded | None, wanted: str | None
 ) -> None:
     """Unless somebody says otherwise; a note says what became of them if nobody has."""
     body = Weight("body", (32, 32), lambda: np.ones((32, 32), np.float32), "bf16", Coded(8, 32))
     x = build.op("llmc.LinearRelu", build.input("x", "M", 32), build.constant(body, "body"))
-    head = Weight("head", (8, 32), lambda: np.ones((8, 32), np.float32), "bf16", kept)
+    head = Weight("head", (n_logits, 32), lambda: np.ones((n_logits, 32), np.float32), "bf16", kept)
     model = build.model(build.op("llmc.Linear", x, build.constant(head, "head")))
     assert quantize_weights(model, scheme) == 1 + (wanted is not None)
     assert schemes(model).get("head") == wanted
     assert are_logits_quantized(model) == (wanted is not None)
     said = notes_of_logits(model, "bf16")
     if scheme.lm_head is None and wanted:
-        assert kept is not None
-        fact = f"the checkpoint keeps the product that makes the logits in {kept.bits} bits, here it is {wanted}"
-        assert said == [f"{fact}: --no-quant-lm-head makes it bf16"]
+        of = f", which the checkpoint keeps in {kept.bits} bits," if kept else ""
+        assert said == [f"the product that makes the logits{of} is {wanted}: --no-quant-lm-head makes it bf16"]
     else:
         assert said == []
