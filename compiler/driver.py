@@ -109,8 +109,7 @@ def compile_model(
     a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own
     when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored:
     "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None) or 128.
-    quant_lm_head: quantise the logits' product as the others; when None, in 8 bits, with mxfp4 where a checkpoint
-    keeps it as codes.
+    quant_lm_head: quantise the logits' product as the others; when None, in 8 bits (mxfp4: if a checkpoint has codes).
     calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how keys and
     values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's
     own limit when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far
