@@ -87,7 +87,7 @@ def gpu_arithmetic_peak() -> float:
 
 
 def gpu_seconds(work: Callable[[], Any], times: int = 10) -> float:
-    """Of one run among several, after one that does not count."""
+    """The time of one run among several, after one that does not count."""
     import torch
 
     work()

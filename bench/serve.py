@@ -44,7 +44,7 @@ SCHEMA = {"type": "array", "minItems": 1000, "items": PERSON}
 
 
 class Times(NamedTuple):
-    """Of one stream: seconds to its first piece of text and to its end, and the tokens in it."""
+    """Times of one stream: seconds to its first piece of text and to its end, and the tokens in it."""
 
     first_s: float
     total_s: float

@@ -146,7 +146,7 @@ def with_weights(facts: Sequence[CallFacts]) -> list[CallFacts]:
 
 
 def weight_names(manifest: Mapping[str, Any]) -> dict[int, str]:
-    """By offset in the weights section: model.layers.0.self_attn.{q,k,v}_proj.weight."""
+    """The names of weights by their offset in the weights section: model.layers.0.self_attn.{q,k,v}_proj.weight."""
     return {w["offset"]: contracted(str(w["name"])) for w in manifest.get("weights", ())}
 
 

@@ -151,7 +151,7 @@ def kept(talk: Conversation, path: str | None, system: str | None) -> Iterator[N
 
 
 def end(number: int, frame: object) -> NoReturn:
-    """Of a signal: leave as an interrupted program does, so that what is open is closed."""
+    """Handle a signal: leave as an interrupted program does, so that what is open is closed."""
     sys.exit(128 + number)
 
 

@@ -175,7 +175,7 @@ def labels_in_words(said: Said) -> str:
 
 
 def kept_by(cache: Said, model: Said) -> str:
-    """Of which layers, where they differ: some share another's, or have sizes of their own."""
+    """Which layers keep a cache, where they differ: some share another's, or have sizes of their own."""
     sizes: Counter[int] = Counter(cache.get("layer_bytes", ()))
     n_layers, n_kept = int(model.get("n_layers") or 0), sum(sizes.values())
     if not sizes or (n_kept == n_layers and len(sizes) == 1):

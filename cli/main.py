@@ -71,7 +71,8 @@ def main() -> None:
 
 
 def open_missing_streams() -> None:
-    """In place of standard streams that are closed: otherwise the next file that is opened takes their number."""
+    """Open something in place of standard streams that are closed: else the next file that is opened takes their
+    number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -80,7 +81,8 @@ def open_missing_streams() -> None:
 
 
 def read_any_bytes() -> None:
-    """From standard input, as from the command line: what is no UTF-8 is refused where it is looked at."""
+    """Read any bytes from standard input, as from the command line: what is no UTF-8 is refused where it is looked
+    at."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
 

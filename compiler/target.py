@@ -74,7 +74,7 @@ class Target:
 
     @property
     def architecture(self) -> str:
-        """Of the CPU: "x86_64" or "aarch64"; beside a GPU it is this machine's."""
+        """The CPU's architecture: "x86_64" or "aarch64"; for a GPU that of this machine's CPU."""
         if self.kind == "cuda":
             return platform.machine()
         return "aarch64" if self.level.startswith("aarch64") else "x86_64"
@@ -115,12 +115,12 @@ def parse_targets(asked: str | Sequence[str]) -> tuple[Target, ...]:
 
 
 def architecture_of(targets: Sequence[Target]) -> str:
-    """Of the CPU that an artifact for these targets runs on."""
+    """The architecture of the CPU that an artifact for these targets runs on."""
     return next((target for target in targets if target.kind == "cpu"), targets[0]).architecture
 
 
 def never_chosen(targets: Sequence[Target]) -> list[str]:
-    """Of targets in the order of preference, those to which the ones before leave no machine, in words."""
+    """A note for each target that is never chosen, because every machine for it runs one of those before it."""
     notes = []
     for index, target in enumerate(targets):
         before = next((other for other in targets[:index] if covers(other, target)), None)

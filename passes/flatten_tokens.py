@@ -192,7 +192,7 @@ def top_k(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def gather_elements(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    """Of each token's own numbers: index has the tokens where x has them."""
+    """GatherElements among each token's own numbers: index has the tokens' axes where x has them."""
     x, index = node.inputs
     if token_axes(x) != token_axes(index):
         raise flat.refusal(node, "looks up by token")

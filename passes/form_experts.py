@@ -79,7 +79,7 @@ class Mixture(NamedTuple):
 
 
 def mixture(total: ir.Node) -> Mixture | None:
-    """Of the ReduceSum over experts."""
+    """The mixture whose results a ReduceSum over experts sums up; None if it sums up something else."""
     if ints(total.inputs[1]) != [0] or attribute(total, "keepdims", 1):
         return None
     after = producer(same_shape(total.inputs[0]), "MatMul")

@@ -112,7 +112,7 @@ def filled_with(value: ir.Value | None) -> float | None:
 
 
 def how_good(value: ir.Value | None, scores: ir.Value) -> int | None:
-    """Of how many of a group's largest scores the value [T, G] is the sum; None where it is something else."""
+    """How many of a group's largest scores the value [T, G] sums up; None if it is something else."""
     node = producer(value, "ReduceSum", "ReduceMax")
     if node is None or attribute(node, "keepdims", 1) or len(node.inputs) < 2:
         return None

@@ -78,7 +78,7 @@ class TurnedPairs(NamedTuple):
 
 
 def turned_pairs(first: ir.Value | None, second: ir.Value | None) -> TurnedPairs | None:
-    """Of a C - b S and b C + a S, a and b being every second element of one value."""
+    """The pairs turned by a C - b S and b C + a S, where a and b are every second element of one value."""
     found = turned_parts(first, second)
     x = paired(*found[:2]) if found is not None else None
     if found is None or x is None:

@@ -249,7 +249,7 @@ def _open_file(path: Path) -> int:
 
 
 def _read_at(path: Path, descriptor: int, n_bytes: int, offset: int) -> bytes:
-    """So many bytes from there on, or as many as there are."""
+    """Read so many bytes from an offset on, or as many as there are."""
     try:
         return os.pread(descriptor, n_bytes, offset)
     except OSError as error:  # a disk's, which names no file

@@ -47,12 +47,12 @@ class Classification:
 
     @property
     def logits(self) -> Embedding:
-        """Of a text, as what it is made into."""
+        """What logits of a text are made into."""
         return Embedding(len(self.labels), "last", normalized=False, whole=self.whole)
 
     @classmethod
     def of(cls, record: dict[str, Any] | None, place: str) -> Classification | None:
-        """Of the manifest's; None: the artifact is of another kind.  place: of the artifact.  Raises LlmcError."""
+        """What a manifest says; None: the artifact gives no labels.  place: of the artifact.  Raises LlmcError."""
         if not record:
             return None
         try:
@@ -63,7 +63,7 @@ class Classification:
             raise LlmcError(fact, place=place, hint=hint) from None
 
     def scores(self, logits: Rows) -> Rows:
-        """Of logits [n, labels]."""
+        """The scores of logits [n, labels]."""
         if self.activation == "identity":
             return logits
         if self.activation == "sigmoid":
@@ -97,7 +97,7 @@ def rank(
 
 
 def best_first(scores: Rows, top: int | None = None) -> list[Ranked]:
-    """Of scores [n] the best `top`; those that are alike in the order in which they were given."""
+    """The best `top` of scores [n]; equal ones in the order in which they were given."""
     order = np.argsort(-scores, kind="stable")[:top]
     return [Ranked(int(index), float(scores[index])) for index in order]
 
@@ -118,7 +118,7 @@ def check_ranks(how: Classification, place: str) -> None:
 
 
 def as_ids(model: Model, how: Classification, text: Text, index: int, truncate: bool) -> Ids:
-    """Of a text, the index-th.  Raises LlmcError."""
+    """The tokens of the index-th text.  Raises LlmcError."""
     place = f"{model.path} (text {index + 1})"
     if not isinstance(text, str) and not is_pair(text):
         return check_length(model, model.check_ids(text), place)  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class Embedding:
 
     @classmethod
     def of(cls, record: dict[str, Any] | None, place: str) -> Embedding | None:
-        """Of the manifest's; None: the artifact writes texts.  place: of the artifact.  Raises LlmcError."""
+        """What a manifest says; None: the artifact writes texts.  place: of the artifact.  Raises LlmcError."""
         if not record:
             return None
         try:
@@ -125,7 +125,7 @@ def check_length(model: Model, ids: Ids, place: str, hint: str | None = None) ->
 
 
 def groups(model: Model, texts: list[Ids]) -> Iterator[list[Ids]]:
-    """In order, as many together as the cache has room for; whole ones, as a step has."""
+    """Groups of texts, in order: as many together as the cache has room for, or, of whole texts, as a step has."""
     size, group, n_pages, n_tokens = model.page_tokens, list["Ids"](), 0, 0
     longest = model.info.max_step_tokens
     most = longest if model.is_whole else max(1, min(TOGETHER, longest))

@@ -210,7 +210,7 @@ def pack_plan_header(header: PlanHeader) -> bytes:
 
 
 def plan_header_bytes(version: int) -> int:
-    """Of a plan section of this version, in front of its tables."""
+    """Bytes of the header of a plan section of this version, in front of its tables."""
     more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE, FORMAT_LABELS: PLAN_LABELS}
     return PLAN_HEADER.size + (more[version].size if version in more else 0)
 

@@ -167,6 +167,6 @@ class Constraint:
 
 
 def in_one_line(words: str) -> str:
-    """In one line, without where llguidance was."""
+    """An error of llguidance in one line, without the place in its own code."""
     words = words.partition("<backtrace>")[0]
     return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_CHARACTERS]

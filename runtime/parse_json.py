@@ -45,7 +45,7 @@ def parse_strict_json_patiently(text: bytes | bytearray) -> Any:
 
 
 def n_openings(text: bytes | bytearray) -> int:
-    """Of lists and objects, some of which may be in strings."""
+    """How many brackets and braces open lists and objects; some may be in strings."""
     return text.count(b"[") + text.count(b"{")
 
 

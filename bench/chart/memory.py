@@ -42,7 +42,7 @@ def torch_needs(manifest: dict[str, Any], task: Task, dtype: str) -> int:
 
 
 def kv_elements(model: dict[str, Any]) -> int:
-    """Of a token, in all layers."""
+    """Elements of a token's keys and values, in all layers."""
     config = model["config"]
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -57,7 +57,7 @@ def attention_width(model: dict[str, Any]) -> int:
 
 
 def head_weights(model: dict[str, Any]) -> int:
-    """Of the product that gives logits."""
+    """Weights of the product that gives logits."""
     config = model["config"]
     return int(model["n_vocab"] * (config.get("word_embed_proj_dim") or config["hidden_size"]))
 
@@ -68,7 +68,7 @@ def n_weights(manifest: dict[str, Any]) -> int:
 
 
 def bits(manifest: dict[str, Any]) -> float:
-    """Of most weights of an artifact, scales included."""
+    """Bits of most weights of an artifact, scales included."""
     quant = manifest.get("quant")
     if quant:
         return {"int8": 8.1, "int4": 4.5, "fp8": 8.1}.get(quant["name"], 8.0)
@@ -76,13 +76,13 @@ def bits(manifest: dict[str, Any]) -> float:
 
 
 def step_bytes(manifest: dict[str, Any]) -> int:
-    """Of weights that a step may read: all but tables of which it takes a row a token."""
+    """Bytes of the weights that a step may read: all but tables from which it takes a row a token."""
     tables = [w for w in manifest["weights"] if "row-major" in w["layout"] and w["bytes"] > 1 << 20]
     return int(manifest["memory"]["weight_bytes"] - sum(w["bytes"] for w in tables))
 
 
 def experts(manifest: dict[str, Any]) -> dict[str, float]:
-    """Of a mixture's step_bytes those that are experts', and which share of the experts a token chooses."""
+    """For a mixture, the bytes of step_bytes that are experts', and the share of the experts that a token chooses."""
     n_bytes = sum(w["bytes"] for w in manifest["weights"] if re.match(r"\d+ times ", w["layout"]))
     if not n_bytes:
         return {}
@@ -97,6 +97,7 @@ def weight_sizes(manifest: dict[str, Any]) -> dict[str, float]:
 
 
 def read_bytes(model: Mapping[str, Any], n_tokens: int) -> float:
-    """Of weights that a step of so many tokens reads, if they choose their experts by chance.  model: weight_sizes."""
+    """Bytes of the weights that a step of so many tokens reads, if they choose their experts by chance.  model:
+    weight_sizes."""
     unread = (1 - model.get("expert_share", 1.0)) ** n_tokens
     return float(model["step_bytes"] - unread * model.get("expert_bytes", 0))

@@ -56,7 +56,7 @@ def shown(panel: Panel) -> list[str]:
 
 
 def why_missing(panel: Panel, system: str, task: Task) -> str:
-    """In a few words."""
+    """Why a bar is missing, in a few words."""
     if unfit := panel.unfit.get(f"{system} {task}"):
         if "reason" in unfit:
             return str(unfit["reason"])

@@ -74,7 +74,7 @@ class Panel:
         return [sample for sample in self.samples if (sample.system, sample.task) == (system, str(task))]
 
     def counted(self, system: str, task: Task, neighbours: float) -> list[Sample]:
-        """Of these, the quiet ones; all where none is."""
+        """Those of the samples that are quiet; all of them, if none is."""
         samples = self.of(system, task)
         return [sample for sample in samples if sample.neighbours <= neighbours] or samples
 

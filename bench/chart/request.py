@@ -62,7 +62,7 @@ class Task:
 
     @property
     def n_tokens(self) -> int:
-        """That one of its times gives (decode) or takes (prefill)."""
+        """How many tokens one of its times gives (decode) or takes (prefill)."""
         return self.batch or self.length
 
 

@@ -182,7 +182,7 @@ def configured(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def read_config_of(model: str) -> dict[str, Any]:
-    """Of a folder or a hub id."""
+    """The configuration of a folder or a hub id."""
     from llmc.compiler.frontend import hub
     from llmc.compiler.frontend.config import read_config
 

@@ -107,7 +107,7 @@ def loads_in(latest: dict[str, Entry]) -> Iterator[tuple[tuple[str, str], Entry]
 
 
 def seconds_of(entry: Entry) -> list[float]:
-    """Of its steps; none where they are no times."""
+    """The times of its steps; none if they are no numbers that could be times."""
     seconds = entry.get("seconds")
     if not isinstance(seconds, list) or not all(isinstance(s, int | float) and isfinite(s) for s in seconds):
         return []
@@ -211,7 +211,7 @@ def published_context(name: str, otherwise: int) -> int:
 
 
 def known_config(name: str) -> dict[str, Any]:
-    """Of a known model; else nothing."""
+    """The configuration of a known model; nothing for others."""
     from llmc.compiler.frontend.known import KNOWN_MODELS
 
     known = KNOWN_MODELS.get(name.lower())

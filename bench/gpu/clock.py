@@ -37,7 +37,7 @@ this part of what paper says: short ones promise nothing about the next."""
 
 
 def kind_of(stage: str, item: str) -> str:
-    """Of a whole model's item, the system and its task; of others the stage."""
+    """For an item of a whole model the system and its task; for others the stage."""
     return " ".join(item.split()[1:3]) if stage == whole.STAGE else stage
 
 

@@ -55,7 +55,7 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """Of everything that makes the artifact what it is: another one must not be taken for it."""
+        """A hash of everything that makes the artifact what it is: another one must not be taken for it."""
         found = hashlib.sha256()
         for name in ("model.json", "sections.zip", "tables.npz"):
             found.update((self.folder / name).read_bytes())

@@ -217,7 +217,7 @@ def attention(network: Any, implementation: str) -> Iterator[None]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """With everything done that was asked for."""
+    """The time of a call, with everything done that it asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     began = time.perf_counter()

@@ -99,7 +99,7 @@ class Kit:
 
     @cached_property
     def digest(self) -> str:
-        """Of its jobs and models: what one kit found is not what another would find."""
+        """A hash of its jobs and models: what one kit found is not what another would find."""
         found = hashlib.sha256((self.folder / "kit.json").read_bytes())
         for model in (*self.said["models"], *(pair["artifact"] for pair in self.said["switched"])):
             for name in ("model.json", "sections.zip"):

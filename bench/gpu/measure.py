@@ -231,7 +231,7 @@ def is_cache(job: Job, index: int) -> bool:
 
 
 def weight_bytes(job: Job, candidate: Candidate) -> int:
-    """Of all constants of the call, in the candidate's layouts."""
+    """Bytes of all constants of the call, in the candidate's layouts."""
     kinds = enumerate(job.call.inputs)
     return sum(constant_bytes(kind, candidate.layouts.get(index)) for index, kind in kinds if kind)
 

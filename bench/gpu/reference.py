@@ -177,7 +177,7 @@ def attended(
 
 
 def last_seen(call: Call, rows: list[tuple[int, int, Array]]) -> dict[int, int]:
-    """Of each row the last position that it sees: its own, or where its text or window ends."""
+    """For each row the last position that it sees: its own, or where its text or window ends."""
     last = {row: position for row, position, _ in rows}
     if not is_both_ways(call):
         return last

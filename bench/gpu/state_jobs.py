@@ -44,7 +44,7 @@ def add_odd_states(jobs: Jobs, *, few: bool = False) -> None:
 
 
 def slot_bytes(state: TensorType) -> int:
-    """Of a slot that has this state alone."""
+    """Bytes of a slot that has only this state."""
     return -(-state.n_bytes // state.shape[0] // 64) * 64
 
 

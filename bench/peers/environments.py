@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of a weight, nominally."""
+        """Bits of a weight, nominally."""
         digits = "".join(c for c in self.precision.partition("_")[0] if c.isdigit())
         return int(digits)
 

@@ -67,7 +67,7 @@ class Peer(Protocol):
         """Make ready; the names and versions of what is measured."""
 
     def prefill(self, prompt: list[int]) -> float:
-        """From a prompt to its first token, in an empty context."""
+        """Seconds from a prompt to its first token, in an empty context."""
 
     def decode(self, prompts: list[list[int]], steps: int) -> list[float]:
         """Seconds of each of so many steps, greedy, all sequences in one step; the prompts themselves are not timed."""

@@ -103,7 +103,7 @@ class Record:
         return [sample for sample in self.samples if sample.neighbours <= self.neighbours]
 
     def seconds(self, peer: str, task: str) -> list[list[float]]:
-        """Of each step, in each quiet round."""
+        """Seconds of each step, in each quiet round."""
         return [sample.seconds for sample in self.quiet() if (sample.peer, sample.task) == (peer, task)]
 
     def tasks(self) -> list[str]:

@@ -69,7 +69,7 @@ class Facts:
 
     @cached_property
     def limits(self) -> Limits | None:
-        """Of the machine that was profiled, else of one that the artifact, or its target, was tuned on."""
+        """The limits of the machine that was profiled, else of one that the artifact, or its target, was tuned on."""
         if self.profile:
             return Limits(**self.profile["limits"]) if self.profile.get("limits") else None
         return next(filter(None, (known_limits(self.manifest, name) for name in tuned_machines(self.manifest))), None)

@@ -139,7 +139,7 @@ class Drawing:
         return edges
 
     def _edges_out(self, y: float) -> list[Markup]:
-        """From each node with a result that nobody in this layer reads; the cache stays in its pages."""
+        """Edges from each node with a result that nobody in this layer reads; the cache stays in its pages."""
         read = {value for node in self.nodes for value in node.inputs}
         return [
             edge(Place(place.x, place.y + NODE_HEIGHT), Place(MIDDLE, y), (y - place.y) / STEP)

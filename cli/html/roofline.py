@@ -76,7 +76,7 @@ def rate(limits: Limits, plan: Plan) -> float:
 
 
 def roof(limits: Limits, x: Scale, y: Scale) -> Markup:
-    """From where the slope enters the picture over the ridge to the right."""
+    """The line from where the slope enters the picture, over the ridge, to the right."""
     start = max(10.0**x.low, 10.0**y.low / limits.bytes_per_ns)
     corners = [(start, start * limits.bytes_per_ns)]
     corners += [(a, limits.operations_per_ns) for a in (ridge(limits), 10.0**x.high)]

@@ -74,7 +74,7 @@ def cell(record: Record | None) -> Markup:
 
 
 def switch_lines(records: Iterable[Record]) -> Markup:
-    """In words: from which M on each weight's products are flat GEMM, and GEMM."""
+    """From which M on each weight's products are flat GEMM, and GEMM, in words."""
     lines = []
     for each in switches([dict(record) for record in records]):
         rows = each["rows"]

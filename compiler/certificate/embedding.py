@@ -86,7 +86,7 @@ def largest_error(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
 
 
 def cosine(a: Logits, b: Logits) -> NDArray[np.float64]:
-    """Of the angles between rows."""
+    """The cosines of the angles between rows."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     return np.asarray((x * y).sum(-1) / np.maximum(np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1), 1e-30))
 

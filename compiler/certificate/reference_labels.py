@@ -41,7 +41,7 @@ def labels_of(source: SourceModel, model: PreTrainedModel, texts: Sequence[Seque
 
 
 def whole_text(source: SourceModel, model: PreTrainedModel, text: Sequence[int]) -> Labels:
-    """Of one text, whose tokens' numbers say their types."""
+    """The labels of one text, whose tokens' numbers say their types too."""
     types, ids = np.divmod(np.array(text), source.n_vocab)
     given = arguments(source, model, ids.tolist())
     if source.n_types > 1:

@@ -78,7 +78,7 @@ class Adapter:
 
     @property
     def digest(self) -> bytes:
-        """Of all that its changes depend on."""
+        """A hash of all that its changes depend on."""
         return hashlib.sha256(self.settings + self.sha256.encode()).digest()
 
 

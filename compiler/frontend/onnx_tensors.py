@@ -61,7 +61,7 @@ BYTES: dict[int, int] = {
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Of the graph, and of the functions that it calls."""
+    """The tensors of the graph, and of the functions that it calls."""
     yield from model.graph.initializer
     for node in chain(model.graph.node, *(function.node for function in model.functions)):
         for attribute in node.attribute:

@@ -167,7 +167,7 @@ def evaluated(
 
 
 def shape_of(scores: ir.Value, part: ir.Graph, n_tokens: int) -> tuple[int, ...]:
-    """Of the scores of one sequence; of one head, unless the part tells heads from the batch."""
+    """The shape of the scores of one sequence; of one head, unless the part tells heads from the batch."""
     made = {value for value in part.inputs if value.name == scores.name}
     for node in part:
         if any(value in made for value in node.inputs):

@@ -300,7 +300,7 @@ def shape_(node: ir.Node) -> list[Dims]:
 
 
 def pad(node: ir.Node) -> list[Dims]:
-    """Behind the last axis alone."""
+    """Padding behind the last axis; no other is known here."""
     (*shape, size), (before, behind) = dims(node.inputs[0]), ints(node.inputs[1]) or (0, 0)
     if len(node.inputs) < 4 or ints(node.inputs[3]) != [-1] or before or not isinstance(size, int):
         raise LlmcError("Pad is known where it adds behind the last axis", place=f"node {node.name}")

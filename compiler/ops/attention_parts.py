@@ -50,7 +50,7 @@ def near(op: Any, keys: ir.Value, queries: ir.Value, window: Any) -> Any:
 
 
 def last_positions(op: Any, positions: Any) -> Any:
-    """Of each row the position of the last row of its text, [M]: a text begins where positions do, at 0, and its rows
+    """For each row the position of the last row of its text, [M]: a text begins where positions do, at 0, and its rows
     are one behind the other."""
     begins = op.Cast(op.LessOrEqual(positions, op.scalar(0)), to=int(ir.DataType.INT64))
     text = op.CumSum(begins, op.scalar(0))
@@ -94,7 +94,7 @@ def biases_by_distance(op: Any, biases: Any, keys: Any, queries: Any) -> Any:
 
 
 def page_slots(op: Any, positions: Any, page_table: Any) -> tuple[Any, Any, Any]:
-    """Of each row: whether it is real, its position (0, if not), and its slot among those of all pages."""
+    """For each row: whether it is real, its position (0 if it is not), and its slot among those of all pages."""
     page_tokens = op.scalar(PAGE_TOKENS)
     real = op.GreaterOrEqual(positions, op.scalar(0))
     at = op.Max(positions, op.scalar(0))

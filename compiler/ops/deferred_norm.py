@@ -64,7 +64,7 @@ def moments(op: Any, y: ir.Value, columns: int) -> ir.Value:
 def mean_and_factor(
     op: Any, norm: str, scaled: ir.Value, moments: ir.Value, epsilon: Any
 ) -> tuple[ir.Value | None, ir.Value]:
-    """Of each row [M, 1]: the mean that is taken away, None for RMSNorm, and 1/d."""
+    """For each row, [M, 1]: the mean that is taken away, None for RMSNorm, and 1/d."""
     columns = op.Div(op.Shape(scaled, start=1), op.Shape(moments, start=0, end=1))  # of a part
     means, squares = op.Split(moments, axis=-1, num_outputs=2, n_results=2)
     mean = None if norm == "RMSNorm" else op.ReduceMean(means, op.ints(0), keepdims=0)

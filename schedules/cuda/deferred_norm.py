@@ -92,7 +92,7 @@ def moments_type(scaled: TensorType | None, front: DType) -> TensorType:
 
 
 def part_columns(m: int, weight: DType) -> int:
-    """Of a part of y, beside m tokens and products whose weights are stored so."""
+    """Columns of a part of y, for m tokens and products whose weights are stored so."""
     return PART_COLUMNS if by_gemv(m, weight) else TILE_COLUMNS
 
 

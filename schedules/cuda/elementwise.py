@@ -104,7 +104,7 @@ def index_of(shape: tuple[int, ...], operand: tuple[int, ...]) -> str:
 
 
 def match_numbers(call: Call, target: Target) -> OfNumbers | None:
-    """Of a step's own input alone, which the runtime keeps within 0 and what there is."""
+    """Only for an input of the step itself, whose numbers the runtime checks: none is negative."""
     divisor = call.attribute("input.1", None)
     if call.op not in OF_NUMBERS or not isinstance(divisor, int) or divisor < 1 or call.outputs[0].dtype != "i64":
         return None

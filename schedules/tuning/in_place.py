@@ -46,7 +46,7 @@ class Call:
 
 
 def ratio(entries: Iterable[Entry]) -> float:
-    """Of a candidate's time to the rule's own choice's, all else the same."""
+    """The ratio of a candidate's time to that of the rule's own choice, all else the same."""
     return geometric_mean(entry["us"] / max(entry["base_us"], 1e-6) for entry in entries)
 
 

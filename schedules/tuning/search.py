@@ -93,7 +93,7 @@ def entrants(job: Job, tried: Mapping[Any, float], fastest: Any, nearby: bool) -
 
 
 def differences(one: Any, other: Any) -> int:
-    """In how many fields they differ."""
+    """The number of fields in which two parameters differ."""
     return sum(getattr(one, f.name) != getattr(other, f.name) for f in fields(one))
 
 
@@ -131,7 +131,7 @@ def ratio(samples: Sequence[Sample], others: Sequence[Sample]) -> float:
 
 
 def clean_ratios(samples: Sequence[Sample], others: Sequence[Sample]) -> list[float]:
-    """Of each round in which both are clean; none, when these are too few to mean anything."""
+    """The ratio of each round in which both are clean; none, if these are too few to mean anything."""
     ratios = [a.ns / b.ns for a, b in zip(samples, others, strict=True) if a.clean and b.clean]
     return ratios if len(ratios) >= FEWEST else []
 

@@ -106,12 +106,12 @@ def of_eighths(blocks: Array, codes: Array) -> Array:
 
 
 def q4_k(blocks: Array) -> Array:
-    """Behind scales [4][32] bytes: the low half of each 32, then the high."""
+    """Codes behind scales, in [4][32] bytes: the low half of each 32, then the high."""
     return of_eighths(blocks, nibbles(blocks[:, 16:].reshape(-1, 32)))
 
 
 def q5_k(blocks: Array) -> Array:
-    """Behind scales [32] bytes: bit i is the fifth of 32 codes of the eighth i; then as Q4_K."""
+    """Codes behind scales: in [32] bytes bit i is the fifth bit of 32 codes of the i-th eighth; then as in Q4_K."""
     codes = nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 256)
     return of_eighths(blocks, codes | split(blocks[:, 16:48], 1) << 4)
 

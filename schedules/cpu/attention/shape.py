@@ -93,12 +93,12 @@ class Attention:
 
     @property
     def columns(self) -> int:
-        """Of a row of queries, keys and values."""
+        """Columns of a row of queries, keys and values."""
         return (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
 
     @property
     def most_query(self) -> float:
-        """Of what a query's largest element becomes in int16: so that the sum of its products holds in int32."""
+        """What a query's largest element becomes in int16, at most, so that the sum of its products fits int32."""
         return MOST_INT16 if self.head_dim <= MOST_INT8_DIM else MOST_INT16 // 2
 
     @property

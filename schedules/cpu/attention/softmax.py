@@ -99,7 +99,7 @@ class Softmax:
                         self.soften_row(r, sight, True, slope, query, scales, base, state)
 
     def position(self, row: Any, r: Any) -> Any:
-        """Of query row r of the block that starts at `row`."""
+        """The position of query row r of the block that starts at `row`."""
         return self.positions[row + (T.truncdiv(r, self.a.group) if self.n > 1 else 0)]
 
     def sight(self, page: Any, position: Any) -> Sight:

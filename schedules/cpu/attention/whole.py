@@ -79,11 +79,11 @@ class WholeText:
 
 
 class WholeBlock(WholeText, Block):
-    """In vectors."""
+    """A block of whole texts, multiplied in vectors."""
 
 
 class WholeTiledBlock(WholeText, TiledBlock):
-    """In tiles."""
+    """A block of whole texts, multiplied in tiles of AMX."""
 
 
 def attend_whole_kernel(a: Attention, block: int) -> Any:

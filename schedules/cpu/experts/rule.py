@@ -121,7 +121,7 @@ class Stage:
 
     @property
     def clamp(self) -> Clamp | None:
-        """Of the gate; None: it is as the layer's activation says."""
+        """How the gate is clamped; None: it is as the layer's activation says."""
         return None
 
     @property
@@ -144,7 +144,7 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Of k between which a tile's sums wait."""
+        """Steps of k, between which a tile's sums wait in scratch memory."""
         if not isinstance(self.layer, Linear) or self.table.tokens <= self.table.rows:
             return self.layer.steps
         chunks = ceil(PANELS_MULTIPLE * self.layer.steps * PANEL * 4 / CHUNK_BYTES)
@@ -162,7 +162,7 @@ class Stage:
 
     @property
     def packed_bytes(self) -> tuple[int, ...]:
-        """Of x as the tiles read it."""
+        """Bytes of x as the tiles read it."""
         return self.layer.packed_bytes(self.table.tiles * self.table.rows)
 
     @property
@@ -239,7 +239,7 @@ def accumulators(layer: Layer, target: Target) -> int:
 
 
 def most_rows(gate_up: Layer, target: Target) -> int:
-    """Of a tile of two panels, a gate's and an up's."""
+    """The most rows of a tile of two panels, a gate's and an up's."""
     return accumulators(gate_up, target) // 2
 
 

@@ -92,7 +92,7 @@ class QuantLinear:
         return ceil(self.blocks / blocks_a_unit(self))
 
     def packed_bytes(self, rows: int) -> tuple[int, ...]:
-        """Of so many rows of x as the tiles read them: codes, scales and corrections."""
+        """Bytes of so many rows of x as the tiles read them: codes, scales and corrections."""
         return rows * self.k, 4 * rows * self.blocks, 4 * rows * self.blocks
 
     @property

@@ -78,7 +78,7 @@ class Linear:
         return ceil(self.k / PACKING_COLUMNS)
 
     def packed_bytes(self, rows: int) -> tuple[int, ...]:
-        """Of so many rows of x as the tiles read them."""
+        """Bytes of so many rows of x as the tiles read them."""
         return (4 * rows * self.steps * self.words,)
 
     @property

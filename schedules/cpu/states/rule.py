@@ -75,7 +75,7 @@ class GatedRule:
 
     @property
     def width(self) -> int:
-        """Of a row of queries, keys and values."""
+        """Columns of a row of queries, keys and values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ THREADS = 128
 
 @dataclass(frozen=True)
 class Any:
-    """Nothing to choose."""
+    """These kernels have no parameters to choose."""
 
     def __str__(self) -> str:
         return "a warp for each row and head"

@@ -75,7 +75,7 @@ class LatentAttention:
 
     @property
     def layer_bytes(self) -> int:
-        """Of a page, for one layer."""
+        """Bytes of a page, for one layer."""
         return 2 * PAGE_TOKENS * self.key_dim
 
     @property
@@ -162,12 +162,12 @@ def tile_of(a: LatentAttention, chip: Chip, most_rows: int) -> Tile:
 
 
 def splits_of(a: LatentAttention, chip: Chip, blocks: int, least: int) -> int:
-    """So many that all blocks run at once, one a multiprocessor, with `least` pages each."""
+    """As many splits as let all blocks run at once, one a multiprocessor, with `least` pages each."""
     return max(1, min(chip.processors // blocks, a.pages // least))
 
 
 def shared_bytes(a: LatentAttention, height: int, stages: int) -> int:
-    """Of a block: queries, pages, weights of a page's tokens."""
+    """Shared memory of a block: queries, pages, weights of a page's tokens."""
     return 2 * (height * a.key_dim + stages * PAGE_TOKENS * a.key_dim + PAGE_TOKENS * height)
 
 

@@ -92,7 +92,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Float32:
-    """Nothing to choose."""
+    """The kernels of float32, which have no parameters to choose."""
 
     def __str__(self) -> str:
         return "a warp for each row and head"

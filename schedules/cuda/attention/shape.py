@@ -92,12 +92,12 @@ class Attention:
 
     @property
     def token_bytes(self) -> int:
-        """Of one token's K, or V, for one layer and key head."""
+        """Bytes of one token's K, or V, for one layer and key head."""
         return self.head_dim * KV_BYTES[self.kv_dtype] + (SCALE_BYTES if self.is_coded else 0)
 
     @property
     def layer_bytes(self) -> int:
-        """Of a page, for one layer."""
+        """Bytes of a page, for one layer."""
         both = 2 * self.token_bytes if not self.own_value_dim else KV_BYTES[self.kv_dtype] * self.dims
         return self.kv_heads * PAGE_TOKENS * both
 

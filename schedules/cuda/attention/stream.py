@@ -98,7 +98,7 @@ def unit_queries(a: Attention) -> int:
 
 
 def stream_team(a: Attention, chip: Chip) -> int:
-    """As many warps for each unit as let two blocks a multiprocessor take all units at once."""
+    """Warps for each unit, as many as let two blocks a multiprocessor take all units at once."""
     at_once = STREAM_BLOCKS * chip.processors
     return next((team for team in (4, 2) if stream_grid(a, team) <= at_once), 1)
 
@@ -130,7 +130,7 @@ def stream_of(a: Attention, chip: Chip, team: int, resident: int = 0) -> Stream 
 
 
 def stream_space(a: Attention, chip: Chip, best: Stream) -> list[Stream]:
-    """Others worth measuring; best: the rule's own choice."""
+    """Other ways worth measuring; best: the rule's own choice."""
     others = [stream_of(a, chip, best.team, resident) for resident in (4, 3, 2)]
     others += [stream_of(a, chip, team) for team in (4, 2, 1) if team in (best.team * 2, best.team // 2)]
     splits = sorted({1, 2, 4, 8, 16, best.splits})

@@ -49,7 +49,7 @@ class ExpertsOp:
 
     @property
     def clamp(self) -> Clamp | None:
-        """Of the gate; None: it is as the activation says."""
+        """How the gate is clamped; None: it is as the activation says."""
         return None
 
     @property
@@ -59,7 +59,7 @@ class ExpertsOp:
 
     @property
     def bias_inputs(self) -> tuple[int, ...]:
-        """Of gate and up, and of down."""
+        """The inputs that are biases of gate and up, and of down."""
         return (FIRST_MORE, FIRST_MORE + 1) if self.biased else ()
 
     @property
@@ -68,7 +68,7 @@ class ExpertsOp:
 
     @property
     def members(self) -> str:
-        """Of a layer of the first product, in C++: the numbers of its gate."""
+        """Members of the first product's Layer in C++: the numbers of its gate."""
         if self.clamp is None:
             return ""
         numbers = ", ".join(f"k{name.capitalize()} = {number!r}f" for name, number in vars(self.clamp).items())
@@ -151,7 +151,7 @@ def are_multiplied(gate_up: DType, down: DType) -> bool:
 
 
 def expert_bytes(op: LinearOp) -> int:
-    """Of one expert's weight, as it lies."""
+    """Bytes of one expert's weight, as it lies."""
     return weight_format(op).layout.n_bytes((op.rows, op.k))
 
 

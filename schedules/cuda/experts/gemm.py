@@ -69,7 +69,8 @@ class Table:
 
     @property
     def kept_bytes(self) -> int:
-        """Of the table, in shared memory of a product's block, in front of what begins where a swizzle does."""
+        """Bytes of the table in the shared memory of a product's block, in front of what begins where a swizzle
+        does."""
         return ceil(4 * (1 + self.tiles) / 1024) * 1024
 
     @property
@@ -86,7 +87,7 @@ def space(op: ExpertsOp, target: Target) -> list[Grouped]:
 
 
 def cut_of(op: ExpertsOp, rows: int, device: Device) -> Grouped | None:
-    """With as many stages as there is room for; None where rings do not fit."""
+    """The cut with as many stages as there is room for; None if rings do not fit."""
     table = Table(op, rows)
     up, down = (stages_of(product, table, device) for product in products(op, rows))
     return Grouped(rows, (up, down)) if min(up, down) >= 2 else None
@@ -104,8 +105,8 @@ def stages_of(product: LinearOp, table: Table, device: Device) -> int:
 
 
 def cost_us(op: ExpertsOp, cut: Grouped, device: Device) -> float:
-    """Of both products on paper: tiles in rounds, each the slower of its products and its bytes from L2; not less than
-    what memory takes for the experts that are expected to have pairs."""
+    """What both products take on paper: tiles in rounds, each the slower of its products and its bytes from L2; not
+    less than what memory takes for the experts that are expected to have pairs."""
     n_tiles = expected_tiles(op, cut.rows)
     total = 0.0
     for product in products(op, cut.rows):

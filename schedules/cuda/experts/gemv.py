@@ -46,7 +46,7 @@ class Streamed:
 
 
 def products(op: ExpertsOp) -> tuple[LinearOp, LinearOp]:
-    """Of one expert: the first rounds x itself, the second takes it as it comes."""
+    """Both products of one expert: the first rounds x itself, the second takes it as it comes."""
     up = op.gate_up(op.tokens)
     return replace(up, tiled_x=False), replace(op.down(op.tokens), residual=op.residual)
 
@@ -80,13 +80,14 @@ def ways(op: ExpertsOp, each: LinearOp, device: Device) -> list[Gemv]:
 
 
 def chosen_bytes(op: ExpertsOp) -> int:
-    """Of what a block knows of who was chosen, in shared memory."""
+    """Shared memory in which a block keeps which experts were chosen."""
     words = ceil(op.n_experts / 32) + op.pairs + 1 + op.active * (1 + op.tokens)
     return ceil(4 * words / 1024) * 1024
 
 
 def cost_us(op: ExpertsOp, each: LinearOp, ring: Gemv, device: Device) -> float:
-    """Of a product on paper: memory, with how evenly blocks share units and warps columns, and what is in flight."""
+    """What a product takes on paper: memory, with how evenly blocks share units and warps columns, and what is in
+    flight."""
     n_experts = op.expected
     units = bands(each, ring) * (n_experts if each.gated else 1)
     columns = ceil(each.k / COLUMN)

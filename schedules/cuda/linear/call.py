@@ -81,17 +81,17 @@ class LinearOp:
 
     @property
     def scaled_input(self) -> int:
-        """Of a deferred norm: x ∘ norm weight; moments and, of LayerNorm, its folded vectors follow."""
+        """The input x ∘ norm weight of a deferred norm; moments and, of LayerNorm, its folded vectors follow."""
         return self.weight_input + 1 + self.bias
 
     @property
     def append_input(self) -> int:
-        """Of a product that appends: cos and sin, or the positions."""
+        """The first input that an appending product adds: cos, or else the positions."""
         return self.scaled_input + (2 + (self.norm == "layer") if self.deferred else 0)
 
     @property
     def rows(self) -> int:
-        """Of the weight."""
+        """Rows of the weight."""
         return self.n * (2 if self.gated else 1)
 
     @property
@@ -129,7 +129,7 @@ class LinearOp:
 
     @property
     def taken_bytes(self) -> int:
-        """Of the moments of x."""
+        """Bytes that are read of the moments of x."""
         return 8 * self.m * (self.k // self.part) if self.deferred else 0
 
 

@@ -164,7 +164,8 @@ def time_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
 
 
 def ends(op: LinearOp, tiling: Tiling) -> int:
-    """Of the busiest block: shared out, the rest is mostly the end of a tile and the beginning of another."""
+    """Ends of tiles that the busiest block has: of a rest that is shared out mostly two, the end of one tile and of
+    another."""
     n_shared = tiling.n_shared(op)
     return ceil(tiling.n_tiles(op) / tiling.workers) + (1 if n_shared and tiling.workers % n_shared else 0)
 
@@ -190,6 +191,6 @@ def step_us(op: LinearOp, tiling: Tiling, device: Device) -> float:
 
 
 def end_us(op: LinearOp, tiling: Tiling) -> float:
-    """Of a tile, for the warpgroups that own it."""
+    """What the end of a tile takes the warpgroups that own it."""
     whole = QUICK_END_US if tiling.quick else GATED_END_US if op.gated else END_US
     return whole * tiling.tokens * (tiling.turns or 1) / (2 * SUMS)

@@ -170,29 +170,29 @@ def steps(op: LinearOp, *, along: bool = False) -> int:
 
 
 def busiest_steps(op: LinearOp, tiling: Tiling) -> int:
-    """Of the block, or cluster, that has most to do."""
+    """Steps of the block, or cluster, that has most to do."""
     n_steps = steps(op, along=tiling.along)
     rounds, rest = divmod(tiling.n_tiles(op), tiling.workers)
     return rounds * n_steps + (ceil(rest * n_steps / tiling.workers) if tiling.shared else n_steps * (rest > 0))
 
 
 def weight_bytes(op: LinearOp) -> int:
-    """Of the weight with its padding, and of the scales of its rows."""
+    """Bytes of the weight with its padding, and of the scales of its rows."""
     return weight_format(op).layout.n_bytes((op.rows, op.k))
 
 
 def step_bytes(op: LinearOp, turns: int = 0) -> int:
-    """Of the weight, for a block's step."""
+    """Bytes of the weight for a block's step."""
     return (turns or GROUPS) * PIECES * weight_format(op).piece_bytes
 
 
 def x_bytes(tokens: int) -> int:
-    """Of x, for 64 of K."""
+    """Bytes of x for 64 of K."""
     return tokens * STEP * 2
 
 
 def staged_outputs(op: LinearOp) -> int:
-    """Of a warpgroup's 64 rows."""
+    """How many of a warpgroup's 64 rows are outputs."""
     return 32 if op.gated else 64
 
 
@@ -236,7 +236,7 @@ def _tilings(op: LinearOp, device: Device) -> Iterator[Tiling]:
 
 
 def stages_of(op: LinearOp, tokens: int, device: Device, *, along: bool = False, turns: int = 0) -> int:
-    """As many as there is room for, and use."""
+    """As many stages as there is room for, and use."""
     most = max(MOST_STAGES, ceil(FLIGHT_BYTES / step_bytes(op)))
     rings = (Tiling(tokens, stages, 1, along=along, turns=turns) for stages in range(2, most + 1))
     return max((ring.stages for ring in rings if ring.shared_bytes(op) <= device.shared_bytes), default=0)

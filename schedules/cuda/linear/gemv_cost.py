@@ -106,7 +106,7 @@ def flight_bytes(op: LinearOp, params: Gemv, device: Device) -> float:
 
 
 def stage_ns(op: LinearOp, params: Gemv) -> float:
-    """That a warp takes for a stage, if nothing is to be waited for."""
+    """What a warp takes for a stage, if it need not wait for anything."""
     pieces = params.side * params.depth
     if params.digits:
         return DIGITS_STAGE_NS + DIGITS_PIECE_NS * pieces

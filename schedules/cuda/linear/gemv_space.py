@@ -152,7 +152,8 @@ def fastest_in_models(op: LinearOp, device: Device) -> Gemv | None:
 
 
 def streams_by_cost(op: LinearOp, device: Device, *, digits: bool = False) -> list[Gemv]:
-    """Of those that are as good on paper, many warps first: 12 and 16 were better than 6 and 8 on an H200."""
+    """Streams by their cost on paper; of equally good ones those of many warps first: 12 and 16 were better than 6 and
+    8 on an H200."""
 
     def order(params: Gemv) -> tuple[float, int, str]:
         return round(cost_us(op, params, device), 1), -params.warps, str(params)
@@ -193,7 +194,7 @@ def kept_streams(op: LinearOp, device: Device) -> list[Gemv]:
 
 
 def kept_rings(op: LinearOp, device: Device, n_blocks: int) -> Iterator[Gemv]:
-    """Of each few numbers of warps the deepest ring with which so many blocks fit, none deeper than it is used.
+    """For a few numbers of warps the deepest ring with which so many blocks fit, but none deeper than is used.
 
     To bring x to f16 takes as long as it saves in one band; digits of it must be made anyway."""
     digits = takes_digits(op)
@@ -219,7 +220,7 @@ def depths(op: LinearOp, *, digits: bool) -> tuple[int, ...]:
 
 
 def placed(op: LinearOp, params: Gemv, device: Device, blocks: int) -> Gemv:
-    """With a grid, and what follows from the rest."""
+    """The parameters with a grid, and with what follows from the rest."""
     early, ahead = lets_in_at_once(op, params, device), ahead_of(op, params, device)
     return replace(params, blocks=blocks, early=early, ahead=ahead)
 

@@ -105,7 +105,7 @@ def implement(call: Call, params: Params, target: Target) -> Implementation:
 
 
 def implement_settled(call: Call, params: Params, target: Target) -> Implementation:
-    """Of a call whose norms are deferred if it says so."""
+    """The implementation of a call whose norms are deferred just if it says so."""
     op = parse(call)
     assert op is not None, "implement follows match"
     product = product_of(op, target, by_gemv=isinstance(params, Gemv), apart=isinstance(params, Gemv) and params.apart)

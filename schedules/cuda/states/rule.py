@@ -72,7 +72,7 @@ class DeltaRule:
 
     @property
     def warps(self) -> int:
-        """Of a block, which share its rows: a prompt's are the more worth sharing, few rows want many blocks."""
+        """Warps of a block, which share its rows: a prompt's are the more worth sharing, few rows want many blocks."""
         return 4 if self.rows <= FEW_ROWS else 8
 
     @property
@@ -86,12 +86,12 @@ class DeltaRule:
 
     @property
     def columns(self) -> int:
-        """Of a warp."""
+        """Columns of a warp."""
         return next(n for n in (4, 2, 1) if self.value_dim % n == 0)
 
     @property
     def width(self) -> int:
-        """Of a row of queries, keys and values."""
+        """Columns of a row of queries, keys and values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
     @property

@@ -32,7 +32,7 @@ class Scan:
 
     @property
     def lanes(self) -> int:
-        """That have a channel."""
+        """Lanes that share a channel."""
         return gcd(self.size, MOST_LANES)
 
     @property
