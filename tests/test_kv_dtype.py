@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import llmc
 from llmc.compiler.certificate.certify import kl, log_softmax
 from llmc.runtime.artifact import ArtifactFile
+from llmc.runtime.errors import LlmcError
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"
 sys.path.insert(0, str(STORIES))
@@ -81,6 +82,25 @@ def test_an_int8_cache_gives_the_same_bits_alone_in_a_batch_and_on_any_threads(s
             model.step([(one, tokens[start : start + 5]), (other, tokens[start : start + 3])])
             last = min(start + 5, len(tokens)) - 1
             np.testing.assert_array_equal(one.logits(), whole[last])
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+def test_a_saved_sequence_goes_on_to_the_last_bit(stories: dict[str, Path], tmp_path: Path, kv_dtype: str) -> None:
+    file, n = tmp_path / "text.seq", 70
+    with llmc.load(stories[kv_dtype], threads=1) as model:
+        tokens = model.encode(" ".join(story.text for story in islice(tell_stories(held_out=True), 2)))[:100]
+        whole = model.logits(tokens)
+        with model.sequence() as sequence:
+            sequence.feed(tokens[:n])
+            sequence.save(file)
+    with llmc.load(stories[kv_dtype], threads=2) as model, model.restore(file) as back:
+        assert back.logits().tobytes() == whole[n - 1].tobytes()
+        back.feed(tokens[n : n + 1])
+        assert back.logits().tobytes() == whole[n].tobytes()
+        assert back.feed_for_logits(tokens[n + 1 :]).tobytes() == whole[n + 1 :].tobytes()
+    other = stories["bf16" if kv_dtype == "int8" else "int8"]
+    with llmc.load(other) as model, pytest.raises(LlmcError, match="compiled with other options: its plan is another"):
+        model.restore(file)
 
 
 @pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])

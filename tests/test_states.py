@@ -112,6 +112,17 @@ def test_bits_are_the_same_in_any_chunks_and_company(which: str, request: pytest
 
 
 @pytest.mark.parametrize("which", ["model", "mamba"])
+def test_a_saved_sequence_goes_on_to_the_last_bit(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model: Model = request.getfixturevalue(which)
+    with model.sequence() as sequence:
+        sequence.feed(TOKENS[:33])
+        sequence.save(tmp_path / "text.seq")
+    with llmc.load(model.path, threads=1) as other, other.restore(tmp_path / "text.seq") as back:
+        parts = [back.logits()[None], back.feed_for_logits(TOKENS[33:])]
+    np.testing.assert_array_equal(np.concatenate(parts), model.logits(TOKENS)[32:])
+
+
+@pytest.mark.parametrize("which", ["model", "mamba"])
 def test_guesses_change_no_token(which: str, request: pytest.FixtureRequest) -> None:
     model: Model = request.getfixturevalue(which)
     prompt = TOKENS[:6] * 3

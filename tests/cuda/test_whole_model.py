@@ -83,8 +83,21 @@ def test_greedy_tokens_are_the_cpus(
         assert error < {"bf16": 0.01, "int8": 0.025}[kv_dtype] * np.ptp(logits)
         for n in batch:
             n_ties += count_ties(decoded(model, PROMPTS[:n], wanted[n]), wanted[n], error)
+        goes_on_from_a_file(model, tmp_path / "text.seq")
     assert n_ties <= sum(batch) * N_TOKENS / {"bf16": 36, "int8": 18}[kv_dtype]
     assert emulated_gpu.complaints() == []
+
+
+def goes_on_from_a_file(model: Model, path: Path) -> None:
+    """What was saved says the same bits as what was not."""
+    with model.sequence() as sequence:
+        sequence.feed(PROMPTS[7])
+        sequence.save(path)
+        with model.restore(path) as back:
+            for token in (PROMPTS[7][-1], 3):
+                assert back.logits().tobytes() == sequence.logits().tobytes()
+                for one in (sequence, back):
+                    one.feed([token])
 
 
 def test_layers_that_differ_and_share_say_what_they_say_on_a_cpu(
