@@ -29,7 +29,7 @@ from llmc.runtime.plan import PlanTables
 
 Said = dict[str, Any]
 MOST_LABELS = 8
-"""That are named in a line."""
+"""The most labels that are named in a line."""
 
 
 @click.command(short_help="Show what an artifact holds.")

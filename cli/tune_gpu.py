@@ -22,7 +22,7 @@ MOST = 16
 """Candidates of a call."""
 DEFAULT_TARGET = "cuda:sm_90a"
 STAGES = "abcefi"
-"""Of a kit's run: is it right, what is the limit, how fast is each candidate, alone and in its place."""
+"""The stages of a kit's run: is it right, what is the limit, how fast is each candidate, alone and in its place."""
 
 
 def tune_gpu(

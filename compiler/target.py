@@ -44,7 +44,7 @@ LEVELS = {
 }
 AMX = frozenset(V4_AMX) - frozenset(V4_BF16)
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18
-"""Of Linux on x86-64: the number of a system call, one of its requests, and the state component it is about."""
+"""For Linux on x86-64: the number of a system call, one of its requests, and the state component it is about."""
 CPUINFO = Path("/proc/cpuinfo")
 CUDA_LEVELS = ("sm_80", "sm_89", "sm_90a", "sm_100a", "sm_120")
 

@@ -15,7 +15,7 @@ from llmc.compiler.graph import constant, emit, ints_constant, replace
 from llmc.compiler.graph.shapes import dims, ints
 
 RANK = 3
-"""Of a value whose heads are not told apart yet."""
+"""The rank of a value whose heads are not told apart yet."""
 Cut = tuple[int, int, ir.Node]
 
 

@@ -85,7 +85,7 @@ CUDA_EXACT = 1 << 16
 KERNEL_DEPENDENT = 1 << 0
 """In a kernel's flags: it may start before the one in front of it has ended; a GPU's waits where it must."""
 DRAW_BYTES = 32
-"""Of one row of the space "draws"; see llmc_draw_record."""
+"""Bytes of one row of the space "draws"; see llmc_draw_record."""
 
 
 def version_of(slot_bytes: int, is_whole: bool, n_types: int) -> int:

@@ -26,7 +26,7 @@ WHITESPACE = r"(?: |\n[ \t]{0,40})"
 """Between the parts of JSON there may be this, or nothing: a blank, or an indented line, as people write it; models
 that like blanks lose themselves in more.  It must not match nothing: llguidance makes grammars that give up then."""
 MOST_CHARACTERS = 200
-"""Of what is wrong with a grammar."""
+"""How much is told of what is wrong with a grammar."""
 
 
 class GaveUp(LlmcError):

@@ -29,9 +29,9 @@ GROUP_GAP = 0.7
 """Between batch sizes, in widths of a length's slot."""
 HEADROOM = 1.22
 FEW_POINTS = 0.25
-"""Of a panel's points: what has fewer is left to the table."""
+"""A system with fewer than this part of a panel's points is left to the table."""
 LABEL_SHARE = 0.055
-"""Of a panel's height, a label's."""
+"""The height of a label, as a part of a panel's."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

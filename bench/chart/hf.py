@@ -22,7 +22,7 @@ from llmc.compiler.frontend.config import read_config
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each layer, [1, n_heads, n_tokens, head_dim]."""
+"""Keys and values of each layer, [1, n_heads, n_tokens, head_dim]."""
 
 
 class HuggingFace:

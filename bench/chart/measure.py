@@ -35,7 +35,9 @@ TRIES = 2
 SHORTEST_JUDGED_S = 0.1
 """The system counts processors' time in hundredths of a second: in less than this nobody can tell who had it."""
 STILL_SPINNING_S = 0.01
-"""Behind a step llmc's threads wait so long before they sleep: whoever reads memory meanwhile shares the processors."""
+"""llmc's threads wait so long after a step before they sleep: whoever reads memory meanwhile shares processors with
+them.
+"""
 Say = Callable[[str], None]
 
 

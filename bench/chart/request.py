@@ -7,7 +7,7 @@ from pathlib import Path
 
 DEFAULT_MODELS = ("llama2-7b", "opt-6.7b")
 READ_TOKENS = 512
-"""Of a longer context so many tokens are read; the rest repeats their keys and values."""
+"""So many tokens of a longer context are read; the rest repeats their keys and values."""
 
 
 @dataclass(frozen=True)

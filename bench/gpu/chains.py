@@ -20,7 +20,7 @@ from llmc.schedules.attention_call import is_both_ways
 from llmc.schedules.cuda.deferred_norm import settled
 
 LAYERS = 4
-"""Of a chain, so that what stands between two layers is there several times."""
+"""Layers of a chain: so many that what stands between two layers is there several times."""
 MOST_KINDS = 6
 """Layers after which a model's next ones are like those before (Gemma: five that slide, one that does not)."""
 ARENA, KV = (SPACES.index(space) for space in ("arena", "kv"))

@@ -36,7 +36,7 @@ STAGE = "experts"
 CHOICES = 4
 """Ways to choose, of which each has its turn."""
 MOST_READ_BYTES = 800 << 20
-"""Of weights that are read back and worked with on the CPU."""
+"""The most bytes of weights that are read back and worked with on the CPU."""
 TOLERANCE = 2**-6
 REPEATS = 7
 

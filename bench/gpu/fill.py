@@ -28,7 +28,7 @@ from llmc.runtime import format as fmt
 from llmc.schedules.cuda.tile_layout import TILE
 
 POOL_SIZE, LONGEST_WINDOW = 1 << 22, 1 << 16
-"""As in compiler/frontend/random_weights.py."""
+"""The same as in compiler/frontend/random_weights.py."""
 ORDER = ("code", "weights", "plan", "cuda", "vocabulary", "tokenizer", "graph", "manifest")
 
 

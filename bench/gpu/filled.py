@@ -19,7 +19,7 @@ from llmc.bench.gpu.kit import Kit
 FOLDER = "llmc-gpu-models"
 MOST_PROCESSES = 12
 ROOM = 1.1
-"""Of a model's bytes that must be free."""
+"""So many times a model's bytes must be free."""
 
 
 def fill(kit: Kit, names: Sequence[str]) -> None:

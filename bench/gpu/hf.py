@@ -31,7 +31,7 @@ from llmc.bench.gpu.kit import Kit
 from llmc.bench.gpu.whole import COMPILED, FLASH, GRAPH, HF, prompt_of
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]
-"""Of each layer, [1, n_heads, n_tokens, head_dim]."""
+"""Keys and values of each layer, [1, n_heads, n_tokens, head_dim]."""
 Step = Callable[[], torch.Tensor]
 """A step of all sequences -> the tokens it chose, [batch, 1]."""
 WARM_UPS = 2

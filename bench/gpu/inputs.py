@@ -23,7 +23,9 @@ Array = np.ndarray[Any, Any]
 Constant = Array | Codes | Stored
 POOL = 1 << 22
 MOST_CONSTANTS = 40
-"""That are kept: models' calls have the same weights at every M, and making 100 million numbers takes a while."""
+"""So many constants are kept: models' calls have the same weights at every M, and making 100 million numbers takes a
+while.
+"""
 RUNS = 2
 """Of a layer with a state, over the same rows: the first begins with slots of zeros, and the last one's result counts.
 What a run leaves there, the next one finds."""

@@ -28,7 +28,7 @@ MORE_WAYS = 12
 furthest from their limit, by instructions that no paper counts well."""
 MORE_ROWS = 8
 MOST_CACHED_TOKENS = 1 << 16
-"""Of all sequences together: of a 7B 34 GB, which leaves room on a card of 80."""
+"""The most cached tokens of all sequences together: 34 GB for a 7B, which leaves room on a card of 80."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ EXPERTS = {
     "qwen3-30b-a3b": (8, 128, 768, 2048),
     "gpt-oss-20b": (4, 32, 2880, 2880),
 }
-"""Of one layer: experts of a token, of all, their width, and that of x."""
+"""Sizes of one layer: experts of a token, all experts, their width, and that of x."""
 CLAMPED = {"gpt-oss-20b": {"alpha": 1.702, "limit": 7.0, "offset": 1.0}}
 """Gates of those that have biases and a clamped gate, and weights in mxfp4; the others' are in bf16."""
 EXPERT_ROWS = (1, 4, 8)

@@ -18,7 +18,7 @@ from llmc.runtime.parse_json import parse_json
 Event = Literal["begin", "done", "failed"]
 Entry = dict[str, Any]
 TELLS_APART = {"device": "name", "machine": "driver"}
-"""Of the facts that tell one machine from another, the field that does."""
+"""Facts that tell one machine from another, and the field of each that does."""
 TAIL_BYTES = 1 << 16
 """The last line is looked for in: those of timelines are the longest, of 20 KB."""
 LONGEST_ERROR = 3000

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmc.bench.gpu.jobs import Jobs
 
 SIZES = {"deepseek-v3": (128, 192), "glm-4.7-flash": (20, 256)}
-"""Of one layer: heads, and elements of each in front of the product with latents; latents of 512, 64 turned."""
+"""Sizes of one layer: heads, and elements of each in front of the product with latents; latents of 512, 64 turned."""
 LAYERS, PAGES = 4, 64
 LENGTHS = {1: (1024, 4096), 8: (4096,), 512: (2048,)}
 """Contexts at which steps of so many rows are measured."""

@@ -22,7 +22,7 @@ SUSTAINED = "cuBLAS bf16 sustained"
 COPY_LIMIT, PRODUCT_LIMIT = tune_limits.COPY, tune_limits.PRODUCT
 TIMES, TOGETHER = 7, 5
 LATE = 0.5
-"""Of a sustained run, the part that counts: clocks have settled by then."""
+"""The last part of a sustained run, which alone counts: clocks have settled by then."""
 
 
 def items(kit: Kit) -> Iterator[str]:

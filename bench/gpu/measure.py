@@ -33,7 +33,7 @@ MOST_LAUNCHES = 400
 REPLAYS = 7
 SHARE_OF_MEMORY = 0.6
 MOST_COMPARED_BYTES = 8 << 20
-"""Of a result: larger ones are those of prompts, and take longer to read than to make."""
+"""Results of more bytes are not compared: they are those of prompts, and take longer to read than to make."""
 
 
 @dataclass(frozen=True)

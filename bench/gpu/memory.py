@@ -18,7 +18,7 @@ from llmc.compiler.kernel import DTYPE_BYTES, PAGE_TOKENS, Call, Operand, Tensor
 from llmc.schedules.states_call import is_stateful
 
 GUARD_BYTES = 256
-"""Behind each output and temporary; kernels must leave them as they are."""
+"""So many bytes behind each output and temporary must be left as they are by kernels."""
 
 
 def addresses(operand: Operand, places: dict[Operand, int]) -> int:

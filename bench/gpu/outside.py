@@ -14,7 +14,7 @@ from llmc.bench.gpu.journal import Entry, Journal
 from llmc.bench.gpu.kit import Kit
 
 ENVIRONMENT = {"LLMC_REFERENCE": "cpu", "LLMC_FEW_STEPS": "1", "OMP_NUM_THREADS": "1"}
-"""Of what runs under another program, many beside each other: the GPU is for what is examined, and each launch takes a
+"""For what runs under another program, many beside each other: the GPU is for what is examined, and each launch takes a
 while."""
 
 

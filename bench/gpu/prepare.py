@@ -69,7 +69,7 @@ PARTS = (
     "schedules/tuning/limits.py",
     "schedules/tuning/lines.py",
 )
-"""Of llmc, what the programs in a kit import."""
+"""The files of llmc that the programs in a kit import."""
 ONLY_HERE = (
     "prepare.py",
     "jobs.py",

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 LETTERS = "abcdefghijkl"
-"""Of the stages (stages.py)."""
+"""Letters of the stages (stages.py)."""
 KIT = "kit"
 """The stage of the line that says which kit's results these are."""
 LATEST_S = 10
-"""Behind its deadline a process that works ends, even if it hangs, and even if nobody watches it."""
+"""So long after its deadline a working process ends, even if it hangs, and even if nobody watches it."""
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 

@@ -20,7 +20,7 @@ STAGE = "sanitize"
 TOOL = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "synccheck")
 PARTS = 12
-"""In which small models are examined."""
+"""Small models are examined in so many parts."""
 GROUPS = (
     micro.STAGE,
     "odd gemv",
@@ -37,7 +37,7 @@ SECONDS = 60.0
 MOST_SAID = 2000
 """Characters of what a tool found that are kept: some ten places, each with the kernel's name."""
 KERNEL = re.compile(r"(?:access at|=     at) (\w+)\+0x")
-"""As the tool names one in which it found something."""
+"""How the tool names a kernel in which it found something."""
 
 
 def items(kit: Kit) -> Iterator[str]:

@@ -28,7 +28,7 @@ MORE: dict[str, tuple[dict[str, Any], ...]] = {
     "opt": ({"quant": "int8", "kv_dtype": "int8"}, {"dtype": "f16"}),
     "bert": ({"quant": "int8"}, {"quant": "int4"}, {"dtype": "f16"}),
 }
-"""Of checkpoints by their folders' names, how else they are compiled."""
+"""How else checkpoints are compiled, by the names of their folders."""
 
 
 def add_small(out: Path, folder: Path, target: Target) -> dict[str, dict[str, Any]]:

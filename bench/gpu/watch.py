@@ -21,7 +21,7 @@ MOST_RESTARTS = 60
 START_S = 120.0
 """How long a process may take before it begins its first item: it imports PyTorch where that is not cached yet."""
 GRACE_S = 5.0
-"""Beyond the end of the run: an item that is nearly done may be."""
+"""An item that is nearly done may take so long beyond the end of the run."""
 
 
 def run_parts(parts: Sequence[Part], kit: Kit, journal: Journal, command: Sequence[str], end_at: float) -> None:

@@ -87,7 +87,7 @@ SHORT_PROMPT = 96
 """Tokens of the prompt whose logits are compared."""
 NEW = 32
 MOST_KERNELS = 8
-"""Of a timeline, in the summary."""
+"""The most kernels of a timeline in the summary."""
 
 
 def items(kit: Kit) -> Iterator[str]:

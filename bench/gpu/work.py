@@ -20,7 +20,7 @@ from llmc.bench.gpu.plan import Part
 DONE, BROKEN, OUT_OF_TIME = 0, 1, 3
 """Exit status: everything is done; the device is lost to this process; not all fitted into the time."""
 MOST_FAILURES = 2
-"""Of a system with a model: what fails twice is not tried further."""
+"""A system that fails so often with a model is not tried further."""
 TOO_LONG = "took too long"
 Run = Callable[[str], dict[str, Any]]
 

@@ -29,7 +29,7 @@ from llmc.runtime import load
 from llmc.runtime.errors import LlmcError
 
 QUANT_BARS = {"int8": 0.001, "fp8": 0.003, "int4": 0.02, "mxfp4": 0.02, "int8 KV cache": 0.001, "bf16 KV cache": 1e-4}
-"""Of the mean of 1 - cosine."""
+"""Bars for the mean of 1 - cosine."""
 
 
 def certify_embedding(

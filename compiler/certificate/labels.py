@@ -30,9 +30,9 @@ from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 
 QUANT_BARS = {"int8": 0.05, "fp8": 0.08, "int4": 0.2, "mxfp4": 0.2, "int8 KV cache": 0.05, "bf16 KV cache": 0.02}
-"""Of the share of logits that their error is."""
+"""Bars for the error of logits, as a share of these."""
 ROUNDING = 2.0**-8
-"""Of a number in bf16, as a share of it."""
+"""How much of a number rounding to bf16 may change, as a share of it."""
 N_SHORT, SHORTEST, SHORT = 40, 1, 12
 """Texts, and tokens of the shortest and the longest of them."""
 

@@ -43,15 +43,15 @@ READ = {
     *("target_modules", "modules_to_save", "init_lora_weights", "ensure_weight_tying"),
 }
 LARGEST = 1e30
-"""Of an alpha: float32 has no more."""
+"""The largest alpha: float32 has no larger numbers."""
 LONGEST_NAME = 500
-"""Of a folder or a hub id."""
+"""The longest name of a folder or a hub id."""
 MOST_SHORT = 80
 """Characters of a value that is told: a tensor's name as a rule."""
 MOST_PATTERN = 200
 """Characters of a pattern."""
 MOST_WAYS = 64
-"""Of matching a pattern, repetitions aside."""
+"""The most ways in which a pattern may match, repetitions aside."""
 
 
 @dataclass(frozen=True)

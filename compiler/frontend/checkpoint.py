@@ -39,9 +39,9 @@ RAW: Mapping[str, str] = {
 """The dtypes that tensors can be read in as they lie in the file, in our words."""
 LONGEST_HEADER = 100_000_000
 LONGEST_NAME = 500
-"""Of a tensor."""
+"""The longest name of a tensor."""
 MOST_AXES, LARGEST_SIZE = 16, 1 << 48
-"""Of a tensor; products of longer shapes, and of larger sizes, would take forever."""
+"""The most axes of a tensor, and the largest size of one: products of more, and of larger ones, would take forever."""
 SAMPLE_BYTES = 4096
 
 

@@ -27,7 +27,7 @@ from llmc.runtime.classification import Activation, Classification
 from llmc.runtime.errors import LlmcError, shortened
 
 ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sigmoid", "Softmax": "softmax"}
-"""Of sentence-transformers' cross encoders, by the last part of their names."""
+"""Activations of sentence-transformers' cross encoders, by the last part of their names."""
 SAID = {"mean": "the mean over its tokens", "cls": "its first token", "last": "its last token"}
 """What pools take of a text, in words."""
 PASSES_ON = ("Mul", "Where", "Cast", "Identity")

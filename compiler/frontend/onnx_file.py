@@ -32,7 +32,7 @@ from llmc.runtime.read_file import refuse_pipe
 
 FIRST_OPSET, LAST_OPSET = 13, 25
 MOST_BYTES = 2 << 30
-"""Of a protobuf message: weights beyond that lie in files of their own."""
+"""The most bytes of a protobuf message: larger weights lie in files of their own."""
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "ReduceL2")
 MOST_NODES = 1 << 17

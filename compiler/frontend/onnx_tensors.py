@@ -57,7 +57,7 @@ BYTES: dict[int, int] = {
     Tensor.INT64: 8,
     Tensor.DOUBLE: 8,
 }
-"""Of one element: the types that a decoder has."""
+"""Bytes of one element, for the types that a decoder has."""
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

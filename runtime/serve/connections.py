@@ -15,7 +15,7 @@ from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
 SPARE_CONNECTIONS = 32
-"""Beyond the limit: they are told that there are too many, or read the metrics.  Those beyond these are closed."""
+"""So many connections beyond the limit are told that there are too many, or read the metrics.  More are closed."""
 LOOKS = 8
 """Times that a connection is looked at within the timeout."""
 TOO_SLOW = ApiError(408, "the request did not arrive in time", code="request_timeout")

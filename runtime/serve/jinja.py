@@ -23,11 +23,11 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_SECONDS = 10.0
-"""Of processor time, for one prompt."""
+"""Processor time for one prompt."""
 MOST_CHARACTERS = 1 << 25
-"""Of a text that a template makes, and items of a list; a request has at most 2^23 bytes."""
+"""Characters of a text that a template makes, and items of a list; a request has at most 2^23 bytes."""
 MOST_BITS = 1 << 16
-"""Of a number that it makes."""
+"""Bits of a number that it makes."""
 WIDE = re.compile(r"%[-#0 +.\d]*(?:\d{7}|\*)")
 """What makes a long text of nothing in what "%" formats."""
 

@@ -13,7 +13,7 @@ from llmc.runtime.serve.replies import encoded
 from llmc.runtime.serve.turns import TEXTS
 
 MOST_CHARACTERS = 1 << 26
-"""Of all responses and conversations; those that nobody has gone on from for the longest are forgotten first."""
+"""All responses and conversations together; those that nobody has gone on from for the longest are forgotten first."""
 
 Messages = tuple[dict[str, Any], ...]
 

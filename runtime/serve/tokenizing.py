@@ -12,7 +12,7 @@ from llmc.runtime.serve.tools import read_tools
 from llmc.runtime.serve.vocabulary import Vocabulary
 
 MOST_CHARACTERS, MOST_IDS = 1 << 19, 1 << 17
-"""Of a text, of a list: a few microseconds a character, ten an id."""
+"""Of a text, and of a list of ids: a few microseconds a character, ten an id."""
 FIELDS = ("model", "prompt", "content", "add_special_tokens", "add_special", "return_token_strs")
 CHAT_FIELDS = ("model", "messages", "tools", "tool_choice", "chat_template_kwargs", "return_token_strs")
 REFUSED = {

@@ -8,7 +8,7 @@ from typing import Any
 BETWEEN = "\n\n"
 """What stands between texts that become one message."""
 TEXTS = ("content", "reasoning_content")
-"""Of a message."""
+"""The fields of a message that hold text."""
 
 
 class Turns:

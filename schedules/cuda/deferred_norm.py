@@ -28,7 +28,8 @@ from llmc.compiler.kernel import PART_COLUMNS, TILE_COLUMNS, Call, DType, Tensor
 from llmc.compiler.target import Target
 
 FEWEST, MOST = 1, 64
-"""Tokens.  On an H200 a step of Llama-2-7B in bf16 is 1 % shorter so at one token, 2 % at 8, 5 – 10 % at 16 – 64."""
+"""The fewest and the most tokens.  On an H200 a step of Llama-2-7B in bf16 is 1 % shorter so at one token, 2 % at 8, 5
+– 10 % at 16 – 64."""
 
 WIDE, FEWEST_ELSE = 3584, 9
 """Columns of x from which on Hopper's products are the GEMM's at any number of tokens (linear.LEAST_STREAMED); others
@@ -39,8 +40,8 @@ FEW = 8
 int8 that normalises x in each block was 3.5 – 5 µs slower than its bytes take, one that takes x as it is 2."""
 
 FEWEST_QUANTISED = 17
-"""Of weights in 8 or 4 bits that a GEMM multiplies: on paper fewer tokens have a GEMV that is as much faster than the
-GEMM as the norms' launches take, with int4 by more."""
+"""The fewest tokens for weights in 8 or 4 bits that a GEMM multiplies: on paper fewer tokens have a GEMV that is as
+much faster than the GEMM as the norms' launches take, with int4 by more."""
 
 ELEMENT = "bf16"
 

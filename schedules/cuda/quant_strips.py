@@ -31,7 +31,7 @@ from llmc.schedules.mxfp4_words import e2m1_of, mxfp4_words
 Array = np.ndarray[Any, Any]
 
 STRIPS = TILE // 16
-"""Of a row of tiles."""
+"""Strips of a row of tiles."""
 
 _WORKERS = 2
 

@@ -16,7 +16,7 @@ OWN, TOGETHER, CANDIDATE, BEST = "own", "together", "candidate", "best"
 """What a line of IN_PLACE is about: a chain with the rules' own choices, with other ones of all calls or of neighbours,
 with one candidate, with the best of every call."""
 NEIGHBOURS = "attention and what is behind it"
-"""In names of items, as TOGETHER is."""
+"""Stands in names of items, as TOGETHER does."""
 
 _CALL = {"job": str, "rule": str, "words": str, "params": dict, "signature": dict}
 _ALONE = {"rule": str, "words": str, "params": dict, "signature": dict, "own": bool, "length": int}

@@ -54,7 +54,7 @@ from llmc.runtime.errors import LlmcError, shortened
 ATTENTIONS = ("full_attention", "sliding_attention", CHUNKED, "attention")
 """The kinds of layers that are compiled."""
 MOST_ELEMENTS = 1 << 30
-"""Of constants that are compared with each other."""
+"""The most elements of constants that are compared with each other."""
 
 
 def export_graph(config: PretrainedConfig) -> ir.Model:

@@ -23,7 +23,7 @@ SCANS = (*GATED_RULES, SELECTIVE_SCAN)
 KINDS = {"linear_attention": SCANS, "hybrid": SCANS, "conv": CAUSAL_CONV, "mlp": (), "moe": ()}
 """Kinds of layers that are compiled besides those of attention alone, and the operator that each has once."""
 WITH_ATTENTION = ("hybrid",)
-"""Of these, those that attend too."""
+"""Those kinds of layers that attend too."""
 EPSILON = 1e-6
 """What transformers' delta rule adds to a vector's square."""
 

@@ -290,4 +290,4 @@ WIDE_SCALES = {"gemma2": 46, "gemma3": 62}
 """How many layers the largest Gemma has, whose scores are scaled as for heads of its width over their number;
 others' are by the size of a head.  No field says so: llama.cpp tells them by their layers."""
 GEMMA3_LOCAL_THETA = 10000.0
-"""Of the layers with a window, unless rope.freq_base_swa says another."""
+"""Rotary's base in layers with a window, unless rope.freq_base_swa says another."""

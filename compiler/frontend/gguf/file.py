@@ -24,7 +24,7 @@ from llmc.runtime.read_file import refuse_pipe
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Of the types of fields that are one number, how `struct` calls them."""
+"""The types of fields that are one number, as `struct` calls them."""
 STRING, ARRAY = 8, 9
 MOST_AXES = 4
 LONGEST_NAME = 64

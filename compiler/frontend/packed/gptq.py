@@ -48,7 +48,7 @@ GPTQ, AWQ = Names(".weight", PARTS, {"order": ".g_idx"}), Names(".weight", PARTS
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight neighbours along N lies in a word's first, second, … four bits in AWQ."""
 BITS = (4, 8, 2)
-"""Of a code in GPTQ; those of three bits lie across words, and are not read."""
+"""Bits of a code in GPTQ; codes of three bits lie across words, and are not read."""
 WHOLE_ROW = -1
 """The group size that stands for all of K."""
 

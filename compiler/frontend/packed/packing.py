@@ -9,7 +9,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor
 from llmc.compiler.frontend.packed.tensor import Checkpoint
 
 WIDE_GROUP = 128
-"""Of int4, in fewer bits than its other."""
+"""The group of int4 that takes fewer bits than the other."""
 
 
 def in_int4(group: int) -> str:

@@ -37,7 +37,7 @@ TILE_TOKENS = 32
 """Tokens that one product with values adds up."""
 TILE_WORDS = TILE_TOKENS // 2
 NEAR_DIM = 128
-"""Up to here K and V of a page are 32 KiB at most."""
+"""With heads of up to so many elements K and V of a page are 32 KiB at most."""
 
 
 class TiledBlock(Block):

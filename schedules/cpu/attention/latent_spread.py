@@ -22,9 +22,9 @@ from llmc.schedules.cpu.attention.shape import Attention
 from llmc.schedules.cpu.linear.panel import SECOND_LEVEL
 
 TOKENS = 16
-"""Of a group of K's."""
+"""Tokens of a group of K's."""
 BYTES = 64
-"""Of a group's words of one d, or E."""
+"""Bytes of a group's words of one d, or E."""
 
 
 def block_size(a: Attention) -> int:

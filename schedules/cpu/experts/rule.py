@@ -42,8 +42,8 @@ SIZES = (1, 2, 4, 8)
 """Rows that tiles of fewer than the most may have: a tile's code is that of the first that has room."""
 
 CHUNK_BYTES = 256 << 10
-"""Of a unit's panels, between which sums wait in scratch memory: they stay in the second level cache while several
-tiles of one expert pass."""
+"""Bytes of a unit's panels that are read before sums go to scratch memory to wait: they stay in the second level cache
+while several tiles of one expert pass."""
 
 COMBINE_COLUMNS = 512
 """Columns of y that a unit of the last launch takes."""

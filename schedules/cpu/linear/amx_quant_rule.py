@@ -31,7 +31,7 @@ FEW_ROWS = {"i8": 8, "i4": 16, "z4": 16}
 FEW_ROWS_OF_SHORT_BLOCKS, SHORT_BLOCK = 32, 32
 """Rows of x that vectors multiply as fast: of each kind of weight, and where a block of K fills half a tile."""
 UNIT_BYTES = 768 << 10
-"""Of the second level cache, what a unit's panels may fill."""
+"""How much of the second level cache a unit's panels may fill."""
 AHEAD = 128
 """Prefetching: how many cache lines of a panel ahead."""
 

@@ -20,7 +20,7 @@ from llmc.schedules.cpu.linear.rule import Linear, Tiles
 LATENCY = 5
 """Cycles until a sum can be added to again."""
 FIRST_LEVEL_BYTES, SECOND_LEVEL_BYTES = 24 << 10, 768 << 10
-"""Of the caches, what rows of x and what a unit's panels may fill."""
+"""How much of the caches rows of x may fill, and a unit's panels."""
 MEMORY_BYTES, CACHE_BYTES = 5.0, 24.0
 """Bytes a cycle that a thread gets from memory and from the caches."""
 THREADS = 4

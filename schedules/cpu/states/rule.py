@@ -24,9 +24,9 @@ from llmc.schedules.rule import Rule
 from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, conv_layouts, conv_sizes_of, sizes_of
 
 COLUMNS = 32
-"""Of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
+"""Columns of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
 CHANNELS = 64
-"""Of a convolution in a unit."""
+"""Channels of a convolution in a unit."""
 FEW_ROWS = 32
 """Rows of a step that may all be of other sequences; more are a prompt's."""
 

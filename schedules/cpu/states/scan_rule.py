@@ -27,7 +27,7 @@ from llmc.schedules.rule import Rule
 from llmc.schedules.states_call import SELECTIVE_SCAN, scan_sizes_of
 
 CHANNELS = 64
-"""In a unit: with N = 16 their states and rates take 8 KiB, which stay in a first level cache."""
+"""Channels in a unit: with N = 16 their states and rates take 8 KiB, which stay in a first level cache."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ MOST_LATENT = 512
 """Longest latent whose sums for 64 rows fit the registers of eight warps."""
 ATTEND_THREADS, OTHER_WARPS = 256, 4
 LEAST_PAGES = 2
-"""Of a split: what it gathers of 64 rows is as large as 1.8 pages, is written once and read once."""
+"""The fewest pages of a split: what it gathers for 64 rows is as large as 1.8 pages, is written once and read once."""
 
 
 @dataclass(frozen=True)

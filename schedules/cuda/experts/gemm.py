@@ -27,13 +27,13 @@ from llmc.schedules.cuda.linear.gemm_tiles import DEVICES, MMA_TOKENS, Device, T
 from llmc.schedules.cuda.source import C_TYPES
 
 ROWS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Of a tile of pairs, where `wgmma` multiplies; `mma.sync` takes MMA_TOKENS."""
+"""Rows of a tile of pairs, where `wgmma` multiplies; `mma.sync` takes MMA_TOKENS."""
 PACK_THREADS, PACK_COLUMNS = 256, 8
-"""Of include/experts_rows.cuh."""
+"""The same as in include/experts_rows.cuh."""
 MOST_SORT_WARPS, SORTED_TOGETHER, MOST_COUNTS = 16, 128, 10_000
 """Warps that sort, pairs for which one more is worth it, and counters that fit shared memory: of each an expert's."""
 END_US = 2.0
-"""Of a tile of 128 x 128: its sums on their way out.  A 128 x 256 one took an H200 4.4 µs."""
+"""What the end of a tile of 128 x 128 takes, on which its sums go out.  A 128 x 256 one took an H200 4.4 µs."""
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ __all__ = ["Gemv", "default_params", "implement", "space", "takes_norm"]
 
 MOST_TOKENS = 16
 MOST_NORMED_TOKENS = 8
-"""Beyond this a norm is a launch of its own, rather than each block's first work."""
+"""For more tokens a norm is a launch of its own, rather than each block's first work."""
 
 LEAST_RING_BYTES = 40 << 10
-"""Of shared memory beside x: the smallest rings, and sums."""
+"""The least shared memory beside x: for the smallest rings, and sums."""
 
 
 def default_params(op: LinearOp, target: Target) -> Gemv:

@@ -18,7 +18,7 @@ from llmc.schedules.states_call import SELECTIVE_SCAN, scan_sizes_of
 
 WARPS = 2
 MOST_LANES, MOST_OWN = 4, 32
-"""That have a channel, and states that each of them keeps in registers."""
+"""The most lanes that share a channel, and the most states that each of them keeps in registers."""
 
 
 @dataclass(frozen=True)
