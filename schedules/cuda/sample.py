@@ -1,4 +1,4 @@
-"""The next token from rows of logits, on a GPU: include/sample.cuh.
+"""The next token from rows of logits, on a GPU: include/choose.cuh, sample.cuh.
 
     llmc.ChooseTokens   logits [R, V] -> i32 [R], three times                   the most likely token of each row
     llmc.DrawTokens     logits [R, V], draws u8 [S, 32] -> i32 [S], three times   tokens drawn as `draws` say
@@ -56,7 +56,7 @@ def implement_draw(call: Call, n_vocab: int, target: Target) -> Implementation:
 
 
 def sample_source(declaration: str, body: str, n_threads: int = THREADS, blocks: int = 1) -> str:
-    """blocks: of a cluster."""
+    """The kernel's CUDA C++.  blocks: of a cluster."""
     clusters = f"__cluster_dims__({blocks}, 1, 1) " if blocks > 1 else ""
     return (
         '#include "sample.cuh"\n\n'

@@ -144,7 +144,7 @@ def test_blocks_that_choose_together_need_each_of_their_waits_and_places(old: st
         return EmulatedExecutable(call, implementation, HOPPER).run(logits)
 
     case = Case(sample.implement_choose(call, logits.shape[1], HOPPER), HOPPER, run, (), ())
-    assert is_noticed(case, "sample.cuh", old, new)
+    assert is_noticed(case, "choose.cuh", old, new)
 
 
 HOWS = [(1.0, 0, 1.0), (0.7, 40, 1.0), (1.0, 0, 0.9), (1.3, 50, 0.8), (0.5, 3, 0.5), (2.0, 5000, 0.999), (1.0, 1, 1.0)]
