@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections import Counter
@@ -104,7 +105,7 @@ class Service:
                 again = {"retry-after": str(RETRY_AFTER_S), "connection": "close"}
                 raise ApiError(503, "too many connections; try again", code="too_many_connections", headers=again)
             if self.api_key is not None:
-                bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+                bearer = re.sub("^bearer ", "", request.headers.get("authorization", ""), flags=re.IGNORECASE)
                 if not (self.is_key(bearer) or self.is_key(request.headers.get("x-api-key", ""))):
                     raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
             return await endpoint(request)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,7 @@ async def run(
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=ceil(options.timeout),  # in the 5 s that are usual clients forget connections too
         timeout_graceful_shutdown=int(options.grace) + SECONDS_AFTER_GRACE,
     )
     server = Server(config)

@@ -18,6 +18,8 @@ from llmc.runtime.serve.replies import encoded
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 8 << 20
+MOST_BYTES = 256 << 20
+"""Of a body that is too large, read so that its client, which sends before it listens, learns of that."""
 LARGE_BODY_BYTES = 256 << 10
 """Larger bodies are read on a thread, and so that others run meanwhile."""
 CLIENT_GONE = 499
@@ -30,18 +32,34 @@ async def read_json(request: Request, read: Callable[[object], T]) -> T:
         raise ApiError(415, "the content type of the request must be application/json")
     if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise ApiError(415, f"the body of the request is encoded as {shortened(encoding)}; send it as it is")
-    body = bytearray()
-    try:
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BODY_BYTES:
-                fact = f"the body of the request is larger than {MAX_BODY_BYTES >> 20} MiB"
-                raise ApiError(413, fact, headers={"connection": "close"})
-    except ClientDisconnect:
-        raise ApiError(CLIENT_GONE, "the client has gone") from None
+    body = await read_body(request)
     if len(body) <= LARGE_BODY_BYTES:
         return read(parsed(body, parse_strict_json))
     return await run_in_threadpool(lambda: read(parsed(body, parse_strict_json_patiently)))
+
+
+async def read_body(request: Request) -> bytearray:
+    """Raises ApiError: it is too large, or its client has gone."""
+    fact = f"the body of the request is larger than {MAX_BODY_BYTES >> 20} MiB"
+    too_large = ApiError(413, fact, headers={"connection": "close"})
+    declared = request.headers.get("content-length", "0")
+    if "expect" in request.headers and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+        raise too_large  # its client waits for leave to send
+    body, n_bytes = bytearray(), 0
+    try:
+        async for part in request.stream():
+            n_bytes += len(part)
+            if n_bytes > MOST_BYTES:
+                raise too_large
+            if n_bytes > MAX_BODY_BYTES:
+                body.clear()
+            else:
+                body += part
+    except ClientDisconnect:
+        raise ApiError(CLIENT_GONE, "the client has gone") from None
+    if n_bytes > MAX_BODY_BYTES:
+        raise too_large
+    return body
 
 
 def parsed(body: bytearray, parse: Callable[[bytearray], object]) -> object:

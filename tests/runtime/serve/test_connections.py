@@ -76,6 +76,12 @@ def test_a_request_that_comes_by_the_byte_ends(strict_server: Server) -> None:
             dribble(client, 10 * TIMEOUT)
 
 
+def test_who_asks_before_sending_too_much_is_told_so(strict_server: Server) -> None:
+    with connect(strict_server) as client:
+        client.sendall(HEAD + b"Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n")
+        assert answer(client).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_client_that_reads_nothing_ends(strict_server: Server) -> None:
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -374,7 +374,7 @@ def test_fields_that_change_nothing_are_taken(server: Server) -> None:
 
 
 def test_bodies_of_any_size_or_type_are_not_taken(server: Server) -> None:
-    status, said = server.ask("POST", COMPLETIONS, b'{"prompt": "' + b"a" * (9 << 20))
+    status, said = server.ask("POST", COMPLETIONS, b'{"prompt": "' + b"a" * (24 << 20))
     assert (status, said["error"]["message"]) == (413, "the body of the request is larger than 8 MiB")
     assert server.ask("POST", COMPLETIONS, GOOD, content_type="text/plain")[0] == 415
     status, said = server.ask("POST", COMPLETIONS, GOOD, content_encoding="gzip")
@@ -387,6 +387,7 @@ def test_a_key_is_asked_for(slow_server: Server) -> None:
     assert (status, said["error"]["code"]) == (401, "invalid_api_key")
     assert slow_server.ask("GET", "/health", authorization="")[0] == 200
     assert slow_server.ask("GET", "/v1/models", authorization=f"Bearer {KEY}")[0] == 200
+    assert slow_server.ask("GET", "/v1/models", authorization=f"bearer {KEY}")[0] == 200
     assert slow_server.ask("GET", "/v1/models", authorization="", x_api_key=KEY)[0] == 200
     status, said = slow_server.ask("POST", "/v1/messages", GOOD, authorization="", x_api_key="other")
     assert (status, said["error"]["type"]) == (401, "authentication_error")
