@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Activation = Literal["sigmoid", "softmax", "identity"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "identity")
 Text: TypeAlias = "str | tuple[str, str] | Iterable[int]"
-"""One, a pair of two, or token ids."""
+"""A text, a pair of texts, or token ids."""
 
 
 class Ranked(NamedTuple):
@@ -31,9 +31,10 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class Classification:
-    """How texts get labels.  labels: their names.  activation: what makes scores of their logits.  n_types: types of
-    tokens that are told from each other, of the first and the second text of a pair; 1: all are alike.  whole: texts
-    are read whole."""
+    """How texts get labels.
+
+    labels: their names.  activation: makes scores of logits.  n_types: how many types of tokens the model tells apart
+    (2: those of the first and the second text of a pair; 1: none).  whole: whether texts are read whole."""
 
     labels: tuple[str, ...]
     activation: Activation
@@ -47,7 +48,7 @@ class Classification:
 
     @property
     def logits(self) -> Embedding:
-        """What logits of a text are made into."""
+        """How the artifact gives the logits of a text: as it would give an embedding."""
         return Embedding(len(self.labels), "last", normalized=False, whole=self.whole)
 
     @classmethod
@@ -111,7 +112,7 @@ def needs_labels(model: Model) -> Classification:
 
 
 def check_ranks(how: Classification, place: str) -> None:
-    """Raise LlmcError for a model that gives more than one label: which of them is the score, nobody says."""
+    """Raise LlmcError for a model that gives more than one label, since nothing says which of them is the score."""
     if len(how.labels) != 1:
         fact = f"the artifact gives {len(how.labels)} labels, where a document's rank is of one"
         raise LlmcError(fact, place=place, hint="llmc classify, or Model.classify, gives the scores of all labels")
@@ -136,8 +137,10 @@ def is_pair(text: object) -> bool:
 
 
 def encode(tokenizer: Tokenizer, parts: tuple[str, ...], most: int | None) -> Encoding:
-    """A text, or a pair in the tokenizer's own template.  most: tokens, to which the last part is cut; None: it is not.
-    A token of it is left: where the first part takes all the room, there are more than most."""
+    """The tokens of a text, or of a pair in the tokenizer's own template.
+
+    most: the last part is cut so that there are at most so many; None: it is not cut.  One token of it is left in any
+    case, so there are more if the first part takes all the room."""
     together = parts if len(parts) > 1 else parts[0]
     [encoding] = tokenizer.encode_batch([together])  # a batch, so that others run meanwhile
     if most is None or len(encoding) <= most:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 T = TypeVar("T")
 TOGETHER, ROWS = 16, 64
-"""Most texts that are read in one step, and tokens of a text whose rows are looked at together."""
+"""The most texts that are read in one step; and how many rows of logits are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def embed(model: Model, texts: Iterable[str | Iterable[int]], dimensions: int | 
 
 
 def check_finite(rows: Rows, place: str) -> Rows:
-    """The same, a row a text.  Raises LlmcError for the first that has NaN or infinity, as what writes texts does."""
+    """The rows, one for each text.  Raises LlmcError for the first one with a NaN or an infinity, as generating
+    does."""
     broken = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(broken):
         fact, text = "what the model makes of this is not finite", f"text {broken[0] + 1}"
@@ -74,7 +75,7 @@ def check_finite(rows: Rows, place: str) -> Rows:
 
 
 def several(texts: Iterable[T]) -> Iterable[T]:
-    """The same.  Raises LlmcError for one text, of which each character would be taken for a text."""
+    """The texts.  Raises LlmcError for a single string, each character of which would be taken for a text."""
     if isinstance(texts, str):
         raise LlmcError("this is one text, where several are read", place=repr(shortened(texts)), hint="give a list")
     return texts
@@ -100,7 +101,7 @@ def check_writes(model: Model) -> None:
 
 
 def finished(rows: Rows, how: Embedding, dimensions: int | None = None) -> Rows:
-    """The first `dimensions` of each, brought to length 1 where embeddings are, or are cut."""
+    """The first `dimensions` of each embedding, brought to length 1 if embeddings are, or if they were cut."""
     cut = rows if dimensions is None else rows[:, :dimensions]
     if not how.normalized and cut.shape == rows.shape:
         return cut
@@ -114,8 +115,8 @@ def as_ids(model: Model, text: str | Iterable[int], index: int) -> Ids:
 
 
 def check_length(model: Model, ids: Ids, place: str, hint: str | None = None) -> Ids:
-    """The same.  Raises LlmcError for a text, at this place, without tokens, or with more than the model takes.  hint:
-    of what can be done then."""
+    """The text's tokens.  Raises LlmcError, naming its place, if it has none, or more than the model takes.  hint: what
+    can be done then."""
     n_context = model.info.n_context
     if not len(ids):
         raise LlmcError("a text without tokens says nothing", place=place)
@@ -143,7 +144,7 @@ def groups(model: Model, texts: list[Ids]) -> Iterator[list[Ids]]:
 
 
 def read(model: Model, how: Embedding, texts: list[Ids]) -> Rows:
-    """What embeddings of these are made of, before they are brought to a length: float32 [n, size]."""
+    """The embeddings of these texts before they are cut and brought to length 1: float32 [n, size]."""
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.sequence()) for _ in texts]
         if not how.of_last:
@@ -153,7 +154,7 @@ def read(model: Model, how: Embedding, texts: list[Ids]) -> Rows:
 
 
 def mean(sequence: Sequence, ids: Ids, how: Embedding) -> Rows:
-    """Over all tokens, whose rows, each as long as the vocabulary, are looked at some at a time."""
+    """The mean over the rows of all tokens, some at a time, since each is as long as the vocabulary."""
     total = np.zeros(how.size, np.float32)
     for start in range(0, len(ids), ROWS):
         total += sequence.feed_for_logits(ids[start : start + ROWS])[:, : how.size].sum(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 MOST_SAID = 60
-"""Characters of what a stranger says, in a message."""
+"""A message repeats so many characters of what a file or a request says."""
 
 
 class LlmcError(Exception):
@@ -27,7 +27,7 @@ class LlmcError(Exception):
 
 
 def shortened(said: object, most: int = MOST_SAID) -> str:
-    """What a stranger's file or request says, as a message tells it: in one line, and not a long one."""
+    """What a file or a request says, as a message may repeat it: in one short line."""
     text = str(said)
     short = text if len(text) <= most else f"{text[:most]}…"
     return short if short.isprintable() else repr(short)[1:-1]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Stop = Literal["eos", "length", "context", "grammar"]
 Mask = npt.NDArray[np.uint32]
 LARGEST = 3.4e38
-"""Numbers beyond it are none in float32."""
+"""Larger numbers are infinite in float32."""
 
 
 class History:
@@ -36,17 +36,17 @@ class History:
         self.ask(prompt)
 
     def ask(self, prompt: Iterable[int]) -> None:
-        """More of a prompt; what was generated before it counts as given now."""
+        """Append more of a prompt; what was generated before it counts as given from now on."""
         self._append(np.fromiter(prompt, np.int32))
         self.n_prompt = self.n
 
     def take(self, token: int) -> None:
-        """A token that was generated."""
+        """Append a token that was generated."""
         self._append(np.array([token], np.int32))
 
     @property
     def ids(self) -> npt.NDArray[np.int32]:
-        """int32 [n], as it is until the next token."""
+        """All tokens, int32 [n]: a view that holds until the next token is appended."""
         return self._ids[: self.n]
 
     def _append(self, ids: npt.NDArray[np.int32]) -> None:
@@ -144,7 +144,7 @@ class How:
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
     ) -> How:
-        """With a seed drawn here when none is given."""
+        """The settings, with a seed drawn here if none is given."""
         drawn = random.getrandbits(32) if seed is None else seed
         biases = tuple((logit_bias or {}).items())
         penalties = repetition_penalty, presence_penalty, frequency_penalty
@@ -300,7 +300,7 @@ class Generation(Iterator[int]):
         self._right = self.speculation.feed(sequence, self._text, self._how, n_left - 1, self.constraint)
 
     def _take_back(self, sequence: Sequence, n: int) -> None:
-        """Leave n tokens, those whose successor was given; what runs ahead of the caller goes."""
+        """Leave the n tokens whose successors the caller has been given; drop what runs ahead of the caller."""
         with suppress(LlmcError):  # closed meanwhile
             sequence.cut(n)
 

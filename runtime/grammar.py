@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["json_schema", "regex", "choice", "grammar", "lark"]
 WHITESPACE = r"(?: |\n[ \t]{0,40})"
-"""Between the parts of JSON there may be this, or nothing: a blank, or an indented line, as people write it; models
-that like blanks lose themselves in more.  It must not match nothing: llguidance makes grammars that give up then."""
+"""What may stand between the parts of JSON, if anything: a blank, or the start of an indented line, as people write it.
+With more, models that like blanks lose themselves in them.  The expression must not match the empty string, of which
+llguidance makes grammars that give up."""
 MOST_CHARACTERS = 200
 """How much is told of what is wrong with a grammar."""
 
@@ -113,7 +114,7 @@ class Constraint:
     """One text that follows a grammar: ask what is allowed, then take the token that was chosen."""
 
     def __init__(self, matcher: LLMatcher, n_tokens: int, n_vocab: int) -> None:
-        """n_tokens: that the matcher knows, n_vocab of which the model does."""
+        """n_tokens: how many tokens the matcher knows; the model knows the first n_vocab of them."""
         self._matcher, self._n_tokens, self._n_vocab = matcher, n_tokens, n_vocab
         self._allowed: Mask | None = None
 
@@ -144,12 +145,12 @@ class Constraint:
         self._allowed = None
 
     def forced(self, most: int) -> list[int]:
-        """At most so many tokens that have to come next, as the tokenizer writes the text that has to."""
+        """Up to so many tokens that must come next: the tokens of the text that must come next."""
         return [token for token in self._matcher.compute_ff_tokens() if token < self._n_vocab][:most]
 
     def foresee(self, guesses: Sequence[int]) -> tuple[list[int], Mask]:
-        """The guesses up to the first that is not allowed, and what is in the place of each: uint32 [n, (n_vocab + 31)
-        / 32].  Takes none of them."""
+        """The guesses up to the first one that is not allowed, and what is allowed in the place of each: uint32
+        [n, (n_vocab + 31) / 32].  Takes none of them."""
         n = self._matcher.validate_tokens(list(guesses))
         places = np.empty((n, -(-self._n_vocab // 32)), np.uint32)
         before = self._allowed

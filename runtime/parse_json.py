@@ -1,4 +1,4 @@
-"""JSON from outside, in one way."""
+"""JSON from outside, all of it read here."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_CONTAINERS = 1 << 16
-"""Lists and objects that are read patiently: each is looked at by the garbage collector, while nobody else runs."""
+"""The most lists and objects that are read patiently: the garbage collector looks at each while no other thread
+runs."""
 MOST_DEPTH = 256
-"""Lists and objects of a stranger's within each other: whatever they are written into can still be read and written."""
+"""How deep lists and objects of a request may be nested, so that what they are written into can still be read."""
 MOST_NAME = 40
-"""Characters of a name that is told."""
+"""A message repeats so many characters of a name."""
 
 
 def parse_json(text: bytes | bytearray | str) -> Any:
@@ -26,7 +27,7 @@ def parse_json(text: bytes | bytearray | str) -> Any:
 
 
 def parse_strict_json(text: bytes | bytearray) -> Any:
-    """The same of a stranger: a name that is given twice and a number that is none are wrong too, and MOST_DEPTH."""
+    """The same for requests: a name that is given twice, a number like NaN, and more than MOST_DEPTH are wrong too."""
     try:
         return not_deep(json.loads(text, object_pairs_hook=without_doubles, parse_constant=no_number), n_openings(text))
     except RecursionError:
@@ -34,7 +35,7 @@ def parse_strict_json(text: bytes | bytearray) -> Any:
 
 
 def parse_strict_json_patiently(text: bytes | bytearray) -> Any:
-    """The same on a thread of its own: others run between any two values.  Ten times as slow, at most
+    """The same so that other threads can run between any two values.  Ten times as slow, and for at most
     MOST_CONTAINERS lists and objects."""
     try:
         return not_deep(

@@ -1,1 +1,1 @@
-"""Schedules for x86-64: kernels written as TIR, compiled by LLVM."""
+"""Schedules for CPUs: kernels written as TIR, compiled by LLVM."""

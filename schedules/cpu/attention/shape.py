@@ -23,18 +23,22 @@ RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only", "both_ways"
 class Attention:
     """M rows of H query heads and KH key and value heads of D elements; G = H / KH query heads share one of each.
 
-    rotary_dim: how many of the D elements rotary turns (0: none).  n_layers: layers whose parts make up a page.
-    window: as the operator's: how many keys a row sees; negative: those of its own chunk of so many; 0: all.
-    epsilon: of the norm of each query and key; None: there is no norm.
-    sinks: whether each head has a score that no key has.  alibi: whether scores have slope times distance added.
-    own_value_dim: elements of a value; 0: D, as those of a key.  norms_values: whether values are normalised too.
-    page_bytes: of a page whose layers differ in size; 0: they are all like this one.  reads_only: whether another call
-    has appended the step's keys and values.  both_ways: whether rows see all of their text, which is in the step whole,
-    or of it the keys less than `window` away.  distances: whether scores have a number added that is looked up by
-    distance: of each head 2 `reach`, that of distance 0 in the middle.
-    dot: how numbers multiply: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in AMX's tile
-    registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and probabilities in int16,
-    summed in int32.
+    rotary_dim      elements of a head that rotary turns; 0: none
+    n_layers        layers whose parts make up a page
+    window          how many keys a row sees; negative: those of its own chunk of so many; 0: all
+    epsilon         of the norm of each query and key; None: they are not normalised
+    sinks           whether each head has one more score, which no key has
+    alibi           whether slope times distance is added to scores
+    own_value_dim   elements of a value; 0: D
+    norms_values    whether values are normalised too
+    page_bytes      of a page whose layers differ in size; 0: all layers are like this one
+    reads_only      whether another call has appended the step's keys and values
+    both_ways       whether rows see all of their text, which is in the step whole, or the keys less than `window` away
+    distances       whether a number that is looked up by distance is added to scores: each head has 2 `reach` of them,
+                    that of distance 0 in the middle
+    dot             how numbers are multiplied: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in
+                    AMX's tile registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and
+                    probabilities in int16, summed in int32
 
     A page's part for one layer is KH heads: K, V and, for int8, scales.  In words of E elements (float32: E = 1; bf16
     and int8: E = 2):

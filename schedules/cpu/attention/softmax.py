@@ -47,8 +47,10 @@ class State:
 
 
 class Sight(NamedTuple):
-    """Of a page and a query row.  ahead: the page's first key - pos.  least: key - pos is larger than this where the
-    key is near enough; None: all are.  most: and at most this; None: 0, for nothing behind the row is seen."""
+    """Which keys of a page a query row at position pos sees: those with least < key - pos <= most.
+
+    ahead: the page's first key - pos.  least: None where no window or chunk ends.  most: None for 0, that is, for rows
+    that see nothing behind them."""
 
     ahead: Any
     least: Any

@@ -28,8 +28,9 @@ from llmc.schedules.rule import Rule
 
 BYTES: tuple[Bytes, ...] = ("i8", "i4", "z4")
 FEW_ROWS = {"i8": 8, "i4": 16, "z4": 16}
+"""Up to so many rows of x vectors are as fast as tiles."""
 FEW_ROWS_OF_SHORT_BLOCKS, SHORT_BLOCK = 32, 32
-"""Rows of x that vectors multiply as fast: of each kind of weight, and where a block of K fills half a tile."""
+"""The same where a block of K fills only half a tile."""
 UNIT_BYTES = 768 << 10
 """How much of the second level cache a unit's panels may fill."""
 AHEAD = 128
