@@ -271,7 +271,7 @@ class Service:
         return await self.answer(request, asked, lambda about: MessageReply(self.name, asked.wanted, about.answer()))
 
     async def one_response(self, request: Request) -> Response:
-        return json_response(self.stored.response(request.path_params["name"]))
+        return Response(self.stored.response(request.path_params["name"]), media_type="application/json")
 
     async def drop_response(self, request: Request) -> Response:
         name = request.path_params["name"]

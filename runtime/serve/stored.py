@@ -19,9 +19,10 @@ Messages = tuple[dict[str, Any], ...]
 
 
 class Kept(NamedTuple):
-    """response: as its client has it.  messages: the conversation with it, as chats have them, without instructions."""
+    """response: as its client has it, in JSON, which takes a quarter of the room.  messages: the conversation with it,
+    as chats have them, without instructions."""
 
-    response: dict[str, Any]
+    response: bytes
     messages: Messages
     n_characters: int
 
@@ -35,7 +36,8 @@ class Stored:
         self._lock = threading.Lock()
 
     def keep(self, response: dict[str, Any], messages: Messages) -> None:
-        kept = Kept(response, messages, len(encoded(response)) + n_characters(messages))
+        said = encoded(response)
+        kept = Kept(said, messages, len(said) + n_characters(messages))
         with self._lock:
             self._kept[response["id"]] = kept
             self.n_characters += kept.n_characters
@@ -51,8 +53,8 @@ class Stored:
         fact = f"'previous_response_id': there is no response {shortened(name)!r}, or no more; send all as 'input'"
         raise ApiError(400, fact, param="previous_response_id", code="previous_response_not_found")
 
-    def response(self, name: str) -> dict[str, Any]:
-        """Raises ApiError: it is not there."""
+    def response(self, name: str) -> bytes:
+        """JSON.  Raises ApiError: it is not there."""
         with self._lock:
             if name in self._kept:
                 return self._kept[name].response

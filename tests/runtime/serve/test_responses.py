@@ -137,7 +137,7 @@ def test_the_latest_responses_are_kept() -> None:
         assert stored.messages("0")
     with pytest.raises(ApiError, match="no response '5', or no more"):
         stored.messages("5")
-    assert [stored.response(name)["id"] for name in ("8", "7", "0")] == ["8", "7", "0"]
+    assert [json.loads(stored.response(name))["id"] for name in ("8", "7", "0")] == ["8", "7", "0"]
     assert stored.n_characters <= 700
     for name in ("8", "7", "0"):
         stored.drop(name)
