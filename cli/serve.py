@@ -62,6 +62,12 @@ def parse_origins(context: click.Context, option: click.Parameter, origins: tupl
     type=click.IntRange(2),
     help="Tokens of a step that reads prompts beside texts that go on.  [default: 32; on a GPU 256]",
 )
+@click.option(
+    "--prompt-cache",
+    metavar="DIR",
+    type=click.Path(),
+    help="Keep texts that have ended in DIR when the server ends, for prompts that begin alike when it is back.",
+)
 @speculation_options
 @click.option("--name", metavar="NAME", help="Of the model, for clients.  [default: the file's]")
 @click.option(

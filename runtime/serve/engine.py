@@ -13,6 +13,7 @@ from llmc.runtime.serve.batch import Batch, n_texts
 from llmc.runtime.serve.guesses import Guesses
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.meters import Meters, State
+from llmc.runtime.serve.stored_texts import StoredTexts
 
 
 class Full(Exception):
@@ -39,12 +40,17 @@ class Engine:
         chunk: int = 0,
         speculate: int = 0,
         draft: Model | None = None,
+        prompt_cache: str | None = None,
     ) -> None:
         """post: called on the model's thread with the news of a turn.  queue: most texts that wait.  max_batch, chunk:
-        see Batch.  speculate, draft: see Guesses."""
+        see Batch.  speculate, draft: see Guesses.  prompt_cache: a folder that keeps texts which have ended, over a
+        restart."""
         self.post, self.queue = post, queue
         self.meters = Meters()
         self.batch = Batch(model, self.meters, Guesses(model, speculate, draft), max_batch, chunk)
+        self._stored = StoredTexts(model, prompt_cache) if prompt_cache is not None else None
+        if self._stored is not None:
+            self.batch.pages.restore(self._stored)
         self._free_pages = self.batch.pages.n_free
         self._wake = threading.Condition()
         self._inbox: list[Job] = []
@@ -110,11 +116,15 @@ class Engine:
             self._wake.notify()
 
     def close(self) -> None:
-        """End what still runs after its step, and the thread."""
+        """End what still runs after its step, and the thread.  Raises LlmcError: texts could not be kept."""
         self.drain(0)
         if self._thread.is_alive():
             self._thread.join()
-        self.batch.close()
+        try:
+            if self._stored is not None:
+                self.batch.pages.save(self._stored)
+        finally:
+            self.batch.close()
 
     # -- the thread -------------------------------------------------------------
 

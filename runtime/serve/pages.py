@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Ids, Model
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.job import Job
+    from llmc.runtime.serve.stored_texts import StoredTexts
 
 MAX_KEPT = 64
 """Ended texts that are kept: each holds memory for logits besides its pages."""
@@ -148,6 +149,15 @@ class Pages:
             self._use(kept)
         job.sequence = self.model.sequence() if source is None else source.fork()
         job.n_fed, job.shares_tail = n, n > 0
+
+    def restore(self, stored: StoredTexts) -> None:
+        """Keep the texts of a server that was here before."""
+        for sequence in reversed(stored.restore(self.most_kept)):
+            self._kept.append(Kept(as_ids(sequence.tokens), sequence))
+
+    def save(self, stored: StoredTexts) -> None:
+        """Have the next server keep these."""
+        stored.save(kept.sequence for kept in reversed(self._kept))
 
     def clear(self) -> None:
         """Give up all that is kept."""

@@ -53,9 +53,10 @@ class Options:
 
     max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
     beside texts that go on.  speculate: guesses of a text in a step, None: as many as a draft makes in a light one.
-    draft: the artifact of who guesses.  name: of the model, for clients.  grace: seconds that texts have to end after a
-    signal.  allow_origins: of web pages whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout:
-    seconds that a client may take to send a request, or not read its answer.
+    draft: the artifact of who guesses.  prompt_cache: a folder that keeps texts which have ended, over a restart.
+    name: of the model, for clients.  grace: seconds that texts have to end after a signal.  allow_origins: of web pages
+    whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout: seconds that a client may take to
+    send a request, or not read its answer.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +69,7 @@ class Options:
     chunk: int = 0
     speculate: int | None = None
     draft: str | None = None
+    prompt_cache: str | None = None
     name: str | None = None
     api_key: str | None = None
     grace: float = 5.0
@@ -212,8 +214,8 @@ async def run(
         loop.call_soon_threadsafe(deliver, news)
 
     most = options.speculate if options.speculate is not None else FORCED if draft is not None else 0
-    steps = {"chunk": options.chunk, "speculate": most}
-    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **steps, draft=draft)
+    given: Any = {"chunk": options.chunk, "speculate": most, "draft": draft, "prompt_cache": options.prompt_cache}
+    engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **given)
     service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
     app = service.app()
     if options.allow_origins:

@@ -38,7 +38,8 @@ static llmc_status check_target(const llmc_saved_header *header, const llmc_save
     program_target(header->device, header->cuda_arch, header->cpu_features, theirs_name, sizeof theirs_name);
     program_target(ours->device, ours->cuda_arch, ours->cpu_features, our_name, sizeof our_name);
     return fail(LLMC_ERROR_FORMAT, path, NAME_ANOTHER,
-                "this sequence was saved by the program for %s, and the one that runs is for %s", theirs_name, our_name);
+                "this sequence was saved by the program for %s, and the one that runs is for %s%s", theirs_name, our_name,
+                strcmp(theirs_name, our_name) == 0 ? " with other instructions" : "");
 }
 
 llmc_status saved_check(const llmc_model *model, const llmc_saved_header *header, const char *path)

@@ -51,6 +51,13 @@ def test_a_file_that_is_no_artifact_is_named(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[:2] == ["error: this is not an artifact", f"  at: {path}"]
 
 
+def test_texts_that_cannot_be_kept_are_named_before_anybody_is_served(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = serve(write_stub(tmp_path / "a.so"), "--port", 0, "--prompt-cache", tmp_path / "file")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: this folder cannot be made: File exists\n  at: {tmp_path / 'file'}\n"
+
+
 @pytest.mark.parametrize("package", ["jinja2", "starlette", "uvicorn"])
 def test_a_missing_package_is_named_with_what_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

@@ -201,7 +201,7 @@ def test_another_programs_file_is_refused_by_name(tmp_path: Path, file: Path, to
         refusal(tmp_path, file, sections | {"code": code + b"\0"}),
     ] == [
         "this sequence is another model's: it was saved by one with other weights",
-        "this sequence was saved by the program for cpu, and the one that runs is for cpu",
+        "this sequence was saved by the program for cpu, and the one that runs is for cpu with other instructions",
         "this sequence was saved by this model as it was compiled with other options: its plan is another",
         "this sequence was saved by this model as it was compiled by another llmc: its kernels are others",
     ]

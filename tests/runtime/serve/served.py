@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
@@ -30,10 +31,11 @@ class Served:
         chunk: int = 4,
         speculate: int = 0,
         draft: Model | None = None,
+        prompt_cache: str | None = None,
     ) -> None:
         self.model, self.news = model, list[Said]()
-        options = {"max_batch": max_batch, "queue": queue, "chunk": chunk, "speculate": speculate}
-        self.engine = Engine(model, self.news.extend, **options, draft=draft)
+        options: Any = {"max_batch": max_batch, "queue": queue, "chunk": chunk, "speculate": speculate}
+        self.engine = Engine(model, self.news.extend, **options, draft=draft, prompt_cache=prompt_cache)
 
     def job(self, ids: Sequence[int], n: int = 6, how: How = GREEDY) -> Job:
         return Job(Ask(tuple(ids), n, how, ignore_eos=True), self.engine.room, None, self.news.append)

@@ -1,0 +1,100 @@
+"""Texts that a server keeps are there for the next one."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+import llmc
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.serve.engine import Engine
+from tests.runtime import toy_artifact as toy
+from tests.runtime import toy_states
+from tests.runtime.serve.served import PAGE, Served, prompt
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "texts"
+
+
+def serve(artifact: Path, folder: Path, *prompts: tuple[int, ...], kv_tokens: int = 640) -> list[int]:
+    """A server's life, of these prompts one after the other.  -> how much of each it knew."""
+    with llmc.load(artifact, kv_tokens=kv_tokens) as model:
+        served = Served(model, prompt_cache=str(folder))
+        jobs = [served.job(ids, 3) for ids in prompts]
+        for job in jobs:
+            served.submit(job)
+            served.finish(job)
+        served.engine.close()
+        served.check(*jobs)
+        assert model.info.kv_tokens_free == model.info.kv_tokens
+        return [job.n_reused for job in jobs]
+
+
+def test_a_server_knows_what_the_one_before_has_read(toy_so: Path, folder: Path) -> None:
+    first, second = prompt(3 * PAGE + 1), prompt(3 * PAGE + 1, 5)
+    assert serve(toy_so, folder, first, second) == [0, 0]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert serve(toy_so, folder, first, second) == [3 * PAGE] * 2
+    assert serve(toy_so, folder) == []  # of nobody's asking nothing is lost
+    assert serve(toy_so, folder, second) == [3 * PAGE]
+    assert sorted(path.name for path in folder.iterdir()) == ["text-00.seq", "text-01.seq"]
+    with llmc.load(toy_so) as model, model.restore(folder / "text-00.seq") as last:
+        assert last.tokens[: len(second)] == list(second)[: len(last.tokens)]
+
+
+def test_the_texts_used_last_are_taken_up_where_not_all_have_room(toy_so: Path, folder: Path) -> None:
+    texts = [prompt(5 * PAGE + 1, salt) for salt in range(4)]
+    serve(toy_so, folder, *texts)
+    assert serve(toy_so, folder, texts[3], kv_tokens=3 * toy.CONTEXT) == [5 * PAGE]
+
+
+def test_a_state_is_kept_with_its_text(tmp_path: Path, folder: Path) -> None:
+    artifact = toy_states.build_artifact(tmp_path)
+    with llmc.load(artifact, kv_tokens=640, slots=9) as model:
+        served = Served(model, max_batch=2, prompt_cache=str(folder))
+        job = served.job(prompt(9), 3)
+        served.submit(job)
+        served.finish(job)
+        served.engine.close()
+        served = Served(model, max_batch=2, prompt_cache=str(folder))
+        goes_on = served.job((*job.ids, 5), 3)
+        served.submit(goes_on)
+        served.finish(goes_on)
+        assert goes_on.n_reused == 9 + 3 - 1
+        served.check(goes_on)
+        served.leave()
+
+
+def test_what_is_not_the_servers_is_left_aside_and_said(
+    toy_so: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(toy_so, folder, prompt(2 * PAGE + 1))
+    (folder / "notes.txt").write_text("mine")
+    (folder / "text-01.seq").write_text("somebody's")
+    assert serve(toy_so, folder, prompt(2 * PAGE + 1)) == [2 * PAGE]
+    assert capsys.readouterr().err == f"not restored: this is not a saved sequence: {folder / 'text-01.seq'}\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "text-00.seq"]
+
+
+def test_a_folder_that_has_gone_is_an_error_and_frees_all_the_same(toy_so: Path, folder: Path) -> None:
+    with llmc.load(toy_so, kv_tokens=640) as model:
+        served = Served(model, prompt_cache=str(folder))
+        job = served.job(prompt(9), 3)
+        served.submit(job)
+        served.finish(job)
+        folder.rmdir()
+        with pytest.raises((LlmcError, OSError)):
+            served.engine.close()
+        assert model.info.kv_tokens_free == model.info.kv_tokens
+
+
+def test_a_model_that_keeps_nothing_says_so(toy_so: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with llmc.load(toy_so) as model:
+        monkeypatch.setattr(type(model), "is_whole", True)
+        with pytest.raises(LlmcError, match="reads texts whole, and keeps nothing"):
+            Engine(model, lambda _: None, max_batch=1, queue=1, prompt_cache=str(folder))
+    assert not folder.exists()
