@@ -136,9 +136,10 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def check_place(path: Path, model: Path | None = None) -> Path:
-    """Refuse before any work a path that no artifact can be written to, and one that is no file to be replaced.
+    """Refuse, before any work is done, a path to which no artifact can be written, and a file that must not be
+    replaced.
 
-    model: the folder of the model, whose own files are none.
+    model: the folder of the model, whose files must not be.
     """
     if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
         raise LlmcError("the output is a directory", place=f"-o {path}", hint=f"name a file: -o {path / 'model.so'}")
@@ -225,7 +226,7 @@ def check_room(path: Path, n_bytes: int) -> None:
 
 
 def packed_weights(weights: Sequence[PlacedWeight], progress: Progress) -> Iterator[memoryview]:
-    """The weights section, a weight at a time; one that lies there in several layouts is read once."""
+    """The weights section, a weight at a time.  A weight that lies there in several layouts is read once."""
     position, total = 0, sum(weight.n_bytes for weight in weights)
     array: Any = None
     read: ir.Value | None = None

@@ -17,7 +17,7 @@ STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "row
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 
 MOST_TILED_DIM = 256
-"""Longest heads of attention that reads tiles."""
+"""The longest heads with which attention reads queries, keys and values from tiles."""
 
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
@@ -39,9 +39,16 @@ DTYPES: Mapping[ir.DataType, DType] = {
 
 @dataclass(frozen=True)
 class Binding:
-    """Numbers for the symbols M, R, P, n_pages and n_slots; how the KV cache is stored; the count of layers that have a
-    part of it; values that lie as tiles, and their dtype; queries that lie as a page's keys do, and theirs; bytes of a
-    slot's states; of a page whose layers differ in size (0: they are all alike)."""
+    """What turns the nodes of a step graph into calls.
+
+    sizes       numbers for the symbols M, R, P, n_pages and n_slots
+    kv_dtype    how the KV cache is stored
+    n_layers    how many layers have a part of it
+    tiled       values that lie in tiles, with their dtype
+    queries     queries that lie as a page's keys do, with their dtype
+    slot_bytes  of all states of a slot
+    page_bytes  of a page whose layers differ in size; 0: they are all alike
+    """
 
     sizes: Mapping[str, int]
     kv_dtype: str
@@ -115,8 +122,8 @@ def call_of(node: ir.Node, binding: Binding) -> Call:
 
 
 def beside_norm(node: ir.Node, binding: Binding) -> dict[str, str]:
-    """Of a product on one side of a norm that is deferred: how the weight of the one on the other side is stored, where
-    its own is stored otherwise.  "behind": of what applies the norm; "in_front": of what prepares it."""
+    """An attribute for a product on one side of a deferred norm: how the other product's weight is stored, if that is
+    another way than its own.  "behind": the other one applies the norm; "in_front": the other one prepares it."""
     if node.domain != "llmc":
         return {}
     if node.op_type.endswith("Moments"):
@@ -139,8 +146,8 @@ def stored_in(node: ir.Node, binding: Binding) -> DType:
 
 
 def tiled_values(graph: ir.Graph) -> dict[ir.Value, DType]:
-    """For a GPU: values that only matrix products read, rounding them to the dtype of their weights, so that they are
-    better written in it, and in the order that products want; each with that dtype (bf16 or f16)."""
+    """For a GPU: values that only matrix products read, and round to the dtype of their weights.  They are better
+    written in that dtype, and in the order that products want.  Each with that dtype (bf16 or f16)."""
     found: dict[ir.Value, DType] = {}
     for value in (value for node in graph if writes_tiles(node) for value in node.outputs[:2]):
         dtypes = {weight_dtype(use.node) if use.idx == multiplied(use.node) else None for use in value.uses()}
@@ -150,10 +157,10 @@ def tiled_values(graph: ir.Graph) -> dict[ir.Value, DType]:
 
 
 def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
-    """For a GPU, in steps of many rows: queries, keys and values that a product hands to attention alone, which rounds
-    them as they are to the dtype of its cache, that of the product: better written in it, the same numbers in half the
-    bytes.  (Those that are turned first are not among them: two roundings made the error of a Llama's logits 15 %
-    larger.)"""
+    """For a GPU, in steps of many rows: queries, keys and values that a product makes for attention alone, which rounds
+    them to the dtype of its cache, that of the product too.  Written in that dtype they are the same numbers in half
+    the bytes.  (Those that are turned first are not among them: rounded twice they made the error of a Llama's logits
+    15 % larger.)"""
     found: dict[ir.Value, DType] = {}
     for node in graph:
         if node.domain == "llmc" and "Linear" in node.op_type and not node.op_type.endswith("Moments"):
@@ -179,7 +186,8 @@ def turned_queries(graph: ir.Graph) -> dict[ir.Value, DType]:
 
 
 def query_shape(value: ir.Value, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of queries [M, H·D] as a page's keys lie: [tiles of 64 rows][H][D/8][64][8], M rounded up to whole blocks."""
+    """The shape of queries [M, H·D] that lie as a page's keys do: [tiles of 64 rows][H][D/8][64][8], M rounded up to
+    whole blocks."""
     node = value.producer()
     assert node is not None
     heads, head_dim = (node.attributes[name].as_int() for name in ("num_heads", "head_dim"))
@@ -195,15 +203,15 @@ def writes_tiles(node: ir.Node) -> bool:
 
 
 def multiplied(node: ir.Node) -> int | None:
-    """Which operand a product rounds and multiplies as it is: x, or what the product in front has scaled for the norm;
-    None for nodes that normalise theirs, and for all others."""
+    """The index of the operand that a product rounds and multiplies as it is: x, or what the product in front has
+    scaled for a deferred norm; None for products that normalise x first, and for other nodes."""
     if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear", "Deferred", "HeadProduct")):
         return None
     return OPERATORS[node.op_type].inputs.index("scaled") if node.op_type.startswith("Deferred") else 0
 
 
 def weight_dtype(node: ir.Node) -> DType | None:
-    """What a product rounds what it multiplies to."""
+    """The dtype to which a product rounds what it multiplies."""
     value = node.inputs[OPERATORS[node.op_type].inputs.index("weight")]
     weight = None if value is None else value.const_value
     if isinstance(weight, QuantizedWeight):  # codes are widened to what the checkpoint had

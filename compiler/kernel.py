@@ -49,7 +49,7 @@ TILE_ROWS, TILE_COLUMNS = 8, 64
 so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
 
 PART_COLUMNS = 16
-"""Columns of a matrix whose moments a product in front of a norm hands on (ops/deferred_norm.py)."""
+"""A product in front of a deferred norm hands on the moments of so many columns together (ops/deferred_norm.py)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class TensorType:
     """Shape, element type, and whether the value is known at compile time (a weight or a table).
 
     group: of a quantised weight (i8, i4, z4, f8, m4), how many elements of a row share a scale; 0 is all of them.
-    tiled: a matrix [M, K] on a GPU that lies in the order of shared memory's tiles, see TILE.
+    tiled: a matrix [M, K] on a GPU that lies in the order of shared memory's tiles, see TILE_ROWS.
     """
 
     shape: tuple[int, ...]

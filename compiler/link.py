@@ -23,7 +23,8 @@ LINK_FLAGS = ("-shared", "-Wl,--gc-sections", "-Wl,-Bsymbolic", "-Wl,-z,relro,-z
 LIBRARIES = ("-Wl,--as-needed", "-lm", "-lpthread", "-ldl")
 """libm only where a kernel calls it."""
 OLDEST_GLIBC = "2.28"
-"""That artifacts run with which Zig links for another architecture: Debian 10, RHEL 8, Ubuntu 20.04."""
+"""The oldest glibc that artifacts run with which Zig links for another architecture: Debian 10, RHEL 8, Ubuntu
+20.04."""
 EXPORTS = "{ global: llmc_get_api; local: *; };\n"
 
 

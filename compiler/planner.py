@@ -46,8 +46,8 @@ from llmc.runtime.format import SPACES, Argument
 
 WEIGHT_ALIGNMENT = 256
 SLOTS_A_TEXT = 2
-"""Slots of states, where nobody says how many, for each text of the largest batch: one for it, and one for what is kept
-of a text that has ended, or for guesses."""
+"""By default there are so many slots of states for each text of the largest batch: one for the text itself, and one for
+a text that has ended and is kept, or for guesses."""
 Implement = Callable[[Call], Implementation]
 
 
@@ -69,8 +69,11 @@ class Weights:
 
 @dataclass
 class Placement:
-    """Where everything lies in one plan: `arena` holds the offset of each root value and temporary, `layers` where each
-    layer's part of a page begins, `states` offset and bytes of each state in a slot."""
+    """Where everything lies in one plan.
+
+    roots: for each value the one whose memory it is.  arena: offsets of root values and of temporaries.  layers: where
+    each layer's part of a page begins.  states: offset and bytes of each state in a slot.
+    """
 
     binding: Binding
     roots: Mapping[ir.Value, ir.Value]
@@ -108,8 +111,8 @@ class Placement:
 
 
 class Body:
-    """What a graph does before it is asked which rows want logits: its nodes, and values that lie in forms of their
-    own.  head: the nodes behind it."""
+    """The part of a graph in front of the question which rows want logits (`nodes`), and the part behind it (`head`);
+    with the values of the former that are laid out in ways of their own on a GPU: see bind.py."""
 
     def __init__(self, graph: ir.Graph, kv_dtype: str, device: str) -> None:
         on_gpu = device == "cuda"
@@ -208,7 +211,7 @@ class Planner:
         return Binding(sizes, self.kv_dtype, n_layers, tiled, body.queries, self.slot_bytes, page_bytes)
 
     def bytes_of_layers(self, m: int) -> tuple[int, ...]:
-        """What each layer that has a part of a page keeps there: the schedules say, and it is the same for every M."""
+        """Bytes of each layer's part of a page, as the schedules say: the same for every M."""
         binding = self.binding(m, 1)
         asked: dict[Call, int] = {}
         calls = [call_of(node, binding) for node in self.graph if op_name(node) in ATTENTION]
