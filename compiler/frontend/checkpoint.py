@@ -36,7 +36,7 @@ RAW: Mapping[str, str] = {
     "I64": "i64",
     "U8": "u8",
 }
-"""The dtypes that tensors can be read in as they lie in the file, in our words."""
+"""The dtypes in which tensors can be read just as they lie in the file: the file's name for each, and ours."""
 LONGEST_HEADER = 100_000_000
 LONGEST_NAME = 500
 """The longest name of a tensor."""

@@ -19,12 +19,12 @@ from transformers import (
 from llmc.compiler.frontend.config import is_labelled
 
 POOLER = "add_pooling_layer"
-"""What some encoders are asked whether they end with a layer of their own making, which embeddings do without."""
+"""The argument that says whether some encoders end with a pooling layer of their own, which embeddings do without."""
 
 
 def is_encoder(config: PretrainedConfig) -> bool:
     """Whether the model fills gaps in texts, and so sees what is behind a token: transformers has a masked language
-    model for its kind, and it is no decoder, nor one of an encoder and a decoder."""
+    model of its kind, and it is neither a decoder nor made of an encoder and a decoder."""
     kind = type(config)
     if kind not in MODEL_FOR_MASKED_LM_MAPPING or kind not in MODEL_MAPPING or getattr(config, "is_decoder", False):
         return False
@@ -65,7 +65,7 @@ def load(folder: Any, config: PretrainedConfig, **options: Any) -> PreTrainedMod
 
 
 def extra(config: PretrainedConfig) -> dict[str, Any]:
-    """What the class is asked besides."""
+    """Further arguments of the class."""
     known = (
         is_encoder(config) and not is_classifier(config) and POOLER in signature(class_of(config).__init__).parameters
     )

@@ -1,8 +1,8 @@
 """Models that give texts labels: rerankers, classifiers, reward models.
 
-transformers' own head is exported, with what it does before: it takes a text's first token, the mean over all, or its
-last one, and goes on with that alone.  Here it goes on so at each token, as if the text ended there; so the graph is
-one over tokens like any other, and what it gives at the last token of a text is the text's.
+transformers' own head is exported, and the pooling in front of it: it takes a text's first token, the mean over all
+tokens, or the last one, and goes on with that alone.  Here it goes on at each token, as if the text ended there.  So
+the graph is one over tokens like any other, and what it gives at the last token of a text is what the text gets.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ ACTIVATIONS: Mapping[str, Activation] = {"Identity": "identity", "Sigmoid": "sig
 SAID = {"mean": "the mean over its tokens", "cls": "its first token", "last": "its last token"}
 """What pools take of a text, in words."""
 PASSES_ON = ("Mul", "Where", "Cast", "Identity")
-"""What stands between a model's last values and a mean over them that heeds a mask of ones."""
+"""Operators between a model's last values and a mean over them under a mask, which here is all ones."""
 ATTENDS = ("Attention", "Softmax")
-"""How operators through which tokens see each other are called."""
+"""How the names of operators end through which tokens see each other."""
 MOST_BEHIND = 4
-"""Nodes of a pooling from the one on that lets go of the tokens."""
+"""The most nodes of a pooling, counted from the one behind which there is no axis of tokens."""
 TEXTS = (2, 5)
-"""Texts, and tokens of each, that a pooling is tried with."""
+"""A pooling is tried with so many texts, of so many tokens each."""
 
 
 class Cut(NamedTuple):
-    """Where a graph lets go of tokens: `before` [batch, sequence, …] has them, and `behind` [batch, …] is its first
-    token, its last, or the mean: pool, a key of POOLS or "last"."""
+    """Where a graph pools: `before` [batch, sequence, …] has tokens, and `behind` [batch, …] is their first, their last
+    or their mean, as `pool` says: a key of POOLS, or "last"."""
 
     before: ir.Value
     behind: ir.Value
@@ -50,8 +50,8 @@ class Cut(NamedTuple):
 
 
 def as_task(fields: dict[str, Any], folder: Path | None, task: Task) -> dict[str, Any]:
-    """The configuration, which names a classifier first exactly where texts are to get labels: where that is asked for,
-    or nothing is and it does so already, and sentence-transformers' files in the folder speak of no embeddings."""
+    """The configuration, changed so that it names a classifier first just if texts are to get labels: if that is asked
+    for, or if nothing is asked for, it names one already, and sentence-transformers' files speak of no embeddings."""
     architecture = architecture_of(fields)
     labels = is_labelled(architecture)
     wanted = task == "classify" or (task == "auto" and labels and modules_of(folder) is None)
@@ -82,8 +82,8 @@ def classification_of(model: ir.Model, fields: Mapping[str, Any], folder: Path |
 
 
 def reads_types(folder: Path | None) -> bool:
-    """Whether transformers' tokenizer says of which of two texts a token is: it does unless its settings name what the
-    model is given, and not that."""
+    """Whether transformers' tokenizer says to which of two texts a token belongs: it does, unless its settings list the
+    model's inputs without that one."""
     file = folder / "tokenizer_config.json" if folder else None
     named = read_object(file).get("model_input_names") if file is not None and file.is_file() else None
     return not isinstance(named, list) or "token_type_ids" in named
@@ -178,7 +178,7 @@ def has_tokens(value: ir.Value) -> bool:
 
 
 def chain_from(value: ir.Value) -> Iterator[ir.Value]:
-    """The value, and what is made of it alone, one after the other."""
+    """The value, and then what is made of it and nothing else, one after the other."""
     for _ in range(MOST_BEHIND):
         yield value
         users = {use.node for use in value.uses()}

@@ -17,7 +17,7 @@ SAME = {"kimi_k2": "deepseek_v3"}
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 """What configurations call the number of layers."""
 MOST_LAYERS = 1000
-"""More would take hours and all memory before something else refuses them."""
+"""A configuration of more layers would take hours and all memory before something else refuses it."""
 LIMIT = "max_position_embeddings"
 LIMITS = (LIMIT, "max_seq_len", "seq_length")
 """What configurations call the most tokens of a sequence; the last two where positions are not embedded."""
@@ -62,7 +62,7 @@ def is_labelled(architecture: str | None) -> bool:
 
 
 def with_floats(value: Any) -> Any:
-    """The same with numbers in place of what transformers writes for those that JSON has not: {"__float__": "NaN"}."""
+    """The value with numbers in place of what transformers writes for those that JSON lacks: {"__float__": "NaN"}."""
     if isinstance(value, dict):
         if value.keys() == {FLOAT} and value[FLOAT] in FLOATS:
             return float(value[FLOAT])

@@ -1,11 +1,11 @@
 """Models that make embeddings of texts: the graph that gives these in place of logits.
 
-A decoder makes an embedding of what its last norm gives, which its head would make logits of: at the text's last token,
-or the mean over all tokens, usually brought to length 1.  The graph gives that in place of logits, filled up with zeros
-to as many columns as there are tokens, so that an artifact's steps are those of any other model.
+A decoder's embedding is made of what its last norm gives: that at the text's last token, or the mean over all tokens,
+usually brought to length 1.  The graph gives what the norm gives in place of logits, filled up with zeros to as many
+columns as logits would have, so that the artifact's steps are those of any other model.
 
-An encoder, whose tokens see what is behind them, has its text in one step whole.  So its graph pools too, and what
-sentence-transformers does behind that is part of it: what it gives is the embedding but for its length.
+An encoder, whose tokens see what is behind them, has all of a text in one step.  So its graph can pool, and do what
+sentence-transformers does behind that: it gives embeddings, which are only not yet brought to length 1.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ POOLS = {"mean": "llmc.PoolMean", "cls": "llmc.PoolFirst"}
 
 @dataclass(frozen=True)
 class Embedding:
-    """How embeddings are made.  size: elements of one.  pooling: of the first or the last token, or the mean over all.
-    normalized: brought to length 1.  whole: of a text that is read whole, by a graph that has pooled it.
-    dense: what is done behind the pooling; max_tokens: of a text, 0 where nobody says: both of those that are whole."""
+    """How embeddings are made.
+
+    size: elements of one.  pooling: "cls" takes the first token, "last" the last, "mean" all.  normalized: whether they
+    are brought to length 1.  whole: whether texts are read whole, by a graph that pools; for such: dense: what is done
+    behind the pooling, and max_tokens: of a text, 0 where nobody says.
+    """
 
     size: int
     pooling: Pooling = "last"

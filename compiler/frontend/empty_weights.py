@@ -12,14 +12,14 @@ from accelerate import init_empty_weights
 from torch.overrides import TorchFunctionMode
 
 LARGE = 1 << 28
-"""Elements of what is no buffer: the experts of a layer."""
+"""A tensor of so many elements is taken for the weights of a layer's experts, rather than for a buffer."""
 
 
 class LargeOnMeta(TorchFunctionMode):
-    """Within it what is made of zeros, or of nothing, has no memory if it has three axes and is large.
+    """While it is active, a tensor that is made empty or of zeros gets no memory if it has three axes and is large.
 
-    accelerate takes a parameter's memory away when its module gets it.  A layer's experts are one parameter, of
-    43 GB in float32 for 128 of Llama 4's, which would have to be had for that moment.
+    accelerate takes a parameter's memory away once its module has it.  But a layer's experts are one parameter, of 43
+    GB in float32 for 128 of Llama 4's, for which there would have to be memory at that moment.
     """
 
     def __torch_function__(
@@ -35,6 +35,6 @@ class LargeOnMeta(TorchFunctionMode):
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Within it modules get parameters without memory."""
+    """While it is active, modules get parameters without memory."""
     with init_empty_weights(include_buffers=False), LargeOnMeta():
         yield

@@ -36,7 +36,7 @@ MOST_BYTES = 2 << 30
 NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 OLD_REDUCTIONS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "ReduceL2")
 MOST_NODES = 1 << 17
-"""A decoder of a hundred layers has some 30,000."""
+"""The most nodes; a decoder of a hundred layers has some 30,000."""
 MICROSOFT = "com.microsoft"
 STANDARDISED = frozenset(
     (
@@ -49,9 +49,9 @@ POSITION_TABLES = {"GroupQueryAttention": (7, 8), "RotaryEmbedding": (1, 2, 3)}
 """Inputs that hold cosines and sines."""
 SAMPLE_BYTES = 4096
 OURS = re.compile(r"tokens|positions|position_ids|page_table|rows|[kv]_cache\..*|(%|result\.).*")
-"""Names of a step graph's inputs, and those that values are given."""
+"""Names that a step graph's inputs and values get, which nothing of a file may have."""
 SMALL = 16
-"""Elements of a constant of which equal ones become one."""
+"""Equal constants of up to so many elements become one."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def check_operators(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def texts_of(proto: onnx.ModelProto) -> Iterator[object]:
-    """Names that are written on, or said; what is no UTF-8 comes as bytes."""
+    """All names in the file, which are passed on or told; those that are no UTF-8 come as bytes."""
     graph = proto.graph
     yield graph.name
     for node in chain(graph.node, *(function.node for function in proto.functions)):
@@ -192,7 +192,7 @@ def check_calls(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def written_out(nodes: Iterable[onnx.NodeProto], sizes: Mapping[tuple[str, str], int]) -> int:
-    """How many nodes come of these.  sizes: of functions."""
+    """How many nodes these become when functions are written out.  sizes: of functions."""
     return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
 
 
@@ -227,7 +227,7 @@ def prepare(model: ir.Model) -> None:
 
 
 def rename(graph: ir.Graph) -> None:
-    """Let nothing of the file have a name that passes give to what they make: weights keep theirs otherwise."""
+    """Rename what has a name that passes give to values of their own; other weights keep their names."""
     for name, value in list(graph.initializers.items()):
         if OURS.fullmatch(name):
             value.name = unused_name(graph, f"{name}.file")
@@ -318,7 +318,7 @@ def activations(graph: ir.Graph) -> set[ir.Value]:
 
 
 def weights_among(graph: ir.Graph) -> set[ir.Value]:
-    """Values that meet activations, or are looked up in, themselves or through what is made of them alone."""
+    """Values that meet activations or are looked up in, and the values of which only such are made."""
     acts = activations(graph)
     found: set[ir.Value] = set()
     for node in reversed(graph):

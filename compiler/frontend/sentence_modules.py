@@ -12,7 +12,7 @@ from llmc.runtime.parse_json import parse_json
 Pooling = Literal["last", "mean", "cls"]
 MODULES = "modules.json"
 LIMITS = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlm-roberta_config.json")
-"""Where the most tokens of a text are said."""
+"""Files that say the most tokens of a text."""
 POOLINGS: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "cls": "cls"}
 OLD_NAMES = {
     "lasttoken": "pooling_mode_lasttoken",
@@ -22,7 +22,7 @@ OLD_NAMES = {
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 """The modules that are understood, in the order in which they come."""
 ACTIVATIONS = {"Identity": "", "Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid"}
-"""Those of a Dense module, and the operators that they are."""
+"""The activations of a Dense module, and the operators that compute them."""
 TO_TEXT = "--task generate compiles it as a model that writes texts"
 
 

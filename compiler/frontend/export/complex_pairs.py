@@ -52,7 +52,7 @@ class Pair:
 
 
 class ComplexPairs(TorchFunctionMode):
-    """Within it complex tensors are Pairs."""
+    """While it is active, complex tensors are Pairs."""
 
     def __torch_function__(
         self, function: Callable[..., Any], _: Any, arguments: Any = (), options: Mapping[str, Any] | None = None

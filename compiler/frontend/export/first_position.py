@@ -1,4 +1,4 @@
-"""Models that number their tokens from elsewhere than 0, where nobody numbers them."""
+"""Models that number their tokens themselves if they are given no positions, and do not begin at 0."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 COUNTING = "create_position_ids_from_input_ids"
-"""What transformers calls the functions that do so."""
+"""The name in transformers of functions that do so."""
 FIRST_POSITION = "llmc.first_position"
 """In a graph's metadata: what the model calls the first token's position, where that is not 0."""
 
 
 def first_position(model: PreTrainedModel) -> int:
-    """What the model calls the first token's position: it numbers tokens itself where nobody does, and some do so from
-    behind the number of the token that pads texts (RoBERTa)."""
+    """The position that the model gives a text's first token if it is given none: in RoBERTa the one behind the number
+    of the token that pads texts, in most models 0."""
     for module in model.modules():
         count = getattr(module, COUNTING, None) or getattr(sys.modules[type(module).__module__], COUNTING, None)
         padding = getattr(module, "padding_idx", None)

@@ -30,7 +30,7 @@ from llmc.compiler.weights import Array
 from llmc.runtime.errors import LlmcError
 
 PLACES = {"Attention": 3, "SinkAttention": 4}
-"""Which operand of the exported node its mask is."""
+"""The index of the mask among the operands of an exported node."""
 
 
 def exported_mask(
@@ -52,8 +52,8 @@ def exported_mask(
 
 
 def drop_masks(graph: ir.Graph, n_context: int) -> None:
-    """Take their masks from attentions, once it is sure that they say nothing new.  n_context: the most tokens of a
-    sequence, 0 where nobody says.  Raises LlmcError for a mask that is another than the attention is compiled with."""
+    """Drop the masks of attentions, after checking that each hides just what the attention itself hides.  n_context:
+    the most tokens of a sequence, 0 where nobody says.  Raises LlmcError for any other mask."""
     checked: set[tuple[ir.Value, int]] = set()
     windows: dict[ir.Value, int] = {}
     for node in graph:

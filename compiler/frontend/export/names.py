@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 
 def number_layers(graph: ir.Graph) -> None:
-    """Number those attentions by their order that do not know which layer they are of."""
+    """Number attentions that do not know their layer in the order in which they come."""
     for number, node in enumerate(node for node in graph if "llmc.layer" in node.metadata_props):
         if not node.metadata_props["llmc.layer"]:
             node.metadata_props["llmc.layer"] = str(number)
 
 
 def name_constants(graph: ir.Graph) -> None:
-    """Constants are no layer's: those that all layers share have the first one's name until then."""
+    """Give constants names of no layer: one that all layers share has been named after the first."""
     constants = [value for value in graph.initializers.values() if value.const_value is not None]
     for number, value in enumerate(constants):
         value.name = f"constant.{number}"

@@ -1,4 +1,4 @@
-"""Rotary embeddings that look at how long a text is, as far as that can be known beforehand."""
+"""Rotary embeddings whose angles change with the length of a text: they are kept from doing so."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DYNAMIC, PLAIN = "dynamic", "default"
 
 
 def stretch_nothing(model: PreTrainedModel) -> None:
-    """Let dynamic rotary embeddings (NTK, as InternLM 3 has them) be plain ones, which they are up to the model's own
-    positions: no artifact takes more tokens, and a graph could not look how many there are.  In place."""
+    """Make dynamic rotary embeddings (NTK, as in InternLM 3) plain ones.  Up to the model's own number of positions
+    they are the same, and no artifact takes more tokens.  In place."""
     for module in model.modules():
         kind = getattr(module, "rope_type", None)  # of each kind of layers, where these differ
         if isinstance(kind, dict):

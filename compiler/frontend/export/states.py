@@ -34,7 +34,7 @@ class UnknownError(Exception):
 
 @contextmanager
 def as_nodes(model: PreTrainedModel) -> Iterator[None]:
-    """Within it the model's module calls what makes nodes."""
+    """While it is active, the model's module calls functions that make nodes."""
     module = sys.modules[type(model).__module__]
     own = {name: getattr(module, name) for name in NODES if hasattr(module, name)}
     try:

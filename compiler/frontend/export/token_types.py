@@ -1,7 +1,7 @@
-"""Models whose tokens are of types: of the first text of a pair, or of the second.
+"""Models that tell types of tokens apart: those of the first text of a pair, and those of the second.
 
-A step has tokens, and nothing else that could say of which type they are.  So a token's number says that too: where
-there are V of them, token i of type t is given as i + t V, and the graph takes both from it.
+The only thing that a step says of a token is its number.  So that has to say the type too: with V tokens, token i of
+type t is given as i + t V, and the graph takes it apart again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ TYPES = "token_type_ids"
 
 
 def n_token_types(model: PreTrainedModel) -> int:
-    """How many the model tells from each other; 1, where it looks at none."""
+    """How many types of tokens the model tells apart; 1 if it has no types."""
     n_types = getattr(model.config, "type_vocab_size", 1)
     return n_types if isinstance(n_types, int) and TYPES in signature(model.forward).parameters else 1
 
 
 def separate_types(model: ir.Model, n_tokens: int, n_types: int) -> None:
-    """Let `input_ids` say the types too, in place of an input for these.  In place."""
+    """Take the types out of `input_ids`, rather than from an input of their own.  In place."""
     graph = model.graph
     ids, types = (next(value for value in graph.inputs if value.name == name) for name in ("input_ids", TYPES))
     count = ir.Value(name="n_tokens", const_value=ir.tensor(np.array(n_tokens), name="n_tokens"))

@@ -102,7 +102,8 @@ def trace(model: PreTrainedModel) -> ir.Model:
 
 
 def longest(config: PretrainedConfig) -> int | None:
-    """The sequences that a graph is traced for: where masks are made ahead, for those that are cut from them."""
+    """The longest sequence that a graph is traced for; None: any.  A model that makes masks ahead cuts them to length,
+    and the whole mask would be a case of its own."""
     limit = max_tokens(config)
     return limit - 1 if has_own_attention(config) and limit > EXAMPLE_SHAPE[1] else None
 

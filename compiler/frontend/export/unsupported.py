@@ -1,4 +1,4 @@
-"""How an architecture is refused."""
+"""The error that says that an architecture is not compiled, and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmc.runtime.errors import LlmcError
 
 OWN_ATTENTION = "its attention does not go through transformers' attention interface"
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-"""What a model's code looks its attention up in, where it goes through transformers' attention interface."""
+"""The name by which a model's code looks its attention up, if it goes through transformers' attention interface."""
 
 
 def has_own_attention(config: PretrainedConfig) -> bool:

@@ -21,7 +21,7 @@ READERS: Mapping[str, Callable[[Settings], Packing]] = {
     "gptq": gptq.gptq,
     "mxfp4": mxfp4.mxfp4,
 }
-"""By what config.json calls the method: how a checkpoint is read."""
+"""How a checkpoint is read, by what config.json calls the method."""
 FIELDS = ("quantization_config", "compression_config")
 GPTQ_FILE = "quantize_config.json"
 """Where GPTQ's settings lie in older checkpoints."""

@@ -136,7 +136,7 @@ def state_of(state: StoredTensor) -> dict[str, Any]:
 
 
 def is_nested(nested: tuple[Any, ...], n_blocks: int) -> bool:
-    """Whether what absmax is quantised by is all there."""
+    """Whether absmax is quantised in turn, with all that this takes."""
     table, scales, size, offset = nested
     if not (is_count(size) and isinstance(offset, float | int) and abs(offset) < LARGEST_OFFSET):
         return False

@@ -59,7 +59,7 @@ FORMATS = (
 )
 STRATEGIES = ("group", "channel", "tensor", "block", "tensor_group")
 SMALL = {"int4": "int4", "int8": "int8", "float8": "fp8", "float4": "int4"}
-"""The `--quant` whose codes are as wide."""
+"""The `--quant` whose codes have as many bits."""
 INTEGERS = ("I32", "I64")
 OPTIONAL = {"zeros": ".weight_zero_point", "order": ".weight_g_idx"}
 UNUSED = (".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".output_zero_point")
