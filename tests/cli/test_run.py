@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_the_text_so_far_ends_the_line_and_exits_with_130(stub: Pat
 
 
 def test_a_prompt_is_kept_in_a_file_and_read_from_there(tmp_path: Path) -> None:
-    toy_so = build_artifact(tmp_path)
+    toy_so = build_artifact(tmp_path, "-O0")
     file = tmp_path / "prompt.seq"
     asked = ["--tokens", "3,5,9,11,2,4,8", "-n", "4", "--ignore-eos"]
     cached = [*asked, "--prompt-cache", file]

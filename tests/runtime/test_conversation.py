@@ -42,7 +42,7 @@ def chatting(path: Path, template: str = TEMPLATE, **changes: Any) -> Path:
 def chatting_toy(folder: Path) -> Path:
     """One whose runtime is the project's own."""
     chat = json.dumps({"template": TEMPLATE, "tokens": {}}).encode()
-    return toy.build_artifact(folder, chat=chat, tokenizer=tokenizer_that_thinks().encode())
+    return toy.build_artifact(folder, "-O0", chat=chat, tokenizer=tokenizer_that_thinks().encode())
 
 
 @pytest.fixture(scope="module")

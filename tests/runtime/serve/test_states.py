@@ -119,3 +119,18 @@ def test_a_text_that_guesses_led_beyond_its_end_is_not_kept(model: Model) -> Non
         assert kept.sequence.length == len(kept.ids)
     served.check(repeated)
     leave(served)
+
+
+def test_a_state_is_kept_over_a_restart_with_its_text(model: Model, tmp_path: Path) -> None:
+    served = Served(model, max_batch=2, prompt_cache=str(tmp_path))
+    job = served.job(prompt(9), 3)
+    served.submit(job)
+    served.finish(job)
+    served.engine.close()
+    served = Served(model, max_batch=2, prompt_cache=str(tmp_path))
+    goes_on = served.job((*job.ids, 5), 3)
+    served.submit(goes_on)
+    served.finish(goes_on)
+    assert goes_on.n_reused == 9 + 3 - 1
+    served.check(goes_on)
+    leave(served)

@@ -11,7 +11,6 @@ import llmc
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.engine import Engine
 from tests.runtime import toy_artifact as toy
-from tests.runtime import toy_states
 from tests.runtime.serve.served import PAGE, Served, prompt
 
 
@@ -50,23 +49,6 @@ def test_the_texts_used_last_are_taken_up_where_not_all_have_room(toy_so: Path, 
     texts = [prompt(5 * PAGE + 1, salt) for salt in range(4)]
     serve(toy_so, folder, *texts)
     assert serve(toy_so, folder, texts[3], kv_tokens=3 * toy.CONTEXT) == [5 * PAGE]
-
-
-def test_a_state_is_kept_with_its_text(tmp_path: Path, folder: Path) -> None:
-    artifact = toy_states.build_artifact(tmp_path)
-    with llmc.load(artifact, kv_tokens=640, slots=9) as model:
-        served = Served(model, max_batch=2, prompt_cache=str(folder))
-        job = served.job(prompt(9), 3)
-        served.submit(job)
-        served.finish(job)
-        served.engine.close()
-        served = Served(model, max_batch=2, prompt_cache=str(folder))
-        goes_on = served.job((*job.ids, 5), 3)
-        served.submit(goes_on)
-        served.finish(goes_on)
-        assert goes_on.n_reused == 9 + 3 - 1
-        served.check(goes_on)
-        served.leave()
 
 
 def test_what_is_not_the_servers_is_left_aside_and_said(
