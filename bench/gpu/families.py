@@ -2,8 +2,9 @@
 
 A kit has them with their weights (small_models.py).  Each is given texts whose logits are known: as a prompt, as a
 prompt in parts, and token by token in a batch, one of whose sequences is a fork.  Two sequences run ahead of the host,
-and must say what they say in steps.  At last texts are written, with guesses and without, drawn, and with penalties,
-for which the host chooses.  A model that reads texts whole is given them alone and together, and writes nothing.
+and must say what they say in steps; one is saved in a file, and what comes out of it must go on with the same bits.  At
+last texts are written, with guesses and without, drawn, and with penalties, for which the host chooses.  A model that
+reads texts whole is given them alone and together, and writes nothing.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
             found["in a batch"] = distance(rows, exact[[*range(N_TEXTS), 0], FORKED_AT:end])
             refuse_other_texts(model, known[0][:FORKED_AT], TIE * allowed)
         refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
+        refuse_another_of_a_file(model, known[0])
     return found
 
 
@@ -157,6 +159,18 @@ def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:
         said.append(tokens)
     if said[0] != said[1]:
         raise ValueError(f"ahead of the host it says {said[0]}, in steps {said[1]}")
+
+
+def refuse_another_of_a_file(model: Any, ids: list[int]) -> None:
+    """Raises ValueError: a sequence that was saved and restored goes on with other logits."""
+    with tempfile.TemporaryDirectory(prefix="llmc-saved-") as folder, model.sequence() as sequence:
+        sequence.feed(ids[:FORKED_AT])
+        sequence.save(Path(folder, "text.seq"))
+        with model.restore(Path(folder, "text.seq")) as back:
+            for one in (sequence, back):
+                one.feed(ids[FORKED_AT : FORKED_AT + 1])
+            if back.logits().tobytes() != sequence.logits().tobytes():
+                raise ValueError("a sequence that was saved in a file goes on with other logits")
 
 
 def refuse_other_texts(model: Any, prompt: list[int], tie: float) -> None:
