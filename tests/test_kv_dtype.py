@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import llmc
 from llmc.compiler.certificate.certify import kl, log_softmax
+from llmc.runtime import format as fmt
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.errors import LlmcError
+from tests.runtime.test_saved_damage import hashed
 
 STORIES = Path(__file__).parents[1] / "examples" / "stories"
 sys.path.insert(0, str(STORIES))
@@ -101,6 +103,29 @@ def test_a_saved_sequence_goes_on_to_the_last_bit(stories: dict[str, Path], tmp_
     other = stories["bf16" if kv_dtype == "int8" else "int8"]
     with llmc.load(other) as model, pytest.raises(LlmcError, match="compiled with other options: its plan is another"):
         model.restore(file)
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
+def test_what_a_page_has_held_changes_no_text(stories: dict[str, Path], tmp_path: Path, kv_dtype: str) -> None:
+    """A file whose keys and values are no numbers: what was restored says nothing, and the next texts in its pages what
+    they always say."""
+    file, tokens = tmp_path / "text.seq", list(range(3, 103))
+    with llmc.load(stories[kv_dtype], kv_tokens=192) as model:
+        whole = model.logits(tokens)
+        with model.sequence() as sequence:
+            sequence.feed(tokens)
+            sequence.save(file)
+        data = file.read_bytes()
+        pages = fmt.SAVED.size + 4 * (len(tokens) + model.info.n_vocab)
+        file.write_bytes(hashed(data[:pages] + b"\xff" * (len(data) - pages)))
+        for chunk in (100, 7, 1):
+            with model.restore(file) as spoiled:
+                spoiled.feed([3])
+                assert np.isnan(spoiled.logits()).all()
+            with model.sequence() as sequence:
+                for start in range(0, 100, chunk):
+                    sequence.feed(tokens[start : start + chunk])
+                assert sequence.logits().tobytes() == whole[-1].tobytes()
 
 
 @pytest.mark.parametrize("kv_dtype", ["bf16", "int8"])
