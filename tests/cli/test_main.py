@@ -12,10 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import llmc
 from llmc import __version__
 from llmc.cli import opening
 from llmc.cli.help_page import help_page
 from llmc.cli.main import COMMANDS, main
+from llmc.runtime.errors import LlmcError
 from tests.runtime.stub_artifact import write_stub
 
 COMMAND = [sys.executable, "-c", "from llmc.cli.main import main; main(prog_name='llmc')"]
@@ -42,6 +44,15 @@ def test_help_names_every_command() -> None:
 
 def test_version_is_the_packages() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"llmc {__version__}\n"
+
+
+def test_an_interpreter_has_the_command_and_the_face_of_the_package() -> None:
+    said = subprocess.run([sys.executable, "-m", "llmc", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"llmc {__version__}\n"
+    assert {"LlmcError", "compile", "load"} <= set(dir(llmc))
+    assert llmc.LlmcError is LlmcError
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        getattr(llmc, "l" + "od")
 
 
 def test_the_help_in_the_docs_is_the_help() -> None:
