@@ -64,25 +64,12 @@ def measure(
     """Step times at every batch size, interleaved with each other and with reads of memory."""
     with ArtifactFile.open(path) as file:
         manifest = file.manifest()
-    read_seconds = reader()
     room = sum(batches) * (context + steps + 66) + max(prefills, default=0) + 64
     with load(path, threads=threads, kv_tokens=room) as model:
         n_threads = model.info.n_threads
         prompt = [1 + i % 1000 for i in range(max(context, *prefills, 0))]
         prompts = [prefill_record(manifest, model, prompt[:n], n_threads) for n in prefills]
-        decoders = {size: decoder(model, size, prompt[:context]) for size in batches}
-        times: dict[int, list[float]] = {size: [] for size in batches}
-        reads: dict[int, list[float]] = {size: [] for size in batches}
-        for step in range(steps + 1):
-            before = read_seconds(n_threads, BUFFER_BYTES)
-            for size in batches:
-                seconds = timed(lambda size=size: next(decoders[size]))  # type: ignore[misc]
-                time.sleep(0.01)  # the model's threads still spin for a moment, and would share the CPUs
-                after = read_seconds(n_threads, BUFFER_BYTES)
-                if step:  # the first brings the weights into memory
-                    times[size].append(seconds)
-                    reads[size].append((before + after) / 2)
-                before = after
+        times, reads = step_times(model, batches, prompt[:context], steps)
     bandwidths = [BUFFER_BYTES / seconds / 1e9 for size in batches for seconds in reads[size]]
     record: dict[str, Any] = {
         "model": manifest["model"]["name"],
@@ -104,6 +91,27 @@ def measure(
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+def step_times(
+    model: Model, batches: Sequence[int], prompt: list[int], steps: int
+) -> tuple[dict[int, list[float]], dict[int, list[float]]]:
+    """Seconds of each step of each batch size, and of the reads of memory around it."""
+    read_seconds, n_threads = reader(), model.info.n_threads
+    decoders = {size: decoder(model, size, prompt) for size in batches}
+    times: dict[int, list[float]] = {size: [] for size in batches}
+    reads: dict[int, list[float]] = {size: [] for size in batches}
+    for step in range(steps + 1):
+        before = read_seconds(n_threads, BUFFER_BYTES)
+        for size in batches:
+            seconds = timed(lambda size=size: next(decoders[size]))  # type: ignore[misc]
+            time.sleep(0.01)  # the model's threads still spin for a moment, and would share the CPUs
+            after = read_seconds(n_threads, BUFFER_BYTES)
+            if step:  # the first brings the weights into memory
+                times[size].append(seconds)
+                reads[size].append((before + after) / 2)
+            before = after
+    return times, reads
 
 
 def decode_record(

@@ -188,21 +188,7 @@ class Forming:
 
     def spelled_out(self, softmax: ir.Node) -> None:
         place = f"node {softmax.name}"
-        scores = self.scores(softmax.inputs[0])
-        after = self.product_of(softmax.outputs[0])
-        if (
-            scores is None
-            or after is None
-            or attribute(softmax, "axis", -1) not in (-1, len(dims(softmax.inputs[0])) - 1)
-        ):
-            if adds_alibi(softmax.inputs[0], self.sized):
-                raise LlmcError(ALIBI, place=place)
-            missing = "scores" if scores is None else "a product with the values"
-            raise LlmcError(
-                f"the attention around a Softmax is not recognised: {EXPECTED}, and found no {missing} of this kind",
-                place=place,
-                hint="export with attn_implementation='sdpa' or 'eager'",
-            )
+        scores, after = self.around(softmax, place)
         product, transposed = scores.product.outputs[0], scores.product.inputs[1]
         assert softmax.inputs[0] is not None
         if ("applied", *scores.masks) not in self.windows:
@@ -224,6 +210,18 @@ class Forming:
         result = self.emit(after, [q, unrepeated(k), unrepeated(v)], window, scale, scores.softcap, *of_heads)
         for each in results:
             replace(each, result)
+
+    def around(self, softmax: ir.Node, place: str) -> tuple[Scores, ir.Node]:
+        """The scores in front of a softmax, and the product with the values behind it.  Raises LlmcError: not there."""
+        scores, after = self.scores(softmax.inputs[0]), self.product_of(softmax.outputs[0])
+        is_over_keys = attribute(softmax, "axis", -1) in (-1, len(dims(softmax.inputs[0])) - 1)
+        if scores is not None and after is not None and is_over_keys:
+            return scores, after
+        if adds_alibi(softmax.inputs[0], self.sized):
+            raise LlmcError(ALIBI, place=place)
+        missing = "scores" if scores is None else "a product with the values"
+        fact = f"the attention around a Softmax is not recognised: {EXPECTED}, and found no {missing} of this kind"
+        raise LlmcError(fact, place=place, hint="export with attn_implementation='sdpa' or 'eager'")
 
     def scores(self, value: ir.Value | None) -> Scores | None:
         """Follow the scores from the softmax back to q @ k^T, and collect what is done to them on the way."""

@@ -161,64 +161,70 @@ def rule_name(delta: bool, stateful: bool = False) -> str:
     return f"{'Stateful' * stateful}{'GatedDelta' if delta else 'Selective'}Rule"
 
 
+def headed(op: Any, x: Any, v: Any, delta: bool, settings: dict[str, Any]) -> Any:
+    """Queries or keys as the rule takes them, each head as often as heads of values share it."""
+    return for_values(op, unit(op, x, settings["epsilon"]) if delta else x, v)
+
+
+def whole_rule(
+    delta: bool, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value,
+    *, scale: Any, **settings: Any,
+) -> Any:  # fmt: skip
+    """A rule over whole sequences."""
+    rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
+    gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
+    queries, keys = (headed(op, x, rows[2], delta, settings) for x in rows[:2])
+    zeros = op.Expand(op.scalar(0.0), op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0))
+    _, y = op.scan(partial(rule_step, delta=delta), [zeros], [queries, keys, rows[2], *gates])
+    return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
+
+
+def stateful_rule(
+    delta: bool, op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value,
+    state: ir.Value, *, scale: Any, **settings: Any,
+) -> Any:  # fmt: skip
+    """A rule over the rows of a step."""
+    key_heads, value_heads, key_dim, value_dim = (settings[name] for name in HEADS)
+    sizes = [(key_heads, key_dim), (key_heads, key_dim), (value_heads, value_dim)]
+    widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
+    parts = op.Split(qkv, widths, axis=1, n_results=3)
+    rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
+    q, k = (op.Squeeze(headed(op, x, rows[2], delta, settings), op.ints(1)) for x in rows[:2])
+
+    def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
+        real, found = own_state(op, states, position, slot)
+        left, y = rule_step(op, found, q, k, v, decay, beta, delta=delta)
+        return kept_states(op, states, real, slot, left), y
+
+    v = op.Squeeze(rows[2], op.ints(1))
+    state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
+    y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
+    is_real = op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1))
+    return op.Where(is_real, y, op.scalar(0.0)), state
+
+
+def delta_rule_with_gates(
+    op: Any, qkv: ir.Value, a: ir.Value, b: ir.Value, bias: ir.Value, rate: ir.Value, *inputs: ir.Value,
+    **attributes: Any,
+) -> Any:  # fmt: skip
+    """The delta rule over the rows of a step, working out its own gates."""
+    g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
+    return stateful_rule(True, op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
+
+
 def define_rule(delta: bool) -> None:
-    """Register both rules: over whole sequences, and over the rows of a step."""
-
-    def headed(op: Any, x: Any, v: Any, settings: dict[str, Any]) -> Any:
-        return for_values(op, unit(op, x, settings["epsilon"]) if delta else x, v)
-
-    def whole(
-        op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value, *, scale: Any, **settings: Any
-    ) -> Any:
-        rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
-        gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
-        queries, keys = (headed(op, x, rows[2], settings) for x in rows[:2])
-        zeros = op.Expand(op.scalar(0.0), op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0))
-        _, y = op.scan(partial(rule_step, delta=delta), [zeros], [queries, keys, rows[2], *gates])
-        return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
-
-    def stateful(
-        op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value, state: ir.Value,
-        *, scale: Any, **settings: Any,
-    ) -> Any:  # fmt: skip
-        key_heads, value_heads, key_dim, value_dim = (settings[name] for name in HEADS)
-        sizes = [(key_heads, key_dim), (key_heads, key_dim), (value_heads, value_dim)]
-        widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
-        parts = op.Split(qkv, widths, axis=1, n_results=3)
-        rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
-        q, k = (op.Squeeze(headed(op, x, rows[2], settings), op.ints(1)) for x in rows[:2])
-
-        def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
-            real, found = own_state(op, states, position, slot)
-            left, y = rule_step(op, found, q, k, v, decay, beta, delta=delta)
-            return kept_states(op, states, real, slot, left), y
-
-        v = op.Squeeze(rows[2], op.ints(1))
-        state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
-        y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
-        is_real = op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1))
-        return op.Where(is_real, y, op.scalar(0.0)), state
-
+    """Register both forms of a rule: over whole sequences, and over the rows of a step."""
     doc = DELTA if delta else LINEAR
     floats = dict.fromkeys(("scale", "epsilon") if delta else ("scale",), ATTRIBUTE_TYPES["float"])
-    define(rule_name(delta), ["q", "k", "v", "g", "beta"], floats, whole, like_values, f"{doc}\n\n{WHOLE}")
-    names = ["qkv", "g", "beta", "positions", "slots", "state"]
     settings = dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | floats
-    step_doc = f"{doc}\n\n{SLOTTED}\n\n{STEP}"
-    define(rule_name(delta, stateful=True), names, settings, stateful, rule_results, step_doc)
-    if not delta:
-        return
-
-    def softplus(
-        op: Any, qkv: ir.Value, a: ir.Value, b: ir.Value, bias: ir.Value, rate: ir.Value, *inputs: ir.Value,
-        **attributes: Any,
-    ) -> Any:  # fmt: skip
-        g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
-        return stateful(op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
-
-    names = ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"]
-    own_gates = f"{rule_name(delta, stateful=True)}Softplus"
-    define(own_gates, names, settings, softplus, rule_results, f"{step_doc}\n\n{GATES}")
+    names, body = ["q", "k", "v", "g", "beta"], partial(whole_rule, delta)
+    define(rule_name(delta), names, floats, body, like_values, f"{doc}\n\n{WHOLE}")
+    names, body = ["qkv", "g", "beta", "positions", "slots", "state"], partial(stateful_rule, delta)
+    name, step_doc = rule_name(delta, stateful=True), f"{doc}\n\n{SLOTTED}\n\n{STEP}"
+    define(name, names, settings, body, rule_results, step_doc)
+    if delta:
+        names = ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"]
+        define(f"{name}Softplus", names, settings, delta_rule_with_gates, rule_results, f"{step_doc}\n\n{GATES}")
 
 
 def like_values(shapes: Sequence[Dims], _: Attributes) -> Sequence[Dims]:

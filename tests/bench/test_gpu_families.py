@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from llmc.bench.gpu import families, prepare
 from llmc.bench.gpu.kit import SMALL, Kit
+from llmc.compiler import driver
 from tests.bench.fake_gpu import TARGET, TINY, Made, misuse, run
 from tests.emulator.build import build_library
 from tests.families import ENCODERS, save
@@ -32,6 +33,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         made = Made(patch)
+        patch.setattr(driver, "WHOLE_ROWS", dict.fromkeys(driver.WHOLE_ROWS, (128, 256)))  # one text, and all of them
         small = folder / "checkpoints"
         prepare.prepare(folder / "kit", TARGET, [], carried=False, odd="none", settings=TINY, small=small)
     (folder / "kernels.so").symlink_to(build_library(list(made.kernels.values()), TARGET))

@@ -56,29 +56,14 @@ def build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def trace(model: PreTrainedModel) -> ir.Model:
-    mode = next(model.parameters()).fake_mode
-    with mode:
-        input_ids, position_ids = (torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for _ in range(2))
-    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=longest(model.config))}
-    known = signature(model.forward).parameters
-    arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
-    arguments = {name: argument for name, argument in arguments.items() if name in known}
+    """The model as ONNX: `input_ids`, `position_ids` int64 [batch, sequence] -> `logits`."""
     n_types = n_token_types(model) if is_classifier(model.config) else 1
-    if n_types > 1:
-        with mode:
-            arguments["token_type_ids"] = torch.zeros(EXAMPLE_SHAPE, dtype=torch.long)
     if is_classifier(model.config):
         model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
-    shapes: dict[str, Any] = dict.fromkeys(arguments, dims)
     model.config.use_cache = False
-    if "use_cache" in known:
-        arguments["use_cache"], shapes["use_cache"] = False, None
-    with (
-        torch.no_grad(),
-        ComplexPairs(),
-        as_nodes(model),
-        redirect_stderr(StringIO()),
-    ):  # it prints the graph in which it got stuck
+    arguments, shapes = example_inputs(model, n_types)
+    # What export prints is the graph in which it got stuck.
+    with torch.no_grad(), ComplexPairs(), as_nodes(model), redirect_stderr(StringIO()):
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
@@ -99,6 +84,20 @@ def trace(model: PreTrainedModel) -> ir.Model:
         inputs = exported.model.graph.inputs
         inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
     return exported.model
+
+
+def example_inputs(model: PreTrainedModel, n_types: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the model is called with while it is traced, by name, and which dimensions of that are dynamic."""
+    known = signature(model.forward).parameters
+    names = [name for name in ("input_ids", "position_ids") if name in known]
+    names += ["token_type_ids"] if n_types > 1 else []
+    with next(model.parameters()).fake_mode:
+        arguments: dict[str, Any] = {name: torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for name in names}
+    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=longest(model.config))}
+    shapes: dict[str, Any] = dict.fromkeys(arguments, dims)
+    if "use_cache" in known:
+        arguments["use_cache"], shapes["use_cache"] = False, None
+    return arguments, shapes
 
 
 def longest(config: PretrainedConfig) -> int | None:
