@@ -17,7 +17,7 @@ CALL_ID_LETTERS = 9
 """Some templates take ids of nine letters and digits, and no others."""
 Kind = Literal["thought", "text", "call"]
 Parts = tuple[str, list[str | Call]]
-"""More of a thought; then what is said, and the calls that have come to their end, in their order."""
+"""More of a thought; and what is said, with the calls that have come to their end, in their order."""
 
 
 class Answer:
@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def n_calls(self) -> int:
-        """That have come to their end."""
+        """How many calls have come to their end."""
         return self._scan.n_calls if self._scan else 0
 
     def push(self, piece: str, is_last: bool) -> Parts:
@@ -58,7 +58,7 @@ class Block:
 
 
 class Change(NamedTuple):
-    """What happens to a block: it begins, more of it comes, it ends."""
+    """What happens to a block: it begins, grows, or ends."""
 
     what: Literal["begin", "more", "end"]
     block: Block
@@ -66,7 +66,7 @@ class Change(NamedTuple):
 
 
 class Blocks:
-    """An answer as a row of blocks, the last of which may not be whole.  Blanks alone are none beside others."""
+    """An answer as a row of blocks, the last of which may not be whole.  Blanks alone make no block beside others."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer

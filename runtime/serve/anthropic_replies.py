@@ -25,7 +25,7 @@ DELTAS: dict[Kind, tuple[str, str]] = {
     "text": ("text_delta", "text"),
     "call": ("input_json_delta", "partial_json"),
 }
-"""Of a kind of block the type of what brings more of it, and the field of that with the text."""
+"""By kind of block: the type of the delta that brings more of it, and the field of that with the text."""
 ERRORS = {
     401: "authentication_error",
     403: "permission_error",
@@ -33,11 +33,11 @@ ERRORS = {
     413: "request_too_large",
     503: "overloaded_error",
 }
-"""Other statuses below 500 are invalid requests."""
+"""The types of errors by status; other statuses below 500 are invalid requests."""
 
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:
-    """In the form of the API that was asked.  path: of the request."""
+    """The body of an error, in the form of the API that was asked.  path: of the request."""
     return anthropic_error(error) if path.startswith(PATH) else error.body()
 
 
@@ -81,7 +81,7 @@ class MessageReply:
         return named_event(anthropic_error(error))
 
     def _end_of(self, job: Job) -> dict[str, Any]:
-        """Why it has ended."""
+        """Why the answer has ended."""
         if job.finish == "length":
             is_full = job.n_said < (self._wanted.max_tokens or 0)
             return {"stop_reason": "model_context_window_exceeded" if is_full else "max_tokens", "stop_sequence": None}
@@ -90,7 +90,7 @@ class MessageReply:
 
 
 def changed(change: Change) -> bytes:
-    """The event that says so."""
+    """The event that tells of a change."""
     block, place = change.block, {"index": change.block.index}
     if change.what == "begin":
         return named_event({"type": "content_block_start", **place, "content_block": begun_block(block)})

@@ -47,7 +47,7 @@ BILLING = "x-anthropic-billing-header:"
 """Claude Code begins its system prompt with a block that differs from request to request, and is not for the model:
 read by it no prompt would begin like the one before."""
 NO_THREADS = "thread_unsupported_request"
-"""At which Anthropic's clients go on without a thread."""
+"""An error at which Anthropic's clients go on without a thread."""
 MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
@@ -143,7 +143,7 @@ def read_turns(fields: Fields) -> tuple[tuple[dict[str, Any], ...], str]:
 
 
 def read_system(system: object) -> str:
-    """A text, or blocks of text."""
+    """What the system says: a text, or blocks of text."""
     if system is None or isinstance(system, str):
         return system or ""
     if not isinstance(system, list):

@@ -1,4 +1,4 @@
-"""What of an answer is a call of a function, told from what is said to people."""
+"""Tells calls of functions in an answer from what is said to people."""
 
 from __future__ import annotations
 
@@ -77,5 +77,5 @@ class CallScanner:
         return text
 
     def _as_it_was(self, text: str) -> str:
-        """What looked like a call and is none."""
+        """The text of what looked like a call and is none."""
         return text if self._is_forced else f"{self._opening}{text}"

@@ -99,7 +99,7 @@ def refusal(why: str) -> ApiError:
 
 
 def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
-    """With the arguments of its calls, if it has some, as JSON."""
+    """The message, with the arguments of its calls, if it has some, as JSON."""
     said, calls = dict(message), message.get("tool_calls")
     if isinstance(calls, list):
         functions = [call["function"] for call in calls]
@@ -112,7 +112,7 @@ def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_thought_beside_words(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what was thought, if there are words and calls too."""
+    """The message without what was thought, if there are words and calls too."""
     if message.get("content") and message.get("tool_calls"):
         return {name: value for name, value in message.items() if name not in THOUGHTS}
     return dict(message)

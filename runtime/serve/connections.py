@@ -17,7 +17,7 @@ from llmc.runtime.serve.replies import encoded
 SPARE_CONNECTIONS = 32
 """So many connections beyond the limit are told that there are too many, or read the metrics.  More are closed."""
 LOOKS = 8
-"""Times that a connection is looked at within the timeout."""
+"""How many times a connection is looked at within the timeout."""
 TOO_SLOW = ApiError(408, "the request did not arrive in time", code="request_timeout")
 
 
@@ -74,7 +74,7 @@ class Connection(H11Protocol):
         return ()
 
     def _give_up(self) -> None:
-        """With an answer where a request has begun and can still have one."""
+        """End the connection, with an answer where a request has begun and can still have one."""
         has_head = self.conn.their_state is h11.SEND_BODY
         has_begun = has_head or self.conn.trailing_data[0]
         if self._waiting[0] == "send" and has_begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):

@@ -14,7 +14,7 @@ from llmc.runtime.serve.requests import Prompt
 
 FIELDS = ("model", "input", "encoding_format", "dimensions", "user", "priority")
 MOST_INPUTS = 2048
-"""OpenAI's."""
+"""The most inputs of a request, as many as OpenAI takes."""
 
 
 class Asked(NamedTuple):
@@ -38,7 +38,7 @@ def read_embeddings(body: object, model: str, how: Embedding) -> Asked:
 
 
 def read_input(value: object) -> tuple[Prompt, ...]:
-    """A text, token ids, or a list of either."""
+    """The inputs: a text, token ids, or a list of either."""
     if is_text(value) or is_ids(value):
         return (value if isinstance(value, str) else tuple(value),)  # type: ignore[arg-type]
     if not isinstance(value, list) or not value or len(value) > MOST_INPUTS:

@@ -75,12 +75,12 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """Of the last step, if it failed."""
+        """The error of the last step, if it failed."""
         return self.batch.failure
 
     @property
     def state(self) -> State:
-        """As it was at the last turn, with those who came since."""
+        """The state as it was at the last turn, with those who came since."""
         running, waiting = list(self.batch.running), [*self._inbox, *self.batch.waiting]
         return State(n_texts(running), n_texts(waiting), self.batch.pages.total, self._free_pages)
 
@@ -110,7 +110,7 @@ class Engine:
             self._wake.notify()
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more; what runs has so long to end."""
+        """Take no more jobs; those that run have so long to end."""
         with self._wake:
             self._closes_at = monotonic() + seconds
             self._wake.notify()

@@ -26,7 +26,7 @@ TEXT = frozenset(["string"])
 
 
 class Around(NamedTuple):
-    """What stands before a thing, and behind it."""
+    """The texts that stand before something, and behind it."""
 
     before: str
     behind: str

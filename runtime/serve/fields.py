@@ -36,18 +36,18 @@ class ApiError(Exception):
 
 
 def no_such_model(asked: str, served: str, param: str | None = None) -> ApiError:
-    """For who asks for another model than the one that is served."""
+    """The error for a request for another model than the one that is served."""
     fact = f"the model {shortened(asked)!r} is not served here; {served!r} is"
     return ApiError(404, fact, param=param, code="model_not_found")
 
 
 def is_text(value: object) -> bool:
-    """Not empty, and without half a surrogate pair, which is a string in JSON alone."""
+    """Whether a value is a text: not empty, and without half a surrogate pair, which only JSON takes for a string."""
     return isinstance(value, str) and bool(value) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def is_ids(value: object) -> bool:
-    """Of tokens; not empty."""
+    """Whether a value is a list of token ids that is not empty."""
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
@@ -85,21 +85,21 @@ class Fields:
             self.of_type(name, kind, kind(), what)
 
     def refuse_unknown(self, known: Collection[str]) -> None:
-        """As OpenAI does: a misspelled field shall not go unnoticed."""
+        """Refuse fields that are not known, as OpenAI does: a misspelled one shall not go unnoticed."""
         for name in self._body:
             if name not in known:
                 short = shortened(self.place + name)
                 raise ApiError(400, f"unrecognized request argument supplied: {short}", param=short)
 
     def refuse(self, reasons: Mapping[str, tuple[tuple[object, ...], str]]) -> None:
-        """Fields that are only accepted with values that change nothing: by name those values, and why no others."""
+        """Refuse fields but with values that change nothing: these by name, and why there are no others."""
         for name, (harmless, reason) in reasons.items():
             value = self.get(name)
             if value is not None and not any(type(value) is type(good) and value == good for good in harmless):
                 raise unsupported(self.place + name, reason)
 
     def one_of(self, first: str, second: str) -> str:
-        """Which of two names for the same is given; the first if neither is."""
+        """Whichever of two names for the same field is given; the first if neither is."""
         if self.get(second) is None:
             return first
         if self.get(first) is not None:

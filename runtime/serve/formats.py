@@ -19,7 +19,7 @@ KINDS = {
 }
 """vLLM's older fields, and llama.cpp's two, each as vLLM's 'structured_outputs' calls it."""
 FORMAT_FIELDS = ("structured_outputs", *KINDS)
-"""Beside those of OpenAI's APIs."""
+"""Fields that ask for a format, beside those of OpenAI's APIs."""
 ANY_OBJECT = {"type": "object"}
 
 
@@ -44,7 +44,7 @@ def read_format(fields: Fields, others: Sequence[Format] = ()) -> Format | None:
 
 
 def read_response_format(fields: Fields) -> list[Format]:
-    """Of a chat: {"type": "json_schema", "json_schema": {"schema": …}}, or one without a schema."""
+    """A chat's format: {"type": "json_schema", "json_schema": {"schema": …}}, or one without a schema."""
     value = fields.of_type("response_format", dict, {"type": "text"}, "an object")
     if value.get("type") != "json_schema":
         return read_typed("response_format", value)

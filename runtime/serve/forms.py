@@ -14,13 +14,13 @@ from llmc.runtime.parse_json import json_end, not_deep, parse_json
 
 Schema: TypeAlias = Mapping[str, Any]
 Functions: TypeAlias = Mapping[str, Schema]
-"""Those that may be called: the schema of their parameters, by name."""
+"""Functions that may be called, by name: the schema of their parameters."""
 SpecialTokens: TypeAlias = Mapping[str, str]
-"""Marks that are special tokens, and how they are spelled in Lark."""
+"""Marks that are special tokens, with their spelling in Lark."""
 
 
 MOST_COUNTED = 2000
-"""Characters of a text that are counted while it is written: more make large grammars."""
+"""Lengths of texts are checked while they are written up to so many characters: more make large grammars."""
 
 
 class Call(NamedTuple):
@@ -58,12 +58,12 @@ class Form(ABC):
 
     @property
     def joint(self) -> str:
-        """Between a closing and the next opening."""
+        """The text between a closing and the next opening."""
         return "\n" if self.closing else ""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Those that may be special tokens."""
+        """The marks that may be special tokens."""
         return tuple(filter(None, (self.opening.strip(), self.closing.strip(), *self.special)))
 
     def end_of(self, text: str) -> int:
@@ -151,7 +151,7 @@ class NamedForm(Form):
 
 
 def in_lark(text: str, special: SpecialTokens) -> str:
-    """In Lark, with special tokens as such; nothing of nothing."""
+    """A text in Lark, with special tokens as such; nothing for an empty text."""
     parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
     return " ".join(special.get(part) or literal(part) for part in parts if part)
 
@@ -168,7 +168,7 @@ def text_rule(name: str, end: str, special: SpecialTokens, schema: object = None
 
 
 def literal(text: str) -> str:
-    """In Lark."""
+    """A text as a literal of Lark."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -184,12 +184,12 @@ def object_of(name: str, schema: Schema, key: str) -> Schema:
 
 
 def definitions(schema: Schema) -> dict[str, Any]:
-    """What parts of a schema may refer to."""
+    """The definitions that parts of a schema may refer to."""
     return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
 
 
 def json_rule(schema: object) -> str:
-    """JSON of a schema, in Lark."""
+    """The rule for JSON of a schema, in Lark."""
     parts = schema if isinstance(schema, Mapping) else {} if schema else {"not": {}}
     return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
 

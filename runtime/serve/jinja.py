@@ -29,7 +29,7 @@ MOST_CHARACTERS = 1 << 25
 MOST_BITS = 1 << 16
 """Bits of a number that it makes."""
 WIDE = re.compile(r"%[-#0 +.\d]*(?:\d{7}|\*)")
-"""What makes a long text of nothing in what "%" formats."""
+"""Widths in what "%" formats that make a long text of nothing."""
 
 
 class Generator(CodeGenerator):
@@ -83,7 +83,7 @@ class Templates(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
 
     def start_clock(self) -> None:
-        """Of the thread that is about to render."""
+        """Start counting the processor time of the thread that is about to render."""
         self._clock.end = time.thread_time() + MOST_SECONDS
 
     def look_at_clock(self) -> None:
@@ -122,7 +122,7 @@ def check_bits(n: int) -> None:
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own would escape what HTML needs escaped."""
+    """JSON, as templates want it: Jinja's own filter would escape what HTML needs escaped."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

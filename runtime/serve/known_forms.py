@@ -136,7 +136,7 @@ FORMS: tuple[Form, ...] = (
     KIMI,
 )
 PLAIN = JsonForm("", (), "", "")
-"""Where a call has to come and the template shows no form."""
+"""The form of calls that have to come, where the template shows no form."""
 
 
 def form_of(template: str) -> Form | None:

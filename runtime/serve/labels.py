@@ -18,7 +18,7 @@ RANK_FIELDS = ("model", "query", "documents", "top_n", "return_documents", "trun
 TEI_FIELDS = ("query", "texts", "return_text", "truncate", "truncation_direction", "raw_scores")
 CLASSIFY_FIELDS = ("model", "input", "truncate", "raw_scores", "user", "priority")
 Pair = tuple[str, ...]
-"""Two texts, or one."""
+"""What is judged: two texts, or one."""
 
 
 class Asked(NamedTuple):
@@ -56,7 +56,7 @@ def read_rank(body: object, model: str, how: Classification) -> Asked:
 
 
 def read_documents(value: object, name: str) -> list[str]:
-    """Texts, or objects with one each."""
+    """Documents: texts, or objects with a text each."""
     if isinstance(value, list) and 0 < len(value) <= MOST_INPUTS:
         texts = [one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one for one in value]
         if all(map(is_text, texts)):

@@ -41,7 +41,7 @@ class Histogram:
 
 
 class State(NamedTuple):
-    """What is so right now."""
+    """The engine's state at a moment."""
 
     running: int
     waiting: int

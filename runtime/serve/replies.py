@@ -39,7 +39,7 @@ class Reply(Protocol):
     """An answer in the form of one API: whole, or as server-sent events."""
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
-        """In one piece; jobs have ended, texts are theirs."""
+        """The answer in one piece; jobs have ended, texts are theirs."""
 
     def opening(self, jobs: Sequence[Job]) -> bytes:
         """The events that come before any token."""
@@ -161,7 +161,7 @@ class Choices:
         return chunk
 
     def ending(self, jobs: Sequence[Job]) -> bytes:
-        """With the usage, when the client asked for it."""
+        """The events at the end, with the usage if the client asked for it."""
         last = event({**self.head(True), "choices": [], "usage": usage(jobs)}) if self.wanted.with_usage else b""
         return last + DONE
 

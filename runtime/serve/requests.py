@@ -30,9 +30,9 @@ FIELDS = (
     "stream_options",
     "return_token_ids",
 )
-"""Of both."""
+"""The fields of both kinds of requests."""
 BUDGET_FIELDS = ("thinking_token_budget", "thinking_budget_tokens")
-"""vLLM's, and llama.cpp's for the same."""
+"""The field that bounds a thought, in vLLM's name and in llama.cpp's."""
 CHAT_FIELDS = (
     "messages",
     "max_completion_tokens",
@@ -170,7 +170,7 @@ def read_budget(fields: Fields) -> Budget | None:
 
 
 def read_prompts(value: object) -> tuple[Prompt, ...]:
-    """A text, texts, token ids, or lists of token ids."""
+    """The prompts: a text, texts, token ids, or lists of token ids."""
     if isinstance(value, str):
         return (value,)
     if isinstance(value, list) and is_ids(value):

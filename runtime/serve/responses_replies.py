@@ -19,8 +19,8 @@ Keep = Callable[[dict[str, Any], Messages], None]
 
 
 class ItemForm(NamedTuple):
-    """Of a kind of block.  prefix: of its id.  text: the field that has its text.  stream: what the events that
-    bring it begin with.  part: that its one part has beside the text; none: it has no parts."""
+    """How a kind of block is written as an item.  prefix: of its id.  text: the field that has its text.  stream: what
+    the events that bring it begin with.  part: that its one part has beside the text; none: it has no parts."""
 
     prefix: str
     text: str
@@ -96,7 +96,7 @@ class ResponseReply:
         }
 
     def _status(self, block: Block, is_cut: bool) -> str:
-        """Of a block that has ended.  is_cut: the answer."""
+        """The status of a block that has ended.  is_cut: whether the answer was cut off."""
         return "incomplete" if is_cut and block is self._blocks.blocks[-1] and block.kind != "call" else "completed"
 
     def _item(self, block: Block, status: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ AS_GIVEN = (
     "safety_identifier",
     "user",
 )
-"""Of the fields that an answer repeats."""
+"""Fields that an answer repeats as they were given."""
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
     "reasoning.encrypted_content",
@@ -66,7 +66,7 @@ INCLUDABLE = (
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 )
-"""Which there never is anything of."""
+"""What may be asked to be included, of which there never is anything."""
 INPUT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 THOUGHT_PARTS = {"reasoning_text": "text", "summary_text": "text"}
 
@@ -155,7 +155,7 @@ def read_response_tools(fields: Fields) -> Tools | None:
 
 
 def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
-    """Of a text or of items, behind what was said before."""
+    """The messages of a text or of items, behind what was said before."""
     turns, value = Turns(), fields.get("input")
     if previous := fields.of_type("previous_response_id", str, "", "a text"):
         turns.go_on_from(stored(previous))

@@ -28,7 +28,7 @@ class Kept(NamedTuple):
 
 
 class Stored:
-    """By id; for any threads."""
+    """Responses by their ids, for any threads."""
 
     def __init__(self, most_characters: int = MOST_CHARACTERS) -> None:
         self.most_characters, self.n_characters = most_characters, 0

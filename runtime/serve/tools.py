@@ -19,7 +19,7 @@ from llmc.runtime.serve.forms import Form, SpecialTokens, in_lark, json_rule, te
 from llmc.runtime.serve.thoughts import Frame
 
 MIXED_KINDS = ("json_schema", "choice")
-"""Of grammars: those that an answer may follow beside tools that may be called."""
+"""Kinds of grammars that an answer may follow beside tools that may be called."""
 NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
@@ -75,14 +75,14 @@ def in_angles(special: Mapping[int, str]) -> SpecialTokens:
 
 
 def answer_rule(answer: Grammar) -> str:
-    """Of one of MIXED_KINDS, in Lark."""
+    """The rule of an answer of one of MIXED_KINDS, in Lark."""
     if answer.kind == "json_schema":
         return json_rule(parse_json(answer.source))
     return " | ".join(map(json.dumps, parse_json(answer.source)))
 
 
 def read_tools(fields: Fields) -> Tools | None:
-    """Of a chat.  None: nothing may be called.  Raises ApiError."""
+    """The tools of a chat.  None: nothing may be called.  Raises ApiError."""
     listed: list[Any] = fields.of_type("tools", list, [], "a list")
     functions = dict(read_tool(f"tools[{index}]", tool) for index, tool in enumerate(listed))
     mode, names = read_choice(fields.get("tool_choice"))
@@ -183,7 +183,7 @@ def read_call(place: str, call: object) -> dict[str, Any]:
 
 
 def read_arguments(place: str, arguments: object) -> dict[str, Any]:
-    """Of a call: an object, or the JSON of one."""
+    """The arguments of a call: an object, or the JSON of one."""
     arguments = arguments or {}
     if isinstance(arguments, str):
         try:

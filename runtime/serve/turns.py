@@ -30,7 +30,7 @@ class Turns:
         )
 
     def go_on_from(self, messages: Iterable[Mapping[str, Any]]) -> None:
-        """From an earlier conversation, which stays as it is."""
+        """Go on from an earlier conversation, which stays as it is."""
         for message in messages:
             calls = message.get("tool_calls", [])
             self._names |= {call["id"]: call["function"]["name"] for call in calls}
@@ -65,7 +65,7 @@ class Turns:
         calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
 
     def result(self, call_id: str, text: str) -> None:
-        """Of an earlier call."""
+        """Add the result of an earlier call."""
         named = {"name": self._names[call_id]} if call_id in self._names else {}
         self._messages.append({"role": "tool", "tool_call_id": call_id, **named, "content": [text]})
 
@@ -80,5 +80,5 @@ class Turns:
 
 
 def pieces(text: str) -> list[str]:
-    """Of a text that may get more."""
+    """A list of a text, to which more may be added; without text an empty one."""
     return [text] if text else []
