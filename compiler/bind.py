@@ -172,8 +172,7 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
 
 
 def takes_tiles(node: ir.Node) -> bool:
-    """Whether attention is of those whose kernels take tiles of queries, keys and values
-    (schedules/cuda/attention/rule.py)."""
+    """Whether attention is of those whose kernels take tiles of queries, keys and values (cuda/attention.py)."""
     if node.op_type not in ("PagedAttention", "BidirectionalPagedAttention", DISTANCE_PAGED_ATTENTION):
         return False
     sizes = {cache.shape[3] if cache is not None and cache.shape else None for cache in node.inputs[-2:]}
@@ -199,7 +198,7 @@ def query_shape(value: ir.Value, shape: tuple[int, ...]) -> tuple[int, ...]:
 def writes_tiles(node: ir.Node) -> bool:
     """Whether schedules for GPUs can write the node's result as tiles."""
     if node.domain != "llmc":
-        return node.op_type == "Gather" and not ("axis" in node.attributes and node.attributes["axis"].as_int())
+        return node.op_type == "Gather"
     return "Linear" in node.op_type or node.op_type.endswith(("Attention", "HeadProduct"))
 
 
