@@ -13,7 +13,7 @@ from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, append
 from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
-STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots")}
+STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters")}
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 
 MOST_TILED_DIM = 256
@@ -21,6 +21,9 @@ MOST_TILED_DIM = 256
 
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
+
+IN_PLACE = {"LowRank": 0}
+"""Operators of ours whose result takes the place of one of their operands, which nobody else uses: which one."""
 
 SMALL = 64
 """Integer constants of at most this many elements are axes, shapes and the like: a schedule may want their values."""

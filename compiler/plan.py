@@ -70,7 +70,7 @@ class Program:
     another's.  slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody
     says.  n_tokens: how many different ones there are, where columns of the logits are something else; 0 elsewhere.
     is_whole: whether they see what is behind them, so that all of a text are in one step.  n_types: of tokens, where
-    texts are given labels; 0 elsewhere."""
+    texts are given labels; 0 elsewhere.  adapters: the names of those that a sequence may choose from."""
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -89,6 +89,7 @@ class Program:
     n_tokens: int = 0
     is_whole: bool = False
     n_types: int = 0
+    adapters: tuple[str, ...] = ()
 
     @property
     def default_kv_tokens(self) -> int:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from llmc.compiler.bind import (
     ALIASES,
+    IN_PLACE,
     STEP_INPUTS,
     Binding,
     attended_values,
@@ -128,9 +129,10 @@ class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
     n_tokens: how many different ones there are; n_types: of how many types each, where texts are given labels, 0
-    elsewhere.  rewritten: for some M another graph of the same step, whose weights and whose values that heads read
-    have the same names; None for others.  joined: for M tokens a graph of the same step that gives logits of all of
-    them, with weights of the same names; None where there are no joined plans."""
+    elsewhere.  adapters: names of those that add to products.  rewritten: for some M another graph of the same step,
+    whose weights and whose values that heads read have the same names; None for others.  joined: for M tokens a graph
+    of the same step that gives logits of all of them, with weights of the same names; None where there are no joined
+    plans."""
 
     graph: ir.Graph
     implement: Implement
@@ -139,6 +141,7 @@ class Planner:
     device: str = "cpu"
     n_tokens: int = 0
     n_types: int = 0
+    adapters: tuple[str, ...] = ()
     rewritten: Callable[[int], ir.Graph | None] = lambda m: None
     joined: Callable[[int], ir.Graph] | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
@@ -189,6 +192,7 @@ class Planner:
             n_tokens=self.n_tokens if self.is_whole or self.n_types else 0,
             is_whole=self.is_whole,
             n_types=self.n_types,
+            adapters=self.adapters,
         )
 
     def with_sampling(
@@ -336,14 +340,16 @@ def place_states(graph: ir.Graph) -> tuple[list[tuple[int, int]], int]:
 
 
 def alias_roots(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.Value]:
-    """For each value that `nodes` touch, the value whose memory it is: itself, unless a reshape made it."""
+    """For each value that `nodes` touch, the value whose memory it is: itself, unless a reshape made it, or an operator
+    that works in place."""
     roots: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         for value in node.inputs:
             if value is not None:
                 roots.setdefault(value, value)
         for value in node.outputs:
-            source = node.inputs[0] if node.op_type in ALIASES else None
+            place = 0 if node.op_type in ALIASES else IN_PLACE.get(node.op_type)
+            source = None if place is None else node.inputs[place]
             roots[value] = value if source is None else roots[source]
     return roots
 

@@ -13,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from llmc.compiler.graph import number_values
+from llmc.compiler.low_rank import Added
 from llmc.passes.arrange_experts import arrange_experts
 from llmc.passes.drop_cache import drop_cache
 from llmc.passes.drop_dead import drop_dead
@@ -39,6 +40,7 @@ from llmc.passes.fuse_norm import fuse_norm
 from llmc.passes.fuse_query_key_norm import fuse_query_key_norm
 from llmc.passes.fuse_rotary import fuse_rotary
 from llmc.passes.gather_rows import gather_rows
+from llmc.passes.insert_adapters import insert_adapters
 from llmc.passes.insert_kv_cache import insert_kv_cache
 from llmc.passes.insert_states import insert_states
 from llmc.passes.merge_gate_up import merge_gate_up
@@ -95,6 +97,11 @@ def first_steps(n_context: int) -> Steps:
         ("merge_qkv", merge_qkv),
         ("merge_gate_up", merge_gate_up),
     )
+
+
+def adapter_steps(added: Added) -> Steps:
+    """Between these and the last, where adapters add to weights."""
+    return (("insert_adapters", lambda model: insert_adapters(model, added=added)),)
 
 
 def file_steps(n_context: int) -> Steps:

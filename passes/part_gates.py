@@ -6,7 +6,8 @@ rewrite:
     y, … = Split(llmc.Linear(x, W[:-c]), [a, …], axis=-1)
     gates = llmc.Linear(x, W[-c:])
     likewise of a product that is multiplied by a constant for each column in between
-refuses: gates that are not the last part, or all parts; a product that somebody takes whole.
+refuses: gates that are not the last part, or all parts; a product that somebody takes whole; one that adapters add to
+(LlmcError).
 
 Gates say how much of a state is kept, and how much of a token goes in.  For quantised weights: those of gates are not
 quantised (quantize_weights.py), and they are one in a hundred of Mamba 2's product, the largest of its layer.
@@ -30,9 +31,11 @@ from llmc.compiler.graph import (
     weight_of,
 )
 from llmc.compiler.graph.shapes import dims
-from llmc.compiler.ops import DOMAIN, GATED_RULES
+from llmc.compiler.ops import DOMAIN, GATED_RULES, low_rank_name
 from llmc.passes.order_columns import LINEAR
+from llmc.runtime.errors import LlmcError
 
+ADAPTED = f"{DOMAIN}.{low_rank_name()}"
 RULES = tuple(f"{DOMAIN}.Stateful{name}" for name in GATED_RULES)
 """Operators whose second and third input are gates."""
 
@@ -68,6 +71,10 @@ def part(graph: ir.Graph, split: ir.Node, gates: set[ir.Value]) -> bool:
     n_kept = next((i for i, value in enumerate(split.outputs) if value in gates), 0)
     if linear is None or n_kept == 0 or not all(value in gates for value in split.outputs[n_kept:]):
         return False
+    if op_name(linear) == ADAPTED:
+        fact = "an adapter that stays beside quantised weights cannot change what says how a state goes on"
+        place = f"weight {linear.inputs[3] and linear.inputs[3].name}".removesuffix(".lora_a")
+        raise LlmcError(fact, place=place, hint="merge it into the weights: --adapter FOLDER, without a name")
     sizes = [size for value in split.outputs if isinstance(size := dims(value)[-1], int)]
 
     def product(first: int, last: int) -> ir.Value:
@@ -94,12 +101,12 @@ def rows(graph: ir.Graph, value: ir.Value | None, start: int, stop: int) -> ir.V
 
 
 def scaled_product(value: ir.Value | None) -> tuple[ir.Node | None, ir.Value | None]:
-    """The linear layer that makes the value, and the constant [columns] by which its result is multiplied, if it is;
-    None, None if another node reads it on the way."""
+    """The linear layer, or what adapters add to one, that makes the value, and the constant [columns] by which its
+    result is multiplied, if it is; None, None if another node reads it on the way."""
     factors = None
     if value is not None and used_once(value) and (scaled := producer(value, "Mul")) is not None:
         value, factors = scaled.inputs if constant(scaled.inputs[1]) is not None else scaled.inputs[::-1]
         if constant(factors) is None or dims(factors) != dims(value)[-1:]:
             return None, None
     linear = value.producer() if value is not None and used_once(value) else None
-    return (linear, factors) if linear is not None and op_name(linear) in LINEAR else (None, None)
+    return (linear, factors) if linear is not None and op_name(linear) in (*LINEAR, ADAPTED) else (None, None)

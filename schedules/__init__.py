@@ -27,6 +27,7 @@ FAMILIES = {
         "cpu.states.scan_rule",
         "cpu.norm",
         "cpu.query_key_norm",
+        "cpu.low_rank",
         "cpu.gather",
         "cpu.pool",
         "cpu.columns",

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.bind import IN_PLACE
 from llmc.compiler.kernel import Call, Implementation, Operand, RowMajor, numpy_dtype
 from llmc.compiler.target import Target, tiles_allowed
 from llmc.runtime.errors import LlmcError
@@ -86,6 +87,7 @@ class Prepared:
             index: self._fresh(output.n_bytes).view(numpy_dtype(output.dtype)).reshape(output.shape)
             for index, output in enumerate(call.outputs)
         }
+        self._in_place = IN_PLACE.get(call.op.removeprefix("llmc."))
         self._temps = [self._fresh(n_bytes) for n_bytes in implementation.temps]
         self._scratch = [self._fresh(implementation.scratch_bytes) for _ in range(n_tasks)]
         self._kept = kept
@@ -102,6 +104,8 @@ class Prepared:
 
     def run(self, in_parallel: Callable[[list[Callable[[], int]]], Sequence[int]] | None = None) -> None:
         """Every launch in order, its tasks last to first, or as `in_parallel` runs the tasks it is given."""
+        if self._in_place is not None:
+            self.outputs[0].reshape(-1).view(np.uint8)[:] = self.inputs[self._in_place]
         for name, tasks in zip(self._names, self._steps, strict=True):
             statuses = in_parallel(tasks) if in_parallel else [task() for task in reversed(tasks)]
             if any(statuses):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.shapes import bound, dims
 from llmc.compiler.graph.text import op_name
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops import DOMAIN, LOW_RANKS
 from llmc.compiler.weights import Weight
 
 
@@ -92,7 +92,8 @@ def products_before(result: ir.Value, *, behind_norms: bool = False) -> set[ir.N
         if node is not None and is_linear(node):
             found.add(node)
         elif node is not None and not (behind_norms and "Norm" in node.op_type):
-            queue += [value for value in node.inputs if value is not None]
+            takes = node.inputs[:1] if node.op_type in LOW_RANKS else node.inputs  # the product, not what it is of
+            queue += [value for value in takes if value is not None]
     return found
 
 

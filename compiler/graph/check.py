@@ -3,7 +3,7 @@
 A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
     `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
-    i64[M], and for each of them `state.j` f32[n_slots, …];
+    i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M];
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
  3. there is one attention node for each pair of caches that appends to them, numbered from 0, and it alone uses them;
@@ -28,6 +28,7 @@ from llmc.compiler.ops import (
     APPENDED_ATTENTION,
     DOMAIN,
     LATENT_ATTENTION,
+    LOW_RANKS,
     OPERATORS,
     PAGED_ATTENTION,
     PLACE,
@@ -39,6 +40,7 @@ from llmc.runtime.errors import LlmcError
 SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
 SLOTS = {"slots": "i64[M]"}
+ADAPTERS = {"adapters": "i64[M]"}
 ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, LATENT_ATTENTION))
 """The operators of attention that append to a cache of their own."""
 WHOLE = tuple(f"{DOMAIN}.{name}" for name in WHOLE_PAGED_ATTENTION)
@@ -71,7 +73,8 @@ def stateful_nodes(graph: ir.Graph) -> list[ir.Node]:
 def inputs_and_results(graph: ir.Graph) -> Offences:
     caches = [f"{kind}_cache.{layer}" for layer in range(len(attention_nodes(graph))) for kind in "kv"]
     kept = [f"state.{place}" for place, _ in enumerate(stateful_nodes(graph))]
-    inputs = INPUTS | (SLOTS if kept else {})
+    is_adapted = any(node.op_type in LOW_RANKS and node.domain == DOMAIN for node in graph)
+    inputs = INPUTS | (SLOTS if kept else {}) | (ADAPTERS if is_adapted else {})
     expected = [*inputs, *caches, *kept]
     found = [str(value.name) for value in graph.inputs]
     if sorted(found) != sorted(expected):

@@ -38,6 +38,7 @@ class Stream:
         self.last_use = {value: node for node in graph for value in node.inputs if value is not None}
         positions = [np.arange(len(tokens)) for tokens in sequences]
         given = {"tokens": [tokens.astype(np.int64) for tokens in sequences], "positions": positions, "rows": positions}
+        given["adapters"] = [np.full(len(tokens), -1) for tokens in sequences]
         self.values = {value: given[str(value.name)] for value in graph.inputs if value.name in given}
 
     def run(self, node: ir.Node, constants: Mapping[ir.Value, Array] | None = None) -> None:

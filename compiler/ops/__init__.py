@@ -38,6 +38,7 @@ from llmc.compiler.ops.linear import (
     normed_name,
     normed_parts,
 )
+from llmc.compiler.ops.low_rank import LOW_RANK, LOW_RANKS, low_rank_name
 from llmc.compiler.ops.norm import AddLayerNorm, AddRMSNorm, GatedRMSNorm, QueryKeyRMSNorm, Silu
 from llmc.compiler.ops.paged import (
     APPENDED_ATTENTION,
@@ -72,6 +73,8 @@ __all__ = [
     "GATHERS",
     "GROUPS",
     "LATENT_ATTENTION",
+    "LOW_RANK",
+    "LOW_RANKS",
     "MOST_TABLES",
     "OPERATORS",
     "OPSET",
@@ -107,6 +110,7 @@ __all__ = [
     "gathers_name",
     "linear_name",
     "linear_parts",
+    "low_rank_name",
     "moments_name",
     "normed_name",
     "normed_parts",

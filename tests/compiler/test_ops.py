@@ -54,6 +54,11 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "g": (M, H),
     "beta": (M, H),
     "slots": (M,),
+    "y": (M, N),
+    "adapters": (M,),
+    "sizes": (2,),
+    "a": (2, 2 * 3, K),
+    "b": (2, N, 3),
     **{f"table_{i}": (P, K) for i in range(ops.MOST_TABLES)} | {f"index_{i}": (M,) for i in range(ops.MOST_TABLES)},
 }
 SETTINGS = {
@@ -87,6 +92,7 @@ SETTINGS = {
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
 SLOTS = np.array([1, 1, 1, 0, -1, 2])
+ADAPTERS = np.array([1, -1, 0, 0, 1, -1])
 CHOSEN = np.array([[0, 2], [2, 0], [2, 0], [0, 2], [2, 0], [0, 2]])
 
 
@@ -180,11 +186,14 @@ def inputs_of(op: str) -> dict[str, Array]:
     feeds: dict[str, Array] = {
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
-    whole = (("positions", POSITIONS), ("page_table", PAGE_TABLE), ("index", CHOSEN), ("slots", SLOTS))
+    whole = {"positions": POSITIONS, "page_table": PAGE_TABLE, "index": CHOSEN, "slots": SLOTS}
+    whole |= {"adapters": ADAPTERS, "sizes": np.array([N - 2, 2])}
     if "rows" in feeds:  # of two texts, and a row that pads the step
         return feeds | {"positions": np.array([0, 1, 2, 0, 1, -1]), "rows": np.array([2, 4])}
     feeds |= {"g": -np.abs(feeds["g"])} if "g" in feeds else {}
-    return feeds | {n: v for n, v in whole if n in feeds} | {n: np.arange(M) % P for n in feeds if "index_" in n}
+    return (
+        feeds | {n: v for n, v in whole.items() if n in feeds} | {n: np.arange(M) % P for n in feeds if "index_" in n}
+    )
 
 
 def model_of(op: str, feeds: dict[str, Array], **settings: Any) -> ir.Model:
@@ -404,3 +413,18 @@ def test_texts_of_a_step_are_attended_whole_and_by_themselves(window: int) -> No
         alone = run("BidirectionalAttention", {"q": q[rows], "k": k[rows], "v": v[rows]}, window=window)[0]
         np.testing.assert_allclose(found[rows], alone, rtol=0, atol=1e-6)
     assert not found[-1].any()
+
+
+@pytest.mark.parametrize("activation", ["", "Silu", "Gelu", "GeluTanh"])
+def test_low_rank_is_its_equation(activation: str) -> None:
+    op = ops.low_rank_name(activation)
+    feeds = inputs_of(op)
+    y, x, a, b = (feeds[name] for name in ("y", "x", "a", "b"))
+    wanted = y.copy()
+    for m, adapter in enumerate(ADAPTERS):
+        for part, columns in enumerate((slice(0, N - 2), slice(N - 2, N))):
+            if adapter >= 0:
+                wanted[m, columns] += b[adapter, columns] @ (a[adapter, 3 * part : 3 * part + 3] @ x[m])
+    if activation:
+        wanted = ACTIVATIONS[activation](wanted[:, : N // 2]) * wanted[:, N // 2 :]
+    np.testing.assert_allclose(run(op, feeds)[0], wanted, rtol=0, atol=2e-5)

@@ -2,12 +2,17 @@
 
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
+from llmc.compiler.low_rank import Factors
 from llmc.compiler.quantization.quantize import Scheme
+from llmc.compiler.weights import Weight
+from llmc.passes.insert_adapters import insert_adapters
 from llmc.passes.part_gates import part_gates
 from llmc.passes.quantize_weights import quantize_weights
+from llmc.runtime.errors import LlmcError
 
 SIZES = {"num_k_heads": 2, "num_v_heads": 2, "key_dim": 8, "value_dim": 8, "scale": 1.0}
 
@@ -49,6 +54,16 @@ def test_factors_of_columns_go_along(build: Any, check: Any) -> None:
 
 def test_one_factor_of_all_is_left(build: Any, refused: Any) -> None:
     refused(mamba(build, scaled=1), part_gates)
+
+
+@pytest.mark.parametrize("scaled", [0, 82])
+def test_an_adapter_of_such_a_product_is_refused(build: Any, scaled: int) -> None:
+    model = mamba(build, scaled=scaled)
+    factors = Factors(*(Weight.of_array(name, np.ones(n, np.float32)) for name, n in (("a", (2, 32)), ("b", (82, 2)))))
+    insert_adapters(model, added={"in": [factors]})
+    with pytest.raises(LlmcError, match="cannot change what says how a state goes on") as error:
+        part_gates(model)
+    assert error.value.place == "weight in"
 
 
 def test_all_but_that_is_quantised_then(build: Any) -> None:
