@@ -290,6 +290,7 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         n_tokens=program.n_tokens,
         is_whole=program.is_whole,
         n_types=program.n_types,
+        adapters=program.adapters,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from llmc.runtime import capi
+from llmc.runtime import adapters, capi
 from llmc.runtime.artifact import ArtifactFile
 from llmc.runtime.classification import Classification, Ranked, Text, classify, rank
 from llmc.runtime.embedding import Embedding, Rows, check_writes, embed
-from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.info import Info
@@ -134,6 +134,11 @@ class Model(NotCopied):
         """Whether tokens see what is behind them: all of a text are in one step, and nothing is kept of it."""
         return bool(self.info.is_whole)
 
+    @cached_property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that a sequence may choose from."""
+        return adapters.names_of(self)
+
     @property
     def target(self) -> str:
         """What the program that runs was compiled for; "" when the artifact does not say."""
@@ -220,21 +225,22 @@ class Model(NotCopied):
         speculate: int = 0,
         draft: Model | None = None,
         prompt_cache: StrPath | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
         temperature 0 is greedy; otherwise seed None draws one; How says what the others mean.  Ends at an end token
         (unless ignored), after max_tokens, when the context is full, or when the text is all that its grammar says.
         speculate: most guesses in a step at what comes next, by a draft model or by what the text has said before; the
-        text is the same.  prompt_cache: a file that keeps what the model knows of the prompt: PromptCache.
-        Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
+        text is the same.  prompt_cache: a file that keeps what the model knows of the prompt: PromptCache.  adapter:
+        see `adapters`.  Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
         """
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         constraint = self.guide.constraint(grammar) if grammar else None
         guesses = Speculation.of(self, speculate, draft)
         asked: Any = {"constraint": constraint, "speculation": guesses, "cache": PromptCache.of(prompt_cache)}
-        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, **asked)
+        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, adapter=adapter, **asked)
         return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
 
     def tokens(
@@ -255,13 +261,14 @@ class Model(NotCopied):
         speculate: int = 0,
         draft: Model | None = None,
         prompt_cache: StrPath | None = None,
+        adapter: str | None = None,
     ) -> list[int]:
         """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         guesses = Speculation.of(self, speculate, draft)
-        cache = PromptCache.of(prompt_cache)
-        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, speculation=guesses, cache=cache))
+        asked: Any = {"speculation": guesses, "cache": PromptCache.of(prompt_cache), "adapter": adapter}
+        return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, **asked))
 
     def stream(
         self,
@@ -275,15 +282,18 @@ class Model(NotCopied):
         history: History | None = None,
         speculation: Speculation | None = None,
         cache: PromptCache | None = None,
+        adapter: str | None = None,
     ) -> Generation:
         """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
         where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does.
-        cache: what it has of the prompt is not read again; for a text without a sequence."""
+        cache: what it has of the prompt is not read again; adapter: see `adapters`; for a text without a sequence."""
         check_writes(self)
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
             speculation = Speculation.forced(self)
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, constraint, history, speculation, cache)
+        adapters.number_of(self, adapter)
+        asked = constraint, history, speculation, cache, adapter
+        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, *asked)
 
     def embed(self, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
         """float32 [n, size]: the embeddings of texts, or of token ids, by a model that makes them; with `dimensions`
@@ -302,17 +312,17 @@ class Model(NotCopied):
         gives pairs of texts one label; raw, truncate: see `classify`."""
         return rank(self, query, documents, top, raw=raw, truncate=truncate)
 
-    def logits(self, tokens: Iterable[int]) -> Logits:
+    def logits(self, tokens: Iterable[int], adapter: str | None = None) -> Logits:
         """float32 [n, n_vocab]: the logits after each of the n tokens."""
-        with self.sequence() as sequence:
+        with self.sequence(adapter) as sequence:
             return sequence.feed_for_logits(tokens)
 
-    def sequence(self) -> Sequence:
-        """A new, empty sequence."""
-        out = capi.Handle()
+    def sequence(self, adapter: str | None = None) -> Sequence:
+        """A new, empty sequence, whose tokens go through an adapter: see `adapters`."""
+        number, out = adapters.number_of(self, adapter), capi.Handle()
         with self.running() as (api, handle):
             self._library.check(api.sequence_new(handle, out))
-            return Sequence(self, out)
+            return adapters.choose(Sequence(self, out), number)
 
     def restore(self, path: StrPath) -> Sequence:
         """The sequence that `Sequence.save` wrote at a path; it goes on as that one, to the last bit.
@@ -422,19 +432,11 @@ class Model(NotCopied):
 
     def check_ids(self, tokens: Iterable[int]) -> Ids:
         """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
-        listed, n_ids = list(tokens), self.info.n_ids
-        for index, token in enumerate(listed):
-            if not hasattr(token, "__index__") or not 0 <= token < n_ids:  # neither 1.5 nor "a"
-                place, hint = f"{self.path} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_ids - 1}"
-                raise LlmcError(f"token {shortened(token)} is out of range", place=place, hint=hint)
-        return np.array(listed, dtype=np.int32)
+        return self.info.check_ids(tokens, str(self.path))
 
     def check_length(self, n_tokens: int) -> None:
         """Raise LlmcError when a sequence cannot hold so many tokens."""
-        limit = self.info.n_context
-        if n_tokens > limit:
-            fact = f"the text is {n_tokens} tokens long; this artifact's context holds {limit}"
-            raise LlmcError(fact, place=str(self.path), hint="shorten it, or compile with a larger --max-seq")
+        self.info.check_length(n_tokens, str(self.path))
 
     def adopt(self, handle: int) -> None:
         """Free this sequence with the model, if not before."""

@@ -71,6 +71,7 @@ class Info(c.Structure):
         ("n_tokens", c.c_int32),
         ("is_whole", c.c_int32),
         ("n_types", c.c_int32),
+        ("n_adapters", c.c_int32),
     )
 
 
@@ -191,6 +192,9 @@ class Api(c.Structure):
         ("sequence_restore", c.CFUNCTYPE(Status, Handle, c.c_char_p, c.POINTER(Handle))),
         ("sequence_tokens", c.CFUNCTYPE(Status, Handle, c.POINTER(c.POINTER(c.c_int32)))),
         ("sequence_note", c.CFUNCTYPE(Status, Handle, c.POINTER(c.c_void_p), c.POINTER(c.c_size_t))),
+        ("adapter_name", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(c.c_char_p))),
+        ("sequence_set_adapter", c.CFUNCTYPE(Status, Handle, c.c_int32)),
+        ("sequence_adapter", c.CFUNCTYPE(c.c_int32, Handle)),
     )
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmc.runtime.adapters import restored
 from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
@@ -47,8 +48,11 @@ class Conversation:
     A context manager; `close` gives the sequence's pages back.
     """
 
-    def __init__(self, model: Model, system: str | None = None, **variables: Any) -> None:
-        """system: a message before the first.  variables: of the template's own, as enable_thinking=False.
+    def __init__(
+        self, model: Model, system: str | None = None, *, adapter: str | None = None, **variables: Any
+    ) -> None:
+        """system: a message before the first.  adapter: of the model's.  variables: of the template's own, as
+        enable_thinking=False.
 
         Raises LlmcError: no chat template, or none that can be read; ModuleNotFoundError: no jinja2.
         """
@@ -57,7 +61,7 @@ class Conversation:
         self._template = template_of(model)
         marks = self._template.marks
         self._shown = special_marks(model.tokenizer, marks.special if marks else (), model.info.n_vocab)
-        self._sequence = model.sequence()
+        self._sequence = model.sequence(adapter)
         self._fed: list[int] = []  # what is in the sequence
         self.generation: Generation | None = None
         self._saying: Generator[Piece] | None = None  # the last answer
@@ -91,9 +95,10 @@ class Conversation:
     def restore(self, path: StrPath) -> None:
         """Go on with the conversation of a file, in place of this one; a message of the system's is that of the file.
 
-        Raises LlmcError, and leaves all as it is: for a file that is no conversation, or another program's.
+        Raises LlmcError, and leaves all as it is: for a file that is no conversation, or another program's, or another
+        adapter's.
         """
-        sequence = self.model.restore(path)
+        sequence = restored(self.model, path, self._sequence.adapter)
         try:
             messages = read_messages(sequence.note, str(path))
             self._end_answer()

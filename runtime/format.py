@@ -13,7 +13,9 @@ FORMAT_WHOLE = 5
 """The version of one that reads texts whole: PLAN_WHOLE stands there."""
 FORMAT_LABELS = 6
 """The version of one that gives texts labels: PLAN_LABELS stands there."""
-FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS)
+FORMAT_ADAPTERS = 7
+"""The version of one with adapters: PLAN_ADAPTERS and their names stand there."""
+FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS, FORMAT_ADAPTERS)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -23,6 +25,8 @@ MAX_PROGRAMS = 8
 MAX_EOS = 8
 MAX_POINTERS = 24
 MAX_KERNEL_NAME = 103
+MAX_ADAPTERS = 1024
+MAX_ADAPTER_NAME = 63
 
 TRAILER = struct.Struct("<8sIIQQ32s")
 SECTION = struct.Struct("<16sQQ32s")
@@ -30,6 +34,8 @@ PLAN_HEADER = struct.Struct("<12I8iiIQQQII")
 PLAN_STATES = struct.Struct("<QII")
 PLAN_WHOLE = struct.Struct("<II")
 PLAN_LABELS = struct.Struct("<4I")
+PLAN_ADAPTERS = struct.Struct("<QII")
+ADAPTER_RECORD = struct.Struct("<64s")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
 CALL_RECORD = struct.Struct("<4I")
@@ -77,6 +83,7 @@ SPACES = (
     "told",
     "states",
     "slots",
+    "adapters",
 )
 PLAN_KINDS = ("body", "head", "sampler", "joined")
 DEVICES = ("cpu", "cuda")
@@ -88,9 +95,11 @@ DRAW_BYTES = 32
 """Bytes of one row of the space "draws"; see llmc_draw_record."""
 
 
-def version_of(slot_bytes: int, is_whole: bool, n_types: int) -> int:
+def version_of(slot_bytes: int, is_whole: bool, n_types: int, n_adapters: int = 0) -> int:
     """The version of the format of an artifact with states of so many bytes, or whose texts are read whole, or given
-    labels: its tokens are of n_types types then, 0 elsewhere."""
+    labels: its tokens are of n_types types then, 0 elsewhere; or with so many adapters."""
+    if n_adapters:
+        return FORMAT_ADAPTERS
     if n_types:
         return FORMAT_LABELS
     if is_whole:
@@ -109,8 +118,8 @@ class Section(NamedTuple):
 
 class PlanHeader(NamedTuple):
     """The plan section's header, after its magic and version; see llmc_plan_header, for slots llmc_plan_states, and for
-    what is behind them llmc_plan_whole and llmc_plan_labels.  n_tokens: 0 where they are as many as the vocabulary has;
-    n_types: 0 where texts are given no labels."""
+    what is behind them llmc_plan_whole, llmc_plan_labels and llmc_plan_adapters.  n_tokens: 0 where they are as many as
+    the vocabulary has; n_types: 0 where texts are given no labels.  adapters: their names."""
 
     cpu_features: int
     n_vocab: int
@@ -134,11 +143,12 @@ class PlanHeader(NamedTuple):
     n_tokens: int = 0
     is_whole: bool = False
     n_types: int = 0
+    adapters: tuple[str, ...] = ()
 
     @property
     def version(self) -> int:
         """The version of the format that says so much."""
-        return version_of(self.slot_bytes, self.is_whole, self.n_types)
+        return version_of(self.slot_bytes, self.is_whole, self.n_types, len(self.adapters))
 
 
 class KernelRecord(NamedTuple):
@@ -200,8 +210,11 @@ def pack_plan_header(header: PlanHeader) -> bytes:
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:-5],
+        *header[10:-6],
     )
+    if header.adapters:
+        names = b"".join(ADAPTER_RECORD.pack(name.encode("ascii")) for name in header.adapters)
+        return packed + PLAN_ADAPTERS.pack(header.slot_bytes, header.default_slots, len(header.adapters)) + names
     if header.n_types:
         return packed + PLAN_LABELS.pack(header.n_tokens, header.n_types, header.is_whole, 0)
     if header.is_whole:
@@ -209,10 +222,14 @@ def pack_plan_header(header: PlanHeader) -> bytes:
     return packed + (PLAN_STATES.pack(header.slot_bytes, header.default_slots, 0) if header.slot_bytes else b"")
 
 
-def plan_header_bytes(version: int) -> int:
-    """Bytes of the header of a plan section of this version, in front of its tables."""
+def plan_header_bytes(version: int, data: bytes | memoryview) -> int:
+    """Of a plan section of this version, in front of its tables."""
     more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE, FORMAT_LABELS: PLAN_LABELS}
-    return PLAN_HEADER.size + (more[version].size if version in more else 0)
+    more[FORMAT_ADAPTERS] = PLAN_ADAPTERS
+    start = PLAN_HEADER.size + (more[version].size if version in more else 0)
+    if version == FORMAT_ADAPTERS and len(data) >= start:
+        start += ADAPTER_RECORD.size * PLAN_ADAPTERS.unpack_from(data, PLAN_HEADER.size)[2]
+    return start
 
 
 def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
@@ -220,6 +237,7 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
     slot_bytes = default_slots = n_tokens = is_whole = n_types = 0
+    adapters: tuple[str, ...] = ()
     if values[1] == FORMAT_WITH_STATES:
         slot_bytes, default_slots, _ = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)
     elif values[1] == FORMAT_WHOLE:
@@ -227,5 +245,11 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
         is_whole = 1
     elif values[1] == FORMAT_LABELS:
         n_tokens, n_types, is_whole, _ = PLAN_LABELS.unpack_from(data, PLAN_HEADER.size)
-    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types
+    elif values[1] == FORMAT_ADAPTERS:
+        slot_bytes, default_slots, n_adapters = PLAN_ADAPTERS.unpack_from(data, PLAN_HEADER.size)
+        records = data[PLAN_HEADER.size + PLAN_ADAPTERS.size :][: n_adapters * ADAPTER_RECORD.size]
+        adapters = tuple(
+            name.split(b"\0", 1)[0].decode("ascii", "replace") for (name,) in ADAPTER_RECORD.iter_unpack(records)
+        )
+    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types, adapters
     return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *more))

@@ -176,15 +176,16 @@ class Generation(Iterator[int]):
         history: History | None = None,
         speculation: Speculation | None = None,
         cache: PromptCache | None = None,
+        adapter: str | None = None,
     ) -> None:
         """`sequence`: continue this one, which stays open; otherwise one of its own, closed at the end.  It then has
         what was said up to the last token; or nothing, where a state went further with guesses.
         constraint: what the text has to look like.  history: what is in the sequence already; grows with the text where
         penalties look back.  speculation: guesses at the text; not asked where there are penalties or biases.
         cache: may know the prompt's first tokens, where there is no sequence; a file that could not be written is told
-        of when all is said."""
+        of when all is said.  adapter: of a sequence of its own."""
         self.model, self.prompt, self.max_tokens, self.how = model, prompt, max_tokens, how
-        self.ignore_eos, self.constraint = ignore_eos, constraint
+        self.ignore_eos, self.constraint, self.adapter = ignore_eos, constraint, adapter
         self.tokens: list[int] = []
         self.stop: Stop | None = None
         self.prefill_s = self.decode_s = 0.0
@@ -228,7 +229,7 @@ class Generation(Iterator[int]):
         try:
             start = perf_counter()
             sequence = self._sequence or (
-                own := self.cache.read(model, self.prompt) if self.cache else model.sequence()
+                own := self.cache.read(model, self.prompt, self.adapter) if self.cache else model.sequence(self.adapter)
             )
             sequence.feed(self.prompt[sequence.length - n_fed :])
             n_fed += len(self.prompt)

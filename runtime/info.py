@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from llmc.runtime import capi
-from llmc.runtime.errors import LlmcError
+from llmc.runtime.errors import LlmcError, shortened
 
 if TYPE_CHECKING:
     from llmc.runtime.generation import How
@@ -33,6 +37,7 @@ class Info(NamedTuple):
     n_tokens: int
     is_whole: int
     n_types: int
+    n_adapters: int
 
     @property
     def n_ids(self) -> int:
@@ -47,6 +52,21 @@ class Info(NamedTuple):
             how.check_mask(self.n_vocab)
         if how.reshapes:
             self.check_penalties(place)
+
+    def check_ids(self, tokens: Iterable[int], place: str) -> npt.NDArray[np.int32]:
+        """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
+        listed, n_ids = list(tokens), self.n_ids
+        for index, token in enumerate(listed):
+            if not hasattr(token, "__index__") or not 0 <= token < n_ids:  # neither 1.5 nor "a"
+                where, hint = f"{place} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_ids - 1}"
+                raise LlmcError(f"token {shortened(token)} is out of range", place=where, hint=hint)
+        return np.array(listed, dtype=np.int32)
+
+    def check_length(self, n_tokens: int, place: str) -> None:
+        """Raise LlmcError when a sequence cannot hold so many tokens."""
+        if n_tokens > self.n_context:
+            fact = f"the text is {n_tokens} tokens long; this artifact's context holds {self.n_context}"
+            raise LlmcError(fact, place=place, hint="shorten it, or compile with a larger --max-seq")
 
     def check_masks(self, place: str) -> None:
         """Raise LlmcError when the artifact's runtime does not heed which tokens are allowed."""

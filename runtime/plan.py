@@ -16,11 +16,14 @@ from llmc.runtime.format import (
     CPU_FEATURES,
     DEVICES,
     DRAW_BYTES,
+    FORMAT_ADAPTERS,
     FORMAT_LABELS,
     FORMAT_VERSIONS,
     FORMAT_WHOLE,
     FORMAT_WITH_STATES,
     KERNEL_RECORD,
+    MAX_ADAPTER_NAME,
+    MAX_ADAPTERS,
     MAX_EOS,
     MAX_POINTERS,
     PLAN_HEADER,
@@ -83,7 +86,7 @@ def _unpack_tables(data: bytes) -> PlanTables:
     raw = PLAN_HEADER.unpack_from(data)
     if raw[0] != PLAN_MAGIC or raw[1] not in FORMAT_VERSIONS:
         raise ValueError(f"magic {raw[0]:#x} version {raw[1]}")
-    start = plan_header_bytes(raw[1])
+    start = plan_header_bytes(raw[1], data)
     if len(data) < start:
         raise ValueError(f"{len(data)} bytes do not hold its header")
     if raw[11] > MAX_EOS:
@@ -105,6 +108,8 @@ def _unpack_tables(data: bytes) -> PlanTables:
     most = 0 if raw[1] != FORMAT_LABELS or PLAN_LABELS.unpack_from(data, PLAN_HEADER.size)[2] > 1 else 1 << 30
     if raw[1] == FORMAT_LABELS and not 1 <= header.n_tokens * header.n_types <= most:
         raise ValueError(f"labels of texts of {header.n_tokens} tokens, of {header.n_types} types")
+    if raw[1] == FORMAT_ADAPTERS:
+        _check_adapters(header)
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
@@ -114,6 +119,13 @@ def _unpack_tables(data: bytes) -> PlanTables:
         tuple(CallRecord(*record) for record in _records(CALL_RECORD, calls)),
         tuple(Argument(space, offset, n_bytes) for space, _, offset, n_bytes in _records(ARGUMENT, arguments)),
     )
+
+
+def _check_adapters(header: PlanHeader) -> None:
+    is_sound = not header.slot_bytes or (header.slot_bytes % 64 == 0 and header.default_slots > 0)
+    are_named = all(1 <= len(name) <= MAX_ADAPTER_NAME for name in header.adapters)
+    if not 1 <= len(header.adapters) <= MAX_ADAPTERS or not are_named or not is_sound or header.device:
+        raise ValueError(f"{len(header.adapters)} adapters for device {header.device}")
 
 
 def _split(data: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:
@@ -205,4 +217,5 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
         chosen,
         header.slot_bytes,
         body if header.slot_bytes else 0,
+        body if header.adapters else 0,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from llmc.runtime.adapters import restored
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.sequence import StrPath, as_ids, common
 
@@ -28,14 +29,15 @@ class PromptCache:
     def of(cls, path: StrPath | None) -> PromptCache | None:
         return None if path is None else cls(path)
 
-    def read(self, model: Model, prompt: list[int]) -> Sequence:
-        """A sequence that has read the prompt, and its logits; the caller closes it.
+    def read(self, model: Model, prompt: list[int], adapter: str | None = None) -> Sequence:
+        """A sequence that has read the prompt, through an adapter if one is named, and its logits; the caller closes
+        it.
 
         Raises LlmcError for a file of something else, which stays as it is.  What goes wrong in writing it, after the
         prompt has been read, `check` tells later.
         """
         self._failure = None
-        sequence = self._found(model)
+        sequence = self._found(model, adapter)
         try:
             known = sequence.tokens
             n_same = common(as_ids(prompt), as_ids(known))
@@ -53,12 +55,12 @@ class PromptCache:
         if self._failure is not None:
             raise self._failure
 
-    def _found(self, model: Model) -> Sequence:
+    def _found(self, model: Model, adapter: str | None) -> Sequence:
         if not os.path.lexists(self.path):
             if not self.read_only:
                 check_folder(self.path)
-            return model.sequence()
-        sequence = model.restore(self.path)
+            return model.sequence(adapter)
+        sequence = restored(model, self.path, adapter)
         if sequence.note and not self.read_only:
             sequence.close()
             fact = "this file keeps a conversation, and a prompt would take its place"

@@ -62,6 +62,13 @@ class Sequence(NotCopied):
             return out[: api.sequence_length(self.handle)]
 
     @property
+    def adapter(self) -> str | None:
+        """The name of the adapter that its tokens go through; None: the model alone."""
+        with self.model.running() as (api, _):
+            number = int(api.sequence_adapter(self.handle)) if capi.has(api, "sequence_adapter") else -1
+        return None if number < 0 else self.model.adapters[number]
+
+    @property
     def has_logits(self) -> bool:
         """Whether the logits after its last token are there: not after `truncate`."""
         with self.model.running() as (api, _):

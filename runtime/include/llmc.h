@@ -88,6 +88,7 @@ typedef struct llmc_info {
     int32_t n_tokens;        /* that there are, where they are not n_vocab; 0: the artifact is older than this field */
     int32_t is_whole;        /* whether a text is read whole: in one input, by a sequence that is empty */
     int32_t n_types;         /* of tokens: one of type t is given as its number + t * n_tokens; 0: older than this field */
+    int32_t n_adapters;      /* that a sequence may choose from; numbered from 0 */
 } llmc_info;
 
 /* What is added to a token's logit. */
@@ -260,6 +261,14 @@ typedef struct llmc_api {
     llmc_status (*sequence_tokens)(const llmc_sequence *sequence, const int32_t **out);
     /* Borrowed bytes of the note that was beside a sequence that was restored; none of others. */
     llmc_status (*sequence_note)(const llmc_sequence *sequence, const void **bytes, size_t *n_bytes);
+    /* -- adapters: there if `size` reaches so far ---------------------------- */
+    /* The name of an adapter, 0 <= adapter < info.n_adapters: borrowed, lives as long as the model. */
+    llmc_status (*adapter_name)(const llmc_model *model, int32_t adapter, const char **out);
+    /* Choose what the tokens of an empty sequence go through: an adapter, or with -1, as at first, the model alone.
+     * Copies of a sequence have its adapter, and so has one that is restored; sequences of different ones may be in one
+     * step. */
+    llmc_status (*sequence_set_adapter)(llmc_sequence *sequence, int32_t adapter);
+    int32_t (*sequence_adapter)(const llmc_sequence *sequence);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

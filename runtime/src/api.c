@@ -109,6 +109,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .n_tokens = (int32_t)model->plans.n_tokens,
         .is_whole = model->plans.is_whole,
         .n_types = (int32_t)model->plans.n_types,
+        .n_adapters = (int32_t)model->plans.n_adapters,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -143,6 +144,18 @@ static llmc_status token_text(const llmc_model *model, int32_t token, const char
     return LLMC_OK;
 }
 
+static llmc_status adapter_name(const llmc_model *model, int32_t adapter, const char **out)
+{
+    if (out) *out = NULL;
+    if (!model || !out)
+        return fail(LLMC_ERROR_ARGUMENT, "adapter_name", NULL, "the %s is NULL", model ? "result" : "model");
+    if (adapter < 0 || adapter >= (int64_t)model->plans.n_adapters)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "there is no adapter %d: the artifact has %u", adapter,
+                    model->plans.n_adapters);
+    *out = model->plans.adapters[adapter].name;
+    return LLMC_OK;
+}
+
 /* -- the table ---------------------------------------------------------------------------------------------------- */
 
 static const llmc_api API = {
@@ -172,6 +185,9 @@ static const llmc_api API = {
     .sequence_restore = sequence_restore,
     .sequence_tokens = sequence_tokens,
     .sequence_note = sequence_note,
+    .adapter_name = adapter_name,
+    .sequence_set_adapter = sequence_set_adapter,
+    .sequence_adapter = sequence_adapter,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

@@ -42,7 +42,7 @@ void artifact_close(artifact *file);
 void *memory_map(uint64_t n_bytes);
 void memory_unmap(void *bytes, uint64_t n_bytes);
 
-/* -- plan.c ------------------------------------------------------------------------------------------------------- */
+/* -- plan.c, plan_header.c ---------------------------------------------------------------------------------------- */
 
 typedef struct argument {
     uint32_t space;         /* LLMC_SPACE_* */
@@ -78,6 +78,8 @@ typedef struct plans {
     uint32_t n_tokens;       /* that there are, of each type */
     uint32_t n_types;        /* of tokens: llmc_plan_labels */
     int is_whole;            /* all tokens of a text are in one step: llmc_plan_whole */
+    uint32_t n_adapters;     /* that a sequence may choose from */
+    const llmc_adapter_record *adapters; /* [n_adapters] in the file */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
@@ -101,6 +103,8 @@ typedef struct spaces {
     uint64_t scratch_stride; /* bytes from one thread's scratch memory to the next one's */
 } spaces;
 
+/* Check and copy what the plan section begins with. start: where its tables begin. */
+llmc_status plan_header_read(plans *plans, const range *section, const char *path, uint64_t *start);
 /* An image of the section "cuda", which plans_load has checked. */
 range image_at(const range *images, uint32_t index);
 /* Check and copy the plan section. Every argument of every call lies inside its space afterwards. */

@@ -38,6 +38,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {m * sizeof *model->positions, &model->positions},
         {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
         {model->states.page_bytes ? m * sizeof *model->slots : 0, &model->slots},
+        {model->plans.n_adapters ? m * sizeof *model->adapters : 0, &model->adapters},
         {r * sizeof *model->rows, &model->rows},
         {r * h->n_vocab * sizeof *model->logits, &model->logits},
         {r * sizeof *model->owners, &model->owners},
@@ -58,6 +59,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
                     (unsigned long long)h->arena_bytes, (unsigned long long)scratch, (unsigned long long)n_threads);
     memory_cut(model->memory, parts, N_PARTS);
     if (!model->states.page_bytes) model->slots = NULL;
+    if (!model->plans.n_adapters) model->adapters = NULL;
     return LLMC_OK;
 }
 
@@ -73,6 +75,7 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_LOGITS] = (char *)model->logits;
     base[LLMC_SPACE_STATES] = model->states.pages;
     base[LLMC_SPACE_SLOTS] = (char *)model->slots;
+    base[LLMC_SPACE_ADAPTERS] = (char *)model->adapters;
 }
 
 static llmc_status open_states(llmc_model *model, uint32_t n)

@@ -22,6 +22,7 @@
 #define LLMC_FORMAT_WITH_STATES 4u /* of an artifact with states, and of its plan sections: see llmc_plan_states */
 #define LLMC_FORMAT_WHOLE 5u       /* of one that reads texts whole, and of its plan sections: see llmc_plan_whole */
 #define LLMC_FORMAT_LABELS 6u      /* of one that gives texts labels, and of its plan sections: see llmc_plan_labels */
+#define LLMC_FORMAT_ADAPTERS 7u    /* of one with adapters, and of its plan sections: see llmc_plan_adapters */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_SAVED_MAGIC "LLMCSEQ1"
@@ -30,6 +31,7 @@
 #define LLMC_MAX_SECTIONS 64u
 #define LLMC_MAX_PROGRAMS 8
 #define LLMC_MAX_EOS 8
+#define LLMC_MAX_ADAPTERS 1024
 #define LLMC_MAX_POINTERS 24 /* of a kernel; at least 1 */
 
 typedef struct llmc_trailer {
@@ -78,8 +80,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states, llmc_plan_whole or llmc_plan_labels where the version says so, then
- * kernels, plans, calls and arguments, each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states, llmc_plan_whole, llmc_plan_labels or llmc_plan_adapters where the
+ * version says so, then kernels, plans, calls and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;
@@ -127,6 +129,18 @@ typedef struct llmc_plan_labels {
     uint32_t is_whole; /* whether texts are read whole, as llmc_plan_whole says */
     uint32_t reserved;
 } llmc_plan_labels;
+
+/* Behind the header where sequences may choose an adapter, and behind this the adapters themselves, [n_adapters]. The
+ * first two are those of llmc_plan_states, or 0 where there are no states. */
+typedef struct llmc_plan_adapters {
+    uint64_t slot_bytes;
+    uint32_t default_slots;
+    uint32_t n_adapters; /* at least 1, at most LLMC_MAX_ADAPTERS */
+} llmc_plan_adapters;
+
+typedef struct llmc_adapter_record {
+    char name[64]; /* printable ASCII, padded with NUL, of which there is at least one; no two have the same */
+} llmc_adapter_record;
 
 /* Bits of llmc_kernel_record.flags. */
 enum {
@@ -182,7 +196,8 @@ enum {
     LLMC_SPACE_TOLD = 12,      /* i32 [R]: CHOSEN once more, in memory of the host; a GPU's alone */
     LLMC_SPACE_STATES = 13,    /* a slot; the kernel adds slot * slot_bytes */
     LLMC_SPACE_SLOTS = 14,     /* i32 [M]: the slot of each row's sequence, -1 for a row that pads the step */
-    LLMC_N_SPACES = 15,
+    LLMC_SPACE_ADAPTERS = 15,  /* i32 [M]: the number of each row's adapter, -1 for none */
+    LLMC_N_SPACES = 16,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */
@@ -210,9 +225,9 @@ typedef struct llmc_argument {
 typedef struct llmc_saved_header {
     char magic[8];
     uint32_t version; /* LLMC_SAVED_VERSION */
-    uint32_t reserved;
+    uint32_t adapter; /* 1 + its number; 0: none */
     uint64_t file_bytes;
-    uint8_t sha256[32]; /* of all that follows here */
+    uint8_t sha256[32]; /* of all that follows here, and before that of `adapter` where it is not 0 */
     uint8_t weights_sha256[32];
     uint8_t plan_sha256[32];
     uint8_t kernels_sha256[32]; /* of the section "code", or of a GPU's "cuda" */

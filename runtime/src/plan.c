@@ -18,6 +18,7 @@ enum {
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
     "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
     "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens", "states", "slots",
+    "adapters",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -62,65 +63,6 @@ static llmc_status check_header(const tables *tables, const llmc_plan_header *h,
         return INVALID("a page of the KV cache has %llu bytes", (unsigned long long)h->kv_page_bytes);
     if (h->device > LLMC_DEVICE_CUDA || (h->device == LLMC_DEVICE_CUDA) != (h->cuda_arch != 0))
         return INVALID("the plan is for device %u of architecture %u", h->device, h->cuda_arch);
-    return LLMC_OK;
-}
-
-/* Of the header's version: what stands behind it, `n_bytes` long, is copied to `more`. start: where the tables begin. */
-static llmc_status read_more(const tables *tables, const range *section, void *more, uint64_t n_bytes, uint64_t *start)
-{
-    *start += n_bytes;
-    if (section->n_bytes < *start)
-        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
-    memcpy(more, section->bytes + sizeof(llmc_plan_header), n_bytes);
-    return LLMC_OK;
-}
-
-/* What is said of texts that are read whole, or given labels. */
-static llmc_status read_texts(const tables *tables, plans *plans, const range *section, uint64_t *start)
-{
-    const llmc_plan_header *h = &plans->header;
-    llmc_plan_labels said = {.n_types = 1, .is_whole = 1};
-    llmc_plan_whole whole = {0};
-    int has_labels = h->format_version == LLMC_FORMAT_LABELS;
-    llmc_status status = has_labels ? read_more(tables, section, &said, sizeof said, start)
-                                    : read_more(tables, section, &whole, sizeof whole, start);
-    if (status) return status;
-    if (!has_labels) said.n_tokens = whole.n_tokens;
-    plans->n_tokens = said.n_tokens;
-    plans->n_types = said.n_types;
-    plans->is_whole = said.is_whole == 1;
-    if (plans->is_whole && (said.n_tokens < 1 || said.n_tokens > MAX_ELEMENTS))
-        return INVALID("the plan reads texts of %u tokens whole", said.n_tokens);
-    if (said.is_whole > 1 || !said.n_tokens || !said.n_types || (uint64_t)said.n_tokens * said.n_types > MAX_ELEMENTS)
-        return INVALID("the plan gives labels to texts of %u tokens of %u types", said.n_tokens, said.n_types);
-    return LLMC_OK;
-}
-
-/* Copy the header, and what there is of states, of texts that are read whole, or of labels. start: where the tables
- * begin. */
-static llmc_status read_header(const tables *tables, plans *plans, const range *section, uint64_t *start)
-{
-    llmc_plan_header *h = &plans->header;
-    llmc_plan_states *states = &plans->states;
-    *start = sizeof *h;
-    *states = (llmc_plan_states){0};
-    if (section->n_bytes < sizeof *h)
-        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
-    memcpy(h, section->bytes, sizeof *h);
-    int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
-    int says_texts = h->format_version == LLMC_FORMAT_WHOLE || h->format_version == LLMC_FORMAT_LABELS;
-    plans->is_whole = 0;
-    plans->n_tokens = h->n_vocab;
-    plans->n_types = 1;
-    if (h->magic != LLMC_PLAN_MAGIC || (h->format_version != LLMC_FORMAT_VERSION && !has_states && !says_texts))
-        return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
-    if (says_texts) return read_texts(tables, plans, section, start);
-    if (!has_states) return LLMC_OK;
-    llmc_status status = read_more(tables, section, states, sizeof *states, start);
-    if (status) return status;
-    if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots)
-        return INVALID("the plan has %u slots for states of %llu bytes each", states->default_slots,
-                       (unsigned long long)states->slot_bytes);
     return LLMC_OK;
 }
 
@@ -229,6 +171,7 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_NEXT] = n_bytes[LLMC_SPACE_TOLD] = n_bytes[LLMC_SPACE_CHOSEN];
     n_bytes[LLMC_SPACE_STATES] = plans->states.slot_bytes;
     n_bytes[LLMC_SPACE_SLOTS] = plans->states.slot_bytes ? body_ids : 0;
+    n_bytes[LLMC_SPACE_ADAPTERS] = plans->n_adapters ? body_ids : 0;
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
 
@@ -342,7 +285,7 @@ llmc_status plans_load(plans *plans, const artifact *file)
     at.first_kernel = file->program.first_kernel;
     at.n_code_kernels = file->n_kernels;
     uint64_t start;
-    llmc_status status = read_header(tables, plans, section, &start);
+    llmc_status status = plan_header_read(plans, section, file->path, &start);
     if (!status) status = check_header(tables, h, start, section->n_bytes);
     if (!status) status = cpu_check(h->cpu_features, cpu_features(), file->path);
     if (!status) status = cpu_allow(h->cpu_features, file->path);

@@ -110,6 +110,7 @@ static llmc_status get_header(reader *reader, llmc_saved_header *header)
         return cut_off(reader, file_bytes(model, header));
     const size_t hashed_from = offsetof(llmc_saved_header, weights_sha256);
     sha256_begin(&reader->hash);
+    if (header->adapter) sha256_add(&reader->hash, &header->adapter, sizeof header->adapter);
     sha256_add(&reader->hash, (const char *)header + hashed_from, sizeof *header - hashed_from);
     return LLMC_OK;
 }
@@ -135,6 +136,7 @@ static llmc_status get_parts(reader *reader, llmc_sequence *sequence, const llmc
     if (status) return status;
     sequence->length = (uint32_t)header->n_tokens;
     sequence->has_logits = (int)header->has_logits;
+    sequence->adapter = (int32_t)header->adapter - 1;
     return saved_walk(sequence, move, reader);
 }
 

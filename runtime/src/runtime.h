@@ -4,7 +4,7 @@
  *   sha256   checks sections
  *   cpu      which instructions this machine has, and how many threads to run
  *   file     the artifact: trailer, directory, sections; this and the next two: artifact.h
- *   plan     the plan section, checked and turned into calls
+ *   plan     the plan section, checked and turned into calls; its header: plan_header.c
  *   weights  which of the weights a program reads
  *   pool     threads, and the bell that they wait on
  *   invoke   calls a kernel
@@ -231,6 +231,7 @@ struct llmc_model {
     int32_t *positions;  /* [max_body_rows] */
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
     int32_t *slots;      /* [max_body_rows]; NULL where there are no states */
+    int32_t *adapters;   /* [max_body_rows]; NULL where there are none to choose from */
     int32_t *rows;       /* [max_head_rows] */
     float *logits;       /* [max_head_rows, n_vocab], or NULL when they are in a GPU's memory */
     int32_t *chosen;     /* [max_head_rows] the most likely token of each row, or NULL: the device does not say */
@@ -270,6 +271,7 @@ struct llmc_sequence {
     int in_call;    /* already an input of the call that is being prepared */
     int32_t state;  /* its slot, or -1: it has no tokens, or the model no states; others may hold it until one writes */
     int is_repeated; /* its pages are copies, over and over, and not what the model made of its tokens */
+    int32_t adapter; /* its number, or -1 */
     int32_t *pages;  /* [pages_per_sequence] */
     int32_t *tokens; /* [n_context] the first `length` */
     float *logits;   /* [n_vocab] */
@@ -284,6 +286,8 @@ void sequence_free(llmc_sequence *sequence);
 int32_t sequence_length(const llmc_sequence *sequence);
 llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n);
 llmc_status sequence_tokens(const llmc_sequence *sequence, const int32_t **out);
+int32_t sequence_adapter(const llmc_sequence *sequence);
+llmc_status sequence_set_adapter(llmc_sequence *sequence, int32_t adapter);
 llmc_status sequence_logits(const llmc_sequence *sequence, const float **out);
 /* The logits after its last token are in a row of the device from now on. */
 void sequence_claim_row(llmc_sequence *sequence, uint32_t row);

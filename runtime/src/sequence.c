@@ -20,7 +20,7 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
     llmc_sequence *sequence = calloc(1, sizeof *sequence);
     if (sequence) {
         sequence->model = model;
-        sequence->state = -1;
+        sequence->state = sequence->adapter = -1;
         sequence->pages = calloc(h->pages_per_sequence, sizeof *sequence->pages);
         sequence->tokens = calloc(h->n_context, sizeof *sequence->tokens);
         sequence->logits = calloc(h->n_vocab, sizeof *sequence->logits);
@@ -62,6 +62,7 @@ llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
     copy->n_pages = sequence->n_pages;
     copy->length = sequence->length;
     copy->is_repeated = sequence->is_repeated;
+    copy->adapter = sequence->adapter;
     if (sequence->state >= 0) kv_share(&model->states, copy->state = sequence->state);
     status = sequence->has_logits ? copy_logits(copy, (llmc_sequence *)sequence) : LLMC_OK;
     if (status) sequence_free(copy);
@@ -95,6 +96,7 @@ llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_seque
     for (uint32_t i = 0; i < (uint32_t)n; i++) copy->tokens[i] = sequence->tokens[i % sequence->length];
     copy->length = (uint32_t)n;
     copy->is_repeated = n != 0;
+    copy->adapter = sequence->adapter;
     *out = copy;
     return LLMC_OK;
 }
@@ -140,6 +142,25 @@ llmc_status sequence_tokens(const llmc_sequence *sequence, const int32_t **out)
     if (!sequence || !out)
         return fail(LLMC_ERROR_ARGUMENT, "sequence_tokens", NULL, "the %s is NULL", sequence ? "result" : "sequence");
     *out = sequence->tokens;
+    return LLMC_OK;
+}
+
+int32_t sequence_adapter(const llmc_sequence *sequence)
+{
+    return sequence ? sequence->adapter : -1;
+}
+
+llmc_status sequence_set_adapter(llmc_sequence *sequence, int32_t adapter)
+{
+    if (!sequence) return fail(LLMC_ERROR_ARGUMENT, "sequence_set_adapter", NULL, "the sequence is NULL");
+    const llmc_model *model = sequence->model;
+    if (adapter < -1 || adapter >= (int64_t)model->plans.n_adapters)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "there is no adapter %d: the artifact has %u", adapter,
+                    model->plans.n_adapters);
+    if (sequence->length)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, "choose it in front of the first token, or truncate to 0",
+                    "a sequence of %u tokens cannot take another adapter", sequence->length);
+    sequence->adapter = adapter;
     return LLMC_OK;
 }
 

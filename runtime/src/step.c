@@ -102,6 +102,7 @@ void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequenc
     int32_t *pages = model->page_table + (uint64_t)row * n_columns;
     model->tokens[row] = token;
     model->positions[row] = sequence ? (int32_t)position : -1;
+    if (model->adapters) model->adapters[row] = sequence ? sequence->adapter : -1;
     if (model->slots) model->slots[row] = sequence ? sequence->state : -1;
     if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */

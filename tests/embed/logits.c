@@ -1,5 +1,5 @@
 /* logits.c - open an artifact with dlopen, feed it a prompt and then tokens of its own choice, one by one, and write the
- * logits after each feed to standard output: float32 [1 + n, n_vocab].
+ * logits after each feed to standard output: float32 [1 + n, n_vocab]; through its first adapter, if it has some.
  *
  *   logits ARTIFACT N PROMPT_TOKENS
  */
@@ -35,8 +35,9 @@ int main(int argc, char **argv)
     api = get_api ? get_api(LLMC_API_VERSION) : NULL;
     if (!api) return report("no artifact");
     if (api->open(NULL, &model) || api->info(model, &info)) return report(api->last_error());
-    if (api->sequence_new(model, &sequence) || api->feed(sequence, tokens, (size_t)n_tokens))
-        return report(api->last_error());
+    if (api->sequence_new(model, &sequence)) return report(api->last_error());
+    if (info.n_adapters && api->sequence_set_adapter(sequence, 0)) return report(api->last_error());
+    if (api->feed(sequence, tokens, (size_t)n_tokens)) return report(api->last_error());
     for (int left = atoi(argv[2]);; left--) {
         const float *logits = NULL;
         if (api->logits(sequence, &logits)) return report(api->last_error());

@@ -17,7 +17,7 @@ from tests.runtime.toy_model import FORMAT, OK
 
 HASHED_FROM = 8 + 4 + 4 + 8 + 32
 FIELDS = (
-    *("magic", "version", "reserved", "file_bytes", "sha256", "weights", "plan", "kernels"),
+    *("magic", "version", "adapter", "file_bytes", "sha256", "weights", "plan", "kernels"),
     *("device", "arch", "features", "has_logits", "tokens", "note"),
 )
 Openings = Callable[[Iterable[bytes]], list[tuple[int, str]]]
@@ -79,7 +79,7 @@ def test_the_file_is_what_the_format_says(good: bytes) -> None:
     assert header == {
         "magic": b"LLMCSEQ1",
         "version": 1,
-        "reserved": 0,
+        "adapter": 0,
         "file_bytes": n_bytes,
         "sha256": hashlib.sha256(good[HASHED_FROM:]).digest(),
         "weights": digests["weights"],
@@ -112,7 +112,7 @@ def test_every_field_of_the_header_is_checked(openings: Openings, good: bytes) -
     wild = (1, 2, 3, 9, 10, 31, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
     long = (*wild, 2**32 + 9, 2**62, 2**63, 2**64 - 1, 2**64 - 4)
     changes: list[dict[str, Any]] = [{"magic": b"LLMCSEQ2"}, {"magic": bytes(8)}]
-    changes += [{name: value} for name in ("version", "reserved", "device", "arch", "features") for value in wild]
+    changes += [{name: value} for name in ("version", "adapter", "device", "arch", "features") for value in wild]
     changes += [{"has_logits": value} for value in (0, *wild[1:])]
     changes += [{name: value} for name in ("file_bytes", "tokens", "note") for value in long]
     changes += [{name: bytes(32)} for name in ("sha256", "weights", "plan", "kernels")]

@@ -1,0 +1,98 @@
+/* plan_header.c - what the plan section begins with: its header, and what there is of states, of texts that are read
+ * whole, of labels, or of adapters. */
+#include <string.h>
+
+#include "runtime.h"
+
+enum { MAX_ELEMENTS = 1 << 30 }; /* token ids are int32 */
+
+#define INVALID(...) fail(LLMC_ERROR_FORMAT, path, "compile the model again with this llmc", __VA_ARGS__)
+
+/* Of the header's version: what stands behind it, `n_bytes` long, is copied to `more`. start: where the tables begin. */
+static llmc_status read_more(const char *path, const range *section, void *more, uint64_t n_bytes, uint64_t *start)
+{
+    *start += n_bytes;
+    if (section->n_bytes < *start)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(more, section->bytes + sizeof(llmc_plan_header), n_bytes);
+    return LLMC_OK;
+}
+
+/* What is said of texts that are read whole, or given labels. */
+static llmc_status read_texts(const char *path, plans *plans, const range *section, uint64_t *start)
+{
+    const llmc_plan_header *h = &plans->header;
+    llmc_plan_labels said = {.n_types = 1, .is_whole = 1};
+    llmc_plan_whole whole = {0};
+    int has_labels = h->format_version == LLMC_FORMAT_LABELS;
+    llmc_status status = has_labels ? read_more(path, section, &said, sizeof said, start)
+                                    : read_more(path, section, &whole, sizeof whole, start);
+    if (status) return status;
+    if (!has_labels) said.n_tokens = whole.n_tokens;
+    plans->n_tokens = said.n_tokens;
+    plans->n_types = said.n_types;
+    plans->is_whole = said.is_whole == 1;
+    if (plans->is_whole && (said.n_tokens < 1 || said.n_tokens > MAX_ELEMENTS))
+        return INVALID("the plan reads texts of %u tokens whole", said.n_tokens);
+    if (said.is_whole > 1 || !said.n_tokens || !said.n_types || (uint64_t)said.n_tokens * said.n_types > MAX_ELEMENTS)
+        return INVALID("the plan gives labels to texts of %u tokens of %u types", said.n_tokens, said.n_types);
+    return LLMC_OK;
+}
+
+static llmc_status check_states(const char *path, const llmc_plan_states *states)
+{
+    if (!states->slot_bytes || states->slot_bytes % LLMC_ALIGNMENT || !states->default_slots)
+        return INVALID("the plan has %u slots for states of %llu bytes each", states->default_slots,
+                       (unsigned long long)states->slot_bytes);
+    return LLMC_OK;
+}
+
+/* What is said of adapters. */
+static llmc_status read_adapters(const char *path, plans *plans, const range *section, uint64_t *start)
+{
+    llmc_plan_adapters said = {0};
+    llmc_status status = read_more(path, section, &said, sizeof said, start);
+    if (status) return status;
+    plans->states = (llmc_plan_states){.slot_bytes = said.slot_bytes, .default_slots = said.default_slots};
+    if (said.slot_bytes) status = check_states(path, &plans->states);
+    if (status) return status;
+    uint64_t n_bytes = said.n_adapters * (uint64_t)sizeof *plans->adapters;
+    if (!said.n_adapters || said.n_adapters > LLMC_MAX_ADAPTERS || n_bytes > section->n_bytes - *start ||
+        plans->header.device != LLMC_DEVICE_CPU)
+        return INVALID("the plan has %u adapters for device %u", said.n_adapters, plans->header.device);
+    plans->n_adapters = said.n_adapters;
+    plans->adapters = (const llmc_adapter_record *)(section->bytes + *start); /* characters: aligned anywhere */
+    *start += n_bytes;
+    for (uint32_t i = 0; i < said.n_adapters; i++) {
+        const char *name = plans->adapters[i].name;
+        if (!*name || !memchr(name, 0, sizeof plans->adapters[i].name))
+            return INVALID("adapter %u of the plan has no name", i);
+    }
+    return LLMC_OK;
+}
+
+llmc_status plan_header_read(plans *plans, const range *section, const char *path, uint64_t *start)
+{
+    llmc_plan_header *h = &plans->header;
+    llmc_plan_states *states = &plans->states;
+    *start = sizeof *h;
+    *states = (llmc_plan_states){0};
+    if (section->n_bytes < sizeof *h)
+        return INVALID("the plan section has %llu bytes, less than its header", (unsigned long long)section->n_bytes);
+    memcpy(h, section->bytes, sizeof *h);
+    int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
+    int has_adapters = h->format_version == LLMC_FORMAT_ADAPTERS;
+    int says_texts = h->format_version == LLMC_FORMAT_WHOLE || h->format_version == LLMC_FORMAT_LABELS;
+    int is_known = h->format_version == LLMC_FORMAT_VERSION || has_states || says_texts || has_adapters;
+    plans->is_whole = 0;
+    plans->n_tokens = h->n_vocab;
+    plans->n_types = 1;
+    plans->n_adapters = 0;
+    if (h->magic != LLMC_PLAN_MAGIC || !is_known)
+        return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
+    if (says_texts) return read_texts(path, plans, section, start);
+    if (has_adapters) return read_adapters(path, plans, section, start);
+    if (!has_states) return LLMC_OK;
+    llmc_status status = read_more(path, section, states, sizeof *states, start);
+    return status ? status : check_states(path, states);
+}
