@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from llmc.cli.output import (
+    adapters_in_words,
     certificate_in_words,
     compiler_installed,
     in_bytes,
@@ -90,9 +91,10 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
 @click.option(
     "--adapter",
     "adapters",
-    metavar="DIR",
+    metavar="[NAME=]DIR",
     multiple=True,
-    help="Merge this LoRA adapter (a folder or hub id) into the weights; several: one after another.",
+    help="Merge this LoRA adapter (a folder or hub id) into the weights; several: one after another. With a name it "
+    "stays beside them, and each text chooses.",
 )
 @click.option(
     "--task",
@@ -189,6 +191,7 @@ def summary(report: Mapping[str, Any]) -> str:
         *([f"weights      {shares}"] if shares else []),
         f"time         {in_seconds(sum(seconds.values()))}: {stages}",
         f"certificate  {certificate_in_words(report['certificate'], 'targets' in report)}",
+        *(f"adapter      {said}" for said in adapters_in_words(report["certificate"])),
     ]
     return "\n".join(lines)
 

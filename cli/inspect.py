@@ -123,7 +123,7 @@ def collect_summary(file: ArtifactFile, program: int = 0) -> Said:
     return {
         "path": str(file.path),
         "bytes": file.n_bytes,
-        "format_version": FORMAT_VERSION,
+        "format_version": manifest.get("format_version", FORMAT_VERSION),
         "llmc": manifest.get("llmc"),
         "created": manifest.get("created"),
         "model": without(manifest.get("model", {}), "config"),
@@ -138,7 +138,7 @@ def collect_summary(file: ArtifactFile, program: int = 0) -> Said:
         ],
         "n_kernels": len(plan.kernels),
         "plans": [{"kind": PLAN_KINDS[p.kind], "rows": p.n_rows, "calls": p.n_calls} for p in plan.plans],
-        "certificate": without(manifest.get("certificate", {"status": "missing"}), "prompts"),
+        "certificate": without_prompts(manifest.get("certificate", {"status": "missing"})),
     }
 
 
@@ -162,9 +162,20 @@ def write_summary(said: Said) -> str:
         **{k: ", ".join(f"{p['rows']} rows: {p['calls']} calls" for p in plans[k]) for k in PLAN_KINDS if plans[k]},
         "certificate": certificate_in_words(said["certificate"], "targets" in said),
     }
+    adapters = [f"{'adapter':<12} {said}" for said in adapters_of(model, said["certificate"])]
     sections = [(s["name"], s["offset"], s["bytes"], s["sha256"][:16]) for s in said["sections"]]
     lines = [f"{name:<12} {fact}" for name, fact in facts.items()]
-    return "\n".join([*lines, "", table(("section", "offset", "bytes", "sha256"), sections)])
+    return "\n".join([*lines, *adapters, "", table(("section", "offset", "bytes", "sha256"), sections)])
+
+
+def adapters_of(model: Said, certificate: Said) -> list[str]:
+    """The adapters that sequences may choose, a line each."""
+    own = certificate.get("adapters", {})
+    return [
+        f"{each['name']} ({each['adapter']}), rank {each['rank']}, {each['n_weights']} weights"
+        + (f"; {certificate_in_words(own[each['name']])}" if each["name"] in own else "")
+        for each in model.get("named_adapters", ())
+    ]
 
 
 def labels_in_words(said: Said) -> str:
@@ -284,6 +295,13 @@ def write_manifest(said: Said) -> str:
     import json
 
     return json.dumps(said, indent=2, ensure_ascii=False)
+
+
+def without_prompts(certificate: Said) -> Said:
+    """A certificate's numbers, those of its adapters too."""
+    numbers = without(certificate, "prompts")
+    of_adapters = {name: without_prompts(own) for name, own in numbers.get("adapters", {}).items()}
+    return numbers | ({"adapters": of_adapters} if of_adapters else {})
 
 
 def without(values: Mapping[str, Any], key: str) -> Said:

@@ -82,6 +82,11 @@ def certificate_in_words(certificate: Mapping[str, Any], several: bool = False) 
     return f"{status}: {', '.join(said)}" if said else str(status)
 
 
+def adapters_in_words(certificate: Mapping[str, Any]) -> list[str]:
+    """What the certificates of an artifact's adapters say, a line each."""
+    return [f"{name}, {certificate_in_words(own)}" for name, own in certificate.get("adapters", {}).items()]
+
+
 def show_upload(done: int, total: int) -> None:
     """How much of the weights a GPU has already, in a line of its own that each call writes over."""
     click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)

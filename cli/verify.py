@@ -105,19 +105,30 @@ def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
     if certificate.get("status") != "passed":
         yield Check("certificate", "skipped", certificate.get("reason", "the artifact carries none"))
         return
-    tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
     with load(artifact) as model:
         own = model.target == certificate.get("target", model.target)
         if "targets" in model.manifest:
             other = "" if own else f", the certificate is {certificate['target']}'s"
             yield Check("target", "passed", f"{model.target}{other}")
-        if not own:
-            tolerance = OTHER_TARGET * max(tolerance, bar_of(certificate))
-        for index, prompt in enumerate(certificate["prompts"], 1):
-            name = f"prompt {index}"
-            if prompt["greedy"]:  # a model for embeddings says nothing
-                yield replay_greedy(model, name, prompt) if own else replay_text(model, name, prompt, tolerance)
-            yield replay_logits(model, name, prompt, tolerance)
+        yield from replay_prompts(model, certificate, own=own)
+        for adapter, of_adapter in certificate.get("adapters", {}).items():
+            yield from replay_prompts(model, of_adapter, own=own, adapter=adapter)
+
+
+def replay_prompts(
+    model: Model, certificate: Mapping[str, Any], *, own: bool, adapter: str | None = None
+) -> Iterator[Check]:
+    """The prompts of a certificate.  own: whether it is of the target that runs.  adapter: what it is of, if not of the
+    model alone."""
+    tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
+    if not own:
+        tolerance = OTHER_TARGET * max(tolerance, bar_of(certificate))
+    for index, prompt in enumerate(certificate["prompts"], 1):
+        name = f"prompt {index}" + (f" of adapter {adapter}" if adapter else "")
+        if prompt["greedy"]:  # a model for embeddings says nothing
+            replayed = replay_greedy(model, name, prompt, adapter) if own else None
+            yield replayed or replay_text(model, name, prompt, tolerance, adapter)
+        yield replay_logits(model, name, prompt, tolerance, adapter)
 
 
 def bar_of(certificate: Mapping[str, Any]) -> float:
@@ -128,10 +139,12 @@ def bar_of(certificate: Mapping[str, Any]) -> float:
     return float(relative or times * certificate.get("reference_error", 0.0))
 
 
-def replay_text(model: Model, name: str, prompt: Mapping[str, Any], tolerance: float) -> Check:
+def replay_text(
+    model: Model, name: str, prompt: Mapping[str, Any], tolerance: float, adapter: str | None = None
+) -> Check:
     """Another target's greedy tokens: at each place this one's choice is the same, or as good within its error."""
     wanted, first = prompt["greedy"], len(prompt["tokens"]) - 1
-    logits = model.logits(prompt["tokens"] + wanted)[first : first + len(wanted)]
+    logits = model.logits(prompt["tokens"] + wanted, adapter)[first : first + len(wanted)]
     best = logits.argmax(-1)
     for index, (row, token, want) in enumerate(zip(logits, best, wanted, strict=True)):
         if not row[token] - row[want] <= 2 * tolerance:
@@ -140,10 +153,10 @@ def replay_text(model: Model, name: str, prompt: Mapping[str, Any], tolerance: f
     return Check(name, "passed", f"{n_same} of {len(wanted)} greedy tokens as when compiled, the others as likely")
 
 
-def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any]) -> Check:
+def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any], adapter: str | None = None) -> Check:
     """The artifact's own greedy tokens, which do not depend on the machine."""
     wanted = prompt["greedy"]
-    tokens = model.tokens(prompt["tokens"], max_tokens=len(wanted), ignore_eos=True)
+    tokens = model.tokens(prompt["tokens"], max_tokens=len(wanted), ignore_eos=True, adapter=adapter)
     for index, (token, want) in enumerate(zip(tokens, wanted, strict=False)):
         if token != want:
             return Check(name, "failed", f"greedy token {index + 1} is {token}, was {want} when compiled")
@@ -152,10 +165,12 @@ def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any]) -> Check:
     return Check(name, "passed", f"{len(tokens)} greedy tokens as when compiled")
 
 
-def replay_logits(model: Model, name: str, prompt: Mapping[str, Any], tolerance: float) -> Check:
+def replay_logits(
+    model: Model, name: str, prompt: Mapping[str, Any], tolerance: float, adapter: str | None = None
+) -> Check:
     """The logits after the prompt, against the reference's largest."""
     top = prompt["top_logits"]
-    with model.sequence() as sequence:
+    with model.sequence(adapter) as sequence:
         sequence.feed(prompt["tokens"])
         logits = sequence.logits()
     error = max(abs(float(logits[i]) - value) for i, value in zip(top["ids"], top["values"], strict=True))

@@ -16,6 +16,7 @@ from llmc.compiler import artifact, report
 from llmc.compiler.certificate import certify
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.frontend.embedding import Task
+from llmc.compiler.frontend.named_adapters import parse_adapters
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
@@ -117,7 +118,7 @@ def compile_model(
     """
     stages = Stages(progress)
     machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
-    check_request(machines, batch, scheme, calibrate, out)
+    check_request(machines, batch, scheme, calibrate, out, adapters)
     with stages("load"):
         source = load_source(str(model), weights, dtype, max_sequence, seed, adapters, task, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
@@ -150,14 +151,19 @@ def check_request(
     scheme: Scheme | None,
     calibrate: str | Path | None,
     out: str | Path | None = None,
+    adapters: Sequence[str | Path] = (),
 ) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
+    _, named = parse_adapters(adapters)
     if out is not None:
         artifact.check_place(Path(out))
     check_file(calibrate, scheme)
     c_compiler(architecture_of(machines))
     if any(machine.kind == "cuda" for machine in machines):
+        if named:
+            fact, hint = "adapters by name have no kernels for GPUs yet", "--adapter FOLDER merges one into the weights"
+            raise LlmcError(fact, place=f"--adapter {next(iter(named))}=…", hint=hint)
         from llmc.schedules.cuda import compile as cuda
 
         cuda.compiler()
@@ -229,7 +235,8 @@ def plan(
     rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
     joined = rewritten.joined if machine.kind == "cuda" else None
     sizes = (source.n_context, machine.kind, source.n_vocab, source.n_types)
-    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, rewritten.graph, joined)
+    names = tuple(named.name for named in source.named)
+    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, names, rewritten.graph, joined)
     heads = sorted({1, *batch})
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)

@@ -45,7 +45,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
-        "format_version": fmt.version_of(program.slot_bytes, program.is_whole, program.n_types),
+        "format_version": fmt.version_of(program.slot_bytes, program.is_whole, program.n_types, len(program.adapters)),
         "llmc": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": {
@@ -55,6 +55,7 @@ def manifest(
             "source_sha256": source.digest,
             "notes": list(source.notes),
             "adapters": [adapter.record for adapter in source.adapters],
+            **({"named_adapters": [named.record for named in source.named]} if source.named else {}),
             "dtype": source.dtype,
             "n_layers": program.n_layers,
             "n_context": program.n_context,
@@ -170,7 +171,7 @@ def compile_report(
 ) -> dict[str, Any]:
     """What `llmc compile --json` prints.  notes: what the user should be told besides.  weights: how many bytes only
     these programs read, said when there are several."""
-    certificate = {k: v for k, v in said["certificate"].items() if k != "prompts"}
+    certificate = without_prompts(said["certificate"])
     targets = [each["target"]["name"] for each in said.get("targets", ())]
     users = [{"targets": [targets[i] for i in numbers], "bytes": n} for numbers, n in weights.items() if targets]
     return {
@@ -186,6 +187,14 @@ def compile_report(
         "notes": list(notes),
         "machine": platform.processor() or platform.machine(),
     }
+
+
+def without_prompts(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """A certificate's numbers, those of its adapters too."""
+    numbers = {key: value for key, value in certificate.items() if key != "prompts"}
+    if "adapters" in numbers:
+        numbers["adapters"] = {name: without_prompts(own) for name, own in certificate["adapters"].items()}
+    return numbers
 
 
 def notes_of_packing(source: SourceModel, programs: Sequence[Program], scheme: Scheme | None) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from llmc import passes
 from llmc.compiler import graph, report
 from llmc.compiler.frontend import SourceModel
+from llmc.compiler.frontend.named_adapters import added_by
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.quantization.calibrate import fit_weights
 from llmc.compiler.quantization.quantize import Scheme
@@ -55,27 +57,37 @@ def rewrite_each(
         for history in histories.values():
             history.add(name, model, n_rewrites)
 
-    try:
+    with said_of(source):
         if source.is_spelled_out:
             make_plain(source, observe)
         exported_layer = one_layer(graph.to_text(source.graph))
         observe("plain" if source.is_spelled_out else "export", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+    if source.named:
+        passes.run_steps(source.graph, passes.adapter_steps(added_by(source.named)), observe)
+    with said_of(source):
         graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
-    except LlmcError as error:
-        if isinstance(error.__cause__, OSError):  # a dump that cannot be written
-            raise
-        what = "graph" if source.file is not None else f"architecture {source.architecture}"
-        fact = f"the {what} is not supported: {error.fact}"
-        raise LlmcError(fact, place=error.place, hint=error.hint) from error
     for kind, model in graphs.items():
         finish_graph(model, scheme, kind, histories[kind].add)
     return {
         kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
         for kind, model in graphs.items()
     }
+
+
+@contextmanager
+def said_of(source: SourceModel) -> Iterator[None]:
+    """Around the passes: what they refuse is the model's."""
+    try:
+        yield
+    except LlmcError as error:
+        if isinstance(error.__cause__, OSError):  # a dump that cannot be written
+            raise
+        what = "graph" if source.file is not None else f"architecture {source.architecture}"
+        fact = f"the {what} is not supported: {error.fact}"
+        raise LlmcError(fact, place=error.place, hint=error.hint) from error
 
 
 def make_plain(source: SourceModel, observe: passes.Observe) -> None:

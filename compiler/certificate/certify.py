@@ -17,6 +17,9 @@ more than the reference's own.
 Quantised weights and a KV cache narrower than the weights are meant to differ, so that such an artifact is judged by
 its distributions alone: the mean over positions of their Kullback-Leibler divergence from the reference's, with the
 weights as they were, in nats.
+
+Each adapter that an artifact holds by name has a certificate of its own in it, by the same bar: of sequences that
+choose it, against the model with that adapter merged into its weights.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.compiler.frontend.named_adapters import with_adapter
 from llmc.compiler.graph import is_experts
 from llmc.runtime import load
 from llmc.runtime.binding import Model
@@ -70,17 +74,18 @@ def certify(
     describe: dict[str, Any],
     quant: str | None = None,
     is_mixture: bool = False,
+    adapter: str | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar.
 
     Of several programs it is the first that this machine can run; the certificate says which target's.
 
     quant: "int8", "int4", "fp8" or "mxfp4" for an artifact with such weights; "int8 KV cache" and the like for one
-    that differs in its cache alone.  is_mixture: whether tokens choose experts.
+    that differs in its cache alone.  is_mixture: whether tokens choose experts.  adapter: what all sequences choose.
     """
     with load(artifact) as model:
         target = model.target
-        texts = [continue_greedily(model, prompt, describe["model"]) for prompt in prompts(model)]
+        texts = [continue_greedily(model, prompt, describe["model"], adapter) for prompt in prompts(model)]
     exact = reference([text.tokens for text in texts], "f32")
     own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
     certificate = compare(texts, exact, own, dtype, is_mixture) | {"target": target, "reference": describe}
@@ -126,7 +131,15 @@ def certify_source(artifact: Path, source: SourceModel, quant: str | None = None
 
         return certify_labels(artifact, reference, source.dtype, describe, quant)
     is_mixture = any(map(is_experts, source.graph.graph))
-    return certify(artifact, reference, source.dtype, describe, quant, is_mixture)
+    certificate = certify(artifact, reference, source.dtype, describe, quant, is_mixture)
+    if source.named:
+        certificate["adapters"] = {}
+    for named in source.named:  # each against the model that it makes, merged into the weights in float32
+        of_adapter, _ = reference_of(with_adapter(source, named))
+        said = describe | {"model": f"{source.name}, adapter {named.name}"}
+        own = certify(artifact, of_adapter, source.dtype, said, quant, is_mixture, named.name)
+        certificate["adapters"][named.name] = own
+    return certificate
 
 
 def prompts(model: Model) -> list[list[int]]:
@@ -139,11 +152,12 @@ def prompts(model: Model) -> list[list[int]]:
     return [prompt for prompt in made if len(prompt) <= info.n_context]
 
 
-def continue_greedily(model: Model, prompt: list[int], place: str) -> Text:
+def continue_greedily(model: Model, prompt: list[int], place: str, adapter: str | None = None) -> Text:
     """`place`: what to blame when there is nothing to choose from."""
-    refuse_others_than_finite([model.logits(prompt)], "logits", place)
-    greedy = model.tokens(prompt, max_tokens=min(N_GREEDY, model.info.n_context - len(prompt)), ignore_eos=True)
-    return Text(prompt, greedy, model.logits(prompt + greedy))
+    refuse_others_than_finite([model.logits(prompt, adapter)], "logits", place)
+    most = min(N_GREEDY, model.info.n_context - len(prompt))
+    greedy = model.tokens(prompt, max_tokens=most, ignore_eos=True, adapter=adapter)
+    return Text(prompt, greedy, model.logits(prompt + greedy, adapter))
 
 
 def refuse_others_than_finite(found: Iterable[Logits], what: str, place: str) -> None:

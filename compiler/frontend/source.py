@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from llmc.compiler.frontend.config import architecture_of, config_dtype, is_labe
 from llmc.compiler.frontend.embedding import N_TYPES, Embedding, Task, embedding_of, n_tokens
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.known import KNOWN_MODELS
+from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named, parse_adapters
 from llmc.compiler.frontend.packed import packing_in, without_packing
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
@@ -60,6 +61,7 @@ class SourceModel:
     is_part: whether it is the text part of a model that takes more than text; `config` is the part's.
     packing: how the checkpoint keeps weights as codes (frontend/packed); None: as they are.
     adapters: what was merged into the weights, in this order; `weights` are the sums, unrounded (merge_adapter.py).
+    named: adapters that stay beside the weights, for sequences to choose (named_adapters.py).
     embedding: how it makes embeddings, which the graph then gives in place of logits; None: it makes none.
     classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
     """
@@ -84,6 +86,7 @@ class SourceModel:
     is_part: bool = False
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
+    named: tuple[NamedAdapter, ...] = ()
     embedding: Embedding | None = None
     classification: Classification | None = None
 
@@ -119,14 +122,13 @@ def load_source(
     dtype: f32, bf16 or, where the target has it (has_f16), f16; the checkpoint's own by default.  max_sequence: most
     tokens of a sequence; by default what the model was made for, and more than that with random weights only, for
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
-    merged into the weights one after another; a MODEL that is an adapter itself is its model with that merged first.
-    task: "embed" for embeddings, "classify" for labels, "generate" for texts, "auto" for what the model's files say.
+    merged into the weights one after another, or "NAME=…" for one that stays beside them; a MODEL that is an adapter
+    itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
-        _refuse_for_file(adapters, task)
-        return _load_file(_expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
+        return _load_file(_expanded(model), weights, dtype, max_sequence, adapters, task, has_f16=has_f16)
     found = _for_task(_open(model, weights, adapters), task)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
@@ -134,7 +136,7 @@ def load_source(
     graph = exported_graph(fields, place=str(folder or model))
     n_vocab = n_tokens(graph)
     embedding, labels = _made_into(found, graph, fields, task)
-    bound, contents = _bind(_with_dense(found, embedding), graph, fields, stored, seed)
+    bound, named, contents = _bind(_with_dense(found, embedding), graph, fields, stored, seed)
     fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
@@ -160,6 +162,7 @@ def load_source(
         is_part=found.is_part,
         packing=found.packing,
         adapters=found.adapters,
+        named=named,
         embedding=embedding,
         classification=labels,
     )
@@ -174,7 +177,11 @@ def _made_into(
     except LlmcError as error:
         place, hint = error.place or str(found.folder or found.name), "--task embed, or generate, leaves its head aside"
         raise LlmcError(error.fact, place=place, hint=hint) from error
-    return (None, labels) if labels else (embedding_of(graph, None if found.gguf else found.folder, task), None)
+    embedding = None if labels else embedding_of(graph, None if found.gguf else found.folder, task)
+    if found.named and (labels or embedding):
+        fact, hint = "adapters by name are for models that write texts", "--adapter FOLDER merges it into the weights"
+        raise LlmcError(fact, place=f"--adapter {next(iter(found.named))}=…", hint=hint)
+    return embedding, labels
 
 
 def _for_task(found: _Found, task: Task) -> _Found:
@@ -207,23 +214,36 @@ def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
 
 def _bind(
     found: _Found, graph: ir.Model, fields: dict[str, Any], stored: StoredDType, seed: int
-) -> tuple[Bound, bytes]:
-    """The model with its weights, and a digest of them."""
+) -> tuple[Bound, tuple[NamedAdapter, ...], bytes]:
+    """The model with its weights, the adapters that stay beside them, and a digest of all."""
     if found.checkpoint is None:
         std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
         bound = Bound(fields, graph, random_weights(graph, stored, std=std, seed=seed))
-        return bound, f"random {stored} {std} {seed}".encode()
+        return bound, (), f"random {stored} {std} {seed}".encode()
     bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
     if found.gguf is not None:
         from llmc.compiler.frontend.gguf.model import check_used
 
         check_used(found.gguf, found.checkpoint, bound.weights)
     said = found.packing.said.encode() if found.packing else b""
-    return bound, sample(found.checkpoint) + said + b"".join(adapter.digest for adapter in found.adapters)
+    named = [find_named(*each, bound.graph, found.checkpoint, is_part=found.is_part) for each in found.named.items()]
+    notes = (*bound.notes, *(note for each in named for note in each.notes))
+    digests = b"".join([*(each.digest for each in found.adapters), *(each.digest for each in named)])
+    return replace(bound, notes=notes), tuple(named), sample(found.checkpoint) + said + digests
 
 
-def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | None, *, has_f16: bool) -> SourceModel:
+def _load_file(
+    path: Path,
+    weights: str,
+    dtype: str | None,
+    max_sequence: int | None,
+    adapters: Sequence[str | Path],
+    task: Task,
+    *,
+    has_f16: bool,
+) -> SourceModel:
     """An .onnx file, with the configuration and the tokenizer that lie beside it, if any do."""
+    _refuse_for_file(adapters, task)
     from llmc.compiler.frontend.onnx_file import open_onnx
 
     if weights == "random":
@@ -263,8 +283,9 @@ def _load_file(path: Path, weights: str, dtype: str | None, max_sequence: int | 
 
 @dataclass(frozen=True)
 class _Found:
-    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights.  labels: whether the
-    class that its configuration names gives texts labels, that of the whole model where this is a part."""
+    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights.  named: the adapters
+    that stay beside them, by their names.  labels: whether the class that its configuration names gives texts labels,
+    that of the whole model where this is a part."""
 
     name: str
     folder: Path | None
@@ -274,6 +295,7 @@ class _Found:
     notes: tuple[str, ...] = ()
     packing: Packing | None = None
     adapters: tuple[Adapter, ...] = ()
+    named: Mapping[str, Adapter] = field(default_factory=dict)
     gguf: GgufFile | None = None
     labels: bool = False
 
@@ -296,12 +318,15 @@ def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
     path = _expanded(model)
     is_gguf = path.suffix == GGUF and (os.path.isfile(path) or not (os.path.isdir(path) or hub.is_hub_id(model)))
     name, folder, fields, own = ("", None, {}, None) if is_gguf else _find(model, weights)
-    folders = [*([own] if own else []), *(_adapter_folder(str(adapter)) for adapter in adapters)]
-    if folders and weights == "random":
+    plain, by_name = parse_adapters(adapters)
+    folders = [*([own] if own else []), *map(_adapter_folder, plain)]
+    if (folders or by_name) and weights == "random":
         raise LlmcError("an adapter cannot be merged into random weights", place="--weights random")
     merged = tuple(read_adapter(each) for each in folders)
+    named = {each: read_adapter(_adapter_folder(given)) for each, given in by_name.items()}
     found = _open_gguf(path, weights) if is_gguf else _open_model(name, folder, fields, weights)
-    return replace(found, name="+".join([found.name, *(adapter.name for adapter in merged)]), adapters=merged)
+    name = "+".join([found.name, *(adapter.name for adapter in merged)])
+    return replace(found, name=name, adapters=merged, named=named)
 
 
 def _expanded(path: str) -> Path:
