@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llmc.cli.opening import check_speculation, device_option, guessing, opened, speculation_options
+from llmc.cli.opening import adapter_option, check_speculation, device_option, guessing, opened, speculation_options
 from llmc.cli.output import artifact_argument, in_seconds, installed, json_option, print_json, say, threads_option
 from llmc.cli.sampling import sampling_options
 from llmc.runtime import LlmcError
@@ -69,6 +69,7 @@ def parse_variables(context: click.Context, option: click.Parameter, texts: tupl
     help="Keep the conversation in FILE when it ends, and go on with the one that is there.",
 )
 @sampling_options
+@adapter_option
 @speculation_options
 @threads_option
 @device_option
@@ -80,6 +81,7 @@ def command(
     variables: dict[str, Any],
     max_tokens: int | None,
     session: str | None,
+    adapter: str | None,
     speculate: int | None,
     draft: str | None,
     threads: int,
@@ -104,7 +106,7 @@ def command(
         with installed("a chat template", "serve"):
             from llmc.runtime.conversation import Conversation
 
-            talk = Conversation(model, system, **variables)
+            talk = Conversation(model, system, adapter=adapter, **variables)
 
         def turn(message: str | None) -> Iterator[Piece]:
             nonlocal how

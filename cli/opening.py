@@ -38,6 +38,9 @@ device_option = click.option(
     help="What to run on, of what the file is for; N: which GPU.  [default: the first that is here; GPU: "
     "$LLMC_CUDA_DEVICE, or 0]",
 )
+adapter_option = click.option(
+    "--adapter", metavar="NAME", help="Of the artifact's adapters the one to go through.  [default: the model alone]"
+)
 raw_option = click.option("--raw", is_flag=True, help="Logits in place of scores.")
 truncate_option = click.option(
     "--truncate", is_flag=True, help="Cut texts, of pairs the second one, that are longer than the model takes."

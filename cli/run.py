@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.opening import check_speculation, device_option, guessing, opened, speculation_options
+from llmc.cli.opening import adapter_option, check_speculation, device_option, guessing, opened, speculation_options
 from llmc.cli.output import (
     artifact_argument,
     in_seconds,
@@ -62,6 +62,7 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
     type=click.Path(exists=True, dir_okay=False),
     help="Generate JSON of this schema, and nothing else.",
 )
+@adapter_option
 @speculation_options
 @click.option(
     "--prompt-cache",
@@ -84,6 +85,7 @@ def command(
     interactive: bool,
     max_tokens: int,
     json_schema: str | None,
+    adapter: str | None,
     speculate: int | None,
     draft: str | None,
     prompt_cache: str | None,
@@ -119,12 +121,12 @@ def command(
         load_s = perf_counter() - start
         with profiling(model, profile) as report:
             if interactive:
-                converse(model, max_tokens, how, ignore_eos)
+                converse(model, max_tokens, how, ignore_eos, adapter)
                 return
             given = tokens if tokens is not None else str(prompt)
             constraint = following(model, grammar) if grammar else None
             cache = PromptCache(prompt_cache, read_only=prompt_cache_ro) if prompt_cache else None
-            options: Any = {"constraint": constraint, "speculation": guesses(), "cache": cache}
+            options: Any = {"constraint": constraint, "speculation": guesses(), "cache": cache, "adapter": adapter}
             generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, **options)
             if as_json:
                 said = result(model, generation, load_s)
@@ -209,11 +211,11 @@ def show(pieces: Iterator[str]) -> None:
         click.echo()
 
 
-def converse(model: Model, max_tokens: int, how: How, ignore_eos: bool) -> None:
+def converse(model: Model, max_tokens: int, how: How, ignore_eos: bool, adapter: str | None = None) -> None:
     """Continue the text so far with each line of standard input; an empty line begins a new one."""
     from llmc.runtime.generation import History
 
-    sequence, history = model.sequence(), History()
+    sequence, history = model.sequence(adapter), History()
     pending: list[int] = []
     for line in lines():
         if not line:

@@ -140,35 +140,42 @@ class Service:
 
     # -- facts --------------------------------------------------------------------
 
-    def facts(self) -> dict[str, Any]:
-        """As OpenAI says them, vLLM, and Anthropic."""
+    def asked_for(self, body: object) -> str:
+        """The name that a request may ask for: an adapter's, if it does, or else the model's."""
+        name = body.get("model") if isinstance(body, dict) else None
+        return name if isinstance(name, str) and name in self.model.adapters else self.name
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Of the model, or of an adapter, as OpenAI says them, vLLM, and Anthropic."""
         created_at = datetime.fromtimestamp(self.created, timezone.utc).isoformat()
         return {
-            "id": self.name,
+            "id": name,
             "object": "model",
             "created": self.created,
             "owned_by": "llmc",
             "max_model_len": self.engine.room,
             "type": "model",
-            "display_name": self.name,
+            "display_name": name,
             "created_at": created_at,
+            **({"root": name, "parent": self.name if name != self.name else None} if self.model.adapters else {}),
         }
 
     async def models(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [self.facts()], "has_more": False})
+        data = [self.facts(name) for name in (self.name, *self.model.adapters)]
+        return json_response({"object": "list", "data": data, "has_more": False})
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self.name:
+        if name not in (self.name, *self.model.adapters):
             raise no_such_model(name, self.name)
-        return json_response(self.facts())
+        return json_response(self.facts(name))
 
     async def tokenize(self, request: Request) -> Response:
-        text = await read_json(request, lambda body: read_text(body, self.name, self.template))
+        text = await read_json(request, lambda body: read_text(body, self.asked_for(body), self.template))
         return json_response(await run_in_threadpool(tokenized, text, self.vocabulary))
 
     async def detokenize(self, request: Request) -> Response:
-        ids = await read_json(request, lambda body: read_tokens(body, self.name))
+        ids = await read_json(request, lambda body: read_tokens(body, self.asked_for(body)))
         return json_response(await run_in_threadpool(detokenized, ids, self.vocabulary))
 
     async def health(self, request: Request) -> Response:
@@ -237,7 +244,9 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         self.check_writes()
-        asked = await read_json(request, lambda body: read_completion(body, self.name, self.engine.max_batch))
+        asked = await read_json(
+            request, lambda body: read_completion(body, self.asked_for(body), self.engine.max_batch)
+        )
         wanted = asked.wanted
         self.generator.check_number(len(asked.prompts) * wanted.n)
         prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt, "prompt") for prompt in asked.prompts]
@@ -245,30 +254,35 @@ class Service:
         if asked.echo:
             pairs = zip(asked.prompts, prompts, strict=True)
             echoes = [self.vocabulary.text_of(prompt, ids) for prompt, ids in pairs for _ in range(wanted.n)]
-        reply = Choices("completion", self.name, wanted, echoes)
+        reply = Choices("completion", wanted.model, wanted, echoes)
         scores = asked.echo and wanted.n_top is not None
         return await self.generator.generate(request, wanted, prompts, reply, scores_prompt=scores)
 
     async def chat(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_chat(body, self.name, self.engine.max_batch))
+        asked = await read_json(request, lambda body: read_chat(body, self.asked_for(body), self.engine.max_batch))
         return await self.answer(
-            request, asked, lambda about: Choices("chat", self.name, asked.wanted, answer=about.answer)
+            request, asked, lambda about: Choices("chat", asked.wanted.model, asked.wanted, answer=about.answer)
         )
 
     async def respond(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.name, self.stored.messages))
+        asked = await read_json(request, lambda body: read_response(body, self.asked_for(body), self.stored.messages))
 
         def keep(response: dict[str, Any], said: Messages) -> None:
             self.stored.keep(response, (*asked.talk, *said))
 
         kept = keep if asked.said["store"] else None
         return await self.answer(
-            request, asked.chat, lambda about: ResponseReply(self.name, asked.said, about.answer(), kept), "input"
+            request,
+            asked.chat,
+            lambda about: ResponseReply(about.wanted.model, asked.said, about.answer(), kept),
+            "input",
         )
 
     async def message(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_anthropic(body, self.name))
-        return await self.answer(request, asked, lambda about: MessageReply(self.name, asked.wanted, about.answer()))
+        asked = await read_json(request, lambda body: read_anthropic(body, self.asked_for(body)))
+        return await self.answer(
+            request, asked, lambda about: MessageReply(asked.wanted.model, asked.wanted, about.answer())
+        )
 
     async def one_response(self, request: Request) -> Response:
         return Response(self.stored.response(request.path_params["name"]), media_type="application/json")
@@ -279,11 +293,11 @@ class Service:
         return json_response({"id": name, "object": "response", "deleted": True})
 
     async def count_input(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.name, self.stored.messages))
+        asked = await read_json(request, lambda body: read_response(body, self.asked_for(body), self.stored.messages))
         return json_response({"object": "response.input_tokens", "input_tokens": await self.count(asked.chat)})
 
     async def count_message(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_anthropic(body, self.name, is_counted=True))
+        asked = await read_json(request, lambda body: read_anthropic(body, self.asked_for(body), is_counted=True))
         return json_response({"input_tokens": await self.count(asked)})
 
     async def answer(

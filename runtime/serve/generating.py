@@ -100,6 +100,7 @@ class Generator:
             going_on=self.vocabulary.going_on(wanted.stop_tokens) if wanted.min_tokens else None,
             ignore_eos=wanted.ignore_eos,
             n_top=wanted.n_top,
+            adapter=wanted.model if wanted.model in self.model.adapters else None,
             **also,
         )
 

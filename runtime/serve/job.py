@@ -48,7 +48,7 @@ class Ask:
     nothing does: what may come next is among going_on, uint32 as How.allowed.  n_top: None: no probabilities; otherwise
     its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.  shown:
     special tokens that have a text here.  thinking: how a thought may come before it.  embeds: how the prompt's
-    embedding is made, where that is what is wanted.
+    embedding is made, where that is what is wanted.  adapter: of the model's, that it goes through.
     """
 
     prompt: tuple[int, ...]
@@ -64,6 +64,7 @@ class Ask:
     shown: Mapping[int, str] = field(default_factory=dict)
     thinking: Thinking | None = None
     embeds: Embedding | None = None
+    adapter: str | None = None
 
 
 class Said(NamedTuple):

@@ -24,10 +24,12 @@ MAX_KEPT = 64
 
 
 class Kept(NamedTuple):
-    """The tokens of a sequence, int32 [n], which fills its pages, unless it has a state."""
+    """The tokens of a sequence, int32 [n], which fills its pages, unless it has a state; and its adapter, whose keys
+    and values they are."""
 
     ids: Ids
     sequence: Sequence
+    adapter: str | None = None
 
 
 class Pages:
@@ -82,29 +84,33 @@ class Pages:
             sequence.close()
             return
         if self.model.has_states:
-            self._keep_state(as_ids(job.ids[:n]), sequence)
+            self._keep_state(as_ids(job.ids[:n]), sequence, job.ask.adapter)
             return
-        ids = as_ids(job.ids[:n])
-        longer = next((kept for kept in self._kept if n and common(kept.ids, ids) == n), None)
+        ids, alike = as_ids(job.ids[:n]), self._kept_of(job.ask.adapter)
+        longer = next((kept for kept in alike if n and common(kept.ids, ids) == n), None)
         if n == 0 or longer is not None:
             sequence.close()
             if longer is not None:
                 self._use(longer)
             return
         sequence.truncate(n)
-        shorter = [kept for kept in self._kept if common(kept.ids, ids) == len(kept.ids)]
+        shorter = [kept for kept in alike if common(kept.ids, ids) == len(kept.ids)]
         for kept in shorter:
             self._drop(kept)
-        self._add(Kept(ids, sequence))
+        self._add(Kept(ids, sequence, job.ask.adapter))
 
-    def _keep_state(self, ids: Ids, sequence: Sequence) -> None:
+    def _kept_of(self, adapter: str | None) -> list[Kept]:
+        """Those of an adapter; of the model alone, for None."""
+        return [kept for kept in self._kept if kept.adapter == adapter]
+
+    def _keep_state(self, ids: Ids, sequence: Sequence, adapter: str | None) -> None:
         """The same with a state, unless it went beyond these tokens with guesses."""
         if len(ids) == 0 or sequence.length != len(ids):
             sequence.close()
             return
-        for kept in [kept for kept in self._kept if np.array_equal(kept.ids, ids)]:
+        for kept in [kept for kept in self._kept_of(adapter) if np.array_equal(kept.ids, ids)]:
             self._drop(kept)
-        self._add(Kept(ids, sequence))
+        self._add(Kept(ids, sequence, adapter))
 
     def _add(self, kept: Kept) -> None:
         self._kept.append(kept)
@@ -112,14 +118,16 @@ class Pages:
             self._drop(self._kept[0])
 
     def begin(self, job: Job, running: Iterable[Job]) -> None:
-        """Give a job its sequence: empty, or a fork of one that begins with the same full pages, or whose state is that
-        behind the job's first tokens."""
+        """Give a job its sequence: empty, or a fork of one of the same adapter that begins with the same full pages, or
+        whose state is that behind the job's first tokens."""
+        adapter = job.ask.adapter
+        running = [other for other in running if other.ask.adapter == adapter]
         shares = not job.wants_rows and not self.model.is_whole  # the others' logits are not wanted
         ids = as_ids(job.ids[:-1] if shares else [])
         if self.model.has_states:
             self._begin_at_state(job, ids, running)
             return
-        kept = max(self._kept, key=lambda kept: common(kept.ids, ids), default=None)
+        kept = max(self._kept_of(adapter), key=lambda kept: common(kept.ids, ids), default=None)
         n, source = (common(kept.ids, ids), kept.sequence) if kept else (0, None)
         for other in running:
             n_common = common(as_ids(other.ids[: other.n_fed]), ids)
@@ -127,7 +135,7 @@ class Pages:
                 n, source = n_common, other.sequence
         n -= n % self.size
         if source is None or n == 0:
-            job.sequence = self.model.sequence()
+            job.sequence = self.model.sequence(adapter)
             return
         if kept is not None and source is kept.sequence:
             self._use(kept)
@@ -136,7 +144,8 @@ class Pages:
         job.n_fed = n
 
     def _begin_at_state(self, job: Job, ids: Ids, running: Iterable[Job]) -> None:
-        found = [kept for kept in self._kept if common(kept.ids, ids) == len(kept.ids)]
+        adapter = job.ask.adapter
+        found = [kept for kept in self._kept_of(adapter) if common(kept.ids, ids) == len(kept.ids)]
         kept = max(found, key=lambda kept: len(kept.ids), default=None)
         n, source = (len(kept.ids), kept.sequence) if kept else (0, None)
         leader: Job | None = None
@@ -147,13 +156,13 @@ class Pages:
             leader.shares_tail = True
         elif kept is not None:
             self._use(kept)
-        job.sequence = self.model.sequence() if source is None else source.fork()
+        job.sequence = self.model.sequence(adapter) if source is None else source.fork()
         job.n_fed, job.shares_tail = n, n > 0
 
     def restore(self, stored: StoredTexts) -> None:
         """Keep the texts of a server that was here before."""
         for sequence in reversed(stored.restore(self.most_kept)):
-            self._kept.append(Kept(as_ids(sequence.tokens), sequence))
+            self._kept.append(Kept(as_ids(sequence.tokens), sequence, sequence.adapter))
 
     def save(self, stored: StoredTexts) -> None:
         """Have the next server keep these."""

@@ -87,6 +87,7 @@ def serve(
     an address that cannot be had.
     """
     with listening(options.host, options.port) as listener, open_model(artifact, options, progress) as model:
+        name_of(model, options)
         prepare_grammars(model)
         with open_draft(model, options) as draft:
             asyncio.run(run(model, draft, listener, options, announce))
@@ -142,6 +143,14 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
         model.close()
         return opened(max(most, n_context))
     return opened(0)
+
+
+def name_of(model: Model, options: Options) -> str:
+    """Of the model, for clients.  Raises LlmcError where it is an adapter's."""
+    name = options.name or Path(model.path).stem
+    if name in model.adapters:
+        raise LlmcError(f"the model and an adapter of it are both named {name!r}", hint="give the model another --name")
+    return name
 
 
 def open_draft(model: Model, options: Options) -> AbstractContextManager[Model | None]:
@@ -216,7 +225,7 @@ async def run(
     most = options.speculate if options.speculate is not None else FORCED if draft is not None else 0
     given: Any = {"chunk": options.chunk, "speculate": most, "draft": draft, "prompt_cache": options.prompt_cache}
     engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **given)
-    service = Service(model, engine, options.name or Path(model.path).stem, options.api_key)
+    service = Service(model, engine, name_of(model, options), options.api_key)
     app = service.app()
     if options.allow_origins:
         app.add_middleware(

@@ -67,6 +67,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
 class Wanted:
     """What requests of every kind say.
 
+    model: the name that was asked for, or that of the model where there was none: an adapter's where it is one.
     max_tokens: None: until the context is full.  min_tokens: before them nothing ends a text.  stops, stop_tokens: what
     ends it beside the model's own end token, and is no part of it.  n: texts for each prompt.  seed: of the first text,
     drawn if the client gave none; the next ones have the numbers behind it.  with_usage: a last event with the counts;
@@ -75,6 +76,7 @@ class Wanted:
     format: what the texts have to look like.
     """
 
+    model: str
     max_tokens: int | None
     min_tokens: int
     how: How
@@ -104,8 +106,8 @@ def read_wanted(
     stop: str = "stop",
     formats: Sequence[Format] = (),
 ) -> Wanted:
-    """Raises ApiError.  model: the name that is served.  most_texts: of one prompt.  stop: the field that has the stop
-    strings.  formats: what else says what the text has to look like."""
+    """Raises ApiError.  model: the name that may be asked for.  most_texts: of one prompt.  stop: the field that has
+    the stop strings.  formats: what else says what the text has to look like."""
     fields.check_model(model)
     fields.check_types(IGNORED_FIELDS)
     options = Fields(fields.of_type("stream_options", dict, {}, "an object"))
@@ -114,6 +116,7 @@ def read_wanted(
     if fields.get("stream_options") is not None and not stream:
         raise wrong("stream_options", "needs 'stream'")
     return Wanted(
+        model=model,
         max_tokens=max_tokens,
         min_tokens=fields.integer("min_tokens", 0, 0, MOST_TOKENS if max_tokens is None else max_tokens),
         how=read_how(fields),

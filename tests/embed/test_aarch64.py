@@ -23,6 +23,7 @@ from llmc.runtime import LlmcError
 from llmc.runtime.artifact import ArtifactFile
 from tests.families import ENCODERS, FAMILIES, SIZES, save
 from tests.runtime import toy_artifact as toy
+from tests.test_adapters import Made
 from tests.test_encoders import few_bodies
 
 MODELS: dict[str, PretrainedConfig] = {
@@ -134,6 +135,18 @@ def test_a_text_is_made_into_what_that_for_avx2_makes(
     with llmc.load(here) as loaded, loaded.sequence() as sequence:
         sequence.feed(PROMPT)
         np.testing.assert_array_equal(said_there(program, there, PROMPT, 0), sequence.logits())
+
+
+@pytest.mark.skipif(not CAN_RUN, reason="no qemu-aarch64, or no libc of ARM")
+def test_an_adapter_makes_what_it_makes_on_avx2(program: Path, tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    options = {"dtype": "bf16", "adapters": made.named, "max_sequence": 96}
+    here = compiled(made.folder, tmp_path / "here.so", "cpu:x86-64-v3", options)
+    there = compiled(made.folder, tmp_path / "there.so", "cpu:aarch64", options)
+    with llmc.load(here, kv_tokens=256) as loaded, loaded.sequence("sql") as sequence:
+        sequence.feed(PROMPT)
+        np.testing.assert_array_equal(said_there(program, there, PROMPT, 0), sequence.logits())
+        assert not np.array_equal(sequence.logits(), loaded.logits(PROMPT)[-1])
 
 
 def said_there(program: Path, artifact: Path, prompt: list[int], n_tokens: int) -> np.ndarray[Any, Any]:
