@@ -124,8 +124,9 @@ class NamedForm(Form):
         if self.closing:
             return super().end_of(text)
         _, found, rest = text.partition(self.between)
-        end = json_end(rest) if found and "}" in rest else 0
-        return len(text) - len(rest) + end if end else text.find(self.opening)
+        end, again = json_end(rest) if found and "}" in rest else 0, text.find(self.opening)
+        end += len(text) - len(rest) if end else 0
+        return end if end and not 0 <= again < end else again  # what comes first, however the text comes
 
     def calls_in(self, text: str, functions: Functions) -> list[Call]:
         calls, tail = [], self.tail.strip()

@@ -89,6 +89,7 @@ F_TEXT, NOW_TEXT = '{"name": "f", "arguments": {"n": 1}}', '{"name": "now", "arg
         (MISTRAL, f"[TOOL_CALLS] [{F_TEXT}, {NOW_TEXT}]", "", [F, NOW]),
         (MISTRAL, "[TOOL_CALLS] [3]", "[TOOL_CALLS] [3]", []),
         (MISTRAL_13, 'a[TOOL_CALLS]f[ARGS]{"n": 1}[TOOL_CALLS]now[ARGS]{}', "a", [F, NOW]),
+        (MISTRAL_13, '[TOOL_CALLS]so[TOOL_CALLS]f[ARGS]{"n": 1}', "[TOOL_CALLS]so", [F]),
         (MISTRAL_13, "[TOOL_CALLS]f[ARGS]{no", "[TOOL_CALLS]f[ARGS]{no", []),
         (MISTRAL_13, "[TOOL_CALLS]g[ARGS]{} b", "[TOOL_CALLS]g[ARGS]{} b", []),
         (MISTRAL_13, '[TOOL_CALLS]f[ARGS]{"n": 1} b  c [TOOL_CA', "b  c [TOOL_CA", [F]),
