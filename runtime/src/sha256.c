@@ -26,28 +26,38 @@ static uint32_t big_endian(const uint8_t *bytes)
     return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
 }
 
+/* A round, but that the eight words are not moved: the caller names them one further each time. */
+static inline void round_of(uint32_t a, uint32_t b, uint32_t c, uint32_t *d, uint32_t e, uint32_t f, uint32_t g,
+                            uint32_t *h, uint32_t word)
+{
+    uint32_t t = *h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + (g ^ (e & (f ^ g))) + word;
+    *d += t;
+    *h = t + (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & b) | (c & (a | b)));
+}
+
 static void compress_portable(uint32_t state[8], const uint8_t *blocks, uint64_t n_blocks)
 {
+    uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    uint32_t e = state[4], f = state[5], g = state[6], h = state[7], w[64];
     for (; n_blocks; n_blocks--, blocks += 64) {
-        uint32_t w[64], s[8];
         for (int i = 0; i < 16; i++) w[i] = big_endian(blocks + 4 * i);
         for (int i = 16; i < 64; i++) {
-            uint32_t a = w[i - 15], b = w[i - 2];
-            uint32_t s0 = rotate(a, 7) ^ rotate(a, 18) ^ a >> 3, s1 = rotate(b, 17) ^ rotate(b, 19) ^ b >> 10;
+            uint32_t x = w[i - 15], y = w[i - 2];
+            uint32_t s0 = rotate(x, 7) ^ rotate(x, 18) ^ x >> 3, s1 = rotate(y, 17) ^ rotate(y, 19) ^ y >> 10;
             w[i] = w[i - 16] + s0 + w[i - 7] + s1;
         }
-        memcpy(s, state, sizeof s);
-        for (int i = 0; i < 64; i++) {
-            uint32_t e = s[4], a = s[0];
-            uint32_t s0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);
-            uint32_t s1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);
-            uint32_t t1 = s[7] + s1 + ((e & s[5]) ^ (~e & s[6])) + K[i] + w[i];
-            uint32_t t2 = s0 + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-            memmove(s + 1, s, 7 * sizeof *s);
-            s[4] += t1;
-            s[0] = t1 + t2;
+        for (int i = 0; i < 64; i += 8) {
+            round_of(a, b, c, &d, e, f, g, &h, K[i] + w[i]);
+            round_of(h, a, b, &c, d, e, f, &g, K[i + 1] + w[i + 1]);
+            round_of(g, h, a, &b, c, d, e, &f, K[i + 2] + w[i + 2]);
+            round_of(f, g, h, &a, b, c, d, &e, K[i + 3] + w[i + 3]);
+            round_of(e, f, g, &h, a, b, c, &d, K[i + 4] + w[i + 4]);
+            round_of(d, e, f, &g, h, a, b, &c, K[i + 5] + w[i + 5]);
+            round_of(c, d, e, &f, g, h, a, &b, K[i + 6] + w[i + 6]);
+            round_of(b, c, d, &e, f, g, h, &a, K[i + 7] + w[i + 7]);
         }
-        for (int i = 0; i < 8; i++) state[i] += s[i];
+        state[0] = a += state[0], state[1] = b += state[1], state[2] = c += state[2], state[3] = d += state[3];
+        state[4] = e += state[4], state[5] = f += state[5], state[6] = g += state[6], state[7] = h += state[7];
     }
 }
 
@@ -93,6 +103,39 @@ static compress_function *fastest(void)
     int sha = __get_cpuid_count(7, 0, &a, &b, &c, &d) && b & 1u << 29;
     int sse = __get_cpuid(1, &a, &b, &c, &d) && c & bit_SSE4_1 && c & bit_SSSE3;
     return sha && sse ? compress_sha_ni : compress_portable;
+}
+#elif defined __aarch64__ && defined __ARM_NEON
+#include <arm_neon.h>
+#include <sys/auxv.h>
+
+enum { HAS_SHA2 = 1 << 6 }; /* of AT_HWCAP */
+
+/* The instructions keep the state as (a, b, c, d) and (e, f, g, h). */
+__attribute__((target("+crypto")))
+static void compress_sha2(uint32_t state[8], const uint8_t *blocks, uint64_t n_blocks)
+{
+    uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
+    for (; n_blocks; n_blocks--, blocks += 64) {
+        uint32x4_t w[4], abcd_before = abcd, efgh_before = efgh;
+        for (int i = 0; i < 4; i++) w[i] = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(blocks + 16 * i)));
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) { /* four rounds at a time; w[i % 4] holds their words */
+            uint32x4_t words = vaddq_u32(w[i % 4], vld1q_u32(K + 4 * i)), above = abcd;
+            abcd = vsha256hq_u32(abcd, efgh, words);
+            efgh = vsha256h2q_u32(efgh, above, words);
+            if (i < 12) /* the words of rounds 4i + 16 … 4i + 19 take the place of these */
+                w[i % 4] = vsha256su1q_u32(vsha256su0q_u32(w[i % 4], w[(i + 1) % 4]), w[(i + 2) % 4], w[(i + 3) % 4]);
+        }
+        abcd = vaddq_u32(abcd, abcd_before);
+        efgh = vaddq_u32(efgh, efgh_before);
+    }
+    vst1q_u32(state, abcd);
+    vst1q_u32(state + 4, efgh);
+}
+
+static compress_function *fastest(void)
+{
+    return getauxval(AT_HWCAP) & HAS_SHA2 ? compress_sha2 : compress_portable;
 }
 #else
 static compress_function *fastest(void)
