@@ -42,7 +42,7 @@ CALL_RECORD = struct.Struct("<4I")
 ARGUMENT = struct.Struct("<IIQQ")
 IMAGE = struct.Struct("<QQ")
 SAVED_MAGIC = b"LLMCSEQ1"
-SAVED = struct.Struct("<8sIIQ32s32s32s32s4IQQ")
+SAVED = struct.Struct("<8sIIQ32s32s32s32s6IQ")
 """The header of a sequence's file; see llmc_saved_header."""
 
 CPU_FEATURES = {

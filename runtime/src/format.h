@@ -225,9 +225,9 @@ typedef struct llmc_argument {
 typedef struct llmc_saved_header {
     char magic[8];
     uint32_t version; /* LLMC_SAVED_VERSION */
-    uint32_t adapter; /* 1 + its number; 0: none */
+    uint32_t reserved;
     uint64_t file_bytes;
-    uint8_t sha256[32]; /* of all that follows here, and before that of `adapter` where it is not 0 */
+    uint8_t sha256[32]; /* of all that follows here */
     uint8_t weights_sha256[32];
     uint8_t plan_sha256[32];
     uint8_t kernels_sha256[32]; /* of the section "code", or of a GPU's "cuda" */
@@ -235,7 +235,8 @@ typedef struct llmc_saved_header {
     uint32_t cuda_arch;
     uint32_t cpu_features;
     uint32_t has_logits;
-    uint64_t n_tokens;
+    uint32_t adapter; /* 1 + its number; 0: none */
+    uint32_t n_tokens;
     uint64_t n_note_bytes; /* at most LLMC_MAX_NOTE */
 } llmc_saved_header;
 

@@ -86,7 +86,7 @@ static llmc_status move(void *context, void *host, char *device, uint64_t n_byte
 static uint64_t file_bytes(const llmc_model *model, const llmc_saved_header *header)
 {
     const llmc_plan_header *h = &model->plans.header;
-    const uint64_t n_pages = (header->n_tokens + h->page_tokens - 1) / h->page_tokens;
+    const uint64_t n_pages = (header->n_tokens + h->page_tokens - 1ull) / h->page_tokens;
     return sizeof *header + header->n_note_bytes + header->n_tokens * sizeof(int32_t) +
            header->has_logits * (h->n_vocab * sizeof(float)) + (header->n_tokens ? model->states.page_bytes : 0) +
            n_pages * h->kv_page_bytes;
@@ -104,13 +104,12 @@ static llmc_status get_header(reader *reader, llmc_saved_header *header)
     if (!status) status = saved_check(model, header, reader->path);
     if (status) return status;
     if (header->n_tokens > model->plans.header.n_context || header->has_logits > (header->n_tokens > 0) ||
-        header->n_note_bytes > LLMC_MAX_NOTE)
+        header->adapter > model->plans.n_adapters || header->n_note_bytes > LLMC_MAX_NOTE)
         return fail(LLMC_ERROR_FORMAT, reader->path, DAMAGED, "the saved sequence is damaged: its header");
     if (header->file_bytes != file_bytes(model, header) || header->file_bytes != reader->n_bytes)
         return cut_off(reader, file_bytes(model, header));
     const size_t hashed_from = offsetof(llmc_saved_header, weights_sha256);
     sha256_begin(&reader->hash);
-    if (header->adapter) sha256_add(&reader->hash, &header->adapter, sizeof header->adapter);
     sha256_add(&reader->hash, (const char *)header + hashed_from, sizeof *header - hashed_from);
     return LLMC_OK;
 }
@@ -129,14 +128,14 @@ static llmc_status get_note(reader *reader, llmc_sequence *sequence, uint64_t n_
 /* Room for the tokens, and all that is known of them. */
 static llmc_status get_parts(reader *reader, llmc_sequence *sequence, const llmc_saved_header *header)
 {
+    sequence->adapter = (int32_t)header->adapter - 1;
     llmc_status status = get_note(reader, sequence, header->n_note_bytes);
     if (status || !header->n_tokens) return status;
     const llmc_step_input input = {sequence, NULL, header->n_tokens, NULL};
     status = step_reserve(reader->model, &input, 1, header->n_tokens);
     if (status) return status;
-    sequence->length = (uint32_t)header->n_tokens;
+    sequence->length = header->n_tokens;
     sequence->has_logits = (int)header->has_logits;
-    sequence->adapter = (int32_t)header->adapter - 1;
     return saved_walk(sequence, move, reader);
 }
 

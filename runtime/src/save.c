@@ -134,7 +134,6 @@ static llmc_status put_all(writer *writer, const llmc_sequence *sequence, const 
     header.n_note_bytes = n_note_bytes;
     header.adapter = (uint32_t)(sequence->adapter + 1);
     sha256_begin(&writer->hash);
-    if (header.adapter) sha256_add(&writer->hash, &header.adapter, sizeof header.adapter);
     sha256_add(&writer->hash, (const char *)&header + HASHED_FROM, sizeof header - HASHED_FROM);
     writer->offset = sizeof header;
     llmc_status status = put(writer, note, n_note_bytes);

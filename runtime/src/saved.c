@@ -52,7 +52,7 @@ llmc_status saved_check(const llmc_model *model, const llmc_saved_header *header
     if (header->version == __builtin_bswap32(ours.version))
         return fail(LLMC_ERROR_FORMAT, path, NAME_ANOTHER,
                     "this sequence was saved by a machine of another byte order");
-    if (header->version != ours.version)
+    if (header->version != ours.version || header->reserved)
         return fail(LLMC_ERROR_FORMAT, path, NAME_ANOTHER,
                     "this sequence was saved in version %u; this artifact reads version %u", header->version,
                     ours.version);
@@ -61,10 +61,6 @@ llmc_status saved_check(const llmc_model *model, const llmc_saved_header *header
                     "this sequence is another model's: it was saved by one with other weights");
     llmc_status status = check_target(header, &ours, path);
     if (status) return status;
-    if (header->adapter > model->plans.n_adapters)
-        return fail(LLMC_ERROR_FORMAT, path, NAME_ANOTHER,
-                    "the saved sequence is damaged: its adapter is number %u of %u", header->adapter,
-                    model->plans.n_adapters);
     if (memcmp(header->plan_sha256, ours.plan_sha256, sizeof ours.plan_sha256) != 0)
         return fail(LLMC_ERROR_FORMAT, path, NAME_ANOTHER,
                     "this sequence was saved by this model as it was compiled with other options: its plan is another");

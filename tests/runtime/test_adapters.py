@@ -12,8 +12,10 @@ from llmc.runtime import LlmcError
 from llmc.runtime import format as fmt
 from llmc.runtime.binding import Model
 from llmc.runtime.plan import unpack_plan
+from llmc.runtime.prompt_cache import PromptCache
 from tests.runtime import toy_artifact as toy
 from tests.runtime.test_c_steps import TEXT
+from tests.runtime.test_saved_damage import hashed
 from tests.runtime.test_whole import refuse
 
 NAMES = ("sql", "a" * fmt.MAX_ADAPTER_NAME)
@@ -64,6 +66,33 @@ def test_a_name_that_there_is_not_is_told_at_once(model: Model) -> None:
     with pytest.raises(LlmcError, match="the artifact has no adapter 'chat'") as error:
         model.stream(TEXT[:3], adapter="chat")
     assert error.value.hint == f"it has {', '.join(NAMES)}"
+
+
+@pytest.mark.parametrize("n", [0, 5])
+@pytest.mark.parametrize("adapter", [None, *NAMES])
+def test_a_saved_sequence_keeps_its_adapter(model: Model, tmp_path: Path, adapter: str | None, n: int) -> None:
+    file = tmp_path / "text.seq"
+    with model.sequence(adapter) as sequence:
+        sequence.feed(TEXT[:n])
+        sequence.save(file)
+    with model.restore(file) as back:
+        assert (back.adapter, back.tokens) == (adapter, TEXT[:n])
+    other = "sql" if adapter is None else None
+    with pytest.raises(LlmcError, match="is asked for"):
+        list(model.stream(TEXT[:6], adapter=other, cache=PromptCache(file)))
+    assert model.info.kv_tokens_free == model.info.kv_tokens
+
+
+def test_a_saved_sequence_of_an_adapter_that_there_is_not_is_refused(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "text.seq"
+    with model.sequence(NAMES[1]) as sequence:
+        sequence.save(file)
+    data, at = bytearray(file.read_bytes()), fmt.SAVED.size - 16
+    assert data[at] == 2
+    data[at] = 3
+    file.write_bytes(hashed(bytes(data)))
+    with pytest.raises(LlmcError, match="the saved sequence is damaged: its header"):
+        model.restore(file)
 
 
 def test_an_artifact_with_adapters_says_so_in_its_version() -> None:

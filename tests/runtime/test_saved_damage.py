@@ -17,8 +17,8 @@ from tests.runtime.toy_model import FORMAT, OK
 
 HASHED_FROM = 8 + 4 + 4 + 8 + 32
 FIELDS = (
-    *("magic", "version", "adapter", "file_bytes", "sha256", "weights", "plan", "kernels"),
-    *("device", "arch", "features", "has_logits", "tokens", "note"),
+    *("magic", "version", "reserved", "file_bytes", "sha256", "weights", "plan", "kernels"),
+    *("device", "arch", "features", "has_logits", "adapter", "tokens", "note"),
 )
 Openings = Callable[[Iterable[bytes]], list[tuple[int, str]]]
 
@@ -79,7 +79,7 @@ def test_the_file_is_what_the_format_says(good: bytes) -> None:
     assert header == {
         "magic": b"LLMCSEQ1",
         "version": 1,
-        "adapter": 0,
+        "reserved": 0,
         "file_bytes": n_bytes,
         "sha256": hashlib.sha256(good[HASHED_FROM:]).digest(),
         "weights": digests["weights"],
@@ -89,6 +89,7 @@ def test_the_file_is_what_the_format_says(good: bytes) -> None:
         "arch": 0,
         "features": 0,
         "has_logits": 1,
+        "adapter": 0,
         "tokens": 9,
         "note": 6,
     }
@@ -112,9 +113,10 @@ def test_every_field_of_the_header_is_checked(openings: Openings, good: bytes) -
     wild = (1, 2, 3, 9, 10, 31, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
     long = (*wild, 2**32 + 9, 2**62, 2**63, 2**64 - 1, 2**64 - 4)
     changes: list[dict[str, Any]] = [{"magic": b"LLMCSEQ2"}, {"magic": bytes(8)}]
-    changes += [{name: value} for name in ("version", "adapter", "device", "arch", "features") for value in wild]
+    small = ("version", "reserved", "device", "arch", "features", "adapter", "tokens")
+    changes += [{name: value} for name in small for value in wild]
     changes += [{"has_logits": value} for value in (0, *wild[1:])]
-    changes += [{name: value} for name in ("file_bytes", "tokens", "note") for value in long]
+    changes += [{name: value} for name in ("file_bytes", "note") for value in long]
     changes += [{name: bytes(32)} for name in ("sha256", "weights", "plan", "kernels")]
     changes = [change for change in changes if change not in ({"version": 1}, {"tokens": 9})]
     files = [with_header(good, **change) for change in changes]
