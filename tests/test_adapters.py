@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import llmc
 from llmc.cli.main import main
 from llmc.runtime import LlmcError
+from llmc.runtime import format as fmt
 from llmc.runtime.binding import Model
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.job import Ask, Job, Said
@@ -234,8 +235,9 @@ def test_a_saved_sequence_keeps_its_adapter(model: Model, tmp_path: Path) -> Non
         with pytest.raises(LlmcError, match="this file keeps what the adapter 'sql' knows of a text"):
             model.tokens(TEXT[:25], 5, adapter=other, prompt_cache=path)
     data = bytearray(path.read_bytes())
-    for adapter, fact in ((0, "its SHA-256 differs"), (2, "its SHA-256 differs"), (9, "its adapter is number 9 of 2")):
-        data[12:16] = adapter.to_bytes(4, "little")
+    at = fmt.SAVED.size - 16
+    for adapter, fact in ((0, "its SHA-256 differs"), (2, "its SHA-256 differs"), (9, "is damaged: its header")):
+        data[at : at + 4] = adapter.to_bytes(4, "little")
         path.write_bytes(data)
         with pytest.raises(LlmcError, match=fact):
             model.restore(path)
