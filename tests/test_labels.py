@@ -23,10 +23,9 @@ from llmc.compiler.certificate.labels import compare, judge
 from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.classification import activation_of, as_task, classification_of, reads_types
+from llmc.compiler.frontend.find_model import Found, for_task
 from llmc.compiler.frontend.gguf.file import GgufFile
 from llmc.compiler.frontend.graph_cache import exported_graph
-from llmc.compiler.frontend.source import _for_task as for_task
-from llmc.compiler.frontend.source import _Found as Found
 from llmc.compiler.graph import add_constant, emit
 from llmc.runtime import LlmcError
 from llmc.runtime.speculate import DraftModel

@@ -4,42 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from llmc.compiler.frontend import hub
-from llmc.compiler.frontend.adapter import NAME_BASE, Adapter, base_of, is_adapter, read_adapter
+from llmc.compiler.frontend.adapter import Adapter
 from llmc.compiler.frontend.apply_adapters import Bound, bind
 from llmc.compiler.frontend.bind_weights import random_weights, unread
 from llmc.compiler.frontend.chat import read_chat
-from llmc.compiler.frontend.checkpoint import StoredTensor, most_common_dtype, open_checkpoint, sample
-from llmc.compiler.frontend.classification import as_task, classification_of
-from llmc.compiler.frontend.config import architecture_of, config_dtype, is_labelled, read_config
+from llmc.compiler.frontend.checkpoint import most_common_dtype, sample
+from llmc.compiler.frontend.classification import classification_of
+from llmc.compiler.frontend.config import architecture_of, config_dtype, read_config
 from llmc.compiler.frontend.embedding import N_TYPES, Embedding, Task, embedding_of, n_tokens
+from llmc.compiler.frontend.find_model import Found, expanded, find_model, for_task, with_dense
 from llmc.compiler.frontend.graph_cache import exported_graph
-from llmc.compiler.frontend.known import KNOWN_MODELS
-from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named, parse_adapters
-from llmc.compiler.frontend.packed import packing_in, without_packing
+from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
-from llmc.compiler.frontend.tokens import Text, read_ends, read_text
+from llmc.compiler.frontend.tokens import read_ends, read_text
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.compiler.frontend.gguf.file import GgufFile
     from llmc.compiler.frontend.onnx_file import OnnxFile
 
 SPELLED_OUT = "llmc.spelled_out"
 POSITIONS = "max_position_embeddings"
 MERGE_FIRST = "merge it into the model first, and export that"
-GGUF = ".gguf"
 LIMITS = (POSITIONS, "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 """What configurations call the most tokens of a sequence."""
 
@@ -128,15 +122,15 @@ def load_source(
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
-        return _load_file(_expanded(model), weights, dtype, max_sequence, adapters, task, has_f16=has_f16)
-    found = _for_task(_open(model, weights, adapters), task)
+        return _load_file(expanded(model), weights, dtype, max_sequence, adapters, task, has_f16=has_f16)
+    found = for_task(find_model(model, weights, adapters), task)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
     stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
     graph = exported_graph(fields, place=str(folder or model))
     n_vocab = n_tokens(graph)
     embedding, labels = _made_into(found, graph, fields, task)
-    bound, named, contents = _bind(_with_dense(found, embedding), graph, fields, stored, seed)
+    bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
     fields, graph, tensors = bound.fields, bound.graph, bound.weights
     for initializer in unread(graph):
         initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
@@ -169,9 +163,9 @@ def load_source(
 
 
 def _made_into(
-    found: _Found, graph: ir.Model, fields: dict[str, Any], task: Task
+    found: Found, graph: ir.Model, fields: dict[str, Any], task: Task
 ) -> tuple[Embedding | None, Classification | None]:
-    """What the model makes of a text, if it writes none.  Raises LlmcError."""
+    """What the model makes of a text where it writes none: an embedding, or labels.  Raises LlmcError."""
     try:
         labels = classification_of(graph, fields, found.folder)
     except LlmcError as error:
@@ -184,18 +178,9 @@ def _made_into(
     return embedding, labels
 
 
-def _for_task(found: _Found, task: Task) -> _Found:
-    """The model with the configuration for what it is to do.  Raises LlmcError where it gives labels, and not to texts
-    alone, or its file has no head for them."""
-    if found.gguf and task == "classify":
-        raise LlmcError("a GGUF file is compiled without a head for labels", place="--task classify")
-    if found.is_part and task in ("auto", "classify") and found.labels:
-        raise LlmcError("a model that gives labels to more than texts is not compiled", place=str(found.folder))
-    return found if found.gguf else replace(found, fields=as_task(found.fields, found.folder, task))
-
-
-def _with_positions(found: _Found, asked: int | None) -> tuple[dict[str, Any], list[str]]:
-    """The configuration with as many positions as random weights are asked for, if that is more; what is to be told."""
+def _with_positions(found: Found, asked: int | None) -> tuple[dict[str, Any], list[str]]:
+    """The configuration, with as many positions as were asked for if that is more than it has; and notes for the user.
+    `asked` is None unless the weights are random."""
     made_for = found.fields.get(POSITIONS)
     if not isinstance(made_for, int) or not 0 < made_for < (asked or 0):
         return found.fields, [*found.notes]
@@ -204,7 +189,7 @@ def _with_positions(found: _Found, asked: int | None) -> tuple[dict[str, Any], l
 
 
 def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
-    """What an .onnx file cannot be made."""
+    """Raises LlmcError for what an .onnx file cannot be compiled with."""
     if adapters:
         raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
     if task in ("embed", "classify"):
@@ -213,7 +198,7 @@ def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
 
 
 def _bind(
-    found: _Found, graph: ir.Model, fields: dict[str, Any], stored: StoredDType, seed: int
+    found: Found, graph: ir.Model, fields: dict[str, Any], stored: StoredDType, seed: int
 ) -> tuple[Bound, tuple[NamedAdapter, ...], bytes]:
     """The model with its weights, the adapters that stay beside them, and a digest of all."""
     if found.checkpoint is None:
@@ -281,150 +266,9 @@ def _load_file(
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Where a model is and what is there: see SourceModel.  checkpoint: None for random weights.  named: the adapters
-    that stay beside them, by their names.  labels: whether the class that its configuration names gives texts labels,
-    that of the whole model where this is a part."""
-
-    name: str
-    folder: Path | None
-    fields: dict[str, Any]
-    checkpoint: dict[str, StoredTensor] | None
-    is_part: bool = False
-    notes: tuple[str, ...] = ()
-    packing: Packing | None = None
-    adapters: tuple[Adapter, ...] = ()
-    named: Mapping[str, Adapter] = field(default_factory=dict)
-    gguf: GgufFile | None = None
-    labels: bool = False
-
-    def text(self, n_vocab: int) -> tuple[Text, bytes | None]:
-        """The tokenizer and the chat template, if there are any: an adapter's own go before the model's."""
-        folders = [adapter.folder for adapter in reversed(self.adapters)]
-        folder = next((folder for folder in folders if (folder / "tokenizer.json").is_file()), None)
-        if folder is None and self.gguf is not None:
-            from llmc.compiler.frontend.gguf.text import chat_of, text_of
-
-            text = text_of(self.gguf, n_vocab)
-            return text, chat_of(self.gguf) if text.tokenizer_json is not None else None
-        folder = folder or self.folder
-        text = read_text(folder, n_vocab) if folder else Text()
-        return text, read_chat(folder) if folder and text.tokenizer_json is not None else None
-
-
-def _open(model: str, weights: str, adapters: Sequence[str | Path]) -> _Found:
-    """The model, or the text part of one that takes more than text; with its adapters, read but for their weights."""
-    path = _expanded(model)
-    is_gguf = path.suffix == GGUF and (os.path.isfile(path) or not (os.path.isdir(path) or hub.is_hub_id(model)))
-    name, folder, fields, own = ("", None, {}, None) if is_gguf else _find(model, weights)
-    plain, by_name = parse_adapters(adapters)
-    folders = [*([own] if own else []), *map(_adapter_folder, plain)]
-    if (folders or by_name) and weights == "random":
-        raise LlmcError("an adapter cannot be merged into random weights", place="--weights random")
-    merged = tuple(read_adapter(each) for each in folders)
-    named = {each: read_adapter(_adapter_folder(given)) for each, given in by_name.items()}
-    found = _open_gguf(path, weights) if is_gguf else _open_model(name, folder, fields, weights)
-    name = "+".join([found.name, *(adapter.name for adapter in merged)])
-    return replace(found, name=name, adapters=merged, named=named)
-
-
-def _expanded(path: str) -> Path:
-    """With ~ and ~name as the homes that they are; a ~ of nobody's is a name like others.  Raises LlmcError for bytes
-    that are no text: safetensors takes none."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        place = path.encode(errors="replace").decode()
-        raise LlmcError("the name is no valid Unicode", place=place, hint="give the model another") from None
-    return Path(os.path.expanduser(path))
-
-
-def _adapter_folder(adapter: str) -> Path:
-    path = _expanded(adapter)
-    if os.path.isdir(path):
-        return path
-    if os.path.exists(path) or not hub.is_hub_id(adapter):
-        hint = "give the folder that has adapter_config.json, or a hub id (owner/name)"
-        raise LlmcError(f"no such folder: {adapter}", place="--adapter", hint=hint)
-    return hub.fetch(adapter, weights=False)
-
-
-def _open_gguf(path: Path, weights: str) -> _Found:
-    """The model that a GGUF file holds."""
-    from llmc.compiler.frontend.gguf import model as gguf_model
-    from llmc.compiler.frontend.gguf.file import open_gguf
-
-    file = open_gguf(path)
-    fields, packing = gguf_model.config_of(file), gguf_model.packing_of_file(file)
-    checkpoint = gguf_model.checkpoint_of(file, fields) if weights == "real" else None
-    return _Found(file.name, path.resolve().parent, fields, checkpoint, packing=packing, gguf=file)
-
-
-def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights: str) -> _Found:
-    checkpoint = open_checkpoint(folder) if folder and weights == "real" else None
-    packing = packing_in(folder, fields) if folder and checkpoint is not None else None
-    fields = without_packing(fields)
-    if packing and checkpoint is not None:
-        checkpoint = packing.join(checkpoint)
-    notes = packing.notes if packing else ()
-    part = text_fields(fields)
-    if part is None:
-        return _Found(name, folder, fields, checkpoint, notes=notes, packing=packing)
-    if checkpoint is not None:
-        checkpoint = text_tensors(checkpoint)
-        if HEAD not in checkpoint:  # whether the two are one is said by the whole model's configuration, or its default
-            part = {**part, "tie_word_embeddings": True}
-    notes = (f"only the text part of {name} is compiled ({part['model_type']})", *notes)
-    labels = is_labelled(architecture_of(fields))
-    return _Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing, labels=labels)
-
-
-def _find(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], Path | None]:
-    """The model's name, its folder (None: random weights of a known name), the fields of its configuration, and the
-    folder of the adapter that was given in its place, if one was."""
-    known = KNOWN_MODELS.get(model.lower())
-    if known and weights == "random" and not os.path.exists(model):
-        return model.lower(), None, known.config, None
-    name, folder = _locate(known.hub_id if known else model, model, weights)
-    if not is_adapter(folder):
-        return name, folder, read_config(folder), None
-    own, base = folder, base_of(folder)
-    name, folder = _locate(base, base, weights)
-    if is_adapter(folder):
-        raise LlmcError("the adapter is for an adapter, not for a model", place=str(own), hint=NAME_BASE)
-    return name, folder, read_config(folder), own
-
-
-def _locate(hub_id: str, given: str, weights: str) -> tuple[str, Path]:
-    """The name and the folder of a model, or of an adapter, that is given as a folder or has this hub id."""
-    path = _expanded(given)
-    if os.path.isdir(path):  # unlike Path's own it is False too for what can be no name
-        return path.resolve().name, path
-    if os.path.exists(path):
-        hint = "give the folder that has config.json and safetensors, a .gguf file, or an .onnx file"
-        raise LlmcError("a model is a folder, and this is a file", place=given, hint=hint)
-    if not hub.is_hub_id(hub_id):
-        names = ", ".join(KNOWN_MODELS)
-        raise LlmcError(f"no such folder: {given}", hint=f"or a hub id (owner/name), or one of {names}")
-    return hub_id.rpartition("/")[2], hub.fetch(hub_id, weights=weights == "real")
-
-
 def _random_dtype(fields: dict[str, Any]) -> StoredDType:
     """Random weights are of the configuration's size: two bytes each (bf16) or four."""
     return "bf16" if config_dtype(fields) in ("float16", "bfloat16") else "f32"
-
-
-def _with_dense(found: _Found, embedding: Embedding | None) -> _Found:
-    """The model with the weights of what is behind its pooling, under the paths that they lie at."""
-    if found.checkpoint is None or found.folder is None or embedding is None or not embedding.dense:
-        return found
-    more = {
-        f"{dense.path}.{name}": tensor
-        for dense in embedding.dense
-        for name, tensor in open_checkpoint(found.folder / dense.path).items()
-    }
-    return replace(found, checkpoint={**found.checkpoint, **more})
 
 
 def _choose_context(graph: ir.Model, asked: int | None, embedding: Embedding | None = None) -> int:
