@@ -140,4 +140,5 @@ def announce(address: str, model: Model) -> None:
         say(f"{said}; standard output: {error.strerror}")
     threads = f", {info.n_threads} thread{'s' if info.n_threads != 1 else ''}" if info.device == "CPU" else ""
     room = f"room for {info.kv_tokens} tokens ({in_bytes(info.kv_tokens * info.kv_bytes_per_token)})"
-    say(f"{info.device}{threads}; contexts of {info.n_context} tokens, {room}; Ctrl-C stops")
+    adapters = f"; adapters {', '.join(model.adapters)}" if model.adapters else ""
+    say(f"{info.device}{threads}; contexts of {info.n_context} tokens, {room}{adapters}; Ctrl-C stops")

@@ -19,15 +19,15 @@ Array = np.ndarray[Any, Any]
 Run = Callable[..., list[Array]]
 N_ADAPTERS = 3
 SHAPES = [
-    ("", 1, 700, (24, 8, 8), 8),
-    ("", 9, 37, (13,), 5),
-    ("", 6, 1030, (32, 16), 16),
-    ("", 4, 64, (800,), 24),
-    ("Silu", 5, 513, (40, 40), 8),
-    ("Gelu", 1, 33, (22,), 3),
-    ("GeluTanh", 4, 64, (32, 32), 16),
+    ("", 1, 700, (24, 8, 8), 8, "bf16"),
+    ("", 9, 37, (13,), 5, "f32"),
+    ("", 6, 1030, (32, 16), 16, "bf16"),
+    ("", 4, 64, (800,), 24, "f32"),
+    ("Silu", 5, 513, (40, 40), 8, "bf16"),
+    ("Gelu", 1, 33, (22,), 3, "bf16"),
+    ("GeluTanh", 4, 64, (32, 32), 16, "f32"),
 ]
-"""Activation, rows, k, columns of the parts, rank."""
+"""Activation, rows, k, columns of the parts, rank, dtype of A and B."""
 
 
 def low_rank_call(activation: str, m: int, k: int, sizes: tuple[int, ...], rank: int, dtype: Any) -> Call:
@@ -57,8 +57,7 @@ def some(m: int) -> Array:
     return np.array([2, 2, 2, 2, -1, 0, 1, 2, -1])[:m]
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize(("activation", "m", "k", "sizes", "rank"), SHAPES)
+@pytest.mark.parametrize(("activation", "m", "k", "sizes", "rank", "dtype"), SHAPES)
 def test_each_row_has_its_own_adapter(
     run: Run, define: Run, target: Target, activation: str, m: int, k: int, sizes: Any, rank: int, dtype: Any
 ) -> None:
