@@ -74,6 +74,18 @@ def test_a_fork_copies_the_state_on_the_device_when_it_is_written(model: Model, 
             assert sequence.logits().tolist() == toy.oracle([*TEXT[:5], 41])[-1]
 
 
+def test_a_saved_sequence_goes_on_with_its_state(model: Model, tmp_path: Path) -> None:
+    text = list(TEXT[:5])
+    with model.sequence() as sequence:
+        sequence.feed(text)
+        text += model.advance([(sequence, GREEDY)])
+        sequence.save(tmp_path / "text.seq")
+    with model.restore(tmp_path / "text.seq") as back:
+        assert back.tokens == text
+        text += model.advance([(back, GREEDY)])
+        assert back.logits().tolist() == toy.oracle(text)[-1]
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_running_ahead_writes_the_states_of_its_rows(model: Model, batch: int) -> None:
     """Sequences change places between steps, so that the slots of a step are not those of the one before."""
