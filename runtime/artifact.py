@@ -160,11 +160,13 @@ class ArtifactFile:
             raise self._damaged("tokenizer") from None
 
     def chat(self) -> dict[str, Any] | None:
-        """How messages become a prompt, or None: "template", in Jinja, and "tokens", by name what it may write."""
+        """How messages become a prompt, or None: "template", in Jinja, and "tokens", by name what it may write; with
+        "tool_use", another one for messages with tools."""
         if "chat" not in self.sections:
             return None
         said = self._json("chat")
-        if not isinstance(said.get("template"), str) or not isinstance(said.get("tokens"), dict):
+        texts = said.get("template"), said.get("tool_use", "")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(said.get("tokens"), dict):
             raise self._damaged("chat")
         return said
 

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
 
-CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+CONFIG, TEMPLATE, OTHERS = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Templates by name: the second one is for messages with tools, where there is one."""
 
 
 def read_chat(folder: Path) -> bytes | None:
     """The section "chat" of an artifact; None: the model does not say.
 
-    A file of its own goes before the field of tokenizer_config.json, which may be a list of named ones.
+    Files of their own go before the field of tokenizer_config.json, which may be a list of named ones.
     """
     config = read_object(folder / CONFIG)
-    file = folder / TEMPLATE
-    template = read_text(file) if file.is_file() else default_of(config.get("chat_template"))
-    if template is None:
+    templates = named_in(config.get("chat_template"))
+    if (folder / TEMPLATE).is_file():
+        other = folder / OTHERS / f"{TOOL_USE}.jinja"
+        templates = {DEFAULT: read_text(folder / TEMPLATE)}
+        templates |= {TOOL_USE: read_text(other)} if other.is_file() else {}
+    if DEFAULT not in templates:
         return None
     tokens = {name: text_of(value) for name, value in config.items() if name.endswith("_token")}
-    return section_of(template, {name: text for name, text in tokens.items() if text is not None})
+    return section_of(templates, {name: text for name, text in tokens.items() if text is not None})
 
 
-def section_of(template: str, tokens: dict[str, str]) -> bytes:
-    """The section, of a template and the special tokens by the names that it has for them."""
-    return json.dumps({"template": template, "tokens": tokens}).encode()
+def section_of(templates: Mapping[str, str], tokens: dict[str, str]) -> bytes:
+    """The section, of templates by name and the special tokens by the names that they have for them."""
+    also = {TOOL_USE: templates[TOOL_USE]} if TOOL_USE in templates else {}
+    return json.dumps({"template": templates[DEFAULT], **also, "tokens": tokens}).encode()
 
 
 def read_text(file: Path) -> str:
@@ -51,12 +58,12 @@ def read_object(file: Path) -> dict[str, Any]:
     return value
 
 
-def default_of(templates: object) -> str | None:
-    """A template, or of several the one named default."""
-    if isinstance(templates, list):
-        named = {one.get("name"): one.get("template") for one in templates if isinstance(one, dict)}
-        templates = named.get("default")
-    return templates if isinstance(templates, str) else None
+def named_in(templates: object) -> dict[str, str]:
+    """A template, or several, by name."""
+    if not isinstance(templates, list):
+        return {DEFAULT: templates} if isinstance(templates, str) else {}
+    pairs = [(one.get("name"), one.get("template")) for one in templates if isinstance(one, dict)]
+    return {name: template for name, template in pairs if isinstance(name, str) and isinstance(template, str)}
 
 
 def text_of(token: object) -> str | None:

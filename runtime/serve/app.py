@@ -343,6 +343,6 @@ def template_of(model: Model) -> ChatTemplate | ApiError:
     if chat is None or not model.has_tokenizer:
         return ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template")
     try:
-        return ChatTemplate(chat["template"], chat["tokens"])
+        return ChatTemplate(chat["template"], chat["tokens"], chat.get("tool_use"))
     except ApiError as error:
         return error

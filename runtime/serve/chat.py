@@ -25,8 +25,9 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 class ChatTemplate:
     """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox, within bounds: see jinja.py."""
 
-    def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """tokens: bos_token, eos_token and so on, as text.  Raises ApiError, for those who chat."""
+    def __init__(self, source: str, tokens: Mapping[str, str], tool_use: str | None = None) -> None:
+        """tokens: bos_token, eos_token and so on, as text.  tool_use: another template, for messages with tools.
+        Raises ApiError, for those who chat."""
         from llmc.runtime.serve.jinja import Templates  # jinja2 is an extra
 
         self._tokens = dict(tokens)
@@ -34,11 +35,16 @@ class ChatTemplate:
         self.takes_developer = "developer" in source
         self._thoughts = [name for name in THOUGHTS if re.search(rf"\b{name}\b", source)]
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
+        self._with_tools = ChatTemplate(tool_use, tokens) if tool_use else self
         self._templates = Templates()
         try:
             self._template = self._templates.from_string(source)
         except Exception as error:  # jinja2's TemplateError, or whatever its parser stumbles over
             raise ApiError(400, f"the model's chat template cannot be read: {error}", code="no_chat_template") from None
+
+    def for_tools(self, tools: Tools | None) -> ChatTemplate:
+        """The template of messages with these tools."""
+        return self._with_tools if tools else self
 
     def variables(self, effort: Effort | None, thinks: bool | None, also: Mapping[str, Any]) -> dict[str, Any]:
         """`also`, and how much is to be thought, or whether anything is.  Raises ApiError where it does not ask."""

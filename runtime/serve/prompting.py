@@ -33,6 +33,7 @@ class Prompted:
 
 def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prompted:
     """Raises ApiError: what the template refuses or does not take."""
+    template = template.for_tools(chat.tools)
     tools, wanted, marks = chat.tools, chat.wanted, template.marks
     variables = template.variables(chat.effort, chat.thinks, chat.template_kwargs)
     text = template.render(chat.messages, variables, tools.tools if tools else None)

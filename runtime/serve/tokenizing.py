@@ -53,7 +53,8 @@ def read_text(body: object, model: str, template: ChatTemplate | ApiError) -> Te
     kwargs: dict[str, Any] = fields.of_type("chat_template_kwargs", dict, {}, "an object")
     tools = read_tools(fields)
     messages = read_messages(fields.get("messages"))
-    return Text(lambda: template.render(messages, kwargs, tools.tools if tools else None), False, with_texts)
+    writes = template.for_tools(tools)
+    return Text(lambda: writes.render(messages, kwargs, tools.tools if tools else None), False, with_texts)
 
 
 def tokenized(wanted: Text, vocabulary: Vocabulary) -> dict[str, Any]:

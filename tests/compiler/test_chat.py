@@ -42,10 +42,14 @@ def test_it_comes_with_the_special_tokens_that_it_writes(tmp_path: Path) -> None
     assert chat_of(tmp_path, config) == wanted
 
 
-def test_of_several_the_default_is_taken_and_a_file_goes_before(tmp_path: Path) -> None:
-    config = {"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}
-    assert chat_of(tmp_path, config) == {"template": "d", "tokens": {}}
-    assert chat_of(tmp_path, config, "f") == {"template": "f", "tokens": {}}
+def test_of_several_the_default_is_taken_and_that_for_tools_and_files_go_before(tmp_path: Path) -> None:
+    named = [{"name": name, "template": name[0]} for name in ("tool_use", "default", "rag")]
+    wanted = {"template": "d", "tool_use": "t", "tokens": {}}
+    assert chat_of(tmp_path, {"chat_template": named}) == wanted
+    assert chat_of(tmp_path, {"chat_template": named}, "f") == {"template": "f", "tokens": {}}
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("u")
+    assert chat_of(tmp_path) == {"template": "f", "tool_use": "u", "tokens": {}}
 
 
 @pytest.mark.parametrize(("config", "fact"), [("{", "is not JSON"), ("[]", "is not a JSON object")])
@@ -61,10 +65,13 @@ def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def test_an_artifact_gives_it_back(tmp_path: Path) -> None:
-    said = {"template": "x", "tokens": {}}
+    said = {"template": "x", "tool_use": "y", "tokens": {}}
     with ArtifactFile.open(write_stub(tmp_path / "a.so", chat=said)) as file:
         assert file.chat() == said
     with ArtifactFile.open(write_stub(tmp_path / "b.so")) as file:
         assert file.chat() is None
     with ArtifactFile.open(write_stub(tmp_path / "c.so", chat={"template": 3})) as file, pytest.raises(LlmcError):
+        file.chat()
+    wrong = {**said, "tool_use": 3}
+    with ArtifactFile.open(write_stub(tmp_path / "d.so", chat=wrong)) as file, pytest.raises(LlmcError, match="'chat'"):
         file.chat()

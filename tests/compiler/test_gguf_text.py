@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from llmc.compiler.frontend.gguf.file import GgufFile
-from llmc.compiler.frontend.gguf.text import ends_of, text_of
+from llmc.compiler.frontend.gguf.text import chat_of, ends_of, text_of
 from llmc.compiler.frontend.tokens import byte_level_table
 from llmc.runtime.text import load_tokenizer
 
@@ -109,3 +110,11 @@ def test_what_ends_an_answer(tokens: list[str], fields: dict[str, Any], wanted: 
 
 def test_a_word_that_is_called_like_an_end_is_none() -> None:
     assert ends_of(file_of({"<|end|>": NORMAL})) == []
+
+
+def test_a_template_for_tools_comes_with_the_other() -> None:
+    file = byte_level({"<s>": CONTROL}, [], bos_token_id=256)
+    assert chat_of(file) is None
+    file.fields["tokenizer.chat_template"] = "d"
+    file.fields["tokenizer.chat_template.tool_use"] = "t"
+    assert json.loads(chat_of(file) or b"") == {"template": "d", "tool_use": "t", "tokens": {"bos_token": "<s>"}}

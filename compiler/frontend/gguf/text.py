@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from llmc.compiler.frontend.chat import section_of
+from llmc.compiler.frontend.chat import DEFAULT, TOOL_USE, section_of
 from llmc.compiler.frontend.gguf.file import GgufFile
 from llmc.compiler.frontend.tokens import Text, byte_level_table, text_of_json
 from llmc.runtime.errors import LlmcError, shortened
@@ -235,9 +235,11 @@ def ends_of(file: GgufFile) -> list[int]:
 
 def chat_of(file: GgufFile) -> bytes | None:
     """The section "chat" of an artifact; None: the file has no template."""
-    template, tokens = file.fields.get("tokenizer.chat_template"), file.fields.get("tokenizer.ggml.tokens")
-    if not isinstance(template, str) or not isinstance(tokens, list):
+    names = {DEFAULT: "tokenizer.chat_template", TOOL_USE: f"tokenizer.chat_template.{TOOL_USE}"}
+    templates = {name: said for name, field in names.items() if isinstance(said := file.fields.get(field), str)}
+    tokens = file.fields.get("tokenizer.ggml.tokens")
+    if DEFAULT not in templates or not isinstance(tokens, list):
         return None
     ids = {f"{name}_token": file.fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
     named = {name: tokens[id] for name, id in ids.items() if type(id) is int and 0 <= id < len(tokens)}
-    return section_of(template, named)
+    return section_of(templates, named)

@@ -15,8 +15,11 @@ from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.meters import Meters, State
 from llmc.runtime.serve.probs import TokenProb, token_prob
+from llmc.runtime.serve.prompting import prompted
 from llmc.runtime.serve.replies import listed
+from llmc.runtime.serve.requests import read_chat
 from llmc.runtime.serve.stops import StopScanner
+from llmc.runtime.serve.tokenizing import read_text
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,16 @@ def test_a_template_may_write_channels_and_types_of_tools() -> None:
     )
     with pytest.raises(ApiError, match="nothing was called"):
         template.render([messages[3]], {})
+
+
+def test_messages_with_tools_have_a_template_of_their_own_where_there_is_one() -> None:
+    template = ChatTemplate("d", {}, "{{ tools[0].function.name }} <tool_call>")
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
+    with_tools = body | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    vocabulary: Any = SimpleNamespace(shown=lambda marks: {})
+    for said, wanted in ((body, "d"), (with_tools, "f <tool_call>")):
+        assert read_text(said, "m", template).write() == wanted
+        assert prompted(read_chat(said, "m", 1), template, vocabulary).text == wanted
 
 
 @pytest.mark.parametrize("sent", ["reasoning_content", "thinking", "reasoning"])
