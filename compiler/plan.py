@@ -16,7 +16,7 @@ from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layo
 from llmc.runtime.format import PLAN_KINDS, Argument
 
 STEP_TEXTS = 64
-"""Texts that are read whole in a step for which the cache has room, where nobody asks for more."""
+"""Texts in a step for which the cache of a model that reads texts whole has room, by default."""
 BODY, HEAD, SAMPLER, JOINED = map(PLAN_KINDS.index, ("body", "head", "sampler", "joined"))
 
 
@@ -32,7 +32,11 @@ class PlacedWeight:
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """One launch with its operands resolved; `node` is the graph node it belongs to."""
+    """One launch with its operands resolved.
+
+    kernel: index in the program's kernels.  node: name of the graph node it belongs to.
+    n_bytes, n_operations: what it moves and computes, as its schedule says.
+    """
 
     kernel: int
     grid: int
@@ -53,7 +57,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which schedule a call took in one plan, and the nodes that make that call."""
+    """Which implementation a call got in the plan of this kind and n_rows, and the names of the nodes that make it."""
 
     kind: int
     n_rows: int
@@ -66,11 +70,16 @@ class Choice:
 class Program:
     """Everything the artifact's plan section says, and what must be compiled and packed for it.
 
-    layer_bytes: of a page, of each layer that keeps keys and values.  n_layers: all that attend, those too that share
-    another's.  slot_bytes: of the states of one sequence; default_slots: how many sequences may have some, where nobody
-    says.  n_tokens: how many different ones there are, where columns of the logits are something else; 0 elsewhere.
-    is_whole: whether they see what is behind them, so that all of a text are in one step.  n_types: of tokens, where
-    texts are given labels; 0 elsewhere.  adapters: the names of those that a sequence may choose from."""
+    weight_bytes, arena_bytes, scratch_bytes: of the weights section, and of the memory that all plans share.
+    layer_bytes: of each layer that keeps keys and values, in one page of the KV cache.
+    n_layers: all that attend, including those that share another layer's keys and values.
+    n_context: most tokens of a sequence.  n_vocab: columns of the logits.  page_tokens: tokens of a page.
+    slot_bytes: of the states of one sequence.  default_slots: how many sequences have states, by default.
+    n_tokens: how many different tokens there are, where the columns of the logits are something else; else 0.
+    is_whole: whether a token attends to later ones too, so that all of a text are in one step.
+    n_types: how many token types, where texts are given labels; else 0.
+    adapters: names of the adapters that a sequence may choose from.
+    """
 
     plans: tuple[StepPlan, ...]
     kernels: tuple[Kernel, ...]
@@ -93,7 +102,7 @@ class Program:
 
     @property
     def default_kv_tokens(self) -> int:
-        """Room in the cache where nobody asks for some: for the longest text, or for the largest step of whole ones."""
+        """Tokens that the cache has room for by default: the longest text, or the largest step of whole texts."""
         if not self.is_whole:
             return self.n_context
         return max(plan.n_rows for plan in self.plans if plan.kind == BODY) + STEP_TEXTS * self.page_tokens

@@ -47,8 +47,8 @@ from llmc.runtime.format import SPACES, Argument
 
 WEIGHT_ALIGNMENT = 256
 SLOTS_A_TEXT = 2
-"""By default there are so many slots of states for each text of the largest batch: one for the text itself, and one for
-a text that has ended and is kept, or for guesses."""
+"""Slots of states for each text of the largest batch, by default: one for the text itself, and a second for a text that
+has ended and is kept, or for guessed tokens."""
 Implement = Callable[[Call], Implementation]
 
 
@@ -72,8 +72,11 @@ class Weights:
 class Placement:
     """Where everything lies in one plan.
 
-    roots: for each value the one whose memory it is.  arena: offsets of root values and of temporaries.  layers: where
-    each layer's part of a page begins.  states: offset and bytes of each state in a slot.
+    roots: for each value, the value whose memory it uses (see alias_roots).
+    arena: byte offsets of roots, and of temporaries by (index of their node, index of the temporary).
+    logits: the root that the plan writes logits to.  weights: where constants lie; shared by all plans.
+    layers: where the part of each layer begins in a page of the KV cache.
+    states: the byte offset and the bytes of each state in a slot.
     """
 
     binding: Binding
@@ -112,8 +115,11 @@ class Placement:
 
 
 class Body:
-    """The part of a graph in front of the question which rows want logits (`nodes`), and the part behind it (`head`);
-    with the values of the former that are laid out in ways of their own on a GPU: see bind.py."""
+    """A graph, cut where it picks the rows that want logits, and what is laid out differently on a GPU.
+
+    nodes: what does not depend on the choice of rows: all layers.  head: what does.
+    tiled, attended, queries: values of `nodes` with a layout of their own on a GPU (see bind.py); empty for CPUs.
+    """
 
     def __init__(self, graph: ir.Graph, kv_dtype: str, device: str) -> None:
         on_gpu = device == "cuda"
@@ -128,11 +134,15 @@ class Body:
 class Planner:
     """Plans one program. Its state is what all plans share: kernels, weights, choices, the extent of each memory.
 
-    n_tokens: how many different ones there are; n_types: of how many types each, where texts are given labels, 0
-    elsewhere.  adapters: names of those that add to products.  rewritten: for some M another graph of the same step,
-    whose weights and whose values that heads read have the same names; None for others.  joined: for M tokens a graph
-    of the same step that gives logits of all of them, with weights of the same names; None where there are no joined
-    plans."""
+    graph: the step graph.  implement: picks kernels for a call: the schedules.  kv_dtype: of the KV cache.
+    n_context: most tokens of a sequence.  device: "cpu" or "cuda".
+    n_tokens: how many different tokens there are.  n_types: how many token types, where texts are given labels; else 0.
+    adapters: names of the adapters that sequences choose from.
+    rewritten: gives the graph to plan M rows with where it is not `graph`, else None.  Its weights, and the values that
+        heads read, have the same names as in `graph`.
+    joined: gives the graph of a step of M tokens that all want logits, with weights of the same names; None: there are
+        no joined plans.
+    """
 
     graph: ir.Graph
     implement: Implement
@@ -161,7 +171,10 @@ class Planner:
         self.logits = next(value for value in self.graph.outputs if value.name == "logits")
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
-        """Bodies for M in `bodies`, heads for R in `heads`."""
+        """The program with a body for each M in `bodies`, and a head for each R in `heads`.
+
+        With `joined`, it has a joined plan too for each number that is in both; on a GPU also a sampler for each head.
+        """
         self.layer_bytes = self.bytes_of_layers(min(bodies))
         largest = self.binding(max(bodies), max(heads))
         handed_over, end = self.hand_over(largest)
@@ -198,7 +211,7 @@ class Planner:
     def with_sampling(
         self, plans: list[StepPlan], heads: Sequence[int], n_vocab: int
     ) -> tuple[list[StepPlan], list[Choice]]:
-        """The plans with the choice of tokens, which a GPU does itself."""
+        """The plans, in which the GPU then chooses tokens itself, with plans that only choose; and their choices."""
         sampling = Sampling(self.implement, self.kernel_index)
         plans = [sampling.after(plan, n_vocab) if plan.kind in (HEAD, JOINED) else plan for plan in plans]
         plans += sampling.samplers(heads, n_vocab)
@@ -230,7 +243,10 @@ class Planner:
         return self.bodies[graph]
 
     def body_plan(self, m: int, r: int, handed_over: Mapping[ir.Value, int], start: int) -> StepPlan:
-        """The body of M = m rows, of the graph that it has: what heads read has a name there too."""
+        """The body of M = m rows, from the graph for that M.
+
+        handed_over: values of the planner's own graph; in another, they are found by their names.
+        """
         graph = self.rewritten(m)
         body = self.body if graph is None else self.body_of(graph)
         if body is not self.body:
@@ -239,13 +255,16 @@ class Planner:
         return self.step(BODY, m, body.nodes, body.outputs, self.binding(m, r, body), handed_over, start)
 
     def joined_plan(self, n: int) -> StepPlan:
-        """A step of n tokens, of which each wants its logits."""
+        """A step of n tokens that all want logits."""
         assert self.joined is not None
         body = self.body_of(self.joined(n))
         return self.step(JOINED, n, body.nodes, body.outputs, self.binding(n, n, body), {}, 0)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
-        """The body's results that the head reads: at the start of the arena, with room for the largest body."""
+        """Offsets of the body's results that heads read, and where they end.
+
+        They lie at the start of the arena in every plan, each with room for the largest body.
+        """
         roots = alias_roots(self.body.nodes)
         made = {value for node in self.body.nodes for value in node.outputs}
         offsets: dict[ir.Value, int] = {}
@@ -311,7 +330,7 @@ def argument(space: str, offset: int, n_bytes: int) -> Argument:
 
 
 def body_and_head(graph: ir.Graph) -> tuple[list[ir.Node], list[ir.Node]]:
-    """Nodes in front of, and behind, the question which rows want logits."""
+    """The nodes that do not depend on the graph input `rows`, and those that do."""
     after_rows = values_after(graph, "rows")
     split: tuple[list[ir.Node], list[ir.Node]] = ([], [])
     for node in graph:
@@ -340,8 +359,10 @@ def place_states(graph: ir.Graph) -> tuple[list[tuple[int, int]], int]:
 
 
 def alias_roots(nodes: Iterable[ir.Node]) -> dict[ir.Value, ir.Value]:
-    """For each value that `nodes` touch, the value whose memory it is: itself, unless a reshape made it, or an operator
-    that works in place."""
+    """For each value that `nodes` touch, the value whose memory it uses.
+
+    That is the value itself, unless a reshape or an operator that works in place made it: then it is its input's root.
+    """
     roots: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         for value in node.inputs:
@@ -361,10 +382,11 @@ def live_buffers(
     binding: Binding,
     keep: set[ir.Value],
 ) -> list[Buffer]:
-    """What a plan needs in the arena: results from their node to the last launch that takes them, and temporaries; a
-    result that no launch touches needs nothing.
+    """What a plan needs in the arena, and while which nodes run.
 
-    `keep` are results that live elsewhere (logits, the KV cache) or at a fixed place (what a body hands to a head).
+    A result is needed from its node to the last launch that takes it, and not at all if no launch touches it; a
+    temporary is needed while its own node runs.  keep: results that need no room here, since they live elsewhere
+    (logits, the KV cache) or at a fixed place (what a body hands to a head).
     """
     taken = [operands_of(implementation) for implementation in chosen]
     last: dict[ir.Value, int] = {}

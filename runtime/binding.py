@@ -126,12 +126,12 @@ class Model(NotCopied):
 
     @cached_property
     def has_states(self) -> bool:
-        """Whether its sequences have a state, which goes forwards alone: see Sequence.cut."""
+        """Whether its sequences have a recurrent state, which cannot go back to an earlier token: see Sequence.cut."""
         return self.info.slot_bytes > 0
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether tokens see what is behind them: all of a text are in one step, and nothing is kept of it."""
+        """Whether tokens attend to later ones too: then a text is one step, and nothing of it is kept."""
         return bool(self.info.is_whole)
 
     @cached_property
@@ -151,7 +151,7 @@ class Model(NotCopied):
 
     @cached_property
     def classification(self) -> Classification | None:
-        """How the model gives texts labels; None: it is of another kind."""
+        """How the model gives texts labels; None: it gives none."""
         return Classification.of(self.manifest.get("classification"), str(self.path))
 
     @cached_property
@@ -183,14 +183,14 @@ class Model(NotCopied):
             return bool(api.is_eos(handle, capi.as_int32(token)))
 
     def token_bytes(self, token: int) -> bytes:
-        """The text of a token from the artifact's own vocabulary, perhaps a part of a character."""
+        """The bytes of a token, from the artifact's own vocabulary; they may be a part of a character."""
         data, size = c.c_void_p(), c.c_size_t()
         with self.running() as (api, handle):
             self._library.check(api.token_text(handle, capi.as_int32(token), data, size))
             return c.string_at(data, size.value) if data else b""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of a text; `special` adds what the tokenizer's template begins a prompt with."""
+        """Token ids of a text; `special` adds the special tokens that its template puts around a prompt."""
         try:
             tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
         except (TypeError, ValueError):  # half a surrogate pair, or bytes that were no UTF-8
@@ -200,7 +200,10 @@ class Model(NotCopied):
         return tokens or ([bos] if special and bos >= 0 else [])
 
     def decode(self, tokens: Iterable[int], *, after: Iterable[int] = ()) -> str:
-        """The text of token ids that follow those in `after`; special tokens have none.  Raises LlmcError: no id."""
+        """The text of token ids that follow those in `after`; special tokens have no text.
+
+        Raises LlmcError for a number that is no token's.
+        """
         stream = TextStream(self.tokenizer, self.check_ids(after).tolist())
         return "".join([*map(stream.push, self.check_ids(tokens).tolist()), stream.flush()])
 
@@ -229,11 +232,16 @@ class Model(NotCopied):
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
-        temperature 0 is greedy; otherwise seed None draws one; How says what the others mean.  Ends at an end token
-        (unless ignored), after max_tokens, when the context is full, or when the text is all that its grammar says.
-        speculate: most guesses in a step at what comes next, by a draft model or by what the text has said before; the
-        text is the same.  prompt_cache: a file that keeps what the model knows of the prompt: PromptCache.  adapter:
-        see `adapters`.  Raises LlmcError at once for a prompt that cannot be run, or a grammar that is none.
+        It ends at an end token (unless ignored), after max_tokens, when the context is full, or when it is all that its
+        grammar allows.
+
+        temperature: 0 is greedy.  seed: None draws one.  top_k to logit_bias: see How.
+        speculate: most tokens guessed in a step, by the draft model or else from what the text has said before; the
+            text is the same without.
+        prompt_cache: a file that keeps what the model has computed of the prompt: see PromptCache.
+        adapter: one of `adapters`; None: the model alone.
+
+        Raises LlmcError at once for a prompt that cannot be run, or a grammar that is not valid.
         """
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
@@ -263,7 +271,7 @@ class Model(NotCopied):
         prompt_cache: StrPath | None = None,
         adapter: str | None = None,
     ) -> list[int]:
-        """The ids of the tokens that follow the prompt; an end token that ended it is the last of them."""
+        """The ids of the tokens that follow the prompt, with the end token if there was one; see `generate`."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         guesses = Speculation.of(self, speculate, draft)
@@ -284,9 +292,12 @@ class Model(NotCopied):
         cache: PromptCache | None = None,
         adapter: str | None = None,
     ) -> Generation:
-        """Token ids one at a time, with timings; `sequence` is continued when given, and `history` says what is in it,
-        where penalties look back.  A constraint that leaves no choice guesses by itself, if nothing else does.
-        cache: what it has of the prompt is not read again; adapter: see `adapters`; for a text without a sequence."""
+        """Token ids one at a time, with timings.
+
+        sequence: is continued; None: a new one.  history: the tokens in it, for penalties.
+        constraint: where it leaves one token only, that is taken as a guess, unless `speculation` guesses otherwise.
+        cache, adapter: for a new sequence: see PromptCache, and `adapters`.
+        """
         check_writes(self)
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
@@ -296,20 +307,27 @@ class Model(NotCopied):
         return Generation(self, ids, max_tokens, how, ignore_eos, sequence, *asked)
 
     def embed(self, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
-        """float32 [n, size]: the embeddings of texts, or of token ids, by a model that makes them; with `dimensions`
-        the first so many, brought to length 1 again.  Raises LlmcError for a model that writes texts."""
+        """float32 [n, size]: the embeddings of texts, or of token ids.
+
+        dimensions: take only that many, the first, brought to length 1 again.  Raises LlmcError for a model that makes
+        no embeddings.
+        """
         return embed(self, texts, dimensions)
 
     def classify(self, texts: Iterable[Text], *, raw: bool = False, truncate: bool = False) -> Rows:
-        """float32 [n, labels]: the scores of texts, of pairs of two, or of token ids; `classification` names labels.
-        raw: logits.  truncate: cut texts, of pairs the second one, that are longer than the model takes."""
+        """float32 [n, labels]: the scores of texts, pairs of texts, or token ids; `classification` names the labels.
+
+        raw: give logits.  truncate: cut what is longer than the model takes: the text, or the second of a pair.
+        """
         return classify(self, texts, raw=raw, truncate=truncate)
 
     def rank(
         self, query: str, documents: Iterable[str], top: int | None = None, *, raw: bool = False, truncate: bool = False
     ) -> list[Ranked]:
-        """Documents by how well they answer a query, the best first, or the best `top` alone.  By a reranker, which
-        gives pairs of texts one label; raw, truncate: see `classify`."""
+        """Documents by how well they answer a query, the best first; `top`: only so many of them.
+
+        For a reranker: a model that gives a pair of texts one label.  raw, truncate: see `classify`.
+        """
         return rank(self, query, documents, top, raw=raw, truncate=truncate)
 
     def logits(self, tokens: Iterable[int], adapter: str | None = None) -> Logits:
@@ -318,14 +336,14 @@ class Model(NotCopied):
             return sequence.feed_for_logits(tokens)
 
     def sequence(self, adapter: str | None = None) -> Sequence:
-        """A new, empty sequence, whose tokens go through an adapter: see `adapters`."""
+        """A new, empty sequence; with an adapter, one of `adapters`, its tokens go through that."""
         number, out = adapters.number_of(self, adapter), capi.Handle()
         with self.running() as (api, handle):
             self._library.check(api.sequence_new(handle, out))
             return adapters.choose(Sequence(self, out), number)
 
     def restore(self, path: StrPath) -> Sequence:
-        """The sequence that `Sequence.save` wrote at a path; it goes on as that one, to the last bit.
+        """The sequence that `Sequence.save` wrote at a path; it continues exactly as that one, bit for bit.
 
         Raises LlmcError for a file that is damaged or another program's, and where there is no room for its tokens.
         """
@@ -350,10 +368,11 @@ class Model(NotCopied):
             self.info.check_how(how, str(self.path))
 
     def advance(self, inputs: Iterable[tuple[Sequence, How]]) -> list[int]:
-        """The next token of several sequences, as `sample` chooses it, appended to each by a step as `step` makes it.
+        """The next token of several sequences, as `sample` chooses it, appended to each as by `step`.
 
-        On a GPU the tokens are here while their step still runs, and whatever is asked next waits for it only as far
-        as it must; `Sequence.truncate` takes a token back without waiting.  On an error nothing is appended to any.
+        On a GPU it returns the tokens while the step that appends them still runs; what is asked next waits only if it
+        needs that step's results, and `Sequence.truncate`, which takes a token back, does not wait.  On an error
+        nothing is appended to any.
         """
         listed = list(inputs)
         self.check_hows(how for _, how in listed)
@@ -370,7 +389,7 @@ class Model(NotCopied):
             return [entry.token for entry in turn[:n]]
 
     def _sample_and_step(self, inputs: list[tuple[Sequence, How]]) -> list[int]:
-        """`advance` in two calls: for an artifact that is older than it, and to have a profile of the step alone."""
+        """`advance` in two calls: for an artifact from before it, and so that a profile has the step alone."""
         tokens = self.sample(inputs)
         ids = np.array(tokens, dtype=np.int32)
         self.run_step([(sequence, ids[i : i + 1], None) for i, (sequence, _) in enumerate(inputs)])
@@ -378,7 +397,7 @@ class Model(NotCopied):
 
     @contextmanager
     def profile(self) -> Iterator[Profile]:
-        """Keep when each task of the steps made meanwhile began and ended.
+        """Record when each task of the steps made meanwhile begins and ends.
 
         Raises LlmcError when the artifact's runtime cannot tell.
         """
@@ -439,7 +458,7 @@ class Model(NotCopied):
         self.info.check_length(n_tokens, str(self.path))
 
     def adopt(self, handle: int) -> None:
-        """Free this sequence with the model, if not before."""
+        """Free this sequence when the model is closed, unless it is freed before."""
         self._sequences.add(handle)
 
     def release(self, handle: int) -> None:

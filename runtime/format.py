@@ -90,14 +90,17 @@ DEVICES = ("cpu", "cuda")
 CUDA_EXACT = 1 << 16
 """In cuda_arch: the code runs on that compute capability alone, not on later ones of its generation."""
 KERNEL_DEPENDENT = 1 << 0
-"""In a kernel's flags: it may start before the one in front of it has ended; a GPU's waits where it must."""
+"""In a GPU kernel's flags: it may start before the one in front of it has ended, and itself waits where it must."""
 DRAW_BYTES = 32
 """Bytes of one row of the space "draws"; see llmc_draw_record."""
 
 
 def version_of(slot_bytes: int, is_whole: bool, n_types: int, n_adapters: int = 0) -> int:
-    """The version of the format of an artifact with states of so many bytes, or whose texts are read whole, or given
-    labels: its tokens are of n_types types then, 0 elsewhere; or with so many adapters."""
+    """The version of the format that an artifact needs.
+
+    slot_bytes: of a sequence's states; 0: it has none.  is_whole: whether it reads texts whole.  n_types: of how many
+    types tokens are, where texts are given labels; else 0.  n_adapters: how many a sequence may choose from.
+    """
     if n_adapters:
         return FORMAT_ADAPTERS
     if n_types:
@@ -117,9 +120,13 @@ class Section(NamedTuple):
 
 
 class PlanHeader(NamedTuple):
-    """The plan section's header, after its magic and version; see llmc_plan_header, for slots llmc_plan_states, and for
-    what is behind them llmc_plan_whole, llmc_plan_labels and llmc_plan_adapters.  n_tokens: 0 where they are as many as
-    the vocabulary has; n_types: 0 where texts are given no labels.  adapters: their names."""
+    """The plan section's header, after its magic and version.
+
+    The fields are those of llmc_plan_header in src/format.h; from slot_bytes on, those of llmc_plan_states,
+    llmc_plan_whole, llmc_plan_labels and llmc_plan_adapters, which follow it where the version says so.
+    n_tokens: 0 where there are as many tokens as n_vocab says.  n_types: 0 where texts are given no labels.
+    adapters: their names.
+    """
 
     cpu_features: int
     n_vocab: int
@@ -147,12 +154,16 @@ class PlanHeader(NamedTuple):
 
     @property
     def version(self) -> int:
-        """The version of the format that says so much."""
+        """The lowest version of the format that has all of these fields."""
         return version_of(self.slot_bytes, self.is_whole, self.n_types, len(self.adapters))
 
 
 class KernelRecord(NamedTuple):
-    """n_threads of a block, shared_bytes (dynamic), flags and the image it is in: of a GPU's kernels alone."""
+    """A kernel: its name and how many pointers it takes.
+
+    Only for a GPU's kernels: n_threads of a block, shared_bytes (dynamic), flags (KERNEL_DEPENDENT), and image, the
+    index of the one it is in; 0 on CPUs.
+    """
 
     name: str
     n_pointers: int
@@ -202,7 +213,7 @@ def pack_images(images: Sequence[bytes]) -> bytes:
 
 
 def pack_plan_header(header: PlanHeader) -> bytes:
-    """The header as bytes, magic and version first, and what is said of states, or of texts that are read whole."""
+    """The header as bytes: magic and version first, and last what its version adds."""
     eos = (*header.eos, *([-1] * (MAX_EOS - len(header.eos))))
     packed = PLAN_HEADER.pack(
         PLAN_MAGIC,
@@ -223,7 +234,7 @@ def pack_plan_header(header: PlanHeader) -> bytes:
 
 
 def plan_header_bytes(version: int, data: bytes | memoryview) -> int:
-    """Of a plan section of this version, in front of its tables."""
+    """Bytes in front of the tables of a plan section, the header and what its version adds.  data: the section."""
     more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE, FORMAT_LABELS: PLAN_LABELS}
     more[FORMAT_ADAPTERS] = PLAN_ADAPTERS
     start = PLAN_HEADER.size + (more[version].size if version in more else 0)
