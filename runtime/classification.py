@@ -14,7 +14,8 @@ from llmc.runtime.errors import LlmcError
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
-    from llmc.runtime.binding import Ids, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Ids
 
 Activation = Literal["sigmoid", "softmax", "identity"]
 ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "softmax", "identity")

@@ -12,7 +12,8 @@ import numpy as np
 from llmc.runtime.errors import LlmcError, shortened
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Ids, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Ids
     from llmc.runtime.sequence import Sequence
 
 Rows: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"

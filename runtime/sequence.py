@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -15,18 +15,13 @@ from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, How
 from llmc.runtime.profile import Phase
+from llmc.runtime.runner import NotCopied
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Ids, Logits, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Ids, Logits
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
-
-
-class NotCopied:
-    """Has something of the runtime's, which a copy that goes would close."""
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__.lower()} cannot be copied or pickled: load, or fork, another one")
 
 
 class Sequence(NotCopied):
@@ -191,19 +186,6 @@ def restore(model: Model, path: StrPath) -> Sequence:
         capi.check_has(api, "sequence_restore", "restore a sequence", str(model.path))
         model.check(api.sequence_restore(handle, as_path(path), out))
         return Sequence(model, out)
-
-
-def sample_many(model: Model, inputs: list[tuple[Sequence, How]]) -> list[int]:
-    """See Model.sample."""
-    model.check_hows(how for _, how in inputs)
-    with model.running() as (api, handle):
-        if not capi.has(api, "sample_many"):
-            return [sequence.sample(how) for sequence, how in inputs]
-        raw = (capi.SampleInput * len(inputs))()
-        for entry, (sequence, how) in zip(raw, inputs, strict=True):
-            entry.sequence, entry.how = sequence.handle, capi.pointer_to(how)
-        model.check(api.sample_many(handle, raw, len(inputs)))
-        return [int(entry.token) for entry in raw]
 
 
 def as_path(path: StrPath) -> bytes:

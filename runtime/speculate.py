@@ -19,9 +19,10 @@ from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Ids, Logits, Model
+    from llmc.runtime.binding import Model
     from llmc.runtime.generation import How, Mask
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.runner import Ids, Logits
     from llmc.runtime.sequence import Sequence
 
 MOST = 63

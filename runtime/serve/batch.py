@@ -28,7 +28,8 @@ from llmc.runtime.serve.pages import Pages, whole_texts
 from llmc.runtime.serve.probs import Texts, TokenProb, token_prob
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Logits, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Logits
     from llmc.runtime.sequence import Sequence as TokenSequence
     from llmc.runtime.serve.meters import Meters
 

@@ -16,10 +16,10 @@ from llmc.runtime.text import TextStream
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from llmc.runtime.binding import Ids, Logits
     from llmc.runtime.embedding import Embedding
     from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.runner import Ids, Logits
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.probs import TokenProb
     from llmc.runtime.speculate import TextGuesses

@@ -14,7 +14,8 @@ import numpy as np
 from llmc.runtime.sequence import as_ids, common
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Ids, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Ids
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.job import Job
     from llmc.runtime.serve.stored_texts import StoredTexts

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from llmc.runtime.binding import Logits, Model
+    from llmc.runtime.binding import Model
+    from llmc.runtime.runner import Logits
 
 
 LEAST = -9999.0

@@ -20,8 +20,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from llmc.runtime import capi, load
 from llmc.runtime.artifact import ArtifactFile
-from llmc.runtime.binding import LoadProgress, Model
+from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.runner import LoadProgress
 from llmc.runtime.serve.app import Service
 from llmc.runtime.serve.connections import Connection, Limits
 from llmc.runtime.serve.engine import Engine

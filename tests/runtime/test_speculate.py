@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 import llmc
 from llmc.cli.main import main
 from llmc.runtime import LlmcError
-from llmc.runtime.binding import Logits, Model
+from llmc.runtime.binding import Model
 from llmc.runtime.generation import GREEDY, How
+from llmc.runtime.runner import Logits
 from llmc.runtime.sequence import Sequence as TextSequence
 from llmc.runtime.speculate import (
     DraftModel,
