@@ -164,13 +164,13 @@ def name_as_written(tokenizer: dict[str, Any], tokens: list[str], types: Sequenc
     added take the place of two that merges make.
     """
     spelling = {byte: character for character, byte in byte_level_table().items()}
-    vocabulary: dict[str, int] = {}
+    alphabet, vocabulary = set(spelling.values()), dict[str, int]()
     added = {token["content"]: token for token in tokenizer["added_tokens"]}
     named = {index: token for index, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind in NAMED}
     for index, token in enumerate(tokens):
         if index not in named:
-            is_spelled = set(token) <= set(spelling.values())
-            vocabulary[token if is_spelled else "".join(spelling[byte] for byte in token.encode())] = index
+            spelled = token if alphabet.issuperset(token) else "".join(spelling[byte] for byte in token.encode())
+            vocabulary[spelled] = index
     for index, token in named.items():
         if vocabulary.setdefault(token, index) == index and token not in added:
             flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
