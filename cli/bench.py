@@ -25,7 +25,7 @@ Callback = Callable[[click.Context, click.Parameter, str | None], Any]
 
 
 def parse_numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
-    """128,1k as numbers."""
+    """The numbers in "128,1k"."""
     from llmc.bench.chart.request import numbers
 
     try:
@@ -112,7 +112,7 @@ def command(
 
 
 def read(given: tuple[Path, ...], output: Path | None) -> list[Record]:
-    """Records, and those that a GPU kit's results make together."""
+    """The records in the files, and those made of all results of a GPU kit (.jsonl) together."""
     from llmc.bench.chart.record import Record
 
     records = [Record.read(path) for path in given if path.suffix != ".jsonl"]
@@ -181,7 +181,7 @@ def show(records: list[Record], plot: tuple[Path, ...], markdown: bool, as_json:
 
 
 def check_plots(plot: tuple[Path, ...]) -> None:
-    """Before hours of measuring."""
+    """Raise LlmcError for a picture that could not be written, before hours of measuring."""
     for path in plot:
         if path.suffix.lower() not in (".png", ".svg"):
             raise LlmcError("a picture is a .png or a .svg", place=f"--plot {path}")

@@ -19,13 +19,14 @@ NO_SCHEDULE: Mapping[str, Any] = {}
 
 
 class CallFacts(NamedTuple):
-    """A call of a plan.  number: its place in the plan section.
+    """What is known of one kernel call of a plan.
 
-    node: counts the operators of the plan; calls of one operator share it, -1 when the manifest does not say.
-    op: "Linear"; schedule: its record in the manifest.  weight: "model.layers.0.mlp.down_proj.weight", for attention
-    "layers.0.kv_cache", or "".
-    n_bytes, n_operations: by the schedule's own count, None when the manifest does not say.
-    context_of_bytes: for attention the keys a row reads by that count; 0: bytes do not depend on the context.
+    number: its place in the plan section.
+    node: the number of its operator in the plan, shared by all calls of that; -1 when the manifest does not say.
+    op: the operator's name, such as "Linear".  schedule: its record in the manifest.
+    weight: "model.layers.0.mlp.down_proj.weight"; for attention "layers.0.kv_cache"; "" where it reads none.
+    n_bytes, n_operations: by the schedule's own count; None when the manifest does not say.
+    context_of_bytes: for attention, how many keys a row reads in that count; 0: bytes do not depend on the context.
     """
 
     number: int
@@ -48,7 +49,7 @@ class CallFacts(NamedTuple):
         return shortened(self.kernel)
 
     def work(self, context: float | None = None) -> tuple[float, float] | None:
-        """Bytes and operations, at a mean context if it matters; None when they are not known."""
+        """Bytes and operations, scaled to a mean context where they depend on it; None when they are not known."""
         if self.n_bytes is None or self.n_operations is None:
             return None
         share = context / self.context_of_bytes if context is not None and self.context_of_bytes else 1.0
@@ -56,7 +57,7 @@ class CallFacts(NamedTuple):
 
 
 def shortened(kernel: str) -> str:
-    """A kernel's name without the hash, and the CPU's level, that tell kernels of one shape apart."""
+    """A kernel's name without its end: the hash, and the CPU level, which tell kernels of one shape apart."""
     return re.sub(r"_[0-9a-f]{8}(_v\d\w*)?$", "", kernel)
 
 
@@ -110,7 +111,7 @@ def match(kernels: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Itera
 
 
 def count(record: Mapping[str, Any], what: str, place: int) -> int | None:
-    """Bytes or operations of one launch of a schedule."""
+    """The bytes or operations of the launch at `place` in a schedule; None when the record does not say."""
     each = record.get(f"kernel_{what}", ())
     if place < len(each):
         return int(each[place])
@@ -118,13 +119,13 @@ def count(record: Mapping[str, Any], what: str, place: int) -> int | None:
 
 
 def context_counted(tables: PlanTables, call: CallRecord, kernel: str) -> int:
-    """Schedules count the keys that attention reads as those of half a full context."""
+    """How many keys a schedule counts for a call of attention: half a full context; 0 for other calls."""
     attends = kernel.startswith("attend") and any(a.space == KV for a in tables.arguments_of(call))
     return tables.header.pages_per_sequence * tables.header.page_tokens // 2 if attends else 0
 
 
 def cache_name(tables: PlanTables, call: CallRecord, manifest: Mapping[str, Any]) -> str:
-    """layers.3.kv_cache, for a call that reads or writes it."""
+    """Such as "layers.3.kv_cache", for a call that reads or writes that; "" for others."""
     offsets = [a.offset for a in tables.arguments_of(call) if a.space == KV]
     if not offsets:
         return ""
@@ -133,25 +134,25 @@ def cache_name(tables: PlanTables, call: CallRecord, manifest: Mapping[str, Any]
 
 
 def layer_sizes(page_bytes: int, manifest: Mapping[str, Any]) -> list[int]:
-    """Bytes of a page, of each layer that has a part of it.  Older artifacts have layers of one size."""
+    """Bytes in a page of each layer that keeps a cache; older artifacts do not say, and all layers are alike there."""
     sizes = manifest.get("kv_cache", {}).get("layer_bytes")
     n_layers = max(1, int(manifest.get("model", {}).get("n_layers") or 1))
     return list(sizes) if sizes else [page_bytes // n_layers] * n_layers
 
 
 def with_weights(facts: Sequence[CallFacts]) -> list[CallFacts]:
-    """Calls of one node share its weight, so that what prepares x for a product says which one."""
+    """The calls, each with its node's weight: a call that prepares x for a product then says for which."""
     weights = {fact.node: fact.weight for fact in facts if fact.weight and fact.node >= 0}
     return [fact._replace(weight=fact.weight or weights.get(fact.node, "")) for fact in facts]
 
 
 def weight_names(manifest: Mapping[str, Any]) -> dict[int, str]:
-    """The names of weights by their offset in the weights section: model.layers.0.self_attn.{q,k,v}_proj.weight."""
+    """The names of weights by their offset in the weights section, as `contracted` writes them."""
     return {w["offset"]: contracted(str(w["name"])) for w in manifest.get("weights", ())}
 
 
 def contracted(name: str) -> str:
-    """{a.q_proj.w,a.k_proj.w} as a.{q,k}_proj.w"""
+    """The name of weights that are one, shorter: {a.q_proj.w,a.k_proj.w} becomes a.{q,k}_proj.w."""
     if not (name.startswith("{") and name.endswith("}")):
         return name
     parts = name[1:-1].split(",")

@@ -27,7 +27,7 @@ from llmc.cli.progress import stage_progress
 
 
 def parse_batch(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
-    """1,2,4,8 as numbers."""
+    """The numbers in "1,2,4,8"."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -197,5 +197,5 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def names(share: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """Whose weights these are."""
+    """The targets that share weights, in words: "all", or their names."""
     return "all" if share["targets"] == report["targets"] else " and ".join(share["targets"])

@@ -73,7 +73,7 @@ def command(
 
 
 def printable(text: str) -> str:
-    """A file from anywhere may hold what a terminal would obey."""
+    """The text without control characters, which a terminal obeys: a file may come from anywhere."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
 
 
@@ -179,7 +179,7 @@ def adapters_of(model: Said, certificate: Said) -> list[str]:
 
 
 def labels_in_words(said: Said) -> str:
-    """Those that a model gives texts, and what makes their scores."""
+    """The labels that the model gives texts, and what makes scores of its logits."""
     names = list(map(str, said.get("labels", ())))
     more = [f"{len(names) - MOST_LABELS} more"] if len(names) > MOST_LABELS else []
     return f"{', '.join(names[:MOST_LABELS] + more)}; scores by {said.get('activation')}"
@@ -298,7 +298,7 @@ def write_manifest(said: Said) -> str:
 
 
 def without_prompts(certificate: Said) -> Said:
-    """A certificate's numbers, those of its adapters too."""
+    """The numbers of a certificate, and of those of its adapters."""
     numbers = without(certificate, "prompts")
     of_adapters = {name: without_prompts(own) for name, own in numbers.get("adapters", {}).items()}
     return numbers | ({"adapters": of_adapters} if of_adapters else {})

@@ -18,9 +18,9 @@ READING = "read bandwidth"
 
 
 class Limits(NamedTuple):
-    """Bytes and operations a nanosecond (GB/s, GOP/s); operations 0 where they are not known.
+    """The most bytes and operations per nanosecond (GB/s, GOP/s); operations are 0 where they are not known.
 
-    operations_name: the instruction that was measured.  machine: the one both are of.
+    operations_name: the instruction that was measured.  machine: where both were measured.
     """
 
     bytes_per_ns: float
@@ -41,7 +41,7 @@ class Limits(NamedTuple):
 
 
 def machine_name(n_threads: int) -> str:
-    """As tuned records name a machine."""
+    """This machine's name in tuned records: its CPU and the number of threads."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

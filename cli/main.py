@@ -20,7 +20,7 @@ REQUEST_FAILED, INTERRUPTED = 1, 130
 NO_MEMORY = re.compile(
     "bad_alloc|(can't|cannot) allocate memory|not enough memory|failed to map segment", re.IGNORECASE
 )
-"""How libraries say so, whose errors are of other kinds: C++'s, PyTorch's, and the loader's of a library of theirs."""
+"""How errors that are no MemoryError say it: those of C++, of PyTorch, and of the loader of their libraries."""
 REPORT_HINT = "this is a bug in llmc; please report it with what LLMC_TRACEBACK=1 shows"
 
 
@@ -71,8 +71,7 @@ def main() -> None:
 
 
 def open_missing_streams() -> None:
-    """Open something in place of standard streams that are closed: else the next file that is opened takes their
-    number."""
+    """Open /dev/null in place of closed standard streams, or the next file that is opened would get their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)
@@ -81,21 +80,20 @@ def open_missing_streams() -> None:
 
 
 def read_any_bytes() -> None:
-    """Read any bytes from standard input, as from the command line: what is no UTF-8 is refused where it is looked
-    at."""
+    """Let standard input hold any bytes, as arguments may; what is not UTF-8 is refused by the code that uses it."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def report(error: Exception) -> None:
-    """Fact, place and hint on standard error; with LLMC_TRACEBACK=1 the traceback before them."""
+    """Print fact, place and hint to standard error; with LLMC_TRACEBACK=1 after the traceback."""
     if os.environ.get("LLMC_TRACEBACK"):
         click.echo("".join(traceback.format_exception(error)), err=True)
     click.echo(f"error: {in_words(error)}", err=True)
 
 
 def in_words(error: Exception) -> LlmcError:
-    """What the machine refuses is the user's to settle; anything else that nobody expected is a bug."""
+    """The error as the user is told: what the system refuses as that, anything else unexpected as a bug in llmc."""
     if isinstance(error, LlmcError):
         return error
     if isinstance(error, OSError) and error.strerror:

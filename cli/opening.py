@@ -60,34 +60,34 @@ draft_option = click.option(
 
 
 def texts_option(what: str = "A text") -> Callable[[Command], Command]:
-    """--prompt, as often as there are texts.  what: one of them, in words."""
+    """The option --prompt, which may be given several times.  what: what one is, for the help."""
     said = f"{what}; several.  [default: lines of standard input]"
     return click.option("-p", "--prompt", "texts", metavar="TEXT", multiple=True, help=said)
 
 
 def labelling_options(command: Command) -> Command:
-    """--raw and --truncate."""
+    """Adds the options --raw and --truncate."""
     return raw_option(truncate_option(command))
 
 
 def or_lines(texts: Sequence[str]) -> list[str]:
-    """The texts; where none is given, the lines of standard input without their ends."""
+    """The texts, or the lines of standard input, without line ends, where none was given."""
     return list(texts) or [line.rstrip("\n") for line in sys.stdin]
 
 
 def speculation_options(command: Command) -> Command:
-    """--speculate and --draft."""
+    """Adds the options --speculate and --draft."""
     return speculate_option(draft_option(command))
 
 
 def check_speculation(speculate: int | None, draft: str | None, how: How) -> None:
-    """Refuse what guesses know nothing of."""
+    """Refuse ways of choosing tokens that speculation does not support."""
     if (speculate or draft) and how.reshapes:
         raise click.UsageError("--speculate and --draft know --temperature, --top-k, --top-p and --seed alone")
 
 
 def opened(artifact: str, threads: int, device: str | None) -> Model:
-    """The artifact, open; on a terminal a line says how much of the weights a GPU has already."""
+    """The artifact, opened; on a terminal, with a line that shows how much of the weights is on the GPU already."""
     return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
 
 
@@ -95,8 +95,10 @@ def opened(artifact: str, threads: int, device: str | None) -> Model:
 def guessing(
     model: Model, most: int | None, draft: str | None, threads: int, device: str | None
 ) -> Iterator[Callable[[], Speculation | None]]:
-    """What makes guesses at one text after the other, if they are asked for; by a model that is open meanwhile, if one
-    is named."""
+    """A function that gives the speculation for the next text, or None if none was asked for.
+
+    most: tokens guessed in a step.  draft: an artifact that guesses them, and is open meanwhile; None: no such model.
+    """
     if most == 0 or not (most or draft):
         yield lambda: None
         return

@@ -88,13 +88,13 @@ def adapters_in_words(certificate: Mapping[str, Any]) -> list[str]:
 
 
 def show_upload(done: int, total: int) -> None:
-    """How much of the weights a GPU has already, in a line of its own that each call writes over."""
+    """Show how much of the weights is on the GPU already, in a line that each call writes over."""
     click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)
 
 
 @contextmanager
 def installed(doing: str, extra: str) -> Iterator[None]:
-    """For commands that need the packages of one of llmc's extras: say how to get what is missing of them."""
+    """Around code that needs the packages of one of llmc's extras: an error says how to install a missing one."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -107,8 +107,10 @@ def installed(doing: str, extra: str) -> Iterator[None]:
 
 @contextmanager
 def manifest_shown(by: str, place: str) -> Iterator[None]:
-    """Around what reads a manifest to show it: one may come from anywhere, and say nothing of what is shown, or
-    nonsense.  by: what shows it."""
+    """Around code that shows parts of a manifest: one that lacks them, or has nonsense there, is an LlmcError.
+
+    A manifest may come from anywhere.  by: what shows it.
+    """
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -28,11 +28,11 @@ from llmc.runtime.plan import PlanTables
 from llmc.runtime.profile import Events, Profile, ProfiledStep
 
 STEPS, KERNELS, FIRST_THREAD = 0, 1, 10
-"""Rows of the trace."""
+"""Rows of the trace; each thread has one, from FIRST_THREAD on."""
 
 
 class Share(NamedTuple):
-    """What one thread did of a call, in ns of CLOCK_MONOTONIC; for a whole call thread is -1."""
+    """One thread's share of a call, or all of it (thread -1).  start, end: ns of CLOCK_MONOTONIC."""
 
     run: int
     call: int
@@ -43,7 +43,10 @@ class Share(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A profile with what is known of the artifact.  calls: by index in the plan section."""
+    """A profile, with what the artifact says of its calls and what is known of the machine.
+
+    calls: by index in the plan section.
+    """
 
     profile: Profile
     tables: PlanTables
@@ -65,7 +68,7 @@ class Measured(NamedTuple):
 
 
 def shares(events: Events, *keys: str) -> list[Share]:
-    """Events summed up by `keys` ("run" and "call", perhaps "thread"), by start."""
+    """Events put together where all `keys` ("run" and "call", perhaps "thread") are equal, in order of their start."""
     if not len(events):
         return []
     order = np.lexsort([events[key] for key in reversed(keys)])
@@ -86,7 +89,7 @@ def shares(events: Events, *keys: str) -> list[Share]:
 
 
 def summary(measured: Measured) -> Said:
-    """What the key "llmc" of the trace holds: limits, sums by kernel for each phase, medians by call for each plan."""
+    """The value of the trace's key "llmc": limits, sums by kernel for each phase, medians by call for each plan."""
     profile, limits = measured.profile, measured.limits
     return {
         "version": VERSION,
@@ -107,7 +110,7 @@ def has_phase(profile: Profile, phase: str) -> bool:
 
 
 def phase_summary(measured: Measured, phase: str) -> Said:
-    """Sums over the steps of a phase; times in ns, of a step on average."""
+    """Sums over the steps of a phase, per step; times in ns."""
     steps = [step for step in measured.profile.steps if step.phase == phase]
     times = [step.end_ns - step.start_ns for step in steps]
     total = sum(times)
@@ -144,7 +147,7 @@ def add(sums: dict[str, Said], fact: CallFacts, ns: int, context: float) -> None
 
 
 def per_step(kernel: Said, n_steps: int, total_ns: int, limits: Limits | None) -> Said:
-    """A kernel's sums, of a step on average, with its rates and shares."""
+    """A kernel's sums per step, with its rates, its share of the time, and how near it is to the machine's limits."""
     ns, n_bytes, n_operations = kernel["ns"], kernel["bytes"], kernel["operations"]
     known = n_bytes is not None and ns > 0
     return kernel | {
@@ -160,7 +163,7 @@ def per_step(kernel: Said, n_steps: int, total_ns: int, limits: Limits | None) -
 
 
 def plan_medians(measured: Measured) -> list[Said]:
-    """For each plan that ran: how often, the median time of a run, and of each of its calls in ns."""
+    """For each plan that ran: how often, and the median times, in ns, of a run and of each of its calls."""
     runs: dict[int, list[int]] = {}
     times: dict[int, list[int]] = {}
     contexts: dict[int, list[float]] = {}
@@ -191,7 +194,7 @@ def plan_medians(measured: Measured) -> list[Said]:
 
 
 def runs_of(step: ProfiledStep) -> Iterator[list[Share]]:
-    """The calls of each plan that a step ran."""
+    """The calls of a step, a list for each plan that it ran."""
     by_run = sorted(shares(step.events, "run", "call"), key=itemgetter(0))
     for _, calls in groupby(by_run, key=itemgetter(0)):
         yield sorted(calls, key=lambda share: share.start)
@@ -201,7 +204,7 @@ def runs_of(step: ProfiledStep) -> Iterator[list[Share]]:
 
 
 def check_place(path: str) -> None:
-    """Refuse before anything runs a path that no trace can be written to.  Raises LlmcError."""
+    """Raises LlmcError for a path that no trace can be written to, before anything runs."""
     place = Path(path)
     if place.is_dir():
         raise LlmcError("the trace's place is a directory", place=path, hint="name a file: --profile trace.json")
@@ -212,7 +215,7 @@ def check_place(path: str) -> None:
 
 
 def save(path: str, profile: Profile, artifact: str, n_threads: int, program: int = 0) -> Said:
-    """Write the trace.  -> its sums.  program: of the artifact's, the one that ran.
+    """Write the trace.  -> its summary.  program: the number of the artifact's program that ran.
 
     Raises LlmcError when the file cannot be written.
     """
@@ -242,7 +245,7 @@ def write_events(file: IO[str], measured: Measured) -> None:
 
 
 def events_of(measured: Measured) -> Iterator[Said]:
-    """Names of the rows, then slices; times in microseconds from the first step's start."""
+    """The trace's events: names of the rows, then slices.  Times are microseconds since the first step began."""
     steps = measured.profile.steps
     zero = steps[0].start_ns if steps else 0
     threads = sorted({int(thread) for step in steps for thread in np.unique(step.events["thread"])})

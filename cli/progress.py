@@ -63,5 +63,5 @@ class StageBars:
 
 
 def stage_progress() -> StageBars | StageLines:
-    """What fits where standard error goes.  Called with (stage, done, total), total 0 when it is not known."""
+    """Bars on a terminal, else lines.  Called with (stage, done, total); total is 0 when it is not known."""
     return StageBars() if sys.stderr.isatty() else StageLines()

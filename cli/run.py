@@ -34,7 +34,7 @@ MOST_SCHEMA = 8 << 20
 
 
 def parse_tokens(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
-    """1,2,3 as numbers."""
+    """The numbers in "1,2,3"."""
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
@@ -145,7 +145,7 @@ def check_one_prompt(interactive: bool, options: dict[str, Any]) -> None:
 
 
 def grammar_in(path: str) -> Grammar:
-    """What the schema in a file says; asked before a model is opened, which may take long."""
+    """The JSON schema in a file; read before a model is opened, which may take long."""
     from llmc.runtime.grammar import Grammar
     from llmc.runtime.parse_json import parse_json
     from llmc.runtime.read_file import read_file
@@ -160,7 +160,7 @@ def grammar_in(path: str) -> Grammar:
 
 
 def following(model: Model, grammar: Grammar) -> Constraint:
-    """What a text of this model has to look like."""
+    """What keeps one text of this model to a grammar."""
     with installed("following a schema", "serve"):
         guide = model.guide
     return guide.constraint(grammar)
@@ -168,7 +168,7 @@ def following(model: Model, grammar: Grammar) -> Constraint:
 
 @contextmanager
 def profiling(model: Model, path: str | None) -> Iterator[dict[str, Any]]:
-    """Time the steps made inside and write the trace at `path`, if there is one.  -> what --json adds, afterwards."""
+    """Time the steps made inside and write the trace to `path`, if there is one.  -> what --json adds, at the end."""
     if path is None:
         yield {}
         return

@@ -12,7 +12,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def parse_biases(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[int, float]:
-    """ID=X, several times; the last one counts."""
+    """The biases given as ID=X, by token; of several for one token, the last counts."""
     found = [re.fullmatch(r"(\d{1,9})=([-+]?\d{1,9}(?:\.\d{0,9})?)", text) for text in texts]
     for text, one in zip(texts, found, strict=True):
         if one is None:
@@ -53,7 +53,7 @@ OPTIONS = (
 
 
 def sampling_options(command: Command) -> Command:
-    """--temperature and so on, named as How.choose's parameters are."""
+    """Adds --temperature and so on, with the names of How.choose's parameters."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command

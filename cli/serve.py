@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def not_empty(key: str | None) -> str | None:
-    """An empty key, as of a variable that is not set, would let everybody in."""
+    """The key.  An empty one, as from a variable that is not set, is refused: it would let everybody in."""
     if key is not None and not key.strip():
         raise click.BadParameter("the key is empty")
     return key
 
 
 def parse_origins(context: click.Context, option: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
-    """https://chat.example.com, as browsers write it; or *."""
+    """Origins as browsers write them, such as https://chat.example.com; or *."""
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
             raise click.BadParameter(

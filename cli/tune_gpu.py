@@ -19,7 +19,7 @@ from llmc.runtime.errors import LlmcError
 BUDGET_S = 1800.0
 STDERR = 2
 MOST = 16
-"""Candidates of a call."""
+"""The most candidates that are measured for a call."""
 DEFAULT_TARGET = "cuda:sm_90a"
 STAGES = "abcefi"
 """The stages of a kit's run: is it right, what is the limit, how fast is each candidate, alone and in its place."""
@@ -35,7 +35,10 @@ def tune_gpu(
     budget: float,
     as_json: bool,
 ) -> None:
-    """options: batch and quantisation, as `llmc tune` has them.  budget: seconds, where it is measured here."""
+    """Write a kit, import what one found, or do both here.
+
+    options: batch and quantisation, as `llmc tune` has them.  budget: seconds of measuring on this machine.
+    """
     if not target.startswith("cuda"):
         if not imported:
             fact, hint = "a folder to measure with elsewhere is made for GPUs alone", f"--target {DEFAULT_TARGET}"
@@ -57,7 +60,7 @@ def tune_gpu(
 
 
 def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A kit's folder for one model's calls.  Raises LlmcError."""
+    """Write the folder of a kit that measures one model's calls.  Raises LlmcError."""
     from llmc.bench.gpu.prepare import Wanted
     from llmc.bench.gpu.prepare import prepare as write_kit
     from llmc.compiler.target import parse_target
@@ -72,8 +75,10 @@ def prepare(model: str, folder: Path, target: str, options: Mapping[str, Any]) -
 def measure_here(
     model: str | None, out: Path | None, target: str, options: Mapping[str, Any], budget: float
 ) -> list[dict[str, Any]]:
-    """A kit, its run on this machine, and what it found.  Raises LlmcError, before anything is compiled if no GPU is
-    here."""
+    """Write a kit, run it on this machine, and import what it found.
+
+    Raises LlmcError; where there is no GPU, before anything is compiled.
+    """
     from llmc.compiler.target import missing, parse_target
 
     if lacks := ", ".join(missing(parse_target(target))):

@@ -54,7 +54,7 @@ def command(artifact: str, against: str | None, as_json: bool) -> None:
 
 
 def verify(artifact: str, against: str | None) -> Iterator[Check]:
-    """The checks, each as it is made; after damage is found the artifact is not run."""
+    """The checks, each as soon as it is made.  An artifact that is damaged is not run."""
     with ArtifactFile.open(artifact) as file:
         others = ", ".join(name for name in file.sections if not is_weights(name))
         yield Check("sections", "passed", f"{others} are as written")
@@ -76,7 +76,7 @@ def verify(artifact: str, against: str | None) -> Iterator[Check]:
 
 
 def check_target(artifact: str, targets: Sequence[str]) -> None:
-    """What is to be compared has to run.  Raises LlmcError when this machine is none of the artifact's targets."""
+    """Raises LlmcError when this machine cannot run the artifact for any of its targets."""
     with compiler_installed():
         from llmc.compiler.target import missing, parse_target
 
@@ -101,7 +101,7 @@ def hashing_bar() -> Iterator[HashProgress | None]:
 
 
 def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
-    """Generate what was generated at compile time."""
+    """The checks that repeat what the certificate records: its prompts, with their tokens and logits."""
     if certificate.get("status") != "passed":
         yield Check("certificate", "skipped", certificate.get("reason", "the artifact carries none"))
         return
@@ -118,8 +118,10 @@ def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
 def replay_prompts(
     model: Model, certificate: Mapping[str, Any], *, own: bool, adapter: str | None = None
 ) -> Iterator[Check]:
-    """The prompts of a certificate.  own: whether it is of the target that runs.  adapter: what it is of, if not of the
-    model alone."""
+    """The checks of a certificate's prompts.
+
+    own: whether the certificate was made for the target that runs.  adapter: that it is of; None: the model alone.
+    """
     tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
     if not own:
         tolerance = OTHER_TARGET * max(tolerance, bar_of(certificate))
@@ -132,7 +134,7 @@ def replay_prompts(
 
 
 def bar_of(certificate: Mapping[str, Any]) -> float:
-    """The largest error of logits that the compiler lets pass, where it has such a bar."""
+    """The largest error of logits that the compiler accepts; 0 where the certificate has no such bar."""
     bar = certificate.get("bar", {})
     relative = bar.get("relative_error", 0.0) * certificate["logit_range"]
     times = bar.get("times_reference_error") or bar.get("times_reference_typical_error", 0.0)
@@ -142,7 +144,7 @@ def bar_of(certificate: Mapping[str, Any]) -> float:
 def replay_text(
     model: Model, name: str, prompt: Mapping[str, Any], tolerance: float, adapter: str | None = None
 ) -> Check:
-    """Another target's greedy tokens: at each place this one's choice is the same, or as good within its error."""
+    """Check the greedy tokens of another target: each is this target's too, or as likely within the tolerance."""
     wanted, first = prompt["greedy"], len(prompt["tokens"]) - 1
     logits = model.logits(prompt["tokens"] + wanted, adapter)[first : first + len(wanted)]
     best = logits.argmax(-1)
@@ -154,7 +156,7 @@ def replay_text(
 
 
 def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any], adapter: str | None = None) -> Check:
-    """The artifact's own greedy tokens, which do not depend on the machine."""
+    """Check the greedy tokens of the same target: they are the same on every machine."""
     wanted = prompt["greedy"]
     tokens = model.tokens(prompt["tokens"], max_tokens=len(wanted), ignore_eos=True, adapter=adapter)
     for index, (token, want) in enumerate(zip(tokens, wanted, strict=False)):
@@ -168,7 +170,7 @@ def replay_greedy(model: Model, name: str, prompt: Mapping[str, Any], adapter: s
 def replay_logits(
     model: Model, name: str, prompt: Mapping[str, Any], tolerance: float, adapter: str | None = None
 ) -> Check:
-    """The logits after the prompt, against the reference's largest."""
+    """Check the logits after the prompt: those that are largest in the reference."""
     top = prompt["top_logits"]
     with model.sequence(adapter) as sequence:
         sequence.feed(prompt["tokens"])
@@ -180,7 +182,7 @@ def replay_logits(
 
 
 def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
-    """The comparison that the compiler makes, again, with the model `source`."""
+    """Repeat the compiler's comparison with the source model."""
     with compiler_installed():
         from pathlib import Path
 
