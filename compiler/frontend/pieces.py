@@ -44,7 +44,7 @@ def text_of_pieces(file: Path, n_vocab: int) -> Text | None:
     """The tokenizer of a tokenizer.model, with the tokens that files beside it add; None: it is of another kind."""
     try:
         pieces = read_pieces(file.read_bytes())
-    except (ValueError, IndexError, struct.error, OverflowError):  # tiktoken's has the name too
+    except (ValueError, TypeError, AttributeError, IndexError, struct.error):  # tiktoken's has the name too
         return None
     if pieces is None:
         return None
@@ -68,7 +68,7 @@ def text_of_pieces(file: Path, n_vocab: int) -> Text | None:
 
 def read_pieces(data: bytes) -> Pieces | None:
     """None: its texts are not merged by scores behind a space in front, with bytes for what is no token.
-    Raises ValueError, IndexError, struct.error, OverflowError: this is no such message."""
+    Raises ValueError, TypeError, AttributeError, IndexError, struct.error: this is no such message."""
     tokens, scores, kinds = [], [], []
     training: dict[int, Any] = {}
     normalization: dict[int, Any] = {}

@@ -152,6 +152,12 @@ def test_pieces_of_other_kinds_are_left_to_transformers(changes: dict[str, int] 
     assert text_of_pieces(tmp_path / "tokenizer.model", 280) is None
 
 
+@pytest.mark.parametrize("field", [(1, 3), (1, in_protobuf((1, 3))), (1, in_protobuf((2, 3))), (2, b"\xff"), (9, b"")])
+def test_what_is_no_message_of_pieces_is_none(field: tuple[int, bytes | int], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(in_protobuf(field))
+    assert text_of_pieces(tmp_path / "tokenizer.model", 280) is None
+
+
 def test_what_transformers_needs_for_old_files_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ImportError("no sentencepiece")
