@@ -24,7 +24,7 @@ def names_of(model: Model) -> tuple[str, ...]:
 
 
 def number_of(model: Model, name: str | None) -> int:
-    """Of the adapter of this name; -1 for None, the model alone.  Raises LlmcError where there is none."""
+    """The number of the adapter of this name; -1 for None, the model alone.  Raises LlmcError where there is none."""
     if name is None:
         return -1
     if name in model.adapters:
@@ -35,7 +35,7 @@ def number_of(model: Model, name: str | None) -> int:
 
 
 def choose(sequence: Sequence, number: int) -> Sequence:
-    """Let an empty sequence go through the adapter of this number; -1: it is as it was made.  -> the same sequence."""
+    """Let an empty sequence go through the adapter of this number; -1: through none.  -> the same sequence."""
     if number >= 0:
         with sequence.model.running() as (api, _):
             sequence.model.check(api.sequence_set_adapter(sequence.handle, number))

@@ -114,7 +114,7 @@ class ArtifactFile:
         return data
 
     def manifest(self, program: int = 0) -> dict[str, Any]:
-        """What the artifact says of itself: model, target, sizes, plans, parity certificate; as a program has it."""
+        """What the artifact says of itself and of a program: model, target, sizes, plans, parity certificate."""
         said = self._json("manifest")
         own = self._said_of_programs(said)[program:]
         return {**said, **own[0]} if own else said
@@ -160,8 +160,11 @@ class ArtifactFile:
             raise self._damaged("tokenizer") from None
 
     def chat(self) -> dict[str, Any] | None:
-        """How messages become a prompt, or None: "template", in Jinja, and "tokens", by name what it may write; with
-        "tool_use", another one for messages with tools."""
+        """How messages become a prompt; None: the artifact does not say.
+
+        "template": in Jinja.  "tokens": the special tokens that it may write, by name.  "tool_use": a template for
+        messages with tools, if there is another for those.
+        """
         if "chat" not in self.sections:
             return None
         said = self._json("chat")

@@ -44,17 +44,17 @@ class Classification:
 
     @property
     def record(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The manifest's record of it."""
         return asdict(self) | {"labels": list(self.labels)}
 
     @property
     def logits(self) -> Embedding:
-        """How the artifact gives the logits of a text: as it would give an embedding."""
+        """The logits of a text as an embedding, since the artifact gives both in the same way."""
         return Embedding(len(self.labels), "last", normalized=False, whole=self.whole)
 
     @classmethod
     def of(cls, record: dict[str, Any] | None, place: str) -> Classification | None:
-        """What a manifest says; None: the artifact gives no labels.  place: of the artifact.  Raises LlmcError."""
+        """From a manifest's record; None: the artifact gives no labels.  place: the artifact's, for the LlmcError."""
         if not record:
             return None
         try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Piece(NamedTuple):
-    """What has come of a turn: more of the thought before the answer, more of the answer."""
+    """The next part of a turn: more of the thought before the answer, or more of the answer."""
 
     thought: str
     answer: str
@@ -139,7 +139,7 @@ class Conversation:
         constraint: Constraint | None = None,
         speculation: Speculation | None = None,
     ) -> Iterator[Piece]:
-        """As `ask`, to the message that is the last, which stays where the answer cannot begin."""
+        """Like `ask`, but answers the last message, which stays if no answer can begin."""
         self._end_answer()
         try:
             prompt, scanner = self._written(constraint)
@@ -164,7 +164,7 @@ class Conversation:
         return self._saying
 
     def _cut(self, n: int) -> int:
-        """As Sequence.cut."""
+        """Sequence.cut, for the tokens that were fed too."""
         n = self._sequence.cut(n)
         del self._fed[n:]
         return n
@@ -221,7 +221,7 @@ class Conversation:
 
 
 def read_messages(note: bytes, place: str) -> list[dict[str, Any]]:
-    """What Conversation.save wrote of them.  Raises LlmcError."""
+    """The messages that Conversation.save wrote into a file's note.  Raises LlmcError."""
     try:
         said = parse_json(note)
         messages = [dict(message) for message in said["messages"]]

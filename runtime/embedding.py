@@ -39,7 +39,7 @@ class Embedding:
 
     @classmethod
     def of(cls, record: dict[str, Any] | None, place: str) -> Embedding | None:
-        """What a manifest says; None: the artifact writes texts.  place: of the artifact.  Raises LlmcError."""
+        """From a manifest's record; None: the artifact makes none.  place: the artifact's, for the LlmcError."""
         if not record:
             return None
         try:

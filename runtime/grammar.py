@@ -27,7 +27,7 @@ WHITESPACE = r"(?: |\n[ \t]{0,40})"
 With more, models that like blanks lose themselves in them.  The expression must not match the empty string, of which
 llguidance makes grammars that give up."""
 MOST_CHARACTERS = 200
-"""How much is told of what is wrong with a grammar."""
+"""The most characters that an error repeats of what is wrong with a grammar."""
 
 
 class GaveUp(LlmcError):
@@ -36,7 +36,7 @@ class GaveUp(LlmcError):
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a whole text looks like.  kind, source: as llguidance reads them."""
+    """What a whole text must look like.  kind, source: the kind of grammar and its text, as llguidance takes them."""
 
     kind: Kind
     source: str
@@ -48,7 +48,7 @@ class Grammar:
 
     @classmethod
     def of_regex(cls, pattern: str) -> Grammar:
-        """What the expression matches as a whole, in the syntax of Rust's regex, which has no references back."""
+        """Texts that the expression matches as a whole; in the syntax of Rust's regex, which has no backreferences."""
         return cls("regex", pattern)
 
     @classmethod
@@ -125,7 +125,7 @@ class Constraint:
         return copied
 
     def look(self) -> Mask:
-        """What may come next: uint32 [(n_vocab + 31) / 32], see How.allowed; found out once a token."""
+        """The tokens that may come next: uint32 [(n_vocab + 31) / 32], see How.allowed; computed once per token."""
         if self._allowed is None:
             words = np.zeros(-(-self._n_tokens // 32), np.uint32)
             self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)

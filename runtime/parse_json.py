@@ -15,11 +15,11 @@ runs."""
 MOST_DEPTH = 256
 """How deep lists and objects of a request may be nested, so that what they are written into can still be read."""
 MOST_NAME = 40
-"""A message repeats so many characters of a name."""
+"""The most characters of a name that a message repeats."""
 
 
 def parse_json(text: bytes | bytearray | str) -> Any:
-    """What the JSON says.  Raises ValueError alone, whatever is wrong: no JSON, no UTF-8, nested too deep to read."""
+    """The value of the JSON.  Raises ValueError whatever is wrong: no JSON, no UTF-8, nested too deep to read."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -127,7 +127,7 @@ class Sequence(NotCopied):
 
     @property
     def note(self) -> bytes:
-        """What was given to `save` beside it; of a sequence that was not restored nothing."""
+        """The note that was given to `save`, of a sequence that was restored; empty for others."""
         at, n_bytes = c.c_void_p(), c.c_size_t()
         with self.model.running() as (api, _):
             capi.check_has(api, "sequence_note", "save a sequence", str(self.model.path))
@@ -189,7 +189,7 @@ def restore(model: Model, path: StrPath) -> Sequence:
 
 
 def as_path(path: StrPath) -> bytes:
-    """As the runtime takes it.  Raises LlmcError for what the system has no path of."""
+    """The path as bytes, for the runtime.  Raises LlmcError for what cannot be a path."""
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:

@@ -112,7 +112,7 @@ def whole_block(block: Block) -> dict[str, Any]:
 
 
 def usage_of(job: Job) -> dict[str, Any]:
-    """As far as it is known: what was not read again is told from what was once the text has begun."""
+    """A text's tokens so far; those of the prompt that were cached are told apart once the text has begun."""
     n_cached, details = job.n_reused, dict[str, Any]()
     if job.counts_thoughts:
         details["output_tokens_details"] = {"thinking_tokens": job.n_thought}

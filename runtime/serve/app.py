@@ -146,7 +146,7 @@ class Service:
         return name if isinstance(name, str) and name in self.model.adapters else self.name
 
     def facts(self, name: str) -> dict[str, Any]:
-        """Of the model, or of an adapter, as OpenAI says them, vLLM, and Anthropic."""
+        """Facts about the model or an adapter, in the fields of OpenAI, vLLM and Anthropic together."""
         created_at = datetime.fromtimestamp(self.created, timezone.utc).isoformat()
         return {
             "id": name,

@@ -65,7 +65,7 @@ class Connection(H11Protocol):
         self._next_look = self.loop.call_later(self._limits.timeout_s / LOOKS, self._look)
 
     def _waits_for(self) -> tuple[object, ...]:
-        """What the client has to do next, and how far it has come; empty: nothing."""
+        """What the client has to do next, and how far it is with that; empty: nothing."""
         n_unread = self.transport.get_write_buffer_size()
         if n_unread:
             return "read", n_unread

@@ -151,7 +151,7 @@ async def collect(jobs: Sequence[Job], news: asyncio.Queue[Said]) -> list[str]:
 
 
 def api_error(error: Exception) -> ApiError:
-    """What a client is told of an error of the engine's."""
+    """The error that a client gets for one of the engine."""
     if isinstance(error, Closing):
         return closing()
     if isinstance(error, GaveUp):

@@ -52,7 +52,7 @@ class Guesses:
         self._logits = np.empty((self._n_tokens, model.info.n_vocab), np.float32)
 
     def of(self, inputs: Sequence[tuple[Job, int]]) -> ByJob:
-        """What may follow in a step's texts: of those that go on, and are asked for in a way that guesses know."""
+        """Guesses for the texts of a step: those that go on, and whose way of choosing tokens allows guessing."""
         if not self.most and all(job.constraint is None for job, _ in inputs):
             return {}
         ongoing = [job for job, _ in inputs if job.n_pending == 1 and job.n_said]

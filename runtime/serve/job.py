@@ -135,7 +135,7 @@ class Job:
 
     @property
     def tokens(self) -> list[int]:
-        """What was generated, an end token included."""
+        """The tokens that were generated, an end token included."""
         return self.ids[len(self.ask.prompt) :]
 
     @property
@@ -213,7 +213,7 @@ class Job:
         return self._how if allowed is None else self._how.among(allowed)
 
     def _allowed(self) -> Mask | None:
-        """What the constraint allows, and the beginning of a thought."""
+        """The tokens that the constraint allows, and those that begin a thought where one may; None: all."""
         if self.constraint is None or self._is_in_thought:
             return None
         allowed, opening = self.constraint.allowed(), self.ask.thinking and self.ask.thinking.opening

@@ -18,7 +18,7 @@ RANK_FIELDS = ("model", "query", "documents", "top_n", "return_documents", "trun
 TEI_FIELDS = ("query", "texts", "return_text", "truncate", "truncation_direction", "raw_scores")
 CLASSIFY_FIELDS = ("model", "input", "truncate", "raw_scores", "user", "priority")
 Pair = tuple[str, ...]
-"""What is judged: two texts, or one."""
+"""The texts that are judged together: one, or two."""
 
 
 class Asked(NamedTuple):

@@ -101,7 +101,7 @@ class Pages:
         self._add(Kept(ids, sequence, job.ask.adapter))
 
     def _kept_of(self, adapter: str | None) -> list[Kept]:
-        """Those of an adapter; of the model alone, for None."""
+        """The kept texts that went through an adapter; None: through the model alone."""
         return [kept for kept in self._kept if kept.adapter == adapter]
 
     def _keep_state(self, ids: Ids, sequence: Sequence, adapter: str | None) -> None:

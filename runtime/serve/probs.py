@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 LEAST = -9999.0
-"""What stands for the logarithm of 0, which JSON cannot say; OpenAI's and vLLM's."""
+"""Stands for the logarithm of 0, which JSON has no number for, as in the APIs of OpenAI and vLLM."""
 
 
 class TokenProb(NamedTuple):

@@ -60,8 +60,10 @@ def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prom
 def format_of(
     tools: Tools | None, form: Form | None, answer: Format | None, special: Mapping[int, str], frame: Frame | None
 ) -> Format | None:
-    """Of a call that has to come, or of an answer of a format, in place of which calls may come.  special: as
-    Tools.grammar.  frame: of the thought before it, where that is a part of the format."""
+    """The format of a text: a call, where one must come; else that of the answer, with calls allowed in its place.
+
+    special: see Tools.grammar.  frame: what is around the thought before it, where that is a part of the format.
+    """
     if tools is not None and form is not None and tools.must_call:
         return Format("tools", tools.grammar(form, special))
     if answer is None:

@@ -195,7 +195,7 @@ def text_of(one: TokenProb) -> str:
 
 
 def name_of(one: TokenProb) -> str:
-    """As completions name a token: those that are a part of a character by their bytes, which no other one has."""
+    """A token's text, as completions name it; of one that is a part of a character its bytes, so that names differ."""
     try:
         return one.text.decode()
     except UnicodeDecodeError:

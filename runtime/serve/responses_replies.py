@@ -19,8 +19,11 @@ Keep = Callable[[dict[str, Any], Messages], None]
 
 
 class ItemForm(NamedTuple):
-    """How a kind of block is written as an item.  prefix: of its id.  text: the field that has its text.  stream: what
-    the events that bring it begin with.  part: that its one part has beside the text; none: it has no parts."""
+    """How a kind of block is written as an item.
+
+    prefix: of its id.  text: the field that has its text.  stream: how the names of its events begin.
+    part: the fields that its one part has beside the text; empty: it has no parts.
+    """
 
     prefix: str
     text: str

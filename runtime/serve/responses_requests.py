@@ -66,7 +66,7 @@ INCLUDABLE = (
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 )
-"""What may be asked to be included, of which there never is anything."""
+"""Values of "include" that are accepted, though an answer never has anything of these kinds."""
 INPUT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 THOUGHT_PARTS = {"reasoning_text": "text", "summary_text": "text"}
 
@@ -109,7 +109,7 @@ def read_response(body: object, model: str, stored: Callable[[str], Messages]) -
 
 
 def repeated(fields: Fields, wanted: Wanted, form: dict[str, Any], effort: str) -> dict[str, Any]:
-    """What of the request its answer says, with what was meant where nothing was said."""
+    """The fields of the request that its answer repeats, with defaults for those that it left out."""
     for name in ("metadata", "text", "tools", "tool_choice"):
         try:
             json.dumps(fields.get(name), allow_nan=False)
@@ -171,7 +171,7 @@ def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
 
 
 def behind(instructions: str, talk: Messages) -> Messages:
-    """What the system says first is one message."""
+    """The messages with the instructions first, as one system message with a system message that begins them."""
     if not instructions:
         return talk
     says_more = talk[0]["role"] == "system"

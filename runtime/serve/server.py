@@ -31,13 +31,13 @@ from llmc.runtime.serve.job import Said
 from llmc.runtime.speculate import FORCED, check_vocabulary
 
 LEAST_BATCH, WHOLE_BATCH = 8, 32
-"""Texts in a step, where nobody says: of what writes texts at least, and of what reads them whole, so that many short
-ones are a step worth its name."""
+"""Texts in a step, by default: the least for a model that writes texts; and for one that reads them whole, more, so
+that short texts fill a step."""
 MEMORY_SHARE = 0.8
-"""Of a CPU's memory, beside the weights, what the KV cache may grow to when nobody says how large it is."""
+"""Share of a CPU's memory, beside the weights, that the KV cache may grow to by default."""
 SLOTS_A_TEXT = 3
-"""Of a model with states, for each text of a step: its own, one that guesses are made from, and one of a text that has
-ended, kept for another that begins with it."""
+"""Slots of a model with states for each text of a step: for its own, for the one that guesses start from, and for a
+text that has ended and is kept for others that begin with it."""
 SECONDS_AFTER_GRACE = 2
 """For answers to reach their clients after the last text was ended."""
 LISTEN_HINTS = {
@@ -45,19 +45,20 @@ LISTEN_HINTS = {
     errno.EADDRNOTAVAIL: "give an address of this machine, or --host 0.0.0.0 for all that it has",
     errno.EACCES: "ports below 1024 are the administrator's: give another --port",
 }
-"""Where the system refuses an address."""
+"""What to do where the system refuses an address, by its error."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `serve` is told; 0 and None are defaults.
+    """The settings of a server; 0 and None are defaults.
 
-    max_batch: texts in a step.  queue: texts that wait.  kv_tokens: room in the KV cache.  chunk: tokens of a step
-    beside texts that go on.  speculate: guesses of a text in a step, None: as many as a draft makes in a light one.
-    draft: the artifact of who guesses.  prompt_cache: a folder that keeps texts which have ended, over a restart.
-    name: of the model, for clients.  grace: seconds that texts have to end after a signal.  allow_origins: of web pages
-    whose scripts may ask; "*": of all.  limit_concurrency: connections.  timeout: seconds that a client may take to
-    send a request, or not read its answer.
+    max_batch: most texts in a step.  queue: most texts that wait.  kv_tokens: tokens that the KV cache has room for.
+    chunk: most tokens of a step in which texts go on, theirs and those of prompts beside them.
+    speculate: tokens guessed for a text in a step; None: as many as a draft makes in a light step.
+    draft: the artifact of a model that guesses.  prompt_cache: a folder that keeps ended texts over a restart.
+    name: of the model, for clients.  grace: seconds that texts have to end after a signal.
+    allow_origins: origins of web pages whose scripts may ask; "*": all.  limit_concurrency: most connections.
+    timeout: seconds that a client may take to send a request, or leave its answer unread.
     """
 
     host: str = "127.0.0.1"
@@ -147,7 +148,7 @@ def open_model(artifact: str, options: Options, progress: LoadProgress | None) -
 
 
 def name_of(model: Model, options: Options) -> str:
-    """Of the model, for clients.  Raises LlmcError where it is an adapter's."""
+    """The model's name for clients.  Raises LlmcError where an adapter has the same."""
     name = options.name or Path(model.path).stem
     if name in model.adapters:
         raise LlmcError(f"the model and an adapter of it are both named {name!r}", hint="give the model another --name")
