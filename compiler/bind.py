@@ -201,7 +201,7 @@ def query_shape(value: ir.Value, shape: tuple[int, ...]) -> tuple[int, ...]:
 def writes_tiles(node: ir.Node) -> bool:
     """Whether schedules for GPUs can write the node's result as tiles."""
     if node.domain != "llmc":
-        return node.op_type == "Gather"
+        return node.op_type == "Gather" and not ("axis" in node.attributes and node.attributes["axis"].as_int())
     return "Linear" in node.op_type or node.op_type.endswith(("Attention", "HeadProduct"))
 
 

@@ -51,6 +51,7 @@ from llmc.passes.order_columns import order_columns
 from llmc.passes.part_columns import part_columns
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
+from llmc.passes.swap_product import swap_product
 from llmc.passes.tabulate_positions import tabulate_positions
 from llmc.passes.turn_product import turn_product
 from llmc.passes.unfold_heads import unfold_heads
@@ -87,6 +88,7 @@ def first_steps(n_context: int) -> Steps:
         ("unfold_heads", unfold_heads),
         # 2. over M tokens of one sequence
         ("flatten_tokens", flatten_tokens),
+        ("swap_product", swap_product),
         ("form_linear", form_linear),
         ("order_columns", order_columns),
         ("form_latent", form_latent),

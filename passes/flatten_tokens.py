@@ -156,9 +156,21 @@ def elementwise(flat: Flattening, node: ir.Node) -> list[ir.Value]:
         in_front = dims(value)[: max(0, len(dims(value)) - after_tokens)]
         if not token_axes(value) and weight_of(value) and set(in_front) == {1}:
             operands[-1] = of_each_token(flat.graph, value, after_tokens)
-        elif len(dims(value)) > after_tokens if not token_axes(value) else len(dims(value)) != rank:
+        elif not token_axes(value) and len(dims(value)) > after_tokens:
             raise flat.refusal(node, f"takes {value.name} of shape {value.shape}")
+        elif token_axes(value) and len(dims(value)) != rank:
+            operands[-1] = aligned(flat, node, value)
     return flat.emit(node, node.op_type, operands, **attributes_of(node))
+
+
+def aligned(flat: Flattening, node: ir.Node, value: ir.Value) -> ir.Value:
+    """A value with as many axes as the node's result: 1s in front of its own, tokens in the same place."""
+    result = node.outputs[0]
+    n_new = len(dims(result)) - len(dims(value))
+    if token_axes(result) != tuple(axis + n_new for axis in token_axes(value)):
+        raise flat.refusal(node, f"takes {value.name} of shape {value.shape}")
+    others = [dims(value)[axis] for axis in other_axes(value)]
+    return flat.reshape(node, flat.new[value], [*[1] * n_new, *others])
 
 
 def of_each_token(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
@@ -220,8 +232,10 @@ def with_state(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
-    """MatMul, Gemm: activations times a matrix that is the same for every token."""
+    """MatMul, Gemm: activations times a matrix that is the same for every token, or each token's times its own."""
     x, weight, *rest = node.inputs
+    if node.op_type == "MatMul" and is_each_tokens_own(x) and is_each_tokens_own(weight):
+        return flat.emit(node, "MatMul", [flat.take(x), flat.take(weight)])
     if token_axes(weight) or not x or len(dims(x)) - 1 in token_axes(x) or attribute(node, "transA", 0):
         raise flat.refusal(node, "multiplies along the tokens")
     *others, size = (dims(x)[axis] for axis in other_axes(x))
@@ -230,6 +244,11 @@ def product(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     rows = flat.reshape(node, flat.new[x], [size])
     y = flat.emit(node, node.op_type, [rows, weight, *rest], **attributes_of(node))[0]
     return [flat.reshape(node, y, [*others, dims(y)[-1]])]
+
+
+def is_each_tokens_own(matrix: ir.Value | None) -> bool:
+    """[batch, sequence, K, N]"""
+    return matrix is not None and len(dims(matrix)) == 4 and token_axes(matrix) == (0, 1)
 
 
 def pool(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -293,13 +312,16 @@ def slice_(flat: Flattening, node: ir.Node) -> list[ir.Value]:
 
 
 def expand(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """Expand, Tile: axes of 1 in each token are repeated."""
     x, y = node.inputs[0], node.outputs[0]
-    if x is None or token_axes(x) != token_axes(y):
-        raise flat.refusal(node, "repeats elements")
+    assert x is not None
+    rows = aligned(flat, node, x)
     sizes = [size for axis in other_axes(y) if isinstance(size := dims(y)[axis], int)]
-    if [dims(x)[axis] for axis in other_axes(x)] == sizes:
-        return [flat.new[x]]
-    return flat.emit(node, "Expand", [flat.new[x], ints_constant(flat.graph, [1, *sizes])])
+    if any(before not in (1, after) for before, after in zip(dims(rows)[1:], sizes, strict=True)):
+        raise flat.refusal(node, "repeats more than one element")
+    if list(dims(rows)[1:]) == sizes:
+        return [rows]
+    return flat.emit(node, "Expand", [rows, ints_constant(flat.graph, [1, *sizes])])
 
 
 def reduction(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -383,7 +405,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in POOLS), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", *(f"{DOMAIN}.{kind}Attention" for kind in ("Sink", "Alibi", "Distance"))), attention),
-    "Expand": expand,
+    **dict.fromkeys(("Expand", "Tile"), expand),
     "Gather": gather,
     "GatherElements": gather_elements,
     "RotaryEmbedding": rotary,

@@ -9,8 +9,9 @@ rewrite:
     ends with a norm, as for embeddings)
 refuses: a weight that is computed; one that is quantised already; the product that makes logits of a few labels, unless
 asked or kept as codes; the product that chooses experts, which is small, and a wrong choice is a large error; likewise
-those that say how much of a state is kept, and how much of a token goes in; in mxfp4 all but experts and what a
-checkpoint keeps as codes beside them, or is asked for, which become int8.
+those that say how much of a state is kept, and how much of a token goes in; one of few inputs, which says how streams
+are mixed, and the product that makes these; in mxfp4 all but experts and what a checkpoint keeps as codes beside them,
+or is asked for, which become int8.
 
 Embeddings, norms and biases stay as they are; of a table that also makes the logits see share_table.py.
 """
@@ -32,6 +33,7 @@ from llmc.compiler.graph import (
     products_of_logits,
     weight_of,
 )
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import DOMAIN, SELECTIVE_SCAN
 from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
@@ -45,6 +47,8 @@ SPARED = {
     f"{DOMAIN}.Stateful{SELECTIVE_SCAN}": (1, 3, 4),
 }
 """The gates of layers with a state: the inputs that say how much of it is kept, and how much of a token goes in."""
+FEW = 8
+"""Inputs of a product whose weight is too small to be worth codes."""
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -63,6 +67,9 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
         for index in (1, 2) if is_experts(node) else SPARED.get(op_name(node), ()):
             if (value := node.inputs[index]) is not None:
                 spared |= products_before(value)
+        if is_linear(node) and dims(node.inputs[0])[-1] in range(FEW):
+            assert node.inputs[0] is not None
+            spared |= {node} | products_before(node.inputs[0])
     if scheme.of_experts_alone:
         spared |= {node for node in graph if is_linear(node) and node not in logits and not is_kept_as_codes(node)}
     places = list(inputs_to_quantize(graph, spared))

@@ -77,6 +77,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon_mamba": {"num_hidden_layers": 1, "state_size": 8, "time_step_rank": 4, "intermediate_size": 96},
     "gemma2": {**WINDOW, "query_pre_attn_scalar": 16},
     "gemma3_text": {**WINDOW, "query_pre_attn_scalar": 16},
+    "gemma3n_text": {  # four streams, sparse activations in the first layer, its keys and values in the second one
+        **HEADS,
+        **SHARED,
+        "num_hidden_layers": 2,
+        "layer_types": ["full_attention"] * 2,
+        "num_kv_shared_layers": 1,
+        "intermediate_size": [96] * 2,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.95, 0.0],
+    },
     "gemma4_text": {  # of all its sizes something: its layers differ, are shared, have experts and inputs of their own
         **WINDOW,
         **SHARED,

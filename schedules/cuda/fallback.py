@@ -23,7 +23,7 @@ def match(call: Call, target: Target) -> OneNode | None:
 
 
 def implement(call: Call, params: OneNode, target: Target) -> Implementation:
-    """Raises LlmcError when TVM cannot import the operator or has no loops for it."""
+    """Raises LlmcError when TVM cannot import the operator, has no loops for it, or needs memory of its own for it."""
     if any(value is not None and value.tiled for value in (*call.inputs, *call.outputs)):
         raise LlmcError(f"no schedule for a GPU takes {call.op} on tiles", place=str(call))
     launches = []
@@ -41,7 +41,10 @@ def implement(call: Call, params: OneNode, target: Target) -> Implementation:
 def bound_nests(call: Call) -> tuple[Bound, ...]:
     from llmc.schedules.cuda import fallback_bind  # TVM is imported only when it is needed
 
-    return tuple(bound for step in fallback.lower_call(call).steps for bound in fallback_bind.bound_nests(step))
+    try:
+        return tuple(bound for step in fallback.lower_call(call).steps for bound in fallback_bind.bound_nests(step))
+    except LlmcError as error:
+        raise LlmcError(f"no schedule for a GPU takes {call.op}: {error.fact}", place=str(call)) from error
 
 
 def build_nest(call: Call, index: int) -> Any:

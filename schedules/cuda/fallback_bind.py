@@ -10,6 +10,7 @@ from tvm import s_tir, tirx
 from tvm.ir import IRModule
 
 from llmc.compiler.kernel import Operand
+from llmc.runtime.errors import LlmcError
 from llmc.schedules.fallback import Step
 
 THREADS = 256
@@ -28,12 +29,15 @@ class Bound:
 def bound_nests(step: Step) -> list[Bound]:
     """Each loop nest of a step as a launch of its own, in order: what one writes lies in memory before the next reads.
 
-    A step that keeps arrays of its own (constants written out) stays whole and runs on one thread.
+    A step that is more than such nests stays whole and runs on one thread.  Raises LlmcError where it keeps arrays of
+    its own: whole numbers of the graph, written out.
     """
     root = step.function.body.block
+    if root.alloc_buffers:
+        raise LlmcError("TVM writes numbers of this operator into memory of its own, which a GPU's kernels do not have")
     nests = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     blocks = [innermost(nest) for nest in nests]
-    if root.alloc_buffers or None in blocks:
+    if None in blocks:
         return [on_one_thread(step.function, step.operands)]
     return [spread(*over_its_operands(step, nest, block)) for nest, block in zip(nests, blocks, strict=True)]
 

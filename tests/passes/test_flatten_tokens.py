@@ -123,6 +123,42 @@ def test_product_of_tokens_with_tokens_is_refused(build: Any) -> None:
         flatten_tokens(build.model(build.op("MatMul", turned, x)))
 
 
+def streams(build: Any, x: Any) -> Any:
+    """Two of them, [2, batch, sequence, 8]."""
+    first, second = (build.op("Unsqueeze", value, build.constant([0])) for value in (x, build.op("Relu", x)))
+    return build.op("Concat", first, second, axis=0)
+
+
+def test_each_tokens_streams_are_mixed_by_its_own_matrix(build: Any, check: Any) -> None:
+    """As AltUp's (Gemma 3n)."""
+    x = embed(build)
+    shares = reshape(build, build.op("MatMul", x, build.weight("w", 8, 4)), 2, 2)
+    mixed = build.op("MatMul", build.op("Transpose", streams(build, x), perm=[1, 2, 3, 0]), shares)
+    y = build.op("Transpose", mixed, perm=[3, 0, 1, 2])
+    check(build.model(build.op("Gather", y, build.constant(ir.tensor(np.array(1))), axis=0)), flatten_tokens, 11)
+
+
+@pytest.mark.parametrize("op", ["Tile", "Expand"])
+def test_what_all_streams_get_is_repeated_within_each_token(build: Any, check: Any, op: str) -> None:
+    x = embed(build)
+    one = build.op("Expand", x, build.constant([1, 1, 1, 1]), shape=(1, "batch", "sequence", 8))
+    each = build.op(op, one, build.constant([2, 1, 1, 1]), shape=(2, "batch", "sequence", 8))
+    y = build.op("Add", build.op("Mul", streams(build, x), each), x)  # and x meets them as it is
+    check(build.model(build.op("Gather", y, build.constant(ir.tensor(np.array(0))), axis=0)), flatten_tokens, 10)
+
+
+def test_repeating_more_than_one_element_is_refused(build: Any) -> None:
+    repeated = build.op("Tile", embed(build), build.constant([1, 1, 2]), shape=("batch", "sequence", 16))
+    with pytest.raises(LlmcError, match="Tile repeats more than one element"):
+        flatten_tokens(build.model(repeated))
+
+
+def test_repeating_between_the_tokens_axes_is_refused(build: Any) -> None:
+    repeated = build.op("Expand", embed(build), build.constant([1, 6, 6, 8]), shape=("batch", 6, "sequence", 8))
+    with pytest.raises(LlmcError, match="Expand takes"):
+        flatten_tokens(build.model(repeated))
+
+
 def test_attention_that_is_not_causal_is_of_all_tokens(build: Any, check: Any) -> None:
     q = heads(build, embed(build), 2, 4)
     check(build.model(attention(build, q, q, q, 8, is_causal=0)), flatten_tokens, 6)

@@ -60,6 +60,18 @@ def test_linear_layers_become_quantised(
     assert quantize_weights(model, scheme) == 0
 
 
+def test_products_of_few_inputs_are_left_and_what_makes_these(build: Any) -> None:
+    """As those that say how streams are mixed (Gemma 3n)."""
+    x = build.input("x", "M", 32)
+    few = build.op("Tanh", build.op("llmc.Linear", x, build.weight("router", 4, 32)))
+    shares = build.op("Reshape", build.op("llmc.Linear", few, build.weight("shares", 4, 4)), build.constant([-1, 1, 4]))
+    streams = build.op("Reshape", build.op("llmc.Linear", x, build.weight("up", 32, 32)), build.constant([-1, 4, 8]))
+    y = build.op("Reshape", build.op("MatMul", shares, streams), build.constant([-1, 8]))
+    model = build.model(build.op("RMSNormalization", y, build.weight("norm", 8), axis=-1))
+    assert quantize_weights(model, Scheme(4, 32)) == 1
+    assert [name for name in model.graph.initializers if "int4" in name] == ["up.int4"]
+
+
 MXFP4 = Scheme(4, 32, number="mx")
 
 

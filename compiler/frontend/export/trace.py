@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnxscript import opset23 as onnx_op
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -23,6 +22,7 @@ from llmc.compiler.frontend.export.first_position import first_position, shift_p
 from llmc.compiler.frontend.export.rotary import stretch_nothing
 from llmc.compiler.frontend.export.states import as_nodes
 from llmc.compiler.frontend.export.token_types import n_token_types, separate_types
+from llmc.compiler.frontend.export.translations import TRANSLATIONS
 from llmc.compiler.frontend.export.unsupported import has_own_attention
 from llmc.compiler.ops import OPSET
 
@@ -73,7 +73,7 @@ def trace(model: PreTrainedModel) -> ir.Model:
         optimize=False,
         verbose=False,
         output_names=["logits"],
-        custom_translation_table={torch.ops.aten.slice_scatter.default: slice_scatter},
+        custom_translation_table=TRANSLATIONS,
     )
     assert exported is not None
     if is_encoder(model.config) and (first := first_position(model)):
@@ -105,26 +105,3 @@ def longest(config: PretrainedConfig) -> int | None:
     and the whole mask would be a case of its own."""
     limit = max_tokens(config)
     return limit - 1 if has_own_attention(config) and limit > EXAMPLE_SHAPE[1] else None
-
-
-def slice_scatter(x: Any, part: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    """x with `part` in the place of x[start:end:step] along `dim`, as a model has it that writes a tensor piece by
-    piece: in ONNX what stands before the part, the part, and what stands behind it; with steps, a choice of both."""
-    if step != 1:
-        size = x.shape[dim]
-        order = list(range(size))
-        written = range(size)[slice(start, end, step)]
-        order[written.start : written.stop : step] = range(size, size + len(written))
-        both = onnx_op.Concat(x, part, axis=dim)
-        return onnx_op.Gather(both, onnx_op.Constant(value_ints=order), axis=dim)
-    pieces = [part]
-    axis = onnx_op.Constant(value_ints=[dim])
-
-    def cut(first: int, last: int) -> Any:
-        return onnx_op.Slice(x, onnx_op.Constant(value_ints=[first]), onnx_op.Constant(value_ints=[last]), axis)
-
-    if start:
-        pieces.insert(0, cut(0, start))
-    if end is not None and end < torch.iinfo(torch.int64).max:
-        pieces.append(cut(end, torch.iinfo(torch.int64).max))
-    return onnx_op.Concat(*pieces, axis=dim) if len(pieces) > 1 else onnx_op.Identity(part)

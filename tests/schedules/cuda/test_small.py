@@ -164,3 +164,11 @@ def test_tiles_are_refused() -> None:
     call = Call("Softplus", (TensorType((8, 64), "bf16", tiled=True),), (real(8, 64),))
     with pytest.raises(LlmcError, match="Softplus on tiles"):
         fallback.implement(call, OneNode(), HOPPER)
+
+
+def test_a_choice_of_whole_numbers_is_refused() -> None:
+    """As of Gemma 3n's tokens, those that its table for each layer has no row for."""
+    inputs = (TensorType((2,), "bool"), TensorType((2,), "i32"), TensorType((), "i64", constant=True))
+    call = Call("Where", inputs, (TensorType((2,), "i64"),), (("input.2", 0),))
+    with pytest.raises(LlmcError, match="no schedule for a GPU takes Where"):
+        fallback.implement(call, OneNode(), HOPPER)
