@@ -5,10 +5,13 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import is_experts, op_name
-from llmc.compiler.ops import DOMAIN
+from llmc.compiler.ops import CHANNEL_DELTA, DOMAIN, rule_name
 from llmc.runtime.errors import LlmcError
 
-LACKING = {f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have"}
+LACKING = {
+    f"{DOMAIN}.KeepGroups": "routers that choose among groups of experts in a way of their own have",
+    f"{DOMAIN}.Stateful{rule_name(CHANNEL_DELTA)}": "delta rules whose state decays channel by channel have",
+}
 """Operators of a step graph, and what to say of them."""
 HINT = "compile it for CPUs: --target cpu"
 

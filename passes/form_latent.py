@@ -7,6 +7,7 @@ rewrite:
     HeadProduct(CausalLatentAttention(q, HeadProduct(q, Wk), kv, w, cos, sin), Wv)
 since a score is q (Wk l) = (q Wk) l, and a head's result is a weighted sum of Wv l.  Where both queries and keys have
 their pairs sorted into halves before rotary, they are left as pairs: a score is then the same sum in another order.
+Where neither is turned (Kimi Linear), r is turned by no angle, the cosines and sines of position 0.
 refuses: queries and keys that are turned differently; a latent that is not normalised; biases of Wkv.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, emit, producer, replace, weight_of
@@ -69,7 +71,8 @@ class Latent:
         absorbed = emit(node, "llmc.HeadProduct", [self.q, keys])[0]
         settings |= {"head_dim": head_dim, "latent_dim": latent_dim, "epsilon": self.epsilon}
         settings |= {"rotary_dim": self.turned.rotary_dim, "interleaved": self.turned.interleaved}
-        operands = [self.q, absorbed, self.kv, self.norm, *self.turned.angles]
+        angles = self.turned.angles or no_angles(node, self.turned.rotary_dim)
+        operands = [self.q, absorbed, self.kv, self.norm, *angles]
         latents = emit(node, "llmc.CausalLatentAttention", operands, **settings)[0]
         return emit(node, "llmc.HeadProduct", [latents, values])[0]
 
@@ -94,18 +97,24 @@ def latent_of(node: ir.Node) -> Latent | None:
     straight_q, turned_q = joined(node.inputs[0])
     straight_k, turned_k = joined(node.inputs[1])
     one = producer(turned_k, "Expand")
-    a, b = turned_of(turned_q), turned_of(one.inputs[0] if one else None)
+    rest = one.inputs[0] if one else None
+    a, b = turned_of(turned_q), turned_of(rest)
+    whole = plain(node.inputs[0]) if turned_q is None else None  # queries that are not turned lie in one piece
+    if whole is not None and rest is not None:
+        a = b = unturned(plain(rest))
     cut_q, cut_kv, cut_latent = (producer(value, "Split") for value in (straight_q, straight_k, b.x if b else None))
-    if a is None or b is None or cut_q is None or cut_kv is None or cut_latent is None:
+    if a is None or b is None or cut_kv is None or cut_latent is None:
         return None
-    if list(cut_q.outputs) != [straight_q, a.x] or list(cut_kv.outputs) != [straight_k, plain(node.inputs[2])]:
+    if cut_q is not None and list(cut_q.outputs) == [straight_q, a.x]:
+        whole = plain(cut_q.inputs[0])
+    if list(cut_kv.outputs) != [straight_k, plain(node.inputs[2])]:
         return None
     linear = producer(plain(cut_kv.inputs[0]), "llmc.Linear")
     norm = producer(linear.inputs[0], "RMSNormalization") if linear is not None else None
     expand = weight_of(linear.inputs[1]) if linear is not None else None
     if a.how() != b.how() or norm is None or expand is None or list(cut_latent.outputs) != [plain(norm.inputs[0]), b.x]:
         return None
-    q, kv, weight = plain(cut_q.inputs[0]), cut_latent.inputs[0], norm.inputs[1]
+    q, kv, weight = whole, cut_latent.inputs[0], norm.inputs[1]
     if q is None or kv is None or weight is None or not fits(node, q, kv, expand, a.rotary_dim):
         return None
     return Latent(q, kv, weight, float(attribute(norm, "epsilon", 1e-5)), expand, a)
@@ -154,3 +163,20 @@ def turned_of(value: ir.Value | None) -> Turned | None:
     if x is None or None in angles or size_of(rotary.outputs[0]) != heads * rotary_dim:
         return None
     return Turned(x, tuple(angle for angle in angles if angle is not None), rotary_dim, interleaved, halves is not None)
+
+
+def unturned(x: ir.Value | None) -> Turned | None:
+    """[M, RD] that are no rotary's, as turned by no angle."""
+    return Turned(x, (), size_of(x), 0, False) if x is not None and len(dims(x)) == 2 and size_of(x) % 2 == 0 else None
+
+
+def no_angles(node: ir.Node, rotary_dim: int) -> tuple[ir.Value, ...]:
+    """Cosines and sines [M, RD/2] that turn nothing: those of position 0, of a table with that row alone."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    positions = next(value for value in graph.inputs if value.name == "positions")
+    first = emit(node, "Sub", [positions, positions])[0]
+    tables = (np.full((1, rotary_dim // 2), wave, np.float32) for wave in (1, 0))
+    names = (f"unturned.{wave}.{rotary_dim}" for wave in ("cos", "sin"))
+    waves = [add_constant(graph, table, name) for table, name in zip(tables, names, strict=True)]
+    return tuple(emit(node, "Gather", [wave, first], axis=0)[0] for wave in waves)

@@ -10,7 +10,7 @@ rewrite:
     -->
     llmc.StatefulCausalConv(x, weight, positions, slots, state.i), state.i_out
 
-    the same of llmc.SelectiveRule, of llmc.CausalConvBias and of llmc.SelectiveScan
+    the same of llmc.SelectiveRule and llmc.ChannelDeltaRule, of llmc.CausalConvBias and of llmc.SelectiveScan
 refuses: nothing.
 """
 
@@ -72,7 +72,8 @@ def insert_rule(graph: ir.Graph, node: ir.Node, place: int, positions: ir.Value,
     sizes = {"num_k_heads": k_heads, "num_v_heads": v_heads, "key_dim": key_dim, "value_dim": value_dim}
     qkv = packed(node, *(as_row(graph, node, value) for value in (q, k, v)))
     state = state_input(graph, place, [v_heads, key_dim, value_dim])
-    operands = [qkv, g, beta, positions, slots, state]
+    gates = g if len(dims(g)) == 2 else as_row(graph, node, g)  # of each head, or of each of its key's elements
+    operands = [qkv, gates, beta, positions, slots, state]
     settings = attributes_of(node) | sizes | {PLACE: place}
     y, *states = emit(node, f"{DOMAIN}.Stateful{node.op_type}", operands, n_results=2, **settings)
     by_head = [size for size in dims(v)[1:] if isinstance(size, int)]

@@ -29,6 +29,7 @@ from llmc.compiler.graph import (
     is_experts,
     is_linear,
     op_name,
+    producer,
     products_before,
     products_of_logits,
     weight_of,
@@ -66,7 +67,8 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     for node in graph:
         for index in (1, 2) if is_experts(node) else SPARED.get(op_name(node), ()):
             if (value := node.inputs[index]) is not None:
-                spared |= products_before(value)
+                found = products_before(value)
+                spared |= with_factors(found) if op_name(node) in RULES else found
         if is_linear(node) and dims(node.inputs[0])[-1] in range(FEW):
             assert node.inputs[0] is not None
             spared |= {node} | products_before(node.inputs[0])
@@ -84,6 +86,12 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
         return of_experts if is_experts(node) else in_8_bits if node in small_logits else of_others
 
     return sum(quantize_input(node, index, schemes(node)) for node, index in places)
+
+
+def with_factors(products: set[ir.Node]) -> set[ir.Node]:
+    """The products, and those right in front of them: of a matrix that is kept as two factors, the first one."""
+    before = {node for product in products if (node := producer(product.inputs[0])) is not None and is_linear(node)}
+    return products | before
 
 
 def are_logits_quantized(model: ir.Model) -> bool:

@@ -13,6 +13,8 @@ from llmc.compiler.kernel import Call, Layout, RowMajor
 DELTA_RULE = "llmc.StatefulGatedDeltaRule"
 DELTA_RULES = {DELTA_RULE: False, f"{DELTA_RULE}Softplus": True}
 """Delta rules, and whether each works out its own gates."""
+CHANNEL_RULE = "llmc.StatefulChannelDeltaRule"
+"""A delta rule whose state decays by another factor for each of the key's elements."""
 SELECTIVE_RULE = "llmc.StatefulSelectiveRule"
 SELECTIVE_SCAN = "llmc.StatefulSelectiveScan"
 CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
@@ -20,7 +22,7 @@ CONVS = {"llmc.StatefulCausalConv": False, "llmc.StatefulCausalConvBias": True}
 
 
 def is_stateful(call: Call) -> bool:
-    return call.op in (*DELTA_RULES, SELECTIVE_RULE, SELECTIVE_SCAN) or call.op in CONVS
+    return call.op in (*DELTA_RULES, CHANNEL_RULE, SELECTIVE_RULE, SELECTIVE_SCAN) or call.op in CONVS
 
 
 def sizes_of(call: Call) -> dict[str, Any]:

@@ -135,6 +135,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "kimi_linear": {
+        **GROUPS,
+        **LATENT,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "q_lora_rank": None,
+        "linear_num_heads": 2,
+        "linear_head_dim": 24,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 4,  # all of them: where two are as good, roundings would choose another
+        "n_group": 1,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama4_text": {
         **HEADS,

@@ -52,23 +52,28 @@ from llmc.compiler.ops.pool import POOLS
 from llmc.compiler.ops.routing import GROUPS, ROUTERS, KeepGroups, router_fits, router_name
 from llmc.compiler.ops.states import (
     CAUSAL_CONV,
+    CHANNEL_DELTA,
+    GATED_DELTA,
     GATED_RULES,
     PLACE,
     SELECTIVE_SCAN,
     STATEFUL,
     WITH_STATES,
     conv_name,
+    rule_name,
 )
 
 __all__ = [
     "APPENDED_ATTENTION",
     "CAUSAL_ATTENTION",
     "CAUSAL_CONV",
+    "CHANNEL_DELTA",
     "CLAMP",
     "CLAMPED_EXPERTS",
     "DISTANCE_PAGED_ATTENTION",
     "DOMAIN",
     "EXPERTS",
+    "GATED_DELTA",
     "GATED_RULES",
     "GATHERS",
     "GROUPS",
@@ -117,4 +122,5 @@ __all__ = [
     "paged_attention_name",
     "router_fits",
     "router_name",
+    "rule_name",
 ]

@@ -118,11 +118,20 @@ squares + epsilon:
     T = exp(g) · T;    T = T + k (beta · (v - kᵀ T))ᵀ;    y = scale · qᵀ T
 
 Yang et al. 2024, arXiv:2412.06464."""
+BY_CHANNEL = f"""{STATE} q and k divided by the root of the sum of their
+squares + epsilon, and a g for each of the key's elements:
+
+    T = diag(exp(g)) · T;    T = T + k (beta · (v - kᵀ T))ᵀ;    y = scale · qᵀ T
+
+Kimi Team 2025, arXiv:2510.26692."""
 LINEAR = f"""{STATE}
 
     T = exp(g) · T + k (beta · v)ᵀ;    y = scale · qᵀ T
 
 Dao and Gu 2024, arXiv:2405.21060, where beta is the step, k is B, q is C and v is x."""
+GATED_DELTA, CHANNEL_DELTA, SELECTIVE = "GatedDelta", "ChannelDelta", "Selective"
+EQUATIONS = {GATED_DELTA: DELTA, SELECTIVE: LINEAR, CHANNEL_DELTA: BY_CHANNEL}
+"""Kinds of rules, and what each says."""
 
 
 def unit(op: Any, x: Any, epsilon: Any) -> Any:
@@ -138,11 +147,11 @@ def for_values(op: Any, x: Any, v: Any) -> Any:
     return op.Reshape(each, op.Concat(op.ints(0, 0), n_values, op.ints(-1), axis=0))
 
 
-def rule_step(op: Any, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, *, delta: bool) -> tuple[Any, Any]:
+def rule_step(op: Any, state: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, *, kind: str) -> tuple[Any, Any]:
     """One token: (the state behind it, qᵀ T).  state […, VH, DK, DV], q, k […, VH, DK], v […, VH, DV], decay, beta
-    […, VH]."""
-    state = op.Mul(state, op.Unsqueeze(decay, op.ints(-1, -2)))
-    if delta:
+    […, VH]; by channel decay […, VH, DK]."""
+    state = op.Mul(state, op.Unsqueeze(decay, op.ints(-1) if kind == CHANNEL_DELTA else op.ints(-1, -2)))
+    if kind != SELECTIVE:
         v = op.Sub(v, op.Squeeze(op.MatMul(op.Unsqueeze(k, op.ints(-2)), state), op.ints(-2)))
     news = op.Mul(v, op.Unsqueeze(beta, op.ints(-1)))
     state = op.Add(state, op.Mul(op.Unsqueeze(k, op.ints(-1)), op.Unsqueeze(news, op.ints(-2))))
@@ -153,34 +162,39 @@ HEADS = ("num_k_heads", "num_v_heads", "key_dim", "value_dim")
 WHOLE = "q, k [S, …, KH, DK], v [S, …, VH, DV], g, beta [S, …, VH] -> like v."
 STEP = """qkv [M, 2 KH·DK + VH·DV] (queries, keys, values), g, beta [M, VH], positions, slots int64[M],
 state [n_slots, VH, DK, DV] -> [M, VH·DV] and the states."""
+BY_HEAD, OF_CHANNELS = "g, beta", {WHOLE: "g [S, …, VH, DK], beta", STEP: "g [M, VH·DK], beta"}
 GATES = """The same with g = rate · log(1 + exp(a + bias)) and beta = sigmoid(b): a, b [M, VH], bias, rate [VH]."""
 
 
-def rule_name(delta: bool, stateful: bool = False) -> str:
-    """`[Stateful]GatedDeltaRule`, `[Stateful]SelectiveRule`."""
-    return f"{'Stateful' * stateful}{'GatedDelta' if delta else 'Selective'}Rule"
+def rule_name(kind: str, stateful: bool = False) -> str:
+    """`[Stateful]GatedDeltaRule`, `[Stateful]ChannelDeltaRule`, `[Stateful]SelectiveRule`."""
+    return f"{'Stateful' * stateful}{kind}Rule"
 
 
-def headed(op: Any, x: Any, v: Any, delta: bool, settings: dict[str, Any]) -> Any:
+def headed(op: Any, x: Any, v: Any, kind: str, settings: dict[str, Any]) -> Any:
     """Queries or keys as the rule takes them, each head as often as heads of values share it."""
-    return for_values(op, unit(op, x, settings["epsilon"]) if delta else x, v)
+    return for_values(op, x if kind == SELECTIVE else unit(op, x, settings["epsilon"]), v)
 
 
 def whole_rule(
-    delta: bool, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value,
+    kind: str, op: Any, q: ir.Value, k: ir.Value, v: ir.Value, g: ir.Value, beta: ir.Value,
     *, scale: Any, **settings: Any,
 ) -> Any:  # fmt: skip
     """A rule over whole sequences."""
     rows = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-2), axis=0)) for x in (q, k, v)]
-    gates = [op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-1), axis=0)) for x in (op.Exp(g), beta)]
-    queries, keys = (headed(op, x, rows[2], delta, settings) for x in rows[:2])
+    n_axes = (2 if kind == CHANNEL_DELTA else 1), 1
+    gates = [
+        op.Reshape(x, op.Concat(op.ints(0, -1), op.Shape(x, start=-n), axis=0))
+        for x, n in zip((op.Exp(g), beta), n_axes, strict=True)
+    ]
+    queries, keys = (headed(op, x, rows[2], kind, settings) for x in rows[:2])
     zeros = op.Expand(op.scalar(0.0), op.Concat(op.Shape(queries, start=1), op.Shape(v, start=-1), axis=0))
-    _, y = op.scan(partial(rule_step, delta=delta), [zeros], [queries, keys, rows[2], *gates])
+    _, y = op.scan(partial(rule_step, kind=kind), [zeros], [queries, keys, rows[2], *gates])
     return op.Mul(op.Reshape(y, op.Shape(v)), op.scalar(scale))
 
 
 def stateful_rule(
-    delta: bool, op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value,
+    kind: str, op: Any, qkv: ir.Value, g: ir.Value, beta: ir.Value, positions: ir.Value, slots: ir.Value,
     state: ir.Value, *, scale: Any, **settings: Any,
 ) -> Any:  # fmt: skip
     """A rule over the rows of a step."""
@@ -189,15 +203,16 @@ def stateful_rule(
     widths = op.ints(*(op.Mul(op.scalar(heads), op.scalar(size)) for heads, size in sizes))
     parts = op.Split(qkv, widths, axis=1, n_results=3)
     rows = [op.Reshape(x, op.ints(0, 1, *size)) for x, size in zip(parts, sizes, strict=True)]
-    q, k = (op.Squeeze(headed(op, x, rows[2], delta, settings), op.ints(1)) for x in rows[:2])
+    q, k = (op.Squeeze(headed(op, x, rows[2], kind, settings), op.ints(1)) for x in rows[:2])
 
     def step(op: Any, states: Any, q: Any, k: Any, v: Any, decay: Any, beta: Any, position: Any, slot: Any) -> Any:
         real, found = own_state(op, states, position, slot)
-        left, y = rule_step(op, found, q, k, v, decay, beta, delta=delta)
+        left, y = rule_step(op, found, q, k, v, decay, beta, kind=kind)
         return kept_states(op, states, real, slot, left), y
 
     v = op.Squeeze(rows[2], op.ints(1))
-    state, y = op.scan(step, [state], [q, k, v, op.Exp(g), beta, positions, slots])
+    decay = op.Exp(op.Reshape(g, op.ints(0, value_heads, key_dim)) if kind == CHANNEL_DELTA else g)
+    state, y = op.scan(step, [state], [q, k, v, decay, beta, positions, slots])
     y = op.Mul(op.Reshape(y, op.ints(0, -1)), op.scalar(scale))
     is_real = op.Unsqueeze(op.GreaterOrEqual(positions, op.scalar(0)), op.ints(1))
     return op.Where(is_real, y, op.scalar(0.0)), state
@@ -209,20 +224,21 @@ def delta_rule_with_gates(
 ) -> Any:  # fmt: skip
     """The delta rule over the rows of a step, working out its own gates."""
     g = op.Mul(rate, op.Softplus(op.Add(a, bias)))
-    return stateful_rule(True, op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
+    return stateful_rule(GATED_DELTA, op, qkv, g, op.Sigmoid(b), *inputs, **attributes)
 
 
-def define_rule(delta: bool) -> None:
+def define_rule(kind: str) -> None:
     """Register both forms of a rule: over whole sequences, and over the rows of a step."""
-    doc = DELTA if delta else LINEAR
-    floats = dict.fromkeys(("scale", "epsilon") if delta else ("scale",), ATTRIBUTE_TYPES["float"])
+    doc = EQUATIONS[kind]
+    whole, step = (x.replace(BY_HEAD, OF_CHANNELS[x]) if kind == CHANNEL_DELTA else x for x in (WHOLE, STEP))
+    floats = dict.fromkeys(("scale",) if kind == SELECTIVE else ("scale", "epsilon"), ATTRIBUTE_TYPES["float"])
     settings = dict.fromkeys((*HEADS, PLACE), ATTRIBUTE_TYPES["int"]) | floats
-    names, body = ["q", "k", "v", "g", "beta"], partial(whole_rule, delta)
-    define(rule_name(delta), names, floats, body, like_values, f"{doc}\n\n{WHOLE}")
-    names, body = ["qkv", "g", "beta", "positions", "slots", "state"], partial(stateful_rule, delta)
-    name, step_doc = rule_name(delta, stateful=True), f"{doc}\n\n{SLOTTED}\n\n{STEP}"
+    names, body = ["q", "k", "v", "g", "beta"], partial(whole_rule, kind)
+    define(rule_name(kind), names, floats, body, like_values, f"{doc}\n\n{whole}")
+    names, body = ["qkv", "g", "beta", "positions", "slots", "state"], partial(stateful_rule, kind)
+    name, step_doc = rule_name(kind, stateful=True), f"{doc}\n\n{SLOTTED}\n\n{step}"
     define(name, names, settings, body, rule_results, step_doc)
-    if delta:
+    if kind == GATED_DELTA:
         names = ["qkv", "a", "b", "bias", "rate", "positions", "slots", "state"]
         define(f"{name}Softplus", names, settings, delta_rule_with_gates, rule_results, f"{step_doc}\n\n{GATES}")
 
@@ -235,9 +251,9 @@ def rule_results(shapes: Sequence[Dims], attributes: Attributes) -> Sequence[Dim
     return [(shapes[0][0], attributes["num_v_heads"] * attributes["value_dim"]), shapes[-1]]
 
 
-GATED_RULES = tuple(rule_name(delta) for delta in (True, False))
-for _delta in (True, False):
-    define_rule(_delta)
+GATED_RULES = tuple(map(rule_name, EQUATIONS))
+for _kind in EQUATIONS:
+    define_rule(_kind)
 
 
 # -- a selective scan ----------------------------------------------------------------------------------------------

@@ -41,8 +41,9 @@ def implement(call: Call, params: OneNode, target: Target) -> Implementation:
 def bound_nests(call: Call) -> tuple[Bound, ...]:
     from llmc.schedules.cuda import fallback_bind  # TVM is imported only when it is needed
 
+    steps = fallback.lower_call(call).steps
     try:
-        return tuple(bound for step in fallback.lower_call(call).steps for bound in fallback_bind.bound_nests(step))
+        return tuple(bound for step in steps for bound in fallback_bind.bound_nests(step))
     except LlmcError as error:
         raise LlmcError(f"no schedule for a GPU takes {call.op}: {error.fact}", place=str(call)) from error
 

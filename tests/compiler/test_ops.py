@@ -142,7 +142,10 @@ def shape_with_state(op: str, name: str) -> tuple[int, ...]:
     if op in ops.STATEFUL:
         of_rule: dict[str, tuple[int, ...]] = {"state": (n_slots, H, D, value_dim)}
         of_rule |= {"a": (M, H), "b": (M, H), "bias": (H,), "rate": (H,)}
+        of_rule |= {"g": (M, H * D)} if ops.CHANNEL_DELTA in op else {}
         return (M, 2 * KH * D + H * value_dim) if name == "qkv" else of_rule.get(name) or SHAPES[name]
+    if name == "g" and ops.CHANNEL_DELTA in op:
+        return (M, 2, H, D)
     return (M, 2, H) if name in ("g", "beta") else (M, 2, H, value_dim) if name == "v" else (M, 2, KH, D)
 
 

@@ -10,13 +10,13 @@ from tests.compiler.test_ops import ACTIVATIONS, SETTINGS, Array, M, N, inputs_o
 
 
 def gated_rule(q: Array, k: Array, v: Array, g: Array, beta: Array, delta: bool) -> Array:
-    """q, k [S, KH, DK], v [S, H, DV], g, beta [S, H] -> [S, H, DV]."""
+    """q, k [S, KH, DK], v [S, H, DV], g [S, H] or [S, H, DK], beta [S, H] -> [S, H, DV]."""
     if delta:
         q, k = (x / np.sqrt((x**2).sum(-1, keepdims=True) + SETTINGS["epsilon"]) for x in (q, k))
     q, k = (x.repeat(v.shape[1] // x.shape[1], 1) for x in (q, k))
     state, y = np.zeros((v.shape[1], k.shape[2], v.shape[2])), np.zeros_like(v)
     for t in range(len(v)):
-        state *= np.exp(g[t])[:, None, None]
+        state *= np.exp(g[t]).reshape(v.shape[1], -1, 1)
         news = beta[t][:, None] * (v[t] - delta * np.einsum("hk,hkv->hv", k[t], state))
         state += np.einsum("hk,hv->hkv", k[t], news)
         y[t] = SETTINGS["scale"] * np.einsum("hk,hkv->hv", q[t], state)
@@ -29,7 +29,7 @@ def test_a_gated_rule_is_its_equation(op: str) -> None:
     (found,) = run(op, feeds)
     for sequence in range(2):
         q, k, v, g, beta = (feeds[name][:, sequence] for name in ("q", "k", "v", "g", "beta"))
-        wanted = gated_rule(q, k, v, g, beta, op == "GatedDeltaRule")
+        wanted = gated_rule(q, k, v, g, beta, op != "SelectiveRule")
         np.testing.assert_allclose(found[:, sequence], wanted, rtol=0, atol=2e-6 * max(1.0, np.abs(wanted).max()))
 
 

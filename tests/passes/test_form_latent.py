@@ -61,6 +61,26 @@ def test_keys_and_values_of_heads_are_never_made(build: Any, check: Any, sorts: 
     check(attention(build, (sorts, sorts)), form_latent, 1)
 
 
+def unturned(build: Any) -> Any:
+    """As Kimi Linear's, which has no rotary."""
+    build.token_inputs()
+    x = build.input("x", "M", 7)
+    q = build.op("llmc.Linear", x, build.weight("q", H * (N + RD), 7))
+    latent, k_end = split(build, build.op("llmc.Linear", x, build.weight("kv_a", L + RD, 7)), L, RD)
+    latent = build.op("RMSNormalization", latent, build.weight("norm", L), axis=-1, epsilon=1e-6)
+    kv = build.op("llmc.Linear", latent, build.weight("kv_b", H * (N + DV), L))
+    k, v = split(build, build.op("Reshape", kv, build.constant([-1, H, N + DV])), N, DV)
+    k_end = build.op("Expand", build.op("Reshape", k_end, build.constant([-1, 1, RD])), build.constant([1, H, RD]))
+    k = build.op("Reshape", build.op("Concat", k, k_end, axis=-1), build.constant([-1, H * (N + RD)]))
+    v = build.op("Reshape", v, build.constant([-1, H * DV]))
+    sizes = {"num_heads": H, "kv_num_heads": H, "scale": 0.3, "softcap": 0.0, "window": 0, "layer": 0}
+    return build.model(build.op("llmc.CausalAttention", q, k, v, **sizes))
+
+
+def test_queries_and_keys_that_are_not_turned_are_turned_by_no_angle(build: Any, check: Any) -> None:
+    check(unturned(build), form_latent, 1)
+
+
 @pytest.mark.parametrize("in_place", [0, 1])
 def test_queries_and_keys_that_are_turned_differently_are_refused(build: Any, refused: Any, in_place: int) -> None:
     refused(attention(build, (True, False), interleaved=(0, in_place)), form_latent)

@@ -41,6 +41,17 @@ def rule_model(build: Any) -> Any:
     return build.model(rule(build, build.op("Split", x, build.constant(SIZES), axis=1, n_results=3)))
 
 
+def channel_model(build: Any) -> Any:
+    """A rule whose state decays by another factor for each of the key's elements."""
+    build.token_inputs()
+    parts = build.op("Split", build.input("x", "M", WIDTH), build.constant(SIZES), axis=1, n_results=3)
+    heads = [(KH, DK), (KH, DK), (VH, DV)]
+    q, k, v = (build.op("Reshape", x, build.constant([-1, *size])) for x, size in zip(parts, heads, strict=True))
+    g = build.op("Neg", build.op("Sigmoid", build.input("g", "M", VH, DK)))
+    beta = build.op("Sigmoid", build.input("beta", "M", VH))
+    return build.model(build.op("llmc.ChannelDeltaRule", q, k, v, g, beta, scale=0.4, epsilon=1e-6))
+
+
 def separate_model(build: Any) -> Any:
     build.token_inputs()
     x = build.input("x", "M", WIDTH)
@@ -69,6 +80,7 @@ MODELS = {
     "conv": (conv_model, 1),
     "biased": (biased_model, 1),
     "rule": (rule_model, 1),
+    "channel": (channel_model, 1),
     "separate": (separate_model, 1),
     "scan": (scan_model, 1),
     "both": (both_model, 2),

@@ -138,6 +138,22 @@ def test_what_says_how_a_state_goes_on_is_not_quantised(build: Any) -> None:
     assert {name for name in model.graph.initializers if "int8" in name} == {"qkv.int8", "head.int8"}
 
 
+def test_both_factors_of_what_says_how_a_state_goes_on_are_left(build: Any) -> None:
+    """As Kimi Linear's decay, a product of a product."""
+    build.token_inputs()
+    x = build.input("x", "M", 32)
+    low = build.op("llmc.Linear", x, build.weight("f_a", 8, 32))
+    g = build.op("Neg", build.op("Softplus", build.op("llmc.Linear", low, build.weight("f_b", 16, 8))))
+    beta = build.op("Sigmoid", build.op("llmc.Linear", x, build.weight("b", 2, 32)))
+    qkv, rows = build.op("llmc.Linear", x, build.weight("qkv", 48, 32)), build.inputs[1]
+    settings = {"num_k_heads": 2, "num_v_heads": 2, "key_dim": 8, "value_dim": 8, "scale": 1.0, "epsilon": 1e-6}
+    operands = (qkv, g, beta, rows, rows, build.input("state.0", "n_slots", 2, 8, 8))
+    y, _ = build.op("llmc.StatefulChannelDeltaRule", *operands, n_results=2, place=0, **settings)
+    model = build.model(build.op("llmc.Linear", y, build.weight("head", 8, 16)))
+    assert quantize_weights(model, Scheme(8, lm_head=True)) == 2
+    assert {name for name in model.graph.initializers if "int8" in name} == {"qkv.int8", "head.int8"}
+
+
 def test_what_goes_into_a_scan_beside_its_text_is_not_quantised(build: Any) -> None:
     build.token_inputs()
     x, rows = build.input("x", "M", 32), build.inputs[1]

@@ -26,6 +26,7 @@ CONVS = [
 ]
 RULES = [(2, 4, 24, 48, "GatedDelta"), (1, 3, 7, 5, "GatedDelta"), (2, 2, 128, 128, "GatedDelta")]
 RULES += [(2, 4, 16, 24, "Selective"), (1, 2, 128, 64, "Selective")]
+RULES += [(2, 4, 24, 48, "ChannelDelta"), (3, 3, 7, 5, "ChannelDelta"), (2, 2, 128, 128, "ChannelDelta")]
 """(channels, taps, silu); (heads of keys, of values, their sizes, the kind of rule)"""
 
 
@@ -43,18 +44,19 @@ def rule_call(
 ) -> Call:
     qkv = TensorType((M, 2 * key_heads * key_dim + value_heads * value_dim), "f32")
     gates, rows = TensorType((M, value_heads), "f32"), TensorType((M,), "i32")
+    decays = TensorType((M, value_heads * key_dim), "f32") if kind == "ChannelDelta" else gates
     state = TensorType((N_SLOTS, value_heads, key_dim, value_dim), "f32")
     sizes = {"num_k_heads": key_heads, "num_v_heads": value_heads, "key_dim": key_dim, "value_dim": value_dim}
     settings = sizes | {
         "scale": key_dim**-0.5,
-        **({"epsilon": 1e-6} if kind == "GatedDelta" else {}),
+        **({} if kind == "Selective" else {"epsilon": 1e-6}),
         "slot_bytes": (state.n_bytes // N_SLOTS + 63) // 64 * 64,
     }
     out = TensorType((M, value_heads * value_dim), "f32")
     vectors = (TensorType((value_heads,), "f32", constant=True),) * (2 * own_gates)
     return Call(
         f"llmc.Stateful{kind}Rule{'Softplus' * own_gates}",
-        (qkv, gates, gates, *vectors, rows, rows, state),
+        (qkv, decays, gates, *vectors, rows, rows, state),
         (out, state),
         tuple(sorted(settings.items())),
     )

@@ -17,7 +17,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
 from llmc.compiler.frontend.export.unsupported import unsupported
-from llmc.compiler.ops import CAUSAL_CONV, DOMAIN, GATED_RULES, SELECTIVE_SCAN, VERSION, conv_name
+from llmc.compiler.ops import (
+    CAUSAL_CONV,
+    CHANNEL_DELTA,
+    DOMAIN,
+    GATED_DELTA,
+    GATED_RULES,
+    SELECTIVE_SCAN,
+    VERSION,
+    conv_name,
+    rule_name,
+)
 
 SCANS = (*GATED_RULES, SELECTIVE_SCAN)
 KINDS = {"linear_attention": SCANS, "hybrid": SCANS, "conv": CAUSAL_CONV, "mlp": (), "moe": ()}
@@ -92,13 +102,14 @@ def _delta_rule_node(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query, key [B, S, KH, DK], value [B, S, VH, DV], g, beta [B, S, VH] -> [B, S, VH, DV], as one graph node."""
+    """query, key [B, S, KH, DK], value [B, S, VH, DV], beta [B, S, VH], g like it, or for each of the key's elements
+    [B, S, VH, DK] (Kimi Linear) -> [B, S, VH, DV], as one graph node."""
     _only_known(others)
     if not use_qk_l2norm_in_kernel:
         raise UnknownError("its delta rule takes queries and keys that are not normalised")
     operands = [x.transpose(0, 1) for x in (query, key, value, g, beta)]
     y = torch.onnx.ops.symbolic(
-        f"{DOMAIN}::GatedDeltaRule",
+        f"{DOMAIN}::{rule_name(CHANNEL_DELTA if g.dim() == query.dim() else GATED_DELTA)}",
         operands,
         {"scale": float(query.shape[-1] ** -0.5), "epsilon": EPSILON},
         dtype=value.dtype,
@@ -188,6 +199,7 @@ UNKNOWN = ("initial_state", "cu_seqlens", "seq_idx", "initial_states", "z")
 NODES = {
     "causal_conv1d_fn": _conv_node,
     "torch_chunk_gated_delta_rule": _delta_rule_node,
+    "chunk_kimi_delta_attention": _delta_rule_node,
     "mamba2_chunk_scan": _selective_rule_node,
     "mamba_selective_scan": _selective_scan_node,
 }

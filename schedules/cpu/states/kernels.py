@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.row_kernels import row_mean
-from llmc.schedules.cpu.states.rule import Conv, GatedRule
+from llmc.schedules.cpu.states.rule import ChannelRule, Conv, GatedRule
 from llmc.schedules.cpu.states.scan_rule import Scan
 
 Stateful = Conv | GatedRule | Scan
@@ -89,13 +89,16 @@ def rule_kernel(rule: GatedRule) -> Any:
             q, k = normalised
             news = beta (v - exp(g) kᵀT);   y = exp(g) qᵀT + (q · k) news;   T = exp(g) T + k newsᵀ
     without delta: q and k as they are, news = beta v
+    by channel: exp(g) is diagonal, so that q and k are multiplied by it where they meet T
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("gated_rule")
         qkv, values = flat("qkv", rule.rows * rule.width), rule.value_heads * rule.value_dim
-        g, beta = flat("g", rule.rows * rule.value_heads), flat("beta", rule.rows * rule.value_heads)
+        by_channel = isinstance(rule, ChannelRule)
+        n_gates = rule.rows * rule.value_heads
+        g, beta = flat("g", n_gates * rule.key_dim if by_channel else n_gates), flat("beta", n_gates)
         positions, slots, state = step_operands(rule.rows)
-        y, scratch = flat("y", rule.rows * values), flat("scratch", 2 * rule.key_dim + rule.block)
+        y, scratch = flat("y", rule.rows * values), flat("scratch", rule.n_vectors * rule.key_dim + rule.block)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         n_blocks, v = rule.value_dim // rule.block, widest(rule.block, rule.lanes)
         with share(rule.value_heads * n_blocks, task, n_tasks) as unit, T.serial(rule.rows) as row:
@@ -107,14 +110,17 @@ def rule_kernel(rule: GatedRule) -> Any:
                     begin(v, position, state, base, rule.key_dim * rule.block)
                     meeting = normalise(rule, qkv, row, head, scratch)
                     gate = row * rule.value_heads + head
-                    decay, rate = v.exp(v.all(g[gate])), v.all(beta[gate])
+                    if by_channel:
+                        decay_each(rule, g, gate * rule.key_dim, scratch)
+                    decay, rate = None if by_channel else v.exp(v.all(g[gate])), v.all(beta[gate])
                     known, asked = sums(rule, v, state, base, scratch)
                     start = row * rule.width + 2 * rule.key_heads * rule.key_dim + column
                     for j, of_query in enumerate(asked):
                         value = v.load(qkv, start + j * v.n)
-                        news = v.keep(rate * (value - decay * known[j] if rule.delta else value))
-                        v.store(scratch, 2 * rule.key_dim + j * v.n, news)
-                        result = v.fma(v.all(meeting), news, decay * of_query)
+                        left = [x if decay is None else decay * x for x in (*known[j : j + 1], of_query)]
+                        news = v.keep(rate * (value - left[0] if rule.delta else value))
+                        v.store(scratch, rule.n_vectors * rule.key_dim + j * v.n, news)
+                        result = v.fma(v.all(meeting), news, left[-1])
                         v.store(y, row * values + column + j * v.n, result)
                     update(rule, v, state, base, scratch, decay)
                 with T.Else(), T.serial(rule.block // v.n) as j:
@@ -143,9 +149,21 @@ def normalise(rule: GatedRule, qkv: Any, row: Any, head: Any, scratch: Any) -> A
     return T.bind(total[0])
 
 
+def decay_each(rule: GatedRule, g: Any, start: Any, scratch: Any) -> None:
+    """scratch[2:5] = exp(g) · (q, k, 1), element by element."""
+    v, dim = widest(rule.key_dim, rule.lanes), rule.key_dim
+    with T.serial(dim // v.n) as i:
+        decay = v.exp(v.load(g, start + i * v.n))
+        for which in range(2):
+            v.store(scratch, (2 + which) * dim + i * v.n, decay * v.load(scratch, which * dim + i * v.n))
+        v.store(scratch, 4 * dim + i * v.n, decay)
+
+
 def sums(rule: GatedRule, v: Lanes, state: Any, base: Any, scratch: Any) -> tuple[list[Any], list[Any]]:
-    """kᵀT, without delta nothing, and qᵀT; a vector for each of the block's."""
+    """kᵀT, without delta nothing, and qᵀT, by channel those of the decayed; a vector for each of the block's."""
     n, dim, starts = rule.block // v.n, rule.key_dim, (rule.key_dim, 0) if rule.delta else (0,)
+    if isinstance(rule, ChannelRule):
+        starts = (3 * dim, 2 * dim)
     ways = next(w for w in (CHAINS // (len(starts) * n), 2, 1) if w and dim % w == 0)  # each takes every so many rows
     chains = [[[T.alloc_buffer((v.n,), "float32") for _ in range(n)] for _ in starts] for _ in range(ways)]
     for chain in (c for way in chains for which in way for c in which):
@@ -168,11 +186,12 @@ def sums(rule: GatedRule, v: Lanes, state: Any, base: Any, scratch: Any) -> tupl
 
 
 def update(rule: GatedRule, v: Lanes, state: Any, base: Any, scratch: Any, decay: Any) -> None:
-    """T = exp(g) T + k newsᵀ."""
+    """T = exp(g) T + k newsᵀ; decay: None where each row of T has its own."""
     dim, n = rule.key_dim, rule.block // v.n
-    news = [v.keep(v.load(scratch, 2 * dim + j * v.n)) for j in range(n)]
+    news = [v.keep(v.load(scratch, rule.n_vectors * dim + j * v.n)) for j in range(n)]
     with T.serial(dim) as i:
         k = v.all(scratch[dim + i])
+        decay = v.all(scratch[4 * dim + i]) if isinstance(rule, ChannelRule) else decay
         for j in range(n):
             at = base + T.cast(i * rule.block + j * v.n, "int64")
             v.store(state, at, v.fma(k, news[j], decay * v.load(state, at)))

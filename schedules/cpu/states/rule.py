@@ -2,6 +2,7 @@
 
     llmc.StatefulCausalConv[Bias](x, weight[, bias], positions, slots, state)
     llmc.StatefulGatedDeltaRule(qkv, g, beta, positions, slots, state)          Yang et al. 2024, arXiv:2412.06464
+    llmc.StatefulChannelDeltaRule(qkv, g, beta, positions, slots, state)        Kimi Team 2025, arXiv:2510.26692
     llmc.StatefulSelectiveRule(qkv, g, beta, positions, slots, state)        Dao and Gu 2024, arXiv:2405.21060
 
 One launch each (kernels.py).  Channels of a convolution do not see each other, nor do columns of a rule's state
@@ -21,7 +22,15 @@ from llmc.compiler.kernel import Call, Implementation, Launch, Operand
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear.rule import keyed_kernel
 from llmc.schedules.rule import Rule
-from llmc.schedules.states_call import CONVS, DELTA_RULE, SELECTIVE_RULE, conv_layouts, conv_sizes_of, sizes_of
+from llmc.schedules.states_call import (
+    CHANNEL_RULE,
+    CONVS,
+    DELTA_RULE,
+    SELECTIVE_RULE,
+    conv_layouts,
+    conv_sizes_of,
+    sizes_of,
+)
 
 COLUMNS = 32
 """Columns of a rule's state in a unit: with DK = 128 rows they take 16 KiB, which stay in a first level cache."""
@@ -78,8 +87,23 @@ class GatedRule:
         """Columns of a row of queries, keys and values."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
+    @property
+    def n_vectors(self) -> int:
+        """Of DK elements that a unit keeps beside the state: queries and keys."""
+        return 2
+
     def __str__(self) -> str:
         return f"{self.block} columns"
+
+
+@dataclass(frozen=True)
+class ChannelRule(GatedRule):
+    """The same where each row of the state, one of the key's elements, decays by itself."""
+
+    @property
+    def n_vectors(self) -> int:
+        """Queries and keys, both of them times the decay, and the decay."""
+        return 5
 
 
 def match_conv(call: Call, target: Target) -> Conv | None:
@@ -106,24 +130,27 @@ def implement_conv(call: Call, conv: Conv, target: Target) -> Implementation:
 
 
 def match_rule(call: Call, target: Target) -> GatedRule | None:
-    if call.op not in (DELTA_RULE, SELECTIVE_RULE):
+    if call.op not in (DELTA_RULE, CHANNEL_RULE, SELECTIVE_RULE):
         return None
-    return GatedRule(**sizes_of(call), delta=call.op == DELTA_RULE, lanes=target.lanes)
+    kind = ChannelRule if call.op == CHANNEL_RULE else GatedRule
+    return kind(**sizes_of(call), delta=call.op != SELECTIVE_RULE, lanes=target.lanes)
 
 
 def implement_rule(call: Call, rule: GatedRule, target: Target) -> Implementation:
     inputs = tuple(Operand("input", index) for index in range(5))
     elements = rule.value_heads * rule.key_dim * rule.value_dim
+    n_gates = rule.value_heads * (1 + (rule.key_dim if isinstance(rule, ChannelRule) else 1))
+    kind = "channel_delta" if isinstance(rule, ChannelRule) else "delta" if rule.delta else "selective"
     shape = f"m{rule.rows}_h{rule.value_heads}_kh{rule.key_heads}_d{rule.key_dim}x{rule.value_dim}"
     launch = Launch(
-        keyed_kernel(f"{'delta' if rule.delta else 'selective'}_rule_{shape}", partial(build_rule, rule)),
+        keyed_kernel(f"{kind}_rule_{shape}", partial(build_rule, rule)),
         (*inputs, Operand("state"), Operand("output"), Operand("scratch")),
         rule.value_heads * (rule.value_dim // rule.block),
-        4 * rule.rows * (rule.width + rule.value_heads * (rule.value_dim + 2))
+        4 * rule.rows * (rule.width + rule.value_heads * rule.value_dim + n_gates)
         + 8 * elements * (rule.rows if rule.rows < FEW_ROWS else 1),
         (8 if rule.delta else 6) * rule.rows * elements,
     )
-    return Implementation((launch,), scratch_bytes=4 * (2 * rule.key_dim + rule.block))
+    return Implementation((launch,), scratch_bytes=4 * (rule.n_vectors * rule.key_dim + rule.block))
 
 
 def build_conv(conv: Conv) -> Any:
