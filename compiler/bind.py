@@ -175,7 +175,8 @@ def attended_values(graph: ir.Graph, kv_dtype: str) -> dict[ir.Value, DType]:
 
 
 def takes_tiles(node: ir.Node) -> bool:
-    """Whether attention is of those whose kernels take tiles of queries, keys and values (cuda/attention.py)."""
+    """Whether attention is of those whose kernels take tiles of queries, keys and values
+    (schedules/cuda/attention/rule.py)."""
     if node.op_type not in ("PagedAttention", "BidirectionalPagedAttention", DISTANCE_PAGED_ATTENTION):
         return False
     sizes = {cache.shape[3] if cache is not None and cache.shape else None for cache in node.inputs[-2:]}

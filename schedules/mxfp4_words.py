@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 E2M1 = (0, 1, 2, 3, 4, 6, 8, 12)
 """Twice what the lower three bits of e2m1 say; the highest is the sign."""
 TURNS = (((0x81C0, 0),), ((0x81C0, 6),), ((0x81C0, 10),), ((0x80C0, 4), (0x0100, 12)))
-"""The bits of each pair, and how far they are rotated to the left (include/gemv_mxfp4.cuh rotates them back)."""
+"""The bits of each pair, and how far they are rotated to the left (cuda/include/gemv_mxfp4.cuh rotates them back)."""
 
 
 def e2m1_of(codes: Array) -> Array:

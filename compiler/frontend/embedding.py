@@ -25,7 +25,8 @@ Task = Literal["auto", "generate", "embed", "classify"]
 HEADLESS = "llmc.headless"
 """In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states, or of labels."""
 N_TYPES = "llmc.n_types"
-"""In a graph's metadata: how many types of tokens there are, where a token's number says its type (token_types.py)."""
+"""In a graph's metadata: how many types of tokens there are, where a token's number says its type
+(export/token_types.py)."""
 BOTH_WAYS = "llmc.both_ways"
 """In a graph's metadata: its attention is spelled out, and an encoder's."""
 POOLS = {"mean": "llmc.PoolMean", "cls": "llmc.PoolFirst"}

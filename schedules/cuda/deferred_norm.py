@@ -1,4 +1,5 @@
-"""Decides when a norm between two products is deferred to the sums of the second one, on a GPU (ops/deferred_norm.py).
+"""Decides when a norm between two products is deferred to the sums of the second one, on a GPU
+(compiler/ops/deferred_norm.py).
 
     tokens        bf16: 1 – 64 on Hopper, of narrow models and elsewhere 9 – 64;
                   in 8 or 4 bits: 1 – 8, 17 – 64;

@@ -1,5 +1,6 @@
 """One operation an element, with NumPy's broadcasting, on a GPU: include/elementwise.cuh.  And the quotient or
-remainder of a step's tokens by a constant: token i of type t is given as i + t V (frontend/export/token_types.py)."""
+remainder of a step's tokens by a constant: token i of type t is given as i + t V
+(compiler/frontend/export/token_types.py)."""
 
 from __future__ import annotations
 

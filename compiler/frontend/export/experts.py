@@ -2,8 +2,8 @@
 
 transformers calls the function registered here for the experts of every layer, whatever the architecture, as it does
 for attention.  The router in front of it is exported as it is written.  Experts whose weights lie another way than
-[E, 2N, K], gate first, and [E, K, N] get nodes in front that bring them into this order; a pass, arrange_experts.py,
-lets that be done as weights are read.
+[E, 2N, K], gate first, and [E, K, N] get nodes in front that bring them into this order; a pass,
+passes/arrange_experts.py, lets that be done as weights are read.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 transformers makes a mask of functions of two indices, and a model may change it, or make one of its own.  Attention is
 exported as causal, within its layer's window, or as an encoder's.  So whatever arrives at it as its mask goes into the
-graph as one more operand, is worked out as those of .onnx files are (causal_mask.py), and has to be exactly what
+graph as one more operand, is worked out as those of .onnx files are (graph/causal_mask.py), and has to be exactly what
 attention was given; of an encoder's it says how far a token sees on either side.
 """
 
