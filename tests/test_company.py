@@ -1,4 +1,7 @@
-"""A model that keeps several streams for each token, from its checkpoint to tokens: the same bits in any company."""
+"""Models of more than usual layers, from their checkpoints to tokens: the same bits in any chunks and company.
+
+Gemma 3n keeps several streams for each token; Kimi Linear a state that decays by channel, and latents unturned.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from tests.families import save
 IDS = [int(token) for token in np.random.default_rng(1).integers(3, 160, 32)]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    folder = tmp_path_factory.mktemp("gemma3n")
+@pytest.fixture(scope="module", params=["gemma3n_text", "kimi_linear"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    folder = tmp_path_factory.mktemp(request.param)
     options: dict[str, Any] = {"batch": (1,), "max_sequence": 32, "verify": False}  # as test_families.py compiles it
-    llmc.compile(save("gemma3n_text", folder / "model"), out=folder / "model.so", **options)
-    with llmc.load(folder / "model.so", kv_tokens=512) as opened:
+    llmc.compile(save(request.param, folder / "model"), out=folder / "model.so", **options)
+    with llmc.load(folder / "model.so", kv_tokens=512, slots=6) as opened:
         yield opened
 
 
