@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llmc.bench.chart.record import Record
     from llmc.bench.chart.request import Request
 
-Callback = Callable[[click.Context, click.Parameter, str | None], Any]
-
 
 def parse_numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...]:
     """The numbers in "128,1k"."""

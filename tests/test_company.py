@@ -1,6 +1,7 @@
 """Models of more than usual layers, from their checkpoints to tokens: the same bits in any chunks and company.
 
-Gemma 3n keeps several streams for each token; Kimi Linear a state that decays by channel, and latents unturned.
+Gemma 3n keeps several streams for each token; Gemma 4 has caches of two sizes, which layers share; Kimi Linear a state
+that decays by channel, and latents unturned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.families import save
 IDS = [int(token) for token in np.random.default_rng(1).integers(3, 160, 32)]
 
 
-@pytest.fixture(scope="module", params=["gemma3n_text", "kimi_linear"])
+@pytest.fixture(scope="module", params=["gemma3n_text", "gemma4_text", "kimi_linear"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     folder = tmp_path_factory.mktemp(request.param)
     options: dict[str, Any] = {"batch": (1,), "max_sequence": 32, "verify": False}  # as test_families.py compiles it
@@ -35,6 +36,7 @@ def test_chunks_of_a_prompt_change_no_bit(model: Model) -> None:
 
 
 def test_a_fork_and_a_neighbour_change_no_bit(model: Model) -> None:
+    """The fork shares its first page with the sequence, and parts from it within that page."""
     with model.sequence() as one:
         one.feed(IDS[:12])
         with one.fork() as other:

@@ -1,13 +1,13 @@
-"""A model whose layers differ, from its checkpoint to tokens: caches of two sizes, layers that share them; the same
-bits in any company."""
+"""A model whose layers differ, from its checkpoint to what is said of it: caches of two sizes, layers that share them.
+
+Its bits in any company are test_company.py's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -15,10 +15,7 @@ import llmc
 from llmc.bench.contexts import context_bytes
 from llmc.cli.main import main
 from llmc.runtime import ArtifactFile
-from llmc.runtime.binding import Model
 from tests.families import save
-
-IDS = [int(token) for token in np.random.default_rng(1).integers(3, 160, 32)]
 
 
 @pytest.fixture(scope="module")
@@ -27,29 +24,6 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options: dict[str, Any] = {"batch": (1,), "max_sequence": 32, "verify": False}  # as test_families.py compiles it
     llmc.compile(save("gemma4_text", folder / "model"), out=folder / "model.so", **options)
     return folder / "model.so"
-
-
-@pytest.fixture(scope="module")
-def model(artifact: Path) -> Iterator[Model]:
-    with llmc.load(artifact, kv_tokens=512) as opened:
-        yield opened
-
-
-def test_chunks_of_a_prompt_change_no_bit(model: Model) -> None:
-    whole = model.logits(IDS)
-    with model.sequence() as sequence:
-        parts = [sequence.feed_for_logits(part) for part in (IDS[:19], IDS[19:20], IDS[20:22], IDS[22:])]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-def test_a_fork_and_a_neighbour_change_no_bit(model: Model) -> None:
-    """The fork shares its first page with the sequence, and parts from it within that page."""
-    with model.sequence() as one:
-        one.feed(IDS[:12])
-        with one.fork() as other:
-            model.step([(one, IDS[12:20]), (other, IDS[20:])])
-            for sequence, text in ((one, IDS[:20]), (other, IDS[:12] + IDS[20:])):
-                np.testing.assert_array_equal(sequence.logits(), model.logits(text)[-1])
 
 
 def test_each_layer_counts_by_its_own_size(artifact: Path) -> None:

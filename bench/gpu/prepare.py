@@ -109,7 +109,8 @@ SETTINGS: dict[str, Any] = {
 @dataclass(frozen=True)
 class Wanted:
     """A model to carry: its name or folder, how it is quantised (as in compile_model), how long its sequences are, and
-    its batch sizes.  switch: a pass that is turned to what it is not (schedules/switches.py)."""
+    its batch sizes.  quant_lm_head: not, as in what was measured before.  switch: a pass that is turned to what it is
+    not (schedules/switches.py)."""
 
     model: str
     quant: str = "none"

@@ -77,7 +77,7 @@ def test_the_file_is_what_the_format_says(good: bytes) -> None:
     pages = 3 * toy.PAGE_BYTES
     n_bytes = fmt.SAVED.size + 6 + 4 * 9 + 4 * toy.VOCAB + pages
     assert header == {
-        "magic": b"LLMCSEQ1",
+        "magic": fmt.SAVED_MAGIC,
         "version": 1,
         "reserved": 0,
         "file_bytes": n_bytes,
