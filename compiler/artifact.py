@@ -291,6 +291,8 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         is_whole=program.is_whole,
         n_types=program.n_types,
         adapters=program.adapters,
+        n_row=program.n_row,
+        tile=program.tile,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

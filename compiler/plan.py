@@ -2,7 +2,8 @@
 
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
 *head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and
-a head in one, where every token's logits are wanted. planner.py makes the plans, artifact.py writes them, the runtime
+a head in one, where every token's logits are wanted. A *tower* makes rows that stand for tokens out of a tile of an
+image. planner.py makes the plans, artifact.py writes them, the runtime
 walks them.
 """
 
@@ -17,7 +18,7 @@ from llmc.runtime.format import PLAN_KINDS, Argument
 
 STEP_TEXTS = 64
 """Texts in a step for which the cache of a model that reads texts whole has room, by default."""
-BODY, HEAD, SAMPLER, JOINED = map(PLAN_KINDS.index, ("body", "head", "sampler", "joined"))
+BODY, HEAD, SAMPLER, JOINED, TOWER = map(PLAN_KINDS.index, ("body", "head", "sampler", "joined", "tower"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class PlannedCall:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The calls of one body (n_rows = M), head (n_rows = R), or joined step (n_rows = M = R)."""
+    """The calls of one body (n_rows = M), head (n_rows = R), joined step (n_rows = M = R), or tower (n_rows: of a
+    tile)."""
 
     kind: int
     n_rows: int
@@ -79,6 +81,8 @@ class Program:
     is_whole: whether a token attends to later ones too, so that all of a text are in one step.
     n_types: how many token types, where texts are given labels; else 0.
     adapters: names of the adapters that a sequence may choose from.
+    n_row: numbers of a row that may stand for a token, f32; 0: none may.
+    tile: channels, height and width of what the tower takes, f32; zeros where there is none.
     """
 
     plans: tuple[StepPlan, ...]
@@ -99,6 +103,8 @@ class Program:
     is_whole: bool = False
     n_types: int = 0
     adapters: tuple[str, ...] = ()
+    n_row: int = 0
+    tile: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def default_kv_tokens(self) -> int:

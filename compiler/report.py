@@ -45,7 +45,7 @@ def manifest(
 ) -> dict[str, Any]:
     """The manifest, its certificate still to come.  switched: passes that a measurement has turned on, in words."""
     return {
-        "format_version": fmt.version_of(program.slot_bytes, program.is_whole, program.n_types, len(program.adapters)),
+        "format_version": version_of(program),
         "llmc": version,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "model": {
@@ -87,6 +87,12 @@ def manifest(
         "switched": list(switched),
         "certificate": {"status": "pending"},
     }
+
+
+def version_of(program: Program) -> int:
+    """The version of the format that an artifact with this program needs."""
+    of_texts = program.slot_bytes, program.is_whole, program.n_types
+    return fmt.version_of(*of_texts, len(program.adapters), program.n_row)
 
 
 def cache_record(program: Program, kv_dtype: str) -> dict[str, Any]:

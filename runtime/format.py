@@ -15,7 +15,9 @@ FORMAT_LABELS = 6
 """The version of one that gives texts labels: PLAN_LABELS stands there."""
 FORMAT_ADAPTERS = 7
 """The version of one with adapters: PLAN_ADAPTERS and their names stand there."""
-FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS, FORMAT_ADAPTERS)
+FORMAT_GIVEN = 8
+"""The version of one whose tokens may be rows of numbers, those of images say: PLAN_GIVEN stands there."""
+FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS, FORMAT_ADAPTERS, FORMAT_GIVEN)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C
 SECTION_ALIGNMENT = 64
@@ -27,6 +29,8 @@ MAX_POINTERS = 24
 MAX_KERNEL_NAME = 103
 MAX_ADAPTERS = 1024
 MAX_ADAPTER_NAME = 63
+MAX_ROW = 1 << 20
+MAX_TILE = 1 << 30
 
 TRAILER = struct.Struct("<8sIIQQ32s")
 SECTION = struct.Struct("<16sQQ32s")
@@ -35,6 +39,7 @@ PLAN_STATES = struct.Struct("<QII")
 PLAN_WHOLE = struct.Struct("<II")
 PLAN_LABELS = struct.Struct("<4I")
 PLAN_ADAPTERS = struct.Struct("<QII")
+PLAN_GIVEN = struct.Struct("<QII4I")
 ADAPTER_RECORD = struct.Struct("<64s")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
@@ -84,8 +89,12 @@ SPACES = (
     "states",
     "slots",
     "adapters",
+    "given",
+    "is_given",
+    "pixels",
+    "made",
 )
-PLAN_KINDS = ("body", "head", "sampler", "joined")
+PLAN_KINDS = ("body", "head", "sampler", "joined", "tower")
 DEVICES = ("cpu", "cuda")
 CUDA_EXACT = 1 << 16
 """In cuda_arch: the code runs on that compute capability alone, not on later ones of its generation."""
@@ -95,12 +104,15 @@ DRAW_BYTES = 32
 """Bytes of one row of the space "draws"; see llmc_draw_record."""
 
 
-def version_of(slot_bytes: int, is_whole: bool, n_types: int, n_adapters: int = 0) -> int:
+def version_of(slot_bytes: int, is_whole: bool, n_types: int, n_adapters: int = 0, n_row: int = 0) -> int:
     """The version of the format that an artifact needs.
 
     slot_bytes: of a sequence's states; 0: it has none.  is_whole: whether it reads texts whole.  n_types: of how many
     types tokens are, where texts are given labels; else 0.  n_adapters: how many a sequence may choose from.
+    n_row: numbers of a row that may stand for a token; 0: none may.
     """
+    if n_row:
+        return FORMAT_GIVEN
     if n_adapters:
         return FORMAT_ADAPTERS
     if n_types:
@@ -123,9 +135,9 @@ class PlanHeader(NamedTuple):
     """The plan section's header, after its magic and version.
 
     The fields are those of llmc_plan_header in src/format.h; from slot_bytes on, those of llmc_plan_states,
-    llmc_plan_whole, llmc_plan_labels and llmc_plan_adapters, which follow it where the version says so.
-    n_tokens: 0 where there are as many tokens as n_vocab says.  n_types: 0 where texts are given no labels.
-    adapters: their names.
+    llmc_plan_whole, llmc_plan_labels, llmc_plan_adapters and llmc_plan_given, which follow it where the version says
+    so.  n_tokens: 0 where there are as many tokens as n_vocab says.  n_types: 0 where texts are given no labels.
+    adapters: their names.  n_row: 0 where no rows stand for tokens.  tile: zeros where there is no tower.
     """
 
     cpu_features: int
@@ -151,11 +163,13 @@ class PlanHeader(NamedTuple):
     is_whole: bool = False
     n_types: int = 0
     adapters: tuple[str, ...] = ()
+    n_row: int = 0
+    tile: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def version(self) -> int:
         """The lowest version of the format that has all of these fields."""
-        return version_of(self.slot_bytes, self.is_whole, self.n_types, len(self.adapters))
+        return version_of(self.slot_bytes, self.is_whole, self.n_types, len(self.adapters), self.n_row)
 
 
 class KernelRecord(NamedTuple):
@@ -221,25 +235,28 @@ def pack_plan_header(header: PlanHeader) -> bytes:
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:-6],
+        *header[10:-8],
     )
+    names = b"".join(ADAPTER_RECORD.pack(name.encode("ascii")) for name in header.adapters)
+    states = header.slot_bytes, header.default_slots
+    if header.n_row:
+        return packed + PLAN_GIVEN.pack(*states, len(header.adapters), header.n_row, *header.tile) + names
     if header.adapters:
-        names = b"".join(ADAPTER_RECORD.pack(name.encode("ascii")) for name in header.adapters)
-        return packed + PLAN_ADAPTERS.pack(header.slot_bytes, header.default_slots, len(header.adapters)) + names
+        return packed + PLAN_ADAPTERS.pack(*states, len(header.adapters)) + names
     if header.n_types:
         return packed + PLAN_LABELS.pack(header.n_tokens, header.n_types, header.is_whole, 0)
     if header.is_whole:
         return packed + PLAN_WHOLE.pack(header.n_tokens, 0)
-    return packed + (PLAN_STATES.pack(header.slot_bytes, header.default_slots, 0) if header.slot_bytes else b"")
+    return packed + (PLAN_STATES.pack(*states, 0) if header.slot_bytes else b"")
 
 
 def plan_header_bytes(version: int, data: bytes | memoryview) -> int:
     """Bytes in front of the tables of a plan section, the header and what its version adds.  data: the section."""
     more = {FORMAT_WITH_STATES: PLAN_STATES, FORMAT_WHOLE: PLAN_WHOLE, FORMAT_LABELS: PLAN_LABELS}
-    more[FORMAT_ADAPTERS] = PLAN_ADAPTERS
+    more |= {FORMAT_ADAPTERS: PLAN_ADAPTERS, FORMAT_GIVEN: PLAN_GIVEN}
     start = PLAN_HEADER.size + (more[version].size if version in more else 0)
-    if version == FORMAT_ADAPTERS and len(data) >= start:
-        start += ADAPTER_RECORD.size * PLAN_ADAPTERS.unpack_from(data, PLAN_HEADER.size)[2]
+    if version in (FORMAT_ADAPTERS, FORMAT_GIVEN) and len(data) >= start:
+        start += ADAPTER_RECORD.size * more[version].unpack_from(data, PLAN_HEADER.size)[2]
     return start
 
 
@@ -247,8 +264,8 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     """The header at the start of a plan section; the caller has checked magic, version and length."""
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
-    slot_bytes = default_slots = n_tokens = is_whole = n_types = 0
-    adapters: tuple[str, ...] = ()
+    slot_bytes = default_slots = n_tokens = is_whole = n_types = n_adapters = n_row = 0
+    tile = (0, 0, 0)
     if values[1] == FORMAT_WITH_STATES:
         slot_bytes, default_slots, _ = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)
     elif values[1] == FORMAT_WHOLE:
@@ -258,9 +275,13 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
         n_tokens, n_types, is_whole, _ = PLAN_LABELS.unpack_from(data, PLAN_HEADER.size)
     elif values[1] == FORMAT_ADAPTERS:
         slot_bytes, default_slots, n_adapters = PLAN_ADAPTERS.unpack_from(data, PLAN_HEADER.size)
-        records = data[PLAN_HEADER.size + PLAN_ADAPTERS.size :][: n_adapters * ADAPTER_RECORD.size]
-        adapters = tuple(
-            name.split(b"\0", 1)[0].decode("ascii", "replace") for (name,) in ADAPTER_RECORD.iter_unpack(records)
-        )
-    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types, adapters
+    elif values[1] == FORMAT_GIVEN:
+        slot_bytes, default_slots, n_adapters, n_row, *sizes = PLAN_GIVEN.unpack_from(data, PLAN_HEADER.size)
+        tile = sizes[0], sizes[1], sizes[2]
+    start = plan_header_bytes(values[1], data)
+    records = data[start - n_adapters * ADAPTER_RECORD.size : start]
+    adapters = tuple(
+        name.split(b"\0", 1)[0].decode("ascii", "replace") for (name,) in ADAPTER_RECORD.iter_unpack(records)
+    )
+    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types, adapters, n_row, tile
     return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *more))

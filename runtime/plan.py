@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from math import prod
 from typing import Any, NamedTuple
 
 from llmc.runtime.errors import LlmcError
@@ -17,6 +18,7 @@ from llmc.runtime.format import (
     DEVICES,
     DRAW_BYTES,
     FORMAT_ADAPTERS,
+    FORMAT_GIVEN,
     FORMAT_LABELS,
     FORMAT_VERSIONS,
     FORMAT_WHOLE,
@@ -26,6 +28,8 @@ from llmc.runtime.format import (
     MAX_ADAPTERS,
     MAX_EOS,
     MAX_POINTERS,
+    MAX_ROW,
+    MAX_TILE,
     PLAN_HEADER,
     PLAN_KINDS,
     PLAN_LABELS,
@@ -109,7 +113,9 @@ def _unpack_tables(data: bytes) -> PlanTables:
     if raw[1] == FORMAT_LABELS and not 1 <= header.n_tokens * header.n_types <= most:
         raise ValueError(f"labels of texts of {header.n_tokens} tokens, of {header.n_types} types")
     if raw[1] == FORMAT_ADAPTERS:
-        _check_adapters(header)
+        _check_adapters(header, least=1)
+    if raw[1] == FORMAT_GIVEN:
+        _check_given(header)
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
@@ -121,10 +127,17 @@ def _unpack_tables(data: bytes) -> PlanTables:
     )
 
 
-def _check_adapters(header: PlanHeader) -> None:
+def _check_given(header: PlanHeader) -> None:
+    _check_adapters(header, least=0)
+    is_tile = all(header.tile) or not any(header.tile)
+    if not 1 <= header.n_row <= MAX_ROW or not is_tile or prod(header.tile) > MAX_TILE:
+        raise ValueError(f"rows of {header.n_row} numbers, of tiles of {header.tile}")
+
+
+def _check_adapters(header: PlanHeader, least: int) -> None:
     is_sound = not header.slot_bytes or (header.slot_bytes % 64 == 0 and header.default_slots > 0)
     are_named = all(1 <= len(name) <= MAX_ADAPTER_NAME for name in header.adapters)
-    if not 1 <= len(header.adapters) <= MAX_ADAPTERS or not are_named or not is_sound or header.device:
+    if not least <= len(header.adapters) <= MAX_ADAPTERS or not are_named or not is_sound or header.device:
         raise ValueError(f"{len(header.adapters)} adapters for device {header.device}")
 
 
@@ -165,7 +178,9 @@ def _check_plans(tables: PlanTables) -> None:
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
     chooses = on_gpu and not header.is_whole  # what reads texts whole chooses no tokens
-    if (kinds - {"joined"} if chooses else kinds) != {"body", "head", *(["sampler"] if chooses else [])}:
+    wanted = {"body", "head", *(["sampler"] if chooses else []), *(["tower"] if any(header.tile) else [])}
+    n_towers = sum(PLAN_KINDS[plan.kind] == "tower" for plan in tables.plans)
+    if (kinds - {"joined"} if chooses else kinds) != wanted or n_towers > 1:
         raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
 
 
@@ -201,10 +216,11 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
     logits = 4 * rows["head"] if sampler else head
     positions = 4 * rows["body"] if kind == "head" and header.is_whole else body
     chosen = (head or sampler) if header.device else 0
+    tower = ids if kind == "tower" else 0
     return (
         header.arena_bytes,
         weight_bytes,
-        header.kv_page_bytes,
+        0 if tower else header.kv_page_bytes,
         body,
         positions,
         body * header.pages_per_sequence,
@@ -215,7 +231,11 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
         sampler // 4 * DRAW_BYTES,
         chosen,
         chosen,
-        header.slot_bytes,
+        0 if tower else header.slot_bytes,
         body if header.slot_bytes else 0,
         body if header.adapters else 0,
+        body * header.n_row,
+        body if header.n_row else 0,
+        4 * prod(header.tile) if tower else 0,
+        tower * header.n_row,
     )

@@ -60,7 +60,7 @@ typedef struct call {
 } call;
 
 typedef struct plan {
-    uint32_t n_rows; /* M of a body, R of a head, tokens of a sampler, M = R of a joined step */
+    uint32_t n_rows; /* M of a body, R of a head, tokens of a sampler, M = R of a joined step, what a tower makes */
     uint32_t n_calls;
     const call *calls; /* [n_calls] */
 } plan;
@@ -79,12 +79,15 @@ typedef struct plans {
     uint32_t n_types;        /* of tokens: llmc_plan_labels */
     int is_whole;            /* all tokens of a text are in one step: llmc_plan_whole */
     uint32_t n_adapters;     /* that a sequence may choose from */
+    uint32_t n_row;          /* numbers of a row that may stand for a token; 0: none may */
+    uint32_t tile[3];        /* what the tower takes: llmc_plan_given */
     const llmc_adapter_record *adapters; /* [n_adapters] in the file */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
     plan *joined;   /* [n_joined], by rising n_rows; on a GPU alone */
-    uint32_t n_bodies, n_heads, n_samplers, n_joined;
+    plan *tower;    /* NULL: there is none */
+    uint32_t n_bodies, n_heads, n_samplers, n_joined, n_towers;
     uint32_t max_body_rows, max_head_rows, max_sampler_rows;
     const llmc_kernel_entry *kernels; /* [header.n_kernels] the code's table, or gpu_kernels */
     llmc_kernel_entry *gpu_kernels;   /* [header.n_kernels] names and pointers of a GPU's kernels, or NULL */
@@ -112,6 +115,8 @@ llmc_status plans_load(plans *plans, const artifact *file);
 /* Give every argument its address and every call its number of tasks. */
 void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads);
 void plans_free(plans *plans);
+/* How many numbers a tile has; 0: there is no tower. */
+uint64_t plans_pixels(const plans *plans);
 /* Which plan [n_plans, by rising n_rows] to run next when n_rows rows are left. */
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows);
 /* The smallest plan that has n_rows rows, or the largest there is. */

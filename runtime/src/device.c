@@ -29,6 +29,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
 {
     const llmc_plan_header *h = &model->plans.header;
     const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows; /* at most 2^16 each */
+    const uint64_t n_row = model->plans.n_row, n_pixels = plans_pixels(&model->plans);
     const uint64_t scratch = h->scratch_bytes, largest = 1ull << 46; /* no product of these overflows */
     if (scratch < largest) model->spaces.scratch_stride = (scratch + 4095) / 4096 * 4096;
     memory_part parts[] = {
@@ -39,6 +40,10 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
         {model->states.page_bytes ? m * sizeof *model->slots : 0, &model->slots},
         {model->plans.n_adapters ? m * sizeof *model->adapters : 0, &model->adapters},
+        {m * n_row * sizeof *model->given, &model->given},
+        {n_row ? m * sizeof *model->is_given : 0, &model->is_given},
+        {n_pixels * sizeof *model->pixels, &model->pixels},
+        {n_pixels ? model->plans.tower->n_rows * n_row * sizeof *model->made : 0, &model->made},
         {r * sizeof *model->rows, &model->rows},
         {r * h->n_vocab * sizeof *model->logits, &model->logits},
         {r * sizeof *model->owners, &model->owners},
@@ -60,6 +65,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
     memory_cut(model->memory, parts, N_PARTS);
     if (!model->states.page_bytes) model->slots = NULL;
     if (!model->plans.n_adapters) model->adapters = NULL;
+    if (!n_row) model->is_given = NULL;
     return LLMC_OK;
 }
 
@@ -76,6 +82,10 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_STATES] = model->states.pages;
     base[LLMC_SPACE_SLOTS] = (char *)model->slots;
     base[LLMC_SPACE_ADAPTERS] = (char *)model->adapters;
+    base[LLMC_SPACE_GIVEN] = (char *)model->given;
+    base[LLMC_SPACE_IS_GIVEN] = (char *)model->is_given;
+    base[LLMC_SPACE_PIXELS] = (char *)model->pixels;
+    base[LLMC_SPACE_MADE] = (char *)model->made;
 }
 
 static llmc_status open_states(llmc_model *model, uint32_t n)

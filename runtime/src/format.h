@@ -23,6 +23,7 @@
 #define LLMC_FORMAT_WHOLE 5u       /* of one that reads texts whole, and of its plan sections: see llmc_plan_whole */
 #define LLMC_FORMAT_LABELS 6u      /* of one that gives texts labels, and of its plan sections: see llmc_plan_labels */
 #define LLMC_FORMAT_ADAPTERS 7u    /* of one with adapters, and of its plan sections: see llmc_plan_adapters */
+#define LLMC_FORMAT_GIVEN 8u       /* of one whose tokens may be rows of numbers, and of its plan: see llmc_plan_given */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_SAVED_MAGIC "LLMCSEQ1"
@@ -32,6 +33,8 @@
 #define LLMC_MAX_PROGRAMS 8
 #define LLMC_MAX_EOS 8
 #define LLMC_MAX_ADAPTERS 1024
+#define LLMC_MAX_ROW (1u << 20)
+#define LLMC_MAX_TILE (1u << 30)
 #define LLMC_MAX_POINTERS 24 /* of a kernel; at least 1 */
 
 typedef struct llmc_trailer {
@@ -80,8 +83,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states, llmc_plan_whole, llmc_plan_labels or llmc_plan_adapters where the
- * version says so, then kernels, plans, calls and arguments, each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states, llmc_plan_whole, llmc_plan_labels, llmc_plan_adapters or
+ * llmc_plan_given where the version says so, then kernels, plans, calls and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;
@@ -142,6 +145,16 @@ typedef struct llmc_adapter_record {
     char name[64]; /* printable ASCII, padded with NUL, of which there is at least one; no two have the same */
 } llmc_adapter_record;
 
+/* Behind the header where a row of numbers may stand for a token, in place of its embedding; and behind this the adapters,
+ * [n_adapters] of llmc_adapter_record. The first two are those of llmc_plan_states, or 0 where there are no states. */
+typedef struct llmc_plan_given {
+    uint64_t slot_bytes;
+    uint32_t default_slots;
+    uint32_t n_adapters; /* at most LLMC_MAX_ADAPTERS */
+    uint32_t n_row;      /* numbers of a row; at least 1, at most LLMC_MAX_ROW */
+    uint32_t tile[3];    /* channels, height and width of what the tower takes, at most LLMC_MAX_TILE in all; 0: no tower */
+} llmc_plan_given;
+
 /* Bits of llmc_kernel_record.flags. */
 enum {
     LLMC_KERNEL_DEPENDENT = 1u << 0, /* launched before the kernel in front has ended: it waits for that itself */
@@ -158,13 +171,14 @@ typedef struct llmc_kernel_record {
     uint32_t reserved;
 } llmc_kernel_record;
 
-enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_JOINED = 3 };
+enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_JOINED = 3, LLMC_PLAN_TOWER = 4 };
 
 /* A body takes n_rows tokens through all layers and leaves their hidden states in the arena; a head turns n_rows of
  * those, named by LLMC_SPACE_ROWS, into logits, and on a GPU into the most likely token of each. A sampler, on a GPU
  * alone, draws n_rows tokens from rows of logits that LLMC_SPACE_DRAWS names. A joined step, on a GPU alone, is what the
- * body and the head of n_rows do together where row i of the head is row i of the body. Plans are sorted by (kind,
- * n_rows). */
+ * body and the head of n_rows do together where row i of the head is row i of the body. A tower, on a CPU alone and at most
+ * one, makes n_rows rows that stand for tokens of a tile of an image; what its attention keeps lies in the arena. Plans
+ * are sorted by (kind, n_rows). */
 typedef struct llmc_plan_record {
     uint32_t kind;
     uint32_t n_rows;
@@ -197,7 +211,11 @@ enum {
     LLMC_SPACE_STATES = 13,    /* a slot; the kernel adds slot * slot_bytes */
     LLMC_SPACE_SLOTS = 14,     /* i32 [M]: the slot of each row's sequence, -1 for a row that pads the step */
     LLMC_SPACE_ADAPTERS = 15,  /* i32 [M]: the number of each row's adapter, -1 for none */
-    LLMC_N_SPACES = 16,
+    LLMC_SPACE_GIVEN = 16,     /* f32 [M, n_row]: the rows that stand for tokens; what is not one of them is not read */
+    LLMC_SPACE_IS_GIVEN = 17,  /* i32 [M]: 1 where a row stands for the token, whose own number is 0 then; else 0 */
+    LLMC_SPACE_PIXELS = 18,    /* f32 [channels, height, width] of a tower's tile */
+    LLMC_SPACE_MADE = 19,      /* f32 [n_rows, n_row] that a tower makes of it */
+    LLMC_N_SPACES = 20,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */

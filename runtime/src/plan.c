@@ -18,7 +18,7 @@ enum {
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
     "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
     "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens", "states", "slots",
-    "adapters",
+    "adapters", "given rows", "marks of given rows", "pixels", "made rows",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -148,7 +148,7 @@ static llmc_status load_gpu_kernels(tables *tables, plans *plans)
 }
 
 /* Bytes of each space as a plan sees it. A body has no rows and logits, a head no tokens, a sampler logits alone. A joined
- * step has what its body has, and logits. */
+ * step has what its body has, and logits; a tower neither sequences nor what is theirs. */
 static void measure_spaces(const tables *tables, const plans *plans, const llmc_plan_record *plan,
                            uint64_t n_bytes[LLMC_N_SPACES])
 {
@@ -158,9 +158,10 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     uint64_t body_ids = plan->kind == LLMC_PLAN_BODY || is_joined ? plan->n_rows * 4ull : 0;
     uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD || is_joined ? plan->n_rows * 4ull : 0;
     uint64_t logits = is_sampler ? plans->max_head_rows : head_ids / 4;
+    uint64_t made = plan->kind == LLMC_PLAN_TOWER ? plan->n_rows * 4ull : 0;
     n_bytes[LLMC_SPACE_ARENA] = h->arena_bytes;
     n_bytes[LLMC_SPACE_WEIGHTS] = tables->weights_bytes;
-    n_bytes[LLMC_SPACE_KV] = h->kv_page_bytes;
+    n_bytes[LLMC_SPACE_KV] = made ? 0 : h->kv_page_bytes;
     n_bytes[LLMC_SPACE_TOKENS] = n_bytes[LLMC_SPACE_POSITIONS] = body_ids;
     if (plans->is_whole && plan->kind == LLMC_PLAN_HEAD) n_bytes[LLMC_SPACE_POSITIONS] = plans->max_body_rows * 4ull;
     n_bytes[LLMC_SPACE_PAGE_TABLE] = body_ids * h->pages_per_sequence;
@@ -169,9 +170,13 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
     n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && plan->kind != LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
     n_bytes[LLMC_SPACE_NEXT] = n_bytes[LLMC_SPACE_TOLD] = n_bytes[LLMC_SPACE_CHOSEN];
-    n_bytes[LLMC_SPACE_STATES] = plans->states.slot_bytes;
+    n_bytes[LLMC_SPACE_STATES] = made ? 0 : plans->states.slot_bytes;
     n_bytes[LLMC_SPACE_SLOTS] = plans->states.slot_bytes ? body_ids : 0;
     n_bytes[LLMC_SPACE_ADAPTERS] = plans->n_adapters ? body_ids : 0;
+    n_bytes[LLMC_SPACE_GIVEN] = body_ids * plans->n_row;
+    n_bytes[LLMC_SPACE_IS_GIVEN] = plans->n_row ? body_ids : 0;
+    n_bytes[LLMC_SPACE_PIXELS] = made ? 4 * plans_pixels(plans) : 0;
+    n_bytes[LLMC_SPACE_MADE] = made * plans->n_row;
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
 
@@ -220,7 +225,8 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     llmc_plan_record record, before;
     memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
     uint32_t last_kind = h->device == LLMC_DEVICE_CPU || plans->is_whole ? LLMC_PLAN_HEAD : LLMC_PLAN_JOINED;
-    if (record.kind > last_kind || record.n_rows < 1 || record.n_rows > MAX_ROWS)
+    int is_known = record.kind == LLMC_PLAN_TOWER ? plans->tile[0] != 0 : record.kind <= last_kind;
+    if (!is_known || record.n_rows < 1 || record.n_rows > MAX_ROWS)
         return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
     if (index) {
         memcpy(&before, tables->plans + (index - 1ull) * sizeof before, sizeof before);
@@ -238,7 +244,8 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
     if (record.kind == LLMC_PLAN_BODY) plans->n_bodies++, plans->max_body_rows = record.n_rows;
     else if (record.kind == LLMC_PLAN_HEAD) plans->n_heads++, plans->max_head_rows = record.n_rows;
     else if (record.kind == LLMC_PLAN_SAMPLER) plans->n_samplers++, plans->max_sampler_rows = record.n_rows;
-    else plans->n_joined++;
+    else if (record.kind == LLMC_PLAN_JOINED) plans->n_joined++;
+    else plans->n_towers++;
     return LLMC_OK;
 }
 
@@ -269,6 +276,10 @@ static llmc_status load_tables(plans *plans, tables *tables)
     plans->heads = plans->all + plans->n_bodies;
     plans->samplers = plans->heads + plans->n_heads;
     plans->joined = plans->samplers + plans->n_samplers;
+    plans->tower = plans->n_towers ? plans->joined + plans->n_joined : NULL;
+    if (!status && plans->n_towers != (plans->tile[0] != 0))
+        status = INVALID("the artifact has %u towers for tiles of %u by %u pixels", plans->n_towers, plans->tile[1],
+                         plans->tile[2]);
     if (!status && plans->is_whole && plans->max_body_rows < plans->header.n_context)
         status = INVALID("a text of %u tokens does not fit the largest step, of %u", plans->header.n_context,
                          plans->max_body_rows);
@@ -328,6 +339,11 @@ void plans_free(plans *plans)
     plans->all = NULL;
     plans->calls = NULL;
     plans->arguments = NULL;
+}
+
+uint64_t plans_pixels(const plans *plans)
+{
+    return (uint64_t)plans->tile[0] * plans->tile[1] * plans->tile[2];
 }
 
 /* -- use ---------------------------------------------------------------------------------------------------------- */

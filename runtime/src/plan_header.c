@@ -1,5 +1,5 @@
 /* plan_header.c - what the plan section begins with: its header, and what there is of states, of texts that are read
- * whole, of labels, or of adapters. */
+ * whole, of labels, of adapters, or of rows that stand for tokens. */
 #include <string.h>
 
 #include "runtime.h"
@@ -47,28 +47,52 @@ static llmc_status check_states(const char *path, const llmc_plan_states *states
     return LLMC_OK;
 }
 
-/* What is said of adapters. */
-static llmc_status read_adapters(const char *path, plans *plans, const range *section, uint64_t *start)
+/* States, where there are some, and the names of at least so many adapters, behind what is said of them. */
+static llmc_status read_names(const char *path, plans *plans, const range *section, const llmc_plan_adapters *said,
+                              uint32_t least, uint64_t *start)
 {
-    llmc_plan_adapters said = {0};
-    llmc_status status = read_more(path, section, &said, sizeof said, start);
+    plans->states = (llmc_plan_states){.slot_bytes = said->slot_bytes, .default_slots = said->default_slots};
+    llmc_status status = said->slot_bytes ? check_states(path, &plans->states) : LLMC_OK;
     if (status) return status;
-    plans->states = (llmc_plan_states){.slot_bytes = said.slot_bytes, .default_slots = said.default_slots};
-    if (said.slot_bytes) status = check_states(path, &plans->states);
-    if (status) return status;
-    uint64_t n_bytes = said.n_adapters * (uint64_t)sizeof *plans->adapters;
-    if (!said.n_adapters || said.n_adapters > LLMC_MAX_ADAPTERS || n_bytes > section->n_bytes - *start ||
+    uint64_t n_bytes = said->n_adapters * (uint64_t)sizeof *plans->adapters;
+    if (said->n_adapters < least || said->n_adapters > LLMC_MAX_ADAPTERS || n_bytes > section->n_bytes - *start ||
         plans->header.device != LLMC_DEVICE_CPU)
-        return INVALID("the plan has %u adapters for device %u", said.n_adapters, plans->header.device);
-    plans->n_adapters = said.n_adapters;
+        return INVALID("the plan has %u adapters for device %u", said->n_adapters, plans->header.device);
+    plans->n_adapters = said->n_adapters;
     plans->adapters = (const llmc_adapter_record *)(section->bytes + *start); /* characters: aligned anywhere */
     *start += n_bytes;
-    for (uint32_t i = 0; i < said.n_adapters; i++) {
+    for (uint32_t i = 0; i < said->n_adapters; i++) {
         const char *name = plans->adapters[i].name;
         if (!*name || !memchr(name, 0, sizeof plans->adapters[i].name))
             return INVALID("adapter %u of the plan has no name", i);
     }
     return LLMC_OK;
+}
+
+/* What is said of adapters. */
+static llmc_status read_adapters(const char *path, plans *plans, const range *section, uint64_t *start)
+{
+    llmc_plan_adapters said = {0};
+    llmc_status status = read_more(path, section, &said, sizeof said, start);
+    return status ? status : read_names(path, plans, section, &said, 1, start);
+}
+
+/* What is said of rows that stand for tokens. */
+static llmc_status read_given(const char *path, plans *plans, const range *section, uint64_t *start)
+{
+    llmc_plan_given said = {0};
+    llmc_status status = read_more(path, section, &said, sizeof said, start);
+    if (status) return status;
+    const uint32_t *tile = said.tile;
+    int is_tile = (tile[0] && tile[1] && tile[2]) || (!tile[0] && !tile[1] && !tile[2]);
+    if (!said.n_row || said.n_row > LLMC_MAX_ROW || !is_tile || (uint64_t)tile[0] * tile[1] > LLMC_MAX_TILE ||
+        (uint64_t)tile[0] * tile[1] * tile[2] > LLMC_MAX_TILE)
+        return INVALID("the plan takes rows of %u numbers, and tiles of %u by %u by %u", said.n_row, tile[0], tile[1],
+                       tile[2]);
+    plans->n_row = said.n_row;
+    memcpy(plans->tile, tile, sizeof said.tile);
+    const llmc_plan_adapters more = {said.slot_bytes, said.default_slots, said.n_adapters};
+    return read_names(path, plans, section, &more, 0, start);
 }
 
 llmc_status plan_header_read(plans *plans, const range *section, const char *path, uint64_t *start)
@@ -83,14 +107,17 @@ llmc_status plan_header_read(plans *plans, const range *section, const char *pat
     int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
     int has_adapters = h->format_version == LLMC_FORMAT_ADAPTERS;
     int says_texts = h->format_version == LLMC_FORMAT_WHOLE || h->format_version == LLMC_FORMAT_LABELS;
-    int is_known = h->format_version == LLMC_FORMAT_VERSION || has_states || says_texts || has_adapters;
+    int has_given = h->format_version == LLMC_FORMAT_GIVEN;
+    int is_known = h->format_version == LLMC_FORMAT_VERSION || has_states || says_texts || has_adapters || has_given;
     plans->is_whole = 0;
     plans->n_tokens = h->n_vocab;
     plans->n_types = 1;
-    plans->n_adapters = 0;
+    plans->n_adapters = plans->n_row = 0;
+    memset(plans->tile, 0, sizeof plans->tile);
     if (h->magic != LLMC_PLAN_MAGIC || !is_known)
         return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
     if (says_texts) return read_texts(path, plans, section, start);
+    if (has_given) return read_given(path, plans, section, start);
     if (has_adapters) return read_adapters(path, plans, section, start);
     if (!has_states) return LLMC_OK;
     llmc_status status = read_more(path, section, states, sizeof *states, start);

@@ -232,6 +232,10 @@ struct llmc_model {
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
     int32_t *slots;      /* [max_body_rows]; NULL where there are no states */
     int32_t *adapters;   /* [max_body_rows]; NULL where there are none to choose from */
+    float *given;        /* [max_body_rows, n_row] */
+    int32_t *is_given;   /* [max_body_rows]; NULL where no rows stand for tokens */
+    float *pixels;       /* [channels, height, width] of a tile */
+    float *made;         /* [n_rows, n_row] that the tower makes of it */
     int32_t *rows;       /* [max_head_rows] */
     float *logits;       /* [max_head_rows, n_vocab], or NULL when they are in a GPU's memory */
     int32_t *chosen;     /* [max_head_rows] the most likely token of each row, or NULL: the device does not say */

@@ -103,6 +103,7 @@ void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequenc
     model->tokens[row] = token;
     model->positions[row] = sequence ? (int32_t)position : -1;
     if (model->adapters) model->adapters[row] = sequence ? sequence->adapter : -1;
+    if (model->is_given) model->is_given[row] = 0;
     if (model->slots) model->slots[row] = sequence ? sequence->state : -1;
     if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */

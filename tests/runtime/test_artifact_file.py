@@ -112,9 +112,9 @@ def test_bytes_cut_from_the_middle_are_noticed(stub: Path) -> None:
 
 def test_another_format_version_is_named(stub: Path) -> None:
     data = bytearray(stub.read_bytes())
-    data[-fmt.TRAILER.size + 8] = 8
+    data[-fmt.TRAILER.size + 8] = 9
     stub.write_bytes(data)
-    assert refusal(stub).fact == "the artifact has format version 8; this llmc reads versions 3 to 7"
+    assert refusal(stub).fact == "the artifact has format version 9; this llmc reads versions 3 to 8"
 
 
 @pytest.mark.parametrize("name", ["code", "weights", "plan", "vocabulary", "tokenizer", "graph", "manifest"])

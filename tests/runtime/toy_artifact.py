@@ -37,7 +37,11 @@ OUTPUT = [[(v * (c + 2) + c) % 8 for c in range(CHANNELS)] for v in range(VOCAB)
 
 def oracle(tokens: Sequence[int]) -> list[list[int]]:
     """Logits [len(tokens), VOCAB] after each token."""
-    x = [TABLE[token] for token in tokens]
+    return oracle_of([TABLE[token] for token in tokens])
+
+
+def oracle_of(x: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The same for their embeddings [CHANNELS]."""
     for _ in range(LAYERS):
         past, turned = [0] * CHANNELS, []
         for row in x:

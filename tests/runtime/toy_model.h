@@ -13,6 +13,8 @@ enum {
     TOY_PAGE_BYTES = 512, /* layers * page tokens * channels * 4 */
     TOY_POISON = 60,      /* a token that makes a kernel fail */
     TOY_EOS = 7,
+    TOY_TILE = 24,     /* numbers of a tile, where there is a tower */
+    TOY_TILE_ROWS = 3, /* that it makes of one */
 };
 
 #endif

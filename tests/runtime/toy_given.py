@@ -1,0 +1,60 @@
+"""The toy model with rows that may stand for its tokens, and a tower that makes three of a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.runtime import format as fmt
+from tests.runtime import toy_artifact as toy
+
+TILE, TILE_ROWS = (3, 2, 4), toy.SIZES["TILE_ROWS"]
+TOWER = fmt.PLAN_KINDS.index("tower")
+Floats = npt.NDArray[np.float32]
+
+
+class GivenPlan(toy.ToyPlan):
+    """The toy's plan, of the format whose tokens may be rows of numbers; tile: zeros, and there is no tower."""
+
+    def __init__(self, tile: tuple[int, int, int] = TILE) -> None:
+        super().__init__()
+        self.header = self.header._replace(n_row=toy.CHANNELS, tile=tile)
+        if any(tile):
+            self.add_plan(TOWER, TILE_ROWS, self.tower_calls())
+
+    def body_calls(self, m: int) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
+        row, calls = 4 * toy.CHANNELS, super().body_calls(m)
+        calls.insert(1, (f"take_{m}", m, [("is_given", 0, 4 * m), ("given", 0, m * row), ("arena", 0, m * row)]))
+        return calls
+
+    def tower_calls(self) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
+        n_bytes = TILE_ROWS * 4 * toy.CHANNELS
+        x, pixels = ("arena", self.half, n_bytes), ("pixels", 0, 4 * prod(TILE))
+        look = [pixels, ("weights", 0, 4 * toy.CHANNELS), ("scratch", 0, 4 * toy.CHANNELS), x]
+        return [("look", TILE_ROWS, look), ("made", 1, [x, ("made", 0, n_bytes)])]
+
+
+def build_artifact(folder: Path, plan: GivenPlan) -> Path:
+    """A whole artifact, which can be loaded; the code lies beside it."""
+    sources = [*toy.toy_sources(folder, plan=plan), toy.HERE / "toy_given_kernels.c"]
+    code = toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
+    path = folder / "given.so"
+    path.write_bytes(toy.pack_sections(toy.toy_sections(code, plan=plan.pack())))
+    return path
+
+
+def tower(pixels: Floats) -> Floats:
+    """Rows [TILE_ROWS, CHANNELS] of a tile [3, 2, 4]."""
+    n = TILE_ROWS * toy.CHANNELS
+    values = np.resize(pixels.ravel(), n) * np.resize(np.array(toy.TABLE[0], np.float32), n) + np.arange(n)
+    rows: Floats = np.fmod(values, np.float32(toy.PRIME)).astype(np.float32).reshape(TILE_ROWS, -1)
+    return rows[::-1]
+
+
+def oracle(text: Sequence[int | Floats]) -> list[list[int]]:
+    """Logits after each token, or row [CHANNELS] that stands for one."""
+    return toy.oracle_of([toy.TABLE[each] if isinstance(each, int) else each.astype(int).tolist() for each in text])
