@@ -233,11 +233,10 @@ class Generation(Iterator[int]):
             )
             sequence.feed(self.prompt[sequence.length - n_fed :])
             n_fed += len(self.prompt)
-            if self.max_tokens < 1:
-                self.stop, self.prefill_s = "length", perf_counter() - start
-                return
             most = min(self.max_tokens, model.info.n_context - n_fed + 1)
-            while True:
+            if most < 1:
+                self.stop, self.prefill_s = "length", perf_counter() - start
+            while self.stop is None:
                 token = self._next(sequence, most - len(self.tokens))
                 arrived = perf_counter()
                 if self.tokens:
@@ -253,8 +252,6 @@ class Generation(Iterator[int]):
                 elif self._history is not None:
                     self._history.take(token)
                 yield token
-                if self.stop:
-                    break
                 start = arrived if self._runs_ahead else perf_counter()
         finally:
             if self.speculation is not None:

@@ -130,6 +130,8 @@ def test_what_cannot_be_written_is_said_before_or_after_but_not_instead(model: M
     with pytest.raises(LlmcError, match="the sequence cannot be saved: making a file beside it: File name too long"):
         tokens.extend(generation)
     assert tokens == model.tokens(TEXT[:6], 4, ignore_eos=True)
+    with pytest.raises(LlmcError, match="the sequence cannot be saved"):  # also where nothing is to be said
+        list(model.stream(TEXT[:6], 0, cache=cache))
 
 
 def test_paths_that_are_none_are_refused(model: Model) -> None:
