@@ -43,7 +43,8 @@ def token_prob(logits: Logits, token: int, n_top: int, text_of: Callable[[int], 
 
 
 class Texts:
-    """The text of each token, of special ones their names; on the model's thread."""
+    """The text of each token, of special ones their names, and where there is no tokenizer token_id:17, as vLLM names
+    them when it is asked to; on the model's thread."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -51,8 +52,10 @@ class Texts:
 
     def of(self, token: int) -> bytes:
         if token not in self._known:
-            text = self._model.token_bytes(token)
-            if not text and self._model.has_tokenizer:
-                text = (self._model.tokenizer.id_to_token(token) or "").encode()
-            self._known[token] = text
+            self._known[token] = self._of(token)
         return self._known[token]
+
+    def _of(self, token: int) -> bytes:
+        if not self._model.has_tokenizer:
+            return f"token_id:{token}".encode()
+        return self._model.token_bytes(token) or (self._model.tokenizer.id_to_token(token) or "").encode()

@@ -118,7 +118,10 @@ class Vocabulary:
         return allowed
 
     def check(self, wanted: Wanted) -> None:
-        """Raise ApiError for tokens that do not exist, or what the artifact is too old for."""
+        """Raise ApiError for tokens that do not exist, or what the artifact has no texts or is too old for."""
+        if wanted.stops and self.tokenizer is None:
+            fact = "this model has no tokenizer, and no text to find strings in: see 'stop_token_ids'"
+            raise ApiError(400, fact, param="stop", code="no_tokenizer")
         self.check_ids("logit_bias", dict(wanted.how.logit_bias))
         self.check_ids("stop_token_ids", wanted.stop_tokens)
         try:

@@ -442,6 +442,9 @@ def test_a_model_without_tokenizer_takes_ids(tmp_path: Path) -> None:
         with server.open("POST", COMPLETIONS, {**body, "stream": True}) as response:
             *chunks, _ = events_of(response)
         assert [chunk["choices"][0]["token_ids"] for chunk in chunks] == [[token] for token in choice["token_ids"]]
-        assert server.ask("POST", COMPLETIONS, {"prompt": "x"})[1]["error"]["code"] == "no_tokenizer"
+        probs = server.complete(prompt=[1, 2], max_tokens=3, logprobs=1, echo=True)["choices"][0]["logprobs"]
+        assert probs["tokens"] == [f"token_id:{token}" for token in (1, 2, *choice["token_ids"])]
+        for wrong in ({"prompt": "x"}, {"prompt": [1], "stop": "x"}):
+            assert server.ask("POST", COMPLETIONS, wrong)[1]["error"]["code"] == "no_tokenizer"
         assert server.ask("POST", CHATS, TALK)[1]["error"]["code"] == "no_chat_template"
         assert server.metric("kv_pages") == 40
