@@ -11,6 +11,8 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.parse_json import parse_json
 
 CONFIG, TEMPLATE, OTHERS = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
+OLD_TEMPLATE = "chat_template.json"
+"""Of models that take more than text, before there were files in Jinja."""
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Templates by name: the second one is for messages with tools, where there is one."""
 
@@ -21,7 +23,9 @@ def read_chat(folder: Path) -> bytes | None:
     Files of their own go before the field of tokenizer_config.json, which may be a list of named ones.
     """
     config = read_object(folder / CONFIG)
-    templates = named_in(config.get("chat_template"))
+    templates = named_in(config.get("chat_template")) or named_in(
+        read_object(folder / OLD_TEMPLATE).get("chat_template")
+    )
     if (folder / TEMPLATE).is_file():
         other = folder / OTHERS / f"{TOOL_USE}.jinja"
         templates = {DEFAULT: read_text(folder / TEMPLATE)}

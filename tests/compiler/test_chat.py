@@ -23,6 +23,13 @@ def chat_of(folder: Path, config: object = None, template: str | None = None) ->
     return None if said is None else dict(json.loads(said))
 
 
+def test_a_processors_old_file_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "old"}')
+    assert json.loads(read_chat(tmp_path) or b"")["template"] == "old"
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "new"}')
+    assert json.loads(read_chat(tmp_path) or b"")["template"] == "new"
+
+
 @pytest.mark.parametrize(
     "config", [None, {}, {"chat_template": []}, {"chat_template": [{"name": "rag", "template": "x"}]}]
 )

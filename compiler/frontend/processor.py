@@ -1,0 +1,81 @@
+"""How a model prepares pictures: the files of its processor, which an artifact carries, tried before it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmc.compiler.frontend.chat import read_object, read_text
+from llmc.compiler.frontend.quiet import quiet
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.processor import FILES, MOST_BYTES, Processor, Section
+from llmc.runtime.text import load_tokenizer
+
+NAMING = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+"""The files that may name the processor's class, in transformers' order."""
+TOKENS = ("image_token_id", "image_token_index")
+SIDES = ((60, 45), (30, 80))
+"""Width and height of the pictures that it is tried with."""
+
+
+def read_processor(folder: Path, fields: Mapping[str, Any], tokenizer_json: bytes | None, place: str) -> bytes:
+    """The section "processor" of an artifact that takes pictures.
+
+    fields: of the whole model's configuration.  Raises LlmcError: there is no processor that transformers knows, it
+    cannot be made without PyTorch, or a picture's tokens depend on what stands beside it.
+    """
+    if tokenizer_json is None:
+        raise LlmcError("a model without a tokenizer takes no pictures", place=place, hint="leave --images out")
+    token = next((fields[name] for name in TOKENS if isinstance(fields.get(name), int)), None)
+    name = class_name(folder, fields)
+    if token is None or name is None:
+        lack = "token that stands for pictures" if token is None else "processor"
+        raise LlmcError(f"the model's configuration names no {lack}", place=place, hint="leave --images out")
+    files = {file: read_text(folder / file) for file in FILES if (folder / file).is_file()}
+    if sum(map(len, files.values())) > MOST_BYTES:
+        raise LlmcError(f"the files of the processor have more than {MOST_BYTES >> 20} MiB", place=place)
+    section = Section(name, token, files)
+    check(section, tokenizer_json.decode(), place)
+    return json.dumps({"class": name, "image_token": token, "files": files}).encode()
+
+
+def class_name(folder: Path, fields: Mapping[str, Any]) -> str | None:
+    """The name of transformers' class, as AutoProcessor finds it; None: there is none."""
+    said = (read_object(folder / file).get("processor_class") for file in NAMING)
+    found = next((name for name in said if isinstance(name, str)), None)
+    if found is None:
+        with quiet():
+            from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+            found = PROCESSOR_MAPPING_NAMES.get(fields.get("model_type"))
+    return found
+
+
+def check(section: Section, tokenizer_json: str, place: str) -> None:
+    """Raise LlmcError unless a picture has the tokens beside others that it has alone."""
+    try:
+        processor = Processor(section, tokenizer_json, place)
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        hint = "pip install 'llmc[images]'"
+        raise LlmcError(
+            f"--images needs the Python package {error.name}, which is not installed", place=place, hint=hint
+        ) from None
+    mark = processor.image_mark
+    text = f"{mark}Two: {mark}\nand no more."
+    ids = load_tokenizer(tokenizer_json, place).encode(text, add_special_tokens=False).ids
+    if ids.count(section.image_token) != 2:
+        raise LlmcError(f"{mark!r} is not the one token {section.image_token} that stands for pictures", place=place)
+    ids = processor.whole.tokenizer(text, add_special_tokens=False)["input_ids"]
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)) for wide, high in SIDES]
+    alone = [processor(picture) for picture in pictures]
+    rest = iter(alone)
+    expected = [one for token in ids for one in (next(rest).ids if token == section.image_token else (token,))]
+    if processor.prepare(text, pictures).ids != tuple(expected):
+        fact = "the model's processor gives a picture other tokens beside another one than alone"
+        raise LlmcError(fact, place=place, hint="leave --images out")

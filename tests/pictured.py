@@ -1,0 +1,77 @@
+"""What a small model needs to take pictures: a tokenizer with marks for them, and a processor; and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+SIDE, PATCH = 28, 14
+MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>"}
+ROWS, COLUMNS = 6, 6
+SPECIAL = (
+    *("<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
+    *("<img>", "</img>", "<IMG_CONTEXT>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, ROWS + 1) for column in range(1, COLUMNS + 1)),
+)
+N_VOCAB = 256 + len(SPECIAL)
+PARTS = (
+    "{% for message in messages %}{{ message.role }}:{% for part in message.content %}"
+    "{% if part.type == 'image' %}IMAGE{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""A chat template as these models have it: what is said comes in parts, and in parts alone."""
+
+
+def tokenizer() -> Tokenizer:
+    """A token for each byte, and the marks behind them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: token for token, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in SPECIAL])
+    return made
+
+
+def token_of(kind: str) -> int:
+    """The token that stands for pictures."""
+    token = tokenizer().token_to_id(MARKS[kind])
+    assert token is not None
+    return token
+
+
+def save_processor(kind: str, folder: Path, n_rows: int = 4) -> Path:
+    """The files of a processor that makes tiles of SIDE by SIDE pixels, each of which becomes n_rows rows."""
+    import transformers
+
+    means: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    square, names = {"height": SIDE, "width": SIDE}, dict[str, str]()
+    if kind == "llava":
+        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
+        said: dict[str, Any] = {"processor_class": "LlavaProcessor", "patch_size": PATCH}
+        said |= {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    elif kind == "idefics3":
+        sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+        images = transformers.Idefics3ImageProcessorPil(**sizes, **means)
+        said = {"processor_class": "Idefics3Processor", "image_seq_len": n_rows}
+    else:
+        images = transformers.GotOcr2ImageProcessorPil(size=square, max_patches=4, crop_to_patches=True)
+        said = {"processor_class": "InternVLProcessor", "image_seq_length": n_rows}
+        names = {"start_image_token": "<img>", "end_image_token": "</img>"}
+        names |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    whole = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer(), **ends, extra_special_tokens=names)
+    whole.save_pretrained(folder)
+    images.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps(said))
+    (folder / "chat_template.jinja").write_text(PARTS.replace("IMAGE", MARKS[kind]))
+    return folder
+
+
+def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+    """A picture of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
