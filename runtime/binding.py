@@ -10,11 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llmc.runtime import adapters, capi
+import numpy.typing as npt
+
+from llmc.runtime import adapters, capi, given
 from llmc.runtime.classification import Classification, Ranked, Text, classify, rank
 from llmc.runtime.embedding import Embedding, Rows, check_writes, embed
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
+from llmc.runtime.given import Given
 from llmc.runtime.grammar import Constraint, Grammar, Guide
 from llmc.runtime.prompt_cache import PromptCache
 from llmc.runtime.runner import Logits, Runner
@@ -266,6 +269,16 @@ class Model(Runner):
         with self.running() as (api, handle):
             self._library.check(api.sequence_new(handle, out))
             return adapters.choose(Sequence(self, out), number)
+
+    def rows(self, numbers: npt.ArrayLike) -> Given:
+        """Keep float32 [n, n_row] rows, each of which may stand for a token in place of its embedding: `Given.ids` are
+        fed as tokens are.  Raises LlmcError for an artifact that takes none."""
+        return given.rows(self, numbers)
+
+    def image(self, pixels: npt.ArrayLike) -> Given:
+        """The rows that the model makes of a tile of an image, float32 [channels, height, width] as the model's own
+        processor gives it.  Raises LlmcError for an artifact that takes no images."""
+        return given.image(self, pixels)
 
     def restore(self, path: StrPath) -> Sequence:
         """The sequence that `Sequence.save` wrote at a path; it continues exactly as that one, bit for bit.

@@ -25,6 +25,7 @@ from llmc.runtime.generation import How
 API_VERSION = 1
 Status = c.c_int
 Handle = c.c_void_p
+Floats = c.POINTER(c.c_float)
 RUN_ON = {"any": 0, "cpu": 1, "cuda": 2}
 """LLMC_ON_*"""
 NO_MEMORY = 4
@@ -72,6 +73,11 @@ class Info(c.Structure):
         ("is_whole", c.c_int32),
         ("n_types", c.c_int32),
         ("n_adapters", c.c_int32),
+        ("n_row", c.c_int32),
+        ("tile", c.c_int32 * 3),
+        ("n_tile_rows", c.c_int32),
+        ("reserved", c.c_uint32),
+        ("n_rows", c.c_uint64),
     )
 
 
@@ -195,6 +201,10 @@ class Api(c.Structure):
         ("adapter_name", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(c.c_char_p))),
         ("sequence_set_adapter", c.CFUNCTYPE(Status, Handle, c.c_int32)),
         ("sequence_adapter", c.CFUNCTYPE(c.c_int32, Handle)),
+        ("rows_new", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.c_size_t, c.POINTER(c.c_int32))),
+        ("rows_free", c.CFUNCTYPE(Status, Handle, c.c_int32)),
+        ("rows_numbers", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(Floats), c.POINTER(c.c_size_t))),
+        ("image_rows", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.POINTER(c.c_int32), c.POINTER(c.c_size_t))),
     )
 
 

@@ -14,6 +14,9 @@ from llmc.runtime.errors import LlmcError, shortened
 if TYPE_CHECKING:
     from llmc.runtime.generation import How
 
+MOST_IDS = 1 << 31
+"""Numbers of tokens and of rows that stand for them are int32."""
+
 
 class Info(NamedTuple):
     """Facts about a model; see llmc_info in include/llmc.h.  Counts are in elements."""
@@ -38,6 +41,10 @@ class Info(NamedTuple):
     is_whole: int
     n_types: int
     n_adapters: int
+    n_row: int
+    tile: tuple[int, int, int]
+    n_tile_rows: int
+    n_rows: int
 
     @property
     def n_ids(self) -> int:
@@ -54,10 +61,12 @@ class Info(NamedTuple):
             self.check_penalties(place)
 
     def check_ids(self, tokens: Iterable[int], place: str) -> npt.NDArray[np.int32]:
-        """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range."""
+        """int32 [n], contiguous.  Raises LlmcError naming the first token that is out of range; the runtime knows which
+        rows there are that stand for tokens."""
         listed, n_ids = list(tokens), self.n_ids
+        limit = MOST_IDS if self.n_row else n_ids
         for index, token in enumerate(listed):
-            if not hasattr(token, "__index__") or not 0 <= token < n_ids:  # neither 1.5 nor "a"
+            if not hasattr(token, "__index__") or not 0 <= token < limit:  # neither 1.5 nor "a"
                 where, hint = f"{place} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_ids - 1}"
                 raise LlmcError(f"token {shortened(token)} is out of range", place=where, hint=hint)
         return np.array(listed, dtype=np.int32)
@@ -83,5 +92,5 @@ class Info(NamedTuple):
 
     @classmethod
     def of(cls, raw: capi.Info) -> Info:
-        device = (raw.device or b"CPU").decode("utf-8", "replace")
-        return cls._make(device if name == "device" else getattr(raw, name) for name in cls._fields)
+        known = {"device": (raw.device or b"CPU").decode("utf-8", "replace"), "tile": tuple(raw.tile)}
+        return cls._make(known[name] if name in known else getattr(raw, name) for name in cls._fields)

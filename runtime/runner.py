@@ -236,3 +236,9 @@ class Runner(NotCopied):
             if handle in self._sequences:
                 self._sequences.remove(handle)
                 self._library.api.sequence_free(handle)
+
+    def forget(self, first: int) -> None:
+        """Free the rows that begin with this number, unless the model is closed."""
+        with self._lock:
+            if self._handle is not None:
+                self._library.api.rows_free(self._handle, first)

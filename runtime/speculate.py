@@ -10,6 +10,7 @@ Who guesses: `PromptLookup`, from what the text has said before, or `DraftModel`
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -48,9 +49,11 @@ class Guesser(Protocol):
 class PromptLookup:
     """What followed the last tokens where the text, or its prompt, said them before (Saxena 2023; transformers'
     prompt_lookup_num_tokens).  Of several places the latest, for the longest run of tokens that is found; a guess that
-    reaches the end of the text goes on in itself."""
+    reaches the end of the text goes on in itself, and one that reaches a row of an image ends there."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_tokens: int) -> None:
+        """n_tokens: that there are; rows that stand for tokens have larger numbers."""
+        self._n_tokens = n_tokens
         self._n = 0  # tokens that were read
         self._after: dict[tuple[int, ...], int] = {}  # some tokens that stand in the text -> the place behind them
 
@@ -67,7 +70,7 @@ class PromptLookup:
                 guesses = list(text[start : start + most])
                 while len(guesses) < most:
                     guesses.append(guesses[start - len(text)])
-                return guesses
+                return list(takewhile(lambda token: token < self._n_tokens, guesses))
         return []
 
     def close(self) -> None:
@@ -91,7 +94,8 @@ class DraftModel:
 
     def guess(self, text: Row[int], how: How, most: int) -> list[int]:
         most = min(most, self._model.info.n_context - len(text))
-        is_strange = any(token >= self._n_theirs for token in text[len(self._known) :])  # padding has no meaning
+        n_common = min(self._n_theirs, self._n_ours)  # padding has no meaning, nor have rows of images
+        is_strange = any(token >= n_common for token in text[len(self._known) :])
         if most < 1 or is_strange:
             self.close()
         if self._has_ended:
@@ -241,7 +245,7 @@ class Speculation:
         if most == 0:
             return None
         if draft is None or isinstance(draft, InTurns):
-            return cls(model, draft or PromptLookup(), most)
+            return cls(model, draft or PromptLookup(model.info.n_vocab), most)
         return cls(model, DraftModel(draft, model), most)
 
     @classmethod

@@ -89,6 +89,11 @@ typedef struct llmc_info {
     int32_t is_whole;        /* whether a text is read whole: in one input, by a sequence that is empty */
     int32_t n_types;         /* of tokens: one of type t is given as its number + t * n_tokens; 0: older than this field */
     int32_t n_adapters;      /* that a sequence may choose from; numbered from 0 */
+    int32_t n_row;           /* numbers of a row that may stand for a token, in place of its embedding; 0: none may */
+    int32_t tile[3];         /* channels, height and width of what image_rows takes; 0: the artifact takes no images */
+    int32_t n_tile_rows;     /* that it makes of a tile */
+    uint32_t reserved;
+    uint64_t n_rows;         /* that are kept now */
 } llmc_info;
 
 /* What is added to a token's logit. */
@@ -269,6 +274,19 @@ typedef struct llmc_api {
      * step. */
     llmc_status (*sequence_set_adapter)(llmc_sequence *sequence, int32_t adapter);
     int32_t (*sequence_adapter)(const llmc_sequence *sequence);
+    /* -- rows in the place of tokens, and images: there if `size` reaches so far ------------------------------------- */
+    /* Keep a copy of rows [n, info.n_row], each of which may stand for a token from now on, in place of its embedding:
+     * the numbers first … first + n - 1, which are behind those of all tokens and never used again while the model is
+     * open, are given to step and feed as tokens are. The text of such a number is empty, no penalty sees it, and a
+     * sequence that has some cannot be saved. */
+    llmc_status (*rows_new)(llmc_model *model, const float *rows, size_t n, int32_t *first);
+    /* Forget the rows that one call has kept. Sequences that have read them go on; none may read them any more. */
+    llmc_status (*rows_free)(llmc_model *model, int32_t first);
+    /* Borrowed rows [n, info.n_row] of one call; valid until they are freed. */
+    llmc_status (*rows_numbers)(const llmc_model *model, int32_t first, const float **rows, size_t *n);
+    /* Run the tower on pixels f32 [info.tile], which are what the model's processor makes of a tile, and keep the rows
+     * that it makes, as rows_new does: n is info.n_tile_rows. */
+    llmc_status (*image_rows)(llmc_model *model, const float *pixels, int32_t *first, size_t *n);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

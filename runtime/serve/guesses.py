@@ -76,7 +76,11 @@ class Guesses:
     def _guesser(self) -> Guesser | None:
         if not self.most:
             return None
-        return PromptLookup() if self._draft is None else DraftModel(self._draft, self.model, self.draft_chunk)
+        return (
+            PromptLookup(self.model.info.n_vocab)
+            if self._draft is None
+            else DraftModel(self._draft, self.model, self.draft_chunk)
+        )
 
     def step(self, inputs: Sequence[tuple[Job, int]], guesses: ByJob) -> dict[Job, list[int]]:
         """A step with guesses.  -> those that are right."""

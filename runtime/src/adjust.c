@@ -43,7 +43,7 @@ static llmc_status check_biases(const llmc_sampling *how, uint32_t n_vocab)
     return status;
 }
 
-static llmc_status check_penalties(const llmc_sampling *how, uint32_t n_vocab)
+static llmc_status check_penalties(const llmc_model *model, const llmc_sampling *how, uint32_t n_vocab)
 {
     if (!(how->repetition_penalty >= 0) || isinf(how->repetition_penalty))
         return fail(LLMC_ERROR_ARGUMENT, "sample", "above 0; 1 changes nothing", "repetition_penalty is %g",
@@ -53,7 +53,8 @@ static llmc_status check_penalties(const llmc_sampling *how, uint32_t n_vocab)
         return fail(LLMC_ERROR_ARGUMENT, "sample", NULL, "n_prompt is %u, of %u tokens", how->n_prompt, how->n_tokens);
     llmc_status status = check_number("frequency_penalty", how->frequency_penalty);
     if (!status) status = check_number("presence_penalty", how->presence_penalty);
-    for (uint32_t i = 0; i < how->n_tokens && !status; i++) status = check_token("tokens", i, how->tokens[i], n_vocab);
+    for (uint32_t i = 0; i < how->n_tokens && !status; i++)
+        if (!rows_is_one(model, how->tokens[i])) status = check_token("tokens", i, how->tokens[i], n_vocab);
     return status;
 }
 
@@ -69,13 +70,16 @@ static float penalized(float logit, uint32_t n_generated, const llmc_sampling *h
     return n_generated ? logit - how->presence_penalty : logit;
 }
 
-static void penalize(float *logits, uint32_t *counts, const llmc_sampling *how)
+/* Rows that stand for tokens have no logits. */
+static void penalize(float *logits, uint32_t n_vocab, uint32_t *counts, const llmc_sampling *how)
 {
-    for (uint32_t i = 0; i < how->n_tokens; i++)
-        counts[how->tokens[i]] = (counts[how->tokens[i]] | MET) + (i >= how->n_prompt);
     for (uint32_t i = 0; i < how->n_tokens; i++) {
-        uint32_t token = (uint32_t)how->tokens[i], count = counts[token];
-        counts[token] = 0;
+        uint32_t token = (uint32_t)how->tokens[i];
+        if (token < n_vocab) counts[token] = (counts[token] | MET) + (i >= how->n_prompt);
+    }
+    for (uint32_t i = 0; i < how->n_tokens; i++) {
+        uint32_t token = (uint32_t)how->tokens[i], count = token < n_vocab ? counts[token] : 0;
+        if (token < n_vocab) counts[token] = 0;
         if (count) logits[token] = penalized(logits[token], count - MET, how);
     }
 }
@@ -84,11 +88,11 @@ llmc_status adjust_logits(llmc_model *model, const llmc_sampling *how, const flo
 {
     uint32_t n_vocab = model->plans.header.n_vocab;
     llmc_status status = check_biases(how, n_vocab);
-    if (!status && looks_back(how)) status = check_penalties(how, n_vocab);
+    if (!status && looks_back(how)) status = check_penalties(model, how, n_vocab);
     if (status) return status;
     memcpy(model->adjusted, *logits, n_vocab * sizeof **logits);
     for (uint32_t i = 0; i < how->n_biases; i++) model->adjusted[how->biases[i].token] += how->biases[i].value;
-    if (looks_back(how)) penalize(model->adjusted, model->counts, how);
+    if (looks_back(how)) penalize(model->adjusted, n_vocab, model->counts, how);
     *logits = model->adjusted;
     return LLMC_OK;
 }

@@ -110,6 +110,10 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .is_whole = model->plans.is_whole,
         .n_types = (int32_t)model->plans.n_types,
         .n_adapters = (int32_t)model->plans.n_adapters,
+        .n_row = (int32_t)model->plans.n_row,
+        .tile = {(int32_t)model->plans.tile[0], (int32_t)model->plans.tile[1], (int32_t)model->plans.tile[2]},
+        .n_tile_rows = model->plans.tower ? (int32_t)model->plans.tower->n_rows : 0,
+        .n_rows = model->given.n_rows,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -134,6 +138,7 @@ static llmc_status token_text(const llmc_model *model, int32_t token, const char
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile from a folder with a tokenizer",
                     "the artifact has no vocabulary");
     memcpy(&n, v->bytes, sizeof n);
+    if (token >= 0 && rows_is_one(model, token)) return LLMC_OK;
     if (token < 0 || ((uint32_t)token >= n && (uint32_t)token >= model->plans.n_tokens))
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL, "token %d is out of range: the vocabulary has %u",
                     token, n);
@@ -188,6 +193,10 @@ static const llmc_api API = {
     .adapter_name = adapter_name,
     .sequence_set_adapter = sequence_set_adapter,
     .sequence_adapter = sequence_adapter,
+    .rows_new = rows_new,
+    .rows_free = rows_free,
+    .rows_numbers = rows_numbers,
+    .image_rows = image_rows,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

@@ -40,7 +40,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {m * h->pages_per_sequence * sizeof *model->page_table, &model->page_table},
         {model->states.page_bytes ? m * sizeof *model->slots : 0, &model->slots},
         {model->plans.n_adapters ? m * sizeof *model->adapters : 0, &model->adapters},
-        {m * n_row * sizeof *model->given, &model->given},
+        {m * n_row * sizeof *model->taken, &model->taken},
         {n_row ? m * sizeof *model->is_given : 0, &model->is_given},
         {n_pixels * sizeof *model->pixels, &model->pixels},
         {n_pixels ? model->plans.tower->n_rows * n_row * sizeof *model->made : 0, &model->made},
@@ -82,7 +82,7 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_STATES] = model->states.pages;
     base[LLMC_SPACE_SLOTS] = (char *)model->slots;
     base[LLMC_SPACE_ADAPTERS] = (char *)model->adapters;
-    base[LLMC_SPACE_GIVEN] = (char *)model->given;
+    base[LLMC_SPACE_GIVEN] = (char *)model->taken;
     base[LLMC_SPACE_IS_GIVEN] = (char *)model->is_given;
     base[LLMC_SPACE_PIXELS] = (char *)model->pixels;
     base[LLMC_SPACE_MADE] = (char *)model->made;

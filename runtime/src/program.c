@@ -14,6 +14,7 @@ void program_close(llmc_model *model)
     model->memory = NULL;
     kv_close(&model->kv);
     kv_close(&model->states);
+    rows_close(&model->given);
     plans_free(&model->plans);
     model->plans = (plans){0};
 }

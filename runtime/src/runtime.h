@@ -14,6 +14,7 @@
  *   cuda     its driver, context, memory, graphs, and steps that run ahead (cuda_*.c, each with a header)
  *   kv       pages of the KV cache, and slots of states, with reference counts
  *   sequence tokens of one text: its pages, its state and its last logits
+ *   rows     rows of numbers that stand for tokens, and what makes them of images
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
  *   advance  the next token and the step on it; a GPU goes on meanwhile
@@ -218,6 +219,16 @@ typedef struct candidate {
     int32_t token;
 } candidate;
 
+typedef struct given_rows given_rows;
+
+/* Rows that stand for tokens. */
+typedef struct given {
+    given_rows *kept; /* [n_kept] by rising number */
+    uint32_t n_kept, n_room;
+    uint32_t n_ever; /* rows that there have been: their numbers are not used again */
+    uint64_t n_rows; /* that are kept */
+} given;
+
 struct llmc_model {
     engine engine; /* first: it is aligned to cache lines */
     artifact file;
@@ -232,7 +243,8 @@ struct llmc_model {
     int32_t *page_table; /* [max_body_rows, pages_per_sequence] */
     int32_t *slots;      /* [max_body_rows]; NULL where there are no states */
     int32_t *adapters;   /* [max_body_rows]; NULL where there are none to choose from */
-    float *given;        /* [max_body_rows, n_row] */
+    given given;         /* rows that stand for tokens */
+    float *taken;        /* [max_body_rows, n_row] those of a step */
     int32_t *is_given;   /* [max_body_rows]; NULL where no rows stand for tokens */
     float *pixels;       /* [channels, height, width] of a tile */
     float *made;         /* [n_rows, n_row] that the tower makes of it */
@@ -312,6 +324,23 @@ void sequence_settle(llmc_sequence *sequence);
 /* Take the sequence back to `length` tokens, and to a slot that was held beside it when it had so many; it takes over
  * that hold. */
 void sequence_return(llmc_sequence *sequence, uint32_t length, int32_t state);
+
+/* -- rows.c ------------------------------------------------------------------------------------------------------- */
+
+/* The number of the first row that a model may be given: behind those of all tokens. */
+uint32_t rows_first(const llmc_model *model);
+/* The numbers [n_row] of the row that has a token's place; NULL: it is a token, or there is none. */
+const float *rows_find(const llmc_model *model, int32_t token);
+/* Whether it is the number of a row, kept or given back. */
+int rows_is_one(const llmc_model *model, int32_t token);
+/* Whether it is a token's number, or a row's that is kept. */
+llmc_status rows_check(const llmc_model *model, int32_t token);
+llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t *first);
+llmc_status rows_free(llmc_model *model, int32_t first);
+llmc_status rows_numbers(const llmc_model *model, int32_t first, const float **out, size_t *n);
+llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, size_t *n);
+/* Give all of them back. */
+void rows_close(given *given);
 
 /* -- saved.c, save.c, restore.c ------------------------------------------------------------------------------------ */
 

@@ -155,6 +155,10 @@ static llmc_status check(const llmc_sequence *sequence, const char *path, const 
     if (sequence->is_repeated)
         return fail(LLMC_ERROR_ARGUMENT, "sequence_save", NULL,
                     "the sequence was made by sequence_repeat: no text is behind it");
+    for (uint32_t i = 0; i < sequence->length; i++)
+        if ((uint32_t)sequence->tokens[i] >= rows_first(sequence->model))
+            return fail(LLMC_ERROR_ARGUMENT, "sequence_save", "save it in front of its first image",
+                        "token %u of the sequence is a row of an image, or the caller's own, which no file keeps", i);
     return saved_is_possible(sequence->model);
 }
 

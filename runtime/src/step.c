@@ -40,11 +40,9 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
         return fail(LLMC_ERROR_ARGUMENT, path, "give each text in one input, to a sequence of its own",
                     "the model reads a text whole, and input %zu of the step is to go on after %u tokens", index,
                     sequence->length);
-    for (size_t i = 0; i < input->n_tokens; i++)
-        if (input->tokens[i] < 0 || (uint32_t)input->tokens[i] >= model->plans.n_tokens * model->plans.n_types)
-            return fail(LLMC_ERROR_ARGUMENT, path, NULL, "token %d is out of range: the vocabulary has %u",
-                        input->tokens[i], model->plans.n_tokens * model->plans.n_types);
-    return LLMC_OK;
+    llmc_status status = LLMC_OK;
+    for (size_t i = 0; i < input->n_tokens && !status; i++) status = rows_check(model, input->tokens[i]);
+    return status;
 }
 
 llmc_status step_check(const llmc_model *model, const llmc_step_input *inputs, size_t n_inputs, uint64_t *n_tokens)
@@ -96,6 +94,17 @@ llmc_status step_settle(const llmc_step_input *inputs, size_t n_inputs, llmc_sta
 
 /* -- bodies and heads --------------------------------------------------------------------------------------------- */
 
+/* Where a row stands for the token, what is to be taken in place of an embedding. */
+static void take_row(llmc_model *model, uint32_t row, int32_t token)
+{
+    const uint64_t n_row = model->plans.n_row;
+    const float *numbers = (uint32_t)token < rows_first(model) ? NULL : rows_find(model, token);
+    model->is_given[row] = numbers != NULL;
+    if (!numbers) return;
+    memcpy(model->taken + row * n_row, numbers, n_row * sizeof *numbers);
+    model->tokens[row] = 0;
+}
+
 void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequence, int32_t token, uint32_t position)
 {
     uint32_t n_columns = model->plans.header.pages_per_sequence, n_pages = sequence ? sequence->n_pages : 0;
@@ -103,7 +112,7 @@ void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequenc
     model->tokens[row] = token;
     model->positions[row] = sequence ? (int32_t)position : -1;
     if (model->adapters) model->adapters[row] = sequence ? sequence->adapter : -1;
-    if (model->is_given) model->is_given[row] = 0;
+    if (model->is_given) take_row(model, row, token);
     if (model->slots) model->slots[row] = sequence ? sequence->state : -1;
     if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */

@@ -12,7 +12,7 @@ int main(int argc, char **argv)
         int (*run)(int argc, char **argv);
     } tests[] = {
         {"open", host_open}, {"scenarios", host_scenarios}, {"units", host_units}, {"failures", host_failures},
-        {"quota", host_quota}, {"restore", host_restore},
+        {"quota", host_quota}, {"restore", host_restore}, {"rows", host_rows},
     };
     api = llmc_get_api(LLMC_API_VERSION);
     for (size_t i = 0; argc > 1 && i < sizeof tests / sizeof *tests; i++)

@@ -24,5 +24,6 @@ int host_units(int argc, char **argv);
 int host_failures(int argc, char **argv);
 int host_quota(int argc, char **argv);
 int host_restore(int argc, char **argv);
+int host_rows(int argc, char **argv);
 
 #endif

@@ -108,7 +108,19 @@ static llmc_status save_and_restore(llmc_model *model, const llmc_sequence *sequ
     return status;
 }
 
-/* Open, feed, fork, feed, save, restore. Returns the first failure. */
+/* Keep many rows where they may stand for tokens; close gives them back. */
+static llmc_status keep_rows(llmc_model *model)
+{
+    const float numbers[2 * 16] = {0};
+    llmc_info info = {.size = sizeof info};
+    int32_t first;
+    llmc_status status = api->info(model, &info);
+    for (int i = 0; i < 40 && info.n_row && !status; i++) status = api->rows_new(model, numbers, 2, &first);
+    REQUIRE(info.n_row <= 16);
+    return status;
+}
+
+/* Open, feed, fork, feed, save, restore, keep rows. Returns the first failure. */
 static llmc_status live(const char *path)
 {
     const llmc_options options = {.size = sizeof options, .n_threads = 3};
@@ -121,6 +133,7 @@ static llmc_status live(const char *path)
     if (!status) status = api->sequence_fork(sequence, &fork);
     if (!status) status = api->feed(fork, tokens, 5);
     if (!status) status = save_and_restore(model, fork);
+    if (!status) status = keep_rows(model);
     REQUIRE(!status || api->last_error()[0]);
     api->sequence_free(fork);
     api->sequence_free(sequence);

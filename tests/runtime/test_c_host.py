@@ -18,6 +18,14 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with rows that stand for tokens, and all else that there is."""
+    path = tmp_path_factory.mktemp("artifact") / "full.art"
+    path.write_bytes(toy.pack_sections(toy.toy_sections(plan=toy.FullPlan().pack())))
+    return path
+
+
 def test_the_parts_work_alone(host: Host) -> None:
     assert host("units") == "ok\n"
 
@@ -33,7 +41,12 @@ def test_threads_do_not_race(racing_host: Host, artifact: Path, n_threads: int) 
     assert racing_host("scenarios", artifact, n_threads, 3, 600).startswith("ok")
 
 
-def test_every_failed_allocation_is_an_error_and_leaks_nothing(host: Host, artifact: Path) -> None:
+def test_rows_are_found_until_they_are_given_back(host: Host, full: Path) -> None:
+    assert host("rows", full, 1, 3000).startswith("ok")
+
+
+def test_every_failed_allocation_is_an_error_and_leaks_nothing(host: Host, full: Path, artifact: Path) -> None:
+    assert host("failures", full).startswith("ok")
     said = host("failures", artifact)
     assert said.startswith("ok")
     assert int(said.split()[1]) > 35

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import llmc
 from llmc.runtime import LlmcError
 from llmc.runtime import format as fmt
+from llmc.runtime.binding import Model
 from llmc.runtime.plan import unpack_plan
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_given
 from tests.runtime.test_c_steps import TEXT
-from tests.runtime.toy_given import TILE, TILE_ROWS, TOWER, GivenPlan
+from tests.runtime.toy_given import TILE, TILE_ROWS, TOWER, Floats, GivenPlan
 
 HEADER = fmt.PLAN_HEADER.size
 HUGE = (2**32 - 1).to_bytes(4, "little")
@@ -24,9 +27,153 @@ def given_so(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_given.build_artifact(tmp_path_factory.mktemp("given"), GivenPlan())
 
 
-def test_a_text_without_rows_is_that_of_a_model_without_any(given_so: Path) -> None:
+@pytest.fixture
+def model(given_so: Path) -> Iterator[Model]:
     with llmc.load(given_so) as model:
-        assert model.logits(TEXT).tolist() == toy.oracle(TEXT)
+        yield model
+        assert model.info.kv_tokens_free == model.info.kv_tokens
+        assert model.info.n_rows == 0
+
+
+def some(n: int, seed: int = 0) -> Floats:
+    """Rows of whole numbers, as the toy's embeddings are."""
+    return np.random.default_rng(seed).integers(0, toy.PRIME, (n, toy.CHANNELS)).astype(np.float32)
+
+
+def mixed(rows: Floats, ids: range) -> tuple[list[int], list[int | Floats]]:
+    """A text in which some tokens are rows, as it is fed and as the oracle takes it."""
+    fed, wanted = list[int](TEXT[:20]), list[int | Floats](TEXT[:20])
+    for place, row in zip((0, 3, 4, 11, 19), (0, 2, 1, 3, 2), strict=True):
+        fed[place], wanted[place] = ids[row], rows[row]
+    return fed, wanted
+
+
+def test_a_text_without_rows_is_that_of_a_model_without_any(model: Model) -> None:
+    assert model.logits(TEXT).tolist() == toy.oracle(TEXT)
+    assert (model.info.n_row, model.info.tile, model.info.n_tile_rows) == (toy.CHANNELS, TILE, TILE_ROWS)
+
+
+def test_a_row_stands_for_a_token_in_any_chunks_and_company(model: Model) -> None:
+    rows = some(4)
+    with model.rows(rows) as given, model.rows(some(2, seed=1)) as more:
+        assert [*given.ids, *more.ids] == [*range(toy.VOCAB, toy.VOCAB + 6)]
+        assert (given.numbers() == rows).all()
+        assert model.info.n_rows == 6
+        fed, wanted = mixed(rows, given.ids)
+        logits = toy_given.oracle(wanted)
+        assert model.logits(fed).tolist() == logits
+        with model.sequence() as one, model.sequence() as other:
+            for start, stop in ((0, 1), (1, 5), (5, 20)):
+                model.step([(one, fed[start:stop]), (other, TEXT[: stop - start])])
+                with one.fork() as fork:
+                    fork.feed([more.ids[1]])
+                    row = more.numbers()[1]
+                    assert fork.logits().tolist() == toy_given.oracle([*wanted[:stop], row])[-1]
+            assert one.logits().tolist() == logits[-1]
+            assert one.tokens == fed
+            one.truncate(4)
+            one.feed(fed[4:20])
+            assert one.logits().tolist() == logits[-1]
+
+
+def test_a_text_goes_on_from_rows(model: Model) -> None:
+    rows = some(4)
+    with model.rows(rows) as given:
+        fed, wanted = mixed(rows, given.ids)
+        said = model.tokens(fed, 6, ignore_eos=True)
+        for n, token in enumerate(said):
+            assert token == int(np.argmax(toy_given.oracle([*wanted, *said[:n]])[-1]))
+        assert model.tokens(fed, 6, ignore_eos=True, speculate=4) == said
+        model.tokens(fed, 3, repetition_penalty=1.5, frequency_penalty=1)
+        assert model.token_bytes(given.ids[0]) == b""
+
+
+def test_rows_that_are_given_back_are_read_no_more_and_their_numbers_are_not_used_again(model: Model) -> None:
+    first, second, third = model.rows(some(3)), model.rows(some(1)), model.rows(some(2))
+    with model.sequence() as sequence:
+        sequence.feed([1, *second.ids])
+        second.close()
+        sequence.feed([2])
+        assert sequence.logits().tolist() == toy_given.oracle([1, some(1)[0], 2])[-1]
+        for wrong in (toy.VOCAB + 3, first.model.info.n_ids + 6, 2**31 - 1):
+            fact = "stands for a row that was given back" if wrong == toy.VOCAB + 3 else "out of range"
+            with pytest.raises(LlmcError, match=f"token {wrong} .*{fact}"):
+                sequence.feed([3, wrong])
+        assert sequence.length == 3
+        sequence.feed([*first.ids, *third.ids])
+    assert (third.numbers() == some(2)).all()
+    first.close()
+    first.close()
+    with model.rows(some(1)) as fourth:
+        assert fourth.ids.start == toy.VOCAB + 6
+        with model.running() as (api, handle), pytest.raises(LlmcError, match="no rows are kept from 66 on"):
+            model.check(api.rows_free(handle, third.ids.start + 1))
+    third.close()
+
+
+def test_a_sequence_with_rows_is_not_saved(model: Model, tmp_path: Path) -> None:
+    with model.rows(some(1)) as given, model.sequence() as sequence:
+        sequence.feed([1, 2, *given.ids, 3])
+        fact = "token 2 of the sequence is a row of an image, or the caller's own, which no file keeps"
+        with pytest.raises(LlmcError, match=fact):
+            sequence.save(tmp_path / "text.seq")
+        sequence.truncate(2)
+        sequence.save(tmp_path / "text.seq")
+    assert (tmp_path / "text.seq").exists()
+
+
+def test_many_rows_are_kept_and_found(model: Model) -> None:
+    kept = [model.rows(some(1 + n % 3, seed=n)) for n in range(50)]
+    for n in (0, 7, 49, 20):
+        kept[n].close()
+    alive = [(n, given) for n, given in enumerate(kept) if n not in (0, 7, 49, 20)]
+    assert model.info.n_rows == sum(len(given.ids) for _, given in alive)
+    for n, given in alive:
+        assert (given.numbers() == some(1 + n % 3, seed=n)).all()
+        assert model.logits(given.ids[-1:]).tolist() == toy_given.oracle([some(1 + n % 3, seed=n)[-1]])
+        given.close()
+
+
+def test_a_tile_becomes_rows(model: Model) -> None:
+    pixels = np.random.default_rng(0).integers(0, 9, TILE).astype(np.float32)
+    with model.sequence() as sequence:
+        sequence.feed(TEXT[:5])
+        with model.image(pixels) as given, model.image(pixels + 1) as other:
+            assert (given.numbers() == toy_given.tower(pixels)).all()
+            assert (other.numbers() == toy_given.tower(pixels + 1)).all()
+            assert [*given.ids, *other.ids] == [*range(toy.VOCAB, toy.VOCAB + 6)]
+            assert sequence.logits().tolist() == toy.oracle(TEXT[:5])[-1], "a tower leaves the logits of others alone"
+            sequence.feed([*given.ids, 4])
+            assert sequence.logits().tolist() == toy_given.oracle([*TEXT[:5], *given.numbers(), 4])[-1]
+
+
+def test_a_tower_that_fails_is_told_and_leaves_no_rows(model: Model) -> None:
+    with pytest.raises(LlmcError, match=r"look.* failed"):
+        model.image(np.full(TILE, -1, np.float32))
+    assert model.info.n_rows == 0
+    with pytest.raises(LlmcError, match=r"a tile of an image is an array \[3, 2, 4\], not \[2, 4, 3\]"):
+        model.image(np.zeros((2, 4, 3), np.float32))
+    with pytest.raises(LlmcError, match=r"rows are an array \[n, 16\], not \[16\]"):
+        model.rows(np.zeros(16, np.float32))
+    with pytest.raises(LlmcError, match="0 rows cannot be kept"):
+        model.rows(np.zeros((0, 16), np.float32))
+
+
+def test_an_artifact_without_rows_says_so(toy_so: Path) -> None:
+    with llmc.load(toy_so) as model:
+        for give in (model.rows, model.image):
+            with pytest.raises(LlmcError, match=r"the artifact takes no (rows in the place of tokens|images)") as error:
+                give(np.zeros((1, 16), np.float32))
+            assert error.value.hint == "compile it with --images"
+
+
+def test_rows_outlive_neither_their_model_nor_its_numbers(given_so: Path) -> None:
+    model = llmc.load(given_so)
+    given = model.rows(some(1))
+    model.close()
+    given.close()
+    with pytest.raises(LlmcError, match="the model is closed"):
+        given.numbers()
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

@@ -210,15 +210,17 @@ def test_the_command_line_says_how_guesses_fared(toy_so: Path) -> None:
 
 
 def test_a_lookup_guesses_what_came_after_the_longest_run_that_is_repeated() -> None:
-    lookup = PromptLookup()
+    lookup = PromptLookup(toy.VOCAB)
     text = [1, 2, 3, 4, 9, 2, 3, 5, 8]
     assert lookup.guess(text, GREEDY, 4) == []
     text += [2, 3]
     assert lookup.guess(text, GREEDY, 4) == [5, 8, 2, 3]  # the latest of two places
     assert lookup.guess(text, GREEDY, 6) == [5, 8, 2, 3, 5, 8]  # and on in the guess itself
     text[-2:] = [1, 2, 3]
-    assert PromptLookup().guess(text, GREEDY, 2) == [4, 9]  # the longer run
+    assert PromptLookup(toy.VOCAB).guess(text, GREEDY, 2) == [4, 9]  # the longer run
     assert lookup.guess([*text, 7], GREEDY, 2) == []
+    row = toy.VOCAB
+    assert PromptLookup(toy.VOCAB).guess([1, 2, 5, row, 6, 1, 2], GREEDY, 4) == [5], "a row is no guess"
 
 
 def test_guesses_that_find_no_pages_are_left_out(toy_so: Path) -> None:

@@ -166,6 +166,18 @@ class ToyPlan:
         )
 
 
+class FullPlan(ToyPlan):
+    """The toy's plan, of the format that says most: states, an adapter, rows that stand for tokens, and a tower.  Its
+    kernels are the toy's, which know nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        tower = ("turn_2", 1, [("pixels", 0, 128), ("made", 0, 128)])
+        self.add_plan(fmt.PLAN_KINDS.index("tower"), 2, [tower])
+        header = self.header._replace(slot_bytes=64, default_slots=3, adapters=("sql",))
+        self.header = header._replace(n_row=CHANNELS, tile=(2, 4, 4))
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

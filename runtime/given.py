@@ -1,0 +1,80 @@
+"""Rows of numbers that stand for tokens, in place of their embeddings: the caller's own, or those of an image."""
+
+from __future__ import annotations
+
+import ctypes as c
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from llmc.runtime import capi
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.runner import NotCopied
+
+if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
+
+Floats = npt.NDArray[np.float32]
+
+
+class Given(NotCopied):
+    """Rows that a model keeps; made by Model.rows and Model.image.  A context manager; `close` gives them back.
+
+    ids: their numbers, which sequences take as they take tokens.  No other rows of this model ever have the same.
+    """
+
+    def __init__(self, model: Model, first: int, n: int) -> None:
+        self.model, self.ids = model, range(first, first + n)
+        self._open = True
+
+    def numbers(self) -> Floats:
+        """float32 [n, n_row]: the rows themselves (a copy)."""
+        out, n = capi.Floats(), c.c_size_t()
+        with self.model.running() as (api, handle):
+            self.model.check(api.rows_numbers(handle, self.ids.start, out, n))
+            return np.ctypeslib.as_array(out, (n.value, self.model.info.n_row)).copy()
+
+    def close(self) -> None:
+        """Forget them; closing twice is fine, and so is closing the model before.  Sequences that have read them go
+        on."""
+        if self._open:
+            self._open = False
+            self.model.forget(self.ids.start)
+
+    def __enter__(self) -> Given:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_open" in self.__dict__:
+            self.close()
+
+
+def rows(model: Model, numbers: npt.ArrayLike) -> Given:
+    """See Model.rows."""
+    array, first = np.ascontiguousarray(numbers, np.float32), c.c_int32()
+    n_row = model.info.n_row
+    with model.running() as (api, handle):
+        capi.check_has(api, "rows_new", "take rows in the place of tokens", str(model.path))
+        if n_row and (array.ndim != 2 or array.shape[1] != n_row):
+            fact = f"rows are an array [n, {n_row}], not {list(array.shape)}"
+            raise LlmcError(fact, place=str(model.path))
+        model.check(api.rows_new(handle, array.ctypes.data, len(array), first))
+        return Given(model, first.value, len(array))
+
+
+def image(model: Model, pixels: npt.ArrayLike) -> Given:
+    """See Model.image."""
+    array, first, n = np.ascontiguousarray(pixels, np.float32), c.c_int32(), c.c_size_t()
+    tile = model.info.tile
+    with model.running() as (api, handle):
+        capi.check_has(api, "image_rows", "take images", str(model.path))
+        if any(tile) and array.shape != tile:
+            fact = f"a tile of an image is an array {list(tile)}, not {list(array.shape)}"
+            raise LlmcError(fact, place=str(model.path), hint="it is what the model's own processor makes")
+        model.check(api.image_rows(handle, array.ctypes.data, first, n))
+        return Given(model, first.value, n.value)
