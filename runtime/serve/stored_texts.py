@@ -46,13 +46,14 @@ class StoredTexts:
         return sequences
 
     def save(self, sequences: Iterable[Sequence]) -> None:
-        """In place of those that are there; the first are the last to be lost.  Raises LlmcError."""
-        before = {*self._paths()}
+        """In place of those that are there, unless there are none; the first are the last to be lost.  Raises
+        LlmcError."""
+        before, kept = {*self._paths()}, set[Path]()
         for number, sequence in enumerate(sequences):
             path = self._folder / f"text-{number:02}.seq"
             sequence.save(path)
-            before.discard(path)
-        for path in before:
+            kept.add(path)
+        for path in before - kept if kept else ():
             path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:

@@ -60,6 +60,9 @@ def test_what_is_not_the_servers_is_left_aside_and_said(
     assert serve(toy_so, folder, prompt(2 * PAGE + 1)) == [2 * PAGE]
     assert capsys.readouterr().err == f"not restored: this is not a saved sequence: {folder / 'text-01.seq'}\n"
     assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "text-00.seq"]
+    (folder / "text-00.seq").write_text("another artifact's")
+    serve(toy_so, folder)  # keeps nothing, and so takes nobody's place
+    assert (folder / "text-00.seq").read_text() == "another artifact's"
 
 
 def test_a_folder_that_has_gone_is_an_error_and_frees_all_the_same(toy_so: Path, folder: Path) -> None:
