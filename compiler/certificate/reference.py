@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llmc.compiler.certificate.reference_labels import labels_of
@@ -70,27 +70,6 @@ def reference_logits(
             raise LlmcError(fact, place=source.name, hint=hint) from error
     rows = given[0] if given else logits
     return [row[: len(prompt)].float().numpy() for row, prompt in zip(rows, prompts, strict=True)]
-
-
-def reference_greedy(
-    source: SourceModel,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    dtype: str = "f32",
-    *,
-    resident_bytes: int = RESIDENT_BYTES,
-) -> list[list[int]]:
-    """The `n_tokens` most likely tokens after each prompt, one after the other; an end token does not end them.
-
-    Of a model that is not held in memory every token reads all weights: there, ask `reference_logits` about a text
-    that is generated already.
-    """
-    settings = GenerationConfig(max_new_tokens=n_tokens, do_sample=False, pad_token_id=0)
-    with quiet(), torch.inference_mode():
-        model = _load(source, dtype, resident_bytes)
-        model.generation_config = settings  # the model's own would end texts and may sample
-        texts = [model.generate(torch.tensor([list(prompt)]), generation_config=settings) for prompt in prompts]
-    return [text[0, len(prompt) :].tolist() for text, prompt in zip(texts, prompts, strict=True)]
 
 
 def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedModel:
