@@ -9,11 +9,13 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
-from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, appended_parts
+from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, TAKE_GIVEN, appended_parts
 from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
-STEP_INPUTS = {name: name for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters")}
+STEP_INPUTS = {
+    name: name for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters", "is_given", "given")
+}
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 
 MOST_TILED_DIM = 256
@@ -22,7 +24,7 @@ MOST_TILED_DIM = 256
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
 
-IN_PLACE = {"LowRank": 0}
+IN_PLACE = {"LowRank": 0, TAKE_GIVEN: 0}
 """Operators of ours whose result takes the place of one of their operands, which nobody else uses: which one."""
 
 SMALL = 64
@@ -64,7 +66,7 @@ class Binding:
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
         if value.name in STEP_INPUTS:
-            return TensorType(shape_of(value, self), "i32")
+            return TensorType(shape_of(value, self), "f32" if value.dtype == ir.DataType.FLOAT else "i32")
         if value in self.tiled:
             return TensorType(shape_of(value, self), self.tiled[value], tiled=True)
         if value in self.queries:

@@ -206,6 +206,7 @@ class Planner:
             is_whole=self.is_whole,
             n_types=self.n_types,
             adapters=self.adapters,
+            n_row=row_size(self.graph),
         )
 
     def with_sampling(
@@ -345,6 +346,12 @@ def values_after(graph: ir.Graph, name: str) -> set[ir.Value]:
         if any(value in after for value in node.inputs):
             after.update(node.outputs)
     return after
+
+
+def row_size(graph: ir.Graph) -> int:
+    """Numbers of a row that may stand for a token; 0: none may."""
+    shapes = [value.shape for value in graph.inputs if value.name == "given"]
+    return int(str(shapes[0][1])) if shapes and shapes[0] is not None else 0
 
 
 def place_states(graph: ir.Graph) -> tuple[list[tuple[int, int]], int]:

@@ -78,6 +78,7 @@ def manifest(
             "arena_bytes": program.arena_bytes,
             "scratch_bytes_per_thread": program.scratch_bytes,
             **({"slot_bytes": program.slot_bytes} if program.slot_bytes else {}),
+            **({"row_bytes": 4 * program.n_row} if program.n_row else {}),
         },
         "weights": [
             {"name": str(w.value.name), "layout": str(w.layout), "offset": w.offset, "bytes": w.n_bytes}

@@ -63,6 +63,8 @@ def rewrite_each(
         exported_layer = one_layer(graph.to_text(source.graph))
         observe("plain" if source.is_spelled_out else "export", source.graph, 0)
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+        if source.takes_rows:
+            passes.run_steps(source.graph, passes.given_steps(), observe)
     if source.named:
         passes.run_steps(source.graph, passes.adapter_steps(added_by(source.named)), observe)
     with said_of(source):

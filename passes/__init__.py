@@ -53,6 +53,7 @@ from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.swap_product import swap_product
 from llmc.passes.tabulate_positions import tabulate_positions
+from llmc.passes.take_given import take_given
 from llmc.passes.turn_product import turn_product
 from llmc.passes.unfold_heads import unfold_heads
 
@@ -104,6 +105,11 @@ def first_steps(n_context: int) -> Steps:
 def adapter_steps(added: Added) -> Steps:
     """Between these and the last, where adapters add to weights."""
     return (("insert_adapters", lambda model: insert_adapters(model, added=added)),)
+
+
+def given_steps() -> Steps:
+    """There too, where rows may stand for tokens."""
+    return (("take_given", take_given),)
 
 
 def file_steps(n_context: int) -> Steps:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
 from llmc.compiler.graph.shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph.text import op_name
-from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EXPERTS, POOLS, WITH_STATES
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EMBEDDED, EXPERTS, POOLS, WITH_STATES
 from llmc.compiler.ops.define import Dim
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
@@ -402,7 +402,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
-    **dict.fromkeys((f"{DOMAIN}.{name}" for name in POOLS), pool),
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*POOLS, EMBEDDED)), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", *(f"{DOMAIN}.{kind}Attention" for kind in ("Sink", "Alibi", "Distance"))), attention),
     **dict.fromkeys(("Expand", "Tile"), expand),

@@ -28,6 +28,7 @@ FAMILIES = {
         "cpu.norm",
         "cpu.query_key_norm",
         "cpu.low_rank",
+        "cpu.given",
         "cpu.gather",
         "cpu.pool",
         "cpu.columns",

@@ -21,6 +21,7 @@ from llmc import __version__
 
 KEY = "llmc.key"
 NOWHERE = "weights"
+TAKES_ROWS = "llmc.takes_rows"
 PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
 NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Fields of a configuration that the graph, always float32, does not depend on."""
@@ -37,16 +38,16 @@ EXPORTERS = (
 """What graphs depend on."""
 
 
-def exported_graph(fields: dict[str, Any], place: str) -> ir.Model:
+def exported_graph(fields: dict[str, Any], place: str, *, takes_rows: bool = False) -> ir.Model:
     """`export_graph` of a configuration's fields, from the cache where it has them."""
-    key = _key(fields)
+    key = _key(fields | ({TAKES_ROWS: True} if takes_rows else {}))
     file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     model = _load(file, key)
     if model is None:
         # By name, since importing the exporter imports torch, which takes seconds.
         export = import_module("llmc.compiler.frontend.export")
         config = import_module("llmc.compiler.frontend.config")
-        model = export.export_graph(config.parse_config(fields, place))
+        model = export.export_graph(config.parse_config(fields, place), takes_rows=takes_rows)
         proto = _proto(model, key)
         _save(proto, file)
         model = _model(proto, key) or model  # as later ones find it: ONNX keeps attributes in 32 bits

@@ -58,6 +58,7 @@ class SourceModel:
     named: adapters that stay beside the weights, for sequences to choose (named_adapters.py).
     embedding: how it makes embeddings, which the graph then gives in place of logits; None: it makes none.
     classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
+    takes_rows: whether rows of numbers may stand for tokens, where the graph has its `llmc.Embedded`.
     """
 
     name: str
@@ -83,6 +84,7 @@ class SourceModel:
     named: tuple[NamedAdapter, ...] = ()
     embedding: Embedding | None = None
     classification: Classification | None = None
+    takes_rows: bool = False
 
     @property
     def architecture(self) -> str:
@@ -108,8 +110,8 @@ def load_source(
     seed: int = 0,
     adapters: Sequence[str | Path] = (),
     task: Task = "auto",
-    *,
     has_f16: bool = False,
+    rows: bool = False,
 ) -> SourceModel:
     """Load MODEL: a folder, a hub id, a short name such as llama2-7b, a .gguf or an .onnx file.  Reads no weight.
 
@@ -118,22 +120,21 @@ def load_source(
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another, or "NAME=…" for one that stays beside them; a MODEL that is an adapter
     itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
+    rows: let rows of numbers stand for tokens, as those of images do.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
-        return _load_file(expanded(model), weights, dtype, max_sequence, adapters, task, has_f16=has_f16)
+        return _load_file(expanded(model), weights, dtype, max_sequence, adapters, task, rows, has_f16=has_f16)
     found = for_task(find_model(model, weights, adapters), task)
     folder, checkpoint = found.folder, found.checkpoint
     fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
     stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
-    graph = exported_graph(fields, place=str(folder or model))
+    graph = exported_graph(fields, place=str(folder or model), takes_rows=rows)
     n_vocab = n_tokens(graph)
-    embedding, labels = _made_into(found, graph, fields, task)
+    embedding, labels = _made_into(found, graph, fields, task, rows)
     bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
-    fields, graph, tensors = bound.fields, bound.graph, bound.weights
-    for initializer in unread(graph):
-        initializer.const_value = tensors[initializer.name or ""].stored_as(stored)
+    fields, graph, tensors = _stored(bound, stored)
     text, chat = found.text(n_vocab)
     eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab)
     return SourceModel(
@@ -159,11 +160,12 @@ def load_source(
         named=named,
         embedding=embedding,
         classification=labels,
+        takes_rows=rows,
     )
 
 
 def _made_into(
-    found: Found, graph: ir.Model, fields: dict[str, Any], task: Task
+    found: Found, graph: ir.Model, fields: dict[str, Any], task: Task, rows: bool
 ) -> tuple[Embedding | None, Classification | None]:
     """What the model makes of a text where it writes none: an embedding, or labels.  Raises LlmcError."""
     try:
@@ -175,6 +177,8 @@ def _made_into(
     if found.named and (labels or embedding):
         fact, hint = "adapters by name are for models that write texts", "--adapter FOLDER merges it into the weights"
         raise LlmcError(fact, place=f"--adapter {next(iter(found.named))}=…", hint=hint)
+    if rows and (labels or embedding):
+        raise LlmcError("images are for models that write texts", place="--images")
     return embedding, labels
 
 
@@ -188,13 +192,15 @@ def _with_positions(found: Found, asked: int | None) -> tuple[dict[str, Any], li
     return {**found.fields, POSITIONS: asked}, [*found.notes, note]
 
 
-def _refuse_for_file(adapters: Sequence[str | Path], task: Task) -> None:
+def _refuse_for_file(adapters: Sequence[str | Path], task: Task, rows: bool) -> None:
     """Raises LlmcError for what an .onnx file cannot be compiled with."""
     if adapters:
         raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
     if task in ("embed", "classify"):
         fact, hint = "an .onnx file is compiled as it is", "compile the model it is from"
         raise LlmcError(fact, place=f"--task {task}", hint=hint)
+    if rows:
+        raise LlmcError("an .onnx file takes tokens alone", place="--images", hint="compile the model it is from")
 
 
 def _bind(
@@ -217,6 +223,13 @@ def _bind(
     return replace(bound, notes=notes), tuple(named), sample(found.checkpoint) + said + digests
 
 
+def _stored(bound: Bound, stored: StoredDType) -> tuple[dict[str, Any], ir.Model, Mapping[str, Weight]]:
+    """Its parts: the graph has the weights as they are to be stored."""
+    for initializer in unread(bound.graph):
+        initializer.const_value = bound.weights[initializer.name or ""].stored_as(stored)
+    return bound.fields, bound.graph, bound.weights
+
+
 def _load_file(
     path: Path,
     weights: str,
@@ -224,11 +237,12 @@ def _load_file(
     max_sequence: int | None,
     adapters: Sequence[str | Path],
     task: Task,
+    rows: bool,
     *,
     has_f16: bool,
 ) -> SourceModel:
     """An .onnx file, with the configuration and the tokenizer that lie beside it, if any do."""
-    _refuse_for_file(adapters, task)
+    _refuse_for_file(adapters, task, rows)
     from llmc.compiler.frontend.onnx_file import open_onnx
 
     if weights == "random":

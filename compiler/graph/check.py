@@ -3,7 +3,8 @@
 A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
     `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
-    i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M];
+    i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M]; where
+    rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own;
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
  3. there is one attention node for each pair of caches that appends to them, numbered from 0, and it alone uses them;
@@ -33,6 +34,7 @@ from llmc.compiler.ops import (
     PAGED_ATTENTION,
     PLACE,
     STATEFUL,
+    TAKE_GIVEN,
     WHOLE_PAGED_ATTENTION,
 )
 from llmc.runtime.errors import LlmcError
@@ -74,7 +76,7 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
     caches = [f"{kind}_cache.{layer}" for layer in range(len(attention_nodes(graph))) for kind in "kv"]
     kept = [f"state.{place}" for place, _ in enumerate(stateful_nodes(graph))]
     is_adapted = any(node.op_type in LOW_RANKS and node.domain == DOMAIN for node in graph)
-    inputs = INPUTS | (SLOTS if kept else {}) | (ADAPTERS if is_adapted else {})
+    inputs = INPUTS | (SLOTS if kept else {}) | (ADAPTERS if is_adapted else {}) | given_rows(graph)
     expected = [*inputs, *caches, *kept]
     found = [str(value.name) for value in graph.inputs]
     if sorted(found) != sorted(expected):
@@ -93,6 +95,12 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
     logits = type_text(graph.outputs[0])
     if not logits.startswith("f32[R,"):
         yield f"its type is {logits}, not f32[R,V]", "result logits"
+
+
+def given_rows(graph: ir.Graph) -> dict[str, str]:
+    """The inputs where rows stand for tokens."""
+    taken = next((node for node in graph if op_name(node) == f"{DOMAIN}.{TAKE_GIVEN}"), None)
+    return {} if taken is None else {"is_given": "i64[M]", "given": type_text(taken.outputs[0])}
 
 
 def layers(graph: ir.Graph) -> Offences:

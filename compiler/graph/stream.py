@@ -39,6 +39,9 @@ class Stream:
         positions = [np.arange(len(tokens)) for tokens in sequences]
         given = {"tokens": [tokens.astype(np.int64) for tokens in sequences], "positions": positions, "rows": positions}
         given["adapters"] = [np.full(len(tokens), -1) for tokens in sequences]
+        given["is_given"] = [np.zeros(len(tokens), np.int64) for tokens in sequences]
+        for value in (value for value in graph.inputs if value.name == "given"):
+            given["given"] = [np.zeros((len(tokens), dims(value)[1]), np.float32) for tokens in sequences]
         self.values = {value: given[str(value.name)] for value in graph.inputs if value.name in given}
 
     def run(self, node: ir.Node, constants: Mapping[ir.Value, Array] | None = None) -> None:

@@ -30,6 +30,7 @@ from llmc.compiler.ops.experts import (
     experts_name,
 )
 from llmc.compiler.ops.gather import GATHERS, MOST_TABLES, gathers_name
+from llmc.compiler.ops.given import EMBEDDED, TAKE_GIVEN
 from llmc.compiler.ops.latent import LATENT_ATTENTION
 from llmc.compiler.ops.linear import (
     gated_linear_name,
@@ -72,6 +73,7 @@ __all__ = [
     "CLAMPED_EXPERTS",
     "DISTANCE_PAGED_ATTENTION",
     "DOMAIN",
+    "EMBEDDED",
     "EXPERTS",
     "GATED_DELTA",
     "GATED_RULES",
@@ -92,6 +94,7 @@ __all__ = [
     "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
     "STATEFUL",
+    "TAKE_GIVEN",
     "VERSION",
     "WHOLE_ATTENTION",
     "WHOLE_PAGED_ATTENTION",

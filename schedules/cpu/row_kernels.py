@@ -14,6 +14,7 @@ from tvm.tirx.script import builder as T
 from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
+from llmc.schedules.cpu.given import Given
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.linear.panel_layout import PANEL, panel_count
 from llmc.schedules.cpu.linear.quant_layout import ZERO
@@ -180,4 +181,19 @@ def columns_kernel(columns: Columns) -> Any:
                 start, end = T.bind(row * columns.operands[i] + first), T.bind(row * columns.results[o] + to)
                 with T.serial(n // v.n) as j:
                     v.store(y[o], end + j * v.n, v.load(x[i], start + j * v.n))
+    return builder.get()
+
+
+def given_kernel(given: Given) -> Any:
+    """(is_given, given, x, task, n_tasks); x in place."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("take_given")
+        size, v = given.rows * given.columns, widest(given.columns, given.lanes)
+        is_given = T.arg("is_given", T.buffer((given.rows,), "int32"))
+        rows, x = (T.arg(name, T.buffer((size,), "float32")) for name in ("given", "x"))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(given.rows, task, n_tasks) as row, T.If(is_given[row] != 0), T.Then():
+            start = T.bind(row * given.columns)
+            with T.serial(given.columns // v.n) as i:
+                v.store(x, start + i * v.n, v.load(rows, start + i * v.n))
     return builder.get()

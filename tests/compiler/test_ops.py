@@ -57,6 +57,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "y": (M, N),
     "adapters": (M,),
     "sizes": (2,),
+    "is_given": (M,),
+    "given": (M, K),
     "a": (2, 2 * 3, K),
     "b": (2, N, 3),
     **{f"table_{i}": (P, K) for i in range(ops.MOST_TABLES)} | {f"index_{i}": (M,) for i in range(ops.MOST_TABLES)},

@@ -49,6 +49,7 @@ from llmc.compiler.frontend.export.trace import build_without_memory, trace
 from llmc.compiler.frontend.export.unsupported import OWN_ATTENTION, has_own_attention, unsupported
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.frontend.source import SPELLED_OUT
+from llmc.compiler.ops import EMBEDDED
 from llmc.runtime.errors import LlmcError, shortened
 
 ATTENTIONS = ("full_attention", "sliding_attention", CHUNKED, "attention")
@@ -57,9 +58,10 @@ MOST_ELEMENTS = 1 << 30
 """The most elements of constants that are compared with each other."""
 
 
-def export_graph(config: PretrainedConfig) -> ir.Model:
+def export_graph(config: PretrainedConfig, *, takes_rows: bool = False) -> ir.Model:
     """The float32 graph of a causal language model, of an encoder, whose `logits` are its last hidden states, or of a
     classifier of texts, whose `logits` [batch, labels] are those of a text (classification.py).
+    takes_rows: mark where rows may stand for tokens, by nodes `llmc.Embedded`.
     Refuses an architecture that it cannot express."""
     n_layers = n if isinstance(n := getattr(config, "num_hidden_layers", None), int) else 0
     n_context = max_tokens(config)
@@ -72,7 +74,7 @@ def export_graph(config: PretrainedConfig) -> ir.Model:
         if n_layers < 1:
             raise LlmcError("the configuration describes no model: it has no layers")
         _refuse_empty_weights(model)
-        graph_model = _export(config, model)
+        graph_model = _export(config, model, takes_rows)
     first = int(graph_model.metadata_props.get(FIRST_POSITION, "0"))
     graph_model.metadata_props["llmc.architecture"] = type(model).__name__
     graph_model.metadata_props["llmc.n_context"] = str(max(n_context - first, 0))
@@ -108,9 +110,9 @@ def _refuse_empty_weights(model: PreTrainedModel) -> None:
             raise LlmcError(f"the configuration describes no model: {name} has the shape {shape}")
 
 
-def _export(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
+def _export(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model:
     try:
-        return _export_repeated(config, model) or _export_whole(config, model)
+        return _export_repeated(config, model, takes_rows) or _export_whole(config, model, takes_rows)
     except LlmcError:
         raise
     except Exception as error:  # torch and transformers raise anything at all
@@ -119,8 +121,10 @@ def _export(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
         raise unsupported(config, f"exporting it failed: {_first_line(error)}") from error
 
 
-def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
-    graph_model = trace(model)
+def _export_whole(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model:
+    graph_model = trace(model, takes_rows=takes_rows)
+    if takes_rows and all(node.op_type != EMBEDDED for node in graph_model.graph):
+        raise unsupported(config, "it looks its tokens' embeddings up elsewhere than in its input embeddings")
     if is_encoder(config):
         del graph_model.graph.outputs[1:]
         ir_passes.RemoveUnusedNodesPass()(graph_model)
@@ -152,7 +156,7 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model:
     return graph_model
 
 
-def _export_repeated(config: PretrainedConfig, model: PreTrainedModel) -> ir.Model | None:
+def _export_repeated(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model | None:
     """The graph from that of its first layers, if it is these repeated and has the whole model's weights."""
     stacks = [
         name
@@ -163,7 +167,7 @@ def _export_repeated(config: PretrainedConfig, model: PreTrainedModel) -> ir.Mod
     if shorter is None or len(stacks) != 1:
         return None
     short, how = shorter
-    graph_model = _export_whole(short, build_without_memory(short))
+    graph_model = _export_whole(short, build_without_memory(short), takes_rows)
     try:
         repeat_layers(graph_model, f"{stacks[0]}.", config.num_hidden_layers, how)
     except LayersDifferError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from inspect import signature
 from io import StringIO
 from typing import Any
@@ -24,7 +25,7 @@ from llmc.compiler.frontend.export.states import as_nodes
 from llmc.compiler.frontend.export.token_types import n_token_types, separate_types
 from llmc.compiler.frontend.export.translations import TRANSLATIONS
 from llmc.compiler.frontend.export.unsupported import has_own_attention
-from llmc.compiler.ops import OPSET
+from llmc.compiler.ops import DOMAIN, EMBEDDED, OPSET, VERSION
 
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
 
@@ -55,15 +56,17 @@ def build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def trace(model: PreTrainedModel) -> ir.Model:
-    """The model as ONNX: `input_ids`, `position_ids` int64 [batch, sequence] -> `logits`."""
+def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:
+    """The model as ONNX: `input_ids`, `position_ids` int64 [batch, sequence] -> `logits`.  takes_rows: mark where it
+    has its tokens' embeddings."""
     n_types = n_token_types(model) if is_classifier(model.config) else 1
     if is_classifier(model.config):
         model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
     model.config.use_cache = False
     arguments, shapes = example_inputs(model, n_types)
     # What export prints is the graph in which it got stuck.
-    with torch.no_grad(), ComplexPairs(), as_nodes(model), redirect_stderr(StringIO()):
+    marked = marked_embeddings(model) if takes_rows else nullcontext()
+    with torch.no_grad(), ComplexPairs(), as_nodes(model), marked, redirect_stderr(StringIO()):
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = torch.onnx.export(
         program,
@@ -84,6 +87,24 @@ def trace(model: PreTrainedModel) -> ir.Model:
         inputs = exported.model.graph.inputs
         inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
     return exported.model
+
+
+@contextmanager
+def marked_embeddings(model: PreTrainedModel) -> Iterator[None]:
+    """While it is traced, what transformers calls the model's input embeddings gives its result as an `llmc.Embedded`:
+    that is what `inputs_embeds` replaces."""
+
+    def mark(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.onnx.ops.symbolic(
+            f"{DOMAIN}::{EMBEDDED}", (embedded,), dtype=embedded.dtype, shape=embedded.shape, version=VERSION
+        )
+        return result
+
+    hook = model.get_input_embeddings().register_forward_hook(mark)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def example_inputs(model: PreTrainedModel, n_types: int) -> tuple[dict[str, Any], dict[str, Any]]:
