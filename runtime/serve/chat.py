@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from llmc.runtime.serve.contents import Content, in_parts, in_text
 from llmc.runtime.serve.fields import ApiError, unsupported
 from llmc.runtime.serve.forms import Form
 from llmc.runtime.serve.known_forms import PLAIN, form_of
@@ -20,22 +22,29 @@ EFFORT, THINKS = "reasoning_effort", "enable_thinking"
 """Variables of templates: gpt-oss' and others', Qwen's and others'."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """What clients and templates call that which the assistant thought before it said something."""
+PROBE = "a text to be seen again"
 
 
 class ChatTemplate:
     """A template in Jinja, as Hugging Face's tokenizers have it.  It runs in a sandbox, within bounds: see jinja.py."""
 
-    def __init__(self, source: str, tokens: Mapping[str, str], tool_use: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokens: Mapping[str, str],
+        tool_use: str | None = None,
+        mark: Callable[[], str] = lambda: "",
+    ) -> None:
         """tokens: bos_token, eos_token and so on, as text.  tool_use: another template, for messages with tools.
-        Raises ApiError, for those who chat."""
+        mark: gives what stands for a picture in a text.  Raises ApiError, for those who chat."""
         from llmc.runtime.serve.jinja import Templates  # jinja2 is an extra
 
-        self._tokens = dict(tokens)
+        self._tokens, self._mark, self._knows_parts = dict(tokens), mark, re.search(r"\btype\b", source) is not None
         self.takes_effort, self.takes_thinks = EFFORT in source, THINKS in source
         self.takes_developer = "developer" in source
         self._thoughts = [name for name in THOUGHTS if re.search(rf"\b{name}\b", source)]
         self.form, self.takes_tools, self.marks = form_of(source), "tools" in source, marks_of(source)
-        self._with_tools = ChatTemplate(tool_use, tokens) if tool_use else self
+        self._with_tools = ChatTemplate(tool_use, tokens, mark=mark) if tool_use else self
         self._templates = Templates()
         try:
             self._template = self._templates.from_string(source)
@@ -96,7 +105,34 @@ class ChatTemplate:
             said |= {name: thought for name in self._thoughts if not said.get(name)}
         if said.get("role") == "developer" and not self.takes_developer:
             said["role"] = "system"
+        if isinstance(said.get("content"), str | list):
+            said["content"] = self._content(said["content"])
         return said
+
+    def _content(self, content: Content) -> Content:
+        if isinstance(content, list):
+            return in_parts(content) if self.takes_parts else in_text(content, self._mark())
+        return content if self.takes_texts else in_parts(content)
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether what a message says may come in parts, which others would write as Python or JSON has them."""
+        written = self._written_alone([{"type": "text", "text": PROBE}]) if self._knows_parts else ""
+        return PROBE in written and not re.search(f"['\"]{PROBE}", written)
+
+    @cached_property
+    def takes_texts(self) -> bool:
+        """Whether it may be a text: templates that know parts alone leave one out, and say nothing."""
+        return not self.takes_parts or PROBE in self._written_alone(PROBE)
+
+    def _written_alone(self, content: Content) -> str:
+        """A user's message of this content; "" where the template refuses it."""
+        variables = {"add_generation_prompt": True, "tools": None, "documents": None, **self._tokens}
+        self._templates.start_clock()
+        try:
+            return self._written(variables, [{"role": "user", "content": content}])
+        except Exception:  # of the template's making
+            return ""
 
 
 def refusal(why: str) -> ApiError:

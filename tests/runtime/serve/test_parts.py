@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmc.runtime.pictures import Picture
 from llmc.runtime.serve.app import Service
 from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.contents import content_of, pictures_in, pieces_of, size_of
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.meters import Meters, State
 from llmc.runtime.serve.probs import TokenProb, token_prob
@@ -260,3 +262,48 @@ def test_the_metrics_are_prometheus_text() -> None:
     assert {'llmc_step_seconds_bucket{le="0.05"} 2', 'llmc_step_seconds_bucket{le="+Inf"} 3'} <= set(page)
     names = {line.split()[2] for line in page if line.startswith("# TYPE")}
     assert all(line.split("{")[0].split()[0].startswith(tuple(names)) for line in page if not line.startswith("#"))
+
+
+IMAGE = {"type": "image", "picture": Picture(b"")}
+PICTURED: list[dict[str, Any]] = [
+    {"role": "system", "content": "be"},
+    {"role": "user", "content": [{"type": "text", "text": "see "}, IMAGE, {"type": "text", "text": " it"}]},
+]
+IMAGES_FIRST = (
+    "{% for m in messages %}{{ m.role }}:{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}<i>"
+    "{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
+    "{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}({{ m.content }}){% else %}"
+    "{% for c in m.content %}{{ '<i>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        (IMAGES_FIRST, "system:beuser:<i>see  it"),
+        (EITHER, "system:(be)user:see <i> it"),
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}", "system:beuser:<m>\nsee  it"),
+        (
+            "{% for m in messages %}{{ m.role }}:{{ m.content | string }}{{ m.type }}{% endfor %}",
+            "system:beuser:<m>\nsee  it",
+        ),
+    ],
+    ids=["parts alone", "texts and parts", "texts alone", "texts, and a type"],
+)
+def test_what_is_said_has_the_form_that_the_template_takes(source: str, written: str) -> None:
+    template = ChatTemplate(source, {}, mark=lambda: "<m>")
+    assert template.render(PICTURED, {}) == written
+    assert template.render(PICTURED[:1], {}) == written.partition("user")[0]
+    assert [picture.data for picture in pictures_in(PICTURED)] == [b""]
+
+
+def test_pieces_are_put_together_and_taken_apart_again() -> None:
+    picture = Picture(b"abc")
+    content = content_of(["a", "b", picture, "", "c"])
+    assert [part.get("text") for part in content if isinstance(part, dict)] == ["ab", None, "c"]
+    assert (pieces_of(content), size_of(content)) == (["ab", picture, "c"], 6)
+    assert content_of(["a", "", "b"]) == "ab"
+    assert (pieces_of(""), pieces_of("a"), size_of("ab")) == ([], ["a"], 2)
