@@ -5,29 +5,42 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from llmc.cli.opening import adapter_option, check_speculation, device_option, guessing, opened, speculation_options
+from llmc.cli.opening import (
+    adapter_option,
+    check_speculation,
+    device_option,
+    guessing,
+    image_option,
+    opened,
+    seeing,
+    speculation_options,
+)
 from llmc.cli.output import artifact_argument, in_seconds, installed, json_option, print_json, say, threads_option
 from llmc.cli.sampling import sampling_options
 from llmc.runtime import LlmcError
 from llmc.runtime.parse_json import parse_json
 
 if TYPE_CHECKING:
+    from llmc.runtime.binding import Model
     from llmc.runtime.conversation import Conversation, Piece
+    from llmc.runtime.pictures import Picture
 
-Turn = Callable[[str | None], "Iterator[Piece]"]
-"""Begins the answer to a message, or another one to the last message (None)."""
-COMMANDS = """/new    begin another conversation
-/again  another answer to the last message
-/exit   end, as Ctrl-D does; Ctrl-C ends an answer
-\"\"\"     begins and ends a message of several lines"""
-FENCE = '"""'
+Turn = Callable[[str | None, "Sequence[Picture]"], "Iterator[Piece]"]
+"""Begins the answer to a message with pictures, or another one to the last message (None)."""
+COMMANDS = """/new         begin another conversation
+/again       another answer to the last message
+/image FILE  show a picture with the next message, if the model was compiled with --images
+/exit        end, as Ctrl-D does; Ctrl-C ends an answer
+\"\"\"          begins and ends a message of several lines"""
+FENCE, SHOW = '"""', "/image "
+NOT_KEPT = "pictures are not kept in a file: leave --session out"
 
 
 def parse_variables(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -46,6 +59,7 @@ def parse_variables(context: click.Context, option: click.Parameter, texts: tupl
 @click.command(short_help="Talk with a model in the terminal.")
 @artifact_argument
 @click.option("-p", "--prompt", metavar="TEXT", help="One message: print the answer, and end.")
+@image_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the first message.")
 @click.option(
     "--set",
@@ -77,6 +91,7 @@ def parse_variables(context: click.Context, option: click.Parameter, texts: tupl
 def command(
     artifact: str,
     prompt: str | None,
+    images: tuple[str, ...],
     system: str | None,
     variables: dict[str, Any],
     max_tokens: int | None,
@@ -94,8 +109,13 @@ def command(
     Messages are lines, typed or of standard input; there an empty line begins another conversation. Answers go to
     standard output, what a model thinks before them, dim, to standard error. A turn reads what is new in it alone.
 
-    Typed: /new begins another conversation, /again asks for another answer, /help lists more.
+    Pictures come with the first message, or with -p's.
+
+    Typed: /new begins another conversation, /again asks for another answer, /image FILE shows a picture, /help lists
+    more.
     """
+    if images and session:
+        raise click.UsageError(NOT_KEPT)
     if as_json and prompt is None:
         raise click.UsageError("--json is for one message: -p TEXT")
     from llmc.runtime.generation import How
@@ -108,20 +128,22 @@ def command(
 
             talk = Conversation(model, system, adapter=adapter, **variables)
 
-        def turn(message: str | None) -> Iterator[Piece]:
+        shown = [picture_in(path, model) for path in images]
+
+        def turn(message: str | None, pictures: Sequence[Picture] = ()) -> Iterator[Piece]:
             nonlocal how
             if message is None:  # another answer is drawn in another way
                 how = replace(how, seed=(how.seed + 1) % 2**64)
                 return talk.answer(max_tokens, how, speculation=guesses())
-            return talk.ask(message, max_tokens, how, speculation=guesses())
+            return talk.ask(message, max_tokens, how, images=pictures, speculation=guesses())
 
         with talk, kept(talk, session, system):
             if prompt is None:
-                Terminal(talk, turn).run() if sys.stdin.isatty() else answer_lines(talk, turn)
+                Terminal(talk, turn, shown, session).run() if sys.stdin.isatty() else answer_lines(talk, turn, shown)
             elif as_json:
-                print_json(result(talk, turn(prompt)))
+                print_json(result(talk, turn(prompt, shown)))
             else:
-                show(turn(prompt))
+                show(turn(prompt, shown))
                 say(timing(talk))
 
 
@@ -157,12 +179,24 @@ def end(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
 
 
-def answer_lines(talk: Conversation, turn: Turn) -> None:
-    """A message a line of standard input; an empty one begins another conversation."""
+def picture_in(path: str, model: Model) -> Picture:
+    """A picture that this model can read: what is wrong with it is said before it is asked about.  Raises LlmcError."""
+    from llmc.runtime.pictures import Picture
+
+    with seeing():
+        _ = model.images.processor
+        picture = Picture.of(path)
+        picture.decode()
+    return picture
+
+
+def answer_lines(talk: Conversation, turn: Turn, pictures: Sequence[Picture] = ()) -> None:
+    """A message a line of standard input; an empty one begins another conversation.  pictures: of the first."""
     for line in sys.stdin:
         message = line.rstrip("\n")
         if message:
-            show(turn(message))
+            show(turn(message, pictures))
+            pictures = ()
         else:
             talk.begin_anew()
 
@@ -170,8 +204,11 @@ def answer_lines(talk: Conversation, turn: Turn) -> None:
 class Terminal:
     """Messages that are typed, with commands between them."""
 
-    def __init__(self, talk: Conversation, turn: Turn) -> None:
-        self.talk, self.turn = talk, turn
+    def __init__(
+        self, talk: Conversation, turn: Turn, pictures: Sequence[Picture] = (), session: str | None = None
+    ) -> None:
+        """pictures: of the next message.  session: the file that keeps the conversation."""
+        self.talk, self.turn, self.pictures, self.session = talk, turn, [*pictures], session
 
     def run(self) -> None:
         with suppress(ImportError):
@@ -182,6 +219,8 @@ class Terminal:
                 self.talk.begin_anew()
             elif message == "/again":
                 self.again()
+            elif message.startswith(SHOW):
+                self.show_picture(message.removeprefix(SHOW).strip())
             elif message.startswith("/"):
                 say(COMMANDS)
             elif message:
@@ -201,6 +240,16 @@ class Terminal:
             return None
         return None if line.strip() == "/exit" else line.strip()
 
+    def show_picture(self, path: str) -> None:
+        """Show a picture with the next message; what is wrong with it is said."""
+        try:
+            if self.session is not None:
+                raise LlmcError(NOT_KEPT)
+            self.pictures.append(picture_in(os.path.expanduser(path), self.talk.model))
+            say(f"{len(self.pictures)} for the next message")
+        except LlmcError as error:
+            click.echo(f"error: {error}", err=True)
+
     def again(self) -> None:
         """Another answer to the last message."""
         if self.talk.messages and self.talk.messages[-1]["role"] == "assistant":
@@ -209,8 +258,9 @@ class Terminal:
 
     def answer(self, message: str | None) -> None:
         """Print the answer to a message, or to the last one; what goes wrong ends it alone, and so does Ctrl-C."""
+        pictures, self.pictures = ([], self.pictures) if message is None else (self.pictures, [])
         try:
-            show(self.turn(message))
+            show(self.turn(message, pictures))
             said = self.talk.generation
             if said is not None and said.stop == "context":
                 say("the context is full; /new begins another conversation")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from llmc.cli.output import show_upload
+from llmc.cli.output import installed, show_upload
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ device_option = click.option(
 )
 adapter_option = click.option(
     "--adapter", metavar="NAME", help="Of the artifact's adapters the one to go through.  [default: the model alone]"
+)
+image_option = click.option(
+    "--image",
+    "images",
+    metavar="FILE",
+    type=click.Path(),
+    multiple=True,
+    help="A picture of the prompt, for a model compiled with --images; several.",
 )
 raw_option = click.option("--raw", is_flag=True, help="Logits in place of scores.")
 truncate_option = click.option(
@@ -89,6 +97,11 @@ def check_speculation(speculate: int | None, draft: str | None, how: How) -> Non
 def opened(artifact: str, threads: int, device: str | None) -> Model:
     """The artifact, opened; on a terminal, with a line that shows how much of the weights is on the GPU already."""
     return load(artifact, threads=threads, device=device, progress=show_upload if sys.stderr.isatty() else None)
+
+
+def seeing() -> AbstractContextManager[None]:
+    """Around code that reads pictures: an error says what to install."""
+    return installed("reading pictures", "images")
 
 
 @contextmanager

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmc.cli.opening import adapter_option, check_speculation, device_option, guessing, opened, speculation_options
+from llmc.cli.opening import (
+    adapter_option,
+    check_speculation,
+    device_option,
+    guessing,
+    image_option,
+    opened,
+    seeing,
+    speculation_options,
+)
 from llmc.cli.output import (
     artifact_argument,
     in_seconds,
@@ -45,6 +54,7 @@ def parse_tokens(context: click.Context, option: click.Parameter, text: str | No
 @artifact_argument
 @click.option("-p", "--prompt", metavar="TEXT", help="Continue this text.")
 @click.option("--tokens", metavar="1,2,3", callback=parse_tokens, help="Continue these token ids, and print ids.")
+@image_option
 @click.option("-i", "--interactive", is_flag=True, help="Read texts from standard input, one a line.")
 @click.option(
     "-n",
@@ -82,6 +92,7 @@ def command(
     artifact: str,
     prompt: str | None,
     tokens: list[int] | None,
+    images: tuple[str, ...],
     interactive: bool,
     max_tokens: int,
     json_schema: str | None,
@@ -100,14 +111,15 @@ def command(
     """Generate from an artifact, printing tokens as they come.
 
     The prompt is a text (-p), token ids (--tokens), or lines of standard input (-i): there each line is added to the
-    text so far and continued, and an empty line begins a new text.
+    text so far and continued, and an empty line begins a new text. Pictures stand where the prompt has the model's mark
+    for them, <image> for most, or before it where there is none; llmc chat asks about them.
 
     With --profile a table on standard error says where the time of a step goes, kernel by kernel.
     """
     if (prompt is not None) + (tokens is not None) + interactive != 1:
         raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
     of_one = {"--json": as_json, "--json-schema": json_schema, "--speculate": speculate, "--draft": draft}
-    check_one_prompt(interactive, of_one | {"--prompt-cache": prompt_cache})
+    check_one_prompt(interactive, of_one | {"--prompt-cache": prompt_cache, "--image": images})
     if prompt_cache_ro and not prompt_cache:
         raise click.UsageError("--prompt-cache-ro is for --prompt-cache FILE")
     grammar = grammar_in(json_schema) if json_schema else None
@@ -127,7 +139,8 @@ def command(
             constraint = following(model, grammar) if grammar else None
             cache = PromptCache(prompt_cache, read_only=prompt_cache_ro) if prompt_cache else None
             options: Any = {"constraint": constraint, "speculation": guesses(), "cache": cache, "adapter": adapter}
-            generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, **options)
+            with seeing():
+                generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, images=images, **options)
             if as_json:
                 said = result(model, generation, load_s)
             else:

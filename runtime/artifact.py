@@ -173,6 +173,10 @@ class ArtifactFile:
             raise self._damaged("chat")
         return said
 
+    def processor(self) -> bytes | None:
+        """How pictures are prepared: see processor.py; None: the artifact takes none."""
+        return self.section("processor") if "processor" in self.sections else None
+
     @property
     def n_programs(self) -> int:
         """How many targets the artifact is for: each has a plan of its own."""

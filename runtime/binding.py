@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Row
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.given import Given
 from llmc.runtime.grammar import Constraint, Grammar, Guide
+from llmc.runtime.images import Images, images_of, refuse_cache
 from llmc.runtime.prompt_cache import PromptCache
 from llmc.runtime.runner import Logits, Runner
 from llmc.runtime.sequence import Sequence, StrPath, restore
@@ -27,6 +29,8 @@ from llmc.runtime.text import TextStream, load_tokenizer, text_pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+    from llmc.runtime.pictures import Given as Picture
 
 
 class Model(Runner):
@@ -85,11 +89,16 @@ class Model(Runner):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer.  Raises LlmcError when the artifact carries none."""
+        return load_tokenizer(self.tokenizer_json, str(self.path))
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as its own JSON file.  Raises LlmcError when the artifact carries none."""
         json = self._file.tokenizer_json()
         if json is None:
             hint = "give token ids: --tokens 1,2,3, or Model.tokens([1, 2, 3])"
             raise LlmcError("the artifact has no tokenizer", place=str(self.path), hint=hint)
-        return load_tokenizer(json, str(self.path))
+        return json
 
     @property
     def has_tokenizer(self) -> bool:
@@ -99,6 +108,16 @@ class Model(Runner):
     def chat(self) -> dict[str, Any] | None:
         """How messages become a prompt: "template" and "tokens"; None when the artifact does not say."""
         return self._file.chat()
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it was compiled with --images."""
+        return any(self.info.tile) and "processor" in self._file.sections
+
+    @cached_property
+    def images(self) -> Images:
+        """What reads pictures; needs transformers and Pillow.  Raises LlmcError where the model takes none."""
+        return images_of(self, self._file.processor())
 
     @cached_property
     def guide(self) -> Guide:
@@ -157,6 +176,7 @@ class Model(Runner):
         draft: Model | None = None,
         prompt_cache: StrPath | None = None,
         adapter: str | None = None,
+        images: Row[Picture] = (),
     ) -> Iterator[str]:
         """The text that follows the prompt, in pieces as they come.
 
@@ -168,6 +188,8 @@ class Model(Runner):
             text is the same without.
         prompt_cache: a file that keeps what the model has computed of the prompt: see PromptCache.
         adapter: one of `adapters`; None: the model alone.
+        images: pictures, each a path, bytes, a picture of Pillow's, or uint8 [H, W, 3], in the places of the prompt's
+            marks for them; where there are no marks, on lines before it.
 
         Raises LlmcError at once for a prompt that cannot be run, or a grammar that is not valid.
         """
@@ -176,7 +198,8 @@ class Model(Runner):
         constraint = self.guide.constraint(grammar) if grammar else None
         guesses = Speculation.of(self, speculate, draft)
         asked: Any = {"constraint": constraint, "speculation": guesses, "cache": PromptCache.of(prompt_cache)}
-        stream = self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, adapter=adapter, **asked)
+        also: Any = {"ignore_eos": ignore_eos, "adapter": adapter, "images": images}
+        stream = self.stream(prompt, max_tokens, how, **asked, **also)
         return text_pieces(stream, TextStream(self.tokenizer, stream.prompt))
 
     def tokens(
@@ -198,12 +221,14 @@ class Model(Runner):
         draft: Model | None = None,
         prompt_cache: StrPath | None = None,
         adapter: str | None = None,
+        images: Row[Picture] = (),
     ) -> list[int]:
         """The ids of the tokens that follow the prompt, with the end token if there was one; see `generate`."""
         penalties = repetition_penalty, presence_penalty, frequency_penalty
         how = How.choose(temperature, top_k, top_p, seed, min_p, *penalties, logit_bias)
         guesses = Speculation.of(self, speculate, draft)
         asked: Any = {"speculation": guesses, "cache": PromptCache.of(prompt_cache), "adapter": adapter}
+        asked["images"] = images
         return list(self.stream(prompt, max_tokens, how, ignore_eos=ignore_eos, **asked))
 
     def stream(
@@ -219,20 +244,27 @@ class Model(Runner):
         speculation: Speculation | None = None,
         cache: PromptCache | None = None,
         adapter: str | None = None,
+        images: Row[Picture] = (),
     ) -> Generation:
         """Token ids one at a time, with timings.
 
         sequence: is continued; None: a new one.  history: the tokens in it, for penalties.
         constraint: where it leaves one token only, that is taken as a guess, unless `speculation` guesses otherwise.
-        cache, adapter: for a new sequence: see PromptCache, and `adapters`.
+        cache, adapter: for a new sequence: see PromptCache, and `adapters`.  images: see `generate`.
         """
         check_writes(self)
+        pictured = self.images.read(prompt, images) if images else None
+        if pictured is not None:
+            refuse_cache(cache)
+            prompt = pictured.ids
         ids = self.encode(prompt) if isinstance(prompt, str) else self.check_ids(prompt).tolist()
         if speculation is None and constraint is not None:
             speculation = Speculation.forced(self)
         adapters.number_of(self, adapter)
         asked = constraint, history, speculation, cache, adapter
-        return Generation(self, ids, max_tokens, how, ignore_eos, sequence, *asked)
+        generation = Generation(self, ids, max_tokens, how, ignore_eos, sequence, *asked)
+        generation.pictured = pictured
+        return generation
 
     def embed(self, texts: Iterable[str | Iterable[int]], dimensions: int | None = None) -> Rows:
         """float32 [n, size]: the embeddings of texts, or of token ids.

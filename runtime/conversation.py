@@ -11,7 +11,7 @@ feeds what was added, or all, where anything was changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,8 +21,10 @@ from llmc.runtime.embedding import check_writes
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, Generation, History, How
 from llmc.runtime.parse_json import parse_json
+from llmc.runtime.pictures import pictures_of
 from llmc.runtime.sequence import StrPath, as_ids, common
 from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.contents import content_of, pictures_in
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.vocabulary import special_marks
 from llmc.runtime.text import TextStream
@@ -30,6 +32,8 @@ from llmc.runtime.text import TextStream
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.images import Pictured
+    from llmc.runtime.pictures import Given
     from llmc.runtime.serve.thoughts import Scanner
     from llmc.runtime.speculate import Speculation
 
@@ -43,6 +47,7 @@ class Piece(NamedTuple):
 
 class Conversation:
     """messages: so far, as {"role": …, "content": …}; may be changed between turns.  generation: the last turn's.
+    What is said with pictures is a list of parts (see serve/contents.py).
 
     One answer at a time: whoever asks again, or begins anew, ends the one before, as if he had stopped listening.
     A context manager; `close` gives the sequence's pages back.
@@ -65,7 +70,7 @@ class Conversation:
         self._fed: list[int] = []  # what is in the sequence
         self.generation: Generation | None = None
         self._saying: Generator[Piece] | None = None  # the last answer
-        self._system: list[dict[str, str]] = [{"role": "system", "content": system}] if system is not None else []
+        self._system: list[dict[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
         self.messages = list(self._system)
 
     def __enter__(self) -> Conversation:
@@ -88,6 +93,9 @@ class Conversation:
     def save(self, path: StrPath) -> None:
         """Write messages, and all that the model knows of them, to a file, for `restore`.  Raises LlmcError."""
         self._end_answer()
+        if pictures_in(self.messages):
+            fact, hint = "a conversation with pictures is not kept in a file", "begin another one first"
+            raise LlmcError(fact, place=str(path), hint=hint)
         if self.messages == self._system:  # another conversation is not the file's business
             self._cut(0)
         self._sequence.save(path, json.dumps({"messages": self.messages}).encode())
@@ -115,16 +123,18 @@ class Conversation:
         max_tokens: int | None = None,
         how: How = GREEDY,
         *,
+        images: Sequence[Given] = (),
         constraint: Constraint | None = None,
         speculation: Speculation | None = None,
     ) -> Iterator[Piece]:
         """The answer to a message, in pieces as they come; max_tokens: None: as many as the context has room for.
+        images: pictures before it, each a path, bytes, a picture of Pillow's, or uint8 [H, W, 3].
 
         What was said stays in `messages`, also when the caller stops early.  Raises LlmcError at once, and takes the
         message back, where the template refuses it or the context is full.
         """
         self._end_answer()
-        self.messages.append({"role": "user", "content": text})
+        self.messages.append({"role": "user", "content": content_of([*pictures_of(images), text])})
         try:
             return self.answer(max_tokens, how, constraint=constraint, speculation=speculation)
         except BaseException:
@@ -142,7 +152,7 @@ class Conversation:
         """Like `ask`, but answers the last message, which stays if no answer can begin."""
         self._end_answer()
         try:
-            prompt, scanner = self._written(constraint)
+            prompt, scanner, pictured = self._written(constraint)
             n_same = common(as_ids(prompt[:-1]), as_ids(self._fed))  # one is fed in any case, to have logits
             n_same = self._cut(n_same)
             generation = Generation(
@@ -159,6 +169,7 @@ class Conversation:
             if speculation is not None:
                 speculation.close()
             raise
+        generation.pictured = pictured
         self.generation = generation
         self._saying = self._said(generation, prompt, scanner)
         return self._saying
@@ -177,18 +188,21 @@ class Conversation:
         except ValueError:  # of a generator that runs
             raise LlmcError("the last answer is still being said, by another thread") from None
 
-    def _written(self, constraint: Constraint | None) -> tuple[list[int], Scanner | None]:
-        """-> (the messages as token ids, what tells a thought from the answer, if there may be one)."""
-        marks = self._template.marks
+    def _written(self, constraint: Constraint | None) -> tuple[list[int], Scanner | None, Pictured | None]:
+        """-> (the messages as token ids, what tells a thought from the answer, if there may be one, their pictures)."""
+        marks, scanner = self._template.marks, None
         try:
             text = self._template.render(self.messages, self.variables)
         except ApiError as error:
             raise LlmcError(error.message, place=str(self.model.path)) from None
-        if marks is None or marks.is_over(text):
-            return self.model.encode(text, special=False), None
-        if constraint is not None:  # it binds the whole text
-            return self.model.encode(text + marks.answer_behind(text), special=False), None
-        return self.model.encode(text, special=False), marks.scanner(marks.is_open(text))
+        if marks is not None and not marks.is_over(text):
+            if constraint is not None:  # it binds the whole text
+                text += marks.answer_behind(text)
+            else:
+                scanner = marks.scanner(marks.is_open(text))
+        ids, pictures = self.model.encode(text, special=False), pictures_in(self.messages)
+        pictured = self.model.images.prompt(ids, pictures) if pictures else None
+        return ids if pictured is None else [*pictured.ids], scanner, pictured
 
     def _said(self, generation: Generation, prompt: list[int], scanner: Scanner | None) -> Generator[Piece]:
         stream = TextStream(self.model.tokenizer, prompt)
@@ -240,6 +254,6 @@ def template_of(model: Model) -> ChatTemplate:
         lack = "chat template" if model.has_tokenizer else "tokenizer"
         raise LlmcError(f"the artifact has no {lack}", place=place, hint="llmc run continues texts, or token ids")
     try:
-        return ChatTemplate(chat["template"], chat["tokens"])
+        return ChatTemplate(chat["template"], chat["tokens"], mark=lambda: model.images.mark)
     except ApiError as error:
         raise LlmcError(error.message, place=place) from None

@@ -17,6 +17,7 @@ from llmc.runtime.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.images import Pictured
     from llmc.runtime.prompt_cache import PromptCache
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.speculate import Speculation
@@ -188,6 +189,7 @@ class Generation(Iterator[int]):
         self.ignore_eos, self.constraint, self.adapter = ignore_eos, constraint, adapter
         self.tokens: list[int] = []
         self.stop: Stop | None = None
+        self.pictured: Pictured | None = None  # its pictures' rows are there as long as this is
         self.prefill_s = self.decode_s = 0.0
         if not prompt:
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")

@@ -38,6 +38,8 @@ FILES = (
 MOST_BYTES = 4 << 20
 """Of all these files together."""
 HOW = {"local_files_only": True, "trust_remote_code": False}
+WHOLE_TEXTS = {"add_special_tokens": False, "truncation": False, "padding": False}
+"""How a text becomes tokens: as it is, whatever limits its tokenizer was trained with."""
 SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
@@ -102,9 +104,7 @@ class Processor:
         """All tokens of a text in which each picture has its mark, and the tiles of all.  Raises LlmcError."""
         try:
             with quiet():
-                made = self.whole(
-                    text=[text], images=[*pictures], return_tensors="np", text_kwargs={"add_special_tokens": False}
-                )
+                made = self.whole(text=[text], images=[*pictures], return_tensors="np", text_kwargs=WHOLE_TEXTS)
             tiles = np.asarray(made["pixel_values"], np.float32)
             ids = [int(token) for token in np.asarray(made["input_ids"]).reshape(-1)]
         except MemoryError:

@@ -12,7 +12,7 @@ import numpy as np
 from llmc.compiler.frontend.chat import read_object, read_text
 from llmc.compiler.frontend.quiet import quiet
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.processor import FILES, MOST_BYTES, Processor, Section
+from llmc.runtime.processor import FILES, MOST_BYTES, WHOLE_TEXTS, Processor, Section
 from llmc.runtime.text import load_tokenizer
 
 NAMING = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -70,7 +70,7 @@ def check(section: Section, tokenizer_json: str, place: str) -> None:
     ids = load_tokenizer(tokenizer_json, place).encode(text, add_special_tokens=False).ids
     if ids.count(section.image_token) != 2:
         raise LlmcError(f"{mark!r} is not the one token {section.image_token} that stands for pictures", place=place)
-    ids = processor.whole.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = processor.whole.tokenizer(text, **WHOLE_TEXTS)["input_ids"]
     noise = np.random.default_rng(0)
     pictures = [Image.fromarray(noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)) for wide, high in SIDES]
     alone = [processor(picture) for picture in pictures]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmc.runtime.serve.contents import Piece, content_of
 from llmc.runtime.serve.fields import ApiError, Fields, is_text, wrong
 from llmc.runtime.serve.formats import Format, read_typed
-from llmc.runtime.serve.requests import Budget, Chat, Effort, read_content, text_of_part
+from llmc.runtime.serve.requests import Budget, Chat, Effort, read_content, read_part, read_words, text_of_part
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_function
 from llmc.runtime.serve.turns import BETWEEN, Turns
 from llmc.runtime.serve.wanted import IGNORED_FIELDS, MOST_TOKENS, REFUSED, TEXT_FIELDS, read_wanted
@@ -51,8 +52,9 @@ NO_THREADS = "thread_unsupported_request"
 MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
 
 
-def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
-    """Raises ApiError.  model: the name that is served.  is_counted: only the tokens of the prompt are wanted."""
+def read_anthropic(body: object, model: str, is_counted: bool = False, takes_pictures: bool = False) -> Chat:
+    """Raises ApiError.  model: the name that is served.  is_counted: only the tokens of the prompt are wanted.
+    takes_pictures: whether the model does."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_MESSAGES)
     fields.refuse_unknown(
@@ -69,7 +71,7 @@ def read_anthropic(body: object, model: str, is_counted: bool = False) -> Chat:
     output.refuse_unknown(("effort", "format"))
     effort = output.of_type("effort", str, "", "a string")
     formats = [*read_output_format(output, "format"), *read_output_format(fields, "output_format")]
-    messages, prefix = read_turns(fields)
+    messages, prefix = read_turns(fields, takes_pictures)
     thinks, budget, with_thoughts = read_thinking(fields)
     return Chat(
         read_wanted(fields, model, max_tokens, stop="stop_sequences", formats=formats),
@@ -123,7 +125,7 @@ def read_anthropic_tools(fields: Fields) -> Tools | None:
     return chosen(shown, functions, MODES[kind], names, not choice.boolean("disable_parallel_tool_use"))
 
 
-def read_turns(fields: Fields) -> tuple[tuple[dict[str, Any], ...], str]:
+def read_turns(fields: Fields, takes_pictures: bool = False) -> tuple[tuple[dict[str, Any], ...], str]:
     """-> (messages behind what the system says, what the answer begins with: the assistant's last words)."""
     turns, listed = Turns(joins_users=True), fields.get("messages")
     if system := read_system(fields.get("system")):
@@ -131,7 +133,7 @@ def read_turns(fields: Fields) -> tuple[tuple[dict[str, Any], ...], str]:
     if not isinstance(listed, list) or not listed:
         raise wrong("messages", "must be a list of objects with 'role' and 'content'")
     for index, message in enumerate(listed):
-        read_message(f"messages[{index}]", message, turns)
+        read_message(f"messages[{index}]", message, turns, takes_pictures)
     talk = turns.messages
     if not talk:
         raise wrong("messages", "have nothing that can be read")
@@ -152,11 +154,11 @@ def read_system(system: object) -> str:
     return BETWEEN.join(text for text in texts if not text.startswith(BILLING))
 
 
-def read_message(place: str, message: object, turns: Turns) -> None:
+def read_message(place: str, message: object, turns: Turns, takes_pictures: bool = False) -> None:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(message, dict) or role not in ("user", "assistant", "system"):
         raise wrong(f"{place}.role", "must be 'user', 'assistant' or 'system'")
-    content, said = message.get("content"), ""
+    content, said = message.get("content"), list[Piece]()
     if isinstance(content, str):
         turns.say(role, content)
         return
@@ -166,18 +168,18 @@ def read_message(place: str, message: object, turns: Turns) -> None:
         where = f"{place}.content[{index}]"
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result" and role == "user":
-            if said:
-                turns.say(role, said)
-            said = ""
-            read_result(where, block, turns)
+            if any(said):
+                turns.say(role, content_of(said))
+            said.clear()
+            read_result(where, block, turns, takes_pictures)
         elif role == "assistant" and read_act(where, kind, block, turns):
             continue
         elif role == "assistant":
             turns.say(role, text_of_part(where, block))
         else:
-            said += text_of_part(where, block)
-    if said:
-        turns.say(role, said)
+            said.append(read_part(where, block, takes_pictures=takes_pictures and role == "user"))
+    if any(said):
+        turns.say(role, content_of(said))
 
 
 def read_act(place: str, kind: object, block: dict[str, Any], turns: Turns) -> bool:
@@ -188,12 +190,13 @@ def read_act(place: str, kind: object, block: dict[str, Any], turns: Turns) -> b
             raise wrong(place, "must have 'id', 'name' and 'input', which is an object")
         turns.call(str(call_id), str(name), arguments)
     elif kind == "thinking":
-        turns.think(read_content(f"{place}.thinking", block.get("thinking")))
+        turns.think(read_words(f"{place}.thinking", block.get("thinking")))
     return kind in ("tool_use", "thinking", "redacted_thinking")  # the last one only its maker can read
 
 
-def read_result(place: str, block: dict[str, Any], turns: Turns) -> None:
+def read_result(place: str, block: dict[str, Any], turns: Turns, takes_pictures: bool = False) -> None:
     call_id = block.get("tool_use_id")
     if not is_text(call_id):
         raise wrong(f"{place}.tool_use_id", "must be a text, and not empty")
-    turns.result(str(call_id), read_content(f"{place}.content", block.get("content")))
+    said = read_content(f"{place}.content", block.get("content"), takes_pictures=takes_pictures)
+    turns.result(str(call_id), said)

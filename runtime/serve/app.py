@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
@@ -22,6 +22,7 @@ from llmc.runtime.binding import Model
 from llmc.runtime.classification import Classification
 from llmc.runtime.embedding import Embedding, Rows, check_finite
 from llmc.runtime.errors import LlmcError, shortened
+from llmc.runtime.images import Pictured
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
@@ -35,11 +36,13 @@ from llmc.runtime.serve.replies import Choices, Reply
 from llmc.runtime.serve.requests import Chat, read_chat, read_completion
 from llmc.runtime.serve.responses_replies import ResponseReply
 from llmc.runtime.serve.responses_requests import read_response
+from llmc.runtime.serve.sight import Sight
 from llmc.runtime.serve.stored import Messages, Stored
 from llmc.runtime.serve.tokenizing import detokenized, encoded_text, read_text, read_tokens, tokenized
 from llmc.runtime.serve.transport import CLIENT_GONE, json_response, read_json
 from llmc.runtime.serve.vocabulary import Vocabulary
 
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 PATHS = (
     "/v1/completions",
@@ -65,6 +68,7 @@ class Service:
         self.model, self.engine, self.name, self.api_key = model, engine, name, api_key
         self.vocabulary = Vocabulary(model, engine.room)
         self.generator = Generator(model, engine, self.vocabulary)
+        self.sight = Sight(model, engine, self.vocabulary)
         self.template, self.embedding, self.labels = template_of(model), model.embedding, model.classification
         self.stored = Stored()
         self.created = int(time.time())
@@ -259,13 +263,13 @@ class Service:
         return await self.generator.generate(request, wanted, prompts, reply, scores_prompt=scores)
 
     async def chat(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_chat(body, self.asked_for(body), self.engine.max_batch))
+        asked = await self.read(request, read_chat, self.engine.max_batch)
         return await self.answer(
             request, asked, lambda about: Choices("chat", asked.wanted.model, asked.wanted, answer=about.answer)
         )
 
     async def respond(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.asked_for(body), self.stored.messages))
+        asked = await self.read(request, read_response, self.stored.messages)
 
         def keep(response: dict[str, Any], said: Messages) -> None:
             self.stored.keep(response, (*asked.talk, *said))
@@ -279,9 +283,16 @@ class Service:
         )
 
     async def message(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_anthropic(body, self.asked_for(body)))
+        asked = await self.read(request, read_anthropic)
         return await self.answer(
             request, asked, lambda about: MessageReply(asked.wanted.model, asked.wanted, about.answer())
+        )
+
+    async def read(self, request: Request, read: Callable[..., T], *also: object, **more: object) -> T:
+        """What is asked of the model, or of an adapter; its messages may have pictures, where these are taken."""
+        more = more | {"takes_pictures": self.sight.takes_pictures}
+        return await read_json(
+            request, lambda body: read(body, self.asked_for(body), *also, **more), self.sight.most_bytes
         )
 
     async def one_response(self, request: Request) -> Response:
@@ -293,39 +304,42 @@ class Service:
         return json_response({"id": name, "object": "response", "deleted": True})
 
     async def count_input(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_response(body, self.asked_for(body), self.stored.messages))
-        return json_response({"object": "response.input_tokens", "input_tokens": await self.count(asked.chat)})
+        asked = await self.read(request, read_response, self.stored.messages)
+        n = await self.count(asked.chat, "input")
+        return json_response({"object": "response.input_tokens", "input_tokens": n})
 
     async def count_message(self, request: Request) -> Response:
-        asked = await read_json(request, lambda body: read_anthropic(body, self.asked_for(body), is_counted=True))
+        asked = await self.read(request, read_anthropic, is_counted=True)
         return json_response({"input_tokens": await self.count(asked)})
 
     async def answer(
         self, request: Request, chat: Chat, reply_of: Callable[[Prompted], Reply], field: str = "messages"
     ) -> Response:
         """To messages.  field: of the request, that has them."""
+        pictures = chat.pictures
 
-        def prompt() -> tuple[Prompted, tuple[int, ...]]:
+        def prompt() -> tuple[Prompted, Pictured]:
             about = prompted(chat, self.known_template(), self.vocabulary)
-            return about, self.vocabulary.ids_of(about.text, field, False)
+            return about, self.sight.prompt(self.vocabulary.ids_of(about.text, field, False), pictures, field)
 
         self.check_writes()
-        about, ids = await run_in_threadpool(prompt)
-        also = {"shown": about.shown, "thinking": about.thinking}
+        about, (ids, seen) = await self.sight.do(prompt, pictures, field)
+        also = {"shown": about.shown, "thinking": about.thinking, "pictures": seen}
         return await self.generator.generate(request, about.wanted, [ids], reply_of(about), **also)
 
     def check_writes(self) -> None:
         if self.embedding is not None or self.labels is not None:
             raise no_texts(self.does, "/v1/embeddings" if self.embedding else "/v1/rerank, or /classify")
 
-    async def count(self, chat: Chat) -> int:
-        """Tokens of its prompt."""
+    async def count(self, chat: Chat, field: str = "messages") -> int:
+        """Tokens of its prompt.  field: of the request, that has its messages."""
+        pictures = chat.pictures
 
         def prompt() -> int:
             about = prompted(chat, self.known_template(), self.vocabulary)
-            return len(encoded_text(about.text, False, self.vocabulary))
+            return self.sight.count(encoded_text(about.text, False, self.vocabulary), pictures, field)
 
-        return await run_in_threadpool(prompt)
+        return await self.sight.do(prompt, pictures, field)
 
     def known_template(self) -> ChatTemplate:
         if isinstance(self.template, ApiError):
@@ -343,6 +357,6 @@ def template_of(model: Model) -> ChatTemplate | ApiError:
     if chat is None or not model.has_tokenizer:
         return ApiError(400, "this model has no chat template; use /v1/completions", code="no_chat_template")
     try:
-        return ChatTemplate(chat["template"], chat["tokens"], chat.get("tool_use"))
+        return ChatTemplate(chat["template"], chat["tokens"], chat.get("tool_use"), lambda: model.images.mark)
     except ApiError as error:
         return error

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from time import monotonic
+from typing import Any
 
 from llmc.runtime.binding import Model
 from llmc.runtime.serve.batch import Batch, n_texts
@@ -54,6 +57,7 @@ class Engine:
         self._free_pages = self.batch.pages.n_free
         self._wake = threading.Condition()
         self._inbox: list[Job] = []
+        self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._n_jobs = 0
         self._closes_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="llmc-model", daemon=True)
@@ -102,6 +106,20 @@ class Engine:
             self._inbox += jobs
             self._wake.notify()
 
+    def call(self, work: Callable[[], Any]) -> Any:
+        """The result of what is done on the model's thread, between two steps.  Raises Closing."""
+        return self.later(work).result()
+
+    def later(self, work: Callable[[], Any]) -> Future[Any]:
+        """The same, not waited for.  Raises Closing."""
+        done = Future[Any]()
+        with self._wake:
+            if self._closes_at is not None:
+                raise Closing
+            self._errands.append((work, done))
+            self._wake.notify()
+        return done
+
     def cancel(self, jobs: Iterable[Job]) -> None:
         """Nobody waits for these any more: their pages are free before the next step."""
         for job in jobs:
@@ -136,17 +154,24 @@ class Engine:
         """Wait until there is something to do; False: never again."""
         batch = self.batch
         with self._wake:
-            while not (self._inbox or batch.running or batch.waiting or self._closes_at is not None):
+            while not (self._has_work or self._closes_at is not None):
                 self._wake.wait()
             batch.waiting.extend(self._inbox)
             self._inbox.clear()
             if self._closes_at is not None and monotonic() >= self._closes_at:
                 batch.fail([*batch.running, *batch.waiting], Closing())
                 self._tell()
-            return bool(batch.running or batch.waiting or self._closes_at is None)
+                while self._errands:
+                    self._errands.popleft()[1].set_exception(Closing())
+            return self._has_work or self._closes_at is None
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._inbox or self._errands or self.batch.running or self.batch.waiting)
 
     def turn(self) -> None:
-        """The next tokens, a step, and the news of both."""
+        """One errand, the next tokens, a step, and the news of both."""
+        self._run_errand()
         try:
             self.batch.turn()
         except BaseException as error:  # a bug, or a tokenizer's panic: whoever waits is told, others may be luckier
@@ -154,6 +179,15 @@ class Engine:
             said = error if isinstance(error, Exception) else RuntimeError(str(error))
             self.batch.fail([*self.batch.running, *self.batch.waiting], said)
         self._tell()
+
+    def _run_errand(self) -> None:
+        if not self._errands:
+            return
+        work, done = self._errands.popleft()
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
 
     def _tell(self) -> None:
         self._free_pages = self.batch.pages.n_free

@@ -114,8 +114,7 @@ class Generator:
         try:
             self.engine.submit(leaders)
         except Full:
-            after = {"retry-after": str(RETRY_AFTER_S)}
-            raise ApiError(503, "the queue is full; try again", code="queue_full", headers=after) from None
+            raise queue_is_full() from None
         except Closing:
             raise closing() from None
 
@@ -157,6 +156,11 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, GaveUp):
         return ApiError(400, error.fact, code="invalid_value")
     return ApiError(500, error.fact if isinstance(error, LlmcError) else f"unexpected {type(error).__name__}")
+
+
+def queue_is_full() -> ApiError:
+    after = {"retry-after": str(RETRY_AFTER_S)}
+    return ApiError(503, "the queue is full; try again", code="queue_full", headers=after)
 
 
 def closing() -> ApiError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmc.runtime.embedding import Embedding
     from llmc.runtime.generation import Mask
     from llmc.runtime.grammar import Constraint
+    from llmc.runtime.images import Seen
     from llmc.runtime.runner import Ids, Logits
     from llmc.runtime.sequence import Sequence
     from llmc.runtime.serve.probs import TokenProb
@@ -48,7 +49,8 @@ class Ask:
     nothing does: what may come next is among going_on, uint32 as How.allowed.  n_top: None: no probabilities; otherwise
     its tokens', and those of so many likely ones at each place.  scores_prompt: those of the prompt as well.  shown:
     special tokens that have a text here.  thinking: how a thought may come before it.  embeds: how the prompt's
-    embedding is made, where that is what is wanted.  adapter: of the model's, that it goes through.
+    embedding is made, where that is what is wanted.  adapter: of the model's, that it goes through.  pictures: of the
+    prompt, whose rows are there as long as this is.
     """
 
     prompt: tuple[int, ...]
@@ -65,6 +67,7 @@ class Ask:
     thinking: Thinking | None = None
     embeds: Embedding | None = None
     adapter: str | None = None
+    pictures: tuple[Seen, ...] = ()
 
 
 class Said(NamedTuple):

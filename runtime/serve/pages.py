@@ -166,8 +166,9 @@ class Pages:
             self._kept.append(Kept(as_ids(sequence.tokens), sequence, sequence.adapter))
 
     def save(self, stored: StoredTexts) -> None:
-        """Have the next server keep these."""
-        stored.save(kept.sequence for kept in reversed(self._kept))
+        """Have the next server keep these, but for those with pictures, whose rows it will not have."""
+        n_ids = self.model.info.n_ids
+        stored.save(kept.sequence for kept in reversed(self._kept) if kept.ids.max(initial=0) < n_ids)
 
     def clear(self) -> None:
         """Give up all that is kept."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmc.runtime.serve.contents import Content, Piece, content_of, pictures_in
 from llmc.runtime.serve.fields import Fields, is_ids, wrong
+from llmc.runtime.serve.given_pictures import read_picture_part
 from llmc.runtime.serve.tools import MIXED_KINDS, Tools, read_calls, read_tools
 from llmc.runtime.serve.wanted import (
     IGNORED_FIELDS,
@@ -67,9 +69,14 @@ REFUSED_IN_CHATS = {
     "web_search_options": ((), "nothing is searched"),
 }
 
+if TYPE_CHECKING:
+    from llmc.runtime.pictures import Picture
+
 Prompt = str | tuple[int, ...]
 TEXT_PARTS = {"text": "text"}
 """Types of a message's parts, and the field of each that has its text."""
+SHOW_PICTURES = ("user", "tool")
+"""Who may show pictures."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,11 @@ class Chat:
         if self.tools is not None and form is not None and form.grammar.kind not in MIXED_KINDS:
             raise wrong(form.param, "cannot be had together with 'tools'; a JSON schema can")
 
+    @property
+    def pictures(self) -> list[Picture]:
+        """All that the messages have, in their order."""
+        return pictures_in(self.messages)
+
 
 def read_completion(body: object, model: str, most_texts: int) -> Completion:
     """Raises ApiError.  model: the name that is served.  most_texts: of one prompt."""
@@ -136,8 +148,8 @@ def read_completion(body: object, model: str, most_texts: int) -> Completion:
     return Completion(wanted, read_prompts(fields.get("prompt")), echo)
 
 
-def read_chat(body: object, model: str, most_texts: int) -> Chat:
-    """Raises ApiError."""
+def read_chat(body: object, model: str, most_texts: int, takes_pictures: bool = False) -> Chat:
+    """Raises ApiError.  takes_pictures: whether the model does."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_CHATS)
     fields.refuse_unknown({*FIELDS, *REFUSED_IN_CHATS, *CHAT_FIELDS})
@@ -153,7 +165,7 @@ def read_chat(body: object, model: str, most_texts: int) -> Chat:
     effort = fields.of_type("reasoning_effort", str, "", "a string")
     return Chat(
         read_wanted(fields, model, max_tokens, most_texts=most_texts, n_top=n_top if with_probs else None),
-        read_messages(fields.get("messages")),
+        read_messages(fields.get("messages"), takes_pictures),
         read_tools(fields),
         fields.of_type("chat_template_kwargs", dict, {}, "an object"),
         Effort(effort, "reasoning_effort") if effort else None,
@@ -182,29 +194,48 @@ def read_prompts(value: object) -> tuple[Prompt, ...]:
     raise wrong("prompt", "must be a text, a list of texts, a list of token ids, or a list of such lists")
 
 
-def read_messages(value: object) -> tuple[dict[str, Any], ...]:
-    """Messages with a role and a content that is text; what else they have goes to the template as it is."""
+def read_messages(value: object, takes_pictures: bool = False) -> tuple[dict[str, Any], ...]:
+    """Messages with a role and a content; what else they have goes to the template as it is."""
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
         raise wrong("messages", "must be a list of objects with 'role' and 'content'")
-    return tuple(read_message(f"messages[{index}]", message) for index, message in enumerate(value))
+    return tuple(read_message(f"messages[{i}]", message, takes_pictures) for i, message in enumerate(value))
 
 
-def read_message(place: str, message: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(message.get("role"), str):
+def read_message(place: str, message: dict[str, Any], takes_pictures: bool = False) -> dict[str, Any]:
+    """takes_pictures: the model does, of those who are not the model itself or who directs it."""
+    role = message.get("role")
+    if not isinstance(role, str):
         raise wrong(f"{place}.role", "must be a string")
-    said = {**message, "content": read_content(f"{place}.content", message.get("content"))}
+    shows = takes_pictures and role in SHOW_PICTURES
+    said = {**message, "content": read_content(f"{place}.content", message.get("content"), takes_pictures=shows)}
     if said.get("tool_calls") is not None:
         said["tool_calls"] = read_calls(f"{place}.tool_calls", said["tool_calls"])
     return said
 
 
-def read_content(place: str, content: object, kinds: Mapping[str, str] = TEXT_PARTS) -> str:
-    """A text, or parts of one that are put together.  kinds: of parts, as TEXT_PARTS."""
+def read_content(
+    place: str, content: object, kinds: Mapping[str, str] = TEXT_PARTS, *, takes_pictures: bool = False
+) -> Content:
+    """A text, or parts that are put together.  kinds: of parts with text, as TEXT_PARTS."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
         raise wrong(place, "must be a text, or a list of parts")
-    return "".join(text_of_part(f"{place}[{index}]", part, kinds) for index, part in enumerate(content))
+    listed = enumerate(content)
+    return content_of(read_part(f"{place}[{i}]", part, kinds, takes_pictures=takes_pictures) for i, part in listed)
+
+
+def read_words(place: str, content: object, kinds: Mapping[str, str] = TEXT_PARTS) -> str:
+    """The same of text alone."""
+    return str(read_content(place, content, kinds))
+
+
+def read_part(
+    place: str, part: object, kinds: Mapping[str, str] = TEXT_PARTS, *, takes_pictures: bool = False
+) -> Piece:
+    """The text of a part, or its picture."""
+    picture = read_picture_part(place, part) if takes_pictures else None
+    return text_of_part(place, part, kinds) if picture is None else picture
 
 
 def text_of_part(place: str, part: object, kinds: Mapping[str, str] = TEXT_PARTS) -> str:

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
 from llmc.runtime.serve.formats import read_typed
-from llmc.runtime.serve.requests import BUDGET_FIELDS, REFUSED_IN_CHATS, Chat, Effort, read_budget, read_content
+from llmc.runtime.serve.requests import (
+    BUDGET_FIELDS,
+    REFUSED_IN_CHATS,
+    SHOW_PICTURES,
+    Chat,
+    Effort,
+    read_budget,
+    read_content,
+    read_words,
+)
 from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.tools import Tools, as_chats_have_it, chosen, read_arguments, read_choice, read_function
 from llmc.runtime.serve.turns import BETWEEN, Turns
@@ -79,9 +88,11 @@ class ResponseRequest(NamedTuple):
     talk: Messages
 
 
-def read_response(body: object, model: str, stored: Callable[[str], Messages]) -> ResponseRequest:
+def read_response(
+    body: object, model: str, stored: Callable[[str], Messages], takes_pictures: bool = False
+) -> ResponseRequest:
     """Raises ApiError.  model: the name that is served.  stored: the conversation that ends with a response, by its
-    id."""
+    id.  takes_pictures: whether the model does."""
     fields = Fields(body)
     fields.refuse(REFUSED_IN_RESPONSES)
     fields.refuse_unknown({*TEXT_FIELDS, *IGNORED_FIELDS, *REFUSED_IN_RESPONSES, *RESPONSE_FIELDS})
@@ -96,7 +107,7 @@ def read_response(body: object, model: str, stored: Callable[[str], Messages]) -
     reasoning.refuse_unknown(("effort", "summary", "generate_summary", *REFUSED_IN_REASONING))
     effort = reasoning.of_type("effort", str, "", "a string")
     form = text.of_type("format", dict, {"type": "text"}, "an object")
-    tools, talk = read_response_tools(fields), read_input(fields, stored)
+    tools, talk = read_response_tools(fields), read_input(fields, stored, takes_pictures)
     chat = Chat(
         read_wanted(fields, model, max_tokens, formats=read_typed("text.format", form)),
         behind(fields.of_type("instructions", str, "", "a text"), talk),
@@ -154,7 +165,7 @@ def read_response_tools(fields: Fields) -> Tools | None:
     return chosen(shown, functions, mode, names, fields.boolean("parallel_tool_calls", True))
 
 
-def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
+def read_input(fields: Fields, stored: Callable[[str], Messages], takes_pictures: bool = False) -> Messages:
     """The messages of a text or of items, behind what was said before."""
     turns, value = Turns(), fields.get("input")
     if previous := fields.of_type("previous_response_id", str, "", "a text"):
@@ -163,7 +174,7 @@ def read_input(fields: Fields, stored: Callable[[str], Messages]) -> Messages:
     if not isinstance(items, list) or not items:
         raise wrong("input", "must be a text, or a list of items")
     for index, item in enumerate(items):
-        read_item(f"input[{index}]", item, turns)
+        read_item(f"input[{index}]", item, turns, takes_pictures)
     talk = turns.messages
     if not talk:
         raise wrong("input", "has nothing that can be read")
@@ -179,7 +190,7 @@ def behind(instructions: str, talk: Messages) -> Messages:
     return {"role": "system", "content": BETWEEN.join(words)}, *talk[says_more:]
 
 
-def read_item(place: str, item: object, turns: Turns) -> None:
+def read_item(place: str, item: object, turns: Turns, takes_pictures: bool = False) -> None:
     """One more item.  What it has beside what is read here says how it came to be."""
     if not isinstance(item, dict):
         raise wrong(place, "must be an object")
@@ -190,16 +201,19 @@ def read_item(place: str, item: object, turns: Turns) -> None:
             raise wrong(f"{place}.role", "must be 'user', 'assistant', 'system' or 'developer'")
         if item.get("content") is None:
             raise wrong(f"{place}.content", "is missing")
-        turns.say(role, read_content(f"{place}.content", item.get("content"), INPUT_PARTS))
+        shows = takes_pictures and role in SHOW_PICTURES
+        turns.say(role, read_content(f"{place}.content", item.get("content"), INPUT_PARTS, takes_pictures=shows))
     elif kind == "function_call":
         name, call_id = read_text(place, item, "name"), read_text(place, item, "call_id")
         turns.call(call_id, name, read_arguments(f"{place}.arguments", item.get("arguments")))
     elif kind == "function_call_output":
         call_id = read_text(place, item, "call_id")
-        turns.result(call_id, read_content(f"{place}.output", item.get("output"), INPUT_PARTS))
+        turns.result(
+            call_id, read_content(f"{place}.output", item.get("output"), INPUT_PARTS, takes_pictures=takes_pictures)
+        )
     elif kind == "reasoning":  # without its text it was another server's
         parts = item.get("content") or item.get("summary")
-        if thought := read_content(f"{place}.content", parts, THOUGHT_PARTS):
+        if thought := read_words(f"{place}.content", parts, THOUGHT_PARTS):
             turns.think(thought)
     else:
         known = "'message', 'function_call', 'function_call_output' or 'reasoning'"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from llmc.runtime.errors import shortened
+from llmc.runtime.serve.contents import size_of
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 from llmc.runtime.serve.turns import TEXTS
@@ -74,5 +75,5 @@ def no_response(name: str) -> ApiError:
 
 
 def n_characters(messages: Iterable[dict[str, Any]]) -> int:
-    n_said = sum(len(one.get(name, "")) for one in messages for name in TEXTS)
+    n_said = sum(size_of(one.get(name, "")) for one in messages for name in TEXTS)
     return n_said + len(encoded([one.get("tool_calls") for one in messages]))

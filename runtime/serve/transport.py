@@ -17,7 +17,8 @@ from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.replies import encoded
 
 T = TypeVar("T")
-MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES, MAX_PICTURED_BYTES = 8 << 20, 32 << 20
+"""Of a body; the second one where pictures are taken, which are sent in it."""
 MOST_BYTES = 256 << 20
 """Of a body that is too large, read so that its client, which sends before it listens, learns of that."""
 LARGE_BODY_BYTES = 256 << 10
@@ -26,24 +27,25 @@ CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody receives it."""
 
 
-async def read_json(request: Request, read: Callable[[object], T]) -> T:
-    """What is read from the body of a request.  Raises ApiError: another type, too large, or not JSON."""
+async def read_json(request: Request, read: Callable[[object], T], most: int = MAX_BODY_BYTES) -> T:
+    """What is read from the body of a request, of at most so many bytes.  Raises ApiError: another type, too large, or
+    not JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, "the content type of the request must be application/json")
     if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise ApiError(415, f"the body of the request is encoded as {shortened(encoding)}; send it as it is")
-    body = await read_body(request)
+    body = await read_body(request, most)
     if len(body) <= LARGE_BODY_BYTES:
         return read(parsed(body, parse_strict_json))
     return await run_in_threadpool(lambda: read(parsed(body, parse_strict_json_patiently)))
 
 
-async def read_body(request: Request) -> bytearray:
+async def read_body(request: Request, most: int) -> bytearray:
     """Raises ApiError: it is too large, or its client has gone."""
-    fact = f"the body of the request is larger than {MAX_BODY_BYTES >> 20} MiB"
+    fact = f"the body of the request is larger than {most >> 20} MiB"
     too_large = ApiError(413, fact, headers={"connection": "close"})
     declared = request.headers.get("content-length", "0")
-    if "expect" in request.headers and declared.isdecimal() and int(declared) > MAX_BODY_BYTES:
+    if "expect" in request.headers and declared.isdecimal() and int(declared) > most:
         raise too_large  # its client waits for leave to send
     body, n_bytes = bytearray(), 0
     try:
@@ -51,13 +53,13 @@ async def read_body(request: Request) -> bytearray:
             n_bytes += len(part)
             if n_bytes > MOST_BYTES:
                 raise too_large
-            if n_bytes > MAX_BODY_BYTES:
+            if n_bytes > most:
                 body.clear()
             else:
                 body += part
     except ClientDisconnect:
         raise ApiError(CLIENT_GONE, "the client has gone") from None
-    if n_bytes > MAX_BODY_BYTES:
+    if n_bytes > most:
         raise too_large
     return body
 

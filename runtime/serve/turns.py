@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmc.runtime.serve.contents import Content, content_of, pieces_of
+
 BETWEEN = "\n\n"
 """What stands between texts that become one message."""
 TEXTS = ("content", "reasoning_content")
-"""The fields of a message that hold text."""
+"""The fields of a message that hold text, or pictures."""
 
 
 class Turns:
@@ -25,7 +27,7 @@ class Turns:
     def messages(self) -> tuple[dict[str, Any], ...]:
         """As chats have them."""
         return tuple(
-            {name: "".join(value) if name in TEXTS else value for name, value in message.items()}
+            {name: content_of(value) if name in TEXTS else value for name, value in message.items()}
             for message in self._messages
         )
 
@@ -34,17 +36,17 @@ class Turns:
         for message in messages:
             calls = message.get("tool_calls", [])
             self._names |= {call["id"]: call["function"]["name"] for call in calls}
-            texts = {name: pieces(message[name]) for name in TEXTS if name in message}
+            texts = {name: pieces_of(message[name]) for name in TEXTS if name in message}
             self._messages.append({**message, **texts, **({"tool_calls": [*calls]} if calls else {})})
 
-    def say(self, role: str, text: str) -> None:
+    def say(self, role: str, said: Content) -> None:
         if role == "assistant":
-            self._assistant()["content"] += pieces(text)
+            self._assistant()["content"] += pieces_of(said)
         elif self._joins(role):
-            self._messages[-1]["content"] += [BETWEEN, text]
+            self._messages[-1]["content"] += [BETWEEN, *pieces_of(said)]
         else:
             is_first = not self._messages and role == "developer"
-            self._messages.append({"role": "system" if is_first else role, "content": [text]})
+            self._messages.append({"role": "system" if is_first else role, "content": pieces_of(said)})
 
     def _joins(self, role: str) -> bool:
         """Whether what this one says goes on the last message."""
@@ -64,10 +66,10 @@ class Turns:
         calls = self._assistant().setdefault("tool_calls", [])
         calls.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
 
-    def result(self, call_id: str, text: str) -> None:
+    def result(self, call_id: str, said: Content) -> None:
         """Add the result of an earlier call."""
         named = {"name": self._names[call_id]} if call_id in self._names else {}
-        self._messages.append({"role": "tool", "tool_call_id": call_id, **named, "content": [text]})
+        self._messages.append({"role": "tool", "tool_call_id": call_id, **named, "content": pieces_of(said)})
 
     def _assistant(self) -> dict[str, Any]:
         """The message that the assistant is at."""
@@ -77,8 +79,3 @@ class Turns:
     def _begin_assistant(self) -> dict[str, Any]:
         self._messages.append({"role": "assistant", "content": []})
         return self._messages[-1]
-
-
-def pieces(text: str) -> list[str]:
-    """A list of a text, to which more may be added; without text an empty one."""
-    return [text] if text else []

@@ -43,11 +43,15 @@ class Vocabulary:
         ids = self.encode(prompt, field, special) if isinstance(prompt, str) else prompt
         if not ids:
             raise wrong(field, "has no tokens")
-        if len(ids) > self.room:
-            fact = f"the prompt has {len(ids)} tokens; a sequence holds {self.room} here"
-            raise ApiError(400, fact, param=field, code="context_length_exceeded")
+        self.check_room(len(ids), field)
         self.check_ids(field, ids)
         return tuple(ids)
+
+    def check_room(self, n: int, field: str) -> None:
+        """Raise ApiError for a prompt of more tokens than a sequence holds."""
+        if n > self.room:
+            fact = f"the prompt has {n} tokens; a sequence holds {self.room} here"
+            raise ApiError(400, fact, param=field, code="context_length_exceeded")
 
     def encode(self, text: str, field: str, special: bool) -> tuple[int, ...]:
         if self.tokenizer is None:

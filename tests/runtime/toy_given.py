@@ -38,12 +38,12 @@ class GivenPlan(toy.ToyPlan):
         return [("look", TILE_ROWS, look), ("made", 1, [x, ("made", 0, n_bytes)])]
 
 
-def build_artifact(folder: Path, plan: GivenPlan) -> Path:
-    """A whole artifact, which can be loaded; the code lies beside it."""
+def build_artifact(folder: Path, plan: GivenPlan, **sections: bytes) -> Path:
+    """A whole artifact, which can be loaded; the code lies beside it.  sections: more of them, or others."""
     sources = [*toy.toy_sources(folder, plan=plan), toy.HERE / "toy_given_kernels.c"]
     code = toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
     path = folder / "given.so"
-    path.write_bytes(toy.pack_sections(toy.toy_sections(code, plan=plan.pack())))
+    path.write_bytes(toy.pack_sections(toy.toy_sections(code, plan=plan.pack(), **sections)))
     return path
 
 
