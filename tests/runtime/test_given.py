@@ -16,6 +16,7 @@ from llmc.runtime.plan import unpack_plan
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_given
 from tests.runtime.test_c_steps import TEXT
+from tests.runtime.test_saved_damage import hashed
 from tests.runtime.toy_given import TILE, TILE_ROWS, TOWER, Floats, GivenPlan
 
 HEADER = fmt.PLAN_HEADER.size
@@ -119,7 +120,11 @@ def test_a_sequence_with_rows_is_not_saved(model: Model, tmp_path: Path) -> None
             sequence.save(tmp_path / "text.seq")
         sequence.truncate(2)
         sequence.save(tmp_path / "text.seq")
-    assert (tmp_path / "text.seq").exists()
+    data = bytearray((tmp_path / "text.seq").read_bytes())
+    data[fmt.SAVED.size + 4 : fmt.SAVED.size + 8] = toy.VOCAB.to_bytes(4, "little")
+    (tmp_path / "text.seq").write_bytes(hashed(bytes(data)))
+    with model.rows(some(9)), pytest.raises(LlmcError, match=f"its token 1 is {toy.VOCAB}, and the vocabulary has"):
+        model.restore(tmp_path / "text.seq")
 
 
 def test_many_rows_are_kept_and_found(model: Model) -> None:
