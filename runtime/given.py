@@ -22,7 +22,8 @@ Floats = npt.NDArray[np.float32]
 class Given(NotCopied):
     """Rows that a model keeps; made by Model.rows and Model.image.  A context manager; `close` gives them back.
 
-    ids: their numbers, which sequences take as they take tokens.  No other rows of this model ever have the same.
+    ids: their numbers, which sequences take as they take tokens, for as long as this object is there and open.  No
+    other rows of this model ever have the same.
     """
 
     def __init__(self, model: Model, first: int, n: int) -> None:

@@ -130,7 +130,7 @@ def _unpack_tables(data: bytes) -> PlanTables:
 def _check_given(header: PlanHeader) -> None:
     _check_adapters(header, least=0)
     is_tile = all(header.tile) or not any(header.tile)
-    if not 1 <= header.n_row <= MAX_ROW or not is_tile or prod(header.tile) > MAX_TILE:
+    if not 1 <= header.n_row <= MAX_ROW or not is_tile or prod(header.tile) > MAX_TILE or header.device:
         raise ValueError(f"rows of {header.n_row} numbers, of tiles of {header.tile}")
 
 

@@ -89,6 +89,8 @@ static llmc_status read_given(const char *path, plans *plans, const range *secti
         (uint64_t)tile[0] * tile[1] * tile[2] > LLMC_MAX_TILE)
         return INVALID("the plan takes rows of %u numbers, and tiles of %u by %u by %u", said.n_row, tile[0], tile[1],
                        tile[2]);
+    if (plans->header.device != LLMC_DEVICE_CPU)
+        return INVALID("the plan takes rows of %u numbers on device %u", said.n_row, plans->header.device);
     plans->n_row = said.n_row;
     memcpy(plans->tile, tile, sizeof said.tile);
     const llmc_plan_adapters more = {said.slot_bytes, said.default_slots, said.n_adapters};

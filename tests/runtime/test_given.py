@@ -254,6 +254,10 @@ def test_a_plan_without_rows_may_not_name_any(given_so: Path, tmp_path: Path) ->
     refuse(given_so, tmp_path, GivenPlan((0, 0, 0)).pack(n_row=0))
 
 
+def test_rows_are_for_cpus(given_so: Path, tmp_path: Path) -> None:
+    refuse(given_so, tmp_path, GivenPlan().pack(device=1, cuda_arch=90))
+
+
 def test_there_is_a_tower_where_there_are_tiles_and_one_at_most(given_so: Path, tmp_path: Path) -> None:
     refuse(given_so, tmp_path, GivenPlan().pack(tile=(0, 0, 0)))
     refuse(given_so, tmp_path, GivenPlan((0, 0, 0)).pack(tile=TILE))
