@@ -2,8 +2,8 @@
 
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
 *head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and
-a head in one, where every token's logits are wanted. A *tower* makes rows that stand for tokens out of a tile of an
-image. planner.py makes the plans, artifact.py writes them, the runtime
+a head in one, where every token's logits are wanted. A *tower* makes rows that stand for tokens out of a tile of a
+picture. planner.py makes the plans, artifact.py writes them, the runtime
 walks them.
 """
 

@@ -308,8 +308,8 @@ class Model(Runner):
         return given.rows(self, numbers)
 
     def image(self, pixels: npt.ArrayLike) -> Given:
-        """The rows that the model makes of a tile of an image, float32 [channels, height, width] as the model's own
-        processor gives it.  Raises LlmcError for an artifact that takes no images."""
+        """The rows that the model makes of a tile of a picture, float32 [channels, height, width] as the model's own
+        processor gives it.  Raises LlmcError for an artifact that takes no pictures."""
         return given.image(self, pixels)
 
     def restore(self, path: StrPath) -> Sequence:

@@ -16,7 +16,7 @@ FORMAT_LABELS = 6
 FORMAT_ADAPTERS = 7
 """The version of one with adapters: PLAN_ADAPTERS and their names stand there."""
 FORMAT_GIVEN = 8
-"""The version of one whose tokens may be rows of numbers, those of images say: PLAN_GIVEN stands there."""
+"""The version of one whose tokens may be rows of numbers, those of pictures say: PLAN_GIVEN stands there."""
 FORMAT_VERSIONS = (FORMAT_VERSION, FORMAT_WITH_STATES, FORMAT_WHOLE, FORMAT_LABELS, FORMAT_ADAPTERS, FORMAT_GIVEN)
 TRAILER_MAGIC = b"LLMCART1"
 PLAN_MAGIC = 0x4E4C504C

@@ -1,4 +1,4 @@
-"""Rows of numbers that stand for tokens, in place of their embeddings: the caller's own, or those of an image."""
+"""Rows of numbers that stand for tokens, in place of their embeddings: the caller's own, or those of a picture."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ def image(model: Model, pixels: npt.ArrayLike) -> Given:
     array, first, n = np.ascontiguousarray(pixels, np.float32), c.c_int32(), c.c_size_t()
     tile = model.info.tile
     with model.running() as (api, handle):
-        capi.check_has(api, "image_rows", "take images", str(model.path))
+        capi.check_has(api, "image_rows", "take pictures", str(model.path))
         if any(tile) and array.shape != tile:
-            fact = f"a tile of an image is an array {list(tile)}, not {list(array.shape)}"
+            fact = f"a tile of a picture is an array {list(tile)}, not {list(array.shape)}"
             raise LlmcError(fact, place=str(model.path), hint="it is what the model's own processor makes")
         model.check(api.image_rows(handle, array.ctypes.data, first, n))
         return Given(model, first.value, n.value)

@@ -49,7 +49,7 @@ class Guesser(Protocol):
 class PromptLookup:
     """What followed the last tokens where the text, or its prompt, said them before (Saxena 2023; transformers'
     prompt_lookup_num_tokens).  Of several places the latest, for the longest run of tokens that is found; a guess that
-    reaches the end of the text goes on in itself, and one that reaches a row of an image ends there."""
+    reaches the end of the text goes on in itself, and one that reaches a row of a picture ends there."""
 
     def __init__(self, n_tokens: int) -> None:
         """n_tokens: that there are; rows that stand for tokens have larger numbers."""
@@ -94,7 +94,7 @@ class DraftModel:
 
     def guess(self, text: Row[int], how: How, most: int) -> list[int]:
         most = min(most, self._model.info.n_context - len(text))
-        n_common = min(self._n_theirs, self._n_ours)  # padding has no meaning, nor have rows of images
+        n_common = min(self._n_theirs, self._n_ours)  # padding has no meaning, nor have rows of pictures
         is_strange = any(token >= n_common for token in text[len(self._known) :])
         if most < 1 or is_strange:
             self.close()

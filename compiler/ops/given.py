@@ -1,4 +1,4 @@
-"""Rows of numbers in the place of tokens' embeddings, as those of an image are: `inputs_embeds` of transformers.
+"""Rows of numbers in the place of tokens' embeddings, as those of a picture are: `inputs_embeds` of transformers.
 
 Embedded        where a model has its tokens' embeddings, and would take other rows in their place
 TakeGiven       a step's rows there: each its token's, or one that is given

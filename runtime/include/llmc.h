@@ -90,7 +90,7 @@ typedef struct llmc_info {
     int32_t n_types;         /* of tokens: one of type t is given as its number + t * n_tokens; 0: older than this field */
     int32_t n_adapters;      /* that a sequence may choose from; numbered from 0 */
     int32_t n_row;           /* numbers of a row that may stand for a token, in place of its embedding; 0: none may */
-    int32_t tile[3];         /* channels, height and width of what image_rows takes; 0: the artifact takes no images */
+    int32_t tile[3];         /* channels, height and width of what image_rows takes; 0: the artifact takes no pictures */
     int32_t n_tile_rows;     /* that it makes of a tile */
     uint32_t reserved;
     uint64_t n_rows;         /* that are kept now */
@@ -274,7 +274,7 @@ typedef struct llmc_api {
      * step. */
     llmc_status (*sequence_set_adapter)(llmc_sequence *sequence, int32_t adapter);
     int32_t (*sequence_adapter)(const llmc_sequence *sequence);
-    /* -- rows in the place of tokens, and images: there if `size` reaches so far ------------------------------------- */
+    /* -- rows in the place of tokens, and pictures: there if `size` reaches so far ------------------------------------- */
     /* Keep a copy of rows [n, info.n_row], each of which may stand for a token from now on, in place of its embedding:
      * the numbers first … first + n - 1, which are behind those of all tokens and never used again while the model is
      * open, are given to step and feed as tokens are. The text of such a number is empty, no penalty sees it, and a

@@ -177,7 +177,7 @@ enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_
  * those, named by LLMC_SPACE_ROWS, into logits, and on a GPU into the most likely token of each. A sampler, on a GPU
  * alone, draws n_rows tokens from rows of logits that LLMC_SPACE_DRAWS names. A joined step, on a GPU alone, is what the
  * body and the head of n_rows do together where row i of the head is row i of the body. A tower, on a CPU alone and at most
- * one, makes n_rows rows that stand for tokens of a tile of an image; what its attention keeps lies in the arena. Plans
+ * one, makes n_rows rows that stand for tokens of a tile of a picture; what its attention keeps lies in the arena. Plans
  * are sorted by (kind, n_rows). */
 typedef struct llmc_plan_record {
     uint32_t kind;

@@ -1,5 +1,5 @@
 /* rows.c - rows of numbers that stand for tokens, in place of their embeddings: the caller's, or what the tower makes of
- * a tile of an image.
+ * a tile of a picture.
  *
  * A row has a number as a token has, the next one that no row of this model has had. So whatever compares texts by their
  * tokens, forks of sequences and prefixes that are found again, tells rows apart too; and what a sequence has read of a
@@ -147,7 +147,7 @@ void rows_close(given *given)
     *given = (struct given){0};
 }
 
-/* -- images -------------------------------------------------------------------------------------------------------- */
+/* -- pictures ------------------------------------------------------------------------------------------------------ */
 
 llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, size_t *n)
 {
@@ -158,7 +158,7 @@ llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, s
                     : !pixels ? "pixels are NULL" : "result is NULL");
     const plan *tower = model->plans.tower;
     if (!tower)
-        return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile it with --images", "the artifact takes no images");
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile it with --images", "the artifact takes no pictures");
     memcpy(model->pixels, pixels, plans_pixels(&model->plans) * sizeof *pixels);
     llmc_status status = model->device->finish(model);
     if (!status) status = model->device->run(model, tower, NULL);

@@ -14,7 +14,7 @@
  *   cuda     its driver, context, memory, graphs, and steps that run ahead (cuda_*.c, each with a header)
  *   kv       pages of the KV cache, and slots of states, with reference counts
  *   sequence tokens of one text: its pages, its state and its last logits
- *   rows     rows of numbers that stand for tokens, and what makes them of images
+ *   rows     rows of numbers that stand for tokens, and what makes them of pictures
  *   step     tokens of several sequences through bodies and heads
  *   sample   the next token
  *   advance  the next token and the step on it; a GPU goes on meanwhile

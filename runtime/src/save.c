@@ -157,8 +157,8 @@ static llmc_status check(const llmc_sequence *sequence, const char *path, const 
                     "the sequence was made by sequence_repeat: no text is behind it");
     for (uint32_t i = 0; i < sequence->length; i++)
         if ((uint32_t)sequence->tokens[i] >= rows_first(sequence->model))
-            return fail(LLMC_ERROR_ARGUMENT, "sequence_save", "save it in front of its first image",
-                        "token %u of the sequence is a row of an image, or the caller's own, which no file keeps", i);
+            return fail(LLMC_ERROR_ARGUMENT, "sequence_save", "save it in front of its first picture",
+                        "token %u of the sequence is a row of a picture, or the caller's own, which no file keeps", i);
     return saved_is_possible(sequence->model);
 }
 

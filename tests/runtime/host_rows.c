@@ -1,4 +1,4 @@
-/* host rows ARTIFACT SEED N_ACTIONS - random lives of rows that stand for tokens: kept, made of images, looked at, read by
+/* host rows ARTIFACT SEED N_ACTIONS - random lives of rows that stand for tokens: kept, made of pictures, looked at, read by
  * a sequence, given back. What stands where is compared at every turn. The artifact's kernels may do nothing with them. */
 #include <string.h>
 

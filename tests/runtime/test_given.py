@@ -115,7 +115,7 @@ def test_rows_that_are_given_back_are_read_no_more_and_their_numbers_are_not_use
 def test_a_sequence_with_rows_is_not_saved(model: Model, tmp_path: Path) -> None:
     with model.rows(some(1)) as given, model.sequence() as sequence:
         sequence.feed([1, 2, *given.ids, 3])
-        fact = "token 2 of the sequence is a row of an image, or the caller's own, which no file keeps"
+        fact = "token 2 of the sequence is a row of a picture, or the caller's own, which no file keeps"
         with pytest.raises(LlmcError, match=fact):
             sequence.save(tmp_path / "text.seq")
         sequence.truncate(2)
@@ -156,7 +156,7 @@ def test_a_tower_that_fails_is_told_and_leaves_no_rows(model: Model) -> None:
     with pytest.raises(LlmcError, match=r"look.* failed"):
         model.image(np.full(TILE, -1, np.float32))
     assert model.info.n_rows == 0
-    with pytest.raises(LlmcError, match=r"a tile of an image is an array \[3, 2, 4\], not \[2, 4, 3\]"):
+    with pytest.raises(LlmcError, match=r"a tile of a picture is an array \[3, 2, 4\], not \[2, 4, 3\]"):
         model.image(np.zeros((2, 4, 3), np.float32))
     with pytest.raises(LlmcError, match=r"rows are an array \[n, 16\], not \[16\]"):
         model.rows(np.zeros(16, np.float32))
@@ -167,7 +167,9 @@ def test_a_tower_that_fails_is_told_and_leaves_no_rows(model: Model) -> None:
 def test_an_artifact_without_rows_says_so(toy_so: Path) -> None:
     with llmc.load(toy_so) as model:
         for give in (model.rows, model.image):
-            with pytest.raises(LlmcError, match=r"the artifact takes no (rows in the place of tokens|images)") as error:
+            with pytest.raises(
+                LlmcError, match=r"the artifact takes no (rows in the place of tokens|pictures)"
+            ) as error:
                 give(np.zeros((1, 16), np.float32))
             assert error.value.hint == "compile it with --images"
 
