@@ -20,10 +20,11 @@ from llmc.compiler.frontend.named_adapters import parse_adapters
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
+from llmc.compiler.plan_tower import with_tower
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantization.calibrate import calibrated, check_file
 from llmc.compiler.quantization.quantize import Scheme
-from llmc.compiler.rewrite import rewrite_each
+from llmc.compiler.rewrite import rewrite_each, rewrite_tower
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, architecture_of, missing, never_chosen, parse_targets
 from llmc.passes.quantize_weights import are_logits_quantized
@@ -102,47 +103,62 @@ def compile_model(
     seed: int = 0,
     adapters: Sequence[str | Path] = (),
     task: Task = "auto",
+    images: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
-    model, weights, seed, adapters, task: see `load_source`.  out: the artifact's path; "<name>.so" when None.  target:
-    a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the checkpoint's own
-    when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers' weights are stored:
-    "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None) or 128.
-    quant_lm_head: quantise the logits' product as the others; when None, in 8 bits (mxfp4: if a checkpoint has codes).
-    calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how keys and
-    values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's
-    own limit when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far
+    model, weights, seed, adapters, task, images: see `load_source`.  out: the artifact's path; "<name>.so" when None.
+    target: a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the
+    checkpoint's own when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers'
+    weights are stored: "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None)
+    or 128.  quant_lm_head: quantise the logits' product as the others; when None, in 8 bits (mxfp4: if a checkpoint has
+    codes).  calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how
+    keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the
+    model's own limit when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far
     away.  Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError, and leaves no partial file.
     """
     stages = Stages(progress)
     machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
-    check_request(machines, batch, scheme, calibrate, out, adapters)
+    check_request(machines, batch, scheme, calibrate, out, adapters, images=images)
     with stages("load"):
-        source = load_source(str(model), weights, dtype, max_sequence, seed, adapters, task, has_f16=have_f16(machines))
+        how = (weights, dtype, max_sequence, seed, adapters, task)
+        source = load_source(str(model), *how, images=images, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
     path = artifact.check_place(Path(f"{source.name}.so" if out is None else out), source.folder)
     with stages("passes"):
-        graphs = rewrite_each(source, scheme, Path(dump) if dump else None, [machine.kind for machine in machines])
+        graphs, tower = rewritten(source, scheme, machines, Path(dump) if dump else None)
     with stages("plan"):
         kv_dtype, scheme = kv_dtype or source.dtype, settled(scheme, graphs)
-        parts, shared = plan_each(graphs, source, machines, batch, kv_dtype)
+        parts, shared = plan_each(graphs, source, machines, batch, kv_dtype, tower and tower[0])
         artifact.check_room(path, shared.n_bytes)
-    with stages("kernels") as tick:
-        objects = compile_each(parts, tick)
-    with stages("link"):
-        code = link_code(parts, objects)
+    code, objects = compiled(parts, stages)
     manifest = manifest_of(parts, source, batch, scheme, kv_dtype)
     with artifact.ArtifactWriter(path) as writer:
         with stages("weights") as tick:
-            write_sections(writer, code, parts, objects, shared, source, tick)
+            write_sections(writer, code, parts, objects, shared, source, tower, tick)
             writer.finish(manifest)
         with stages("verify"):
             manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
     return report.compile_report(path, manifest, stages.seconds, notes(source, parts, scheme), shared.bytes_by_users())
+
+
+def rewritten(
+    source: SourceModel, scheme: Scheme | None, machines: Sequence[Target], dump: Path | None
+) -> tuple[dict[str, tuple[ir.Model, bytes]], tuple[ir.Model, bytes] | None]:
+    """The step graph of each kind of device, and that of the tower, if there is one; each with its graph section."""
+    graphs = rewrite_each(source, scheme, dump, [machine.kind for machine in machines])
+    return graphs, rewrite_tower(source, dump)
+
+
+def compiled(parts: Sequence[Part], stages: Stages) -> tuple[bytes, list[list[bytes]]]:
+    """The artifact's code, and the compiled kernels of each program."""
+    with stages("kernels") as tick:
+        objects = compile_each(parts, tick)
+    with stages("link"):
+        return link_code(parts, objects), objects
 
 
 def check_request(
@@ -152,6 +168,8 @@ def check_request(
     calibrate: str | Path | None,
     out: str | Path | None = None,
     adapters: Sequence[str | Path] = (),
+    *,
+    images: bool = False,
 ) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
@@ -164,6 +182,12 @@ def check_request(
         if named:
             fact, hint = "adapters by name have no kernels for GPUs yet", "--adapter FOLDER merges one into the weights"
             raise LlmcError(fact, place=f"--adapter {next(iter(named))}=…", hint=hint)
+        if images:
+            fact, hint = (
+                "pictures have no kernels for GPUs yet",
+                "without --images a model's text part is compiled alone",
+            )
+            raise LlmcError(fact, place="--images", hint=hint)
         from llmc.schedules.cuda import compile as cuda
 
         cuda.compiler()
@@ -197,15 +221,16 @@ def plan_each(
     machines: Sequence[Target],
     batch: Sequence[int],
     kv_dtype: str,
+    tower: ir.Model | None = None,
 ) -> tuple[list[Part], SharedWeights]:
-    """A program for each target, over one weights section."""
+    """A program for each target, over one weights section.  tower: the graph of what makes rows of pictures."""
     parts = []
     for index, machine in enumerate(machines):
         step_graph, graph_section = graphs[machine.kind]
         tuned = records.installed(machine)
         is_second = any(other.kind == machine.kind == "cpu" for other in machines[:index])
         suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
-        program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix)
+        program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix, tower)
         switched = tuple(map(str, tuned.on(machine)))
         said = [] if source.embedding or source.classification else report.notes_of_logits(step_graph, source.dtype)
         parts.append(Part(machine, program, graph_section, (*said, *tuned.notes), switched))
@@ -221,6 +246,7 @@ def plan(
     kv_dtype: str,
     tuned: records.Tuned | None = None,
     suffix: str = "",
+    tower: ir.Model | None = None,
 ) -> Program:
     """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with what was tuned, if anything.
 
@@ -241,7 +267,8 @@ def plan(
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
-    return planner.plan(sorted({*heads, *chunks}), heads)
+    program = planner.plan(sorted({*heads, *chunks}), heads)
+    return program if tower is None else with_tower(planner, program, tower.graph, source.dtype)
 
 
 def whole_rows(n_context: int, kind: str, n_texts: int) -> list[int]:
@@ -308,6 +335,7 @@ def write_sections(
     objects: Sequence[Sequence[bytes]],
     shared: SharedWeights,
     source: SourceModel,
+    tower: tuple[ir.Model, bytes] | None,
     tick: Callable[[int, int], None],
 ) -> None:
     """Every section but the manifest, in the file's order."""
@@ -325,9 +353,13 @@ def write_sections(
         writer.add("tokenizer", iter([source.tokenizer_json]))
     if source.chat is not None:
         writer.add("chat", iter([source.chat]))
+    if source.images is not None and source.images.processor is not None:
+        writer.add("processor", iter([source.images.processor]))
     for number, part in enumerate(parts):
         if number == 0 or part.graph_section != parts[0].graph_section:
             writer.add(program_section("graph", number), iter([part.graph_section]))
+    if tower is not None:
+        writer.add("tower", iter([tower[1]]))
 
 
 def certificate(

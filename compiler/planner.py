@@ -61,9 +61,12 @@ class Weights:
 
     def place(self, value: ir.Value, kind: TensorType, layout: Layout) -> PlacedWeight:
         """One place for each (constant, layout); most constants have one layout whatever M is."""
+        return self.place_shaped(value, kind.shape, layout)
+
+    def place_shaped(self, value: ir.Value, shape: tuple[int, ...], layout: Layout) -> PlacedWeight:
         key = (str(value.name), str(layout))
         if key not in self.placed:
-            self.placed[key] = PlacedWeight(value, layout, self.n_bytes, layout.n_bytes(kind.shape))
+            self.placed[key] = PlacedWeight(value, layout, self.n_bytes, layout.n_bytes(shape))
             self.n_bytes += aligned(self.placed[key].n_bytes, WEIGHT_ALIGNMENT)
         return self.placed[key]
 
@@ -77,6 +80,7 @@ class Placement:
     logits: the root that the plan writes logits to.  weights: where constants lie; shared by all plans.
     layers: where the part of each layer begins in a page of the KV cache.
     states: the byte offset and the bytes of each state in a slot.
+    places: where inputs of the graph, the KV cache ("kv") and the logits lie elsewhere than in a body.
     """
 
     binding: Binding
@@ -86,6 +90,7 @@ class Placement:
     weights: Weights
     layers: Sequence[int]
     states: Sequence[tuple[int, int]]
+    places: Mapping[str, Argument] = field(default_factory=dict)
 
     def argument(self, operand: Operand, index: int, node: ir.Node, implementation: Implementation) -> Argument:
         """An operand of the plan's `index`-th node: its space and offset, and how many bytes the kernel may touch."""
@@ -93,6 +98,8 @@ class Placement:
             return argument("arena", self.arena[index, operand.index], implementation.temps[operand.index])
         if operand.kind == "scratch":
             return argument("scratch", 0, implementation.scratch_bytes)
+        if operand.kind in self.places:
+            return self.places[operand.kind]
         if operand.kind == "kv":
             return argument("kv", self.layers[node.attributes["layer"].as_int()], implementation.kv_layer_bytes)
         if operand.kind == "state":
@@ -107,10 +114,12 @@ class Placement:
             placed = self.weights.place(value, kind, implementation.layouts.get(operand.index) or RowMajor(kind.dtype))
             return argument("weights", placed.offset, placed.n_bytes)
         root, n_bytes = self.roots[value], self.binding.type_of(value).n_bytes
+        if root.name is not None and root.name in self.places:
+            return self.places[root.name]
         if root.name in STEP_INPUTS:
             return argument(STEP_INPUTS[root.name], 0, n_bytes)
         if root is self.logits:
-            return argument("logits", 0, n_bytes)
+            return self.places.get("logits") or argument("logits", 0, n_bytes)
         return argument("arena", self.arena[root], n_bytes)
 
 
@@ -168,7 +177,7 @@ class Planner:
         self.is_whole = any(op_name(node) in WHOLE for node in self.graph)
         self.states, self.slot_bytes = place_states(self.graph)
         self.body = self.body_of(self.graph)
-        self.logits = next(value for value in self.graph.outputs if value.name == "logits")
+        self.logits = self.graph.outputs[0]
 
     def plan(self, bodies: Sequence[int], heads: Sequence[int]) -> Program:
         """The program with a body for each M in `bodies`, and a head for each R in `heads`.
@@ -285,18 +294,23 @@ class Planner:
         binding: Binding,
         handed_over: Mapping[Any, int],
         start: int,
+        elsewhere: Mapping[str, Argument] | None = None,
     ) -> StepPlan:
-        """One plan: choose an implementation for each node, place its buffers, resolve its operands."""
+        """One plan: choose an implementation for each node, place its buffers, resolve its operands.
+
+        outputs: the logits first.  elsewhere: see Placement.places.
+        """
         roots = alias_roots(nodes)
         work = [node for node in nodes if node.op_type not in ALIASES]
         chosen = [self.choose(kind, n_rows, node, binding) for node in work]
         keep = {roots.get(value, value) for value in [*handed_over, *outputs]}
         offsets, end = lay_out(live_buffers(work, chosen, roots, binding, keep), start)
         self.arena_bytes = max(self.arena_bytes, end)
-        logits = next(roots.get(value, value) for value in outputs if value.name == "logits")
+        logits = roots.get(outputs[0], outputs[0])
         layers = [0 if self.is_whole else sum(self.layer_bytes[:layer]) for layer in range(len(self.layer_bytes))]
         places = {**offsets, **handed_over}
-        placement = Placement(binding, roots, places, logits, self.weights, layers, self.states)
+        where = (roots, places, logits, self.weights, layers, self.states, elsewhere or {})
+        placement = Placement(binding, *where)
         calls = []
         for index, (node, implementation) in enumerate(zip(work, chosen, strict=True)):
             for launch in implementation.launches:

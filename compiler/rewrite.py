@@ -79,6 +79,29 @@ def rewrite_each(
     }
 
 
+def rewrite_tower(source: SourceModel, dump: Path | None) -> tuple[ir.Model, bytes] | None:
+    """The graph that is planned for the model's tower, and its graph section; None where it has none.  Stages go to the
+    folder `tower` in `dump`."""
+    if source.images is None:
+        return None
+    model, history = source.images.tower.graph, History(dump / "tower" if dump else None)
+    exported_layer = one_layer(graph.to_text(model))
+    history.add("export", model, 0)
+    try:
+        passes.run_steps(model, passes.tower_steps(), history.add)
+    except LlmcError as error:
+        if isinstance(error.__cause__, OSError):  # a dump that cannot be written
+            raise
+        fact = f"the tower of {model.metadata_props['llmc.architecture']} is not supported: {error.fact}"
+        raise LlmcError(fact, place=error.place, hint=error.hint) from error
+    for name, value in list(model.graph.initializers.items()):  # those of the text's graph may have the same names
+        del model.graph.initializers[name]
+        value.name = f"tower.{name}"
+        model.graph.initializers[value.name] = value
+    graph.check_tower_graph(model)
+    return model, report.graph_section(model, history.passes, exported_layer)
+
+
 @contextmanager
 def said_of(source: SourceModel) -> Iterator[None]:
     """Around the passes: what they refuse is the model's."""

@@ -20,6 +20,7 @@ from llmc.passes.drop_dead import drop_dead
 from llmc.passes.drop_expand import drop_expand
 from llmc.passes.drop_slice import drop_slice
 from llmc.passes.expand_leftovers import expand_leftovers
+from llmc.passes.flatten_tile import flatten_tile
 from llmc.passes.flatten_tokens import flatten_tokens
 from llmc.passes.fold_constants import fold_constants
 from llmc.passes.fold_query_scale import fold_query_scale
@@ -134,6 +135,28 @@ def spelled_out_steps(n_context: int) -> Steps:
         ("name_positions", lambda model: name_positions(model, n_context=n_context)),
         ("drop_expand", drop_expand),
         ("form_split", form_split),
+    )
+
+
+def tower_steps() -> Steps:
+    """What the graph of a tile of a picture goes through, all of whose shapes are known: its rows are its tokens."""
+    return (
+        ("fold_constants", fold_constants),
+        ("form_norm", form_norm),
+        ("flatten_tile", flatten_tile),
+        ("form_linear", form_linear),
+        ("form_activation", form_activation),
+        ("fold_query_scale", fold_query_scale),
+        ("fold_value_scale", fold_value_scale),
+        ("merge_qkv", merge_qkv),
+        ("merge_gate_up", merge_gate_up),
+        ("fuse_norm", fuse_norm),
+        ("fuse_epilogue", fuse_epilogue),
+        ("insert_kv_cache", insert_kv_cache),
+        ("fuse_head_norm", fuse_head_norm),
+        ("fuse_query_key_norm", fuse_query_key_norm),
+        ("expand_leftovers", expand_leftovers),
+        ("drop_dead", drop_dead),
     )
 
 

@@ -39,6 +39,7 @@ from llmc.compiler.graph import constant, emit, op_name, producer, replace
 from llmc.compiler.graph.shapes import attributes_of, dims, ints
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.ops import DOMAIN, SEQUENCE_ATTENTION, WHOLE_ATTENTION, appended_attention_name, paged_attention_name
+from llmc.compiler.ops.define import Dim
 
 LATENT = f"{DOMAIN}.CausalLatentAttention"
 M, P, N_PAGES = (ir.SymbolicDim(name) for name in ("M", "P", "n_pages"))
@@ -53,7 +54,7 @@ def insert_kv_cache(model: ir.Model) -> int:
     if not layers:
         return 0
     positions = next(value for value in graph.inputs if value.name == "positions")
-    page_table = page_table_input()
+    page_table = page_table_input(dims(positions)[0])
     graph.inputs.append(page_table)
     step = Step(graph, positions, page_table)
     for node in layers:
@@ -64,8 +65,8 @@ def insert_kv_cache(model: ir.Model) -> int:
     return len(layers)
 
 
-def page_table_input() -> ir.Value:
-    return ir.Value(name="page_table", shape=ir.Shape([M, P]), type=ir.TensorType(ir.DataType.INT64))
+def page_table_input(n_rows: Dim = M) -> ir.Value:
+    return ir.Value(name="page_table", shape=ir.Shape([n_rows, P]), type=ir.TensorType(ir.DataType.INT64))
 
 
 class Step:

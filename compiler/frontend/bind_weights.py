@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from llmc.compiler.frontend.checkpoint import StoredTensor
-from llmc.compiler.frontend.config import parse_config
+from llmc.compiler.frontend.config import parse_config, parse_whole
 from llmc.compiler.frontend.random_weights import random_weight
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
@@ -28,12 +28,17 @@ def random_weights(graph: ir.Model, dtype: StoredDType, *, std: float, seed: int
 
 
 def checkpoint_weights(
-    graph: ir.Model, checkpoint: Mapping[str, StoredTensor], fields: dict[str, Any], *, place: str
+    graph: ir.Model,
+    checkpoint: Mapping[str, StoredTensor],
+    fields: dict[str, Any],
+    *,
+    place: str,
+    is_whole: bool = False,
 ) -> dict[str, Weight]:
     """The checkpoint's tensor for each initializer without a value, under all of its names.
 
     fields: of config.json.  Where the checkpoint has other names than the model, or other pieces, transformers' table
-    of such changes is asked (convert_checkpoint.py, which imports torch).
+    of such changes is asked (convert_checkpoint.py, which imports torch).  is_whole: of a model that has a text part.
     Refuses a tensor that is missing, has another shape than the model's, or a dtype that is not a plain float.
     """
     prefix = graph.metadata_props["llmc.prefix"]
@@ -41,8 +46,12 @@ def checkpoint_weights(
     if missing:
         convert = import_module("llmc.compiler.frontend.convert_checkpoint")
         wanted = {spelling for value in unread(graph) for spelling in spellings(names(value), prefix)}
-        config = parse_config(fields, place)
-        converted = convert.convert_checkpoint(checkpoint, wanted, graph.metadata_props["llmc.architecture"], config)
+        if is_whole:
+            changes = convert.changes_of_whole(config := parse_whole(fields, place))
+        else:
+            config = parse_config(fields, place)
+            changes = convert.changes_of(graph.metadata_props["llmc.architecture"], config)
+        converted = convert.convert_checkpoint(checkpoint, wanted, changes, config)
         tensors, missing = _bind(graph, converted, prefix)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -84,7 +84,6 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     )
 
     from llmc.compiler.frontend.classes import is_encoder
-    from llmc.compiler.frontend.quiet import quiet
 
     model_type = SAME.get(fields["model_type"], fields["model_type"])
     architecture = architecture_of(fields) or model_type
@@ -106,15 +105,34 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     for n_layers in (fields.get(name) for name in LAYERS):  # of which some configurations make lists
         if isinstance(n_layers, int):
             check_layers(n_layers, place)
+    config = parse_fields(kind, fields, place)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config):
+        raise refuse("it is a decoder that is no causal language model")
+    return config
+
+
+def parse_whole(fields: dict[str, Any], place: str) -> PretrainedConfig:
+    """The configuration of a model that takes pictures and texts; refuses what transformers does not know as one."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    model_type = fields["model_type"]
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        what = architecture_of(fields) or model_type
+        raise LlmcError(f"transformers knows no model of pictures and texts called {what}", place=place)
+    return parse_fields(CONFIG_MAPPING[model_type], fields, place)
+
+
+def parse_fields(kind: Any, fields: dict[str, Any], place: str) -> PretrainedConfig:
+    """The fields as a configuration of this class."""
+    from llmc.compiler.frontend.quiet import quiet
+
     rest = {name: with_floats(value) for name, value in fields.items() if name not in ("model_type", "auto_map")}
     try:
         with quiet():
-            config = kind.from_dict(rest)
+            config: PretrainedConfig = kind.from_dict(rest)
     except Exception as error:  # a configuration's own checks raise anything at all
         said = " ".join(str(error).split())[:300]
         raise LlmcError(f"the configuration is not valid: {said}", place=place) from error
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config):
-        raise refuse("it is a decoder that is no causal language model")
     return config
 
 

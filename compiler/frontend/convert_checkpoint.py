@@ -94,18 +94,17 @@ Tensor: TypeAlias = StoredTensor | ConvertedTensor
 
 
 def convert_checkpoint(
-    checkpoint: Mapping[str, StoredTensor], wanted: Collection[str], architecture: str, config: PretrainedConfig
+    checkpoint: Mapping[str, StoredTensor], wanted: Collection[str], changes: Sequence[Any], config: PretrainedConfig
 ) -> dict[str, Tensor]:
     """The checkpoint as transformers would load it, nothing of it read yet.
 
     wanted: the names that a model knows, each as checkpoints may spell it: a tensor which has one already keeps it,
-    unless its new name is one too.  architecture: the name of transformers' class.
+    unless its new name is one too.  changes: transformers' own, in order.
     """
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-    transforms = _transforms(architecture, config)
-    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
-    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
     of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     tensors: dict[str, Tensor] = {}
     groups: dict[str, list[tuple[str, StoredTensor]]] = {}
@@ -126,13 +125,25 @@ def convert_checkpoint(
     return tensors
 
 
-def _transforms(architecture: str, config: PretrainedConfig) -> list[Any]:
+def changes_of(architecture: str, config: PretrainedConfig) -> list[Any]:
     """transformers' changes for a class of models, in order, and those for all old checkpoints."""
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     found: list[Any] | None = get_checkpoint_conversion_mapping(architecture)
     own = found or get_checkpoint_conversion_mapping(config.model_type) or []
     return [*own, *(get_checkpoint_conversion_mapping("legacy") or [])]
+
+
+def changes_of_whole(config: PretrainedConfig) -> list[Any]:
+    """Those for a model that takes pictures, and for each of its parts."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    from llmc.compiler.frontend.export.tower import build_whole
+    from llmc.compiler.frontend.quiet import quiet
+
+    with quiet():
+        changes: list[Any] = get_model_conversion_mapping(build_whole(config))
+    return changes
 
 
 def to_torch(array: Array) -> torch.Tensor:

@@ -21,6 +21,7 @@ from llmc.compiler.frontend.packed import packing_in, without_packing
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_text
+from llmc.compiler.frontend.tower import Whole
 from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Found:
     checkpoint: its tensors by name; None for random weights.  gguf: the GGUF file that it is in; None: in no such file.
     named: the adapters that stay beside the weights, by the names that sequences choose them by.
     labels: whether the class that its configuration names (that of the whole model, for a part) gives texts labels.
+    whole: the model of which it is the text part; None for one of text alone.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Found:
     named: Mapping[str, Adapter] = field(default_factory=dict)
     gguf: GgufFile | None = None
     labels: bool = False
+    whole: Whole | None = None
 
     def text(self, n_vocab: int) -> tuple[Text, bytes | None]:
         """The tokenizer and the chat template, if there are any: an adapter's own go before the model's."""
@@ -154,13 +157,13 @@ def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights:
     part = text_fields(fields)
     if part is None:
         return Found(name, folder, fields, checkpoint, notes=notes, packing=packing)
+    whole = Whole(fields, checkpoint)
     if checkpoint is not None:
         checkpoint = text_tensors(checkpoint)
         if HEAD not in checkpoint:  # then it is the embedding: the part's own fields need not say so
             part = {**part, "tie_word_embeddings": True}
-    notes = (f"only the text part of {name} is compiled ({part['model_type']})", *notes)
     labels = is_labelled(architecture_of(fields))
-    return Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing, labels=labels)
+    return Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing, labels=labels, whole=whole)
 
 
 def _find_folder(model: str, weights: str) -> tuple[str, Path | None, dict[str, Any], Path | None]:

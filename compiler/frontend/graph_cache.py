@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,34 @@ EXPORTERS = (
 
 def exported_graph(fields: dict[str, Any], place: str, *, takes_rows: bool = False) -> ir.Model:
     """`export_graph` of a configuration's fields, from the cache where it has them."""
-    key = _key(fields | ({TAKES_ROWS: True} if takes_rows else {}))
+
+    def export() -> ir.Model:
+        # By name, since importing the exporter imports torch, which takes seconds.
+        config = import_module("llmc.compiler.frontend.config").parse_config(fields, place)
+        exporter = import_module("llmc.compiler.frontend.export")
+        model: ir.Model = exporter.export_graph(config, takes_rows=takes_rows)
+        return model
+
+    return cached(_key(fields | ({TAKES_ROWS: True} if takes_rows else {})), export)
+
+
+def exported_tower(fields: dict[str, Any], tile: tuple[int, int, int], image_token: int, place: str) -> ir.Model:
+    """`export_tower` of the fields of a whole model's configuration, likewise."""
+
+    def export() -> ir.Model:
+        config = import_module("llmc.compiler.frontend.config").parse_whole(fields, place)
+        model: ir.Model = import_module("llmc.compiler.frontend.export.tower").export_tower(config, tile, image_token)
+        return model
+
+    return cached(_key({**fields, "llmc.tile": [*tile, image_token]}), export)
+
+
+def cached(key: str, export: Callable[[], ir.Model]) -> ir.Model:
+    """What `export` gives, from the cache where it has something that was made from the same."""
     file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"
     model = _load(file, key)
     if model is None:
-        # By name, since importing the exporter imports torch, which takes seconds.
-        export = import_module("llmc.compiler.frontend.export")
-        config = import_module("llmc.compiler.frontend.config")
-        model = export.export_graph(config.parse_config(fields, place), takes_rows=takes_rows)
+        model = export()
         proto = _proto(model, key)
         _save(proto, file)
         model = _model(proto, key) or model  # as later ones find it: ONNX keeps attributes in 32 bits

@@ -24,6 +24,7 @@ from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named
 from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.tokens import read_ends, read_text
+from llmc.compiler.frontend.tower import LEAVE_OUT, Images, Whole, load_images
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
@@ -31,6 +32,8 @@ from llmc.runtime.errors import LlmcError
 if TYPE_CHECKING:
     from llmc.compiler.frontend.onnx_file import OnnxFile
 
+TAKES_PICTURES = "vision_config"
+"""A field of the configurations of models that take pictures."""
 SPELLED_OUT = "llmc.spelled_out"
 POSITIONS = "max_position_embeddings"
 MERGE_FIRST = "merge it into the model first, and export that"
@@ -59,6 +62,7 @@ class SourceModel:
     embedding: how it makes embeddings, which the graph then gives in place of logits; None: it makes none.
     classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
     takes_rows: whether rows of numbers may stand for tokens, where the graph has its `llmc.Embedded`.
+    images: how it takes pictures; None: it takes none, or was not asked to.
     """
 
     name: str
@@ -85,6 +89,7 @@ class SourceModel:
     embedding: Embedding | None = None
     classification: Classification | None = None
     takes_rows: bool = False
+    images: Images | None = None
 
     @property
     def architecture(self) -> str:
@@ -110,6 +115,8 @@ def load_source(
     seed: int = 0,
     adapters: Sequence[str | Path] = (),
     task: Task = "auto",
+    *,
+    images: bool = False,
     has_f16: bool = False,
     rows: bool = False,
 ) -> SourceModel:
@@ -121,16 +128,30 @@ def load_source(
     merged into the weights one after another, or "NAME=…" for one that stays beside them; a MODEL that is an adapter
     itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
     rows: let rows of numbers stand for tokens, as those of images do.
+    images: with what makes rows of pictures, which then may stand for tokens too.
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if Path(model).suffix == ".onnx":
-        return _load_file(expanded(model), weights, dtype, max_sequence, adapters, task, rows, has_f16=has_f16)
+        _refuse_for_file(adapters, task, rows=rows, images=images)
+        return _load_file(expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
     found = for_task(find_model(model, weights, adapters), task)
-    folder, checkpoint = found.folder, found.checkpoint
-    fields, notes = _with_positions(found, max_sequence if weights == "random" else None)
+    if images and found.whole is None:
+        raise LlmcError("the model takes no pictures", place=f"--images {model}", hint=LEAVE_OUT)
+    source = _load_found(found, dtype, max_sequence, seed, task, rows=rows or images, has_f16=has_f16)
+    if images and found.whole is not None:
+        return _with_images(source, found, found.whole, seed)
+    return replace(source, notes=(*source.notes, *_note_of_part(found)))
+
+
+def _load_found(
+    found: Found, dtype: str | None, max_sequence: int | None, seed: int, task: Task, *, rows: bool, has_f16: bool
+) -> SourceModel:
+    """The model, or the text part, that was found."""
+    folder, checkpoint, place = found.folder, found.checkpoint, str(found.folder or found.name)
+    fields, notes = _with_positions(found, max_sequence if checkpoint is None else None)
     stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
-    graph = exported_graph(fields, place=str(folder or model), takes_rows=rows)
+    graph = exported_graph(fields, place, takes_rows=rows)
     n_vocab = n_tokens(graph)
     embedding, labels = _made_into(found, graph, fields, task, rows)
     bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
@@ -150,7 +171,7 @@ def load_source(
         tokenizer_json=text.tokenizer_json,
         vocabulary=text.vocabulary,
         folder=folder,
-        random=weights == "random",
+        random=checkpoint is None,
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
         notes=(*notes, *([note] if note else ()), *bound.notes),
         chat=chat,
@@ -162,6 +183,27 @@ def load_source(
         classification=labels,
         takes_rows=rows,
     )
+
+
+def _with_images(source: SourceModel, found: Found, whole: Whole, seed: int) -> SourceModel:
+    """The model with what takes pictures."""
+    place, std, text = str(found.folder or found.name), _std(found.fields), source.tokenizer_json
+    images = load_images(whole, source.dtype, found.folder, text, place=place, std=std, seed=seed)
+    digest = hashlib.sha256(f"{source.digest} {images.tower.digest}".encode()).hexdigest()
+    return replace(source, images=images, digest=digest, notes=(*source.notes, *images.notes))
+
+
+def _note_of_part(found: Found) -> tuple[str, ...]:
+    """What the user should be told of a model that takes more than text, of which that part is compiled."""
+    if found.whole is None:
+        return ()
+    note = f"only the text part of {found.name} is compiled ({found.fields['model_type']})"
+    return (f"{note}; --images asks for pictures too" if TAKES_PICTURES in found.whole.fields else note,)
+
+
+def _std(fields: dict[str, Any]) -> float:
+    """Of random weights."""
+    return float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
 
 
 def _made_into(
@@ -192,15 +234,15 @@ def _with_positions(found: Found, asked: int | None) -> tuple[dict[str, Any], li
     return {**found.fields, POSITIONS: asked}, [*found.notes, note]
 
 
-def _refuse_for_file(adapters: Sequence[str | Path], task: Task, rows: bool) -> None:
+def _refuse_for_file(adapters: Sequence[str | Path], task: Task, *, rows: bool, images: bool) -> None:
     """Raises LlmcError for what an .onnx file cannot be compiled with."""
     if adapters:
         raise LlmcError("an .onnx file takes no adapter", place=f"--adapter {adapters[0]}", hint=MERGE_FIRST)
-    if task in ("embed", "classify"):
+    if images or task in ("embed", "classify"):
         fact, hint = "an .onnx file is compiled as it is", "compile the model it is from"
-        raise LlmcError(fact, place=f"--task {task}", hint=hint)
+        raise LlmcError(fact, place="--images" if images else f"--task {task}", hint=hint)
     if rows:
-        raise LlmcError("an .onnx file takes tokens alone", place="--images", hint="compile the model it is from")
+        raise LlmcError("an .onnx file takes tokens alone", place="rows", hint="compile the model it is from")
 
 
 def _bind(
@@ -208,7 +250,7 @@ def _bind(
 ) -> tuple[Bound, tuple[NamedAdapter, ...], bytes]:
     """The model with its weights, the adapters that stay beside them, and a digest of all."""
     if found.checkpoint is None:
-        std = float(fields.get("initializer_range") or fields.get("init_std") or 0.02)
+        std = _std(fields)
         bound = Bound(fields, graph, random_weights(graph, stored, std=std, seed=seed))
         return bound, (), f"random {stored} {std} {seed}".encode()
     bound = bind(graph, found.checkpoint, fields, found.adapters, is_part=found.is_part, place=str(found.folder))
@@ -235,14 +277,10 @@ def _load_file(
     weights: str,
     dtype: str | None,
     max_sequence: int | None,
-    adapters: Sequence[str | Path],
-    task: Task,
-    rows: bool,
     *,
     has_f16: bool,
 ) -> SourceModel:
     """An .onnx file, with the configuration and the tokenizer that lie beside it, if any do."""
-    _refuse_for_file(adapters, task, rows)
     from llmc.compiler.frontend.onnx_file import open_onnx
 
     if weights == "random":

@@ -1,7 +1,8 @@
 """The text part of a model that takes images or sound too: a decoder like others, inside a larger checkpoint.
 
 Its configuration stands in the whole one's `text_config`; its tensors have `language_model.` in front of their names,
-or `model.language_model.` in place of `model.`.  To a text it says what the whole model says where there is no image.
+or `model.language_model.` in place of `model.`; some say `text_model` for it.  To a text it says what the whole model
+says where there is no image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 INHERITED = ("dtype", "torch_dtype", "eos_token_id", "bos_token_id")
 """What the whole model's configuration says for its text part too."""
-PREFIXES = (("model.language_model.", "model."), ("language_model.", ""))
+PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.", ""),
+    ("model.text_model.", "model."),
+    ("text_model.", "model."),
+)
 """How the names of its tensors begin in the whole, and by themselves."""
 
 HEAD = "lm_head.weight"

@@ -25,7 +25,7 @@ from llmc.compiler.graph.ask import (
     values,
     weight_of,
 )
-from llmc.compiler.graph.check import check_step_graph
+from llmc.compiler.graph.check import check_step_graph, check_tower_graph
 from llmc.compiler.graph.edit import (
     add_constant,
     clone,
@@ -48,6 +48,7 @@ __all__ = [
     "attribute",
     "bind",
     "check_step_graph",
+    "check_tower_graph",
     "clone",
     "constant",
     "count_ops",

@@ -61,6 +61,16 @@ def check_step_graph(model: ir.Model) -> None:
             )
 
 
+def check_tower_graph(model: ir.Model) -> None:
+    """Raise LlmcError unless `model` is a step graph but for what it takes and gives: `pixels` f32[C,H,W] and, where it
+    attends, `positions` i64[n], `page_table` i64[n,P] and caches -> `made` f32[n',d] and caches."""
+    for rule in (tower_inputs_and_results, layers, types, order, operators, initializers):
+        for fact, place in rule(model.graph):
+            raise LlmcError(
+                f"not the graph of a tower: {fact}", place=place, hint="this is a fault of llmc's passes: report it"
+            )
+
+
 Offences = Iterator[tuple[str, str]]
 
 
@@ -101,6 +111,17 @@ def given_rows(graph: ir.Graph) -> dict[str, str]:
     """The inputs where rows stand for tokens."""
     taken = next((node for node in graph if op_name(node) == f"{DOMAIN}.{TAKE_GIVEN}"), None)
     return {} if taken is None else {"is_given": "i64[M]", "given": type_text(taken.outputs[0])}
+
+
+def tower_inputs_and_results(graph: ir.Graph) -> Offences:
+    caches = [f"{kind}_cache.{layer}" for layer in range(len(attention_nodes(graph))) for kind in "kv"]
+    expected = ["pixels", *(["positions", "page_table", *caches] if caches else [])]
+    found = [str(value.name) for value in graph.inputs]
+    if found != expected:
+        yield f"inputs are {', '.join(found)}, not {', '.join(expected)}", "graph"
+    results = [str(value.name) for value in graph.outputs]
+    if results != ["made", *(f"{name}_out" for name in caches)] or len(graph.outputs[0].shape or ()) != 2:
+        yield f"results are {', '.join(results)}", "graph"
 
 
 def layers(graph: ir.Graph) -> Offences:

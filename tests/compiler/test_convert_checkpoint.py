@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Pre
 
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.checkpoint import open_checkpoint
-from llmc.compiler.frontend.convert_checkpoint import convert_checkpoint, from_torch, to_torch
+from llmc.compiler.frontend.convert_checkpoint import changes_of, convert_checkpoint, from_torch, to_torch
 from llmc.runtime.errors import LlmcError
 
 SIZES = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -32,7 +32,7 @@ def test_experts_that_lie_apart_are_one_tensor_in_their_order(tmp_path: Path, dt
     state = save(MIXTRAL, tmp_path, dtype)
     checkpoint = open_checkpoint(tmp_path)
     assert any(".experts.11.w3." in name for name in checkpoint)  # behind experts.2 by number alone
-    converted = convert_checkpoint(checkpoint, set(state), "MixtralForCausalLM", MIXTRAL)
+    converted = convert_checkpoint(checkpoint, set(state), changes_of("MixtralForCausalLM", MIXTRAL), MIXTRAL)
     assert set(converted) == set(state)
     for name, tensor in state.items():
         assert converted[name].dims == tuple(tensor.shape)
@@ -45,7 +45,9 @@ def test_a_missing_expert_is_told_before_anything_is_read(tmp_path: Path) -> Non
     tensors = load_file(file)
     del tensors[next(name for name in tensors if name.endswith("experts.11.w3.weight"))]
     save_file(tensors, file)
-    converted = convert_checkpoint(open_checkpoint(tmp_path), set(state), "MixtralForCausalLM", MIXTRAL)
+    converted = convert_checkpoint(
+        open_checkpoint(tmp_path), set(state), changes_of("MixtralForCausalLM", MIXTRAL), MIXTRAL
+    )
     name = next(name for name, tensor in converted.items() if "gate_up_proj" in name and "layers.0" in name)
     with pytest.raises(LlmcError, match=r"do not make 'model\.layers\.0\.mlp\.experts\.gate_up_proj'"):
         _ = converted[name].dims
@@ -65,7 +67,7 @@ def test_a_name_that_the_model_knows_is_kept(tmp_path: Path) -> None:
     save(MIXTRAL, tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     some = next(name for name in checkpoint if ".block_sparse_moe.gate." in name)
-    assert some in convert_checkpoint(checkpoint, {some}, "MixtralForCausalLM", MIXTRAL)
+    assert some in convert_checkpoint(checkpoint, {some}, changes_of("MixtralForCausalLM", MIXTRAL), MIXTRAL)
 
 
 def test_bfloat16_goes_to_torch_and_back() -> None:

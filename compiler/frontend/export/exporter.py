@@ -100,7 +100,7 @@ def _build(config: PretrainedConfig) -> PreTrainedModel:
     except Exception as error:  # transformers raises anything at all
         if has_own_attention(config) or (isinstance(error, KeyError) and error.args == (INTERFACE,)):
             raise unsupported(config, OWN_ATTENTION) from error
-        raise LlmcError(f"the configuration describes no model: {_first_line(error)}") from error
+        raise LlmcError(f"the configuration describes no model: {first_line(error)}") from error
 
 
 def _refuse_empty_weights(model: PreTrainedModel) -> None:
@@ -116,9 +116,9 @@ def _export(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) 
     except LlmcError:
         raise
     except Exception as error:  # torch and transformers raise anything at all
-        if _was_interrupted(error):
+        if was_interrupted(error):
             raise KeyboardInterrupt from error
-        raise unsupported(config, f"exporting it failed: {_first_line(error)}") from error
+        raise unsupported(config, f"exporting it failed: {first_line(error)}") from error
 
 
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model:
@@ -188,7 +188,7 @@ def simplify(model: ir.Model) -> None:
     ir_passes.ShapeInferencePass()(model)
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
+def was_interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error: PyTorch makes one of its own of it in C++, which names it."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
@@ -197,7 +197,7 @@ def _was_interrupted(error: BaseException | None) -> bool:
     return False
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The line that says what was wrong: the first one of the first cause."""
     while error.__cause__ is not None:
         error = error.__cause__

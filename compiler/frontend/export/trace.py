@@ -45,7 +45,13 @@ def build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
         require_interface(config, model)
     name_gates(model)
     stretch_nothing(model)
-    # On "meta" they would clash with the buffers' device; as fake tensors they are on the CPU like everything else.
+    without_values(model)
+    return model
+
+
+def without_values(model: PreTrainedModel) -> None:
+    """Make parameters on "meta" fake tensors.  There they would clash with the buffers' device; as fakes they are on
+    the CPU like everything else.  In place."""
     fakes: dict[int, torch.nn.Parameter] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
@@ -53,7 +59,6 @@ def build_without_memory(config: PretrainedConfig) -> PreTrainedModel:
                 if parameter is not None:
                     fake = torch.nn.Parameter(torch.empty(parameter.shape), requires_grad=False)
                     module._parameters[name] = fakes.setdefault(id(parameter), fake)
-    return model
 
 
 def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:

@@ -1,0 +1,124 @@
+"""Whether a model's text part takes a picture's rows as it takes the embeddings of tokens, and nothing else of it.
+
+The whole model's own code is run, but for its text part and for the tower: once with a picture and once without.  All
+that the text part is given has to be the same both times, but for its embeddings, where the picture's rows stand in
+place of its tokens, in order.  So a mask that looks both ways within a picture, positions in three directions, or
+features for deeper layers are found whoever makes them.
+"""
+
+from __future__ import annotations
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from llmc.runtime.errors import LlmcError
+
+TYPES = ("token_type_ids", "mm_token_type_ids")
+"""What transformers calls an input that says which tokens are a picture's."""
+EMBEDDINGS = "inputs_embeds"
+MASKS, POSITIONS = "mask", "position"
+SAID = {
+    MASKS: "tokens of a picture see each other both ways",
+    POSITIONS: "a picture's rows have positions of their own",
+}
+"""What follows where an argument of the text part, by a part of its name, depends on the picture."""
+N_BEFORE, N_BEHIND = 3, 2
+"""Tokens of the text around the picture."""
+
+
+class Reached(Exception):
+    """What the text part was given."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = given
+
+
+def check_rows(model: PreTrainedModel, made: Any, image_token: int) -> None:
+    """Refuse a model whose text part needs more of a picture than rows in its embeddings.
+
+    made: what the tower gives, without values: a tensor, or several; its last axis is a row.  Leaves the model as it
+    was.  Raises LlmcError with a fact alone.
+    """
+    text = text_part(model)
+    n_rows = sum(rows.shape[:-1].numel() for rows in tree_leaves(made))
+    size = tree_leaves(made)[0].shape[-1]
+    rows, like = tree_flatten(made)
+    real = [torch.randn(tuple(part.shape)) for part in rows]
+    words = [token for token in range(N_BEFORE + N_BEHIND + 1) if token != image_token]
+    ids = torch.tensor([[*words[:N_BEFORE], *[image_token] * n_rows, *words[N_BEFORE : N_BEFORE + N_BEHIND]]])
+    with torch.no_grad(), Recorded(model, text, size) as recorded:
+        with_picture = recorded.given(ids, image_token, tree_unflatten(real, like))
+        without = recorded.given(ids, image_token, None)
+    expected = without.pop(EMBEDDINGS).clone()
+    expected[ids == image_token] = torch.cat([part.reshape(-1, size) for part in real])
+    found = with_picture.pop(EMBEDDINGS)
+    if found.shape != expected.shape or not torch.equal(found, expected):
+        raise LlmcError("a picture's rows do not stand in its text in place of tokens, in their order")
+    for name in sorted({*with_picture, *without}):
+        if not same(with_picture.get(name), without.get(name)):
+            why = next((why for part, why in SAID.items() if part in name), f"its text part takes {name} of a picture")
+            raise LlmcError(why)
+
+
+def text_part(model: PreTrainedModel) -> torch.nn.Module:
+    """The module that is given the embeddings."""
+    decoder = model.get_decoder()
+    if decoder is None or decoder is model:
+        raise LlmcError("transformers does not say which part of it is the text's")
+    found: torch.nn.Module = decoder
+    return found
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments say the same."""
+    left, right = tree_flatten(a), tree_flatten(b)
+    if left[1] != right[1]:
+        return False
+    pairs = zip(left[0], right[0], strict=True)
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y) for x, y in pairs)
+
+
+class Recorded:
+    """Within it, the model's text part says what it is given, and embeddings are of no weight.  size: of a row."""
+
+    def __init__(self, model: PreTrainedModel, text: torch.nn.Module, size: int) -> None:
+        self.model, self.text, self.size = model, text, size
+        self.table = model.get_input_embeddings()
+        self.inner = next(
+            (module for module in model.modules() if module is not model and hasattr(module, "get_image_features")),
+            model,
+        )
+
+    def __enter__(self) -> Recorded:
+        self.text.forward = self.reached
+        self.table.forward = self.embedded
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for module, name in ((self.text, "forward"), (self.table, "forward"), (self.inner, "get_image_features")):
+            module.__dict__.pop(name, None)
+
+    def reached(self, *arguments: Any, **options: Any) -> None:
+        names = list(signature(type(self.text).forward).parameters)[1:]
+        raise Reached({**dict(zip(names, arguments, strict=False)), **options})
+
+    def embedded(self, ids: torch.Tensor) -> torch.Tensor:
+        return (ids[..., None] + 1.0).expand(*ids.shape, self.size).clone()
+
+    def given(self, ids: torch.Tensor, image_token: int, made: Any) -> dict[str, Any]:
+        """What the text part is given for token ids [1, S].  made: the tower's rows; None: without a picture."""
+        self.inner.__dict__["get_image_features"] = lambda *_, **__: ModelOutput(pooler_output=made)
+        known = signature(self.model.forward).parameters
+        is_image = (ids == image_token).long() * (made is not None)
+        types = {name: is_image for name in TYPES if name in known}
+        pixels = {} if made is None else {"pixel_values": torch.ones(1, 1)}
+        try:
+            self.model(input_ids=ids, use_cache=False, **types, **pixels)
+        except Reached as reached:
+            return {name: value for name, value in reached.given.items() if value is not None}
+        raise LlmcError("its text part is not reached")

@@ -1,0 +1,185 @@
+"""The tower of a model that takes pictures: the graph that makes rows of embeddings of a tile, and its weights.
+
+A picture is one tile or several, all of one size, as the model's own processor makes them; a tile's rows stand in the
+text's embeddings in place of as many tokens.  What the text part is, is said elsewhere (text_part.py): here is the
+rest of the whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx_ir as ir
+
+from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
+from llmc.compiler.frontend.checkpoint import StoredTensor, sample
+from llmc.compiler.frontend.graph_cache import exported_tower
+from llmc.compiler.frontend.processor import read_processor
+from llmc.compiler.graph.shapes import dims
+from llmc.compiler.weights import StoredDType, Weight
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.processor import Processor, Section
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index")
+"""What configurations call the token that stands for a row."""
+SIZES = ("image_size", "img_size")
+"""What they call the size of a tile: a number, or [H, W]."""
+CHANNELS, LARGEST = 3, 4096
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""The files of which one says how a model prepares pictures."""
+NO_PROCESSOR = "the model has no processor: it takes tiles, and no pictures"
+LEAVE_OUT = "leave --images out"
+TRIED = ((48, 48), (90, 1000), (1400, 300), (900, 1200))
+"""Height and width of the pictures that a processor is tried with."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole of a model of which another is the text part.  fields: of its config.json.  checkpoint: all tensors;
+    None for random weights."""
+
+    fields: dict[str, Any]
+    checkpoint: Mapping[str, StoredTensor] | None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """What makes rows of embeddings of one tile of a picture.
+
+    graph: float32; `pixels` [3, H, W] -> `made` [n_rows, size].  Its initializers are `Weight`s.
+    weights: the same tensors by name, in the checkpoint's own dtype.
+    tile: (3, H, W).  n_rows: of a tile.  size: of a row, that of the text's embeddings.
+    image_token: what stands for a row in the text that the model's processor makes.  digest: SHA-256 of all that.
+    """
+
+    graph: ir.Model
+    weights: Mapping[str, Weight]
+    tile: tuple[int, int, int]
+    n_rows: int
+    size: int
+    image_token: int
+    digest: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {"tile": list(self.tile), "rows": self.n_rows, "size": self.size, "image_token": self.image_token}
+
+
+@dataclass(frozen=True)
+class Images:
+    """How a model takes pictures.
+
+    processor: the section that makes tiles of them (processor.py); None: it has none, and takes tiles alone.
+    fields: of the whole model's configuration.  notes: what the user should be told.
+    """
+
+    tower: Tower
+    processor: bytes | None
+    fields: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load_images(
+    whole: Whole,
+    stored: StoredDType,
+    folder: Path | None,
+    tokenizer_json: bytes | None,
+    *,
+    place: str,
+    std: float,
+    seed: int,
+) -> Images:
+    """How a whole model takes pictures; reads no weight.  std, seed: of random weights.  place: for messages.
+
+    Raises LlmcError for a model that takes none, of which more would have to be known than rows, or whose processor
+    makes something else of pictures than tiles of one size.
+    """
+    token = image_token(whole.fields, place)
+    processor: bytes | None = None
+    notes: tuple[str, ...] = (NO_PROCESSOR,)
+    if folder is not None and tokenizer_json is not None and any((folder / name).is_file() for name in PROCESSORS):
+        processor, notes = read_processor(folder, whole.fields, tokenizer_json, place), ()
+    tries = try_processor(processor, tokenizer_json or b"", token, place) if processor else []
+    tile = tries[0].tile if tries else tile_of(whole.fields, place)
+    tower = load_tower(whole, stored, tile, token, place=place, std=std, seed=seed)
+    for tried in tries:
+        tried.check(tower, place)
+    return Images(tower, processor, whole.fields, notes)
+
+
+class Tried(NamedTuple):
+    """What the processor made of a picture [height, width].  n_tokens: those that stand for rows."""
+
+    picture: tuple[int, int]
+    tile: tuple[int, ...]
+    n_tiles: int
+    n_tokens: int
+
+    def check(self, tower: Tower, place: str) -> None:
+        high, wide = self.picture
+        fact = f"of a picture of {wide} by {high} pixels the model's processor makes"
+        if self.tile != tower.tile:
+            said = f"{fact} tiles of {self.tile[-1]} by {self.tile[-2]}, of others {tower.tile[-1]} by {tower.tile[-2]}"
+            raise LlmcError(said, place=place, hint=LEAVE_OUT)
+        if self.n_tokens != self.n_tiles * tower.n_rows:
+            said = f"{fact} {self.n_tokens} tokens, and its tower {self.n_tiles} times {tower.n_rows} rows"
+            raise LlmcError(said, place=place, hint=LEAVE_OUT)
+
+
+def try_processor(section: bytes, tokenizer_json: bytes, token: int, place: str) -> list[Tried]:
+    """What the processor makes of pictures of several shapes."""
+    from PIL import Image
+
+    prepare = Processor(Section.read(section), tokenizer_json.decode(), place)
+    tries = []
+    for high, wide in TRIED:
+        made = prepare(Image.new("RGB", (wide, high), (200, 30, 90)))
+        n_tiles, *tile = made.tiles.shape
+        tries.append(Tried((high, wide), tuple(tile), n_tiles, made.ids.count(token)))
+    return tries
+
+
+def load_tower(
+    whole: Whole, stored: StoredDType, tile: tuple[int, ...], token: int, *, place: str, std: float, seed: int
+) -> Tower:
+    """The tower of a whole model, for tiles of this shape; reads no weight."""
+    channels, height, width = tile
+    graph = exported_tower(whole.fields, (channels, height, width), token, place)
+    if whole.checkpoint is None:
+        weights = random_weights(graph, stored, std=std, seed=seed)
+        contents = f"random {stored} {std} {seed}".encode()
+    else:
+        weights = checkpoint_weights(graph, whole.checkpoint, whole.fields, place=place, is_whole=True)
+        contents = sample(whole.checkpoint)
+    for initializer in unread(graph):
+        initializer.const_value = weights[initializer.name or ""].stored_as(stored)
+    made = dims(graph.graph.outputs[0])
+    n_rows, size = (n for n in made if isinstance(n, int))
+    said = json.dumps([whole.fields, tile], sort_keys=True).encode()
+    return Tower(
+        graph, weights, (channels, height, width), n_rows, size, token, hashlib.sha256(said + contents).hexdigest()
+    )
+
+
+def image_token(fields: Mapping[str, Any], place: str) -> int:
+    """The token that stands for a row."""
+    token = next((fields[name] for name in IMAGE_TOKENS if isinstance(fields.get(name), int)), None)
+    if token is None:
+        raise LlmcError("its configuration names no token that stands for a picture", place=place)
+    return int(token)
+
+
+def tile_of(fields: Mapping[str, Any], place: str) -> tuple[int, int, int]:
+    """(3, H, W) of what the tower was made for."""
+    vision = fields.get("vision_config")
+    said = next((vision[name] for name in SIZES if name in vision), None) if isinstance(vision, dict) else None
+    sizes = [said, said] if isinstance(said, int) else said
+    if isinstance(sizes, list) and len(sizes) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST for n in sizes):
+        return (CHANNELS, sizes[0], sizes[1])
+    raise LlmcError("its configuration names no one size of pictures", place=place)

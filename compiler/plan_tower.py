@@ -1,0 +1,71 @@
+"""The plan of a tower: one tile of a picture through all of its layers, to rows that stand for tokens.
+
+It is planned like a body, by the same schedules, over the same arena, kernels and weights section; no step runs
+meanwhile.  Attention reads positions and pages as it does of a text: the n rows that attend are a text of n tokens.
+But here all of that is known, so that positions and page table are constants, and the pages lie in the arena.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from llmc.compiler.graph.shapes import dims
+from llmc.compiler.kernel import PAGE_TOKENS, RowMajor
+from llmc.compiler.memory import aligned
+from llmc.compiler.plan import TOWER, Program
+from llmc.compiler.planner import Planner, Weights, argument
+from llmc.runtime.format import Argument
+
+
+def with_tower(planner: Planner, program: Program, graph: ir.Graph, kv_dtype: str) -> Program:
+    """The program with a plan for its tower.  planner: the one that made it.
+
+    graph: the tower's: `pixels` f32 [3, H, W], and `positions`, `page_table` and caches where it attends -> `made`
+    f32 [n, d].  kv_dtype: how its keys and values are kept while it runs.
+    """
+    n_attending = next((rows for value in graph.inputs if value.name == "positions" for rows in dims(value)), 1)
+    assert isinstance(n_attending, int)
+    tower = replace(planner, graph=graph, kv_dtype=kv_dtype, n_context=n_attending, joined=None, bodies={})
+    tower.layer_bytes = tower.bytes_of_layers(n_attending)
+    binding = tower.binding(n_attending, 1)
+    n_pages = -(-n_attending // PAGE_TOKENS)
+    pages = argument("arena", 0, n_pages * max(tower.layer_bytes, default=0))
+    made = binding.type_of(graph.outputs[0])
+    n_rows, size = made.shape
+    tile = next(binding.type_of(value) for value in graph.inputs if value.name == "pixels")
+    places = {
+        "pixels": argument("pixels", 0, tile.n_bytes),
+        "logits": argument("made", 0, made.n_bytes),
+        "kv": pages,
+        **(constants(planner.weights, n_attending, n_pages) if tower.layer_bytes else {}),
+    }
+    plan = tower.step(TOWER, n_rows, list(graph), graph.outputs, binding, {}, aligned(pages.n_bytes), places)
+    channels, height, width = tile.shape
+    return replace(
+        program,
+        plans=(*program.plans, plan),
+        kernels=tuple(planner.kernels.values()),
+        weights=tuple(planner.weights.placed.values()),
+        choices=tuple(planner.choices.values()),
+        weight_bytes=planner.weights.n_bytes,
+        arena_bytes=max(program.arena_bytes, tower.arena_bytes),
+        scratch_bytes=max(program.scratch_bytes, tower.scratch_bytes),
+        n_row=size,
+        tile=(channels, height, width),
+    )
+
+
+def constants(weights: Weights, n_rows: int, n_pages: int) -> Mapping[str, Argument]:
+    """Positions i32 [n_rows] and page table i32 [n_rows, n_pages] of a text whose pages lie in order."""
+    pages = np.broadcast_to(np.arange(n_pages, dtype=np.int32), (n_rows, n_pages))
+    arrays = {"positions": np.arange(n_rows, dtype=np.int32), "page_table": np.ascontiguousarray(pages)}
+    placed = {}
+    for name, array in arrays.items():
+        value = ir.Value(name=f"tower.{name}", const_value=ir.tensor(array, name=f"tower.{name}"))
+        place = weights.place_shaped(value, array.shape, RowMajor("i32"))
+        placed[name] = argument("weights", place.offset, place.n_bytes)
+    return placed

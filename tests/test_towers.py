@@ -1,0 +1,75 @@
+"""What makes rows of a picture's tiles says what transformers says; other models are refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import llmc
+from llmc.compiler.driver import compile_model
+from llmc.compiler.frontend.source import load_source
+from llmc.compiler.frontend.tower import Whole, load_images
+from llmc.runtime.errors import LlmcError
+from tests.towers import config_of, rows_of, save_model
+
+
+def tile_of(shape: tuple[int, ...]) -> Any:
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "internvl"])
+def test_rows_of_a_tile_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    whole = save_model(config_of(kind), tmp_path / "whole")
+    how = {"images": True, "batch": (1,), "max_sequence": 32, "verify": False}
+    report = compile_model(tmp_path / "whole", out=tmp_path / "model.so", **how)  # type: ignore[arg-type]
+    assert report["notes"] == ["the model has no processor: it takes tiles, and no pictures"]
+    with llmc.load(tmp_path / "model.so") as model:
+        tile = tile_of(model.info.tile)
+        wanted = rows_of(whole, tile)
+        with model.image(tile) as rows, model.image(tile_of(tile.shape) * 0.5), model.image(tile) as again:
+            found = rows.numbers()
+            assert np.array_equal(again.numbers(), found)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= 2e-6 * np.ptp(wanted)
+
+
+def test_a_tower_in_bf16_is_nearer_than_transformers_in_bf16(tmp_path: Path) -> None:
+    whole = save_model(config_of("llava siglip"), tmp_path / "whole", torch.bfloat16)
+    how = {"images": True, "batch": (1,), "max_sequence": 32, "verify": False}
+    compile_model(tmp_path / "whole", out=tmp_path / "model.so", quant="int8", **how)  # type: ignore[arg-type]
+    with llmc.load(tmp_path / "model.so") as model:
+        tile = tile_of(model.info.tile)
+        with model.image(tile) as rows:
+            found = rows.numbers()
+    theirs, wanted = rows_of(whole, tile), rows_of(whole.float(), tile)
+    assert np.square(found - wanted).mean() < np.square(theirs - wanted).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact"),
+    [
+        ("gemma3", "tokens of a picture see each other both ways"),
+        ("llava next", "its tower takes image_sizes beside pixels"),
+    ],
+)
+def test_other_models_are_refused_in_one_line(kind: str, fact: str, tmp_path: Path) -> None:
+    config = config_of(kind)
+    whole = Whole(config.to_dict(), None)
+    with pytest.raises(LlmcError, match=fact) as caught:
+        load_images(whole, "f32", None, None, place="here", std=0.02, seed=0)
+    assert "\n" not in caught.value.fact
+
+
+def test_a_model_of_text_alone_takes_no_pictures(tmp_path: Path) -> None:
+    config_of("llava").get_text_config().save_pretrained(tmp_path)
+    with pytest.raises(LlmcError, match="the model takes no pictures"):
+        load_source(str(tmp_path), weights="random", images=True)
+
+
+def test_a_gpu_has_no_kernels_for_pictures(tmp_path: Path) -> None:
+    with pytest.raises(LlmcError, match="pictures have no kernels for GPUs yet"):
+        compile_model(tmp_path, target="cuda:sm_90a", images=True)
