@@ -9,6 +9,14 @@ from tvm.target import Target
 
 INLINED = "alwaysinline nounwind"
 
+ASK = f"""
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+define linkonce_odr void @llmc_ask(ptr %p) {INLINED} {{
+  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)
+  ret void }}
+"""
+"""llmc_ask(p) of linear/quant_dot.py."""
+
 
 def is_target() -> bool:
     """Whether the target that a kernel is being built for is one of ARM."""

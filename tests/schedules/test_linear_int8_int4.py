@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import quant_rule as quant_linear
 from llmc.schedules.cpu.linear.quant_layout import Int4Panels, Int4ZerosPanels, Int8Panels, block_of
 from llmc.schedules.execute import Executable
+from llmc.schedules.lower import compile_kernel
 from tests.schedules.test_linear import NAMES
 
 Array = np.ndarray[Any, Any]
@@ -187,6 +189,18 @@ def test_the_number_of_tasks_changes_no_bit(run: Run, host: Target) -> None:
     x, weight, rest = random_inputs(call)
     results = [run(call, x, weight, *rest, target=host, n_tasks=n)[0].tobytes() for n in (1, 2, 3, 64)]
     assert len(set(results)) == 1
+
+
+def test_lines_are_asked_for_beside_the_products() -> None:
+    """A pair of groups of two panels is 18 lines, and no more than one of each panel is asked for at once: LLVM, left
+    alone, asks for all at the end of a loop."""
+    target = Target("cpu", "x86-64-v4+bf16")
+    quant = quant_linear.parse(quant_call("Linear", 8, 64, 4096, Scheme(4, 32)), target, "i4")
+    assert quant
+    code = compile_kernel(quant_linear.product_kernel(quant, quant_linear.default_tiles(quant, target)), target)
+    asked = [match.start() for match in re.finditer(rb"\x0f\x18", code)]  # prefetcht0
+    assert len(asked) == 18
+    assert all(later - first > 100 for first, later in zip(asked, asked[2:], strict=False))
 
 
 @pytest.mark.parametrize("rule", quant_linear.RULES[:2], ids=["int8", "int4"])

@@ -151,8 +151,17 @@ class RoutedQuant(Routed, QuantProduct):
         self.quant = stage.layer
         super().__init__(stage)
 
+    def unit_of(self, block: Any, number: Any) -> None:
+        table, active = self.stage.table, ONE.keep(self.table[0], "int32")
+        is_last = number + 1 == active
+        expert = ONE.keep(self.table[table.experts_at + T.Select(is_last, 0, number + 1)], "int32")
+        self.next_unit = T.bind(expert * self.linear.panels + (block + T.Select(is_last, 1, 0)) * PANELS_MULTIPLE)
+        super().unit_of(block, number)
+
     def tile(self, count: Any, chunk: Any, tile: Any, panel: Any, place: Any) -> None:
-        self.sum_up(tile, T.bind(self.weight_panel + panel))
+        here, n_panels = T.bind(self.weight_panel + panel), self.tiles.panels
+        to_next = T.Select(panel + n_panels < PANELS_MULTIPLE, n_panels, self.next_unit - here)
+        self.sum_up(tile, here, T.bind(to_next))
         self.store_pairs(count, tile, panel, 0)
 
 

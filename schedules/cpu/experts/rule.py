@@ -137,7 +137,7 @@ class Stage:
     def kind(self, rows: int) -> Tiles:
         panels = plain.panels_of(rows, self.linear.parts, self.accumulators)
         if not isinstance(self.layer, Linear):
-            return Tiles(rows, panels, self.steps, near=quant_linear.NEAR_LINES)
+            return Tiles(rows, panels, self.steps, near=quant_linear.NEAR_LINES // panels)
         row_tiles = ceil(self.table.tokens / rows) if rows == self.table.rows else 1
         near, far = plain.ahead(rows * self.layer.words, panels, row_tiles)
         return Tiles(rows, panels, self.steps, near=near, far=far)

@@ -15,6 +15,9 @@
 Bytes: W once for M up to a tile's rows; beyond, a unit's panels stay in the second level cache while the row tiles
 pass, and x is read once for every unit.  Operations: 2 M N K on bytes, 4 M N K / block on floats.
 The limit is memory up to M of about 16, then arithmetic.
+
+Lines of the weight are asked for one by one, as far ahead as `near` says, and at the end of a tile's panels among those
+that are taken next: what waits for memory there, or for lines asked for together, does not multiply meanwhile.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.lanes import Lanes, share
-from llmc.schedules.cpu.linear.panel import FIRST_LEVEL, VECTOR, Product
+from llmc.schedules.cpu.linear.panel import VECTOR, Product
 from llmc.schedules.cpu.linear.panel_layout import PANEL
-from llmc.schedules.cpu.linear.quant_dot import dot4, e2m1, halves, llvm_code, times, upper_halves
+from llmc.schedules.cpu.linear.quant_dot import ask, dot4, e2m1, halves, llvm_code, times, upper_halves
 from llmc.schedules.cpu.linear.quant_layout import Int4Panels
 from llmc.schedules.cpu.linear.quant_rule import QuantLinear
 from llmc.schedules.cpu.linear.rule import Tiles
@@ -78,22 +81,23 @@ class QuantProduct(Product):
         row_tiles = self.tiles.row_tiles(self.linear)
         with T.serial(row_tiles) as row_tile:
             panel = T.bind(unit * self.tiles.panels)
-            self.sum_up(row_tile, panel)
+            self.sum_up(row_tile, panel, self.tiles.panels)
             self.finish(row_tile, panel, 0)
 
-    def sum_up(self, row_tile: Any, panel: Any) -> None:
-        """A tile's sums, to scratch."""
+    def sum_up(self, row_tile: Any, panel: Any, to_next: Any) -> None:
+        """A tile's sums, to scratch.  to_next: how many panels further those lie that are taken next."""
         sums = {at: T.alloc_buffer((PANEL,), "float32") for at in self.places}
         for at in self.places:
             VECTOR.store(sums[at], 0, VECTOR.all(0.0))
         starts = [T.bind((panel + p) * self.quant.panel_words) for p in range(self.tiles.panels)]
-        self.blocks(sums, row_tile, starts)
+        self.blocks(sums, row_tile, starts, to_next * self.quant.panel_words)
         for r, p in self.places:
             value = self.scaled(sums[r, p][VECTOR.at(0)], starts[p])
             VECTOR.store(self.scratch, (r * self.tiles.panels + p) * PANEL, value)
 
-    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
-        """Adds every block to the sums; `starts`: the first word of each panel."""
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any], to_next: Any) -> None:
+        """Adds every block to the sums.  starts: the first word of each panel; to_next: as many words further begin
+        those that are taken next."""
         raise NotImplementedError
 
     def scaled(self, value: Any, start: Any) -> Any:
@@ -134,30 +138,37 @@ class QuantProduct(Product):
         most = max(1, MOST_UNROLLED // len(self.places))
         return max(n for n in range(1, min(words, most) + 1) if words % n == 0)
 
-    def load(self, at: Any) -> Any:
-        """16 words of the weight; the cache line some way ahead is asked for."""
-        self.ask_ahead(at)
+    def ahead(self, part: Any, part_words: int, n_parts: int, to_next: Any) -> Any:
+        """How many words further lies what is asked for beside a part of a panel, of `n_parts`: about `near` lines,
+        in whole parts."""
+        parts = round(self.tiles.near * PANEL / part_words) or 1
+        return T.bind(parts * part_words + T.Select(part + parts < n_parts, 0, to_next - n_parts * part_words))
+
+    def load(self, at: Any, ahead: Any) -> Any:
+        """16 words of the weight; what lies `ahead` words further is asked for."""
+        self.ask(at + ahead)
         return VECTOR.keep(self.weight[VECTOR.at(at)], "int32")
 
-    def ask_ahead(self, at: Any) -> None:
-        """Asks for the cache line that is some way ahead of this one."""
+    def ask(self, at: Any) -> None:
+        """Asks for a cache line of the weight, if these tiles ask at all."""
         if self.tiles.near:
-            ahead = self.weight[at + self.tiles.near * PANEL]
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(ahead), 0, FIRST_LEVEL, 1))
+            ask(self.weight[at])
 
 
 class Int8Product(QuantProduct):
     """A word of the weight is four elements."""
 
-    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any], to_next: Any) -> None:
         steps = self.quant.block // 4
         unroll = self.unrolled(steps)
         with T.serial(self.quant.blocks) as block:
+            ahead = self.ahead(block, steps * PANEL, self.quant.blocks, to_next)
             exact, at = self.begin(row_tile, block)
             with T.serial(steps // unroll) as some:
                 for i in range(unroll):
                     step = T.bind(block * steps + some * unroll + i)
-                    self.multiply(exact, row_tile, step, [self.load(start + step * PANEL) for start in starts])
+                    weights = [self.load(start + step * PANEL, ahead) for start in starts]
+                    self.multiply(exact, row_tile, step, weights)
             scales = [[VECTOR.all(self.x_scales[at + r])] * self.tiles.panels for r in range(self.tiles.rows)]
             self.add(sums, self.as_floats(exact), scales)
 
@@ -169,17 +180,19 @@ class Int8Product(QuantProduct):
 class Int4Product(QuantProduct):
     """A word of the weight is two steps: the low and the high halves of its bytes.  Groups come in pairs."""
 
-    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any]) -> None:
+    def blocks(self, sums: Sums, row_tile: Any, starts: list[Any], to_next: Any) -> None:
         words = self.quant.block // 8  # of a lane, in a group
-        with T.serial(self.quant.blocks // 2) as pair:
-            firsts = [T.bind(start + pair * self.layout.pair_words) for start in starts]
+        n_pairs, pair_words = self.quant.blocks // 2, self.layout.pair_words
+        with T.serial(n_pairs) as pair:
+            firsts = [T.bind(start + pair * pair_words) for start in starts]
+            ahead = self.ahead(pair, pair_words, n_pairs, to_next)
             for group in range(2):
                 exact, at = self.begin(row_tile, pair * 2 + group)
                 unroll = self.unrolled(words)
                 with T.serial(words // unroll) as some:
                     for i in range(unroll):
                         word = T.bind(group * words + some * unroll + i)
-                        stored = [self.load(first + word * PANEL) for first in firsts]
+                        stored = [self.load(first + word * PANEL, ahead) for first in firsts]
                         low, high = self.halves_of(stored)
                         step = T.bind((pair * 2 * words + word) * 2)
                         self.multiply(exact, row_tile, step, low)
@@ -188,6 +201,9 @@ class Int4Product(QuantProduct):
                 of_x = [VECTOR.all(self.x_scales[at + r]) for r in range(self.tiles.rows)]
                 values = self.values(exact, at, firsts, group)
                 self.add(sums, values, [[x * w for w in of_weight] for x in of_x])
+            for behind in range(self.layout.codes_words, pair_words, PANEL):
+                for first in firsts:
+                    self.ask(first + behind + ahead)
 
     @property
     def layout(self) -> Int4Panels:
@@ -221,11 +237,6 @@ class Int4ZerosProduct(Int4Product):
 
     def first(self, at: Any) -> Any:
         return VECTOR.all(0)
-
-    def behind(self, first: Any, group: int, which: int) -> Any:
-        if group == 0:  # else of ten lines two would not be asked for
-            self.ask_ahead(first + self.layout.codes_words + which * PANEL)
-        return super().behind(first, group, which)
 
     def values(self, exact: Sums, at: Any, firsts: list[Any], group: int) -> Sums:
         """The sums of products with codes less their zero.  exact: of codes + 8.  A correction is -8 times the sum of

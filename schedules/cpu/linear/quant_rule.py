@@ -127,9 +127,9 @@ def parse(call: Call, target: Target, dtype: Bytes) -> QuantLinear | None:
     return quant
 
 
-NEAR_LINES = 48
-"""Cache lines of each panel that are asked for ahead of their use.  With 4 to 8 of them a quiet Zen 5 took 1.3 to 1.9
-times as long for int4 at 4 and 8 tokens, up to 1.2 times for int8 at 8 and 16, and at most as long elsewhere."""
+NEAR_LINES = 128
+"""Cache lines that are asked for ahead of their use, over all panels of a tile.  On a Zen 5 half as many took 1.1 to
+1.2 times as long for int4 and int8 at 8 tokens, twice as many up to 1.1 times at 1 to 4."""
 
 
 def default_tiles(quant: QuantLinear, target: Target) -> Tiles:
@@ -140,7 +140,7 @@ def default_tiles(quant: QuantLinear, target: Target) -> Tiles:
     most_rows = 8 if target.has("avx512f") else most // layer.parts
     rows = ceil(layer.m / ceil(layer.m / most_rows))
     panels = linear.panels_of(rows, layer.parts, most)
-    return Tiles(rows, panels, quant.steps, near=NEAR_LINES)
+    return Tiles(rows, panels, quant.steps, near=NEAR_LINES // panels)
 
 
 def accumulators(target: Target) -> int:
@@ -154,9 +154,9 @@ def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
     row_counts = {ceil(quant.linear.m / ceil(quant.linear.m / rows)) for rows in (4, 6, 7, 8, 12, 14)}
     for rows in sorted(row_counts):
         for panels in (1, 2, 4):
-            for near in (0, 4, 8, 24, NEAR_LINES):
+            for lines in (NEAR_LINES, NEAR_LINES // 2, 2 * NEAR_LINES, 0):
                 if panels >= quant.linear.parts and rows * panels <= 28:
-                    yield replace(default, rows=rows, panels=panels, near=near)
+                    yield replace(default, rows=rows, panels=panels, near=lines // panels)
 
 
 def implement(quant: QuantLinear, tiles: Tiles, call: Call) -> Implementation:
