@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from llmc.runtime import ArtifactFile, LlmcError
 from llmc.runtime.artifact import program_section
 from llmc.runtime.format import PLAN_KINDS
 from llmc.runtime.plan import PlanTables
-from llmc.runtime.profile import Events, Profile, ProfiledStep
+from llmc.runtime.profile import Events, Phase, Profile, ProfiledStep
 
 STEPS, KERNELS, FIRST_THREAD = 0, 1, 10
 """Rows of the trace; each thread has one, from FIRST_THREAD on."""
@@ -100,7 +100,7 @@ def summary(measured: Measured) -> Said:
         "limits": limits._asdict() if limits else None,
         "n_lost": profile.n_lost,
         "n_unrecorded": profile.n_unrecorded,
-        "phases": [phase_summary(measured, phase) for phase in ("prefill", "decode") if has_phase(profile, phase)],
+        "phases": [phase_summary(measured, phase) for phase in get_args(Phase) if has_phase(profile, phase)],
         "plans": plan_medians(measured),
     }
 

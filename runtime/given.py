@@ -77,5 +77,6 @@ def image(model: Model, pixels: npt.ArrayLike) -> Given:
         if any(tile) and array.shape != tile:
             fact = f"a tile of a picture is an array {list(tile)}, not {list(array.shape)}"
             raise LlmcError(fact, place=str(model.path), hint="it is what the model's own processor makes")
-        model.check(api.image_rows(handle, array.ctypes.data, first, n))
+        with model.recording_tile():
+            model.check(api.image_rows(handle, array.ctypes.data, first, n))
         return Given(model, first.value, n.value)

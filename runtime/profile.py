@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llmc.runtime import capi
 
-Phase = Literal["prefill", "decode"]
+Phase = Literal["picture", "prefill", "decode"]
 Events = npt.NDArray[np.void]
 
 EVENT = np.dtype(capi.Event)
@@ -25,9 +25,10 @@ MOST_EVENTS = 4 << 20
 
 
 class ProfiledStep(NamedTuple):
-    """One step: start_ns and end_ns of CLOCK_MONOTONIC, its events by start, and what it was given.
+    """One step, or what the tower makes of a tile of a picture: start_ns and end_ns of CLOCK_MONOTONIC, its events by
+    start, and what it was given.
 
-    inputs: for each sequence, the tokens it had and the tokens it got.
+    inputs: for each sequence, the tokens it had and the tokens it got; of a tile, 0 and the rows that it becomes.
     """
 
     phase: Phase

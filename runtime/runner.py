@@ -214,6 +214,15 @@ class Runner(NotCopied):
         with self._profile.step([(int(length(sequence.handle)), len(ids)) for sequence, ids in inputs], phase):
             yield
 
+    @contextmanager
+    def recording_tile(self) -> Iterator[None]:
+        """The same around what makes rows of a tile of a picture."""
+        if self._profile is None:
+            yield
+            return
+        with self._profile.step([(0, self.info.n_tile_rows)], "picture"):
+            yield
+
     def check(self, status: int) -> None:
         """Raise LlmcError for a status that is not LLMC_OK."""
         self._library.check(status)

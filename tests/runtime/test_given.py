@@ -152,6 +152,18 @@ def test_a_tile_becomes_rows(model: Model) -> None:
             assert sequence.logits().tolist() == toy_given.oracle([*TEXT[:5], *given.numbers(), 4])[-1]
 
 
+def test_a_profile_has_what_a_tile_costs(model: Model) -> None:
+    with model.profile() as profile, model.image(np.zeros(TILE, np.float32)) as given:
+        model.logits([1, *given.ids])
+    picture, prefill = profile.steps
+    assert (picture.phase, picture.inputs, picture.n_tokens) == ("picture", ((0, TILE_ROWS),), TILE_ROWS)
+    kernels = GivenPlan().kernels
+    tower = {first: kernels[kernel][0] for first, (kernel, *_) in enumerate(GivenPlan().calls)}
+    assert {tower[int(call)] for call in picture.events["call"]} == {"look", "made"}
+    assert prefill.phase == "prefill"
+    assert not {tower[int(call)] for call in prefill.events["call"]} & {"look", "made"}
+
+
 def test_a_tower_that_fails_is_told_and_leaves_no_rows(model: Model) -> None:
     with pytest.raises(LlmcError, match=r"look.* failed"):
         model.image(np.full(TILE, -1, np.float32))
