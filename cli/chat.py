@@ -19,6 +19,7 @@ from llmc.cli.opening import (
     guessing,
     image_option,
     opened,
+    pictures_in_seconds,
     seeing,
     speculation_options,
 )
@@ -290,11 +291,13 @@ def result(talk: Conversation, pieces: Iterator[Piece]) -> dict[str, Any]:
     said = list(pieces)
     generation = talk.generation
     assert generation is not None
+    seen = {"images_s": generation.pictured.seconds} if generation.pictured else {}
     return {
         "text": "".join(piece.answer for piece in said),
         "thought": "".join(piece.thought for piece in said),
         "tokens": generation.tokens,
         "n_prompt_tokens": len(generation.prompt),
+        **seen,
         "prefill_s": generation.prefill_s,
         "decode_s": generation.decode_s,
         "decode_tokens_per_s": generation.decode_tokens_per_s,
@@ -307,6 +310,6 @@ def timing(talk: Conversation) -> str:
     said = talk.generation
     assert said is not None
     return (
-        f"prompt {len(said.prompt)} tokens in {in_seconds(said.prefill_s)} | {len(said.tokens)} tokens, "
-        f"{said.decode_tokens_per_s:.1f} tok/s | end: {said.stop}"
+        f"{pictures_in_seconds(said)}prompt {len(said.prompt)} tokens in {in_seconds(said.prefill_s)} | "
+        f"{len(said.tokens)} tokens, {said.decode_tokens_per_s:.1f} tok/s | end: {said.stop}"
     )

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from llmc.cli.output import installed, show_upload
+from llmc.cli.output import in_seconds, installed, show_upload
 from llmc.runtime import LlmcError, load
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
-    from llmc.runtime.generation import How
+    from llmc.runtime.generation import Generation, How
     from llmc.runtime.speculate import Speculation
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -102,6 +102,13 @@ def opened(artifact: str, threads: int, device: str | None) -> Model:
 def seeing() -> AbstractContextManager[None]:
     """Around code that reads pictures: an error says what to install."""
     return installed("reading pictures", "images")
+
+
+def pictures_in_seconds(generation: Generation) -> str:
+    """How long a prompt's pictures took, as a line about a generation begins; "" where it has none."""
+    pictured = generation.pictured
+    n = len(pictured.seen) if pictured else 0
+    return f"{n} picture{'s' if n != 1 else ''} in {in_seconds(pictured.seconds)} | " if pictured else ""
 
 
 @contextmanager

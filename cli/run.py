@@ -17,6 +17,7 @@ from llmc.cli.opening import (
     guessing,
     image_option,
     opened,
+    pictures_in_seconds,
     seeing,
     speculation_options,
 )
@@ -288,6 +289,8 @@ def result(model: Model, generation: Generation, load_s: float) -> dict[str, Any
         said["speculation"] = {"steps": guesses.n_steps, "guessed": guesses.n_guessed, "right": guesses.n_right}
     if generation.cache:
         said["n_cached_tokens"] = generation.cache.n_found
+    if generation.pictured:
+        said["images_s"] = generation.pictured.seconds
     return said | {
         "n_prompt_tokens": len(generation.prompt),
         "prefill_s": generation.prefill_s,
@@ -312,6 +315,7 @@ def timing(model: Model, generation: Generation, load_s: float) -> str:
     found = f", {cache.n_found} of them from {cache.path}," if cache and cache.n_found else ""
     rate = "" if found else f", {generation.prefill_tokens_per_s:.1f} tok/s"
     return (
+        f"{pictures_in_seconds(generation)}"
         f"prompt {len(generation.prompt)} tokens{found} in {in_seconds(generation.prefill_s)}{rate} | "
         f"{n} tokens, {generation.decode_tokens_per_s:.1f} tok/s | {right}"
         f"loaded in {in_seconds(load_s)} | {threads} thread{'s' if threads != 1 else ''} | "

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmc.runtime.errors import LlmcError
@@ -41,10 +42,11 @@ class Seen(NamedTuple):
 
 
 class Pictured(NamedTuple):
-    """A prompt with pictures.  seen: to be held as long as it may still be read."""
+    """A prompt with pictures.  seen: to be held as long as it may still be read.  seconds: until the pictures were."""
 
     ids: tuple[int, ...]
     seen: tuple[Seen, ...] = ()
+    seconds: float = 0.0
 
 
 def checked_with(check: Callable[[int], None], others: int, n: int) -> None:
@@ -140,6 +142,7 @@ class Images:
         check: raises where a prompt has too many tokens, of which it is told as soon as they are known; by default as
         Model.check_length.  Raises LlmcError.
         """
+        start = perf_counter()
         self.check_number(ids, pictures)
         check, seen, least = check or self._model.check_length, list[Seen](), self._model.info.n_tile_rows
         n = len(ids) + (least - 1) * len(pictures)
@@ -152,7 +155,7 @@ class Images:
         rest, whole = iter(seen), list[int]()
         for token in ids:
             whole += next(rest).ids if token == self.token else (token,)
-        return Pictured(tuple(whole), tuple(seen))
+        return Pictured(tuple(whole), tuple(seen), perf_counter() - start)
 
     def _seen(self, picture: Picture, check: Callable[[int], None]) -> Seen:
         """The picture's rows: those that are kept, or new ones.  check: told of its tokens before it is read."""

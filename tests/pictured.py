@@ -44,18 +44,18 @@ def token_of(kind: str) -> int:
     return token
 
 
-def save_processor(kind: str, folder: Path, n_rows: int = 4) -> Path:
-    """The files of a processor that makes tiles of SIDE by SIDE pixels, each of which becomes n_rows rows."""
+def save_processor(kind: str, folder: Path, n_rows: int = 4, side: int = SIDE) -> Path:
+    """The files of a processor that makes tiles of side by side pixels, each of which becomes n_rows rows."""
     import transformers
 
     means: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    square, names = {"height": SIDE, "width": SIDE}, dict[str, str]()
+    square, names = {"height": side, "width": side}, dict[str, str]()
     if kind == "llava":
-        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square)
+        images = transformers.CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=square)
         said: dict[str, Any] = {"processor_class": "LlavaProcessor", "patch_size": PATCH}
         said |= {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     elif kind == "idefics3":
-        sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+        sizes = {"size": {"longest_edge": 2 * side}, "max_image_size": {"longest_edge": side}}
         images = transformers.Idefics3ImageProcessorPil(**sizes, **means)
         said = {"processor_class": "Idefics3Processor", "image_seq_len": n_rows}
     else:

@@ -323,9 +323,9 @@ class Service:
             return about, self.sight.prompt(self.vocabulary.ids_of(about.text, field, False), pictures, field)
 
         self.check_writes()
-        about, (ids, seen) = await self.sight.do(prompt, pictures, field)
-        also = {"shown": about.shown, "thinking": about.thinking, "pictures": seen}
-        return await self.generator.generate(request, about.wanted, [ids], reply_of(about), **also)
+        about, pictured = await self.sight.do(prompt, pictures, field)
+        also = {"shown": about.shown, "thinking": about.thinking, "pictures": pictured.seen}
+        return await self.generator.generate(request, about.wanted, [pictured.ids], reply_of(about), **also)
 
     def check_writes(self) -> None:
         if self.embedding is not None or self.labels is not None:

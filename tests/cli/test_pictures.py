@@ -54,6 +54,7 @@ def test_run_continues_a_text_with_pictures(sighted: Path, seeing: Model) -> Non
     pictures = ("--image", sighted.with_name("red.png"), "--image", sighted.with_name("blue.png"))
     said = ran("run", sighted, *pictures, "-p", "a<image>b<image>c", "-n", 5, "--ignore-eos", "--json")
     assert said.exit_code == 0, said.stderr
+    assert json.loads(said.stdout)["images_s"] > 0
     assert json.loads(said.stdout)["tokens"] == answer(seeing, "a<image>b<image>c", [RED, BLUE], 5)
     ids = ",".join(map(str, [toy_pictured.TOKEN, 5]))
     said = ran("run", sighted, *pictures[:2], "--tokens", ids, "-n", 3, "--ignore-eos")
@@ -63,7 +64,9 @@ def test_run_continues_a_text_with_pictures(sighted: Path, seeing: Model) -> Non
 def test_chat_shows_pictures_with_the_first_message(sighted: Path, seeing: Model) -> None:
     wanted = said_to(seeing, "u<image>ba", RED)
     options = ("chat", sighted, "--image", sighted.with_name("red.png"), "-n", 3, "--logit-bias", f"{EOS}=-99")
-    assert ran(*options, "-p", "b").stdout == wanted + "\n"
+    one = ran(*options, "-p", "b")
+    assert (one.stdout, one.stderr.startswith("1 picture in ")) == (wanted + "\n", True)
+    assert json.loads(ran(*options, "-p", "b", "--json").stdout)["images_s"] > 0
     lines = ran(*options, typed="b\nc\n").stdout.splitlines()
     assert lines == [wanted, said_to(seeing, f"u<image>ba{wanted}uca", RED)]
 
