@@ -103,6 +103,7 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     show_default=True,
     help="embed: embeddings in place of texts; classify: labels, or ranks; auto: what the model's files say.",
 )
+@click.option("--images", is_flag=True, help="Take pictures too, where the model does; on CPUs.")
 @click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
 @click.option(
     "--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the source model."
@@ -124,6 +125,7 @@ def command(
     weights: str,
     adapters: tuple[str, ...],
     task: Any,
+    images: bool,
     seed: int,
     verify: str,
     dump: Path | None,
@@ -151,6 +153,7 @@ def command(
             max_sequence=max_seq,
             weights=weights,
             task=task,
+            images=images,
             verify=verify == "on",
             dump=dump,
             seed=seed,

@@ -128,6 +128,7 @@ def collect_summary(file: ArtifactFile, program: int = 0) -> Said:
         "created": manifest.get("created"),
         "model": without(manifest.get("model", {}), "config"),
         **({"labels": manifest["classification"]} if manifest.get("classification") else {}),
+        **({"images": manifest["images"]} if manifest.get("images") else {}),
         "target": manifest.get("target", {}),
         **({"targets": file.targets} if file.n_programs > 1 else {}),
         "kv_cache": manifest.get("kv_cache", {}),
@@ -152,6 +153,7 @@ def write_summary(said: Said) -> str:
         f"{model.get('weights')} weights",
         "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
         **({"labels": labels_in_words(said["labels"])} if "labels" in said else {}),
+        **({"images": images_in_words(said["images"])} if "images" in said else {}),
         **({"targets": f"{', '.join(said['targets'])}; shown:"} if "targets" in said else {}),
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
@@ -176,6 +178,12 @@ def adapters_of(model: Said, certificate: Said) -> list[str]:
         + (f"; {certificate_in_words(own[each['name']])}" if each["name"] in own else "")
         for each in model.get("named_adapters", ())
     ]
+
+
+def images_in_words(said: Said) -> str:
+    """What a picture becomes."""
+    high, wide = said["tile"][1:]
+    return f"tiles of {wide} by {high} pixels, each of which stands for {said['rows']} tokens"
 
 
 def labels_in_words(said: Said) -> str:
@@ -272,10 +280,10 @@ def arguments_in_words(call: Mapping[str, Any]) -> str:
 
 
 def collect_graph(file: ArtifactFile, program: int = 0) -> Said:
-    graph = file.graph(program)
+    graph, tower = file.graph(program), file.tower_graph()
     if graph is None:
         raise LlmcError("the artifact does not keep its graph", place=str(file.path))
-    return graph
+    return graph if tower is None else {**graph, "tower": tower}
 
 
 def write_graph(said: Said) -> str:
@@ -284,7 +292,8 @@ def write_graph(said: Said) -> str:
     if said.get("exported_layer"):
         parts.append("\n".join(["one layer as it was exported:", *said["exported_layer"]]))
         parts.append("the step graph:")
-    return "\n\n".join([*parts, said["final"].rstrip()])
+    tower = ["what makes rows of a picture's tile:", write_graph(said["tower"])] if "tower" in said else []
+    return "\n\n".join([*parts, said["final"].rstrip(), *tower])
 
 
 def collect_manifest(file: ArtifactFile, program: int = 0) -> Said:

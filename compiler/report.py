@@ -66,6 +66,7 @@ def manifest(
         },
         "embedding": source.embedding.record if source.embedding else None,
         **({"classification": source.classification.record} if source.classification else {}),
+        **({"images": source.images.tower.record} if source.images else {}),
         "quant": quant_record(scheme) if scheme else None,
         "target": {"name": str(machine), "cpu_features": list(machine.features)},
         "batch": list(batch),

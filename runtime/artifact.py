@@ -150,6 +150,10 @@ class ArtifactFile:
         name = self.section_of("graph", program)
         return self._json(name) if name in self.sections else None
 
+    def tower_graph(self) -> dict[str, Any] | None:
+        """The same of the tower, if there is one."""
+        return self._json("tower") if "tower" in self.sections else None
+
     def tokenizer_json(self) -> str | None:
         """The tokenizer as its own JSON file, or None: then only token ids can be used."""
         if "tokenizer" not in self.sections:

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 import llmc
+from llmc.cli.inspect import collect_graph, collect_summary, write_graph, write_summary
 from llmc.compiler.driver import compile_model
 from llmc.compiler.frontend.source import load_source
 from llmc.compiler.frontend.tower import Whole, load_images
+from llmc.runtime import ArtifactFile
 from llmc.runtime.errors import LlmcError
+from tests.pictured import SIDE, save_processor
 from tests.towers import config_of, rows_of, save_model
 
 
@@ -30,11 +33,18 @@ def test_rows_of_a_tile_are_those_of_transformers(kind: str, tmp_path: Path) -> 
     with llmc.load(tmp_path / "model.so") as model:
         tile = tile_of(model.info.tile)
         wanted = rows_of(whole, tile)
+        assert model.info.n_row == wanted.shape[1]
         with model.image(tile) as rows, model.image(tile_of(tile.shape) * 0.5), model.image(tile) as again:
             found = rows.numbers()
             assert np.array_equal(again.numbers(), found)
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() <= 2e-6 * np.ptp(wanted)
+    with ArtifactFile.open(tmp_path / "model.so") as file:
+        said = write_summary(collect_summary(file))
+        high, wide = tile.shape[1:]
+        assert f"tiles of {wide} by {high} pixels, each of which stands for {len(wanted)} tokens" in said
+        assert f"tower        {len(wanted)} rows: " in said
+        assert "flatten_tile" in write_graph(collect_graph(file))
 
 
 def test_a_tower_in_bf16_is_nearer_than_transformers_in_bf16(tmp_path: Path) -> None:
@@ -62,6 +72,17 @@ def test_other_models_are_refused_in_one_line(kind: str, fact: str, tmp_path: Pa
     with pytest.raises(LlmcError, match=fact) as caught:
         load_images(whole, "f32", None, None, place="here", std=0.02, seed=0)
     assert "\n" not in caught.value.fact
+
+
+def test_a_processor_that_counts_otherwise_is_refused(tmp_path: Path) -> None:
+    config = config_of("idefics3", {"image_size": SIDE})
+    config.save_pretrained(save_processor("idefics3", tmp_path, n_rows=3))
+    whole, tokens = Whole(config.to_dict(), None), (tmp_path / "tokenizer.json").read_bytes()
+    with pytest.raises(LlmcError, match=r"makes 15 tokens, and its tower 5 times 1 rows"):
+        load_images(whole, "f32", tmp_path, tokens, place="here", std=0.02, seed=0)
+    save_processor("idefics3", tmp_path, n_rows=1)
+    images = load_images(whole, "f32", tmp_path, tokens, place="here", std=0.02, seed=0)
+    assert (images.tower.tile, images.tower.n_rows, images.notes) == ((3, SIDE, SIDE), 1, ())
 
 
 def test_a_model_of_text_alone_takes_no_pictures(tmp_path: Path) -> None:
