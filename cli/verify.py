@@ -12,6 +12,7 @@ import click
 from llmc.cli.output import artifact_argument, compiler_installed, in_bytes, json_option, print_json
 from llmc.runtime import ArtifactFile, LlmcError, load
 from llmc.runtime.artifact import is_weights
+from llmc.runtime.given import example_tile
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend.embedding import Task
@@ -112,21 +113,36 @@ def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
             yield Check("target", "passed", f"{model.target}{other}")
         yield from replay_prompts(model, certificate, own=own)
         for adapter, of_adapter in certificate.get("adapters", {}).items():
-            yield from replay_prompts(model, of_adapter, own=own, adapter=adapter)
+            yield from replay_prompts(model, of_adapter, own=own, of=f" of adapter {adapter}", adapter=adapter)
+        if "images" in certificate:
+            yield from replay_images(model, certificate["images"], own=own)
+
+
+def replay_images(model: Model, certificate: Mapping[str, Any], *, own: bool) -> Iterator[Check]:
+    """The checks of the prompts with a picture: the numbers of its rows are what this model now gives them."""
+    with model.image(example_tile(model.info.tile)) as rows:
+        moved = rows.ids.start - certificate["first_row"]
+        prompts = [
+            prompt | {"tokens": [token + moved * (token >= certificate["first_row"]) for token in prompt["tokens"]]}
+            for prompt in certificate["prompts"]
+        ]
+        yield from replay_prompts(model, {**certificate, "prompts": prompts}, own=own, of=" with a picture")
 
 
 def replay_prompts(
-    model: Model, certificate: Mapping[str, Any], *, own: bool, adapter: str | None = None
+    model: Model, certificate: Mapping[str, Any], *, own: bool, of: str = "", adapter: str | None = None
 ) -> Iterator[Check]:
     """The checks of a certificate's prompts.
 
-    own: whether the certificate was made for the target that runs.  adapter: that it is of; None: the model alone.
+    own: whether the certificate was made for the target that runs.  of: what it is of; "": the model alone.
     """
+    if not certificate["prompts"]:  # no text has room for the picture
+        return
     tolerance = certificate["max_logit_error"] + ROUNDING * certificate["logit_range"]
     if not own:
         tolerance = OTHER_TARGET * max(tolerance, bar_of(certificate))
     for index, prompt in enumerate(certificate["prompts"], 1):
-        name = f"prompt {index}" + (f" of adapter {adapter}" if adapter else "")
+        name = f"prompt {index}{of}"
         if prompt["greedy"]:  # a model for embeddings says nothing
             replayed = replay_greedy(model, name, prompt, adapter) if own else None
             yield replayed or replay_text(model, name, prompt, tolerance, adapter)
@@ -194,7 +210,8 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
         task: Task = (
             "embed" if manifest.get("embedding") else "classify" if manifest.get("classification") else "generate"
         )
-        loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], has_f16=has_f16, task=task)
+        how = {"has_f16": has_f16, "images": bool(manifest.get("images"))}
+        loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], task=task, **how)
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
             certificate = certify_source(Path(artifact), loaded, quant)

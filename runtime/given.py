@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llmc.runtime.binding import Model
 
 Floats = npt.NDArray[np.float32]
+SQUARES = 8
+"""Of the example tile, along each side."""
 
 
 class Given(NotCopied):
@@ -80,3 +82,14 @@ def image(model: Model, pixels: npt.ArrayLike) -> Given:
         with model.recording_tile():
             model.check(api.image_rows(handle, array.ctypes.data, first, n))
         return Given(model, first.value, n.value)
+
+
+def example_tile(shape: tuple[int, int, int]) -> Floats:
+    """The tile [channels, height, width] that certificates are made with: squares of all colours under a fine noise, of
+    the size that processors give to what they see.  The same numbers on every machine."""
+    rng = np.random.default_rng(2026)
+    channels, height, width = shape
+    squares = rng.random((channels, SQUARES, SQUARES), np.float32)
+    rows, columns = np.arange(height) * SQUARES // height, np.arange(width) * SQUARES // width
+    noise = rng.random(shape, np.float32)
+    return np.asarray(1.5 * squares[:, rows[:, None], columns] + 0.5 * noise - 1.0, np.float32)

@@ -19,7 +19,8 @@ its distributions alone: the mean over positions of their Kullback-Leibler diver
 weights as they were, in nats.
 
 Each adapter that an artifact holds by name has a certificate of its own in it, by the same bar: of sequences that
-choose it, against the model with that adapter merged into its weights.
+choose it, against the model with that adapter merged into its weights. So have pictures, where it takes them
+(images.py).
 """
 
 from __future__ import annotations
@@ -139,6 +140,10 @@ def certify_source(artifact: Path, source: SourceModel, quant: str | None = None
         said = describe | {"model": f"{source.name}, adapter {named.name}"}
         own = certify(artifact, of_adapter, source.dtype, said, quant, is_mixture, named.name)
         certificate["adapters"][named.name] = own
+    if source.images is not None:
+        from llmc.compiler.certificate.images import certify_images
+
+        certificate["images"] = certify_images(artifact, source, describe, quant, is_mixture)
     return certificate
 
 

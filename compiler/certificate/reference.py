@@ -7,7 +7,7 @@ most of the time, so ask for everything in one call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+Rows = np.ndarray[Any, np.dtype[np.float32]]
 RESIDENT_BYTES = 2 << 30
 """A model of at most this size is held in memory."""
 
@@ -39,10 +40,12 @@ def reference_logits(
     prompts: Sequence[Sequence[int]],
     dtype: str = "f32",
     *,
+    given: tuple[int, Rows] | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
     of a model for embeddings what these are made of, [n_tokens, size], and of one for labels theirs, [1, labels].
+    given: the number of the first of the rows [n, d] that stand in prompts for tokens, and the rows.
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
@@ -57,19 +60,28 @@ def reference_logits(
     positions = torch.arange(longest).expand_as(tokens)
     with quiet(), torch.inference_mode():
         model = _load(source, dtype, resident_bytes)
-        given: list[torch.Tensor] = []
+        read_out: list[torch.Tensor] = []
         if source.embedding is not None:
             head = torch.nn.Identity()
-            head.register_forward_pre_hook(lambda _, values: given.append(values[0]))
+            head.register_forward_pre_hook(lambda _, values: read_out.append(values[0]))
             model.set_output_embeddings(head)
+        read = {"input_ids": tokens} if given is None else {"inputs_embeds": embedded(model, tokens, *given)}
         try:
-            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+            logits = model(**read, position_ids=positions, use_cache=False).logits
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
             fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
             hint = "--verify off compiles without the comparison"
             raise LlmcError(fact, place=source.name, hint=hint) from error
-    rows = given[0] if given else logits
-    return [row[: len(prompt)].float().numpy() for row, prompt in zip(rows, prompts, strict=True)]
+    results = read_out[0] if read_out else logits
+    return [row[: len(prompt)].float().numpy() for row, prompt in zip(results, prompts, strict=True)]
+
+
+def embedded(model: PreTrainedModel, tokens: torch.Tensor, first: int, rows: Rows) -> torch.Tensor:
+    """The embeddings [B, S, d] of tokens [B, S], of which those from `first` on stand for rows [n, d]."""
+    is_row = tokens >= first
+    found: torch.Tensor = model.get_input_embeddings()(tokens.masked_fill(is_row, 0))
+    found[is_row] = torch.from_numpy(rows).to(found.dtype)[tokens[is_row] - first]
+    return found
 
 
 def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedModel:
@@ -87,12 +99,17 @@ def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedMod
     with empty_weights():
         model = build(config, **options).eval()
     model.tie_weights()
+    lend(model, source.weights, dtype, keep=resident)
+    return model
+
+
+def lend(model: torch.nn.Module, weights: Mapping[str, Weight], dtype: str, *, keep: bool) -> None:
+    """Give each module of a model its tensors: now and for good (keep), or each time it runs."""
     for prefix, module in model.named_modules():
         names = {own: f"{prefix}.{own}".lstrip(".") for own in (*module._parameters, *module._buffers)}
-        own = {key: source.weights[name] for key, name in names.items() if name in source.weights}
+        own = {key: weights[name] for key, name in names.items() if name in weights}
         if own:
-            _lend(module, own, dtype, keep=resident)
-    return model
+            _lend(module, own, dtype, keep=keep)
 
 
 def _lend(module: torch.nn.Module, weights: dict[str, Weight], dtype: str, *, keep: bool) -> None:

@@ -110,30 +110,40 @@ class FeaturesOfTile(torch.nn.Module):
             raise LlmcError(BESIDE.format(needed[0]))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        made = self.features(pixels)
-        rows: torch.Tensor = made if isinstance(made, torch.Tensor) else torch.cat(tuple(made))
-        return rows.reshape(-1, rows.shape[-1])
+        return rows_of(self.features(pixels))
 
     def features(self, pixels: torch.Tensor) -> Any:
         """What the method makes of the tile: a tensor, or one for each picture."""
         tiles = pixels.reshape(*[1] * self.n_axes, *pixels.shape)
         return self.method(**{PIXELS: tiles}, return_dict=True).pooler_output
 
+    def real(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The rows of a model that has its weights."""
+        return rows_of(self._count_axes(pixels))
+
     def example(self) -> Any:
         """What the method gives, without values; finds out how many axes count tiles.  Raises LlmcError where pixels
         alone are not enough."""
         with next(self.whole.parameters()).fake_mode, torch.no_grad(), KnownTensors(self.tile):
-            pixels = torch.empty(self.tile)
-            said: Exception | None = None
-            for self.n_axes in (1, 2):
-                try:
-                    return self.features(pixels)
-                except Exception as error:  # the shape of a tile is one of many things to fail
-                    said = said or error
+            return self._count_axes(torch.empty(self.tile))
+
+    def _count_axes(self, pixels: torch.Tensor) -> Any:
+        said: Exception | None = None
+        for self.n_axes in (1, 2):
+            try:
+                return self.features(pixels)
+            except Exception as error:  # the shape of a tile is one of many things to fail
+                said = said or error
         assert said is not None
         if self.optional and isinstance(said, AttributeError):  # it has asked None for something
             raise LlmcError(BESIDE.format(self.optional[0])) from said
         raise said
+
+
+def rows_of(made: Any) -> torch.Tensor:
+    """[n, d] of what the method gives: a tensor, or one for each picture."""
+    rows: torch.Tensor = made if isinstance(made, torch.Tensor) else torch.cat(tuple(made))
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def trace(rows: FeaturesOfTile) -> ir.Model:

@@ -1,0 +1,118 @@
+"""The certificate of an artifact that takes pictures: the rows that it makes of a tile, and what it says about them.
+
+One tile, made of numbers that are the same everywhere (runtime/given.py), goes through the artifact's tower and through
+transformers'. In float32 the largest error of the rows is at most 2e-4 of their range, in bf16 the root of their mean
+square error at most 1.5 times that of transformers in bf16. Weights of towers are not quantised, and so neither is the
+bar.
+Then texts with the tile in them are continued and judged as texts without (certify.py), where the reference reads its
+own rows, not the artifact's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmc.compiler.certificate.certify import (
+    F32_BAR,
+    LOW_PRECISION_BAR,
+    QUANT_BARS,
+    Logits,
+    compare,
+    continue_greedily,
+    judge,
+)
+from llmc.compiler.certificate.reference import reference_logits
+from llmc.compiler.certificate.reference_images import reference_rows
+from llmc.runtime import load
+from llmc.runtime.errors import LlmcError
+from llmc.runtime.given import example_tile
+
+if TYPE_CHECKING:
+    from llmc.compiler.frontend import SourceModel
+
+AROUND = ((0, 5), (4, 3))
+"""How many tokens stand before the tile, and behind it."""
+Floats = NDArray[np.float32]
+
+
+def certify_images(
+    artifact: Path, source: SourceModel, describe: dict[str, Any], quant: str | None, is_mixture: bool
+) -> dict[str, Any]:
+    """Compare what an artifact makes of a picture with what transformers does.  -> the certificate; raises LlmcError
+    below the bar.
+
+    The arguments are those of `certify.certify`.
+    """
+    said = describe | {"model": f"{describe['model']}, with a picture"}
+    with load(artifact) as model, model.image(tile := example_tile(model.info.tile)) as given:
+        found, target = given.numbers(), model.target
+        prompts = texts_around(given.ids, model.info.n_ids)
+        fitting = [prompt for prompt in prompts if len(prompt) < model.info.n_context]
+        texts = [continue_greedily(model, prompt, said["model"]) for prompt in fitting]
+
+    @cache
+    def rows(dtype: str) -> Floats:
+        return reference_rows(source, tile, dtype)
+
+    def reference(dtype: str) -> list[Logits]:
+        return reference_logits(source, [text.tokens for text in texts], dtype, given=(given.ids.start, rows(dtype)))
+
+    in_dtype = None if source.dtype == "f32" else source.dtype
+    certificate: dict[str, Any] = {"rows": compare_rows(found, rows("f32"), rows(in_dtype) if in_dtype else None)}
+    judge_rows(certificate["rows"], said["model"])
+    if not texts:  # the tile is as long as a text may be
+        return certificate | {"target": target, "first_row": given.ids.start, "prompts": []}
+    own = reference(in_dtype) if in_dtype and not quant else None
+    certificate |= compare(texts, reference("f32"), own, source.dtype, is_mixture)
+    certificate |= {"target": target, "first_row": given.ids.start}
+    if quant is not None:
+        certificate |= {"quant": quant, "bar": {"kl_mean": QUANT_BARS[quant]}}
+    judge(certificate, said["model"])
+    return certificate
+
+
+def texts_around(rows: range, n_ids: int) -> list[list[int]]:
+    """Token sequences, drawn from a fixed seed, that have these rows in them."""
+    rng = np.random.default_rng(2026)
+    drawn = [
+        (rng.integers(0, n_ids, before).tolist(), rng.integers(0, n_ids, behind).tolist()) for before, behind in AROUND
+    ]
+    return [[*before, *rows, *behind] for before, behind in drawn]
+
+
+def compare_rows(found: Floats, exact: Floats, own: Floats | None) -> dict[str, Any]:
+    """The numbers of the rows' part.  exact: transformers' in float32; own: in the artifact's dtype."""
+    error, extent = float(np.abs(found - exact).max()), float(np.ptp(exact))
+    compared: dict[str, Any] = {"max_error": error, "range": extent, "relative_error": error / max(extent, 1e-30)}
+    if own is None:
+        return compared | {"bar": {"relative_error": F32_BAR}}
+    errors = {"root_mean_square": root_mean_square(found - exact), "reference": root_mean_square(own - exact)}
+    return compared | {"errors": errors, "bar": {"times_reference": LOW_PRECISION_BAR}}
+
+
+def root_mean_square(errors: Floats) -> float:
+    return float(np.sqrt(np.square(errors, dtype=np.float64).mean()))
+
+
+def judge_rows(compared: dict[str, Any], model: str) -> None:
+    """Refuse rows below the bar."""
+    if "errors" in compared:
+        ratio = compared["errors"]["root_mean_square"] / max(compared["errors"]["reference"], 1e-30)
+        passed, said = (
+            ratio <= LOW_PRECISION_BAR,
+            f"{ratio:.2f} times the reference's own, the bar is {LOW_PRECISION_BAR}",
+        )
+    else:
+        relative = compared["relative_error"]
+        passed, said = relative <= F32_BAR, f"{relative:.1e} of the range, the bar is {F32_BAR:.0e}"
+    if not passed:  # nor NaN
+        raise LlmcError(
+            f"the compiled model does not match its source: the error of a picture's rows is {said}",
+            place=model,
+            hint="this is a bug in llmc: please report the model; --verify off compiles without the check",
+        )
