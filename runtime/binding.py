@@ -119,6 +119,10 @@ class Model(Runner):
         """What reads pictures; needs transformers and Pillow.  Raises LlmcError where the model takes none."""
         return images_of(self, self._file.processor())
 
+    def has_marks(self, prompt: str | Iterable[int]) -> bool:
+        """Whether a text has what stands for pictures, which then have to be given."""
+        return isinstance(prompt, str) and self.takes_images and self.images.mark in prompt
+
     @cached_property
     def guide(self) -> Guide:
         """Follows grammars; needs llguidance."""
@@ -253,7 +257,7 @@ class Model(Runner):
         cache, adapter: for a new sequence: see PromptCache, and `adapters`.  images: see `generate`.
         """
         check_writes(self)
-        pictured = self.images.read(prompt, images) if images else None
+        pictured = self.images.read(prompt, images) if images or self.has_marks(prompt) else None
         if pictured is not None:
             refuse_cache(cache)
             prompt = pictured.ids

@@ -201,7 +201,7 @@ class Conversation:
             else:
                 scanner = marks.scanner(marks.is_open(text))
         ids, pictures = self.model.encode(text, special=False), pictures_in(self.messages)
-        pictured = self.model.images.prompt(ids, pictures) if pictures else None
+        pictured = self.model.images.prompt(ids, pictures) if pictures or self.model.has_marks(text) else None
         return ids if pictured is None else [*pictured.ids], scanner, pictured
 
     def _said(self, generation: Generation, prompt: list[int], scanner: Scanner | None) -> Generator[Piece]:

@@ -99,10 +99,10 @@ class Images:
         """The id that stands for a picture in a text's tokens, once."""
         return self._section.image_token
 
-    @property
+    @cached_property
     def mark(self) -> str:
-        """What stands for a picture in a text.  Raises as `processor`."""
-        return self.processor.image_mark
+        """What stands for a picture in a text."""
+        return str(self._model.tokenizer.id_to_token(self.token))
 
     @cached_property
     def processor(self) -> Processor:
@@ -125,7 +125,7 @@ class Images:
         n_places, n = list(ids).count(self.token), len(pictures)
         if n_places != n:
             places = f"{n_places} place{'s' if n_places != 1 else ''} for pictures ({self.mark})"
-            fact = f"the prompt has {places}, and {n} {'is' if n == 1 else 'are'} given"
+            fact = f"the prompt has {places}, and {n or 'none'} {'are' if n > 1 else 'is'} given"
             raise LlmcError(fact, place=str(self._model.path))
 
     def count(self, ids: Sequence[int], pictures: Sequence[Picture]) -> int:

@@ -254,6 +254,9 @@ class Service:
         wanted = asked.wanted
         self.generator.check_number(len(asked.prompts) * wanted.n)
         prompts = [await run_in_threadpool(self.vocabulary.ids_of, prompt, "prompt") for prompt in asked.prompts]
+        for prompt, ids in zip(asked.prompts, prompts, strict=True):
+            if isinstance(prompt, str):
+                self.sight.prompt(ids, [], "prompt")  # which takes no pictures
         echoes = []
         if asked.echo:
             pairs = zip(asked.prompts, prompts, strict=True)

@@ -90,7 +90,7 @@ def serve(
     """
     with listening(options.host, options.port) as listener, open_model(artifact, options, progress) as model:
         name_of(model, options)
-        prepare_grammars(model)
+        prepare(model)
         with open_draft(model, options) as draft:
             asyncio.run(run(model, draft, listener, options, announce))
 
@@ -171,11 +171,15 @@ def open_draft(model: Model, options: Options) -> AbstractContextManager[Model |
     return draft
 
 
-def prepare_grammars(model: Model) -> None:
-    """While nobody waits: learning a vocabulary of 128k takes 3 s, and the interpreter with it."""
+def prepare(model: Model) -> None:
+    """Read what grammars and pictures need while nobody waits: learning a vocabulary of 128k takes 3 s, transformers a
+    second or two, and the interpreter with them."""
     with suppress(LlmcError, ModuleNotFoundError):  # which is told to those who ask for a grammar
         if model.has_tokenizer and model.embedding is None and model.classification is None:
             _ = model.guide
+    with suppress(LlmcError, ModuleNotFoundError):  # or show a picture
+        if model.takes_images:
+            _ = model.images.processor
 
 
 def batch_of(manifest: Mapping[str, Any], options: Options) -> int:

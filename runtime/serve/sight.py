@@ -52,8 +52,9 @@ class Sight:
             self._n_waiting -= 1
 
     def prompt(self, ids: tuple[int, ...], pictures: list[Picture], field: str) -> Pictured:
-        """A prompt's tokens with the pictures in their places.  Raises ApiError."""
-        if not pictures:
+        """A prompt's tokens with the pictures in their places.  Raises ApiError, also where the text has such a place
+        and no picture."""
+        if not self.takes_pictures:
             return Pictured(ids)
 
         def check(n: int) -> None:
@@ -63,7 +64,9 @@ class Sight:
 
     def count(self, ids: tuple[int, ...], pictures: list[Picture], field: str) -> int:
         """How many tokens that is."""
-        return told(lambda: self._model.images.count(ids, pictures), field) if pictures else len(ids)
+        if not self.takes_pictures:
+            return len(ids)
+        return told(lambda: self._model.images.count(ids, pictures), field)
 
 
 def told(work: Callable[[], T], field: str) -> T:

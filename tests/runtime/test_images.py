@@ -107,6 +107,7 @@ def test_rows_that_no_prompt_has_any_more_are_given_back(model: Model, monkeypat
         ("ab<image>", 2, r"the prompt has 1 place for pictures \(<image>\), and 2 are given"),
         ("<image>a<image>", 1, r"the prompt has 2 places for pictures \(<image>\), and 1 is given"),
         ([3, 4], 1, r"the prompt has 0 places for pictures"),
+        ("a<image>", 0, r"the prompt has 1 place for pictures \(<image>\), and none is given"),
     ],
 )
 def test_as_many_pictures_are_given_as_there_are_places(model: Model, prompt: object, n: int, fact: str) -> None:
@@ -147,10 +148,11 @@ def test_a_model_of_texts_takes_no_pictures(toy_so: Path) -> None:
 
 
 def test_a_damaged_processor_is_one_error(tmp_path: Path) -> None:
-    with llmc.load(toy_pictured.build_artifact(tmp_path, processor=b"{}")) as model:
-        with pytest.raises(LlmcError, match="the artifact's processor is not what was written"):
-            said(model, "a", RED)
-        assert len(said(model, "a")) == 5
+    with (
+        llmc.load(toy_pictured.build_artifact(tmp_path, processor=b"{}")) as model,
+        pytest.raises(LlmcError, match="the artifact's processor is not what was written"),
+    ):
+        said(model, "a", RED)
 
 
 def test_a_processor_of_another_number_of_rows_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +177,11 @@ def test_a_conversation_goes_on_behind_its_pictures(model: Model) -> None:
         assert talk.generation.tokens == answer(model, whole, [RED, BLUE], len(talk.generation.tokens))
         assert n_new < len(model.encode(whole, special=False)) + 2 * (TILE_ROWS - 1)
         assert model.info.n_rows == 2 * TILE_ROWS
+
+
+def test_a_mark_in_what_is_said_is_no_picture(model: Model) -> None:
+    with Conversation(model) as talk, pytest.raises(LlmcError, match="and none is given"):
+        talk.ask("<image>")
 
 
 def test_a_conversation_with_pictures_is_not_kept_in_a_file(model: Model, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import llmc
 from llmc.runtime.binding import Model
+from llmc.runtime.pictures import Picture
 from llmc.runtime.serve.engine import Closing
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.given_pictures import MOST_PICTURES, check_pictures, read_picture_part
@@ -174,6 +176,14 @@ def test_a_mark_in_a_text_is_no_picture(sighted: Server) -> None:
     status, said = chat(sighted, [in_chats(RED), {"type": "text", "text": "<image>"}])
     assert status == 400
     assert "the prompt has 2 places for pictures (<image>), and 1 is given" in said["error"]["message"]
+    status, said = chat(sighted, "<image>")
+    assert (status, said["error"]["param"]) == (400, "messages")
+    assert said["error"]["message"].endswith("the prompt has 1 place for pictures (<image>), and none is given")
+    status, said = sighted.ask("POST", "/v1/completions", {"prompt": ["b", "<image>"], "max_tokens": 1})
+    assert (status, said["error"]["param"]) == (400, "prompt")
+    assert (
+        sighted.complete(prompt=[toy_pictured.TOKEN], max_tokens=1)["usage"]["prompt_tokens"] == 1
+    )  # ids are what they are
 
 
 def test_a_prompt_with_too_many_pictures_is_refused(sighted: Server) -> None:
@@ -245,6 +255,21 @@ def test_an_errand_is_run_between_two_steps_of_others(model: Model) -> None:
         time.sleep(0.01)
     served.engine.close()
     assert (job.finish, len(done)) == ("length", 1)
+
+
+def test_who_gives_way_reads_its_pictures_again(pictured_so: Path) -> None:
+    with llmc.load(pictured_so, threads=1, kv_tokens=toy.CONTEXT + 2) as model:
+        served = Served(model)
+        jobs = []
+        for picture, salt in ((RED, 0), (BLUE, 20), (RED, 40)):
+            pictured = model.images.prompt([toy_pictured.TOKEN, *prompt(4, salt)], [Picture.of(picture)])
+            jobs.append(served.job(pictured.ids, 14))
+            jobs[-1].ask = replace(jobs[-1].ask, pictures=pictured.seen)
+        served.submit(*jobs)
+        served.finish(*jobs)
+        assert served.engine.meters.counts["preemptions"] > 0
+        served.check(*jobs)
+        served.leave()
 
 
 def test_errands_that_wait_when_the_server_ends_are_told(model: Model) -> None:
