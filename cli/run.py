@@ -121,7 +121,7 @@ def command(
         raise click.UsageError("give one prompt: -p TEXT, --tokens 1,2,3, or -i")
     of_one = {"--json": as_json, "--json-schema": json_schema, "--speculate": speculate, "--draft": draft}
     check_one_prompt(interactive, of_one | {"--prompt-cache": prompt_cache, "--image": images})
-    if prompt_cache_ro and not prompt_cache:
+    if prompt_cache_ro and prompt_cache is None:
         raise click.UsageError("--prompt-cache-ro is for --prompt-cache FILE")
     grammar = grammar_in(json_schema) if json_schema else None
     from llmc.runtime.generation import How
@@ -138,7 +138,7 @@ def command(
                 return
             given = tokens if tokens is not None else str(prompt)
             constraint = following(model, grammar) if grammar else None
-            cache = PromptCache(prompt_cache, read_only=prompt_cache_ro) if prompt_cache else None
+            cache = PromptCache(prompt_cache, read_only=prompt_cache_ro) if prompt_cache is not None else None
             options: Any = {"constraint": constraint, "speculation": guesses(), "cache": cache, "adapter": adapter}
             with seeing():
                 generation = model.stream(given, max_tokens, how, ignore_eos=ignore_eos, images=images, **options)

@@ -193,6 +193,8 @@ class Generation(Iterator[int]):
         self.prefill_s = self.decode_s = 0.0
         if not prompt:
             raise LlmcError("the prompt has no tokens", place=str(model.path), hint="give at least one token")
+        if sequence is not None and sequence.model is not model:
+            raise LlmcError("the sequence is another model's", place=str(model.path))
         model.check_length(len(prompt) + (sequence.length if sequence else 0))
         self._text = [*(history.ids.tolist() if history else ()), *prompt]  # with what is said
         self._history = (history or History()) if how.looks_back else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmc.runtime.adapters import restored
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.sequence import StrPath, as_ids, common
+from llmc.runtime.sequence import StrPath, as_ids, as_path, common
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -90,6 +90,6 @@ class PromptCache:
 
 def check_folder(path: StrPath) -> None:
     """Raise LlmcError where no file can be made at the path: at once, and not when it has something to keep."""
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.abspath(os.fsdecode(as_path(path))))
     if not os.access(folder, os.W_OK):
         raise LlmcError("no file can be made in this folder", place=folder)

@@ -194,7 +194,7 @@ def as_path(path: StrPath) -> bytes:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:
         encoded = b"\0"
-    if b"\0" in encoded:
+    if not encoded or b"\0" in encoded:
         raise LlmcError("this is no path", place=repr(os.fspath(path)))
     return encoded
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 
@@ -22,6 +22,7 @@ from llmc.compiler.graph.shapes import dims
 from llmc.runtime.errors import LlmcError
 
 Task = Literal["auto", "generate", "embed", "classify"]
+TASKS = get_args(Task)
 HEADLESS = "llmc.headless"
 """In a graph's metadata: how many tokens there are, where its `logits` are an encoder's hidden states, or of labels."""
 N_TYPES = "llmc.n_types"

@@ -18,7 +18,7 @@ from llmc.compiler.frontend.chat import read_chat
 from llmc.compiler.frontend.checkpoint import most_common_dtype, sample
 from llmc.compiler.frontend.classification import classification_of
 from llmc.compiler.frontend.config import architecture_of, config_dtype, read_config
-from llmc.compiler.frontend.embedding import N_TYPES, Embedding, Task, embedding_of, n_tokens
+from llmc.compiler.frontend.embedding import N_TYPES, TASKS, Embedding, Task, embedding_of, n_tokens
 from llmc.compiler.frontend.find_model import Found, expanded, find_model, for_task, with_dense
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named
@@ -132,6 +132,8 @@ def load_source(
     """
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
+    if task not in TASKS:
+        raise LlmcError(f"unknown task {task!r}", place="--task", hint=f"one of {', '.join(TASKS)}")
     if Path(model).suffix == ".onnx":
         _refuse_for_file(adapters, task, rows=rows, images=images)
         return _load_file(expanded(model), weights, dtype, max_sequence, has_f16=has_f16)

@@ -122,6 +122,7 @@ def test_a_file_in_place_of_a_folder(folder: Path) -> None:
 
 def test_an_unknown_kind_of_weights(folder: Path) -> None:
     assert "'fake'" in refusal(folder, weights="fake").fact
+    assert refusal(folder, task="rank").hint == "one of auto, generate, embed, classify"
 
 
 def test_a_folder_without_weights(folder: Path) -> None:

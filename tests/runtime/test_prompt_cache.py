@@ -136,9 +136,17 @@ def test_what_cannot_be_written_is_said_before_or_after_but_not_instead(model: M
 
 def test_paths_that_are_none_are_refused(model: Model) -> None:
     with model.sequence() as sequence:
-        for path in ("a\0b", "\udc00\ud800"):
+        for path in ("a\0b", "\udc00\ud800", ""):
             with pytest.raises(LlmcError, match="this is no path"):
                 sequence.save(path)
+    for path in ("", "a\0/b"):
+        with pytest.raises(LlmcError, match="this is no path"):
+            model.tokens(TEXT[:6], prompt_cache=path)
+
+
+def test_another_models_sequence_is_not_continued(model: Model, toy_so: Path) -> None:
+    with llmc.load(toy_so) as other, pytest.raises(LlmcError, match="the sequence is another model's"):
+        model.stream(TEXT[:6], sequence=other.sequence())
 
 
 def test_an_artifact_that_is_older_says_so(tmp_path: Path) -> None:
