@@ -139,3 +139,22 @@ def test_a_picture_whose_tokens_depend_on_others_is_refused(tmp_path: Path, monk
     monkeypatch.setattr(Processor, "prepare", two)
     with pytest.raises(LlmcError, match="other tokens beside another one than alone"):
         section_of(folder)
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_processor("llava", tmp_path)
+
+    def missing(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+
+    monkeypatch.setattr(Processor, "__init__", missing)
+    with pytest.raises(LlmcError, match="--images needs the Python package PIL") as caught:
+        section_of(folder)
+    assert caught.value.hint == "pip install 'llmc[images]'"
+
+
+def test_files_that_are_no_processors_are_not_carried(tmp_path: Path) -> None:
+    folder = save_processor("llava", tmp_path)
+    (folder / "added_tokens.json").write_text(json.dumps({"x" * (5 << 20): 1}))
+    with pytest.raises(LlmcError, match="the files of the processor have more than 4 MiB"):
+        section_of(folder)
