@@ -9,7 +9,14 @@ from typing import Any, cast
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
-from llmc.compiler.ops import DISTANCE_PAGED_ATTENTION, OPERATORS, PLACE, TAKE_GIVEN, appended_parts
+from llmc.compiler.ops import (
+    DISTANCE_PAGED_ATTENTION,
+    LOW_RANKS,
+    OPERATORS,
+    PLACE,
+    TAKE_GIVEN,
+    appended_parts,
+)
 from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
@@ -24,7 +31,7 @@ MOST_TILED_DIM = 256
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
 
-IN_PLACE = {"LowRank": 0, TAKE_GIVEN: 0}
+IN_PLACE = {name: 0 for name, parts in LOW_RANKS.items() if not parts.activation} | {TAKE_GIVEN: 0}
 """Operators of ours whose result takes the place of one of their operands, which nobody else uses: which one."""
 
 SMALL = 64
@@ -205,12 +212,15 @@ def writes_tiles(node: ir.Node) -> bool:
     """Whether schedules for GPUs can write the node's result as tiles."""
     if node.domain != "llmc":
         return node.op_type == "Gather" and not ("axis" in node.attributes and node.attributes["axis"].as_int())
-    return "Linear" in node.op_type or node.op_type.endswith(("Attention", "HeadProduct"))
+    is_gate = node.op_type in LOW_RANKS and bool(LOW_RANKS[node.op_type].activation)
+    return is_gate or "Linear" in node.op_type or node.op_type.endswith(("Attention", "HeadProduct"))
 
 
 def multiplied(node: ir.Node) -> int | None:
     """The index of the operand that a product rounds and multiplies as it is: x, or what the product in front has
     scaled for a deferred norm; None for products that normalise x first, and for other nodes."""
+    if node.domain == "llmc" and node.op_type in LOW_RANKS:
+        return None if LOW_RANKS[node.op_type].norm else OPERATORS[node.op_type].inputs.index("x")
     if node.domain != "llmc" or not node.op_type.startswith(("Linear", "GatedLinear", "Deferred", "HeadProduct")):
         return None
     return OPERATORS[node.op_type].inputs.index("scaled") if node.op_type.startswith("Deferred") else 0
@@ -218,7 +228,8 @@ def multiplied(node: ir.Node) -> int | None:
 
 def weight_dtype(node: ir.Node) -> DType | None:
     """The dtype to which a product rounds what it multiplies."""
-    value = node.inputs[OPERATORS[node.op_type].inputs.index("weight")]
+    weight_input = "a" if node.op_type in LOW_RANKS else "weight"
+    value = node.inputs[OPERATORS[node.op_type].inputs.index(weight_input)]
     weight = None if value is None else value.const_value
     if isinstance(weight, QuantizedWeight):  # codes are widened to what the checkpoint had
         weight = weight.source

@@ -24,7 +24,7 @@ from llmc.compiler.plan_tower import with_tower
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantization.calibrate import calibrated, check_file
 from llmc.compiler.quantization.quantize import Scheme
-from llmc.compiler.rewrite import rewrite_each, rewrite_tower
+from llmc.compiler.rewrite import ADAPTED, rewrite_each, rewrite_tower
 from llmc.compiler.share_weights import SharedWeights, share_weights
 from llmc.compiler.target import Target, architecture_of, missing, never_chosen, parse_targets
 from llmc.passes.quantize_weights import are_logits_quantized
@@ -173,15 +173,12 @@ def check_request(
 ) -> None:
     """Say before the work what would end it."""
     check_batch(batch)
-    _, named = parse_adapters(adapters)
+    parse_adapters(adapters)
     if out is not None:
         artifact.check_place(Path(out))
     check_file(calibrate, scheme)
     c_compiler(architecture_of(machines))
     if any(machine.kind == "cuda" for machine in machines):
-        if named:
-            fact, hint = "adapters by name have no kernels for GPUs yet", "--adapter FOLDER merges one into the weights"
-            raise LlmcError(fact, place=f"--adapter {next(iter(named))}=…", hint=hint)
         if images:
             fact, hint = (
                 "pictures have no kernels for GPUs yet",
@@ -230,7 +227,8 @@ def plan_each(
         tuned = records.installed(machine)
         is_second = any(other.kind == machine.kind == "cpu" for other in machines[:index])
         suffix = f"_{machine.level.removeprefix('x86-64-').replace('+', '')}" if is_second else ""
-        program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix, tower)
+        adapted = graphs[ADAPTED][0] if ADAPTED in graphs and machine.kind == "cuda" else None
+        program = plan(step_graph, source, machine, batch, kv_dtype, tuned, suffix, tower, adapted)
         switched = tuple(map(str, tuned.on(machine)))
         said = [] if source.embedding or source.classification else report.notes_of_logits(step_graph, source.dtype)
         parts.append(Part(machine, program, graph_section, (*said, *tuned.notes), switched))
@@ -247,10 +245,12 @@ def plan(
     tuned: records.Tuned | None = None,
     suffix: str = "",
     tower: ir.Model | None = None,
+    adapted: ir.Model | None = None,
 ) -> Program:
     """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with what was tuned, if anything.
 
     suffix: of the kernels' names, which are those of functions: programs for CPUs have their kernels in one library.
+    adapted: the graph of steps in which a row has an adapter, where it is not the same.
     """
     tuned = tuned or records.Tuned()
 
@@ -258,11 +258,14 @@ def plan(
         found = schedules.implement(call, machine, tuned)
         return with_suffix(found, suffix) if suffix else found
 
-    rewritten = Rewritten(step_graph, kv_dtype, tuned.switched if tuned.on(machine) else None)
-    joined = rewritten.joined if machine.kind == "cuda" else None
+    switched = tuned.switched if tuned.on(machine) else None
+    rewritten = [Rewritten(graph, kv_dtype, switched) for graph in (step_graph, adapted) if graph is not None]
+    (of_bodies, *of_adapted) = (each.graph for each in rewritten)
+    (joined, joined_adapted, *_) = (*(each.joined for each in rewritten if machine.kind == "cuda"), None, None)
     sizes = (source.n_context, machine.kind, source.n_vocab, source.n_types)
     names = tuple(named.name for named in source.named)
-    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, names, rewritten.graph, joined)
+    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, names, of_bodies, joined)
+    planner.adapted, planner.joined_adapted = next(iter(of_adapted), None), joined_adapted
     heads = sorted({1, *batch})
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)

@@ -3,8 +3,8 @@
 The graph is cut in two. A *body* takes M tokens through every layer and leaves their hidden states in the arena; a
 *head* takes R of those rows to logits; on a GPU a *sampler* draws tokens from those, and a *joined* step is a body and
 a head in one, where every token's logits are wanted. A *tower* makes rows that stand for tokens out of a tile of a
-picture. planner.py makes the plans, artifact.py writes them, the runtime
-walks them.
+picture. Where sequences choose adapters, a GPU has each body and joined step twice: the second, *adapted*, is for steps
+in which a row has one. planner.py makes the plans, artifact.py writes them, the runtime walks them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llmc.runtime.format import PLAN_KINDS, Argument
 
 STEP_TEXTS = 64
 """Texts in a step for which the cache of a model that reads texts whole has room, by default."""
-BODY, HEAD, SAMPLER, JOINED, TOWER = map(PLAN_KINDS.index, ("body", "head", "sampler", "joined", "tower"))
+BODY, HEAD, SAMPLER, JOINED, TOWER, ADAPTED, JOINED_ADAPTED = range(len(PLAN_KINDS))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,18 @@ from llmc.compiler.kernel import (
 )
 from llmc.compiler.memory import Buffer, aligned, lay_out
 from llmc.compiler.ops import PLACE
-from llmc.compiler.plan import BODY, HEAD, JOINED, Choice, PlacedWeight, PlannedCall, Program, StepPlan
+from llmc.compiler.plan import (
+    ADAPTED,
+    BODY,
+    HEAD,
+    JOINED,
+    JOINED_ADAPTED,
+    Choice,
+    PlacedWeight,
+    PlannedCall,
+    Program,
+    StepPlan,
+)
 from llmc.compiler.sampling import Sampling
 from llmc.runtime.format import SPACES, Argument
 
@@ -147,10 +158,11 @@ class Planner:
     n_context: most tokens of a sequence.  device: "cpu" or "cuda".
     n_tokens: how many different tokens there are.  n_types: how many token types, where texts are given labels; else 0.
     adapters: names of the adapters that sequences choose from.
-    rewritten: gives the graph to plan M rows with where it is not `graph`, else None.  Its weights, and the values that
-        heads read, have the same names as in `graph`.
+    rewritten: gives the graph to plan M rows with; None: it is always `graph`.  Its weights, and the values that heads
+        read, have the same names as in `graph`.
     joined: gives the graph of a step of M tokens that all want logits, with weights of the same names; None: there are
         no joined plans.
+    adapted, joined_adapted: likewise those of steps in which a row has an adapter; None: one plan does for all steps.
     """
 
     graph: ir.Graph
@@ -161,8 +173,10 @@ class Planner:
     n_tokens: int = 0
     n_types: int = 0
     adapters: tuple[str, ...] = ()
-    rewritten: Callable[[int], ir.Graph | None] = lambda m: None
+    rewritten: Callable[[int], ir.Graph] | None = None
     joined: Callable[[int], ir.Graph] | None = None
+    adapted: Callable[[int], ir.Graph] | None = None
+    joined_adapted: Callable[[int], ir.Graph] | None = None
     kernels: dict[str, Kernel] = field(default_factory=dict)
     weights: Weights = field(default_factory=Weights)
     choices: dict[tuple[int, int, Call], Choice] = field(default_factory=dict)
@@ -187,12 +201,18 @@ class Planner:
         self.layer_bytes = self.bytes_of_layers(min(bodies))
         largest = self.binding(max(bodies), max(heads))
         handed_over, end = self.hand_over(largest)
-        plans = [self.body_plan(m, max(heads), handed_over, end) for m in sorted(bodies)]
+        kinds = {BODY: self.rewritten or (lambda m: self.graph)} | ({ADAPTED: self.adapted} if self.adapted else {})
+        plans = [
+            self.body_plan(kind, graph(m), m, max(heads), handed_over, end)
+            for kind, graph in kinds.items()
+            for m in sorted(bodies)
+        ]
         nodes, outputs = self.body.head, self.graph.outputs
         for r in sorted(heads):
             plans.append(self.step(HEAD, r, nodes, outputs, self.binding(max(bodies), r), handed_over, end))
-        if self.joined is not None and not self.is_whole:
-            plans += [self.joined_plan(n) for n in sorted(set(bodies) & set(heads))]
+        for kind, joined in ((JOINED, self.joined), (JOINED_ADAPTED, self.joined_adapted)):
+            if joined is not None and not self.is_whole:
+                plans += [self.joined_plan(kind, joined(n), n) for n in sorted(set(bodies) & set(heads))]
         choices = list(self.choices.values())
         if self.device == "cuda" and not self.is_whole:
             plans, chosen = self.with_sampling(plans, sorted(heads), shape_of(self.logits, largest)[-1])
@@ -222,8 +242,8 @@ class Planner:
         self, plans: list[StepPlan], heads: Sequence[int], n_vocab: int
     ) -> tuple[list[StepPlan], list[Choice]]:
         """The plans, in which the GPU then chooses tokens itself, with plans that only choose; and their choices."""
-        sampling = Sampling(self.implement, self.kernel_index)
-        plans = [sampling.after(plan, n_vocab) if plan.kind in (HEAD, JOINED) else plan for plan in plans]
+        sampling, choosing = Sampling(self.implement, self.kernel_index), (HEAD, JOINED, JOINED_ADAPTED)
+        plans = [sampling.after(plan, n_vocab) if plan.kind in choosing else plan for plan in plans]
         plans += sampling.samplers(heads, n_vocab)
         return sorted(plans, key=lambda plan: (plan.kind, plan.n_rows)), sampling.choices
 
@@ -252,23 +272,23 @@ class Planner:
             self.bodies[graph] = Body(graph, self.kv_dtype, self.device)
         return self.bodies[graph]
 
-    def body_plan(self, m: int, r: int, handed_over: Mapping[ir.Value, int], start: int) -> StepPlan:
+    def body_plan(
+        self, kind: int, graph: ir.Graph, m: int, r: int, handed_over: Mapping[ir.Value, int], start: int
+    ) -> StepPlan:
         """The body of M = m rows, from the graph for that M.
 
         handed_over: values of the planner's own graph; in another, they are found by their names.
         """
-        graph = self.rewritten(m)
-        body = self.body if graph is None else self.body_of(graph)
+        body = self.body_of(graph)
         if body is not self.body:
-            made = {value.name: value for node in body.nodes for value in node.outputs}
-            handed_over = {made[value.name]: offset for value, offset in handed_over.items()}
-        return self.step(BODY, m, body.nodes, body.outputs, self.binding(m, r, body), handed_over, start)
+            made, roots = {value.name: value for node in body.nodes for value in node.outputs}, alias_roots(body.nodes)
+            handed_over = {roots[made[value.name]]: offset for value, offset in handed_over.items()}
+        return self.step(kind, m, body.nodes, body.outputs, self.binding(m, r, body), handed_over, start)
 
-    def joined_plan(self, n: int) -> StepPlan:
+    def joined_plan(self, kind: int, graph: ir.Graph, n: int) -> StepPlan:
         """A step of n tokens that all want logits."""
-        assert self.joined is not None
-        body = self.body_of(self.joined(n))
-        return self.step(JOINED, n, body.nodes, body.outputs, self.binding(n, n, body), {}, 0)
+        body = self.body_of(graph)
+        return self.step(kind, n, body.nodes, body.outputs, self.binding(n, n, body), {}, 0)
 
     def hand_over(self, largest: Binding) -> tuple[dict[ir.Value, int], int]:
         """Offsets of the body's results that heads read, and where they end.

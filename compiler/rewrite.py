@@ -16,6 +16,7 @@ from llmc.compiler.layer_text import one_layer
 from llmc.compiler.quantization.calibrate import fit_weights
 from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
+from llmc.passes.adapt_products import adapt_products
 from llmc.passes.defer_norm import defer_norm
 from llmc.passes.fuse_experts import fuse_experts
 from llmc.passes.fuse_gated_norm import fuse_gated_norm
@@ -29,6 +30,8 @@ from llmc.passes.quantize_weights import quantize_weights
 from llmc.passes.share_table import share_table
 from llmc.runtime.errors import LlmcError
 
+ADAPTED = "cuda, adapted"
+"""What `rewrite_each` calls the graph of a GPU's steps in which a row has an adapter."""
 SUMS_TO: Mapping[str, passes.SumsTo] = {"cpu": "norms", "cuda": "products"}
 
 
@@ -43,7 +46,7 @@ def rewrite_each(
     source: SourceModel, scheme: Scheme | None, dump: Path | None, devices: Sequence[str]
 ) -> dict[str, tuple[ir.Model, bytes]]:
     """Run the passes, then quantise if asked, then what only one kind of device wants.  -> for each kind the step
-    graph, and the graph section: what each pass did.
+    graph, and the graph section: what each pass did.  Where there are adapters by name, GPUs have a second, ADAPTED.
 
     Every stage goes to `dump` as numbered ONNX and text, for several kinds to a folder each.  Kinds part where passes
     begin to differ: up to there a weight is one object in all of the graphs.
@@ -65,14 +68,17 @@ def rewrite_each(
         passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
         if source.takes_rows:
             passes.run_steps(source.graph, passes.given_steps(), observe)
-    if source.named:
-        passes.run_steps(source.graph, passes.adapter_steps(added_by(source.named)), observe)
+    graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
+    if source.named and "cpu" in kinds:
+        passes.run_steps(graphs["cpu"], passes.adapter_steps(added_by(source.named)), histories["cpu"].add)
     with said_of(source):
-        graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
     for kind, model in graphs.items():
         finish_graph(model, scheme, kind, histories[kind].add)
+    if source.named and "cuda" in kinds:
+        graphs[ADAPTED] = adapted(graphs["cuda"], source, histories["cuda"])
+        histories[ADAPTED] = histories["cuda"]
     return {
         kind: (model, report.graph_section(model, histories[kind].passes, exported_layer))
         for kind, model in graphs.items()
@@ -100,6 +106,14 @@ def rewrite_tower(source: SourceModel, dump: Path | None) -> tuple[ir.Model, byt
         model.graph.initializers[value.name] = value
     graph.check_tower_graph(model)
     return model, report.graph_section(model, history.passes, exported_layer)
+
+
+def adapted(step_graph: ir.Model, source: SourceModel, history: History) -> ir.Model:
+    """The step graph of a GPU for steps in which a row has an adapter."""
+    model = graph.clone(step_graph)
+    history.add("adapt_products", model, adapt_products(model, added=added_by(source.named)))
+    graph.check_step_graph(model)
+    return model
 
 
 @contextmanager

@@ -60,13 +60,18 @@ def insert_adapters(model: ir.Model, *, added: Added) -> int:
             insert(graph, node, adapters, parts, added)
             met |= {part.name for part in parts}
             n_rewrites += 1
-    if missing := [name for name in added if name not in met]:
-        made = {str(weight.name) for node in spared if (weight := weight_of(node.inputs[1])) is not None}
-        what = "makes the logits" if missing[0] in made else "is no linear layer of its own here"
-        fact = f"an adapter that stays beside the weights cannot change {missing[0]}, which {what}"
-        raise LlmcError(fact, place="--adapter NAME=FOLDER", hint=MERGE)
+    refuse_unmet(added, met, {str(weight.name) for node in spared if (weight := weight_of(node.inputs[1])) is not None})
     graph.inputs.append(adapters)
     return n_rewrites
+
+
+def refuse_unmet(added: Added, met: set[str], of_logits: set[str]) -> None:
+    """Raise LlmcError if adapters change a weight that was not met among those of products.  of_logits: the weights of
+    the products that make the logits."""
+    if missing := [name for name in added if name not in met]:
+        what = "makes the logits" if missing[0] in of_logits else "is no linear layer of its own here"
+        fact = f"an adapter that stays beside the weights cannot change {missing[0]}, which {what}"
+        raise LlmcError(fact, place="--adapter NAME=FOLDER", hint=MERGE)
 
 
 def insert(graph: ir.Graph, node: ir.Node, adapters: ir.Value, parts: list[Part], added: Added) -> None:

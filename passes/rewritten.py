@@ -37,10 +37,9 @@ class Rewritten:
     models: dict[frozenset[str], ir.Model | None] = field(default_factory=dict)
     in_one: dict[frozenset[str], ir.Graph] = field(default_factory=dict)
 
-    def graph(self, m: int) -> ir.Graph | None:
-        """The graph of a body of M = m rows; None where it is the step graph itself."""
-        model = self.model(self.on(m))
-        return model.graph if model else None
+    def graph(self, m: int) -> ir.Graph:
+        """The graph of a body of M = m rows."""
+        return (self.model(self.on(m)) or self.step_graph).graph
 
     def joined(self, m: int) -> ir.Graph:
         """The graph of a step of M = m tokens that gives logits of each."""

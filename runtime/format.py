@@ -94,7 +94,7 @@ SPACES = (
     "pixels",
     "made",
 )
-PLAN_KINDS = ("body", "head", "sampler", "joined", "tower")
+PLAN_KINDS = ("body", "head", "sampler", "joined", "tower", "adapted", "joined adapted")
 DEVICES = ("cpu", "cuda")
 CUDA_EXACT = 1 << 16
 """In cuda_arch: the code runs on that compute capability alone, not on later ones of its generation."""

@@ -178,10 +178,22 @@ def _check_plans(tables: PlanTables) -> None:
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
     chooses = on_gpu and not header.is_whole  # what reads texts whole chooses no tokens
+    is_adapted = on_gpu and bool(header.adapters)
     wanted = {"body", "head", *(["sampler"] if chooses else []), *(["tower"] if any(header.tile) else [])}
+    wanted |= {"adapted"} if is_adapted else set()
     n_towers = sum(PLAN_KINDS[plan.kind] == "tower" for plan in tables.plans)
-    if (kinds - {"joined"} if chooses else kinds) != wanted or n_towers > 1:
+    optional = {"joined", *(["joined adapted"] if is_adapted else [])} if chooses else set()
+    if kinds - optional != wanted or n_towers > 1:
         raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
+    if is_adapted:
+        _check_adapted(tables)
+
+
+def _check_adapted(tables: PlanTables) -> None:
+    """Where there are adapters, each body and each joined step of a GPU has another one for them."""
+    rows = {kind: [plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == kind] for kind in PLAN_KINDS}
+    if rows["adapted"] != rows["body"] or rows["joined adapted"] != rows["joined"]:
+        raise ValueError("plans are missing for steps with an adapter")
 
 
 def _check_calls(tables: PlanTables, weight_bytes: int) -> None:
@@ -210,8 +222,8 @@ def _check_call(tables: PlanTables, call: CallRecord, index: int, room: tuple[in
 def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_bytes: int) -> tuple[int, ...]:
     """Bytes of each space for a plan, in the order of SPACES; rows: of the largest plan of each kind."""
     kind, ids = PLAN_KINDS[plan.kind], 4 * plan.n_rows
-    body = ids if kind in ("body", "joined") else 0
-    head = ids if kind in ("head", "joined") else 0
+    body = ids if kind in ("body", "joined", "adapted", "joined adapted") else 0
+    head = ids if kind in ("head", "joined", "joined adapted") else 0
     sampler = ids if kind == "sampler" else 0
     logits = 4 * rows["head"] if sampler else head
     positions = 4 * rows["body"] if kind == "head" and header.is_whole else body

@@ -49,6 +49,7 @@ FAMILIES = {
         "cuda.norm",
         "cuda.query_key_norm",
         "cuda.gated_norm",
+        "cuda.low_rank",
         "cuda.gather",
         "cuda.pool",
         "cuda.columns",

@@ -34,6 +34,28 @@ SCALE = 2.0
 TEXT = [(7 * i * i + 3) % TINY.vocab_size for i in range(90)]
 
 
+def saved_adapter(model: Path, folder: Path, rank: int, targets: Sequence[str]) -> Path:
+    """An adapter of a model's modules of these names, of random numbers."""
+    return saved(AutoModelForCausalLM.from_pretrained(model), folder, rank, targets)
+
+
+def saved(model: Any, folder: Path, rank: int, targets: Sequence[str]) -> Path:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in changed(model, targets):
+        sizes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
+        drawn = {part: torch.randn(size) / 8 for part, size in sizes.items()}
+        tensors |= {f"base_model.model.{name}.{part}.weight": drawn[part] for part in sizes}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": SCALE * rank, "target_modules": list(targets)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def changed(model: Any, targets: Sequence[str]) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in targets]
+
+
 class Made:
     """A model's folder, its adapters' folders, and what each makes of its weights, by transformers."""
 
@@ -41,22 +63,7 @@ class Made:
         torch.manual_seed(0)
         self.folder, self.source = folder / "tiny", AutoModelForCausalLM.from_config(TINY)
         self.source.save_pretrained(self.folder)
-        self.adapters = {name: self.save(folder / name, *wanted) for name, wanted in WANTED.items()}
-
-    def save(self, folder: Path, rank: int, targets: Sequence[str]) -> Path:
-        tensors: dict[str, torch.Tensor] = {}
-        for name, module in self.changed(targets):
-            sizes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
-            drawn = {part: torch.randn(size) / 8 for part, size in sizes.items()}
-            tensors |= {f"base_model.model.{name}.{part}.weight": drawn[part] for part in sizes}
-        folder.mkdir()
-        save_file(tensors, folder / "adapter_model.safetensors")
-        settings = {"peft_type": "LORA", "r": rank, "lora_alpha": SCALE * rank, "target_modules": list(targets)}
-        (folder / "adapter_config.json").write_text(json.dumps(settings))
-        return folder
-
-    def changed(self, targets: Sequence[str]) -> list[tuple[str, Any]]:
-        return [(name, module) for name, module in self.source.named_modules() if name.split(".")[-1] in targets]
+        self.adapters = {name: saved(self.source, folder / name, *wanted) for name, wanted in WANTED.items()}
 
     def logits(self, adapter: str) -> Logits:
         """What transformers says of TEXT, with the adapter's products added to the weights."""
@@ -65,7 +72,7 @@ class Made:
         tensors = load_file(self.adapters[adapter] / "adapter_model.safetensors")
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         with torch.no_grad():
-            for name, _ in self.changed(WANTED[adapter][1]):
+            for name, _ in changed(self.source, WANTED[adapter][1]):
                 a, b = (tensors[f"base_model.model.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
                 model.get_submodule(name).weight += SCALE * (b @ a)
             return np.asarray(model(torch.tensor([TEXT])).logits[0].numpy())

@@ -33,11 +33,13 @@ from llmc.compiler.ops.gather import GATHERS, MOST_TABLES, gathers_name
 from llmc.compiler.ops.given import EMBEDDED, TAKE_GIVEN
 from llmc.compiler.ops.latent import LATENT_ATTENTION
 from llmc.compiler.ops.linear import (
+    STRIP,
     gated_linear_name,
     linear_name,
     linear_parts,
     normed_name,
     normed_parts,
+    strips_name,
 )
 from llmc.compiler.ops.low_rank import LOW_RANK, LOW_RANKS, low_rank_name
 from llmc.compiler.ops.norm import AddLayerNorm, AddRMSNorm, GatedRMSNorm, QueryKeyRMSNorm, Silu
@@ -94,6 +96,7 @@ __all__ = [
     "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
     "STATEFUL",
+    "STRIP",
     "TAKE_GIVEN",
     "VERSION",
     "WHOLE_ATTENTION",
@@ -126,4 +129,5 @@ __all__ = [
     "router_fits",
     "router_name",
     "rule_name",
+    "strips_name",
 ]

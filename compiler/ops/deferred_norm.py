@@ -3,6 +3,7 @@
     Linear{Bias}?Residual{Tile}?Moments                       y, scaled = y ∘ g, and moments of y's parts
     Deferred{RMSNorm|LayerNorm}Linear{Bias}?{activation}?     what the operator without "Deferred" gives, from those
     Deferred{RMSNorm|LayerNorm}GatedLinear{activation}{Bias}?
+    Deferred{RMSNorm|LayerNorm}LinearStrips{Bias}?
 
 A norm multiplies a row by one number 1/d (and takes the mean away), and so may the sums of the product behind it:
 
@@ -33,8 +34,10 @@ from llmc.compiler.ops.linear import (
     full,
     gated_linear_name,
     half,
+    in_strips,
     linear_name,
     normed_name,
+    strips_name,
 )
 
 
@@ -130,3 +133,5 @@ for _norm in NORMS:
         define_deferred(_norm, linear_name(_bias, _activation), _bias, ACTIVATIONS[_activation], full)
     for _activation, _bias in product(GATES, (False, True)):
         define_deferred(_norm, gated_linear_name(_activation, _bias), _bias, finish_gated(_activation), half)
+    for _bias in (False, True):
+        define_deferred(_norm, strips_name(_bias), _bias, in_strips, full)

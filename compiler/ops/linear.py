@@ -2,6 +2,7 @@
 
     {RMSNorm|LayerNorm}? Linear {Bias}? {Relu|Gelu|GeluTanh|Silu}? {Residual}?
     {RMSNorm|LayerNorm}? GatedLinear {Silu|Gelu|GeluTanh} {Bias}?
+    {RMSNorm|LayerNorm}? LinearStrips {Bias}?                                        gate and up, before they meet
 
 Their definitions are put together as their names are.  A norm may also be deferred, from x to the sums:
 deferred_norm.py.  See __init__.py for what M, N and K are.
@@ -126,6 +127,41 @@ def finish_gated(activation: str) -> Body:
     return body
 
 
+STRIP = 8
+"""Columns of a gate that stand side by side where gate and up alternate, as rows of a GPU's gated weight do."""
+
+
+def strips_name(bias: bool) -> str:
+    """`LinearStrips[Bias]`."""
+    return f"LinearStrips{'Bias' * bias}"
+
+
+def in_strips(op: Any, both: ir.Value) -> Any:
+    """8 columns of the first half, then those 8 of the second, and so on."""
+    parts = op.Transpose(op.Reshape(both, op.ints(0, 2, -1, STRIP)), perm=[0, 2, 1, 3])
+    return op.Reshape(parts, op.ints(0, -1))
+
+
+def out_of_strips(op: Any, strips: ir.Value) -> Any:
+    """The halves again, one behind the other."""
+    parts = op.Transpose(op.Reshape(strips, op.ints(0, -1, 2, STRIP)), perm=[0, 2, 1, 3])
+    return op.Reshape(parts, op.ints(0, -1))
+
+
+def define_strips(name: str, bias: bool) -> None:
+    """x Wᵀ + bias of a gated weight, its columns in strips.    x [M, K], W [2N, K], bias [2N] -> [M, 2N]."""
+
+    def body(op: Any, x: ir.Value, weight: ir.Value, *rest: ir.Value) -> Any:
+        both = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+        return in_strips(op, op.Add(both, *rest) if bias else both)
+
+    doc = (
+        f"x Wᵀ{' + bias' * bias}, W = [Wg; Wu] by rows; {STRIP} columns of the gate, then those of up, and so on.    "
+        f"x [M, K], W [2N, K]{', bias [2N]' * bias}, N a multiple of {STRIP} -> [M, 2N]."
+    )
+    define_alone_and_normed(name, ["weight", *["bias"] * bias], body, full, doc)
+
+
 def define_alone_and_normed(name: str, inputs: list[str], body: Body, width: Callable[[Dim], Dim], doc: str) -> None:
     """Register a product of x and `inputs`, and the same of x normalised.  width: of the result, from the weight's."""
 
@@ -169,3 +205,5 @@ for _name, _parts in LINEARS.items():
     define_linear(_name, *_parts)
 for _activation, _bias in product(GATES, (False, True)):
     define_gated_linear(gated_linear_name(_activation, _bias), _activation, _bias)
+for _bias in (False, True):
+    define_strips(strips_name(_bias), _bias)

@@ -1,33 +1,56 @@
 """What a token's adapter adds to a product: `LowRank`, and `LowRankGated{Silu|Gelu|GeluTanh}`, which ends in a gate.
 
+    {RMSNorm|LayerNorm}? LowRank {{Strips}? Gated {Silu|Gelu|GeluTanh}}?
+
     y[m] + B_e A_e x[m],  e = adapters[m]        where there is one: e from 0 on
 
-The product y may be several that were joined, of `sizes` columns each: each has r rows of A of its own, and its own
-columns in B. So a and b are as small as those of the parts together. M, N and K are as in ops/__init__.py. Hu et al.
-2021, "LoRA", arXiv:2106.09685.
+With a norm in front x is normalised first, as for the product; Strips: y's columns are gate and up in strips
+(linear.py). Both are for GPUs. The product y may be several that were joined, of `sizes` columns each: each has r
+rows of A of its own, and its own columns in B. So a and b are as small as those of the parts together. M, N and K are
+as in ops/__init__.py. Hu et al. 2021, "LoRA", arXiv:2106.09685.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
-from llmc.compiler.ops.define import Attributes, Dims, define
-from llmc.compiler.ops.linear import GATES, finish_gated, half
+from llmc.compiler.ops.define import ATTRIBUTE_TYPES, Attributes, Dims, define
+from llmc.compiler.ops.linear import GATES, NORMS, STANDARD_NORMS, finish_gated, half, out_of_strips
 
 LOW_RANK = "LowRank"
 INPUTS = ("y", "x", "adapters", "a", "b", "sizes")
 
 
-def low_rank_name(activation: str = "") -> str:
-    """`LowRank`, or `LowRankGated{Silu|Gelu|GeluTanh}`."""
-    return f"{LOW_RANK}Gated{activation}" if activation else LOW_RANK
+def low_rank_name(activation: str = "", norm: str = "", *, strips: bool = False) -> str:
+    """`[RMSNorm|LayerNorm]LowRank`, or `[RMSNorm|LayerNorm]LowRank[Strips]Gated{Silu|Gelu|GeluTanh}`."""
+    gate = f"{'Strips' * strips}Gated{activation}" if activation else ""
+    return f"{norm}{LOW_RANK}{gate}"
 
 
-LOW_RANKS = {low_rank_name(activation): activation for activation in ("", *GATES)}
-"""The activation of each operator's gate; "" where there is none."""
+@dataclass(frozen=True)
+class LowRankParts:
+    """What an operator's name says.  activation: of the gate; "" where there is none.  norm: of x; "" likewise."""
+
+    activation: str
+    norm: str = ""
+    strips: bool = False
+
+    @property
+    def name(self) -> str:
+        return low_rank_name(self.activation, self.norm, strips=self.strips)
+
+
+LOW_RANKS = {
+    parts.name: parts
+    for norm in ("", *NORMS)
+    for activation in ("", *GATES)
+    for strips in (False, True)[: 1 + bool(activation)]
+    for parts in [LowRankParts(activation, norm, strips)]
+}
 
 
 def changed(op: Any, y: ir.Value, x: ir.Value, adapters: ir.Value, a: ir.Value, b: ir.Value, sizes: ir.Value) -> Any:
@@ -49,22 +72,30 @@ def changed(op: Any, y: ir.Value, x: ir.Value, adapters: ir.Value, a: ir.Value, 
     return op.Add(y, op.ReduceSum(each, op.ints(0), keepdims=0))
 
 
-def define_low_rank(name: str, activation: str) -> None:
-    def body(op: Any, *inputs: ir.Value) -> Any:
-        both = changed(op, *inputs)
+def define_low_rank(name: str, parts: LowRankParts) -> None:
+    activation, vectors = parts.activation, NORMS.get(parts.norm, ())
+
+    def body(op: Any, y: ir.Value, x: ir.Value, *rest: ir.Value, **settings: Any) -> Any:
+        if parts.norm:
+            x = getattr(op, STANDARD_NORMS[parts.norm])(x, *rest[: len(vectors)], axis=-1, **settings)
+        y = out_of_strips(op, y) if parts.strips else y
+        both = changed(op, y, x, *rest[len(vectors) :])
         return finish_gated(activation)(op, both) if activation else both
 
     def shapes(s: Sequence[Dims], _: Attributes) -> Sequence[Dims]:
         return [(s[0][0], half(s[0][1])) if activation else s[0]]
 
-    gated = f"{activation.lower()}(gate) · up of its halves; " * bool(activation)
+    gated = f"{activation.lower()}(gate) · up of its {'strips' if parts.strips else 'halves'}; " * bool(activation)
+    normed = f"{parts.norm}(x) in the place of x; " * bool(parts.norm)
     doc = (
-        f"y[m] + B_e A_e x[m], e = adapters[m], y[m] where that is below 0; {gated}of y's P parts each has its own A "
-        f"and columns of B.    y [M, N], x [M, K], adapters int64[M], a [E, P·r, K], b [E, N, r], sizes int64[P]: the "
-        f"parts' columns -> [M, N{'/2' * bool(activation)}].    Hu et al. 2021, arXiv:2106.09685."
+        f"y[m] + B_e A_e x[m], e = adapters[m], y[m] where that is below 0; {normed}{gated}of y's P parts each has its "
+        f"own A and columns of B.    y [M, N], x [M, K]{''.join(f', {vector} [K]' for vector in vectors)}, adapters "
+        f"int64[M], a [E, P·r, K], b [E, N, r], sizes int64[P]: the parts' columns "
+        f"-> [M, N{'/2' * bool(activation)}].    Hu et al. 2021, arXiv:2106.09685."
     )
-    define(name, INPUTS, {}, body, shapes, doc)
+    inputs = (*INPUTS[:2], *vectors, *INPUTS[2:])
+    define(name, inputs, {"epsilon": ATTRIBUTE_TYPES["float"]} if parts.norm else {}, body, shapes, doc)
 
 
-for _name, _activation in LOW_RANKS.items():
-    define_low_rank(_name, _activation)
+for _name, _parts in LOW_RANKS.items():
+    define_low_rank(_name, _parts)

@@ -87,7 +87,9 @@ typedef struct plans {
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
     plan *joined;   /* [n_joined], by rising n_rows; on a GPU alone */
     plan *tower;    /* NULL: there is none */
-    uint32_t n_bodies, n_heads, n_samplers, n_joined, n_towers;
+    plan *adapted;  /* [n_adapted] on a GPU that has adapters: each body once more, for steps with one; then none or all */
+    plan *joined_adapted; /* [n_joined_adapted] likewise each joined step */
+    uint32_t n_bodies, n_heads, n_samplers, n_joined, n_towers, n_adapted, n_joined_adapted;
     uint32_t max_body_rows, max_head_rows, max_sampler_rows;
     const llmc_kernel_entry *kernels; /* [header.n_kernels] the code's table, or gpu_kernels */
     llmc_kernel_entry *gpu_kernels;   /* [header.n_kernels] names and pointers of a GPU's kernels, or NULL */

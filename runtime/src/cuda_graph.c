@@ -113,9 +113,20 @@ static CUresult launch_all(const llmc_model *model, const plan *plan, uint32_t t
 /* Rows of a body from which on it has no graph. An H200's host took 0.3 to 0.5 ms to launch one of 230 kernels. */
 #define PROMPT_ROWS 65
 
-static int is_prompt(const plans *plans, uint32_t index)
+static int is_prompt(const plans *plans, const plan *plan)
 {
-    return index < plans->n_bodies && plans->all[index].n_rows >= PROMPT_ROWS;
+    const int is_body = plan < plans->heads || (plan >= plans->adapted && plan < plans->joined_adapted);
+    return is_body && plan->n_rows >= PROMPT_ROWS;
+}
+
+static int is_joined(const plans *plans, const plan *plan)
+{
+    return (plan >= plans->joined && plan < plans->joined + plans->n_joined) || plan >= plans->joined_adapted;
+}
+
+static int is_sampler(const plans *plans, const plan *plan)
+{
+    return plan >= plans->samplers && plan < plans->joined;
 }
 
 /* Of one plan, or of two, the second behind the first. */
@@ -146,35 +157,66 @@ static const plan *body_of(const plans *plans, const plan *head)
 }
 
 /* What a head and the body of as many tokens are as one plan, or NULL. */
-static const plan *joined_of(const plans *plans, const plan *head)
+static const plan *joined_of(const plans *plans, const plan *head, int is_adapted)
 {
+    const plan *joined = is_adapted ? plans->joined_adapted : plans->joined;
     for (uint32_t i = 0; i < plans->n_joined; i++)
-        if (plans->joined[i].n_rows == head->n_rows) return plans->joined + i;
+        if (joined[i].n_rows == head->n_rows) return joined + i;
     return NULL;
+}
+
+/* The body that takes its place in a step in which a row has an adapter. */
+static const plan *adapted_of(const plans *plans, const plan *body, int is_adapted)
+{
+    return body && is_adapted ? plans->adapted + (body - plans->bodies) : body;
+}
+
+static int is_adapted(const llmc_model *model, const plan *body)
+{
+    for (uint32_t row = 0; model->adapters && body && row < body->n_rows; row++)
+        if (model->adapters[row] >= 0) return 1;
+    return 0;
 }
 
 /* Of every plan that has one but for joined steps; in turn 1 of samplers alone. */
 static CUresult capture_plans(llmc_model *model, uint32_t turn)
 {
     const plans *plans = &model->plans;
-    const uint32_t n = plans->header.n_plans - plans->n_joined;
-    CUgraphExec *graphs = model->cuda->graphs + (uint64_t)turn * plans->header.n_plans;
+    const uint32_t n = plans->header.n_plans;
+    CUgraphExec *graphs = model->cuda->graphs + (uint64_t)turn * n;
     CUresult result = CUDA_SUCCESS;
-    for (uint32_t i = turn ? n - plans->n_samplers : 0; i < n && !result; i++)
-        if (!is_prompt(plans, i)) result = capture(model, plans->all + i, NULL, turn, graphs + i);
+    for (uint32_t i = 0; i < n && !result; i++) {
+        const plan *plan = plans->all + i;
+        const int is_ours = turn ? is_sampler(plans, plan) : !is_prompt(plans, plan) && !is_joined(plans, plan);
+        if (is_ours) result = capture(model, plan, NULL, turn, graphs + i);
+    }
     return result;
+}
+
+/* The graph of a body and a head, or what has been joined of them. */
+static CUgraphExec *pair_at(const llmc_model *model, const plan *head, uint32_t turn, int is_adapted)
+{
+    const plans *plans = &model->plans;
+    return model->cuda->pairs + (2ull * turn + (uint32_t)is_adapted) * plans->n_heads + (head - plans->heads);
+}
+
+static CUresult capture_pair(llmc_model *model, const plan *head, uint32_t turn, int is_adapted)
+{
+    const plans *plans = &model->plans;
+    const plan *body = adapted_of(plans, body_of(plans, head), is_adapted);
+    const plan *joined = joined_of(plans, head, is_adapted);
+    CUgraphExec *pair = pair_at(model, head, turn, is_adapted);
+    if (joined) return capture(model, joined, NULL, turn, pair);
+    return body ? capture(model, body, head, turn, pair) : CUDA_SUCCESS;
 }
 
 static CUresult capture_pairs(llmc_model *model, uint32_t turn)
 {
     const plans *plans = &model->plans;
-    CUgraphExec *pairs = model->cuda->pairs + (uint64_t)turn * plans->n_heads;
+    const uint32_t n = plans->n_heads * (plans->n_adapted ? 2 : 1);
     CUresult result = CUDA_SUCCESS;
-    for (uint32_t i = 0; i < plans->n_heads && !result; i++) {
-        const plan *head = plans->heads + i, *body = body_of(plans, head), *joined = joined_of(plans, head);
-        if (joined) result = capture(model, joined, NULL, turn, pairs + i);
-        else if (body) result = capture(model, body, head, turn, pairs + i);
-    }
+    for (uint32_t i = 0; i < n && !result; i++)
+        result = capture_pair(model, plans->heads + i % plans->n_heads, turn, i >= plans->n_heads);
     return result;
 }
 
@@ -185,7 +227,7 @@ llmc_status cuda_capture(llmc_model *model)
     uint32_t n = plans->header.n_plans;
     CUresult result = CUDA_SUCCESS;
     cuda->graphs = calloc(2ull * n + 1, sizeof *cuda->graphs);
-    cuda->pairs = calloc(2ull * plans->n_heads + 1, sizeof *cuda->pairs);
+    cuda->pairs = calloc(4ull * plans->n_heads + 1, sizeof *cuda->pairs); /* [turn][is_adapted][n_heads] */
     if (!cuda->graphs || !cuda->pairs)
         return fail(LLMC_ERROR_MEMORY, model->file.path, NULL, "there is no memory for %u graphs", n);
     for (uint32_t turn = 0; turn < 2 && !result; turn++) result = capture_plans(model, turn);
@@ -201,7 +243,7 @@ void cuda_drop_graphs(llmc_model *model)
     const plans *plans = &model->plans;
     for (uint32_t i = 0; cuda->graphs && i < 2 * plans->header.n_plans; i++)
         if (cuda->graphs[i]) cuda->driver.cuGraphExecDestroy(cuda->graphs[i]);
-    for (uint32_t i = 0; cuda->pairs && i < 2 * plans->n_heads; i++)
+    for (uint32_t i = 0; cuda->pairs && i < 4 * plans->n_heads; i++)
         if (cuda->pairs[i]) cuda->driver.cuGraphExecDestroy(cuda->pairs[i]);
     free(cuda->graphs);
     free(cuda->pairs);
@@ -211,13 +253,17 @@ void cuda_drop_graphs(llmc_model *model)
 uint64_t cuda_count_nodes(const llmc_model *model)
 {
     const plans *plans = &model->plans;
-    const uint32_t n = plans->header.n_plans - plans->n_joined;
     uint64_t n_nodes = 0;
     if (model->cuda->is_one_by_one) return 0;
-    for (uint32_t i = 0; i < n; i++)
-        n_nodes += (is_prompt(plans, i) ? 0ull : i < n - plans->n_samplers ? 1ull : 2ull) * plans->all[i].n_calls;
-    for (uint32_t i = 0; i < plans->n_heads; i++) {
-        const plan *head = plans->heads + i, *body = body_of(plans, head), *joined = joined_of(plans, head);
+    for (uint32_t i = 0; i < plans->header.n_plans; i++) {
+        const plan *plan = plans->all + i;
+        const uint64_t n_graphs = is_prompt(plans, plan) || is_joined(plans, plan) ? 0 : is_sampler(plans, plan) ? 2 : 1;
+        n_nodes += n_graphs * plan->n_calls;
+    }
+    for (uint32_t i = 0; i < plans->n_heads * (plans->n_adapted ? 2 : 1); i++) {
+        const int is_adapted = i >= plans->n_heads;
+        const plan *head = plans->heads + i % plans->n_heads, *joined = joined_of(plans, head, is_adapted);
+        const plan *body = adapted_of(plans, body_of(plans, head), is_adapted);
         n_nodes += 2ull * (joined ? joined->n_calls : body ? body->n_calls + head->n_calls : 0);
     }
     return n_nodes;
@@ -287,7 +333,7 @@ llmc_status cuda_start(llmc_model *model, const plan *plan, uint32_t turn)
     if (cuda->is_one_by_one) return run_one_by_one(model, plan, turn);
     const uint32_t index = (uint32_t)(plan - model->plans.all);
     const CUgraphExec *graphs = cuda->graphs + (uint64_t)turn * model->plans.header.n_plans;
-    CUresult result = is_prompt(&model->plans, index) ? launch_all(model, plan, turn, 1)
+    CUresult result = is_prompt(&model->plans, plan) ? launch_all(model, plan, turn, 1)
                                                       : cuda->driver.cuGraphLaunch(graphs[index], cuda->stream);
     return result ? cuda_lose(model, result, "") : LLMC_OK;
 }
@@ -306,7 +352,7 @@ static int are_rows_the_bodys(const llmc_model *model, const plan *head)
 static int is_pair(const llmc_model *model, const plan *body, const plan *head)
 {
     if (!body || !head || body != body_of(&model->plans, head)) return 0;
-    return !joined_of(&model->plans, head) || are_rows_the_bodys(model, head);
+    return !joined_of(&model->plans, head, 0) || are_rows_the_bodys(model, head);
 }
 
 static int has_graph(const llmc_model *model)
@@ -323,16 +369,17 @@ llmc_status cuda_start_pair(llmc_model *model, const plan *body, const plan *hea
 {
     cuda *cuda = model->cuda;
     const plans *plans = &model->plans;
-    const int is_one = is_pair(model, body, head);
+    const int is_one = is_pair(model, body, head), has_adapter = is_adapted(model, body);
     cuda->turn = cuda_next_turn(model, body, head);
     if (head) cuda->n_told = head->n_rows;
     if (is_one && has_graph(model)) {
-        const CUgraphExec *pairs = cuda->pairs + (uint64_t)cuda->turn * plans->n_heads;
-        CUresult result = cuda->driver.cuGraphLaunch(pairs[head - plans->heads], cuda->stream);
+        CUgraphExec pair = *pair_at(model, head, cuda->turn, has_adapter);
+        CUresult result = cuda->driver.cuGraphLaunch(pair, cuda->stream);
         return result ? cuda_lose(model, result, "") : LLMC_OK;
     }
-    const plan *joined = is_one ? joined_of(plans, head) : NULL;
+    const plan *joined = is_one ? joined_of(plans, head, has_adapter) : NULL;
     if (joined) return cuda_start(model, joined, 0);
+    body = adapted_of(plans, body, has_adapter);
     llmc_status status = body ? cuda_start(model, body, 0) : LLMC_OK;
     return status || !head ? status : cuda_start(model, head, 0);
 }

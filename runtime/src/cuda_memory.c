@@ -109,7 +109,7 @@ static char *address(CUdeviceptr at)
 
 /* The parts of a step's input lie in this order on the host and on the GPU, so that one copy brings them all, or all but
  * the tokens; the page table is last, as a small body needs little of it. */
-enum { N_INPUT = 5, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 6 };
+enum { N_INPUT = 6, N_HOST = N_INPUT + 3, N_GPU = N_INPUT + 6 };
 
 static uint64_t larger(uint64_t a, uint64_t b)
 {
@@ -130,7 +130,8 @@ static void measure_input(llmc_model *model, memory_part parts[N_INPUT])
     parts[1] = (memory_part){r * sizeof *model->rows, &model->rows};
     parts[2] = (memory_part){m * sizeof *model->positions, &model->positions};
     parts[3] = (memory_part){model->plans.states.slot_bytes ? m * sizeof *model->slots : 0, &model->slots};
-    parts[4] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
+    parts[4] = (memory_part){model->plans.n_adapters ? m * sizeof *model->adapters : 0, &model->adapters};
+    parts[5] = (memory_part){m * n_columns * sizeof *model->page_table, &model->page_table};
 }
 
 static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
@@ -144,13 +145,14 @@ static uint64_t measure_gpu(llmc_model *model, memory_part parts[N_GPU])
     parts[1].at = &base[LLMC_SPACE_ROWS];
     parts[2].at = &base[LLMC_SPACE_POSITIONS];
     parts[3].at = &base[LLMC_SPACE_SLOTS];
-    parts[4].at = &base[LLMC_SPACE_PAGE_TABLE];
-    parts[5] = (memory_part){model->cuda->input_bytes, &base[LLMC_SPACE_NEXT]}; /* of turn 1: it begins with tokens */
-    parts[6] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
-    parts[7] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
-    parts[8] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
-    parts[9] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
-    parts[10] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
+    parts[4].at = &base[LLMC_SPACE_ADAPTERS];
+    parts[5].at = &base[LLMC_SPACE_PAGE_TABLE];
+    parts[6] = (memory_part){model->cuda->input_bytes, &base[LLMC_SPACE_NEXT]}; /* of turn 1: it begins with tokens */
+    parts[7] = (memory_part){h->arena_bytes, &base[LLMC_SPACE_ARENA]};
+    parts[8] = (memory_part){h->scratch_bytes, &base[LLMC_SPACE_SCRATCH]};
+    parts[9] = (memory_part){r * h->n_vocab * sizeof(float), &base[LLMC_SPACE_LOGITS]};
+    parts[10] = (memory_part){n * sizeof(int32_t), &base[LLMC_SPACE_CHOSEN]};
+    parts[11] = (memory_part){s * sizeof(llmc_draw_record), &base[LLMC_SPACE_DRAWS]};
     return memory_measure(parts, N_GPU);
 }
 
@@ -160,6 +162,7 @@ static void set_shift(cuda *cuda)
     const int64_t n_bytes = (int64_t)cuda->input_bytes;
     cuda->shift[LLMC_SPACE_TOKENS] = cuda->shift[LLMC_SPACE_ROWS] = n_bytes;
     cuda->shift[LLMC_SPACE_POSITIONS] = cuda->shift[LLMC_SPACE_SLOTS] = cuda->shift[LLMC_SPACE_PAGE_TABLE] = n_bytes;
+    cuda->shift[LLMC_SPACE_ADAPTERS] = n_bytes;
     cuda->shift[LLMC_SPACE_NEXT] = -n_bytes;
     cuda->shift[LLMC_SPACE_TOLD] = (int64_t)(cuda->told_rows * sizeof *cuda->told);
 }
@@ -173,9 +176,9 @@ static llmc_status take_pinned(llmc_model *model)
     memory_part parts[N_HOST];
     cuda->told_rows = (uint32_t)((most_chosen(&model->plans) + line - 1) / line * line);
     measure_input(model, parts);
-    parts[5] = (memory_part){s * sizeof *model->drawn, &model->drawn};
-    parts[6] = (memory_part){s * sizeof *model->draws, &model->draws};
-    parts[7] = (memory_part){2ull * cuda->told_rows * sizeof *cuda->told, &cuda->told};
+    parts[6] = (memory_part){s * sizeof *model->drawn, &model->drawn};
+    parts[7] = (memory_part){s * sizeof *model->draws, &model->draws};
+    parts[8] = (memory_part){2ull * cuda->told_rows * sizeof *cuda->told, &cuda->told};
     const uint64_t n_bytes = memory_measure(parts, N_HOST);
     void *pinned = NULL;
     CUdeviceptr mapped = 0;
@@ -185,6 +188,7 @@ static llmc_status take_pinned(llmc_model *model)
     memset(pinned, 0, n_bytes);
     memory_cut(cuda->pinned, parts, N_HOST);
     if (!model->plans.states.slot_bytes) model->slots = NULL;
+    if (!model->plans.n_adapters) model->adapters = NULL;
     result = cuda->driver.cuMemHostGetDevicePointer(&mapped, pinned, 0);
     if (result) return cuda_failed(model, result, "mapping pinned memory of the host");
     model->spaces.base[LLMC_SPACE_TOLD] = address(mapped) + ((char *)cuda->told - cuda->pinned);

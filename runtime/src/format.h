@@ -171,14 +171,17 @@ typedef struct llmc_kernel_record {
     uint32_t reserved;
 } llmc_kernel_record;
 
-enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_JOINED = 3, LLMC_PLAN_TOWER = 4 };
+enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_JOINED = 3, LLMC_PLAN_TOWER = 4,
+       LLMC_PLAN_ADAPTED = 5, LLMC_PLAN_JOINED_ADAPTED = 6 };
 
 /* A body takes n_rows tokens through all layers and leaves their hidden states in the arena; a head turns n_rows of
  * those, named by LLMC_SPACE_ROWS, into logits, and on a GPU into the most likely token of each. A sampler, on a GPU
  * alone, draws n_rows tokens from rows of logits that LLMC_SPACE_DRAWS names. A joined step, on a GPU alone, is what the
  * body and the head of n_rows do together where row i of the head is row i of the body. A tower, on a CPU alone and at most
- * one, makes n_rows rows that stand for tokens of a tile of a picture; what its attention keeps lies in the arena. Plans
- * are sorted by (kind, n_rows). */
+ * one, makes n_rows rows that stand for tokens of a tile of a picture; what its attention keeps lies in the arena. Where
+ * sequences may choose an adapter, a GPU's bodies and joined steps are there twice: those of the first two kinds take steps
+ * in which no row has one, as if there were none, and beside each there is one of as many rows, adapted, that takes the
+ * others. Plans are sorted by (kind, n_rows). */
 typedef struct llmc_plan_record {
     uint32_t kind;
     uint32_t n_rows;

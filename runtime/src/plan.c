@@ -154,8 +154,9 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
 {
     const llmc_plan_header *h = &plans->header;
     int is_sampler = plan->kind == LLMC_PLAN_SAMPLER, on_gpu = h->device != LLMC_DEVICE_CPU;
-    int is_joined = plan->kind == LLMC_PLAN_JOINED;
-    uint64_t body_ids = plan->kind == LLMC_PLAN_BODY || is_joined ? plan->n_rows * 4ull : 0;
+    int is_joined = plan->kind == LLMC_PLAN_JOINED || plan->kind == LLMC_PLAN_JOINED_ADAPTED;
+    int is_body = plan->kind == LLMC_PLAN_BODY || plan->kind == LLMC_PLAN_ADAPTED;
+    uint64_t body_ids = is_body || is_joined ? plan->n_rows * 4ull : 0;
     uint64_t head_ids = plan->kind == LLMC_PLAN_HEAD || is_joined ? plan->n_rows * 4ull : 0;
     uint64_t logits = is_sampler ? plans->max_head_rows : head_ids / 4;
     uint64_t made = plan->kind == LLMC_PLAN_TOWER ? plan->n_rows * 4ull : 0;
@@ -168,7 +169,7 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_ROWS] = head_ids;
     n_bytes[LLMC_SPACE_LOGITS] = logits * 4 * h->n_vocab;
     n_bytes[LLMC_SPACE_SCRATCH] = h->scratch_bytes;
-    n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && plan->kind != LLMC_PLAN_BODY ? plan->n_rows * 4ull : 0;
+    n_bytes[LLMC_SPACE_CHOSEN] = on_gpu && !is_body ? plan->n_rows * 4ull : 0;
     n_bytes[LLMC_SPACE_NEXT] = n_bytes[LLMC_SPACE_TOLD] = n_bytes[LLMC_SPACE_CHOSEN];
     n_bytes[LLMC_SPACE_STATES] = made ? 0 : plans->states.slot_bytes;
     n_bytes[LLMC_SPACE_SLOTS] = plans->states.slot_bytes ? body_ids : 0;
@@ -219,14 +220,34 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
 
 /* -- loading ------------------------------------------------------------------------------------------------------ */
 
+/* Whether there may be a plan of this kind. */
+static int is_kind_of(const plans *plans, uint32_t kind)
+{
+    const int on_gpu = plans->header.device != LLMC_DEVICE_CPU;
+    if (kind == LLMC_PLAN_TOWER) return plans->tile[0] != 0;
+    if (kind == LLMC_PLAN_ADAPTED || kind == LLMC_PLAN_JOINED_ADAPTED) return on_gpu && plans->n_adapters;
+    return kind <= (on_gpu && !plans->is_whole ? LLMC_PLAN_JOINED : LLMC_PLAN_HEAD);
+}
+
+static void count_plan(plans *plans, uint32_t kind, uint32_t n_rows)
+{
+    switch (kind) {
+    case LLMC_PLAN_BODY: plans->n_bodies++, plans->max_body_rows = n_rows; break;
+    case LLMC_PLAN_HEAD: plans->n_heads++, plans->max_head_rows = n_rows; break;
+    case LLMC_PLAN_SAMPLER: plans->n_samplers++, plans->max_sampler_rows = n_rows; break;
+    case LLMC_PLAN_JOINED: plans->n_joined++; break;
+    case LLMC_PLAN_TOWER: plans->n_towers++; break;
+    case LLMC_PLAN_ADAPTED: plans->n_adapted++; break;
+    default: plans->n_joined_adapted++;
+    }
+}
+
 static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
 {
     const llmc_plan_header *h = &plans->header;
     llmc_plan_record record, before;
     memcpy(&record, tables->plans + (uint64_t)index * sizeof record, sizeof record);
-    uint32_t last_kind = h->device == LLMC_DEVICE_CPU || plans->is_whole ? LLMC_PLAN_HEAD : LLMC_PLAN_JOINED;
-    int is_known = record.kind == LLMC_PLAN_TOWER ? plans->tile[0] != 0 : record.kind <= last_kind;
-    if (!is_known || record.n_rows < 1 || record.n_rows > MAX_ROWS)
+    if (!is_kind_of(plans, record.kind) || record.n_rows < 1 || record.n_rows > MAX_ROWS)
         return INVALID("plan %u has kind %u and %u rows", index, record.kind, record.n_rows);
     if (index) {
         memcpy(&before, tables->plans + (index - 1ull) * sizeof before, sizeof before);
@@ -241,11 +262,7 @@ static llmc_status load_plan(const tables *tables, plans *plans, uint32_t index)
         if (status) return status;
     }
     plans->all[index] = (plan){record.n_rows, record.n_calls, plans->calls + record.first_call};
-    if (record.kind == LLMC_PLAN_BODY) plans->n_bodies++, plans->max_body_rows = record.n_rows;
-    else if (record.kind == LLMC_PLAN_HEAD) plans->n_heads++, plans->max_head_rows = record.n_rows;
-    else if (record.kind == LLMC_PLAN_SAMPLER) plans->n_samplers++, plans->max_sampler_rows = record.n_rows;
-    else if (record.kind == LLMC_PLAN_JOINED) plans->n_joined++;
-    else plans->n_towers++;
+    count_plan(plans, record.kind, record.n_rows);
     return LLMC_OK;
 }
 
@@ -256,6 +273,7 @@ static llmc_status check_choices(const plans *plans, const tables *tables)
     for (uint32_t i = plans->n_bodies; i < plans->header.n_plans; i++) {
         uint32_t found = 0;
         const plan *plan = plans->all + i;
+        if (plan >= plans->adapted && plan < plans->joined_adapted) continue;
         for (uint32_t k = 0; k < plan->n_calls; k++)
             for (uint32_t a = 0; a < plan->calls[k].kernel->n_pointers; a++) {
                 const argument *to = plan->calls[k].arguments + a;
@@ -264,6 +282,19 @@ static llmc_status check_choices(const plans *plans, const tables *tables)
         if ((found & places) != places) return INVALID("plan %u, of %u rows, chooses no tokens", i, plan->n_rows);
     }
     return LLMC_OK;
+}
+
+/* Where there are adapters, each body and each joined step of a GPU has another one for them. */
+static llmc_status check_adapted(const plans *plans, const tables *tables)
+{
+    const int on_gpu = plans->header.device != LLMC_DEVICE_CPU;
+    int is_paired = !on_gpu || !plans->n_adapters ||
+                    (plans->n_adapted == plans->n_bodies && plans->n_joined_adapted == plans->n_joined);
+    for (uint32_t i = 0; i < plans->n_adapted && is_paired; i++)
+        is_paired = plans->adapted[i].n_rows == plans->bodies[i].n_rows;
+    for (uint32_t i = 0; i < plans->n_joined_adapted && is_paired; i++)
+        is_paired = plans->joined_adapted[i].n_rows == plans->joined[i].n_rows;
+    return is_paired ? LLMC_OK : INVALID("the artifact lacks plans for steps with an adapter");
 }
 
 static llmc_status load_tables(plans *plans, tables *tables)
@@ -277,6 +308,9 @@ static llmc_status load_tables(plans *plans, tables *tables)
     plans->samplers = plans->heads + plans->n_heads;
     plans->joined = plans->samplers + plans->n_samplers;
     plans->tower = plans->n_towers ? plans->joined + plans->n_joined : NULL;
+    plans->adapted = plans->joined + plans->n_joined + plans->n_towers;
+    plans->joined_adapted = plans->adapted + plans->n_adapted;
+    if (!status) status = check_adapted(plans, tables);
     if (!status && plans->n_towers != (plans->tile[0] != 0))
         status = INVALID("the artifact has %u towers for tiles of %u by %u pixels", plans->n_towers, plans->tile[1],
                          plans->tile[2]);

@@ -56,7 +56,7 @@ static llmc_status read_names(const char *path, plans *plans, const range *secti
     if (status) return status;
     uint64_t n_bytes = said->n_adapters * (uint64_t)sizeof *plans->adapters;
     if (said->n_adapters < least || said->n_adapters > LLMC_MAX_ADAPTERS || n_bytes > section->n_bytes - *start ||
-        plans->header.device != LLMC_DEVICE_CPU)
+        (plans->n_row && plans->header.device != LLMC_DEVICE_CPU))
         return INVALID("the plan has %u adapters for device %u", said->n_adapters, plans->header.device);
     plans->n_adapters = said->n_adapters;
     plans->adapters = (const llmc_adapter_record *)(section->bytes + *start); /* characters: aligned anywhere */

@@ -35,7 +35,9 @@ from llmc.compiler.ops import DOMAIN, LOW_RANKS
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
-OPERATORS = {f"{DOMAIN}.{name}": activation for name, activation in LOW_RANKS.items()}
+OPERATORS = {
+    f"{DOMAIN}.{name}": parts.activation for name, parts in LOW_RANKS.items() if not parts.norm and not parts.strips
+}
 BLOCK = 16
 """Outputs that lie side by side, at most: one vector."""
 ROWS = 4

@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmc.compiler.kernel import numpy_dtype
+from llmc.compiler.kernel import RowMajor, numpy_dtype
+from llmc.compiler.ops import STRIP
 
 Array = np.ndarray[Any, Any]
 
@@ -113,6 +114,18 @@ class GatedTiles(Tiles):
 
     def __str__(self) -> str:
         return f"{super().__str__()}, gate and up alternating by 8 rows"
+
+
+@dataclass(frozen=True)
+class InStrips(RowMajor):
+    """Vectors [..., 2N] of a gated weight's rows, in the order these lie in: 8 of the gate, then their 8 of up."""
+
+    def pack(self, array: Array) -> Array:
+        parts = array.reshape(*array.shape[:-1], 2, -1, STRIP)
+        return super().pack(parts.swapaxes(-3, -2).reshape(array.shape))
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, gate and up alternating by {STRIP}"
 
 
 def gated_rows(array: Array, first: int) -> Array:

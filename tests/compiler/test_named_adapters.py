@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, MixtralConfig, PretrainedConfig
 
-from llmc.compiler.driver import check_request
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.adapter import read_adapter
 from llmc.compiler.frontend.checkpoint import open_checkpoint
 from llmc.compiler.frontend.named_adapters import NamedAdapter, added_by, find_named, parse_adapters
-from llmc.compiler.target import parse_targets
 from llmc.runtime.errors import LlmcError
 from tests.compiler.test_adapters import weights_alone
 from tests.test_tiny import TINY  # whose graph is in the cache then
@@ -109,14 +107,12 @@ def test_an_expert_that_is_a_piece_of_a_weight_is_refused(save_model: SaveModel,
         found(config, save_model(config), folder)
 
 
-def test_a_model_without_weights_and_a_gpu_are_refused(model: Path, tmp_path: Path) -> None:
+def test_a_model_without_weights_and_a_file_are_refused(model: Path, tmp_path: Path) -> None:
     folder = save(tmp_path / "a", {Q: (64, 64)})
     with pytest.raises(LlmcError, match="cannot be merged into random weights"):
         load_source(str(model), weights="random", adapters=[f"a={folder}"])
     with pytest.raises(LlmcError, match=r"an \.onnx file takes no adapter"):
         load_source(str(tmp_path / "m.onnx"), adapters=[f"a={folder}"])
-    with pytest.raises(LlmcError, match="no kernels for GPUs yet"):
-        check_request(parse_targets("cpu,cuda:sm_90a"), [1], None, None, adapters=[f"a={folder}"])
 
 
 def test_scale_and_names_are_the_adapters(model: Path, tmp_path: Path) -> None:

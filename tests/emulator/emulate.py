@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llmc.compiler.bind import IN_PLACE
 from llmc.compiler.kernel import Call, Implementation, Launch, Operand, RowMajor, TensorType, numpy_dtype
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
@@ -101,6 +102,8 @@ class EmulatedExecutable:
             contents[f"input {index}"] = self._packed(index, kind, array)
         for index, output in enumerate(self.call.outputs):
             contents[f"output {index}"] = poisoned(output.n_bytes)
+        if (place := IN_PLACE.get(self.call.op.removeprefix("llmc."))) is not None:
+            contents["output 0"] = contents[f"input {place}"].copy()
         for index, n_bytes in enumerate(self.implementation.temps):
             contents[f"temp {index}"] = poisoned(n_bytes)
         if self.implementation.scratch_bytes:

@@ -44,6 +44,13 @@ static int32_t draw(const float *logits, const llmc_draw_record *draws, void **t
     return put((int32_t)(sum % TOY_VOCAB), to, task);
 }
 
+/* x [M, CHANNELS], adapters i32 [M]: a row's elements grow by 1 + its adapter's number */
+static int32_t adapt(float *x, const int32_t *adapters, int32_t row)
+{
+    for (int32_t c = 0; c < TOY_CHANNELS; c++) x[row * TOY_CHANNELS + c] += (float)(adapters[row] + 1);
+    return 0;
+}
+
 #define RUN(name, call)                                                                      \
     static int run_##name(int grid, void **a, char *error, size_t error_bytes)               \
     {                                                                                        \
@@ -57,7 +64,8 @@ static int32_t draw(const float *logits, const llmc_draw_record *draws, void **t
     RUN(store_##m, store(m, a[0], a[1], a[2], a[3], block, grid))          \
     RUN(attend_##m, attend(m, a[0], a[1], a[2], a[3], a[4], a[5], block, grid)) \
     RUN(recur_##m, recur(m, a[0], a[1], a[2], a[3], a[4], block, grid))    \
-    RUN(turn_##m, turn(m, a[0], a[1], block, grid))
+    RUN(turn_##m, turn(m, a[0], a[1], block, grid))                        \
+    RUN(adapt_##m, adapt(a[0], a[1], block))
 #define RUN_HEAD(r)                                              \
     RUN(pick_##r, pick(r, a[0], a[1], a[2], block, grid))        \
     RUN(project_##r, project(r, a[0], a[1], a[2], block, grid))  \
@@ -77,7 +85,7 @@ RUN_SAMPLER(4)
 #define ENTRY(name, n_pointers, shared_bytes) {#name, n_pointers, 32, shared_bytes, 1, run_##name}
 #define BODY_ENTRIES(m) \
     ENTRY(embed_##m, 3, 0), ENTRY(store_##m, 4, 0), ENTRY(attend_##m, 6, 65536), ENTRY(turn_##m, 2, 1024), \
-        ENTRY(recur_##m, 5, 0)
+        ENTRY(recur_##m, 5, 0), ENTRY(adapt_##m, 2, 0)
 #define HEAD_ENTRIES(r) ENTRY(pick_##r, 3, 0), ENTRY(project_##r, 3, 0), ENTRY(choose_##r, 4, 0)
 
 const emulated_kernel *emulated_kernels(int *count)

@@ -2,6 +2,7 @@
 
     [{RMS,Layer}Norm]Linear[Bias][Relu|Gelu|GeluTanh|Silu][Residual]        act(x' Wᵀ + bias) + residual
     [{RMS,Layer}Norm]GatedLinear{Silu|Gelu|GeluTanh}[Bias]                  act(x' Wgᵀ + bg) · (x' Wuᵀ + bu)
+    [{RMS,Layer}Norm]LinearStrips[Bias]                                     x' Wᵀ + bias of that W, in its rows' order
 
 Inputs in order: x [M, K], [norm weight [K], [norm bias [K] of LayerNorm]], W [N, K] (gated: [2N, K]), [bias], [residual
 [M, N]]; x' is x, or its norm.  A deferred norm (deferred_norm.py) adds inputs behind them: in front of it
@@ -26,7 +27,7 @@ Element = Literal["bf16", "f16", "f32"]
 
 _NAME = re.compile(
     r"llmc\.(?P<deferred>Deferred)?(?P<norm>RMSNorm|LayerNorm)?"
-    r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>(?:Tile)?Moments)?"
+    r"(?:Linear(?P<strips>Strips)?(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>(?:Tile)?Moments)?"
     r"(?P<append>(?:Rotary)?Append)?"
     r"|GatedLinear(?P<gate>Silu|GeluTanh|Gelu)(?P<gated_bias>Bias)?)"
 )
@@ -45,6 +46,7 @@ class LinearOp:
                 are `part` columns wide
     moments     whether the norm behind y is prepared
     append      the attention whose queries, keys and values the product makes and appends; None: it writes y
+    strips      whether the rows of W, and what is added to sums, lie as those of a gated weight, and y's columns too
     """
 
     m: int
@@ -65,6 +67,12 @@ class LinearOp:
     part: int = field(default=0, repr=False)
     moments: bool = False
     append: Attention | None = None
+    strips: bool = field(default=False, repr=False)
+
+    @property
+    def alternates(self) -> bool:
+        """Whether the weight lies with rows of gate and up in turn."""
+        return self.gated or self.strips
 
     @property
     def weight_input(self) -> int:
@@ -170,6 +178,7 @@ def parse(call: Call) -> LinearOp | None:
         part=weight.shape[1] // moments.shape[0] if moments else 0,
         moments=bool(name["moments"]),
         append=appended_to(call),
+        strips=bool(name["strips"]),
     )
 
 

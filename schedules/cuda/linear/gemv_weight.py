@@ -39,25 +39,25 @@ def weight_format(op: LinearOp) -> WeightFormat:
     assert op.element != "f32"
     element, size = C_TYPES[op.element], op.rows * op.k
     if op.weight == "i8":
-        strips = Int8Strips(op.gated)
+        strips = Int8Strips(op.alternates)
         return WeightFormat(strips, f"Int8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, 15.0, (1, 2, 4))
     if op.weight == "f8":
-        floats = Fp8Strips(op.gated, op.element)
+        floats = Fp8Strips(op.alternates, op.element)
         return WeightFormat(floats, f"Fp8Weight<{element}>", size + 4 * op.rows, 1024, 60.0, 15.0, (1, 2, 4))
     if op.weight == "i4":
-        layout = Int4Strips(op.group, op.gated)
+        layout = Int4Strips(op.group, op.alternates)
         n_bytes = size // 2 + 2 * op.rows * ceil(op.k / op.group)
         return WeightFormat(
             layout, f"Int4Weight<{element}, {op.group}>", n_bytes, layout.piece_bytes, 50.0, 21.0, (1, 2, 4)
         )
     if op.weight == "z4":
-        zeros = Int4ZerosStrips(op.group, op.gated)
+        zeros = Int4ZerosStrips(op.group, op.alternates)
         n_bytes = size // 2 + 4 * op.rows * ceil(op.k / op.group)
         kind = f"Int4ZerosWeight<{element}, {op.group}>"
         return WeightFormat(zeros, kind, n_bytes, zeros.piece_bytes, 60.0, 22.0, (1, 2, 4))
     if op.weight == "m4":
-        powers = Mxfp4Strips(op.group, op.gated)
+        powers = Mxfp4Strips(op.group, op.alternates)
         n_bytes = size // 2 + op.rows * ceil(op.k / op.group)
         return WeightFormat(powers, f"Mxfp4Weight<{element}>", n_bytes, powers.piece_bytes, 60.0, 24.0, (1, 2, 4))
-    tiles = GatedTiles(op.element) if op.gated else Tiles(op.element)
+    tiles = GatedTiles(op.element) if op.alternates else Tiles(op.element)
     return WeightFormat(tiles, f"PlainWeight<{element}>", 2 * size, 2048, 45.0, 0.0, (1, 2))

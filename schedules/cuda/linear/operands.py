@@ -6,13 +6,15 @@ from llmc.compiler.kernel import Layout, Operand, RowMajor
 from llmc.schedules.cuda.linear.call import LinearOp
 from llmc.schedules.cuda.linear.gemv_weight import weight_format
 from llmc.schedules.cuda.source import C_TYPES
+from llmc.schedules.cuda.tile_layout import InStrips
 
 
 def layouts(op: LinearOp) -> dict[int, Layout]:
     """How the call's constants must lie, but for a norm's that the kernel itself puts on x."""
     weight: Layout = RowMajor("f32") if op.element == "f32" else weight_format(op).layout
     vectors = {op.bias_input: op.bias, next_weight_input(op): op.moments, folded_input(op): is_folded(op)}
-    return {op.weight_input: weight, **{index: RowMajor("f32") for index, there in vectors.items() if there}}
+    vector = InStrips("f32") if op.strips else RowMajor("f32")
+    return {op.weight_input: weight, **{index: vector for index, there in vectors.items() if there}}
 
 
 def next_weight_input(op: LinearOp) -> int:
