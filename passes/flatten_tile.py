@@ -12,7 +12,11 @@ rewrite:
     Add(x [1,n,K], w [1,n,K])
     -->
     Add(x [n,K], w [n,K])                                                     likewise of others that keep rows apart
-refuses: attention that is causal or masked; queries, keys and values of different numbers of rows.
+
+    Attention(q [1,H,n,D], k [1,H,m,D], v [1,H,m,D])                          rows that attend others: n is not m
+    -->
+    MatMul(Softmax(MatMul(Mul(q, scale), Transpose(k))), v)
+refuses: attention that is causal or masked, or over different numbers of rows, each their own.
 
 Every value loses the first of its axes, if that has one element and at least two others follow; what turned rows and
 columns to and fro (Transpose, Reshape) goes.  An operator that is not known here is left as it is, with its operands
@@ -24,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, prune, weight_of
@@ -96,11 +101,13 @@ class Tile:
         return LlmcError(f"flatten_tile: {node.op_type} {why}", place=f"node {node.name}")
 
     def reshape(self, node: ir.Node, value: ir.Value, shape: Sequence[int]) -> ir.Value:
-        """The value in this shape; reshapes in a row become one, or none."""
+        """The value in this shape; reshapes in a row become one, or none, and a weight is read in another shape."""
         while (source := producer(value, "Reshape")) is not None and source.inputs[0] is not None:
             value = source.inputs[0]
         if dims(value) == tuple(shape):
             return value
+        if (weight := weight_of(value)) is not None:
+            return add_constant(self.graph, shaped(weight, tuple(shape)), f"{weight.name}.flat")
         return emit(node, "Reshape", [value, ints_constant(self.graph, shape)])[0]
 
     def transpose(self, node: ir.Node, value: ir.Value, perm: Sequence[int]) -> ir.Value:
@@ -285,8 +292,10 @@ def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
     if any(len(shape) != 4 or shape[0] != 1 for shape in shapes) or shapes[1][:3] != shapes[2][:3]:
         raise tile.refusal(node, f"has operands of the shapes {shapes}")
     (_, heads, n_rows, head_dim), (_, kv_heads, n_keys, key_dim), (*_, value_dim) = shapes
-    if n_rows != n_keys or head_dim != key_dim or heads % kv_heads:
-        return anything(tile, node)
+    if head_dim != key_dim or heads % kv_heads:
+        raise tile.refusal(node, f"has operands of the shapes {shapes}")
+    if n_rows != n_keys:
+        return across(tile, node)
     self_attended = []
     for value, (_, n_heads, _, size) in zip((q, k, v), shapes, strict=True):
         new = tile.take(value)
@@ -305,6 +314,22 @@ def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
         layer=int(node.metadata_props.get("llmc.layer") or 0),
     )
     return [tile.transpose(node, tile.reshape(node, result[0], [n_rows, heads, value_dim]), [1, 0, 2])]
+
+
+def across(tile: Tile, node: ir.Node) -> list[ir.Value]:
+    """Attention of some rows over others, written out: softmax(scale q kᵀ) v, q [H, n, D], k, v [KH, m, D]."""
+    q, k, v = (tile.take(value) for value in node.inputs[:3])
+    assert q is not None
+    heads, n_rows, size = as_it_was(q)
+    n_groups = as_it_was(k)[0]
+    if attribute(node, "softcap", 0.0):
+        raise tile.refusal(node, "has a softcap")
+    together = tile.reshape(node, q, [n_groups, heads // n_groups * n_rows, size])  # heads that share keys are rows
+    turned = emit(node, "Transpose", [k], perm=[0, 2, 1])[0]
+    scale = np.array(attribute(node, "scale", size**-0.5), np.float32)
+    scaled = emit(node, "Mul", [together, add_constant(tile.graph, scale, f"scale.{scale}")])[0]
+    shares = emit(node, "Softmax", emit(node, "MatMul", [scaled, turned]), axis=-1)[0]
+    return [tile.reshape(node, emit(node, "MatMul", [shares, v])[0], rows_of(node.outputs[0]))]
 
 
 RULES: dict[str, Rule] = {

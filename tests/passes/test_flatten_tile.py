@@ -49,6 +49,18 @@ def test_a_token_of_no_patch_comes_and_goes(build: Any, check: Any) -> None:
     check(build.model(squeezed(build, build.op("Slice", y, *ends))), flatten_tile, 8)
 
 
+def test_rows_that_attend_others_have_it_written_out(build: Any, check: Any) -> None:
+    def heads(x: Any, name: str, n_rows: int, n_heads: int) -> Any:
+        y = build.op("MatMul", x, build.weight(name, WIDTH, 4 * n_heads))
+        return build.op("Transpose", build.op("Reshape", y, build.constant([1, n_rows, n_heads, 4])), perm=HEADS)
+
+    x = patches(build)
+    few = build.op("Slice", x, *[build.constant([at]) for at in (0, 3, 1)])
+    y = build.op("Attention", heads(few, "q", 3, 2), heads(x, "k", N, 1), heads(x, "v", N, 1), is_causal=0, scale=0.5)
+    rows = build.op("Reshape", build.op("Transpose", y, perm=HEADS), build.constant([1, 3, WIDTH]))
+    check(build.model(squeezed(build, rows)), flatten_tile, 18)
+
+
 def test_pixels_are_shuffled_as_they_were(build: Any, check: Any) -> None:
     def shaped(x: Any, *sizes: int) -> Any:
         return build.op("Reshape", x, build.constant([1, *sizes]))
