@@ -21,6 +21,7 @@ from llmc.runtime.pictures import Picture
 from tests.pictured import noise
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_pictured
+from tests.runtime.stub_artifact import write_stub
 from tests.runtime.toy_given import TILE_ROWS
 from tests.runtime.toy_pictured import TOKEN, answer
 
@@ -139,8 +140,8 @@ def test_a_prompt_with_pictures_is_not_kept_in_a_file(model: Model, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_of_texts_takes_no_pictures(toy_so: Path) -> None:
-    with llmc.load(toy_so) as model:
+def test_a_model_of_texts_takes_no_pictures(tmp_path: Path) -> None:
+    with llmc.load(write_stub(tmp_path / "stub.so")) as model:
         assert not model.takes_images
         with pytest.raises(LlmcError, match="the model takes no pictures") as caught:
             said(model, [3], RED)

@@ -40,8 +40,16 @@ class GivenPlan(toy.ToyPlan):
 
 def build_artifact(folder: Path, plan: GivenPlan, **sections: bytes) -> Path:
     """A whole artifact, which can be loaded; the code lies beside it.  sections: more of them, or others."""
+    return pack(folder, plan, build_code(folder, plan), **sections)
+
+
+def build_code(folder: Path, plan: GivenPlan, *flags: str) -> bytes:
+    """Its ELF image."""
     sources = [*toy.toy_sources(folder, plan=plan), toy.HERE / "toy_given_kernels.c"]
-    code = toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
+    return toy.compile_c(folder / "code.so", sources, "-O2", "-shared", *flags).read_bytes()
+
+
+def pack(folder: Path, plan: GivenPlan, code: bytes, **sections: bytes) -> Path:
     path = folder / "given.so"
     path.write_bytes(toy.pack_sections(toy.toy_sections(code, plan=plan.pack(), **sections)))
     return path

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,10 +51,18 @@ def processor(folder: Path) -> bytes:
     return read_processor(folder, {"image_token_id": TOKEN}, tokenizer_json().encode(), str(folder))
 
 
+@cache
+def code() -> bytes:
+    with TemporaryDirectory() as name:
+        return toy_given.build_code(Path(name), GivenPlan(), "-O0")
+
+
 def build_artifact(folder: Path, **sections: bytes) -> Path:
     chat = json.dumps({"template": TEMPLATE, "tokens": {}}).encode()
-    given = {"tokenizer": tokenizer_json().encode(), "chat": chat, "processor": processor(folder)}
-    return toy_given.build_artifact(folder, GivenPlan(), **{**given, **sections})
+    given = {"tokenizer": tokenizer_json().encode(), "chat": chat, **sections}
+    if "processor" not in given:
+        given["processor"] = processor(folder)
+    return toy_given.pack(folder, GivenPlan(), code(), **given)
 
 
 def tile_of(picture: Image.Image) -> np.ndarray:

@@ -232,8 +232,8 @@ def test_a_stream_with_pictures_is_the_answer(sighted: Server, alone: Model) -> 
 # -- between steps -----------------------------------------------------------------------------------------------------
 
 
-def test_an_errand_is_run_between_two_steps_of_others(model: Model) -> None:
-    served, done = Served(model), list[int]()
+def test_an_errand_is_run_between_two_steps_of_others(alone: Model) -> None:
+    served, done = Served(alone), list[int]()
     job = served.job(prompt(3), 6)
     served.submit(job)
     served.engine.start()
@@ -272,8 +272,8 @@ def test_who_gives_way_reads_its_pictures_again(pictured_so: Path) -> None:
         served.leave()
 
 
-def test_errands_that_wait_when_the_server_ends_are_told(model: Model) -> None:
-    served = Served(model)
+def test_errands_that_wait_when_the_server_ends_are_told(alone: Model) -> None:
+    served = Served(alone)
     job = served.job(prompt(3), 6)
     served.submit(job)
     first, second = (served.engine.later(lambda: 1) for _ in range(2))
