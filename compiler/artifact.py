@@ -293,6 +293,7 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         adapters=program.adapters,
         n_row=program.n_row,
         tile=program.tile,
+        picture_rows=program.picture_rows,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

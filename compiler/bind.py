@@ -21,7 +21,8 @@ from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.errors import LlmcError
 
 STEP_INPUTS = {
-    name: name for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters", "is_given", "given")
+    name: name
+    for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters", "is_given", "given", "sees")
 }
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 

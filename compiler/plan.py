@@ -83,6 +83,7 @@ class Program:
     adapters: names of the adapters that a sequence may choose from.
     n_row: numbers of a row that may stand for a token, f32; 0: none may.
     tile: channels, height and width of what the tower takes, f32; zeros where there is none.
+    picture_rows: how many rows of a picture see each other; 0: no row sees what is behind it.
     """
 
     plans: tuple[StepPlan, ...]
@@ -105,6 +106,7 @@ class Program:
     adapters: tuple[str, ...] = ()
     n_row: int = 0
     tile: tuple[int, int, int] = (0, 0, 0)
+    picture_rows: int = 0
 
     @property
     def default_kv_tokens(self) -> int:

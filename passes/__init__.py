@@ -44,6 +44,7 @@ from llmc.passes.gather_rows import gather_rows
 from llmc.passes.insert_adapters import insert_adapters
 from llmc.passes.insert_kv_cache import insert_kv_cache
 from llmc.passes.insert_states import insert_states
+from llmc.passes.look_ahead import look_ahead
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
 from llmc.passes.move_norm import move_norm
@@ -111,6 +112,11 @@ def adapter_steps(added: Added) -> Steps:
 def given_steps() -> Steps:
     """There too, where rows may stand for tokens."""
     return (("take_given", take_given),)
+
+
+def ahead_steps(n_rows: int) -> Steps:
+    """Behind the last, where the rows of a picture, n_rows of them, see all of it."""
+    return ("look_ahead", lambda model: look_ahead(model, n_rows=n_rows)), ("drop_dead", drop_dead)
 
 
 def file_steps(n_context: int) -> Steps:

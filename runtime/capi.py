@@ -76,7 +76,7 @@ class Info(c.Structure):
         ("n_row", c.c_int32),
         ("tile", c.c_int32 * 3),
         ("n_tile_rows", c.c_int32),
-        ("reserved", c.c_uint32),
+        ("picture_rows", c.c_uint32),
         ("n_rows", c.c_uint64),
     )
 

@@ -30,6 +30,7 @@ MAX_KERNEL_NAME = 103
 MAX_ADAPTERS = 1024
 MAX_ADAPTER_NAME = 63
 MAX_ROW = 1 << 20
+MAX_ROWS = 1 << 16
 MAX_TILE = 1 << 30
 
 TRAILER = struct.Struct("<8sIIQQ32s")
@@ -39,7 +40,7 @@ PLAN_STATES = struct.Struct("<QII")
 PLAN_WHOLE = struct.Struct("<II")
 PLAN_LABELS = struct.Struct("<4I")
 PLAN_ADAPTERS = struct.Struct("<QII")
-PLAN_GIVEN = struct.Struct("<QII4I")
+PLAN_GIVEN = struct.Struct("<QII4III")
 ADAPTER_RECORD = struct.Struct("<64s")
 KERNEL_RECORD = struct.Struct("<104s6I")
 PLAN_RECORD = struct.Struct("<4I")
@@ -93,6 +94,7 @@ SPACES = (
     "is_given",
     "pixels",
     "made",
+    "sees",
 )
 PLAN_KINDS = ("body", "head", "sampler", "joined", "tower", "adapted", "joined adapted")
 DEVICES = ("cpu", "cuda")
@@ -138,6 +140,7 @@ class PlanHeader(NamedTuple):
     llmc_plan_whole, llmc_plan_labels, llmc_plan_adapters and llmc_plan_given, which follow it where the version says
     so.  n_tokens: 0 where there are as many tokens as n_vocab says.  n_types: 0 where texts are given no labels.
     adapters: their names.  n_row: 0 where no rows stand for tokens.  tile: zeros where there is no tower.
+    picture_rows: of those that see each other; 0 where no row sees what is behind it.
     """
 
     cpu_features: int
@@ -165,6 +168,7 @@ class PlanHeader(NamedTuple):
     adapters: tuple[str, ...] = ()
     n_row: int = 0
     tile: tuple[int, int, int] = (0, 0, 0)
+    picture_rows: int = 0
 
     @property
     def version(self) -> int:
@@ -235,12 +239,13 @@ def pack_plan_header(header: PlanHeader) -> bytes:
         *header[:9],
         len(header.eos),
         *eos,
-        *header[10:-8],
+        *header[10:-9],
     )
     names = b"".join(ADAPTER_RECORD.pack(name.encode("ascii")) for name in header.adapters)
     states = header.slot_bytes, header.default_slots
     if header.n_row:
-        return packed + PLAN_GIVEN.pack(*states, len(header.adapters), header.n_row, *header.tile) + names
+        of_rows = header.n_row, *header.tile, header.picture_rows, 0
+        return packed + PLAN_GIVEN.pack(*states, len(header.adapters), *of_rows) + names
     if header.adapters:
         return packed + PLAN_ADAPTERS.pack(*states, len(header.adapters)) + names
     if header.n_types:
@@ -264,7 +269,7 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
     """The header at the start of a plan section; the caller has checked magic, version and length."""
     values = PLAN_HEADER.unpack_from(data)
     n_eos = min(values[11], MAX_EOS)
-    slot_bytes = default_slots = n_tokens = is_whole = n_types = n_adapters = n_row = 0
+    slot_bytes = default_slots = n_tokens = is_whole = n_types = n_adapters = n_row = picture_rows = 0
     tile = (0, 0, 0)
     if values[1] == FORMAT_WITH_STATES:
         slot_bytes, default_slots, _ = PLAN_STATES.unpack_from(data, PLAN_HEADER.size)
@@ -277,11 +282,11 @@ def unpack_plan_header(data: bytes | memoryview) -> PlanHeader:
         slot_bytes, default_slots, n_adapters = PLAN_ADAPTERS.unpack_from(data, PLAN_HEADER.size)
     elif values[1] == FORMAT_GIVEN:
         slot_bytes, default_slots, n_adapters, n_row, *sizes = PLAN_GIVEN.unpack_from(data, PLAN_HEADER.size)
-        tile = sizes[0], sizes[1], sizes[2]
+        tile, picture_rows = (sizes[0], sizes[1], sizes[2]), sizes[3]
     start = plan_header_bytes(values[1], data)
     records = data[start - n_adapters * ADAPTER_RECORD.size : start]
     adapters = tuple(
         name.split(b"\0", 1)[0].decode("ascii", "replace") for (name,) in ADAPTER_RECORD.iter_unpack(records)
     )
-    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types, adapters, n_row, tile
+    more = slot_bytes, default_slots, n_tokens, is_whole == 1, n_types, adapters, n_row, tile, picture_rows
     return PlanHeader._make((*values[2:11], tuple(values[12 : 12 + n_eos]), *values[20:], *more))

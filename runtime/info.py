@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,7 @@ class Info(NamedTuple):
     n_row: int
     tile: tuple[int, int, int]
     n_tile_rows: int
+    picture_rows: int
     n_rows: int
 
     @property
@@ -70,6 +71,13 @@ class Info(NamedTuple):
                 where, hint = f"{place} (token {index + 1} of {len(listed)})", f"ids go from 0 to {n_ids - 1}"
                 raise LlmcError(f"token {shortened(token)} is out of range", place=where, hint=hint)
         return np.array(listed, dtype=np.int32)
+
+    def whole(self, ids: Sequence[int] | npt.NDArray[np.int32], n: int) -> int:
+        """How many ids to read where n are to be: more, so that no picture is cut whose rows see each other."""
+        if not self.picture_rows or n >= len(ids) or ids[n] < self.n_ids:
+            return n
+        place = (int(ids[n]) - self.n_ids) % self.picture_rows
+        return n + (self.picture_rows - place if place else 0)
 
     def check_length(self, n_tokens: int, place: str) -> None:
         """Raise LlmcError when a sequence cannot hold so many tokens."""

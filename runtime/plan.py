@@ -29,6 +29,7 @@ from llmc.runtime.format import (
     MAX_EOS,
     MAX_POINTERS,
     MAX_ROW,
+    MAX_ROWS,
     MAX_TILE,
     PLAN_HEADER,
     PLAN_KINDS,
@@ -132,6 +133,8 @@ def _check_given(header: PlanHeader) -> None:
     is_tile = all(header.tile) or not any(header.tile)
     if not 1 <= header.n_row <= MAX_ROW or not is_tile or prod(header.tile) > MAX_TILE or header.device:
         raise ValueError(f"rows of {header.n_row} numbers, of tiles of {header.tile}")
+    if header.picture_rows > MAX_ROWS:
+        raise ValueError(f"pictures of {header.picture_rows} rows")
 
 
 def _check_adapters(header: PlanHeader, least: int) -> None:
@@ -175,6 +178,10 @@ def _check_plans(tables: PlanTables) -> None:
         if plan.first_call + plan.n_calls > header.n_calls:
             raise ValueError(f"plan {index} has calls beyond the table")
         previous = (plan.kind, plan.n_rows)
+    longest = max((plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "body"), default=0)
+    made = {header.picture_rows, *(plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "tower")}
+    if header.picture_rows and (header.picture_rows > longest or len(made) > 1):
+        raise ValueError(f"pictures of {header.picture_rows} rows, of {sorted(made)}, in steps of {longest}")
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
     chooses = on_gpu and not header.is_whole  # what reads texts whole chooses no tokens
@@ -250,4 +257,5 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
         body if header.n_row else 0,
         4 * prod(header.tile) if tower else 0,
         tower * header.n_row,
+        body if header.picture_rows else 0,
     )

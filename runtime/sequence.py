@@ -142,11 +142,11 @@ class Sequence(NotCopied):
 
     def cut(self, n: int) -> int:
         """Keep the first n tokens, or what there is of them.  -> how many are kept: a state does not go back, and of a
-        model that has some none are where any have to go."""
+        model that has some none are where any have to go; a picture whose rows see each other stays whole or goes."""
         length = self.length
         if n < length:
-            length = 0 if self.model.has_states else n
-            self.truncate(length)
+            self.truncate(0 if self.model.has_states else n)
+            return self.length
         return length
 
     def close(self) -> None:
@@ -171,9 +171,11 @@ class Sequence(NotCopied):
         phase: Phase = "prefill" if before == 0 or len(ids) > 1 else "decode"
         self.model.check_length(before + len(ids))
         try:
-            for start in range(0, len(ids), chunk):
-                rows = slice(start, start + chunk)
+            start, whole = 0, self.model.info.whole
+            while start < len(ids):
+                rows = slice(start, whole(ids, start + chunk))
                 self.model.run_step([(self, ids[rows], None if logits is None else logits[rows])], phase)
+                start = rows.stop
         except BaseException:
             self.cut(before)
             raise

@@ -34,6 +34,11 @@ INPUTS |= {
     for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
     for sink, sinks in (("", ()), ("Sink", ("sinks",)))
 }
+INPUTS |= {
+    f"llmc.{norm}{turned}AheadPagedAttention": ("qkv", *norms, *angles, "sees", *STEP)
+    for norm, norms in (("", ()), ("RMSNorm", NORMS))
+    for turned, angles in (("", ()), ("Rotary", ("cos", "sin")))
+}
 """The operators of paged attention, and the names of their inputs in order, as compiler/ops/paged.py defines
 them.  They are listed here again because that needs onnx_ir, which is not there where bench/gpu measures kernels."""
 LATENT = "llmc.LatentPagedAttention"

@@ -4,7 +4,8 @@ A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
     `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
     i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M]; where
-    rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own;
+    rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own; where rows see what is
+    behind them, `sees` i64[M];
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
  3. there is one attention node for each pair of caches that appends to them, numbered from 0, and it alone uses them;
@@ -26,6 +27,7 @@ import onnx_ir as ir
 from llmc.compiler.graph.text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.ops import (
+    AHEAD_PAGED_ATTENTION,
     APPENDED_ATTENTION,
     DOMAIN,
     LATENT_ATTENTION,
@@ -43,7 +45,12 @@ SYMBOLS = frozenset({"M", "R", "P", "n_pages", "n_slots"})
 INPUTS = {"tokens": "i64[M]", "positions": "i64[M]", "page_table": "i64[M,P]", "rows": "i64[R]"}
 SLOTS = {"slots": "i64[M]"}
 ADAPTERS = {"adapters": "i64[M]"}
-ATTENTION = tuple(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, LATENT_ATTENTION))
+AHEAD = tuple(f"{DOMAIN}.{name}" for name in AHEAD_PAGED_ATTENTION.values())
+"""The operators of attention in which a row may see what is behind it."""
+ATTENTION = (
+    *(f"{DOMAIN}.{name}" for name in (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, LATENT_ATTENTION)),
+    *AHEAD,
+)
 """The operators of attention that append to a cache of their own."""
 WHOLE = tuple(f"{DOMAIN}.{name}" for name in WHOLE_PAGED_ATTENTION)
 """Those of ATTENTION in which tokens see what is behind them, so that all of a text is in one step."""
@@ -87,6 +94,7 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
     kept = [f"state.{place}" for place, _ in enumerate(stateful_nodes(graph))]
     is_adapted = any(node.op_type in LOW_RANKS and node.domain == DOMAIN for node in graph)
     inputs = INPUTS | (SLOTS if kept else {}) | (ADAPTERS if is_adapted else {}) | given_rows(graph)
+    inputs |= {"sees": "i64[M]"} if any(op_name(node) in AHEAD for node in graph) else {}
     expected = [*inputs, *caches, *kept]
     found = [str(value.name) for value in graph.inputs]
     if sorted(found) != sorted(expected):

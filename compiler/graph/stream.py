@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from llmc.compiler.graph.check import APPENDED, ATTENTION
+from llmc.compiler.graph.check import AHEAD, APPENDED, ATTENTION
 from llmc.compiler.graph.run import with_functions
 from llmc.compiler.graph.shapes import attributes_of, dims
 from llmc.compiler.graph.text import op_name
 from llmc.compiler.ops import (
+    AHEAD_PAGED_ATTENTION,
     APPENDED_ATTENTION,
     DISTANCE_PAGED_ATTENTION,
     DOMAIN,
@@ -39,6 +40,7 @@ class Stream:
         positions = [np.arange(len(tokens)) for tokens in sequences]
         given = {"tokens": [tokens.astype(np.int64) for tokens in sequences], "positions": positions, "rows": positions}
         given["adapters"] = [np.full(len(tokens), -1) for tokens in sequences]
+        given["sees"] = positions  # these texts have no pictures
         given["is_given"] = [np.zeros(len(tokens), np.int64) for tokens in sequences]
         for value in (value for value in graph.inputs if value.name == "given"):
             given["given"] = [np.zeros((len(tokens), dims(value)[1]), np.float32) for tokens in sequences]
@@ -125,7 +127,11 @@ def attention(
         return whole.nodes, [whole.attend("Sink" * has_sinks, q, k, v, *sinks)]
     both_ways = node.op_type in WHOLE_PAGED_ATTENTION
     nothing = (False, False, False)
-    parts = (*WHOLE_PAGED_ATTENTION[node.op_type], *nothing) if both_ways else PAGED_ATTENTION[node.op_type]
+    name = node.op_type
+    if op_name(node) in AHEAD:  # a row of a text sees no further than itself
+        name = next(plain for plain, looks in AHEAD_PAGED_ATTENTION.items() if looks == name)
+        rest.pop()
+    parts = (*WHOLE_PAGED_ATTENTION[name], *nothing) if both_ways else PAGED_ATTENTION[name]
     _, turned, has_sinks, has_slopes, normed_values = parts
     has_biases = node.op_type == DISTANCE_PAGED_ATTENTION
     of_heads = [rest.pop()] if has_sinks or has_slopes or has_biases else []

@@ -44,6 +44,7 @@ from llmc.compiler.ops.linear import (
 from llmc.compiler.ops.low_rank import LOW_RANK, LOW_RANKS, low_rank_name
 from llmc.compiler.ops.norm import AddLayerNorm, AddRMSNorm, GatedRMSNorm, QueryKeyRMSNorm, Silu
 from llmc.compiler.ops.paged import (
+    AHEAD_PAGED_ATTENTION,
     APPENDED_ATTENTION,
     DISTANCE_PAGED_ATTENTION,
     PAGED_ATTENTION,
@@ -67,6 +68,7 @@ from llmc.compiler.ops.states import (
 )
 
 __all__ = [
+    "AHEAD_PAGED_ATTENTION",
     "APPENDED_ATTENTION",
     "CAUSAL_ATTENTION",
     "CAUSAL_CONV",

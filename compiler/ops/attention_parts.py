@@ -116,10 +116,10 @@ def append_step(
 def attend_pages(
     op: Any, q: Any, positions: Any, page_table: Any, k_cache: Any, v_cache: Any,
     sizes: tuple[Any, Any, Any], scale: Any, softcap: Any, window: Any, sinks: Any = None, slopes: Any = None,
-    biases: Any = None, *, both_ways: bool = False,
+    biases: Any = None, *, both_ways: bool = False, sees: Any = None,
 ) -> Any:  # fmt: skip
     """Step 2: queries that are turned, over caches that have the step's own keys and values.  both_ways: each row over
-    all of its text, rather than over what is before it."""
+    all of its text, rather than over what is before it; sees: and over what is behind it up to there."""
     num_heads, kv_num_heads, head_dim = sizes
     real = op.GreaterOrEqual(positions, op.scalar(0))
     at = op.Max(positions, op.scalar(0))
@@ -136,6 +136,9 @@ def attend_pages(
         seen = op.And(op.LessOrEqual(places, last), near(op, places, own_place, window))
     else:
         seen = in_sight(op, places, own_place, window)
+    if sees is not None:
+        behind = op.LessOrEqual(places, op.Unsqueeze(sees, op.ints(1, 2, 3)))
+        seen = op.Or(seen, op.And(op.Greater(places, own_place), behind))
     if sinks is not None:
         sinks = op.Reshape(sinks, op.ints(kv_num_heads, groups, 1))
     bias = None

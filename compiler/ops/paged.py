@@ -73,7 +73,10 @@ k_cache [n_pages, KH, 64, D], v_cache [n_pages, KH, 64, DV] -> [M, H·DV] and bo
 Devlin et al. 2018, arXiv:1810.04805."""
 WITH_BIASES = """A row's scores have biases[h, C + j - pos] added.
 biases [H, 2 C], C = 64 P.    Shaw et al. 2018, arXiv:1803.02155."""
-SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3, WITH_BIASES: 5}
+LOOKING_AHEAD = """Row m attends the keys up to the position sees[m] too, which is not before its own: those behind it
+are of this step. The rows of a picture see all of it, those of a text themselves.
+sees int64[M]."""
+SAID = {NORMED: 0, VALUES: 4, TURNED: 1, WITH_SINKS: 2, WITH_SLOPES: 3, WITH_BIASES: 5, LOOKING_AHEAD: 6}
 """What an operator's docstring says besides, and by which part of its name."""
 
 
@@ -85,22 +88,31 @@ def paged_attention_name(
     values: bool = False,
     both_ways: bool = False,
     distances: bool = False,
+    ahead: bool = False,
 ) -> str:
-    """`[RMSNorm[Values]][Rotary][Sink][Alibi][Distance][Bidirectional]PagedAttention`."""
+    """`[RMSNorm[Values]][Rotary][Sink][Alibi][Distance][Bidirectional|Ahead]PagedAttention`."""
     of_rows = f"{'RMSNorm' * norm}{'Values' * values}{'Rotary' * rotary}"
     biased = f"{'Sink' * sinks}{'Alibi' * alibi}{'Distance' * distances}"
-    return f"{of_rows}{biased}{'Bidirectional' * both_ways}PagedAttention"
+    return f"{of_rows}{biased}{'Bidirectional' * both_ways}{'Ahead' * ahead}PagedAttention"
 
 
 def define_paged_attention(
-    norm: bool, rotary: bool, sinks: bool, alibi: bool, values: bool, both_ways: bool = False, distances: bool = False
+    norm: bool,
+    rotary: bool,
+    sinks: bool,
+    alibi: bool,
+    values: bool,
+    both_ways: bool = False,
+    distances: bool = False,
+    ahead: bool = False,
 ) -> None:
     """Register paged attention whose queries and keys are normalised, turned, both or neither, with sinks, with biases
     by distance (along a line, or from a table), or with neither; whose values are normalised or not; over all of a
-    text, or what is before a row."""
+    text, what is before a row, or that and as much behind it as it is told."""
 
     def body(op: Any, qkv: ir.Value, *inputs: ir.Value, **settings: Any) -> Any:
         *vectors, positions, page_table, k_cache, v_cache = inputs
+        sees = vectors.pop() if ahead else None
         biases = vectors.pop() if distances else None
         slopes = vectors.pop() if alibi else None
         of_heads = vectors.pop() if sinks else None
@@ -119,16 +131,17 @@ def define_paged_attention(
         scale, softcap, window = (settings[name] for name in ("scale", "softcap", "window"))
         k_cache, v_cache = append_step(op, k, v, positions, page_table, k_cache, v_cache, sizes)
         where = positions, page_table, k_cache, v_cache
-        out = attend_pages(op, q, *where, sizes, scale, softcap, window, of_heads, slopes, biases, both_ways=both_ways)
+        others: Any = {"both_ways": both_ways, "sees": sees}
+        out = attend_pages(op, q, *where, sizes, scale, softcap, window, of_heads, slopes, biases, **others)
         return out, k_cache, v_cache
 
-    parts = norm, rotary, sinks, alibi, values, distances
+    parts = norm, rotary, sinks, alibi, values, distances, ahead
     said_first = BIDIRECTIONAL if both_ways else PAGED
     vectors = [*["query_norm", "key_norm"] * norm, *["cos", "sin"] * rotary, *["sinks"] * sinks, *["slopes"] * alibi]
-    vectors += ["biases"] * distances
+    vectors += ["biases"] * distances + ["sees"] * ahead
     names = (*SIZES, "scale", "softcap", "window", "layer", *TURNING * rotary, *["epsilon"] * norm)
     define(
-        paged_attention_name(norm, rotary, sinks, alibi, values, both_ways, distances),
+        paged_attention_name(norm, rotary, sinks, alibi, values, both_ways, distances, ahead),
         ["qkv", *vectors, *STEP_INPUTS],
         {name: ATTRIBUTE_TYPES["float" if name in FLOATS else "int"] for name in names},
         body,
@@ -159,6 +172,14 @@ DISTANCE_PAGED_ATTENTION = paged_attention_name(False, False, both_ways=True, di
 """The one whose scores have biases by distance added."""
 WHOLE_PAGED_ATTENTION[DISTANCE_PAGED_ATTENTION] = (False, False)
 define_paged_attention(False, False, False, False, False, both_ways=True, distances=True)
+
+AHEAD_PAGED_ATTENTION = {
+    paged_attention_name(norm, rotary): paged_attention_name(norm, rotary, ahead=True)
+    for norm, rotary in product((False, True), repeat=2)
+}
+"""For each of the family that may look ahead, the one that does."""
+for _norm, _rotary in product((False, True), repeat=2):
+    define_paged_attention(_norm, _rotary, False, False, False, ahead=True)
 
 
 def appended_attention_name(norm: bool, rotary: bool, sinks: bool = False) -> str:

@@ -92,7 +92,7 @@ typedef struct llmc_info {
     int32_t n_row;           /* numbers of a row that may stand for a token, in place of its embedding; 0: none may */
     int32_t tile[3];         /* channels, height and width of what image_rows takes; 0: the artifact takes no pictures */
     int32_t n_tile_rows;     /* that it makes of a tile */
-    uint32_t reserved;
+    uint32_t picture_rows;   /* rows of a picture that see each other, and so are given whole; 0: none do */
     uint64_t n_rows;         /* that are kept now */
 } llmc_info;
 
@@ -206,7 +206,8 @@ typedef struct llmc_api {
     void (*sequence_free)(llmc_sequence *sequence);
     int32_t (*sequence_length)(const llmc_sequence *sequence);
     /* Keep the first n tokens, forget the rest (and the logits). A model with states (info.slot_bytes) has only those
-     * behind the last token: there n is 0 or the length. */
+     * behind the last token: there n is 0 or the length. Where the rows of a picture see each other (info.picture_rows)
+     * a cut within one leaves it out: sequence_length says what is kept. */
     llmc_status (*sequence_truncate)(llmc_sequence *sequence, int32_t n);
 
     /* -- running ---------------------------------------------------------- */
@@ -278,7 +279,8 @@ typedef struct llmc_api {
     /* Keep a copy of rows [n, info.n_row], each of which may stand for a token from now on, in place of its embedding:
      * the numbers first … first + n - 1, which are behind those of all tokens and never used again while the model is
      * open, are given to step and feed as tokens are. The text of such a number is empty, no penalty sees it, and a
-     * sequence that has some cannot be saved. */
+     * sequence that has some cannot be saved. Where info.picture_rows is not 0 there have to be so many rows, a picture's,
+     * and all of them are given in one input of a step, in their order. */
     llmc_status (*rows_new)(llmc_model *model, const float *rows, size_t n, int32_t *first);
     /* Forget the rows that one call has kept. Sequences that have read them go on; none may read them any more. */
     llmc_status (*rows_free)(llmc_model *model, int32_t first);

@@ -70,7 +70,7 @@ class Batch:
         self.waiting: deque[Job] = deque()
         self.news: list[Said] = []
         self.failure: Exception | None = None
-        self._n_vocab = info.n_vocab
+        self._n_vocab, self._whole = info.n_vocab, info.whole
         self._n_steps = 0
         self._may_admit = True  # nothing has changed for the better of the queue's head since it was refused: False
         self._is_end: dict[int, bool] = {}
@@ -347,8 +347,9 @@ class Batch:
                 self._begin_again(job)
             n = min(left, job.n_pending, SCORED_CHUNK if job.wants_rows else left)
             if n:
+                n = self._whole(job.ids, job.n_fed + n) - job.n_fed
                 inputs.append((job, n))
-                left -= n
+                left = max(0, left - n)
         return inputs
 
     def _run_ahead(self) -> bool:

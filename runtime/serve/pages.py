@@ -94,7 +94,10 @@ class Pages:
             if longer is not None:
                 self._use(longer)
             return
-        sequence.truncate(n)
+        ids = ids[: sequence.cut(n)]  # less than n, where that would cut a picture
+        if len(ids) == 0:
+            sequence.close()
+            return
         shorter = [kept for kept in alike if common(kept.ids, ids) == len(kept.ids)]
         for kept in shorter:
             self._drop(kept)
@@ -141,8 +144,7 @@ class Pages:
         if kept is not None and source is kept.sequence:
             self._use(kept)
         job.sequence = source.fork()
-        job.sequence.truncate(n)
-        job.n_fed = n
+        job.n_fed = job.sequence.cut(n)
 
     def _begin_at_state(self, job: Job, ids: Ids, running: Iterable[Job]) -> None:
         adapter = job.ask.adapter

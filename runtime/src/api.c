@@ -113,6 +113,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .n_row = (int32_t)model->plans.n_row,
         .tile = {(int32_t)model->plans.tile[0], (int32_t)model->plans.tile[1], (int32_t)model->plans.tile[2]},
         .n_tile_rows = model->plans.tower ? (int32_t)model->plans.tower->n_rows : 0,
+        .picture_rows = model->plans.picture_rows,
         .n_rows = model->given.n_rows,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);

@@ -81,6 +81,7 @@ typedef struct plans {
     uint32_t n_adapters;     /* that a sequence may choose from */
     uint32_t n_row;          /* numbers of a row that may stand for a token; 0: none may */
     uint32_t tile[3];        /* what the tower takes: llmc_plan_given */
+    uint32_t picture_rows;   /* that see each other; 0: no row sees what is behind it */
     const llmc_adapter_record *adapters; /* [n_adapters] in the file */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */

@@ -42,6 +42,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {model->plans.n_adapters ? m * sizeof *model->adapters : 0, &model->adapters},
         {m * n_row * sizeof *model->taken, &model->taken},
         {n_row ? m * sizeof *model->is_given : 0, &model->is_given},
+        {model->plans.picture_rows ? m * sizeof *model->sees : 0, &model->sees},
         {n_pixels * sizeof *model->pixels, &model->pixels},
         {n_pixels ? model->plans.tower->n_rows * n_row * sizeof *model->made : 0, &model->made},
         {r * sizeof *model->rows, &model->rows},
@@ -66,6 +67,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
     if (!model->states.page_bytes) model->slots = NULL;
     if (!model->plans.n_adapters) model->adapters = NULL;
     if (!n_row) model->is_given = NULL;
+    if (!model->plans.picture_rows) model->sees = NULL;
     return LLMC_OK;
 }
 
@@ -84,6 +86,7 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_ADAPTERS] = (char *)model->adapters;
     base[LLMC_SPACE_GIVEN] = (char *)model->taken;
     base[LLMC_SPACE_IS_GIVEN] = (char *)model->is_given;
+    base[LLMC_SPACE_SEES] = (char *)model->sees;
     base[LLMC_SPACE_PIXELS] = (char *)model->pixels;
     base[LLMC_SPACE_MADE] = (char *)model->made;
 }

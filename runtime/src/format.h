@@ -153,6 +153,8 @@ typedef struct llmc_plan_given {
     uint32_t n_adapters; /* at most LLMC_MAX_ADAPTERS */
     uint32_t n_row;      /* numbers of a row; at least 1, at most LLMC_MAX_ROW */
     uint32_t tile[3];    /* channels, height and width of what the tower takes, at most LLMC_MAX_TILE in all; 0: no tower */
+    uint32_t picture_rows; /* rows whose numbers are a picture's, and see each other; 0: no row sees what is behind it */
+    uint32_t reserved;
 } llmc_plan_given;
 
 /* Bits of llmc_kernel_record.flags. */
@@ -218,7 +220,8 @@ enum {
     LLMC_SPACE_IS_GIVEN = 17,  /* i32 [M]: 1 where a row stands for the token, whose own number is 0 then; else 0 */
     LLMC_SPACE_PIXELS = 18,    /* f32 [channels, height, width] of a tower's tile */
     LLMC_SPACE_MADE = 19,      /* f32 [n_rows, n_row] that a tower makes of it */
-    LLMC_N_SPACES = 20,
+    LLMC_SPACE_SEES = 20,      /* i32 [M]: the last position that each row sees, -1 for a row that pads the step */
+    LLMC_N_SPACES = 21,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */

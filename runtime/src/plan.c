@@ -18,7 +18,7 @@ enum {
 static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
     "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
     "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens", "states", "slots",
-    "adapters", "given rows", "marks of given rows", "pixels", "made rows",
+    "adapters", "given rows", "marks of given rows", "pixels", "made rows", "sight",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -176,6 +176,7 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_ADAPTERS] = plans->n_adapters ? body_ids : 0;
     n_bytes[LLMC_SPACE_GIVEN] = body_ids * plans->n_row;
     n_bytes[LLMC_SPACE_IS_GIVEN] = plans->n_row ? body_ids : 0;
+    n_bytes[LLMC_SPACE_SEES] = plans->picture_rows ? body_ids : 0;
     n_bytes[LLMC_SPACE_PIXELS] = made ? 4 * plans_pixels(plans) : 0;
     n_bytes[LLMC_SPACE_MADE] = made * plans->n_row;
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
@@ -314,6 +315,10 @@ static llmc_status load_tables(plans *plans, tables *tables)
     if (!status && plans->n_towers != (plans->tile[0] != 0))
         status = INVALID("the artifact has %u towers for tiles of %u by %u pixels", plans->n_towers, plans->tile[1],
                          plans->tile[2]);
+    uint32_t made = plans->tower ? plans->tower->n_rows : plans->picture_rows;
+    if (!status && plans->picture_rows && (plans->picture_rows > plans->max_body_rows || plans->picture_rows != made))
+        status = INVALID("the plan reads pictures of %u rows, makes some of %u, and takes steps of %u",
+                         plans->picture_rows, made, plans->max_body_rows);
     if (!status && plans->is_whole && plans->max_body_rows < plans->header.n_context)
         status = INVALID("a text of %u tokens does not fit the largest step, of %u", plans->header.n_context,
                          plans->max_body_rows);

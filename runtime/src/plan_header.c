@@ -92,6 +92,7 @@ static llmc_status read_given(const char *path, plans *plans, const range *secti
     if (plans->header.device != LLMC_DEVICE_CPU)
         return INVALID("the plan takes rows of %u numbers on device %u", said.n_row, plans->header.device);
     plans->n_row = said.n_row;
+    plans->picture_rows = said.picture_rows;
     memcpy(plans->tile, tile, sizeof said.tile);
     const llmc_plan_adapters more = {said.slot_bytes, said.default_slots, said.n_adapters};
     return read_names(path, plans, section, &more, 0, start);
@@ -114,7 +115,7 @@ llmc_status plan_header_read(plans *plans, const range *section, const char *pat
     plans->is_whole = 0;
     plans->n_tokens = h->n_vocab;
     plans->n_types = 1;
-    plans->n_adapters = plans->n_row = 0;
+    plans->n_adapters = plans->n_row = plans->picture_rows = 0;
     memset(plans->tile, 0, sizeof plans->tile);
     if (h->magic != LLMC_PLAN_MAGIC || !is_known)
         return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);

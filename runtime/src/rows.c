@@ -48,6 +48,33 @@ int rows_is_one(const llmc_model *model, int32_t token)
     return token >= (int64_t)rows_first(model) && token < (int64_t)rows_first(model) + model->given.n_ever;
 }
 
+uint32_t rows_place(const llmc_model *model, int32_t token)
+{
+    const uint32_t n = model->plans.picture_rows;
+    return n && token >= (int64_t)rows_first(model) ? ((uint32_t)token - rows_first(model)) % n : 0;
+}
+
+uint32_t rows_together(const llmc_model *model, int32_t token)
+{
+    const uint32_t n = model->plans.picture_rows;
+    return n && token >= (int64_t)rows_first(model) ? n - rows_place(model, token) : 1;
+}
+
+llmc_status rows_check_order(const llmc_model *model, const int32_t *tokens, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        const uint32_t n_here = rows_together(model, tokens[i]);
+        uint32_t found = 1;
+        while (found < n_here && i + found < n && tokens[i + found] == tokens[i] + (int32_t)found) found++;
+        if (found < n_here || rows_place(model, tokens[i]))
+            return fail(LLMC_ERROR_ARGUMENT, model->file.path, "give the rows of a picture in one input, in their order",
+                        "row %u of a picture of %u stands for token %zu of an input without the others",
+                        rows_place(model, tokens[i]), model->plans.picture_rows, i);
+        i += n_here;
+    }
+    return LLMC_OK;
+}
+
 llmc_status rows_check(const llmc_model *model, int32_t token)
 {
     const uint32_t n_tokens = rows_first(model);
@@ -93,6 +120,10 @@ llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t 
     if (!model->plans.n_row)
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile it with --images",
                     "the artifact takes no rows in the place of tokens");
+    if (model->plans.picture_rows && n != model->plans.picture_rows)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, NULL,
+                    "the rows of a picture see each other here, and there are %u of them, not %zu",
+                    model->plans.picture_rows, n);
     if (n < 1 || n > (uint32_t)INT32_MAX - rows_first(model) - model->given.n_ever)
         return fail(LLMC_ERROR_ARGUMENT, "rows_new", n ? "open the model anew" : NULL, "%zu rows cannot be kept", n);
     given_rows *rows = keep(model, (uint32_t)n);

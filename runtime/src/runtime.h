@@ -246,6 +246,7 @@ struct llmc_model {
     given given;         /* rows that stand for tokens */
     float *taken;        /* [max_body_rows, n_row] those of a step */
     int32_t *is_given;   /* [max_body_rows]; NULL where no rows stand for tokens */
+    int32_t *sees;       /* [max_body_rows]; NULL where no row sees what is behind it */
     float *pixels;       /* [channels, height, width] of a tile */
     float *made;         /* [n_rows, n_row] that the tower makes of it */
     int32_t *rows;       /* [max_head_rows] */
@@ -335,6 +336,11 @@ const float *rows_find(const llmc_model *model, int32_t token);
 int rows_is_one(const llmc_model *model, int32_t token);
 /* Whether it is a token's number, or a row's that is kept. */
 llmc_status rows_check(const llmc_model *model, int32_t token);
+/* Of a model whose pictures' rows see each other: which one of its picture a token stands for, 0 for others; how many
+ * from there on belong together, 1 for others; whether tokens [n] have the rows of pictures whole, in their order. */
+uint32_t rows_place(const llmc_model *model, int32_t token);
+uint32_t rows_together(const llmc_model *model, int32_t token);
+llmc_status rows_check_order(const llmc_model *model, const int32_t *tokens, size_t n);
 llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t *first);
 llmc_status rows_free(llmc_model *model, int32_t first);
 llmc_status rows_numbers(const llmc_model *model, int32_t first, const float **out, size_t *n);

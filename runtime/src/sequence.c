@@ -126,6 +126,7 @@ llmc_status sequence_truncate(llmc_sequence *sequence, int32_t n)
         return fail(LLMC_ERROR_ARGUMENT, "sequence_truncate", NULL, "a sequence of %u tokens has no first %d",
                     sequence->length, n);
     if ((uint32_t)n == sequence->length) return LLMC_OK;
+    n -= (int32_t)rows_place(sequence->model, sequence->tokens[n]); /* a picture stays whole, or goes */
     if (n && sequence->state >= 0)
         return fail(LLMC_ERROR_ARGUMENT, "sequence_truncate", "truncate it to 0 and feed it again, or fork it in time",
                     "the model has states, which do not go back: a sequence of %u tokens cannot be cut to %d",

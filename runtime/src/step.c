@@ -42,6 +42,7 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
                     sequence->length);
     llmc_status status = LLMC_OK;
     for (size_t i = 0; i < input->n_tokens && !status; i++) status = rows_check(model, input->tokens[i]);
+    if (!status && model->plans.picture_rows) status = rows_check_order(model, input->tokens, input->n_tokens);
     return status;
 }
 
@@ -113,6 +114,8 @@ void step_fill_row(llmc_model *model, uint32_t row, const llmc_sequence *sequenc
     model->positions[row] = sequence ? (int32_t)position : -1;
     if (model->adapters) model->adapters[row] = sequence ? sequence->adapter : -1;
     if (model->is_given) take_row(model, row, token);
+    if (model->sees)
+        model->sees[row] = sequence ? (int32_t)(position + rows_together(model, token) - 1) : -1;
     if (model->slots) model->slots[row] = sequence ? sequence->state : -1;
     if (n_pages) memcpy(pages, sequence->pages, n_pages * sizeof *pages);
     memset(pages + n_pages, 0xff, (n_columns - n_pages) * sizeof *pages); /* -1 */
@@ -187,6 +190,18 @@ static llmc_status run_tokens(llmc_model *model, const llmc_step_input *inputs, 
     return status;
 }
 
+/* Of the next n rows of the stream as many as cut no picture whose rows see each other; more, if it is the first. */
+static uint32_t uncut(const llmc_model *model, const llmc_step_input *inputs, cursor at, uint32_t n)
+{
+    uint32_t whole = 0, n_next;
+    for (; whole < n; whole += n_next) {
+        n_next = rows_together(model, inputs[at.input].tokens[at.token]);
+        if (whole && whole + n_next > n) break;
+        for (uint32_t i = 0; i < n_next; i++) move_on(&at, inputs);
+    }
+    return whole;
+}
+
 /* The body for the next rows of the stream, n_left of which are left, and how many it takes. */
 static const plan *next_body(const llmc_model *model, const llmc_step_input *inputs, cursor at, uint64_t n_left,
                              uint32_t *n_rows)
@@ -194,8 +209,9 @@ static const plan *next_body(const llmc_model *model, const llmc_step_input *inp
     const plans *plans = &model->plans;
     if (!plans->is_whole) {
         const plan *body = plan_choose(plans->bodies, plans->n_bodies, n_left, model->device->step_rows);
-        *n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
-        return body;
+        uint32_t n = *n_rows = n_left < body->n_rows ? (uint32_t)n_left : body->n_rows;
+        if (plans->picture_rows) *n_rows = uncut(model, inputs, at, n);
+        return *n_rows == n ? body : plan_holding(plans->bodies, plans->n_bodies, *n_rows);
     }
     uint64_t n = inputs[at.input].n_tokens; /* at most n_context, which is at most the largest body's rows */
     for (size_t i = at.input + 1; n < n_left && n + inputs[i].n_tokens <= plans->max_body_rows; i++)

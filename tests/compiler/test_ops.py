@@ -58,6 +58,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "adapters": (M,),
     "sizes": (2,),
     "is_given": (M,),
+    "sees": (M,),
     "given": (M, K),
     "a": (2, 2 * 3, K),
     "b": (2, N, 3),
@@ -94,6 +95,7 @@ SETTINGS = {
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
 SLOTS = np.array([1, 1, 1, 0, -1, 2])
+SEES = np.array([62, 65, 65, 65, -1, 4])
 ADAPTERS = np.array([1, -1, 0, 0, 1, -1])
 CHOSEN = np.array([[0, 2], [2, 0], [2, 0], [0, 2], [2, 0], [0, 2]])
 
@@ -182,7 +184,7 @@ def is_deferred(op: str) -> bool:
 
 def step_input(name: str) -> Array:
     """Of attention: positions, the page table, or anything of the shape of one of the others."""
-    known = {"positions": POSITIONS, "page_table": PAGE_TABLE}
+    known = {"positions": POSITIONS, "page_table": PAGE_TABLE, "sees": SEES}
     return known[name] if name in known else np.random.default_rng(1).normal(size=SHAPES[name]).astype(np.float32)
 
 
@@ -194,7 +196,8 @@ def inputs_of(op: str) -> dict[str, Array]:
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
     whole = {"positions": POSITIONS, "page_table": PAGE_TABLE, "index": CHOSEN, "slots": SLOTS}
-    whole |= {"adapters": ADAPTERS, "sizes": np.array([N - 2, (2 * N if "Strips" in op else N) - (N - 2)])}
+    whole |= {"sees": SEES, "adapters": ADAPTERS}
+    whole |= {"sizes": np.array([N - 2, (2 * N if "Strips" in op else N) - (N - 2)])}
     if "rows" in feeds:  # of two texts, and a row that pads the step
         return feeds | {"positions": np.array([0, 1, 2, 0, 1, -1]), "rows": np.array([2, 4])}
     feeds |= {"g": -np.abs(feeds["g"])} if "g" in feeds else {}
@@ -326,9 +329,11 @@ def attended(query: Array, keys: Array, values: Array, scale: float, softcap: fl
 
 @pytest.mark.parametrize("window", [0, 3, -3])
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
-def test_paged_attention_is_its_equation(window: int, softcap: float) -> None:
-    feeds = inputs_of("PagedAttention")
-    out, k_cache, v_cache = run("PagedAttention", feeds, window=window, softcap=softcap)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_paged_attention_is_its_equation(window: int, softcap: float, ahead: bool) -> None:
+    name = ops.paged_attention_name(False, False, ahead=ahead)
+    feeds = inputs_of(name)
+    out, k_cache, v_cache = run(name, feeds, window=window, softcap=softcap)
     q, k, v = np.split(feeds["qkv"], [H * D, (H + KH) * D], axis=1)
     wanted_k, wanted_v = feeds["k_cache"].copy(), feeds["v_cache"].copy()
     for m, position in enumerate(POSITIONS):
@@ -344,7 +349,7 @@ def test_paged_attention_is_its_equation(window: int, softcap: float) -> None:
                 assert not found.any()
                 continue
             first = max(0, position + 1 - window) if window > 0 else position // -window * -window if window else 0
-            seen = range(first, position + 1)
+            seen = range(first, (SEES[m] if ahead else position) + 1)
             places = [(PAGE_TABLE[m, j // 64], head // (H // KH), j % 64) for j in seen]
             keys, values = (np.stack([cache[place] for place in places]) for cache in (wanted_k, wanted_v))
             wanted = attended(q[m].reshape(H, D)[head], keys, values, SETTINGS["scale"], softcap)

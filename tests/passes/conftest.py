@@ -120,6 +120,7 @@ def feeds_for(model: ir.Model) -> dict[str, Array]:
     feeds["page_table"] = np.tile([3, 1], (length, 1))
     feeds["slots"] = np.full(length, 1)
     feeds["adapters"] = np.full(length, -1)
+    feeds["sees"] = positions
     feeds["is_given"] = np.zeros(length, np.int64)
     for value in model.graph.inputs:
         if value.name not in feeds:

@@ -18,17 +18,22 @@ Floats = npt.NDArray[np.float32]
 
 
 class GivenPlan(toy.ToyPlan):
-    """The toy's plan, of the format whose tokens may be rows of numbers; tile: zeros, and there is no tower."""
+    """The toy's plan, of the format whose tokens may be rows of numbers; tile: zeros, and there is no tower;
+    picture_rows: of those that see each other."""
 
-    def __init__(self, tile: tuple[int, int, int] = TILE) -> None:
+    def __init__(self, tile: tuple[int, int, int] = TILE, picture_rows: int = 0) -> None:
+        self.sees = picture_rows > 0
         super().__init__()
-        self.header = self.header._replace(n_row=toy.CHANNELS, tile=tile)
+        self.header = self.header._replace(n_row=toy.CHANNELS, tile=tile, picture_rows=picture_rows)
         if any(tile):
             self.add_plan(TOWER, TILE_ROWS, self.tower_calls())
 
     def body_calls(self, m: int) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
         row, calls = 4 * toy.CHANNELS, super().body_calls(m)
         calls.insert(1, (f"take_{m}", m, [("is_given", 0, 4 * m), ("given", 0, m * row), ("arena", 0, m * row)]))
+        if self.sees:
+            x = ("arena", 0, m * row)
+            calls.insert(2, (f"peek_{m}", m, [("positions", 0, 4 * m), ("sees", 0, 4 * m), x]))
         return calls
 
     def tower_calls(self) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
@@ -66,3 +71,8 @@ def tower(pixels: Floats) -> Floats:
 def oracle(text: Sequence[int | Floats]) -> list[list[int]]:
     """Logits after each token, or row [CHANNELS] that stands for one."""
     return toy.oracle_of([toy.TABLE[each] if isinstance(each, int) else each.astype(int).tolist() for each in text])
+
+
+def seeing(picture: Floats) -> list[Floats]:
+    """The rows [n, CHANNELS] of a picture that see each other, as they are when they have."""
+    return [*(np.fmod(row + picture[-1], np.float32(toy.PRIME)) for row in picture[:-1]), picture[-1]]

@@ -17,6 +17,19 @@ static int32_t take(int32_t m, const int32_t *is_given, const float *given, floa
     return 0;
 }
 
+/* positions [M], sees [M], x [M, CHANNELS] -> x: where a row sees what is behind it, it and the last row that it sees */
+static int32_t peek(int32_t m, const int32_t *positions, const int32_t *sees, float *x, int32_t task, int32_t n_tasks)
+{
+    SHARE(m);
+    for (int32_t row = first; row < end; row++) {
+        int32_t last = row + sees[row] - positions[row];
+        if (last < row || last >= m) return -1;
+        for (int32_t c = 0; c < TOY_CHANNELS && last > row; c++)
+            x[row * TOY_CHANNELS + c] = fmodf(x[row * TOY_CHANNELS + c] + x[last * TOY_CHANNELS + c], TOY_PRIME);
+    }
+    return 0;
+}
+
 int32_t look(void *, void *, void *, void *, int32_t, int32_t);
 int32_t made(void *, void *, int32_t, int32_t);
 
@@ -47,7 +60,9 @@ int32_t made(void *x_, void *rows_, int32_t task, int32_t n_tasks)
 
 #define GIVEN(m)                                                                                                      \
     int32_t take_##m(void *, void *, void *, int32_t, int32_t);                                                       \
-    int32_t take_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return take(m, a, b, c, task, n); }
+    int32_t take_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return take(m, a, b, c, task, n); }        \
+    int32_t peek_##m(void *, void *, void *, int32_t, int32_t);                                                       \
+    int32_t peek_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return peek(m, a, b, c, task, n); }
 
 GIVEN(2)
 GIVEN(4)

@@ -74,7 +74,7 @@ def parse(call: Call, target: Target) -> Attention | None:
         raise LlmcError(fact, place="--kv-dtype int8", hint="take bf16 or f32")
     places = input_places(call)
     of_heads = {"sinks": "sinks" in places, "alibi": "slopes" in places, "reads_only": "qkv" not in places}
-    of_heads |= {"distances": "biases" in places}
+    of_heads |= {"distances": "biases" in places, "ahead": "sees" in places}
     return Attention(m=sizes.pop("rows"), **sizes, dot=dots[kv_dtype], lanes=target.lanes, **of_heads)
 
 
@@ -124,9 +124,11 @@ def implement(call: Call, blocks: Blocks, target: Target) -> Implementation:
     kv, q = (Operand("kv"),) * (2 if a.is_int8 else 1), Operand("temp")
     sinks = (inputs.pop("sinks"),) if a.sinks else ()
     slopes = (inputs.pop("slopes"),) if a.alibi else (inputs.pop("biases"),) if a.distances else ()
-    append = turning(a, inputs) if a.reads_only else appending(a, tuple(inputs.values()), kv)
-    reads = replace(a, reads_only=False)  # so that both ways have their kernels in common
-    attend, temps = attending(reads, blocks, (q, inputs["positions"], inputs["page_table"], *kv, *slopes), sinks)
+    rows = (inputs["positions"], *((inputs.pop("sees"),) if a.ahead else ()))
+    writes = replace(a, ahead=False)  # so that both ways have their kernels in common; likewise:
+    append = turning(a, inputs) if a.reads_only else appending(writes, tuple(inputs.values()), kv)
+    reads = replace(a, reads_only=False)
+    attend, temps = attending(reads, blocks, (q, *rows, inputs["page_table"], *kv, *slopes), sinks)
     return Implementation(
         launches=(append, *attend),
         temps=(4 * a.query_words * (a.m * a.heads + rows_behind(a, blocks)), *temps),
@@ -183,7 +185,7 @@ def attending(
     if not blocks.splits:
         return (attend,), ()
     n_bytes = 4 * a.m * a.heads * a.splits * a.state_words
-    operands = (reads[1], *sinks, states, out)
+    operands = (*reads[1 : 2 + a.ahead], *sinks, states, out)
     merge = Launch(kernel("merge", a, partial(build_merge, a)), operands, a.m * a.kv_heads, n_bytes)
     return (attend, merge), (n_bytes,)
 

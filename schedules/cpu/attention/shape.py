@@ -15,7 +15,7 @@ SPREAD_COLUMNS = 256
 MOST_INT16 = 32767.0
 MOST_INT8_DIM = 512
 """Products of int16 and int8 that a sum in int32 holds: 512 * 32767 * 127 < 2**31."""
-RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only", "both_ways", "distances")
+RARE = ("own_value_dim", "norms_values", "page_bytes", "reads_only", "both_ways", "distances", "ahead")
 """Fields that few models set."""
 
 
@@ -36,6 +36,7 @@ class Attention:
     both_ways       whether rows see all of their text, which is in the step whole, or the keys less than `window` away
     distances       whether a number that is looked up by distance is added to scores: each head has 2 `reach` of them,
                     that of distance 0 in the middle
+    ahead           whether a row sees what is behind it up to a position that it is told
     dot             how numbers are multiplied: "fma" in float32; "dpbf16" as pairs of bf16; "tiles" as pairs too, in
                     AMX's tile registers; "widen" as bf16 widened to float32; "madd16" the cache's int8 with queries and
                     probabilities in int16, summed in int32
@@ -69,6 +70,7 @@ class Attention:
     reads_only: bool = False
     both_ways: bool = False
     distances: bool = False
+    ahead: bool = False
 
     def __repr__(self) -> str:
         """What kernels are told apart by: all fields, but for rare ones that are not set."""

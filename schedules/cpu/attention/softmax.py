@@ -58,7 +58,9 @@ class Sight(NamedTuple):
 
 
 class Softmax:
-    """The softmax of a block of `rows` query rows."""
+    """The softmax of a block of `rows` query rows.  sees: of rows that look ahead, the last position they see [M]."""
+
+    sees: Any = None
 
     def __init__(self, a: Attention, n: int, positions: Any, scratch: Any, sinks: Any = None, slopes: Any = None):
         self.a, self.n, self.rows, self.v = a, n, n * a.group, Lanes(a.lanes)
@@ -86,7 +88,7 @@ class Softmax:
         """m, l, P and what O decays by, for each query row, from its scores in this page."""
         a = self.a
         with T.serial(self.rows) as r:
-            sight = self.sight(page, self.position(row, r))
+            sight = self.sight_of(page, row, r)
             in_sight = sight.ahead <= (1 - PAGE_TOKENS if sight.most is None else sight.most + (1 - PAGE_TOKENS))
             if a.window:
                 in_sight = T.And(in_sight, sight.ahead > sight.least)
@@ -103,6 +105,10 @@ class Softmax:
     def position(self, row: Any, r: Any) -> Any:
         """The position of query row r of the block that starts at `row`."""
         return self.positions[row + (T.truncdiv(r, self.a.group) if self.n > 1 else 0)]
+
+    def sight_of(self, page: Any, row: Any, r: Any) -> Sight:
+        """What query row r of the block that starts at `row` sees of a page."""
+        return self.sight(page, self.position(row, r))
 
     def sight(self, page: Any, position: Any) -> Sight:
         """What a row at this position sees of a page."""

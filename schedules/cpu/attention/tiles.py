@@ -48,13 +48,14 @@ class Block:
 
     def __init__(
         self, a: Attention, n: int, q: Any, positions: Any, page_table: Any, kv: Any, scales: Any, out: Any, s: Any,
-        sinks: Any, slopes: Any = None,
+        sinks: Any, slopes: Any = None, sees: Any = None,
     ):  # fmt: skip
         self.a, self.n, self.rows = a, n, n * a.group
         self.softmax = self.softmax_kind(a, n, positions, s, sinks, slopes)
         self.v = self.softmax.v
         self.q, self.positions, self.page_table, self.kv, self.out, self.scratch = q, positions, page_table, kv, out, s
         self.scales = scales
+        self.sees = self.softmax.sees = sees
 
     def is_one_sequence(self, row: Any) -> Any:
         """Whether rows row … row + n - 1 continue each other's positions through the same pages (rows that pad the

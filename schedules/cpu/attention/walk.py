@@ -21,6 +21,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from llmc.schedules.cpu.attention.ahead import AheadBlock, AheadTiledBlock
 from llmc.schedules.cpu.attention.amx import TiledBlock, tile_code
 from llmc.schedules.cpu.attention.shape import Attention
 from llmc.schedules.cpu.attention.softmax import State, intrinsics
@@ -28,6 +29,7 @@ from llmc.schedules.cpu.attention.tiles import Block
 from llmc.schedules.cpu.lanes import share
 
 KINDS: tuple[type[Block], type[Block]] = (Block, TiledBlock)
+AHEAD_KINDS: tuple[type[Block], type[Block]] = (AheadBlock, AheadTiledBlock)
 
 
 class Walk:
@@ -38,6 +40,7 @@ class Walk:
         self.a, self.block = a, block
         q = T.arg("q", T.buffer((a.m * a.heads * a.query_words,), a.query_type))
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
+        sees = sees_of(a)
         page_table = T.arg("page_table", T.buffer((a.m * a.pages,), "int32"))
         kv = T.arg("kv", T.buffer((T.int64(1 << 40),), a.word_type))
         scales = T.arg("scales", T.buffer((T.int64(1 << 40),), "float32")) if a.is_int8 else None
@@ -47,14 +50,19 @@ class Walk:
         self.out = T.arg("out", T.buffer((results,), "float32"))
         scratch = T.arg("scratch", T.buffer((a.scratch_words(block),), "float32"))
         self.task, self.n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        kind = kinds[a.dot == "tiles"]
-        rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks, slopes)
+        kind = (AHEAD_KINDS if a.ahead else kinds)[a.dot == "tiles"]
+        rest = (q, positions, page_table, kv, scales, self.out, scratch, sinks, slopes, sees)
         self.one, self.many = (kind(a, n, *rest) for n in (1, block))
 
     def imports(self) -> AbstractContextManager[Any]:
         tiles = tile_code(self.a, (1, self.block)) if self.a.dot == "tiles" else ""
         text: AbstractContextManager[Any] = T.attr(0, "pragma_import_llvm", intrinsics(self.a) + tiles)
         return text
+
+
+def sees_of(a: Attention) -> Any:
+    """The operand with the last position that each row sees, where that may be behind its own."""
+    return T.arg("sees", T.buffer((a.m,), "int32")) if a.ahead else None
 
 
 def sinks_of(a: Attention) -> Any:
@@ -69,7 +77,8 @@ def slopes_of(a: Attention) -> Any:
 
 
 def attend_kernel(a: Attention, block: int) -> Any:
-    """Large steps: (q, positions, page_table, kv, [kv as scales,] [slopes,] [sinks,] out, scratch, task, n_tasks)."""
+    """Large steps: (q, positions, [sees,] page_table, kv, [kv as scales,] [slopes,] [sinks,] out, scratch, task,
+    n_tasks)."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("attend")
         walk = Walk(a, block, splits=False)
@@ -159,15 +168,18 @@ def split_state(a: Attention, memory: Any, row: Any, head: Any, split: Any) -> S
 
 
 def merge_kernel(a: Attention) -> Any:
-    """(positions, [sinks,] states of all (row, kv head, split), out, task, n_tasks): out, from its splits in order."""
+    """(positions, [sees,] [sinks,] states of all (row, kv head, split), out, task, n_tasks): out, from its splits in
+    order."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("merge")
         positions = T.arg("positions", T.buffer((a.m,), "int32"))
+        sees = sees_of(a)
         sinks = sinks_of(a)
         states = T.arg("states", T.buffer((split_words(a),), "float32"))
         out = T.arg("out", T.buffer((a.m * a.heads * a.value_dim,), "float32"))
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        block = Block(a, 1, None, positions, None, None, None, out, None, sinks)
+        kind = AheadBlock if a.ahead else Block
+        block = kind(a, 1, None, positions, None, None, None, out, None, sinks, sees=sees)
         with T.attr(0, "pragma_import_llvm", intrinsics(a)), share(a.m * a.kv_heads, task, n_tasks) as unit:
             row, head = T.bind(T.truncdiv(unit, a.kv_heads)), T.bind(T.truncmod(unit, a.kv_heads))
             first = T.bind(block.first_split(row))
