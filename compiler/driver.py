@@ -270,8 +270,23 @@ def plan(
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)
     chunks = [chunk for chunk in PREFILL_CHUNKS[machine.kind] if chunk <= source.n_context]
+    if source.sees_ahead:
+        chunks = with_picture(chunks, source)
     program = planner.plan(sorted({*heads, *chunks}), heads)
     return program if tower is None else with_tower(planner, program, tower.graph, source.dtype)
+
+
+def with_picture(chunks: list[int], source: SourceModel) -> list[int]:
+    """Prefill chunks of which one has room for all rows of a tile of a picture, which see each other.
+
+    Raises LlmcError where a text has no room for them.
+    """
+    assert source.images is not None
+    n_rows = source.images.tower.n_rows
+    if n_rows > source.n_context:
+        fact = f"a picture becomes {n_rows} tokens, which see each other, and a text has {source.n_context}"
+        raise LlmcError(fact, place=f"--max-seq {source.n_context}", hint=f"ask for {n_rows} or more")
+    return chunks if n_rows <= max(chunks, default=0) else [*chunks, n_rows]
 
 
 def whole_rows(n_context: int, kind: str, n_texts: int) -> list[int]:

@@ -56,6 +56,7 @@ def with_tower(planner: Planner, program: Program, graph: ir.Graph, kv_dtype: st
         scratch_bytes=max(program.scratch_bytes, tower.scratch_bytes),
         n_row=size,
         tile=(channels, height, width),
+        picture_rows=n_rows if any(value.name == "sees" for value in planner.graph.inputs) else 0,
     )
 
 

@@ -74,6 +74,8 @@ def rewrite_each(
     with said_of(source):
         for kind, model in graphs.items():
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
+            if source.sees_ahead:
+                passes.run_steps(model, passes.ahead_steps(), histories[kind].add)
     for kind, model in graphs.items():
         finish_graph(model, scheme, kind, histories[kind].add)
     if source.named and "cuda" in kinds:

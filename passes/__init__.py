@@ -114,9 +114,9 @@ def given_steps() -> Steps:
     return (("take_given", take_given),)
 
 
-def ahead_steps(n_rows: int) -> Steps:
-    """Behind the last, where the rows of a picture, n_rows of them, see all of it."""
-    return ("look_ahead", lambda model: look_ahead(model, n_rows=n_rows)), ("drop_dead", drop_dead)
+def ahead_steps() -> Steps:
+    """Behind the last, where the rows of a picture see all of it."""
+    return ("look_ahead", look_ahead), ("drop_dead", drop_dead)
 
 
 def file_steps(n_context: int) -> Steps:

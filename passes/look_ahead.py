@@ -4,8 +4,8 @@ rewrite:
     llmc.[RMSNorm][Rotary]PagedAttention(…, positions, page_table, k_cache.i, v_cache.i)
     -->
     llmc.[RMSNorm][Rotary]AheadPagedAttention(…, sees, positions, page_table, k_cache.i, v_cache.i)
-refuses: attention of other kinds (sinks, biases by distance, latents, keys and values of another layer); a window, or
-chunks, in which a picture has no room.
+refuses: attention of other kinds (sinks, biases by distance, latents, keys and values of another layer), and chunks.
+States know nothing of what is behind a token: a model with some is refused too.
 
 `sees` says for each row up to which position it sees: its own in a text, in a picture that of the last of its rows.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from llmc.compiler.graph import emit, op_name, replace
-from llmc.compiler.graph.check import APPENDED, ATTENTION
+from llmc.compiler.graph.check import APPENDED, ATTENTION, WITH_STATE
 from llmc.compiler.graph.shapes import attributes_of
 from llmc.compiler.ops import AHEAD_PAGED_ATTENTION, DOMAIN
 from llmc.runtime.errors import LlmcError
@@ -25,21 +25,19 @@ PLACES = 4
 """Operands of attention in front of which `sees` stands."""
 
 
-def look_ahead(model: ir.Model, *, n_rows: int) -> int:
-    """Assumes a step graph; leaves attention that looks ahead alone, and the input `sees` i64[M].  n_rows: of a
-    picture.  Returns the number of nodes rewritten."""
+def look_ahead(model: ir.Model) -> int:
+    """Assumes a step graph; leaves attention that looks ahead alone, and the input `sees` i64[M].  Returns the number
+    of nodes rewritten."""
     graph = model.graph
     if any(value.name == "sees" for value in graph.inputs):
         return 0
     sees = ir.Value(name="sees", shape=ir.Shape([M]), type=ir.TensorType(ir.DataType.INT64))
-    nodes = [node for node in graph if op_name(node) in (*ATTENTION, *APPENDED)]
+    nodes = [node for node in graph if op_name(node) in (*ATTENTION, *APPENDED, *WITH_STATE)]
     for node in nodes:
         if node.op_type not in AHEAD_PAGED_ATTENTION:
             raise refusal(node, f"{node.op_type} lets no row see what is behind it")
-        window = node.attributes["window"].as_int()
-        if window < 0 or 0 < window < n_rows:
-            what = f"chunks of {-window} tokens" if window < 0 else f"a window of {window} tokens"
-            raise refusal(node, f"a picture of {n_rows} rows has no room in {what}")
+        if (window := node.attributes["window"].as_int()) < 0:
+            raise refusal(node, f"a picture's rows may be in several chunks of {-window} tokens")
     for node in nodes:
         operands = [*node.inputs[:-PLACES], sees, *node.inputs[-PLACES:]]
         name = f"{DOMAIN}.{AHEAD_PAGED_ATTENTION[node.op_type]}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.pictures import pictures_of
 from llmc.runtime.processor import Prepared, Processor, Section
+from llmc.runtime.seams import joined, pieces
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -97,7 +98,7 @@ class Images:
     @property
     def token(self) -> int:
         """The id that stands for a picture in a text's tokens, once."""
-        return self._section.image_token
+        return self._section.mark
 
     @cached_property
     def mark(self) -> str:
@@ -131,8 +132,8 @@ class Images:
     def count(self, ids: Sequence[int], pictures: Sequence[Picture]) -> int:
         """Tokens of a text's prompt with its pictures, which the model does not read for it.  Raises as `prompt`."""
         self.check_number(ids, pictures)
-        sizes = (len(self._known(picture) or self._prepared(picture).ids) for picture in pictures)
-        return len(ids) - len(pictures) + sum(sizes)
+        seen = [self._known(picture) or self._prepared(picture).ids for picture in pictures]
+        return len(self._whole(ids, seen))
 
     def prompt(
         self, ids: Sequence[int], pictures: Sequence[Picture], check: Callable[[int], None] | None = None
@@ -152,10 +153,12 @@ class Images:
                 seen.append(self._seen(picture, partial(checked_with, check, n - least)))
             n += len(seen[-1].ids) - least
             check(n)
-        rest, whole = iter(seen), list[int]()
-        for token in ids:
-            whole += next(rest).ids if token == self.token else (token,)
+        whole = self._whole(ids, [each.ids for each in seen])
         return Pictured(tuple(whole), tuple(seen), perf_counter() - start)
+
+    def _whole(self, ids: Sequence[int], seen: Iterable[Sequence[int]]) -> list[int]:
+        """A text's tokens with the pictures' own in their places."""
+        return joined(self._model.tokenizer, pieces(ids, self.token, seen))
 
     def _seen(self, picture: Picture, check: Callable[[int], None]) -> Seen:
         """The picture's rows: those that are kept, or new ones.  check: told of its tokens before it is read."""
@@ -184,12 +187,13 @@ class Images:
         """Run the tower on each tile."""
         rows = tuple(self.run(partial(self._model.image, tile)) for tile in prepared.tiles)
         numbers = [number for each in rows for number in each.ids]
-        n_places = prepared.ids.count(self.token)
+        token = self._section.image_token
+        n_places = prepared.ids.count(token)
         if len(numbers) != n_places:
             fact = f"the model makes {len(numbers)} rows of the picture, and its processor has places for {n_places}"
             raise LlmcError(fact, place=str(self._model.path), hint=RECOMPILE)
         rest = iter(numbers)
-        return Seen(tuple(next(rest) if token == self.token else token for token in prepared.ids), rows)
+        return Seen(tuple(next(rest) if each == token else each for each in prepared.ids), rows)
 
     def _keep(self, digest: bytes, seen: Seen) -> None:
         self._kept[digest] = seen

@@ -45,22 +45,23 @@ SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 class Section(NamedTuple):
     """The section "processor".  name: of transformers' class.  image_token: the id in whose places the model puts rows
-    of a picture.  files: by name, of FILES."""
+    of a picture.  files: by name, of FILES.  mark: the id that stands for a picture in a text."""
 
     name: str
     image_token: int
     files: Mapping[str, str]
+    mark: int
 
     @classmethod
     def read(cls, data: bytes) -> Section:
         """Raises ValueError: it is not one."""
         said = parse_json(data)
         try:
-            found = cls(said["class"], said["image_token"], dict(said["files"]))
+            found = cls(said["class"], said["image_token"], dict(said["files"]), said["mark"])
         except (KeyError, TypeError):
             raise ValueError("fields are missing") from None
         texts = [found.name, *found.files.values()]
-        if type(found.image_token) is not int or not all(isinstance(text, str) for text in texts):
+        if not type(found.image_token) is type(found.mark) is int or not all(isinstance(text, str) for text in texts):
             raise ValueError("fields are of another type")
         if not found.files.keys() <= {*FILES} or sum(map(len, texts)) > MOST_BYTES:
             raise ValueError("there are other files than a processor's")

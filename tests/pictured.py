@@ -11,14 +11,18 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SIDE, PATCH = 28, 14
-MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>"}
+MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}
+"""What stands for a picture in a text."""
+ROW_MARKS = {"gemma3": "<image_soft_token>"}
+"""What stands for a row of one, where that is something else."""
 ROWS, COLUMNS = 6, 6
 SPECIAL = (
     *("<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
-    *("<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<img>", "</img>", "<IMG_CONTEXT>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, ROWS + 1) for column in range(1, COLUMNS + 1)),
 )
-N_VOCAB = 256 + len(SPECIAL)
+LINES = "\n\n\n"
+N_VOCAB = 256 + 1 + len(SPECIAL)
 PARTS = (
     "{% for message in messages %}{{ message.role }}:{% for part in message.content %}"
     "{% if part.type == 'image' %}IMAGE{% elif part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\n"
@@ -28,18 +32,19 @@ PARTS = (
 
 
 def tokenizer() -> Tokenizer:
-    """A token for each byte, and the marks behind them."""
+    """A token for each byte, one for three ends of lines, and the marks behind them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({letter: token for token, letter in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
+    made.add_tokens([AddedToken(LINES, special=False, normalized=False)])
     made.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in SPECIAL])
     return made
 
 
 def token_of(kind: str) -> int:
-    """The token that stands for pictures."""
-    token = tokenizer().token_to_id(MARKS[kind])
+    """The token that stands for a row of a picture."""
+    token = tokenizer().token_to_id(ROW_MARKS.get(kind, MARKS[kind]))
     assert token is not None
     return token
 
@@ -58,6 +63,10 @@ def save_processor(kind: str, folder: Path, n_rows: int = 4, side: int = SIDE) -
         sizes = {"size": {"longest_edge": 2 * side}, "max_image_size": {"longest_edge": side}}
         images = transformers.Idefics3ImageProcessorPil(**sizes, **means)
         said = {"processor_class": "Idefics3Processor", "image_seq_len": n_rows}
+    elif kind == "gemma3":
+        images = transformers.Gemma3ImageProcessorPil(size=square, **means)
+        said = {"processor_class": "Gemma3Processor", "image_seq_length": n_rows}
+        names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     else:
         images = transformers.GotOcr2ImageProcessorPil(size=square, max_patches=4, crop_to_patches=True)
         said = {"processor_class": "InternVLProcessor", "image_seq_length": n_rows}

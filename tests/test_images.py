@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 import llmc
 from llmc.runtime.binding import Model
 from llmc.runtime.conversation import Conversation
-from tests.pictured import MARKS, SIDE, noise, save_processor
+from tests.pictured import MARKS, SIDE, noise, save_processor, token_of
 from tests.towers import config_of, save_model
 
 
@@ -56,7 +57,20 @@ def test_tokens_are_those_of_transformers(made: Made, sizes: list[tuple[int, int
     wanted = said(made, text, pictures, 12)
     assert made.model.tokens(text, 12, images=pictures, ignore_eos=True) == wanted
     assert made.model.tokens(text, 12, images=pictures, ignore_eos=True, speculate=3) == wanted
-    assert made.model.tokens(text, 12, images=[noise(80, 80)] * len(sizes), ignore_eos=True) != wanted
+    shown, others = (made.model.images.read(text, each) for each in (pictures, [noise(80, 80)] * len(sizes)))
+    logits, other = (made.model.logits(each.ids)[-1] for each in (shown, others))
+    assert np.abs(logits - other).max() > 0.02 * np.ptp(logits)
+
+
+@pytest.mark.parametrize("form", ["{0}Why?", "See\n{0} and\n\n{0}", "{0}\n\n\n{0}{0}\n"])
+def test_a_prompt_has_the_tokens_that_the_processor_gives_it(made: Made, form: str) -> None:
+    text, token = form.format(MARKS[made.kind]), token_of(made.kind)
+    pictures = [noise(70, 40, seed=seed) for seed in range(text.count(MARKS[made.kind]))]
+    processor: Any = made.model.images.processor
+    ids = [min(each, made.model.info.n_ids) for each in made.model.images.read(text, pictures).ids]
+    assert [token if each == made.model.info.n_ids else each for each in ids] == [
+        *processor.prepare(text, pictures).ids
+    ]
 
 
 def test_a_conversation_is_that_of_transformers(made: Made) -> None:

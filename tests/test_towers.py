@@ -62,7 +62,7 @@ def test_a_tower_in_bf16_is_nearer_than_transformers_in_bf16(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("kind", "fact"),
     [
-        ("gemma3", "tokens of a picture see each other both ways"),
+        ("paligemma", "what tokens see where there is a picture is not what is before them and, of a picture"),
         ("llava next", "its tower takes image_sizes beside pixels"),
     ],
 )

@@ -14,6 +14,7 @@ from transformers import (
     InternVLConfig,
     LlavaConfig,
     LlavaNextConfig,
+    PaliGemmaConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -55,7 +56,12 @@ def config_of(kind: str, vision: dict[str, Any] | None = None) -> PretrainedConf
         return InternVLConfig(vision_config=VISION | normed | more, text_config=text, image_token_id=token_of(kind))
     if kind == "gemma3":
         text = TEXT | {"model_type": "gemma3_text", "sliding_window": 24}
-        return Gemma3Config(vision_config=SIGLIP | more, text_config=text, mm_tokens_per_image=4, **mark)
+        return Gemma3Config(
+            vision_config=SIGLIP | more, text_config=text, mm_tokens_per_image=4, image_token_index=token_of(kind)
+        )
+    if kind == "paligemma":
+        text = TEXT | {"model_type": "gemma"}
+        return PaliGemmaConfig(vision_config=SIGLIP | more, text_config=text, projection_dim=64, **mark)
     return LlavaNextConfig(vision_config=CLIP | more, text_config=TEXT, **mark)
 
 

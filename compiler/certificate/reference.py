@@ -8,6 +8,7 @@ most of the time, so ask for everything in one call.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from llmc.compiler.certificate.reference_labels import labels_of
+from llmc.compiler.certificate.reference_masks import seeing_ahead
 from llmc.compiler.certificate.reference_whole import whole_texts
 from llmc.compiler.frontend.classes import build, class_of
 from llmc.compiler.frontend.classes import load as load_model
@@ -66,8 +68,10 @@ def reference_logits(
             head.register_forward_pre_hook(lambda _, values: read_out.append(values[0]))
             model.set_output_embeddings(head)
         read = {"input_ids": tokens} if given is None else {"inputs_embeds": embedded(model, tokens, *given)}
+        sees = seeing_ahead(tokens >= given[0]) if given is not None and source.sees_ahead else nullcontext()
         try:
-            logits = model(**read, position_ids=positions, use_cache=False).logits
+            with sees:
+                logits = model(**read, position_ids=positions, use_cache=False).logits
         except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
             fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
             hint = "--verify off compiles without the comparison"

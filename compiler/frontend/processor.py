@@ -13,6 +13,7 @@ from llmc.compiler.frontend.chat import read_object, read_text
 from llmc.compiler.frontend.quiet import quiet
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.processor import FILES, MOST_BYTES, WHOLE_TEXTS, Processor, Section
+from llmc.runtime.seams import encoded, joined, pieces
 from llmc.runtime.text import load_tokenizer
 
 NAMING = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -38,9 +39,8 @@ def read_processor(folder: Path, fields: Mapping[str, Any], tokenizer_json: byte
     files = {file: read_text(folder / file) for file in FILES if (folder / file).is_file()}
     if sum(map(len, files.values())) > MOST_BYTES:
         raise LlmcError(f"the files of the processor have more than {MOST_BYTES >> 20} MiB", place=place)
-    section = Section(name, token, files)
-    check(section, tokenizer_json.decode(), place)
-    return json.dumps({"class": name, "image_token": token, "files": files}).encode()
+    mark = check(Section(name, token, files, token), tokenizer_json.decode(), place)
+    return json.dumps({"class": name, "image_token": token, "files": files, "mark": mark}).encode()
 
 
 def class_name(folder: Path, fields: Mapping[str, Any]) -> str | None:
@@ -55,8 +55,9 @@ def class_name(folder: Path, fields: Mapping[str, Any]) -> str | None:
     return found
 
 
-def check(section: Section, tokenizer_json: str, place: str) -> None:
-    """Raise LlmcError unless a picture has the tokens beside others that it has alone."""
+def check(section: Section, tokenizer_json: str, place: str) -> int:
+    """The token that stands for a picture in a text.  Raises LlmcError unless a picture has the tokens beside others
+    that it has alone, but for where it meets a text (seams.py)."""
     try:
         processor = Processor(section, tokenizer_json, place)
         from PIL import Image
@@ -66,16 +67,19 @@ def check(section: Section, tokenizer_json: str, place: str) -> None:
             f"--images needs the Python package {error.name}, which is not installed", place=place, hint=hint
         ) from None
     mark = processor.image_mark
-    text = f"{mark}Two: {mark}\nand no more."
-    ids = load_tokenizer(tokenizer_json, place).encode(text, add_special_tokens=False).ids
-    if ids.count(section.image_token) != 2:
-        raise LlmcError(f"{mark!r} is not the one token {section.image_token} that stands for pictures", place=place)
+    text = f"{mark}Two:\n{mark}\nand no more."
+    tokenizer = load_tokenizer(tokenizer_json, place)
+    token = tokenizer.token_to_id(mark)
+    if token is None or encoded(tokenizer, text).count(token) != 2:
+        raise LlmcError(f"{mark!r}, which stands for a picture, is not one token", place=place)
     ids = processor.whole.tokenizer(text, **WHOLE_TEXTS)["input_ids"]
     noise = np.random.default_rng(0)
     pictures = [Image.fromarray(noise.integers(0, 256, (high, wide, 3), dtype=np.uint8)) for wide, high in SIDES]
     alone = [processor(picture) for picture in pictures]
-    rest = iter(alone)
-    expected = [one for token in ids for one in (next(rest).ids if token == section.image_token else (token,))]
+    if any(section.image_token not in each.ids for each in alone):
+        raise LlmcError(f"token {section.image_token} does not stand for the rows of a picture", place=place)
+    expected = joined(tokenizer, pieces(ids, token, [each.ids for each in alone]))
     if processor.prepare(text, pictures).ids != tuple(expected):
         fact = "the model's processor gives a picture other tokens beside another one than alone"
         raise LlmcError(fact, place=place, hint="leave --images out")
+    return int(token)

@@ -102,6 +102,11 @@ class SourceModel:
         return int(self.graph.metadata_props.get(N_TYPES, "1")) if self.classification else 0
 
     @property
+    def sees_ahead(self) -> bool:
+        """Whether a picture's rows see each other, those that are behind them too."""
+        return self.images is not None and self.images.tower.sees_ahead
+
+    @property
     def is_spelled_out(self) -> bool:
         """Whether the graph has its attention spelled out: an .onnx file's, or that of a model which does so."""
         return self.file is not None or SPELLED_OUT in self.graph.metadata_props

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor, sample
 from llmc.compiler.frontend.graph_cache import exported_tower
 from llmc.compiler.frontend.processor import read_processor
 from llmc.compiler.graph.shapes import dims
+from llmc.compiler.ops import SEES_AHEAD
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.processor import Processor, Section
@@ -55,6 +57,7 @@ class Tower:
     weights: the same tensors by name, in the checkpoint's own dtype.
     tile: (3, H, W).  n_rows: of a tile.  size: of a row, that of the text's embeddings.
     image_token: what stands for a row in the text that the model's processor makes.  digest: SHA-256 of all that.
+    sees_ahead: whether a picture's rows see each other in the text.
     """
 
     graph: ir.Model
@@ -64,6 +67,7 @@ class Tower:
     size: int
     image_token: int
     digest: str
+    sees_ahead: bool = False
 
     @property
     def record(self) -> dict[str, Any]:
@@ -114,12 +118,12 @@ def load_images(
 
 
 class Tried(NamedTuple):
-    """What the processor made of a picture [height, width].  n_tokens: those that stand for rows."""
+    """What the processor made of a picture [height, width].  runs: how many tokens that stand for rows are in a row."""
 
     picture: tuple[int, int]
     tile: tuple[int, ...]
     n_tiles: int
-    n_tokens: int
+    runs: tuple[int, ...]
 
     def check(self, tower: Tower, place: str) -> None:
         high, wide = self.picture
@@ -127,8 +131,11 @@ class Tried(NamedTuple):
         if self.tile != tower.tile:
             said = f"{fact} tiles of {self.tile[-1]} by {self.tile[-2]}, of others {tower.tile[-1]} by {tower.tile[-2]}"
             raise LlmcError(said, place=place, hint=LEAVE_OUT)
-        if self.n_tokens != self.n_tiles * tower.n_rows:
-            said = f"{fact} {self.n_tokens} tokens, and its tower {self.n_tiles} times {tower.n_rows} rows"
+        if sum(self.runs) != self.n_tiles * tower.n_rows:
+            said = f"{fact} {sum(self.runs)} tokens, and its tower {self.n_tiles} times {tower.n_rows} rows"
+            raise LlmcError(said, place=place, hint=LEAVE_OUT)
+        if tower.sees_ahead and set(self.runs) != {tower.n_rows}:
+            said = f"{fact} rows of several tiles in a row, which would see each other"
             raise LlmcError(said, place=place, hint=LEAVE_OUT)
 
 
@@ -141,7 +148,8 @@ def try_processor(section: bytes, tokenizer_json: bytes, token: int, place: str)
     for high, wide in TRIED:
         made = prepare(Image.new("RGB", (wide, high), (200, 30, 90)))
         n_tiles, *tile = made.tiles.shape
-        tries.append(Tried((high, wide), tuple(tile), n_tiles, made.ids.count(token)))
+        runs = tuple(len(list(run)) for each, run in groupby(made.ids) if each == token)
+        tries.append(Tried((high, wide), tuple(tile), n_tiles, runs))
     return tries
 
 
@@ -162,9 +170,8 @@ def load_tower(
     made = dims(graph.graph.outputs[0])
     n_rows, size = (n for n in made if isinstance(n, int))
     said = json.dumps([whole.fields, tile], sort_keys=True).encode()
-    return Tower(
-        graph, weights, (channels, height, width), n_rows, size, token, hashlib.sha256(said + contents).hexdigest()
-    )
+    digest, sees_ahead = hashlib.sha256(said + contents).hexdigest(), SEES_AHEAD in graph.metadata_props
+    return Tower(graph, weights, (channels, height, width), n_rows, size, token, digest, sees_ahead)
 
 
 def image_token(fields: Mapping[str, Any], place: str) -> int:

@@ -30,7 +30,7 @@ from llmc.compiler.ops.experts import (
     experts_name,
 )
 from llmc.compiler.ops.gather import GATHERS, MOST_TABLES, gathers_name
-from llmc.compiler.ops.given import EMBEDDED, TAKE_GIVEN
+from llmc.compiler.ops.given import EMBEDDED, SEES_AHEAD, TAKE_GIVEN
 from llmc.compiler.ops.latent import LATENT_ATTENTION
 from llmc.compiler.ops.linear import (
     STRIP,
@@ -95,6 +95,7 @@ __all__ = [
     "RESIDUAL_CLAMPED_EXPERTS",
     "RESIDUAL_EXPERTS",
     "ROUTERS",
+    "SEES_AHEAD",
     "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
     "STATEFUL",

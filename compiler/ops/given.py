@@ -13,6 +13,8 @@ import onnx_ir as ir
 from llmc.compiler.ops.define import like_first, operator
 
 EMBEDDED, TAKE_GIVEN = "Embedded", "TakeGiven"
+SEES_AHEAD = "llmc.sees_ahead"
+"""In the metadata of a tower's graph: a picture's rows see each other in the text."""
 
 
 @operator(like_first)

@@ -40,7 +40,7 @@ def test_a_picture_is_prepared_as_transformers_prepares_it(kind: str, tmp_path: 
         whole = processor.prepare(f"a {MARKS[kind]}b", [noise(width, height)])
         assert np.array_equal(whole.tiles, prepared.tiles)
         assert whole.ids[2 : 2 + len(prepared.ids)] == prepared.ids
-    assert (n_tiles == {1}) == (kind == "llava")
+    assert (n_tiles == {1}) == (kind in ("llava", "gemma3"))
 
 
 def test_it_runs_without_torch(tmp_path: Path) -> None:
@@ -66,13 +66,27 @@ def test_it_runs_without_torch(tmp_path: Path) -> None:
     [
         b"[]",
         b"{}",
-        b'{"class": 1, "image_token": 2, "files": {}}',
-        b'{"class": "LlavaProcessor", "image_token": "2", "files": {}}',
-        b'{"class": "LlavaProcessor", "image_token": 2, "files": {"../x": ""}}',
-        b'{"class": "LlavaProcessor", "image_token": 2, "files": {"config.json": 3}}',
-        json.dumps({"class": "LlavaProcessor", "image_token": 2, "files": {"config.json": "x" * (5 << 20)}}).encode(),
+        b'{"class": 1, "image_token": 2, "mark": 2, "files": {}}',
+        b'{"class": "LlavaProcessor", "image_token": "2", "mark": 2, "files": {}}',
+        b'{"class": "LlavaProcessor", "image_token": 2, "files": {}}',
+        b'{"class": "LlavaProcessor", "image_token": 2, "mark": true, "files": {}}',
+        b'{"class": "LlavaProcessor", "image_token": 2, "mark": 2, "files": {"../x": ""}}',
+        b'{"class": "LlavaProcessor", "image_token": 2, "mark": 2, "files": {"config.json": 3}}',
+        json.dumps(
+            {"class": "LlavaProcessor", "image_token": 2, "mark": 2, "files": {"config.json": "x" * (5 << 20)}}
+        ).encode(),
     ],
-    ids=["a list", "nothing", "no class", "no token", "a path", "no text", "too much"],
+    ids=[
+        "a list",
+        "nothing",
+        "no class",
+        "no token",
+        "no mark",
+        "a mark of another kind",
+        "a path",
+        "no text",
+        "too much",
+    ],
 )
 def test_a_section_of_something_else_is_refused(section: bytes) -> None:
     with pytest.raises(ValueError, match=r"fields|files"):
@@ -114,7 +128,7 @@ def test_the_class_is_the_one_that_the_files_name(tmp_path: Path) -> None:
     ("change", "fact"),
     [
         ({"fields": {}}, "the model's configuration names no token that stands for pictures"),
-        ({"fields": {"image_token_index": 3}}, "'<image>' is not the one token 3 that stands for pictures"),
+        ({"fields": {"image_token_index": 3}}, "token 3 does not stand for the rows of a picture"),
         ({"tokenizer_json": None}, "a model without a tokenizer takes no pictures"),
     ],
 )

@@ -14,14 +14,7 @@ import pytest
 
 from llmc import schedules
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
-from llmc.compiler.ops import (
-    AHEAD_PAGED_ATTENTION,
-    APPENDED_ATTENTION,
-    DOMAIN,
-    OPERATORS,
-    PAGED_ATTENTION,
-    WHOLE_PAGED_ATTENTION,
-)
+from llmc.compiler.ops import APPENDED_ATTENTION, DOMAIN, OPERATORS, PAGED_ATTENTION, WHOLE_PAGED_ATTENTION
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.attention_call import INPUTS, LATENT, LATENT_INPUTS
@@ -446,6 +439,7 @@ def with_attribute(model: Model, name: str, value: Any) -> Call:
 
 
 def test_inputs_are_named_as_the_operators_name_them() -> None:
-    names = (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, *APPENDED_ATTENTION, *AHEAD_PAGED_ATTENTION.values())
-    assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == INPUTS
+    names = (*PAGED_ATTENTION, *WHOLE_PAGED_ATTENTION, *APPENDED_ATTENTION)
+    known = {name: inputs for name, inputs in INPUTS.items() if "Ahead" not in name}  # test_attention_ahead.py
+    assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == known
     assert OPERATORS[LATENT.removeprefix(f"{DOMAIN}.")].inputs == LATENT_INPUTS

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, TensorType
+from llmc.compiler.ops import AHEAD_PAGED_ATTENTION, DOMAIN, OPERATORS
 from llmc.compiler.target import Target
+from llmc.schedules.attention_call import INPUTS
 from tests.schedules.test_attention import KV_DTYPES, N_PAGES, SPLIT, Machine, Model, Row
 from tests.schedules.test_attention_whole import TOLERANCE
 
@@ -65,7 +67,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "kv_dtype"), zip(MODELS, KV_DTYPES, strict=True), ids=str)
+@pytest.mark.parametrize(("model", "kv_dtype"), list(zip(MODELS, KV_DTYPES, strict=True)), ids=str)
 def test_it_is_what_the_operator_is_defined_to_be(
     run: Run, define: Run, host: Target, model: AheadModel, kv_dtype: str
 ) -> None:
@@ -130,3 +132,9 @@ def test_a_picture_far_into_a_text_may_end_in_another_split(run: Run, host: Targ
         rows: list[Row] = [(0, i) for i in range(start, end)]
         for n_tasks in (1, 5):
             np.testing.assert_array_equal(machine.step([*rows, None], n_tasks)[:-1], whole[start:end])
+
+
+def test_inputs_are_named_as_the_operators_name_them() -> None:
+    names = AHEAD_PAGED_ATTENTION.values()
+    known = {name: inputs for name, inputs in INPUTS.items() if "Ahead" in name}
+    assert {f"{DOMAIN}.{name}": OPERATORS[name].inputs for name in names} == known

@@ -1,18 +1,20 @@
 """Whether a model's text part takes a picture's rows as it takes the embeddings of tokens, and nothing else of it.
 
-The whole model's own code is run, but for its text part and for the tower: once with a picture and once without.  All
-that the text part is given has to be the same both times, but for its embeddings, where the picture's rows stand in
-place of its tokens, in order.  So a mask that looks both ways within a picture, positions in three directions, or
-features for deeper layers are found whoever makes them.
+The whole model's own code is run, but for its text part and for the tower: once with pictures and once without.  All
+that the text part is given has to be the same both times, but for its embeddings, where pictures' rows stand in place
+of their tokens, in order; and for masks, which may let a picture's rows see those of it that are behind them.  So
+other masks, positions in three directions, or features for deeper layers are found whoever makes them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -23,12 +25,15 @@ TYPES = ("token_type_ids", "mm_token_type_ids")
 EMBEDDINGS = "inputs_embeds"
 MASKS, POSITIONS = "mask", "position"
 SAID = {
-    MASKS: "tokens of a picture see each other both ways",
+    MASKS: "what tokens see where there is a picture is not what is before them and, of a picture, the rest of it",
     POSITIONS: "a picture's rows have positions of their own",
 }
 """What follows where an argument of the text part, by a part of its name, depends on the picture."""
 N_BEFORE, N_BEHIND = 3, 2
-"""Tokens of the text around the picture."""
+"""Tokens of the text around each picture."""
+WINDOW = "sliding_window"
+SHORT_WINDOW = 2
+"""Tokens of a window that is shorter than a picture, so that a mask shows which of the two ends what is seen."""
 
 
 class Reached(Exception):
@@ -38,19 +43,45 @@ class Reached(Exception):
         self.given = given
 
 
-def check_rows(model: PreTrainedModel, made: Any, image_token: int) -> None:
-    """Refuse a model whose text part needs more of a picture than rows in its embeddings.
+def check_rows(model: PreTrainedModel, made: Any, image_token: int) -> bool:
+    """Whether a picture's rows see each other, those that are behind them too.  Refuses a model whose text part needs
+    more of a picture than that and rows in its embeddings.
 
     made: what the tower gives, without values: a tensor, or several; its last axis is a row.  Leaves the model as it
     was.  Raises LlmcError with a fact alone.
     """
+    if not with_pictures(model, made, image_token, 1):
+        return False
+    with short_window(model):
+        return with_pictures(model, made, image_token, 2)
+
+
+@contextmanager
+def short_window(model: PreTrainedModel) -> Iterator[None]:
+    """Where the model's text part has a window, that is a few tokens long meanwhile."""
+    config = model.config.get_text_config()
+    before = getattr(config, WINDOW, None)
+    if before:
+        setattr(config, WINDOW, SHORT_WINDOW)
+    try:
+        yield
+    finally:
+        if before:
+            setattr(config, WINDOW, before)
+
+
+def with_pictures(model: PreTrainedModel, made: Any, image_token: int, n_pictures: int) -> bool:
+    """The same of a text with so many pictures, of one tile each."""
+    if n_pictures > 1:
+        made = tree_map(lambda rows: torch.cat([rows] * n_pictures), made)
     text = text_part(model)
     n_rows = sum(rows.shape[:-1].numel() for rows in tree_leaves(made))
     size = tree_leaves(made)[0].shape[-1]
     rows, like = tree_flatten(made)
     real = [torch.randn(tuple(part.shape)) for part in rows]
     words = [token for token in range(N_BEFORE + N_BEHIND + 1) if token != image_token]
-    ids = torch.tensor([[*words[:N_BEFORE], *[image_token] * n_rows, *words[N_BEFORE : N_BEFORE + N_BEHIND]]])
+    before, behind = words[:N_BEFORE], words[N_BEFORE : N_BEFORE + N_BEHIND]
+    ids = torch.tensor([[*before, *[image_token] * (n_rows // n_pictures), *behind] * n_pictures])
     with torch.no_grad(), Recorded(model, text, size) as recorded:
         with_picture = recorded.given(ids, image_token, tree_unflatten(real, like))
         without = recorded.given(ids, image_token, None)
@@ -59,10 +90,35 @@ def check_rows(model: PreTrainedModel, made: Any, image_token: int) -> None:
     found = with_picture.pop(EMBEDDINGS)
     if found.shape != expected.shape or not torch.equal(found, expected):
         raise LlmcError("a picture's rows do not stand in its text in place of tokens, in their order")
+    seen_ahead = False
     for name in sorted({*with_picture, *without}):
-        if not same(with_picture.get(name), without.get(name)):
+        if same(with_picture.get(name), without.get(name)):
+            continue
+        if MASKS in name and same(with_picture.get(name), sees_ahead(without.get(name), ids[0] == image_token)):
+            seen_ahead = True
+        else:
             why = next((why for part, why in SAID.items() if part in name), f"its text part takes {name} of a picture")
             raise LlmcError(why)
+    return seen_ahead
+
+
+def sees_ahead(masks: Any, is_image: torch.Tensor) -> Any:
+    """What masks bool [1, 1, S, S] of a text without pictures become where each picture's tokens see the rest of it.
+
+    is_image: bool [S].
+    """
+    picture = numbered(is_image)
+    ahead = (picture[:, None] == picture) & is_image & torch.ones(len(picture), len(picture)).triu(1).bool()
+    return tree_map(lambda mask: mask | ahead if isinstance(mask, torch.Tensor) else mask, masks)
+
+
+def numbered(is_image: torch.Tensor) -> torch.Tensor:
+    """For each token the number of its picture, counted from 1; 0 for one of none.  bool […, S] -> int64 […, S].
+
+    Tokens of pictures that are one behind the other are one picture's.
+    """
+    begins = is_image & ~torch.cat([torch.zeros_like(is_image[..., :1]), is_image[..., :-1]], -1)
+    return torch.where(is_image, begins.cumsum(-1), 0)
 
 
 def text_part(model: PreTrainedModel) -> torch.nn.Module:

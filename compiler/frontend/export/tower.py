@@ -32,7 +32,7 @@ from llmc.compiler.frontend.export.trace import without_values
 from llmc.compiler.frontend.export.translations import TRANSLATIONS
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.graph import attribute
-from llmc.compiler.ops import OPSET
+from llmc.compiler.ops import OPSET, SEES_AHEAD
 from llmc.runtime.errors import LlmcError
 
 FEATURES, PIXELS = "get_image_features", "pixel_values"
@@ -60,7 +60,7 @@ def export_tower(config: PretrainedConfig, tile: tuple[int, int, int], image_tok
         try:
             rows = FeaturesOfTile(model, tile)
             made = rows.example()
-            check_rows(model, made, image_token)
+            sees_ahead = check_rows(model, made, image_token)
             graph_model = trace(rows)
             finish(graph_model, model)
         except LlmcError as error:
@@ -71,6 +71,8 @@ def export_tower(config: PretrainedConfig, tile: tuple[int, int, int], image_tok
             raise refused(model, f"exporting its tower failed: {first_line(error)}") from error
     graph_model.metadata_props["llmc.architecture"] = type(model).__name__
     graph_model.metadata_props["llmc.prefix"] = model.base_model_prefix
+    if sees_ahead:
+        graph_model.metadata_props[SEES_AHEAD] = "1"
     return graph_model
 
 
