@@ -140,8 +140,8 @@ def _check_given(header: PlanHeader) -> None:
 def _check_adapters(header: PlanHeader, least: int) -> None:
     is_sound = not header.slot_bytes or (header.slot_bytes % 64 == 0 and header.default_slots > 0)
     are_named = all(1 <= len(name) <= MAX_ADAPTER_NAME for name in header.adapters)
-    if not least <= len(header.adapters) <= MAX_ADAPTERS or not are_named or not is_sound or header.device:
-        raise ValueError(f"{len(header.adapters)} adapters for device {header.device}")
+    if not least <= len(header.adapters) <= MAX_ADAPTERS or not are_named or not is_sound:
+        raise ValueError(f"{len(header.adapters)} adapters, states of {header.slot_bytes} bytes")
 
 
 def _split(data: memoryview, sizes: tuple[int, ...]) -> list[memoryview]:

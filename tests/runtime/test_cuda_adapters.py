@@ -69,6 +69,11 @@ def oracle(text: Sequence[int], adapter: str | None) -> list[int]:
     return toy.oracle_of([[value + more for value in toy.TABLE[token]] for token in text])[-1]
 
 
+def test_its_plan_is_read_without_a_gpu() -> None:
+    tables = unpack_plan(AdaptedPlan().pack(), len(toy.weights_section()), "x")
+    assert (tables.header.adapters, tables.header.device) == (NAMES, 1)
+
+
 def graphs(cuda: FakeCuda) -> list[str]:
     return [line for line in cuda.calls() if line.startswith("graph")]
 
