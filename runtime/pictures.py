@@ -77,10 +77,8 @@ class Picture:
         image = self.image if self.data is None else opened(self.data, self.place)
         assert image is not None
         check_size(image.size, self.place)
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's, whose first picture is what it shows
-            fact, hint = f"the picture is an animation of {frames}", "give one picture of it"
-            raise LlmcError(fact, place=self.place, hint=hint)
+        if is_animation(image, self.place):
+            raise LlmcError("the picture is an animation", place=self.place, hint="give one picture of it")
         return in_rgb(image, self.place)
 
 
@@ -128,6 +126,14 @@ def check_size(size: tuple[int, int], place: str | None) -> None:
         raise LlmcError(fact, place=place, hint="cut it into several")
 
 
+def is_animation(image: Image, place: str | None) -> bool:
+    """Looks no further than at a second picture.  A camera's several (MPO) are none: its first one is what it shows."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # of what stands there
+        raise damaged(place) from None
+
+
 def too_large(place: str | None) -> LlmcError:
     return LlmcError(
         f"the picture has more than {MOST_PIXELS >> 20} million pixels", place=place, hint="make it smaller"
@@ -151,4 +157,8 @@ def in_rgb(image: Image, place: str | None) -> Image:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception:
-        raise LlmcError("the picture is damaged, or cut short", place=place, hint=IS_PICTURE) from None
+        raise damaged(place) from None
+
+
+def damaged(place: str | None) -> LlmcError:
+    return LlmcError("the picture is damaged, or cut short", place=place, hint=IS_PICTURE)
