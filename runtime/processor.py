@@ -37,6 +37,9 @@ FILES = (
 """The files of a checkpoint that say how pictures and texts are prepared; the tokenizer is a section of its own."""
 MOST_BYTES = 4 << 20
 """Of all these files together."""
+GIVEN = ("pixel_values", "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+"""What a processor may make of a text with pictures; besides, masks that hide nothing."""
+TILES_ALONE = "its tower is told of tiles alone"
 HOW = {"local_files_only": True, "trust_remote_code": False}
 WHOLE_TEXTS = {"add_special_tokens": False, "truncation": False, "padding": False}
 """How a text becomes tokens: as it is, whatever limits its tokenizer was trained with."""
@@ -113,11 +116,20 @@ class Processor:
         except Exception as error:
             fact = f"the model's processor refuses the picture: {first_line(error)}"
             raise LlmcError(fact, place=self._place) from error
+        more = next((name for name, value in made.items() if name not in GIVEN and not is_full(name, value)), None)
+        if more is not None:
+            fact = f"the model's processor makes {more!r} of a picture beside tiles"
+            raise LlmcError(fact, place=self._place, hint=TILES_ALONE)
         if tiles.ndim < 4:
             raise LlmcError(
                 f"the model's processor makes {list(tiles.shape)} of a picture, and no tiles", place=self._place
             )
         return Prepared(tuple(ids), np.ascontiguousarray(tiles.reshape(-1, *tiles.shape[-3:])))
+
+
+def is_full(name: str, value: object) -> bool:
+    """Whether it is a mask that hides no part of a picture."""
+    return "mask" in name and bool(np.asarray(value).all())
 
 
 def load(section: Section, tokenizer_json: str) -> Any:

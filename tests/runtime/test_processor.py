@@ -172,3 +172,21 @@ def test_files_that_are_no_processors_are_not_carried(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_text(json.dumps({"x" * (5 << 20): 1}))
     with pytest.raises(LlmcError, match="the files of the processor have more than 4 MiB"):
         section_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_fine"),
+    [("pixel_attention_mask", [[1, 1]], True), ("pixel_mask", [[1, 0]], False), ("image_sizes", [[28, 28]], False)],
+)
+def test_what_says_more_of_a_picture_than_its_tiles_is_refused(
+    name: str, value: Any, is_fine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as which part of a tile is padding: the tower reads all of it."""
+    processor = processor_of(save_processor("llava", tmp_path), "llava")
+    made = {"pixel_values": np.zeros((1, 3, 28, 28)), "input_ids": [[1, 2]], name: value}
+    monkeypatch.setattr(processor, "whole", lambda **_: made)
+    if is_fine:
+        assert processor(noise(28, 28)).ids == (1, 2)
+    else:
+        with pytest.raises(LlmcError, match=f"makes '{name}' of a picture beside tiles"):
+            processor(noise(28, 28))

@@ -134,8 +134,8 @@ class FeaturesOfTile(torch.nn.Module):
         for self.n_axes in (1, 2):
             try:
                 return self.features(pixels)
-            except Exception as error:  # the shape of a tile is one of many things to fail
-                said = said or error
+            except Exception as error:  # the number of axes is one of many things to fail
+                said = error if said is None or "unpack" in str(said) else said
         assert said is not None
         if self.optional and isinstance(said, AttributeError):  # it has asked None for something
             raise LlmcError(BESIDE.format(self.optional[0])) from said
