@@ -191,6 +191,19 @@ def test_the_number_of_tasks_changes_no_bit(run: Run, host: Target) -> None:
     assert len(set(results)) == 1
 
 
+def test_sixteen_rows_are_one_tile_where_memory_is_the_limit() -> None:
+    target = Target("cpu", "x86-64-v4+bf16")
+    cases: list[tuple[str, Scheme, int]] = [
+        ("Linear", Scheme(8), 1),
+        ("GatedLinearSilu", Scheme(8), 2),
+        ("Linear", Scheme(4, 32), 2),
+    ]
+    for name, scheme, row_tiles in cases:
+        quant = quant_linear.parse(quant_call(name, 16, 64, 128, scheme), target, "i8" if scheme.bits == 8 else "i4")
+        assert quant
+        assert quant_linear.default_tiles(quant, target).row_tiles(quant.linear) == row_tiles
+
+
 def test_lines_are_asked_for_beside_the_products() -> None:
     """A pair of groups of two panels is 18 lines, and no more than one of each panel is asked for at once: LLVM, left
     alone, asks for all at the end of a loop."""

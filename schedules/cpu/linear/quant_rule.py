@@ -138,6 +138,8 @@ def default_tiles(quant: QuantLinear, target: Target) -> Tiles:
     layer = quant.linear
     most = accumulators(target)
     most_rows = 8 if target.has("avx512f") else most // layer.parts
+    if quant.weight == "i8" and quant.dot == "vnni" and linear.is_one_tile(layer, target):  # others wait for arithmetic
+        most_rows = linear.ONE_TILE
     rows = ceil(layer.m / ceil(layer.m / most_rows))
     panels = linear.panels_of(rows, layer.parts, most)
     return Tiles(rows, panels, quant.steps, near=NEAR_LINES // panels)
@@ -151,7 +153,7 @@ def accumulators(target: Target) -> int:
 def space(quant: QuantLinear, target: Target) -> Iterable[Tiles]:
     """Other tiles worth measuring."""
     default = default_tiles(quant, target)
-    row_counts = {ceil(quant.linear.m / ceil(quant.linear.m / rows)) for rows in (4, 6, 7, 8, 12, 14)}
+    row_counts = {ceil(quant.linear.m / ceil(quant.linear.m / rows)) for rows in (4, 6, 7, 8, 12, 14, 16)}
     for rows in sorted(row_counts):
         for panels in (1, 2, 4):
             for lines in (NEAR_LINES, NEAR_LINES // 2, 2 * NEAR_LINES, 0):
