@@ -42,6 +42,8 @@ COMMANDS = """/new         begin another conversation
 \"\"\"          begins and ends a message of several lines"""
 FENCE, SHOW = '"""', "/image "
 NOT_KEPT = "pictures are not kept in a file: leave --session out"
+ENDS = (signal.SIGHUP, signal.SIGTERM)
+"""What a terminal that is closed says, and who stops programs."""
 
 
 def parse_variables(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -165,18 +167,26 @@ def kept(talk: Conversation, path: str | None, system: str | None) -> Iterator[N
 
         check_folder(path)
     before = list(talk.messages)
-    handlers = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDS}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if talk.messages != before:
-            talk.save(path)
+        try:
+            if talk.messages != before:
+                talk.save(path)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def end(number: int, frame: object) -> NoReturn:
-    """Handle a signal: leave as an interrupted program does, so that what is open is closed."""
+    """Handle a signal: leave as an interrupted program does, so that what is open is closed.  A terminal that is closed
+    says so several times, itself and by its shell; once is enough."""
+    for each in ENDS:
+        signal.signal(each, lambda *_: None)
     sys.exit(128 + number)
 
 
