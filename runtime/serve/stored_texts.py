@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.prompt_cache import check_folder
+from llmc.runtime.sequence import as_path
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -22,8 +25,9 @@ class StoredTexts:
     """Files of these names are the server's, and nothing else in the folder is."""
 
     def __init__(self, model: Model, folder: str) -> None:
-        """Makes the folder, if there is none.  Raises LlmcError: it cannot be, or the model has nothing to keep."""
-        self._model, self._folder = model, Path(folder)
+        """Makes the folder, if there is none.  Raises LlmcError: it cannot be, or no files in it, or the model has
+        nothing to keep."""
+        self._model, self._folder = model, Path(os.fsdecode(as_path(folder)))
         if model.is_whole:
             fact = "the model reads texts whole, and keeps nothing of them to save"
             raise LlmcError(fact, place=str(model.path), hint="leave --prompt-cache out")
@@ -31,6 +35,7 @@ class StoredTexts:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise LlmcError(f"this folder cannot be made: {error.strerror}", place=folder) from None
+        check_folder(self._folder / "text-00.seq")
 
     def restore(self, most: int) -> list[Sequence]:
         """At most so many texts, and no more than there is room for, the one used last first.  What is no text of this

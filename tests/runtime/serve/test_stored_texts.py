@@ -10,6 +10,7 @@ import pytest
 import llmc
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.serve.engine import Engine
+from llmc.runtime.serve.stored_texts import StoredTexts
 from tests.runtime import toy_artifact as toy
 from tests.runtime.serve.served import PAGE, Served, prompt
 
@@ -75,6 +76,17 @@ def test_a_folder_that_has_gone_is_an_error_and_frees_all_the_same(toy_so: Path,
         with pytest.raises((LlmcError, OSError)):
             served.engine.close()
         assert model.info.kv_tokens_free == model.info.kv_tokens
+
+
+def test_a_folder_that_takes_no_file_is_named_at_once(
+    toy_so: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with llmc.load(toy_so) as model, pytest.raises(LlmcError, match="this is no path"):
+        StoredTexts(model, "")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(LlmcError, match="no file can be made in this folder") as error:
+        serve(toy_so, folder)
+    assert error.value.place == str(folder)
 
 
 def test_a_model_that_keeps_nothing_says_so(toy_so: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
