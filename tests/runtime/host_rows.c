@@ -32,7 +32,7 @@ static void keep(llmc_model *model, const llmc_info *info, kept *rows, int32_t n
         REQUIRE(!api->rows_numbers(model, rows->first, &numbers, &rows->n));
         memcpy(rows->numbers, numbers, rows->n * TOY_CHANNELS * sizeof *numbers);
     } else {
-        rows->n = 1 + (size_t)pick(MOST);
+        rows->n = info->picture_rows ? info->picture_rows : 1 + (size_t)pick(MOST);
         for (size_t i = 0; i < rows->n * TOY_CHANNELS; i++) rows->numbers[i] = (float)pick(1000);
         REQUIRE(!api->rows_new(model, rows->numbers, rows->n, &rows->first));
     }
@@ -47,6 +47,25 @@ static void look(llmc_model *model, const kept *rows)
     REQUIRE(memcmp(numbers, rows->numbers, n * TOY_CHANNELS * sizeof *numbers) == 0);
     for (size_t i = 0; i < n; i++) REQUIRE(rows_find(model, rows->first + (int32_t)i) == numbers + i * TOY_CHANNELS);
     if (n > 1) REQUIRE(api->rows_numbers(model, rows->first + 1, &numbers, &n) == LLMC_ERROR_ARGUMENT);
+}
+
+/* Read tokens and rows, all that one call has kept at once, then cut the sequence anywhere: what is cut of a picture whose
+ * rows see each other goes whole. */
+static void read_some(llmc_sequence *sequence, const kept *all, size_t n_kept, const llmc_info *info)
+{
+    int32_t text[TOY_CONTEXT];
+    int n = 0, n_wanted = 1 + pick(TOY_CONTEXT), place = 0;
+    while (n < n_wanted) {
+        const kept *rows = all + pick((int)n_kept);
+        if (pick(2) && n + (int)rows->n <= TOY_CONTEXT)
+            for (int i = 0; i < (int)rows->n; i++) text[n++] = rows->first + i;
+        else text[n++] = pick(TOY_POISON);
+    }
+    REQUIRE(!api->sequence_truncate(sequence, 0) && !api->feed(sequence, text, (size_t)n));
+    int cut = pick(n);
+    if (info->picture_rows && text[cut] >= info->n_tokens)
+        place = (text[cut] - info->n_tokens) % (int)info->picture_rows;
+    REQUIRE(!api->sequence_truncate(sequence, cut) && api->sequence_length(sequence) == cut - place);
 }
 
 int host_rows(int argc, char **argv)
@@ -72,10 +91,11 @@ int host_rows(int argc, char **argv)
             kept *rows = all + pick((int)n_kept);
             const int32_t last = rows->first + (int32_t)rows->n - 1;
             look(model, rows);
-            REQUIRE(!api->sequence_truncate(sequence, 0) && !api->feed(sequence, &last, 1));
+            read_some(sequence, all, n_kept, &info);
             if (pick(3)) continue;
             REQUIRE(!api->rows_free(model, rows->first));
             REQUIRE(api->rows_free(model, rows->first) == LLMC_ERROR_ARGUMENT);
+            REQUIRE(!api->sequence_truncate(sequence, 0));
             REQUIRE(api->feed(sequence, &last, 1) == LLMC_ERROR_ARGUMENT);
             n_rows -= rows->n;
             *rows = all[--n_kept];

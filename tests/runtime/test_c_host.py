@@ -41,8 +41,11 @@ def test_threads_do_not_race(racing_host: Host, artifact: Path, n_threads: int) 
     assert racing_host("scenarios", artifact, n_threads, 3, 600).startswith("ok")
 
 
-def test_rows_are_found_until_they_are_given_back(host: Host, full: Path) -> None:
-    assert host("rows", full, 1, 3000).startswith("ok")
+@pytest.mark.parametrize("picture_rows", [0, 2])
+def test_rows_are_found_until_they_are_given_back(host: Host, tmp_path: Path, picture_rows: int) -> None:
+    plan = toy.FullPlan().pack(picture_rows=picture_rows, slot_bytes=0, default_slots=0)  # states do not go back
+    (tmp_path / "rows.art").write_bytes(toy.pack_sections(toy.toy_sections(plan=plan)))
+    assert host("rows", tmp_path / "rows.art", 1, 3000).startswith("ok")
 
 
 def test_every_failed_allocation_is_an_error_and_leaks_nothing(host: Host, full: Path, artifact: Path) -> None:
