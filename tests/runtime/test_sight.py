@@ -12,6 +12,8 @@ import llmc
 from llmc.runtime import LlmcError
 from llmc.runtime.binding import Model
 from llmc.runtime.plan import unpack_plan
+from llmc.runtime.serve.engine import Engine
+from llmc.runtime.serve.job import Ask, Job, Said
 from tests.runtime import toy_artifact as toy
 from tests.runtime import toy_given
 from tests.runtime.test_c_steps import TEXT
@@ -98,6 +100,26 @@ def test_numbers_of_pictures_are_whole_for_who_cuts(model: Model) -> None:
     whole, base = model.info.whole, toy.VOCAB
     ids = [1, base + 3, base + 4, base + 5, base + 6, base + 7, base + 8, 2]
     assert [whole(ids, n) for n in range(10)] == [0, 1, 4, 4, 4, 7, 7, 7, 8, 9]
+
+
+def test_a_server_cuts_no_picture_and_finds_those_that_were_read(model: Model) -> None:
+    """Its chunks of 2 tokens end behind a picture, and pages of 4 that are shared in front of one."""
+    with model.rows(some(3)) as one, model.rows(some(3, seed=1)) as two:
+        begin = [*TEXT[:2], *one.ids, *TEXT[5:7], *two.ids]
+        prompts = [[*begin, 4, 5], [*begin, 9], [*begin, 4, 5, 6], [*begin[:5], 8, *two.ids, 1], [*one.ids, 3]]
+        wanted = [model.tokens(prompt, 5, ignore_eos=True) for prompt in prompts]
+        news: list[Said] = []
+        engine = Engine(model, news.extend, max_batch=3, queue=9, chunk=2)
+        jobs = [Job(Ask(tuple(each), 5, ignore_eos=True), engine.room, None, news.append) for each in prompts]
+        for some_jobs in (jobs[:1], jobs[1:]):
+            engine.submit(some_jobs)
+            while not all(job.finish for job in some_jobs):
+                engine.collect()
+                engine.turn()
+        assert not [said.error for said in news if said.error]
+        assert [job.tokens for job in jobs] == wanted
+        assert [job.n_reused for job in jobs] == [0, 7, 12, 2, 0]
+        engine.close()
 
 
 def test_hostile_sizes_are_refused(sight_so: Path, tmp_path: Path) -> None:
