@@ -38,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
 PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 256, 512, 1024, 2048)}
+BESIDE_PICTURE = 32
+"""Tokens of the text for which a step of a picture has room: what stands around it, and a question."""
 WHOLE_ROWS = {
     "cpu": (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144),
     "cuda": (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144),
@@ -277,7 +279,7 @@ def plan(
 
 
 def with_picture(chunks: list[int], source: SourceModel) -> list[int]:
-    """Prefill chunks of which one has room for all rows of a tile of a picture, which see each other.
+    """Prefill chunks and one for all rows of a tile of a picture, which see each other, and a few tokens beside them.
 
     Raises LlmcError where a text has no room for them.
     """
@@ -286,7 +288,7 @@ def with_picture(chunks: list[int], source: SourceModel) -> list[int]:
     if n_rows > source.n_context:
         fact = f"a picture becomes {n_rows} tokens, which see each other, and a text has {source.n_context}"
         raise LlmcError(fact, place=f"--max-seq {source.n_context}", hint=f"ask for {n_rows} or more")
-    return chunks if n_rows <= max(chunks, default=0) else [*chunks, n_rows]
+    return [*chunks, min(n_rows + BESIDE_PICTURE, source.n_context)]
 
 
 def whole_rows(n_context: int, kind: str, n_texts: int) -> list[int]:

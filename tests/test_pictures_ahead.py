@@ -18,6 +18,7 @@ from llmc.compiler.driver import compile_model, with_picture
 from llmc.runtime.binding import Model
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.given import Given
+from tests.runtime.serve.served import Served
 from tests.towers import config_of, save_model
 
 Rows = npt.NDArray[np.float32]
@@ -130,6 +131,24 @@ def test_a_picture_that_a_text_has_no_room_for_is_refused(made: Made, tmp_path: 
         compile_model(made.path.parent / "model", out=tmp_path / "m.so", images=True, max_sequence=48)
 
 
-def test_a_step_has_room_for_the_longest_picture() -> None:
+def test_a_step_has_room_for_a_picture_and_what_is_beside_it(model: Model) -> None:
+    assert model.info.max_step_tokens == 128
+    assert N_ROWS + 32 in [plan["rows"] for plan in model.manifest["plans"] if plan["kind"] == "body"]
     source: Any = SimpleNamespace(n_context=100, images=SimpleNamespace(tower=SimpleNamespace(n_rows=80)))
-    assert (with_picture([32], source), with_picture([32, 96], source)) == ([32, 80], [32, 96])
+    assert with_picture([32], source) == [32, 100]
+
+
+def test_a_server_cuts_no_picture(model: Model, rows: list[Given]) -> None:
+    """Chunks are shorter than a picture, and pages end within one; a prompt may end with one."""
+    one, other = list(rows[0].ids), list(rows[1].ids)
+    texts = [[*WORDS[:5], *one, *part] for part in (WORDS[5:9], [*other, *WORDS[:3]], [])]
+    texts += [WORDS[:7], [*WORDS[:20], *other, *WORDS[:9]]]
+    wanted = [model.tokens(text, 6, ignore_eos=True) for text in texts]
+    served = Served(model, max_batch=3, chunk=4)
+    for _ in range(2):
+        jobs = [served.job(text) for text in texts]
+        served.submit(*jobs)
+        served.finish(*jobs)
+        assert [job.ids[len(text) :] for job, text in zip(jobs, texts, strict=True)] == wanted
+    served.leave()
+    assert [job.n_reused for job in jobs] == [0, 5 + 2 * N_ROWS, 0, 0, 20 + N_ROWS], "to the end of pictures"

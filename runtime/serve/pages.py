@@ -25,8 +25,8 @@ MAX_KEPT = 64
 
 
 class Kept(NamedTuple):
-    """The tokens of a sequence, int32 [n], which fills its pages, unless it has a state; and its adapter, whose keys
-    and values they are."""
+    """The tokens of a sequence, int32 [n], which fills its pages, unless it has a state or ends with a picture; and its
+    adapter, whose keys and values they are."""
 
     ids: Ids
     sequence: Sequence
@@ -40,6 +40,7 @@ class Pages:
         self.model, self.size = model, size
         self.total = model.info.kv_tokens // size
         self.most_kept = MAX_KEPT
+        self._uncut = model.info.whole
         self._kept: list[Kept] = []  # the one used last at the end
 
     def of(self, n_tokens: int) -> int:
@@ -77,7 +78,7 @@ class Pages:
 
     def keep(self, job: Job) -> None:
         """Take over what an ended job has in full pages, or its state, unless another one has the same."""
-        n = job.n_fed if self.model.has_states else job.n_fed - job.n_fed % self.size
+        n = job.n_fed if self.model.has_states else self._shared(job, job.n_fed)
         sequence, job.sequence = job.sequence, None
         if sequence is None:
             return
@@ -94,7 +95,7 @@ class Pages:
             if longer is not None:
                 self._use(longer)
             return
-        ids = ids[: sequence.cut(n)]  # less than n, where that would cut a picture
+        ids = ids[: sequence.cut(n)]
         if len(ids) == 0:
             sequence.close()
             return
@@ -133,11 +134,12 @@ class Pages:
             return
         kept = max(self._kept_of(adapter), key=lambda kept: common(kept.ids, ids), default=None)
         n, source = (common(kept.ids, ids), kept.sequence) if kept else (0, None)
+        leader: Job | None = None
         for other in running:
             n_common = common(as_ids(other.ids[: other.n_fed]), ids)
             if other.sequence is not None and n_common > n:
-                n, source = n_common, other.sequence
-        n -= n % self.size
+                n, source, leader = n_common, other.sequence, other
+        n = self._shared(job, n)
         if source is None or n == 0:
             job.sequence = self.model.sequence(adapter)
             return
@@ -145,6 +147,16 @@ class Pages:
             self._use(kept)
         job.sequence = source.fork()
         job.n_fed = job.sequence.cut(n)
+        for each in (job, leader):  # behind a picture, within a page: whoever goes on first copies that
+            if each is not None and job.n_fed % self.size:
+                each.shares_tail = True
+
+    def _shared(self, job: Job, n: int) -> int:
+        """At most n: how many of a job's first n tokens others may have too: those that fill pages, and the rest of a
+        picture that a page would cut, if it is among the n."""
+        full = n - n % self.size
+        whole = self._uncut(job.ids, full)
+        return whole if whole <= n else full
 
     def _begin_at_state(self, job: Job, ids: Ids, running: Iterable[Job]) -> None:
         adapter = job.ask.adapter
