@@ -48,6 +48,9 @@ TILE_ROWS, TILE_COLUMNS = 8, 64
 16-byte chunk c of row m lies at chunk c ^ (m % 8).  This is how Hopper's shared memory wants it ("128-byte swizzle"),
 so that one plain copy brings a tile.  Rows past M hold anything, columns past K zeros."""
 
+STRIP = 8
+"""Columns of a gate that stand side by side where gate and up alternate, as rows of a GPU's gated weight do."""
+
 PART_COLUMNS = 16
 """A product in front of a deferred norm hands on the moments of so many columns together (ops/deferred_norm.py)."""
 

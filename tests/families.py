@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM
 
 from tests.compiler.test_packed import in_gptq
 
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER_SCALE = 2.0
+"""lora_alpha / r of each adapter."""
 SIZES: dict[str, Any] = {
     "vocab_size": 160,
     "hidden_size": 64,
@@ -241,6 +245,25 @@ def save(
     return folder
 
 
+def save_adapter(model: Any, folder: Path, rank: int, targets: Sequence[str]) -> Path:
+    """A LoRA adapter of a model's modules of these names, of random numbers, as PEFT saves it; model: or its folder."""
+    model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, Path) else model
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in changed(model, targets):
+        sizes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
+        tensors |= {f"base_model.model.{name}.{part}.weight": torch.randn(size) / 8 for part, size in sizes.items()}
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": ADAPTER_SCALE * rank, "target_modules": list(targets)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def changed(model: Any, targets: Sequence[str]) -> list[tuple[str, Any]]:
+    """The modules that an adapter changes."""
+    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in targets]
+
+
 def keep_in_mxfp4(folder: Path) -> None:
     """Give each tensor of experts random blocks and scales in its place."""
     tensors = load_file(folder / "model.safetensors")
@@ -254,6 +277,18 @@ def keep_in_mxfp4(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields))
 
 
+def save_with_adapters(family: str, folder: Path, positions: int) -> Path:
+    """A model, and beside it two adapters: of all its products, and of some."""
+    sizes = {
+        "intermediate_size": 192,
+        "max_position_embeddings": positions,
+    }  # whole tiles, so that gate and up alternate
+    model = save(family, folder / f"{family}-adapters", torch.bfloat16, **sizes)
+    for name, rank, targets in (("all", 4, ALL), ("some", 12, ("q_proj", "v_proj", "down_proj"))):
+        save_adapter(model, model / "adapters" / name, rank, targets)
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
@@ -265,6 +300,7 @@ def main() -> None:
         save(family, options.out / name, torch.bfloat16, AutoModel, max_position_embeddings=options.positions, **sizes)
     for name in WITH_ZEROS:
         in_gptq(options.out / name, options.out / f"{name}-zeros", zeros=True)
+    save_with_adapters("llama", options.out, options.positions)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import llmc
@@ -23,37 +22,14 @@ from llmc.runtime import format as fmt
 from llmc.runtime.binding import Model
 from llmc.runtime.serve.engine import Engine
 from llmc.runtime.serve.job import Ask, Job, Said
+from tests.families import ADAPTER_SCALE, ALL, changed, save_adapter
 from tests.runtime.serve.conftest import serving
 from tests.test_tiny import TINY  # whose graph and kernels are in the cache then
 
 Logits = npt.NDArray[np.float32]
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WANTED = {"sql": (3, ALL), "chat": (9, ("q_proj", "v_proj"))}
 """The adapters: rank, and what each changes."""
-SCALE = 2.0
 TEXT = [(7 * i * i + 3) % TINY.vocab_size for i in range(90)]
-
-
-def saved_adapter(model: Path, folder: Path, rank: int, targets: Sequence[str]) -> Path:
-    """An adapter of a model's modules of these names, of random numbers."""
-    return saved(AutoModelForCausalLM.from_pretrained(model), folder, rank, targets)
-
-
-def saved(model: Any, folder: Path, rank: int, targets: Sequence[str]) -> Path:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, module in changed(model, targets):
-        sizes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
-        drawn = {part: torch.randn(size) / 8 for part, size in sizes.items()}
-        tensors |= {f"base_model.model.{name}.{part}.weight": drawn[part] for part in sizes}
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": SCALE * rank, "target_modules": list(targets)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def changed(model: Any, targets: Sequence[str]) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in model.named_modules() if name.split(".")[-1] in targets]
 
 
 class Made:
@@ -63,7 +39,7 @@ class Made:
         torch.manual_seed(0)
         self.folder, self.source = folder / "tiny", AutoModelForCausalLM.from_config(TINY)
         self.source.save_pretrained(self.folder)
-        self.adapters = {name: saved(self.source, folder / name, *wanted) for name, wanted in WANTED.items()}
+        self.adapters = {name: save_adapter(self.source, folder / name, *wanted) for name, wanted in WANTED.items()}
 
     def logits(self, adapter: str) -> Logits:
         """What transformers says of TEXT, with the adapter's products added to the weights."""
@@ -74,7 +50,7 @@ class Made:
         with torch.no_grad():
             for name, _ in changed(self.source, WANTED[adapter][1]):
                 a, b = (tensors[f"base_model.model.{name}.{part}.weight"] for part in ("lora_A", "lora_B"))
-                model.get_submodule(name).weight += SCALE * (b @ a)
+                model.get_submodule(name).weight += ADAPTER_SCALE * (b @ a)
             return np.asarray(model(torch.tensor([TEXT])).logits[0].numpy())
 
     @property

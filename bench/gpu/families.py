@@ -4,7 +4,8 @@ A kit has them with their weights (small_models.py).  Each is given texts whose 
 prompt in parts, and token by token in a batch, one of whose sequences is a fork.  Two sequences run ahead of the host,
 and must say what they say in steps; one is saved in a file, and what comes out of it must go on with the same bits.  At
 last texts are written, with guesses and without, drawn, and with penalties, for which the host chooses.  A model that
-reads texts whole is given them alone and together, and writes nothing.
+reads texts whole is given them alone and together, and writes nothing.  Of one with adapters each text has its own, and
+the first of them none.
 """
 
 from __future__ import annotations
@@ -92,17 +93,28 @@ def asked(path: Path, exact: Array, allowed: float) -> dict[str, float]:
         if model.is_whole:
             alone = distance(np.array(model.logits(known[0])), exact[0])
             return {"as a text": alone, "in one step": distance(together(model, known), exact[:, -1])}
-        rows = in_a_batch(model, known, end)
+        rows, number = in_a_batch(model, known, end), int(bool(model.adapters))
+        one, adapter = known[number], adapter_of(model, number)
         found = {
-            "as a prompt": distance(np.array(model.logits(known[0])), exact[0]),
-            "in parts": distance(in_parts(model, known[0]), exact[0]),
+            "as a prompt": distance(np.array(model.logits(one, adapter)), exact[number]),
+            "in parts": distance(in_parts(model, one, adapter), exact[number]),
         }
         if not few:
             found["in a batch"] = distance(rows, exact[[*range(N_TEXTS), 0], FORKED_AT:end])
-            refuse_other_texts(model, known[0][:FORKED_AT], TIE * allowed)
+            refuse_other_texts(model, one[:FORKED_AT], TIE * allowed, adapter)
         refuse_others_ahead(model, known[:2], 1 if few else AHEAD)
-        refuse_another_of_a_file(model, known[0])
+        refuse_another_of_a_file(model, one, adapter)
     return found
+
+
+def adapter_of(model: Any, number: int) -> str | None:
+    """The adapter that a text goes through, if the model has some."""
+    names: tuple[str | None, ...] = (None, *model.adapters)
+    return names[number % len(names)]
+
+
+def sequences_of(model: Any, known: list[list[int]]) -> list[Any]:
+    return [model.sequence(adapter_of(model, number)) for number in range(len(known))]
 
 
 def together(model: Any, known: list[list[int]]) -> Array:
@@ -116,15 +128,15 @@ def together(model: Any, known: list[list[int]]) -> Array:
             sequence.close()
 
 
-def in_parts(model: Any, ids: list[int]) -> Array:
-    with model.sequence() as sequence:
+def in_parts(model: Any, ids: list[int], adapter: str | None) -> Array:
+    with model.sequence(adapter) as sequence:
         cuts = zip((0, *PARTS), (*PARTS, len(ids)), strict=True)
         return np.concatenate([np.array(sequence.feed_for_logits(ids[start:end])) for start, end in cuts])
 
 
 def in_a_batch(model: Any, known: list[list[int]], end: int) -> Array:
     """[sequences, tokens from FORKED_AT up to end, words]; the last sequence is a fork of the first."""
-    sequences = [model.sequence() for _ in known]
+    sequences = sequences_of(model, known)
     try:
         model.step([(sequence, ids[:FORKED_AT]) for sequence, ids in zip(sequences, known, strict=True)])
         sequences.append(sequences[0].fork())
@@ -145,7 +157,7 @@ def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:
 
     said = []
     for ahead in (True, False):
-        sequences = [model.sequence() for _ in known]
+        sequences = sequences_of(model, known)
         model.step(list(zip(sequences, known, strict=True)))
         tokens = []
         for _ in range(n):
@@ -161,9 +173,9 @@ def refuse_others_ahead(model: Any, known: list[list[int]], n: int) -> None:
         raise ValueError(f"ahead of the host it says {said[0]}, in steps {said[1]}")
 
 
-def refuse_another_of_a_file(model: Any, ids: list[int]) -> None:
+def refuse_another_of_a_file(model: Any, ids: list[int], adapter: str | None) -> None:
     """Raises ValueError: a sequence that was saved and restored goes on with other logits."""
-    with tempfile.TemporaryDirectory(prefix="llmc-saved-") as folder, model.sequence() as sequence:
+    with tempfile.TemporaryDirectory(prefix="llmc-saved-") as folder, model.sequence(adapter) as sequence:
         sequence.feed(ids[:FORKED_AT])
         sequence.save(Path(folder, "text.seq"))
         with model.restore(Path(folder, "text.seq")) as back:
@@ -173,17 +185,17 @@ def refuse_another_of_a_file(model: Any, ids: list[int]) -> None:
                 raise ValueError("a sequence that was saved in a file goes on with other logits")
 
 
-def refuse_other_texts(model: Any, prompt: list[int], tie: float) -> None:
+def refuse_other_texts(model: Any, prompt: list[int], tie: float, adapter: str | None = None) -> None:
     """Raises ValueError: greedy tokens are not the model's best but for ties (in standard deviations of its logits), or
     what is drawn from one seed is not the same twice."""
     for speculate in (0, GUESSES):
-        said = model.tokens(prompt, NEW, ignore_eos=True, speculate=speculate)
-        rows = np.array(model.logits([*prompt, *said]))[len(prompt) - 1 : -1]
+        said = model.tokens(prompt, NEW, ignore_eos=True, speculate=speculate, adapter=adapter)
+        rows = np.array(model.logits([*prompt, *said], adapter))[len(prompt) - 1 : -1]
         gap = float((rows.max(-1) - rows[np.arange(NEW), said]).max() / rows.std())
         if not gap <= tie:
             raise ValueError(f"with {speculate} guesses a token is {gap:.3g} standard deviations below the best")
     for how in DRAWN:
-        once, again = (model.tokens(prompt, NEW, ignore_eos=True, **how) for _ in range(2))
+        once, again = (model.tokens(prompt, NEW, ignore_eos=True, adapter=adapter, **how) for _ in range(2))
         if once != again:
             raise ValueError(f"drawn with {how} it says {once}, then {again}")
 

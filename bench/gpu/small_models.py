@@ -1,6 +1,7 @@
 """Small checkpoints, compiled whole for a kit, and what float32 on a CPU says of a few texts (families.py asks it).
 
-As much of a difference as the CPU's own bf16 makes is nobody's fault: it is kept beside the logits.
+As much of a difference as the CPU's own bf16 makes is nobody's fault: it is kept beside the logits.  A checkpoint whose
+folder has one of adapters, ADAPTERS, is compiled with all of them, by their folders' names.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 
 import llmc
-from llmc.bench.gpu.families import N_TEXTS, N_TOKENS, Array, distance, text
+from llmc.bench.gpu.families import N_TEXTS, N_TOKENS, Array, adapter_of, distance, text
 from llmc.bench.gpu.kit import SMALL
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 
+ADAPTERS = "adapters"
 BATCH = (1, 4)
 ROOM = 2048
 MORE: dict[str, tuple[dict[str, Any], ...]] = {
@@ -62,6 +64,7 @@ def checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def add(out: Path, name: str, checkpoint: Path, options: dict[str, Any], target: Target) -> dict[str, Any]:
     """Of one: how far bf16 on a CPU is from float32, in the standard deviation of logits."""
     compiled = {"dtype": "bf16", **options, "batch": BATCH, "verify": False, "max_sequence": 2 * N_TOKENS}
+    compiled["adapters"] = [f"{path.name}={path}" for path in sorted((checkpoint / ADAPTERS).glob("*"))]
     llmc.compile(checkpoint, out=out / f"{name}.so", target=str(target), **compiled)
     with tempfile.TemporaryDirectory(prefix="llmc-small-") as place:
         exact = said_by(checkpoint, Path(place, "f32.so"), {**compiled, "dtype": "f32", "kv_dtype": "f32"})
@@ -74,4 +77,5 @@ def said_by(checkpoint: Path, path: Path, options: dict[str, Any]) -> Array:
     """[texts, tokens, words]: the logits of a program for this CPU; an encoder's are what it makes of texts so far."""
     llmc.compile(checkpoint, out=path, **options)
     with llmc.load(path, kv_tokens=ROOM) as model:
-        return np.stack([np.array(model.logits(text(number, model.info.n_tokens))) for number in range(N_TEXTS)])
+        texts = [(text(number, model.info.n_tokens), adapter_of(model, number)) for number in range(N_TEXTS)]
+        return np.stack([np.array(model.logits(ids, adapter)) for ids, adapter in texts])

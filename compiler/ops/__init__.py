@@ -33,7 +33,6 @@ from llmc.compiler.ops.gather import GATHERS, MOST_TABLES, gathers_name
 from llmc.compiler.ops.given import EMBEDDED, SEES_AHEAD, TAKE_GIVEN
 from llmc.compiler.ops.latent import LATENT_ATTENTION
 from llmc.compiler.ops.linear import (
-    STRIP,
     gated_linear_name,
     linear_name,
     linear_parts,
@@ -99,7 +98,6 @@ __all__ = [
     "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
     "STATEFUL",
-    "STRIP",
     "TAKE_GIVEN",
     "VERSION",
     "WHOLE_ATTENTION",

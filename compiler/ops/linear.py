@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from llmc.compiler.kernel import STRIP
 from llmc.compiler.ops.define import ATTRIBUTE_TYPES, Attributes, Dim, Dims, define
 
 Body = Callable[..., Any]
@@ -125,10 +126,6 @@ def finish_gated(activation: str) -> Body:
         return op.Mul(ACTIVATIONS[activation](op, gate), up)
 
     return body
-
-
-STRIP = 8
-"""Columns of a gate that stand side by side where gate and up alternate, as rows of a GPU's gated weight do."""
 
 
 def strips_name(bias: bool) -> str:

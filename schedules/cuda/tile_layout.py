@@ -24,8 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmc.compiler.kernel import RowMajor, numpy_dtype
-from llmc.compiler.ops import STRIP
+from llmc.compiler.kernel import STRIP, RowMajor, numpy_dtype
 
 Array = np.ndarray[Any, Any]
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from llmc.bench.gpu import families, prepare
+from llmc.bench.gpu import families, prepare, small_models
 from llmc.bench.gpu.kit import SMALL, Kit
 from llmc.compiler import driver
+from llmc.compiler.target import parse_targets
 from tests.bench.fake_gpu import TARGET, TINY, Made, misuse, run
 from tests.emulator.build import build_library
-from tests.families import ENCODERS, save
+from tests.families import ENCODERS, save, save_with_adapters
 from tests.runtime.toy_cuda import build_driver
 
 
@@ -97,7 +98,7 @@ def test_texts_must_be_what_logits_say() -> None:
         def tokens(self, prompt: list[int], n: int, **_: Any) -> list[int]:
             return [self.said] * n
 
-        def logits(self, ids: list[int]) -> Any:
+        def logits(self, ids: list[int], adapter: str | None) -> Any:
             return np.tile(np.eye(8)[3], (len(ids), 1))
 
     model = Wrong()
@@ -105,3 +106,17 @@ def test_texts_must_be_what_logits_say() -> None:
     model.said = 4
     with pytest.raises(ValueError, match="with 0 guesses a token is"):
         families.refuse_other_texts(model, [1, 2], 0.1)
+
+
+def test_texts_go_through_the_adapters_beside_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here in the same way on a CPU, whose bf16 is what is allowed."""
+    checkpoint = save_with_adapters("llama", tmp_path / "checkpoints", 160)
+    (target,) = parse_targets("cpu")
+    said = small_models.add(tmp_path, "llama-adapters", checkpoint, {}, target)
+    with np.load(tmp_path / "llama-adapters.npz") as known:
+        exact = known["logits"].astype(np.float32)
+    found = families.asked(tmp_path / "llama-adapters.so", exact, families.SLACK * said["cpu_error"])
+    assert all(0 < error < 2 * said["cpu_error"] for error in found.values())
+    monkeypatch.setattr(families, "adapter_of", lambda model, number: None)
+    without = families.asked(tmp_path / "llama-adapters.so", exact, np.inf)
+    assert min(without["as a prompt"], without["in a batch"]) > 5 * max(found.values())

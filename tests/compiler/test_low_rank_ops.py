@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llmc.compiler import ops
+from llmc.compiler.kernel import STRIP
 from tests.compiler.test_ops import ACTIVATIONS, ADAPTERS, Array, K, M, N, inputs_of, run
 
 
@@ -30,7 +31,7 @@ def with_low_rank(activation: str, feeds: dict[str, Array]) -> Array:
 def test_low_rank_of_a_norm_and_of_strips_is_that_of_the_halves(norm: str) -> None:
     op = ops.low_rank_name("Silu", norm, strips=True)
     feeds = inputs_of(op)
-    halves = feeds | {"y": feeds["y"].reshape(M, -1, 2, ops.STRIP).swapaxes(1, 2).reshape(M, -1)}
+    halves = feeds | {"y": feeds["y"].reshape(M, -1, 2, STRIP).swapaxes(1, 2).reshape(M, -1)}
     if norm:
         normed = f"{norm}Linear"
         names = ops.OPERATORS[normed].inputs
@@ -41,7 +42,7 @@ def test_low_rank_of_a_norm_and_of_strips_is_that_of_the_halves(norm: str) -> No
 
 def test_a_product_in_strips_is_the_gated_one_before_its_gate() -> None:
     feeds = inputs_of("LinearStripsBias")
-    strips = run("LinearStripsBias", feeds)[0].reshape(M, -1, 2, ops.STRIP)
+    strips = run("LinearStripsBias", feeds)[0].reshape(M, -1, 2, STRIP)
     gate, up = (strips[:, :, half].reshape(M, -1) for half in range(2))
     (wanted,) = run("GatedLinearSiluBias", feeds)
     np.testing.assert_allclose(ACTIVATIONS["Silu"](gate) * up, wanted, rtol=0, atol=2e-5)

@@ -18,7 +18,7 @@ from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import rewrite_each
 from llmc.runtime.binding import Model
 from tests.cuda.conftest import HOPPER, LLAMA, EmulatedGpu
-from tests.test_adapters import ALL, saved_adapter
+from tests.families import ALL, save_adapter
 
 PROMPT = [(7 * i * i + 3) % 160 for i in range(60)]
 OPT = ("q_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -45,7 +45,7 @@ def test_each_sequence_says_what_it_says_on_a_cpu(
     options: dict[str, Any],
 ) -> None:
     folder = checkpoint(family)
-    adapters = [f"{name}={saved_adapter(folder, tmp_path / name, *of)}" for name, of in WANTED[family].items()]
+    adapters = [f"{name}={save_adapter(folder, tmp_path / name, *of)}" for name, of in WANTED[family].items()]
     llmc.compile(folder, out=tmp_path / "cpu.so", adapters=adapters, verify=False, **options)
     with llmc.load(tmp_path / "cpu.so", kv_tokens=1024) as model:
         wanted = {name: model.logits(PROMPT, name) for name in (None, *model.adapters)}
@@ -85,7 +85,7 @@ def test_weights_lie_once_and_steps_without_an_adapter_are_the_models(
     checkpoint: Callable[[str], Path], tmp_path: Path, quant: str
 ) -> None:
     folder, scheme = checkpoint("llama"), Scheme.parse(quant)
-    adapter = f"sql={saved_adapter(folder, tmp_path / 'sql', 8, ALL)}"
+    adapter = f"sql={save_adapter(folder, tmp_path / 'sql', 8, ALL)}"
     programs = []
     for adapters in ([], [adapter]):
         source = load_source(str(folder), dtype="bf16", adapters=adapters)

@@ -23,6 +23,7 @@ from tests.schedules.cuda.test_deferred_norm import deferred_call, moments_call,
 from tests.schedules.cuda.test_deferred_prompts import appending, in_tiles
 from tests.schedules.cuda.test_gemm_append import Layer
 from tests.schedules.cuda.test_linear import linear_call, quantised_call
+from tests.schedules.cuda.test_low_rank import low_rank_call
 from tests.schedules.test_states import of_rows, rule_call
 
 REGISTERS = 65536
@@ -73,6 +74,12 @@ def codes(name: str, m: int, n: int, k: int, weight: DType, group: int, *wants: 
     call = linear_call(name, m, n, k, tiled_x=True, tiled_y="Gated" in name)
     wanted = (*wants, "UBLKCP")
     return Case("sm_90a", quantised_call(call, weight, group), wanted, wide=False, from_registers=True)
+
+
+def adapters(level: str, m: int, *wants: str, **options: Any) -> Case:
+    strips = "activation" in options
+    call = low_rank_call(m, 4096, (11008, 11008), 64, "bf16", strips=strips, tiled="y" if strips else "x", **options)
+    return Case(level, call, wants)
 
 
 CASES = {
@@ -195,6 +202,11 @@ CASES = {
     "attention of 512 tokens over int8 on Ampere": Case("sm_80", LLAMA_INT8.call(512), ("HMMA.16816.F32",), wide=False),
     "one token on Ampere": layer("sm_80", "RMSNormLinear", 1, 3072, 768, "HMMA.16816.F32"),
     "128 tokens on Ada": layer("sm_89", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", "LDGSTS", tiled_x=True),
+    "adapters of one token behind RMSNorm": adapters("sm_90a", 1, "CCTL", activation="Silu", norm="RMSNorm"),
+    "adapters of 2048 tokens behind RMSNorm": adapters(
+        "sm_90a", 2048, "HMMA.16816.F32.BF16", activation="Silu", norm="RMSNorm"
+    ),
+    "adapters of 2048 tokens on Ampere": adapters("sm_80", 2048, "HMMA.16816.F32.BF16"),
     "128 tokens on Blackwell": layer("sm_100a", "LinearResidual", 128, 768, 3072, "HMMA.16816.F32", tiled_x=True),
 }
 
