@@ -212,9 +212,19 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
         )
         how = {"has_f16": has_f16, "images": bool(manifest.get("images"))}
         loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], task=task, **how)
+        check_merged(source, model.get("adapters", ()), [adapter.record for adapter in loaded.adapters])
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
             certificate = certify_source(Path(artifact), loaded, quant)
         except LlmcError as error:
             return Check(f"against {source}", "failed", error.fact)
     return Check(f"against {source}", "passed", f"logits within {certificate['relative_error']:.1e} of their range")
+
+
+def check_merged(source: str, ours: Sequence[Mapping[str, str]], theirs: Sequence[Mapping[str, str]]) -> None:
+    """Raise LlmcError where the artifact has other adapters merged into its weights than the model."""
+    if [each["sha256"] for each in ours] == [each["sha256"] for each in theirs]:
+        return
+    has, given = (", ".join(each["name"] for each in listed) or "none" for listed in (ours, theirs))
+    hint = "give the folder of the adapter, which names its model" if len(ours) == 1 else None
+    raise LlmcError(f"adapters merged into the artifact: {has}; into the model: {given}", place=source, hint=hint)

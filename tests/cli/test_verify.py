@@ -106,11 +106,12 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def load_source(model: str, **how: Any) -> str:
+    def load_source(model: str, **how: Any) -> SimpleNamespace:
         asked.update(how, model=model)
-        return "source"
+        merged = [SimpleNamespace(record={"name": "sql", "sha256": "1a"})]
+        return SimpleNamespace(adapters=merged if model == "adapter" else [])
 
-    def certify_source(artifact: Path, source: str, quant: str | None) -> dict[str, float]:
+    def certify_source(artifact: Path, source: object, quant: str | None) -> dict[str, float]:
         if asked["model"] == "other":
             raise LlmcError("the compiled model does not match its source")
         return {"relative_error": 1e-6}
@@ -123,6 +124,8 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
     result = verify(path, "--against", "other")
     assert result.exit_code == 1
     assert "against other: the compiled model does not match its source" in result.stderr
+    result = verify(path, "--against", "adapter")
+    assert (result.exit_code, "into the artifact: none; into the model: sql" in result.stderr) == (1, True)
 
 
 def test_against_needs_a_machine_that_the_artifact_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
