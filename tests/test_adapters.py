@@ -195,6 +195,7 @@ def test_a_client_asks_for_an_adapter_as_for_a_model(artifact: Path, model: Mode
             assert said["choices"][0]["token_ids"] == model.tokens(TEXT[:5], 8, ignore_eos=True, adapter=adapter)
         status, refused = server.ask("POST", "/v1/completions", {"model": "other", "prompt": TEXT[:5]})
         assert (status, refused["error"]["code"]) == (404, "model_not_found")
+        assert "'tiny' is, with the adapters sql, chat" in refused["error"]["message"]
 
 
 def test_a_model_and_its_adapter_need_two_names(artifact: Path) -> None:

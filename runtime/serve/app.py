@@ -145,9 +145,11 @@ class Service:
     # -- facts --------------------------------------------------------------------
 
     def asked_for(self, body: object) -> str:
-        """The name that a request may ask for: an adapter's, if it does, or else the model's."""
-        name = body.get("model") if isinstance(body, dict) else None
-        return name if isinstance(name, str) and name in self.model.adapters else self.name
+        """The name that a request may ask for: an adapter's, if it does, or else the model's.  Raises ApiError."""
+        name, adapters = body.get("model") if isinstance(body, dict) else None, self.model.adapters
+        if isinstance(name, str) and name not in (self.name, *adapters):
+            raise no_such_model(name, self.name, "model", adapters=adapters)
+        return name if isinstance(name, str) else self.name
 
     def facts(self, name: str) -> dict[str, Any]:
         """Facts about the model or an adapter, in the fields of OpenAI, vLLM and Anthropic together."""
@@ -171,7 +173,7 @@ class Service:
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in (self.name, *self.model.adapters):
-            raise no_such_model(name, self.name)
+            raise no_such_model(name, self.name, adapters=self.model.adapters)
         return json_response(self.facts(name))
 
     async def tokenize(self, request: Request) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from llmc.runtime.errors import shortened
@@ -35,9 +35,10 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def no_such_model(asked: str, served: str, param: str | None = None) -> ApiError:
-    """The error for a request for another model than the one that is served."""
-    fact = f"the model {shortened(asked)!r} is not served here; {served!r} is"
+def no_such_model(asked: str, served: str, param: str | None = None, *, adapters: Sequence[str] = ()) -> ApiError:
+    """The error for a request for another model than the one that is served, or an adapter of it."""
+    also = f", with the adapters {shortened(', '.join(adapters), 200)}" if adapters else ""
+    fact = f"the model {shortened(asked)!r} is not served here; {served!r} is{also}"
     return ApiError(404, fact, param=param, code="model_not_found")
 
 
