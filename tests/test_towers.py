@@ -17,6 +17,7 @@ from llmc.compiler.frontend.tower import Whole, load_images
 from llmc.runtime import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from tests.pictured import SIDE, save_processor
+from tests.test_adapters import saved
 from tests.towers import config_of, rows_of, save_model
 
 
@@ -83,6 +84,15 @@ def test_a_processor_that_counts_otherwise_is_refused(tmp_path: Path) -> None:
     save_processor("idefics3", tmp_path, n_rows=1)
     images = load_images(whole, "f32", tmp_path, tokens, place="here", std=0.02, seed=0)
     assert (images.tower.tile, images.tower.n_rows, images.notes) == ((3, SIDE, SIDE), 1, ())
+
+
+def test_an_adapter_of_a_tower_is_refused(tmp_path: Path) -> None:
+    whole = save_model(config_of("llava"), tmp_path / "whole")
+    adapter = saved(whole, tmp_path / "more", 3, ("gate_proj", "linear_1"))
+    with pytest.raises(LlmcError, match="the adapter more changes more than the text part"):
+        load_source(str(tmp_path / "whole"), adapters=[adapter], images=True)
+    adapter = saved(whole, tmp_path / "text", 3, ("gate_proj", "down_proj"))
+    assert load_source(str(tmp_path / "whole"), adapters=[adapter], images=True).images is not None
 
 
 def test_a_model_of_text_alone_takes_no_pictures(tmp_path: Path) -> None:

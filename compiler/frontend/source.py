@@ -23,6 +23,7 @@ from llmc.compiler.frontend.find_model import Found, expanded, find_model, for_t
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named
 from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.text_part import text_tensors
 from llmc.compiler.frontend.tokens import read_ends, read_text
 from llmc.compiler.frontend.tower import LEAVE_OUT, Images, Whole, load_images
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
@@ -143,8 +144,8 @@ def load_source(
         _refuse_for_file(adapters, task, rows=rows, images=images)
         return _load_file(expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
     found = for_task(find_model(model, weights, adapters), task)
-    if images and found.whole is None:
-        raise LlmcError("the model takes no pictures", place=f"--images {model}", hint=LEAVE_OUT)
+    if images:
+        _refuse_for_images(found)
     source = _load_found(found, dtype, max_sequence, seed, task, rows=rows or images, has_f16=has_f16)
     if images and found.whole is not None:
         return _with_images(source, found, found.whole, seed)
@@ -190,6 +191,16 @@ def _load_found(
         classification=labels,
         takes_rows=rows,
     )
+
+
+def _refuse_for_images(found: Found) -> None:
+    """Raises LlmcError for a model that takes no pictures, and for adapters of what makes rows of them."""
+    if found.whole is None:
+        raise LlmcError("the model takes no pictures", place=f"--images {found.name}", hint=LEAVE_OUT)
+    for adapter in (*found.adapters, *found.named.values()):
+        if len(text_tensors(adapter.changes)) < len(adapter.changes):
+            fact = f"the adapter {adapter.name} changes more than the text part"
+            raise LlmcError(fact, place=f"--images {adapter.folder}", hint="merge it into the whole model first")
 
 
 def _with_images(source: SourceModel, found: Found, whole: Whole, seed: int) -> SourceModel:
