@@ -16,8 +16,8 @@ from llmc.compiler.frontend.source import load_source
 from llmc.compiler.frontend.tower import Whole, load_images
 from llmc.runtime import ArtifactFile
 from llmc.runtime.errors import LlmcError
+from tests.families import save_adapter
 from tests.pictured import SIDE, save_processor
-from tests.test_adapters import saved
 from tests.towers import config_of, rows_of, save_model
 
 
@@ -88,10 +88,10 @@ def test_a_processor_that_counts_otherwise_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_of_a_tower_is_refused(tmp_path: Path) -> None:
     whole = save_model(config_of("llava"), tmp_path / "whole")
-    adapter = saved(whole, tmp_path / "more", 3, ("gate_proj", "linear_1"))
+    adapter = save_adapter(whole, tmp_path / "more", 3, ("gate_proj", "linear_1"))
     with pytest.raises(LlmcError, match="the adapter more changes more than the text part"):
         load_source(str(tmp_path / "whole"), adapters=[adapter], images=True)
-    adapter = saved(whole, tmp_path / "text", 3, ("gate_proj", "down_proj"))
+    adapter = save_adapter(whole, tmp_path / "text", 3, ("gate_proj", "down_proj"))
     assert load_source(str(tmp_path / "whole"), adapters=[adapter], images=True).images is not None
 
 
