@@ -37,11 +37,21 @@ class Check(NamedTuple):
 @click.command(short_help="Check an artifact and replay its certificate.")
 @artifact_argument
 @click.option("--against", metavar="MODEL", help="Compare with the source model again (needs the compiler).")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="[NAME=]DIR",
+    multiple=True,
+    help="With --against, an adapter that the model was compiled with, as it was given then. May be repeated.",
+)
 @json_option
-def command(artifact: str, against: str | None, as_json: bool) -> None:
+def command(artifact: str, against: str | None, adapters: tuple[str, ...], as_json: bool) -> None:
     """Check an artifact's hashes, then replay the parity certificate that it carries."""
+    if adapters and against is None:
+        fact, hint = "an adapter is for comparing with the source again", "add --against MODEL"
+        raise LlmcError(fact, place=f"--adapter {adapters[0]}", hint=hint)
     checks = []
-    for check in verify(artifact, against):
+    for check in verify(artifact, against, adapters):
         checks.append(check)
         if not as_json:
             click.echo(f"{check.status:<8} {check.name}: {check.detail}")
@@ -54,7 +64,7 @@ def command(artifact: str, against: str | None, as_json: bool) -> None:
         raise LlmcError(fact, place=artifact, hint="compile the model again")
 
 
-def verify(artifact: str, against: str | None) -> Iterator[Check]:
+def verify(artifact: str, against: str | None, adapters: Sequence[str] = ()) -> Iterator[Check]:
     """The checks, each as soon as it is made.  An artifact that is damaged is not run."""
     with ArtifactFile.open(artifact) as file:
         others = ", ".join(name for name in file.sections if not is_weights(name))
@@ -73,7 +83,7 @@ def verify(artifact: str, against: str | None) -> Iterator[Check]:
         check_target(artifact, targets)
     yield from replay(artifact, manifest.get("certificate", {}))
     if against is not None:
-        yield compare(artifact, against, manifest)
+        yield from compare(artifact, against, manifest, adapters)
 
 
 def check_target(artifact: str, targets: Sequence[str]) -> None:
@@ -197,8 +207,8 @@ def replay_logits(
     return Check(name, "passed" if close else "failed", detail)
 
 
-def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
-    """Repeat the compiler's comparison with the source model."""
+def compare(artifact: str, source: str, manifest: Mapping[str, Any], adapters: Sequence[str] = ()) -> Iterator[Check]:
+    """Repeat the compiler's comparison with the source model; with its adapters, as they were given to the compiler."""
     with compiler_installed():
         from pathlib import Path
 
@@ -211,14 +221,23 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any]) -> Check:
             "embed" if manifest.get("embedding") else "classify" if manifest.get("classification") else "generate"
         )
         how = {"has_f16": has_f16, "images": bool(manifest.get("images"))}
-        loaded = load_source(source, dtype=dtype, max_sequence=model["n_context"], task=task, **how)
+        sizes = {"dtype": dtype, "max_sequence": model["n_context"]}
+        loaded = load_source(source, **sizes, adapters=adapters, task=task, **how)
         check_merged(source, model.get("adapters", ()), [adapter.record for adapter in loaded.adapters])
         quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
             certificate = certify_source(Path(artifact), loaded, quant)
         except LlmcError as error:
-            return Check(f"against {source}", "failed", error.fact)
-    return Check(f"against {source}", "passed", f"logits within {certificate['relative_error']:.1e} of their range")
+            yield Check(f"against {source}", "failed", error.fact)
+            return
+    found = {f"against {source}": certificate}
+    found |= {f"adapter {name} against {source}": own for name, own in certificate.get("adapters", {}).items()}
+    for name, own in found.items():
+        yield Check(name, "passed", f"logits within {own['relative_error']:.1e} of their range")
+    for each in model.get("named_adapters", ()):
+        if each["name"] not in certificate.get("adapters", {}):
+            hint = f"give --adapter {each['name']}=DIR too"
+            yield Check(f"adapter {each['name']} against {source}", "skipped", hint)
 
 
 def check_merged(source: str, ours: Sequence[Mapping[str, str]], theirs: Sequence[Mapping[str, str]]) -> None:

@@ -4,6 +4,7 @@ what others say."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,22 @@ def test_commands_choose_an_adapter_and_show_all(artifact: Path, model: Model) -
         assert json.loads(said)["tokens"] == model.tokens([5, 17, 3], 9, adapter=name)
     assert "adapter      sql (sql), rank 3, 14 weights; passed: logits within" in run("inspect", str(artifact))
     assert "passed   prompt 4 of adapter chat: 32 greedy tokens as when compiled" in run("verify", str(artifact))
+
+
+def test_adapters_are_compared_with_their_source_again(made: Made, artifact: Path) -> None:
+    def verify(*adapters: str) -> str:
+        asked = [f"--adapter={each}" for each in adapters]
+        result = CliRunner().invoke(main, ["verify", str(artifact), "--against", str(made.folder), *asked])
+        return result.output
+
+    said = verify(made.named[0])
+    assert re.search(r"passed   adapter sql against \S+: logits within \S+ of their range", said)
+    assert re.search(r"skipped  adapter chat against \S+: give --adapter chat=DIR too", said)
+    wrong = verify(f"sql={made.adapters['chat']}")
+    assert re.search(r"failed   against \S+: the compiled model does not match its source", wrong)
+    alone = CliRunner().invoke(main, ["verify", str(artifact), "--adapter", made.named[0]])
+    assert alone.exit_code == 1
+    assert "error: an adapter is for comparing with the source again" in alone.output
 
 
 def served(model: Model, folder: Path, names: Sequence[str | None]) -> list[int]:

@@ -89,6 +89,7 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "dump": tmp_path,
         "seed": 3,
         "adapters": ("a",),
+        "images": False,
     }
 
 
