@@ -245,5 +245,5 @@ def check_merged(source: str, ours: Sequence[Mapping[str, str]], theirs: Sequenc
     if [each["sha256"] for each in ours] == [each["sha256"] for each in theirs]:
         return
     has, given = (", ".join(each["name"] for each in listed) or "none" for listed in (ours, theirs))
-    hint = "give the folder of the adapter, which names its model" if len(ours) == 1 else None
+    hint = "give each as it was given to the compiler: --adapter DIR" if ours else None
     raise LlmcError(f"adapters merged into the artifact: {has}; into the model: {given}", place=source, hint=hint)
