@@ -145,6 +145,20 @@ def share(grid: int, task: Any, n_tasks: Any) -> Any:
     return T.serial(T.truncdiv(task * grid, n_tasks), T.truncdiv((task + 1) * grid, n_tasks))
 
 
+ASK = """
+define linkonce_odr void @llmc_ask(ptr %p) alwaysinline nounwind {
+  call void asm sideeffect "prefetcht0 $0", "*m"(ptr elementtype(i8) %p)
+  ret void }
+"""
+"""llmc_ask(p) on x86: asks for the cache line at p, between the loads it stands between.  LLVM moves its own prefetches
+to the end of a loop, where many at once wait for each other."""
+
+
+def ask(at: Any) -> None:
+    """Asks for the cache line that an element of a buffer lies in."""
+    T.evaluate(T.call_extern("void", "llmc_ask", T.address_of(at)))
+
+
 AVX512_BF16 = """
 target triple = "x86_64-unknown-linux-gnu"
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)

@@ -23,6 +23,7 @@ Run = Callable[..., list[Array]]
 
 SHAPES = [(1, 16, 64), (2, 40, 80), (3, 100, 101), (5, 1000, 64), (8, 16, 100), (16, 100, 80), (17, 40, 99)]
 LARGE = [(37, 100, 64), (64, 1000, 80), (128, 40, 64), (1, 48, 11008), (5, 64, 11008)]
+BF16 = Target("cpu", "x86-64-v4+bf16")
 FAMILY = [name for name in ops.OPERATORS if name.startswith(("Linear", "GatedLinear"))]
 NAMES = [name for name in FAMILY if not name.endswith(("Moments", "Append"))]  # those are for GPUs alone: see passes
 
@@ -215,3 +216,19 @@ def test_a_launch_says_what_it_reads_and_computes() -> None:
     launch = linear.implement(call, tiles, target).launches[-1]
     assert launch.n_bytes == 2 * 4096 * 4096 + 4 * (4096 + 4096)
     assert launch.n_operations == 2 * 4096 * 4096
+
+
+@pytest.mark.parametrize(("m", "dtype", "in_turn"), [(7, "bf16", False), (8, "bf16", True), (8, "f32", False)], ids=str)
+def test_lines_are_asked_for_in_turn_where_there_is_time(m: int, dtype: DType, in_turn: bool) -> None:
+    layer = linear.parse(linear_call("Linear", m, 64, 256, dtype), BF16)
+    assert layer
+    assert linear.asks_in_turn(layer, linear.default_tiles(layer, BF16)) == in_turn
+
+
+def test_sixteen_rows_are_one_tile_and_prompts_are_as_they_were() -> None:
+    tiles = []
+    for name, m in [("Linear", 16), ("GatedLinearSilu", 16), ("Linear", 64)]:
+        layer = linear.parse(linear_call(name, m, 64, 256, "bf16"), BF16)
+        assert layer
+        tiles.append(linear.default_tiles(layer, BF16))
+    assert [(t.rows, t.panels, t.near, t.far) for t in tiles] == [(16, 1, 128, 0), (8, 2, 64, 0), (13, 2, 8, 128)]

@@ -13,12 +13,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.fp8_pairs import llvm_code
-from llmc.schedules.cpu.lanes import AVX512_BF16, share
+from llmc.schedules.cpu.lanes import ASK, AVX512_BF16, share
 from llmc.schedules.cpu.linear import pack
 from llmc.schedules.cpu.linear.heads_rule import Heads
 from llmc.schedules.cpu.linear.panel import Product
 from llmc.schedules.cpu.linear.panel_layout import PANEL
-from llmc.schedules.cpu.linear.rule import PACKING_COLUMNS, Tiles
+from llmc.schedules.cpu.linear.rule import PACKING_COLUMNS, Tiles, asks_in_turn
 
 
 def packing_function(heads: Heads, rows: int) -> Any:
@@ -47,15 +47,13 @@ def packing_function(heads: Heads, rows: int) -> Any:
 
 def product_function(heads: Heads, tiles: Tiles) -> Any:
     """(x, weight, y, scratch, task, n_tasks)."""
+    llvm = llvm_code(False, heads.each.dot == "dpbf16") + (ASK if asks_in_turn(heads.each, tiles) else "")
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("product")
         product = OfHeads(heads, tiles)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         grid = heads.count * tiles.grid(heads.each)
-        with (
-            T.attr(0, "pragma_import_llvm", llvm_code(False, heads.each.dot == "dpbf16")),
-            share(grid, task, n_tasks) as unit,
-        ):
+        with T.attr(0, "pragma_import_llvm", llvm), share(grid, task, n_tasks) as unit:
             product.unit(unit)
     return builder.get()
 

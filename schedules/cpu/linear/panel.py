@@ -28,10 +28,10 @@ from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu.activations import ACTIVATIONS
 from llmc.schedules.cpu.fp8_pairs import llvm_code, pairs
-from llmc.schedules.cpu.lanes import Lanes, share
+from llmc.schedules.cpu.lanes import ASK, Lanes, ask, share
 from llmc.schedules.cpu.linear.panel_layout import PANEL
 from llmc.schedules.cpu.linear.quant_dot import times
-from llmc.schedules.cpu.linear.rule import Linear, Tiles
+from llmc.schedules.cpu.linear.rule import Linear, Tiles, asks_in_turn
 
 VECTOR = Lanes(PANEL)
 FIRST_LEVEL, SECOND_LEVEL = 3, 2  # LLVM's names for the caches that a prefetch fills
@@ -43,7 +43,7 @@ def product_function(linear: Linear, tiles: Tiles) -> Any:
         T.func_name("product")
         product = Product(linear, tiles)
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        llvm = llvm_code(linear.weight == "f8", linear.dot == "dpbf16")
+        llvm = llvm_code(linear.weight == "f8", linear.dot == "dpbf16") + (ASK if asks_in_turn(linear, tiles) else "")
         with T.attr(0, "pragma_import_llvm", llvm), share(tiles.grid(linear), task, n_tasks) as unit:
             product.unit(unit)
     return builder.get()
@@ -125,6 +125,12 @@ class Product:
         weights = []
         for p in range(tiles.panels):
             at = (panel + p) * linear.panel_words + step * PANEL
+            if asks_in_turn(linear, tiles):
+                beyond = step + tiles.near >= linear.steps  # of what this unit or the next one takes then
+                jump = T.Select(beyond, (tiles.panels - 1) * linear.panel_words, 0)
+                ask(self.weight[at + tiles.near * PANEL + jump])
+                weights.append(T.bind(self.weight[VECTOR.at(at)]))
+                continue
             for ahead, locality in ((tiles.near, FIRST_LEVEL), (tiles.far, SECOND_LEVEL)):
                 if ahead:
                     prefetch(self.weight, at + ahead * PANEL, locality)

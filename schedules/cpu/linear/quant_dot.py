@@ -10,8 +10,7 @@ llmc_times(a, b)        the product, rounded: LLVM would make one fma of it and 
                         and not of one in the next loop
 llmc_bytes(v)           the low bytes of 16 int32, as 4 int32
 llmc_largest, llmc_total    the maximum and the sum of 16 int32
-llmc_ask(p)             asks for the cache line at p, between the loads it stands between: LLVM moves its own prefetches
-                        to the end of a loop, where many at once wait for each other
+llmc_ask(p)             asks for the cache line at p: with VNNI between the loads it stands between (lanes.py)
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 from tvm.tirx.script import builder as T
 
 from llmc.schedules.cpu import neon
+from llmc.schedules.cpu.lanes import ASK
 from llmc.schedules.cpu.linear.quant_layout import ZERO
 from llmc.schedules.mxfp4_words import E2M1
 
@@ -50,12 +50,6 @@ define linkonce_odr i32 @llmc_largest(<16 x i32> %v) alwaysinline nounwind {
 define linkonce_odr i32 @llmc_total(<16 x i32> %v) alwaysinline nounwind {
   %r = call i32 @llvm.vector.reduce.add.v16i32(<16 x i32> %v)
   ret i32 %r }
-"""
-
-_ASK = """
-define linkonce_odr void @llmc_ask(ptr %p) alwaysinline nounwind {
-  call void asm sideeffect "prefetcht0 $0", "*m"(ptr elementtype(i8) %p)
-  ret void }
 """
 
 _VNNI = """
@@ -117,7 +111,7 @@ _DOTS = {
 
 def llvm_code(dot: str) -> str:
     """The functions above, for a kernel's `pragma_import_llvm`."""
-    return _SHARED + TIMES + _DOTS[dot] + (_ASK if dot == "vnni" else neon.ASK)
+    return _SHARED + TIMES + _DOTS[dot] + (ASK if dot == "vnni" else neon.ASK)
 
 
 def e2m1_code(dot: str) -> str:
@@ -178,11 +172,6 @@ def times(a: Any, b: Any) -> Any:
 
 def halves(words: Any) -> Any:
     return T.call_extern("float32x16", "llmc_halves", words)
-
-
-def ask(at: Any) -> None:
-    """Asks for the cache line that an element of a buffer lies in."""
-    T.evaluate(T.call_extern("void", "llmc_ask", T.address_of(at)))
 
 
 def low_bytes(values: Any) -> Any:

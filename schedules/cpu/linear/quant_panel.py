@@ -28,10 +28,10 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from llmc.schedules.cpu.lanes import Lanes, share
+from llmc.schedules.cpu.lanes import Lanes, ask, share
 from llmc.schedules.cpu.linear.panel import VECTOR, Product
 from llmc.schedules.cpu.linear.panel_layout import PANEL
-from llmc.schedules.cpu.linear.quant_dot import ask, dot4, e2m1, halves, llvm_code, times, upper_halves
+from llmc.schedules.cpu.linear.quant_dot import dot4, e2m1, halves, llvm_code, times, upper_halves
 from llmc.schedules.cpu.linear.quant_layout import Int4Panels
 from llmc.schedules.cpu.linear.quant_rule import QuantLinear
 from llmc.schedules.cpu.linear.rule import Tiles
