@@ -66,11 +66,12 @@ class Picture:
         return len(self.data) if self.data is not None else 0
 
     def digest(self) -> bytes:
-        """The same for the same picture."""
+        """The same for the same file; of one that is decoded already, for the same in RGB, as its own numbers may mean
+        other colours to another one's palette.  Raises as `decode`."""
         if self.data is not None:
             return hashlib.sha256(self.data).digest()
-        assert self.image is not None
-        return hashlib.sha256(f"{self.image.mode} {self.image.size}".encode() + self.image.tobytes()).digest()
+        seen = self.decode()
+        return hashlib.sha256(f"{seen.size}".encode() + seen.tobytes()).digest()
 
     def decode(self) -> Image:
         """In RGB, upright, on white where it is transparent.  Raises LlmcError; ModuleNotFoundError: no Pillow."""
@@ -136,7 +137,7 @@ def is_animation(image: Image, place: str | None) -> bool:
 
 def too_large(place: str | None) -> LlmcError:
     return LlmcError(
-        f"the picture has more than {MOST_PIXELS >> 20} million pixels", place=place, hint="make it smaller"
+        f"the picture has more than {MOST_PIXELS // 10**6} million pixels", place=place, hint="make it smaller"
     )
 
 

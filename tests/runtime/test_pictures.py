@@ -79,6 +79,18 @@ def test_a_palette_with_a_transparent_colour_lies_on_white() -> None:
     assert (pixels(saved(image, transparency=1)) == 255).all()
 
 
+def test_what_looks_different_is_another_picture() -> None:
+    """However alike its numbers are: a palette says what they mean, and a camera which side is up."""
+    red, blue = Image.new("P", (4, 2), 0), Image.new("P", (4, 2), 0)
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert Picture.of(red).digest() != Picture.of(blue).digest()
+    assert Picture.of(red).digest() == Picture.of(red.convert("RGB")).digest()
+    turned = noise()
+    turned.getexif()[0x0112] = 3
+    assert Picture.of(turned).digest() != Picture.of(noise()).digest()
+
+
 def test_a_camera_says_which_side_is_up() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned to the right
@@ -118,7 +130,7 @@ def png_of(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(9000, 9000), (13000, 10000), (100000, 100000), (2**31 - 1, 1)])
 def test_a_bomb_is_refused_before_it_is_decoded(width: int, height: int) -> None:
-    assert refusal(png_of(width, height)) == "the picture has more than 64 million pixels"
+    assert refusal(png_of(width, height)) == "the picture has more than 67 million pixels"
 
 
 def test_a_thread_is_refused_which_a_processor_would_make_endless() -> None:
