@@ -79,6 +79,10 @@ class Tile:
     def take(self, value: ir.Value | None) -> ir.Value | None:
         return None if value is None else self.new.get(value, value)
 
+    def take_rows(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """The same, where a constant has to be of the shape that `rows_of` says too."""
+        return self.new[value] if value in self.new else self.reshape(node, value, rows_of(value))
+
     def finish(self) -> None:
         """Swap results, and drop the old nodes."""
         graph = self.graph
@@ -153,10 +157,12 @@ def elementwise(tile: Tile, node: ir.Node) -> list[ir.Value]:
 
 def without_ones(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Value:
     """A constant [1, …, 1, its last axes] without the axes in front."""
-    weight = weight_of(value)
+    weight, tensor = weight_of(value), constant(value)
     shape = tuple(size for size in dims(value)[len(dims(value)) - rank :] if isinstance(size, int))
-    assert weight is not None
-    return add_constant(graph, shaped(weight, shape), f"{weight.name}.flat")
+    if weight is not None:
+        return add_constant(graph, shaped(weight, shape), f"{weight.name}.flat")
+    assert tensor is not None
+    return add_constant(graph, tensor.numpy().reshape(shape), f"{value.name}.flat")
 
 
 def shaped(weight: Weight, shape: tuple[int, ...]) -> Weight:
@@ -298,9 +304,9 @@ def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
         return across(tile, node)
     self_attended = []
     for value, (_, n_heads, _, size) in zip((q, k, v), shapes, strict=True):
-        new = tile.take(value)
-        assert new is not None
-        self_attended.append(tile.reshape(node, tile.transpose(node, new, [1, 0, 2]), [n_rows, n_heads * size]))
+        assert value is not None
+        rows = tile.transpose(node, tile.take_rows(node, value), [1, 0, 2])
+        self_attended.append(tile.reshape(node, rows, [n_rows, n_heads * size]))
     tile.n_rows.add(n_rows)
     result = emit(
         node,
@@ -318,8 +324,7 @@ def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
 
 def across(tile: Tile, node: ir.Node) -> list[ir.Value]:
     """Attention of some rows over others, written out: softmax(scale q kᵀ) v, q [H, n, D], k, v [KH, m, D]."""
-    q, k, v = (tile.take(value) for value in node.inputs[:3])
-    assert q is not None
+    q, k, v = (tile.take_rows(node, value) for value in node.inputs[:3] if value is not None)
     heads, n_rows, size = as_it_was(q)
     n_groups = as_it_was(k)[0]
     if attribute(node, "softcap", 0.0):

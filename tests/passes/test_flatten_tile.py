@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from llmc.compiler.graph import op_name
@@ -59,6 +61,18 @@ def test_rows_that_attend_others_have_it_written_out(build: Any, check: Any) -> 
     y = build.op("Attention", heads(few, "q", 3, 2), heads(x, "k", N, 1), heads(x, "v", N, 1), is_causal=0, scale=0.5)
     rows = build.op("Reshape", build.op("Transpose", y, perm=HEADS), build.constant([1, 3, WIDTH]))
     check(build.model(squeezed(build, rows)), flatten_tile, 18)
+
+
+def test_constants_that_are_chosen_by_or_attend_lose_their_axis_too(build: Any, check: Any) -> None:
+    """What a model's code has worked out meanwhile is a constant: a mask, or queries that nothing has to make."""
+    mask = build.constant(ir.tensor(np.arange(N).reshape(1, N, 1) % 2 == 0))
+    x = build.op("Where", mask, patches(build), build.weight("blank", 1, 1, WIDTH))
+    keys, values = (
+        build.op("Transpose", build.op("Reshape", x, build.constant([1, N, 2, 4])), perm=HEADS) for _ in range(2)
+    )
+    y = build.op("Attention", build.weight("queries", 1, 2, 3, 4), keys, values, is_causal=0, scale=0.5)
+    rows = build.op("Reshape", build.op("Transpose", y, perm=HEADS), build.constant([1, 3, WIDTH]))
+    check(build.model(squeezed(build, rows)), flatten_tile, 13)
 
 
 def test_pixels_are_shuffled_as_they_were(build: Any, check: Any) -> None:
