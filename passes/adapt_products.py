@@ -51,8 +51,13 @@ NAME = re.compile(
     r"(?:Linear(?P<bias>Bias)?(?P<activation>Relu|GeluTanh|Gelu|Silu)?(?P<residual>Residual)?(?P<moments>Moments)?"
     r"|GatedLinear(?P<gate>Silu|GeluTanh|Gelu)(?P<gated_bias>Bias)?)"
 )
-ALONE = {"Relu": "Relu", "Gelu": "llmc.Gelu", "GeluTanh": "llmc.GeluTanh", "Silu": "llmc.Silu"}
-"""Activations as operators of their own."""
+ALONE: dict[str, tuple[str, dict[str, Any]]] = {
+    "Relu": ("Relu", {}),
+    "Gelu": ("Gelu", {"approximate": "none"}),
+    "GeluTanh": ("Gelu", {"approximate": "tanh"}),
+    "Silu": (f"{DOMAIN}.Silu", {}),
+}
+"""Activations as operators of their own, and their attributes."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,8 @@ def adapt_behind(product: Product, operands: Sequence[ir.Value]) -> None:
     name_made(sums, f"{node.outputs[0].name}.sums", str(node.name))
     (value,) = low_rank(product, sums, operands)
     if product.activation:
-        (value,) = emit(node, ALONE[product.activation], [value], like=node)
+        operator, settings = ALONE[product.activation]
+        (value,) = emit(node, operator, [value], like=node, **settings)
         name_made(value, f"{node.outputs[0].name}.active", f"{node.name}.{product.activation}")
     if is_apart:
         (value,) = emit(node, "Add", [value, inputs["residual"]], like=node)

@@ -110,6 +110,19 @@ def test_an_activation_comes_behind_what_is_added(build: Any, check: Any) -> Non
     check(build.model(build.op("Relu", y)), adapting(added("next")), 1)
 
 
+@pytest.mark.parametrize("activation", ["Gelu", "GeluTanh", "Silu"])
+def test_every_activation_is_there_by_itself(
+    build: Any, feeds: Callable[[ir.Model], dict[str, Any]], activation: str
+) -> None:
+    x = build.input("x", "M", N)
+    model = build.model(build.op(f"llmc.Linear{activation}", x, build.weight("next.weight", 40, N)))
+    given = feeds(model)
+    (wanted,) = graph.evaluate(model, given).values()
+    assert adapt_products(model, added=added("next")) == 1
+    (found,) = graph.evaluate(model, given | feeds(model)).values()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
+
+
 def test_codes_are_known_by_the_weight_they_are_of(build: Any) -> None:
     x, weight = build.input("x", "M", N), Weight.of_array("down.weight", values("down.weight", N, N))
     scheme = Scheme.parse("int8")
