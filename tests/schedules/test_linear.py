@@ -25,7 +25,8 @@ SHAPES = [(1, 16, 64), (2, 40, 80), (3, 100, 101), (5, 1000, 64), (8, 16, 100), 
 LARGE = [(37, 100, 64), (64, 1000, 80), (128, 40, 64), (1, 48, 11008), (5, 64, 11008)]
 BF16 = Target("cpu", "x86-64-v4+bf16")
 FAMILY = [name for name in ops.OPERATORS if name.startswith(("Linear", "GatedLinear"))]
-NAMES = [name for name in FAMILY if not name.endswith(("Moments", "Append"))]  # those are for GPUs alone: see passes
+ON_GPUS = ("Moments", "Append", "Strips", "StripsBias")
+NAMES = [name for name in FAMILY if not name.endswith(ON_GPUS)]  # those are for GPUs alone: see passes
 
 
 def linear_call(name: str, m: int, n: int, k: int, dtype: DType = "f32") -> Call:
