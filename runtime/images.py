@@ -145,6 +145,8 @@ class Images:
         """
         start = perf_counter()
         self.check_number(ids, pictures)
+        if not pictures:  # of texts alone a server asks this beside a step, for which it must not wait
+            return Pictured(tuple(ids))
         check, seen, least = check or self._model.check_length, list[Seen](), self._model.info.n_tile_rows
         n = len(ids) + (least - 1) * len(pictures)
         check(n)

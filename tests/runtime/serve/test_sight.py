@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,12 @@ def test_an_errand_is_run_between_two_steps_of_others(alone: Model) -> None:
         time.sleep(0.01)
     served.engine.close()
     assert (job.finish, len(done)) == ("length", 1)
+
+
+def test_a_text_without_pictures_waits_for_no_step(alone: Model) -> None:
+    images = alone.images
+    with ThreadPoolExecutor(1) as other, alone.running():
+        assert other.submit(images.prompt, prompt(3), []).result(5).ids == tuple(prompt(3))
 
 
 def test_who_gives_way_reads_its_pictures_again(pictured_so: Path) -> None:
