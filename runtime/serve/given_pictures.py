@@ -11,7 +11,7 @@ from typing import Any
 from llmc.runtime.pictures import Picture
 from llmc.runtime.serve.fields import ApiError, wrong
 
-DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]*)*;base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 SEND_DATA = "this server fetches nothing: send the picture itself, in base64"
 MOST_PICTURES = 100
 """Of a request: as many as Anthropic takes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -300,3 +301,13 @@ def test_pictures_stand_where_they_stood_in_the_request() -> None:
     with pytest.raises(ApiError, match="at most 100"):
         check_pictures(asked.pictures * 26, "messages")
     assert read_picture_part("x", {"type": "text", "text": "b"}) is None
+
+
+def test_a_url_of_parameters_alone_takes_no_memory() -> None:
+    part = {"type": "input_image", "image_url": "data:" + ";" * 1_000_000}
+    tracemalloc.start()
+    with pytest.raises(ApiError, match=r"no data: URL in base64"):
+        read_picture_part("x", part)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
