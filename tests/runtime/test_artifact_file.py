@@ -75,6 +75,13 @@ def test_plan_tables_refer_to_each_other(stub: Path) -> None:
     assert tables.cpu_features == ("avx2", "fma")
 
 
+def test_the_page_about_artifacts_names_every_space() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text(encoding="utf-8")
+    table = page.partition("| space |")[2].partition("\n\n")[0].splitlines()[2:]
+    names = [name for line in table for name in line.split("|")[1].strip().split(", ")]
+    assert sorted(names) == sorted(fmt.SPACES)
+
+
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.so").fact == "no such file"
     assert refusal(tmp_path).fact == "this is a directory, not an artifact"
