@@ -173,7 +173,11 @@ def refuse_others_than_finite(found: Iterable[Logits], what: str, place: str) ->
 
 
 def largest_of(dtype: str, largest: float, extent: float) -> dict[str, Any]:
-    """What every certificate begins with.  largest: of the errors; extent: of the numbers that they are of."""
+    """What every certificate begins with.  largest: of the errors; extent: of the numbers that they are of.  Raises
+    LlmcError where these are all the same, as those of weights that are zeros."""
+    if extent == 0:
+        fact = "the model gives the same number for everything, and there is nothing to compare"
+        raise LlmcError(fact, hint="look for weights that are zeros; --verify off compiles them as they are")
     return {
         "status": "passed",
         "dtype": dtype,
@@ -192,7 +196,7 @@ def compare(
 ) -> dict[str, Any]:
     """The numbers of the certificate.  exact: the float32 reference; own: the reference in the artifact's dtype."""
     errors = [float(np.abs(text.logits - e).max()) for text, e in zip(texts, exact, strict=True)]
-    extent = max(float(np.ptp(e)) for e in exact)
+    extent = max(float(np.ptp(e)) if e.shape[-1] > 1 else 0.0 for e in exact)
     divergence = np.concatenate([kl(e, text.logits) for text, e in zip(texts, exact, strict=True)])
     agree = np.concatenate([text.logits.argmax(-1) == e.argmax(-1) for text, e in zip(texts, exact, strict=True)])
     largest = max(errors)

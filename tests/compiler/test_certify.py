@@ -53,3 +53,10 @@ def test_another_model_may_not() -> None:
 def test_a_mixture_that_is_wrong_is_refused(scale: float, flipped: Sequence[int]) -> None:
     with pytest.raises(LlmcError, match="a typical logit error is"):
         judged(scale, flipped, [], is_mixture=True)
+
+
+@pytest.mark.parametrize("exact", [np.zeros((4, 9), np.float32), np.arange(4, dtype=np.float32)[:, None]])
+def test_logits_that_are_all_the_same_are_refused(exact: Logits) -> None:
+    """Of weights that are zeros, and of a vocabulary of one."""
+    with pytest.raises(LlmcError, match="the same number for everything"):
+        certify.compare([Text([0], [0, 0, 0], exact)], [exact], None, "f32")
