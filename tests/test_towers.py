@@ -17,7 +17,7 @@ from llmc.compiler.frontend.tower import Whole, load_images
 from llmc.runtime import ArtifactFile
 from llmc.runtime.errors import LlmcError
 from tests.families import save_adapter
-from tests.pictured import SIDE, save_processor
+from tests.pictured import PATCH, SIDE, save_processor
 from tests.towers import config_of, rows_of, save_model
 
 
@@ -93,6 +93,14 @@ def test_an_adapter_of_a_tower_is_refused(tmp_path: Path) -> None:
         load_source(str(tmp_path / "whole"), adapters=[adapter], images=True)
     adapter = save_adapter(whole, tmp_path / "text", 3, ("gate_proj", "down_proj"))
     assert load_source(str(tmp_path / "whole"), adapters=[adapter], images=True).images is not None
+
+
+def test_a_tower_whose_code_fails_is_refused_with_what_it_says(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nine patches cannot be shuffled by fours; that a tile of four axes is not enough is no reason."""
+    whole = Whole(config_of("idefics3", {"image_size": 3 * PATCH}).to_dict(), None)
+    with pytest.raises(LlmcError, match=r"its tower failed: RuntimeError: shape '\[1, 3, 1, 96\]' is invalid"):
+        load_images(whole, "f32", None, None, place="here", std=0.02, seed=0)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_model_of_text_alone_takes_no_pictures(tmp_path: Path) -> None:
