@@ -75,6 +75,13 @@ def test_other_models_are_refused_in_one_line(kind: str, fact: str, tmp_path: Pa
     assert "\n" not in caught.value.fact
 
 
+def test_a_tower_of_more_layers_than_any_has_is_refused() -> None:
+    fields = config_of("llava").to_dict()
+    fields["vision_config"]["num_hidden_layers"] = 1 << 31
+    with pytest.raises(LlmcError, match="it has 2147483648 layers, more than 1000"):
+        load_images(Whole(fields, None), "f32", None, None, place="here", std=0.02, seed=0)
+
+
 def test_a_processor_that_counts_otherwise_is_refused(tmp_path: Path) -> None:
     config = config_of("idefics3", {"image_size": SIDE})
     config.save_pretrained(save_processor("idefics3", tmp_path, n_rows=3))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SAME = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers has under another name."""
-LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "depth")
 """What configurations call the number of layers."""
 MOST_LAYERS = 1000
 """A configuration of more layers would take hours and all memory before something else refuses it."""
@@ -102,9 +102,7 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
         raise refuse("it is neither a causal language model nor an encoder of texts")
     if is_labelled(architecture_of(fields)) and kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise refuse("transformers has no head for labels of such a model", "--task generate, or embed, does without")
-    for n_layers in (fields.get(name) for name in LAYERS):  # of which some configurations make lists
-        if isinstance(n_layers, int):
-            check_layers(n_layers, place)
+    check_said_layers(fields, place)
     config = parse_fields(kind, fields, place)
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config):
         raise refuse("it is a decoder that is no causal language model")
@@ -119,6 +117,8 @@ def parse_whole(fields: dict[str, Any], place: str) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         what = architecture_of(fields) or model_type
         raise LlmcError(f"transformers knows no model of pictures and texts called {what}", place=place)
+    for part in (fields, *(value for value in fields.values() if isinstance(value, dict))):
+        check_said_layers(part, place)
     return parse_fields(CONFIG_MAPPING[model_type], fields, place)
 
 
@@ -141,6 +141,13 @@ def check_layers(n_layers: int, place: str | None = None) -> None:
     if n_layers > MOST_LAYERS:
         fact = f"the configuration describes no model: it has {n_layers} layers, more than {MOST_LAYERS}"
         raise LlmcError(fact, place=place)
+
+
+def check_said_layers(fields: dict[str, Any], place: str) -> None:
+    """The same of what a configuration's fields say; of layers some make lists."""
+    for n_layers in (fields.get(name) for name in LAYERS):
+        if isinstance(n_layers, int):
+            check_layers(n_layers, place)
 
 
 def max_tokens(config: PretrainedConfig) -> int:
