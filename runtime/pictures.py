@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -144,11 +145,10 @@ def too_large(place: str | None) -> LlmcError:
 def in_rgb(image: Image, place: str | None) -> Image:
     """The picture in RGB: turned as its camera says, transparency over white, 16 bits a sample cut to 8."""
     from PIL import Image as images
-    from PIL import ImageOps
 
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = turned(image)
         if upright.mode.startswith("I;16"):  # Pillow's own conversion makes white of what is over 255
             return images.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
         if "A" not in upright.getbands() and "transparency" not in upright.info:
@@ -159,6 +159,16 @@ def in_rgb(image: Image, place: str | None) -> Image:
         raise
     except Exception:
         raise damaged(place) from None
+
+
+def turned(image: Image) -> Image:
+    """The picture as its camera says; as it is where what that said is damaged, which is no part of the picture."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, struct.error):  # of which Pillow itself heeds some, by format
+        return image
 
 
 def damaged(place: str | None) -> LlmcError:

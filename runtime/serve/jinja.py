@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MOST_SECONDS = 10.0
 """Processor time for one prompt."""
 MOST_CHARACTERS = 1 << 25
-"""Characters of a text that a template makes, and items of a list; a request has at most 2^23 bytes."""
+"""Characters of a text that a template makes, and items of a list; a request has at most 2^25 bytes."""
 MOST_BITS = 1 << 16
 """Bits of a number that it makes."""
 WIDE = re.compile(r"%[-#0 +.\d]*(?:\d{7}|\*)")

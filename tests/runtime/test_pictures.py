@@ -99,6 +99,11 @@ def test_a_camera_says_which_side_is_up() -> None:
     assert np.array_equal(turned, np.rot90(plain, -1))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_what_a_camera_says_may_be_damaged(kind: str) -> None:
+    assert Picture.of(saved(noise(), kind, exif=b"Exif\0\0not what it says")).decode().size == (40, 30)
+
+
 def test_an_animation_is_refused() -> None:
     for kind in ("GIF", "WEBP", "PNG"):
         data = saved(noise(), kind, save_all=True, append_images=[noise(seed=1)])
