@@ -18,7 +18,9 @@ from llmc.runtime.text import load_tokenizer
 
 NAMING = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """The files that may name the processor's class, in transformers' order."""
-TOKENS = ("image_token_id", "image_token_index")
+IMAGE_TOKENS = ("image_token_id", "image_token_index")
+"""What configurations call the token that stands for a row."""
+LEAVE_OUT = "leave --images out"
 SIDES = ((60, 45), (30, 80))
 """Width and height of the pictures that it is tried with."""
 
@@ -30,17 +32,25 @@ def read_processor(folder: Path, fields: Mapping[str, Any], tokenizer_json: byte
     cannot be made without PyTorch, or a picture's tokens depend on what stands beside it.
     """
     if tokenizer_json is None:
-        raise LlmcError("a model without a tokenizer takes no pictures", place=place, hint="leave --images out")
-    token = next((fields[name] for name in TOKENS if isinstance(fields.get(name), int)), None)
-    name = class_name(folder, fields)
-    if token is None or name is None:
-        lack = "token that stands for pictures" if token is None else "processor"
-        raise LlmcError(f"the model's configuration names no {lack}", place=place, hint="leave --images out")
+        raise LlmcError("a model without a tokenizer takes no pictures", place=place, hint=LEAVE_OUT)
+    token, name = image_token(fields, place), class_name(folder, fields)
+    if name is None:
+        raise LlmcError("the model's configuration names no processor", place=place, hint=LEAVE_OUT)
     files = {file: read_text(folder / file) for file in FILES if (folder / file).is_file()}
     if sum(map(len, files.values())) > MOST_BYTES:
         raise LlmcError(f"the files of the processor have more than {MOST_BYTES >> 20} MiB", place=place)
     mark = check(Section(name, token, files, token), tokenizer_json.decode(), place)
     return json.dumps({"class": name, "image_token": token, "files": files, "mark": mark}).encode()
+
+
+def image_token(fields: Mapping[str, Any], place: str) -> int:
+    """The token that stands for a row."""
+    token = next((fields[name] for name in IMAGE_TOKENS if isinstance(fields.get(name), int)), None)
+    if token is None:
+        raise LlmcError(
+            "the model's configuration names no token that stands for pictures", place=place, hint=LEAVE_OUT
+        )
+    return int(token)
 
 
 def class_name(folder: Path, fields: Mapping[str, Any]) -> str | None:
@@ -81,5 +91,5 @@ def check(section: Section, tokenizer_json: str, place: str) -> int:
     expected = joined(tokenizer, pieces(ids, token, [each.ids for each in alone]))
     if processor.prepare(text, pictures).ids != tuple(expected):
         fact = "the model's processor gives a picture other tokens beside another one than alone"
-        raise LlmcError(fact, place=place, hint="leave --images out")
+        raise LlmcError(fact, place=place, hint=LEAVE_OUT)
     return int(token)

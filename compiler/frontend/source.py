@@ -23,9 +23,10 @@ from llmc.compiler.frontend.find_model import Found, expanded, find_model, for_t
 from llmc.compiler.frontend.graph_cache import exported_graph
 from llmc.compiler.frontend.named_adapters import NamedAdapter, find_named
 from llmc.compiler.frontend.packed.packing import Packing
+from llmc.compiler.frontend.processor import LEAVE_OUT
 from llmc.compiler.frontend.text_part import text_tensors
 from llmc.compiler.frontend.tokens import read_ends, read_text
-from llmc.compiler.frontend.tower import LEAVE_OUT, Images, Whole, load_images
+from llmc.compiler.frontend.tower import Images, Whole, load_images
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError

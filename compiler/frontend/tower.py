@@ -20,22 +20,19 @@ import onnx_ir as ir
 from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
 from llmc.compiler.frontend.checkpoint import StoredTensor, sample
 from llmc.compiler.frontend.graph_cache import exported_tower
-from llmc.compiler.frontend.processor import read_processor
+from llmc.compiler.frontend.processor import LEAVE_OUT, image_token, read_processor
 from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import SEES_AHEAD
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.processor import Processor, Section
 
-IMAGE_TOKENS = ("image_token_id", "image_token_index")
-"""What configurations call the token that stands for a row."""
 SIZES = ("image_size", "img_size")
 """What they call the size of a tile: a number, or [H, W]."""
 CHANNELS, LARGEST = 3, 4096
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """The files of which one says how a model prepares pictures."""
 NO_PROCESSOR = "the model has no processor: it takes tiles, and no pictures"
-LEAVE_OUT = "leave --images out"
 TRIED = ((48, 48), (90, 1000), (1400, 300), (900, 1200))
 """Height and width of the pictures that a processor is tried with."""
 
@@ -172,14 +169,6 @@ def load_tower(
     said = json.dumps([whole.fields, tile], sort_keys=True).encode()
     digest, sees_ahead = hashlib.sha256(said + contents).hexdigest(), SEES_AHEAD in graph.metadata_props
     return Tower(graph, weights, (channels, height, width), n_rows, size, token, digest, sees_ahead)
-
-
-def image_token(fields: Mapping[str, Any], place: str) -> int:
-    """The token that stands for a row."""
-    token = next((fields[name] for name in IMAGE_TOKENS if isinstance(fields.get(name), int)), None)
-    if token is None:
-        raise LlmcError("its configuration names no token that stands for a picture", place=place)
-    return int(token)
 
 
 def tile_of(fields: Mapping[str, Any], place: str) -> tuple[int, int, int]:
