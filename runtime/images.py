@@ -160,7 +160,7 @@ class Images:
 
     def _whole(self, ids: Sequence[int], seen: Iterable[Sequence[int]]) -> list[int]:
         """A text's tokens with the pictures' own in their places."""
-        return joined(self._model.tokenizer, pieces(ids, self.token, seen))
+        return joined(self._model.tokenizer, pieces(ids, self.token, seen), self._model.info.n_ids)
 
     def _seen(self, picture: Picture, check: Callable[[int], None]) -> Seen:
         """The picture's rows: those that are kept, or new ones.  check: told of its tokens before it is read."""

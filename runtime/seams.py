@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from llmc.runtime.info import MOST_IDS
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def joined(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]]) -> list[int]:
+def joined(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]], n_ids: int | None = None) -> list[int]:
     """The tokens of all pieces, one behind the other, as the tokenizer makes them of their text in one.
 
-    A stretch that is not the tokens of its own text stays as it is, and so do ids that are none of the tokenizer's.
+    n_ids: tokens that the model has, where ids behind them are rows'.  A stretch that is not the tokens of its own text
+    stays as it is, and so do ids that are none of the tokenizer's.
     """
     special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
-    n_tokens = tokenizer.get_vocab_size()
+    n_tokens = min(tokenizer.get_vocab_size(), n_ids or MOST_IDS)
     found: list[int] = []
     stretch: list[list[int]] = []  # the ordinary tokens that the last pieces have at their ends, each piece's own
     for piece in pieces:

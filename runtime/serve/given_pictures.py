@@ -57,7 +57,7 @@ def of_base64(place: str, data: object) -> Picture:
     if not isinstance(data, str):
         raise wrong(place, "must be a text in base64")
     try:
-        return Picture(base64.b64decode(data, validate=True), place)
+        return Picture(base64.b64decode("".join(data.split()), validate=True), place)  # tools break it into lines
     except (binascii.Error, ValueError):
         raise wrong(place, "is not base64") from None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pytest
@@ -54,7 +55,8 @@ def in_responses(picture: Image.Image) -> dict[str, Any]:
 
 
 def in_messages(picture: Image.Image) -> dict[str, Any]:
-    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data_of(picture)}}
+    lines = "\n".join(wrap(data_of(picture), 76))  # as base64 and openssl write it
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": lines}}
 
 
 @pytest.fixture(scope="module")
