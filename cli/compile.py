@@ -19,6 +19,7 @@ from llmc.cli.output import (
     in_bytes,
     in_seconds,
     json_option,
+    pictures_in_words,
     print_json,
     quant_choice,
     say,
@@ -185,7 +186,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def summary(report: Mapping[str, Any]) -> str:
     """The report of a compile, for people."""
-    seconds = report.get("seconds", {})
+    seconds, certificate = report.get("seconds", {}), report["certificate"]
     stages = ", ".join(f"{stage} {in_seconds(value)}" for stage, value in seconds.items())
     targets = ", ".join(report.get("targets", [report["target"]]))
     shares = ", ".join(f"{in_bytes(each['bytes'])} for {names(each, report)}" for each in report.get("weights", ()))
@@ -193,8 +194,9 @@ def summary(report: Mapping[str, Any]) -> str:
         f"{report['path']}  {in_bytes(report['bytes'])}  {report['model']}, {report['dtype']}, {targets}",
         *([f"weights      {shares}"] if shares else []),
         f"time         {in_seconds(sum(seconds.values()))}: {stages}",
-        f"certificate  {certificate_in_words(report['certificate'], 'targets' in report)}",
-        *(f"adapter      {said}" for said in adapters_in_words(report["certificate"])),
+        f"certificate  {certificate_in_words(certificate, 'targets' in report)}",
+        *(f"adapter      {said}" for said in adapters_in_words(certificate)),
+        *([f"pictures     {pictures_in_words(certificate['images'])}"] if "images" in certificate else []),
     ]
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ from llmc.cli.output import (
     in_bytes,
     json_option,
     manifest_shown,
+    pictures_in_words,
     print_json,
     table,
 )
@@ -153,7 +154,7 @@ def write_summary(said: Said) -> str:
         f"{model.get('weights')} weights",
         "limits": f"context {model.get('n_context')} tokens, vocabulary {model.get('n_vocab')}",
         **({"labels": labels_in_words(said["labels"])} if "labels" in said else {}),
-        **({"images": images_in_words(said["images"])} if "images" in said else {}),
+        **({"images": images_in_words(said["images"], said["certificate"].get("images"))} if "images" in said else {}),
         **({"targets": f"{', '.join(said['targets'])}; shown:"} if "targets" in said else {}),
         "target": f"{target.get('name')}{f' ({features})' if features else ''}",
         "memory": f"weights {in_bytes(memory.get('weight_bytes', 0))}, "
@@ -180,10 +181,11 @@ def adapters_of(model: Said, certificate: Said) -> list[str]:
     ]
 
 
-def images_in_words(said: Said) -> str:
-    """What a picture becomes."""
+def images_in_words(said: Said, certificate: Said | None) -> str:
+    """What a picture becomes, and how near that is to what the source makes of one."""
     high, wide = said["tile"][1:]
-    return f"tiles of {wide} by {high} pixels, each of which stands for {said['rows']} tokens"
+    words = f"tiles of {wide} by {high} pixels, each of which stands for {said['rows']} tokens"
+    return words if certificate is None else f"{words}; {pictures_in_words(certificate)}"
 
 
 def labels_in_words(said: Said) -> str:
@@ -307,10 +309,11 @@ def write_manifest(said: Said) -> str:
 
 
 def without_prompts(certificate: Said) -> Said:
-    """The numbers of a certificate, and of those of its adapters."""
+    """The numbers of a certificate, and of those of its adapters and of pictures."""
     numbers = without(certificate, "prompts")
     of_adapters = {name: without_prompts(own) for name, own in numbers.get("adapters", {}).items()}
-    return numbers | ({"adapters": of_adapters} if of_adapters else {})
+    of_images = {"images": without_prompts(numbers["images"])} if "images" in numbers else {}
+    return numbers | ({"adapters": of_adapters} if of_adapters else {}) | of_images
 
 
 def without(values: Mapping[str, Any], key: str) -> Said:

@@ -87,6 +87,12 @@ def adapters_in_words(certificate: Mapping[str, Any]) -> list[str]:
     return [f"{name}, {certificate_in_words(own)}" for name, own in certificate.get("adapters", {}).items()]
 
 
+def pictures_in_words(certificate: Mapping[str, Any]) -> str:
+    """What the certificate of what an artifact makes of pictures says."""
+    rows = f"rows within {certificate['rows']['relative_error']:.1e} of their range"
+    return f"{certificate_in_words(certificate)}{', ' if 'kl_mean' in certificate else ': '}{rows}"
+
+
 def show_upload(done: int, total: int) -> None:
     """Show how much of the weights is on the GPU already, in a line that each call writes over."""
     click.echo(f"\rweights    {in_bytes(done)} of {in_bytes(total)} ", err=True, nl=done >= total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_a_picture_is_certified_and_replayed(tmp_path: Path) -> None:
     assert certificate["kl_mean"] < 1e-3
     rows = [sum(token >= certificate["first_row"] for token in prompt["tokens"]) for prompt in certificate["prompts"]]
     assert rows == [16, 16]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.so")]).output
+    assert re.search(r"images  .*16 tokens; passed: logits within .* nats, rows within \S+ of their range", shown)
     asked = ["verify", str(tmp_path / "m.so"), "--against", str(tmp_path / "whole"), "--json"]
     said = CliRunner().invoke(main, asked)
     checks = {check["name"]: check["status"] for check in json.loads(said.output)["checks"]}
