@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -90,6 +91,20 @@ def report(error: Exception) -> None:
     if os.environ.get("LLMC_TRACEBACK"):
         click.echo("".join(traceback.format_exception(error)), err=True)
     click.echo(f"error: {in_words(error)}", err=True)
+    drop_unwritten()
+
+
+def drop_unwritten() -> None:
+    """Forget what standard output has found no room for: the interpreter would try once more at its end, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # it has no descriptor
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+    except ValueError:  # it is closed
+        pass
 
 
 def in_words(error: Exception) -> LlmcError:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -123,9 +124,11 @@ def test_a_closed_pipe_is_no_news(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--version"], ["run", "--help"], ["inspect", "a.so", "--manifest"]])
 def test_a_full_disk_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
     write_stub(tmp_path / "a.so")
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([*COMMAND, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, f"error: the system refuses: {os.strerror(errno.ENOSPC)}\n")
+    for unbuffered in ("", "1"):
+        how: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, **how)
+        assert (result.returncode, result.stderr) == (1, f"error: the system refuses: {os.strerror(errno.ENOSPC)}\n")
 
 
 def test_closed_streams_are_empty(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ TOKENS = "tokenizer.ggml.tokens"
 def same_graph(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of the small Llama for whatever is its like: it is in the cache already."""
     fields = read_config(tiny_model("llama"))
-    monkeypatch.setattr(source, "exported_graph", lambda _, place: exported_graph(fields, place))
+    monkeypatch.setattr(source, "exported_graph", lambda _, place, **how: exported_graph(fields, place, **how))
 
 
 def field(name: str, value: Any) -> bytes:
