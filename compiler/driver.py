@@ -182,11 +182,8 @@ def check_request(
     c_compiler(architecture_of(machines))
     if any(machine.kind == "cuda" for machine in machines):
         if images:
-            fact, hint = (
-                "pictures have no kernels for GPUs yet",
-                "without --images a model's text part is compiled alone",
-            )
-            raise LlmcError(fact, place="--images", hint=hint)
+            hint = "without --images a model's text part is compiled alone"
+            raise LlmcError("pictures have no kernels for GPUs yet", place="--images", hint=hint)
         from llmc.schedules.cuda import compile as cuda
 
         cuda.compiler()
@@ -252,7 +249,7 @@ def plan(
     """Bodies for the batch sizes and a few prefill chunks, heads for the batch sizes; with what was tuned, if anything.
 
     suffix: of the kernels' names, which are those of functions: programs for CPUs have their kernels in one library.
-    adapted: the graph of steps in which a row has an adapter, where it is not the same.
+    adapted: of a GPU: the graph of steps in which a row has an adapter, where it is not the same.
     """
     tuned = tuned or records.Tuned()
 
@@ -261,13 +258,14 @@ def plan(
         return with_suffix(found, suffix) if suffix else found
 
     switched = tuned.switched if tuned.on(machine) else None
-    rewritten = [Rewritten(graph, kv_dtype, switched) for graph in (step_graph, adapted) if graph is not None]
-    (of_bodies, *of_adapted) = (each.graph for each in rewritten)
-    (joined, joined_adapted, *_) = (*(each.joined for each in rewritten if machine.kind == "cuda"), None, None)
+    rewritten = Rewritten(step_graph, kv_dtype, switched)
+    joined = rewritten.joined if machine.kind == "cuda" else None
     sizes = (source.n_context, machine.kind, source.n_vocab, source.n_types)
     names = tuple(named.name for named in source.named)
-    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, names, of_bodies, joined)
-    planner.adapted, planner.joined_adapted = next(iter(of_adapted), None), joined_adapted
+    planner = Planner(step_graph.graph, implement, kv_dtype, *sizes, names, rewritten.graph, joined)
+    if adapted is not None:
+        with_adapters = Rewritten(adapted, kv_dtype, switched)
+        planner.adapted, planner.joined_adapted = with_adapters.graph, with_adapters.joined
     heads = sorted({1, *batch})
     if planner.is_whole:
         return planner.plan(whole_rows(source.n_context, machine.kind, max(heads)), heads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes as c
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.runner import NotCopied
+from llmc.runtime.runner import Held
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -21,8 +20,9 @@ SQUARES = 8
 """Of the example tile, along each side."""
 
 
-class Given(NotCopied):
-    """Rows that a model keeps; made by Model.rows and Model.image.  A context manager; `close` gives them back.
+class Given(Held):
+    """Rows that a model keeps; made by Model.rows and Model.image.  A context manager; `close` gives them back,
+    and sequences that have read them go on.
 
     ids: their numbers, which sequences take as they take tokens, for as long as this object is there and open.  No
     other rows of this model ever have the same.
@@ -30,7 +30,7 @@ class Given(NotCopied):
 
     def __init__(self, model: Model, first: int, n: int) -> None:
         self.model, self.ids = model, range(first, first + n)
-        self._open = True
+        super().__init__()
 
     def numbers(self) -> Floats:
         """float32 [n, n_row]: the rows themselves (a copy)."""
@@ -39,22 +39,8 @@ class Given(NotCopied):
             self.model.check(api.rows_numbers(handle, self.ids.start, out, n))
             return np.ctypeslib.as_array(out, (n.value, self.model.info.n_row)).copy()
 
-    def close(self) -> None:
-        """Forget them; closing twice is fine, and so is closing the model before.  Sequences that have read them go
-        on."""
-        if self._open:
-            self._open = False
-            self.model.forget(self.ids.start)
-
-    def __enter__(self) -> Given:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self.close()
+    def _give_back(self) -> None:
+        self.model.forget(self.ids.start)
 
 
 def rows(model: Model, numbers: npt.ArrayLike) -> Given:

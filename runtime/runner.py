@@ -42,6 +42,33 @@ class NotCopied:
         raise TypeError(f"a {type(self).__name__.lower()} cannot be copied or pickled: load, or fork, another one")
 
 
+class Held(NotCopied):
+    """Something of a model's that is given back when it is closed, or nobody has it any more.  A context manager."""
+
+    def __init__(self) -> None:
+        self._open = True
+
+    def _give_back(self) -> None:
+        """Called once."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give it back; closing twice is fine, and so is closing the model before."""
+        if self._open:
+            self._open = False
+            self._give_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if "_open" in self.__dict__:
+            self.close()
+
+
 class Runner(NotCopied):
     """What `Model` (binding.py) is built on: the artifact opened by its own C runtime, and steps of many sequences.
 

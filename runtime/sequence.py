@@ -6,7 +6,6 @@ import ctypes as c
 import os
 from collections.abc import Iterable
 from collections.abc import Sequence as Row
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -15,7 +14,7 @@ from llmc.runtime import capi
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import GREEDY, How
 from llmc.runtime.profile import Phase
-from llmc.runtime.runner import NotCopied
+from llmc.runtime.runner import Held
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
 
-class Sequence(NotCopied):
+class Sequence(Held):
     """Tokens, their KV cache, and the state of a model that has some; made by Model.sequence.  A context manager;
     `close` gives its pages back."""
 
     def __init__(self, model: Model, handle: capi.Handle) -> None:
         assert handle.value is not None
         self.model, self._handle = model, handle.value
-        self._open = True
+        super().__init__()
         model.adopt(self._handle)
 
     @property
@@ -149,21 +148,8 @@ class Sequence(NotCopied):
             return self.length
         return length
 
-    def close(self) -> None:
-        """Give the pages back; closing twice is fine."""
-        if self._open:
-            self._open = False
-            self.model.release(self._handle)
-
-    def __enter__(self) -> Sequence:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if "_open" in self.__dict__:
-            self.close()
+    def _give_back(self) -> None:
+        self.model.release(self._handle)
 
     def _feed(self, ids: Ids, logits: Logits | None) -> None:
         """In chunks, so that Ctrl-C is heard between them."""

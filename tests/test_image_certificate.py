@@ -24,11 +24,11 @@ def test_a_picture_is_certified_and_replayed(tmp_path: Path) -> None:
     compile_model(tmp_path / "whole", out=tmp_path / "m.so", images=True, batch=(1,), max_sequence=64)
     with ArtifactFile.open(tmp_path / "m.so") as file:
         certificate = file.manifest()["certificate"]["images"]
-    errors = certificate["rows"]["errors"]
-    assert 0 < errors["root_mean_square"] <= 1.5 * errors["reference"]
+    rows = certificate["rows"]
+    assert 0 < rows["typical_error"] <= 1.5 * rows["reference_typical_error"]
     assert certificate["kl_mean"] < 1e-3
-    rows = [sum(token >= certificate["first_row"] for token in prompt["tokens"]) for prompt in certificate["prompts"]]
-    assert rows == [16, 16]
+    n_rows = [sum(token >= certificate["first_row"] for token in prompt["tokens"]) for prompt in certificate["prompts"]]
+    assert n_rows == [16, 16]
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "m.so")]).output
     assert re.search(r"images  .*16 tokens; passed: logits within .* nats, rows within \S+ of their range", shown)
     asked = ["verify", str(tmp_path / "m.so"), "--against", str(tmp_path / "whole"), "--json"]

@@ -87,12 +87,20 @@ def certify(
     with load(artifact) as model:
         target = model.target
         texts = [continue_greedily(model, prompt, describe["model"], adapter) for prompt in prompts(model)]
+    certificate = judged(texts, reference, dtype, describe["model"], quant, is_mixture)
+    return certificate | {"target": target, "reference": describe}
+
+
+def judged(
+    texts: Sequence[Text], reference: ReferenceLogits, dtype: str, model: str, quant: str | None, is_mixture: bool
+) -> dict[str, Any]:
+    """What the reference says of texts, in numbers; raises LlmcError below the bar.  The rest as `certify` has it."""
     exact = reference([text.tokens for text in texts], "f32")
     own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
-    certificate = compare(texts, exact, own, dtype, is_mixture) | {"target": target, "reference": describe}
+    certificate = compare(texts, exact, own, dtype, is_mixture)
     if quant is not None:
         certificate |= {"quant": quant, "bar": {"kl_mean": QUANT_BARS[quant]}}
-    judge(certificate, describe["model"])
+    judge(certificate, model)
     return certificate
 
 
@@ -289,8 +297,10 @@ def judge(certificate: dict[str, Any], model: str) -> None:
     if not failed and not wrong:
         return
     fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
-    raise LlmcError(
-        f"the compiled model does not match its source: {fact}",
-        place=model,
-        hint="this is a bug in llmc: please report the model; --verify off compiles without the check",
-    )
+    raise mismatch(fact, model)
+
+
+def mismatch(fact: str, model: str) -> LlmcError:
+    """The error of an artifact of `model` below a bar."""
+    hint = "this is a bug in llmc: please report the model; --verify off compiles without the check"
+    return LlmcError(f"the compiled model does not match its source: {fact}", place=model, hint=hint)

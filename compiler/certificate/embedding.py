@@ -22,11 +22,11 @@ from llmc.compiler.certificate.certify import (
     Logits,
     ReferenceLogits,
     largest_of,
+    mismatch,
     prompts,
     refuse_others_than_finite,
 )
 from llmc.runtime import load
-from llmc.runtime.errors import LlmcError
 
 QUANT_BARS = {"int8": 0.001, "fp8": 0.003, "int4": 0.02, "mxfp4": 0.02, "int8 KV cache": 0.001, "bf16 KV cache": 1e-4}
 """Bars for the mean of 1 - cosine."""
@@ -113,5 +113,4 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         own = f"the reference's own in {certificate['dtype']}"
         said = f"the error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if failed:
-        hint = "this is a bug in llmc: please report the model; --verify off compiles without the check"
-        raise LlmcError(f"the compiled model does not match its source: {said}", place=model, hint=hint)
+        raise mismatch(said, model)

@@ -22,12 +22,12 @@ from llmc.compiler.certificate.certify import (
     Logits,
     ReferenceLogits,
     largest_of,
+    mismatch,
     prompts,
     refuse_others_than_finite,
 )
 from llmc.runtime import load
 from llmc.runtime.binding import Model
-from llmc.runtime.errors import LlmcError
 
 QUANT_BARS = {"int8": 0.05, "fp8": 0.08, "int4": 0.2, "mxfp4": 0.2, "int8 KV cache": 0.05, "bf16 KV cache": 0.02}
 """Bars for the error of logits, as a share of these."""
@@ -117,5 +117,4 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         said = f"a typical error is {typical / max(own, 1e-30):.2f} times the reference's own in {certificate['dtype']}"
         said += f", the bar is {LOW_PRECISION_BAR}"
     if failed:
-        hint = "this is a bug in llmc: please report the model; --verify off compiles without the check"
-        raise LlmcError(f"the compiled model does not match its source: {said}", place=model, hint=hint)
+        raise mismatch(said, model)

@@ -28,11 +28,10 @@ from llmc.compiler.frontend.export.exporter import first_line, simplify, was_int
 from llmc.compiler.frontend.export.known_tensors import KnownTensors
 from llmc.compiler.frontend.export.names import drop_remarks, forget_weights, number_layers
 from llmc.compiler.frontend.export.rows_in_text import check_rows
-from llmc.compiler.frontend.export.trace import without_values
-from llmc.compiler.frontend.export.translations import TRANSLATIONS
+from llmc.compiler.frontend.export.trace import to_onnx, without_values
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.graph import attribute
-from llmc.compiler.ops import OPSET, SEES_AHEAD
+from llmc.compiler.ops import SEES_AHEAD
 from llmc.runtime.errors import LlmcError
 
 FEATURES, PIXELS = "get_image_features", "pixel_values"
@@ -154,18 +153,7 @@ def trace(rows: FeaturesOfTile) -> ir.Model:
         pixels = torch.empty(rows.tile)
     with torch.no_grad(), KnownTensors(rows.tile), redirect_stderr(StringIO()):
         program = torch.export.export(rows, (pixels,), strict=False)
-    exported = torch.onnx.export(
-        program,
-        (),
-        dynamo=True,
-        opset_version=OPSET,
-        optimize=False,
-        verbose=False,
-        output_names=["made"],
-        custom_translation_table=TRANSLATIONS,
-    )
-    assert exported is not None
-    return exported.model
+    return to_onnx(program, "made")
 
 
 def finish(graph_model: ir.Model, model: PreTrainedModel) -> None:

@@ -73,6 +73,19 @@ def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:
     marked = marked_embeddings(model) if takes_rows else nullcontext()
     with torch.no_grad(), ComplexPairs(), as_nodes(model), marked, redirect_stderr(StringIO()):
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
+    exported = to_onnx(program, "logits")
+    if is_encoder(model.config) and (first := first_position(model)):
+        shift_positions(exported, first)
+    if n_types > 1:
+        separate_types(exported, model.get_input_embeddings().num_embeddings, n_types)
+    if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
+        inputs = exported.graph.inputs
+        inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
+    return exported
+
+
+def to_onnx(program: torch.export.ExportedProgram, result: str) -> ir.Model:
+    """What torch.export has traced as ONNX; result: the name of what it gives."""
     exported = torch.onnx.export(
         program,
         (),
@@ -80,17 +93,10 @@ def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:
         opset_version=OPSET,
         optimize=False,
         verbose=False,
-        output_names=["logits"],
+        output_names=[result],
         custom_translation_table=TRANSLATIONS,
     )
     assert exported is not None
-    if is_encoder(model.config) and (first := first_position(model)):
-        shift_positions(exported.model, first)
-    if n_types > 1:
-        separate_types(exported.model, model.get_input_embeddings().num_embeddings, n_types)
-    if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
-        inputs = exported.model.graph.inputs
-        inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
     return exported.model
 
 
