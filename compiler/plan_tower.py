@@ -16,8 +16,9 @@ import onnx_ir as ir
 from llmc.compiler.graph.shapes import dims
 from llmc.compiler.kernel import PAGE_TOKENS, RowMajor
 from llmc.compiler.memory import aligned
+from llmc.compiler.placement import Weights, argument
 from llmc.compiler.plan import TOWER, Program
-from llmc.compiler.planner import Planner, Weights, argument
+from llmc.compiler.planner import Planner
 from llmc.runtime.format import Argument
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmc.compiler.memory import aligned
+from llmc.compiler.placement import WEIGHT_ALIGNMENT
 from llmc.compiler.plan import PlacedWeight, PlannedCall, Program
-from llmc.compiler.planner import WEIGHT_ALIGNMENT
 from llmc.compiler.quantization.quantize import QuantizedWeight
 from llmc.runtime.format import SPACES
 

@@ -7,8 +7,9 @@ import pytest
 
 from llmc.compiler.bind import call_of
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand
+from llmc.compiler.placement import alias_roots, live_buffers
 from llmc.compiler.plan import BODY, HEAD, JOINED, Program
-from llmc.compiler.planner import Planner, alias_roots, live_buffers
+from llmc.compiler.planner import Planner
 from llmc.passes.take_all_rows import take_all_rows
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import SPACES
