@@ -1,5 +1,6 @@
 """Which of transformers' classes a configuration is built with: a causal language model, a bare encoder, or, where the
-configuration names one, a classifier of texts."""
+configuration names one, a classifier of texts; the text part of a model of pictures has none of its own, but for that
+whole model's."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from transformers import (
     MODEL_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from llmc.compiler.frontend.config import is_labelled
+from llmc.compiler.frontend.text_of_whole import build_text_of_whole, whole_of
 
 POOLER = "add_pooling_layer"
 """The argument that says whether some encoders end with a pooling layer of their own, which embeddings do without."""
@@ -37,8 +40,11 @@ def is_classifier(config: PretrainedConfig) -> bool:
 
 
 def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class that is compiled."""
-    found = maker_of(config)._model_mapping[type(config)]
+    """The class that is compiled, or that of the whole model of which it is the text part."""
+    kind, maker = type(config), maker_of(config)
+    if whole := whole_of(kind):
+        kind, maker = whole, AutoModelForImageTextToText
+    found = maker._model_mapping[kind]
     model_class: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
     return model_class
 
@@ -52,6 +58,8 @@ def maker_of(config: PretrainedConfig) -> Any:
 
 def build(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
     """The model, its weights made up.  options: transformers' own."""
+    if whole_of(type(config)):
+        return build_text_of_whole(config, **options)
     model: PreTrainedModel = maker_of(config).from_config(config, **extra(config), **options)
     return model
 

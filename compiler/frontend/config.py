@@ -84,6 +84,7 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     )
 
     from llmc.compiler.frontend.classes import is_encoder
+    from llmc.compiler.frontend.text_of_whole import whole_of
 
     model_type = SAME.get(fields["model_type"], fields["model_type"])
     architecture = architecture_of(fields) or model_type
@@ -98,13 +99,14 @@ def parse_config(fields: dict[str, Any], place: str) -> PretrainedConfig:
     if fields.get("is_encoder_decoder"):
         raise refuse("it is an encoder and a decoder; llmc compiles decoders alone")
     kind = CONFIG_MAPPING[model_type]
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+    is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING or whole_of(kind) is not None
+    if not is_decoder and kind not in MODEL_FOR_MASKED_LM_MAPPING:
         raise refuse("it is neither a causal language model nor an encoder of texts")
     if is_labelled(architecture_of(fields)) and kind not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise refuse("transformers has no head for labels of such a model", "--task generate, or embed, does without")
     check_said_layers(fields, place)
     config = parse_fields(kind, fields, place)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder(config):
+    if not is_decoder and not is_encoder(config):
         raise refuse("it is a decoder that is no causal language model")
     return config
 

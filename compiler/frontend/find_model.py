@@ -19,7 +19,7 @@ from llmc.compiler.frontend.known import KNOWN_MODELS
 from llmc.compiler.frontend.named_adapters import parse_adapters
 from llmc.compiler.frontend.packed import packing_in, without_packing
 from llmc.compiler.frontend.packed.packing import Packing
-from llmc.compiler.frontend.text_part import HEAD, text_fields, text_tensors
+from llmc.compiler.frontend.text_part import HEAD, TIED, text_fields, text_tensors
 from llmc.compiler.frontend.tokens import Text, read_text
 from llmc.compiler.frontend.tower import Whole
 from llmc.runtime.errors import LlmcError
@@ -154,14 +154,14 @@ def _open_model(name: str, folder: Path | None, fields: dict[str, Any], weights:
     if packing and checkpoint is not None:
         checkpoint = packing.join(checkpoint)
     notes = packing.notes if packing else ()
-    part = text_fields(fields)
+    part = text_fields(fields, str(folder or name))
     if part is None:
         return Found(name, folder, fields, checkpoint, notes=notes, packing=packing)
     whole = Whole(fields, checkpoint)
     if checkpoint is not None:
         checkpoint = text_tensors(checkpoint)
         if HEAD not in checkpoint:  # then it is the embedding: the part's own fields need not say so
-            part = {**part, "tie_word_embeddings": True}
+            part = {**part, TIED: True}
     labels = is_labelled(architecture_of(fields))
     return Found(name, folder, part, checkpoint, is_part=True, notes=notes, packing=packing, labels=labels, whole=whole)
 

@@ -35,6 +35,7 @@ EXPORTERS = (
     "empty_weights.py",
     "export/*.py",
     "graph_cache.py",
+    "text_of_whole.py",
 )
 """What graphs depend on."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,16 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedModel,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 import llmc
+from llmc.compiler import graph
 from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend.text_of_whole import check_head
 from llmc.compiler.frontend.text_part import text_fields
+from llmc.runtime.errors import LlmcError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -63,10 +70,21 @@ def mistral3(tied: bool) -> PreTrainedModel:
     return Mistral3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "mistral3", "mistral3 tied"])
+def qwen2_vl() -> PreTrainedModel:
+    """transformers has its text part with pictures alone."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+    text = SIZES | {"rope_parameters": rope}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+
+
+MAKERS = {"gemma3": gemma3, "gemma4": gemma4, "qwen2_vl": qwen2_vl}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "gemma4", "mistral3", "mistral3 tied", "qwen2_vl"])
 def test_the_text_part_says_what_the_whole_model_says(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    whole = {"gemma3": gemma3, "gemma4": gemma4}.get(kind, lambda: mistral3(tied="tied" in kind))()
+    whole = MAKERS.get(kind, lambda: mistral3(tied="tied" in kind))()
     whole.save_pretrained(tmp_path / "whole")
     report = llmc.compile(tmp_path / "whole", out=tmp_path / "model.so", batch=(1,), max_sequence=32)
     assert any("only the text part of whole is compiled" in note for note in report["notes"])
@@ -81,7 +99,39 @@ def test_the_text_part_says_what_the_whole_model_says(kind: str, tmp_path: Path)
 def test_what_the_part_leaves_open_the_whole_says() -> None:
     text = {"model_type": "llama", "eos_token_id": None, "bos_token_id": 4}
     fields = {"dtype": "bfloat16", "eos_token_id": [2, 7], "bos_token_id": 1, "text_config": text}
-    assert text_fields(fields) == text | {"dtype": "bfloat16", "eos_token_id": [2, 7]}
+    assert text_fields(fields, "somewhere") == text | {"dtype": "bfloat16", "eos_token_id": [2, 7]}
+
+
+def test_in_older_files_its_fields_are_among_those_of_the_whole(tmp_path: Path) -> None:
+    qwen2_vl().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    fields = json.loads(file.read_text())
+    before = load_source(str(tmp_path))
+    text = fields.pop("text_config")
+    rope = text.pop("rope_parameters")
+    scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    older = {**text, **fields, "rope_scaling": scaling, "rope_theta": rope["rope_theta"]}
+    file.write_text(json.dumps(older))
+    after = load_source(str(tmp_path))
+    assert after.is_part
+    assert after.config["model_type"] == before.config["model_type"] == "qwen2_vl_text"
+    assert graph.to_text(after.graph) == graph.to_text(before.graph)
+    assert after.weights.keys() == before.weights.keys()
+
+
+def test_a_model_without_a_text_part_that_has_pictures_is_none() -> None:
+    fields = {"model_type": "llama", "vision_config": {}}
+    assert text_fields(fields, "somewhere") is None
+
+
+def test_logits_that_are_more_than_a_head_are_refused() -> None:
+    whole = qwen2_vl()
+    decoder, head = whole.get_decoder(), whole.get_output_embeddings()
+    check_head(whole, decoder, head)
+    forward = whole.forward
+    whole.forward = lambda **given: SimpleNamespace(logits=2 * forward(**given).logits)
+    with pytest.raises(LlmcError, match="are more than a product of what its text part makes"):
+        check_head(whole, decoder, head)
 
 
 @pytest.mark.parametrize("prefix", ["model.language_model.", "model."])
