@@ -294,6 +294,8 @@ def encode_plan(program: Program, target: Target, eos: Sequence[int], bos: int) 
         n_row=program.n_row,
         tile=program.tile,
         picture_rows=program.picture_rows,
+        is_turned=program.is_turned,
+        sized=program.sized,
     )
     return fmt.pack_plan_header(header) + b"".join([*kernels, *plans, *calls, *arguments])
 

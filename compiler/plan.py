@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, Call, Implementation, Kernel, Layout
-from llmc.runtime.format import PLAN_KINDS, Argument
+from llmc.runtime.format import NOT_SIZED, PLAN_KINDS, Argument, Sized
 
 STEP_TEXTS = 64
 """Texts in a step for which the cache of a model that reads texts whole has room, by default."""
@@ -84,6 +84,8 @@ class Program:
     n_row: numbers of a row that may stand for a token, f32; 0: none may.
     tile: channels, height and width of what the tower takes, f32; zeros where there is none.
     picture_rows: how many rows of a picture see each other; 0: no row sees what is behind it.
+    is_turned: whether rows turn queries and keys by where they are in their picture.
+    sized: what a tower of pictures of any size is made for, which has a plan for each of several numbers of rows.
     """
 
     plans: tuple[StepPlan, ...]
@@ -107,6 +109,8 @@ class Program:
     n_row: int = 0
     tile: tuple[int, int, int] = (0, 0, 0)
     picture_rows: int = 0
+    is_turned: bool = False
+    sized: Sized = NOT_SIZED
 
     @property
     def default_kv_tokens(self) -> int:

@@ -94,7 +94,8 @@ def manifest(
 def version_of(program: Program) -> int:
     """The version of the format that an artifact with this program needs."""
     of_texts = program.slot_bytes, program.is_whole, program.n_types
-    return fmt.version_of(*of_texts, len(program.adapters), program.n_row)
+    has_grids = program.is_turned or program.sized.patch > 0
+    return fmt.version_of(*of_texts, len(program.adapters), program.n_row, has_grids=has_grids)
 
 
 def cache_record(program: Program, kv_dtype: str) -> dict[str, Any]:

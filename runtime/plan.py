@@ -19,6 +19,7 @@ from llmc.runtime.format import (
     DRAW_BYTES,
     FORMAT_ADAPTERS,
     FORMAT_GIVEN,
+    FORMAT_GRIDS,
     FORMAT_LABELS,
     FORMAT_VERSIONS,
     FORMAT_WHOLE,
@@ -27,10 +28,13 @@ from llmc.runtime.format import (
     MAX_ADAPTER_NAME,
     MAX_ADAPTERS,
     MAX_EOS,
+    MAX_MERGE,
     MAX_POINTERS,
     MAX_ROW,
     MAX_ROWS,
+    MAX_SIDE,
     MAX_TILE,
+    PLAN_GRIDS,
     PLAN_HEADER,
     PLAN_KINDS,
     PLAN_LABELS,
@@ -115,8 +119,10 @@ def _unpack_tables(data: bytes) -> PlanTables:
         raise ValueError(f"labels of texts of {header.n_tokens} tokens, of {header.n_types} types")
     if raw[1] == FORMAT_ADAPTERS:
         _check_adapters(header, least=1)
-    if raw[1] == FORMAT_GIVEN:
+    if raw[1] in (FORMAT_GIVEN, FORMAT_GRIDS):
         _check_given(header)
+    if raw[1] == FORMAT_GRIDS:
+        _check_grids(header, PLAN_GRIDS.unpack_from(data, PLAN_HEADER.size)[9])
     tables = _split(memoryview(data)[start:], sizes)
     kernels, plans, calls, arguments = tables
     return PlanTables(
@@ -135,6 +141,18 @@ def _check_given(header: PlanHeader) -> None:
         raise ValueError(f"rows of {header.n_row} numbers, of tiles of {header.tile}")
     if header.picture_rows > MAX_ROWS:
         raise ValueError(f"pictures of {header.picture_rows} rows")
+
+
+def _check_grids(header: PlanHeader, is_turned: int) -> None:
+    sized = header.sized
+    if is_turned > 1 or (sized.patch == 0 and (any(sized) or not is_turned)):
+        raise ValueError(f"rows that are turned {is_turned}, and patches of {sized.patch} numbers")
+    if sized.patch == 0:
+        return
+    is_table = (1 <= sized.side <= MAX_SIDE and sized.n_taps in (4, 16)) or not any(sized[4:])
+    is_sound = sized.patch <= MAX_ROW and 1 <= sized.merge <= MAX_MERGE and 1 <= sized.pages <= MAX_ROWS
+    if not is_sound or not is_table or sized.taps_aligned > 1 or sized.window > MAX_SIDE or any(header.tile):
+        raise ValueError(f"a tower of pictures of any size: {sized}, of tiles of {header.tile}")
 
 
 def _check_adapters(header: PlanHeader, least: int) -> None:
@@ -179,18 +197,21 @@ def _check_plans(tables: PlanTables) -> None:
             raise ValueError(f"plan {index} has calls beyond the table")
         previous = (plan.kind, plan.n_rows)
     longest = max((plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "body"), default=0)
-    made = {header.picture_rows, *(plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "tower")}
+    towers = [plan.n_rows for plan in tables.plans if PLAN_KINDS[plan.kind] == "tower"]
+    if header.sized.patch and towers and max(towers) * header.sized.merge**2 > MAX_ROWS:
+        raise ValueError(f"pictures of {max(towers)} rows")
+    made = {header.picture_rows, *towers}
     if header.picture_rows and (header.picture_rows > longest or len(made) > 1):
         raise ValueError(f"pictures of {header.picture_rows} rows, of {sorted(made)}, in steps of {longest}")
     kinds = {PLAN_KINDS[plan.kind] for plan in tables.plans}
     on_gpu = DEVICES[header.device] != "cpu"
     chooses = on_gpu and not header.is_whole  # what reads texts whole chooses no tokens
     is_adapted = on_gpu and bool(header.adapters)
-    wanted = {"body", "head", *(["sampler"] if chooses else []), *(["tower"] if any(header.tile) else [])}
+    has_tower = any(header.tile) or header.sized.patch > 0
+    wanted = {"body", "head", *(["sampler"] if chooses else []), *(["tower"] if has_tower else [])}
     wanted |= {"adapted"} if is_adapted else set()
-    n_towers = sum(PLAN_KINDS[plan.kind] == "tower" for plan in tables.plans)
     optional = {"joined", *(["joined adapted"] if is_adapted else [])} if chooses else set()
-    if kinds - optional != wanted or n_towers > 1:
+    if kinds - optional != wanted or (len(towers) > 1 and not header.sized.patch):
         raise ValueError(f"the plans are {', '.join(sorted(kinds)) or 'missing'}")
     if is_adapted:
         _check_adapted(tables)
@@ -235,7 +256,9 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
     logits = 4 * rows["head"] if sampler else head
     positions = 4 * rows["body"] if kind == "head" and header.is_whole else body
     chosen = (head or sampler) if header.device else 0
-    tower = ids if kind == "tower" else 0
+    tower, sized = ids if kind == "tower" else 0, header.sized
+    n_patches = tower // 4 * sized.merge**2
+    pixels = n_patches * sized.patch if sized.patch else prod(header.tile)
     return (
         header.arena_bytes,
         weight_bytes,
@@ -255,7 +278,9 @@ def _room(header: PlanHeader, plan: PlanRecord, rows: dict[str, int], weight_byt
         body if header.adapters else 0,
         body * header.n_row,
         body if header.n_row else 0,
-        4 * prod(header.tile) if tower else 0,
+        4 * pixels if tower else 0,
         tower * header.n_row,
         body if header.picture_rows else 0,
+        3 * body if header.is_turned else 0,
+        4 * sized.place_words(n_patches, header.page_tokens) if tower and sized.patch else 0,
     )

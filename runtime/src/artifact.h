@@ -82,12 +82,13 @@ typedef struct plans {
     uint32_t n_row;          /* numbers of a row that may stand for a token; 0: none may */
     uint32_t tile[3];        /* what the tower takes: llmc_plan_given */
     uint32_t picture_rows;   /* that see each other; 0: no row sees what is behind it */
+    llmc_plan_grids grids;   /* where rows are in their picture; zeros behind `given` where that does not matter */
     const llmc_adapter_record *adapters; /* [n_adapters] in the file */
     plan *bodies; /* [n_bodies], by rising n_rows */
     plan *heads;  /* [n_heads], by rising n_rows */
     plan *samplers; /* [n_samplers], by rising n_rows; on a GPU alone */
     plan *joined;   /* [n_joined], by rising n_rows; on a GPU alone */
-    plan *tower;    /* NULL: there is none */
+    plan *tower;    /* [n_towers], by rising n_rows; NULL: there is none */
     plan *adapted;  /* [n_adapted] on a GPU that has adapters: each body once more, for steps with one; then none or all */
     plan *joined_adapted; /* [n_joined_adapted] likewise each joined step */
     uint32_t n_bodies, n_heads, n_samplers, n_joined, n_towers, n_adapted, n_joined_adapted;
@@ -111,6 +112,12 @@ typedef struct spaces {
 
 /* Check and copy what the plan section begins with. start: where its tables begin. */
 llmc_status plan_header_read(plans *plans, const range *section, const char *path, uint64_t *start);
+/* How many numbers the largest tower takes; 0: there is none. */
+uint64_t plans_pixels(const plans *plans);
+/* How many patches a tower of pictures of any size takes that makes n_rows rows of them; 0: it takes tiles. */
+uint64_t plans_patches(const plans *plans, uint64_t n_rows);
+/* How many numbers of 32 bits such a tower is told of so many patches: LLMC_SPACE_PLACES. */
+uint64_t plans_places(const plans *plans, uint64_t n_patches);
 /* An image of the section "cuda", which plans_load has checked. */
 range image_at(const range *images, uint32_t index);
 /* Check and copy the plan section. Every argument of every call lies inside its space afterwards. */
@@ -118,8 +125,6 @@ llmc_status plans_load(plans *plans, const artifact *file);
 /* Give every argument its address and every call its number of tasks. */
 void plans_bind(plans *plans, const spaces *spaces, int32_t n_threads);
 void plans_free(plans *plans);
-/* How many numbers a tile has; 0: there is no tower. */
-uint64_t plans_pixels(const plans *plans);
 /* Which plan [n_plans, by rising n_rows] to run next when n_rows rows are left. */
 const plan *plan_choose(const plan *plans, uint32_t n_plans, uint64_t n_rows, uint32_t step_rows);
 /* The smallest plan that has n_rows rows, or the largest there is. */

@@ -30,6 +30,8 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
     const llmc_plan_header *h = &model->plans.header;
     const uint64_t m = model->plans.max_body_rows, r = model->plans.max_head_rows; /* at most 2^16 each */
     const uint64_t n_row = model->plans.n_row, n_pixels = plans_pixels(&model->plans);
+    const uint64_t most_made = n_pixels ? model->plans.tower[model->plans.n_towers - 1].n_rows : 0;
+    const uint64_t n_patches = plans_patches(&model->plans, most_made); /* at most 2^16 */
     const uint64_t scratch = h->scratch_bytes, largest = 1ull << 46; /* no product of these overflows */
     if (scratch < largest) model->spaces.scratch_stride = (scratch + 4095) / 4096 * 4096;
     memory_part parts[] = {
@@ -44,7 +46,9 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
         {n_row ? m * sizeof *model->is_given : 0, &model->is_given},
         {model->plans.picture_rows ? m * sizeof *model->sees : 0, &model->sees},
         {n_pixels * sizeof *model->pixels, &model->pixels},
-        {n_pixels ? model->plans.tower->n_rows * n_row * sizeof *model->made : 0, &model->made},
+        {n_pixels ? most_made * n_row * sizeof *model->made : 0, &model->made},
+        {n_patches ? plans_places(&model->plans, n_patches) * sizeof *model->places : 0, &model->places},
+        {model->plans.grids.is_turned ? 3 * m * sizeof *model->turns : 0, &model->turns},
         {r * sizeof *model->rows, &model->rows},
         {r * h->n_vocab * sizeof *model->logits, &model->logits},
         {r * sizeof *model->owners, &model->owners},
@@ -68,6 +72,7 @@ static llmc_status allocate(llmc_model *model, uint64_t n_threads)
     if (!model->plans.n_adapters) model->adapters = NULL;
     if (!n_row) model->is_given = NULL;
     if (!model->plans.picture_rows) model->sees = NULL;
+    if (!model->plans.grids.is_turned) model->turns = NULL;
     return LLMC_OK;
 }
 
@@ -89,6 +94,8 @@ static void set_spaces(llmc_model *model)
     base[LLMC_SPACE_SEES] = (char *)model->sees;
     base[LLMC_SPACE_PIXELS] = (char *)model->pixels;
     base[LLMC_SPACE_MADE] = (char *)model->made;
+    base[LLMC_SPACE_PLACES] = (char *)model->places;
+    base[LLMC_SPACE_TURNS] = (char *)model->turns;
 }
 
 static llmc_status open_states(llmc_model *model, uint32_t n)

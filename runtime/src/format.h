@@ -24,6 +24,7 @@
 #define LLMC_FORMAT_LABELS 6u      /* of one that gives texts labels, and of its plan sections: see llmc_plan_labels */
 #define LLMC_FORMAT_ADAPTERS 7u    /* of one with adapters, and of its plan sections: see llmc_plan_adapters */
 #define LLMC_FORMAT_GIVEN 8u       /* of one whose tokens may be rows of numbers, and of its plan: see llmc_plan_given */
+#define LLMC_FORMAT_GRIDS 9u       /* of one whose rows lie in lines and columns, and of its plan: see llmc_plan_grids */
 #define LLMC_TRAILER_MAGIC "LLMCART1"
 #define LLMC_PLAN_MAGIC 0x4e4c504cu /* "LPLN" */
 #define LLMC_SAVED_MAGIC "LLMCSEQ1"
@@ -35,6 +36,8 @@
 #define LLMC_MAX_ADAPTERS 1024
 #define LLMC_MAX_ROW (1u << 20)
 #define LLMC_MAX_TILE (1u << 30)
+#define LLMC_MAX_MERGE 16
+#define LLMC_MAX_SIDE 4096
 #define LLMC_MAX_POINTERS 24 /* of a kernel; at least 1 */
 
 typedef struct llmc_trailer {
@@ -83,8 +86,8 @@ enum { LLMC_DEVICE_CPU = 0, LLMC_DEVICE_CUDA = 1 };
  * they run on that one alone. Without it they run on later ones of the same major number too. */
 #define LLMC_CUDA_EXACT (1u << 16)
 
-/* The plan section: this header, llmc_plan_states, llmc_plan_whole, llmc_plan_labels, llmc_plan_adapters or
- * llmc_plan_given where the version says so, then kernels, plans, calls and arguments, each table right behind the one before. */
+/* The plan section: this header, llmc_plan_states, llmc_plan_whole, llmc_plan_labels, llmc_plan_adapters,
+ * llmc_plan_given or llmc_plan_grids where the version says so, then kernels, plans, calls and arguments, each table right behind the one before. */
 typedef struct llmc_plan_header {
     uint32_t magic; /* LLMC_PLAN_MAGIC */
     uint32_t format_version;
@@ -157,6 +160,22 @@ typedef struct llmc_plan_given {
     uint32_t reserved;
 } llmc_plan_given;
 
+/* The same where it matters where in its picture a row is, and behind it the adapters too. A tower of pictures of any size
+ * takes patches: there is one for each number of rows that is planned, and given.tile is 0. A row is made of merge by merge
+ * patches. Patches attend each other, in some layers those of their own window alone; at most so many pages hold what they
+ * keep. Each may take n_taps entries of a table of side by side positions, stretched over its picture. */
+typedef struct llmc_plan_grids {
+    llmc_plan_given given;
+    uint32_t is_turned;    /* whether a row turns queries and keys by where it is in its picture: LLMC_SPACE_TURNS */
+    uint32_t patch;        /* numbers of a patch; 0, and the others too: the tower takes tiles, or there is none */
+    uint32_t merge;        /* 1 to LLMC_MAX_MERGE */
+    uint32_t window;       /* rows along a window's side; 0: there are no windows */
+    uint32_t pages;        /* of page_tokens patches; at least 1 */
+    uint32_t side;         /* of the table; 0: there is none */
+    uint32_t n_taps;       /* 0 without a table, else 4 (bilinear) or 16 (bicubic) */
+    uint32_t taps_aligned; /* whether the table's corners are the picture's */
+} llmc_plan_grids;
+
 /* Bits of llmc_kernel_record.flags. */
 enum {
     LLMC_KERNEL_DEPENDENT = 1u << 0, /* launched before the kernel in front has ended: it waits for that itself */
@@ -180,7 +199,7 @@ enum { LLMC_PLAN_BODY = 0, LLMC_PLAN_HEAD = 1, LLMC_PLAN_SAMPLER = 2, LLMC_PLAN_
  * those, named by LLMC_SPACE_ROWS, into logits, and on a GPU into the most likely token of each. A sampler, on a GPU
  * alone, draws n_rows tokens from rows of logits that LLMC_SPACE_DRAWS names. A joined step, on a GPU alone, is what the
  * body and the head of n_rows do together where row i of the head is row i of the body. A tower, on a CPU alone and at most
- * one, makes n_rows rows that stand for tokens of a tile of a picture; what its attention keeps lies in the arena. Where
+ * one, makes n_rows rows that stand for tokens of a tile of a picture, or, of any number, of n_rows * merge * merge patches; what its attention keeps lies in the arena. Where
  * sequences may choose an adapter, a GPU's bodies and joined steps are there twice: those of the first two kinds take steps
  * in which no row has one, as if there were none, and beside each there is one of as many rows, adapted, that takes the
  * others. Plans are sorted by (kind, n_rows). */
@@ -218,10 +237,15 @@ enum {
     LLMC_SPACE_ADAPTERS = 15,  /* i32 [M]: the number of each row's adapter, -1 for none */
     LLMC_SPACE_GIVEN = 16,     /* f32 [M, n_row]: the rows that stand for tokens; what is not one of them is not read */
     LLMC_SPACE_IS_GIVEN = 17,  /* i32 [M]: 1 where a row stands for the token, whose own number is 0 then; else 0 */
-    LLMC_SPACE_PIXELS = 18,    /* f32 [channels, height, width] of a tower's tile */
+    LLMC_SPACE_PIXELS = 18,    /* f32 [channels, height, width] of a tower's tile, or [M, patch] */
     LLMC_SPACE_MADE = 19,      /* f32 [n_rows, n_row] that a tower makes of it */
     LLMC_SPACE_SEES = 20,      /* i32 [M]: the last position that each row sees, -1 for a row that pads the step */
-    LLMC_N_SPACES = 21,
+    LLMC_SPACE_TURNS = 21,     /* i32 [M, 3]: what each row's queries and keys are turned by: time, line and column */
+    LLMC_SPACE_PLACES = 22,    /* what a tower of any size is told of its M patches, one behind the other, each of i32:
+                                  positions [M] and page table [M, P], P = ceil(M / page_tokens); both again, within
+                                  windows, where there are some; line [M], column [M] in the picture; where there is a
+                                  table, entries [M, n_taps] and, f32, what they count [M, n_taps] */
+    LLMC_N_SPACES = 23,
 };
 
 /* How a sampler chooses a token: see llmc_sampling. */

@@ -19,6 +19,7 @@ static const char *const SPACE_NAMES[LLMC_N_SPACES] = {
     "arena",  "weights", "kv",     "tokens", "positions",   "page table",  "rows",
     "logits", "scratch", "chosen", "draws",  "next tokens", "told tokens", "states", "slots",
     "adapters", "given rows", "marks of given rows", "pixels", "made rows", "sight",
+    "turns", "places of patches",
 };
 
 /* The section as it lies in the file; the tables need not be aligned there, so they are copied out record by record. */
@@ -177,7 +178,10 @@ static void measure_spaces(const tables *tables, const plans *plans, const llmc_
     n_bytes[LLMC_SPACE_GIVEN] = body_ids * plans->n_row;
     n_bytes[LLMC_SPACE_IS_GIVEN] = plans->n_row ? body_ids : 0;
     n_bytes[LLMC_SPACE_SEES] = plans->picture_rows ? body_ids : 0;
-    n_bytes[LLMC_SPACE_PIXELS] = made ? 4 * plans_pixels(plans) : 0;
+    const uint64_t n_patches = made ? plans_patches(plans, plan->n_rows) : 0;
+    n_bytes[LLMC_SPACE_PIXELS] = n_patches ? 4 * n_patches * plans->grids.patch : made ? 4 * plans_pixels(plans) : 0;
+    n_bytes[LLMC_SPACE_PLACES] = n_patches ? 4 * plans_places(plans, n_patches) : 0;
+    n_bytes[LLMC_SPACE_TURNS] = plans->grids.is_turned ? 3 * body_ids : 0;
     n_bytes[LLMC_SPACE_MADE] = made * plans->n_row;
     n_bytes[LLMC_SPACE_DRAWS] = is_sampler ? plan->n_rows * sizeof(llmc_draw_record) : 0;
 }
@@ -225,7 +229,7 @@ static llmc_status load_call(const tables *tables, plans *plans, const llmc_plan
 static int is_kind_of(const plans *plans, uint32_t kind)
 {
     const int on_gpu = plans->header.device != LLMC_DEVICE_CPU;
-    if (kind == LLMC_PLAN_TOWER) return plans->tile[0] != 0;
+    if (kind == LLMC_PLAN_TOWER) return plans->tile[0] || plans->grids.patch;
     if (kind == LLMC_PLAN_ADAPTED || kind == LLMC_PLAN_JOINED_ADAPTED) return on_gpu && plans->n_adapters;
     return kind <= (on_gpu && !plans->is_whole ? LLMC_PLAN_JOINED : LLMC_PLAN_HEAD);
 }
@@ -312,9 +316,12 @@ static llmc_status load_tables(plans *plans, tables *tables)
     plans->adapted = plans->joined + plans->n_joined + plans->n_towers;
     plans->joined_adapted = plans->adapted + plans->n_adapted;
     if (!status) status = check_adapted(plans, tables);
-    if (!status && plans->n_towers != (plans->tile[0] != 0))
+    const int is_sized = plans->grids.patch > 0, has_tower = is_sized || plans->tile[0];
+    if (!status && (is_sized ? !plans->n_towers : plans->n_towers != (uint32_t)has_tower))
         status = INVALID("the artifact has %u towers for tiles of %u by %u pixels", plans->n_towers, plans->tile[1],
                          plans->tile[2]);
+    if (!status && is_sized && plans_patches(plans, plans->tower[plans->n_towers - 1].n_rows) > MAX_ROWS)
+        status = INVALID("the artifact makes %u rows of a picture", plans->tower[plans->n_towers - 1].n_rows);
     uint32_t made = plans->tower ? plans->tower->n_rows : plans->picture_rows;
     if (!status && plans->picture_rows && (plans->picture_rows > plans->max_body_rows || plans->picture_rows != made))
         status = INVALID("the plan reads pictures of %u rows, makes some of %u, and takes steps of %u",
@@ -378,11 +385,6 @@ void plans_free(plans *plans)
     plans->all = NULL;
     plans->calls = NULL;
     plans->arguments = NULL;
-}
-
-uint64_t plans_pixels(const plans *plans)
-{
-    return (uint64_t)plans->tile[0] * plans->tile[1] * plans->tile[2];
 }
 
 /* -- use ---------------------------------------------------------------------------------------------------------- */

@@ -4,7 +4,7 @@
 
 #include "runtime.h"
 
-enum { MAX_ELEMENTS = 1 << 30 }; /* token ids are int32 */
+enum { MAX_ELEMENTS = 1 << 30 /* token ids are int32 */, MAX_PAGES = 65536 };
 
 #define INVALID(...) fail(LLMC_ERROR_FORMAT, path, "compile the model again with this llmc", __VA_ARGS__)
 
@@ -77,12 +77,32 @@ static llmc_status read_adapters(const char *path, plans *plans, const range *se
     return status ? status : read_names(path, plans, section, &said, 1, start);
 }
 
-/* What is said of rows that stand for tokens. */
+/* What is said of where rows are in their picture. */
+static llmc_status check_grids(const char *path, const llmc_plan_grids *said)
+{
+    const uint32_t *tile = said->given.tile;
+    int is_sized = said->merge || said->window || said->pages || said->side || said->n_taps || said->taps_aligned;
+    int is_table = said->side ? said->side <= LLMC_MAX_SIDE && (said->n_taps == 4 || said->n_taps == 16)
+                              : !said->n_taps && !said->taps_aligned;
+    if (said->is_turned > 1 || (!said->patch && (is_sized || !said->is_turned)))
+        return INVALID("the plan has rows that are turned %u, and patches of %u numbers", said->is_turned, said->patch);
+    if (said->patch && (said->patch > LLMC_MAX_ROW || !said->merge || said->merge > LLMC_MAX_MERGE || tile[0] ||
+                        said->window > LLMC_MAX_SIDE || !said->pages || said->pages > MAX_PAGES || !is_table ||
+                        said->taps_aligned > 1))
+        return INVALID("the plan makes rows of %u by %u patches of %u numbers, in %u pages, with a table of side %u",
+                       said->merge, said->merge, said->patch, said->pages, said->side);
+    return LLMC_OK;
+}
+
+/* What is said of rows that stand for tokens, and, if so, of where they are in their picture. */
 static llmc_status read_given(const char *path, plans *plans, const range *section, uint64_t *start)
 {
-    llmc_plan_given said = {0};
-    llmc_status status = read_more(path, section, &said, sizeof said, start);
+    const int has_grids = plans->header.format_version == LLMC_FORMAT_GRIDS;
+    llmc_plan_grids *grids = &plans->grids;
+    llmc_status status = read_more(path, section, grids, has_grids ? sizeof *grids : sizeof grids->given, start);
+    if (!status && has_grids) status = check_grids(path, grids);
     if (status) return status;
+    const llmc_plan_given said = grids->given;
     const uint32_t *tile = said.tile;
     int is_tile = (tile[0] && tile[1] && tile[2]) || (!tile[0] && !tile[1] && !tile[2]);
     if (!said.n_row || said.n_row > LLMC_MAX_ROW || !is_tile || (uint64_t)tile[0] * tile[1] > LLMC_MAX_TILE ||
@@ -110,13 +130,14 @@ llmc_status plan_header_read(plans *plans, const range *section, const char *pat
     int has_states = h->format_version == LLMC_FORMAT_WITH_STATES;
     int has_adapters = h->format_version == LLMC_FORMAT_ADAPTERS;
     int says_texts = h->format_version == LLMC_FORMAT_WHOLE || h->format_version == LLMC_FORMAT_LABELS;
-    int has_given = h->format_version == LLMC_FORMAT_GIVEN;
+    int has_given = h->format_version == LLMC_FORMAT_GIVEN || h->format_version == LLMC_FORMAT_GRIDS;
     int is_known = h->format_version == LLMC_FORMAT_VERSION || has_states || says_texts || has_adapters || has_given;
     plans->is_whole = 0;
     plans->n_tokens = h->n_vocab;
     plans->n_types = 1;
     plans->n_adapters = plans->n_row = plans->picture_rows = 0;
     memset(plans->tile, 0, sizeof plans->tile);
+    memset(&plans->grids, 0, sizeof plans->grids);
     if (h->magic != LLMC_PLAN_MAGIC || !is_known)
         return INVALID("the plan section has magic %#x and version %u", h->magic, h->format_version);
     if (says_texts) return read_texts(path, plans, section, start);
@@ -125,4 +146,25 @@ llmc_status plan_header_read(plans *plans, const range *section, const char *pat
     if (!has_states) return LLMC_OK;
     llmc_status status = read_more(path, section, states, sizeof *states, start);
     return status ? status : check_states(path, states);
+}
+
+/* -- what towers take --------------------------------------------------------------------------------------------- */
+
+uint64_t plans_pixels(const plans *plans)
+{
+    if (plans->grids.patch && plans->tower)
+        return plans_patches(plans, plans->tower[plans->n_towers - 1].n_rows) * plans->grids.patch;
+    return (uint64_t)plans->tile[0] * plans->tile[1] * plans->tile[2];
+}
+
+uint64_t plans_patches(const plans *plans, uint64_t n_rows)
+{
+    return n_rows * plans->grids.merge * plans->grids.merge;
+}
+
+uint64_t plans_places(const plans *plans, uint64_t n_patches)
+{
+    const llmc_plan_grids *grids = &plans->grids;
+    const uint64_t tokens = plans->header.page_tokens, n_pages = (n_patches + tokens - 1) / tokens;
+    return n_patches * ((1 + n_pages) * (grids->window ? 2 : 1) + 2 + 2ull * grids->n_taps);
 }

@@ -190,6 +190,9 @@ llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, s
     const plan *tower = model->plans.tower;
     if (!tower)
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile it with --images", "the artifact takes no pictures");
+    if (model->plans.grids.patch)
+        return fail(LLMC_ERROR_ARGUMENT, model->file.path, "call picture_rows",
+                    "the artifact takes patches of pictures of any size, and no tiles");
     memcpy(model->pixels, pixels, plans_pixels(&model->plans) * sizeof *pixels);
     llmc_status status = model->device->finish(model);
     if (!status) status = model->device->run(model, tower, NULL);

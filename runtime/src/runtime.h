@@ -249,6 +249,8 @@ struct llmc_model {
     int32_t *sees;       /* [max_body_rows]; NULL where no row sees what is behind it */
     float *pixels;       /* [channels, height, width] of a tile */
     float *made;         /* [n_rows, n_row] that the tower makes of it */
+    int32_t *places;     /* what a tower of pictures of any size is told of them: LLMC_SPACE_PLACES */
+    int32_t *turns;      /* [M, 3] LLMC_SPACE_TURNS; NULL: rows are turned as their positions say */
     int32_t *rows;       /* [max_head_rows] */
     float *logits;       /* [max_head_rows, n_vocab], or NULL when they are in a GPU's memory */
     int32_t *chosen;     /* [max_head_rows] the most likely token of each row, or NULL: the device does not say */

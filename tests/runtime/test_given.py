@@ -209,6 +209,19 @@ def test_an_artifact_with_rows_says_so_in_its_version() -> None:
     assert fmt.pack_plan_header(more._replace(n_row=0))[4] == fmt.FORMAT_ADAPTERS
 
 
+def test_an_artifact_whose_rows_lie_in_lines_and_columns_says_so_in_its_version() -> None:
+    header = unpack_plan(GivenPlan().pack(), len(toy.weights_section()), "x").header._replace(tile=(0, 0, 0))
+    for more in (
+        header._replace(is_turned=True, slot_bytes=64, default_slots=3, adapters=("sql", "chat")),
+        header._replace(sized=fmt.Sized(588, 2, 4, 80, 48, 4, 1)),
+    ):
+        packed = fmt.pack_plan_header(more)
+        assert packed[4] == fmt.FORMAT_GRIDS
+        assert fmt.unpack_plan_header(packed) == more
+    sized = fmt.Sized(588, 2, 4, 80, 48, 4, 1)
+    assert sized.place_words(256, 64) == 256 * (2 * (1 + 4) + 2 + 2 * 4)
+
+
 @pytest.mark.parametrize("n_bytes", [HEADER, HEADER + 16, HEADER + 31])
 def test_a_header_that_is_cut_off_is_refused(given_so: Path, tmp_path: Path, n_bytes: int) -> None:
     refuse(given_so, tmp_path, GivenPlan().pack()[:n_bytes])
