@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,15 +80,16 @@ def read_vocabulary(tokenizer: dict[str, Any], n_vocab: int) -> tuple[bytes, ...
     if isinstance(pieces, list):  # Unigram: [piece, score]
         pieces = {piece: token for token, (piece, _) in enumerate(pieces)}
     kinds = _decoder_kinds(tokenizer.get("decoder"))
+    of_piece: Callable[[str], bytes]
     if "ByteLevel" in kinds:
-        table = byte_level_table()
-        texts = {token: _from_byte_level(piece, table) for piece, token in pieces.items()}
+        of_piece = partial(_from_byte_level, table=byte_level_table())
     elif kinds & {"Metaspace", "ByteFallback", "Replace"}:
-        texts = {token: _from_sentencepiece(piece) for piece, token in pieces.items()}
+        of_piece = _from_sentencepiece
     else:
         return None
-    for added in tokenizer.get("added_tokens") or ():
-        texts[added["id"]] = b"" if added["special"] else added["content"].encode()
+    texts = {token: of_piece(piece) for piece, token in pieces.items()}
+    for added in tokenizer.get("added_tokens") or ():  # decoded as others are: Gemma's "▁▁" is two spaces
+        texts[added["id"]] = b"" if added["special"] else of_piece(added["content"])
     return tuple(texts.get(token, b"") for token in range(n_vocab))
 
 

@@ -47,6 +47,15 @@ def test_the_bytes_of_a_texts_tokens_are_the_text(make: Any) -> None:
     assert b"".join(vocabulary[token] for token in tokens) == TEXT.encode()
 
 
+def test_tokens_that_were_added_are_spelled_as_the_others() -> None:
+    tokenizer = sentencepiece_bpe()
+    tokenizer.add_tokens(["▁▁"])  # as Gemma's spaces are
+    vocabulary, added = read_vocabulary(json.loads(tokenizer.to_str()), 300), tokenizer.token_to_id("▁▁")
+    assert vocabulary is not None
+    assert added is not None
+    assert vocabulary[added].decode() == tokenizer.decode([added]) == "  "
+
+
 def test_special_tokens_have_no_text_and_ids_without_a_token_neither() -> None:
     vocabulary = read_vocabulary(json.loads(byte_level_bpe().to_str()), 310)
     assert vocabulary is not None

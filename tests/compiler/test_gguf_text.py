@@ -65,6 +65,24 @@ def test_a_part_that_is_a_token_is_this_one_where_merges_are_ignored(pre: str, w
 
 
 @pytest.mark.parametrize(
+    ("pre", "wanted"),
+    [
+        ("exaone4", ["a", "!", "b", "1234", "ĊĊ"]),
+        ("minerva-7b", ["a", "!", "b", "1", "2", "3", "4", "ĊĊ"]),
+        ("falcon", ["a", "!", "b", "123", "4", "ĊĊ"]),
+        ("deepseek-coder", ["a", "!", "b", "1", "2", "3", "4", "Ċ", "Ċ"]),
+        ("minicpm5", ["a", "!b", "123", "4", "ĊĊ"]),
+        ("seed-coder", ["a", "!b", "1", "2", "3", "4", "ĊĊ"]),
+        ("hunyuan-dense", ["a", "!b", "123", "4", "ĊĊ"]),
+    ],
+)
+def test_texts_are_split_as_the_file_says_before_they_are_merged(pre: str, wanted: list[str]) -> None:
+    merges = ["a !", "! b", "a! b", "1 2", "12 3", "123 4", "Ċ Ċ"]
+    file = byte_level({"".join(merge.split()): NORMAL for merge in merges}, merges, pre=pre)
+    assert tokenizer_of(file).encode("a!b1234\n\n", add_special_tokens=False).tokens == wanted
+
+
+@pytest.mark.parametrize(
     ("fields", "wanted"),
     [
         ({}, ["<s>", "a"]),

@@ -18,18 +18,25 @@ from llmc.runtime.parse_json import parse_json
 
 KINDS = ("gpt2", "llama")
 """What files call byte-level BPE, and sentencepiece."""
-PLAIN = (None, "default", "gpt-2", "olmo")
+PLAIN = (
+    *(None, "default", "gpt-2", "olmo", "phi-2", "exaone4", "gigachat", "mpt", "jais", "trillion", "mellum", "a.x-4.0"),
+    "granite-docling",
+)
 """How texts are split before they are made tokens, as GPT-2 does it."""
-DIGITS = ("command-r", "exaone", "refact", "smollm", "starcoder")
+DIGITS = ("command-r", "exaone", "refact", "smollm", "starcoder", "codeshell", "minerva-7b", "mellum2")
 """As GPT-2 does it, but each digit by itself."""
-SAME_SPLITS = {"stablelm2": "qwen2", "glm4": "llama-bpe", "chatglm-bpe": "llama-bpe"}
-"""Other names of what transformers' table has."""
+SAME_SPLITS = {
+    **dict.fromkeys(("stablelm2", "hunyuan", "solar-open", "grok-2"), "qwen2"),
+    **dict.fromkeys(("glm4", "glm5", "chatglm-bpe"), "llama-bpe"),
+    **dict.fromkeys(("hunyuan-dense", "hy_v4", "joyai-llm"), "deepseek-v3"),
+}
+"""Other names of what transformers' table, or SPLITS, has."""
 BEGINS = (
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
     "tekken",
 )
 """How texts are split where a token begins them unless the file says otherwise, as llama.cpp knows."""
-WHOLE = (*BEGINS, "glm4", "llama4")
+WHOLE = (*BEGINS, "glm4", "glm5", "llama4", "minicpm5")
 """Where a part that is a token as a whole is this token, whatever merges would make of it: tiktoken's way."""
 NAMED = CONTROL, USER_DEFINED = 3, 4
 """Types of tokens that are found in texts by their names."""
@@ -51,6 +58,9 @@ CASED = (
 """The letters that DeepSeek V2 lists: those with cases, but for Georgian, some Armenian and what Unicode has since."""
 UPPER, LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]", r"\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]"
 ENDING = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+WORDS = rf"{ENDING[:-1]}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+"
+BLANKS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPLITS = {
     "deepseek-llm": (
         r"[\r\n]",
@@ -60,6 +70,10 @@ SPLITS = {
         "[一-龥ࠀ-一가-퟿]+",
         r"\p{N}+",
     ),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"),
+    "falcon": (r"[\p{P}$+<=>^~|`]+", GPT_2, "[0-9]{3}"),
+    "minicpm5": (r"\p{N}{1,3}", rf"{WORDS}|\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{BLANKS}"),
+    "seed-coder": (rf"{WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{BLANKS}",),
     "deepseek-v3": (
         r"\p{N}{1,3}",
         "[一-龥぀-ゟ゠-ヿ]+",
