@@ -1,5 +1,6 @@
 """Shared fixtures. `pytest --update-golden` rewrites tests/golden."""
 
+import functools
 import os
 import signal
 from collections.abc import Callable
@@ -8,17 +9,23 @@ from typing import Any
 
 import pytest
 
+from llmc.schedules import cache
+
 GOLDEN = Path(__file__).parent / "golden"
-BY_PARAMETER = ("tests/test_parity.py", "tests/passes/test_pipeline.py")
+BY_PARAMETER = (
+    "tests/passes/test_pipeline.py",
+    "tests/test_company.py",
+    "tests/test_given.py",
+    "tests/test_parity.py",
+)
 """Their fixtures compile a model for each parameter: tests of the same one run in the same process."""
 TOGETHER = {
-    "tests/test_experts.py": "a mixture",
-    "tests/test_kv_dtype.py": "a cache",
     "tests/runtime/test_c_damage.py": "host",
     "tests/runtime/test_c_host.py": "host",
     "tests/runtime/test_saved_damage.py": "host",
 }
-"""Files whose tests share what takes long to make."""
+"""Files that share with each other what takes long to make."""
+MANY = 1 << 30
 
 
 def pytest_configure() -> None:
@@ -31,6 +38,8 @@ def pytest_configure() -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("LLMC_CACHE", str(Path(__file__).parents[1] / "build" / "cache"))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the processors are busy: others that compile would only load TVM too
+        cache.KERNELS_PER_WORKER = MANY
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,7 +49,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def group_of(test: str) -> str:
     """Of a test's id: what it shares with those that one process is to run."""
     file, _, name = test.partition("::")
-    return f"{file} {name.partition('[')[2]}" if file in BY_PARAMETER and "[" in name else TOGETHER.get(file, test)
+    if file in BY_PARAMETER and "[" in name:
+        return f"{file} {name.partition('[')[2]}"
+    return TOGETHER.get(file) or (file if shares(file) else test)
+
+
+@functools.cache
+def shares(file: str) -> bool:
+    """Whether tests of a file share what they make: two processes would make it twice, at the same time."""
+    return 'scope="module"' in (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
 
 
 @pytest.hookimpl(optionalhook=True)
