@@ -38,12 +38,13 @@ def prompted(chat: Chat, template: ChatTemplate, vocabulary: Vocabulary) -> Prom
     variables = template.variables(chat.effort, chat.thinks, chat.template_kwargs)
     text = template.render(chat.messages, variables, tools.tools if tools else None)
     form = needs_form(template, tools) if tools else None
-    shown = vocabulary.shown((*(marks.special if marks else ()), *(form.marks if form else ())))
+    written = (*(marks.special if marks else ()), *(form.marks if form else ()))
+    shown, added = vocabulary.shown(written), vocabulary.added(written)
     thinking = None
     if marks is not None:
         text, thinking = begin_thought(marks, text, chat, vocabulary)
     frame = marks.frame if marks is not None and thinking is not None else None
-    wanted = replace(wanted, format=format_of(tools, form, wanted.format, shown, frame))
+    wanted = replace(wanted, format=format_of(tools, form, wanted.format, added, frame))
     if form is not None and tools is not None and tools.must_call:
         text += form.opening
     if chat.prefix and wanted.format is not None:

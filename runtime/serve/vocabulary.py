@@ -31,6 +31,7 @@ class Vocabulary:
         self.info, self.room = model.info, room
         self.tokenizer = model.tokenizer if model.has_tokenizer else None
         longest = max(map(len, self.tokenizer.get_vocab(with_added_tokens=True))) if self.tokenizer else 0
+        self._added = frozenset(self.tokenizer.get_added_tokens_decoder()) if self.tokenizer else frozenset()
         self.most_characters = room * longest
         self.ends = frozenset(model.manifest.get("model", {}).get("eos") or ())
 
@@ -104,6 +105,12 @@ class Vocabulary:
     def shown(self, marks: Iterable[str]) -> dict[int, str]:
         """See special_marks."""
         return special_marks(self.tokenizer, marks, self.info.n_vocab) if self.tokenizer else {}
+
+    def added(self, marks: Iterable[str]) -> dict[int, str]:
+        """Those of the marks that are tokens which were added to the vocabulary, by id.  In llguidance's eyes such a
+        token is no text, whether it is special, as gpt-oss' are, or has a text, as Qwen's <tool_call> does."""
+        ids = {self.token_of(mark): mark for mark in marks if mark}
+        return {token: mark for token, mark in ids.items() if token is not None and token in self._added}
 
     def going_on(self, stop_tokens: Set[int]) -> Mask:
         """uint32, as How.allowed: all tokens but those that end a text."""
