@@ -34,7 +34,7 @@ class AdaptersPlan(toy.ToyPlan):
 def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("code")
     sources = toy.toy_sources(folder, plan=AdaptersPlan())
-    return toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
+    return toy.link_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
 
 
 def written(folder: Path, code: bytes, plan: bytes) -> Path:

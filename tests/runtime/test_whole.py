@@ -32,7 +32,7 @@ class WholePlan(toy.ToyPlan):
 def code(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("code")
     sources = toy.toy_sources(folder, plan=WholePlan())
-    return toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
+    return toy.link_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
 
 
 def written(folder: Path, code: bytes, plan: bytes) -> Path:
@@ -123,7 +123,7 @@ def test_hostile_numbers_are_refused(tmp_path: Path, code: bytes, n_tokens: int)
 def test_a_text_that_fits_no_step_is_refused(tmp_path: Path) -> None:
     plan = WholePlan((4, 16))
     sources = toy.toy_sources(tmp_path, plan=plan)
-    code = toy.compile_c(tmp_path / "code.so", sources, "-O2", "-shared").read_bytes()
+    code = toy.link_c(tmp_path / "code.so", sources, "-O2", "-shared").read_bytes()
     with pytest.raises(LlmcError, match="a text of 30 tokens does not fit the largest step, of 16"):
         llmc.load(written(tmp_path, code, plan.pack()))
 

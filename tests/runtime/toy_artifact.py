@@ -6,17 +6,21 @@ shows.  The least body has two rows, so a single token is padded.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
+import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmc.compiler.link import kernel_table, runtime_sources
 from llmc.runtime import format as fmt
+from llmc.schedules import cache
 
 HERE = Path(__file__).parent
 RUNTIME = Path(fmt.__file__).parent
@@ -27,6 +31,8 @@ POISON, EOS = SIZES["POISON"], SIZES["EOS"]
 
 BODIES, HEADS = (2, 4, 16), (1, 4)
 FLAGS = ("-std=c11", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread")
+INCLUDED = (RUNTIME / "include", RUNTIME / "src", HERE)
+INCLUDES = tuple(f"-I{folder}" for folder in INCLUDED)
 LIBRARIES = ("-lm", "-ldl")
 
 TABLE = [[(7 * v + 3 * c * c + v * c) % PRIME for c in range(CHANNELS)] for v in range(VOCAB)]
@@ -219,12 +225,46 @@ def toy_sections(code: bytes = b"no code: the host has it", **changes: bytes) ->
 
 
 def compile_c(out: Path, sources: Sequence[Path], *flags: str, compiler: Sequence[str] = ("cc",)) -> Path:
-    """Compile and link C files with the runtime's headers."""
-    includes = [f"-I{RUNTIME}/include", f"-I{RUNTIME}/src", f"-I{HERE}"]
-    command = [*compiler, *FLAGS, *flags, *includes, *map(str, sources), "-o", str(out), *LIBRARIES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Compile and link C files with the runtime's headers, anew."""
+    return run_compiler([*compiler, *FLAGS, *flags, *INCLUDES, *map(str, sources), "-o", str(out), *LIBRARIES], out)
+
+
+def link_c(out: Path, sources: Sequence[Path], *flags: str) -> Path:
+    """The same, from objects that are kept: nearly all of these programs hold the whole runtime."""
+    command = ["cc", *FLAGS, *(flag for flag in flags if flag != "-shared" and not flag.startswith("-Wl,"))]
+    kept = {source: kept_object(source, command) for source in sources}
+    missing = [source for source, path in kept.items() if not path.exists()]
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        if missing:
+            run_compiler([*command, *INCLUDES, "-c", *map(str, missing)], Path(folder))
+        for source in missing:
+            kept[source].parent.mkdir(parents=True, exist_ok=True)
+            fresh = kept[source].with_suffix(f".{os.getpid()}")
+            shutil.copyfile(Path(folder, f"{source.stem}.o"), fresh)
+            fresh.replace(kept[source])
+    return run_compiler(["cc", *flags, "-pthread", *map(str, kept.values()), "-o", str(out), *LIBRARIES], out)
+
+
+def kept_object(source: Path, command: Sequence[str]) -> Path:
+    """Where the object file of a source lies, by what it is made from."""
+    text = "\0".join([*command, str(source) if "-g" in command else "", source.read_text(), headers()])
+    return cache.folder() / "toys" / f"{hashlib.sha256(text.encode()).hexdigest()}.o"
+
+
+@functools.cache
+def headers() -> str:
+    """All that sources here may include; toys include each other's."""
+    return "\0".join(
+        path.read_text() for folder in (*INCLUDED, HERE / "fake_cuda") for path in sorted(folder.glob("*.[ch]"))
+    )
+
+
+def run_compiler(command: Sequence[str], place: Path) -> Path:
+    """Run it in the place's folder."""
+    folder = place if place.is_dir() else place.parent
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-    return out
+    return place
 
 
 def toy_sources(folder: Path, n_programs: int = 1, plan: ToyPlan | None = None) -> list[Path]:
@@ -236,7 +276,7 @@ def toy_sources(folder: Path, n_programs: int = 1, plan: ToyPlan | None = None) 
 
 def build_code(folder: Path, *flags: str, n_programs: int = 1) -> bytes:
     """The ELF image of a toy artifact."""
-    return compile_c(folder / "code.so", toy_sources(folder, n_programs), "-O2", "-shared", *flags).read_bytes()
+    return link_c(folder / "code.so", toy_sources(folder, n_programs), "-O2", "-shared", *flags).read_bytes()
 
 
 def build_artifact(folder: Path, *flags: str, **sections: bytes) -> Path:
@@ -260,7 +300,7 @@ def build_host(folder: Path, *flags: str) -> Host:
     """The tests in C (host_*.c) as one program."""
     wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED]
     sources = [*toy_sources(folder), *sorted(HERE.glob("host*.c"))]
-    program = compile_c(folder / "host", sources, "-O1", "-g", *flags, *wrapped)
+    program = link_c(folder / "host", sources, "-O1", "-g", *flags, *wrapped)
 
     def run(*arguments: str | Path) -> str:
         environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"}

@@ -12,7 +12,7 @@ import pytest
 from llmc.compiler.link import kernel_table, runtime_sources
 from llmc.runtime import format as fmt
 from tests.runtime import toy_artifact as toy
-from tests.runtime.toy_artifact import VOCAB, ToyPlan, compile_c
+from tests.runtime.toy_artifact import VOCAB, ToyPlan, link_c
 
 SAMPLERS = (1, 4)
 SHARED_BYTES = {"attend": 65536, "turn": 1024}
@@ -60,20 +60,20 @@ def drawn(seed: int, position: int, temperature: float, top_k: int, top_p: float
 def build_driver(folder: Path) -> Path:
     """The fake libcuda.so.1."""
     sources = sorted((toy.HERE / "fake_cuda").glob("*.c"))
-    return compile_c(folder / "libcuda.so.1", sources, "-O1", "-g", "-shared")
+    return link_c(folder / "libcuda.so.1", sources, "-O1", "-g", "-shared")
 
 
 def build_kernels(folder: Path) -> Path:
     """The toy's kernels as the fake driver runs them."""
     flags = ("-O1", "-g", "-shared", "-fvisibility=default", "-Wno-unused-function")
-    return compile_c(folder / "kernels.so", [toy.HERE / "toy_cuda_kernels.c"], *flags)
+    return link_c(folder / "kernels.so", [toy.HERE / "toy_cuda_kernels.c"], *flags)
 
 
 def build_code(folder: Path) -> bytes:
     """The ELF image of an artifact for a GPU: the runtime, and no kernels."""
     table = folder / "table.c"
     table.write_text(kernel_table([]))
-    return compile_c(folder / "code.so", [*runtime_sources(), table], "-O1", "-g", "-shared").read_bytes()
+    return link_c(folder / "code.so", [*runtime_sources(), table], "-O1", "-g", "-shared").read_bytes()
 
 
 class FakeCuda:

@@ -51,7 +51,7 @@ def build_artifact(folder: Path, plan: GivenPlan, **sections: bytes) -> Path:
 def build_code(folder: Path, plan: GivenPlan, *flags: str) -> bytes:
     """Its ELF image."""
     sources = [*toy.toy_sources(folder, plan=plan), toy.HERE / "toy_given_kernels.c"]
-    return toy.compile_c(folder / "code.so", sources, "-O2", "-shared", *flags).read_bytes()
+    return toy.link_c(folder / "code.so", sources, "-O2", "-shared", *flags).read_bytes()
 
 
 def pack(folder: Path, plan: GivenPlan, code: bytes, **sections: bytes) -> Path:

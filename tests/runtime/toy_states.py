@@ -33,7 +33,7 @@ def sections(code: bytes = b"") -> dict[str, bytes]:
 def build_artifact(folder: Path) -> Path:
     """A whole artifact, which can be loaded."""
     sources = toy.toy_sources(folder, plan=StatePlan())
-    code = toy.compile_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
+    code = toy.link_c(folder / "code.so", sources, "-O2", "-shared").read_bytes()
     path = folder / "states.so"
     path.write_bytes(toy.pack_sections(sections(code)))
     return path
