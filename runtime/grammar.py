@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from llmc.runtime.closed_schema import closed
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.generation import Mask
 
@@ -43,8 +44,9 @@ class Grammar:
 
     @classmethod
     def of_schema(cls, schema: object) -> Grammar:
-        """JSON of this schema (JSON Schema, draft 2020-12, but for some rare keywords).  True: any JSON."""
-        return cls("json_schema", json.dumps(schema))
+        """JSON of this schema (JSON Schema, draft 2020-12, but for some rare keywords), with no more properties than it
+        names: see closed_schema.py.  True: any JSON."""
+        return cls("json_schema", json.dumps(closed(schema)))
 
     @classmethod
     def of_regex(cls, pattern: str) -> Grammar:

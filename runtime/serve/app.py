@@ -23,6 +23,7 @@ from llmc.runtime.classification import Classification
 from llmc.runtime.embedding import Embedding, Rows, check_finite
 from llmc.runtime.errors import LlmcError, shortened
 from llmc.runtime.images import Pictured
+from llmc.runtime.serve.anthropic_replies import PATH as MESSAGES
 from llmc.runtime.serve.anthropic_replies import MessageReply, error_body
 from llmc.runtime.serve.anthropic_requests import read_anthropic
 from llmc.runtime.serve.chat import ChatTemplate
@@ -159,7 +160,7 @@ class Service:
             "object": "model",
             "created": self.created,
             "owned_by": "llmc",
-            "max_model_len": self.engine.room,
+            **dict.fromkeys(("max_model_len", "max_input_tokens", "max_tokens"), self.engine.room),
             "type": "model",
             "display_name": name,
             "created_at": created_at,
@@ -353,7 +354,8 @@ class Service:
 
 
 def error_response(request: Request, error: ApiError) -> Response:
-    return json_response(error_body(error, request.url.path), error.status, error.headers)
+    path = MESSAGES if "anthropic-version" in request.headers else request.url.path  # who asks for /v1/models, too
+    return json_response(error_body(error, path), error.status, error.headers)
 
 
 def template_of(model: Model) -> ChatTemplate | ApiError:

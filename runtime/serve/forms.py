@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from llmc.runtime.closed_schema import closed
 from llmc.runtime.grammar import WHITESPACE
 from llmc.runtime.parse_json import json_end, not_deep, parse_json
 
@@ -190,8 +191,9 @@ def definitions(schema: Schema) -> dict[str, Any]:
 
 
 def json_rule(schema: object) -> str:
-    """The rule for JSON of a schema, in Lark."""
-    parts = schema if isinstance(schema, Mapping) else {} if schema else {"not": {}}
+    """The rule for JSON of a schema, in Lark, with no more properties than it names."""
+    known = closed(schema)
+    parts = known if isinstance(known, Mapping) else {} if known else {"not": {}}
     return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
 
 

@@ -144,7 +144,11 @@ class Choices:
         what["logprobs"] = self.logprobs(job, said.probs)
         if self.wanted.with_ids:
             what["token_ids"] = said.tokens
-        return event(self.chunk_of(job, what, self.reason(job, said.finish)))
+        reason = self.reason(job, said.finish)
+        if reason is None or not what.get("delta"):
+            return event(self.chunk_of(job, what, reason))
+        # as OpenAI's: of a chunk with a reason some clients read that alone
+        return event(self.chunk_of(job, what)) + event(self.chunk_of(job, {"delta": {}}, reason))
 
     def shows_all(self, said: Said) -> bool:
         """Whether there is a chunk though nothing of the text is shown yet."""

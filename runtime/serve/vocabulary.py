@@ -39,8 +39,7 @@ class Vocabulary:
         """Token ids as `llmc run` makes them.  field: of the request, that has it.  special: with what begins a prompt.
         Raises ApiError: none that can be run."""
         if isinstance(prompt, str) and self.tokenizer and len(prompt) > self.most_characters:  # not looked at for long
-            fact = f"the prompt has {len(prompt)} characters; a sequence holds at most {self.most_characters} here"
-            raise ApiError(400, fact, param=field, code="context_length_exceeded")
+            raise self.too_long(f"{len(prompt)} characters > {self.most_characters} maximum", field)
         ids = self.encode(prompt, field, special) if isinstance(prompt, str) else prompt
         if not ids:
             raise wrong(field, "has no tokens")
@@ -51,8 +50,12 @@ class Vocabulary:
     def check_room(self, n: int, field: str) -> None:
         """Raise ApiError for a prompt of more tokens than a sequence holds."""
         if n > self.room:
-            fact = f"the prompt has {n} tokens; a sequence holds {self.room} here"
-            raise ApiError(400, fact, param=field, code="context_length_exceeded")
+            raise self.too_long(f"{n} tokens > {self.room} maximum", field)
+
+    def too_long(self, what: str, field: str) -> ApiError:
+        """In the words of Anthropic's API, and of OpenAI's, by which clients know that they have to send less."""
+        fact = f"prompt is too long: {what}; this model's maximum context length is {self.room} tokens"
+        return ApiError(400, fact, param=field, code="context_length_exceeded")
 
     def encode(self, text: str, field: str, special: bool) -> tuple[int, ...]:
         if self.tokenizer is None:

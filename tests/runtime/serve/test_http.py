@@ -143,7 +143,7 @@ def test_probabilities_come_as_openai_gives_them(server: Server) -> None:
     assert [one["top_logprobs"][0]["logprob"] for one in whole] == [one["logprob"] for one in whole]
     assert [len(one["top_logprobs"]) for one in whole] == [3] * 5
     with server.open("POST", CHATS, {**body, "stream": True}) as response:
-        _, *chunks, _ = events_of(response)
+        _, *chunks, _, _ = events_of(response)
     assert [one for chunk in chunks for one in chunk["choices"][0]["logprobs"]["content"]] == whole
 
 
