@@ -12,6 +12,7 @@ from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorTyp
 from llmc.compiler.ops import (
     DISTANCE_PAGED_ATTENTION,
     LOW_RANKS,
+    OF_PATCHES,
     OPERATORS,
     PLACE,
     TAKE_GIVEN,
@@ -73,7 +74,7 @@ class Binding:
 
     def type_of(self, value: ir.Value) -> TensorType:
         """The bound type of an activation or step input."""
-        if value.name in STEP_INPUTS:
+        if value.name in STEP_INPUTS or value.name in OF_PATCHES:
             return TensorType(shape_of(value, self), "f32" if value.dtype == ir.DataType.FLOAT else "i32")
         if value in self.tiled:
             return TensorType(shape_of(value, self), self.tiled[value], tiled=True)

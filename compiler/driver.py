@@ -20,7 +20,7 @@ from llmc.compiler.frontend.named_adapters import parse_adapters
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
-from llmc.compiler.plan_tower import with_tower
+from llmc.compiler.plan_tower import with_sized_tower, with_tower
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantization.calibrate import calibrated, check_file
 from llmc.compiler.quantization.quantize import Scheme
@@ -38,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 """progress(stage, done, total); total 0 where it is not known."""
 
 PREFILL_CHUNKS = {"cpu": (32, 128, 512), "cuda": (64, 128, 256, 512, 1024, 2048)}
+PICTURE_ROWS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Rows of the plans of a tower of pictures of any size, which takes as long as a plan is large."""
 BESIDE_PICTURE = 32
 """Tokens of the text for which a step of a picture has room: what stands around it, and a question."""
 WHOLE_ROWS = {
@@ -273,7 +275,21 @@ def plan(
     if source.sees_ahead:
         chunks = with_picture(chunks, source)
     program = planner.plan(sorted({*heads, *chunks}), heads)
-    return program if tower is None else with_tower(planner, program, tower.graph, source.dtype)
+    if tower is None or source.images is None:
+        return program
+    sized = source.images.tower.sized
+    if sized is None:
+        return with_tower(planner, program, tower.graph, source.dtype)
+    rows = picture_rows(source.images.tower.n_rows, sized.merge)
+    return with_sized_tower(planner, program, tower.graph, source.dtype, sized, rows)
+
+
+def picture_rows(most: int, merge: int) -> list[int]:
+    """Rows of the plans of a tower that takes pictures of up to so many: each of a whole number of cache lines of
+    patches."""
+    step = max(16 // merge**2, 1)
+    most = -(-most // step) * step
+    return [rows for rows in PICTURE_ROWS if rows < most] + [most]
 
 
 def with_picture(chunks: list[int], source: SourceModel) -> list[int]:

@@ -12,6 +12,7 @@ from llmc import passes
 from llmc.compiler import graph, report
 from llmc.compiler.frontend import SourceModel
 from llmc.compiler.frontend.named_adapters import added_by
+from llmc.compiler.frontend.tower import Tower
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.quantization.calibrate import fit_weights
 from llmc.compiler.quantization.quantize import Scheme
@@ -96,7 +97,7 @@ def rewrite_tower(source: SourceModel, dump: Path | None) -> tuple[ir.Model, byt
     exported_layer = one_layer(graph.to_text(model))
     history.add("export", model, 0)
     try:
-        passes.run_steps(model, passes.tower_steps(), history.add)
+        passes.run_steps(model, steps_of(source.images.tower), history.add)
     except LlmcError as error:
         if isinstance(error.__cause__, OSError):  # a dump that cannot be written
             raise
@@ -108,6 +109,11 @@ def rewrite_tower(source: SourceModel, dump: Path | None) -> tuple[ir.Model, byt
         model.graph.initializers[value.name] = value
     graph.check_tower_graph(model)
     return model, report.graph_section(model, history.passes, exported_layer)
+
+
+def steps_of(tower: Tower) -> passes.Steps:
+    """A tower's passes."""
+    return passes.tower_steps() if tower.sized is None else passes.picture_steps(tower.n_places)
 
 
 def adapted(step_graph: ir.Model, source: SourceModel, history: History) -> ir.Model:

@@ -20,6 +20,7 @@ from llmc.passes.drop_dead import drop_dead
 from llmc.passes.drop_expand import drop_expand
 from llmc.passes.drop_slice import drop_slice
 from llmc.passes.expand_leftovers import expand_leftovers
+from llmc.passes.flatten_patches import flatten_patches
 from llmc.passes.flatten_tile import flatten_tile
 from llmc.passes.flatten_tokens import flatten_tokens
 from llmc.passes.fold_constants import fold_constants
@@ -48,12 +49,15 @@ from llmc.passes.look_ahead import look_ahead
 from llmc.passes.merge_gate_up import merge_gate_up
 from llmc.passes.merge_qkv import merge_qkv
 from llmc.passes.move_norm import move_norm
+from llmc.passes.name_patches import name_patches
 from llmc.passes.name_positions import name_positions
 from llmc.passes.order_columns import order_columns
 from llmc.passes.part_columns import part_columns
+from llmc.passes.part_windows import part_windows
 from llmc.passes.resolve_shapes import resolve_shapes
 from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.swap_product import swap_product
+from llmc.passes.tabulate_places import tabulate_places
 from llmc.passes.tabulate_positions import tabulate_positions
 from llmc.passes.take_given import take_given
 from llmc.passes.turn_product import turn_product
@@ -150,6 +154,28 @@ def tower_steps() -> Steps:
         ("fold_constants", fold_constants),
         ("form_norm", form_norm),
         ("flatten_tile", flatten_tile),
+        *steps_of_rows(),
+        *last_of_tower(),
+    )
+
+
+def picture_steps(n_places: int) -> Steps:
+    """The same of all patches of a picture of any size, which has fewer than n_places lines and columns of them."""
+    return (
+        ("fold_constants", fold_constants),
+        ("form_norm", form_norm),
+        ("flatten_patches", flatten_patches),
+        ("tabulate_places", lambda model: tabulate_places(model, n_places=n_places)),
+        *steps_of_rows(),
+        ("part_windows", part_windows),
+        *last_of_tower(),
+        ("name_patches", name_patches),
+    )
+
+
+def steps_of_rows() -> Steps:
+    """What both have in common."""
+    return (
         ("form_linear", form_linear),
         ("form_activation", form_activation),
         ("fold_query_scale", fold_query_scale),
@@ -159,6 +185,11 @@ def tower_steps() -> Steps:
         ("fuse_norm", fuse_norm),
         ("fuse_epilogue", fuse_epilogue),
         ("insert_kv_cache", insert_kv_cache),
+    )
+
+
+def last_of_tower() -> Steps:
+    return (
         ("fuse_head_norm", fuse_head_norm),
         ("fuse_query_key_norm", fuse_query_key_norm),
         ("expand_leftovers", expand_leftovers),

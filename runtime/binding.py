@@ -112,7 +112,7 @@ class Model(Runner):
     @property
     def takes_images(self) -> bool:
         """Whether it was compiled with --images."""
-        return any(self.info.tile) and "processor" in self._file.sections
+        return (any(self.info.tile) or self.info.patch > 0) and "processor" in self._file.sections
 
     @cached_property
     def images(self) -> Images:
@@ -315,6 +315,12 @@ class Model(Runner):
         """The rows that the model makes of a tile of a picture, float32 [channels, height, width] as the model's own
         processor gives it.  Raises LlmcError for an artifact that takes no pictures."""
         return given.image(self, pixels)
+
+    def picture(self, patches: npt.ArrayLike, grid: tuple[int, int]) -> Given:
+        """The rows that the model makes of a picture of any size: float32 [lines * columns, info.patch] patches as the
+        model's own processor orders them.  grid: (lines, columns) of patches.  Raises LlmcError for an artifact that
+        takes none, and for a picture that is larger than it was compiled for."""
+        return given.picture(self, patches, grid)
 
     def restore(self, path: StrPath) -> Sequence:
         """The sequence that `Sequence.save` wrote at a path; it continues exactly as that one, bit for bit.

@@ -78,6 +78,10 @@ class Info(c.Structure):
         ("n_tile_rows", c.c_int32),
         ("picture_rows", c.c_uint32),
         ("n_rows", c.c_uint64),
+        ("patch", c.c_uint32),
+        ("merge", c.c_uint32),
+        ("most_rows", c.c_uint32),
+        ("reserved", c.c_uint32),
     )
 
 
@@ -205,6 +209,12 @@ class Api(c.Structure):
         ("rows_free", c.CFUNCTYPE(Status, Handle, c.c_int32)),
         ("rows_numbers", c.CFUNCTYPE(Status, Handle, c.c_int32, c.POINTER(Floats), c.POINTER(c.c_size_t))),
         ("image_rows", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.POINTER(c.c_int32), c.POINTER(c.c_size_t))),
+        (
+            "picture_rows",
+            c.CFUNCTYPE(
+                Status, Handle, c.c_void_p, c.c_uint32, c.c_uint32, c.POINTER(c.c_int32), c.POINTER(c.c_size_t)
+            ),
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,8 +66,24 @@ def image(model: Model, pixels: npt.ArrayLike) -> Given:
         if any(tile) and array.shape != tile:
             fact = f"a tile of a picture is an array {list(tile)}, not {list(array.shape)}"
             raise LlmcError(fact, place=str(model.path), hint="it is what the model's own processor makes")
-        with model.recording_tile():
+        with model.recording_tile(model.info.n_tile_rows):
             model.check(api.image_rows(handle, array.ctypes.data, first, n))
+        return Given(model, first.value, n.value)
+
+
+def picture(model: Model, patches: npt.ArrayLike, grid: tuple[int, int]) -> Given:
+    """See Model.picture."""
+    array, first, n = np.ascontiguousarray(patches, np.float32), c.c_int32(), c.c_size_t()
+    info = model.info
+    with model.running() as (api, handle):
+        capi.check_has(api, "picture_rows", "take pictures of any size", str(model.path))
+        if info.patch and (min(grid) < 1 or array.shape != (prod(grid), info.patch)):
+            lines, columns = grid
+            fact = f"a picture of {lines} by {columns} patches is not an array {list(array.shape)}"
+            hint = f"patches are {info.patch} numbers each, as the model's own processor makes them"
+            raise LlmcError(fact, place=str(model.path), hint=hint)
+        with model.recording_tile(prod(grid) // max(info.merge**2, 1)):
+            model.check(api.picture_rows(handle, array.ctypes.data, *grid, first, n))
         return Given(model, first.value, n.value)
 
 

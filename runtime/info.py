@@ -46,6 +46,9 @@ class Info(NamedTuple):
     n_tile_rows: int
     picture_rows: int
     n_rows: int
+    patch: int
+    merge: int
+    most_rows: int
 
     @property
     def n_ids(self) -> int:

@@ -242,12 +242,12 @@ class Runner(NotCopied):
             yield
 
     @contextmanager
-    def recording_tile(self) -> Iterator[None]:
-        """The same around what makes rows of a tile of a picture."""
+    def recording_tile(self, n_rows: int) -> Iterator[None]:
+        """The same around what makes so many rows of a tile of a picture, or of a whole one."""
         if self._profile is None:
             yield
             return
-        with self._profile.step([(0, self.info.n_tile_rows)], "picture"):
+        with self._profile.step([(0, n_rows)], "picture"):
             yield
 
     def check(self, status: int) -> None:

@@ -64,6 +64,17 @@ def exported_tower(fields: dict[str, Any], tile: tuple[int, int, int], image_tok
     return cached(_key({**fields, "llmc.tile": [*tile, image_token]}), export)
 
 
+def exported_sized_tower(fields: dict[str, Any], image_token: int, place: str) -> ir.Model:
+    """`export_sized_tower` of the same fields, likewise."""
+
+    def export() -> ir.Model:
+        config = import_module("llmc.compiler.frontend.config").parse_whole(fields, place)
+        model: ir.Model = import_module("llmc.compiler.frontend.export.tower").export_sized_tower(config, image_token)
+        return model
+
+    return cached(_key({**fields, "llmc.any_size": image_token}), export)
+
+
 def cached(key: str, export: Callable[[], ir.Model]) -> ir.Model:
     """What `export` gives, from the cache where it has something that was made from the same."""
     file = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.onnx"

@@ -19,12 +19,13 @@ import onnx_ir as ir
 
 from llmc.compiler.frontend.bind_weights import checkpoint_weights, random_weights, unread
 from llmc.compiler.frontend.checkpoint import StoredTensor, sample
-from llmc.compiler.frontend.graph_cache import exported_tower
+from llmc.compiler.frontend.graph_cache import exported_sized_tower, exported_tower
 from llmc.compiler.frontend.processor import LEAVE_OUT, image_token, read_processor
 from llmc.compiler.graph.shapes import dims
-from llmc.compiler.ops import SEES_AHEAD
+from llmc.compiler.ops import SEES_AHEAD, SIZED
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.format import Sized
 from llmc.runtime.processor import Processor, Section
 
 SIZES = ("image_size", "img_size")
@@ -55,6 +56,8 @@ class Tower:
     tile: (3, H, W).  n_rows: of a tile.  size: of a row, that of the text's embeddings.
     image_token: what stands for a row in the text that the model's processor makes.  digest: SHA-256 of all that.
     sees_ahead: whether a picture's rows see each other in the text.
+    sized: what a tower is made for that takes pictures of any size; None for others.  Its graph is that of some
+    patches (export/sized_tower.py); tile is zeros, and n_rows the most of a picture.
     """
 
     graph: ir.Model
@@ -65,10 +68,19 @@ class Tower:
     image_token: int
     digest: str
     sees_ahead: bool = False
+    sized: Sized | None = None
+
+    @property
+    def n_places(self) -> int:
+        """More than a picture has lines, or columns, of patches."""
+        return self.n_rows * self.sized.merge + 1 if self.sized is not None else 0
 
     @property
     def record(self) -> dict[str, Any]:
         """As the manifest has it."""
+        if self.sized is not None:
+            said = {"patch": self.sized.patch, "merge": self.sized.merge, "most_rows": self.n_rows}
+            return {**said, "size": self.size, "image_token": self.image_token}
         return {"tile": list(self.tile), "rows": self.n_rows, "size": self.size, "image_token": self.image_token}
 
 
@@ -156,6 +168,31 @@ def load_tower(
     """The tower of a whole model, for tiles of this shape; reads no weight."""
     channels, height, width = tile
     graph = exported_tower(whole.fields, (channels, height, width), token, place)
+    weights, contents = with_weights(graph, whole, stored, place=place, std=std, seed=seed)
+    n_rows, size = (n for n in dims(graph.graph.outputs[0]) if isinstance(n, int))
+    said = json.dumps([whole.fields, tile], sort_keys=True).encode()
+    digest, sees_ahead = hashlib.sha256(said + contents).hexdigest(), SEES_AHEAD in graph.metadata_props
+    return Tower(graph, weights, (channels, height, width), n_rows, size, token, digest, sees_ahead)
+
+
+def load_sized_tower(
+    whole: Whole, stored: StoredDType, most_rows: int, token: int, *, place: str, std: float, seed: int
+) -> Tower:
+    """The tower of a whole model that takes pictures of any size, of up to most_rows rows; reads no weight."""
+    graph = exported_sized_tower(whole.fields, token, place)
+    weights, contents = with_weights(graph, whole, stored, place=place, std=std, seed=seed)
+    size = dims(graph.graph.outputs[0])[1]
+    assert isinstance(size, int)
+    sized = Sized(*map(int, graph.metadata_props[SIZED].split()))
+    said = json.dumps([whole.fields, most_rows], sort_keys=True).encode()
+    digest = hashlib.sha256(said + contents).hexdigest()
+    return Tower(graph, weights, (0, 0, 0), most_rows, size, token, digest, sized=sized)
+
+
+def with_weights(
+    graph: ir.Model, whole: Whole, stored: StoredDType, *, place: str, std: float, seed: int
+) -> tuple[Mapping[str, Weight], bytes]:
+    """The weights of a tower's graph, which then has them as they are to be stored; and a digest of them."""
     if whole.checkpoint is None:
         weights = random_weights(graph, stored, std=std, seed=seed)
         contents = f"random {stored} {std} {seed}".encode()
@@ -164,11 +201,7 @@ def load_tower(
         contents = sample(whole.checkpoint)
     for initializer in unread(graph):
         initializer.const_value = weights[initializer.name or ""].stored_as(stored)
-    made = dims(graph.graph.outputs[0])
-    n_rows, size = (n for n in made if isinstance(n, int))
-    said = json.dumps([whole.fields, tile], sort_keys=True).encode()
-    digest, sees_ahead = hashlib.sha256(said + contents).hexdigest(), SEES_AHEAD in graph.metadata_props
-    return Tower(graph, weights, (channels, height, width), n_rows, size, token, digest, sees_ahead)
+    return weights, contents
 
 
 def tile_of(fields: Mapping[str, Any], place: str) -> tuple[int, int, int]:

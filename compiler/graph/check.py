@@ -32,6 +32,7 @@ from llmc.compiler.ops import (
     DOMAIN,
     LATENT_ATTENTION,
     LOW_RANKS,
+    OF_PATCHES,
     OPERATORS,
     PAGED_ATTENTION,
     PLACE,
@@ -70,7 +71,8 @@ def check_step_graph(model: ir.Model) -> None:
 
 def check_tower_graph(model: ir.Model) -> None:
     """Raise LlmcError unless `model` is a step graph but for what it takes and gives: `pixels` f32[C,H,W] and, where it
-    attends, `positions` i64[n], `page_table` i64[n,P] and caches -> `made` f32[n',d] and caches."""
+    attends, `positions` i64[n], `page_table` i64[n,P] and caches -> `made` f32[n',d] and caches.  Of pictures of any
+    size it takes `pixels` f32[M,K], and what else patches are told (plan_tower.py), and makes f32[R,d]."""
     for rule in (tower_inputs_and_results, layers, types, order, operators, initializers):
         for fact, place in rule(model.graph):
             raise LlmcError(
@@ -125,6 +127,8 @@ def tower_inputs_and_results(graph: ir.Graph) -> Offences:
     caches = [f"{kind}_cache.{layer}" for layer in range(len(attention_nodes(graph))) for kind in "kv"]
     expected = ["pixels", *(["positions", "page_table", *caches] if caches else [])]
     found = [str(value.name) for value in graph.inputs]
+    if type_text(graph.inputs[0]).startswith("f32[M,"):
+        found = [name for name in found if name not in OF_PATCHES]
     if found != expected:
         yield f"inputs are {', '.join(found)}, not {', '.join(expected)}", "graph"
     results = [str(value.name) for value in graph.outputs]

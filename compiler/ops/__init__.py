@@ -30,7 +30,7 @@ from llmc.compiler.ops.experts import (
     experts_name,
 )
 from llmc.compiler.ops.gather import GATHERS, MOST_TABLES, gathers_name
-from llmc.compiler.ops.given import EMBEDDED, SEES_AHEAD, TAKE_GIVEN
+from llmc.compiler.ops.given import EMBEDDED, IN_WINDOWS, OF_PATCHES, SEES_AHEAD, SIZED, TAKE_GIVEN, window_name
 from llmc.compiler.ops.latent import LATENT_ATTENTION
 from llmc.compiler.ops.linear import (
     gated_linear_name,
@@ -82,10 +82,12 @@ __all__ = [
     "GATED_RULES",
     "GATHERS",
     "GROUPS",
+    "IN_WINDOWS",
     "LATENT_ATTENTION",
     "LOW_RANK",
     "LOW_RANKS",
     "MOST_TABLES",
+    "OF_PATCHES",
     "OPERATORS",
     "OPSET",
     "PAGED_ATTENTION",
@@ -97,6 +99,7 @@ __all__ = [
     "SEES_AHEAD",
     "SELECTIVE_SCAN",
     "SEQUENCE_ATTENTION",
+    "SIZED",
     "STATEFUL",
     "TAKE_GIVEN",
     "VERSION",
@@ -131,4 +134,5 @@ __all__ = [
     "router_name",
     "rule_name",
     "strips_name",
+    "window_name",
 ]

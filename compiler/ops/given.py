@@ -15,6 +15,17 @@ from llmc.compiler.ops.define import like_first, operator
 EMBEDDED, TAKE_GIVEN = "Embedded", "TakeGiven"
 SEES_AHEAD = "llmc.sees_ahead"
 """In the metadata of a tower's graph: a picture's rows see each other in the text."""
+SIZED, IN_WINDOWS = "llmc.sized", "llmc.in_windows"
+"""There too, of one that takes pictures of any size: what it is made for, the numbers of a Sized; and which of its
+attentions, by number, are within windows."""
+
+OF_PATCHES = ("window_positions", "window_page_table", "line", "column", "taps", "shares")
+"""Inputs of its graph beside those of other towers."""
+
+
+def window_name(name: str) -> str:
+    """Of the input of a tower's graph that says the same as another one, within windows."""
+    return f"window_{name}"
 
 
 @operator(like_first)

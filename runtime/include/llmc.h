@@ -94,6 +94,10 @@ typedef struct llmc_info {
     int32_t n_tile_rows;     /* that it makes of a tile */
     uint32_t picture_rows;   /* rows of a picture that see each other, and so are given whole; 0: none do */
     uint64_t n_rows;         /* that are kept now */
+    uint32_t patch;          /* numbers of a patch of a picture of any size, as picture_rows takes it; 0: it takes none */
+    uint32_t merge;          /* patches along a side of what becomes one row */
+    uint32_t most_rows;      /* that such a picture may become */
+    uint32_t reserved;
 } llmc_info;
 
 /* What is added to a token's logit. */
@@ -289,6 +293,11 @@ typedef struct llmc_api {
     /* Run the tower on pixels f32 [info.tile], which are what the model's processor makes of a tile, and keep the rows
      * that it makes, as rows_new does: n is info.n_tile_rows. */
     llmc_status (*image_rows)(llmc_model *model, const float *pixels, int32_t *first, size_t *n);
+    /* The same for a picture of any size: patches f32 [height * width, info.patch], as the model's processor orders them,
+     * those of a row one behind the other. height and width are multiples of info.merge; n is height * width divided by
+     * its square, at most info.most_rows, and rows are kept line by line, as rows_in_grid does. */
+    llmc_status (*picture_rows)(llmc_model *model, const float *patches, uint32_t height, uint32_t width, int32_t *first,
+                                size_t *n);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

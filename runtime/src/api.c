@@ -88,6 +88,7 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         return fail(LLMC_ERROR_ARGUMENT, "info", out ? "set size to sizeof the struct" : NULL, "the %s",
                     !model ? "model is NULL" : !out ? "result is NULL" : "result's size is not set");
     const llmc_plan_header *h = &model->plans.header;
+    const llmc_plan_grids *grids = &model->plans.grids;
     const llmc_info info = {
         .size = out->size,
         .n_vocab = (int32_t)h->n_vocab,
@@ -112,9 +113,12 @@ static llmc_status model_info(const llmc_model *model, llmc_info *out)
         .n_adapters = (int32_t)model->plans.n_adapters,
         .n_row = (int32_t)model->plans.n_row,
         .tile = {(int32_t)model->plans.tile[0], (int32_t)model->plans.tile[1], (int32_t)model->plans.tile[2]},
-        .n_tile_rows = model->plans.tower ? (int32_t)model->plans.tower->n_rows : 0,
+        .n_tile_rows = model->plans.tower && !grids->patch ? (int32_t)model->plans.tower->n_rows : 0,
         .picture_rows = model->plans.picture_rows,
         .n_rows = model->given.n_rows,
+        .patch = grids->patch,
+        .merge = grids->merge,
+        .most_rows = grids->patch ? model->plans.tower[model->plans.n_towers - 1].n_rows : 0,
     };
     memcpy(out, &info, out->size < sizeof info ? out->size : sizeof info);
     return LLMC_OK;
@@ -198,6 +202,7 @@ static const llmc_api API = {
     .rows_free = rows_free,
     .rows_numbers = rows_numbers,
     .image_rows = image_rows,
+    .picture_rows = picture_rows,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

@@ -86,10 +86,10 @@ static llmc_status check_trailer(const artifact *file, llmc_trailer *trailer)
         return fail(LLMC_ERROR_FORMAT, path, COPY_AGAIN,
                     "the artifact is truncated, or not an artifact: its %llu bytes do not end with a trailer",
                     (unsigned long long)file->n_bytes);
-    if (trailer->format_version < LLMC_FORMAT_VERSION || trailer->format_version > LLMC_FORMAT_GIVEN)
+    if (trailer->format_version < LLMC_FORMAT_VERSION || trailer->format_version > LLMC_FORMAT_GRIDS)
         return fail(LLMC_ERROR_FORMAT, path, COMPILE_AGAIN,
                     "the artifact has format version %u; its runtime reads %u to %u", trailer->format_version,
-                    LLMC_FORMAT_VERSION, LLMC_FORMAT_GIVEN);
+                    LLMC_FORMAT_VERSION, LLMC_FORMAT_GRIDS);
     if (trailer->file_bytes != file->n_bytes)
         return fail(LLMC_ERROR_FORMAT, path, COPY_AGAIN, "the artifact is %s: %llu bytes, the trailer says %llu",
                     file->n_bytes < trailer->file_bytes ? "truncated" : "damaged", (unsigned long long)file->n_bytes,

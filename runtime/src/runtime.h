@@ -347,6 +347,10 @@ llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t 
 llmc_status rows_free(llmc_model *model, int32_t first);
 llmc_status rows_numbers(const llmc_model *model, int32_t first, const float **out, size_t *n);
 llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, size_t *n);
+
+/* -- grid.c ------------------------------------------------------------------------------------------------------- */
+
+llmc_status picture_rows(llmc_model *model, const float *patches, uint32_t height, uint32_t width, int32_t *first, size_t *n);
 /* Give all of them back. */
 void rows_close(given *given);
 

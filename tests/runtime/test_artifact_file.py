@@ -119,9 +119,9 @@ def test_bytes_cut_from_the_middle_are_noticed(stub: Path) -> None:
 
 def test_another_format_version_is_named(stub: Path) -> None:
     data = bytearray(stub.read_bytes())
-    data[-fmt.TRAILER.size + 8] = 9
+    data[-fmt.TRAILER.size + 8] = 10
     stub.write_bytes(data)
-    assert refusal(stub).fact == "the artifact has format version 9; this llmc reads versions 3 to 8"
+    assert refusal(stub).fact == "the artifact has format version 10; this llmc reads versions 3 to 9"
 
 
 @pytest.mark.parametrize("name", ["code", "weights", "plan", "vocabulary", "tokenizer", "graph", "manifest"])

@@ -101,7 +101,7 @@ def test_hostile_trailers_are_refused(openings: Openings, good: bytes) -> None:
     files = [good[:at] + toy.pack_end(directory, at, n_sections=value) for value in (*wild, n - 1, n + 1, 65)]
     files += [good[:at] + toy.pack_end(directory, at, offset=value) for value in wide]
     files += [good[:at] + toy.pack_end(directory, at, file_bytes=value) for value in wide if value != len(good)]
-    files += [good[:at] + toy.pack_end(directory, at, version=value) for value in (0, 1, 2, 9, 2**32 - 1)]
+    files += [good[:at] + toy.pack_end(directory, at, version=value) for value in (0, 1, 2, 10, 2**32 - 1)]
     files += [good[:at] + toy.pack_end(directory, at, magic=b"LLMCART0"), b"\0" * 4096, b"\xff" * 64]
     files += [good[:at] + toy.pack_end(directory, at, sha256=bytes(32))]
     assert [status for status, _ in openings(files)] == [FORMAT] * len(files)
@@ -109,8 +109,8 @@ def test_hostile_trailers_are_refused(openings: Openings, good: bytes) -> None:
 
 def test_a_new_format_is_named(openings: Openings, good: bytes) -> None:
     n, at = struct.unpack_from("<IQ", good, len(good) - fmt.TRAILER.size + 12)
-    [(_, fact)] = openings([good[:at] + toy.pack_end(good[at : at + n * fmt.SECTION.size], at, version=9)])
-    assert fact == "the artifact has format version 9; its runtime reads 3 to 8"
+    [(_, fact)] = openings([good[:at] + toy.pack_end(good[at : at + n * fmt.SECTION.size], at, version=10)])
+    assert fact == "the artifact has format version 10; its runtime reads 3 to 9"
 
 
 def test_hostile_directories_are_refused(openings: Openings, good: bytes) -> None:

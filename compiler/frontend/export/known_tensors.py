@@ -33,7 +33,7 @@ class KnownTensors(TorchFunctionMode):
         options = dict(options or {})
         if function in (torch.Tensor.__eq__, torch.eq) and self.asks_for_zeros(*arguments):
             return evaluated(lambda: torch.zeros(tuple(arguments[0].shape), dtype=torch.bool))
-        if function is torch.Tensor.__getitem__ and takes_all(*arguments):
+        if function is torch.Tensor.__getitem__ and (takes_all(*arguments) or takes_in_order(*arguments)):
             return arguments[0]
         tensors = [leaf for leaf in tree_leaves((arguments, options)) if isinstance(leaf, torch.Tensor)]
         if all(map(is_known, tensors)) and (tensors or function in MAKERS):
@@ -54,6 +54,16 @@ def takes_all(x: Any, which: Any) -> bool:
     """Whether a traced tensor is asked for those of its parts that a mask counts, and it counts all."""
     is_mask = is_known(which) and which.dtype == torch.bool and which.dim() == 1
     return is_mask and not is_known(x) and evaluated(lambda: bool(which.all()))
+
+
+def takes_in_order(x: Any, which: Any) -> bool:
+    """Whether a traced tensor is asked for all of its parts by numbers, one after the other."""
+    first, *rest = which if isinstance(which, tuple) else (which,)
+    if is_known(x) or not is_known(first) or first.dtype != torch.long or first.shape != x.shape[:1]:
+        return False
+    return all(part == slice(None) for part in rest) and evaluated(
+        lambda: bool((first.diff() == 1).all() and first[0] == 0)
+    )
 
 
 def evaluated(function: Callable[[], Any]) -> Any:

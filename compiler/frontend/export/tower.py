@@ -28,10 +28,11 @@ from llmc.compiler.frontend.export.exporter import first_line, simplify, was_int
 from llmc.compiler.frontend.export.known_tensors import KnownTensors
 from llmc.compiler.frontend.export.names import drop_remarks, forget_weights, number_layers
 from llmc.compiler.frontend.export.rows_in_text import check_rows
+from llmc.compiler.frontend.export.sized_tower import WITHIN, takes_any_size, trace_sized
 from llmc.compiler.frontend.export.trace import to_onnx, without_values
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.graph import attribute
-from llmc.compiler.ops import SEES_AHEAD
+from llmc.compiler.ops import IN_WINDOWS, SEES_AHEAD, SIZED
 from llmc.runtime.errors import LlmcError
 
 FEATURES, PIXELS = "get_image_features", "pixel_values"
@@ -54,14 +55,43 @@ def export_tower(config: PretrainedConfig, tile: tuple[int, int, int], image_tok
 
     Refuses a model whose text part needs to be told more of a picture than the rows, or whose tower more than pixels.
     """
+
+    def of_tile(model: PreTrainedModel) -> ir.Model:
+        rows = FeaturesOfTile(model, tile)
+        sees_ahead = check_rows(model, rows.example(), image_token)
+        graph_model = trace(rows)
+        finish(graph_model, model)
+        if sees_ahead:
+            graph_model.metadata_props[SEES_AHEAD] = "1"
+        return graph_model
+
+    return exported(config, of_tile)
+
+
+def export_sized_tower(config: PretrainedConfig, image_token: int) -> ir.Model:
+    """The float32 graph of a picture of any size: sized_tower.py.  The same is refused, and what else depends on how
+    high and wide a picture is."""
+
+    def of_picture(model: PreTrainedModel) -> ir.Model:
+        if not takes_any_size(model):
+            raise LlmcError("its tower is not told how the patches of a picture lie")
+        graph_model, sized = trace_sized(model)
+        finish(graph_model, model)
+        attentions = [node for node in graph_model.graph if node.op_type == "Attention"]
+        within = [str(number) for number, node in enumerate(attentions) if node.metadata_props.pop(WITHIN) == "1"]
+        graph_model.metadata_props[SIZED] = " ".join(map(str, sized))
+        graph_model.metadata_props[IN_WINDOWS] = " ".join(within)
+        return graph_model
+
+    return exported(config, of_picture)
+
+
+def exported(config: PretrainedConfig, export: Callable[[PreTrainedModel], ir.Model]) -> ir.Model:
+    """The graph that is made of the whole model; whatever goes wrong is said of it."""
     with quiet():
         model = build_whole(config)
         try:
-            rows = FeaturesOfTile(model, tile)
-            made = rows.example()
-            sees_ahead = check_rows(model, made, image_token)
-            graph_model = trace(rows)
-            finish(graph_model, model)
+            graph_model = export(model)
         except LlmcError as error:
             raise refused(model, error.fact) from error
         except Exception as error:  # torch and transformers raise anything at all
@@ -70,8 +100,6 @@ def export_tower(config: PretrainedConfig, tile: tuple[int, int, int], image_tok
             raise refused(model, f"exporting its tower failed: {first_line(error)}") from error
     graph_model.metadata_props["llmc.architecture"] = type(model).__name__
     graph_model.metadata_props["llmc.prefix"] = model.base_model_prefix
-    if sees_ahead:
-        graph_model.metadata_props[SEES_AHEAD] = "1"
     return graph_model
 
 
