@@ -56,7 +56,7 @@ class CallScanner:
         elif self._is_at_start and not held.strip():
             n_safe = len(held) if is_last else 0
         else:
-            self._is_in_call = self._is_at_start and held.lstrip().startswith("{")
+            self._is_in_call = self._is_at_start and held.lstrip().startswith(self._form.begin)
             self._is_at_start = False
             n_safe = 0 if self._is_in_call else len(held)
         self._held = held[n_safe:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,13 @@ SpecialTokens: TypeAlias = Mapping[str, str]
 
 MOST_COUNTED = 2000
 """Lengths of texts are checked while they are written up to so many characters: more make large grammars."""
+
+
+KEYS = ("arguments", "parameters")
+"""What models call the arguments of a function, whatever their template calls them."""
+
+
+BETWEEN_VALUES = " \t\r\n,;"
 
 
 class Call(NamedTuple):
@@ -58,6 +65,11 @@ class Form(ABC):
     repeats: bool = True
 
     @property
+    def begin(self) -> str:
+        """What a text begins with that may be a call, where there is no opening."""
+        return self.within.before if self.within else "{"
+
+    @property
     def joint(self) -> str:
         """The text between a closing and the next opening."""
         return "\n" if self.closing else ""
@@ -84,28 +96,50 @@ class Form(ABC):
 
 @dataclass(frozen=True)
 class JsonForm(Form):
-    """{"name": …, key: {…}}, or a list of some."""
+    """{"name": …, key: {…}}, or several of them, in a list or one behind another.
+
+    name_key: of the name; "": the name itself is the one key, of the arguments.  id_key: of a number, as text, before
+    the name.
+    """
 
     key: str = "arguments"
+    name_key: str = "name"
+    id_key: str = ""
 
     def calls_in(self, text: str, functions: Functions) -> list[Call]:
         calls = []
         try:
-            value = parse_json(text)
-            for one in value if isinstance(value, list) else [value]:
-                name = one.get("name") if isinstance(one, dict) else None
-                if not isinstance(name, str) or name not in functions:
-                    return []
-                calls.append(Call(name, spelled(one.get(self.key, {}))))
+            for value in json_values(text):
+                for one in value if isinstance(value, list) else [value]:
+                    name, arguments = self._read(one)
+                    if name not in functions:
+                        return []
+                    calls.append(Call(name, spelled(arguments)))
         except ValueError:
             return []
         return calls
 
+    def _read(self, one: object) -> tuple[str, object]:
+        """-> (the name, the arguments).  Raises ValueError."""
+        if not isinstance(one, dict):
+            raise ValueError("a call is an object")
+        if not self.name_key:
+            [(name, arguments)] = one.items()
+            return name, arguments
+        name = one.get(self.name_key)
+        if not isinstance(name, str):
+            raise ValueError("no name")
+        return name, next((one[key] for key in (self.key, *KEYS) if key in one), {})
+
     def rule(self, index: int, name: str, schema: Schema, special: SpecialTokens) -> list[str]:
         if not self.opening:  # beside an answer in JSON both have to be read by the same tokens
             return [f"call_{index}: {json_rule(object_of(name, schema, self.key))}"]
-        head = f'{{"name": {json.dumps(name)}, "{self.key}": '
-        return [f'call_{index}: {literal(head)} arguments_{index} "}}"', f"arguments_{index}: {json_rule(schema)}"]
+        head = f'"{self.name_key}": {json.dumps(name)}, "{self.key}": ' if self.name_key else f"{json.dumps(name)}: "
+        begin = literal("{" + head)
+        if self.id_key:
+            before, behind = literal(f'{{"{self.id_key}": "'), literal(f'", {head}')
+            begin = f"{before} /[0-9]{{1,3}}/ {behind}"
+        return [f'call_{index}: {begin} arguments_{index} "}}"', f"arguments_{index}: {json_rule(schema)}"]
 
 
 @dataclass(frozen=True)
@@ -172,6 +206,27 @@ def text_rule(name: str, end: str, special: SpecialTokens, schema: object = None
 def literal(text: str) -> str:
     """A text as a literal of Lark."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def json_values(text: str) -> Iterator[Any]:
+    """Values of JSON one behind another, with blanks, commas or semicolons between.  Raises ValueError."""
+    while text := text.lstrip(BETWEEN_VALUES):
+        end = json_end(text)
+        yield parse_json(text[:end])
+        text = text[end:]
+
+
+def optional_row(name: str, fields: Sequence[tuple[str, bool]], joint: str) -> tuple[str, list[str]]:
+    """-> (what stands for the row, its rules), in Lark: of fields, each what it is and whether it must be there, with
+    the joint between those that are."""
+    rules: list[str] = []
+    first, more = "", ""  # of the fields from one on: as the first ones, and behind others
+    for number, (field, must) in reversed([*enumerate(fields)]):
+        names = f"{name}_first_{number}", f"{name}_more_{number}"
+        rules.append(f"{names[0]}: {field} {more}{'' if must else f' | {first}'}")
+        rules.append(f"{names[1]}: {joint} {field} {more}{'' if must else f' | {more}'}")
+        first, more = names
+    return first, rules
 
 
 def object_of(name: str, schema: Schema, key: str) -> Schema:

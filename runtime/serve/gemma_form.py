@@ -20,6 +20,7 @@ from llmc.runtime.serve.forms import (
     in_lark,
     json_rule,
     literal,
+    optional_row,
     spelled,
     text_rule,
 )
@@ -91,13 +92,8 @@ class Rules:
         name, needed = self._name(f"object_{self._n_objects}"), schema.get("required")
         is_needed = [isinstance(needed, list) and key in needed for key in sorted(properties(schema))]
         fields = [f"{literal(f'{key}:')} {self._value(value)}" for key, value in sorted(properties(schema).items())]
-        first, more = "", ""  # of the fields from one on: as the object's first ones, and behind others
-        for number, (field, must) in reversed([*enumerate(zip(fields, is_needed, strict=True))]):
-            names = f"{name}_first_{number}", f"{name}_more_{number}"
-            self.made.append(f"{names[0]}: {field} {more}{'' if must else f' | {first}'}")
-            self.made.append(f'{names[1]}: "," {field} {more}{"" if must else f" | {more}"}')
-            first, more = names
-        self.made.append(f'{name}: "{{" {first} "}}"')
+        first, rules = optional_row(name, [*zip(fields, is_needed, strict=True)], '","')
+        self.made += [*rules, f'{name}: "{{" {first} "}}"']
         return name
 
     def _value(self, schema: Any) -> str:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from llmc.runtime.serve.field_forms import Around, FieldForm
 from llmc.runtime.serve.forms import Form, JsonForm, NamedForm, Within
 from llmc.runtime.serve.gemma_form import QUOTE, GemmaForm
+from llmc.runtime.serve.python_form import PythonForm
 
-TOGETHER = Within("", "", "")
+TOGETHER, LISTED, IN_LINES = Within("", "", ""), Within("[", ", ", "]"), Within("", "\n", "")
 HERMES = JsonForm(  # Qwen too
     "<tool_call>", ("<function=", "<arg_key>", "<invoke name=", "<tool_calls>"), "<tool_call>\n", "\n</tool_call>"
 )
-MISTRAL = JsonForm("[TOOL_CALLS]", ("[ARGS]",), "[TOOL_CALLS]", "", Within("[", ", ", "]"))  # up to v7
+MISTRAL = JsonForm("[TOOL_CALLS]", ("[ARGS]",), "[TOOL_CALLS]", "", LISTED)  # up to v7
 MISTRAL_11 = NamedForm(
     "[CALL_ID]",
     (),
@@ -25,6 +26,37 @@ MISTRAL_11 = NamedForm(
 )
 MISTRAL_13 = NamedForm("[ARGS]", ("[CALL_ID]",), "[TOOL_CALLS]", "", special=("[ARGS]",), between="[ARGS]")
 LLAMA = JsonForm('{"name": function name, "parameters"', ("<tool_call>",), "", "", key="parameters")  # Llama 3
+FUNCTION = NamedForm("<function=", (), "<function=", "</function>", between=">")  # Functionary 3.1
+APRIEL = JsonForm("<tool_calls>[", (), "<tool_calls>", "</tool_calls>", LISTED)  # Hunyuan too
+MINIMAX_1 = JsonForm("<tool_calls>", ("<tool_calls>[",), "<tool_calls>\n", "\n</tool_calls>", IN_LINES)
+NEMOTRON = JsonForm("<TOOLCALL>", (), "<TOOLCALL>", "</TOOLCALL>", LISTED)  # Nano 2
+GRANITE = JsonForm("<|tool_call|>", (), "<|tool_call|>", "", LISTED)  # 3.3
+PHI = JsonForm("<|/tool|>", (), "<|tool_call|>", "<|/tool_call|>", LISTED)  # 4 mini
+FUNCTOOLS = JsonForm("functools", (), "functools", "", LISTED)  # Firefunction, Phi 4 mini in vLLM's template
+XLAM = JsonForm('[{"name": "tool_call_name", "arguments"', (), "", "", LISTED)
+GIGACHAT = JsonForm("<|function_call|>", (), "<|function_call|>", "", repeats=False)
+APERTUS = JsonForm("<|tools_prefix|>", (), "<|tools_prefix|>", "<|tools_suffix|>", LISTED, name_key="")
+COMMAND = JsonForm(  # R7B, A
+    "<|START_ACTION|>",
+    (),
+    "<|START_ACTION|>",
+    "<|END_ACTION|>",
+    LISTED,
+    key="parameters",
+    name_key="tool_name",
+    id_key="tool_call_id",
+)
+INTERN = JsonForm(
+    "<|action_start|><|plugin|>",
+    (),
+    "<|action_start|><|plugin|>\n",
+    "<|action_end|>",
+    special=("<|action_start|>", "<|plugin|>"),
+)
+LFM = PythonForm("<|tool_call_start|>", (), "<|tool_call_start|>", "<|tool_call_end|>", LISTED)
+LFM_2 = replace(LFM, shown_by="List of tools: ")
+OLMO = PythonForm("<function_calls>", (), "<function_calls>\n", "\n</function_calls>", IN_LINES)  # 3
+PYTHON = PythonForm("[func_name1(", (), "", "", LISTED)  # Llama 3.2 and 4, ToolACE, Gemma 3
 QWEN = FieldForm(  # Qwen 3.5, Qwen 3 Coder, Nemotron 3
     "<parameter=",
     ("<seed:tool_call>",),
@@ -75,6 +107,31 @@ MINIMAX = FieldForm(  # M2
     value=Around("", "</parameter>\n"),
     ending="</invoke>",
 )
+MINICPM = FieldForm(  # 5
+    '<param name="',
+    (),
+    '<function name="',
+    "</function>",
+    name=Around("", '">'),
+    key=Around('<param name="', '">'),
+    value=Around("", "</param>"),
+    quote=Around("<![CDATA[", "]]>"),
+)
+DSML = FieldForm(  # DeepSeek V4
+    "'｜DSML｜'",
+    ("'function_calls>",),
+    "<｜DSML｜tool_calls>\n",
+    "\n</｜DSML｜tool_calls>",
+    IN_LINES,
+    name=Around('<｜DSML｜invoke name="', '">\n'),
+    key=Around('<｜DSML｜parameter name="', '" string='),
+    value=Around("", "</｜DSML｜parameter>\n"),
+    ending="</｜DSML｜invoke>",
+    typed=('"true">', '"false">'),
+)
+DSML_32 = replace(
+    DSML, never=(), opening="<｜DSML｜function_calls>\n", closing="\n</｜DSML｜function_calls>"
+)  # DeepSeek V3.2
 GEMMA = GemmaForm("<|tool_call>", (), "<|tool_call>", "<tool_call|>", special=(QUOTE,))  # Gemma 4
 HARMONY = NamedForm(  # gpt-oss; thoughts.py leaves of a message's head what a call needs
     "<|channel|>commentary",
@@ -119,21 +176,9 @@ KIMI = NamedForm(  # K2
     tail="<|tool_call_end|>",
 )
 FORMS: tuple[Form, ...] = (
-    HERMES,
-    MISTRAL,
-    MISTRAL_11,
-    MISTRAL_13,
-    LLAMA,
-    QWEN,
-    SEED,
-    GLM,
-    GLM_47,
-    MINIMAX,
-    GEMMA,
-    HARMONY,
-    DEEPSEEK_31,
-    DEEPSEEK,
-    KIMI,
+    *(HERMES, MISTRAL, MISTRAL_11, MISTRAL_13, LLAMA, QWEN, SEED, GLM, GLM_47, MINIMAX, GEMMA, HARMONY),
+    *(DEEPSEEK_31, DEEPSEEK, DSML, DSML_32, KIMI, APRIEL, MINIMAX_1, NEMOTRON, GRANITE, PHI, FUNCTOOLS, XLAM, GIGACHAT),
+    *(APERTUS, COMMAND, INTERN, LFM, LFM_2, OLMO, PYTHON, MINICPM, FUNCTION),
 )
 PLAIN = JsonForm("", (), "", "")
 """The form of calls that have to come, where the template shows no form."""

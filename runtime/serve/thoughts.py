@@ -109,6 +109,7 @@ THINK = Pair("<think>", "</think>")  # DeepSeek, Qwen 3, GLM
 SEED = Pair("<seed:think>", "</seed:think>")
 MISTRAL = Pair("[THINK]", "[/THINK]")
 GEMMA = Pair("<|channel>", "<channel|>", "thought")
+COMMAND = Pair("<|START_THINKING|>", "<|END_THINKING|>")
 HARMONY = Channels()  # gpt-oss
 
 
@@ -116,7 +117,7 @@ def marks_of(template: str) -> Marks | None:
     """Those that a chat template shows."""
     if HARMONY.answer_behind("") in template:
         return HARMONY
-    return next((marks for marks in (THINK, SEED, MISTRAL, GEMMA) if marks.closing in template), None)
+    return next((marks for marks in (THINK, SEED, MISTRAL, GEMMA, COMMAND) if marks.closing in template), None)
 
 
 HEADS = "<|start|>", "<|channel|>", " to="

@@ -145,7 +145,7 @@ def test_messages_with_tools_have_a_template_of_their_own_where_there_is_one() -
     template = ChatTemplate("d", {}, "{{ tools[0].function.name }} <tool_call>")
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
     with_tools = body | {"tools": [{"type": "function", "function": {"name": "f"}}]}
-    vocabulary: Any = SimpleNamespace(shown=lambda marks: {})
+    vocabulary: Any = SimpleNamespace(shown=lambda marks: {}, added=lambda marks: {})
     for said, wanted in ((body, "d"), (with_tools, "f <tool_call>")):
         assert read_text(said, "m", template).write() == wanted
         assert prompted(read_chat(said, "m", 1), template, vocabulary).text == wanted

@@ -11,7 +11,7 @@ from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Ask, Job, Thinking
 from llmc.runtime.serve.requests import Effort
-from llmc.runtime.serve.thoughts import GEMMA, HARMONY, SEED, THINK, Marks, marks_of
+from llmc.runtime.serve.thoughts import COMMAND, GEMMA, HARMONY, SEED, THINK, Marks, marks_of
 from llmc.runtime.text import load_tokenizer
 from tests.runtime.serve.conftest import Server, events_of
 from tests.runtime.serve.test_tools import CHATS, TOOLS
@@ -64,6 +64,7 @@ def test_templates_show_their_marks() -> None:
     assert marks_of("… <think>") is None
     assert marks_of("'<|channel>thought\\n<channel|>'") is GEMMA
     assert marks_of("{%- set think_end_token = '</seed:think>' -%}") is SEED
+    assert marks_of("<|START_THINKING|>{{ thought }}<|END_THINKING|>") is COMMAND
     assert GEMMA.is_open("<|turn>model\n<|channel>thought\n")
     assert GEMMA.is_over("<|turn>model\n<|channel>thought\n<channel|>")
     assert marks_of("{% if x %}<think>\\n\\n</think>{% endif %}") is THINK

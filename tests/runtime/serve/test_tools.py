@@ -151,9 +151,7 @@ def test_a_call_that_has_to_come_needs_no_opening() -> None:
     [
         ("… <tool_call> …", HERMES),
         ("<tool_call> <function= … <parameter=", QWEN),
-        ("<function=name>{arguments}</function>", None),
         ("<tool_call> <invoke name=", None),
-        ("<tool_calls>[ … ]</tool_calls> <tool_call>", None),
         ("<seed:tool_call>\n<function= … <parameter=", SEED),
         ("<tool_call>{function-name}\n<arg_key>{key}</arg_key>\n<arg_value>", GLM),
         ("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key><arg_value>", GLM_47),
