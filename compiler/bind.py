@@ -23,7 +23,7 @@ from llmc.runtime.errors import LlmcError
 
 STEP_INPUTS = {
     name: name
-    for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters", "is_given", "given", "sees")
+    for name in ("tokens", "positions", "page_table", "rows", "slots", "adapters", "is_given", "given", "sees", "turns")
 }
 """Graph inputs that the runtime fills for each step, and the space of the artifact's format they lie in."""
 

@@ -130,6 +130,7 @@ class Planner:
             n_types=self.n_types,
             adapters=self.adapters,
             n_row=row_size(self.graph),
+            is_turned=any(value.name == "turns" for value in self.graph.inputs),
         )
 
     def with_sampling(

@@ -66,7 +66,7 @@ def rewrite_each(
             make_plain(source, observe)
         exported_layer = one_layer(graph.to_text(source.graph))
         observe("plain" if source.is_spelled_out else "export", source.graph, 0)
-        passes.run_steps(source.graph, passes.first_steps(source.n_context), observe)
+        passes.run_steps(source.graph, passes.first_steps(source.n_context, is_turned=source.is_turned), observe)
         if source.takes_rows:
             passes.run_steps(source.graph, passes.given_steps(), observe)
     graphs = {kind: source.graph if kind == kinds[-1] else source.graph.clone() for kind in kinds}

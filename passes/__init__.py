@@ -59,6 +59,7 @@ from llmc.passes.standardise_operators import standardise_operators
 from llmc.passes.swap_product import swap_product
 from llmc.passes.tabulate_places import tabulate_places
 from llmc.passes.tabulate_positions import tabulate_positions
+from llmc.passes.tabulate_turns import tabulate_turns
 from llmc.passes.take_given import take_given
 from llmc.passes.turn_product import turn_product
 from llmc.passes.unfold_heads import unfold_heads
@@ -76,8 +77,9 @@ def pipeline(n_context: int, sums_to: SumsTo = "norms") -> Steps:
     return first_steps(n_context) + last_steps(sums_to)
 
 
-def first_steps(n_context: int) -> Steps:
-    """Those that are the same for all kinds of devices."""
+def first_steps(n_context: int, *, is_turned: bool = False) -> Steps:
+    """Those that are the same for all kinds of devices.  is_turned: of a model with positions in three directions."""
+    turned: Steps = (("tabulate_turns", lambda model: tabulate_turns(model, n_context=n_context)),)
     return (
         # 1. over [batch, sequence], as exported
         ("form_experts", form_experts),
@@ -91,6 +93,7 @@ def first_steps(n_context: int) -> Steps:
         ("form_gather", form_gather),
         ("fuse_rotary", fuse_rotary),
         ("move_norm", move_norm),
+        *(turned if is_turned else ()),
         ("tabulate_positions", lambda model: tabulate_positions(model, n_context=n_context)),
         ("unfold_heads", unfold_heads),
         # 2. over M tokens of one sequence

@@ -24,20 +24,22 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
 from llmc.compiler.graph.shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph.text import op_name
-from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EMBEDDED, EXPERTS, POOLS, WITH_STATES
+from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EMBEDDED, EXPERTS, GATHER_TURNED, POOLS, WITH_STATES
 from llmc.compiler.ops.define import Dim
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
 
+INPUTS = ("input_ids", "position_ids", "turns")
 M = ir.SymbolicDim("M")
 FLAT = ({"batch", "sequence"}, {"batch*sequence"}, {"sequence*batch"})
 
 
 def flatten_tokens(model: ir.Model) -> int:
-    """Assumes inputs `input_ids` and `position_ids` [batch, sequence]. Leaves inputs `tokens` and `positions` [M], and
-    values of first axis M. Returns the number of nodes rewritten."""
+    """Assumes inputs `input_ids` and `position_ids` [batch, sequence], perhaps `turns` [batch, sequence, 3]. Leaves
+    inputs `tokens` and `positions` [M], perhaps `turns` [M, 3], and values of first axis M. Returns the number of nodes
+    rewritten."""
     graph = model.graph
-    if [value.name for value in graph.inputs] != ["input_ids", "position_ids"]:
+    if tuple(value.name for value in graph.inputs) not in (INPUTS[:2], INPUTS):
         return 0
     infer_missing(graph)
     flattening = Flattening(graph)
@@ -79,8 +81,9 @@ class Flattening:
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.new: dict[ir.Value, ir.Value] = {}
-        for old, name in zip(graph.inputs, ("tokens", "positions"), strict=True):
-            self.new[old] = ir.Value(name=name, shape=ir.Shape([M]), type=ir.TensorType(ir.DataType.INT64))
+        for old, name in zip(graph.inputs, ("tokens", "positions", "turns"), strict=False):
+            shape = ir.Shape([M, *dims(old)[2:]])
+            self.new[old] = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.INT64))
 
     def rewrite(self, node: ir.Node) -> None:
         rule = RULES.get(op_name(node))
@@ -258,6 +261,12 @@ def pool(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     return flat.emit(node, op_name(node), [flat.take(node.inputs[0])])
 
 
+def gather_turned(flat: Flattening, node: ir.Node) -> list[ir.Value]:
+    """turns [batch, sequence, 3] become [M, 3]."""
+    table, turns = node.inputs
+    return flat.emit(node, op_name(node), [table, flat.take(turns)], **attributes_of(node))
+
+
 def pad(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """Each token's own elements, behind the last axis."""
     x, pads, value, axes = (*node.inputs, None, None)[:4]
@@ -402,6 +411,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze"), reshape),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
+    f"{DOMAIN}.{GATHER_TURNED}": gather_turned,
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*POOLS, EMBEDDED)), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", *(f"{DOMAIN}.{kind}Attention" for kind in ("Sink", "Alibi", "Distance"))), attention),

@@ -60,15 +60,16 @@ def frontier(graph: ir.Graph, positions: ir.Value) -> list[ir.Value]:
         if not set(node.outputs) <= sizes and inputs and inputs <= alone | sizes:
             alone.update(node.outputs)
     found: list[ir.Value] = []
+    tokens = dims(positions)[:2]
     for node in reversed(graph):
         for value in node.outputs:
             leaves = value.is_graph_output() or any(use.node.outputs[0] not in alone for use in value.uses())
             if value in alone and leaves:
-                if dims(value)[:2] == dims(positions):
+                if dims(value)[:2] == tokens:
                     found.append(value)
                 else:
                     alone.discard(value)
-            elif value in sizes and dims(value)[:2] == dims(positions) and leaves_for_good(value, alone | sizes):
+            elif value in sizes and dims(value)[:2] == tokens and leaves_for_good(value, alone | sizes):
                 found.append(value)
     return list(reversed(found))
 
@@ -117,10 +118,12 @@ def computed_table(value: ir.Value, positions: ir.Value, n_context: int, *, coun
     return Weight.computed(f"table.{node.op_type.lower()}", (n_context, *rest), read)
 
 
-def at_each(part: ir.Model, n_context: int, *, counted: bool = False) -> Array:
+def at_each(
+    part: ir.Model, n_context: int, *, counted: bool = False, run: Callable[[Arrays], Arrays] | None = None
+) -> Array:
     """What a part of the graph gives at each position.  Raises LlmcError if that depends on the other tokens.
-    counted: the part counts tokens itself, from 0, wherever they are."""
-    run, place = runner(part), f"value {part.graph.outputs[0].name}"
+    counted: the part counts tokens itself, from 0, wherever they are.  run: what runs it in place of `runner`."""
+    run, place = run or runner(part), f"value {part.graph.outputs[0].name}"
     found = agreed(run, n_context, counted=counted)
     if found is not None:
         return found

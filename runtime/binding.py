@@ -306,10 +306,11 @@ class Model(Runner):
             self._library.check(api.sequence_new(handle, out))
             return adapters.choose(Sequence(self, out), number)
 
-    def rows(self, numbers: npt.ArrayLike) -> Given:
+    def rows(self, numbers: npt.ArrayLike, grid: tuple[int, int] | None = None) -> Given:
         """Keep float32 [n, n_row] rows, each of which may stand for a token in place of its embedding: `Given.ids` are
-        fed as tokens are.  Raises LlmcError for an artifact that takes none."""
-        return given.rows(self, numbers)
+        fed as tokens are.  grid: how many lines of how many columns they are of a picture, where that matters to the
+        model's positions.  Raises LlmcError for an artifact that takes none."""
+        return given.rows(self, numbers, grid)
 
     def image(self, pixels: npt.ArrayLike) -> Given:
         """The rows that the model makes of a tile of a picture, float32 [channels, height, width] as the model's own

@@ -215,6 +215,7 @@ class Api(c.Structure):
                 Status, Handle, c.c_void_p, c.c_uint32, c.c_uint32, c.POINTER(c.c_int32), c.POINTER(c.c_size_t)
             ),
         ),
+        ("rows_in_grid", c.CFUNCTYPE(Status, Handle, c.c_void_p, c.c_uint32, c.c_uint32, c.POINTER(c.c_int32))),
     )
 
 

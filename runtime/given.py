@@ -44,7 +44,7 @@ class Given(Held):
         self.model.forget(self.ids.start)
 
 
-def rows(model: Model, numbers: npt.ArrayLike) -> Given:
+def rows(model: Model, numbers: npt.ArrayLike, grid: tuple[int, int] | None = None) -> Given:
     """See Model.rows."""
     array, first = np.ascontiguousarray(numbers, np.float32), c.c_int32()
     n_row = model.info.n_row
@@ -53,7 +53,14 @@ def rows(model: Model, numbers: npt.ArrayLike) -> Given:
         if n_row and (array.ndim != 2 or array.shape[1] != n_row):
             fact = f"rows are an array [n, {n_row}], not {list(array.shape)}"
             raise LlmcError(fact, place=str(model.path))
-        model.check(api.rows_new(handle, array.ctypes.data, len(array), first))
+        if grid is None:
+            model.check(api.rows_new(handle, array.ctypes.data, len(array), first))
+        else:
+            capi.check_has(api, "rows_in_grid", "take rows in lines and columns", str(model.path))
+            if min(grid) < 1 or prod(grid) != len(array):
+                fact = f"{len(array)} rows do not lie in {grid[0]} lines of {grid[1]} columns"
+                raise LlmcError(fact, place=str(model.path))
+            model.check(api.rows_in_grid(handle, array.ctypes.data, *grid, first))
         return Given(model, first.value, len(array))
 
 

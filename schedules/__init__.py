@@ -29,6 +29,7 @@ FAMILIES = {
         "cpu.query_key_norm",
         "cpu.low_rank",
         "cpu.given",
+        "cpu.turned",
         "cpu.gather",
         "cpu.pool",
         "cpu.columns",

@@ -22,7 +22,7 @@ from llmc import __version__
 
 KEY = "llmc.key"
 NOWHERE = "weights"
-TAKES_ROWS = "llmc.takes_rows"
+TAKES_ROWS, IS_TURNED = "llmc.takes_rows", "llmc.is_turned"
 PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
 NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Fields of a configuration that the graph, always float32, does not depend on."""
@@ -40,17 +40,20 @@ EXPORTERS = (
 """What graphs depend on."""
 
 
-def exported_graph(fields: dict[str, Any], place: str, *, takes_rows: bool = False) -> ir.Model:
+def exported_graph(
+    fields: dict[str, Any], place: str, *, takes_rows: bool = False, is_turned: bool = False
+) -> ir.Model:
     """`export_graph` of a configuration's fields, from the cache where it has them."""
 
     def export() -> ir.Model:
         # By name, since importing the exporter imports torch, which takes seconds.
         config = import_module("llmc.compiler.frontend.config").parse_config(fields, place)
         exporter = import_module("llmc.compiler.frontend.export")
-        model: ir.Model = exporter.export_graph(config, takes_rows=takes_rows)
+        model: ir.Model = exporter.export_graph(config, takes_rows=takes_rows, is_turned=is_turned)
         return model
 
-    return cached(_key(fields | ({TAKES_ROWS: True} if takes_rows else {})), export)
+    asked = {name: True for name, is_asked in ((TAKES_ROWS, takes_rows), (IS_TURNED, is_turned)) if is_asked}
+    return cached(_key(fields | asked), export)
 
 
 def exported_tower(fields: dict[str, Any], tile: tuple[int, int, int], image_token: int, place: str) -> ir.Model:

@@ -26,7 +26,7 @@ from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.processor import LEAVE_OUT
 from llmc.compiler.frontend.text_part import text_tensors
 from llmc.compiler.frontend.tokens import read_ends, read_text
-from llmc.compiler.frontend.tower import Images, Whole, load_images
+from llmc.compiler.frontend.tower import Images, load_images
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
@@ -64,6 +64,7 @@ class SourceModel:
     embedding: how it makes embeddings, which the graph then gives in place of logits; None: it makes none.
     classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
     takes_rows: whether rows of numbers may stand for tokens, where the graph has its `llmc.Embedded`.
+    is_turned: whether positions have three directions, in which pictures' rows are at places of their own.
     images: how it takes pictures; None: it takes none, or was not asked to.
     """
 
@@ -91,6 +92,7 @@ class SourceModel:
     embedding: Embedding | None = None
     classification: Classification | None = None
     takes_rows: bool = False
+    is_turned: bool = False
     images: Images | None = None
 
     @property
@@ -126,6 +128,7 @@ def load_source(
     images: bool = False,
     has_f16: bool = False,
     rows: bool = False,
+    turned: bool = False,
 ) -> SourceModel:
     """Load MODEL: a folder, a hub id, a short name such as llama2-7b, a .gguf or an .onnx file.  Reads no weight.
 
@@ -134,7 +137,7 @@ def load_source(
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another, or "NAME=…" for one that stays beside them; a MODEL that is an adapter
     itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
-    rows: let rows of numbers stand for tokens, as those of images do.
+    rows: let rows of numbers stand for tokens, as those of images do; turned: at positions in three directions.
     images: with what makes rows of pictures, which then may stand for tokens too.
     """
     if weights not in ("real", "random"):
@@ -145,22 +148,32 @@ def load_source(
         _refuse_for_file(adapters, task, rows=rows, images=images)
         return _load_file(expanded(model), weights, dtype, max_sequence, has_f16=has_f16)
     found = for_task(find_model(model, weights, adapters), task)
-    if images:
-        _refuse_for_images(found)
-    source = _load_found(found, dtype, max_sequence, seed, task, rows=rows or images, has_f16=has_f16)
-    if images and found.whole is not None:
-        return _with_images(source, found, found.whole, seed)
+    own = most_common_dtype(found.checkpoint) if found.checkpoint else _random_dtype(found.fields)
+    stored, note = choose_dtype(own, dtype, has_f16)
+    found = replace(found, notes=(*found.notes, *([note] if note else ())))
+    looked = _load_images(found, stored, seed) if images else None
+    turned = turned or (looked is not None and looked.tower.is_turned)
+    source = _load_found(found, stored, max_sequence, seed, task, rows=rows or images, turned=turned)
+    if looked is not None:
+        digest = hashlib.sha256(f"{source.digest} {looked.tower.digest}".encode()).hexdigest()
+        return replace(source, images=looked, digest=digest, notes=(*source.notes, *looked.notes))
     return replace(source, notes=(*source.notes, *_note_of_part(found)))
 
 
 def _load_found(
-    found: Found, dtype: str | None, max_sequence: int | None, seed: int, task: Task, *, rows: bool, has_f16: bool
+    found: Found,
+    stored: StoredDType,
+    max_sequence: int | None,
+    seed: int,
+    task: Task,
+    *,
+    rows: bool,
+    turned: bool,
 ) -> SourceModel:
     """The model, or the text part, that was found."""
     folder, checkpoint, place = found.folder, found.checkpoint, str(found.folder or found.name)
     fields, notes = _with_positions(found, max_sequence if checkpoint is None else None)
-    stored, note = choose_dtype(most_common_dtype(checkpoint) if checkpoint else _random_dtype(fields), dtype, has_f16)
-    graph = exported_graph(fields, place, takes_rows=rows)
+    graph = exported_graph(fields, place, takes_rows=rows, is_turned=turned)
     n_vocab = n_tokens(graph)
     embedding, labels = _made_into(found, graph, fields, task, rows)
     bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
@@ -182,7 +195,7 @@ def _load_found(
         folder=folder,
         random=checkpoint is None,
         digest=hashlib.sha256(json.dumps(fields, sort_keys=True).encode() + contents).hexdigest(),
-        notes=(*notes, *([note] if note else ()), *bound.notes),
+        notes=(*notes, *bound.notes),
         chat=chat,
         is_part=found.is_part,
         packing=found.packing,
@@ -191,25 +204,20 @@ def _load_found(
         embedding=embedding,
         classification=labels,
         takes_rows=rows,
+        is_turned=turned,
     )
 
 
-def _refuse_for_images(found: Found) -> None:
-    """Raises LlmcError for a model that takes no pictures, and for adapters of what makes rows of them."""
+def _load_images(found: Found, stored: StoredDType, seed: int) -> Images:
+    """What takes pictures.  Raises LlmcError for a model that takes none, and for adapters of what makes their rows."""
     if found.whole is None:
         raise LlmcError("the model takes no pictures", place=f"--images {found.name}", hint=LEAVE_OUT)
     for adapter in (*found.adapters, *found.named.values()):
         if len(text_tensors(adapter.changes)) < len(adapter.changes):
             fact = f"the adapter {adapter.name} changes more than the text part"
             raise LlmcError(fact, place=f"--images {adapter.folder}", hint="merge it into the whole model first")
-
-
-def _with_images(source: SourceModel, found: Found, whole: Whole, seed: int) -> SourceModel:
-    """The model with what takes pictures."""
-    place, std, text = str(found.folder or found.name), _std(found.fields), source.tokenizer_json
-    images = load_images(whole, source.dtype, found.folder, text, place=place, std=std, seed=seed)
-    digest = hashlib.sha256(f"{source.digest} {images.tower.digest}".encode()).hexdigest()
-    return replace(source, images=images, digest=digest, notes=(*source.notes, *images.notes))
+    place, std, text = str(found.folder or found.name), _std(found.fields), found.text(0)[0].tokenizer_json
+    return load_images(found.whole, stored, found.folder, text, place=place, std=std, seed=seed)
 
 
 def _note_of_part(found: Found) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ A graph is a step graph when
     `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
     i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M]; where
     rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own; where rows see what is
-    behind them, `sees` i64[M];
+    behind them, `sees` i64[M]; where positions have three directions, `turns` i64[M,3];
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
  3. there is one attention node for each pair of caches that appends to them, numbered from 0, and it alone uses them;
@@ -30,8 +30,10 @@ from llmc.compiler.ops import (
     AHEAD_PAGED_ATTENTION,
     APPENDED_ATTENTION,
     DOMAIN,
+    GATHER_TURNED,
     LATENT_ATTENTION,
     LOW_RANKS,
+    N_TURNS,
     OF_PATCHES,
     OPERATORS,
     PAGED_ATTENTION,
@@ -97,6 +99,7 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
     is_adapted = any(node.op_type in LOW_RANKS and node.domain == DOMAIN for node in graph)
     inputs = INPUTS | (SLOTS if kept else {}) | (ADAPTERS if is_adapted else {}) | given_rows(graph)
     inputs |= {"sees": "i64[M]"} if any(op_name(node) in AHEAD for node in graph) else {}
+    inputs |= {"turns": f"i64[M,{N_TURNS}]"} if any(node.op_type == GATHER_TURNED for node in graph) else {}
     expected = [*inputs, *caches, *kept]
     found = [str(value.name) for value in graph.inputs]
     if sorted(found) != sorted(expected):

@@ -23,6 +23,7 @@ from llmc.compiler.ops import (
     DISTANCE_PAGED_ATTENTION,
     DOMAIN,
     LATENT_ATTENTION,
+    N_TURNS,
     OPSET,
     PAGED_ATTENTION,
     VERSION,
@@ -41,6 +42,7 @@ class Stream:
         given = {"tokens": [tokens.astype(np.int64) for tokens in sequences], "positions": positions, "rows": positions}
         given["adapters"] = [np.full(len(tokens), -1) for tokens in sequences]
         given["sees"] = positions  # these texts have no pictures
+        given["turns"] = [np.repeat(places[:, None], N_TURNS, axis=1) for places in positions]
         given["is_given"] = [np.zeros(len(tokens), np.int64) for tokens in sequences]
         for value in (value for value in graph.inputs if value.name == "given"):
             given["given"] = [np.zeros((len(tokens), dims(value)[1]), np.float32) for tokens in sequences]

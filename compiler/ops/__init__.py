@@ -65,6 +65,7 @@ from llmc.compiler.ops.states import (
     conv_name,
     rule_name,
 )
+from llmc.compiler.ops.turned import GATHER_TURNED, N_TURNS, TURNED
 
 __all__ = [
     "AHEAD_PAGED_ATTENTION",
@@ -81,12 +82,14 @@ __all__ = [
     "GATED_DELTA",
     "GATED_RULES",
     "GATHERS",
+    "GATHER_TURNED",
     "GROUPS",
     "IN_WINDOWS",
     "LATENT_ATTENTION",
     "LOW_RANK",
     "LOW_RANKS",
     "MOST_TABLES",
+    "N_TURNS",
     "OF_PATCHES",
     "OPERATORS",
     "OPSET",
@@ -102,6 +105,7 @@ __all__ = [
     "SIZED",
     "STATEFUL",
     "TAKE_GIVEN",
+    "TURNED",
     "VERSION",
     "WHOLE_ATTENTION",
     "WHOLE_PAGED_ATTENTION",

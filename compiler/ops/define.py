@@ -45,7 +45,7 @@ def function_of(name: str) -> ir.Function:
     return ir.Function(DOMAIN, name, graph=copy, attributes=function.attributes.values())
 
 
-ATTRIBUTE_TYPES = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT}
+ATTRIBUTE_TYPES = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT, "list[int]": ir.AttributeType.INTS}
 
 
 @dataclass(frozen=True)

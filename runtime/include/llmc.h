@@ -298,6 +298,10 @@ typedef struct llmc_api {
      * its square, at most info.most_rows, and rows are kept line by line, as rows_in_grid does. */
     llmc_status (*picture_rows)(llmc_model *model, const float *patches, uint32_t height, uint32_t width, int32_t *first,
                                 size_t *n);
+    /* Keep rows as rows_new does, which are those of a picture [height, width, info.n_row], line by line. A model whose
+     * positions have directions takes each of them for where it is in its lines and columns; they are given to it in
+     * their order, from the first one on. To others they are rows like any. */
+    llmc_status (*rows_in_grid)(llmc_model *model, const float *rows, uint32_t height, uint32_t width, int32_t *first);
 } llmc_api;
 
 /* NULL when this artifact does not know the version. The table is static. */

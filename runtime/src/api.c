@@ -203,6 +203,7 @@ static const llmc_api API = {
     .rows_numbers = rows_numbers,
     .image_rows = image_rows,
     .picture_rows = picture_rows,
+    .rows_in_grid = rows_in_grid,
 };
 
 __attribute__((visibility("default"))) const llmc_api *llmc_get_api(uint32_t version)

@@ -201,7 +201,7 @@ llmc_status picture_rows(llmc_model *model, const float *patches, uint32_t heigh
     status = model->device->finish(model);
     if (!status) status = lay_out(model, patches, lines, columns, plans_patches(&model->plans, tower->n_rows));
     if (!status) status = model->device->run(model, tower, NULL);
-    if (!status) status = rows_new(model, model->made, n_rows, first);
+    if (!status) status = rows_in_grid(model, model->made, lines, columns, first);
     if (status) return status;
     float *kept = (float *)(uintptr_t)rows_find(model, *first); /* which are nobody else's yet */
     rows_walk at = begin_walk(lines, columns, model->plans.grids.window);

@@ -168,6 +168,7 @@ static llmc_status get_all(reader *reader, llmc_sequence **out)
         sequence->choice = -1; /* stays, if no logit is a number */
         sample_at(reader->model, sequence->logits, 0, NULL, NULL, &sequence->choice);
     }
+    if (!status) turns_of_text(sequence);
     if (status) sequence_free(sequence);
     else *out = sequence;
     return status;

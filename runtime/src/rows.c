@@ -13,6 +13,7 @@
 struct given_rows {
     int32_t first;   /* the number of the first */
     uint32_t n;
+    uint32_t width; /* columns of the lines that they lie in, one behind the other; 0: in none */
     float *numbers; /* [n, n_row] */
 };
 
@@ -34,13 +35,25 @@ static uint32_t place_of(const given *given, int32_t token)
     return low;
 }
 
-const float *rows_find(const llmc_model *model, int32_t token)
+/* The rows among which `token` is; NULL: none that are kept. */
+static const given_rows *rows_of(const llmc_model *model, int32_t token)
 {
     const given *given = &model->given;
     uint32_t at = place_of(given, token);
-    const given_rows *rows = given->kept + at;
-    if (at == given->n_kept || token < rows->first) return NULL;
-    return rows->numbers + (uint64_t)(token - rows->first) * model->plans.n_row;
+    return at == given->n_kept || token < given->kept[at].first ? NULL : given->kept + at;
+}
+
+const float *rows_find(const llmc_model *model, int32_t token)
+{
+    const given_rows *rows = rows_of(model, token);
+    return rows ? rows->numbers + (uint64_t)(token - rows->first) * model->plans.n_row : NULL;
+}
+
+void rows_find_in_grid(const llmc_model *model, int32_t token, uint32_t *place, uint32_t *width)
+{
+    const given_rows *rows = rows_of(model, token);
+    *width = rows ? rows->width : 0;
+    *place = *width ? (uint32_t)(token - rows->first) : 0;
 }
 
 int rows_is_one(const llmc_model *model, int32_t token)
@@ -102,7 +115,7 @@ static given_rows *keep(llmc_model *model, uint32_t n)
         given->n_room = n_room;
     }
     given_rows *rows = given->kept + given->n_kept;
-    *rows = (given_rows){(int32_t)(rows_first(model) + given->n_ever), n, NULL};
+    *rows = (given_rows){.first = (int32_t)(rows_first(model) + given->n_ever), .n = n};
     rows->numbers = calloc(n, model->plans.n_row * sizeof *rows->numbers);
     if (!rows->numbers) return NULL;
     given->n_kept++;
@@ -111,11 +124,13 @@ static given_rows *keep(llmc_model *model, uint32_t n)
     return rows;
 }
 
-llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t *first)
+/* Rows [n] that lie in no grid, width being 0, or in one. function: who asks, for messages. */
+static llmc_status new_rows(llmc_model *model, const char *function, const float *numbers, size_t n, uint32_t width,
+                            int32_t *first)
 {
     if (first) *first = -1;
     if (!model || !numbers || !first)
-        return fail(LLMC_ERROR_ARGUMENT, "rows_new", NULL, "the %s", !model ? "model is NULL"
+        return fail(LLMC_ERROR_ARGUMENT, function, NULL, "the %s", !model ? "model is NULL"
                     : !numbers ? "rows are NULL" : "result is NULL");
     if (!model->plans.n_row)
         return fail(LLMC_ERROR_ARGUMENT, model->file.path, "compile it with --images",
@@ -125,13 +140,24 @@ llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t 
                     "the rows of a picture see each other here, and there are %u of them, not %zu",
                     model->plans.picture_rows, n);
     if (n < 1 || n > (uint32_t)INT32_MAX - rows_first(model) - model->given.n_ever)
-        return fail(LLMC_ERROR_ARGUMENT, "rows_new", n ? "open the model anew" : NULL, "%zu rows cannot be kept", n);
+        return fail(LLMC_ERROR_ARGUMENT, function, n ? "open the model anew" : NULL, "%zu rows cannot be kept", n);
     given_rows *rows = keep(model, (uint32_t)n);
     if (!rows)
         return fail(LLMC_ERROR_MEMORY, model->file.path, "give rows back", "there is no memory for %zu rows", n);
     memcpy(rows->numbers, numbers, n * model->plans.n_row * sizeof *numbers);
+    rows->width = width;
     *first = rows->first;
     return LLMC_OK;
+}
+
+llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t *first)
+{
+    return new_rows(model, "rows_new", numbers, n, 0, first);
+}
+
+llmc_status rows_in_grid(llmc_model *model, const float *numbers, uint32_t height, uint32_t width, int32_t *first)
+{
+    return new_rows(model, "rows_in_grid", numbers, (size_t)height * width, width, first);
 }
 
 /* The index of the rows that begin with this number; fails where none do. */

@@ -293,6 +293,7 @@ struct llmc_sequence {
     int32_t adapter; /* its number, or -1 */
     int32_t *pages;  /* [pages_per_sequence] */
     int32_t *tokens; /* [n_context] the first `length` */
+    int32_t *behind; /* [n_context] what a token is turned by behind each of them; NULL where that is its position */
     float *logits;   /* [n_vocab] */
     uint8_t *note;   /* [n_note_bytes] that its file had beside it; NULL: none */
     uint64_t n_note_bytes;
@@ -334,6 +335,8 @@ void sequence_return(llmc_sequence *sequence, uint32_t length, int32_t state);
 uint32_t rows_first(const llmc_model *model);
 /* The numbers [n_row] of the row that has a token's place; NULL: it is a token, or there is none. */
 const float *rows_find(const llmc_model *model, int32_t token);
+/* Of a kept row that lies in lines and columns: which one of them it is, and how many columns there are; of others 0. */
+void rows_find_in_grid(const llmc_model *model, int32_t token, uint32_t *place, uint32_t *width);
 /* Whether it is the number of a row, kept or given back. */
 int rows_is_one(const llmc_model *model, int32_t token);
 /* Whether it is a token's number, or a row's that is kept. */
@@ -344,6 +347,7 @@ uint32_t rows_place(const llmc_model *model, int32_t token);
 uint32_t rows_together(const llmc_model *model, int32_t token);
 llmc_status rows_check_order(const llmc_model *model, const int32_t *tokens, size_t n);
 llmc_status rows_new(llmc_model *model, const float *numbers, size_t n, int32_t *first);
+llmc_status rows_in_grid(llmc_model *model, const float *numbers, uint32_t height, uint32_t width, int32_t *first);
 llmc_status rows_free(llmc_model *model, int32_t first);
 llmc_status rows_numbers(const llmc_model *model, int32_t first, const float **out, size_t *n);
 llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, size_t *n);
@@ -353,6 +357,15 @@ llmc_status image_rows(llmc_model *model, const float *pixels, int32_t *first, s
 llmc_status picture_rows(llmc_model *model, const float *patches, uint32_t height, uint32_t width, int32_t *first, size_t *n);
 /* Give all of them back. */
 void rows_close(given *given);
+
+/* -- turns.c: of a model with model->turns ------------------------------------------------------------------------- */
+
+/* Whether each row of a picture among tokens [n] stands behind the row before it. */
+llmc_status turns_check(const llmc_sequence *sequence, const int32_t *tokens, size_t n);
+/* What a row of a body is turned by, which has a sequence's token at `position`; those before it are known. */
+void turns_fill(llmc_model *model, uint32_t row, llmc_sequence *sequence, int32_t token, uint32_t position);
+/* Take all tokens of a sequence for a text's. */
+void turns_of_text(llmc_sequence *sequence);
 
 /* -- saved.c, save.c, restore.c ------------------------------------------------------------------------------------ */
 

@@ -24,7 +24,8 @@ llmc_status sequence_new(llmc_model *model, llmc_sequence **out)
         sequence->pages = calloc(h->pages_per_sequence, sizeof *sequence->pages);
         sequence->tokens = calloc(h->n_context, sizeof *sequence->tokens);
         sequence->logits = calloc(h->n_vocab, sizeof *sequence->logits);
-        if (sequence->pages && sequence->tokens && sequence->logits) {
+        if (model->turns) sequence->behind = calloc(h->n_context, sizeof *sequence->behind);
+        if (sequence->pages && sequence->tokens && sequence->logits && (sequence->behind || !model->turns)) {
             *out = sequence;
             return LLMC_OK;
         }
@@ -59,6 +60,7 @@ llmc_status sequence_fork(const llmc_sequence *sequence, llmc_sequence **out)
     /* All pages are shared, the last one until either of the two writes to it: see sequence_reserve. */
     for (uint32_t i = 0; i < sequence->n_pages; i++) kv_share(&model->kv, copy->pages[i] = sequence->pages[i]);
     memcpy(copy->tokens, sequence->tokens, sequence->length * sizeof *copy->tokens);
+    if (copy->behind) memcpy(copy->behind, sequence->behind, sequence->length * sizeof *copy->behind);
     copy->n_pages = sequence->n_pages;
     copy->length = sequence->length;
     copy->is_repeated = sequence->is_repeated;
@@ -95,6 +97,7 @@ llmc_status sequence_repeat(const llmc_sequence *sequence, int32_t n, llmc_seque
     if (n && sequence->state >= 0) model->device->copy_state(model, copy->state, sequence->state);
     for (uint32_t i = 0; i < (uint32_t)n; i++) copy->tokens[i] = sequence->tokens[i % sequence->length];
     copy->length = (uint32_t)n;
+    turns_of_text(copy);
     copy->is_repeated = n != 0;
     copy->adapter = sequence->adapter;
     *out = copy;
@@ -109,6 +112,7 @@ void sequence_free(llmc_sequence *sequence)
     sequence_settle(sequence);
     free(sequence->pages);
     free(sequence->tokens);
+    free(sequence->behind);
     free(sequence->logits);
     free(sequence->note);
     free(sequence);

@@ -43,6 +43,7 @@ static llmc_status check_input(const llmc_model *model, const llmc_step_input *i
     llmc_status status = LLMC_OK;
     for (size_t i = 0; i < input->n_tokens && !status; i++) status = rows_check(model, input->tokens[i]);
     if (!status && model->plans.picture_rows) status = rows_check_order(model, input->tokens, input->n_tokens);
+    if (!status && model->turns) status = turns_check(sequence, input->tokens, input->n_tokens);
     return status;
 }
 
@@ -127,8 +128,10 @@ static void fill_body(llmc_model *model, const llmc_step_input *inputs, const pl
         const llmc_step_input *input = inputs + at.input;
         uint32_t position = input->sequence->length + (uint32_t)at.token;
         step_fill_row(model, row, input->sequence, input->tokens[at.token], position);
+        if (model->turns) turns_fill(model, row, input->sequence, input->tokens[at.token], position);
     }
     for (uint32_t row = n_rows; row < body->n_rows; row++) step_fill_row(model, row, NULL, 0, 0);
+    if (model->turns) memset(model->turns + 3ull * n_rows, 0, 3ull * (body->n_rows - n_rows) * sizeof *model->turns);
 }
 
 static int is_wanted(const llmc_step_input *inputs, cursor at)

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from llmc.compiler.kernel import DTYPE_BYTES
+from llmc.compiler.ops import N_TURNS
 from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
 from llmc.schedules.cpu.given import Given
@@ -20,6 +21,7 @@ from llmc.schedules.cpu.linear.panel_layout import PANEL, panel_count
 from llmc.schedules.cpu.linear.quant_layout import ZERO
 from llmc.schedules.cpu.norm import Norm
 from llmc.schedules.cpu.query_key_norm import QueryKeyNorm
+from llmc.schedules.cpu.turned import Turned
 
 SUMS = 4
 
@@ -196,4 +198,27 @@ def given_kernel(given: Given) -> Any:
             start = T.bind(row * given.columns)
             with T.serial(given.columns // v.n) as i:
                 v.store(x, start + i * v.n, v.load(rows, start + i * v.n))
+    return builder.get()
+
+
+def turned_kernel(turned: Turned) -> Any:
+    """(table, turns, y, task, n_tasks)."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("gather_turned")
+        columns = turned.columns
+        table = T.arg("table", T.buffer((T.int64(turned.entries * columns),), "float32"))
+        turns = T.arg("turns", T.buffer((turned.rows * N_TURNS,), "int32"))
+        y = T.arg("y", T.buffer((turned.rows * columns,), "float32"))
+        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
+        with share(turned.rows, task, n_tasks) as row:
+            starts = []
+            for direction in range(N_TURNS):
+                number = T.cast(turns[row * N_TURNS + direction], "int64")
+                nearest = T.max(T.min(number, T.int64(turned.entries - 1)), T.int64(0))
+                starts.append(T.bind(nearest * T.int64(columns)))
+            for direction, first, n in turned.pieces:
+                v = widest(n, turned.lanes)
+                with T.serial(n // v.n) as i:
+                    at = starts[direction] + T.cast(first + i * v.n, "int64")
+                    v.store(y, row * columns + first + i * v.n, v.load(table, at))
     return builder.get()

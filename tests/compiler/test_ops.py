@@ -60,11 +60,13 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "is_given": (M,),
     "sees": (M,),
     "given": (M, K),
+    "table": (9, 5),
+    "turns": (M, 3),
     "a": (2, 2 * 3, K),
     "b": (2, N, 3),
     **{f"table_{i}": (P, K) for i in range(ops.MOST_TABLES)} | {f"index_{i}": (M,) for i in range(ops.MOST_TABLES)},
 }
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "num_heads": H,
     "kv_num_heads": KH,
     "head_dim": D,
@@ -91,11 +93,13 @@ SETTINGS = {
     "key_dim": D,
     "value_dim": 6,
     "place": 0,
+    "directions": [0, 0, 2, 1, 0],
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
 PAGE_TABLE = np.array([[3, 1]] * 5 + [[2, -1]])
 SLOTS = np.array([1, 1, 1, 0, -1, 2])
 SEES = np.array([62, 65, 65, 65, -1, 4])
+TURNS = np.array([[0, 0, 0], [1, 1, 1], [2, 3, 2], [2, 2, 4], [8, 8, 8], [0, 0, 0]])
 ADAPTERS = np.array([1, -1, 0, 0, 1, -1])
 CHOSEN = np.array([[0, 2], [2, 0], [2, 0], [0, 2], [2, 0], [0, 2]])
 
@@ -196,7 +200,7 @@ def inputs_of(op: str) -> dict[str, Array]:
         name: random.normal(size=shape_of(op, name)).astype(np.float32) for name in ops.OPERATORS[op].inputs
     }
     whole = {"positions": POSITIONS, "page_table": PAGE_TABLE, "index": CHOSEN, "slots": SLOTS}
-    whole |= {"sees": SEES, "adapters": ADAPTERS}
+    whole |= {"sees": SEES, "adapters": ADAPTERS, "turns": TURNS}
     whole |= {"sizes": np.array([N - 2, (2 * N if "Strips" in op else N) - (N - 2)])}
     if "rows" in feeds:  # of two texts, and a row that pads the step
         return feeds | {"positions": np.array([0, 1, 2, 0, 1, -1]), "rows": np.array([2, 4])}
@@ -316,6 +320,12 @@ def test_rotary_turns_pairs_and_leaves_the_rest(interleaved: int) -> None:
     wanted[..., b] = x[..., b] * cos + x[..., a] * sin
     found = run("Rotary", feeds, interleaved=interleaved)[0]
     np.testing.assert_allclose(found, wanted.reshape(M, H * D), rtol=0, atol=1e-6)
+
+
+def test_angles_are_looked_up_each_in_its_direction() -> None:
+    feeds, directions = inputs_of("GatherTurned"), SETTINGS["directions"]
+    wanted = np.array([[feeds["table"][turns[d], c] for c, d in enumerate(directions)] for turns in TURNS])
+    np.testing.assert_array_equal(run("GatherTurned", feeds)[0], wanted)
 
 
 def attended(query: Array, keys: Array, values: Array, scale: float, softcap: float) -> Array:

@@ -121,6 +121,8 @@ def feeds_for(model: ir.Model) -> dict[str, Array]:
     feeds["slots"] = np.full(length, 1)
     feeds["adapters"] = np.full(length, -1)
     feeds["sees"] = positions
+    turns = np.stack([positions, positions // 2, positions % 3], axis=-1)
+    feeds["turns"] = turns[None] if any(value.name == "input_ids" for value in model.graph.inputs) else turns
     feeds["is_given"] = np.zeros(length, np.int64)
     for value in model.graph.inputs:
         if value.name not in feeds:

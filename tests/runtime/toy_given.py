@@ -19,12 +19,13 @@ Floats = npt.NDArray[np.float32]
 
 class GivenPlan(toy.ToyPlan):
     """The toy's plan, of the format whose tokens may be rows of numbers; tile: zeros, and there is no tower;
-    picture_rows: of those that see each other."""
+    picture_rows: of those that see each other.  is_turned: positions have three directions, which are added to x."""
 
-    def __init__(self, tile: tuple[int, int, int] = TILE, picture_rows: int = 0) -> None:
-        self.sees = picture_rows > 0
+    def __init__(self, tile: tuple[int, int, int] = TILE, picture_rows: int = 0, *, is_turned: bool = False) -> None:
+        self.sees, self.is_turned = picture_rows > 0, is_turned
         super().__init__()
         self.header = self.header._replace(n_row=toy.CHANNELS, tile=tile, picture_rows=picture_rows)
+        self.header = self.header._replace(is_turned=is_turned)
         if any(tile):
             self.add_plan(TOWER, TILE_ROWS, self.tower_calls())
 
@@ -34,6 +35,8 @@ class GivenPlan(toy.ToyPlan):
         if self.sees:
             x = ("arena", 0, m * row)
             calls.insert(2, (f"peek_{m}", m, [("positions", 0, 4 * m), ("sees", 0, 4 * m), x]))
+        if self.is_turned:
+            calls.insert(2, (f"shift_{m}", m, [("turns", 0, 12 * m), ("arena", 0, m * row)]))
         return calls
 
     def tower_calls(self) -> list[tuple[str, int, list[tuple[str, int, int]]]]:
@@ -71,6 +74,13 @@ def tower(pixels: Floats) -> Floats:
 def oracle(text: Sequence[int | Floats]) -> list[list[int]]:
     """Logits after each token, or row [CHANNELS] that stands for one."""
     return toy.oracle_of([toy.TABLE[each] if isinstance(each, int) else each.astype(int).tolist() for each in text])
+
+
+def turned(row: int | Floats, turns: Sequence[int]) -> Floats:
+    """A token, or a row [CHANNELS] that stands for one, as it is where positions have three directions."""
+    x = np.array(toy.TABLE[row], np.float32) if isinstance(row, int) else row
+    moved: Floats = np.fmod(x + np.resize(np.array(turns, np.float32), len(x)), np.float32(toy.PRIME))
+    return moved
 
 
 def seeing(picture: Floats) -> list[Floats]:

@@ -30,6 +30,16 @@ static int32_t peek(int32_t m, const int32_t *positions, const int32_t *sees, fl
     return 0;
 }
 
+/* turns [M, 3], x [M, CHANNELS] -> x: and to each channel what the row is turned by in one of three directions */
+static int32_t shift(int32_t m, const int32_t *turns, float *x, int32_t task, int32_t n_tasks)
+{
+    SHARE(m);
+    for (int32_t row = first; row < end; row++)
+        for (int32_t c = 0; c < TOY_CHANNELS; c++)
+            x[row * TOY_CHANNELS + c] = fmodf(x[row * TOY_CHANNELS + c] + (float)turns[3 * row + c % 3], TOY_PRIME);
+    return 0;
+}
+
 int32_t look(void *, void *, void *, void *, int32_t, int32_t);
 int32_t made(void *, void *, int32_t, int32_t);
 
@@ -62,7 +72,9 @@ int32_t made(void *x_, void *rows_, int32_t task, int32_t n_tasks)
     int32_t take_##m(void *, void *, void *, int32_t, int32_t);                                                       \
     int32_t take_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return take(m, a, b, c, task, n); }        \
     int32_t peek_##m(void *, void *, void *, int32_t, int32_t);                                                       \
-    int32_t peek_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return peek(m, a, b, c, task, n); }
+    int32_t peek_##m(void *a, void *b, void *c, int32_t task, int32_t n) { return peek(m, a, b, c, task, n); }        \
+    int32_t shift_##m(void *, void *, int32_t, int32_t);                                                               \
+    int32_t shift_##m(void *a, void *b, int32_t task, int32_t n) { return shift(m, a, b, task, n); }
 
 GIVEN(2)
 GIVEN(4)

@@ -21,6 +21,8 @@ model's metadata says `llmc.spelled_out`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import onnx_ir as ir
 import onnx_ir.passes.common as ir_passes
 import torch
@@ -58,10 +60,11 @@ MOST_ELEMENTS = 1 << 30
 """The most elements of constants that are compared with each other."""
 
 
-def export_graph(config: PretrainedConfig, *, takes_rows: bool = False) -> ir.Model:
+def export_graph(config: PretrainedConfig, *, takes_rows: bool = False, is_turned: bool = False) -> ir.Model:
     """The float32 graph of a causal language model, of an encoder, whose `logits` are its last hidden states, or of a
     classifier of texts, whose `logits` [batch, labels] are those of a text (classification.py).
-    takes_rows: mark where rows may stand for tokens, by nodes `llmc.Embedded`.
+    takes_rows: mark where rows may stand for tokens, by nodes `llmc.Embedded`.  is_turned: positions have three
+    directions, by a third input, `turns` int64 [batch, sequence, 3].
     Refuses an architecture that it cannot express."""
     n_layers = n if isinstance(n := getattr(config, "num_hidden_layers", None), int) else 0
     n_context = max_tokens(config)
@@ -74,7 +77,7 @@ def export_graph(config: PretrainedConfig, *, takes_rows: bool = False) -> ir.Mo
         if n_layers < 1:
             raise LlmcError("the configuration describes no model: it has no layers")
         _refuse_empty_weights(model)
-        graph_model = _export(config, model, takes_rows)
+        graph_model = _export(config, model, Wanted(takes_rows, is_turned))
     first = int(graph_model.metadata_props.get(FIRST_POSITION, "0"))
     graph_model.metadata_props["llmc.architecture"] = type(model).__name__
     graph_model.metadata_props["llmc.n_context"] = str(max(n_context - first, 0))
@@ -110,9 +113,16 @@ def _refuse_empty_weights(model: PreTrainedModel) -> None:
             raise LlmcError(f"the configuration describes no model: {name} has the shape {shape}")
 
 
-def _export(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model:
+class Wanted(NamedTuple):
+    """What a graph is to have besides: see `export_graph`."""
+
+    takes_rows: bool
+    is_turned: bool
+
+
+def _export(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) -> ir.Model:
     try:
-        return _export_repeated(config, model, takes_rows) or _export_whole(config, model, takes_rows)
+        return _export_repeated(config, model, wanted) or _export_whole(config, model, wanted)
     except LlmcError:
         raise
     except Exception as error:  # torch and transformers raise anything at all
@@ -121,9 +131,9 @@ def _export(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) 
         raise unsupported(config, f"exporting it failed: {first_line(error)}") from error
 
 
-def _export_whole(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model:
-    graph_model = trace(model, takes_rows=takes_rows)
-    if takes_rows and all(node.op_type != EMBEDDED for node in graph_model.graph):
+def _export_whole(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) -> ir.Model:
+    graph_model = trace(model, takes_rows=wanted.takes_rows, is_turned=wanted.is_turned)
+    if wanted.takes_rows and all(node.op_type != EMBEDDED for node in graph_model.graph):
         raise unsupported(config, "it looks its tokens' embeddings up elsewhere than in its input embeddings")
     if is_encoder(config):
         del graph_model.graph.outputs[1:]
@@ -156,7 +166,7 @@ def _export_whole(config: PretrainedConfig, model: PreTrainedModel, takes_rows: 
     return graph_model
 
 
-def _export_repeated(config: PretrainedConfig, model: PreTrainedModel, takes_rows: bool) -> ir.Model | None:
+def _export_repeated(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) -> ir.Model | None:
     """The graph from that of its first layers, if it is these repeated and has the whole model's weights."""
     stacks = [
         name
@@ -167,7 +177,7 @@ def _export_repeated(config: PretrainedConfig, model: PreTrainedModel, takes_row
     if shorter is None or len(stacks) != 1:
         return None
     short, how = shorter
-    graph_model = _export_whole(short, build_without_memory(short), takes_rows)
+    graph_model = _export_whole(short, build_without_memory(short), wanted)
     try:
         repeat_layers(graph_model, f"{stacks[0]}.", config.num_hidden_layers, how)
     except LayersDifferError:

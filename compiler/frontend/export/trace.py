@@ -25,8 +25,9 @@ from llmc.compiler.frontend.export.states import as_nodes
 from llmc.compiler.frontend.export.token_types import n_token_types, separate_types
 from llmc.compiler.frontend.export.translations import TRANSLATIONS
 from llmc.compiler.frontend.export.unsupported import has_own_attention
-from llmc.compiler.ops import DOMAIN, EMBEDDED, OPSET, VERSION
+from llmc.compiler.ops import DOMAIN, EMBEDDED, N_TURNS, OPSET, VERSION
 
+POSITIONS, TURNS = "position_ids", "turns"
 EXAMPLE_SHAPE = (2, 16)  # torch.export takes a dimension of 1 for a constant
 
 
@@ -61,14 +62,19 @@ def without_values(model: PreTrainedModel) -> None:
                     module._parameters[name] = fakes.setdefault(id(parameter), fake)
 
 
-def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:
+def trace(model: PreTrainedModel, *, takes_rows: bool = False, is_turned: bool = False) -> ir.Model:
     """The model as ONNX: `input_ids`, `position_ids` int64 [batch, sequence] -> `logits`.  takes_rows: mark where it
-    has its tokens' embeddings."""
+    has its tokens' embeddings.  is_turned: positions have three directions, and are also an input `turns` int64
+    [batch, sequence, 3]."""
     n_types = n_token_types(model) if is_classifier(model.config) else 1
     if is_classifier(model.config):
         model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
     model.config.use_cache = False
     arguments, shapes = example_inputs(model, n_types)
+    if is_turned:
+        with next(model.parameters()).fake_mode:
+            arguments[POSITIONS] = torch.zeros((N_TURNS, *EXAMPLE_SHAPE), dtype=torch.long)
+        shapes[POSITIONS] = {1 + axis: dim for axis, dim in shapes[POSITIONS].items()}
     # What export prints is the graph in which it got stuck.
     marked = marked_embeddings(model) if takes_rows else nullcontext()
     with torch.no_grad(), ComplexPairs(), as_nodes(model), marked, redirect_stderr(StringIO()):
@@ -78,10 +84,26 @@ def trace(model: PreTrainedModel, *, takes_rows: bool = False) -> ir.Model:
         shift_positions(exported, first)
     if n_types > 1:
         separate_types(exported, model.get_input_embeddings().num_embeddings, n_types)
-    if "position_ids" not in arguments:  # the model asks for no positions: they are an input that nothing takes
+    if is_turned:
+        name_turns(exported.graph)
+    if is_turned or POSITIONS not in arguments:  # an input that nothing takes
         inputs = exported.graph.inputs
-        inputs.append(ir.Value(name="position_ids", shape=inputs[0].shape, type=inputs[0].type))
+        behind = 1 if is_turned else len(inputs)
+        inputs.insert(behind, ir.Value(name=POSITIONS, shape=inputs[0].shape, type=inputs[0].type))
     return exported
+
+
+def name_turns(graph: ir.Graph) -> None:
+    """The input of positions [3, batch, sequence] becomes `turns` [batch, sequence, 3].  In place."""
+    at = next(i for i, value in enumerate(graph.inputs) if value.name == POSITIONS)
+    before = graph.inputs[at]
+    assert before.shape is not None
+    turns = ir.Value(name=TURNS, shape=ir.Shape([*before.shape[1:], N_TURNS]), type=before.type)
+    moved = ir.node("Transpose", [turns], {"perm": [2, 0, 1]})
+    moved.outputs[0].shape, moved.outputs[0].type = before.shape, before.type
+    graph.insert_before(graph[0], moved)
+    before.replace_all_uses_with(moved.outputs[0])
+    graph.inputs[at] = turns
 
 
 def to_onnx(program: torch.export.ExportedProgram, result: str) -> ir.Model:
@@ -121,7 +143,7 @@ def marked_embeddings(model: PreTrainedModel) -> Iterator[None]:
 def example_inputs(model: PreTrainedModel, n_types: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the model is called with while it is traced, by name, and which dimensions of that are dynamic."""
     known = signature(model.forward).parameters
-    names = [name for name in ("input_ids", "position_ids") if name in known]
+    names = [name for name in ("input_ids", POSITIONS) if name in known]
     names += ["token_type_ids"] if n_types > 1 else []
     with next(model.parameters()).fake_mode:
         arguments: dict[str, Any] = {name: torch.zeros(EXAMPLE_SHAPE, dtype=torch.long) for name in names}
