@@ -17,7 +17,10 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 import llmc
 from llmc.compiler import driver
 from llmc.compiler.frontend import load_source
+from llmc.compiler.frontend.export.grids_in_text import check_grids
+from llmc.compiler.frontend.export.tower import build_whole
 from llmc.compiler.frontend.quiet import quiet
+from llmc.runtime import LlmcError
 from llmc.runtime.binding import Model
 
 Rows = npt.NDArray[np.float32]
@@ -33,7 +36,7 @@ TEXT: dict[str, Any] = {
 }
 MERGE = 2
 VISION = {"depth": 1, "embed_dim": 32, "num_heads": 2, "out_hidden_size": 64, "spatial_merge_size": MERGE}
-SECTIONS = {"qwen2_5_vl": [2, 3, 3], "qwen3_5": [2, 1, 1]}
+SECTIONS = {"qwen2_5_vl": [2, 3, 3], "qwen3_5": [2, 1, 1], "qwen3_vl": [4, 2, 2]}
 """Of the angles: those of time, lines and columns side by side, and in turns."""
 OF_QWEN3_5 = {
     "num_hidden_layers": 4,
@@ -47,13 +50,17 @@ GRIDS = [(3, 2), (1, 1), (2, 5)]
 """Lines and columns of pictures' rows."""
 
 
-def whole_model(kind: str) -> PreTrainedModel:
+def config_of(kind: str) -> Any:
     rope = {"rope_type": "default", "rope_theta": 1e3, "mrope_section": SECTIONS[kind]}
     rope |= {"partial_rotary_factor": 0.5} if kind == "qwen3_5" else {}
     text = TEXT | {"rope_parameters": rope} | (OF_QWEN3_5 if kind == "qwen3_5" else {})
+    return CONFIG_MAPPING[kind](text_config=text, vision_config=VISION, image_token_id=IMAGE)
+
+
+def whole_model(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     with quiet():
-        config = CONFIG_MAPPING[kind](text_config=text, vision_config=VISION, image_token_id=IMAGE)
+        config = config_of(kind)
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
         for weight in model.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
@@ -112,7 +119,7 @@ class Made:
         return np.asarray(logits[0].numpy())
 
 
-@pytest.fixture(scope="module", params=sorted(SECTIONS))
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_5"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -161,3 +168,24 @@ def test_bits_do_not_depend_on_company_and_chunks(made: Made, model: Model, fed:
             np.testing.assert_array_equal(fork.logits(), whole[-1])
         np.testing.assert_array_equal(other.logits(), model.logits(fed[:9])[-1])
         np.testing.assert_array_equal(np.concatenate(parts), whole[:15])
+
+
+def test_how_a_model_counts_is_seen_by_running_it() -> None:
+    model = build_whole(config_of("qwen2_5_vl"))
+    assert check_grids(model, IMAGE, MERGE)
+    inner = model.model
+    own = inner.get_vision_position_ids
+    for wrong in (
+        lambda *given, **more: own(*given, **more)[[0, 2, 1]],  # columns first
+        lambda begin, *given, **more: own(begin + 1, *given, **more),
+    ):
+        inner.get_vision_position_ids = wrong
+        with pytest.raises(LlmcError, match="a picture's rows have positions of their own"):
+            check_grids(model, IMAGE, MERGE)
+    inner.get_vision_position_ids = own
+    assert check_grids(model, IMAGE, MERGE)
+
+
+def test_what_is_given_to_later_layers_too_is_refused() -> None:
+    with pytest.raises(LlmcError, match="its text part takes deepstack_features of a picture"):
+        check_grids(build_whole(config_of("qwen3_vl")), IMAGE, MERGE)

@@ -29,6 +29,7 @@ SAID = {
     POSITIONS: "a picture's rows have positions of their own",
 }
 """What follows where an argument of the text part, by a part of its name, depends on the picture."""
+NEEDS = "its text part takes {} of a picture"
 N_BEFORE, N_BEHIND = 3, 2
 """Tokens of the text around each picture."""
 WINDOW = "sliding_window"
@@ -85,21 +86,33 @@ def with_pictures(model: PreTrainedModel, made: Any, image_token: int, n_picture
     with torch.no_grad(), Recorded(model, text, size) as recorded:
         with_picture = recorded.given(ids, image_token, tree_unflatten(real, like))
         without = recorded.given(ids, image_token, None)
-    expected = without.pop(EMBEDDINGS).clone()
-    expected[ids == image_token] = torch.cat([part.reshape(-1, size) for part in real])
-    found = with_picture.pop(EMBEDDINGS)
-    if found.shape != expected.shape or not torch.equal(found, expected):
-        raise LlmcError("a picture's rows do not stand in its text in place of tokens, in their order")
+    of_text = torch.cat([part.reshape(-1, size) for part in real])
     seen_ahead = False
-    for name in sorted({*with_picture, *without}):
-        if same(with_picture.get(name), without.get(name)):
-            continue
+    for name in differing(with_picture, without, ids == image_token, of_text):
         if MASKS in name and same(with_picture.get(name), sees_ahead(without.get(name), ids[0] == image_token)):
             seen_ahead = True
         else:
-            why = next((why for part, why in SAID.items() if part in name), f"its text part takes {name} of a picture")
-            raise LlmcError(why)
+            raise refusal(name)
     return seen_ahead
+
+
+def differing(
+    with_pictures: dict[str, Any], without: dict[str, Any], is_image: torch.Tensor, rows: torch.Tensor
+) -> list[str]:
+    """Which arguments of the text part depend on the pictures, but for its embeddings, where their rows [n, d] are.
+    is_image: bool [1, S].  Raises LlmcError where they are not."""
+    expected = without[EMBEDDINGS].clone()
+    expected[is_image] = rows
+    found = with_pictures[EMBEDDINGS]
+    if found.shape != expected.shape or not torch.equal(found, expected):
+        raise LlmcError("a picture's rows do not stand in its text in place of tokens, in their order")
+    names = sorted({*with_pictures, *without} - {EMBEDDINGS})
+    return [name for name in names if not same(with_pictures.get(name), without.get(name))]
+
+
+def refusal(name: str) -> LlmcError:
+    """The error that says of an argument of the text part that it depends on pictures."""
+    return LlmcError(next((why for part, why in SAID.items() if part in name), NEEDS.format(name)))
 
 
 def sees_ahead(masks: Any, is_image: torch.Tensor) -> Any:
@@ -135,8 +148,11 @@ def same(a: Any, b: Any) -> bool:
     left, right = tree_flatten(a), tree_flatten(b)
     if left[1] != right[1]:
         return False
-    pairs = zip(left[0], right[0], strict=True)
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else bool(x == y) for x, y in pairs)
+    for x, y in zip(left[0], right[0], strict=True):
+        are_tensors = isinstance(x, torch.Tensor), isinstance(y, torch.Tensor)
+        if not (torch.equal(x, y) if all(are_tensors) else not any(are_tensors) and bool(x == y)):
+            return False
+    return True
 
 
 class Recorded:
@@ -166,15 +182,20 @@ class Recorded:
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         return (ids[..., None] + 1.0).expand(*ids.shape, self.size).clone()
 
-    def given(self, ids: torch.Tensor, image_token: int, made: Any) -> dict[str, Any]:
-        """What the text part is given for token ids [1, S].  made: the tower's rows; None: without a picture."""
+    def given(self, ids: torch.Tensor, image_token: int, made: Any, **told: torch.Tensor) -> dict[str, Any]:
+        """What the text part is given for token ids [1, S].  made: the tower's rows; None: without a picture.
+        told: of pictures besides."""
         self.inner.__dict__["get_image_features"] = lambda *_, **__: ModelOutput(pooler_output=made)
         known = signature(self.model.forward).parameters
         is_image = (ids == image_token).long() * (made is not None)
         types = {name: is_image for name in TYPES if name in known}
         pixels = {} if made is None else {"pixel_values": torch.ones(1, 1)}
         try:
-            self.model(input_ids=ids, use_cache=False, **types, **pixels)
+            self.model(input_ids=ids, use_cache=False, **types, **pixels, **told)
         except Reached as reached:
             return {name: value for name, value in reached.given.items() if value is not None}
+        except AttributeError as error:  # of what the tower gives besides rows
+            if made is None or hasattr(ModelOutput, error.name or ""):
+                raise
+            raise LlmcError(NEEDS.format(error.name)) from error
         raise LlmcError("its text part is not reached")
