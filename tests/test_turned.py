@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrained
 
 import llmc
 from llmc.compiler import driver
+from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.frontend import load_source
 from llmc.compiler.frontend.export.grids_in_text import check_grids
 from llmc.compiler.frontend.export.tower import build_whole
@@ -168,6 +169,17 @@ def test_bits_do_not_depend_on_company_and_chunks(made: Made, model: Model, fed:
             np.testing.assert_array_equal(fork.logits(), whole[-1])
         np.testing.assert_array_equal(other.logits(), model.logits(fed[:9])[-1])
         np.testing.assert_array_equal(np.concatenate(parts), whole[:15])
+
+
+def test_the_reference_counts_as_the_whole_does(made: Made) -> None:
+    """It is the text part alone, and fills shorter prompts up."""
+    source = load_source(str(made.path.with_name("model")), rows=True, turned=True)
+    first, (height, width) = TEXT["vocab_size"], GRIDS[0]
+    ids = [5, 6, *[IMAGE] * (height * width), 7, 8, 9]
+    prompts = [[5, 6, *range(first, first + height * width), 7, 8, 9], [4]]
+    found, _ = reference_logits(source, prompts, given=(first, made.rows[0]), grid=GRIDS[0])
+    wanted = made.wanted(ids, GRIDS[:1])
+    assert np.abs(found - wanted).max() <= 1e-5 * np.ptp(wanted)
 
 
 def test_how_a_model_counts_is_seen_by_running_it() -> None:

@@ -23,6 +23,7 @@ from llmc.compiler.frontend.classes import build, class_of
 from llmc.compiler.frontend.classes import load as load_model
 from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.empty_weights import empty_weights
+from llmc.compiler.frontend.export.grids_in_text import positions_of
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.compiler.weights import Weight
@@ -43,11 +44,13 @@ def reference_logits(
     dtype: str = "f32",
     *,
     given: tuple[int, Rows] | None = None,
+    grid: tuple[int, int] | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
     of a model for embeddings what these are made of, [n_tokens, size], and of one for labels theirs, [1, labels].
-    given: the number of the first of the rows [n, d] that stand in prompts for tokens, and the rows.
+    given: the number of the first of the rows [n, d] that stand in prompts for tokens, and the rows, which are of one
+    picture.  grid: its lines and columns, where that matters to positions.
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
@@ -69,6 +72,8 @@ def reference_logits(
             model.set_output_embeddings(head)
         read = {"input_ids": tokens} if given is None else {"inputs_embeds": embedded(model, tokens, *given)}
         sees = seeing_ahead(tokens >= given[0]) if given is not None and source.sees_ahead else nullcontext()
+        if given is not None and source.is_turned and grid is not None:
+            positions = torch.stack([positions_of(is_row, [grid]) for is_row in tokens >= given[0]], dim=1)
         try:
             with sees:
                 logits = model(**read, position_ids=positions, use_cache=False).logits

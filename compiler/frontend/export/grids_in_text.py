@@ -7,7 +7,7 @@ the furthest of them.  That is not taken from a model's name: its own code is ru
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -58,24 +58,23 @@ def with_grids(model: PreTrainedModel, image_token: int, merge: int, grids: list
         without = recorded.given(ids, image_token, None)
     is_turned = False
     for name in differing(with_pictures, without, ids == image_token, torch.cat(made)):
-        if POSITIONS in name and same(with_pictures.get(name), positions_of(ids, image_token, grids)):
+        if POSITIONS in name and same(with_pictures.get(name), positions_of(ids[0] == image_token, grids)[:, None]):
             is_turned = True
         else:
             raise refusal(name)
     return is_turned
 
 
-def positions_of(ids: torch.Tensor, image_token: int, grids: list[tuple[int, int]]) -> torch.Tensor:
-    """Positions int64 [3, 1, S] of token ids [1, S], of which each image_token stands for a row of pictures that have
-    so many lines and columns."""
+def positions_of(is_row: torch.Tensor, grids: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Positions int64 [3, S] of S tokens, of which some stand for the rows of pictures with these lines and columns.
+    is_row: bool [S]."""
     begin, positions, left = 0, list[tuple[int, int, int]](), list(grids)
-    tokens: list[Any] = ids[0].tolist()
-    while len(positions) < len(tokens):
-        if tokens[len(positions)] != image_token:
+    while len(positions) < len(is_row):
+        if not is_row[len(positions)]:
             positions.append((begin, begin, begin))
             begin += 1
             continue
         height, width = left.pop(0)
         positions += [(begin, begin + line, begin + column) for line in range(height) for column in range(width)]
         begin += max(height, width)
-    return torch.tensor(positions).T[:, None]
+    return torch.tensor(positions).T
