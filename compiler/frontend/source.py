@@ -179,7 +179,7 @@ def _load_found(
     bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
     fields, graph, tensors = _stored(bound, stored)
     text, chat = found.text(n_vocab)
-    eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab)
+    eos, bos = read_ends(None if found.gguf else folder, fields, n_vocab, text.added)
     return SourceModel(
         name=found.name,
         config=fields,
@@ -323,7 +323,7 @@ def _load_file(
     architecture = architecture_of(fields) or path.name
     file.graph.metadata_props.update({"llmc.architecture": architecture, "llmc.n_context": str(limit)})
     text = read_text(folder, file.n_vocab)
-    eos, bos = read_ends(folder, fields, file.n_vocab)
+    eos, bos = read_ends(folder, fields, file.n_vocab, text.added)
     return SourceModel(
         name=path.resolve().parent.name if path.stem == "model" else path.stem,
         config=fields,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from llmc.compiler.frontend.chat import CONFIG, read_object, text_of
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import MAX_EOS
 from llmc.runtime.parse_json import parse_json
@@ -20,10 +22,12 @@ OLD_FILES = (PIECES, "vocab.json", "spiece.model")
 
 class Text(NamedTuple):
     """tokenizer_json: as the `tokenizers` library reads it; None: token ids only.
-    vocabulary: the bytes of each token's text, by id; special tokens have none."""
+    vocabulary: the bytes of each token's text, by id; special tokens have none.  added: ids of tokens beside those that
+    merges make, by name."""
 
     tokenizer_json: bytes | None = None
     vocabulary: tuple[bytes, ...] | None = None
+    added: Mapping[str, int] = MappingProxyType({})
 
 
 def read_text(folder: Path, n_vocab: int) -> Text:
@@ -47,7 +51,9 @@ def text_of_json(data: bytes, n_vocab: int, place: str, hint: str | None = None)
     """The tokenizer of a tokenizer.json's bytes.  place, hint: of what is said where it is none."""
     try:
         load_tokenizer(data.decode(), place)
-        return Text(data, read_vocabulary(parse_json(data), n_vocab))
+        tokenizer = parse_json(data)
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
+        return Text(data, read_vocabulary(tokenizer, n_vocab), added)
     except LlmcError as error:
         raise LlmcError(error.fact, place=place, hint=hint) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -119,10 +125,13 @@ def byte_level_table() -> dict[str, int]:
     return table
 
 
-def read_ends(folder: Path | None, config: dict[str, Any], n_vocab: int) -> tuple[tuple[int, ...], int | None]:
+def read_ends(
+    folder: Path | None, config: dict[str, Any], n_vocab: int, added: Mapping[str, int]
+) -> tuple[tuple[int, ...], int | None]:
     """(tokens that end a text, the token that begins one): generation_config.json's, or else the configuration's.
 
-    Ids outside the vocabulary, which some configurations have for want of a token, are left out.
+    An end that the tokenizer names comes to them: who trains a model for chats often changes that alone.  Ids outside
+    the vocabulary, which some configurations have for want of a token, are left out.  added: see Text.
     """
     ends, begins = config.get("eos_token_id"), config.get("bos_token_id")
     file = folder / "generation_config.json" if folder else None
@@ -137,7 +146,10 @@ def read_ends(folder: Path | None, config: dict[str, Any], n_vocab: int) -> tupl
     for token in [*listed, *([] if begins is None else [begins])]:
         if not isinstance(token, int):
             raise LlmcError(f"eos_token_id or bos_token_id is {token!r}, which is no token id", place=place)
+    named = added.get(text_of(read_object(folder / CONFIG).get("eos_token")) or "") if folder else None
     known = tuple(token for token in dict.fromkeys(listed) if 0 <= token < n_vocab)
     if len(known) > MAX_EOS:
         raise LlmcError(f"the model has {len(known)} end tokens; an artifact holds {MAX_EOS}", place=place)
+    if named is not None and named not in known and named < n_vocab and len(known) < MAX_EOS:
+        known += (named,)
     return known, begins if begins is not None and 0 <= begins < n_vocab else None

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmc.compiler.frontend.pieces import text_of_pieces
-from llmc.compiler.frontend.tokens import byte_level_table, read_ends, read_text, read_vocabulary
+from llmc.compiler.frontend.tokens import Text, byte_level_table, read_ends, read_text, read_vocabulary
 from llmc.runtime.errors import LlmcError
 
 TEXT = "Zoë said: 'a naïve 猫 sat — on the mat' 🙂\n\tThe end. The end."
@@ -84,7 +84,7 @@ def test_unigram_pieces_are_numbered_in_order() -> None:
 
 
 def test_a_folder_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
-    assert read_text(tmp_path, 10) == (None, None)
+    assert read_text(tmp_path, 10) == Text()
 
 
 def test_old_tokenizer_files_are_converted(tmp_path: Path) -> None:
@@ -193,7 +193,19 @@ def test_ends_come_from_the_generation_configuration_first(
 ) -> None:
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert read_ends(tmp_path, config, 1000) == expected
+    assert read_ends(tmp_path, config, 1000, {}) == expected
+
+
+@pytest.mark.parametrize("name", ["<|im_end|>", {"content": "<|im_end|>"}])
+def test_the_end_that_a_tokenizer_names_ends_texts_too(tmp_path: Path, name: object) -> None:
+    byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
+    added = read_text(tmp_path, 400).added
+    assert added["</s>"] == 1
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}))
+    for ends, expected in ((2, (2, 7)), ([7, 2], (7, 2)), (None, (7,)), ([*range(10, 18)], tuple(range(10, 18)))):
+        assert read_ends(tmp_path, {"eos_token_id": ends}, 1000, {"<|im_end|>": 7})[0] == expected
+    assert read_ends(tmp_path, {"eos_token_id": 2}, 7, {"<|im_end|>": 7})[0] == (2,)
+    assert read_ends(tmp_path, {"eos_token_id": 2}, 1000, added)[0] == (2,)
 
 
 @pytest.mark.parametrize(
@@ -201,4 +213,4 @@ def test_ends_come_from_the_generation_configuration_first(
 )
 def test_ends_that_are_no_token_ids_are_refused(tmp_path: Path, ends: Any, fact: str) -> None:
     with pytest.raises(LlmcError, match=fact):
-        read_ends(tmp_path, {"eos_token_id": ends}, 1000)
+        read_ends(tmp_path, {"eos_token_id": ends}, 1000, {})
