@@ -146,7 +146,8 @@ def compile_model(
             manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    return report.compile_report(path, manifest, stages.seconds, notes(source, parts, scheme), shared.bytes_by_users())
+    said = notes(source, parts, scheme) + certify.notes_of(manifest["certificate"])
+    return report.compile_report(path, manifest, stages.seconds, said, shared.bytes_by_users())
 
 
 def rewritten(

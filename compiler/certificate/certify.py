@@ -16,7 +16,8 @@ more than the reference's own.
 
 Quantised weights and a KV cache narrower than the weights are meant to differ, so that such an artifact is judged by
 its distributions alone: the mean over positions of their Kullback-Leibler divergence from the reference's, with the
-weights as they were, in nats.
+weights as they were, in nats.  What rounding costs is the model's: the bars leave room for small models that lose much,
+and a note says so (USUAL); kernels that compute something else are further away.
 
 Each adapter that an artifact holds by name has a certificate of its own in it, by the same bar: of sequences that
 choose it, against the model with that adapter merged into its weights. So have pictures, where it takes them
@@ -46,7 +47,11 @@ F32_BAR = 2e-4
 LOW_PRECISION_BAR = 1.5
 MIXTURE_BAR = 0.01
 """Nats beyond the reference's own in the same dtype."""
-QUANT_BARS = {"int8": 0.01, "fp8": 0.03, "int4": 0.1, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
+QUANT_BARS = {"int8": 0.05, "fp8": 0.15, "int4": 0.5, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
+USUAL = {"int8": 0.01, "fp8": 0.03, "int4": 0.1}
+"""Nats beyond which the user is told: of a small trained model sound roundings take three times as many
+(docs/quantization.md, On a trained model)."""
+LESS = "--calibrate loses less, or another --quant"
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
@@ -296,8 +301,19 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         said = f"logit error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if not failed and not wrong:
         return
+    if quant in USUAL:
+        fact, hint = f"the compiled model is too far from its source: {said}", f"{LESS}; --verify off compiles it"
+        raise LlmcError(fact, place=model, hint=hint)
     fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
     raise mismatch(fact, model)
+
+
+def notes_of(certificate: dict[str, Any]) -> list[str]:
+    """What a certificate says that the user should be told: that rounding costs this model much."""
+    quant, divergence = certificate.get("quant"), certificate.get("kl_mean")
+    if quant not in USUAL or divergence is None or divergence <= USUAL[quant]:
+        return []
+    return [f"{quant} costs this model much: its distributions diverge by {divergence:.1e} nats; {LESS}"]
 
 
 def mismatch(fact: str, model: str) -> LlmcError:

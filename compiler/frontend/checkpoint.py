@@ -37,6 +37,8 @@ RAW: Mapping[str, str] = {
     "U8": "u8",
 }
 """The dtypes in which tensors can be read just as they lie in the file: the file's name for each, and ours."""
+WHOLE = ("BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+"""The file's names of dtypes of whole numbers."""
 LONGEST_HEADER = 100_000_000
 LONGEST_NAME = 500
 """The longest name of a tensor."""
@@ -206,9 +208,12 @@ def _stored_tensor(name: str, file: Path, data: int, entry: dict[str, Any]) -> S
 
 
 def most_common_dtype(checkpoint: Mapping[str, StoredTensor]) -> StoredDType:
-    """The dtype that most bytes of a checkpoint are in."""
+    """The dtype that most bytes of a checkpoint are in.  Whole numbers are no weights: positions and the like, which
+    older versions of transformers saved too (`embeddings.position_ids` in most of BERT's checkpoints)."""
     n_bytes: Counter[StoredDType] = Counter()
     for tensor in checkpoint.values():
+        if isinstance(tensor, StoredTensor) and tensor.dtype in WHOLE:
+            continue
         n_bytes[tensor.stored_dtype] += tensor.n_bytes
     return n_bytes.most_common(1)[0][0] if n_bytes else "f32"
 

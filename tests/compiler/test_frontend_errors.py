@@ -171,6 +171,14 @@ def test_a_tensor_of_an_unsupported_dtype(folder: Path) -> None:
     assert refusal(folder).fact == "tensor 'model.norm.weight' has the unsupported dtype F8_E4M3"
 
 
+def test_whole_numbers_beside_the_weights_are_left_aside(folder: Path) -> None:
+    """Positions, as checkpoints of older transformers have them; but no weight may be one."""
+    change(folder, lambda tensors: tensors.update({"model.position_ids": torch.arange(64)[None]}))
+    assert load_source(str(folder)).dtype == "f32"
+    change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int64)}))
+    assert refusal(folder).fact == "tensor 'model.norm.weight' has the unsupported dtype I64"
+
+
 @pytest.mark.parametrize("keep", [0, 4, 8, 500, -1])
 def test_truncated_weights(folder: Path, keep: int) -> None:
     data = (folder / WEIGHTS).read_bytes()

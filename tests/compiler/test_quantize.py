@@ -179,14 +179,19 @@ def test_what_makes_no_sense_is_refused(name: str, group: int | None, lm_head: b
         Scheme.parse(name, group, lm_head)
 
 
-@pytest.mark.parametrize(("quant", "divergence", "passes"), [("int4", 0.02, True), ("int8", 0.02, False)])
-def test_a_quantised_artifact_is_judged_by_its_distributions(quant: str, divergence: float, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("quant", "divergence", "notes"), [("int4", 0.02, 0), ("int8", 0.02, 1), ("int8", 0.06, None), ("int4", 0.6, None)]
+)
+def test_a_quantised_artifact_is_judged_by_its_distributions(quant: str, divergence: float, notes: int | None) -> None:
+    """notes: None: refused."""
     certificate: dict[str, Any] = {"dtype": "bf16", "quant": quant, "kl_mean": divergence, "prompts": [{"n_wrong": 3}]}
-    if passes:
+    if notes is not None:
         certify.judge(certificate, "m")
+        assert len(certify.notes_of(certificate)) == notes
         return
-    with pytest.raises(LlmcError, match=r"diverge by 2.0e-02 nats, the bar of int8 is 0.01"):
+    with pytest.raises(LlmcError, match=r"too far .* diverge by 6.0e-0. nats, the bar of int. is 0.0?5") as raised:
         certify.judge(certificate, "m")
+    assert "--calibrate" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("scale_dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
