@@ -7,14 +7,15 @@ llguidance's work (MIT; `pip install 'llmc[serve]'`), which is imported when a G
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llmc.runtime.closed_schema import closed
 from llmc.runtime.errors import LlmcError
+from llmc.runtime.follow_schema import followed
 from llmc.runtime.generation import Mask
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ class Grammar:
     @classmethod
     def of_schema(cls, schema: object) -> Grammar:
         """JSON of this schema (JSON Schema, draft 2020-12, but for some rare keywords), with no more properties than it
-        names: see closed_schema.py.  True: any JSON."""
-        return cls("json_schema", json.dumps(closed(schema)))
+        names: see follow_schema.py.  True: any JSON."""
+        return cls("json_schema", json.dumps(followed(schema)))
 
     @classmethod
     def of_regex(cls, pattern: str) -> Grammar:
@@ -170,6 +171,8 @@ class Constraint:
 
 
 def in_one_line(words: str) -> str:
-    """An error of llguidance in one line, without the place in its own code."""
+    """An error of llguidance in one line, without the place in its own code, or in the grammar around a schema."""
     words = words.partition("<backtrace>")[0]
+    if schema := re.search(r"failed to compile JSON schema: (.*?)(\n *\d+ \| |$)", words, re.DOTALL):
+        words = schema[1]
     return " ".join(words.replace("<non-verbose/>", "").split())[:MOST_CHARACTERS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from llmc.runtime.follow_schema import lenient
 from llmc.runtime.grammar import Grammar
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.fields import Fields, wrong
@@ -51,7 +52,7 @@ def read_response_format(fields: Fields) -> list[Format]:
     said = value.get("json_schema")
     if not isinstance(said, dict) or "schema" not in said:
         raise wrong("response_format.json_schema", "must be an object with 'schema'")
-    return [read_kind("response_format.json_schema.schema", "json", said["schema"])]
+    return [read_own("response_format.json_schema", said)]
 
 
 def read_typed(place: str, value: Mapping[str, Any]) -> list[Format]:
@@ -65,7 +66,13 @@ def read_typed(place: str, value: Mapping[str, Any]) -> list[Format]:
         raise wrong(f"{place}.type", "must be 'text', 'json_object' or 'json_schema'")
     if not isinstance(value.get("schema"), dict):
         raise wrong(f"{place}.schema", "must be a JSON schema: an object")
-    return [read_kind(f"{place}.schema", "json", value["schema"])]
+    return [read_own(place, value)]
+
+
+def read_own(place: str, said: Mapping[str, Any]) -> Format:
+    """OpenAI's {"schema": …, "strict": …}, which is followed to the letter where it is strict."""
+    schema = read_schema(f"{place}.schema", said["schema"])
+    return Format(f"{place}.schema", Grammar.of_schema(schema if said.get("strict") is True else lenient(schema)))
 
 
 def read_structured(value: Mapping[str, Any]) -> list[Format]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from llmc.runtime.closed_schema import closed
+from llmc.runtime.follow_schema import followed
 from llmc.runtime.grammar import WHITESPACE
 from llmc.runtime.parse_json import json_end, not_deep, parse_json
 
@@ -247,7 +247,7 @@ def definitions(schema: Schema) -> dict[str, Any]:
 
 def json_rule(schema: object) -> str:
     """The rule for JSON of a schema, in Lark, with no more properties than it names."""
-    known = closed(schema)
+    known = followed(schema)
     parts = known if isinstance(known, Mapping) else {} if known else {"not": {}}
     return f"%json {json.dumps({**parts, 'x-guidance': {'whitespace_pattern': WHITESPACE}})}"
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmc.runtime.follow_schema import lenient
 from llmc.runtime.grammar import Grammar
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.fields import Fields, wrong
@@ -152,13 +153,15 @@ def read_tool(place: str, tool: object) -> tuple[str, dict[str, Any]]:
 
 
 def read_function(place: str, function: Mapping[str, Any], key: str = "parameters") -> tuple[str, dict[str, Any]]:
-    """-> its name, and the schema of its parameters, which is in the field `key`."""
+    """-> its name, and the schema of its parameters, which is in the field `key`; not to the letter unless it is
+    "strict"."""
     name, parameters = function.get("name"), function.get(key)
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,128}", name, re.ASCII):
         raise wrong(f"{place}.name", "must be letters, digits, dots, dashes and underscores, 128 at most")
     if not isinstance(parameters, dict | None):
         raise wrong(f"{place}.{key}", "must be a JSON schema: an object")
-    return name, parameters or NO_PARAMETERS
+    exact = function.get("strict") is True
+    return name, (parameters if exact else lenient(parameters)) or NO_PARAMETERS
 
 
 def as_chats_have_it(function: Mapping[str, Any], key: str = "parameters") -> dict[str, Any]:
