@@ -13,7 +13,7 @@ from llmc.runtime.serve.fields import ApiError, unsupported
 from llmc.runtime.serve.forms import Form
 from llmc.runtime.serve.known_forms import PLAIN, form_of
 from llmc.runtime.serve.thoughts import marks_of
-from llmc.runtime.serve.tools import Tools
+from llmc.runtime.serve.tools import NO_PARAMETERS, Tools
 
 if TYPE_CHECKING:
     from llmc.runtime.serve.requests import Effort
@@ -79,16 +79,25 @@ class ChatTemplate:
         try:
             self._templates.start_clock()
             try:
-                return self._written(variables, known)
-            except ValueError:  # gpt-oss' has no place for a thought beside what was said before a call
-                fewer = [*map(without_thought_beside_words, known)]
-                if fewer == known:
+                return self._tried(variables, known)
+            except Exception:  # gpt-oss' and Command's write descriptions, which clients may leave out
+                told = [*map(described, offered or ())]
+                if told == (offered or []):
                     raise
-                return self._written(variables, fewer)
+                return self._tried({**variables, "tools": told}, known)
         except MemoryError:
             raise refusal("it needs more memory than there is") from None
         except Exception as error:  # of the template's making
             raise refusal(str(error)) from None
+
+    def _tried(self, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+        try:
+            return self._written(variables, messages)
+        except ValueError:  # gpt-oss' has no place for a thought beside what was said before a call
+            fewer = [*map(without_thought_beside_words, messages)]
+            if fewer == messages:
+                raise
+            return self._written(variables, fewer)
 
     def _written(self, variables: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
         try:
@@ -151,6 +160,17 @@ def with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
             for call, each, text in zip(calls, functions, texts, strict=True)
         ]
     return said
+
+
+def described(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The tool with parameters, and with descriptions of itself and of those, empty ones where it has none."""
+    function = {"description": "", "parameters": NO_PARAMETERS, **tool["function"]}
+    schema = function["parameters"]
+    fields = schema.get("properties")
+    if isinstance(fields, Mapping):
+        told = {name: {"description": "", **one} if isinstance(one, Mapping) else one for name, one in fields.items()}
+        function["parameters"] = {**schema, "properties": told}
+    return {**tool, "function": function}
 
 
 def without_thought_beside_words(message: Mapping[str, Any]) -> dict[str, Any]:

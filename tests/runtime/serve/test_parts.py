@@ -151,6 +151,20 @@ def test_messages_with_tools_have_a_template_of_their_own_where_there_is_one() -
         assert prompted(read_chat(said, "m", 1), template, vocabulary).text == wanted
 
 
+def test_a_template_that_writes_descriptions_is_given_empty_ones_where_there_are_none() -> None:
+    source = (
+        "{% for t in tools %}{% set f = t.function %}{{ '//' + f.description }}{% for k in f.parameters.properties %}"
+    )
+    template = ChatTemplate(
+        source + "{{ k + f.parameters.properties[k].description }}{% endfor %}{% endfor %}{{ x and x.y.z }}", {}
+    )
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"description": "c"}}}
+    tools = [{"type": "function", "function": {"name": "f", **more}} for more in ({}, {"parameters": schema})]
+    assert template.render([], {}, tools) == "////abc"
+    with pytest.raises(ApiError, match="has no attribute 'y'"):
+        template.render([], {"x": {"u": 1}}, tools)
+
+
 @pytest.mark.parametrize("sent", ["reasoning_content", "thinking", "reasoning"])
 def test_thoughts_have_the_name_that_the_template_has_for_them(sent: str) -> None:
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", sent: "hm"}]
