@@ -10,11 +10,13 @@ import onnx_ir as ir
 
 from llmc.compiler.kernel import PAGE_TOKENS, QUERY_ROWS, Call, DType, TensorType
 from llmc.compiler.ops import (
+    ADD_GIVEN,
     DISTANCE_PAGED_ATTENTION,
     LOW_RANKS,
     OF_PATCHES,
     OPERATORS,
     PLACE,
+    TAKE_FIRST,
     TAKE_GIVEN,
     appended_parts,
 )
@@ -33,7 +35,8 @@ MOST_TILED_DIM = 256
 ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 """Operators that only rename memory."""
 
-IN_PLACE = {name: 0 for name, parts in LOW_RANKS.items() if not parts.activation} | {TAKE_GIVEN: 0}
+IN_PLACE = {name: 0 for name, parts in LOW_RANKS.items() if not parts.activation}
+IN_PLACE |= dict.fromkeys((TAKE_GIVEN, TAKE_FIRST, ADD_GIVEN), 0)
 """Operators of ours whose result takes the place of one of their operands, which nobody else uses: which one."""
 
 SMALL = 64

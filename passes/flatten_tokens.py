@@ -24,7 +24,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, emit, ints_constant, producer, prune, weight_of
 from llmc.compiler.graph.shapes import BROADCAST, REDUCTIONS, SAME_AS_FIRST, attributes_of, dims, infer_missing, ints
 from llmc.compiler.graph.text import op_name
-from llmc.compiler.ops import CLAMPED_EXPERTS, DOMAIN, EMBEDDED, EXPERTS, GATHER_TURNED, POOLS, WITH_STATES
+from llmc.compiler.ops import CLAMPED_EXPERTS, DEEPENED, DOMAIN, EMBEDDED, EXPERTS, GATHER_TURNED, POOLS, WITH_STATES
 from llmc.compiler.ops.define import Dim
 from llmc.compiler.weights import Weight
 from llmc.runtime.errors import LlmcError
@@ -258,7 +258,7 @@ def pool(flat: Flattening, node: ir.Node) -> list[ir.Value]:
     """x [batch, sequence, K] becomes [M, K]."""
     if token_axes(node.inputs[0]) != (0, 1):
         raise flat.refusal(node, "has tokens elsewhere than in axes 0 and 1")
-    return flat.emit(node, op_name(node), [flat.take(node.inputs[0])])
+    return flat.emit(node, op_name(node), [flat.take(node.inputs[0])], **attributes_of(node))
 
 
 def gather_turned(flat: Flattening, node: ir.Node) -> list[ir.Value]:
@@ -412,7 +412,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*EXPERTS, *CLAMPED_EXPERTS)), experts),
     f"{DOMAIN}.KeepGroups": keep_groups,
     f"{DOMAIN}.{GATHER_TURNED}": gather_turned,
-    **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*POOLS, EMBEDDED)), pool),
+    **dict.fromkeys((f"{DOMAIN}.{name}" for name in (*POOLS, EMBEDDED, DEEPENED)), pool),
     **dict.fromkeys((f"{DOMAIN}.{name}" for name in WITH_STATES), with_state),
     **dict.fromkeys(("Attention", *(f"{DOMAIN}.{kind}Attention" for kind in ("Sink", "Alibi", "Distance"))), attention),
     **dict.fromkeys(("Expand", "Tile"), expand),

@@ -46,6 +46,8 @@ OF_QWEN3_5 = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 2,
 }
+DEEP = {"qwen2_5_vl": 0, "qwen3_5": 0, "qwen3_vl": 2}
+"""Layers that rows add to."""
 IMAGE = 150
 GRIDS = [(3, 2), (1, 1), (2, 5)]
 """Lines and columns of pictures' rows."""
@@ -55,6 +57,7 @@ def config_of(kind: str) -> Any:
     rope = {"rope_type": "default", "rope_theta": 1e3, "mrope_section": SECTIONS[kind]}
     rope |= {"partial_rotary_factor": 0.5} if kind == "qwen3_5" else {}
     text = TEXT | {"rope_parameters": rope} | (OF_QWEN3_5 if kind == "qwen3_5" else {})
+    text |= {"num_hidden_layers": 1 + DEEP[kind]} if DEEP[kind] else {}
     return CONFIG_MAPPING[kind](text_config=text, vision_config=VISION, image_token_id=IMAGE)
 
 
@@ -99,13 +102,14 @@ class Made:
         self.kind, self.path, self.whole = kind, folder / "model.so", whole_model(kind)
         self.whole.save_pretrained(folder / "model")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(driver, "load_source", partial(load_source, rows=True, turned=True))
+            patch.setattr(driver, "load_source", partial(load_source, rows=True, turned=True, deep=DEEP[kind]))
             options: dict[str, Any] = {"batch": (1,), "max_sequence": 64}
             report = llmc.compile(folder / "model", out=self.path, **options)
         assert report["certificate"]["status"] == "passed"
         self.text = interleaved()
         draws = np.random.default_rng(2)
-        self.rows = [draws.normal(0, 1, (h * w, TEXT["hidden_size"])).astype(np.float32) for h, w in GRIDS]
+        size = (1 + DEEP[kind]) * TEXT["hidden_size"]
+        self.rows = [draws.normal(0, 1, (h * w, size)).astype(np.float32) for h, w in GRIDS]
 
     def wanted(self, ids: list[int], grids: list[tuple[int, int]]) -> Rows:
         """What the whole says of ids with its first pictures in them, at the positions that it counts itself."""
@@ -113,14 +117,17 @@ class Made:
         thw = torch.tensor([[1, MERGE * height, MERGE * width] for height, width in grids])
         with torch.no_grad():
             embedded = self.whole.get_input_embeddings()(tokens)
-            embedded[0, tokens[0] == IMAGE] = torch.from_numpy(np.concatenate(self.rows[: len(grids)]))
+            rows = torch.from_numpy(np.concatenate(self.rows[: len(grids)]))
+            embedded[0, tokens[0] == IMAGE], *deep = rows.chunk(1 + DEEP[self.kind], dim=-1)
             types = (tokens == IMAGE).long()
             positions, _ = self.whole.model.get_rope_index(tokens, image_grid_thw=thw, mm_token_type_ids=types)
-            logits = self.whole(inputs_embeds=embedded, position_ids=positions, use_cache=False).logits
+            told = {"visual_pos_masks": tokens == IMAGE, "deepstack_visual_embeds": deep} if deep else {}
+            hidden = self.whole.model.language_model(inputs_embeds=embedded, position_ids=positions, **told)
+            logits = self.whole.lm_head(hidden.last_hidden_state)
         return np.asarray(logits[0].numpy())
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_5"])
+@pytest.fixture(scope="module", params=sorted(SECTIONS))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -173,7 +180,7 @@ def test_bits_do_not_depend_on_company_and_chunks(made: Made, model: Model, fed:
 
 def test_the_reference_counts_as_the_whole_does(made: Made) -> None:
     """It is the text part alone, and fills shorter prompts up."""
-    source = load_source(str(made.path.with_name("model")), rows=True, turned=True)
+    source = load_source(str(made.path.with_name("model")), rows=True, turned=True, deep=DEEP[made.kind])
     first, (height, width) = TEXT["vocab_size"], GRIDS[0]
     ids = [5, 6, *[IMAGE] * (height * width), 7, 8, 9]
     prompts = [[5, 6, *range(first, first + height * width), 7, 8, 9], [4]]
@@ -184,7 +191,7 @@ def test_the_reference_counts_as_the_whole_does(made: Made) -> None:
 
 def test_how_a_model_counts_is_seen_by_running_it() -> None:
     model = build_whole(config_of("qwen2_5_vl"))
-    assert check_grids(model, IMAGE, MERGE)
+    assert check_grids(model, IMAGE, MERGE) == (True, False)
     inner = model.model
     own = inner.get_vision_position_ids
     for wrong in (
@@ -195,9 +202,19 @@ def test_how_a_model_counts_is_seen_by_running_it() -> None:
         with pytest.raises(LlmcError, match="a picture's rows have positions of their own"):
             check_grids(model, IMAGE, MERGE)
     inner.get_vision_position_ids = own
-    assert check_grids(model, IMAGE, MERGE)
+    assert check_grids(model, IMAGE, MERGE) == (True, False)
 
 
-def test_what_is_given_to_later_layers_too_is_refused() -> None:
-    with pytest.raises(LlmcError, match="its text part takes deepstack_features of a picture"):
-        check_grids(build_whole(config_of("qwen3_vl")), IMAGE, MERGE)
+def test_rows_that_go_into_later_layers_do_so_behind_the_first_ones() -> None:
+    whole = build_whole(config_of("qwen3_vl"))
+    assert check_grids(whole, IMAGE, MERGE) == (True, True)
+    text = whole.model.language_model
+    own = text._deepstack_process
+    for wrong in (
+        lambda hidden, mask, rows: own(hidden, mask, 2 * rows),
+        lambda hidden, mask, rows: hidden + rows.sum(),
+        lambda hidden, mask, rows: hidden,
+    ):
+        text._deepstack_process = wrong
+        with pytest.raises(LlmcError, match="rows go into later layers elsewhere than behind the first ones"):
+            check_grids(whole, IMAGE, MERGE)

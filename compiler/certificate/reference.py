@@ -23,6 +23,7 @@ from llmc.compiler.frontend.classes import build, class_of
 from llmc.compiler.frontend.classes import load as load_model
 from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.empty_weights import empty_weights
+from llmc.compiler.frontend.export.deep_rows import DEEP, WHERE
 from llmc.compiler.frontend.export.grids_in_text import positions_of
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.kernel import DTYPE_BYTES
@@ -70,7 +71,7 @@ def reference_logits(
             head = torch.nn.Identity()
             head.register_forward_pre_hook(lambda _, values: read_out.append(values[0]))
             model.set_output_embeddings(head)
-        read = {"input_ids": tokens} if given is None else {"inputs_embeds": embedded(model, tokens, *given)}
+        read = {"input_ids": tokens} if given is None else embedded(model, tokens, *given, n_deep=source.n_deep)
         sees = seeing_ahead(tokens >= given[0]) if given is not None and source.sees_ahead else nullcontext()
         if given is not None and source.is_turned and grid is not None:
             positions = torch.stack([positions_of(is_row, [grid]) for is_row in tokens >= given[0]], dim=1)
@@ -85,12 +86,14 @@ def reference_logits(
     return [row[: len(prompt)].float().numpy() for row, prompt in zip(results, prompts, strict=True)]
 
 
-def embedded(model: PreTrainedModel, tokens: torch.Tensor, first: int, rows: Rows) -> torch.Tensor:
-    """The embeddings [B, S, d] of tokens [B, S], of which those from `first` on stand for rows [n, d]."""
+def embedded(model: PreTrainedModel, tokens: torch.Tensor, first: int, rows: Rows, n_deep: int) -> dict[str, Any]:
+    """What a model is told of tokens [B, S], of which those from `first` on stand for rows [n, d], by name: embeddings
+    [B, S, d], and what rows add to n_deep layers, where they have so much more: [n, (1 + n_deep) d]."""
     is_row = tokens >= first
     found: torch.Tensor = model.get_input_embeddings()(tokens.masked_fill(is_row, 0))
-    found[is_row] = torch.from_numpy(rows).to(found.dtype)[tokens[is_row] - first]
-    return found
+    own, *deep = torch.from_numpy(rows).to(found.dtype)[tokens[is_row] - first].chunk(1 + n_deep, dim=-1)
+    found[is_row] = own
+    return {"inputs_embeds": found, **({DEEP: deep, WHERE: is_row} if n_deep else {})}
 
 
 def _load(source: SourceModel, dtype: str, resident_bytes: int) -> PreTrainedModel:

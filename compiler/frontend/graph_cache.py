@@ -22,7 +22,7 @@ from llmc import __version__
 
 KEY = "llmc.key"
 NOWHERE = "weights"
-TAKES_ROWS, IS_TURNED = "llmc.takes_rows", "llmc.is_turned"
+TAKES_ROWS, IS_TURNED, DEEP = "llmc.takes_rows", "llmc.is_turned", "llmc.n_deep"
 PACKAGES = ("torch", "transformers", "onnxscript", "onnx-ir", "onnx")
 NO_MATTER = ("dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Fields of a configuration that the graph, always float32, does not depend on."""
@@ -41,7 +41,7 @@ EXPORTERS = (
 
 
 def exported_graph(
-    fields: dict[str, Any], place: str, *, takes_rows: bool = False, is_turned: bool = False
+    fields: dict[str, Any], place: str, *, takes_rows: bool = False, is_turned: bool = False, n_deep: int = 0
 ) -> ir.Model:
     """`export_graph` of a configuration's fields, from the cache where it has them."""
 
@@ -49,11 +49,11 @@ def exported_graph(
         # By name, since importing the exporter imports torch, which takes seconds.
         config = import_module("llmc.compiler.frontend.config").parse_config(fields, place)
         exporter = import_module("llmc.compiler.frontend.export")
-        model: ir.Model = exporter.export_graph(config, takes_rows=takes_rows, is_turned=is_turned)
+        model: ir.Model = exporter.export_graph(config, takes_rows=takes_rows, is_turned=is_turned, n_deep=n_deep)
         return model
 
-    asked = {name: True for name, is_asked in ((TAKES_ROWS, takes_rows), (IS_TURNED, is_turned)) if is_asked}
-    return cached(_key(fields | asked), export)
+    asked = {TAKES_ROWS: takes_rows, IS_TURNED: is_turned, DEEP: n_deep}
+    return cached(_key(fields | {name: value for name, value in asked.items() if value}), export)
 
 
 def exported_tower(fields: dict[str, Any], tile: tuple[int, int, int], image_token: int, place: str) -> ir.Model:

@@ -65,6 +65,7 @@ class SourceModel:
     classification: how it gives texts labels, whose logits the graph then gives at each token; None: it gives none.
     takes_rows: whether rows of numbers may stand for tokens, where the graph has its `llmc.Embedded`.
     is_turned: whether positions have three directions, in which pictures' rows are at places of their own.
+    n_deep: how many of the first layers such rows add to, where the graph has its `llmc.Deepened`.
     images: how it takes pictures; None: it takes none, or was not asked to.
     """
 
@@ -93,6 +94,7 @@ class SourceModel:
     classification: Classification | None = None
     takes_rows: bool = False
     is_turned: bool = False
+    n_deep: int = 0
     images: Images | None = None
 
     @property
@@ -129,6 +131,7 @@ def load_source(
     has_f16: bool = False,
     rows: bool = False,
     turned: bool = False,
+    deep: int = 0,
 ) -> SourceModel:
     """Load MODEL: a folder, a hub id, a short name such as llama2-7b, a .gguf or an .onnx file.  Reads no weight.
 
@@ -137,7 +140,8 @@ def load_source(
     whose positions any number will do.  seed: of random weights.  adapters: folders or hub ids of adapters, which are
     merged into the weights one after another, or "NAME=…" for one that stays beside them; a MODEL that is an adapter
     itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
-    rows: let rows of numbers stand for tokens, as those of images do; turned: at positions in three directions.
+    rows: let rows of numbers stand for tokens, as those of images do; turned: at positions in three directions; deep:
+    and add to the results of so many of the first layers.
     images: with what makes rows of pictures, which then may stand for tokens too.
     """
     if weights not in ("real", "random"):
@@ -152,8 +156,9 @@ def load_source(
     stored, note = choose_dtype(own, dtype, has_f16)
     found = replace(found, notes=(*found.notes, *([note] if note else ())))
     looked = _load_images(found, stored, seed) if images else None
-    turned = turned or (looked is not None and looked.tower.is_turned)
-    source = _load_found(found, stored, max_sequence, seed, task, rows=rows or images, turned=turned)
+    if looked is not None:
+        turned, deep = looked.tower.is_turned, _n_deep(found, looked)
+    source = _load_found(found, stored, max_sequence, seed, task, rows=rows or images, turned=turned, deep=deep)
     if looked is not None:
         digest = hashlib.sha256(f"{source.digest} {looked.tower.digest}".encode()).hexdigest()
         return replace(source, images=looked, digest=digest, notes=(*source.notes, *looked.notes))
@@ -169,11 +174,12 @@ def _load_found(
     *,
     rows: bool,
     turned: bool,
+    deep: int,
 ) -> SourceModel:
     """The model, or the text part, that was found."""
     folder, checkpoint, place = found.folder, found.checkpoint, str(found.folder or found.name)
     fields, notes = _with_positions(found, max_sequence if checkpoint is None else None)
-    graph = exported_graph(fields, place, takes_rows=rows, is_turned=turned)
+    graph = exported_graph(fields, place, takes_rows=rows, is_turned=turned, n_deep=deep)
     n_vocab = n_tokens(graph)
     embedding, labels = _made_into(found, graph, fields, task, rows)
     bound, named, contents = _bind(with_dense(found, embedding), graph, fields, stored, seed)
@@ -205,7 +211,20 @@ def _load_found(
         classification=labels,
         takes_rows=rows,
         is_turned=turned,
+        n_deep=deep,
     )
+
+
+def _n_deep(found: Found, images: Images) -> int:
+    """How many of the text's layers a picture's rows add to.  Raises LlmcError for rows that are no whole number of
+    embeddings."""
+    if not images.tower.is_deep:
+        return 0
+    size = found.fields.get("hidden_size")
+    if not isinstance(size, int) or size < 1 or images.tower.size % size or images.tower.size == size:
+        fact = f"its rows go into later layers too: its tower makes {images.tower.size} numbers, embeddings have {size}"
+        raise LlmcError(fact, place=str(found.folder or found.name))
+    return images.tower.size // size - 1
 
 
 def _load_images(found: Found, stored: StoredDType, seed: int) -> Images:

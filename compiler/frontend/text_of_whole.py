@@ -41,7 +41,8 @@ def whole_of(kind: type[PretrainedConfig]) -> type[PretrainedConfig] | None:
 
 
 class TextOfWhole(PreTrainedModel):  # type: ignore[misc]
-    """logits [B, S, V] of `input_ids` or `inputs_embeds`, at `position_ids`; all as the decoder has them."""
+    """logits [B, S, V] of `input_ids` or `inputs_embeds`, at `position_ids`; all as the decoder has them.
+    told: what else it may be told."""
 
     base_model_prefix = "model"
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -58,9 +59,10 @@ class TextOfWhole(PreTrainedModel):  # type: ignore[misc]
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        **told: Any,
     ) -> CausalLMOutputWithPast:
         made = self.model(
-            input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds, use_cache=use_cache
+            input_ids=input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds, use_cache=use_cache, **told
         )
         return CausalLMOutputWithPast(logits=self.lm_head(made.last_hidden_state))
 

@@ -22,7 +22,7 @@ from llmc.compiler.frontend.checkpoint import StoredTensor, sample
 from llmc.compiler.frontend.graph_cache import exported_sized_tower, exported_tower
 from llmc.compiler.frontend.processor import LEAVE_OUT, image_token, read_processor
 from llmc.compiler.graph.shapes import dims
-from llmc.compiler.ops import SEES_AHEAD, SIZED, TURNED
+from llmc.compiler.ops import DEEP, SEES_AHEAD, SIZED, TURNED
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import Sized
@@ -56,7 +56,7 @@ class Tower:
     tile: (3, H, W).  n_rows: of a tile.  size: of a row, that of the text's embeddings.
     image_token: what stands for a row in the text that the model's processor makes.  digest: SHA-256 of all that.
     sees_ahead: whether a picture's rows see each other in the text.  is_turned: whether positions in it have three
-    directions.
+    directions.  is_deep: whether rows add to the results of the text's first layers, and have so much more for each.
     sized: what a tower is made for that takes pictures of any size; None for others.  Its graph is that of some
     patches (export/sized_tower.py); tile is zeros, and n_rows the most of a picture.
     """
@@ -71,6 +71,7 @@ class Tower:
     sees_ahead: bool = False
     sized: Sized | None = None
     is_turned: bool = False
+    is_deep: bool = False
 
     @property
     def n_places(self) -> int:
@@ -188,8 +189,8 @@ def load_sized_tower(
     sized = Sized(*map(int, graph.metadata_props[SIZED].split()))
     said = json.dumps([whole.fields, most_rows], sort_keys=True).encode()
     digest = hashlib.sha256(said + contents).hexdigest()
-    is_turned = TURNED in graph.metadata_props
-    return Tower(graph, weights, (0, 0, 0), most_rows, size, token, digest, sized=sized, is_turned=is_turned)
+    how = {"is_turned": TURNED in graph.metadata_props, "is_deep": DEEP in graph.metadata_props}
+    return Tower(graph, weights, (0, 0, 0), most_rows, size, token, digest, sized=sized, **how)
 
 
 def with_weights(

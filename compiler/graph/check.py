@@ -4,7 +4,8 @@ A graph is a step graph when
  1. its inputs are `tokens` i64[M], `positions` i64[M], `page_table` i64[M,P], `rows` i64[R], and for each layer i
     `k_cache.i` and `v_cache.i` f32[n_pages, KH, 64, D], where D is each cache's own; where there are states, `slots`
     i64[M], and for each of them `state.j` f32[n_slots, …]; where adapters add to products, `adapters` i64[M]; where
-    rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own; where rows see what is
+    rows stand for tokens, `is_given` i64[M] and `given` f32[M,K], K being the embeddings' own, and as much more for
+    each layer that rows go into; where rows see what is
     behind them, `sees` i64[M]; where positions have three directions, `turns` i64[M,3];
  2. its results are `logits` f32[R,V], and for each layer `k_cache.i_out` and `v_cache.i_out` of the cache's type, for
     each state `state.j_out` of its type;
@@ -24,9 +25,11 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from llmc.compiler.graph.shapes import dims
 from llmc.compiler.graph.text import op_name, type_text
 from llmc.compiler.kernel import PAGE_TOKENS
 from llmc.compiler.ops import (
+    ADD_GIVEN,
     AHEAD_PAGED_ATTENTION,
     APPENDED_ATTENTION,
     DOMAIN,
@@ -39,6 +42,7 @@ from llmc.compiler.ops import (
     PAGED_ATTENTION,
     PLACE,
     STATEFUL,
+    TAKE_FIRST,
     TAKE_GIVEN,
     WHOLE_PAGED_ATTENTION,
 )
@@ -123,7 +127,13 @@ def inputs_and_results(graph: ir.Graph) -> Offences:
 def given_rows(graph: ir.Graph) -> dict[str, str]:
     """The inputs where rows stand for tokens."""
     taken = next((node for node in graph if op_name(node) == f"{DOMAIN}.{TAKE_GIVEN}"), None)
-    return {} if taken is None else {"is_given": "i64[M]", "given": type_text(taken.outputs[0])}
+    if taken is not None:
+        return {"is_given": "i64[M]", "given": type_text(taken.outputs[0])}
+    first = next((node for node in graph if op_name(node) == f"{DOMAIN}.{TAKE_FIRST}"), None)
+    if first is None:
+        return {}
+    size, n_more = dims(first.outputs[0])[1], sum(op_name(node) == f"{DOMAIN}.{ADD_GIVEN}" for node in graph)
+    return {"is_given": "i64[M]", "given": f"f32[M,{(1 + n_more) * int(str(size))}]"}
 
 
 def tower_inputs_and_results(graph: ir.Graph) -> Offences:

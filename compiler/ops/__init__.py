@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from llmc.compiler.ops.append import append_name, appended_parts
 from llmc.compiler.ops.attention import CAUSAL_ATTENTION, SEQUENCE_ATTENTION, WHOLE_ATTENTION
+from llmc.compiler.ops.deep import ADD_GIVEN, DEEP, DEEPENED, TAKE_FIRST
 from llmc.compiler.ops.deferred_norm import deferred_name, moments_name
 from llmc.compiler.ops.define import (
     DOMAIN,
@@ -68,6 +69,7 @@ from llmc.compiler.ops.states import (
 from llmc.compiler.ops.turned import GATHER_TURNED, N_TURNS, TURNED
 
 __all__ = [
+    "ADD_GIVEN",
     "AHEAD_PAGED_ATTENTION",
     "APPENDED_ATTENTION",
     "CAUSAL_ATTENTION",
@@ -75,6 +77,8 @@ __all__ = [
     "CHANNEL_DELTA",
     "CLAMP",
     "CLAMPED_EXPERTS",
+    "DEEP",
+    "DEEPENED",
     "DISTANCE_PAGED_ATTENTION",
     "DOMAIN",
     "EMBEDDED",
@@ -104,6 +108,7 @@ __all__ = [
     "SEQUENCE_ATTENTION",
     "SIZED",
     "STATEFUL",
+    "TAKE_FIRST",
     "TAKE_GIVEN",
     "TURNED",
     "VERSION",

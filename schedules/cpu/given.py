@@ -1,6 +1,7 @@
-"""Rows in the place of tokens' embeddings: llmc.TakeGiven, in place.
+"""Rows in the place of tokens' embeddings, and what they add to layers: llmc.TakeGiven, TakeFirst, AddGiven, in place.
 
     for row in parallel:  x[row] = given[row] where is_given[row]
+    for row in parallel:  x[row] = given[row][part], or += it, where is_given[row]
 
 A row that is a token's costs a look at its mark, another one reads and writes 4 C bytes.
 """
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, short_hash
-from llmc.compiler.ops import DOMAIN, TAKE_GIVEN
+from llmc.compiler.ops import ADD_GIVEN, DOMAIN, TAKE_FIRST, TAKE_GIVEN
 from llmc.compiler.target import Target
 from llmc.schedules.rule import Rule
 
@@ -23,6 +24,21 @@ class Given:
 
     rows: int
     columns: int
+    lanes: int
+
+    def __str__(self) -> str:
+        return f"{self.lanes} lanes"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of `parts` parts of a row, `columns` elements each, the one that is taken, or the one that is added."""
+
+    rows: int
+    columns: int
+    parts: int
+    part: int
+    adds: bool
     lanes: int
 
     def __str__(self) -> str:
@@ -49,4 +65,28 @@ def build_given(given: Given) -> Any:
     return row_kernels.given_kernel(given)
 
 
-RULES = (Rule("given", match, implement),)
+def match_part(call: Call, target: Target) -> Part | None:
+    adds = call.op == f"{DOMAIN}.{ADD_GIVEN}"
+    if not adds and call.op != f"{DOMAIN}.{TAKE_FIRST}":
+        return None
+    rows, columns = call.outputs[0].shape
+    given = call.inputs[2]
+    assert given is not None, "its definition asks for it"
+    return Part(rows, columns, given.shape[1] // columns, call.attribute("part", 0), adds, target.lanes)
+
+
+def implement_part(call: Call, part: Part, target: Target) -> Implementation:
+    key = f"build_part({part!r})"
+    name = f"{'add' if part.adds else 'take'}_given_{part.rows}x{part.columns}_{short_hash(key)}"
+    kernel = Kernel(name, key, partial(build_part, part))
+    operands = (Operand("input", 1), Operand("input", 2), Operand("output", 0))
+    return Implementation((Launch(kernel, operands, part.rows, 4 * part.rows),))
+
+
+def build_part(part: Part) -> Any:
+    from llmc.schedules.cpu import row_kernels
+
+    return row_kernels.part_kernel(part)
+
+
+RULES = (Rule("given", match, implement), Rule("given_part", match_part, implement_part))

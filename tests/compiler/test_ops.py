@@ -93,6 +93,7 @@ SETTINGS: dict[str, Any] = {
     "key_dim": D,
     "value_dim": 6,
     "place": 0,
+    "part": 1,
     "directions": [0, 0, 2, 1, 0],
 }
 POSITIONS = np.array([62, 63, 64, 65, -1, 3])
@@ -114,6 +115,8 @@ def shape_of(op: str, name: str) -> tuple[int, ...]:
         return {"q": (M, H * D), "k_cache": (N_PAGES, 1, 64, 8), "v_cache": (N_PAGES, 1, 64, 12)}[name]
     if op in ops.STATEFUL or op in ops.WITH_STATES:
         return shape_with_state(op, name)
+    if op in ("TakeFirst", "AddGiven") and name == "given":
+        return (M, 3 * K)
     if op == "HeadProduct":
         return {"x": (M, H * D), "weight": (H, N, 12)}[name]
     if op.startswith("Experts") and name == "residual":
@@ -326,6 +329,15 @@ def test_angles_are_looked_up_each_in_its_direction() -> None:
     feeds, directions = inputs_of("GatherTurned"), SETTINGS["directions"]
     wanted = np.array([[feeds["table"][turns[d], c] for c, d in enumerate(directions)] for turns in TURNS])
     np.testing.assert_array_equal(run("GatherTurned", feeds)[0], wanted)
+
+
+def test_rows_that_go_into_later_layers_are_several_side_by_side() -> None:
+    feeds = inputs_of("AddGiven") | {"is_given": np.array([0, 1, 0, 0, 1, 1])}
+    mark, x, given = feeds["is_given"][:, None] != 0, feeds["x"], feeds["given"]
+    np.testing.assert_array_equal(run("TakeFirst", feeds)[0], np.where(mark, given[:, :K], x))
+    for part in (1, 2):
+        wanted = np.where(mark, x + given[:, part * K : (part + 1) * K], x)
+        np.testing.assert_array_equal(run("AddGiven", feeds, part=part)[0], wanted)
 
 
 def attended(query: Array, keys: Array, values: Array, scale: float, softcap: float) -> Array:

@@ -70,3 +70,40 @@ def test_embeddings_of_no_size_or_several_are_refused(build: Any, sizes: tuple[i
     results = [build.op("llmc.Embedded" if sizes else "Relu", row) for row in rows]
     with pytest.raises(LlmcError, match=f"the tokens have embeddings of {len(sizes)} sizes"):
         take_given(build.model(*results))
+
+
+def deepened(build: Any, *, is_read: bool = False) -> ir.Model:
+    """Embeddings, and two layers to whose results rows add; is_read: what the first makes is read by itself too."""
+    tokens, _ = build.token_inputs()
+    x = build.op("llmc.Embedded", build.op("Gather", build.weight("table", 11, 8), tokens))
+    for part in (1, 2):
+        made = build.op("llmc.Linear", x, build.weight(f"w.{part}", 8, 8))
+        x = build.op("llmc.Deepened", made, part=part)
+        x = build.op("Add", x, made) if is_read else x
+    model: ir.Model = build.model(build.op("Relu", x))
+    return model
+
+
+def test_rows_add_to_the_results_of_layers(build: Any, check: Any) -> None:
+    check(deepened(build), take_given, 3)
+
+
+def test_what_rows_add_is_a_part_of_them_for_each_layer(
+    build: Any, feeds: Callable[[ir.Model], dict[str, Any]]
+) -> None:
+    model = deepened(build)
+    take_given(model)
+    given = np.random.default_rng(0).normal(size=(6, 24)).astype(np.float32)
+    inputs = feeds(model) | {"is_given": IS_GIVEN, "given": given}
+    (found,) = graph.evaluate(model, inputs).values()
+    weights = {str(value.name): value.const_value for value in model.graph.initializers.values()}
+    mark = IS_GIVEN[:, None] != 0
+    x = np.where(mark, given[:, :8], weights["table"].numpy()[inputs["tokens"]])  # type: ignore[union-attr]
+    for part in (1, 2):
+        x = x @ weights[f"w.{part}"].numpy().T + mark * given[:, 8 * part : 8 * part + 8]  # type: ignore[union-attr]
+    np.testing.assert_allclose(found, np.maximum(x, 0), rtol=0, atol=1e-5)
+
+
+def test_results_that_something_else_reads_are_refused(build: Any) -> None:
+    with pytest.raises(LlmcError, match="something else reads what a layer makes too"):
+        take_given(deepened(build, is_read=True))

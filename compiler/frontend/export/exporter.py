@@ -60,11 +60,14 @@ MOST_ELEMENTS = 1 << 30
 """The most elements of constants that are compared with each other."""
 
 
-def export_graph(config: PretrainedConfig, *, takes_rows: bool = False, is_turned: bool = False) -> ir.Model:
+def export_graph(
+    config: PretrainedConfig, *, takes_rows: bool = False, is_turned: bool = False, n_deep: int = 0
+) -> ir.Model:
     """The float32 graph of a causal language model, of an encoder, whose `logits` are its last hidden states, or of a
     classifier of texts, whose `logits` [batch, labels] are those of a text (classification.py).
-    takes_rows: mark where rows may stand for tokens, by nodes `llmc.Embedded`.  is_turned: positions have three
-    directions, by a third input, `turns` int64 [batch, sequence, 3].
+    takes_rows: mark where rows may stand for tokens, by nodes `llmc.Embedded`; n_deep: and where they go into so many
+    of the first layers, by nodes `llmc.Deepened` behind these.  is_turned: positions have three directions, by a third
+    input, `turns` int64 [batch, sequence, 3].
     Refuses an architecture that it cannot express."""
     n_layers = n if isinstance(n := getattr(config, "num_hidden_layers", None), int) else 0
     n_context = max_tokens(config)
@@ -77,7 +80,7 @@ def export_graph(config: PretrainedConfig, *, takes_rows: bool = False, is_turne
         if n_layers < 1:
             raise LlmcError("the configuration describes no model: it has no layers")
         _refuse_empty_weights(model)
-        graph_model = _export(config, model, Wanted(takes_rows, is_turned))
+        graph_model = _export(config, model, Wanted(takes_rows, is_turned, n_deep))
     first = int(graph_model.metadata_props.get(FIRST_POSITION, "0"))
     graph_model.metadata_props["llmc.architecture"] = type(model).__name__
     graph_model.metadata_props["llmc.n_context"] = str(max(n_context - first, 0))
@@ -118,6 +121,7 @@ class Wanted(NamedTuple):
 
     takes_rows: bool
     is_turned: bool
+    n_deep: int
 
 
 def _export(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) -> ir.Model:
@@ -132,7 +136,7 @@ def _export(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) ->
 
 
 def _export_whole(config: PretrainedConfig, model: PreTrainedModel, wanted: Wanted) -> ir.Model:
-    graph_model = trace(model, takes_rows=wanted.takes_rows, is_turned=wanted.is_turned)
+    graph_model = trace(model, **wanted._asdict())
     if wanted.takes_rows and all(node.op_type != EMBEDDED for node in graph_model.graph):
         raise unsupported(config, "it looks its tokens' embeddings up elsewhere than in its input embeddings")
     if is_encoder(config):
@@ -173,7 +177,7 @@ def _export_repeated(config: PretrainedConfig, model: PreTrainedModel, wanted: W
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
-    shorter = shorten(config)
+    shorter = shorten(config) if not wanted.n_deep else None
     if shorter is None or len(stacks) != 1:
         return None
     short, how = shorter

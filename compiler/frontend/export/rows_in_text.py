@@ -182,10 +182,13 @@ class Recorded:
     def embedded(self, ids: torch.Tensor) -> torch.Tensor:
         return (ids[..., None] + 1.0).expand(*ids.shape, self.size).clone()
 
-    def given(self, ids: torch.Tensor, image_token: int, made: Any, **told: torch.Tensor) -> dict[str, Any]:
+    def given(
+        self, ids: torch.Tensor, image_token: int, made: Any, besides: Any = None, **told: torch.Tensor
+    ) -> dict[str, Any]:
         """What the text part is given for token ids [1, S].  made: the tower's rows; None: without a picture.
-        told: of pictures besides."""
-        self.inner.__dict__["get_image_features"] = lambda *_, **__: ModelOutput(pooler_output=made)
+        besides: what else the tower gives, by name.  told: of pictures besides."""
+        features = {"pooler_output": made, **(besides or {})}
+        self.inner.__dict__["get_image_features"] = lambda *_, **__: ModelOutput(**features)
         known = signature(self.model.forward).parameters
         is_image = (ids == image_token).long() * (made is not None)
         types = {name: is_image for name in TYPES if name in known}

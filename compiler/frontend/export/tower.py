@@ -33,7 +33,7 @@ from llmc.compiler.frontend.export.sized_tower import WITHIN, takes_any_size, tr
 from llmc.compiler.frontend.export.trace import to_onnx, without_values
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.graph import attribute
-from llmc.compiler.ops import IN_WINDOWS, SEES_AHEAD, SIZED, TURNED
+from llmc.compiler.ops import DEEP, IN_WINDOWS, SEES_AHEAD, SIZED, TURNED
 from llmc.runtime.errors import LlmcError
 
 FEATURES, PIXELS = "get_image_features", "pixel_values"
@@ -77,14 +77,14 @@ def export_sized_tower(config: PretrainedConfig, image_token: int) -> ir.Model:
         if not takes_any_size(model):
             raise LlmcError("its tower is not told how the patches of a picture lie")
         graph_model, sized = trace_sized(model)
-        is_turned = check_grids(model, image_token, sized.merge)
+        taken = check_grids(model, image_token, sized.merge)
         finish(graph_model, model)
         attentions = [node for node in graph_model.graph if node.op_type == "Attention"]
         within = [str(number) for number, node in enumerate(attentions) if node.metadata_props.pop(WITHIN) == "1"]
         graph_model.metadata_props[SIZED] = " ".join(map(str, sized))
         graph_model.metadata_props[IN_WINDOWS] = " ".join(within)
-        if is_turned:
-            graph_model.metadata_props[TURNED] = "1"
+        said = {TURNED: taken.is_turned, DEEP: taken.is_deep}
+        graph_model.metadata_props.update({name: "1" for name, holds in said.items() if holds})
         return graph_model
 
     return exported(config, of_picture)

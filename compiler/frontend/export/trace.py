@@ -18,6 +18,7 @@ from llmc.compiler.frontend.config import kinds_of, max_tokens
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.export.attention import INTERFACE
 from llmc.compiler.frontend.export.complex_pairs import ComplexPairs
+from llmc.compiler.frontend.export.deep_rows import marked_layers
 from llmc.compiler.frontend.export.experts import name_gates, require_interface
 from llmc.compiler.frontend.export.first_position import first_position, shift_positions
 from llmc.compiler.frontend.export.rotary import stretch_nothing
@@ -62,10 +63,10 @@ def without_values(model: PreTrainedModel) -> None:
                     module._parameters[name] = fakes.setdefault(id(parameter), fake)
 
 
-def trace(model: PreTrainedModel, *, takes_rows: bool = False, is_turned: bool = False) -> ir.Model:
+def trace(model: PreTrainedModel, *, takes_rows: bool = False, is_turned: bool = False, n_deep: int = 0) -> ir.Model:
     """The model as ONNX: `input_ids`, `position_ids` int64 [batch, sequence] -> `logits`.  takes_rows: mark where it
-    has its tokens' embeddings.  is_turned: positions have three directions, and are also an input `turns` int64
-    [batch, sequence, 3]."""
+    has its tokens' embeddings; and n_deep: where it has the results of so many of its first layers.  is_turned:
+    positions have three directions, and are also an input `turns` int64 [batch, sequence, 3]."""
     n_types = n_token_types(model) if is_classifier(model.config) else 1
     if is_classifier(model.config):
         model.config.pad_token_id = -1  # no text is filled up: its last token is the last one, whichever that is
@@ -77,7 +78,8 @@ def trace(model: PreTrainedModel, *, takes_rows: bool = False, is_turned: bool =
         shapes[POSITIONS] = {1 + axis: dim for axis, dim in shapes[POSITIONS].items()}
     # What export prints is the graph in which it got stuck.
     marked = marked_embeddings(model) if takes_rows else nullcontext()
-    with torch.no_grad(), ComplexPairs(), as_nodes(model), marked, redirect_stderr(StringIO()):
+    deep = marked_layers(model, n_deep) if n_deep else nullcontext()
+    with torch.no_grad(), ComplexPairs(), as_nodes(model), marked, deep, redirect_stderr(StringIO()):
         program = torch.export.export(model, (), arguments, dynamic_shapes=shapes, strict=False)
     exported = to_onnx(program, "logits")
     if is_encoder(model.config) and (first := first_position(model)):
