@@ -64,7 +64,7 @@ class ChatTemplate:
             said[THINKS] = thinks
         if effort is not None and self.takes_effort:
             said[EFFORT] = effort.value
-        elif effort is not None and effort.param is not None:
+        elif effort is not None and effort.param is not None and (effort.value != "none" or self.marks is not None):
             raise unsupported(effort.param, "the model's chat template does not take it")
         return said | dict(also)
 

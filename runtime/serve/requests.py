@@ -139,7 +139,8 @@ def read_completion(body: object, model: str, most_texts: int) -> Completion:
     fields = Fields(body)
     fields.refuse(REFUSED_IN_COMPLETIONS)
     fields.refuse_unknown({*FIELDS, *REFUSED_IN_COMPLETIONS, "prompt", "echo", "logprobs"})
-    max_tokens = fields.integer("max_tokens", COMPLETION_TOKENS, 0, MOST_TOKENS)
+    is_endless = fields.get("max_tokens") == -1  # as llama.cpp's server and LM Studio have it
+    max_tokens = None if is_endless else fields.integer("max_tokens", COMPLETION_TOKENS, 0, MOST_TOKENS)
     n_top = None if fields.get("logprobs") is None else fields.integer("logprobs", 0, 0, MAX_TOP)
     wanted = read_wanted(fields, model, max_tokens, most_texts=most_texts, n_top=n_top)
     echo = fields.boolean("echo")
@@ -153,7 +154,7 @@ def read_chat(body: object, model: str, most_texts: int, takes_pictures: bool = 
     fields = Fields(body)
     fields.refuse(REFUSED_IN_CHATS)
     fields.refuse_unknown({*FIELDS, *REFUSED_IN_CHATS, *CHAT_FIELDS})
-    given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) is not None]
+    given = [name for name in ("max_completion_tokens", "max_tokens") if fields.get(name) not in (None, -1)]
     max_tokens = min((fields.integer(name, 1, 1, MOST_TOKENS) for name in given), default=None)
     n_top = fields.integer("top_logprobs", 0, 0, MAX_TOP)
     with_probs = fields.boolean("logprobs")

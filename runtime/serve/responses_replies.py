@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llmc.runtime.parse_json import parse_json
 from llmc.runtime.serve.answers import Answer, Block, Blocks, Change, Kind
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Job, Said
+from llmc.runtime.serve.namespaces import names_of
 from llmc.runtime.serve.replies import named_event, usage
 from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.turns import Turns
@@ -52,6 +53,7 @@ class ResponseReply:
             **said,
         }
         self._blocks, self._keep = Blocks(answer), keep
+        self._names = names_of(said["tools"])
         self._n_events = 0
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
@@ -110,7 +112,12 @@ class ResponseReply:
         if block.kind == "text":
             return item | {"type": "message", "role": "assistant", "content": content}
         arguments = block.text if status != "in_progress" else ""
-        return item | {"type": "function_call", "call_id": block.call_id, "name": block.name, "arguments": arguments}
+        named = {"type": "function_call", "call_id": block.call_id, **self._named(block), "arguments": arguments}
+        return item | named
+
+    def _named(self, block: Block) -> Mapping[str, str]:
+        """The name of a call's function, and of its group if it has one."""
+        return self._names.get(block.name, {"name": block.name})
 
     def _changed(self, change: Change, is_cut: bool) -> Iterator[bytes]:
         block, form = change.block, ITEM_FORMS[change.block.kind]
@@ -125,7 +132,7 @@ class ResponseReply:
         elif change.what == "more":
             yield self._event(f"{form.stream}.delta", **in_part, **also, delta=change.text)
         else:
-            named = {"name": block.name} if block.kind == "call" else also
+            named = {"name": self._named(block)["name"]} if block.kind == "call" else also
             yield self._event(f"{form.stream}.done", **in_part, **named, **{form.text: block.text})
             if form.part:
                 yield self._event("response.content_part.done", **in_part, part=part_of(block, block.text))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from llmc.runtime.serve.fields import Fields, is_text, unsupported, wrong
 from llmc.runtime.serve.formats import read_typed
+from llmc.runtime.serve.namespaces import full_name, spread
 from llmc.runtime.serve.requests import (
     BUDGET_FIELDS,
     REFUSED_IN_CHATS,
@@ -153,15 +154,13 @@ def check_include(fields: Fields) -> None:
 
 
 def read_response_tools(fields: Fields) -> Tools | None:
-    listed: list[Any] = fields.of_type("tools", list, [], "a list")
-    for index, tool in enumerate(listed):
+    listed = list(spread(fields.of_type("tools", list, [], "a list")))
+    for place, tool in listed:
         if not isinstance(tool, dict) or tool.get("type") != "function":
-            raise wrong(
-                f"tools[{index}]", 'must be {"type": "function", "name": …}: this server has no tools of its own'
-            )
-    functions = dict(read_function(f"tools[{index}]", tool) for index, tool in enumerate(listed))
+            raise wrong(place, 'must be {"type": "function", "name": …}: this server has no tools of its own')
+    functions = dict(read_function(place, tool) for place, tool in listed)
     mode, names = read_choice(fields.get("tool_choice"))
-    shown = [as_chats_have_it(tool) for tool in listed]
+    shown = [as_chats_have_it(tool) for _, tool in listed]
     return chosen(shown, functions, mode, names, fields.boolean("parallel_tool_calls", True))
 
 
@@ -205,7 +204,8 @@ def read_item(place: str, item: object, turns: Turns, takes_pictures: bool = Fal
         turns.say(role, read_content(f"{place}.content", item.get("content"), INPUT_PARTS, takes_pictures=shows))
     elif kind == "function_call":
         name, call_id = read_text(place, item, "name"), read_text(place, item, "call_id")
-        turns.call(call_id, name, read_arguments(f"{place}.arguments", item.get("arguments")))
+        arguments = read_arguments(f"{place}.arguments", item.get("arguments"))
+        turns.call(call_id, full_name(item.get("namespace"), name), arguments)
     elif kind == "function_call_output":
         call_id = read_text(place, item, "call_id")
         turns.result(

@@ -38,6 +38,7 @@ TEXT_FIELDS = (
 IGNORED_FIELDS: dict[str, tuple[type, str]] = {
     "user": (str, "a string"),
     "metadata": (dict, "an object"),
+    "client_metadata": (dict, "an object"),
     "store": (bool, "true or false"),
     "service_tier": (str, "a string"),
     "safety_identifier": (str, "a string"),

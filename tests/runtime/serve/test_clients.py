@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.runtime.serve.conftest import Server, events_of
+from typing import Any
+
+import pytest
+
+from llmc.runtime.serve.chat import ChatTemplate
+from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.requests import Effort, read_chat, read_completion
+from llmc.runtime.serve.responses_requests import read_response
+from llmc.runtime.serve.stored import Stored
+from tests.runtime.serve.conftest import Server, events_of, named_events_of
+from tests.runtime.serve.test_tools import TOOLS
 
 TALK = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "ignore_eos": True, "temperature": 0}
 
@@ -28,3 +38,37 @@ def test_anthropics_clients_learn_of_models_in_their_form(talking: Server) -> No
     assert one["max_input_tokens"] == one["max_tokens"] == one["max_model_len"]
     status, said = talking.ask("GET", "/v1/models/other", anthropic_version="2023-06-01")
     assert (status, said["type"], said["error"]["type"]) == (404, "error", "not_found_error")
+
+
+def test_codex_gets_calls_of_functions_in_groups(talking: Server) -> None:
+    group = {"type": "namespace", "name": "team", "tools": [{**tool["function"], "type": "function"} for tool in TOOLS]}
+    body: dict[str, Any] = {
+        "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+        "tools": [group, {"type": "web_search", "external_web_access": False}],
+        "reasoning": {"summary": "auto"},
+        "include": ["reasoning.encrypted_content"],
+        "client_metadata": {"thread_id": "x"},
+        "store": False,
+    }
+    with talking.open("POST", "/v1/responses", {**body, "stream": True, "tool_choice": "required"}) as response:
+        events = list(named_events_of(response))
+    [call] = events[-1]["response"]["output"]
+    assert (call["type"], call["namespace"], call["name"] in ("f", "now")) == ("function_call", "team", True)
+    assert [one["name"] for one in events if one["type"].endswith("arguments.done")] == [call["name"]]
+    talk = [*body["input"], call, {"type": "function_call_output", "call_id": call["call_id"], "output": "3"}]
+    _, said, result = read_response({**body, "input": talk}, "m", Stored().messages).chat.messages
+    assert [one["function"]["name"] for one in said["tool_calls"]] == [result["name"]] == [f"team.{call['name']}"]
+
+
+def test_as_many_tokens_as_there_is_room_for_may_be_less_than_none() -> None:
+    assert read_chat({**TALK, "max_tokens": -1}, "m", 1).wanted.max_tokens is None
+    assert read_chat({**TALK, "max_tokens": -1, "max_completion_tokens": 5}, "m", 1).wanted.max_tokens == 5
+    assert read_completion({"prompt": [1], "max_tokens": -1}, "m", 1).wanted.max_tokens is None
+
+
+def test_no_thought_is_wanted_of_who_shows_none() -> None:
+    silent = ChatTemplate("{{ messages }}", {})
+    assert silent.variables(Effort("none", "reasoning_effort"), None, {}) == {}
+    for template, effort in ((silent, "low"), (ChatTemplate("<think></think>{{ messages }}", {}), "none")):
+        with pytest.raises(ApiError, match="does not take it"):
+            template.variables(Effort(effort, "reasoning_effort"), None, {})
