@@ -14,8 +14,8 @@ dev: $(VENV)/.ready  ## make .venv with all a developer needs, llmc on its path
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
 	@test -x $(BIN)/pip || python3 -m venv $(VENV)
-	@$(PIP) install -c constraints.txt torch
-	@$(PIP) install -c constraints.txt -e '.[compiler,serve,zig,cuda,dev]'
+	@$(PIP) install --no-compile -c constraints.txt torch
+	@$(PIP) install --no-compile -c constraints.txt -e '.[compiler,serve,zig,cuda,dev]'
 	@touch $@
 
 run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
@@ -25,7 +25,9 @@ run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
 	@$(BIN)/llmc run $(STORIES) -p "Once upon a time" -n 400
 
 test: $(VENV)/.ready  ## lint, type-check and run all tests
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory -j 2 lint tests
+
+tests: $(VENV)/.ready
 	@$(BIN)/python -m pytest -n 2 -q
 
 quick: $(VENV)/.ready  ## the one-minute test: a two-layer model end to end
@@ -46,4 +48,4 @@ bench: $(VENV)/.ready  ## measure decode beside Hugging Face, draw build/chart.p
 clean:           ## remove what was built, but not .venv
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
-.PHONY: help dev run test quick lint golden bench clean
+.PHONY: help dev run test tests quick lint golden bench clean
