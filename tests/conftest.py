@@ -1,8 +1,10 @@
 """Shared fixtures. `pytest --update-golden` rewrites tests/golden."""
 
+import copy
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,22 @@ def pytest_configure() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+def pytest_collection_finish() -> None:
+    """PyTorch's exporter lists its operators for each model anew, which takes 0.3 s: here it does so once."""
+    if "torch" not in sys.modules:
+        return
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    listed = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(opset_version: int) -> ONNXRegistry:
+        registry = copy.copy(listed(opset_version))
+        registry.functions = {name: list(functions) for name, functions in registry.functions.items()}
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign, assignment]
 
 
 def group_of(test: str) -> str:

@@ -17,7 +17,6 @@ from transformers import (
     OPTConfig,
     Phi3Config,
     PretrainedConfig,
-    Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
 )
@@ -88,10 +87,6 @@ LLAMA3_ROPE = {
 }
 TINY: dict[str, Callable[[], PretrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES),
-    # as many key heads as query heads, heads of 64
-    "llama-multi-head": lambda: LlamaConfig(
-        **{**SIZES, "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2}
-    ),
     # heads of 80
     "llama-bias": lambda: LlamaConfig(
         **{**SIZES, "hidden_size": 160, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -110,7 +105,6 @@ TINY: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "opt": lambda: OPTConfig(**OPT_SIZES),
     "opt-350m": lambda: OPTConfig(**{**OPT_SIZES, "word_embed_proj_dim": 32}, do_layer_norm_before=False),
-    "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=24),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=24),
     # its attention has a softcap, which torch's own attention function does not

@@ -23,20 +23,8 @@ from llmc.runtime.errors import LlmcError
 TinyModel = Callable[[str], Path]
 TinyConfig = Callable[[str], PretrainedConfig]
 SaveModel = Callable[..., Path]
-FAMILIES = (
-    "llama",
-    "llama-multi-head",
-    "llama-bias",
-    "llama-tied",
-    "smollm3-deep",
-    "opt",
-    "opt-350m",
-    "qwen2",
-    "qwen3",
-    "mistral",
-    "phi3",
-    "gpt2",
-)
+FAMILIES = ("llama", "llama-bias", "llama-tied", "smollm3-deep", "opt", "opt-350m", "qwen3", "mistral", "phi3", "gpt2")
+"""More of them in tests/passes/test_pipeline.py and tests/test_families.py."""
 
 
 def run_graph(source: SourceModel, tokens: np.ndarray, tmp_path: Path) -> np.ndarray:
