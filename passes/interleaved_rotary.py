@@ -1,7 +1,7 @@
 """Rotary embedding by pairs (2i, 2i + 1), as Cohere, GLM, ERNIE and Helium spell it out: what `fuse_rotary` asks of it.
 
     Add(Mul(x, C), Mul(Reshape(Concat([-x[…, 1::2]], [x[…, 0::2]])), S))
-    C = twice(Cos(f)), Cos(twice(f)) or twice(Cos(Concat(f, f))[…, :RD/2]), S alike
+    C = twice(Cos(f)), Cos(twice(f)), Unsqueeze(twice(w), 1) or twice(Cos(Concat(f, f))[…, :RD/2]), S alike
 
 where twice, an Expand and a Reshape, has each element twice in a row.  And as DeepSeek has it, which turns pairs and
 leaves the first of each in front of the second of each:
@@ -134,8 +134,11 @@ def before_heads(value: ir.Value, axis: int) -> Make | None:
 
 
 def before_twice(value: ir.Value | None, function: str, axis: int) -> Make | None:
-    """function(f), if the value is Unsqueeze(function(twice(f)), 1); a scale of the latter is kept."""
+    """w, if the value is Unsqueeze(twice(w), 1); function(f), if it is Unsqueeze(function(twice(f)), 1): a scale of the
+    latter is kept."""
     value = unsqueezed(value, axis)
+    if (waves := twice(value)) is not None:
+        return lambda _: waves
     scaled = producer(value, "Mul")
     scale = scaled.inputs[1] if scaled is not None and number(scaled.inputs[1]) is not None else None
     wave = producer(scaled.inputs[0] if scaled is not None and scale is not None else value, function)

@@ -168,13 +168,17 @@ def every_second(build: Any, x: Any, start: Any, step: Any = 2) -> Any:
 
 
 def pairs(build: Any, kind: Any, first: Any = 1, step: Any = 2) -> Any:
-    """As GLM ("after": waves are repeated) and Cohere ("before": angles are) write it."""
+    """As GLM ("after": waves are repeated), Cohere ("before": angles are) and GLM-4V ("first": waves are, in front of
+    what gives them an axis of heads) write it."""
     x = build.input("x", "batch", 2, "sequence", 8)
     f = build.input("f", "batch", "sequence", 4)
     waves = []
     for function in ("Cos", "Sin"):
         if kind == "before":
             wave = build.op("Mul", build.op(function, twice(build, f, "batch", "sequence", 8)), build.constant(1.25))
+            waves.append(build.op("Unsqueeze", wave, build.constant([1])))
+        elif kind == "first":
+            wave = twice(build, build.op(function, f), "batch", "sequence", 8)
             waves.append(build.op("Unsqueeze", wave, build.constant([1])))
         else:
             whole = build.op(function, build.op("Concat", f, f, axis=-1))
@@ -186,7 +190,7 @@ def pairs(build: Any, kind: Any, first: Any = 1, step: Any = 2) -> Any:
     return build.model(build.op("Add", build.op("Mul", x, waves[0]), build.op("Mul", turned, waves[1])))
 
 
-@pytest.mark.parametrize("kind", ["before", "after"])
+@pytest.mark.parametrize("kind", ["before", "after", "first"])
 def test_rotation_by_pairs_becomes_one_operator(build: Any, check: Any, kind: Any) -> None:
     check(pairs(build, kind), fuse_rotary, 1)
 
