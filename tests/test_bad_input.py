@@ -149,6 +149,15 @@ def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert_refused(invoke("compile", tmp_path / "nowhere", "-o", tmp_path / "out.so"), "nowhere")
 
 
+@pytest.mark.parametrize("arguments", [("",), ("FOLDER", "--adapter", ""), ("FOLDER", "--adapter", "sql=")])
+def test_an_empty_name_is_not_the_current_folder(
+    arguments: tuple[str, ...], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    given = [folder if each == "FOLDER" else each for each in arguments]
+    assert_refused(invoke("compile", *given, "-o", tmp_path / "out.so"), "an empty name names no folder")
+
+
 def test_a_target_that_is_not_known_is_refused(folder: Path) -> None:
     assert_refused(invoke("compile", folder, "--target", "tpu"), "tpu", "cpu:x86-64-v3")
 

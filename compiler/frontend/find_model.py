@@ -114,8 +114,11 @@ def with_dense(found: Found, embedding: Embedding | None) -> Found:
 def expanded(path: str) -> Path:
     """The path with a leading ~ or ~name replaced by that home folder, where there is such a user.
 
-    Raises LlmcError for a path that is no valid Unicode, since safetensors takes none.
+    Raises LlmcError for a path that is no valid Unicode, since safetensors takes none, and for an empty one, as a shell
+    makes of a variable that is not set: it would be the current folder.
     """
+    if not path:
+        raise LlmcError("an empty name names no folder", place='""', hint="the current folder is .")
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -83,7 +83,7 @@ class Options:
 def serve(
     artifact: str, options: Options, announce: Callable[[str, Model], None], progress: LoadProgress | None = None
 ) -> None:
-    """Serve an artifact until SIGINT or SIGTERM.
+    """Serve an artifact until SIGINT, SIGTERM or SIGHUP.
 
     announce: called with the address and the model once requests are answered.  Raises LlmcError: no such artifact,
     an address that cannot be had.
@@ -260,8 +260,9 @@ async def run(
         engine.drain(0 if server.should_exit else options.grace)  # the second time: now
         server.should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, leave)
     engine.start()
     loop.call_soon(announce, address_of(listener, options.host), model)
     try:

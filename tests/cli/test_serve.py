@@ -58,6 +58,12 @@ def test_texts_that_cannot_be_kept_are_named_before_anybody_is_served(tmp_path: 
     assert result.stderr == f"error: this folder cannot be made: File exists\n  at: {tmp_path / 'file'}\n"
 
 
+def test_an_empty_name_is_no_place_to_keep_texts(tmp_path: Path) -> None:
+    result = serve(write_stub(tmp_path / "a.so"), "--port", 0, "--prompt-cache", "")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: this is no path\n  at: ''\n"
+
+
 @pytest.mark.parametrize("package", ["jinja2", "starlette", "uvicorn"])
 def test_a_missing_package_is_named_with_what_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str

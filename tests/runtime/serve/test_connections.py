@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def dribble(client: socket.socket, seconds: float) -> None:
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 PARTS = b'Content-Length: 99\r\n\r\n{"prompt":'
+
+
+def test_a_closed_terminal_ends_it_as_ctrl_c_does(stub: Path) -> None:
+    with serving(stub) as server:
+        server.process.send_signal(signal.SIGHUP)
+        assert server.process.wait(30) == 0
 
 
 def test_who_says_nothing_is_told_nothing(strict_server: Server) -> None:
