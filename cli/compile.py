@@ -105,6 +105,14 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     help="embed: embeddings in place of texts; classify: labels, or ranks; auto: what the model's files say.",
 )
 @click.option("--images", is_flag=True, help="Take pictures too, where the model does; on CPUs.")
+@click.option(
+    "--max-image-rows",
+    metavar="N",
+    type=click.IntRange(64, 16384),
+    default=1024,
+    show_default=True,
+    help="Most tokens that a picture becomes, where they are of any size: larger ones are made smaller.",
+)
 @click.option("--seed", metavar="S", type=click.IntRange(0), default=0, show_default=True, help="Of random weights.")
 @click.option(
     "--verify", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Compare with the source model."
@@ -127,6 +135,7 @@ def command(
     adapters: tuple[str, ...],
     task: Any,
     images: bool,
+    max_image_rows: int,
     seed: int,
     verify: str,
     dump: Path | None,
@@ -155,6 +164,7 @@ def command(
             weights=weights,
             task=task,
             images=images,
+            max_image_rows=max_image_rows,
             verify=verify == "on",
             dump=dump,
             seed=seed,

@@ -183,8 +183,11 @@ def adapters_of(model: Said, certificate: Said) -> list[str]:
 
 def images_in_words(said: Said, certificate: Said | None) -> str:
     """What a picture becomes, and how near that is to what the source makes of one."""
-    high, wide = said["tile"][1:]
-    words = f"tiles of {wide} by {high} pixels, each of which stands for {said['rows']} tokens"
+    if "tile" in said:
+        high, wide = said["tile"][1:]
+        words = f"tiles of {wide} by {high} pixels, each of which stands for {said['rows']} tokens"
+    else:
+        words = f"of any size, which stand for up to {said['most_rows']} tokens"
     return words if certificate is None else f"{words}; {pictures_in_words(certificate)}"
 
 

@@ -12,7 +12,7 @@ import click
 from llmc.cli.output import artifact_argument, compiler_installed, in_bytes, json_option, print_json
 from llmc.runtime import ArtifactFile, LlmcError, load
 from llmc.runtime.artifact import is_weights
-from llmc.runtime.given import example_tile
+from llmc.runtime.given import Example
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend.embedding import Task
@@ -130,7 +130,7 @@ def replay(artifact: str, certificate: Mapping[str, Any]) -> Iterator[Check]:
 
 def replay_images(model: Model, certificate: Mapping[str, Any], *, own: bool) -> Iterator[Check]:
     """The checks of the prompts with a picture: the numbers of its rows are what this model now gives them."""
-    with model.image(example_tile(model.info.tile)) as rows:
+    with Example.of(model.info).seen(model) as rows:
         moved = rows.ids.start - certificate["first_row"]
         prompts = [
             prompt | {"tokens": [token + moved * (token >= certificate["first_row"]) for token in prompt["tokens"]]}

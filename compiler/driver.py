@@ -17,6 +17,7 @@ from llmc.compiler.certificate import certify
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.frontend.embedding import Task
 from llmc.compiler.frontend.named_adapters import parse_adapters
+from llmc.compiler.frontend.tower import MOST_ROWS
 from llmc.compiler.kernel import Call, Implementation
 from llmc.compiler.link import c_compiler, link
 from llmc.compiler.plan import Program
@@ -108,26 +109,26 @@ def compile_model(
     adapters: Sequence[str | Path] = (),
     task: Task = "auto",
     images: bool = False,
+    max_image_rows: int = MOST_ROWS,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Compile a model into an artifact.
 
-    model, weights, seed, adapters, task, images: see `load_source`.  out: the artifact's path; "<name>.so" when None.
-    target: a machine, or several, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the
+    model, weights, seed, adapters, task, images, max_image_rows: see `load_source`.  out: the artifact's path, else
+    "<name>.so".  target: machines, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the
     checkpoint's own when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers'
     weights are stored: "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None)
-    or 128.  quant_lm_head: quantise the logits' product as the others; when None, in 8 bits (mxfp4: if a checkpoint has
-    codes).  calibrate: a file of text, or of token ids (.json), that quantised weights are fitted to.  kv_dtype: how
-    keys and values are kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the
-    model's own limit when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far
-    away.  Returns a report: path, bytes, seconds by stage, certificate.  Raises LlmcError, and leaves no partial file.
+    or 128.  quant_lm_head: the logits' product as the others; else in 8 bits (mxfp4: if a checkpoint has codes).
+    calibrate: a file of text, or of token ids (.json), that codes are fitted to.  kv_dtype: how keys and values are
+    kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's own limit
+    when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far away.  -> path,
+    bytes, seconds by stage, certificate.  Raises LlmcError.
     """
-    stages = Stages(progress)
-    machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
+    stages, machines, scheme = Stages(progress), parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
     check_request(machines, batch, scheme, calibrate, out, adapters, images=images)
     with stages("load"):
         how = (weights, dtype, max_sequence, seed, adapters, task)
-        source = load_source(str(model), *how, images=images, has_f16=have_f16(machines))
+        source = load_source(str(model), *how, images=images, max_image_rows=max_image_rows, has_f16=have_f16(machines))
         scheme = calibrated(scheme, calibrate, source)
     path = artifact.check_place(Path(f"{source.name}.so" if out is None else out), source.folder)
     with stages("passes"):

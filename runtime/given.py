@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,13 @@ from llmc.runtime.runner import Held
 
 if TYPE_CHECKING:
     from llmc.runtime.binding import Model
+    from llmc.runtime.info import Info
 
 Floats = npt.NDArray[np.float32]
 SQUARES = 8
 """Of the example tile, along each side."""
+EXAMPLE_ROWS = 6, 9
+"""Lines and columns of the rows of the example picture, where pictures are of any size."""
 
 
 class Given(Held):
@@ -92,6 +95,28 @@ def picture(model: Model, patches: npt.ArrayLike, grid: tuple[int, int]) -> Give
         with model.recording_tile(prod(grid) // max(info.merge**2, 1)):
             model.check(api.picture_rows(handle, array.ctypes.data, *grid, first, n))
         return Given(model, first.value, n.value)
+
+
+class Example(NamedTuple):
+    """What certificates are made with.  pixels: of a tile, or float32 [lines * columns, patch] of the patches of a
+    picture.  grid: (lines, columns); None: it is a tile."""
+
+    pixels: Floats
+    grid: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, info: Info) -> Example:
+        """For a model's tower.  The same numbers on every machine."""
+        if not info.patch:
+            return cls(example_tile(info.tile))
+        lines, columns = (rows * info.merge for rows in EXAMPLE_ROWS)
+        rng = np.random.default_rng(2026)
+        patches = rng.random((lines * columns, 1), np.float32), rng.random((lines * columns, info.patch), np.float32)
+        return cls(np.asarray(1.5 * patches[0] + 0.5 * patches[1] - 1.0, np.float32), (lines, columns))
+
+    def seen(self, model: Model) -> Given:
+        """The rows that a model makes of it."""
+        return model.image(self.pixels) if self.grid is None else model.picture(self.pixels, self.grid)
 
 
 def example_tile(shape: tuple[int, int, int]) -> Floats:

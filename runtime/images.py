@@ -69,7 +69,7 @@ def refuse_cache(cache: PromptCache | None) -> None:
 
 def images_of(model: Model, section: bytes | None) -> Images:
     """section: "processor", None where there is none.  Raises LlmcError: the model takes no pictures."""
-    if section is None or not any(model.info.tile) or not model.has_tokenizer:
+    if section is None or not model.takes_images or not model.has_tokenizer:
         hint = "compile it with --images, if it is a model that does"
         raise LlmcError("the model takes no pictures", place=str(model.path), hint=hint)
     return Images(model, section, model.tokenizer_json)
@@ -147,7 +147,7 @@ class Images:
         self.check_number(ids, pictures)
         if not pictures:  # of texts alone a server asks this beside a step, for which it must not wait
             return Pictured(tuple(ids))
-        check, seen, least = check or self._model.check_length, list[Seen](), self._model.info.n_tile_rows
+        check, seen, least = check or self._model.check_length, list[Seen](), max(self._model.info.n_tile_rows, 1)
         n = len(ids) + (least - 1) * len(pictures)
         check(n)
         for picture in pictures:
@@ -186,8 +186,11 @@ class Images:
             raise LlmcError(error.fact, place=picture.place or error.place, hint=error.hint) from error
 
     def _made(self, prepared: Prepared) -> Seen:
-        """Run the tower on each tile."""
-        rows = tuple(self.run(partial(self._model.image, tile)) for tile in prepared.tiles)
+        """Run the tower on each tile, or on the whole picture."""
+        looks = [partial(self._model.image, tile) for tile in prepared.tiles if prepared.grid is None]
+        if prepared.grid is not None:
+            looks = [partial(self._model.picture, prepared.tiles, prepared.grid)]
+        rows = tuple(map(self.run, looks))
         numbers = [number for each in rows for number in each.ids]
         token = self._section.image_token
         n_places = prepared.ids.count(token)

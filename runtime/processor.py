@@ -37,34 +37,42 @@ FILES = (
 """The files of a checkpoint that say how pictures and texts are prepared; the tokenizer is a section of its own."""
 MOST_BYTES = 4 << 20
 """Of all these files together."""
-GIVEN = ("pixel_values", "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+GRIDS = "image_grid_thw"
+GIVEN = ("pixel_values", GRIDS, "input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """What a processor may make of a text with pictures; besides, masks that hide nothing."""
 TILES_ALONE = "its tower is told of tiles alone"
 HOW = {"local_files_only": True, "trust_remote_code": False}
 WHOLE_TEXTS = {"add_special_tokens": False, "truncation": False, "padding": False}
 """How a text becomes tokens: as it is, whatever limits its tokenizer was trained with."""
+MOST_PIXELS, LEAST_PIXELS = "longest_edge", "shortest_edge"
+"""What transformers calls these in the sizes of processors of pictures of any size."""
 SILENCE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 class Section(NamedTuple):
     """The section "processor".  name: of transformers' class.  image_token: the id in whose places the model puts rows
-    of a picture.  files: by name, of FILES.  mark: the id that stands for a picture in a text."""
+    of a picture.  files: by name, of FILES.  mark: the id that stands for a picture in a text.  most_pixels: of a
+    picture, which is made smaller; 0: as the files say."""
 
     name: str
     image_token: int
     files: Mapping[str, str]
     mark: int
+    most_pixels: int = 0
 
     @classmethod
     def read(cls, data: bytes) -> Section:
         """Raises ValueError: it is not one."""
         said = parse_json(data)
         try:
-            found = cls(said["class"], said["image_token"], dict(said["files"]), said["mark"])
+            found = cls(
+                said["class"], said["image_token"], dict(said["files"]), said["mark"], said.get("most_pixels", 0)
+            )
         except (KeyError, TypeError):
             raise ValueError("fields are missing") from None
         texts = [found.name, *found.files.values()]
-        if not type(found.image_token) is type(found.mark) is int or not all(isinstance(text, str) for text in texts):
+        numbers = found.image_token, found.mark, found.most_pixels
+        if {*map(type, numbers)} != {int} or not all(isinstance(text, str) for text in texts):
             raise ValueError("fields are of another type")
         if not found.files.keys() <= {*FILES} or sum(map(len, texts)) > MOST_BYTES:
             raise ValueError("there are other files than a processor's")
@@ -73,10 +81,12 @@ class Section(NamedTuple):
 
 class Prepared(NamedTuple):
     """A picture as a prompt has it.  ids: the tokens in its place, with image_token for each row that the model makes
-    of it.  tiles: float32 [n, 3, H, W], what it makes them of."""
+    of it.  tiles: float32 [n, 3, H, W], what it makes them of; or [n, patch], all of its patches.  grid: lines and
+    columns of these; None: they are tiles."""
 
     ids: tuple[int, ...]
     tiles: Tiles
+    grid: tuple[int, int] | None = None
 
 
 class Processor:
@@ -90,6 +100,8 @@ class Processor:
         self._place, self.image_token = place, section.image_token
         try:
             self.whole = load(section, tokenizer_json)
+            if section.most_pixels:
+                shrink(self.whole.image_processor, section.most_pixels)
             self.image_mark = str(self.whole.image_token)
         except ModuleNotFoundError:
             raise
@@ -120,6 +132,9 @@ class Processor:
         if more is not None:
             fact = f"the model's processor makes {more!r} of a picture beside tiles"
             raise LlmcError(fact, place=self._place, hint=TILES_ALONE)
+        if GRIDS in made:
+            (_, lines, columns), *_ = np.asarray(made[GRIDS]).tolist()
+            return Prepared(tuple(ids), np.ascontiguousarray(tiles), (int(lines), int(columns)))
         if tiles.ndim < 4:
             raise LlmcError(
                 f"the model's processor makes {list(tiles.shape)} of a picture, and no tiles", place=self._place
@@ -130,6 +145,14 @@ class Processor:
 def is_full(name: str, value: object) -> bool:
     """Whether it is a mask that hides no part of a picture."""
     return "mask" in name and bool(np.asarray(value).all())
+
+
+def shrink(images: Any, most_pixels: int) -> None:
+    """Let a processor of pictures of any size make none of more pixels."""
+    sizes = dict(images.size)
+    if not all(isinstance(sizes.get(name), int) for name in (MOST_PIXELS, LEAST_PIXELS)):
+        raise ValueError("it does not say how many pixels a picture may have")
+    images.size = type(images.size)(**{name: min(size, most_pixels) for name, size in sizes.items()})
 
 
 def load(section: Section, tokenizer_json: str) -> Any:

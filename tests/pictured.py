@@ -13,13 +13,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 SIDE, PATCH = 28, 14
 MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}
 """What stands for a picture in a text."""
+ANY_SIZE = ("qwen2_vl", "qwen2_5_vl")
+"""Kinds that take pictures of any size."""
+MARKS |= dict.fromkeys(ANY_SIZE, "<|image_pad|>")
 ROW_MARKS = {"gemma3": "<image_soft_token>"}
 """What stands for a row of one, where that is something else."""
+AROUND = dict.fromkeys(ANY_SIZE, "<|vision_start|><|image_pad|><|vision_end|>")
+"""What a template writes for a picture, where that is more."""
 ROWS, COLUMNS = 6, 6
 SPECIAL = (
     *("<s>", "</s>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
     *("<img>", "</img>", "<IMG_CONTEXT>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, ROWS + 1) for column in range(1, COLUMNS + 1)),
+    *("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"),
 )
 LINES = "\n\n\n"
 N_VOCAB = 256 + 1 + len(SPECIAL)
@@ -63,6 +69,11 @@ def save_processor(kind: str, folder: Path, n_rows: int = 4, side: int = SIDE) -
         sizes = {"size": {"longest_edge": 2 * side}, "max_image_size": {"longest_edge": side}}
         images = transformers.Idefics3ImageProcessorPil(**sizes, **means)
         said = {"processor_class": "Idefics3Processor", "image_seq_len": n_rows}
+    elif kind in ANY_SIZE:
+        pixels = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": 100 * (2 * PATCH) ** 2}
+        images = transformers.Qwen2VLImageProcessorPil(size=pixels, patch_size=PATCH, merge_size=2, **means)
+        said = {"processor_class": "Qwen2VLProcessor" if kind == "qwen2_vl" else "Qwen2_5_VLProcessor"}
+        names = {"image_token": MARKS[kind], "video_token": "<|video_pad|>"}
     elif kind == "gemma3":
         images = transformers.Gemma3ImageProcessorPil(size=square, **means)
         said = {"processor_class": "Gemma3Processor", "image_seq_length": n_rows}
@@ -77,7 +88,7 @@ def save_processor(kind: str, folder: Path, n_rows: int = 4, side: int = SIDE) -
     whole.save_pretrained(folder)
     images.save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(said))
-    (folder / "chat_template.jinja").write_text(PARTS.replace("IMAGE", MARKS[kind]))
+    (folder / "chat_template.jinja").write_text(PARTS.replace("IMAGE", AROUND.get(kind, MARKS[kind])))
     return folder
 
 

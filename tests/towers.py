@@ -17,10 +17,12 @@ from transformers import (
     PaliGemmaConfig,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2VLConfig,
 )
 
 from llmc.compiler.frontend.quiet import quiet
-from tests.pictured import N_VOCAB, PATCH, SIDE, token_of
+from tests.pictured import ANY_SIZE, N_VOCAB, PATCH, SIDE, token_of, tokenizer
 
 LAYERS = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 VISION = {**LAYERS, "image_size": 2 * SIDE, "patch_size": PATCH}
@@ -35,6 +37,7 @@ TEXT = {
     "max_position_embeddings": 512,
     "pad_token_id": 0,
 }
+VISION_MARKS = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>"}
 CLIP = {"model_type": "clip_vision_model", **VISION}
 SIGLIP = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
 
@@ -59,6 +62,18 @@ def config_of(kind: str, vision: dict[str, Any] | None = None) -> PretrainedConf
         return Gemma3Config(
             vision_config=SIGLIP | more, text_config=text, mm_tokens_per_image=4, image_token_index=token_of(kind)
         )
+    if kind in ANY_SIZE:
+        rope = {"type": "mrope", "mrope_section": [2, 3, 3]}
+        text = {name: value for name, value in TEXT.items() if name not in ("model_type", "head_dim")}
+        marks = {f"{name}_token_id": tokenizer().token_to_id(mark) for name, mark in VISION_MARKS.items()}
+        ends = {"bos_token_id": None, "eos_token_id": None}
+        patched = {"depth": 3, "num_heads": 2, "patch_size": PATCH, "hidden_size": 64}
+        if kind == "qwen2_vl":
+            vision = patched | {"embed_dim": 48, "mlp_ratio": 2} | more
+            return Qwen2VLConfig(vision_config=vision, text_config=text | {"rope_scaling": rope} | ends, **marks)
+        vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "window_size": 8 * PATCH} | more
+        vision |= {"fullatt_block_indexes": [1]}
+        return Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_scaling": rope} | ends, **marks)
     if kind == "paligemma":
         text = TEXT | {"model_type": "gemma"}
         return PaliGemmaConfig(vision_config=SIGLIP | more, text_config=text, projection_dim=64, **mark)

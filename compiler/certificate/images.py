@@ -1,9 +1,9 @@
-"""The certificate of an artifact that takes pictures: the rows that it makes of a tile, and what it says about them.
+"""The certificate of an artifact that takes pictures: the rows that it makes of one, and what it says about them.
 
-One tile, made of numbers that are the same everywhere (runtime/given.py), goes through the artifact's tower and through
-transformers'. In float32 the largest error of the rows is at most 2e-4 of their range, in bf16 the root of their mean
-square error at most 1.5 times that of transformers in bf16. Weights of towers are not quantised, and so neither is the
-bar.
+One tile, or one picture where they are of any size, made of numbers that are the same everywhere (runtime/given.py),
+goes through the artifact's tower and through transformers'. In float32 the largest error of the rows is at most 2e-4 of
+their range, in bf16 the root of their mean square error at most 1.5 times that of transformers in bf16. Weights of
+towers are not quantised, and so neither is the bar.
 Then texts with the tile in them are continued and judged as texts without (certify.py), where the reference reads its
 own rows, not the artifact's.
 """
@@ -29,7 +29,7 @@ from llmc.compiler.certificate.labels import size
 from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.certificate.reference_images import reference_rows
 from llmc.runtime import load
-from llmc.runtime.given import example_tile
+from llmc.runtime.given import EXAMPLE_ROWS, Example
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
@@ -48,18 +48,18 @@ def certify_images(
     The arguments are those of `certify.certify`.
     """
     said = f"{describe['model']}, with a picture"
-    with load(artifact) as model, model.image(tile := example_tile(model.info.tile)) as given:
-        found, target = given.numbers(), model.target
+    with load(artifact) as model, (example := Example.of(model.info)).seen(model) as given:
+        found, target, lines_and_columns = given.numbers(), model.target, example.grid and EXAMPLE_ROWS
         prompts = texts_around(given.ids, model.info.n_ids)
         fitting = [prompt for prompt in prompts if len(prompt) < model.info.n_context]
         texts = [continue_greedily(model, prompt, said) for prompt in fitting]
 
     @cache
     def rows(dtype: str) -> Floats:
-        return reference_rows(source, tile, dtype)
+        return reference_rows(source, example, dtype)
 
     def reference(tokens: list[list[int]], dtype: str) -> list[Logits]:
-        return reference_logits(source, tokens, dtype, given=(given.ids.start, rows(dtype)))
+        return reference_logits(source, tokens, dtype, given=(given.ids.start, rows(dtype)), grid=lines_and_columns)
 
     compared = compare_rows(found, rows("f32"), None if source.dtype == "f32" else rows(source.dtype))
     judge_rows(compared, said)

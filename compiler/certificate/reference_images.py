@@ -1,4 +1,4 @@
-"""What transformers makes of a tile of a picture: the rows that stand in the text's embeddings."""
+"""What transformers makes of a tile of a picture, or of a whole one: the rows that stand in the text's embeddings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from llmc.compiler.certificate.reference import TORCH_DTYPES, lend
 from llmc.compiler.frontend.config import parse_whole
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.export.rows_in_text import text_part
+from llmc.compiler.frontend.export.sized_tower import rows_of_picture
 from llmc.compiler.frontend.export.tower import FeaturesOfTile
 from llmc.compiler.frontend.quiet import quiet
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
+    from llmc.runtime.given import Example
 
 Floats = NDArray[np.float32]
 
 
-def reference_rows(source: SourceModel, tile: Floats, dtype: str) -> Floats:
-    """The rows of a tile [3, H, W] as float32 [n, d], computed in `dtype`: "f32" or "bf16"."""
+def reference_rows(source: SourceModel, example: Example, dtype: str) -> Floats:
+    """The rows of an example picture as float32 [n, d], computed in `dtype`: "f32" or "bf16"."""
     assert source.images is not None
     tower = source.images.tower
     config = parse_whole(dict(source.images.fields), source.name)
@@ -32,7 +34,12 @@ def reference_rows(source: SourceModel, tile: Floats, dtype: str) -> Floats:
             whole = AutoModelForImageTextToText.from_config(config, dtype=TORCH_DTYPES[dtype]).eval()
         lend(whole, tower.weights, dtype, keep=True)
         fill_up(whole)
-        made: torch.Tensor = FeaturesOfTile(whole, tower.tile).real(torch.from_numpy(tile).to(TORCH_DTYPES[dtype]))
+        pixels = torch.from_numpy(example.pixels).to(TORCH_DTYPES[dtype])
+        made = (
+            FeaturesOfTile(whole, tower.tile).real(pixels)
+            if example.grid is None
+            else rows_of_picture(whole, pixels, example.grid)
+        )
     return np.asarray(made.float().numpy())
 
 

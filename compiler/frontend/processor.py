@@ -25,10 +25,13 @@ SIDES = ((60, 45), (30, 80))
 """Width and height of the pictures that it is tried with."""
 
 
-def read_processor(folder: Path, fields: Mapping[str, Any], tokenizer_json: bytes | None, place: str) -> bytes:
+def read_processor(
+    folder: Path, fields: Mapping[str, Any], tokenizer_json: bytes | None, place: str, most_pixels: int = 0
+) -> bytes:
     """The section "processor" of an artifact that takes pictures.
 
-    fields: of the whole model's configuration.  Raises LlmcError: there is no processor that transformers knows, it
+    fields: of the whole model's configuration.  most_pixels: of a picture, which is made smaller; 0: as its files say.
+    Raises LlmcError: there is no processor that transformers knows, it
     cannot be made without PyTorch, or a picture's tokens depend on what stands beside it.
     """
     if tokenizer_json is None:
@@ -39,8 +42,9 @@ def read_processor(folder: Path, fields: Mapping[str, Any], tokenizer_json: byte
     files = {file: read_text(folder / file) for file in FILES if (folder / file).is_file()}
     if sum(map(len, files.values())) > MOST_BYTES:
         raise LlmcError(f"the files of the processor have more than {MOST_BYTES >> 20} MiB", place=place)
-    mark = check(Section(name, token, files, token), tokenizer_json.decode(), place)
-    return json.dumps({"class": name, "image_token": token, "files": files, "mark": mark}).encode()
+    mark = check(Section(name, token, files, token, most_pixels), tokenizer_json.decode(), place)
+    said = {"class": name, "image_token": token, "files": files, "mark": mark}
+    return json.dumps(said | ({"most_pixels": most_pixels} if most_pixels else {})).encode()
 
 
 def image_token(fields: Mapping[str, Any], place: str) -> int:

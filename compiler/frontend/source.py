@@ -26,7 +26,7 @@ from llmc.compiler.frontend.packed.packing import Packing
 from llmc.compiler.frontend.processor import LEAVE_OUT
 from llmc.compiler.frontend.text_part import text_tensors
 from llmc.compiler.frontend.tokens import read_ends, read_text
-from llmc.compiler.frontend.tower import Images, load_images
+from llmc.compiler.frontend.tower import FEWEST_ROWS, LARGEST_ROWS, MOST_ROWS, Images, load_images
 from llmc.compiler.weights import StoredDType, Weight, choose_dtype
 from llmc.runtime.classification import Classification
 from llmc.runtime.errors import LlmcError
@@ -128,6 +128,7 @@ def load_source(
     task: Task = "auto",
     *,
     images: bool = False,
+    max_image_rows: int = MOST_ROWS,
     has_f16: bool = False,
     rows: bool = False,
     turned: bool = False,
@@ -142,8 +143,12 @@ def load_source(
     itself is its model with that merged first.  task: "embed", "classify", "generate", "auto" for what its files say.
     rows: let rows of numbers stand for tokens, as those of images do; turned: at positions in three directions; deep:
     and add to the results of so many of the first layers.
-    images: with what makes rows of pictures, which then may stand for tokens too.
+    images: with what makes rows of pictures, which then may stand for tokens too.  max_image_rows: of a picture, where
+    they are of any size; larger ones are made smaller.
     """
+    if not FEWEST_ROWS <= max_image_rows <= LARGEST_ROWS:
+        fact = f"pictures of up to {max_image_rows} rows"
+        raise LlmcError(fact, place="--max-image-rows", hint=f"between {FEWEST_ROWS} and {LARGEST_ROWS}")
     if weights not in ("real", "random"):
         raise LlmcError(f"unknown kind of weights {weights!r}", place="--weights", hint="one of real, random")
     if task not in TASKS:
@@ -155,7 +160,8 @@ def load_source(
     own = most_common_dtype(found.checkpoint) if found.checkpoint else _random_dtype(found.fields)
     stored, note = choose_dtype(own, dtype, has_f16)
     found = replace(found, notes=(*found.notes, *([note] if note else ())))
-    looked = _load_images(found, stored, seed) if images else None
+    most_rows = min(max_image_rows, max_sequence or max_image_rows)
+    looked = _load_images(found, stored, seed, most_rows) if images else None
     if looked is not None:
         turned, deep = looked.tower.is_turned, _n_deep(found, looked)
     source = _load_found(found, stored, max_sequence, seed, task, rows=rows or images, turned=turned, deep=deep)
@@ -227,7 +233,7 @@ def _n_deep(found: Found, images: Images) -> int:
     return images.tower.size // size - 1
 
 
-def _load_images(found: Found, stored: StoredDType, seed: int) -> Images:
+def _load_images(found: Found, stored: StoredDType, seed: int, most_rows: int) -> Images:
     """What takes pictures.  Raises LlmcError for a model that takes none, and for adapters of what makes their rows."""
     if found.whole is None:
         raise LlmcError("the model takes no pictures", place=f"--images {found.name}", hint=LEAVE_OUT)
@@ -236,7 +242,8 @@ def _load_images(found: Found, stored: StoredDType, seed: int) -> Images:
             fact = f"the adapter {adapter.name} changes more than the text part"
             raise LlmcError(fact, place=f"--images {adapter.folder}", hint="merge it into the whole model first")
     place, std, text = str(found.folder or found.name), _std(found.fields), found.text(0)[0].tokenizer_json
-    return load_images(found.whole, stored, found.folder, text, place=place, std=std, seed=seed)
+    how = {"place": place, "std": std, "seed": seed, "most_rows": most_rows}
+    return load_images(found.whole, stored, found.folder, text, **how)  # type: ignore[arg-type]
 
 
 def _note_of_part(found: Found) -> tuple[str, ...]:

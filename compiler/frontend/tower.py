@@ -25,12 +25,16 @@ from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import DEEP, SEES_AHEAD, SIZED, TURNED
 from llmc.compiler.weights import StoredDType, Weight
 from llmc.runtime.errors import LlmcError
-from llmc.runtime.format import Sized
+from llmc.runtime.format import MAX_MERGE, Sized
 from llmc.runtime.processor import Processor, Section
 
 SIZES = ("image_size", "img_size")
 """What they call the size of a tile: a number, or [H, W]."""
 CHANNELS, LARGEST = 3, 4096
+MERGE = "spatial_merge_size"
+"""What configurations of towers that take pictures of any size say."""
+MOST_ROWS, FEWEST_ROWS, LARGEST_ROWS = 1024, 64, 16384
+"""Most rows of a picture of any size: by default, which is about a million pixels; and what may be asked for."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """The files of which one says how a model prepares pictures."""
 NO_PROCESSOR = "the model has no processor: it takes tiles, and no pictures"
@@ -110,36 +114,51 @@ def load_images(
     place: str,
     std: float,
     seed: int,
+    most_rows: int = MOST_ROWS,
 ) -> Images:
     """How a whole model takes pictures; reads no weight.  std, seed: of random weights.  place: for messages.
+    most_rows: of a picture, where they are of any size.
 
     Raises LlmcError for a model that takes none, of which more would have to be known than rows, or whose processor
     makes something else of pictures than tiles of one size.
     """
     token = image_token(whole.fields, place)
+    tower, most_pixels, how = None, 0, {"place": place, "std": std, "seed": seed}
+    if (merge := merge_of(whole.fields)) and (side := patch_side(whole.fields, place)):
+        tower = load_sized_tower(whole, stored, most_rows, token, **how)  # type: ignore[arg-type]
+        most_pixels = most_rows * (merge * side) ** 2
     processor: bytes | None = None
     notes: tuple[str, ...] = (NO_PROCESSOR,)
     if folder is not None and tokenizer_json is not None and any((folder / name).is_file() for name in PROCESSORS):
-        processor, notes = read_processor(folder, whole.fields, tokenizer_json, place), ()
+        processor, notes = read_processor(folder, whole.fields, tokenizer_json, place, most_pixels), ()
     tries = try_processor(processor, tokenizer_json or b"", token, place) if processor else []
-    tile = tries[0].tile if tries else tile_of(whole.fields, place)
-    tower = load_tower(whole, stored, tile, token, place=place, std=std, seed=seed)
+    if tower is None:
+        tile = tries[0].tile if tries else tile_of(whole.fields, place)
+        tower = load_tower(whole, stored, tile, token, **how)  # type: ignore[arg-type]
     for tried in tries:
         tried.check(tower, place)
     return Images(tower, processor, whole.fields, notes)
 
 
 class Tried(NamedTuple):
-    """What the processor made of a picture [height, width].  runs: how many tokens that stand for rows are in a row."""
+    """What the processor made of a picture [height, width].  tile: the shape of one, or of a patch.  n_tiles: or
+    patches.  runs: how many tokens that stand for rows are in a row.  grid: of patches; None: they are tiles."""
 
     picture: tuple[int, int]
     tile: tuple[int, ...]
     n_tiles: int
     runs: tuple[int, ...]
+    grid: tuple[int, int] | None
 
     def check(self, tower: Tower, place: str) -> None:
         high, wide = self.picture
         fact = f"of a picture of {wide} by {high} pixels the model's processor makes"
+        if (self.grid is None) != (tower.sized is None):
+            said = f"{fact} {'tiles' if self.grid is None else 'patches'}, which its tower does not take"
+            raise LlmcError(said, place=place, hint=LEAVE_OUT)
+        if tower.sized is not None:
+            self.check_patches(tower, tower.sized, fact, place)
+            return
         if self.tile != tower.tile:
             said = f"{fact} tiles of {self.tile[-1]} by {self.tile[-2]}, of others {tower.tile[-1]} by {tower.tile[-2]}"
             raise LlmcError(said, place=place, hint=LEAVE_OUT)
@@ -149,6 +168,20 @@ class Tried(NamedTuple):
         if tower.sees_ahead and set(self.runs) != {tower.n_rows}:
             said = f"{fact} rows of several tiles in a row, which would see each other"
             raise LlmcError(said, place=place, hint=LEAVE_OUT)
+
+    def check_patches(self, tower: Tower, sized: Sized, fact: str, place: str) -> None:
+        """The same of a picture of any size."""
+        lines, columns = self.grid or (0, 0)
+        said = f"{fact} {lines} by {columns} patches of {self.tile[-1]} numbers, and {sum(self.runs)} tokens of them"
+        fits = self.tile == (sized.patch,) and self.n_tiles == lines * columns
+        fits = fits and lines % sized.merge == columns % sized.merge == 0
+        if not fits or self.runs != (self.n_tiles // sized.merge**2,):
+            said = (
+                f"{said}: its tower takes patches of {sized.patch}, and makes a row of {sized.merge} by {sized.merge}"
+            )
+            raise LlmcError(said, place=place, hint=LEAVE_OUT)
+        if sum(self.runs) > tower.n_rows:
+            raise LlmcError(f"{said}, more than {tower.n_rows}", place=place, hint="ask for more: --max-image-rows")
 
 
 def try_processor(section: bytes, tokenizer_json: bytes, token: int, place: str) -> list[Tried]:
@@ -161,7 +194,7 @@ def try_processor(section: bytes, tokenizer_json: bytes, token: int, place: str)
         made = prepare(Image.new("RGB", (wide, high), (200, 30, 90)))
         n_tiles, *tile = made.tiles.shape
         runs = tuple(len(list(run)) for each, run in groupby(made.ids) if each == token)
-        tries.append(Tried((high, wide), tuple(tile), n_tiles, runs))
+        tries.append(Tried((high, wide), tuple(tile), n_tiles, runs, made.grid))
     return tries
 
 
@@ -206,6 +239,21 @@ def with_weights(
     for initializer in unread(graph):
         initializer.const_value = weights[initializer.name or ""].stored_as(stored)
     return weights, contents
+
+
+def merge_of(fields: Mapping[str, Any]) -> int:
+    """How many patches along its side a row is made of, where a tower takes pictures of any size; 0: it takes tiles."""
+    vision = fields.get("vision_config")
+    said = vision.get(MERGE, 0) if isinstance(vision, dict) else 0
+    return said if isinstance(said, int) and 0 < said <= MAX_MERGE else 0
+
+
+def patch_side(fields: Mapping[str, Any], place: str) -> int:
+    """Pixels along a side of a patch."""
+    said = fields["vision_config"].get("patch_size")
+    if not isinstance(said, int) or not 0 < said <= LARGEST:
+        raise LlmcError("its configuration names no size of patches", place=place)
+    return said
 
 
 def tile_of(fields: Mapping[str, Any], place: str) -> tuple[int, int, int]:

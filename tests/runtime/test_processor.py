@@ -14,7 +14,7 @@ import pytest
 from llmc.compiler.frontend.processor import class_name, read_processor
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.processor import Processor, Section
-from tests.pictured import MARKS, noise, save_processor, token_of
+from tests.pictured import ANY_SIZE, MARKS, PATCH, noise, save_processor, token_of
 
 
 def section_of(folder: Path, kind: str = "llava") -> bytes:
@@ -26,7 +26,7 @@ def processor_of(folder: Path, kind: str) -> Processor:
     return Processor(Section.read(section_of(folder, kind)), (folder / "tokenizer.json").read_text(), "model.so")
 
 
-@pytest.mark.parametrize("kind", MARKS)
+@pytest.mark.parametrize("kind", [kind for kind in MARKS if kind not in ANY_SIZE])
 def test_a_picture_is_prepared_as_transformers_prepares_it(kind: str, tmp_path: Path) -> None:
     processor = processor_of(save_processor(kind, tmp_path), kind)
     assert processor.image_mark == MARKS[kind]
@@ -43,10 +43,23 @@ def test_a_picture_is_prepared_as_transformers_prepares_it(kind: str, tmp_path: 
     assert (n_tiles == {1}) == (kind in ("llava", "gemma3"))
 
 
-def test_it_runs_without_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ANY_SIZE)
+def test_patches_of_a_picture_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
+    processor = processor_of(save_processor(kind, tmp_path), kind)
+    for width, height in ((28, 28), (100, 40), (7, 300)):
+        prepared = processor(noise(width, height))
+        assert prepared.grid is not None
+        assert prepared.tiles.shape == (prepared.grid[0] * prepared.grid[1], 3 * 2 * PATCH**2)
+        assert prepared.ids == (token_of(kind),) * (len(prepared.tiles) // 4)
+        whole = processor.prepare(f"a {MARKS[kind]}b", [noise(width, height)])
+        assert np.array_equal(whole.tiles, prepared.tiles)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("internvl", "(4, 3, 28, 28) 18"), ("qwen2_vl", "(16, 1176) 4")])
+def test_it_runs_without_torch(kind: str, said: str, tmp_path: Path) -> None:
     """Nor with what reads videos, for which transformers wants torchvision."""
-    folder = save_processor("internvl", tmp_path)
-    (tmp_path / "section").write_bytes(section_of(folder, "internvl"))
+    folder = save_processor(kind, tmp_path)
+    (tmp_path / "section").write_bytes(section_of(folder, kind))
     program = (
         "import sys; from pathlib import Path; sys.modules['torch'] = sys.modules['torchvision'] = None\n"
         "import importlib.util as u; find = u.find_spec\n"
@@ -57,7 +70,7 @@ def test_it_runs_without_torch(tmp_path: Path) -> None:
         "print(made.tiles.shape, len(made.ids))"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert ran.stdout == "(4, 3, 28, 28) 18\n", ran.stderr
+    assert ran.stdout == f"{said}\n", ran.stderr
     assert ran.stderr == ""
 
 

@@ -91,17 +91,14 @@ class Patches(torch.nn.Module):
 
     def __init__(self, whole: PreTrainedModel, lines: int, columns: int) -> None:
         super().__init__()
-        self.whole, self.method, self.grid = whole, method_of(whole), (1, lines, columns)
+        self.whole, self.grid = whole, (lines, columns)
         self.fake_mode = next(whole.parameters()).fake_mode
         self.asked = AskedOfGrid(whole, lines * columns, self.fake_mode)
         self.patch = numbers_of_patch(whole)
 
     def forward(self, pixels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         self.asked.inputs = inputs
-        assert self.method is not None
-        made = self.method(**{PIXELS: pixels, GRIDS: torch.tensor([self.grid])}, return_dict=True).pooler_output
-        one = made if isinstance(made, torch.Tensor) else next(iter(made))
-        return one.reshape(-1, one.shape[-1])
+        return rows_of_picture(self.whole, pixels, self.grid)
 
     def example(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], Sized]:
         """Inputs without values, and what the tower is made for."""
@@ -116,6 +113,15 @@ class Patches(torch.nn.Module):
         known = KnownTensors(tuple(pixels.shape))
         with torch.no_grad(), known, self.asked, told_segments(self.whole), redirect_stderr(StringIO()):
             return torch.export.export(self, (pixels,), inputs, strict=False)
+
+
+def rows_of_picture(whole: PreTrainedModel, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The rows [n, d] of a picture's patches.  grid: their lines and columns."""
+    method = method_of(whole)
+    assert method is not None
+    made = method(**{PIXELS: pixels, GRIDS: torch.tensor([[1, *grid]])}, return_dict=True).pooler_output
+    one: torch.Tensor = made if isinstance(made, torch.Tensor) else next(iter(made))
+    return one.reshape(-1, one.shape[-1])
 
 
 def numbers_of_patch(whole: PreTrainedModel) -> int:
