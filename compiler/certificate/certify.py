@@ -48,9 +48,12 @@ LOW_PRECISION_BAR = 1.5
 MIXTURE_BAR = 0.01
 """Nats beyond the reference's own in the same dtype."""
 QUANT_BARS = {"int8": 0.05, "fp8": 0.15, "int4": 0.5, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
-USUAL = {"int8": 0.01, "fp8": 0.03, "int4": 0.1}
-"""Nats beyond which the user is told: of a small trained model sound roundings take three times as many
-(docs/quantization.md, On a trained model)."""
+USUAL = {
+    "kl_mean": ({"int8": 0.01, "fp8": 0.03, "int4": 0.1}, "its distributions diverge by {:.1e} nats"),
+    "cosine_distance": ({"int8": 0.001, "fp8": 0.003, "int4": 0.02}, "its embeddings are {:.1e} away (1 - cosine)"),
+}
+"""What a certificate counts, beyond which the user is told, and in which words: of small trained models sound roundings
+take three times as much (docs/quantization.md, On a trained model)."""
 LESS = "--calibrate loses less, or another --quant"
 N_GREEDY = 32
 TOP = 16
@@ -301,19 +304,25 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         said = f"logit error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if not failed and not wrong:
         return
-    if quant in USUAL:
-        fact, hint = f"the compiled model is too far from its source: {said}", f"{LESS}; --verify off compiles it"
-        raise LlmcError(fact, place=model, hint=hint)
+    if quant:
+        raise too_far(said, model)
     fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
     raise mismatch(fact, model)
 
 
 def notes_of(certificate: dict[str, Any]) -> list[str]:
     """What a certificate says that the user should be told: that rounding costs this model much."""
-    quant, divergence = certificate.get("quant"), certificate.get("kl_mean")
-    if quant not in USUAL or divergence is None or divergence <= USUAL[quant]:
-        return []
-    return [f"{quant} costs this model much: its distributions diverge by {divergence:.1e} nats; {LESS}"]
+    quant = str(certificate.get("quant"))
+    for what, (usual, said) in USUAL.items():
+        if what in certificate and certificate[what] > usual.get(quant, certificate[what]):
+            return [f"{quant} costs this model much: {said.format(certificate[what])}; {LESS}"]
+    return []
+
+
+def too_far(said: str, model: str) -> LlmcError:
+    """The error of a quantised artifact of `model` below its bar: rounding may cost a small model that much."""
+    fact, hint = f"the compiled model is too far from its source: {said}", f"{LESS}; --verify off compiles it"
+    return LlmcError(fact, place=model, hint=hint)
 
 
 def mismatch(fact: str, model: str) -> LlmcError:
