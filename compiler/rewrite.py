@@ -15,6 +15,7 @@ from llmc.compiler.frontend.named_adapters import added_by
 from llmc.compiler.frontend.tower import Tower
 from llmc.compiler.layer_text import one_layer
 from llmc.compiler.quantization.calibrate import fit_weights
+from llmc.compiler.quantization.columns import Columns
 from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.refuse_for_gpu import refuse_experts, refuse_for_gpu
 from llmc.passes.adapt_products import adapt_products
@@ -28,6 +29,7 @@ from llmc.passes.gather_together import gather_together
 from llmc.passes.part_gates import part_gates
 from llmc.passes.quantize_table import quantize_table
 from llmc.passes.quantize_weights import quantize_weights
+from llmc.passes.scale_columns import scale_columns
 from llmc.passes.share_table import share_table
 from llmc.runtime.errors import LlmcError
 
@@ -77,8 +79,10 @@ def rewrite_each(
             passes.run_steps(model, passes.last_steps(SUMS_TO[kind]), histories[kind].add)
             if source.sees_ahead:
                 passes.run_steps(model, passes.ahead_steps(), histories[kind].add)
+    text = scheme.calibration if scheme is not None and not source.named else None  # adapters read x undivided
+    columns = Columns(text) if text is not None else None
     for kind, model in graphs.items():
-        finish_graph(model, scheme, kind, histories[kind].add)
+        finish_graph(model, scheme, kind, histories[kind].add, columns)
     if source.named and "cuda" in kinds:
         graphs[ADAPTED] = adapted(graphs["cuda"], source, histories["cuda"])
         histories[ADAPTED] = histories["cuda"]
@@ -164,10 +168,14 @@ class History:
         self.passes.append(report.PassRecord(name, n_rewrites, sum(1 for _ in model.graph)))
 
 
-def finish_graph(step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe) -> None:
-    """Quantise if asked, then what only this kind of device wants."""
+def finish_graph(
+    step_graph: ir.Model, scheme: Scheme | None, device: str, observe: passes.Observe, columns: Columns | None = None
+) -> None:
+    """Quantise if asked, then what only this kind of device wants.  columns: what a calibration text says of them."""
     if scheme is not None:
         observe("part_gates", step_graph, part_gates(step_graph))
+        if columns is not None:
+            observe("scale_columns", step_graph, scale_columns(step_graph, scheme, columns))
         n_weights = quantize_weights(step_graph, scheme)
         observe("quantize_weights", step_graph, n_weights)
         if scheme.calibration is not None:
