@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,9 +18,10 @@ import numpy as np
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.follow_schema import followed
 from llmc.runtime.generation import Mask
+from llmc.runtime.parse_json import parse_json
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
     from llmc.runtime.binding import Model
 
@@ -28,6 +30,9 @@ WHITESPACE = r"(?: |\n[ \t]{0,40})"
 """What may stand between the parts of JSON, if anything: a blank, or the start of an indented line, as people write it.
 With more, models that like blanks lose themselves in them.  The expression must not match the empty string, of which
 llguidance makes grammars that give up."""
+NAMING = ("grammar", "lark")
+"""Kinds of grammars that may name tokens which are no text."""
+IS_TAG = re.compile(r"<[^<>]+>")
 MOST_CHARACTERS = 200
 """The most characters that an error repeats of what is wrong with a grammar."""
 
@@ -75,19 +80,28 @@ class Guide:
 
     def __init__(self, model: Model) -> None:
         """Raises LlmcError: no tokenizer, an older artifact; ModuleNotFoundError: no llguidance."""
-        from llguidance import LLTokenizer
-
         info = model.info
         self.place, self.n_vocab = str(model.path), info.n_vocab
         info.check_masks(self.place)
-        tokenizer = model.tokenizer
-        n_tokens = max(self.n_vocab, tokenizer.get_vocab_size(with_added_tokens=True))
-        eos = [token for token in model.manifest.get("model", {}).get("eos") or () if model.is_eos(token)]
+        self._known = model.tokenizer.to_str()
+        self._n_tokens = max(self.n_vocab, model.tokenizer.get_vocab_size(with_added_tokens=True))
+        self._eos = [token for token in model.manifest.get("model", {}).get("eos") or () if model.is_eos(token)]
         try:
-            self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=n_tokens, eos_token=eos or None)
+            self._named = self._read(self._known)
         except ValueError as error:
             fact = f"the tokenizer cannot follow a grammar: {in_one_line(str(error))}"
             raise LlmcError(fact, place=self.place) from None
+
+    def _read(self, tokenizer: str) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(tokenizer, n_vocab=self._n_tokens, eos_token=self._eos or None)
+
+    @cached_property
+    def _plain(self) -> LLTokenizer:
+        """For grammars that name no tokens, of texts with tags in them."""
+        plain = with_plain_tags(self._known)
+        return self._named if plain is None else self._read(plain)
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """For a text at its beginning.  Raises LlmcError for a grammar that is none, or too large."""
@@ -101,8 +115,9 @@ class Guide:
                 text = grammar_from(grammar.kind, grammar.source)
         except ValueError as error:
             raise self._refusal(str(error)) from None
-        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        constraint = Constraint(matcher, self._tokenizer.vocab_size, self.n_vocab)
+        tokenizer = self._named if grammar.kind in NAMING or "<" not in grammar.source else self._plain
+        matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        constraint = Constraint(matcher, tokenizer.vocab_size, self.n_vocab)
         if not matcher.is_error():
             constraint.look()  # most of what a large expression costs is spent here, rather than between two steps
         if matcher.is_error():
@@ -168,6 +183,30 @@ class Constraint:
     def is_over(self) -> bool:
         """Whether the text is whole, and nothing can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
+
+
+def with_plain_tags(tokenizer: str) -> str | None:
+    """The JSON of a tokenizer whose added tokens in angle brackets are tokens as others are, but for special ones.
+    None: it has none of them, or is of a kind that is left as it is.
+
+    llguidance takes each such token for special, as Gemma's <table> and Qwen's <think>: no text of a grammar can be
+    one, and yet where that text has to come it is made of it, and the grammar gives up.
+    """
+    from tokenizers import pre_tokenizers
+
+    told = parse_json(tokenizer)
+    vocabulary, added = told["model"].get("vocab"), told.get("added_tokens") or []
+    tags = [token for token in added if not token["special"] and IS_TAG.fullmatch(token["content"])]
+    if not tags or not isinstance(vocabulary, dict):
+        return None
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for token in added:  # all of them: others would be numbered anew
+        text = token["content"]
+        if token in tags and '"ByteLevel"' in json.dumps(told["decoder"]):
+            [(text, _)] = level.pre_tokenize_str(text)
+        vocabulary.setdefault(text, token["id"])
+    told["added_tokens"] = [token for token in added if token not in tags]
+    return json.dumps(told)
 
 
 def in_one_line(words: str) -> str:
