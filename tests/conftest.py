@@ -22,11 +22,12 @@ BY_PARAMETER = (
 )
 """Their fixtures compile a model for each parameter: tests of the same one run in the same process."""
 TOGETHER = {
+    "tests/cuda/test_whole_model.py": "a llama",
     "tests/runtime/test_c_damage.py": "host",
     "tests/runtime/test_c_host.py": "host",
     "tests/runtime/test_saved_damage.py": "host",
 }
-"""Files that share with each other what takes long to make."""
+"""Files that share what takes long to make, in a cache or with each other."""
 MANY = 1 << 30
 
 
