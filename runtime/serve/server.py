@@ -232,28 +232,8 @@ async def run(
     given: Any = {"chunk": options.chunk, "speculate": most, "draft": draft, "prompt_cache": options.prompt_cache}
     engine = Engine(model, post, max_batch=max_batch, queue=options.queue, **given)
     service = Service(model, engine, name_of(model, options), options.api_key)
-    app = service.app()
-    if options.allow_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=options.allow_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-        )
     limits = Limits(options.limit_concurrency, options.timeout)
-    config = uvicorn.Config(
-        app,
-        http=partial(Connection, limits),  # type: ignore[arg-type]  # called as the class would be
-        ws="none",
-        loop="asyncio",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=ceil(options.timeout),  # in the 5 s that are usual clients forget connections too
-        timeout_graceful_shutdown=int(options.grace) + SECONDS_AFTER_GRACE,
-    )
-    server = Server(config)
+    server = Server(config_of(service, limits, options))
     service.connections, service.most_connections = server.server_state.connections, limits.connections
 
     def leave() -> None:
@@ -270,6 +250,30 @@ async def run(
     finally:
         engine.drain(0)
         await asyncio.to_thread(engine.close)
+
+
+def config_of(service: Service, limits: Limits, options: Options) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    app = service.app()
+    if options.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.allow_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+        )
+    return uvicorn.Config(
+        app,
+        http=partial(Connection, limits),  # type: ignore[arg-type]  # called as the class would be
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=ceil(options.timeout),  # in the 5 s that are usual clients forget connections too
+        timeout_graceful_shutdown=int(options.grace) + SECONDS_AFTER_GRACE,
+    )
 
 
 def deliver(news: list[Said]) -> None:
