@@ -276,7 +276,7 @@ def test_metrics_count(server: Server) -> None:
         ("/detokenize", {"tokens": [3] * 200_000}, 400, "tokens"),
         (COMPLETIONS, {**GOOD, "prompt": [[1]] * 100}, 400, None),
         (COMPLETIONS, {**GOOD, "prompt": [[N_VOCAB]] * 100}, 400, None),  # counted before any is looked at
-        (COMPLETIONS, {**GOOD, "max_tokens": -1}, 400, "max_tokens"),
+        (COMPLETIONS, {**GOOD, "max_tokens": -2}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "max_tokens": "9"}, 400, "max_tokens"),
         (COMPLETIONS, {**GOOD, "temperature": -1}, 400, "temperature"),
         (COMPLETIONS, {**GOOD, "temperature": float("nan")}, 400, None),
