@@ -25,6 +25,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from llmc.compiler.frontend.export.asked_of_grid import WINDOWS, AskedOfGrid
+from llmc.compiler.frontend.export.deep_rows import FEATURES as DEEP_FEATURES
 from llmc.compiler.frontend.export.known_tensors import KnownTensors
 from llmc.compiler.frontend.export.trace import to_onnx
 from llmc.compiler.ops import OPSET
@@ -116,10 +117,17 @@ class Patches(torch.nn.Module):
 
 
 def rows_of_picture(whole: PreTrainedModel, pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """The rows [n, d] of a picture's patches.  grid: their lines and columns."""
+    """The rows [n, d] of a picture's patches; where they go into later layers too, what they add to each is behind
+    them: [n, (1 + layers) d].  grid: lines and columns of the patches."""
     method = method_of(whole)
     assert method is not None
-    made = method(**{PIXELS: pixels, GRIDS: torch.tensor([[1, *grid]])}, return_dict=True).pooler_output
+    made = method(**{PIXELS: pixels, GRIDS: torch.tensor([[1, *grid]])}, return_dict=True)
+    parts = [of_one(part) for part in (made.pooler_output, *(getattr(made, DEEP_FEATURES, None) or ()))]
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def of_one(made: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """[n, d] of what is made of the only picture."""
     one: torch.Tensor = made if isinstance(made, torch.Tensor) else next(iter(made))
     return one.reshape(-1, one.shape[-1])
 
