@@ -14,8 +14,8 @@ dev: $(VENV)/.ready  ## make .venv with all a developer needs, llmc on its path
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	@echo "setting up $(VENV) (PyTorch, TVM, ONNX: a few minutes the first time)" >&2
 	@test -x $(BIN)/pip || python3 -m venv $(VENV)
-	@$(PIP) install --no-compile -c constraints.txt torch
-	@$(PIP) install --no-compile -c constraints.txt -e '.[compiler,serve,zig,cuda,dev]'
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[compiler,serve,zig,cuda,dev]'
 	@touch $@
 
 run: $(VENV)/.ready  ## compile the demonstration model and let it tell a story
