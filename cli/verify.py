@@ -214,6 +214,7 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any], adapters: S
 
         from llmc.compiler.certificate.certify import certify_source, judged_as
         from llmc.compiler.frontend import load_source
+        from llmc.compiler.quantization.quantize import SCHEMES, Scheme
 
         model = manifest["model"]
         dtype, has_f16 = model["dtype"], model["dtype"] == "f16"
@@ -224,9 +225,12 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any], adapters: S
         sizes = {"dtype": dtype, "max_sequence": model["n_context"]}
         loaded = load_source(source, **sizes, adapters=adapters, task=task, **how)
         check_merged(source, model.get("adapters", ()), [adapter.record for adapter in loaded.adapters])
-        quant = judged_as((manifest.get("quant") or {}).get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
+        rounded = manifest.get("quant") or {}
+        quant = judged_as(rounded.get("name"), model["dtype"], manifest["kv_cache"]["dtype"])
         try:
-            certificate = certify_source(Path(artifact), loaded, quant)
+            group = rounded["group"] if quant == "int4" else None
+            scheme = Scheme.parse(quant, group, rounded["lm_head"]) if quant in SCHEMES else None
+            certificate = certify_source(Path(artifact), loaded, quant, scheme)
         except LlmcError as error:
             yield Check(f"against {source}", "failed", error.fact)
             return

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from llmc import __version__, schedules
 from llmc.compiler import artifact, report
-from llmc.compiler.certificate import certify
+from llmc.compiler.certificate import bars, certify
 from llmc.compiler.frontend import SourceModel, load_source
 from llmc.compiler.frontend.embedding import Task
 from llmc.compiler.frontend.named_adapters import parse_adapters
@@ -134,11 +134,11 @@ def compile_model(
     with stages("passes"):
         graphs, tower = rewritten(source, scheme, machines, Path(dump) if dump else None)
     with stages("plan"):
-        kv_dtype, scheme = kv_dtype or source.dtype, settled(scheme, graphs)
+        kv_dtype, became = kv_dtype or source.dtype, settled(scheme, graphs)
         parts, shared = plan_each(graphs, source, machines, batch, kv_dtype, tower and tower[0])
         artifact.check_room(path, shared.n_bytes)
     code, objects = compiled(parts, stages)
-    manifest = manifest_of(parts, source, batch, scheme, kv_dtype)
+    manifest = manifest_of(parts, source, batch, became, kv_dtype)
     with artifact.ArtifactWriter(path) as writer:
         with stages("weights") as tick:
             write_sections(writer, code, parts, objects, shared, source, tower, tick)
@@ -147,7 +147,7 @@ def compile_model(
             manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    said = notes(source, parts, scheme) + certify.notes_of(manifest["certificate"])
+    said = notes(source, parts, scheme) + bars.notes_of(manifest["certificate"])
     return report.compile_report(path, manifest, stages.seconds, said, shared.bytes_by_users())
 
 
@@ -413,4 +413,4 @@ def certificate(
         if holds:
             return {"status": "skipped", "reason": reason}
     judged_as = certify.judged_as(scheme.name if scheme else None, source.dtype, kv_dtype)
-    return certify.certify_source(path, source, judged_as)
+    return certify.certify_source(path, source, judged_as, scheme)

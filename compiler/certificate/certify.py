@@ -16,8 +16,7 @@ more than the reference's own.
 
 Quantised weights and a KV cache narrower than the weights are meant to differ, so that such an artifact is judged by
 its distributions alone: the mean over positions of their Kullback-Leibler divergence from the reference's, with the
-weights as they were, in nats.  What rounding costs is the model's: the bars leave room for small models that lose much,
-and a note says so (USUAL); kernels that compute something else are further away.
+weights as they were, in nats; beyond what is usual, beside what rounding costs the reference itself (bars.py).
 
 Each adapter that an artifact holds by name has a certificate of its own in it, by the same bar: of sequences that
 choose it, against the model with that adapter merged into its weights. So have pictures, where it takes them
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.compiler.certificate import bars
 from llmc.compiler.frontend.named_adapters import with_adapter
 from llmc.compiler.graph import is_experts
 from llmc.runtime import load
@@ -42,25 +42,22 @@ from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
+    from llmc.compiler.quantization.quantize import Scheme
 
 F32_BAR = 2e-4
 LOW_PRECISION_BAR = 1.5
 MIXTURE_BAR = 0.01
 """Nats beyond the reference's own in the same dtype."""
-QUANT_BARS = {"int8": 0.05, "fp8": 0.15, "int4": 0.5, "mxfp4": 0.1, "int8 KV cache": 0.01, "bf16 KV cache": 0.001}
-USUAL = {
-    "kl_mean": ({"int8": 0.01, "fp8": 0.03, "int4": 0.1}, "its distributions diverge by {:.1e} nats"),
-    "cosine_distance": ({"int8": 0.001, "fp8": 0.003, "int4": 0.02}, "its embeddings are {:.1e} away (1 - cosine)"),
-}
-"""What a certificate counts, beyond which the user is told, and in which words: of small trained models sound roundings
-take three times as much (docs/quantization.md, On a trained model)."""
-LESS = "--calibrate loses less, or another --quant"
 N_GREEDY = 32
 TOP = 16
 TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and said, "', "In the morning,")
 Logits = NDArray[np.float32]
 ReferenceLogits = Callable[[list[list[int]], str], list[Logits]]
 """(token sequences, dtype) -> logits [n_tokens, n_vocab] of each."""
+
+
+Rounded = Callable[[list[list[int]], str], list[Logits]]
+"""(token sequences, target) -> the reference's logits where its products are rounded as that target's are."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,7 @@ def certify(
     quant: str | None = None,
     is_mixture: bool = False,
     adapter: str | None = None,
+    rounded: Rounded | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with its reference.  -> the certificate; raises LlmcError below the bar.
 
@@ -91,29 +89,44 @@ def certify(
 
     quant: "int8", "int4", "fp8" or "mxfp4" for an artifact with such weights; "int8 KV cache" and the like for one
     that differs in its cache alone.  is_mixture: whether tokens choose experts.  adapter: what all sequences choose.
+    rounded: who says what rounding costs the model, if anybody.
     """
     with load(artifact) as model:
         target = model.target
         texts = [continue_greedily(model, prompt, describe["model"], adapter) for prompt in prompts(model)]
-    certificate = judged(texts, reference, dtype, describe["model"], quant, is_mixture)
+    here = None if rounded is None else lambda tokens: rounded(tokens, target)
+    certificate = judged(texts, reference, dtype, describe["model"], quant, is_mixture, here)
     return certificate | {"target": target, "reference": describe}
 
 
 def judged(
-    texts: Sequence[Text], reference: ReferenceLogits, dtype: str, model: str, quant: str | None, is_mixture: bool
+    texts: Sequence[Text],
+    reference: ReferenceLogits,
+    dtype: str,
+    model: str,
+    quant: str | None,
+    is_mixture: bool,
+    rounded: Callable[[list[list[int]]], list[Logits]] | None = None,
 ) -> dict[str, Any]:
     """What the reference says of texts, in numbers; raises LlmcError below the bar.  The rest as `certify` has it."""
     exact = reference([text.tokens for text in texts], "f32")
     own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
     certificate = compare(texts, exact, own, dtype, is_mixture)
     if quant is not None:
-        certificate |= {"quant": quant, "bar": {"kl_mean": QUANT_BARS[quant]}}
+
+        def lost() -> float:
+            assert rounded is not None
+            found = rounded([text.tokens for text in texts])
+            return float(np.concatenate([kl(e, o) for e, o in zip(exact, found, strict=True)]).mean())
+
+        cost = None if rounded is None else lost
+        certificate |= bars.quantised(bars.LOGITS, certificate["kl_mean"], quant, cost)
     judge(certificate, model)
     return certificate
 
 
 def judged_as(quant: str | None, dtype: str, kv_dtype: str) -> str | None:
-    """The bar of an artifact with such weights and such a cache: a key of QUANT_BARS, or None: that of its dtype."""
+    """The bar of an artifact with such weights and such a cache: a key of Bars.usual, or None: that of its dtype."""
     return quant or (None if kv_dtype in ("f32", dtype) else f"{kv_dtype} KV cache")
 
 
@@ -135,31 +148,49 @@ def reference_of(source: SourceModel) -> tuple[ReferenceLogits, dict[str, str]]:
     return lambda tokens, dtype: reference_logits(source, tokens, dtype), versions
 
 
-def certify_source(artifact: Path, source: SourceModel, quant: str | None = None) -> dict[str, Any]:
-    """Compare an artifact with the model it was compiled from; see `certify`."""
+def rounded_reference(source: SourceModel, scheme: Scheme | None) -> Rounded | None:
+    """Who says what rounding by the scheme costs: transformers, with its products rounded."""
+    if source.file is not None or scheme is None:
+        return None
+    from llmc.compiler.certificate.reference import reference_logits
+
+    def rounded(tokens: list[list[int]], target: str) -> list[Logits]:
+        return reference_logits(source, tokens, rounding=scheme, inputs=target.startswith("cpu"))
+
+    return rounded
+
+
+def certify_source(
+    artifact: Path, source: SourceModel, quant: str | None = None, scheme: Scheme | None = None
+) -> dict[str, Any]:
+    """Compare an artifact with the model it was compiled from; see `certify`.  scheme: how its weights are rounded."""
     reference, versions = reference_of(source)
     describe = {"model": source.name, "dtype": "f32", "source_sha256": source.digest, "versions": versions}
     if source.embedding is not None:
         from llmc.compiler.certificate.embedding import certify_embedding
 
-        return certify_embedding(artifact, reference, source.embedding.size, source.dtype, describe, quant)
+        rounded = rounded_reference(source, scheme)
+        return certify_embedding(artifact, reference, source.embedding.size, source.dtype, describe, quant, rounded)
     if source.classification is not None:
         from llmc.compiler.certificate.labels import certify_labels
 
         return certify_labels(artifact, reference, source.dtype, describe, quant)
     is_mixture = any(map(is_experts, source.graph.graph))
-    certificate = certify(artifact, reference, source.dtype, describe, quant, is_mixture)
+    rounded = rounded_reference(source, scheme)
+    certificate = certify(artifact, reference, source.dtype, describe, quant, is_mixture, rounded=rounded)
     if source.named:
         certificate["adapters"] = {}
     for named in source.named:  # each against the model that it makes, merged into the weights in float32
-        of_adapter, _ = reference_of(with_adapter(source, named))
+        merged = with_adapter(source, named)
+        of_adapter, _ = reference_of(merged)
         said = describe | {"model": f"{source.name}, adapter {named.name}"}
-        own = certify(artifact, of_adapter, source.dtype, said, quant, is_mixture, named.name)
+        rounded = rounded_reference(merged, scheme)
+        own = certify(artifact, of_adapter, source.dtype, said, quant, is_mixture, named.name, rounded)
         certificate["adapters"][named.name] = own
     if source.images is not None:
         from llmc.compiler.certificate.images import certify_images
 
-        certificate["images"] = certify_images(artifact, source, describe, quant, is_mixture)
+        certificate["images"] = certify_images(artifact, source, describe, quant, is_mixture, scheme)
     return certificate
 
 
@@ -284,10 +315,9 @@ def log_softmax(logits: Logits) -> NDArray[np.float64]:
 def judge(certificate: dict[str, Any], model: str) -> None:
     """Refuse an artifact of `model` below the bar."""
     wrong = sum(prompt["n_wrong"] for prompt in certificate["prompts"])
-    if quant := certificate.get("quant"):
-        wrong, failed = 0, not certificate["kl_mean"] <= QUANT_BARS[quant]
-        diverge = f"its distributions diverge by {certificate['kl_mean']:.1e} nats"
-        said = f"{diverge}, the bar of {quant} is {QUANT_BARS[quant]}"
+    if certificate.get("quant"):
+        wrong, said = 0, bars.beyond(bars.LOGITS, certificate, model) or ""
+        failed = bool(said)
     elif certificate["dtype"] == "f32":
         failed = not certificate["relative_error"] <= F32_BAR
         said = f"logit error is {certificate['relative_error']:.1e} of the range, the bar is {F32_BAR:.0e}"
@@ -304,25 +334,8 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         said = f"logit error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if not failed and not wrong:
         return
-    if quant:
-        raise too_far(said, model)
     fact = said if failed else f"{wrong} greedy tokens differ from the reference where it is in no doubt"
     raise mismatch(fact, model)
-
-
-def notes_of(certificate: dict[str, Any]) -> list[str]:
-    """What a certificate says that the user should be told: that rounding costs this model much."""
-    quant = str(certificate.get("quant"))
-    for what, (usual, said) in USUAL.items():
-        if what in certificate and certificate[what] > usual.get(quant, certificate[what]):
-            return [f"{quant} costs this model much: {said.format(certificate[what])}; {LESS}"]
-    return []
-
-
-def too_far(said: str, model: str) -> LlmcError:
-    """The error of a quantised artifact of `model` below its bar: rounding may cost a small model that much."""
-    fact, hint = f"the compiled model is too far from its source: {said}", f"{LESS}; --verify off compiles it"
-    return LlmcError(fact, place=model, hint=hint)
 
 
 def mismatch(fact: str, model: str) -> LlmcError:

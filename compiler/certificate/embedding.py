@@ -15,22 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmc.compiler.certificate import bars
 from llmc.compiler.certificate.certify import (
     F32_BAR,
     LOW_PRECISION_BAR,
     TOP,
     Logits,
     ReferenceLogits,
+    Rounded,
     largest_of,
     mismatch,
     prompts,
     refuse_others_than_finite,
-    too_far,
 )
 from llmc.runtime import load
-
-QUANT_BARS = {"int8": 0.005, "fp8": 0.015, "int4": 0.1, "mxfp4": 0.02, "int8 KV cache": 0.001, "bf16 KV cache": 1e-4}
-"""Bars for the mean of 1 - cosine."""
 
 
 def certify_embedding(
@@ -40,8 +38,10 @@ def certify_embedding(
     dtype: str,
     describe: dict[str, Any],
     quant: str | None = None,
+    rounded: Rounded | None = None,
 ) -> dict[str, Any]:
-    """Compare an artifact with its reference.  size: elements of an embedding.  quant: as `certify` has it.
+    """Compare an artifact with its reference.  size: elements of an embedding.  quant, rounded: as `certify` has
+    them.
     -> the certificate; raises LlmcError below the bar."""
     with load(artifact) as model:
         target = model.target
@@ -52,7 +52,13 @@ def certify_embedding(
     own = None if dtype == "f32" or quant else reference(texts, dtype)
     certificate = compare(texts, found, exact, own, dtype) | {"target": target, "reference": describe}
     if quant is not None:
-        certificate |= {"quant": quant, "bar": {"cosine_distance": QUANT_BARS[quant]}}
+
+        def lost() -> float:
+            assert rounded is not None
+            return distance(rounded(texts, target), exact)
+
+        cost = None if rounded is None else lost
+        certificate |= bars.quantised(bars.EMBEDDINGS, certificate["cosine_distance"], quant, cost)
     judge(certificate, describe["model"])
     return certificate
 
@@ -86,6 +92,11 @@ def largest_error(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
     return max(float(np.abs(f - e).max()) for f, e in zip(found, exact, strict=True))
 
 
+def distance(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
+    """The mean over positions of 1 - cosine."""
+    return float(np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)]).mean())
+
+
 def cosine(a: Logits, b: Logits) -> NDArray[np.float64]:
     """The cosines of the angles between rows."""
     x, y = a.astype(np.float64), b.astype(np.float64)
@@ -101,10 +112,9 @@ def record(text: list[int], exact: Logits) -> dict[str, Any]:
 
 def judge(certificate: dict[str, Any], model: str) -> None:
     """Refuse an artifact of `model` below the bar."""
-    if quant := certificate.get("quant"):
-        failed = not certificate["cosine_distance"] <= QUANT_BARS[quant]
-        distance = f"its embeddings are {certificate['cosine_distance']:.1e} away from the reference's (1 - cosine)"
-        said = f"{distance}, the bar of {quant} is {QUANT_BARS[quant]}"
+    if certificate.get("quant"):
+        said = bars.beyond(bars.EMBEDDINGS, certificate, model) or ""
+        failed = bool(said)
     elif certificate["dtype"] == "f32":
         failed = not certificate["relative_error"] <= F32_BAR
         said = f"the error is {certificate['relative_error']:.1e} of the range, the bar is {F32_BAR:.0e}"
@@ -114,4 +124,4 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         own = f"the reference's own in {certificate['dtype']}"
         said = f"the error is {ratio:.2f} times {own}, the bar is {LOW_PRECISION_BAR}"
     if failed:
-        raise too_far(said, model) if quant else mismatch(said, model)
+        raise mismatch(said, model)

@@ -33,6 +33,7 @@ from llmc.runtime.given import EXAMPLE_ROWS, Example
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
+    from llmc.compiler.quantization.quantize import Scheme
 
 AROUND = ((0, 5), (4, 3))
 """How many tokens stand before the tile, and behind it."""
@@ -40,12 +41,17 @@ Floats = NDArray[np.float32]
 
 
 def certify_images(
-    artifact: Path, source: SourceModel, describe: dict[str, Any], quant: str | None, is_mixture: bool
+    artifact: Path,
+    source: SourceModel,
+    describe: dict[str, Any],
+    quant: str | None,
+    is_mixture: bool,
+    scheme: Scheme | None = None,
 ) -> dict[str, Any]:
     """Compare what an artifact makes of a picture with what transformers does.  -> the certificate; raises LlmcError
     below the bar.
 
-    The arguments are those of `certify.certify`.
+    The arguments are those of `certify.certify` and `certify.certify_source`.
     """
     said = f"{describe['model']}, with a picture"
     with load(artifact) as model, (example := Example.of(model.info)).seen(model) as given:
@@ -61,11 +67,16 @@ def certify_images(
     def reference(tokens: list[list[int]], dtype: str) -> list[Logits]:
         return reference_logits(source, tokens, dtype, given=(given.ids.start, rows(dtype)), grid=lines_and_columns)
 
+    def rounded(tokens: list[list[int]]) -> list[Logits]:
+        first, on_cpu = given.ids.start, target.startswith("cpu")
+        seen = first, rows("f32")
+        return reference_logits(source, tokens, given=seen, grid=lines_and_columns, rounding=scheme, inputs=on_cpu)
+
     compared = compare_rows(found, rows("f32"), None if source.dtype == "f32" else rows(source.dtype))
     judge_rows(compared, said)
     certificate = {"status": "passed", "prompts": []}  # where a tile is as long as a text may be
     if texts:
-        certificate = judged(texts, reference, source.dtype, said, quant, is_mixture)
+        certificate = judged(texts, reference, source.dtype, said, quant, is_mixture, rounded if scheme else None)
     return certificate | {"rows": compared, "target": target, "first_row": given.ids.start}
 
 

@@ -25,7 +25,6 @@ from llmc.compiler.certificate.certify import (
     mismatch,
     prompts,
     refuse_others_than_finite,
-    too_far,
 )
 from llmc.runtime import load
 from llmc.runtime.binding import Model
@@ -118,4 +117,4 @@ def judge(certificate: dict[str, Any], model: str) -> None:
         said = f"a typical error is {typical / max(own, 1e-30):.2f} times the reference's own in {certificate['dtype']}"
         said += f", the bar is {LOW_PRECISION_BAR}"
     if failed:
-        raise too_far(said, model) if quant else mismatch(said, model)
+        raise mismatch(said, model)

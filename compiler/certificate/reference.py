@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from llmc.compiler.certificate.reference_labels import labels_of
 from llmc.compiler.certificate.reference_masks import seeing_ahead
+from llmc.compiler.certificate.reference_rounding import round_products
 from llmc.compiler.certificate.reference_whole import whole_texts
 from llmc.compiler.frontend.classes import build, class_of
 from llmc.compiler.frontend.classes import load as load_model
@@ -32,6 +33,7 @@ from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
+    from llmc.compiler.quantization.quantize import Scheme
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 Rows = np.ndarray[Any, np.dtype[np.float32]]
@@ -46,18 +48,21 @@ def reference_logits(
     *,
     given: tuple[int, Rows] | None = None,
     grid: tuple[int, int] | None = None,
+    rounding: Scheme | None = None,
+    inputs: bool = True,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """The logits at every position of each prompt, float32 [n_tokens, n_vocab], computed in `dtype`: "f32" or "bf16";
     of a model for embeddings what these are made of, [n_tokens, size], and of one for labels theirs, [1, labels].
     given: the number of the first of the rows [n, d] that stand in prompts for tokens, and the rows, which are of one
-    picture.  grid: its lines and columns, where that matters to positions.
+    picture.  grid: its lines and columns, where that matters to positions.  rounding: how products are rounded, but for
+    labels, and inputs: whether what they multiply is too (reference_rounding.py).
 
     One pass for all prompts: those that are shorter are filled up on the right, where a causal model does not look.
     """
     if source.embedding is not None and source.embedding.whole:
         with quiet(), torch.inference_mode():
-            return whole_texts(source, _load(source, dtype, resident_bytes), prompts)
+            return whole_texts(source, rounded(_load(source, dtype, resident_bytes), rounding, inputs), prompts)
     if source.classification is not None:
         with quiet(), torch.inference_mode():
             return labels_of(source, _load(source, dtype, resident_bytes), prompts)
@@ -65,7 +70,7 @@ def reference_logits(
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
     positions = torch.arange(longest).expand_as(tokens)
     with quiet(), torch.inference_mode():
-        model = _load(source, dtype, resident_bytes)
+        model = rounded(_load(source, dtype, resident_bytes), rounding, inputs)
         read_out: list[torch.Tensor] = []
         if source.embedding is not None:
             head = torch.nn.Identity()
@@ -84,6 +89,12 @@ def reference_logits(
             raise LlmcError(fact, place=source.name, hint=hint) from error
     results = read_out[0] if read_out else logits
     return [row[: len(prompt)].float().numpy() for row, prompt in zip(results, prompts, strict=True)]
+
+
+def rounded(model: PreTrainedModel, scheme: Scheme | None, inputs: bool) -> PreTrainedModel:
+    if scheme is not None:
+        round_products(model, scheme, model.get_output_embeddings(), inputs=inputs)
+    return model
 
 
 def embedded(model: PreTrainedModel, tokens: torch.Tensor, first: int, rows: Rows, n_deep: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_against_compares_with_the_source_in_the_artifacts_own_terms(
         merged = [SimpleNamespace(record={"name": "sql", "sha256": "1a"})]
         return SimpleNamespace(adapters=merged if model == "adapter" else [])
 
-    def certify_source(artifact: Path, source: object, quant: str | None) -> dict[str, float]:
+    def certify_source(artifact: Path, source: object, quant: str | None, scheme: object) -> dict[str, float]:
         if asked["model"] == "other":
             raise LlmcError("the compiled model does not match its source")
         return {"relative_error": 1e-6}

@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llmc.compiler.certificate import certify, embedding
 from llmc.compiler.quantization import quantize
 from llmc.compiler.quantization.quantize import Quantized, QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
@@ -177,32 +176,6 @@ def test_schemes_are_named_as_on_the_command_line() -> None:
 def test_what_makes_no_sense_is_refused(name: str, group: int | None, lm_head: bool, fact: str) -> None:
     with pytest.raises(LlmcError, match=fact):
         Scheme.parse(name, group, lm_head)
-
-
-@pytest.mark.parametrize(
-    ("quant", "divergence", "notes"), [("int4", 0.02, 0), ("int8", 0.02, 1), ("int8", 0.06, None), ("int4", 0.6, None)]
-)
-def test_a_quantised_artifact_is_judged_by_its_distributions(quant: str, divergence: float, notes: int | None) -> None:
-    """notes: None: refused."""
-    certificate: dict[str, Any] = {"dtype": "bf16", "quant": quant, "kl_mean": divergence, "prompts": [{"n_wrong": 3}]}
-    if notes is not None:
-        certify.judge(certificate, "m")
-        assert len(certify.notes_of(certificate)) == notes
-        return
-    with pytest.raises(LlmcError, match=r"too far .* diverge by 6.0e-0. nats, the bar of int. is 0.0?5") as raised:
-        certify.judge(certificate, "m")
-    assert "--calibrate" in str(raised.value.hint)
-
-
-@pytest.mark.parametrize(("distance", "notes"), [(0.0005, 0), (0.003, 1), (0.006, None)])
-def test_embeddings_are_judged_by_their_angles(distance: float, notes: int | None) -> None:
-    certificate: dict[str, Any] = {"dtype": "bf16", "quant": "int8", "cosine_distance": distance}
-    if notes is not None:
-        embedding.judge(certificate, "m")
-        assert len(certify.notes_of(certificate)) == notes
-        return
-    with pytest.raises(LlmcError, match=r"too far .* 6.0e-03 away .* the bar of int8 is 0.005"):
-        embedding.judge(certificate, "m")
 
 
 @pytest.mark.parametrize("scale_dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
