@@ -53,6 +53,8 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
 class MessageReply:
     """One answer (see replies.Reply)."""
 
+    pulse = named_event({"type": "ping"})
+
     def __init__(self, model: str, wanted: Wanted, answer: Answer) -> None:
         self._head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
         self._wanted = wanted

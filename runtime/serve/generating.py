@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -26,6 +27,8 @@ from llmc.runtime.serve.vocabulary import Vocabulary
 from llmc.runtime.serve.wanted import Wanted
 
 RETRY_AFTER_S = 1
+PULSE_S = 15.0
+"""Shorter than the minute after which proxies give a silent answer up."""
 
 
 class Generator:
@@ -120,20 +123,41 @@ class Generator:
 
 
 async def events(jobs: Sequence[Job], reply: Reply, news: asyncio.Queue[Said]) -> AsyncIterator[bytes]:
-    """The answer as server-sent events."""
+    """The answer as server-sent events, and now and then one that says nothing, for those who give up a stream that is
+    silent, as it is while it waits or its prompt is read."""
     if opening := reply.opening(jobs):
         yield opening
-    n_open = len(jobs)
-    while n_open:
-        said = await news.get()
-        if said.error is not None:
-            yield reply.failure(api_error(said.error))
-            return
-        if piece := reply.piece(said):
-            yield piece
-        n_open -= said.finish is not None
+    n_open, beat = len(jobs), Said(jobs[0])
+    with beats(news, beat):
+        while n_open:
+            said = await news.get()
+            if said is beat:
+                yield reply.pulse
+                continue
+            if said.error is not None:
+                yield reply.failure(api_error(said.error))
+                return
+            if piece := reply.piece(said):
+                yield piece
+            n_open -= said.finish is not None
     if ending := reply.ending(jobs):
         yield ending
+
+
+@contextmanager
+def beats(news: asyncio.Queue[Said], beat: Said) -> Iterator[None]:
+    """A beat among the news every PULSE_S seconds."""
+
+    async def strike() -> None:
+        while True:
+            await asyncio.sleep(PULSE_S)
+            news.put_nowait(beat)
+
+    striking = asyncio.create_task(strike())
+    try:
+        yield
+    finally:
+        striking.cancel()
 
 
 async def collect(jobs: Sequence[Job], news: asyncio.Queue[Said]) -> list[str]:

@@ -18,6 +18,8 @@ from llmc.runtime.serve.probs import TokenProb
 from llmc.runtime.serve.wanted import Wanted
 
 DONE = b"data: [DONE]\n\n"
+SILENCE = b":\n\n"
+"""A comment, which readers of server-sent events pass over."""
 
 
 def encoded(value: object) -> bytes:
@@ -36,7 +38,9 @@ def named_event(value: dict[str, Any]) -> bytes:
 
 
 class Reply(Protocol):
-    """An answer in the form of one API: whole, or as server-sent events."""
+    """An answer in the form of one API: whole, or as server-sent events.  pulse: one that says nothing."""
+
+    pulse: bytes
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:
         """The answer in one piece; jobs have ended, texts are theirs."""
@@ -67,6 +71,7 @@ class Choices:
     wanted: Wanted
     echoes: Sequence[str] = ()
     answer: Callable[[], Answer] = Answer
+    pulse: bytes = field(default=SILENCE, init=False)
     id: str = field(init=False)
     created: int = field(init=False)
 

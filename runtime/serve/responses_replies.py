@@ -12,7 +12,7 @@ from llmc.runtime.serve.answers import Answer, Block, Blocks, Change, Kind
 from llmc.runtime.serve.fields import ApiError
 from llmc.runtime.serve.job import Job, Said
 from llmc.runtime.serve.namespaces import names_of
-from llmc.runtime.serve.replies import named_event, usage
+from llmc.runtime.serve.replies import SILENCE, named_event, usage
 from llmc.runtime.serve.stored import Messages
 from llmc.runtime.serve.turns import Turns
 
@@ -42,6 +42,8 @@ ITEM_FORMS: dict[Kind, ItemForm] = {
 class ResponseReply:
     """One answer (see replies.Reply)."""
 
+    pulse = SILENCE
+
     def __init__(self, model: str, said: dict[str, Any], answer: Answer, keep: Keep | None = None) -> None:
         """said: what it repeats of the request.  keep: given the response and what the assistant says in it, for later,
         if it has ended."""
@@ -53,7 +55,7 @@ class ResponseReply:
             **said,
         }
         self._blocks, self._keep = Blocks(answer), keep
-        self._names = names_of(said["tools"])
+        self._names = names_of(said.get("tools", []))
         self._n_events = 0
 
     def whole(self, jobs: Sequence[Job], texts: Sequence[str]) -> dict[str, Any]:

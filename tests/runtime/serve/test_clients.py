@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from llmc.runtime.generation import How
+from llmc.runtime.serve import generating
+from llmc.runtime.serve.answers import Answer
+from llmc.runtime.serve.anthropic_replies import MessageReply
 from llmc.runtime.serve.chat import ChatTemplate
 from llmc.runtime.serve.fields import ApiError
+from llmc.runtime.serve.job import Ask, Job, Said
+from llmc.runtime.serve.replies import Choices, Reply
 from llmc.runtime.serve.requests import Effort, read_chat, read_completion
 from llmc.runtime.serve.responses_requests import read_response
 from llmc.runtime.serve.stored import Stored
@@ -72,3 +79,28 @@ def test_no_thought_is_wanted_of_who_shows_none() -> None:
     for template, effort in ((silent, "low"), (ChatTemplate("<think></think>{{ messages }}", {}), "none")):
         with pytest.raises(ApiError, match="does not take it"):
             template.variables(Effort(effort, "reasoning_effort"), None, {})
+
+
+def test_a_stream_that_waits_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generating, "PULSE_S", 0.01)
+    wanted = read_chat(TALK, "m", 1).wanted
+    for reply, pulse in (
+        (Choices("chat", "m", wanted), b":\n\n"),
+        (MessageReply("m", wanted, Answer()), b'event: ping\ndata: {"type":"ping"}\n\n'),
+    ):
+        assert reply.pulse == pulse
+        asyncio.run(asyncio.wait_for(wait_for_two_beats(reply), 9))
+
+
+async def wait_for_two_beats(reply: Reply) -> None:
+    """A text that comes after them; then there are no more."""
+    news: asyncio.Queue[Said] = asyncio.Queue()
+    job = Job(Ask(prompt=(1,), max_tokens=1, how=How()), 8, None, news.put_nowait)
+    n_beats = 0
+    async for event in generating.events([job], reply, news):
+        n_beats += event == reply.pulse
+        if event == reply.pulse and n_beats == 2:
+            news.put_nowait(Said(job, "x", "length"))
+    n_left = news.qsize()
+    await asyncio.sleep(0.03)
+    assert news.qsize() == n_left
