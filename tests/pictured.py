@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 SIDE, PATCH = 28, 14
 MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}
 """What stands for a picture in a text."""
-ANY_SIZE = ("qwen2_vl", "qwen2_5_vl")
-"""Kinds that take pictures of any size."""
+ANY_SIZE = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_5": "Qwen3VLProcessor"}
+"""Kinds that take pictures of any size, and their processors."""
 MARKS |= dict.fromkeys(ANY_SIZE, "<|image_pad|>")
 ROW_MARKS = {"gemma3": "<image_soft_token>"}
 """What stands for a row of one, where that is something else."""
@@ -72,7 +72,7 @@ def save_processor(kind: str, folder: Path, n_rows: int = 4, side: int = SIDE) -
     elif kind in ANY_SIZE:
         pixels = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": 100 * (2 * PATCH) ** 2}
         images = transformers.Qwen2VLImageProcessorPil(size=pixels, patch_size=PATCH, merge_size=2, **means)
-        said = {"processor_class": "Qwen2VLProcessor" if kind == "qwen2_vl" else "Qwen2_5_VLProcessor"}
+        said = {"processor_class": ANY_SIZE[kind]}
         names = {"image_token": MARKS[kind], "video_token": "<|video_pad|>"}
     elif kind == "gemma3":
         images = transformers.Gemma3ImageProcessorPil(size=square, **means)

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
+    Qwen3_5Config,
 )
 
 from llmc.compiler.frontend.quiet import quiet
@@ -71,6 +72,13 @@ def config_of(kind: str, vision: dict[str, Any] | None = None) -> PretrainedConf
         if kind == "qwen2_vl":
             vision = patched | {"embed_dim": 48, "mlp_ratio": 2} | more
             return Qwen2VLConfig(vision_config=vision, text_config=text | {"rope_scaling": rope} | ends, **marks)
+        if kind == "qwen3_5":
+            turned = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+            of_text = {name: value for name, value in TEXT.items() if name != "model_type"}
+            of_text |= {"rope_parameters": turned | {"partial_rotary_factor": 1.0}}
+            of_text |= {"layer_types": ["full_attention"] * 2}
+            vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "num_position_embeddings": 36} | more
+            return Qwen3_5Config(vision_config=vision, text_config=of_text | ends, **marks)
         vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "window_size": 8 * PATCH} | more
         vision |= {"fullatt_block_indexes": [1]}
         return Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_scaling": rope} | ends, **marks)
