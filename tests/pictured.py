@@ -13,7 +13,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 SIDE, PATCH = 28, 14
 MARKS = {"llava": "<image>", "idefics3": "<image>", "internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}
 """What stands for a picture in a text."""
-ANY_SIZE = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_5": "Qwen3VLProcessor"}
+ANY_SIZE = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_5": "Qwen3VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+}
 """Kinds that take pictures of any size, and their processors."""
 MARKS |= dict.fromkeys(ANY_SIZE, "<|image_pad|>")
 ROW_MARKS = {"gemma3": "<image_soft_token>"}

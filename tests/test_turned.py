@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,18 +53,18 @@ GRIDS = [(3, 2), (1, 1), (2, 5)]
 """Lines and columns of pictures' rows."""
 
 
-def config_of(kind: str, vision: dict[str, Any] = VISION) -> Any:
+def config_of(kind: str) -> Any:
     rope = {"rope_type": "default", "rope_theta": 1e3, "mrope_section": SECTIONS[kind]}
     rope |= {"partial_rotary_factor": 0.5} if kind == "qwen3_5" else {}
     text = TEXT | {"rope_parameters": rope} | (OF_QWEN3_5 if kind == "qwen3_5" else {})
     text |= {"num_hidden_layers": 1 + DEEP[kind]} if DEEP[kind] else {}
-    return CONFIG_MAPPING[kind](text_config=text, vision_config=vision, image_token_id=IMAGE)
+    return CONFIG_MAPPING[kind](text_config=text, vision_config=VISION, image_token_id=IMAGE)
 
 
-def whole_model(kind: str, vision: dict[str, Any] = VISION) -> PreTrainedModel:
+def whole_model(kind: str) -> PreTrainedModel:
     torch.manual_seed(0)
     with quiet():
-        config = config_of(kind, vision)
+        config = config_of(kind)
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
         for weight in model.parameters():
             weight.data += 0.1 * torch.randn_like(weight)
@@ -219,36 +218,3 @@ def test_rows_that_go_into_later_layers_do_so_behind_the_first_ones() -> None:
         text._deepstack_process = wrong
         with pytest.raises(LlmcError, match="rows go into later layers elsewhere than behind the first ones"):
             check_grids(whole, IMAGE, MERGE)
-
-
-def test_towers_make_what_later_layers_are_given_too(tmp_path: Path) -> None:
-    """Of Qwen 3 VL whole: pictures in, logits out, a table of positions that is interpolated on the way."""
-    vision: dict[str, Any] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-    }
-    vision |= {"patch_size": 7, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
-    whole = whole_model("qwen3_vl", vision)
-    whole.save_pretrained(tmp_path / "model")
-    options: dict[str, Any] = {"images": True, "batch": (1,), "max_sequence": 128, "max_image_rows": 64}
-    report = llmc.compile(tmp_path / "model", out=tmp_path / "model.so", **options)
-    assert report["certificate"]["images"]["status"] == "passed"
-    text, tokens = interleaved(), torch.tensor([interleaved().ids])
-    with llmc.load(tmp_path / "model.so") as model:
-        assert model.info.n_row == 3 * TEXT["hidden_size"]
-        grids = [(MERGE * height, MERGE * width) for height, width in GRIDS]
-        draws = np.random.default_rng(3)
-        patches = [draws.normal(size=(prod(grid), model.info.patch)).astype(np.float32) for grid in grids]
-        given = [model.picture(*each) for each in zip(patches, grids, strict=True)]
-        found = model.logits(text.fed([each.ids for each in given]))
-    told = {
-        "image_grid_thw": torch.tensor([[1, *grid] for grid in grids]),
-        "mm_token_type_ids": (tokens == IMAGE).long(),
-    }
-    pixels = torch.from_numpy(np.concatenate(patches))
-    with torch.no_grad():
-        wanted = whole(input_ids=tokens, pixel_values=pixels, use_cache=False, **told).logits[0].numpy()
-    assert np.abs(found - wanted).max() <= 1e-5 * np.ptp(wanted)

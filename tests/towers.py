@@ -20,6 +20,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3_5Config,
+    Qwen3VLConfig,
 )
 
 from llmc.compiler.frontend.quiet import quiet
@@ -79,6 +80,12 @@ def config_of(kind: str, vision: dict[str, Any] | None = None) -> PretrainedConf
             of_text |= {"layer_types": ["full_attention"] * 2}
             vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "num_position_embeddings": 36} | more
             return Qwen3_5Config(vision_config=vision, text_config=of_text | ends, **marks)
+        if kind == "qwen3_vl":
+            vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "num_position_embeddings": 36} | more
+            vision |= {"deepstack_visual_indexes": [1]}
+            in_turns = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+            text |= {"head_dim": 16, "rope_parameters": in_turns} | ends
+            return Qwen3VLConfig(vision_config=vision, text_config=text, **marks)
         vision = patched | {"intermediate_size": 96, "out_hidden_size": 64, "window_size": 8 * PATCH} | more
         vision |= {"fullatt_block_indexes": [1]}
         return Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_scaling": rope} | ends, **marks)
