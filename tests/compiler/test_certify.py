@@ -84,7 +84,7 @@ def test_a_model_that_takes_roundings_badly_compiles_with_a_note() -> None:
     certificate = quantized("int8", 0.2, 0.19)
     assert 0.01 < certificate["kl_mean"] < certificate["bar"]["kl_mean"] < 0.03
     (note,) = bars.notes_of(certificate)
-    assert note.startswith("int8 costs this model much: its distributions diverge by 1.8e-02 nats; --calibrate")
+    assert note.startswith("int8 costs this model much: its distributions diverge by 1.8e-02 nats; another --quant")
 
 
 @pytest.mark.parametrize("rounded_scale", [None, 0.0, 0.15], ids=["nobody knows", "it should cost nothing", "half"])
