@@ -119,7 +119,8 @@ def command(artifact: str, **options: Any) -> None:
     GET /health           GET /metrics (Prometheus)
 
     Texts of all clients are generated together: a new one joins at the next step. The address is printed on standard
-    output as soon as requests are answered. Ctrl-C or SIGTERM ends the server, with exit code 0; a second one at once.
+    output as soon as requests are answered. Ctrl-C, SIGTERM or a closed terminal ends the server, with exit code 0; a
+    second one at once.
     """
     with installed("serving", "serve"):
         import jinja2  # noqa: F401
