@@ -10,11 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from transformers import PreTrainedModel
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedModel, vision_utils
 
 import llmc
 from llmc.cli.inspect import collect_summary, write_summary
 from llmc.compiler.driver import compile_model, picture_rows
+from llmc.compiler.frontend.export import sized_tower
+from llmc.compiler.frontend.export.asked_of_grid import AskedOfGrid
+from llmc.compiler.frontend.export.tower import export_sized_tower
 from llmc.compiler.frontend.source import load_source
 from llmc.compiler.frontend.tower import Whole, load_images
 from llmc.compiler.plan_tower import most_pages, pages_of
@@ -44,7 +48,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     whole = save_model(config_of(request.param), folder / "whole")
     how = {"images": True, "batch": (1,), "max_sequence": 512, "verify": False, "max_image_rows": MOST_ROWS}
     report = compile_model(folder / "whole", out=folder / "model.so", **how)  # type: ignore[arg-type]
-    assert report["notes"] == ["the model has no processor: it takes tiles, and no pictures"]
+    assert report["notes"] == ["the model has no processor: it takes pixels that are prepared already, and no pictures"]
     with llmc.load(folder / "model.so") as model:
         yield Made(request.param, whole, model)
 
@@ -161,3 +165,38 @@ def test_pages_are_enough_for_every_picture_that_is_not_too_narrow() -> None:
         for columns in range(1, 100 // lines + 1):
             assert pages_of(sized, lines, columns) <= most
     assert most_pages(sized._replace(window=0), 100) == 7
+
+
+# -- what a tower may ask ----------------------------------------------------------------------------------------------
+
+
+def asked_of(n_patches: int = 24) -> AskedOfGrid:
+    return AskedOfGrid(torch.nn.Module(), n_patches, FakeTensorMode())  # type: ignore[arg-type]
+
+
+def test_what_nobody_answers_is_refused() -> None:
+    with pytest.raises(LlmcError, match="its tower asks get_vision_cu_seqlens_of_others of a picture's grid"):
+        asked_of().answering(get_vision_cu_seqlens_of_others)(torch.tensor([[1, 4, 6]]))
+
+
+def get_vision_cu_seqlens_of_others(grid_thw: torch.Tensor) -> None:
+    """What a later transformers might have."""
+
+
+def test_what_is_asked_twice_is_of_one_size() -> None:
+    ask, grid = asked_of().answering(vision_utils.get_vision_position_ids), torch.tensor([[1, 4, 6]])
+    assert ask(grid, 2) is ask(grid, 2)
+    with pytest.raises(LlmcError, match="its tower asks get_vision_position_ids twice, of different sizes"):
+        ask(grid, 1)
+    with pytest.raises(LlmcError, match="its tower's patches have positions in three directions"):
+        asked_of().answering(vision_utils.get_vision_position_ids)(grid, 2, include_temporal=True)
+
+
+def test_a_tower_that_works_with_a_pictures_height_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives other rows for a picture that is turned, of as many patches."""
+    made = sized_tower.rows_of_picture
+    monkeypatch.setattr(sized_tower, "rows_of_picture", lambda whole, x, grid: made(whole, x, grid) * grid[0])
+    config = config_of("qwen2_vl")
+    with pytest.raises(LlmcError, match="its tower asks for a picture's height and width itself") as caught:
+        export_sized_tower(config, config.image_token_id)
+    assert caught.value.hint == "without --images its text part is compiled alone"

@@ -30,7 +30,7 @@ def test_rows_of_a_tile_are_those_of_transformers(kind: str, tmp_path: Path) -> 
     whole = save_model(config_of(kind), tmp_path / "whole")
     how = {"images": True, "batch": (1,), "max_sequence": 32, "verify": False}
     report = compile_model(tmp_path / "whole", out=tmp_path / "model.so", **how)  # type: ignore[arg-type]
-    assert report["notes"] == ["the model has no processor: it takes tiles, and no pictures"]
+    assert report["notes"] == ["the model has no processor: it takes pixels that are prepared already, and no pictures"]
     with llmc.load(tmp_path / "model.so") as model:
         tile = tile_of(model.info.tile)
         wanted = rows_of(whole, tile)

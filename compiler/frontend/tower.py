@@ -34,10 +34,11 @@ CHANNELS, LARGEST = 3, 4096
 MERGE = "spatial_merge_size"
 """What configurations of towers that take pictures of any size say."""
 MOST_ROWS, FEWEST_ROWS, LARGEST_ROWS = 1024, 64, 16384
-"""Most rows of a picture of any size: by default, which is about a million pixels; and what may be asked for."""
+"""Most rows of a picture of any size: by default, which is 0.8 million pixels where a row has 28 by 28; and what may be
+asked for."""
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 """The files of which one says how a model prepares pictures."""
-NO_PROCESSOR = "the model has no processor: it takes tiles, and no pictures"
+NO_PROCESSOR = "the model has no processor: it takes pixels that are prepared already, and no pictures"
 TRIED = ((48, 48), (90, 1000), (1400, 300), (900, 1200))
 """Height and width of the pictures that a processor is tried with."""
 
