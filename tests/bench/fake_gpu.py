@@ -15,6 +15,7 @@ from llmc.bench.gpu.journal import Journal
 from llmc.compiler.kernel import Kernel
 from llmc.compiler.target import Target
 from llmc.schedules import cache
+from tests.runtime.toy_cuda import FAKE_DRIVER
 
 TARGET = Target("cuda", "sm_90a")
 TINY: dict[str, Any] = {
@@ -106,7 +107,7 @@ def environment_of(kit: Path, out: Path) -> dict[str, str]:
     """Of a program that sees the kit, and the driver that stands in for a GPU's."""
     return {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        "LLMC_CUDA_DRIVER": str(kit / "libcuda.so.1"),
+        "LLMC_CUDA_DRIVER": str(kit / FAKE_DRIVER),
         "LLMC_FAKE_CUDA_KERNELS": str(kit / "kernels.so"),
         "LLMC_FAKE_CUDA_LOG": str(out.parent / "fake.log"),
     }

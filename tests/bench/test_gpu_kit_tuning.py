@@ -21,6 +21,7 @@ from llmc.compiler.plan import Program
 from llmc.compiler.tune import import_tuning
 from llmc.schedules import records
 from tests.bench.fake_gpu import TARGET, TINY, TUNED, Made, misuse, outcomes, run
+from tests.runtime.toy_cuda import FAKE_DRIVER
 
 
 def test_what_was_tuned_comes_home_and_is_used(
@@ -72,7 +73,7 @@ def test_a_machine_with_both_tunes_at_once(
     monkeypatch.setattr(prepare, "SETTINGS", {**prepare.SETTINGS, **TINY})
     monkeypatch.setattr(tune_gpu, "MOST", 2)
     monkeypatch.setenv("LLMC_TUNED", str(tmp_path / "tuned"))
-    monkeypatch.setenv("LLMC_CUDA_DRIVER", str(model_kit / "libcuda.so.1"))
+    monkeypatch.setenv("LLMC_CUDA_DRIVER", str(model_kit / FAKE_DRIVER))
     monkeypatch.setenv("LLMC_FAKE_CUDA_KERNELS", str(model_kit / "kernels.so"))
     answer = CliRunner().invoke(main, ["tune", model.model, "--target", str(TARGET), "--batch", "1", "--json"])
     assert answer.exit_code == 0, answer.stderr

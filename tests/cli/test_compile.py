@@ -90,6 +90,7 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "seed": 3,
         "adapters": ("a",),
         "images": False,
+        "max_image_rows": 1024,
     }
 
 

@@ -202,9 +202,9 @@ def test_vocabularies_of_deepseek_and_kimi_are_split_as_their_own_tokenizers_do(
     from llmc.compiler.frontend.gguf.text import SPLITS, split_by
 
     found = {}
-    for name, expressions in SPLITS.items():
+    for name in ("deepseek-llm", "deepseek-v3", "kimi-k2"):
         tokenizer = Tokenizer(models.BPE())
-        split_by(tokenizer, expressions)
+        split_by(tokenizer, SPLITS[name])
         found[name] = [part for part, _ in tokenizer.pre_tokenizer.pre_tokenize_str("ab's 1234\n  ,x")]
     assert found == {
         "deepseek-llm": ["ab", "'", "s", "Ġ", "1234", "Ċ", "Ġ", "Ġ,", "x"],

@@ -16,6 +16,7 @@ from tests.runtime.toy_artifact import VOCAB, ToyPlan, link_c
 
 SAMPLERS = (1, 4)
 SHARED_BYTES = {"attend": 65536, "turn": 1024}
+FAKE_DRIVER = "libcuda-fake.so"
 CUBIN = b"\x7fELF, as the fake driver sees it"
 SM_90A = 90 | fmt.CUDA_EXACT
 
@@ -58,9 +59,9 @@ def drawn(seed: int, position: int, temperature: float, top_k: int, top_p: float
 
 
 def build_driver(folder: Path) -> Path:
-    """The fake libcuda.so.1."""
+    """The fake libcuda.so.1, of another name: PyTorch's build for CUDA takes a library of that name for its own."""
     sources = sorted((toy.HERE / "fake_cuda").glob("*.c"))
-    return link_c(folder / "libcuda.so.1", sources, "-O1", "-g", "-shared")
+    return link_c(folder / FAKE_DRIVER, sources, "-O1", "-g", "-shared")
 
 
 def build_kernels(folder: Path) -> Path:
