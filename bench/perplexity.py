@@ -114,8 +114,8 @@ def measured(speakers: dict[Path, Any], sequences: list[list[int]], record: Path
     """A tally of each sequence, by speaker; those that the record has are not made again, and new ones are added."""
     found = json.loads(record.read_text()) if record and record.exists() else {}
     exact_of = next(iter(speakers.values()))
-    for i, tokens in enumerate(sequences):
-        key = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+    keys = [hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16] for tokens in sequences]
+    for i, (key, tokens) in enumerate(zip(keys, sequences, strict=True)):
         lacking = {path: speaker for path, speaker in speakers.items() if key not in found.setdefault(path.stem, {})}
         if not lacking:
             continue
@@ -126,7 +126,7 @@ def measured(speakers: dict[Path, Any], sequences: list[list[int]], record: Path
         if record:
             record.write_text(json.dumps(found))
         print(f"{i + 1} of {len(sequences)}", end="\r", file=sys.stderr, flush=True)
-    return {path.stem: [Tally(*of_one) for of_one in found[path.stem].values()] for path in speakers}
+    return {path.stem: [Tally(*found[path.stem][key]) for key in keys] for path in speakers}
 
 
 def tally(tokens: list[int], exact: Array, found: Array) -> Tally:

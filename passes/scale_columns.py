@@ -16,7 +16,7 @@ refuses: an x with another user than such products, or that makes the logits, wh
 places; weights that others use too; weights that a checkpoint keeps as codes which the scheme may keep; an x that has
 been divided.
 
-s are powers of two, so that no number is rounded: quantization/columns.py says which and why.
+s are powers of two, so that no number is rounded: quantization/columns.py says which, why, and where nothing is gained.
 """
 
 from __future__ import annotations
@@ -77,14 +77,19 @@ def scale_columns(model: ir.Model, scheme: Scheme, columns: Columns) -> int:
         and logits.isdisjoint(place.products)
         and (weight := dividing(place, scheme, users)) is not None
     }
-    columns.measure(model.graph, {place.x: weight for place, weight in found.items()})
+    wanted = {place.x: (weight, [weight_at(node, 1) for node in place.products]) for place, weight in found.items()}
+    columns.measure(model.graph, wanted, scheme)
+    n_divided = 0
     for place, weight in found.items():
         scales = columns.of[weight]
+        if (scales == 1).all():
+            continue
+        n_divided += 1
         for index in place.made_by:
             replace_weight(place.node, index, columns.scaled(weight_at(place.node, index), scales, -1, 0, place.first))
         for product in place.products:
             replace_weight(product, 1, columns.scaled(weight_at(product, 1), scales, 1, 1))
-    return len(found)
+    return n_divided
 
 
 def place_of(node: ir.Node) -> Place | None:

@@ -171,7 +171,7 @@ def test_pages_are_enough_for_every_picture_that_is_not_too_narrow() -> None:
 
 
 def asked_of(n_patches: int = 24) -> AskedOfGrid:
-    return AskedOfGrid(torch.nn.Module(), n_patches, FakeTensorMode())  # type: ignore[arg-type]
+    return AskedOfGrid(torch.nn.Module(), n_patches, FakeTensorMode())
 
 
 def test_what_nobody_answers_is_refused() -> None:

@@ -10,6 +10,9 @@ them the others of a block lose digits when x is rounded to int8, and the weight
 no better than those that hardly count.  With s a power of x's root mean square, x is more even, and the weights that
 count are larger among those that share their scale (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438; AWQ, Lin et al.
 2023, arXiv:2306.00978, which search the exponent).  Here s is a power of two, so that scaling rounds no number.
+
+Not every model gains: where inputs are even already, scales only spread the weights that share one.  So some rows of
+the weights are fitted both ways, and columns are scaled where that leaves less of an error.
 """
 
 from __future__ import annotations
@@ -21,15 +24,19 @@ import numpy as np
 import onnx_ir as ir
 
 from llmc.compiler.graph.stream import Stream
+from llmc.compiler.quantization.feedback import fit_to_inputs
 from llmc.compiler.weights import Array, Weight
 
 if TYPE_CHECKING:
     from llmc.compiler.quantization.calibrate import Calibration
+    from llmc.compiler.quantization.quantize import Scheme
 
 EXPONENT = 0.35
 """Of a column's root mean square."""
 MOST_TOKENS = 2048
 """Of the text: a root mean square needs fewer than a fit does."""
+TRIED_ROWS = 64
+"""Of a weight, that are fitted to see whether it gains."""
 LEAST = 8
 """Octaves below the median from which on columns are all the same: one that carries nothing says nothing."""
 
@@ -43,10 +50,12 @@ class Columns:
         self.of: dict[Weight, Array] = {}
         self._made: dict[tuple[Weight, int, int, int], Weight] = {}
 
-    def measure(self, graph: ir.Graph, dividing: Mapping[ir.Value, Weight]) -> None:
-        """Have scales for some values [M, K], each with the weight that is to divide it: runs a step graph as far as
-        the last of them that is new."""
-        lacking = {value: weight for value, weight in dividing.items() if weight not in self.of}
+    def measure(
+        self, graph: ir.Graph, wanted: Mapping[ir.Value, tuple[Weight, Sequence[Weight]]], scheme: Scheme
+    ) -> None:
+        """Have scales for some values [M, K], each with the weight that is to divide it and those that multiply it:
+        runs a step graph as far as the last of them that is new.  Where nothing is gained they are ones."""
+        lacking = {value: weights for value, weights in wanted.items() if weights[0] not in self.of}
         stream = Stream(graph, self.sequences)
         for node in graph:
             if not lacking:
@@ -54,7 +63,10 @@ class Columns:
             stream.run(node)
             for value in node.outputs:
                 if value in lacking:
-                    self.of[lacking.pop(value)] = scales_for(stream.values[value])
+                    dividing, multiplying = lacking.pop(value)
+                    inputs = stream.values[value]
+                    scales = scales_for(inputs)
+                    self.of[dividing] = scales if gains(scales, inputs, multiplying, scheme) else np.ones_like(scales)
 
     def scaled(self, weight: Weight, scales: Array, power: int, axis: int, first: int = 0) -> Weight:
         """The weight times scales ** power along an axis, from its entry `first` there on."""
@@ -100,3 +112,37 @@ def scales_for(inputs: Sequence[Array]) -> Array:
     octaves -= np.median(octaves)
     scales: Array = np.exp2(np.rint(EXPONENT * np.maximum(octaves, -LEAST))).astype(np.float32)
     return scales
+
+
+def gains(scales: Array, inputs: Sequence[Array], weights: Sequence[Weight], scheme: Scheme) -> bool:
+    """Whether the products of inputs, float32 [tokens, K] of each sequence, and some rows of the weights are nearer to
+    what they are where columns are scaled, when both are rounded as for a CPU."""
+    if (scales == 1).all():
+        return False
+    x = np.concatenate(list(inputs))
+    rows = np.concatenate([some_rows(weight) for weight in weights])
+    products, exact = x.T @ x, x @ rows.T
+
+    def error(scales: Array) -> float:
+        fitted = fit_to_inputs(rows * scales, products / scales / scales[:, None], scheme).values()
+        return float(np.square(rounded(x / scales, scheme) @ fitted.T - exact, dtype=np.float64).sum())
+
+    return error(scales) < error(np.ones_like(scales))
+
+
+def some_rows(weight: Weight) -> Array:
+    """Float32 [n, K]."""
+    array = weight.unrounded()
+    return array[:: max(1, len(array) // TRIED_ROWS)][:TRIED_ROWS].astype(np.float32)
+
+
+def rounded(x: Array, scheme: Scheme) -> Array:
+    """x [tokens, K] as kernels for CPUs round it beside weights of the scheme: to int8 in blocks; not beside fp8."""
+    if scheme.number == "fp":
+        return x
+    k = x.shape[1]
+    block = scheme.group or next((width for width in (128, 64, 32) if k % width == 0), k)
+    blocks = np.pad(x, ((0, 0), (0, -k % block))).reshape(len(x), -1, block)
+    scale = np.maximum(np.abs(blocks).max(-1, keepdims=True) / np.float32(127), np.finfo(np.float32).tiny)
+    result: Array = (np.rint(blocks / scale) * scale).reshape(len(x), -1)[:, :k]
+    return result

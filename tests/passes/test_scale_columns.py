@@ -11,7 +11,7 @@ import pytest
 from llmc.compiler import graph
 from llmc.compiler.graph.shapes import dims
 from llmc.compiler.quantization.calibrate import Calibration
-from llmc.compiler.quantization.columns import Columns, scales_for
+from llmc.compiler.quantization.columns import Columns, gains, scales_for
 from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.weights import Coded, Weight
 from llmc.passes.scale_columns import scale_columns
@@ -148,3 +148,20 @@ def test_scaled_columns_lose_less_where_some_inputs_are_large() -> None:
 
     for scheme in (Scheme(8), Scheme(4, 32)):
         assert lost(s, scheme) < 0.7 * lost(np.float32(1), scheme)
+
+
+def test_columns_are_scaled_where_that_loses_less() -> None:
+    """Where the weights that meet large numbers are as much smaller, scaling them takes digits from the others."""
+    random = np.random.default_rng(0)
+    loud = np.where(np.arange(128) % 32 == 5, 64.0, 1.0)
+    x = (random.normal(0, 1, (256, 128)) * loud).astype(np.float32)
+    w = random.normal(0, 1, (64, 128)).astype(np.float32)
+    scales = scales_for([x])
+
+    def gain(weight: Any, scheme: Scheme) -> bool:
+        return gains(scales, [x], [Weight("w", weight.shape, lambda: weight, "f32")], scheme)
+
+    assert gain(w, Scheme(8))
+    assert gain(w, Scheme(4, 32))
+    assert not gain(w * loud.astype(np.float32), Scheme(4, 32))
+    assert not gains(np.ones_like(scales), [x], [], Scheme(8))
