@@ -33,7 +33,7 @@ import onnx_ir as ir
 from llmc.compiler.graph import add_constant, attribute, constant, emit, ints_constant, producer, replace, weight_of
 from llmc.compiler.graph.shapes import dims, ints
 from llmc.compiler.ops import DOMAIN
-from llmc.passes.flatten_tile import shaped
+from llmc.passes.flatten_tile import both_ways, shaped
 from llmc.passes.fuse_rotary import rotate_half, waves_by_halves
 from llmc.passes.interleaved_rotary import Waves
 from llmc.runtime.errors import LlmcError
@@ -177,18 +177,8 @@ def attended(node: ir.Node) -> tuple[ir.Value, ir.Value | None]:
         raise refusal(node, "is read by something else than a product")
     if sizes(rows.outputs[0]) != [n, n_heads * value_size]:
         raise refusal(node, "is read by something else than a product")
-    result = emit(
-        node,
-        f"{DOMAIN}.BidirectionalAttention",
-        [reshaped(node, value, [n, prod(sizes(value)[1:])]) for value in heads if value is not None],
-        num_heads=n_heads,
-        kv_num_heads=kv_heads,
-        scale=float(attribute(node, "scale", size**-0.5)),
-        softcap=float(attribute(node, "softcap", 0.0)),
-        window=0,
-        layer=int(node.metadata_props.get("llmc.layer") or 0),
-    )
-    return rows.outputs[0], result[0]
+    flat = [reshaped(node, value, [n, prod(sizes(value)[1:])]) for value in heads if value is not None]
+    return rows.outputs[0], both_ways(node, flat, n_heads, kv_heads, size)
 
 
 def before_attention(value: ir.Value | None) -> ir.Value | None:

@@ -289,6 +289,21 @@ def convolution(tile: Tile, node: ir.Node) -> list[ir.Value]:
     return [tile.reshape(node, tile.transpose(node, y, [1, 0]), sizes)]
 
 
+def both_ways(node: ir.Node, rows: Sequence[ir.Value], heads: int, kv_heads: int, head_dim: int) -> ir.Value:
+    """Attention [n, H·D] in place of the node, of rows of queries, keys and values."""
+    return emit(
+        node,
+        f"{DOMAIN}.BidirectionalAttention",
+        rows,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        scale=float(attribute(node, "scale", head_dim**-0.5)),
+        softcap=float(attribute(node, "softcap", 0.0)),
+        window=0,
+        layer=int(node.metadata_props.get("llmc.layer") or 0),
+    )[0]
+
+
 def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
     """q [H, n, D], k, v [KH, n, D] become [n, H·D], [n, KH·D]."""
     q, k, v, *more = node.inputs
@@ -308,18 +323,8 @@ def attention(tile: Tile, node: ir.Node) -> list[ir.Value]:
         rows = tile.transpose(node, tile.take_rows(node, value), [1, 0, 2])
         self_attended.append(tile.reshape(node, rows, [n_rows, n_heads * size]))
     tile.n_rows.add(n_rows)
-    result = emit(
-        node,
-        f"{DOMAIN}.BidirectionalAttention",
-        self_attended,
-        num_heads=heads,
-        kv_num_heads=kv_heads,
-        scale=float(attribute(node, "scale", head_dim**-0.5)),
-        softcap=float(attribute(node, "softcap", 0.0)),
-        window=0,
-        layer=int(node.metadata_props.get("llmc.layer") or 0),
-    )
-    return [tile.transpose(node, tile.reshape(node, result[0], [n_rows, heads, value_dim]), [1, 0, 2])]
+    result = both_ways(node, self_attended, heads, kv_heads, head_dim)
+    return [tile.transpose(node, tile.reshape(node, result, [n_rows, heads, value_dim]), [1, 0, 2])]
 
 
 def across(tile: Tile, node: ir.Node) -> list[ir.Value]:

@@ -83,11 +83,11 @@ class Guide:
         info = model.info
         self.place, self.n_vocab = str(model.path), info.n_vocab
         info.check_masks(self.place)
-        self._known = model.tokenizer.to_str()
-        self._n_tokens = max(self.n_vocab, model.tokenizer.get_vocab_size(with_added_tokens=True))
+        self._known = model.tokenizer
+        self._n_tokens = max(self.n_vocab, self._known.get_vocab_size(with_added_tokens=True))
         self._eos = [token for token in model.manifest.get("model", {}).get("eos") or () if model.is_eos(token)]
         try:
-            self._named = self._read(self._known)
+            self._named = self._read(self._known.to_str())
         except ValueError as error:
             fact = f"the tokenizer cannot follow a grammar: {in_one_line(str(error))}"
             raise LlmcError(fact, place=self.place) from None
@@ -100,7 +100,7 @@ class Guide:
     @cached_property
     def _plain(self) -> LLTokenizer:
         """For grammars that name no tokens, of texts with tags in them."""
-        plain = with_plain_tags(self._known)
+        plain = with_plain_tags(self._known.to_str())
         return self._named if plain is None else self._read(plain)
 
     def constraint(self, grammar: Grammar) -> Constraint:

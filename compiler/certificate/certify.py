@@ -54,8 +54,6 @@ TEXTS = ("Once upon a time, there was a", 'The old man looked at the sea and sai
 Logits = NDArray[np.float32]
 ReferenceLogits = Callable[[list[list[int]], str], list[Logits]]
 """(token sequences, dtype) -> logits [n_tokens, n_vocab] of each."""
-
-
 Rounded = Callable[[list[list[int]], str], list[Logits]]
 """(token sequences, target) -> the reference's logits where its products are rounded as that target's are."""
 
@@ -109,17 +107,12 @@ def judged(
     rounded: Callable[[list[list[int]]], list[Logits]] | None = None,
 ) -> dict[str, Any]:
     """What the reference says of texts, in numbers; raises LlmcError below the bar.  The rest as `certify` has it."""
-    exact = reference([text.tokens for text in texts], "f32")
-    own = None if dtype == "f32" or quant else reference([text.tokens for text in texts], dtype)
+    tokens = [text.tokens for text in texts]
+    exact = reference(tokens, "f32")
+    own = None if dtype == "f32" or quant else reference(tokens, dtype)
     certificate = compare(texts, exact, own, dtype, is_mixture)
     if quant is not None:
-
-        def lost() -> float:
-            assert rounded is not None
-            found = rounded([text.tokens for text in texts])
-            return float(np.concatenate([kl(e, o) for e, o in zip(exact, found, strict=True)]).mean())
-
-        cost = None if rounded is None else lost
+        cost = None if rounded is None else lambda: float(divergence(exact, rounded(tokens)).mean())
         certificate |= bars.quantised(bars.LOGITS, certificate["kl_mean"], quant, cost)
     judge(certificate, model)
     return certificate
@@ -244,13 +237,13 @@ def compare(
     """The numbers of the certificate.  exact: the float32 reference; own: the reference in the artifact's dtype."""
     errors = [float(np.abs(text.logits - e).max()) for text, e in zip(texts, exact, strict=True)]
     extent = max(float(np.ptp(e)) if e.shape[-1] > 1 else 0.0 for e in exact)
-    divergence = np.concatenate([kl(e, text.logits) for text, e in zip(texts, exact, strict=True)])
+    divergences = divergence(exact, [text.logits for text in texts])
     agree = np.concatenate([text.logits.argmax(-1) == e.argmax(-1) for text, e in zip(texts, exact, strict=True)])
     largest = max(errors)
     certificate: dict[str, Any] = {
         **largest_of(dtype, largest, extent),
-        "kl_mean": float(divergence.mean()),
-        "kl_max": float(divergence.max()),
+        "kl_mean": float(divergences.mean()),
+        "kl_max": float(divergences.max()),
         "top1_agreement": float(agree.mean()),
         "n_positions": int(agree.size),
         "prompts": [record(text, e, largest) for text, e in zip(texts, exact, strict=True)],
@@ -267,7 +260,7 @@ def compare(
 
 def compare_mixture(logits: Sequence[Logits], exact: Sequence[Logits], own: Sequence[Logits]) -> dict[str, Any]:
     """What a mixture is judged by besides: typical errors of a position, and the reference's own divergence."""
-    own_divergence = float(np.concatenate([kl(e, o) for e, o in zip(exact, own, strict=True)]).mean())
+    own_divergence = float(divergence(exact, own).mean())
     return {
         "typical_error": typical_error(logits, exact),
         "reference_typical_error": typical_error(own, exact),
@@ -299,6 +292,11 @@ def record(text: Text, exact: Logits, largest_error: float) -> dict[str, Any]:
         "n_wrong": int((differs & ~ties).sum()),
         "top_logits": {"ids": top.tolist(), "values": [float(v) for v in exact[first][top]]},
     }
+
+
+def divergence(exact: Sequence[Logits], found: Sequence[Logits]) -> NDArray[np.float64]:
+    """KL(exact || found) at each position of all texts, one behind the other."""
+    return np.concatenate([kl(e, f) for e, f in zip(exact, found, strict=True)])
 
 
 def kl(reference: Logits, other: Logits) -> NDArray[np.float64]:

@@ -52,12 +52,7 @@ def certify_embedding(
     own = None if dtype == "f32" or quant else reference(texts, dtype)
     certificate = compare(texts, found, exact, own, dtype) | {"target": target, "reference": describe}
     if quant is not None:
-
-        def lost() -> float:
-            assert rounded is not None
-            return distance(rounded(texts, target), exact)
-
-        cost = None if rounded is None else lost
+        cost = None if rounded is None else lambda: float(distances(rounded(texts, target), exact).mean())
         certificate |= bars.quantised(bars.EMBEDDINGS, certificate["cosine_distance"], quant, cost)
     judge(certificate, describe["model"])
     return certificate
@@ -72,12 +67,12 @@ def compare(
 ) -> dict[str, Any]:
     """The numbers of the certificate; see certify.compare, whose names they have where they mean the same."""
     largest, extent = largest_error(found, exact), max(float(np.ptp(rows)) for rows in exact)
-    distances = np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)])
+    from_exact = distances(found, exact)
     certificate: dict[str, Any] = {
         **largest_of(dtype, largest, extent),
-        "cosine_distance": float(distances.mean()),
-        "least_cosine": float(1 - distances.max()),
-        "n_positions": int(distances.size),
+        "cosine_distance": float(from_exact.mean()),
+        "least_cosine": float(1 - from_exact.max()),
+        "n_positions": int(from_exact.size),
         "prompts": [record(text, rows) for text, rows in zip(texts, exact, strict=True)],
     }
     if own is None:
@@ -92,9 +87,9 @@ def largest_error(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
     return max(float(np.abs(f - e).max()) for f, e in zip(found, exact, strict=True))
 
 
-def distance(found: Sequence[Logits], exact: Sequence[Logits]) -> float:
-    """The mean over positions of 1 - cosine."""
-    return float(np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)]).mean())
+def distances(found: Sequence[Logits], exact: Sequence[Logits]) -> NDArray[np.float64]:
+    """1 - cosine at each position of all texts, one behind the other."""
+    return np.concatenate([1 - cosine(f, e) for f, e in zip(found, exact, strict=True)])
 
 
 def cosine(a: Logits, b: Logits) -> NDArray[np.float64]:

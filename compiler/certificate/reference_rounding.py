@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 
+from llmc.compiler.quantization.inputs import round_inputs
 from llmc.compiler.quantization.quantize import Scheme, quantize
 
-BLOCKS = (128, 64, 32)
-"""Elements of x that share a scale beside int8: the widest of these that divides a row (docs/quantization.md)."""
-LARGEST = 127.0
 LEAST_INPUTS = 8
 
 
@@ -47,10 +45,11 @@ def _round(module: torch.nn.Module, names: list[str], scheme: Scheme, *, inputs:
             if module._parameters[name] is not rounded.get(name):  # as it is each time where weights are lent
                 found = _rounded(getattr(module, name).detach(), scheme)
                 rounded[name] = module._parameters[name] = torch.nn.Parameter(found, requires_grad=False)
-        if not inputs or scheme.number == "fp":
+        if not inputs:
             return None
         x, *others = values
-        return (in_blocks(x, scheme.group or block_of(x.shape[-1])), *others)
+        rows = round_inputs(x.reshape(-1, x.shape[-1]).numpy(), scheme)
+        return (torch.from_numpy(rows).reshape(x.shape), *others)
 
     module.register_forward_pre_hook(before)
 
@@ -58,18 +57,3 @@ def _round(module: torch.nn.Module, names: list[str], scheme: Scheme, *, inputs:
 def _rounded(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     rows = weight.reshape(-1, weight.shape[-1]).numpy()
     return torch.from_numpy(quantize(rows, scheme).values()).reshape(weight.shape)
-
-
-def block_of(k: int) -> int:
-    return next((block for block in BLOCKS if k % block == 0), k)
-
-
-def in_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x [..., K] rounded to int8, with a scale for each block of a row."""
-    k = x.shape[-1]
-    filled = torch.nn.functional.pad(x, (0, -k % block))
-    parts = filled.reshape(*x.shape[:-1], -1, block)
-    scale = parts.abs().amax(-1, keepdim=True) / LARGEST
-    codes = torch.where(scale > 0, parts / scale, 0).round()
-    rounded: torch.Tensor = (codes * scale).reshape(filled.shape)[..., :k]
-    return rounded

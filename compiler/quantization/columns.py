@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from llmc.compiler.graph.stream import Stream
 from llmc.compiler.quantization.feedback import fit_to_inputs
+from llmc.compiler.quantization.inputs import round_inputs
 from llmc.compiler.weights import Array, Weight
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def gains(scales: Array, inputs: Sequence[Array], weights: Sequence[Weight], sch
 
     def error(scales: Array) -> float:
         fitted = fit_to_inputs(rows * scales, products / scales / scales[:, None], scheme).values()
-        return float(np.square(rounded(x / scales, scheme) @ fitted.T - exact, dtype=np.float64).sum())
+        return float(np.square(round_inputs(x / scales, scheme) @ fitted.T - exact, dtype=np.float64).sum())
 
     return error(scales) < error(np.ones_like(scales))
 
@@ -134,15 +135,3 @@ def some_rows(weight: Weight) -> Array:
     """Float32 [n, K]."""
     array = weight.unrounded()
     return array[:: max(1, len(array) // TRIED_ROWS)][:TRIED_ROWS].astype(np.float32)
-
-
-def rounded(x: Array, scheme: Scheme) -> Array:
-    """x [tokens, K] as kernels for CPUs round it beside weights of the scheme: to int8 in blocks; not beside fp8."""
-    if scheme.number == "fp":
-        return x
-    k = x.shape[1]
-    block = scheme.group or next((width for width in (128, 64, 32) if k % width == 0), k)
-    blocks = np.pad(x, ((0, 0), (0, -k % block))).reshape(len(x), -1, block)
-    scale = np.maximum(np.abs(blocks).max(-1, keepdims=True) / np.float32(127), np.finfo(np.float32).tiny)
-    result: Array = (np.rint(blocks / scale) * scale).reshape(len(x), -1)[:, :k]
-    return result

@@ -15,7 +15,7 @@ from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.compiler.ops import N_TURNS
 from llmc.schedules.columns_call import Columns
 from llmc.schedules.cpu.gather import Gather
-from llmc.schedules.cpu.given import Given, Part
+from llmc.schedules.cpu.given import Given
 from llmc.schedules.cpu.lanes import Lanes, share, widest
 from llmc.schedules.cpu.linear.panel_layout import PANEL, panel_count
 from llmc.schedules.cpu.linear.quant_layout import ZERO
@@ -189,33 +189,18 @@ def columns_kernel(columns: Columns) -> Any:
 def given_kernel(given: Given) -> Any:
     """(is_given, given, x, task, n_tasks); x in place."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("take_given")
-        size, v = given.rows * given.columns, widest(given.columns, given.lanes)
+        T.func_name("given")
+        v, size = widest(given.columns, given.lanes), given.rows * given.columns
         is_given = T.arg("is_given", T.buffer((given.rows,), "int32"))
-        rows, x = (T.arg(name, T.buffer((size,), "float32")) for name in ("given", "x"))
+        numbers = T.arg("given", T.buffer((size * given.parts,), "float32"))
+        x = T.arg("x", T.buffer((size,), "float32"))
         task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
         with share(given.rows, task, n_tasks) as row, T.If(is_given[row] != 0), T.Then():
             start = T.bind(row * given.columns)
+            begin = T.bind((row * given.parts + given.part) * given.columns)
             with T.serial(given.columns // v.n) as i:
-                v.store(x, start + i * v.n, v.load(rows, start + i * v.n))
-    return builder.get()
-
-
-def part_kernel(part: Part) -> Any:
-    """(is_given, given, x, task, n_tasks); x in place."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("part_of_given")
-        v, size = widest(part.columns, part.lanes), part.rows * part.columns
-        is_given = T.arg("is_given", T.buffer((part.rows,), "int32"))
-        given = T.arg("given", T.buffer((size * part.parts,), "float32"))
-        x = T.arg("x", T.buffer((size,), "float32"))
-        task, n_tasks = T.arg("task", T.int32()), T.arg("n_tasks", T.int32())
-        with share(part.rows, task, n_tasks) as row, T.If(is_given[row] != 0), T.Then():
-            start = T.bind(row * part.columns)
-            begin = T.bind((row * part.parts + part.part) * part.columns)
-            with T.serial(part.columns // v.n) as i:
-                value = v.load(given, begin + i * v.n)
-                v.store(x, start + i * v.n, v.load(x, start + i * v.n) + value if part.adds else value)
+                value = v.load(numbers, begin + i * v.n)
+                v.store(x, start + i * v.n, v.load(x, start + i * v.n) + value if given.adds else value)
     return builder.get()
 
 

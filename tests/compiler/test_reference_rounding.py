@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from llmc.compiler.certificate import bars
-from llmc.compiler.certificate.reference_rounding import block_of, in_blocks, round_products
+from llmc.compiler.certificate.reference_rounding import round_products
 from llmc.compiler.driver import compile_model
+from llmc.compiler.quantization.inputs import block_of, round_inputs
 from llmc.compiler.quantization.quantize import Scheme
 
 
@@ -31,10 +32,13 @@ def test_it_explains_what_an_artifact_loses(
 
 
 def test_inputs_are_rounded_in_blocks_with_a_scale_each() -> None:
-    assert (block_of(384), block_of(192), block_of(96), block_of(50)) == (128, 64, 32, 50)
-    x = torch.tensor([[1.0, -127.0, 0.4, 0.0, 0.0, 0.0, 0.002, -1.27, 3.0]])
-    rounded = in_blocks(x, 3)
-    np.testing.assert_allclose(rounded, [[1, -127, 0, 0, 0, 0, 0, -1.275591, 3]], rtol=1e-6)
+    assert [block_of(k) for k in (384, 192, 96, 50)] == [128, 64, 32, 32]
+    x = np.zeros((1, 64), np.float32)
+    x[0, :3], x[0, 32:34] = (1.0, -127.0, 0.4), (0.002, -1.27)
+    wanted = np.zeros((1, 64), np.float32)
+    wanted[0, :2], wanted[0, 33] = (1, -127), -1.27
+    np.testing.assert_allclose(round_inputs(x, Scheme(4, 32)), wanted, rtol=1e-6)
+    assert round_inputs(x, Scheme(8, number="fp")) is x
 
 
 def test_weights_are_rounded_where_a_scheme_rounds_them() -> None:

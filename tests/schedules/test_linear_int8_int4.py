@@ -13,10 +13,11 @@ import pytest
 from llmc.compiler import ops
 from llmc.compiler.graph.run import evaluate
 from llmc.compiler.kernel import Call, TensorType
+from llmc.compiler.quantization.inputs import block_of
 from llmc.compiler.quantization.quantize import Quantized, Scheme, quantize
 from llmc.compiler.target import Target
 from llmc.schedules.cpu.linear import quant_rule as quant_linear
-from llmc.schedules.cpu.linear.quant_layout import Int4Panels, Int4ZerosPanels, Int8Panels, block_of
+from llmc.schedules.cpu.linear.quant_layout import Int4Panels, Int4ZerosPanels, Int8Panels
 from llmc.schedules.execute import Executable
 from llmc.schedules.lower import compile_kernel
 from tests.schedules.test_linear import NAMES

@@ -24,8 +24,8 @@ PLACE, TAPS, SHARES = "place", "taps", "shares"
 """Inputs of a trace: i64 [N, 2], row and column of each patch; i64 and f32 [N, n], entries of a table of positions and
 what each of them counts."""
 N_TAPS = {"bilinear": 4, "bicubic": 16}
-ONE_SEGMENT, WINDOWS = 2, 3
-"""How many bounds a trace has of segments that attend each other: of one of all patches, and of some."""
+WINDOWS = 3
+"""How many bounds a trace has of segments that attend each other, where these are windows: of all patches it is 2."""
 
 
 class AskedOfGrid:

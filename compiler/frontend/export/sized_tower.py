@@ -26,13 +26,14 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from llmc.compiler.frontend.export.asked_of_grid import WINDOWS, AskedOfGrid
 from llmc.compiler.frontend.export.deep_rows import FEATURES as DEEP_FEATURES
+from llmc.compiler.frontend.export.grids_in_text import GRIDS
 from llmc.compiler.frontend.export.known_tensors import KnownTensors
 from llmc.compiler.frontend.export.trace import to_onnx
 from llmc.compiler.ops import OPSET
 from llmc.runtime.errors import LlmcError
 from llmc.runtime.format import Sized
 
-FEATURES, PIXELS, GRIDS = "get_image_features", "pixel_values", "image_grid_thw"
+FEATURES, PIXELS = "get_image_features", "pixel_values"
 """transformers' names for the method, and for what it takes."""
 INTERFACE = "llmc_flash_attention"
 """The name under which transformers finds our attention: "flash" is in those of which segments are told."""
@@ -82,6 +83,7 @@ def takes_any_size(whole: PreTrainedModel) -> bool:
 
 
 def method_of(whole: PreTrainedModel) -> Callable[..., Any] | None:
+    """What makes rows of pixels; None: transformers has nothing of the name for it."""
     owner = next((module for module in whole.modules() if hasattr(module, FEATURES)), None)
     found: Callable[..., Any] | None = getattr(owner, FEATURES, None)
     return found

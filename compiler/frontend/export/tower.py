@@ -29,15 +29,13 @@ from llmc.compiler.frontend.export.grids_in_text import check_grids
 from llmc.compiler.frontend.export.known_tensors import KnownTensors
 from llmc.compiler.frontend.export.names import drop_remarks, forget_weights, number_layers
 from llmc.compiler.frontend.export.rows_in_text import check_rows
-from llmc.compiler.frontend.export.sized_tower import WITHIN, takes_any_size, trace_sized
+from llmc.compiler.frontend.export.sized_tower import FEATURES, PIXELS, WITHIN, method_of, takes_any_size, trace_sized
 from llmc.compiler.frontend.export.trace import to_onnx, without_values
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.graph import attribute
 from llmc.compiler.ops import DEEP, IN_WINDOWS, SEES_AHEAD, SIZED, TURNED
 from llmc.runtime.errors import LlmcError
 
-FEATURES, PIXELS = "get_image_features", "pixel_values"
-"""transformers' names for the method, and for what it takes."""
 BESIDE = "its tower takes {} beside pixels, for pictures of many sizes"
 INSIDE = "whole."
 """How names of weights begin in a trace of the method."""
@@ -129,11 +127,11 @@ class FeaturesOfTile(torch.nn.Module):
     def __init__(self, whole: PreTrainedModel, tile: tuple[int, int, int]) -> None:
         super().__init__()
         self.whole, self.tile, self.n_axes = whole, tile, 0
-        owner = next((module for module in whole.modules() if hasattr(module, FEATURES)), None)
-        known = signature(getattr(owner, FEATURES)).parameters if owner is not None else {}
-        if owner is None or PIXELS not in known:
+        method = method_of(whole)
+        known = signature(method).parameters if method is not None else {}
+        if method is None or PIXELS not in known:
             raise LlmcError(f"transformers has no {FEATURES} for it that takes pixels")
-        self.method: Callable[..., Any] = getattr(owner, FEATURES)
+        self.method = method
         more = [parameter for name, parameter in known.items() if name != PIXELS]
         self.optional = [each.name for each in more if "Tensor" in str(each.annotation)]
         needed = [

@@ -13,7 +13,7 @@
     f8      panel: [K/4][16] int32 of four codes as in fp8_words.py, in the places of bf16, then [16] f32 scales * 2**8
 
 Codes of integers are stored without a sign, as the byte products of x86 want one of their operands.  K is filled up to
-whole words, or blocks (i8: see `block_of`; i4: pairs of groups, so that a pair and its scales are whole cache lines),
+whole words, or blocks (i8: `block_of`; i4: pairs of groups, so that a pair and its scales are whole cache lines),
 with code 0.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from llmc.compiler.kernel import numpy_dtype
+from llmc.compiler.quantization.inputs import block_of
 from llmc.schedules.cpu.linear.panel_layout import PANEL, panel_count
 from llmc.schedules.fp8_words import fp8_words
 from llmc.schedules.mxfp4_words import e2m1_of
@@ -40,11 +41,6 @@ FP8_IN_PAIRS = np.float32(2**8)
 """What an e4m3 code counts, over the bf16 that fp8_pairs.py makes of it."""
 
 _WORKERS = 2
-
-
-def block_of(k: int) -> int:
-    """How many elements along K of x share a scale beside int8 weights: 128, or fewer where that divides K."""
-    return next((size for size in (128, 64) if k % size == 0), 32)
 
 
 def padded(size: int, multiple: int) -> int:

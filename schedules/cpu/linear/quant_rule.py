@@ -27,6 +27,7 @@ from math import ceil
 from typing import Any, Literal
 
 from llmc.compiler.kernel import Call, Implementation, Kernel, Launch, Operand, TensorType
+from llmc.compiler.quantization.inputs import block_of
 from llmc.compiler.target import Target
 from llmc.runtime.errors import LlmcError
 from llmc.schedules.cpu.linear import rule as linear
@@ -36,7 +37,6 @@ from llmc.schedules.cpu.linear.quant_layout import (
     Int4ZerosPanels,
     Int8Panels,
     Mxfp4Panels,
-    block_of,
     padded,
 )
 from llmc.schedules.cpu.linear.rule import Linear, Tiles
