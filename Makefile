@@ -28,7 +28,7 @@ test: $(VENV)/.ready  ## lint, type-check and run all tests
 	@$(MAKE) --no-print-directory -j 2 lint tests
 
 tests: $(VENV)/.ready
-	@$(BIN)/python -m pytest -n 2 -q
+	@$(BIN)/python -m pytest -n 2 -q --max-worker-restart 0
 
 quick: $(VENV)/.ready  ## the one-minute test: a two-layer model end to end
 	@$(BIN)/python -m pytest -q tests/test_tiny.py

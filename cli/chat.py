@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmc.cli.ending import Ending
 from llmc.cli.opening import (
     adapter_option,
     check_speculation,
@@ -42,8 +42,6 @@ COMMANDS = """/new         begin another conversation
 \"\"\"          begins and ends a message of several lines"""
 FENCE, SHOW = '"""', "/image "
 NOT_KEPT = "pictures are not kept in a file: leave --session out"
-ENDS = (signal.SIGHUP, signal.SIGTERM)
-"""What a terminal that is closed says, and who stops programs."""
 
 
 def parse_variables(context: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -131,18 +129,19 @@ def command(
 
             talk = Conversation(model, system, adapter=adapter, **variables)
 
-        shown = [picture_in(path, model) for path in images]
+        shown, ending = [picture_in(path, model) for path in images], Ending()
 
         def turn(message: str | None, pictures: Sequence[Picture] = ()) -> Iterator[Piece]:
             nonlocal how
             if message is None:  # another answer is drawn in another way
                 how = replace(how, seed=(how.seed + 1) % 2**64)
-                return talk.answer(max_tokens, how, speculation=guesses())
-            return talk.ask(message, max_tokens, how, images=pictures, speculation=guesses())
+                return ending.checked(talk.answer(max_tokens, how, speculation=guesses()))
+            return ending.checked(talk.ask(message, max_tokens, how, images=pictures, speculation=guesses()))
 
-        with talk, kept(talk, session, system):
+        with talk, kept(talk, session, system, ending):
             if prompt is None:
-                Terminal(talk, turn, shown, session).run() if sys.stdin.isatty() else answer_lines(talk, turn, shown)
+                typed = sys.stdin.isatty()
+                Terminal(talk, turn, ending, shown, session).run() if typed else answer_lines(talk, turn, ending, shown)
             elif as_json:
                 print_json(result(talk, turn(prompt, shown)))
             else:
@@ -151,7 +150,7 @@ def command(
 
 
 @contextmanager
-def kept(talk: Conversation, path: str | None, system: str | None) -> Iterator[None]:
+def kept(talk: Conversation, path: str | None, system: str | None, ending: Ending) -> Iterator[None]:
     """Go on with the conversation of a file, if one is named, and write it when it ends: the terminal may be closed."""
     if path is None:
         yield
@@ -167,27 +166,12 @@ def kept(talk: Conversation, path: str | None, system: str | None) -> Iterator[N
 
         check_folder(path)
     before = list(talk.messages)
-    handlers = {number: signal.getsignal(number) for number in ENDS}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
+    with ending:
         try:
+            yield
+        finally:
             if talk.messages != before:
                 talk.save(path)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-
-def end(number: int, frame: object) -> NoReturn:
-    """Handle a signal: leave as an interrupted program does, so that what is open is closed.  A terminal that is closed
-    says so several times, itself and by its shell; once is enough."""
-    for each in ENDS:
-        signal.signal(each, lambda *_: None)
-    sys.exit(128 + number)
 
 
 def picture_in(path: str, model: Model) -> Picture:
@@ -201,9 +185,9 @@ def picture_in(path: str, model: Model) -> Picture:
     return picture
 
 
-def answer_lines(talk: Conversation, turn: Turn, pictures: Sequence[Picture] = ()) -> None:
+def answer_lines(talk: Conversation, turn: Turn, ending: Ending, pictures: Sequence[Picture] = ()) -> None:
     """A message a line of standard input; an empty one begins another conversation.  pictures: of the first."""
-    for line in sys.stdin:
+    while line := read_line(ending):
         message = line.rstrip("\n")
         if message:
             show(turn(message, pictures))
@@ -212,14 +196,25 @@ def answer_lines(talk: Conversation, turn: Turn, pictures: Sequence[Picture] = (
             talk.begin_anew()
 
 
+def read_line(ending: Ending) -> str:
+    """A line of standard input, or "" at its end."""
+    with ending.waiting():
+        return sys.stdin.readline()
+
+
 class Terminal:
     """Messages that are typed, with commands between them."""
 
     def __init__(
-        self, talk: Conversation, turn: Turn, pictures: Sequence[Picture] = (), session: str | None = None
+        self,
+        talk: Conversation,
+        turn: Turn,
+        ending: Ending,
+        pictures: Sequence[Picture] = (),
+        session: str | None = None,
     ) -> None:
         """pictures: of the next message.  session: the file that keeps the conversation."""
-        self.talk, self.turn, self.pictures, self.session = talk, turn, [*pictures], session
+        self.talk, self.turn, self.ending, self.pictures, self.session = talk, turn, ending, [*pictures], session
 
     def run(self) -> None:
         with suppress(ImportError):
@@ -240,12 +235,13 @@ class Terminal:
     def read(self) -> str | None:
         """A message, or None at the end."""
         try:
-            line = input("> ")
-            if line.startswith(FENCE):
-                line = line.removeprefix(FENCE)
-                while FENCE not in line:
-                    line += f"\n{input('… ')}"
-                line = line.partition(FENCE)[0]
+            with self.ending.waiting():
+                line = input("> ")
+                if line.startswith(FENCE):
+                    line = line.removeprefix(FENCE)
+                    while FENCE not in line:
+                        line += f"\n{input('… ')}"
+                    line = line.partition(FENCE)[0]
         except EOFError:
             click.echo()
             return None

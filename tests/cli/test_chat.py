@@ -7,15 +7,19 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 import llmc
+from llmc.cli.chat import kept
+from llmc.cli.ending import ENDS, Ending
 from llmc.cli.main import main
 from llmc.runtime.binding import Model
 from llmc.runtime.conversation import Conversation
+from llmc.runtime.generation import How
 from tests.cli.test_main import COMMAND
 from tests.runtime.stub_artifact import EOS, write_stub
 from tests.runtime.test_conversation import chatting, chatting_toy
@@ -105,7 +109,8 @@ def test_a_conversation_goes_on_another_day(toy: Path, tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "mine"
 
 
-def test_a_terminal_that_is_closed_loses_no_conversation(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay_s", [0, 0.001, 0.002, 0.2])  # before it reads, about when it begins to, while it does
+def test_a_terminal_that_is_closed_loses_no_conversation(toy: Path, tmp_path: Path, delay_s: float) -> None:
     ours, theirs = pty.openpty()
     file = tmp_path / "talk.seq"
     command = [*COMMAND, "chat", str(toy), *TOY_OPTIONS, "--session", str(file)]
@@ -114,12 +119,38 @@ def test_a_terminal_that_is_closed_loses_no_conversation(toy: Path, tmp_path: Pa
         os.fdopen(theirs) as terminal,
         subprocess.Popen(command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running,
     ):
-        os.write(ours, b"hi\n")
-        assert running.stdout is not None
-        assert running.stdout.readline()  # the answer
-        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # the kernel's, the shell's, systemd's
-            running.send_signal(number)
-        assert running.wait(timeout=60) == 128 + signal.SIGHUP
+        try:
+            os.write(ours, b"hi\n")
+            assert running.stdout is not None
+            assert running.stdout.readline()  # the answer
+            time.sleep(delay_s)
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):  # the kernel's, the shell's, systemd's
+                running.send_signal(number)
+            assert running.wait(timeout=60) in (128 + signal.SIGHUP, 128 + signal.SIGTERM)
+        finally:
+            running.kill()
     with llmc.load(toy) as model, Conversation(model) as talk:
         talk.restore(file)
         assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+
+
+def test_a_signal_ends_an_answer_between_its_pieces_and_keeps_what_was_said(toy: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in ENDS]
+    said = []
+
+    def hear(talk: Conversation, ending: Ending) -> None:
+        how = How(logit_bias=((TOY_EOS, -9999), (POISON, -9999)))
+        with kept(talk, str(tmp_path / "talk.seq"), None, ending):
+            for piece in ending.checked(talk.ask("hi", 8, how)):
+                said.append(piece.answer)
+                if len(said) == 2:
+                    signal.raise_signal(signal.SIGTERM)
+
+    with llmc.load(toy) as model, Conversation(model) as talk:
+        with pytest.raises(SystemExit) as left:
+            hear(talk, Ending())
+        assert (left.value.code, len(said)) == (128 + signal.SIGTERM, 2)
+        talk.begin_anew()
+        talk.restore(tmp_path / "talk.seq")
+        assert talk.messages[-1] == {"role": "assistant", "content": "".join(said)}
+    assert [signal.getsignal(number) for number in ENDS] == before

@@ -89,7 +89,10 @@ def serving(artifact: Path, *arguments: object) -> Iterator[Server]:
             yield Server(process, line.split()[-1])
         finally:
             process.send_signal(signal.SIGTERM)
-            _, words = process.communicate(timeout=30)
+            try:
+                _, words = process.communicate(timeout=30)
+            finally:
+                process.kill()
             assert (process.returncode, "Traceback" in words) == (0, False), words
 
 
