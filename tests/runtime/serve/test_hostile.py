@@ -152,7 +152,8 @@ def test_whatever_a_chat_is_made_of_it_is_read_or_refused(api: str) -> None:
 def test_nothing_is_left_of_answers_of_other_forms(
     talking_so: Path, api: str, kind: str, choice: object, fields: tuple[str, ...]
 ) -> None:
-    good = {**APIS[api][0], "tools": [{"type": kind, "name": "f"}], "tool_choice": choice, "stream": True}
+    tools = {"tools": [{"type": kind, "name": "f"}], "tool_choice": choice}
+    good = {**APIS[api][0], **tools, "stream": True, "temperature": 0}
     assert storm(talking_so, f"/v1/{api}", bodies(good, (*fields, "stream", "metadata", "model"))) == {200, 400, 404}
 
 
