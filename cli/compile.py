@@ -65,6 +65,12 @@ def parse_batch(context: click.Context, option: click.Parameter, text: str) -> t
     help="The product that makes the logits, quantised like the others, or not.  [default: in 8 bits]",
 )
 @click.option(
+    "--quant-bits",
+    metavar="BITS",
+    type=click.FloatRange(4, 16),
+    help="Of a weight on average: with int4, products where 4 cost most have 8. Needs --calibrate.",
+)
+@click.option(
     "--calibrate",
     metavar="FILE",
     type=click.Path(path_type=Path),
@@ -127,6 +133,7 @@ def command(
     quant: str,
     quant_group: str | None,
     quant_lm_head: bool | None,
+    quant_bits: float | None,
     calibrate: Path | None,
     kv_dtype: str | None,
     batch: tuple[int, ...],
@@ -157,6 +164,7 @@ def command(
             quant=quant,
             quant_group=int(quant_group) if quant_group else None,
             quant_lm_head=quant_lm_head,
+            quant_bits=quant_bits,
             calibrate=calibrate,
             kv_dtype=kv_dtype,
             batch=batch,

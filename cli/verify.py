@@ -210,6 +210,7 @@ def replay_logits(
 def compare(artifact: str, source: str, manifest: Mapping[str, Any], adapters: Sequence[str] = ()) -> Iterator[Check]:
     """Repeat the compiler's comparison with the source model; with its adapters, as they were given to the compiler."""
     with compiler_installed():
+        from dataclasses import replace
         from pathlib import Path
 
         from llmc.compiler.certificate.certify import certify_source, judged_as
@@ -230,6 +231,8 @@ def compare(artifact: str, source: str, manifest: Mapping[str, Any], adapters: S
         try:
             group = rounded["group"] if quant == "int4" else None
             scheme = Scheme.parse(quant, group, rounded["lm_head"]) if quant in SCHEMES else None
+            if scheme is not None:
+                scheme = replace(scheme, wide=frozenset(rounded.get("in_8_bits", ())))
             certificate = certify_source(Path(artifact), loaded, quant, scheme)
         except LlmcError as error:
             yield Check(f"against {source}", "failed", error.fact)

@@ -24,6 +24,7 @@ from llmc.compiler.plan import Program
 from llmc.compiler.plan_tower import with_sized_tower, with_tower
 from llmc.compiler.planner import Planner
 from llmc.compiler.quantization.calibrate import calibrated, check_file
+from llmc.compiler.quantization.mixed import with_wide
 from llmc.compiler.quantization.quantize import Scheme
 from llmc.compiler.rewrite import ADAPTED, rewrite_each, rewrite_tower
 from llmc.compiler.share_weights import SharedWeights, share_weights
@@ -98,6 +99,7 @@ def compile_model(
     quant: str = "none",
     quant_group: int | None = None,
     quant_lm_head: bool | None = None,
+    quant_bits: float | None = None,
     calibrate: str | Path | None = None,
     kv_dtype: str | None = None,
     batch: Sequence[int] = (1, 2, 4, 8),
@@ -115,22 +117,21 @@ def compile_model(
     """Compile a model into an artifact.
 
     model, weights, seed, adapters, task, images, max_image_rows: see `load_source`.  out: the artifact's path, else
-    "<name>.so".  target: machines, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", the
-    checkpoint's own when None.  batch: the batch sizes decode is planned for.  quant: "none", or how linear layers'
-    weights are stored: "int8", "int4", "fp8", "mxfp4".  quant_group: weights that share a scale in int4, 32 (when None)
-    or 128.  quant_lm_head: the logits' product as the others; else in 8 bits (mxfp4: if a checkpoint has codes).
-    calibrate: a file of text, or of token ids (.json), that codes are fitted to.  kv_dtype: how keys and values are
-    kept: "f32", "bf16" or "int8", `dtype` when None.  max_sequence: most tokens of a sequence, the model's own limit
-    when None.  dump: a folder for every stage of the graph.  verify: fail where its source is too far away.  -> path,
-    bytes, seconds by stage, certificate.  Raises LlmcError.
+    "<name>.so".  target: machines, the best first: a list, or "cuda:sm_90a,cpu".  dtype: "f32" or "bf16", else the
+    checkpoint's.  batch: sizes that decode is planned for.  quant: of linear layers' weights: "none", "int8", "int4",
+    "fp8", "mxfp4".  quant_group: weights that share a scale in int4: 32, or 128.  quant_lm_head: the logits' product as
+    the others, else in 8 bits.  quant_bits: of a weight, on average: products that need them have 8.  calibrate: a file
+    of text, or of token ids (.json), that codes are fitted to.  kv_dtype: of keys and values: "f32", "bf16", "int8",
+    else `dtype`.  max_sequence: most tokens, else the model's limit.  dump: a folder for every stage of the graph.
+    verify: fail where its source is too far away.  -> path, bytes, seconds by stage, certificate.  Raises LlmcError.
     """
-    stages, machines, scheme = Stages(progress), parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head)
+    stages, how = Stages(progress), (weights, dtype, max_sequence, seed, adapters, task)
+    machines, scheme = parse_targets(target), Scheme.parse(quant, quant_group, quant_lm_head, quant_bits)
     check_request(machines, batch, scheme, calibrate, out, adapters, images=images)
     with stages("load"):
-        how = (weights, dtype, max_sequence, seed, adapters, task)
         source = load_source(str(model), *how, images=images, max_image_rows=max_image_rows, has_f16=have_f16(machines))
-        scheme = calibrated(scheme, calibrate, source)
     path = artifact.check_place(Path(f"{source.name}.so" if out is None else out), source.folder)
+    scheme, chosen = fitted_to(calibrate, scheme, source, machines, stages)
     with stages("passes"):
         graphs, tower = rewritten(source, scheme, machines, Path(dump) if dump else None)
     with stages("plan"):
@@ -147,8 +148,20 @@ def compile_model(
             manifest["certificate"] = certificate(writer.partial, source, machines, scheme, kv_dtype, verify)
             writer.finish(manifest)
         writer.publish()
-    said = notes(source, parts, scheme) + bars.notes_of(manifest["certificate"])
+    said = [*notes(source, parts, scheme), *chosen, *bars.notes_of(manifest["certificate"])]
     return report.compile_report(path, manifest, stages.seconds, said, shared.bytes_by_users())
+
+
+def fitted_to(
+    text: str | Path | None, scheme: Scheme | None, source: SourceModel, machines: Sequence[Target], stages: Stages
+) -> tuple[Scheme | None, list[str]]:
+    """The scheme with a text to calibrate by, if there is one, and with the products that get 8 bits, if some are to.
+    And what to tell the user."""
+    scheme = calibrated(scheme, text, source)
+    if scheme is None or scheme.most_bits is None:
+        return scheme, []
+    with stages("importance"):
+        return with_wide(scheme, source, inputs=any(machine.kind == "cpu" for machine in machines))
 
 
 def rewritten(

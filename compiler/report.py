@@ -134,6 +134,8 @@ def of_several(manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def quant_record(scheme: Scheme) -> dict[str, Any]:
     """How weights are quantised, and what they were fitted to."""
     record: dict[str, Any] = {"name": scheme.name, "group": scheme.group, "lm_head": scheme.lm_head}
+    if scheme.most_bits is not None:
+        record |= {"most_bits": scheme.most_bits, "in_8_bits": sorted(scheme.wide)}
     return record | {"calibration": scheme.calibration.record if scheme.calibration else None}
 
 

@@ -56,7 +56,8 @@ class Weight(ir.LazyTensor):
 
     name: what the checkpoint calls it, or what a pass named it.  dims: its shape in plain ints.
     stored_dtype: how the artifact keeps it.  made_of: what a pass made it of, and how; () for a checkpoint's own.
-    coded: how the checkpoint keeps its values, if it does so in few bits.
+    coded: how the checkpoint keeps its values, if it does so in few bits.  sources: the names of the checkpoint's that
+    its values come from.
     `read()` gives the values, of this shape, as float32, float16 or bfloat16; they are cast to the stored dtype.
     """
 
@@ -73,6 +74,7 @@ class Weight(ir.LazyTensor):
         self._read = read
         self.coded = coded
         self.made_of: tuple[object, ...] = ()
+        self.sources = frozenset([name])
         graph_shape = ir.Shape(self.dims, frozen=True)
         super().__init__(lambda: ir.tensor(self.numpy()), ir.DataType.FLOAT, graph_shape, name=name)
 
@@ -94,6 +96,8 @@ class Weight(ir.LazyTensor):
         """A weight that `read` works out, from other weights or from nothing (a table)."""
         weight = cls(name, shape, read, stored_dtype, coded)
         weight.made_of = made_of
+        if parts := [part for part in made_of if isinstance(part, Weight)]:
+            weight.sources = frozenset().union(*(part.sources for part in parts))
         return weight
 
     @classmethod
@@ -117,11 +121,15 @@ class Weight(ir.LazyTensor):
         shape[axis] = stop - start
         index = (slice(None),) * axis + (slice(start, stop),)
         name = name or f"{self.name}[{start}:{stop}]"
-        return Weight(name, shape, lambda: self.unrounded()[index], self.stored_dtype, self.coded)
+        part = Weight(name, shape, lambda: self.unrounded()[index], self.stored_dtype, self.coded)
+        part.sources = self.sources
+        return part
 
     def stored_as(self, dtype: StoredDType) -> Weight:
         """The same values, stored in another dtype."""
-        return Weight(self.name or "", self.dims, self._read, dtype, self.coded)
+        same = Weight(self.name or "", self.dims, self._read, dtype, self.coded)
+        same.sources = self.sources
+        return same
 
     @property
     def stored_bytes(self) -> int:

@@ -132,6 +132,8 @@ def are_most_small(weights: list[Weight]) -> bool:
 def scheme_of(weight: Weight, schemes: Schemes) -> Scheme:
     """The scheme for a weight."""
     scheme, wide, zeros = schemes
+    if weight.sources & scheme.wide:
+        return scheme.in_8_bits
     if weight.coded is None or not scheme.group:
         return scheme
     if weight.coded.bits > SMALL:

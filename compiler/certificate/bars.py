@@ -17,7 +17,7 @@ ROUNDED_BAR = 1.5
 """Times what the reference loses when its products are rounded."""
 ROUNDED = "rounded_reference"
 """What that is called in certificates, which have it where it was asked for."""
-LESS = "another --quant loses less, or --calibrate where it was not given"
+LESS = "another --quant loses less, or --calibrate and --quant-bits where they were not given"
 
 
 @dataclass(frozen=True)

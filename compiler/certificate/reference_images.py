@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from llmc.compiler.certificate.reference import TORCH_DTYPES, lend
+from llmc.compiler.frontend.as_torch import TORCH_DTYPES, lend
 from llmc.compiler.frontend.config import parse_whole
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.frontend.export.rows_in_text import text_part

@@ -24,8 +24,8 @@ def round_products(model: torch.nn.Module, scheme: Scheme, head: torch.nn.Module
     head: the product that makes the logits, in 8 bits unless the scheme says how; it is left alone if that is False.
     inputs: whether what is multiplied is rounded too, as on CPUs: to int8 in blocks, beside whole-numbered codes.
     """
-    for module in model.modules():
-        own = scheme
+    for name, module in model.named_modules():
+        own = scheme.in_8_bits if f"{name}.weight" in scheme.wide else scheme
         if module is head:
             if scheme.lm_head is False:
                 continue
@@ -37,7 +37,7 @@ def round_products(model: torch.nn.Module, scheme: Scheme, head: torch.nn.Module
 
 
 def _round(module: torch.nn.Module, names: list[str], scheme: Scheme, *, inputs: bool) -> None:
-    """Weights are rounded as late as this since they may be there no earlier (reference.lend)."""
+    """Weights are rounded as late as this since they may be there no earlier (as_torch.lend)."""
     rounded: dict[str, torch.nn.Parameter] = {}
 
     def before(module: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...] | None:

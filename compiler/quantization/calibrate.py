@@ -59,6 +59,10 @@ class Calibration:
 def check_file(file: str | Path | None, scheme: Scheme | None) -> None:
     """Refuse, before any work is done, a file that cannot be used, and one for weights that are not to be fitted."""
     if file is None:
+        if scheme is not None and scheme.most_bits is not None:
+            fact = "which products need 8 bits is measured on a text, and none is given"
+            hint = f"--calibrate FILE, of at least {LEAST_TOKENS} tokens"
+            raise LlmcError(fact, place=f"--quant-bits {scheme.most_bits:g}", hint=hint)
         return
     file = Path(file)
     place = f"--calibrate {file}"

@@ -50,6 +50,7 @@ Bits = Literal[4, 8]
 Number = Literal["int", "fp", "mx"]
 CodeDType = Literal["i8", "i4", "z4", "f8", "m4"]
 SCHEMES = ("int8", "int4", "fp8", "mxfp4")
+USE_INT4 = "use --quant int4"
 GROUPS = (32, 128)
 """Weights that may share a scale in int4."""
 MX_GROUP = 32
@@ -83,6 +84,8 @@ class Scheme:
     lm_head: whether the product that makes the logits is quantised as the others are; None: in 8 bits, if it is large.
     calibration: what weights are fitted to; None: to nothing but themselves.
     zeros: whether groups have zeros; of single weights, whose checkpoint has them.
+    most_bits: of a weight on average, but for the logits' product, where some are to have 8; None: all are alike.
+    wide: the names of the parameters that have 8 (importance.py).
     """
 
     bits: Bits
@@ -91,14 +94,18 @@ class Scheme:
     number: Number = "int"
     calibration: Calibration | None = field(default=None, compare=False, repr=False)
     zeros: bool = False
+    most_bits: float | None = None
+    wide: frozenset[str] = frozenset()
 
     @classmethod
-    def parse(cls, name: str, group: int | None = None, lm_head: bool | None = None) -> Scheme | None:
-        """The scheme that `--quant NAME --quant-group GROUP` asks for, None for "none"."""
+    def parse(
+        cls, name: str, group: int | None = None, lm_head: bool | None = None, most_bits: float | None = None
+    ) -> Scheme | None:
+        """The scheme that `--quant NAME --quant-group GROUP --quant-bits BITS` asks for, None for "none"."""
         if name == "none":
-            if group or lm_head:
-                fact = f"{'--quant-group' if group else '--quant-lm-head'} says how to quantise, but nothing is"
-                raise LlmcError(fact, place="--quant none", hint="use --quant int4")
+            asked = {"--quant-group": group, "--quant-lm-head": lm_head, "--quant-bits": most_bits}
+            if option := next((option for option, value in asked.items() if value), None):
+                raise LlmcError(f"{option} says how to quantise, but nothing is", place="--quant none", hint=USE_INT4)
             return None
         if name not in SCHEMES:
             fact = f"llmc quantises to {', '.join(SCHEMES)}"
@@ -106,12 +113,15 @@ class Scheme:
         if name != "int4" and group:
             fact = f"{name} weights have one scale {'for each 32' if name == 'mxfp4' else 'a row'}"
             raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
+        if name != "int4" and most_bits is not None:
+            fact = "--quant-bits chooses between 4 and 8 bits"
+            raise LlmcError(fact, place=f"--quant {name}", hint=f"{USE_INT4}, or leave the bits out")
         if group not in (None, *GROUPS):
             raise LlmcError(f"groups are of {GROUPS[0]} or {GROUPS[1]} weights", place=f"--quant-group {group}")
         if name == "mxfp4":
             return cls(4, MX_GROUP, lm_head, "mx")
         if name == "int4":
-            return cls(4, group or GROUPS[0], lm_head)
+            return cls(4, group or GROUPS[0], lm_head, most_bits=most_bits)
         return cls(8, 0, lm_head, "fp" if name == "fp8" else "int")
 
     @property
@@ -126,7 +136,7 @@ class Scheme:
     @property
     def in_8_bits(self) -> Scheme:
         """The scheme for a weight that gets 8 bits whatever the others have: int8, with a scale a row."""
-        return replace(self, bits=8, group=0, number="int", zeros=False)
+        return replace(self, bits=8, group=0, number="int", zeros=False, most_bits=None, wide=frozenset())
 
     @property
     def dtype(self) -> CodeDType:
@@ -146,6 +156,7 @@ class Scheme:
             "zeros" * self.zeros,
             "lm_head" * bool(self.lm_head),
             "calibrated" * bool(self.calibration),
+            f"up to {self.most_bits} bits" * (self.most_bits is not None),
         )
         return ", ".join([self.name, *filter(None, said)])
 

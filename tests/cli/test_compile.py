@@ -81,6 +81,7 @@ def test_options_reach_the_driver(asked: dict[str, Any], tmp_path: Path) -> None
         "quant": "none",
         "quant_group": None,
         "quant_lm_head": None,
+        "quant_bits": None,
         "calibrate": None,
         "batch": (1, 16),
         "max_sequence": 99,
@@ -153,9 +154,10 @@ def test_wrong_usage_ends_with_2(asked: dict[str, Any], arguments: list[str]) ->
 
 
 def test_how_to_quantise_reaches_the_driver(asked: dict[str, Any]) -> None:
-    compile_("m", "--quant", "int4", "--quant-group", "128", "--quant-lm-head", "--calibrate", "text.txt")
+    bits = ("--quant-bits", "4.5")
+    compile_("m", "--quant", "int4", "--quant-group", "128", "--quant-lm-head", *bits, "--calibrate", "text.txt")
     assert (asked["quant"], asked["quant_group"], asked["quant_lm_head"]) == ("int4", 128, True)
-    assert asked["calibrate"] == Path("text.txt")
+    assert (asked["quant_bits"], asked["calibrate"]) == (4.5, Path("text.txt"))
 
 
 def test_a_failure_ends_with_1_after_the_stages_that_were_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.frontend import load_source
+from tests.families import save
 
 TinyModel = Callable[[str], Path]
 PROMPTS = [[5, 17, 100, 2, 64], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1]]
@@ -59,3 +60,13 @@ def test_onnx_runtime_keeps_what_it_sees_to_itself(tmp_path: Path) -> None:
     code = "import llmc.compiler.graph.run, onnxruntime"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=Path(__file__).parents[2])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "gemma3n_text"])
+def test_modules_that_read_others_weights_find_them_piece_by_piece(family: str, tmp_path: Path) -> None:
+    """Of a mixer's products, or of a module that runs by another name than forward."""
+    source = load_source(str(save(family, tmp_path)))
+    whole = reference_logits(source, PROMPTS)
+    pieces = reference_logits(source, PROMPTS, resident_bytes=0)
+    for one, other in zip(whole, pieces, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.ptp(one))
