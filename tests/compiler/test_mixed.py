@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import llmc
+from llmc.cli.verify import compare
+from llmc.compiler.certificate import bars, certify
 from llmc.compiler.certificate.reference import reference_logits
 from llmc.compiler.driver import compile_model
 from llmc.compiler.frontend import SourceModel, load_source
@@ -180,6 +183,29 @@ def test_more_bits_lose_less(tiny_model: TinyModel, ids: Path, tmp_path: Path) -
         assert n_wide == 0 if bits == 4.5 else n_wide == 14 if bits == 9 else 0 < n_wide < 14
         assert any(note.startswith(f"--quant-bits {bits:g}: ") for note in report["notes"])
     assert lost[0] > 1.3 * lost[1] > 2 * lost[2]
+
+
+def test_the_comparison_with_the_source_rounds_the_same_products_to_8_bits(
+    tiny_model: TinyModel, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is made, and when it is repeated.  Nothing is usual here, so that the reference is asked."""
+    monkeypatch.setattr(bars, "LOGITS", replace(bars.LOGITS, usual={"int4": 0.0}))
+    folder, out = tiny_model("llama"), tmp_path / "m.so"
+    report = compile_model(folder, out=out, quant="int4", quant_bits=7.5, calibrate=ids, batch=(1,))
+    cost = report["certificate"]["rounded_reference"]
+    assert 0.5 * cost < report["certificate"]["kl_mean"] < cost  # fitted
+    all_in_4 = compile_model(folder, out=tmp_path / "4.so", quant="int4", batch=(1,))["certificate"]
+    assert cost < 0.7 * all_in_4["rounded_reference"]
+    asked: list[Scheme] = []
+
+    def certify_source(artifact: Path, source: SourceModel, quant: str, scheme: Scheme) -> dict[str, object]:
+        asked.append(scheme)
+        return {"relative_error": 0.0}
+
+    monkeypatch.setattr(certify, "certify_source", certify_source)
+    with llmc.load(out) as model:
+        (check,) = compare(str(out), str(folder), model.manifest)
+    assert (check.status, asked[0].wide) == ("passed", frozenset(report["quant"]["in_8_bits"]))
 
 
 @pytest.mark.parametrize(
