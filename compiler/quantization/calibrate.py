@@ -2,7 +2,9 @@
 
 The step graph runs over the text layer by layer (graph/stream.py).  When a weight is read, it is fitted to what reaches
 its layer (feedback.py), the layers before it being quantised already.  Weights are packed in the graph's order, so
-codes need not be kept, in memory or on disk; to read a weight that the run has passed starts it again.
+codes need not be kept, in memory or on disk; to read a weight that the run has passed starts it again.  Where one is
+packed before its turn, as a table that makes the logits too, codes that were passed on the way are kept, if there are
+few.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ MOST_TOKENS = 8192
 LEAST_TOKENS = 128
 MOST_CHARACTERS = 4 << 20
 """A text is read this far."""
+KEPT_BYTES = 2 << 30
+"""Codes and scales that are kept at most."""
 
 
 @dataclass(frozen=True)
@@ -180,17 +184,29 @@ class Fitting:
             if value is not None and isinstance(tensor := value.const_value, QuantizedWeight)
         }
         self.passed: set[QuantizedWeight] = set()
+        self.given: set[QuantizedWeight] = set()
+        self.kept: dict[QuantizedWeight, Quantized] = {}
         self.fitted: Iterator[tuple[QuantizedWeight, Quantized]] = iter(())
 
     def quantized(self, weight: QuantizedWeight) -> Quantized:
         """The weight's codes and scales, from this run if it has not passed the weight, else from a new one."""
+        self.given.add(weight)
+        if weight in self.kept:
+            return self.kept.pop(weight)
         if weight in self.passed or not self.passed:
             self.fitted, self.passed = self.run(), set()
         for fitted, quantized in self.fitted:
             self.passed.add(fitted)
             if fitted is weight:
                 return quantized
+            self.keep(fitted, quantized)
         raise AssertionError(f"{weight.name} is not in the graph")
+
+    def keep(self, weight: QuantizedWeight, quantized: Quantized) -> None:
+        """For when it is asked for, unless it was, or too many are kept."""
+        n_bytes = sum(each.n_bytes for each in (*self.kept.values(), quantized))
+        if weight not in self.given and n_bytes <= KEPT_BYTES:
+            self.kept[weight] = quantized
 
     def run(self) -> Iterator[tuple[QuantizedWeight, Quantized]]:
         """Every quantised weight and what it becomes, in the graph's order.  One that several layers share is fitted to

@@ -182,6 +182,11 @@ class Quantized:
         rows, k = self.codes.shape
         return rows, k
 
+    @property
+    def n_bytes(self) -> int:
+        """In memory."""
+        return sum(array.nbytes for array in (self.codes, self.scales, self.zeros) if array is not None)
+
     def values(self) -> Array:
         """(codes - zeros) * scales, float32 [rows, K]."""
         values: Array = self.codes.astype(np.float32)

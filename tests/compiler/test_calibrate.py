@@ -178,7 +178,10 @@ def test_weights_may_be_read_in_any_order_and_again(tiny_model: TinyModel) -> No
     np.testing.assert_array_equal(weights[0].numpy(), weights[0].quantized().values())
 
 
-def test_in_order_each_weight_is_fitted_once(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept_bytes", "n_runs"), [(1 << 20, 1), (0, 2)])
+def test_each_weight_is_fitted_once_in_order_and_in_any_order_while_codes_fit_in_memory(
+    kept_bytes: int, n_runs: int, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, calibration = prepared(tiny_model("llama"), Scheme(4, 32))
     fit_weights(model, calibration)
     fitted, seen = calibrate.fitted, []
@@ -188,10 +191,17 @@ def test_in_order_each_weight_is_fitted_once(tiny_model: TinyModel, monkeypatch:
         return fitted(weight, inputs)
 
     monkeypatch.setattr(calibrate, "fitted", count)
+    monkeypatch.setattr(calibrate, "KEPT_BYTES", kept_bytes)
     weights = weights_of(model)
     for weight in weights:
         weight.quantized()
     assert seen == [weight.name for weight in weights]
+    seen.clear()
+    fit_weights(model, calibration)
+    for weight in [weights[-1], *weights[:-1]]:  # as a table that makes the logits too
+        weight.quantized()
+    assert seen[: len(weights)] == [weight.name for weight in weights]
+    assert len(seen) == n_runs * len(weights) - (n_runs - 1)  # the second run ends before the last
 
 
 def test_a_weight_that_is_codes_and_scales_already_is_not_fitted() -> None:
