@@ -17,11 +17,10 @@ from llmc.compiler.certificate.reference_labels import labels_of
 from llmc.compiler.certificate.reference_masks import seeing_ahead
 from llmc.compiler.certificate.reference_rounding import round_products
 from llmc.compiler.certificate.reference_whole import whole_texts
-from llmc.compiler.frontend.as_torch import RESIDENT_BYTES, as_torch
+from llmc.compiler.frontend.as_torch import RESIDENT_BYTES, as_torch, run_by_transformers
 from llmc.compiler.frontend.export.deep_rows import DEEP, WHERE
 from llmc.compiler.frontend.export.grids_in_text import positions_of
 from llmc.compiler.frontend.quiet import quiet
-from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
@@ -69,13 +68,8 @@ def reference_logits(
         sees = seeing_ahead(tokens >= given[0]) if given is not None and source.sees_ahead else nullcontext()
         if given is not None and source.is_turned and grid is not None:
             positions = torch.stack([positions_of(is_row, [grid]) for is_row in tokens >= given[0]], dim=1)
-        try:
-            with sees:
-                logits = model(**read, position_ids=positions, use_cache=False).logits
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:  # of a configuration that makes no sense
-            fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
-            hint = "--verify off compiles without the comparison"
-            raise LlmcError(fact, place=source.name, hint=hint) from error
+        with run_by_transformers(source, hint="--verify off compiles without the comparison"), sees:
+            logits = model(**read, position_ids=positions, use_cache=False).logits
     results = read_out[0] if read_out else logits
     return [row[: len(prompt)].float().numpy() for row, prompt in zip(results, prompts, strict=True)]
 

@@ -7,7 +7,8 @@ most of the time, so ask for everything in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmc.compiler.frontend.config import parse_config
 from llmc.compiler.frontend.empty_weights import empty_weights
 from llmc.compiler.kernel import DTYPE_BYTES
 from llmc.compiler.weights import Weight
+from llmc.runtime.errors import LlmcError
 
 if TYPE_CHECKING:
     from llmc.compiler.frontend import SourceModel
@@ -48,6 +50,16 @@ def as_torch(source: SourceModel, dtype: str, resident_bytes: int = RESIDENT_BYT
     model.tie_weights()
     lend(model, source.weights, dtype, keep=resident)
     return model
+
+
+@contextmanager
+def run_by_transformers(source: SourceModel, hint: str) -> Iterator[None]:
+    """Around a model's run: what goes wrong there, as with a configuration that makes no sense, is an LlmcError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        fact = f"transformers itself cannot run the model: {' '.join(str(error).split())[:200]}"
+        raise LlmcError(fact, place=source.name, hint=hint) from error
 
 
 def lend(model: torch.nn.Module, weights: Mapping[str, Weight], dtype: str, *, keep: bool) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from llmc.compiler.frontend.as_torch import as_torch, stored_as_tensor
+from llmc.compiler.frontend.as_torch import as_torch, run_by_transformers, stored_as_tensor
 from llmc.compiler.frontend.quiet import quiet
 from llmc.compiler.quantization.inputs import round_inputs
 from llmc.compiler.quantization.mixed import Product
@@ -46,7 +46,9 @@ def products_of(source: SourceModel, scheme: Scheme, *, inputs: bool) -> tuple[l
     """
     assert scheme.calibration is not None
     model = as_torch(source, "f32")
-    products = measured(model, source.weights, scheme, batch_of(scheme.calibration.sequences), inputs=inputs)
+    tokens = batch_of(scheme.calibration.sequences)
+    with run_by_transformers(source, hint="leave --quant-bits out"):
+        products = measured(model, source.weights, scheme, tokens, inputs=inputs)
     return products, experts_of(model, source.weights)
 
 
