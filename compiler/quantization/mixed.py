@@ -56,10 +56,8 @@ class Choice:
 
     def __str__(self) -> str:
         share = self.saved / self.nats if self.nats else 0.0
-        return (
-            f"{self.n_wide} of {self.n} products are in 8 bits, where {share:.0%} of what 4 cost is lost "
-            f"(of {self.nats:.2g} nats, by estimate); {self.bits:.2f} bits a weight"
-        )
+        would = f"4 would have cost {share:.0%} of {self.nats:.2g} nats there, by estimate"
+        return f"{self.n_wide} of {self.n} products are in 8 bits: {would}; {self.bits:.2f} bits a weight"
 
 
 def with_wide(scheme: Scheme, source: SourceModel, *, inputs: bool) -> tuple[Scheme, list[str]]:

@@ -138,7 +138,9 @@ def test_those_that_save_most_a_byte_get_8_bits_as_long_as_there_is_room() -> No
     assert wide(6.7) == {"b", "c"}
     assert wide(8.1) == {"a", "b", "c"}
     choice = within_bits(found, experts, replace(INT4, most_bits=5.6), PLACE)
-    assert str(choice).startswith("2 of 4 products are in 8 bits, where 3% of what 4 cost is lost (of 9.6 nats")
+    assert str(choice) == (
+        "2 of 4 products are in 8 bits: 4 would have cost 3% of 9.6 nats there, by estimate; 5.57 bits a weight"
+    )
 
 
 def test_fewer_bits_than_all_take_are_refused() -> None:
