@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
@@ -63,6 +64,16 @@ def pytest_collection_finish() -> None:
         return registry
 
     ONNXRegistry.from_torchlib = staticmethod(from_torchlib)  # type: ignore[method-assign, assignment]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test and its fixtures draw is the same alone and behind any others."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def group_of(test: str) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -249,9 +250,11 @@ def save_adapter(model: Any, folder: Path, rank: int, targets: Sequence[str]) ->
     """A LoRA adapter of a model's modules of these names, of random numbers, as PEFT saves it; model: or its folder."""
     model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, Path) else model
     tensors: dict[str, torch.Tensor] = {}
+    drawn = torch.Generator().manual_seed(crc32(folder.name.encode()))  # the same ones whatever was drawn before
     for name, module in changed(model, targets):
         sizes = {"lora_A": (rank, module.in_features), "lora_B": (module.out_features, rank)}
-        tensors |= {f"base_model.model.{name}.{part}.weight": torch.randn(size) / 8 for part, size in sizes.items()}
+        for part, size in sizes.items():
+            tensors[f"base_model.model.{name}.{part}.weight"] = torch.randn(size, generator=drawn) / 8
     folder.mkdir(parents=True)
     save_file(tensors, folder / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": ADAPTER_SCALE * rank, "target_modules": list(targets)}
