@@ -80,7 +80,8 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
     wide = scheme.in_8_bits if scheme.dtype == "i4" and are_most_small(weights) else scheme
     of_experts = scheme, wide, zeros
     in_8_bits = (scheme.in_8_bits,) * 3
-    of_others = in_8_bits if scheme.of_experts_alone else of_experts
+    measured = (scheme, scheme, zeros)  # where 8 bits are worth it is known
+    of_others = in_8_bits if scheme.of_experts_alone else measured if scheme.most_bits is not None else of_experts
 
     def schemes(node: ir.Node) -> Schemes:
         return of_experts if is_experts(node) else in_8_bits if node in small_logits else of_others

@@ -30,7 +30,7 @@ class Product:
     nats: float = 0.0
 
     def n_bytes(self, scheme: Scheme) -> int:
-        return sum(QuantizedWeight(weight, scheme).stored_bytes for weight in self.weights.values())
+        return sum(stored_bytes(weight, scheme) for weight in self.weights.values())
 
     @property
     def n_weights(self) -> int:
@@ -85,7 +85,7 @@ def within_bits(products: Sequence[Product], others: Sequence[Weight], scheme: S
     assert scheme.most_bits is not None
     n_weights = sum(product.n_weights for product in products) + sum(prod(weight.dims) for weight in others)
     n_bytes = sum(product.n_bytes(scheme) for product in products)
-    n_bytes += sum(QuantizedWeight(weight, scheme).stored_bytes for weight in others)
+    n_bytes += sum(stored_bytes(weight, scheme) for weight in others)
     room = scheme.most_bits * n_weights / 8 - n_bytes
     if room < 0:
         fact = f"int4 in groups of {scheme.group} takes {8 * n_bytes / n_weights:.3f} bits a weight"
@@ -104,3 +104,9 @@ def within_bits(products: Sequence[Product], others: Sequence[Weight], scheme: S
     wide = frozenset(name for product in chosen for name in product.weights)
     saved, nats = (sum(product.nats for product in some) for some in (chosen, products))
     return Choice(wide, 8 * n_bytes / n_weights, len(chosen), len(products), saved, nats)
+
+
+def stored_bytes(weight: Weight, scheme: Scheme) -> int:
+    """Bytes of a weight's codes, scales and zeros."""
+    has_zeros = scheme.group > 0 and weight.coded is not None and weight.coded.has_zeros_of(scheme.group)
+    return QuantizedWeight(weight, replace(scheme, zeros=has_zeros)).stored_bytes

@@ -143,6 +143,13 @@ def test_those_that_save_most_a_byte_get_8_bits_as_long_as_there_is_room() -> No
     )
 
 
+def test_zeros_that_are_kept_count() -> None:
+    found = [product("a", 1.0), product("kept", 1.0, coded=Coded(4, 32, zeros=True))]
+    assert within_bits(found, [], replace(INT4, most_bits=4.8), PLACE).bits == 4.75
+    with pytest.raises(LlmcError, match=r"takes 4\.750 bits"):
+        within_bits(found, [], replace(INT4, most_bits=4.7), PLACE)
+
+
 def test_fewer_bits_than_all_take_are_refused() -> None:
     with pytest.raises(LlmcError, match=r"int4 in groups of 32 takes 4\.500 bits a weight") as refused:
         within_bits([product("a", 1.0)], [], replace(INT4, most_bits=4.2), PLACE)

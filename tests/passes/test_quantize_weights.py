@@ -268,6 +268,14 @@ def schemes(model: ir.Model) -> dict[str, str]:
     return {str(w.source.name): str(w.scheme) for w in found if isinstance(w, QuantizedWeight)}
 
 
+def test_where_8_bits_are_worth_it_is_measured_a_checkpoints_wider_codes_do_not_say_so(build: Any) -> None:
+    model = kept_so(build, {**AS_KEPT, "q6_k": Coded(6, 16), "q5_k": Coded(5, 32, zeros=True)})
+    quantize_weights(model, Scheme(4, 32, most_bits=5.0, wide=frozenset(["plain", "q5_k"])))
+    found = schemes(model)
+    assert {name for name, scheme in found.items() if scheme == "int8"} == {"plain", "q5_k"}
+    assert found["q6_k"].startswith("int4")
+
+
 def test_codes_with_zeros_keep_them_and_wider_ones_are_in_int8_beside_them(
     build: Any, golden: Callable[[object], None], feeds: Callable[[ir.Model], Any]
 ) -> None:
