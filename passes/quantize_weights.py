@@ -36,6 +36,7 @@ from llmc.compiler.graph import (
 )
 from llmc.compiler.graph.shapes import dims
 from llmc.compiler.ops import DOMAIN, SELECTIVE_SCAN
+from llmc.compiler.quantization.inputs import LEAST_INPUTS
 from llmc.compiler.quantization.quantize import QuantizedWeight, Scheme
 from llmc.compiler.weights import Weight
 from llmc.passes.part_gates import RULES
@@ -48,8 +49,6 @@ SPARED = {
     f"{DOMAIN}.Stateful{SELECTIVE_SCAN}": (1, 3, 4),
 }
 """The gates of layers with a state: the inputs that say how much of it is kept, and how much of a token goes in."""
-FEW = 8
-"""Inputs of a product whose weight is too small to be worth codes."""
 SMALL = 4
 """Bits of a code that int4 may hold."""
 
@@ -69,7 +68,7 @@ def quantize_weights(model: ir.Model, scheme: Scheme) -> int:
             if (value := node.inputs[index]) is not None:
                 found = products_before(value)
                 spared |= with_factors(found) if op_name(node) in RULES else found
-        if is_linear(node) and dims(node.inputs[0])[-1] in range(FEW):
+        if is_linear(node) and dims(node.inputs[0])[-1] in range(LEAST_INPUTS):
             assert node.inputs[0] is not None
             spared |= {node} | products_before(node.inputs[0])
     if scheme.of_experts_alone:

@@ -17,7 +17,6 @@ ROUNDED_BAR = 1.5
 """Times what the reference loses when its products are rounded."""
 ROUNDED = "rounded_reference"
 """What that is called in certificates, which have it where it was asked for."""
-LESS = "another --quant loses less, or --calibrate and --quant-bits where they were not given"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def beyond(bars: Bars, certificate: Mapping[str, Any], model: str) -> str | None
         return None
     said = f"{bars.said.format(lost)}, the bar of {quant} is {bar:.2g}"
     if bar == bars.most.get(quant):
-        hint = f"{LESS}; --verify off compiles it"
+        hint = f"{what_loses_less(quant)}; --verify off compiles it"
         raise LlmcError(f"{quant} costs this model too much: {said}", place=model, hint=hint)
     return said
 
@@ -75,4 +74,10 @@ def notes_of(certificate: Mapping[str, Any]) -> list[str]:
         return []
     bars = LOGITS if LOGITS.measure in certificate else EMBEDDINGS
     said = bars.said.format(certificate[bars.measure])
-    return [f"{certificate['quant']} costs this model much: {said}; {LESS}"]
+    return [f"{certificate['quant']} costs this model much: {said}; {what_loses_less(certificate['quant'])}"]
+
+
+def what_loses_less(quant: str) -> str:
+    """A hint for who compiles with `quant`."""
+    options = "--calibrate and --quant-bits where they were" if quant == "int4" else "--calibrate where it was"
+    return f"another --quant loses less, or {options} not given"

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-from llmc.compiler.quantization.inputs import round_inputs
+from llmc.compiler.quantization.inputs import LEAST_INPUTS, round_inputs
 from llmc.compiler.quantization.quantize import Scheme, quantize
-
-LEAST_INPUTS = 8
 
 
 def round_products(model: torch.nn.Module, scheme: Scheme, head: torch.nn.Module | None, *, inputs: bool) -> None:

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from llmc.compiler.frontend.as_torch import as_torch, run_by_transformers, stored_as_tensor
 from llmc.compiler.frontend.quiet import quiet
-from llmc.compiler.quantization.inputs import round_inputs
+from llmc.compiler.quantization.inputs import LEAST_INPUTS, round_inputs
 from llmc.compiler.quantization.mixed import Product
 from llmc.compiler.quantization.quantize import Scheme, quantize
 from llmc.compiler.weights import Array, Weight
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 N_SEQUENCES, N_TOKENS = 4, 128
 """Of the text: more tell little more, and activations of all of them are in memory."""
-LEAST_INPUTS = 8
-"""Narrower products are not quantised (passes/quantize_weights.py)."""
 
 
 def products_of(source: SourceModel, scheme: Scheme, *, inputs: bool) -> tuple[list[Product], list[Weight]]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from llmc.compiler.quantization.quantize import Scheme
 
 LARGEST = np.float32(127)
+LEAST_INPUTS = 8
+"""Of a product whose weight is worth codes."""
 
 
 def block_of(k: int) -> int:

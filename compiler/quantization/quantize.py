@@ -112,7 +112,7 @@ class Scheme:
             raise LlmcError(fact, place=f"--quant {name}", hint="use --quant int8")
         if name != "int4" and group:
             fact = f"{name} weights have one scale {'for each 32' if name == 'mxfp4' else 'a row'}"
-            raise LlmcError(fact, place=f"--quant-group {group}", hint="use --quant int4, or leave the group out")
+            raise LlmcError(fact, place=f"--quant-group {group}", hint=f"{USE_INT4}, or leave the group out")
         if name != "int4" and most_bits is not None:
             fact = "--quant-bits chooses between 4 and 8 bits"
             raise LlmcError(fact, place=f"--quant {name}", hint=f"{USE_INT4}, or leave the bits out")
